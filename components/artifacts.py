@@ -1,0 +1,256 @@
+"""Artifacts and their manifests: written data first, manifest last, each atomically.
+
+A folder is an artifact if and only if its `manifest.json` verifies. The manifest lists every file with its sha256, so its own
+digest identifies the whole artifact: equal inputs give equal digests, and no time or machine name enters it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from components.errors import ArtifactError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+Scalar = str | int | float | bool | None
+
+
+class FileEntry(BaseModel):
+    """One file of an artifact."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    sha256: str
+    bytes: int
+
+
+class Manifest(BaseModel):
+    """What an artifact folder holds, and the artifacts it was made from (`parents`: role -> digest)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    schema_version: int = SCHEMA_VERSION
+    kind: str
+    files: dict[str, FileEntry]
+    counts: dict[str, int] = Field(default_factory=dict)
+    parents: dict[str, str] = Field(default_factory=dict)
+    attributes: dict[str, Scalar] = Field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the canonical JSON of this manifest."""
+        return digest_of(self.model_dump())
+
+
+class Artifact(BaseModel):
+    """A finished artifact: where it lies, what it is, and its digest. Small enough to pass between steps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: str
+    path: Path
+    digest: str
+    counts: dict[str, int] = Field(default_factory=dict)
+    parents: dict[str, str] = Field(default_factory=dict)
+    attributes: dict[str, Scalar] = Field(default_factory=dict)
+
+    @property
+    def space_id(self) -> str:
+        """Identity of the vector space; raises ArtifactError for kinds that have none."""
+        value = self.attributes.get("space_id")
+        if not isinstance(value, str):
+            raise ArtifactError(f"{self.path}: an artifact of kind '{self.kind}' carries no space_id.")
+        return value
+
+
+class DatasetArtifact(Artifact):
+    """Documents, queries and judgements as Parquet tables."""
+
+    kind: Literal["dataset"] = "dataset"
+
+
+class EncoderArtifact(Artifact):
+    """A tower (adapter plus digest of its base) or a student, with its encoding contract and probes."""
+
+    kind: Literal["encoder"] = "encoder"
+
+
+class VectorShards(Artifact):
+    """Vectors in Parquet shards: (doc_id, content_hash, vector fp16)."""
+
+    kind: Literal["vectors"] = "vectors"
+
+
+class IndexArtifact(Artifact):
+    """A FAISS index with the document ids of its rows."""
+
+    kind: Literal["index"] = "index"
+
+
+class EvalReport(Artifact):
+    """Metrics per query and in the mean, latency, and the systems compared."""
+
+    kind: Literal["evaluation"] = "evaluation"
+
+
+class Release(Artifact):
+    """The manifest that pins query encoder, document encoder and index as one release."""
+
+    kind: Literal["release"] = "release"
+
+
+_KINDS: dict[str, type[Artifact]] = {
+    "dataset": DatasetArtifact,
+    "encoder": EncoderArtifact,
+    "vectors": VectorShards,
+    "index": IndexArtifact,
+    "evaluation": EvalReport,
+    "release": Release,
+}
+
+
+def canonical_json(value: Any) -> bytes:
+    """UTF-8 JSON with sorted keys and no spaces: the same value always gives the same bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str).encode()
+
+
+def digest_of(value: Any) -> str:
+    """sha256 (hex) of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's content."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write beside, fsync, rename: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON, atomically."""
+    write_atomic(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raises ArtifactError when it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing; run the step that makes it again.") from None
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not valid JSON ({error}); remove its folder and run the step again.") from None
+
+
+def seal(
+    folder: Path,
+    kind: str,
+    *,
+    counts: Mapping[str, int] | None = None,
+    parents: Mapping[str, str] | None = None,
+    attributes: Mapping[str, Scalar] | None = None,
+) -> Artifact:
+    """Hash every file of `folder` and write its manifest last; the folder is an artifact from then on."""
+    files = {}
+    for path in _members(folder):
+        _fsync(path)
+        files[path.relative_to(folder).as_posix()] = FileEntry(sha256=file_sha256(path), bytes=path.stat().st_size)
+    manifest = Manifest(
+        kind=kind,
+        files=files,
+        counts=dict(counts or {}),
+        parents=dict(parents or {}),
+        attributes=dict(attributes or {}),
+    )
+    write_json(folder / MANIFEST, manifest.model_dump())
+    return _artifact(folder, manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of `folder`; raises ArtifactError when it is missing, broken or of a newer schema."""
+    raw = read_json(folder / MANIFEST)
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{folder / MANIFEST} has schema version {version}; this program reads up to {SCHEMA_VERSION}. Update scalingnote."
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        raise ArtifactError(f"{folder / MANIFEST} is not a manifest: {error.errors()[0]['msg']}.") from None
+
+
+def open_artifact(folder: Path) -> Artifact:
+    """Read an artifact's manifest without hashing its files (see `verify`)."""
+    return _artifact(folder, read_manifest(folder))
+
+
+def verify(folder: Path, expected_digest: str | None = None) -> Artifact:
+    """Hash every file against the manifest; raises ArtifactError that names the first difference."""
+    manifest = read_manifest(folder)
+    if expected_digest is not None and manifest.digest != expected_digest:
+        raise ArtifactError(
+            f"{folder}: expected the artifact {expected_digest[:12]}, found {manifest.digest[:12]}. "
+            "It was replaced after it was registered; restore it or retrain."
+        )
+    present = {path.relative_to(folder).as_posix() for path in _members(folder)}
+    for name, entry in manifest.files.items():
+        if name not in present:
+            raise ArtifactError(f"{folder}: the file {name} is missing. Restore it or run the step again.")
+        actual = file_sha256(folder / name)
+        if actual != entry.sha256:
+            raise ArtifactError(
+                f"{folder}: the file {name} was changed (expected sha256 {entry.sha256[:12]}, found {actual[:12]}). "
+                "Restore it or run the step again."
+            )
+    if extra := sorted(present - set(manifest.files)):
+        raise ArtifactError(f"{folder}: the file {extra[0]} is not in the manifest. Remove it or run the step again.")
+    return _artifact(folder, manifest)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether `folder` is a finished, unchanged artifact."""
+    try:
+        verify(folder)
+    except ArtifactError:
+        return False
+    return True
+
+
+def _artifact(folder: Path, manifest: Manifest) -> Artifact:
+    cls = _KINDS.get(manifest.kind, Artifact)
+    return cls(
+        kind=manifest.kind,
+        path=folder,
+        digest=manifest.digest,
+        counts=manifest.counts,
+        parents=manifest.parents,
+        attributes=manifest.attributes,
+    )
+
+
+def _members(folder: Path) -> list[Path]:
+    """Files of an artifact in a fixed order; hidden files and the manifest itself do not belong to it."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(p for p in paths if p != folder / MANIFEST and not p.name.startswith("."))
+
+
+def _fsync(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())

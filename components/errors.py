@@ -1,0 +1,56 @@
+"""Errors that a user can act on. The command line prints their message alone, never a traceback."""
+
+from __future__ import annotations
+
+
+class ScalingNoteError(Exception):
+    """Base of all expected failures: the message says what was expected, what came, and what to do.
+
+    `exit_code` is the exit status of the command that meets the error.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(ScalingNoteError):
+    """An unknown, missing or out-of-range setting."""
+
+    exit_code = 2
+
+
+class DataError(ScalingNoteError):
+    """Input data that cannot be read or that breaks its contract."""
+
+    exit_code = 3
+
+
+class ModelError(ScalingNoteError):
+    """A model that cannot be found, loaded or used as asked."""
+
+    exit_code = 4
+
+
+class CollapseError(ScalingNoteError):
+    """Embeddings that no longer tell texts apart."""
+
+    exit_code = 5
+
+
+class ArtifactError(ScalingNoteError):
+    """An artifact that is missing, incomplete or not what its manifest says."""
+
+    exit_code = 6
+
+
+class SpaceMismatch(ArtifactError):
+    """An encoder and an index that belong to different vector spaces."""
+
+
+class ProbeMismatch(ArtifactError):
+    """An encoder whose vectors for the probe texts differ from those recorded with it."""
+
+
+class PromotionError(ScalingNoteError):
+    """An approval, promotion or rollback that the rules do not allow."""
+
+    exit_code = 7

@@ -1,0 +1,58 @@
+"""Where a local installation keeps its state, and the environment its libraries must see before they are imported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """The one folder that holds all local state: `SCALINGNOTE_HOME`, or `.scalingnote` in the current folder."""
+    return Path(os.environ.get("SCALINGNOTE_HOME") or ".scalingnote").expanduser().resolve()
+
+
+def work_folder() -> Path:
+    """Working files of the steps, a cache by key."""
+    return home() / "work"
+
+
+def models_folder() -> Path:
+    """Base models that were converted once."""
+    return home() / "models"
+
+
+def tracking_uri() -> str:
+    """The MLflow tracking server, or the embedded SQLite store."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
+
+
+def artifact_root() -> Path:
+    """Where the embedded MLflow store keeps its artifacts."""
+    return home() / "mlflow" / "artifacts"
+
+
+def activate() -> None:
+    """Make the home folder and point every library's state into it. Call before the first heavy import.
+
+    A value that is already set wins, so a team's servers, caches and proxies are left alone.
+    """
+    root = home()
+    for folder in (work_folder(), models_folder(), artifact_root(), root / "prefect", root / "cache"):
+        folder.mkdir(parents=True, exist_ok=True)
+    defaults = {
+        "MLFLOW_TRACKING_URI": tracking_uri(),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "PREFECT_HOME": str(root / "prefect"),
+        "PREFECT_LOCAL_STORAGE_PATH": str(root / "prefect" / "storage"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "GX_ANALYTICS_ENABLED": "false",
+        "HF_HOME": str(root / "cache" / "huggingface"),
+        "IR_DATASETS_HOME": str(root / "cache" / "ir_datasets"),
+        "IR_MEASURES_HOME": str(root / "cache" / "ir_measures"),
+        "MPLCONFIGDIR": str(root / "cache" / "matplotlib"),
+        "NUMBA_CACHE_DIR": str(root / "cache" / "numba"),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
