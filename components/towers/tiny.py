@@ -1,0 +1,77 @@
+"""Tiny random models for tests and the smoke preset: real architectures, a vocabulary from the data, no download."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+SEED = 7
+VOCABULARY = 4000
+
+
+def build_tiny_decoder(texts: Sequence[str], folder: Path) -> None:
+    """Write a random two-layer Qwen3 decoder (width 64) and a word-piece tokenizer trained on `texts` into `folder`."""
+    import torch
+    from transformers import Qwen3Config, Qwen3Model
+
+    size = _train_tokenizer(texts, folder)
+    torch.manual_seed(SEED)
+    config = Qwen3Config(
+        vocab_size=size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        eos_token_id=2,
+        bos_token_id=1,
+    )
+    Qwen3Model(config).save_pretrained(folder)
+
+
+def build_tiny_encoder(texts: Sequence[str], folder: Path) -> None:
+    """Write a random two-layer BERT encoder (width 64) and a word-piece tokenizer trained on `texts` into `folder`."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    size = _train_tokenizer(texts, folder)
+    torch.manual_seed(SEED)
+    config = BertConfig(
+        vocab_size=size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        pad_token_id=0,
+    )
+    BertModel(config).save_pretrained(folder)
+
+
+def _train_tokenizer(texts: Sequence[str], folder: Path) -> int:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False))
+    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        unk_token="[UNK]",
+        mask_token="[MASK]",
+        eos_token="[SEP]",
+        bos_token="[CLS]",
+    )
+    fast.save_pretrained(folder)
+    return len(fast)
