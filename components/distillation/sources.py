@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from components.data.dataset import Dataset
 from components.distillation.config import DistillationConfig
 from components.distillation.selection import DevSet, Search
 from components.distillation.teacher_targets import read_teacher_targets
 from components.distillation.train import DistillationData
 from components.errors import DataError
+
+if TYPE_CHECKING:
+    from components.data.dataset import Dataset
 
 
 def query_sources(dataset: Dataset, config: DistillationConfig) -> dict[str, list[str]]:

@@ -13,7 +13,9 @@ class EvaluationConfig(StepConfig):
     split: str = Field("test", min_length=1, description="Judgements to evaluate on")
     depth: int = Field(100, ge=100, le=10_000, description="Documents retrieved per query; recall@100 needs 100")
     untrained_student: bool = Field(True, description="Also measure the student's encoder as it was before training")
-    latency_queries: int = Field(200, ge=20, le=100_000, description="Queries timed at batch 1 for the student; the teacher takes a quarter")
+    latency_queries: int = Field(
+        200, ge=20, le=100_000, description="Queries timed at batch 1 for the student; the teacher takes a quarter"
+    )
     throughput_batch: int = Field(32, ge=1, le=10_000, description="Queries per batch when queries per second are measured")
     bootstrap_samples: int = Field(2000, ge=200, le=100_000, description="Resamples of the paired bootstrap")
     seed: int = Field(13, ge=0, description="Seed of the bootstrap")

@@ -76,25 +76,32 @@ class TwoTowers:
             raise ModelError(f"'{base.name}' has none of the linear maps that adapters need ({', '.join(LINEAR_MAPS)}): {error}") from None
         self.model.add_adapter(ROLES[1], lora)
         self.model.to(self.device)
+        self._trainable = [p for name, p in sorted(self.model.named_parameters()) if ".lora_" in name]
         self.contracts = {r: draft_contract(base, self.tokenizer, decoder.config.hidden_size, config, r) for r in ROLES}
 
     def parameters(self) -> list[Parameter]:
         """The trainable parameters: those of both adapters, in a fixed order."""
-        return [p for name, p in sorted(self.model.named_parameters()) if ".lora_" in name]
+        return self._trainable
 
     def tokens(self, texts: Sequence[str], role: Role) -> list[list[int]]:
         """Token ids under the contract of `role`."""
         return token_ids(self.tokenizer, texts, self.contracts[role])
 
     def embed(self, rows: Sequence[Sequence[int]], role: Role) -> Tensor:
-        """Unit vectors (len(rows), dimension) float32 of token id rows; the adapter of `role` is made the active, trainable one."""
-        # set_adapter freezes the other adapter, which keeps its gradients: a backward pass must run before the next switch.
-        self.model.set_adapter(role)
+        """Unit vectors (len(rows), dimension) float32 of token id rows, through the adapter of `role`."""
+        self._activate(role)
         batch = {k: v.to(self.device) for k, v in pad_batch(rows, self.tokenizer.pad_token_id or 0).items()}
         # A context per call: a cast that autocast caches without a graph would else be used again where a graph is needed.
         with autocast(self.device, self.dtype):
             states = self.model(**batch).last_hidden_state
         return normalize(pool(states, batch["attention_mask"], self.contracts[role].pooling))
+
+    def _activate(self, role: Role) -> None:
+        if self.model.active_adapter != role:
+            self.model.set_adapter(role)
+        # set_adapter freezes the other adapter, and autograd drops the gradient of a frozen leaf even when its graph is older.
+        for parameter in self._trainable:
+            parameter.requires_grad_(True)
 
     def state(self) -> dict[str, Tensor]:
         """Copies of the adapters' weights by parameter name."""

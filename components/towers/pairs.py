@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from components.data.dataset import Dataset
 from components.errors import DataError
+
+if TYPE_CHECKING:
+    from components.data.dataset import Dataset
 
 
 @dataclass(frozen=True)

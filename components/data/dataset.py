@@ -1,0 +1,128 @@
+"""Write a source as a dataset artifact, and read one: the tables that every later step works on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import pandas as pd
+
+from components.artifacts import Artifact, DatasetArtifact, open_artifact, seal
+from components.data.config import DataConfig
+from components.data.sources import read_source, source_digest, source_name
+from components.data.tables import DOCUMENT_COLUMNS, JUDGEMENT_COLUMNS, QUERY_COLUMNS, RawTables, content_hash, document_text
+from components.errors import ArtifactError, DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TABLES = {
+    "documents": (*DOCUMENT_COLUMNS, "content_hash"),
+    "queries": QUERY_COLUMNS,
+    "judgements": JUDGEMENT_COLUMNS,
+    "unlabelled": QUERY_COLUMNS,
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The tables of a dataset artifact, in their stored order.
+
+    documents: doc_id, title, text, metadata (JSON), content_hash. queries and unlabelled: query_id, text.
+    all_judgements: query_id, doc_id, score (int64), split.
+    """
+
+    documents: pd.DataFrame
+    queries: pd.DataFrame
+    all_judgements: pd.DataFrame
+    unlabelled: pd.DataFrame
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that have judgements, sorted."""
+        return tuple(sorted(self.all_judgements["split"].unique()))
+
+    def judgements(self, split: str) -> pd.DataFrame:
+        """query_id, doc_id, score of one split; a score above 0 means relevant. Raises DataError for an unknown split."""
+        if split not in self.splits:
+            raise DataError(f"The data has no judgements for the split '{split}'; it has: {', '.join(self.splits) or 'none'}.")
+        rows = self.all_judgements.loc[self.all_judgements["split"] == split, ["query_id", "doc_id", "score"]]
+        return rows.reset_index(drop=True)
+
+    def judged_queries(self, split: str) -> pd.DataFrame:
+        """query_id, text of the queries that have at least one relevant document in `split`, in the order of the queries."""
+        judgements = self.judgements(split)
+        judged = set(judgements.loc[judgements["score"] > 0, "query_id"])
+        return self.queries.loc[self.queries["query_id"].isin(judged)].reset_index(drop=True)
+
+    def document_texts(self) -> list[str]:
+        """What an encoder reads of each document, in the order of the documents."""
+        return _texts(self.documents)
+
+
+def snapshot(config: DataConfig, folder: Path) -> DatasetArtifact:
+    """Write the source's tables as Parquet into `folder`, broken rows included, and seal them; raises DataError."""
+    tables = read_source(config)
+    documents = tables.documents.assign(content_hash=[content_hash(text) for text in _texts(tables.documents)])
+    frames = {"documents": documents, "queries": tables.queries, "judgements": tables.judgements, "unlabelled": tables.unlabelled}
+    for name, frame in frames.items():
+        _write(frame, folder / f"{name}.parquet")
+    sizes = {key: value for key, value in tables.notes.items() if isinstance(value, int)}
+    labels = {key: value for key, value in tables.notes.items() if key not in sizes}
+    attributes = {"name": source_name(config), "source_digest": source_digest(config), **labels}
+    return cast("DatasetArtifact", seal(folder, "dataset", counts={**_counts(tables), **sizes}, attributes=attributes))
+
+
+def load_dataset(dataset: Artifact | Path) -> Dataset:
+    """Read a dataset artifact's tables; raises ArtifactError when it is something else or incomplete."""
+    artifact = open_artifact(dataset) if isinstance(dataset, Path) else dataset
+    if artifact.kind != "dataset":
+        raise ArtifactError(f"{artifact.path} is an artifact of kind '{artifact.kind}'; expected a dataset.")
+    frames = {name: _read(artifact.path / f"{name}.parquet") for name in TABLES}
+    return Dataset(frames["documents"], frames["queries"], frames["judgements"], frames["unlabelled"])
+
+
+def _counts(tables: RawTables) -> dict[str, int]:
+    relevant = tables.judgements.loc[tables.judgements["score"] > 0]
+    judged: Mapping[str, int] = relevant.groupby("split")["query_id"].nunique().to_dict()
+    splits = {"train": 0, "dev": 0, "test": 0, **{str(split): int(count) for split, count in judged.items()}}
+    return {
+        "documents": len(tables.documents),
+        "queries": len(tables.queries),
+        "judgements": len(tables.judgements),
+        "unlabelled": len(tables.unlabelled),
+        **{f"{split}_queries": count for split, count in splits.items()},
+    }
+
+
+def _texts(documents: pd.DataFrame) -> list[str]:
+    columns = documents[["title", "text"]].fillna("")
+    return [document_text(title, text) for title, text in zip(columns["title"], columns["text"], strict=True)]
+
+
+def _schema(columns: tuple[str, ...]) -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([(name, pa.int64() if name == "score" else pa.string()) for name in columns])
+
+
+def _write(frame: pd.DataFrame, path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = TABLES[path.stem]
+    table = pa.Table.from_pandas(frame[list(columns)], schema=_schema(columns), preserve_index=False)
+    # Without the metadata of pandas the same rows give the same bytes under every version of it.
+    pq.write_table(table.replace_schema_metadata(None), path, compression="zstd")
+
+
+def _read(path: Path) -> pd.DataFrame:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, schema=_schema(TABLES[path.stem])).to_pandas()
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path} cannot be read ({str(error)[:160]}). Remove its folder and run the step again.") from None

@@ -1,0 +1,85 @@
+"""Which files of a data folder hold which table. JSON Lines, tab-separated and Parquet files may stand side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.errors import DataError
+
+DOCUMENT_NAMES = ("corpus", "documents")
+QUERY_NAMES = ("queries",)
+UNLABELLED_NAMES = ("queries_unlabelled",)
+TABLE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+QRELS_SUFFIXES = (".tsv", ".tsv.gz", ".parquet")
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """The files of one data folder; `qrels` maps a split's name to its file."""
+
+    documents: Path
+    queries: Path
+    qrels: dict[str, Path]
+    unlabelled: Path | None
+
+    def all(self) -> list[Path]:
+        """Every file that is read, in a fixed order."""
+        optional = [self.unlabelled] if self.unlabelled else []
+        return [self.documents, self.queries, *self.qrels.values(), *optional]
+
+
+def locate(folder: Path) -> SourceFiles:
+    """Find the tables of `folder`; raises DataError that names what is missing or stands there twice."""
+    _require_folder(folder)
+    return SourceFiles(
+        documents=_required(folder, DOCUMENT_NAMES, "corpus.jsonl"),
+        queries=_required(folder, QUERY_NAMES, "queries.jsonl"),
+        qrels=_qrels(folder),
+        unlabelled=_only(folder, UNLABELLED_NAMES),
+    )
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.exists():
+        raise DataError(
+            f"The data folder {folder} does not exist. Give a folder with corpus.jsonl, queries.jsonl and qrels/, or the built-in set: icd10cm."
+        )
+    if not folder.is_dir():
+        raise DataError(f"{folder} is a file; expected a folder with corpus.jsonl, queries.jsonl and qrels/. Give the folder that holds it.")
+
+
+def _required(folder: Path, names: Sequence[str], usual: str) -> Path:
+    path = _only(folder, names)
+    if path is None:
+        others = ", ".join(name + suffix for name in names for suffix in TABLE_SUFFIXES if name + suffix != usual)
+        raise DataError(f"{folder / usual} is missing (also accepted: {others}). Add it, or give another data folder.")
+    return path
+
+
+def _only(folder: Path, names: Sequence[str]) -> Path | None:
+    found = [path for name in names for suffix in TABLE_SUFFIXES if (path := folder / (name + suffix)).is_file()]
+    if len(found) > 1:
+        raise DataError(f"{folder} holds the same table twice: {found[0].name} and {found[1].name}. Keep the one that counts.")
+    return found[0] if found else None
+
+
+def _qrels(folder: Path) -> dict[str, Path]:
+    splits: dict[str, Path] = {}
+    for path in sorted((folder / "qrels").glob("*")):
+        split = _split_name(path)
+        if split is None:
+            continue
+        if split in splits:
+            raise DataError(f"{path.parent} holds the split '{split}' twice: {splits[split].name} and {path.name}. Keep the one that counts.")
+        splits[split] = path
+    if not splits:
+        raise DataError(f"{folder / 'qrels'} holds no judgements. Expected train.tsv and test.tsv, and dev.tsv if there is one (or .parquet).")
+    return splits
+
+
+def _split_name(path: Path) -> str | None:
+    if path.name.startswith(".") or not path.is_file():
+        return None
+    return next((path.name.removesuffix(suffix) for suffix in QRELS_SUFFIXES if path.name.endswith(suffix)), None)

@@ -1,0 +1,66 @@
+"""The tables every source is read into, and the single places that join, normalise and hash their texts."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from components.artifacts import Scalar
+
+DOCUMENT_COLUMNS = ("doc_id", "title", "text", "metadata")
+QUERY_COLUMNS = ("query_id", "text")
+JUDGEMENT_COLUMNS = ("query_id", "doc_id", "score", "split")
+
+_NO_WORD = re.compile(r"[\W_]+")
+
+
+@dataclass(frozen=True)
+class RawTables:
+    """A source as it was read, broken rows included: the contracts judge it, not the reader.
+
+    documents: doc_id, title, text, metadata (a JSON object as a string). queries and unlabelled: query_id, text.
+    judgements: query_id, doc_id, score (int64), split. All else is text. `notes` says what was cut or held out.
+    """
+
+    documents: pd.DataFrame
+    queries: pd.DataFrame
+    judgements: pd.DataFrame
+    unlabelled: pd.DataFrame
+    notes: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+def document_text(title: str | None, text: str | None) -> str:
+    """What an encoder reads of a document: the title, then the text, on lines of their own; empty parts are left out."""
+    return "\n".join(part for part in ((title or "").strip(), (text or "").strip()) if part)
+
+
+def normalise_text(text: str | None) -> str:
+    """`text` without case, punctuation, width variants and repeated spaces: two wordings that differ only there are equal."""
+    return _NO_WORD.sub(" ", unicodedata.normalize("NFKC", text or "").casefold()).strip()
+
+
+def content_hash(text: str) -> str:
+    """sha256 (hex) of a document's text as encoded."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def stable_order(keys: Iterable[str], seed: int) -> list[str]:
+    """The distinct `keys` in an order that depends on the keys and the seed alone, not on how they came."""
+    return sorted(set(keys), key=lambda key: (hashlib.sha256(f"{seed}:{key}".encode()).digest(), key))
+
+
+def query_table(ids: list[str | None], texts: list[str | None]) -> pd.DataFrame:
+    """Columns query_id and text, in the given order."""
+    return pd.DataFrame({"query_id": ids, "text": texts}, columns=list(QUERY_COLUMNS)).astype("str")
+
+
+def judgement_table(rows: list[tuple[str, str, int]], split: str) -> pd.DataFrame:
+    """Columns query_id, doc_id, score and split from rows of (query_id, doc_id, score)."""
+    queries, documents, scores = zip(*rows, strict=True) if rows else ((), (), ())
+    table = pd.DataFrame({"query_id": queries, "doc_id": documents, "score": scores, "split": split}, columns=list(JUDGEMENT_COLUMNS))
+    return table.astype({"query_id": "str", "doc_id": "str", "score": "int64", "split": "str"})

@@ -1,0 +1,52 @@
+"""Retrieval metrics per query, by ir-measures (trec_eval's implementations where it has them)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRICS = ("recall@1", "recall@10", "recall@50", "recall@100", "ndcg@10", "mrr@10")
+Ranking = Sequence[tuple[str, float]]
+
+
+def per_query_metrics(judgements: pd.DataFrame, rankings: Mapping[str, Ranking]) -> pd.DataFrame:
+    """Every metric for every judged query: DataFrame[query_id, metric, value], value float64 in [0, 1], ordered by query and metric.
+
+    `judgements` has query_id, doc_id, score; a document is relevant when its score is above 0, and nDCG takes the score as its gain.
+    A judged query that has no ranking, or no relevant document, counts 0: leaving it out would raise the mean. Rankings are taken in
+    their order: their scores are replaced by the place, because measures break equal scores in different ways.
+    """
+    import ir_measures
+    import pandas as pd
+
+    names = {ir_measures.parse_measure(_measure(name)): name for name in METRICS}
+    evaluator = ir_measures.evaluator(list(names), _qrels(judgements))
+    judged = sorted({str(i) for i in judgements["query_id"]})
+    values = {(query_id, name): 0.0 for query_id in judged for name in METRICS}
+    for result in evaluator.iter_calc(_run(rankings, set(judged))):
+        values[result.query_id, names[result.measure]] = float(result.value)
+    return pd.DataFrame([(q, name, value) for (q, name), value in values.items()], columns=["query_id", "metric", "value"])
+
+
+def _measure(name: str) -> str:
+    metric, cutoff = name.split("@")
+    return {"recall": "R", "ndcg": "nDCG", "mrr": "RR"}[metric] + f"@{cutoff}"
+
+
+def _qrels(judgements: pd.DataFrame) -> dict[str, dict[str, int]]:
+    qrels: dict[str, dict[str, int]] = {}
+    for query_id, doc_id, score in zip(judgements["query_id"], judgements["doc_id"], judgements["score"], strict=True):
+        # trec_eval reads a negative score as "not judged" in some measures and as not relevant in others.
+        qrels.setdefault(str(query_id), {})[str(doc_id)] = max(int(score), 0)
+    return qrels
+
+
+def _run(rankings: Mapping[str, Ranking], judged: set[str]) -> dict[str, dict[str, Any]]:
+    return {
+        query_id: {doc_id: float(len(ranking) - place) for place, (doc_id, _) in enumerate(ranking)}
+        for query_id, ranking in rankings.items()
+        if query_id in judged
+    }

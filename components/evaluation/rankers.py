@@ -1,0 +1,45 @@
+"""What is evaluated: anything that ranks documents for queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from components.index.search import VectorIndex, index_in_memory
+
+if TYPE_CHECKING:
+    from components.data.dataset import Dataset
+    from components.towers.contract import TextEncoder
+
+
+class Ranker(Protocol):
+    """Ranks documents for queries."""
+
+    def rank(self, queries: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
+        """At most k (doc_id, score) for each query, best first."""
+        ...
+
+
+@dataclass(frozen=True)
+class DenseRanker:
+    """A query encoder on an index of its space; `label` names its progress bar, None shows none."""
+
+    encoder: TextEncoder
+    index: VectorIndex
+    label: str | None = None
+
+    def rank(self, queries: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
+        """The k nearest (doc_id, cosine) of each query, best first, equal scores in the order of the ids."""
+        scores, ids = self.index.search(self.encoder.encode(list(queries), progress=self.label), k)
+        return [[(doc_id, float(score)) for doc_id, score in zip(row, best, strict=True)] for row, best in zip(ids, scores, strict=True)]
+
+
+def symmetric_ranker(encoder: TextEncoder, dataset: Dataset, label: str | None = None) -> DenseRanker:
+    """One encoder for queries and documents alike, such as the student's before training.
+
+    Encodes all documents at once and keeps them in memory only. Its contract's max_length cuts documents too.
+    """
+    vectors = encoder.encode(dataset.document_texts(), progress=None if label is None else f"{label}: documents")
+    index = index_in_memory(vectors, [str(i) for i in dataset.documents["doc_id"]], encoder.space_id)
+    return DenseRanker(encoder, index, None if label is None else f"{label}: queries")

@@ -1,0 +1,125 @@
+"""The report of an evaluation: its summary (`report.json`) and every metric of every query (`per_query.parquet`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from components.artifacts import read_json, write_atomic, write_json
+from components.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+REPORT_FILE = "report.json"
+PER_QUERY_FILE = "per_query.parquet"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SystemSummary(_Section):
+    """Means over all judged queries, by metric, with the ends of their intervals."""
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+
+
+class Comparison(_Section):
+    """Mean of `system` minus mean of `baseline`, paired by query; `low` and `high` are the ends of the two-sided interval."""
+
+    system: str
+    baseline: str
+    metric: str
+    difference: float
+    low: float
+    high: float
+    confidence: float
+    queries: int
+
+
+class EncoderSpeed(_Section):
+    """Milliseconds per query at batch 1 over `queries` queries, and queries per second at `batch_size`; encoding only."""
+
+    p50_ms: float
+    p95_ms: float
+    qps: float
+    batch_size: int
+    queries: int
+
+
+class SpeedSummary(_Section):
+    """Both encoders, measured in turns on one machine; `speed_up` is the student's queries per second over the teacher's."""
+
+    teacher: EncoderSpeed
+    student: EncoderSpeed
+    speed_up: float
+    search_p50_ms: float
+
+
+class Summary(_Section):
+    """What was measured. Two summaries are comparable only when their `judgements_digest` is equal.
+
+    `retention` is the student's mean over the teacher's; a metric in which the teacher has 0 is absent. `confidence` is that of every
+    two-sided interval.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    split: str
+    queries: int
+    documents: int
+    depth: int
+    confidence: float
+    judgements_digest: str
+    systems: dict[str, SystemSummary]
+    comparisons: tuple[Comparison, ...]
+    retention: dict[str, float]
+    retention_intervals: dict[str, tuple[float, float]]
+    speed: SpeedSummary | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A report that was read back. `per_query` has the columns query_id, system, metric, value."""
+
+    summary: Summary
+    per_query: pd.DataFrame
+
+
+def write_report(folder: Path, summary: Summary, per_query: pd.DataFrame) -> None:
+    """Write both files, each atomically."""
+    write_atomic(folder / PER_QUERY_FILE, per_query.to_parquet(index=False))
+    write_json(folder / REPORT_FILE, summary.model_dump(mode="json"))
+
+
+def load_summary(folder: Path) -> Summary:
+    """The summary in `folder`; raises ArtifactError when it is missing, broken or of a newer schema."""
+    raw = read_json(folder / REPORT_FILE)
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{folder / REPORT_FILE} has schema version {version}; this program reads up to {SCHEMA_VERSION}. Update scalingnote."
+        )
+    try:
+        return Summary.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{folder / REPORT_FILE} is not an evaluation report ({where}: {first['msg']}). Evaluate again.") from None
+
+
+def load_evaluation(folder: Path) -> Evaluation:
+    """Summary and values per query in `folder`; raises ArtifactError when either cannot be read. Does not verify digests."""
+    import pandas as pd
+    import pyarrow as pa
+
+    summary = load_summary(folder)
+    try:
+        return Evaluation(summary, pd.read_parquet(folder / PER_QUERY_FILE, columns=["query_id", "system", "metric", "value"]))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ArtifactError(f"{folder / PER_QUERY_FILE} cannot be read ({str(error).splitlines()[0]}). Evaluate again.") from None

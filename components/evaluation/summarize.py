@@ -1,0 +1,133 @@
+"""From values per query to the summary: means, intervals, comparisons, retention. Pure; no files, no models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.artifacts import digest_of
+from components.errors import DataError
+from components.evaluation.metrics import METRICS
+from components.evaluation.report import Comparison, SpeedSummary, Summary, SystemSummary
+from components.evaluation.significance import mean_interval, paired_bootstrap, ratio_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from components.data.dataset import Dataset
+    from components.evaluation.config import EvaluationConfig
+
+CONFIDENCE = 0.95  # of the two-sided intervals that are shown; gates compute their own from the values per query
+COMPARED = (("student", "bm25"), ("student", "student_untrained"), ("student", "teacher"), ("teacher", "bm25"))
+RETAINED = ("recall@50", "ndcg@10")
+
+
+@dataclass(frozen=True)
+class JudgedSplit:
+    """The judged queries of one split in the order of their ids, and their judgements."""
+
+    query_ids: list[str]
+    texts: list[str]
+    judgements: pd.DataFrame
+
+    @property
+    def digest(self) -> str:
+        """sha256 over query texts and judgements, whatever their order: equal means that two reports are comparable."""
+        rows = zip(self.judgements["query_id"], self.judgements["doc_id"], self.judgements["score"], strict=True)
+        judgements = sorted([str(query), str(doc), int(score)] for query, doc, score in rows)
+        return digest_of({"queries": list(zip(self.query_ids, self.texts, strict=True)), "judgements": judgements})
+
+
+def judged_split(dataset: Dataset, split: str) -> JudgedSplit:
+    """The queries with at least one relevant document in the split; raises DataError when there are none or one has no text.
+
+    A query without a relevant document has no recall: it would only pull every system's mean towards 0.
+    """
+    judgements = dataset.judgements(split)
+    relevant = set(judgements.loc[judgements["score"] > 0, "query_id"])
+    judgements = judgements[judgements["query_id"].isin(relevant)].reset_index(drop=True)
+    wanted = sorted({str(i) for i in judgements["query_id"]})
+    if not wanted:
+        raise DataError(f"The data set has no relevant document for any query of the split '{split}', so nothing can be measured. Name another split.")
+    queries = dataset.judged_queries(split)
+    texts = {str(i): str(text) for i, text in zip(queries["query_id"], queries["text"], strict=True)}
+    if lost := [i for i in wanted if i not in texts]:
+        raise DataError(f"{len(lost)} judged queries of the split '{split}' have no text, the first is '{lost[0]}'. Add or remove them.")
+    return JudgedSplit(wanted, [texts[i] for i in wanted], judgements)
+
+
+Scores = dict[tuple[str, str], NDArray[np.float64]]
+
+
+def summarize(
+    per_query: pd.DataFrame, judged: JudgedSplit, documents: int, speed: SpeedSummary | None, config: EvaluationConfig
+) -> Summary:
+    """The summary of `per_query` (query_id, system, metric, value), which holds every judged query for every system."""
+    scores = _scores(per_query, judged.query_ids)
+    retention = _retention(scores, config)
+    return Summary(
+        split=config.split,
+        queries=len(judged.query_ids),
+        documents=documents,
+        depth=config.depth,
+        confidence=CONFIDENCE,
+        judgements_digest=judged.digest,
+        systems={name: _system(scores, name, config) for name in dict.fromkeys(per_query["system"])},
+        comparisons=_comparisons(scores, len(judged.query_ids), config),
+        retention={metric: value for metric, (value, _, _) in retention.items()},
+        retention_intervals={metric: (low, high) for metric, (_, low, high) in retention.items()},
+        speed=speed,
+    )
+
+
+def _scores(per_query: pd.DataFrame, query_ids: list[str]) -> Scores:
+    """(system, metric) -> values in the order of `query_ids`; a query without a value becomes nan, which the bootstrap refuses."""
+    groups = per_query.groupby(["system", "metric"], sort=False)
+    return {
+        (str(system), str(metric)): rows.set_index("query_id")["value"].reindex(query_ids).to_numpy(np.float64)
+        for (system, metric), rows in groups
+    }
+
+
+def _system(scores: Scores, name: str, config: EvaluationConfig) -> SystemSummary:
+    found = {m: mean_interval(scores[name, m], config.bootstrap_samples, CONFIDENCE, config.seed) for m in METRICS}
+    return SystemSummary(
+        metrics={metric: interval.difference for metric, interval in found.items()},
+        intervals={metric: (interval.low, interval.high) for metric, interval in found.items()},
+    )
+
+
+def _comparisons(scores: Scores, queries: int, config: EvaluationConfig) -> tuple[Comparison, ...]:
+    systems = {system for system, _ in scores}
+    pairs = [pair for pair in COMPARED if set(pair) <= systems]
+    return tuple(_compare(scores, pair, metric, queries, config) for pair in pairs for metric in METRICS)
+
+
+def _compare(scores: Scores, pair: tuple[str, str], metric: str, queries: int, config: EvaluationConfig) -> Comparison:
+    system, baseline = pair
+    found = paired_bootstrap(scores[system, metric], scores[baseline, metric], config.bootstrap_samples, CONFIDENCE, config.seed)
+    return Comparison(
+        system=system,
+        baseline=baseline,
+        metric=metric,
+        difference=found.difference,
+        low=found.low,
+        high=found.high,
+        confidence=CONFIDENCE,
+        queries=queries,
+    )
+
+
+def _retention(scores: Scores, config: EvaluationConfig) -> dict[str, tuple[float, float, float]]:
+    """Metric -> student over teacher and the ends of its interval; a metric without a teacher's value above 0 is left out."""
+    result = {}
+    for metric in RETAINED:
+        student, teacher = scores.get(("student", metric)), scores.get(("teacher", metric))
+        if student is None or teacher is None or teacher.mean() <= 0:
+            continue
+        found = ratio_interval(student, teacher, config.bootstrap_samples, CONFIDENCE, config.seed)
+        result[metric] = (found.difference, found.low, found.high)
+    return result

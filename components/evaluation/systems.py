@@ -1,0 +1,54 @@
+"""The systems a release is measured against, opened from their artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from components.artifacts import Artifact, EvalReport
+from components.data.dataset import load_dataset
+from components.evaluation.baselines import bm25_ranker
+from components.evaluation.config import EvaluationConfig
+from components.evaluation.evaluate import evaluate
+from components.evaluation.rankers import DenseRanker, Ranker, symmetric_ranker
+from components.index.search import load_index
+
+if TYPE_CHECKING:
+    from components.data.dataset import Dataset
+    from components.distillation.config import DistillationConfig
+
+UNTRAINED_MAX_LENGTH = 256  # tokens; the student's own limit is for queries, and this baseline encodes documents with it too
+
+
+def evaluate_release(
+    inputs: Mapping[str, Artifact], distillation: DistillationConfig, config: EvaluationConfig, folder: Path
+) -> EvalReport:
+    """Measure BM25, the untrained student, teacher and student on one split, and the speed of the last two.
+
+    `inputs`: dataset, query_tower, query_encoder, index. `distillation` names the student's encoder before training.
+    """
+    dataset = load_dataset(inputs["dataset"].path)
+    systems: dict[str, Ranker] = {"bm25": bm25_ranker(dataset)}
+    if config.untrained_student:
+        systems["student_untrained"] = _untrained(dataset, distillation)
+    systems["teacher"], systems["student"] = _teacher_and_student(inputs)
+    return evaluate(systems, dataset, config, folder, {role: artifact.digest for role, artifact in inputs.items()})
+
+
+def _teacher_and_student(inputs: Mapping[str, Artifact]) -> tuple[DenseRanker, DenseRanker]:
+    from components.distillation.student import load_student
+    from components.towers.encoder import load_tower
+
+    teacher, student = load_tower(inputs["query_tower"].path), load_student(inputs["query_encoder"].path)
+    index = load_index(inputs["index"].path, student.space_id, inputs["index"].digest)
+    return DenseRanker(teacher, index, "teacher: queries"), DenseRanker(student, index, "student: queries")
+
+
+def _untrained(dataset: Dataset, distillation: DistillationConfig) -> DenseRanker:
+    from components.distillation.student import untrained_encoder
+    from components.towers.base_models import resolve_base
+
+    texts = [*dataset.document_texts(), *dataset.queries["text"]]
+    encoder = untrained_encoder(resolve_base(distillation.student, texts), distillation.layers, UNTRAINED_MAX_LENGTH)
+    return symmetric_ranker(encoder, dataset, "untrained student")

@@ -1,0 +1,98 @@
+"""The report as text for a terminal: every figure with its interval and the number of queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from components.evaluation.baselines import DESCRIPTION
+from components.evaluation.metrics import METRICS
+from components.evaluation.report import Comparison, EncoderSpeed, SpeedSummary, Summary
+
+_TITLES = {"bm25": "BM25", "student_untrained": "untrained", "teacher": "teacher", "student": "student"}
+_METRIC_TITLES = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10"}
+_SHOWN_METRIC = "ndcg@10"
+
+
+def render_table(summary: Summary) -> str:
+    """Plain text, about 80 columns for four systems, without a line break at the end."""
+    blocks = [_heading(summary), _quality(summary), _comparisons(summary), _retention(summary), _speed(summary.speed), _notes(summary)]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _heading(summary: Summary) -> str:
+    return (
+        f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents; "
+        f"in brackets: {summary.confidence:.0%} interval"
+    )
+
+
+def _quality(summary: Summary) -> str:
+    rows = [["", *(_title(name) for name in summary.systems)]]
+    for metric in METRICS:
+        cells = [_cell(s.metrics.get(metric), s.intervals.get(metric)) for s in summary.systems.values()]
+        rows.append([_metric(metric), *cells])
+    return _columns(rows)
+
+
+def _cell(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None:
+        return "missing"
+    return _share(value) if interval is None else f"{_share(value)} [{_share(interval[0])} {_share(interval[1])}]"
+
+
+def _share(value: float) -> str:
+    """Four characters: .123 or 1.00."""
+    text = f"{value:.3f}"
+    return text[1:] if text.startswith("0.") else f"{value:.2f}"
+
+
+def _comparisons(summary: Summary) -> str:
+    chosen = [c for c in summary.comparisons if c.metric == _SHOWN_METRIC]
+    rows = [[f"{_title(c.system)} - {_title(c.baseline)}", _metric(c.metric), _difference(c), f"{c.queries:,} queries"] for c in chosen]
+    return _columns(rows)
+
+
+def _difference(c: Comparison) -> str:
+    return f"{c.difference:+.3f} [{c.low:+.3f} {c.high:+.3f}]"
+
+
+def _retention(summary: Summary) -> str:
+    rows = []
+    for metric, value in summary.retention.items():
+        low, high = summary.retention_intervals[metric]
+        rows.append(["student keeps", f"{value:.1%} [{low:.1%} {high:.1%}]", f"of the teacher's {_metric(metric)}"])
+    return _columns(rows)
+
+
+def _speed(speed: SpeedSummary | None) -> str:
+    if speed is None:
+        return ""
+    size = speed.student.batch_size
+    head = ["", "p50, batch 1", "p95, batch 1", "queries timed", f"queries/s, batch {size}"]
+    table = _columns([head, _speed_row("teacher", speed.teacher), _speed_row("student", speed.student)])
+    return f"{table}\nstudent: {speed.speed_up:.1f} times the teacher's queries per second; index search p50 {speed.search_p50_ms:.2f} ms"
+
+
+def _speed_row(name: str, speed: EncoderSpeed) -> list[str]:
+    return [name, f"{speed.p50_ms:.1f} ms", f"{speed.p95_ms:.1f} ms", f"{speed.queries:,}", f"{speed.qps:,.0f}"]
+
+
+def _notes(summary: Summary) -> str:
+    return f"{DESCRIPTION}." if "bm25" in summary.systems else ""
+
+
+def _title(name: str) -> str:
+    return _TITLES.get(name, name)
+
+
+def _metric(name: str) -> str:
+    return _METRIC_TITLES.get(name, name)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> str:
+    """First column to the left, the others to the right, two spaces between."""
+    if not rows:
+        return ""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ("  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,37 @@
+"""Run files in TREC format: `query_id Q0 doc_id rank score tag`, one line a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from components.artifacts import write_atomic
+from components.errors import DataError
+from components.evaluation.metrics import Ranking
+
+
+def write_trec_run(path: Path, rankings: Mapping[str, Ranking], tag: str) -> None:
+    """Write the rankings (query_id -> best first) atomically, in the order of the mapping; ranks count from 1.
+
+    A score that is not below the one before it is lowered to the next smaller float32: trec_eval ignores the rank, sorts by score and
+    breaks ties in its own way, so it would otherwise see another order. Raises DataError for an id with white space, which the format
+    cannot hold.
+    """
+    lines = (line for query_id, ranking in rankings.items() for line in _lines(query_id, ranking, tag))
+    write_atomic(path, "".join(lines).encode())
+
+
+def _lines(query_id: str, ranking: Ranking, tag: str) -> Iterator[str]:
+    _require_one_word(query_id, tag, *(doc_id for doc_id, _ in ranking))
+    above = np.float32(np.inf)
+    for rank, (doc_id, score) in enumerate(ranking, start=1):
+        above = min(np.float32(score), np.nextafter(above, np.float32(-np.inf)))
+        yield f"{query_id} Q0 {doc_id} {rank} {float(above):.9g} {tag}\n"
+
+
+def _require_one_word(*names: str) -> None:
+    for name in names:
+        if not name or name.split() != [name]:
+            raise DataError(f"'{name}' cannot stand in a TREC run file, where white space separates the columns. Rename it.")

@@ -1,0 +1,160 @@
+"""Shards of document vectors in Parquet: write one, know whether it is finished, read them all.
+
+A shard is two files: `vectors-00000.parquet` (doc_id, content_hash, vector fp16) and, written after it, `shard-00000.json`. A shard is
+finished if and only if the second verifies the first, so a killed run leaves nothing that counts as done by mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from components.artifacts import Artifact, digest_of, file_sha256, read_json, write_atomic, write_json
+from components.errors import ArtifactError, SpaceMismatch
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class ShardManifest(BaseModel):
+    """What a shard holds. `inputs` is the digest of the rows it was made from, so a leftover of other rows is not reused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    schema_version: int = 1
+    rows: int
+    sha256: str
+    space_id: str
+    inputs: str
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """The rows one shard is made from, in order."""
+
+    number: int
+    doc_ids: list[str]
+    content_hashes: list[str]
+    texts: list[str]
+
+    @property
+    def inputs(self) -> str:
+        """sha256 (hex) over ids and content hashes in order."""
+        return digest_of([self.doc_ids, self.content_hashes])
+
+
+@dataclass(frozen=True)
+class DocumentVectors:
+    """All shards together. `vectors` is float32 (n, d) with rows of unit length; row i belongs to doc_ids[i]."""
+
+    doc_ids: list[str]
+    content_hashes: list[str]
+    shards: list[int]
+    vectors: NDArray[np.float32]
+
+
+def vectors_path(folder: Path, number: int) -> Path:
+    """The table of shard `number`."""
+    return folder / f"vectors-{number:05d}.parquet"
+
+
+def shard_manifest_path(folder: Path, number: int) -> Path:
+    """The manifest of shard `number`."""
+    return folder / f"shard-{number:05d}.json"
+
+
+def shard_is_finished(folder: Path, rows: ShardRows, space_id: str) -> bool:
+    """Whether the shard on disk holds exactly these rows, encoded into this space, unchanged."""
+    try:
+        manifest = read_shard_manifest(folder, rows.number)
+        same = (manifest.inputs, manifest.space_id) == (rows.inputs, space_id)
+        return same and file_sha256(vectors_path(folder, rows.number)) == manifest.sha256
+    except (ArtifactError, FileNotFoundError):
+        return False
+
+
+def read_shard_manifest(folder: Path, number: int) -> ShardManifest:
+    """The manifest of one shard; raises ArtifactError when missing or broken."""
+    path = shard_manifest_path(folder, number)
+    try:
+        return ShardManifest.model_validate(read_json(path))
+    except ValidationError as error:
+        raise ArtifactError(f"{path} is not a shard's manifest ({error.errors()[0]['msg']}); run the encoding again.") from None
+
+
+def write_shard(folder: Path, rows: ShardRows, vectors: NDArray[np.float32], space_id: str) -> None:
+    """Write the vectors, float32 (len(rows), d), as fp16, then the shard's manifest; both atomically."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    flat = pa.array(vectors.astype(np.float16).reshape(-1), type=pa.float16())
+    columns = {
+        "doc_id": pa.array(rows.doc_ids, pa.string()),
+        "content_hash": pa.array(rows.content_hashes, pa.string()),
+        "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]).cast(pa.list_(pa.float16())),
+    }
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    path = vectors_path(folder, rows.number)
+    write_atomic(path, sink.getvalue().to_pybytes())
+    manifest = ShardManifest(rows=len(rows.doc_ids), sha256=file_sha256(path), space_id=space_id, inputs=rows.inputs)
+    write_json(shard_manifest_path(folder, rows.number), manifest.model_dump())
+
+
+def remove_strays(folder: Path, shards: int) -> None:
+    """Remove what a run with other settings left: every file that is none of the first `shards` shards."""
+    expected = {path for n in range(shards) for path in (vectors_path(folder, n), shard_manifest_path(folder, n))}
+    for path in folder.iterdir():
+        if path.is_file() and path not in expected:
+            path.unlink()
+
+
+def read_vectors(artifact: Artifact) -> DocumentVectors:
+    """Read all shards in order.
+
+    Raises ArtifactError for a shard that is missing or changed, SpaceMismatch for one that was encoded into another space.
+    """
+    tables = [_read_shard(artifact, n) for n in range(artifact.counts["shards"])]
+    if not tables:
+        raise ArtifactError(f"{artifact.path} holds no vectors; encode the documents again.")
+    return DocumentVectors(
+        doc_ids=_strings(tables, "doc_id"),
+        content_hashes=_strings(tables, "content_hash"),
+        shards=[n for n, table in enumerate(tables) for _ in range(table.num_rows)],
+        vectors=np.concatenate([_matrix(table) for table in tables]),
+    )
+
+
+def _read_shard(artifact: Artifact, number: int) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    manifest = read_shard_manifest(artifact.path, number)
+    path = vectors_path(artifact.path, number)
+    if manifest.space_id != artifact.space_id:
+        raise SpaceMismatch(
+            f"{path}: the shard belongs to the vector space {manifest.space_id[:12]}, the other vectors to {artifact.space_id[:12]}. "
+            "Encode the documents again with one document encoder."
+        )
+    if not path.is_file() or file_sha256(path) != manifest.sha256:
+        raise ArtifactError(f"{path} is missing or was changed after it was written. Encode the documents again.")
+    table = pq.read_table(path)
+    if table.num_rows != manifest.rows:
+        raise ArtifactError(f"{path} holds {table.num_rows} rows, its manifest says {manifest.rows}. Encode the documents again.")
+    return table
+
+
+def _strings(tables: Sequence[pa.Table], column: str) -> list[str]:
+    return [value for table in tables for value in table.column(column).to_pylist()]
+
+
+def _matrix(table: pa.Table) -> NDArray[np.float32]:
+    """float32 (rows, d); the lengths lost to fp16 are restored, so that an inner product is a cosine again."""
+    flat = table.column("vector").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    vectors = flat.reshape(table.num_rows, -1).astype(np.float32)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)

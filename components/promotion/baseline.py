@@ -1,0 +1,47 @@
+"""The champion's own evaluation, which a candidate is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from components.artifacts import verify
+from components.errors import ArtifactError
+from components.promotion.release import EVALUATION_FOLDER, load_release
+from components.promotion.standing import Record, expected_aliases, release_model
+from components.tracking import records as record_store
+from components.tracking import registry
+
+if TYPE_CHECKING:
+    from components.evaluation.report import Evaluation
+
+
+class Baseline(NamedTuple):
+    """The version of the release model that is champion, and the evaluation it was released with."""
+
+    version: int
+    evaluation: Evaluation
+
+
+def load_baseline(name: str) -> Baseline | None:
+    """The champion by the promotion records, None before the first promotion; raises ArtifactError when it was changed."""
+    version = expected_aliases(record_store.read_records(name)).champion
+    return None if version is None else Baseline(version, baseline_evaluation(name, version))
+
+
+def baseline_evaluation(name: str, version: int) -> Evaluation:
+    """The evaluation of a promoted release, checked against the digest in its promotion record."""
+    from components.evaluation.report import load_evaluation
+
+    record = record_of(record_store.read_records(name), version)
+    if record is None:
+        raise ArtifactError(f"{release_model(name)}/{version} was never promoted, so it cannot be a baseline.")
+    folder = registry.artifact_folder(release_model(name), version)
+    verify(folder, record["manifest_digest"])
+    verify(folder / EVALUATION_FOLDER, load_release(folder).evaluation.digest)
+    return load_evaluation(folder / EVALUATION_FOLDER)
+
+
+def record_of(records: Sequence[Record], version: int) -> Record | None:
+    """The newest record that moved the champion to `version`."""
+    return next((record for record in reversed(records) if int(record["to_version"]) == version), None)

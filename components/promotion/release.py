@@ -1,0 +1,169 @@
+"""The release manifest: one JSON file that pins encoders and index by version and digest, with the evidence beside it.
+
+A candidate artifact holds `release.json`, the folders `evaluation/` and `validation/` (whole artifacts, with their own manifests) and
+a manifest over everything, so its one digest covers the pins and the numbers a reviewer saw.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from components.artifacts import Release, Scalar, read_json, seal, write_json
+from components.errors import ArtifactError
+from components.promotion.gates import GateDecision
+
+if TYPE_CHECKING:
+    from components.evaluation.report import Summary
+
+RELEASE_FILE = "release.json"
+EVALUATION_FOLDER = "evaluation"
+VALIDATION_FOLDER = "validation"
+SCHEMA_VERSION = 1
+PinRole = Literal["query_tower", "document_tower", "query_encoder", "index"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Pin(_Part):
+    """A registered version, with the digest of the artifact it had when it was pinned."""
+
+    model: str
+    version: int = Field(ge=1)
+    digest: str = Field(min_length=1)
+
+
+class Pins(_Part):
+    """What a release consists of; all four belong to one vector space."""
+
+    query_tower: Pin
+    document_tower: Pin
+    query_encoder: Pin
+    index: Pin
+
+    def items(self) -> list[tuple[str, Pin]]:
+        """The pins with their roles, in a fixed order."""
+        return [(role, getattr(self, role)) for role in type(self).model_fields]
+
+
+class DatasetPin(_Part):
+    """The data a release was built from; `contracts` maps a contract's name to its version."""
+
+    name: str
+    digest: str
+    source_digest: str
+    contracts: dict[str, str] = Field(default_factory=dict)
+
+
+class EvaluationPin(_Part):
+    """The evaluation a release was decided on: its digest, and `metrics` (system -> metric -> mean over `queries` queries).
+
+    A mean that is not a number is kept as None: the gates say that it cannot be decided on, and the candidate can still be read.
+    """
+
+    digest: str
+    split: str
+    queries: int
+    judgements_digest: str
+    metrics: dict[str, dict[str, float | None]]
+
+
+class SmokeQuery(_Part):
+    """A query and the ids the release gave for it, best first; serving must give them again."""
+
+    query: str
+    doc_ids: tuple[str, ...]
+
+
+class LineageNode(_Part):
+    """One artifact of the chain from data to release; `parents` maps a role to the digest of another node."""
+
+    digest: str
+    kind: str
+    name: str
+    parents: dict[str, str] = Field(default_factory=dict)
+    counts: dict[str, int] = Field(default_factory=dict)
+    attributes: dict[str, Scalar] = Field(default_factory=dict)
+    config: dict[str, Any] = Field(default_factory=dict)
+    run_id: str | None = None
+
+
+class ReleaseManifest(_Part):
+    """Everything a release is made of and came from. `config` is the whole configuration; its `policy` is the gates'.
+
+    `baseline_version` is the version of the release model that was champion when the gates decided, None for a first release.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    space_id: str
+    pins: Pins
+    dataset: DatasetPin
+    evaluation: EvaluationPin
+    decision: GateDecision
+    baseline_version: int | None = None
+    smoke: tuple[SmokeQuery, ...] = ()
+    provenance: dict[str, Any]
+    config: dict[str, Any]
+    lineage: tuple[LineageNode, ...]
+    flow_run_id: str | None = None
+
+
+def evaluation_pin(summary: Summary, digest: str) -> EvaluationPin:
+    """The headline of an evaluation: every system's mean metrics with the number of queries they stand on."""
+    return EvaluationPin(
+        digest=digest,
+        split=summary.split,
+        queries=summary.queries,
+        judgements_digest=summary.judgements_digest,
+        metrics={name: _metrics(system) for name, system in summary.systems.items()},
+    )
+
+
+def write_candidate(manifest: ReleaseManifest, evaluation_folder: Path, validation_folder: Path, folder: Path) -> Release:
+    """Write `release.json` and copies of both reports into `folder`, and seal it as a release artifact."""
+    for name, source in ((EVALUATION_FOLDER, evaluation_folder), (VALIDATION_FOLDER, validation_folder)):
+        shutil.rmtree(folder / name, ignore_errors=True)  # a killed attempt may have left other files there
+        shutil.copytree(source, folder / name)
+    write_json(folder / RELEASE_FILE, manifest.model_dump(mode="json"))
+    parents = {role: pin.digest for role, pin in manifest.pins.items()}
+    artifact = seal(
+        folder,
+        "release",
+        counts={"queries": manifest.evaluation.queries, "lineage": len(manifest.lineage)},
+        parents={**parents, "dataset": manifest.dataset.digest, "evaluation": manifest.evaluation.digest},
+        attributes={
+            "name": manifest.name,
+            "space_id": manifest.space_id,
+            "verdict": manifest.decision.verdict,
+            "first_release": manifest.decision.first_release,
+        },
+    )
+    assert isinstance(artifact, Release)
+    return artifact
+
+
+def load_release(folder: Path) -> ReleaseManifest:
+    """Read `release.json`; raises ArtifactError when it is missing, broken or of a newer schema. Does not hash files."""
+    path = folder / RELEASE_FILE
+    raw = read_json(path)
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise ArtifactError(f"{path} has schema version {version}; this program reads up to {SCHEMA_VERSION}. Update scalingnote.")
+    try:
+        return ReleaseManifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ArtifactError(f"{path} is not a release manifest: {field}: {first['msg']}.") from None
+
+
+def _metrics(system: Any) -> dict[str, float | None]:
+    metrics = system["metrics"] if isinstance(system, dict) else system.metrics
+    return {name: float(value) if value is not None and math.isfinite(value) else None for name, value in metrics.items()}

@@ -1,0 +1,169 @@
+"""Checks of a candidate or release: every byte, digest, space and decision that it stands on, as a list of findings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from components.artifacts import Artifact, open_artifact, verify
+from components.errors import ArtifactError, SpaceMismatch
+from components.promotion.baseline import baseline_evaluation, record_of
+from components.promotion.config import PolicyConfig
+from components.promotion.gates import GateDecision, decide
+from components.promotion.references import resolve
+from components.promotion.release import EVALUATION_FOLDER, VALIDATION_FOLDER, Pin, ReleaseManifest, load_release
+from components.promotion.standing import CHAMPION, release_model, trusted
+from components.tracking import labels, registry
+from components.tracking import records as record_store
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: what was checked, whether it holds, and the digest or the difference."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass
+class _Report:
+    checks: list[Check] = field(default_factory=list)
+
+    def run(self, name: str, check: Callable[[], T], detail: Callable[[T], str] = str) -> T | None:
+        """Run one check and keep its outcome; None when it failed."""
+        try:
+            value = check()
+            self.checks.append(Check(name, True, detail(value)))
+            return value
+        except Exception as error:  # whatever a damaged artifact makes a reader raise is a finding, not a crash
+            self.checks.append(Check(name, False, str(error) or type(error).__name__))
+            return None
+
+
+def verify_release(name: str, ref: str) -> list[Check]:
+    """Check what `ref` (champion, previous, candidate/N, release/N) names.
+
+    Findings are returned, never raised; PromotionError only when `ref` names nothing.
+    """
+    try:
+        model, version = resolve(name, ref)
+        alarm = trusted(name).alarm if ref == CHAMPION else None
+    except ArtifactError as error:  # damaged records cannot tell what is champion, and that is the finding
+        return [Check("promotion record", False, str(error))]
+    alias = [Check("alias", alarm is None, alarm or "points where the newest promotion record says")] if ref == CHAMPION else []
+    return alias + check_version(name, model, version)
+
+
+def check_version(name: str, model: str, version: int) -> list[Check]:
+    """All checks of one registered version. After a failed one, those that build on it are left out."""
+    report = _Report()
+    report.run("promotion record", lambda: _recorded(name, model, version))
+    artifact = report.run("files", lambda: _manifest_artifact(model, version), lambda found: f"digest {found.digest[:12]}")
+    if artifact is None:
+        return report.checks
+    folder = artifact.path
+    manifest = report.run("manifest", lambda: _manifest(name, folder), lambda found: f"space {found.space_id[:12]}")
+    if manifest is not None:
+        _check_contents(report, name, manifest, folder)
+    return report.checks
+
+
+def _check_contents(report: _Report, name: str, manifest: ReleaseManifest, folder: Path) -> None:
+    for role, pin in manifest.pins.items():
+        report.run(role.replace("_", " "), partial(_pinned, role, pin, manifest))
+    report.run("evaluation", lambda: _evaluation(folder, manifest))
+    report.run("validation", lambda: f"digest {verify(folder / VALIDATION_FOLDER).digest[:12]}")
+    report.run("decision", lambda: _decision(name, manifest, folder))
+
+
+def _recorded(name: str, model: str, version: int) -> str:
+    """The record chain holds, and names this version by the digest its files have now."""
+    records = record_store.read_records(name)
+    record = record_of(records, version) if model == release_model(name) else None
+    if record is None:
+        return f"{len(records)} records, none of them about this version"
+    found = open_artifact(registry.artifact_folder(model, version)).digest
+    if found != record["manifest_digest"]:
+        raise ArtifactError(f"Record {record['sequence']} names the digest {record['manifest_digest'][:12]}, the files have {found[:12]}.")
+    return f"record {record['sequence']} of {len(records)}, claimed approval by {record['approved_by']}"
+
+
+def _manifest_artifact(model: str, version: int) -> Artifact:
+    tags = next((info.tags for info in registry.versions(model) if info.version == version), {})
+    return verify(registry.artifact_folder(model, version), tags.get(labels.DIGEST))
+
+
+def _manifest(name: str, folder: Path) -> ReleaseManifest:
+    manifest = load_release(folder)
+    if manifest.name != name:
+        raise ArtifactError(f"The manifest belongs to the retriever '{manifest.name}', not to '{name}'. Approve a candidate of '{name}'.")
+    return manifest
+
+
+def _pinned(role: str, pin: Pin, manifest: ReleaseManifest) -> str:
+    folder = registry.artifact_folder(pin.model, pin.version)
+    artifact = verify(folder, pin.digest)
+    if artifact.space_id != manifest.space_id:
+        raise SpaceMismatch(
+            f"{pin.model}/{pin.version} belongs to the space {artifact.space_id[:12]}, the release to {manifest.space_id[:12]}."
+        )
+    if artifact.kind == "encoder":
+        _contract(role, folder, manifest.space_id)
+    return f"{pin.model}/{pin.version}, digest {artifact.digest[:12]}"
+
+
+def _contract(role: str, folder: Path, space_id: str) -> None:
+    """The encoder's own contract names the release's space; the document tower's contract is what the name is made of."""
+    from components.towers.contract import load_contract, space_id_of
+
+    contract, stated = load_contract(folder)
+    actual = space_id_of(contract) if role == "document_tower" else stated
+    if not stated == actual == space_id:
+        raise SpaceMismatch(f"The encoding contract of the {role} gives the space {actual[:12]}, the release has {space_id[:12]}.")
+
+
+def _evaluation(folder: Path, manifest: ReleaseManifest) -> str:
+    """The report is the one that was decided on, and it measured what this release pins."""
+    report = verify(folder / EVALUATION_FOLDER, manifest.evaluation.digest)
+    for role in ("query_encoder", "index"):
+        pin: Pin = getattr(manifest.pins, role)
+        if pin.digest not in report.parents.values():
+            raise ArtifactError(f"The evaluation did not measure the {role} that the release pins ({pin.model}/{pin.version}).")
+    return f"digest {report.digest[:12]}, {manifest.evaluation.queries} queries"
+
+
+def _decision(name: str, manifest: ReleaseManifest, folder: Path) -> str:
+    """The gates, decided again from the report, the policy and the same champion, end as the manifest says."""
+    again = recompute_decision(name, manifest, folder)
+    stated = manifest.decision
+    if _outcome(again) != _outcome(stated):
+        difference = _differences(again, stated)
+        raise ArtifactError(f"The manifest says '{stated.verdict}', the gates decided again say '{again.verdict}'. {difference}")
+    return f"{stated.verdict}, the same when decided again"
+
+
+def recompute_decision(name: str, manifest: ReleaseManifest, folder: Path) -> GateDecision:
+    """Decide again from the evaluation in `folder`; raises ArtifactError when policy or baseline are not there."""
+    from components.evaluation.report import load_evaluation
+
+    if "policy" not in manifest.config:
+        raise ArtifactError("The manifest's configuration has no policy, so its decision cannot be checked. Retrain.")
+    policy = PolicyConfig.model_validate(manifest.config["policy"])
+    baseline = None if manifest.baseline_version is None else baseline_evaluation(name, manifest.baseline_version)
+    return decide(load_evaluation(folder / EVALUATION_FOLDER), baseline, policy)
+
+
+def _outcome(decision: GateDecision) -> tuple[str, bool, dict[str, str]]:
+    return decision.verdict, decision.first_release, {gate.name: gate.status for gate in decision.gates}
+
+
+def _differences(again: GateDecision, stated: GateDecision) -> str:
+    before = {gate.name: gate.status for gate in stated.gates}
+    changed = [gate for gate in again.gates if before.get(gate.name) != gate.status]
+    return " ".join(f"{gate.name}: {before.get(gate.name)} became {gate.status}." for gate in changed)

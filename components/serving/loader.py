@@ -1,0 +1,71 @@
+"""Open a registered release for serving: resolve, verify, load the query encoder and the index, check space and probes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from components.artifacts import verify
+from components.distillation.student import load_student
+from components.errors import ArtifactError
+from components.promotion.references import resolve
+from components.promotion.release import Pin, ReleaseManifest, load_release
+from components.serving.retriever import Retriever
+from components.tracking import registry
+
+PROBE_TOLERANCE = 0.01  # 1 - cosine; between number formats of one encoder 0.001 was the largest seen
+
+
+class Opened(NamedTuple):
+    """A release that is ready to answer."""
+
+    model: str
+    version: int
+    manifest: ReleaseManifest
+    retriever: Retriever
+    titles: dict[str, str]
+
+
+
+
+def open_release(name: str, ref: str) -> Opened:
+    """Open `ref` (champion, previous, candidate/N, release/N) of the retriever `name`.
+
+    Raises PromotionError for an unknown reference, ArtifactError, SpaceMismatch or ProbeMismatch when a part is not what the
+    manifest pins.
+    """
+    model, version = resolve(name, ref)
+    folder = registry.artifact_folder(model, version)
+    verify(folder)
+    manifest = load_release(folder)
+    retriever = open_retriever(manifest)
+    return Opened(model, version, manifest, retriever, read_titles(registry_folder(manifest.pins.index)))
+
+
+def open_retriever(manifest: ReleaseManifest) -> Retriever:
+    """Query encoder and index of a manifest as one object, after every check."""
+    encoder_folder = registry_folder(manifest.pins.query_encoder)
+    verify(encoder_folder, manifest.pins.query_encoder.digest)
+    encoder = load_student(encoder_folder)
+    index_folder = registry_folder(manifest.pins.index)
+    retriever = Retriever.open(encoder, encoder_folder, index_folder, PROBE_TOLERANCE, manifest.pins.index.digest)
+    if retriever.index.space_id != manifest.space_id:
+        raise ArtifactError(f"The release manifest names the space {manifest.space_id[:12]}, its index has {retriever.index.space_id[:12]}.")
+    return retriever
+
+
+def registry_folder(pin: Pin) -> Path:
+    """Folder of the artifact a pin names."""
+    return registry.artifact_folder(pin.model, pin.version)
+
+
+def read_titles(index_folder: Path) -> dict[str, str]:
+    """Titles of the documents by id, for people to read; empty for an index that keeps none."""
+    import pyarrow.parquet as pq
+
+    from components.index.build import IDS_FILE
+
+    table = pq.read_table(index_folder / IDS_FILE)
+    if "title" not in table.column_names:
+        return {}
+    return dict(zip(table["doc_id"].to_pylist(), table["title"].to_pylist(), strict=True))

@@ -1,0 +1,143 @@
+"""Reading the chain of promotion records: where it is, which runs hold its places, and what does not belong to it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.artifacts import read_json
+from components.errors import ArtifactError
+from components.tracking import embedded, labels
+from components.tracking.files import local_path
+from components.tracking.store import client
+
+ANCHOR = labels.PREFIX + "chain_run_id"
+RECORD_FILE = "record.json"
+RECORD_KEY = "record-{:06d}"
+_PLACE = re.compile(r"^record-(\d{6,})$")
+_CLAIM = re.compile(r"^([0-9a-f]{32}):([0-9a-f]{64})$")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What the chain needs to know of a run."""
+
+    run_id: str
+    status: str
+    active: bool
+    artifact_uri: str
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The chain of one retriever as it stands in the store: claims of its run, and the runs of its experiment."""
+
+    name: str
+    experiment: str
+    run_id: str
+    claims: dict[str, str]
+    runs: dict[str, RunState]
+
+    def places(self) -> list[tuple[str, str]]:
+        """(run id, digest) of each record in order; raises ArtifactError for a gap or an unreadable claim."""
+        numbered = {int(found.group(1)): value for key, value in self.claims.items() if (found := _PLACE.match(key))}
+        if sorted(numbered) != list(range(1, len(numbered) + 1)):
+            missing = next(number for number in range(1, max(numbered)) if number not in numbered)
+            raise ArtifactError(f"{self.name}: promotion record {missing} is missing from the chain.")
+        parsed = [_CLAIM.match(numbered[number]) for number in sorted(numbered)]
+        if None in parsed:
+            raise ArtifactError(f"{self.name}: the claim of promotion record {parsed.index(None) + 1} is unreadable.")
+        return [(found.group(1), found.group(2)) for found in parsed if found]
+
+    def strangers(self) -> set[str]:
+        """Ids of finished runs of records that hold no place in the chain."""
+        placed = {run_id for run_id, _ in self.places()}
+        return {run.run_id for run in self.runs.values() if run.status == "FINISHED"} - placed
+
+
+def open_chain(name: str) -> Chain | None:
+    """The chain kept in the experiment `name`; None when nothing was ever recorded there."""
+    view = embedded.reader()
+    found = _from_embedded(view, name) if view is not None else _from_client(name)
+    if found is not None and found.run_id == "":
+        raise ArtifactError(f"The experiment {name} does not name its chain of promotion records; it was not made by this program.")
+    return found
+
+
+def read_file(chain: Chain, run_id: str, number: int) -> dict[str, Any]:
+    """Content of a record's file; raises ArtifactError when its run or its file is gone."""
+    run = chain.runs.get(run_id)
+    if run is None or not run.active:
+        raise ArtifactError(f"{chain.name}: the run of promotion record {number} was deleted ({run_id}).")
+    folder = local_path(run.artifact_uri)
+    try:
+        content = read_json(folder / RECORD_FILE) if folder is not None else _read_remote(run_id)
+    except ArtifactError as error:
+        raise ArtifactError(f"{chain.name}: the file of promotion record {number} cannot be read. {error}") from None
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{chain.name}: the file of promotion record {number} does not hold a record.")
+    return content
+
+
+def _read_remote(run_id: str) -> Any:
+    import tempfile
+
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = client().download_artifacts(run_id, RECORD_FILE, folder)
+            return json.loads(Path(path).read_text(encoding="utf-8"))
+        except (MlflowException, OSError, ValueError) as error:
+            raise ArtifactError(str(error)) from None
+
+
+def _from_embedded(view: embedded.Reader, name: str) -> Chain | None:
+    experiment = view.experiment(name)
+    if experiment is None:
+        return None
+    number = int(experiment["experiment_id"])
+    anchor = view.experiment_tags(number).get(ANCHOR, "")
+    state = view.run(anchor)
+    _require(name, experiment["lifecycle_stage"] == "active", anchor, state is not None and state["lifecycle_stage"] == "active")
+    claims = view.parameters(anchor)  # before the runs: each claim's run then is among them
+    runs = [RunState(r["run_uuid"], r["status"], r["lifecycle_stage"] == "active", r["artifact_uri"]) for r in view.runs(number)]
+    return Chain(name, str(number), anchor, claims, {run.run_id: run for run in runs})
+
+
+def _from_client(name: str) -> Chain | None:
+    from mlflow.entities import ViewType
+
+    experiment = client().get_experiment_by_name(name)
+    if experiment is None:
+        return None
+    number, anchor = str(experiment.experiment_id), str(experiment.tags.get(ANCHOR, ""))
+    state = _get_run(anchor)
+    _require(name, experiment.lifecycle_stage == "active", anchor, state is not None and state.info.lifecycle_stage == "active")
+    runs, token = [], None
+    while True:
+        page = client().search_runs([number], run_view_type=ViewType.ALL, max_results=1000, page_token=token)
+        runs += [RunState(r.info.run_id, r.info.status, r.info.lifecycle_stage == "active", r.info.artifact_uri) for r in page]
+        token = page.token
+        if not token:
+            break
+    return Chain(name, number, anchor, dict(state.data.params) if state else {}, {run.run_id: run for run in runs})
+
+
+def _get_run(run_id: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client().get_run(run_id) if run_id else None
+    except MlflowException:
+        return None
+
+
+def _require(name: str, experiment_active: bool, anchor: str, chain_active: bool) -> None:
+    if not experiment_active:
+        raise ArtifactError(f"The experiment {name} with the promotion records was deleted; restore it in MLflow.")
+    if anchor and not chain_active:
+        raise ArtifactError(f"{name}: the run that holds the chain of promotion records was deleted ({anchor}); restore it in MLflow.")

@@ -1,0 +1,95 @@
+"""A read-only view of the embedded store without importing MLflow, so that a search can open a release quickly.
+
+Importing MLflow and opening its SQLite store takes more than 1.5 seconds; the few rows that resolve an alias take a millisecond.
+The view knows the tables of the listed schema revisions alone: with any other, `reader` gives None and MLflow itself is asked.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components import settings
+
+KNOWN_SCHEMAS = frozenset({"dc11669786a5"})  # `alembic_version` of MLflow 3.17.2
+_PREFIX = "sqlite:///"
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Rows of one embedded store. A store that is not there yet has no rows."""
+
+    path: Path
+
+    def rows(self, statement: str, *values: str | int) -> list[Row]:
+        """Run one SELECT. A writer that holds the file is waited for."""
+        if not self.path.exists():
+            return []
+        connection = sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True, timeout=30)
+        try:
+            connection.row_factory = sqlite3.Row
+            return [dict(row) for row in connection.execute(statement, values)]
+        finally:
+            connection.close()
+
+    def aliases(self, model_name: str) -> dict[str, int]:
+        """Alias -> version of a registered model."""
+        found = self.rows("SELECT alias, version FROM registered_model_aliases WHERE name = ? AND workspace = 'default'", model_name)
+        return {row["alias"]: int(row["version"]) for row in found}
+
+    def versions(self, model_name: str) -> list[Row]:
+        """Rows of a model's versions that were not deleted, oldest first."""
+        return self.rows(
+            "SELECT version, source, storage_location, run_id, creation_time FROM model_versions "
+            "WHERE name = ? AND workspace = 'default' AND current_stage <> 'Deleted_Internal' ORDER BY version",
+            model_name,
+        )
+
+    def version_tags(self, model_name: str) -> dict[int, dict[str, str]]:
+        """Version -> its tags."""
+        tags: dict[int, dict[str, str]] = {}
+        statement = "SELECT version, key, value FROM model_version_tags WHERE name = ? AND workspace = 'default'"
+        for row in self.rows(statement, model_name):
+            tags.setdefault(int(row["version"]), {})[row["key"]] = row["value"]
+        return tags
+
+    def experiment(self, name: str) -> Row | None:
+        """Id and lifecycle stage of an experiment."""
+        found = self.rows("SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = ? AND workspace = 'default'", name)
+        return found[0] if found else None
+
+    def experiment_tags(self, experiment: int) -> dict[str, str]:
+        """Tags of an experiment."""
+        return {row["key"]: row["value"] for row in self.rows("SELECT key, value FROM experiment_tags WHERE experiment_id = ?", experiment)}
+
+    def runs(self, experiment: int) -> list[Row]:
+        """Runs of an experiment, deleted ones too."""
+        return self.rows("SELECT run_uuid, status, lifecycle_stage, artifact_uri FROM runs WHERE experiment_id = ?", experiment)
+
+    def run(self, run_id: str) -> Row | None:
+        """One run."""
+        found = self.rows("SELECT run_uuid, status, lifecycle_stage, artifact_uri FROM runs WHERE run_uuid = ?", run_id)
+        return found[0] if found else None
+
+    def parameters(self, run_id: str) -> dict[str, str]:
+        """Parameters of a run."""
+        return {row["key"]: row["value"] for row in self.rows("SELECT key, value FROM params WHERE run_uuid = ?", run_id)}
+
+
+def reader() -> Reader | None:
+    """The view of the embedded store, or None when the store is a server or has tables this view does not know."""
+    uri = settings.tracking_uri()
+    if not uri.startswith(_PREFIX) or "?" in uri:
+        return None
+    view = Reader(Path(uri.removeprefix(_PREFIX)).resolve())
+    if not view.path.exists():
+        return view
+    try:
+        revisions = {row["version_num"] for row in view.rows("SELECT version_num FROM alembic_version")}
+    except sqlite3.Error:
+        return None
+    return view if revisions and revisions <= KNOWN_SCHEMAS else None

@@ -1,0 +1,86 @@
+"""The files behind registered versions: a local folder for each, downloaded once where the store is remote."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from components import settings
+from components.errors import ArtifactError, ModelError
+from components.tracking import embedded
+from components.tracking.packaging import SEALED_PATH
+from components.tracking.store import client, error_code, translated
+
+
+@translated("read the files of a model version")
+def artifact_folder(model_name: str, version: int) -> Path:
+    """Local folder of the sealed artifact in a registered version. Its content is not verified here: callers do.
+
+    Raises ModelError when there is no such version, ArtifactError when its files are gone.
+    """
+    location = _location(model_name, version).rstrip("/")
+    folder = local_path(location)
+    if folder is None:
+        return _download(f"{location}/{SEALED_PATH}")
+    if not (folder / SEALED_PATH).is_dir():
+        raise ArtifactError(
+            f"The files of {model_name}/{version} are not at {folder}. Restore the artifact store, or register the artifact again."
+        )
+    return folder / SEALED_PATH
+
+
+def local_path(location: str) -> Path | None:
+    """The local path of an artifact location; None for a remote one."""
+    parsed = urlparse(location)
+    if parsed.scheme not in ("", "file"):
+        return None
+    return Path(unquote(parsed.path) if parsed.scheme else location)
+
+
+def _location(model_name: str, version: int) -> str:
+    """Where the files lie. MLflow resolved copies of copies when it made the version."""
+    view = embedded.reader()
+    if view is None:
+        return _ask(model_name, version)
+    for row in view.versions(model_name):
+        if row["version"] == version:
+            return str(row["storage_location"] or row["source"])
+    raise _unknown(model_name, version)
+
+
+def _ask(model_name: str, version: int) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client().get_model_version_download_uri(model_name, str(version)))
+    except MlflowException as error:
+        if error_code(error) != "RESOURCE_DOES_NOT_EXIST":
+            raise
+    raise _unknown(model_name, version)
+
+
+def _unknown(model_name: str, version: int) -> ModelError:
+    return ModelError(f"There is no version {version} of '{model_name}' in {settings.tracking_uri()}. List them with `scalingnote status`.")
+
+
+def _download(uri: str) -> Path:
+    """Download once; the folder appears under its name only when it is complete."""
+    target = settings.work_folder() / "downloads" / hashlib.sha256(f"{settings.tracking_uri()} {uri}".encode()).hexdigest()[:32]
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=".partial-"))
+    try:
+        from mlflow.artifacts import download_artifacts
+
+        client()
+        Path(download_artifacts(artifact_uri=uri, dst_path=str(staging))).replace(target)
+    except OSError:
+        if not target.is_dir():  # another process that downloaded the same was first
+            raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target

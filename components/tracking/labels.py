@@ -1,0 +1,58 @@
+"""Names of the tags that carry lineage in MLflow, and the rules MLflow has for names and lengths."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+PREFIX = "scalingnote."
+DIGEST = PREFIX + "digest"
+KIND = PREFIX + "kind"
+STEP = PREFIX + "step"
+FLOW = PREFIX + "flow"
+FLOW_RUN = PREFIX + "flow_run_id"
+CACHED = PREFIX + "cached"
+FILES_RUN = PREFIX + "files_run_id"
+UPLOADED = PREFIX + "uploaded"
+ERROR = PREFIX + "error"
+PARENT = PREFIX + "parent."
+INPUT = PREFIX + "input."
+ATTRIBUTE = PREFIX + "attribute."
+
+MAX_TAG = 8000
+MAX_PARAMETER = 6000
+MAX_DESCRIPTION = 5000
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as `outer.inner` -> text, the form of MLflow's parameters."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[name(f"{prefix}{key}")] = cut(str(value), MAX_PARAMETER)
+    return flat
+
+
+def name(text: str) -> str:
+    """`text` as a parameter or metric name: `recall@10` becomes `recall_at_10`, as MLflow refuses an @."""
+    return re.sub(r"[^\w\-./ :]", "_", text.replace("@", "_at_"))
+
+
+def cut(text: str, limit: int) -> str:
+    """`text`, ended with a mark when longer than `limit`; MLflow would cut it silently or refuse it."""
+    return text if len(text) <= limit else text[: limit - 12] + " … [cut off]"
+
+
+def prefixed(values: Mapping[str, Any]) -> dict[str, str]:
+    """Tags with the project's prefix; keys that already have a prefix of MLflow or ours stay, None values are left out."""
+    known = (PREFIX, "mlflow.")
+    kept = {key: value for key, value in values.items() if value is not None}
+    return {(key if key.startswith(known) else PREFIX + key): cut(text(value), MAX_TAG) for key, value in kept.items()}
+
+
+def text(value: Any) -> str:
+    """Booleans as `true` and `false`, everything else as its text."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,36 @@
+"""An encoder as a pyfunc: texts in, vectors out. MLflow executes this file when it loads a registered encoder.
+
+Here alone the tracking room calls rooms that stand above it: the import happens at load, in the process that serves the model,
+and nothing of the room itself depends on it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from numpy.typing import NDArray
+
+
+class EncoderModel(PythonModel):  # type: ignore[misc, unused-ignore]
+    """Verifies the sealed folder, then encodes with the towers' or the students' own loader."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Raises ArtifactError when a file differs from the manifest."""
+        from components.artifacts import verify
+        from components.distillation.student import load_encoder
+
+        folder = Path(context.artifacts["sealed"])
+        verify(folder)
+        self.encoder = load_encoder(folder)
+
+    def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
+        """Texts (a table with one column) -> float32 (n, dimension), rows of unit length."""
+        return self.encoder.encode([str(text) for text in model_input.iloc[:, 0]])
+
+
+set_model(EncoderModel())

@@ -1,0 +1,36 @@
+"""An index as a pyfunc: query vectors in, ranked document ids out. MLflow executes this file when it loads a registered index.
+
+Here alone the tracking room calls rooms that stand above it: the import happens at load, in the process that serves the model,
+and nothing of the room itself depends on it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+
+class IndexModel(PythonModel):  # type: ignore[misc, unused-ignore]
+    """Verifies the sealed folder, then searches it. The caller answers for vectors of the right space."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Raises ArtifactError when a file differs from the manifest."""
+        from components.artifacts import verify
+        from components.index.search import load_index
+
+        folder = Path(context.artifacts["sealed"])
+        artifact = verify(folder)
+        self.index = load_index(folder, artifact.space_id)
+
+    def predict(self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None) -> list[list[str]]:
+        """Vectors float32 (n, dimension) -> n lists of the `k` best document ids, best first."""
+        vectors = np.ascontiguousarray(model_input, dtype=np.float32)
+        _, ids = self.index.search(vectors, int((params or {}).get("k", 10)))
+        return [list(row) for row in ids]
+
+
+set_model(IndexModel())

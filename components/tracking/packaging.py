@@ -1,0 +1,114 @@
+"""Our artifacts as MLflow models: a pyfunc whose code is a file of `components/tracking/models` and whose data is the sealed folder.
+
+`mlflow.pyfunc.log_model` is not used: it would work on the active run, pickle or inspect the environment, and copy the data three
+times. The folder is linked into place instead and uploaded once, and the requirements are given, so nothing is inferred.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from components import settings
+from components.artifacts import Artifact
+from components.errors import ModelError
+from components.tracking import labels
+from components.tracking.provenance import installed
+from components.tracking.store import client
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+    from mlflow.models import ModelSignature
+
+SEALED = "sealed"  # name of the artifact inside the pyfunc, and of the folder that holds it
+SEALED_PATH = f"artifacts/{SEALED}"
+_MODELS = Path(__file__).parent / "models"
+_COMMON = ("mlflow", "pydantic", "numpy", "pandas", "pyarrow")
+_ENCODER = ("torch", "transformers", "sentence-transformers", "peft", "safetensors", "tokenizers")
+_REQUIREMENTS = {
+    "encoder": _COMMON + _ENCODER,
+    "index": (*_COMMON, "faiss-cpu"),
+    "release": (*_COMMON, *_ENCODER, "faiss-cpu"),
+}
+
+
+def log_model(artifact: Artifact, name: str, experiment: str, run_id: str) -> str:
+    """Upload `artifact` as a LoggedModel, an output of the run, and return its id. It is READY only when all of it is there."""
+    from mlflow.entities import LoggedModelOutput
+
+    if artifact.kind not in _REQUIREMENTS:
+        raise ModelError(f"Only {', '.join(_REQUIREMENTS)} can be registered as models; '{name}' is of kind '{artifact.kind}'.")
+    model = client().create_logged_model(experiment, name=name, source_run_id=run_id, tags=_model_tags(artifact), model_type=artifact.kind)
+    model_id = str(model.model_id)
+    folder = settings.work_folder() / "staging"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as staging:
+        saved = Path(staging) / "model"
+        _save(artifact, model, run_id, saved)
+        client().log_model_artifacts(model_id, str(saved))
+    client().finalize_logged_model(model_id, "READY")
+    client().log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+    return model_id
+
+
+def _model_tags(artifact: Artifact) -> dict[str, str]:
+    return labels.prefixed({labels.DIGEST: artifact.digest, labels.KIND: artifact.kind})
+
+
+def _save(artifact: Artifact, logged: LoggedModel, run_id: str, target: Path) -> None:
+    """Write the pyfunc folder `target`; the artifact's files are linked, not copied."""
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    model = Model(artifact_path=logged.artifact_location, model_uuid=logged.model_id, run_id=run_id, model_id=logged.model_id)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*input example")  # the signature is given
+        mlflow.pyfunc.save_model(
+            path=str(target),
+            mlflow_model=model,
+            python_model=str(_MODELS / f"{artifact.kind}_model.py"),
+            code_paths=[str(_MODELS.parents[1])],
+            pip_requirements=requirements(artifact.kind),
+            signature=_signature(artifact),
+        )
+    for cache in list(target.rglob("__pycache__")):
+        shutil.rmtree(cache, ignore_errors=True)
+    shutil.copytree(artifact.path, target / SEALED_PATH, copy_function=_link, ignore=shutil.ignore_patterns(".*"))
+    # The entry that save_model would write for `artifacts=`, with our digest in the place of a path of this machine.
+    entry = {SEALED: {"path": SEALED_PATH, "uri": f"sha256:{artifact.digest}"}}
+    model.flavors["python_function"]["artifacts"] = entry
+    model.save(str(target / "MLmodel"))
+
+
+def requirements(kind: str) -> list[str]:
+    """Pinned requirements of a pyfunc: the versions installed here."""
+    versions: Mapping[str, str] = installed(_REQUIREMENTS[kind])
+    return [f"{name}=={version}" for name, version in versions.items()]
+
+
+def _signature(artifact: Artifact) -> ModelSignature:
+    """Texts in for encoder and release, vectors in for an index; `k` bounds what an index or a release returns."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    texts = Schema([ColSpec(DataType.string)])
+    vectors = Schema([TensorSpec(np.dtype(np.float32), (-1, -1))])
+    k = ParamSchema([ParamSpec("k", DataType.long, 10)])
+    if artifact.kind == "encoder":
+        return ModelSignature(inputs=texts, outputs=vectors)
+    return ModelSignature(inputs=texts if artifact.kind == "release" else vectors, params=k)
+
+
+def _link(source: str, target: str) -> str:
+    """A hard link, or a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target

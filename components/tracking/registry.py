@@ -1,0 +1,235 @@
+"""The model registry: register artifacts with their lineage, find versions, resolve aliases, copy versions for approval."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from components.artifacts import Artifact
+from components.tracking import embedded, labels, lineage, packaging
+from components.tracking.files import artifact_folder as artifact_folder
+from components.tracking.store import client, error_code, translated
+
+_COPY = re.compile(r"^models:/+([^/]+)/(\d+)/?$")
+_DESCRIPTIONS = {
+    "-query-tower": "Query tower: the LLM's query adapter with its encoding contract. Teacher of the query encoder.",
+    "-document-tower": "Document tower: the LLM's document adapter with its encoding contract. It defines the vector space.",
+    "-query-encoder": "Query encoder: the small encoder that serves queries in the document tower's space.",
+    "-index": "Index over the vectors of the document tower.",
+    "-candidate": "Candidates: manifests that pin towers, query encoder and index by digest, with evidence. Promote one to approve it.",
+    "-release": "Approved releases. Copies of candidates; the promote flow moves the alias `champion`.",
+}
+
+
+class RegisteredVersion(BaseModel):
+    """One version of a registered model and the digest of the artifact it holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    version: int
+    digest: str
+
+
+class VersionInfo(BaseModel):
+    """What the registry says about one version. Tags may have been edited since: digests are proof, tags are not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    version: int
+    tags: dict[str, str]
+    source: str
+    run_id: str | None
+    created_ms: int
+    aliases: tuple[str, ...]
+
+
+@translated("make a registered model")
+def ensure_model(name: str) -> None:
+    """Make the registered model `name` when it is missing, with a description by the part it plays."""
+    from mlflow.exceptions import MlflowException
+
+    description = next((text for suffix, text in _DESCRIPTIONS.items() if name.endswith(suffix)), None)
+    try:
+        client().create_registered_model(name, tags={labels.PREFIX + "managed": "true"}, description=description)
+    except MlflowException as error:
+        if error_code(error) != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+@translated("register a model")
+def register(
+    model_name: str, artifact: Artifact, run_id: str, inputs: Mapping[str, RegisteredVersion], tags: Mapping[str, Any]
+) -> RegisteredVersion:
+    """Register `artifact` as a version of `model_name`, produced by the run `run_id` from `inputs` (role -> version).
+
+    Run again with the same artifact it returns the existing version. Digest, kind, parents and attributes become tags beside
+    `tags` (see `provenance.version_tags`); they are given at creation, so a version never exists without them.
+    """
+    existing = find_version(model_name, artifact.digest)
+    if existing is not None:
+        return existing
+    ensure_model(model_name)
+    run = client().get_run(run_id)
+    experiment = str(run.info.experiment_id)
+    model_id = packaging.log_model(artifact, model_name, experiment, run_id)
+    _link_parents(run_id, experiment, inputs)
+    created = client().create_model_version(
+        model_name,
+        source=f"models:/{model_id}",
+        run_id=run_id,
+        tags=_version_tags(artifact, inputs, tags),
+        model_id=model_id,
+        await_creation_for=0,
+    )
+    lineage.link_consumers(experiment, run, artifact.digest, model_id)
+    return RegisteredVersion(name=model_name, version=int(created.version), digest=artifact.digest)
+
+
+def find_version(model_name: str, digest: str) -> RegisteredVersion | None:
+    """The oldest version of `model_name` that holds the artifact `digest`."""
+    for info in versions(model_name):
+        if info.tags.get(labels.DIGEST) == digest:
+            return RegisteredVersion(name=model_name, version=info.version, digest=digest)
+    return None
+
+
+@translated("describe a model version")
+def set_description(model_name: str, version: int, markdown: str) -> None:
+    """Set the text that the page of a version shows."""
+    client().update_model_version(model_name, str(version), labels.cut(markdown, labels.MAX_DESCRIPTION))
+
+
+@translated("list model versions")
+def versions(model_name: str) -> list[VersionInfo]:
+    """All versions of `model_name`, oldest first; empty when there is no such model."""
+    view = embedded.reader()
+    if view is not None:
+        return _embedded_versions(view, model_name)
+    if (aliases := _aliases(model_name)) is None:
+        return []
+    found = [_info(entry, aliases) for entry in _search(model_name)]
+    return sorted(found, key=lambda info: info.version)
+
+
+@translated("copy a model version")
+def copy_version(source_name: str, source_version: int, target_name: str) -> int:
+    """Copy a version into another registered model, as "Promote model" of MLflow's page does, and return the new number."""
+    origin = client().get_model_version(source_name, str(source_version))
+    ensure_model(target_name)
+    # Not `copy_model_version`: that one prints to stderr.
+    copied = client().create_model_version(
+        target_name,
+        source=f"models:/{source_name}/{source_version}",
+        run_id=origin.run_id,
+        tags=dict(origin.tags),
+        description=origin.description,
+        await_creation_for=0,
+    )
+    return int(copied.version)
+
+
+def copied_from(info: VersionInfo) -> tuple[str, int] | None:
+    """Model and version that `info` was copied from; None for a version that was not copied."""
+    matched = _COPY.match(info.source)
+    return (matched.group(1), int(matched.group(2))) if matched else None
+
+
+@translated("read an alias")
+def alias(model_name: str, alias_name: str) -> int | None:
+    """Version that an alias points to, or None. The version may have been deleted: MLflow lets that happen without a word."""
+    view = embedded.reader()
+    found = view.aliases(model_name) if view is not None else _aliases(model_name) or {}
+    return found.get(alias_name)
+
+
+@translated("set an alias")
+def set_alias(model_name: str, alias_name: str, version: int) -> None:
+    """Point an alias to a version, in one atomic step."""
+    client().set_registered_model_alias(model_name, alias_name, str(version))
+
+
+@translated("delete an alias")
+def delete_alias(model_name: str, alias_name: str) -> None:
+    """Remove an alias; nothing happens when it is not set."""
+    client().delete_registered_model_alias(model_name, alias_name)
+
+
+@translated("tag a model version")
+def set_version_tag(model_name: str, version: int, key: str, value: str) -> None:
+    """Set a tag of a version. `key` gets the project's prefix unless it has one."""
+    for name, text in labels.prefixed({key: value}).items():
+        client().set_model_version_tag(model_name, str(version), name, text)
+
+
+def _version_tags(artifact: Artifact, inputs: Mapping[str, RegisteredVersion], tags: Mapping[str, Any]) -> dict[str, str]:
+    own: dict[str, Any] = {labels.DIGEST: artifact.digest, labels.KIND: artifact.kind}
+    own |= {labels.PARENT + role: digest for role, digest in artifact.parents.items()}
+    own |= {labels.ATTRIBUTE + key: value for key, value in artifact.attributes.items()}
+    own |= {labels.INPUT + role: f"{used.name}/{used.version}@{used.digest}" for role, used in inputs.items()}
+    return labels.prefixed({**tags, **own})
+
+
+def _link_parents(run_id: str, experiment: str, inputs: Mapping[str, RegisteredVersion]) -> None:
+    """Record the registered parents as model inputs of the producing run, those that are not yet."""
+    from mlflow.entities import LoggedModelInput
+
+    run = client().get_run(run_id)
+    linked = {used.model_id for used in (run.inputs.model_inputs if run.inputs else [])}
+    parents = lineage.models_of(experiment, [used.digest for used in inputs.values()]).values()
+    if missing := [LoggedModelInput(model_id) for model_id in parents if model_id not in linked]:
+        client().log_inputs(run_id, models=missing)
+
+
+def _aliases(model_name: str) -> dict[str, int] | None:
+    """Alias -> version; None when there is no such model."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        model = client().get_registered_model(model_name)
+    except MlflowException as error:
+        if error_code(error) != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return {name: int(version) for name, version in model.aliases.items()}
+
+
+def _search(model_name: str) -> list[Any]:
+    found, token = [], None
+    while True:
+        page = client().search_model_versions(f"name = '{model_name}'", max_results=1000, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _info(entry: Any, aliases: Mapping[str, int]) -> VersionInfo:
+    version = int(entry.version)
+    return VersionInfo(
+        name=entry.name,
+        version=version,
+        tags=dict(entry.tags),
+        source=entry.source or "",
+        run_id=entry.run_id or None,
+        created_ms=int(entry.creation_timestamp),
+        aliases=tuple(sorted(name for name, target in aliases.items() if target == version)),
+    )
+
+
+def _embedded_versions(view: embedded.Reader, model_name: str) -> list[VersionInfo]:
+    aliases, found_tags = view.aliases(model_name), view.version_tags(model_name)
+    return [
+        VersionInfo(
+            name=model_name,
+            version=row["version"],
+            tags=found_tags.get(row["version"], {}),
+            source=row["source"] or "",
+            run_id=row["run_id"] or None,
+            created_ms=row["creation_time"],
+            aliases=tuple(sorted(name for name, target in aliases.items() if target == row["version"])),
+        )
+        for row in view.versions(model_name)
+    ]

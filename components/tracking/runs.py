@@ -1,0 +1,144 @@
+"""Runs in MLflow: one for a flow run, one nested run for each of its steps, written with the step's whole lineage.
+
+Every call names its run. MLflow's active run is never used: tasks on other threads would not see it, and it would leak into them.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from components import settings
+from components.artifacts import MANIFEST, Artifact, digest_of
+from components.tracking import labels, lineage
+from components.tracking.provenance import Provenance, claimed_user, provenance_tags
+from components.tracking.store import client, experiment_id, translated
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+REPORT_KINDS = frozenset({"validation", "evaluation"})
+_BATCH = 100  # the most parameters or tags that MLflow takes in one call
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one step did. `inputs` and `artifact` carry the digests, `seconds` is the step's own duration."""
+
+    step: str
+    config: Mapping[str, Any]
+    artifact: Artifact
+    inputs: Mapping[str, Artifact] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    cached: bool = False
+    flow_run_id: str = ""
+
+
+@translated("open a run for the flow")
+def open_flow_run(name: str, flow: str, parameters: Mapping[str, Any], provenance: Provenance, tags: Mapping[str, Any]) -> str:
+    """Open the run of a flow in the experiment `name` and return its id; `tags` become tags."""
+    experiment = experiment_id(name)
+    everything = {labels.FLOW: flow, **provenance_tags(provenance), **tags}
+    run = client().create_run(
+        experiment,
+        run_name=f"{flow}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}",
+        tags={"mlflow.user": provenance.user, **labels.prefixed(everything)},
+    )
+    run_id = str(run.info.run_id)
+    _log_parameters(run_id, labels.flatten(parameters))
+    client().log_dict(run_id, provenance.model_dump(), "provenance.json")
+    client().log_dict(run_id, dict(parameters), "config.json")
+    return run_id
+
+
+@translated("close the run of the flow")
+def close_flow_run(run_id: str, status: Status, error: str | None = None) -> None:
+    """End the run of a flow; `error` says why it failed."""
+    if error:
+        client().set_tag(run_id, labels.ERROR, labels.cut(error, labels.MAX_TAG))
+    client().set_terminated(run_id, status)
+
+
+@translated("record a step")
+def record_step(parent_run_id: str, record: StepRecord) -> str:
+    """Write one finished step as a nested run and return that run's id.
+
+    Reports (validation, evaluation) are uploaded whole, of other artifacts the manifest alone: models travel by registration. A
+    cached step does not upload again; its tag names the run that holds the files.
+    """
+    experiment = _experiment_of(settings.tracking_uri(), parent_run_id)
+    holder = _earlier_upload(experiment, record.artifact.digest) if record.cached else None
+    ended = int(time.time() * 1000)
+    run = client().create_run(
+        experiment,
+        start_time=ended - int(record.seconds * 1000),
+        run_name=record.step,
+        tags=_step_tags(parent_run_id, record, holder),
+    )
+    run_id = str(run.info.run_id)
+    _log_numbers(run_id, record, ended)
+    lineage.log_inputs(run_id, experiment, record.inputs)
+    lineage.log_output(run_id, experiment, record.artifact)
+    if holder is None:
+        _upload(run_id, record.artifact)
+    client().set_terminated(run_id, "FINISHED", ended)
+    return run_id
+
+
+def _step_tags(parent_run_id: str, record: StepRecord, holder: str | None) -> dict[str, str]:
+    artifact = record.artifact
+    own = {
+        labels.STEP: record.step,
+        labels.KIND: artifact.kind,
+        labels.DIGEST: artifact.digest,
+        labels.CACHED: record.cached,
+        labels.FILES_RUN: holder,
+        labels.FLOW_RUN: record.flow_run_id or None,
+        "config_digest": digest_of(dict(record.config)),
+    }
+    nested = {"mlflow.parentRunId": parent_run_id, "mlflow.user": claimed_user()}
+    return {**nested, **labels.prefixed(own), **lineage.input_tags(record.inputs)}
+
+
+def _log_numbers(run_id: str, record: StepRecord, now_ms: int) -> None:
+    """Parameters from the step's settings; metrics, counts and numeric attributes of its artifact."""
+    from mlflow.entities import Metric
+
+    counts = {f"count.{key}": float(value) for key, value in record.artifact.counts.items()}
+    values = {**counts, **record.metrics, "seconds": record.seconds}
+    metrics = [Metric(labels.name(key), float(value), now_ms, 0) for key, value in values.items()]
+    _log_parameters(run_id, labels.flatten({**record.config, "artifact": record.artifact.attributes}), metrics)
+
+
+def _log_parameters(run_id: str, parameters: Mapping[str, str], metrics: Sequence[Metric] = ()) -> None:
+    from mlflow.entities import Param
+
+    entries = [Param(key, value) for key, value in parameters.items()]
+    client().log_batch(run_id, metrics=metrics, params=entries[:_BATCH])
+    for start in range(_BATCH, len(entries), _BATCH):
+        client().log_batch(run_id, params=entries[start : start + _BATCH])
+
+
+def _upload(run_id: str, artifact: Artifact) -> None:
+    """Copy the files to the run, then mark it as holding them: an upload that was killed is never pointed to."""
+    if artifact.kind in REPORT_KINDS:
+        client().log_artifacts(run_id, str(artifact.path), artifact.kind)
+    else:
+        client().log_artifact(run_id, str(artifact.path / MANIFEST), artifact.kind)
+    client().set_tag(run_id, labels.UPLOADED, "true")
+
+
+def _earlier_upload(experiment: str, digest: str) -> str | None:
+    condition = f"tags.`{labels.DIGEST}` = '{digest}' and tags.`{labels.UPLOADED}` = 'true'"
+    found = client().search_runs([experiment], condition, max_results=1, order_by=["attributes.start_time ASC"])
+    return str(found[0].info.run_id) if found else None
+
+
+@functools.lru_cache(maxsize=256)
+def _experiment_of(uri: str, run_id: str) -> str:
+    return str(client().get_run(run_id).info.experiment_id)

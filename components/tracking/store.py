@@ -1,0 +1,121 @@
+"""The connection to MLflow: one client per store, experiments, and errors in words a user can act on."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from components import settings
+from components.errors import ScalingNoteError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_FOREIGN = {"mlflow", "sqlalchemy", "requests", "urllib3", "sqlite3", "alembic"}
+
+
+class TrackingError(ScalingNoteError):
+    """MLflow cannot be reached, or refuses what was asked of it."""
+
+    exit_code = 8
+
+
+@contextmanager
+def translated(action: str) -> Iterator[None]:
+    """Turn the errors of MLflow and of its stores into a TrackingError that names `action`. Also serves as a decorator."""
+    try:
+        yield
+    except ScalingNoteError:
+        raise
+    except OSError as error:
+        raise TrackingError(f"Could not {action}: {error}. Check free space and access rights, then run the command again.") from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _FOREIGN:
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise TrackingError(f"Could not {action} at {settings.tracking_uri()}: {reason}") from error
+
+
+def is_server(uri: str) -> bool:
+    """Whether `uri` is a tracking server, which decides by itself where artifacts lie."""
+    return uri.startswith(("http://", "https://"))
+
+
+def client() -> MlflowClient:
+    """The client of the tracking store in `settings.tracking_uri()`, opened once per process."""
+    uri = settings.tracking_uri()
+    with translated("open the tracking store"):
+        opened = _open(uri)
+        _announce(uri)
+    return opened
+
+
+@functools.lru_cache(maxsize=32)
+def _open(uri: str) -> MlflowClient:
+    # Unset, an unreachable server is tried for four minutes before the error shows.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    if not is_server(uri):
+        settings.artifact_root().mkdir(parents=True, exist_ok=True)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def _announce(uri: str) -> None:
+    """MLflow resolves `models:/` sources through its own current store, not through the client that was asked."""
+    import mlflow
+
+    if mlflow.get_tracking_uri() != uri:
+        mlflow.set_tracking_uri(uri)
+
+
+def error_code(error: Exception) -> str:
+    """The code of an MLflow error, e.g. RESOURCE_DOES_NOT_EXIST; an empty string for any other error."""
+    return str(getattr(error, "error_code", ""))
+
+
+def experiment_id(name: str) -> str:
+    """Id of the experiment `name`, made when missing. The embedded store keeps its artifacts under `settings.artifact_root()`."""
+    return _experiment_id(settings.tracking_uri(), name)
+
+
+@functools.lru_cache(maxsize=256)
+def _experiment_id(uri: str, name: str) -> str:
+    with translated(f"open the experiment '{name}'"):
+        found = client().get_experiment_by_name(name)
+        if found is None:
+            return create_experiment(name, {}) or _experiment_id(uri, name)
+    if found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"The experiment '{name}' was deleted; restore it with `mlflow experiments restore --experiment-id {found.experiment_id}`."
+        )
+    return str(found.experiment_id)
+
+
+def create_experiment(name: str, tags: dict[str, str]) -> str | None:
+    """Make the experiment `name` with its tags in one atomic act; None when it exists already."""
+    from mlflow.exceptions import MlflowException
+
+    uri = settings.tracking_uri()
+    folder = re.sub(r"[^\w.-]", "_", name)
+    location = None if is_server(uri) else (settings.artifact_root() / folder).as_uri()
+    try:
+        return str(client().create_experiment(name, artifact_location=location, tags=tags))
+    except MlflowException as error:
+        if error_code(error) != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return None
+
+
+def clear_caches() -> None:
+    """Forget opened stores and known experiments, for example after the store's file was replaced."""
+    _open.cache_clear()
+    _experiment_id.cache_clear()

@@ -1,0 +1,138 @@
+"""The configuration of a whole retraining: presets, a YAML file over them, single settings over both.
+
+Cheap to import (pydantic and yaml alone), since every command reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from components.config import StepConfig
+from components.data.config import DataConfig
+from components.distillation.config import DistillationConfig
+from components.errors import ConfigError
+from components.evaluation.config import EvaluationConfig
+from components.index.config import IndexConfig
+from components.promotion.config import PolicyConfig
+from components.towers.config import EncodingConfig, TowerConfig
+from flows.config_errors import did_you_mean, explain
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class RetrainConfig(StepConfig):
+    """Everything the flow `retrain` needs, one section for each component."""
+
+    name: str = Field(
+        "retriever",
+        pattern=r"^[a-z0-9][a-z0-9-]{0,59}$",
+        description="Name of the retriever: small letters, digits and hyphens; its registered models begin with it",
+    )
+    data: DataConfig = Field(default_factory=DataConfig, description="Which data the release is built from")
+    towers: TowerConfig = Field(default_factory=TowerConfig, description="Stage 1: the two towers on one LLM")
+    encoding: EncodingConfig = Field(default_factory=EncodingConfig, description="Encoding of the corpus")
+    distillation: DistillationConfig = Field(default_factory=DistillationConfig, description="Stage 2: the student")
+    index: IndexConfig = Field(default_factory=IndexConfig, description="The index")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="What is measured")
+    policy: PolicyConfig = Field(default_factory=PolicyConfig, description="The gates")
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the project, in alphabetical order."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_config(preset: str | None = None, file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> RetrainConfig:
+    """The configuration made from `preset` (None: the defaults), then `file`, then `overrides`; the later one wins.
+
+    `overrides` are nested like the YAML, or have dotted keys (`towers.steps`), or both.
+    Raises ConfigError that names each wrong field, what was given and what is allowed.
+    """
+    values: dict[str, Any] = {}
+    sources = []
+    if preset is not None:
+        values, sources = read_yaml(_preset_path(preset)), [f"preset {preset}"]
+    if file is not None:
+        values, sources = _merged(values, read_yaml(file)), [*sources, str(file)]
+    if overrides:
+        values, sources = _merged(values, _nested(overrides)), [*sources, "command line"]
+    try:
+        return RetrainConfig.model_validate(_without_empty_sections(values))
+    except ValidationError as error:
+        raise ConfigError(explain(error, RetrainConfig, ", ".join(sources))) from None
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; raises ConfigError with file, line and column when it is none."""
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), _StrictLoader)  # noqa: S506 - derived from SafeLoader
+    except FileNotFoundError:
+        raise ConfigError(f"The configuration file {file} does not exist.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The configuration file {file} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(_yaml_problem(file, error)) from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: expected settings as 'section: {{field: value}}', found {type(content).__name__}.")
+    return content
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice; YAML's own loader takes the last one without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a field's name must be a single word", key.start_mark)
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the field '{key.value}' is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _yaml_problem(file: Path, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    if mark is None:
+        return f"{file} is not valid YAML: {problem}."
+    return f"{file}, line {mark.line + 1}, column {mark.column + 1}: not valid YAML: {problem}."
+
+
+def _preset_path(preset: str) -> Path:
+    names = preset_names()
+    if preset not in names:
+        raise ConfigError(f"Unknown preset '{preset}'{did_you_mean(preset, names)}. Presets: {', '.join(names)}.")
+    return PRESETS / f"{preset}.yaml"
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, section by section; an empty section (`towers:` alone) changes nothing."""
+    result = dict(base)
+    for key, value in over.items():
+        before = result.get(key)
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            result[key] = _merged(before, value)
+        elif not (isinstance(before, Mapping) and value is None):
+            result[key] = value
+    return result
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn dotted keys into sections: {'towers.steps': 5} -> {'towers': {'steps': 5}}."""
+    result: dict[str, Any] = {}
+    for key, value in flat.items():
+        section, dot, rest = str(key).partition(".")
+        result = _merged(result, {section: _nested({rest: value}) if dot else value})
+    return result
+
+
+def _without_empty_sections(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None or key == "name"}

@@ -1,0 +1,76 @@
+"""One flow run in MLflow: every step that runs through the recorder leaves its nested run and its lineage, so none can forget it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from components.artifacts import Artifact
+from components.promotion.release import LineageNode
+from components.tracking.provenance import Provenance, collect_provenance, version_tags
+from components.tracking.registry import RegisteredVersion, register
+from components.tracking.runs import StepRecord, close_flow_run, open_flow_run, record_step
+from flows.steps import Step, run_step
+
+
+class Recorder:
+    """Runs steps and remembers what the lineage of the release will need."""
+
+    def __init__(self, name: str, parameters: Mapping[str, Any], run_id: str, provenance: Provenance) -> None:
+        self.name, self.parameters, self.run_id, self.provenance = name, parameters, run_id, provenance
+        self.lineage: list[LineageNode] = []
+        self.all_cached = True
+        self._runs: dict[str, str] = {}
+
+    def run(self, step: Step) -> Artifact:
+        """Run a step, record it in MLflow, and return its artifact."""
+        done = run_step(step)
+        self.all_cached &= done.cached
+        return self._record(step, done.artifact, done.seconds, done.cached)
+
+    def part(self, whole: Artifact, part: Artifact, step: Step) -> Artifact:
+        """Make a part of a finished step (such as one of two towers) an artifact of its own in the lineage."""
+        self._runs[part.digest] = self._runs[whole.digest]
+        self._remember(step, part, self._runs[whole.digest])
+        return part
+
+    def register(self, role: str, artifact: Artifact, inputs: Mapping[str, RegisteredVersion], data_digest: str) -> RegisteredVersion:
+        """Register an artifact as a version of `<name>-<role>`; unchanged ones keep their version."""
+        tags = version_tags(self.provenance, data_digest, dict(self.parameters), self.run_id)
+        return register(f"{self.name}-{role}", artifact, self._runs[artifact.digest], inputs, tags)
+
+    def _record(self, step: Step, artifact: Artifact, seconds: float, cached: bool) -> Artifact:
+        record = StepRecord(step.name, step.config, artifact, step.inputs, {}, seconds, cached, self.run_id)
+        self._runs[artifact.digest] = record_step(self.run_id, record)
+        self._remember(step, artifact, self._runs[artifact.digest])
+        return artifact
+
+    def _remember(self, step: Step, artifact: Artifact, run_id: str) -> None:
+        node = LineageNode(
+            digest=artifact.digest,
+            kind=artifact.kind,
+            name=step.name,
+            parents=artifact.parents,
+            counts=artifact.counts,
+            attributes=artifact.attributes,
+            config=dict(step.config),
+            run_id=run_id,
+        )
+        self.lineage.append(node)
+
+
+@contextmanager
+def recorded_flow(name: str, flow: str, parameters: Mapping[str, Any]) -> Iterator[Recorder]:
+    """Open the flow's run in MLflow and close it as finished, failed or killed."""
+    provenance = collect_provenance()
+    run_id = open_flow_run(name, flow, parameters, provenance, {})
+    try:
+        yield Recorder(name, parameters, run_id, provenance)
+    except KeyboardInterrupt:
+        close_flow_run(run_id, "KILLED", "interrupted")
+        raise
+    except BaseException as error:
+        close_flow_run(run_id, "FAILED", str(error))
+        raise
+    close_flow_run(run_id, "FINISHED")

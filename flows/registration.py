@@ -1,0 +1,152 @@
+"""From finished parts to a candidate: decide, register every part, write the manifest that pins them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact
+from components.evaluation.report import load_evaluation
+from components.promotion.baseline import Baseline, load_baseline
+from components.promotion.gates import GateDecision, decide
+from components.promotion.release import (
+    DatasetPin,
+    Pin,
+    Pins,
+    ReleaseManifest,
+    evaluation_pin,
+    write_candidate,
+)
+from components.promotion.standing import release_model
+from components.tracking.registry import RegisteredVersion, ensure_model, set_description
+from flows.config import RetrainConfig
+from flows.recorder import Recorder
+from flows.steps import Step
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a release is made of."""
+
+    dataset: DatasetArtifact
+    validation: Artifact
+    query_tower: EncoderArtifact
+    document_tower: EncoderArtifact
+    query_encoder: EncoderArtifact
+    index: IndexArtifact
+    evaluation: Artifact
+
+
+def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) -> dict[str, Any]:
+    """Decide, register, and return what comes next. With nothing changed it finds the candidate there is."""
+    baseline = load_baseline(config.name)
+    versions = _register_parts(recorder, parts)
+    decision = decide(load_evaluation(parts.evaluation.path), baseline.evaluation if baseline else None, config.policy)
+    step = _candidate_step(config, recorder, parts, versions, (decision, baseline))
+    candidate = recorder.run(step)
+    # The empty release model has to be there before a reviewer opens the first candidate: the dialog offers existing models only.
+    ensure_model(release_model(config.name))
+    registered = recorder.register("candidate", candidate, versions, parts.dataset.digest)
+    set_description(registered.name, registered.version, describe(decision, registered))
+    return {
+        "name": config.name,
+        "candidate": f"candidate/{registered.version}",
+        "version": registered.version,
+        "digest": candidate.digest,
+        "folder": str(candidate.path),
+        "verdict": decision.verdict,
+        "first_release": decision.first_release,
+        "gates": [gate.model_dump() for gate in decision.gates],
+        "cached": recorder.all_cached,
+        "mlflow_run_id": recorder.run_id,
+    }
+
+
+def _register_parts(recorder: Recorder, parts: Parts) -> dict[str, RegisteredVersion]:
+    data = parts.dataset.digest
+    document = recorder.register("document-tower", parts.document_tower, {}, data)
+    query = recorder.register("query-tower", parts.query_tower, {"document_tower": document}, data)
+    index = recorder.register("index", parts.index, {"document_tower": document}, data)
+    student = recorder.register("query-encoder", parts.query_encoder, {"query_tower": query, "index": index}, data)
+    return {"query_tower": query, "document_tower": document, "query_encoder": student, "index": index}
+
+
+def _candidate_step(
+    config: RetrainConfig,
+    recorder: Recorder,
+    parts: Parts,
+    versions: dict[str, RegisteredVersion],
+    decided: tuple[GateDecision, Baseline | None],
+) -> Step:
+    decision, baseline = decided
+    settings = {
+        "config": config.model_dump(mode="json"),
+        "pins": {role: version.model_dump() for role, version in versions.items()},
+        "decision": decision.model_dump(mode="json"),
+        "baseline": baseline.version if baseline else None,
+    }
+
+    def make(folder: Path) -> Artifact:
+        manifest = _manifest(config, recorder, parts, versions, decided)
+        return write_candidate(manifest, parts.evaluation.path, parts.validation.path, folder)
+
+    inputs = {"evaluation": parts.evaluation, "validation": parts.validation, "query_encoder": parts.query_encoder, "index": parts.index}
+    return Step("write_candidate", ("promotion", "serving"), make, inputs, settings)
+
+
+def _manifest(
+    config: RetrainConfig,
+    recorder: Recorder,
+    parts: Parts,
+    versions: dict[str, RegisteredVersion],
+    decided: tuple[GateDecision, Baseline | None],
+) -> ReleaseManifest:
+    from components.data.dataset import load_dataset
+    from components.distillation.student import load_student
+    from components.serving.retriever import Retriever
+    from components.serving.smoke import record_smoke
+
+    decision, baseline = decided
+    encoder = load_student(parts.query_encoder.path)
+    retriever = Retriever.open(encoder, parts.query_encoder.path, parts.index.path, config.index.probe_tolerance)
+    queries = load_dataset(parts.dataset.path).judged_queries(config.evaluation.split)["text"].tolist()
+    return ReleaseManifest(
+        name=config.name,
+        space_id=parts.index.space_id,
+        pins=Pins(**{role: Pin(model=v.name, version=v.version, digest=v.digest) for role, v in versions.items()}),
+        dataset=_dataset_pin(parts),
+        evaluation=evaluation_pin(load_evaluation(parts.evaluation.path).summary, parts.evaluation.digest),
+        decision=decision,
+        baseline_version=baseline.version if baseline else None,
+        smoke=record_smoke(retriever, queries),
+        provenance=recorder.provenance.model_dump(mode="json"),
+        config=config.model_dump(mode="json"),
+        lineage=tuple(recorder.lineage),
+        flow_run_id=recorder.run_id,
+    )
+
+
+def _dataset_pin(parts: Parts) -> DatasetPin:
+    contracts = {k.removeprefix("contract."): str(v) for k, v in parts.validation.attributes.items() if k.startswith("contract.")}
+    attributes = parts.dataset.attributes
+    return DatasetPin(
+        name=str(attributes["name"]), digest=parts.dataset.digest, source_digest=str(attributes["source_digest"]), contracts=contracts
+    )
+
+
+def describe(decision: GateDecision, registered: RegisteredVersion) -> str:
+    """Markdown for the candidate's page: verdict, gates with their reasons, what the reviewer does next."""
+    rows = [f"| {gate.name} | {gate.status} | {gate.reason} |" for gate in decision.gates]
+    first = " This is a first release: there is no champion to compare with, a person has to decide." if decision.first_release else ""
+    release = registered.name.removesuffix("-candidate") + "-release"
+    lines = [
+        f"**Verdict: {decision.verdict}.**{first}",
+        "",
+        "| gate | status | reason |",
+        "|---|---|---|",
+        *rows,
+        "",
+        f"To approve: *Promote model* into `{release}`. The evidence lies in the artifacts of this version.",
+    ]
+    return "\n".join(lines)

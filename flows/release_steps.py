@@ -1,0 +1,126 @@
+"""The steps of a full release: what each is made from, by which rooms, and by which function of `components/`.
+
+The heavy imports stand inside the functions: a flow that finds every step finished never loads torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, EvalReport, IndexArtifact, VectorShards
+from flows.config import RetrainConfig
+from flows.steps import Step
+
+
+def snapshot_step(config: RetrainConfig) -> Step:
+    """Read the source and keep it as tables; the key holds the digest of the source's files."""
+    from components.data.snapshot import snapshot, source_digest
+
+    settings = {**config.data.model_dump(), "source_digest": source_digest(config.data)}
+    return Step("snapshot_data", ("data",), lambda folder: snapshot(config.data, folder), config=settings)
+
+
+def validation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
+    """Hold the tables against the data contracts."""
+    from components.artifacts import file_sha256
+    from components.data.validation import contracts_folder, validate
+
+    contracts = contracts_folder(config.data)
+    digests = {path.name: file_sha256(path) for path in sorted(contracts.glob("*.yaml"))}
+    return Step("validate_data", ("data",), lambda folder: validate(dataset, contracts, folder), {"dataset": dataset}, {"contracts": digests})
+
+
+def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
+    """Stage 1: train both towers."""
+
+    def make(folder: Path) -> Artifact:
+        from components.data.dataset import load_dataset
+        from components.towers.pairs import training_pairs
+        from components.towers.train import train_towers
+
+        return train_towers(training_pairs(load_dataset(dataset)), config.towers, {"dataset": dataset.digest}, folder)
+
+    return Step("train_towers", ("towers",), make, {"dataset": dataset}, config.towers.model_dump())
+
+
+def vectors_step(config: RetrainConfig, dataset: DatasetArtifact, document_tower: EncoderArtifact) -> Step:
+    """Encode the corpus in shards."""
+
+    def make(folder: Path) -> Artifact:
+        from components.data.dataset import load_dataset
+        from components.index.encode import encode_corpus
+        from components.towers.encoder import load_tower
+
+        parents = {"dataset": dataset.digest, "document_tower": document_tower.digest}
+        return encode_corpus(load_tower(document_tower.path), load_dataset(dataset), parents, config.encoding, folder)
+
+    inputs = {"dataset": dataset, "document_tower": document_tower}
+    return Step("encode_corpus", ("index", "towers"), make, inputs, config.encoding.model_dump())
+
+
+def index_step(config: RetrainConfig, vectors: VectorShards) -> Step:
+    """Build the index over the encoded corpus."""
+
+    def make(folder: Path) -> Artifact:
+        from components.index.build import build_index
+
+        return build_index(vectors, config.index, folder)
+
+    return Step("build_index", ("index",), make, {"vectors": vectors}, config.index.model_dump())
+
+
+def targets_step(config: RetrainConfig, dataset: DatasetArtifact, query_tower: EncoderArtifact) -> Step:
+    """Compute the teacher's query vectors once."""
+    chosen = {"titles": config.distillation.titles, "seed": config.distillation.seed}
+
+    def make(folder: Path) -> Artifact:
+        from components.data.dataset import load_dataset
+        from components.distillation.sources import query_sources
+        from components.distillation.teacher_targets import write_teacher_targets
+        from components.towers.encoder import load_tower
+
+        sources = query_sources(load_dataset(dataset), config.distillation)
+        parents = {"dataset": dataset.digest, "query_tower": query_tower.digest}
+        return write_teacher_targets(load_tower(query_tower.path), sources, parents, folder)
+
+    return Step("encode_teacher_queries", ("distillation", "towers"), make, {"dataset": dataset, "query_tower": query_tower}, chosen)
+
+
+def student_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
+    """Stage 2: align and refine the student. `inputs`: dataset, targets, vectors, index."""
+
+    def make(folder: Path) -> Artifact:
+        from components.data.dataset import load_dataset
+        from components.distillation.sources import distillation_data
+        from components.distillation.train import train_student
+        from components.index.search import load_index
+        from components.index.shards import read_vectors
+
+        space_id = inputs["index"].space_id
+        index = load_index(inputs["index"].path, space_id)
+        documents = read_vectors(inputs["vectors"]).vectors
+        data = distillation_data(load_dataset(inputs["dataset"]), inputs["targets"].path, documents, space_id, index.ids)
+        return train_student(data, config.distillation, {role: a.digest for role, a in inputs.items()}, folder)
+
+    return Step("distil_query_tower", ("distillation", "towers"), make, inputs, config.distillation.model_dump())
+
+
+def evaluation_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
+    """Measure BM25, the untrained student, teacher and student. `inputs`: dataset, query_tower, query_encoder, index."""
+
+    def make(folder: Path) -> EvalReport:
+        from components.evaluation.evaluate import evaluate_release
+
+        return evaluate_release(inputs, config.distillation, config.evaluation, folder)
+
+    settings = {**config.evaluation.model_dump(), "student": config.distillation.student, "layers": config.distillation.layers}
+    return Step("evaluate", ("evaluation", "index", "distillation", "towers"), make, inputs, settings)
+
+
+def typed(artifact: Artifact, kind: type[Any]) -> Any:
+    """`artifact` as the artifact type `kind`, which its manifest has to name."""
+    return kind.model_validate(artifact.model_dump())
+
+
+__all__ = ["DatasetArtifact", "EncoderArtifact", "IndexArtifact", "VectorShards", "typed"]

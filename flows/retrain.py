@@ -1,0 +1,73 @@
+"""The full release, from data to a candidate: one flow, one step after another.
+
+    snapshot -> validate -> train towers -> encode corpus -> build index
+                                |                               |
+                                +-> teacher queries -> distil and refine -> evaluate -> decide, register candidate
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
+from flows.config import RetrainConfig
+from flows.recorder import Recorder, recorded_flow
+from flows.registration import Parts, register_candidate
+from flows.release_steps import (
+    evaluation_step,
+    index_step,
+    snapshot_step,
+    student_step,
+    targets_step,
+    towers_step,
+    typed,
+    validation_step,
+    vectors_step,
+)
+
+
+@flow(name="retrain", persist_result=False, validate_parameters=True)
+def retrain(config: RetrainConfig) -> dict[str, Any]:
+    """Build a candidate and register it; finished steps are taken from the cache, a killed one continues.
+
+    Returns what a person or program needs next: candidate, verdict, gates, whether all came from the cache, MLflow run.
+    """
+    from components import settings
+
+    settings.activate()
+    with recorded_flow(config.name, "retrain", config.model_dump(mode="json")) as recorder:
+        parts = build_parts(config, recorder)
+        return register_candidate(config, recorder, parts)
+
+
+def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
+    """Run every step that makes a part of the release."""
+    from components.data.validation import require_valid
+
+    dataset = typed(recorder.run(snapshot_step(config)), DatasetArtifact)
+    validation = recorder.run(validation_step(config, dataset))
+    require_valid(validation)
+    query_tower, document_tower = train_both(config, recorder, dataset)
+    vectors = typed(recorder.run(vectors_step(config, dataset, document_tower)), VectorShards)
+    index = typed(recorder.run(index_step(config, vectors, dataset)), IndexArtifact)
+    targets = recorder.run(targets_step(config, dataset, query_tower))
+    learned_from = {"dataset": dataset, "targets": targets, "vectors": vectors, "index": index}
+    student = typed(recorder.run(student_step(config, learned_from)), EncoderArtifact)
+    measured = {"dataset": dataset, "query_tower": query_tower, "query_encoder": student, "index": index}
+    evaluation = recorder.run(evaluation_step(config, measured))
+    return Parts(dataset, validation, query_tower, document_tower, student, index, evaluation)
+
+
+def train_both(config: RetrainConfig, recorder: Recorder, dataset: DatasetArtifact) -> tuple[EncoderArtifact, EncoderArtifact]:
+    """Stage 1, and its two towers as artifacts of their own."""
+    step = towers_step(config, dataset)
+    towers = recorder.run(step)
+    query, document = (_tower(recorder, towers, role, step) for role in ("query_tower", "document_tower"))
+    return query, document
+
+
+def _tower(recorder: Recorder, towers: Artifact, role: str, step: Any) -> EncoderArtifact:
+    tower: EncoderArtifact = typed(recorder.part(towers, open_artifact(towers.path / role), step), EncoderArtifact)
+    return tower

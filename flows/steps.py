@@ -1,0 +1,125 @@
+"""How a step runs inside a flow: found finished or made, shown in Prefect, and its lineage recorded in MLflow.
+
+A step's folder is named by the digest of all that determines its result: configuration, inputs, the code of the rooms that make it,
+and the versions of the libraries beneath. A folder whose manifest verifies is the result; any other is (re)made, and the step itself
+continues from what a killed attempt left there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
+
+from components import settings
+from components.artifacts import Artifact, digest_of, file_sha256, is_complete, verify
+
+if TYPE_CHECKING:
+    from prefect.states import State
+
+COMPONENTS = Path(__file__).resolve().parents[1] / "components"
+LIBRARIES = ("torch", "transformers", "peft", "sentence-transformers", "faiss-cpu", "great-expectations", "bm25s", "numpy")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: its name, the rooms whose code makes it, its configuration and inputs, and the function that makes it."""
+
+    name: str
+    rooms: tuple[str, ...]
+    make: Callable[[Path], Artifact]
+    inputs: Mapping[str, Artifact] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The step's own folder under the working files, named by its key."""
+        key = digest_of(
+            {
+                "config": dict(self.config),
+                "inputs": {role: artifact.digest for role, artifact in self.inputs.items()},
+                "code": {room: code_digest(room) for room in self.rooms},
+                "libraries": library_versions(),
+            }
+        )
+        return settings.work_folder() / self.name / key[:24]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished step: its artifact, whether it was found finished, and the seconds it took."""
+
+    artifact: Artifact
+    cached: bool
+    seconds: float
+
+
+@cache
+def code_digest(room: str) -> str:
+    """Digest of the Python files of a room of `components/`."""
+    files = sorted((COMPONENTS / room).rglob("*.py"))
+    return digest_of({f.relative_to(COMPONENTS).as_posix(): file_sha256(f) for f in files})
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that a result depends on; 'absent' where one is not installed."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def run_step(step: Step) -> Done:
+    """Run `step` as a Prefect task: at once if its folder verifies (state `Cached`), else by making it."""
+    done: Done = _as_task(step.name)(step)
+    return done
+
+
+@cache
+def _as_task(name: str) -> Any:
+    # No Prefect cache or stored result: the manifest is the one place that says whether a step is done.
+    return task(_execute, name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
+
+
+def _execute(step: Step) -> State[Done] | Done:
+    started = time.monotonic()
+    with _alone(step.folder):
+        if is_complete(step.folder):
+            print(f"[{step.name}] unchanged, taken from the cache", flush=True)
+            return Completed(name="Cached", message="its manifest verified", data=Done(verify(step.folder), True, 0.0))
+        print(f"[{step.name}] started", flush=True)
+        artifact = step.make(step.folder)
+    seconds = time.monotonic() - started
+    print(f"[{step.name}] done in {seconds:.1f} s: {_counts(artifact)}", flush=True)
+    return Done(artifact, False, seconds)
+
+
+def _counts(artifact: Artifact) -> str:
+    return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in artifact.counts.items()) or artifact.kind
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the step's lock, which the system frees when its holder dies; a second flow waits and then finds the step finished."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"[{folder.parent.name}] waiting: another run is making this step", flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,39 @@
+"""Fixtures that all rings of tests share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow SQLite file with its tables and nothing in it: making them takes seconds, copying the file does not."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow-template") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_registered_models()
+    return path
+
+
+@pytest.fixture
+def home(tmp_path: Path, mlflow_template: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home folder of the test's own, with an MLflow store that is ready for use."""
+    from components.tracking.store import clear_caches
+
+    folder = tmp_path / "home"
+    store = folder / "mlflow" / "mlflow.db"
+    store.parent.mkdir(parents=True)
+    shutil.copyfile(mlflow_template, store)
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(folder))
+    # Set, not deleted: MLflow writes this variable itself, and only a set one is restored after the test.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    yield folder
+    clear_caches()

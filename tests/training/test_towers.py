@@ -1,0 +1,203 @@
+"""Stage 1 on a tiny random decoder: gradients, cached gradients, resuming, load-back parity, collapse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from components.artifacts import verify
+from components.errors import ArtifactError, CollapseError, ModelError, ProbeMismatch
+from components.towers import gradient_cache
+from components.towers.backbone import TwoTowers
+from components.towers.base_models import resolve_base
+from components.towers.checks import measure_spread, refuse_collapse
+from components.towers.config import TowerConfig
+from components.towers.contract import load_contract
+from components.towers.encoder import load_tower
+from components.towers.losses import info_nce
+from components.towers.probes import PROBE_TEXTS, check_probes
+from components.towers.train import CHECKPOINT, batch_of_step, train_towers, training_losses
+from tests.training.tiny_world import documents, pairs, queries
+
+CONFIG = TowerConfig(
+    base_model="tiny-decoder", pooling="mean", steps=30, batch_size=16, chunk_size=16, checkpoint_every=5, lora_rank=4, precision="float32"
+)
+
+
+@pytest.fixture
+def towers(home: Path) -> TwoTowers:
+    built = TwoTowers(resolve_base("tiny-decoder", documents() + queries()), CONFIG)
+    with torch.no_grad():
+        for i, parameter in enumerate(built.parameters()):  # a fresh adapter is all zeros on one side and has no gradient on the other
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)) * 0.1)
+    return built
+
+
+def gradient(towers: TwoTowers, chunk: int) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of one batch of 8 pairs in chunks of `chunk`."""
+    rows = {"query": towers.tokens(queries()[:8], "query"), "document": towers.tokens(documents()[:8], "document")}
+    chunks = {role: [r[i : i + chunk] for i in range(0, 8, chunk)] for role, r in rows.items()}
+    towers.model.zero_grad()
+    loss = gradient_cache.backward(towers.embed, chunks["query"], chunks["document"], lambda q, d: info_nce(q, d, 0.1))  # type: ignore[arg-type]
+    return loss, {n: p.grad.clone() for n, p in towers.model.named_parameters() if p.grad is not None}
+
+
+def test_both_adapters_get_a_gradient_and_the_base_gets_none(towers: TwoTowers) -> None:
+    _, found = gradient(towers, 8)
+    for role in ("query", "document"):
+        values = [g.abs().max() for name, g in found.items() if f".{role}." in name]
+        assert values and all(v > 0 for v in values)
+    assert all(".lora_" in name for name in found)
+
+
+def test_cached_gradients_equal_those_of_the_whole_batch(towers: TwoTowers) -> None:
+    whole_loss, whole = gradient(towers, 8)
+    cached_loss, cached = gradient(towers, 3)
+    assert cached_loss == pytest.approx(whole_loss, abs=1e-5)
+    assert whole.keys() == cached.keys()
+    for name in whole:
+        torch.testing.assert_close(cached[name], whole[name], atol=1e-5, rtol=1e-4)
+
+
+def test_training_lowers_the_loss_and_its_towers_find_documents(home: Path, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"steps": 120, "learning_rate": 3e-3})
+    artifact = train_towers(pairs(), config, {"dataset": "d"}, tmp_path)
+    losses = training_losses(tmp_path)
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+    query_tower, document_tower = load_tower(tmp_path / "query_tower"), load_tower(tmp_path / "document_tower")
+    assert query_tower.space_id == document_tower.space_id
+    scores = query_tower.encode(queries()) @ document_tower.encode(documents()).T
+    found = (scores.argsort(1)[:, ::-1][:, :5] == np.arange(64)[:, None]).any(1).mean()
+    assert found > 0.3  # 0.08 by chance
+    assert artifact.parents == {"dataset": "d"}
+    verify(tmp_path)
+
+
+def test_a_killed_training_gives_the_vectors_of_a_straight_one(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    straight.mkdir()
+    killed.mkdir()
+    train_towers(pairs(), CONFIG, {}, straight)
+    steps_taken = _kill_after(17, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train_towers(pairs(), CONFIG, {}, killed)
+    monkeypatch.undo()
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(home))
+    assert steps_taken == list(range(17))
+    assert (killed / CHECKPOINT).exists()
+    train_towers(pairs(), CONFIG, {}, killed)
+    assert training_losses(killed) == pytest.approx(training_losses(straight), abs=1e-5)
+    for role in ("query_tower", "document_tower"):
+        ours, theirs = load_tower(killed / role).encode(documents()), load_tower(straight / role).encode(documents())
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def _kill_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    from components.towers.train import _Training
+
+    original, taken = _Training._step, []
+
+    def step(self: _Training, number: int) -> float:
+        if number == steps:
+            raise KeyboardInterrupt
+        taken.append(number)
+        return original(self, number)
+
+    monkeypatch.setattr(_Training, "_step", step)
+    return taken
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained pair of towers in a home of its own."""
+    root = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCALINGNOTE_HOME", str(root / "home"))
+        (root / "towers").mkdir()
+        train_towers(pairs(), CONFIG, {}, root / "towers")
+    return root
+
+
+def test_a_saved_tower_gives_the_vectors_of_the_tower_in_training(home: Path, towers: TwoTowers, tmp_path: Path) -> None:
+    from components.towers.contract import save_contract, space_id_of
+
+    with torch.no_grad():
+        expected = towers.embed(towers.tokens(documents(), "document"), "document").numpy()
+    contract = towers.save("document", tmp_path)
+    save_contract(tmp_path, contract, space_id_of(contract))
+    loaded = load_tower(tmp_path, precision="float32")
+    np.testing.assert_allclose(loaded.encode(documents()), expected, atol=1e-5)
+
+
+def test_probes_notice_an_encoder_that_has_changed(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(trained / "home"))
+    folder = trained / "towers" / "query_tower"
+    encoder = load_tower(folder)
+    assert len(set(PROBE_TEXTS)) == 64
+    assert check_probes(encoder, folder, 0.001) < 0.001
+    with torch.no_grad():
+        for parameter in encoder._model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.2)
+    with pytest.raises(ProbeMismatch, match="no longer gives its recorded vectors"):
+        check_probes(encoder, folder, 0.01)
+
+
+def test_an_exchanged_adapter_or_base_is_refused(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(trained / "home"))
+    folder = tmp_path / "tower"
+    shutil.copytree(trained / "towers" / "query_tower", folder)
+    shutil.copy(trained / "towers" / "document_tower" / "adapter" / "adapter_model.safetensors", folder / "adapter")
+    with pytest.raises(ArtifactError, match="not the one its contract names"):
+        load_tower(folder)
+    contract, _ = load_contract(trained / "towers" / "query_tower")
+    base = trained / "home" / "models" / contract.base_model / "manifest.json"
+    kept = base.read_text()
+    base.write_text(kept.replace('"kind"', '"kind" '))
+    try:
+        load_tower(trained / "towers" / "query_tower")  # spaces in the JSON change nothing
+        base.write_text(kept.replace('"name": "tiny-decoder"', '"name": "another"'))
+        with pytest.raises(ArtifactError, match="made on"):
+            load_tower(trained / "towers" / "query_tower")
+    finally:
+        base.write_text(kept)
+
+
+def test_batches_repeat_by_seed_and_cover_an_epoch() -> None:
+    epoch = [batch_of_step(50, 10, step, 3) for step in range(5)]
+    assert sorted(i for batch in epoch for i in batch) == list(range(50))
+    assert batch_of_step(50, 10, 7, 3) == batch_of_step(50, 10, 7, 3) != batch_of_step(50, 10, 2, 3)
+
+
+def test_collapse_is_told_by_cosine_and_by_rank() -> None:
+    rng = np.random.default_rng(0)
+    spread = measure_spread(_unit(rng.normal(size=(64, 32))))
+    assert abs(spread.mean_cosine) < 0.05 and spread.effective_rank > 20
+    refuse_collapse("tower", spread, 0.9, 4)
+    crowded = measure_spread(_unit(np.ones((64, 32)) + 0.01 * rng.normal(size=(64, 32))))
+    with pytest.raises(CollapseError, match=r"mean cosine of 1\.000"):
+        refuse_collapse("tower", crowded, 0.9, 4)
+    flat = measure_spread(_unit(np.pad(rng.normal(size=(64, 2)), ((0, 0), (0, 30)))))
+    with pytest.raises(CollapseError, match="effective rank"):
+        refuse_collapse("tower", flat, 0.9, 4)
+    broken = measure_spread(np.full((4, 4), 0.5, np.float32))
+    with pytest.raises(CollapseError):
+        refuse_collapse("tower", broken, 0.9, 4)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_unusable_models_and_batches_get_a_clear_error(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"does not exist"):
+        resolve_base("./no/such/model")
+    with pytest.raises(ModelError, match=r"only 64 training pairs"):
+        train_towers(pairs(), CONFIG.model_copy(update={"batch_size": 65}), {}, tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        resolve_base(str(tmp_path / "empty"))

@@ -1,0 +1,257 @@
+"""A registry in memory and complete small releases on disk, for the tests of the promotion room."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from components.artifacts import Artifact, seal, write_json
+from components.evaluation.report import EncoderSpeed, Evaluation, SpeedSummary, Summary, SystemSummary, load_evaluation, write_report
+from components.promotion.baseline import load_baseline
+from components.promotion.config import PolicyConfig
+from components.promotion.gates import decide
+from components.promotion.release import (
+    DatasetPin,
+    LineageNode,
+    Pin,
+    Pins,
+    ReleaseManifest,
+    SmokeQuery,
+    evaluation_pin,
+    write_candidate,
+)
+from components.towers.contract import EncodingContract, save_contract, space_id_of
+from components.tracking import labels
+from components.tracking.registry import RegisteredVersion, VersionInfo
+
+NAME = "retriever"
+POLICY = PolicyConfig(min_queries=20)
+GOOD = {"student": 0.70, "teacher": 0.72, "bm25": 0.40, "student_untrained": 0.30}
+CONTRACT = EncodingContract(
+    role="document",
+    base_model="tiny",
+    base_digest="b",
+    adapter_digest="a",
+    tokenizer_digest="t",
+    pooling="last",
+    normalize=True,
+    prompt="document: ",
+    append_eos=True,
+    max_length=32,
+    dimension=8,
+)
+SPACE = space_id_of(CONTRACT)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the code under test may catch it."""
+
+
+def make_evaluation(levels: Mapping[str, float] = GOOD, queries: int = 40, judgements: str = "j1", speed_up: float = 5.0) -> Evaluation:
+    """Every system has `level` on the mean of each metric, with the same spread over queries."""
+    spread = np.linspace(-0.2, 0.2, queries)
+    ids = [f"q{n:03d}" for n in range(queries)]
+    tables = [
+        pd.DataFrame({"query_id": ids, "system": system, "metric": metric, "value": level + spread})
+        for system, level in levels.items()
+        for metric in ("recall@50", "ndcg@10")
+    ]
+    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["query_id", "system", "metric", "value"])
+    return Evaluation(_summary(levels, queries, judgements, speed_up), rows)
+
+
+def _summary(levels: Mapping[str, float], queries: int, judgements: str, speed_up: float) -> Summary:
+    timed = EncoderSpeed(p50_ms=1.0, p95_ms=2.0, qps=100.0, batch_size=32, queries=20)
+    both = {"student", "teacher"} <= set(levels)
+    return Summary(
+        split="test",
+        queries=queries,
+        documents=3,
+        depth=100,
+        confidence=0.95,
+        judgements_digest=judgements,
+        systems={name: SystemSummary(metrics={"recall@50": v, "ndcg@10": v}, intervals={}) for name, v in levels.items()},
+        comparisons=(),
+        retention={"recall@50": levels["student"] / levels["teacher"]} if both else {},
+        retention_intervals={},
+        speed=SpeedSummary(teacher=timed, student=timed, speed_up=speed_up, search_p50_ms=0.1),
+    )
+
+
+@dataclass
+class MemoryTracking:
+    """Registry and records in memory. `kill_at` raises Killed right before the n-th change (from 0); None never does."""
+
+    models: dict[str, list[VersionInfo]] = field(default_factory=dict)
+    folders: dict[tuple[str, int], Path] = field(default_factory=dict)
+    aliases: dict[tuple[str, str], int] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    kill_at: int | None = None
+    changes: int = 0
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("versions", "artifact_folder", "copy_version", "alias", "set_alias", "delete_alias", "set_version_tag"):
+            monkeypatch.setattr(f"components.tracking.registry.{name}", getattr(self, name))
+        for name in ("append_record", "read_records"):
+            monkeypatch.setattr(f"components.tracking.records.{name}", getattr(self, name))
+
+    def state(self) -> tuple[Any, ...]:
+        """All that can be seen, times left out."""
+        plain = [{key: value for key, value in record.items() if key not in ("time", "approved_at")} for record in self.records]
+        names = {model: [info.source for info in infos] for model, infos in self.models.items()}
+        return names, dict(self.aliases), plain
+
+    def add(self, model: str, folder: Path, digest: str, source: str = "", tags: Mapping[str, str] | None = None) -> int:
+        infos = self.models.setdefault(model, [])
+        version = infos[-1].version + 1 if infos else 1
+        own = {**(tags or {}), labels.DIGEST: digest}
+        infos.append(
+            VersionInfo(name=model, version=version, tags=own, source=source, run_id="r", created_ms=0, aliases=())
+        )
+        self.folders[model, version] = folder
+        return version
+
+    def delete_version(self, model: str, version: int) -> None:
+        self.models[model] = [info for info in self.models[model] if info.version != version]
+        self.aliases = {key: target for key, target in self.aliases.items() if (key[0], target) != (model, version)}
+
+    def versions(self, model_name: str) -> list[VersionInfo]:
+        return copy.deepcopy(self.models.get(model_name, []))
+
+    def artifact_folder(self, model_name: str, version: int) -> Path:
+        return self.folders[model_name, version]
+
+    def copy_version(self, source_name: str, source_version: int, target_name: str) -> int:
+        self._change()
+        info = next(info for info in self.models[source_name] if info.version == source_version)
+        folder = self.folders[source_name, source_version]
+        return self.add(target_name, folder, info.tags[labels.DIGEST], f"models:/{source_name}/{source_version}", info.tags)
+
+    def alias(self, model_name: str, alias_name: str) -> int | None:
+        return self.aliases.get((model_name, alias_name))
+
+    def set_alias(self, model_name: str, alias_name: str, version: int) -> None:
+        self._change()
+        self.aliases[model_name, alias_name] = version
+
+    def delete_alias(self, model_name: str, alias_name: str) -> None:
+        self._change()
+        self.aliases.pop((model_name, alias_name), None)
+
+    def set_version_tag(self, model_name: str, version: int, key: str, value: str) -> None:
+        self._change()
+        info = next(info for info in self.models[model_name] if info.version == version)
+        info.tags.update(labels.prefixed({key: value}))
+
+    def append_record(self, retriever_name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+        self._change()
+        self.records.append({**record, "sequence": len(self.records) + 1})
+        return dict(self.records[-1])
+
+    def read_records(self, retriever_name: str) -> list[dict[str, Any]]:
+        return copy.deepcopy(self.records)
+
+    def _change(self) -> None:
+        if self.kill_at == self.changes:
+            raise Killed
+        self.changes += 1
+
+
+Register = Callable[[str, Artifact], RegisteredVersion]
+
+
+def make_candidate(root: Path, register: Register, levels: Mapping[str, float] = GOOD) -> RegisteredVersion:
+    """Build and register one complete candidate under `root`, decided against the champion there is."""
+    pins = {role: register(f"{NAME}-{role.replace('_', '-')}", _part(root / role, role)) for role in Pins.model_fields}
+    evaluation = _evaluation(root / "evaluation", levels, {role: pin.digest for role, pin in pins.items()})
+    validation = _folder(root / "validation")
+    (validation / "report.json").write_text("{}")
+    seal(validation, "validation", attributes={"passed": True})
+    report, baseline = load_evaluation(evaluation.path), load_baseline(NAME)
+    manifest = ReleaseManifest(
+        name=NAME,
+        space_id=SPACE,
+        pins=Pins(**{role: Pin(model=pin.name, version=pin.version, digest=pin.digest) for role, pin in pins.items()}),
+        dataset=DatasetPin(name="toy", digest="d" * 64, source_digest="s" * 64, contracts={"documents": "1.0.0"}),
+        evaluation=evaluation_pin(report.summary, evaluation.digest),
+        decision=decide(report, baseline.evaluation if baseline else None, POLICY),
+        baseline_version=baseline.version if baseline else None,
+        smoke=(SmokeQuery(query="heart attack", doc_ids=("d1",)),),
+        provenance={"code_revision": "abc", "dirty": True, "lock_digest": "l", "platform": "test machine", "packages": {"numpy": "2"}},
+        config={"policy": POLICY.model_dump(), "data": {"source": "toy"}},
+        lineage=_lineage(pins, evaluation),
+        flow_run_id="flow-1",
+    )
+    return register(f"{NAME}-candidate", write_candidate(manifest, evaluation.path, validation, _folder(root / "candidate")))
+
+
+def _part(folder: Path, role: str) -> Artifact:
+    _folder(folder)
+    if role == "index":
+        ids = pd.DataFrame({"doc_id": ["d1", "d2"], "content_hash": ["h1", "h2"], "shard": pd.array([0, 1], dtype="int32")})
+        ids.to_parquet(folder / "doc_ids.parquet", index=False)
+        return seal(folder, "index", parents={"vectors": "v" * 64}, attributes={"space_id": SPACE})
+    contract = CONTRACT if role == "document_tower" else CONTRACT.model_copy(update={"role": "query", "base_model": role})
+    save_contract(folder, contract, SPACE)
+    (folder / "weights.bin").write_bytes(str(folder).encode())  # every candidate has weights of its own
+    return seal(folder, "encoder", parents={"dataset": "d" * 64}, attributes={"space_id": SPACE})
+
+
+def _evaluation(folder: Path, levels: Mapping[str, float], parents: Mapping[str, str]) -> Artifact:
+    report = make_evaluation(levels)
+    write_report(_folder(folder), report.summary, report.per_query)
+    return seal(folder, "evaluation", parents=parents)
+
+
+def _lineage(pins: Mapping[str, RegisteredVersion], evaluation: Artifact) -> tuple[LineageNode, ...]:
+    data = LineageNode(digest="d" * 64, kind="dataset", name="toy", counts={"documents": 2})
+    vectors = LineageNode(digest="v" * 64, kind="vectors", name="corpus", parents={"document_tower": pins["document_tower"].digest})
+    nodes = [
+        LineageNode(
+            digest=pin.digest,
+            kind="index" if role == "index" else "encoder",
+            name=role,
+            parents={"vectors": "v" * 64} if role == "index" else {"dataset": "d" * 64},
+            run_id=f"run-{role}",
+        )
+        for role, pin in pins.items()
+    ]
+    return (data, vectors, *nodes, LineageNode(digest=evaluation.digest, kind="evaluation", name="test", parents=evaluation.parents))
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@dataclass
+class World:
+    """Tracking in memory, and candidates made into it."""
+
+    tracking: MemoryTracking
+    root: Path
+
+    def candidate(self, levels: Mapping[str, float] = GOOD) -> int:
+        number = len(self.tracking.models.get(f"{NAME}-candidate", [])) + 1
+        return make_candidate(self.root / str(number), self._register, levels).version
+
+    def _register(self, model: str, artifact: Artifact) -> RegisteredVersion:
+        return RegisteredVersion(name=model, version=self.tracking.add(model, artifact.path, artifact.digest), digest=artifact.digest)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change `release.json` and seal the folder again, as somebody with write access to the store could."""
+    from components.artifacts import read_json, read_manifest
+
+    manifest = read_manifest(folder)
+    content = read_json(folder / "release.json")
+    change(content)
+    write_json(folder / "release.json", content)
+    seal(folder, manifest.kind, counts=manifest.counts, parents=manifest.parents, attributes=manifest.attributes)

@@ -1,0 +1,195 @@
+"""The gates: every way to pass, to fail, and to be unable to decide."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from components.evaluation.report import Evaluation
+from components.promotion.config import PolicyConfig
+from components.promotion.gates import GateDecision, GateResult, decide
+from tests.unit.promotion_world import GOOD, make_evaluation
+
+POLICY = PolicyConfig(min_queries=20)
+
+
+def gate(decision: GateDecision, name: str) -> GateResult:
+    return next(gate for gate in decision.gates if gate.name == name)
+
+
+def with_summary(report: Evaluation, **changes: Any) -> Evaluation:
+    return replace(report, summary=report.summary.model_copy(update=changes))
+
+
+def without(report: Evaluation, system: str) -> Evaluation:
+    return replace(report, per_query=report.per_query[report.per_query["system"] != system])
+
+
+def test_good_first_release_passes_and_says_that_a_person_is_needed() -> None:
+    decision = decide(make_evaluation(), None, POLICY)
+    assert (decision.verdict, decision.first_release) == ("pass", True)
+    champion = gate(decision, "champion_non_inferior")
+    assert champion.status == "first_release"
+    assert "person" in champion.reason
+    assert decision.open_gates() == []
+
+
+def test_good_candidate_passes_against_an_equal_champion() -> None:
+    decision = decide(make_evaluation(), make_evaluation(), POLICY)
+    assert {gate.status for gate in decision.gates} == {"pass"}
+    assert not decision.first_release
+    assert gate(decision, "champion_non_inferior").threshold == -POLICY.margin
+
+
+def test_same_input_gives_the_same_decision_and_survives_json() -> None:
+    first = decide(make_evaluation(), make_evaluation(), POLICY)
+    assert first == decide(make_evaluation(), make_evaluation(), POLICY)
+    assert GateDecision.model_validate_json(first.model_dump_json()) == first
+
+
+@pytest.mark.parametrize(
+    ("levels", "name"),
+    [
+        ({**GOOD, "student": 0.60}, "retention"),
+        ({**GOOD, "bm25": 0.70}, "beats_bm25"),
+        ({**GOOD, "bm25": 0.75}, "beats_bm25"),
+        ({**GOOD, "student_untrained": 0.71}, "beats_untrained"),
+    ],
+)
+def test_bad_level_fails_its_gate(levels: dict[str, float], name: str) -> None:
+    decision = decide(make_evaluation(levels), None, POLICY)
+    assert decision.verdict == "fail"
+    assert [gate.name for gate in decision.open_gates()] == [name]
+
+
+def test_a_higher_mean_alone_does_not_beat_bm25() -> None:
+    report = make_evaluation({**GOOD, "bm25": 0.69})
+    rows = report.per_query
+    noisy = (rows["system"] == "bm25") & (rows["metric"] == "ndcg@10")
+    rows.loc[noisy, "value"] = 0.69 + np.tile([-0.5, 0.5], 20)
+    result = gate(decide(report, None, POLICY), "beats_bm25")
+    assert result.status == "fail"
+    assert result.value is not None and result.value < 0
+
+
+def test_slow_student_fails() -> None:
+    assert gate(decide(make_evaluation(speed_up=0.9), None, POLICY), "speed_up").status == "fail"
+
+
+def test_worse_than_the_champion_by_more_than_the_margin_fails() -> None:
+    better = make_evaluation({**GOOD, "student": 0.715})
+    result = gate(decide(make_evaluation(), better, POLICY), "champion_non_inferior")
+    assert (result.status, result.value) == ("fail", pytest.approx(-0.015))
+    within = make_evaluation({**GOOD, "student": 0.705})
+    assert gate(decide(make_evaluation(), within, POLICY), "champion_non_inferior").status == "pass"
+
+
+def test_champion_on_other_judgements_is_not_decidable() -> None:
+    decision = decide(make_evaluation(), make_evaluation(judgements="j2"), POLICY)
+    assert decision.verdict == "not_decidable"
+    assert "other judgements" in gate(decision, "champion_non_inferior").reason
+
+
+def test_champion_without_the_metric_is_not_decidable() -> None:
+    decision = decide(make_evaluation(), without(make_evaluation(), "student"), POLICY)
+    assert gate(decision, "champion_non_inferior").status == "not_decidable"
+    assert "champion" in gate(decision, "champion_non_inferior").reason
+
+
+@pytest.mark.parametrize(
+    ("system", "names"),
+    [
+        ("teacher", {"retention"}),
+        ("bm25", {"beats_bm25"}),
+        ("student_untrained", {"beats_untrained"}),
+        ("student", {"retention", "beats_bm25", "beats_untrained"}),
+    ],
+)
+def test_missing_system_is_never_a_pass(system: str, names: set[str]) -> None:
+    for report in (without(make_evaluation(), system), make_evaluation({k: v for k, v in GOOD.items() if k != system})):
+        decision = decide(report, None, POLICY)
+        assert decision.verdict == "not_decidable"
+        assert {gate.name for gate in decision.open_gates()} == names
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_is_not_decidable(bad: float) -> None:
+    report = make_evaluation()
+    report.per_query.loc[(report.per_query["system"] == "bm25") & (report.per_query["query_id"] == "q003"), "value"] = bad
+    result = gate(decide(report, None, POLICY), "beats_bm25")
+    assert result.status == "not_decidable"
+    assert "not a number for 1 queries" in result.reason
+
+
+def test_missing_queries_are_not_averaged_away() -> None:
+    report = make_evaluation()
+    kept = report.per_query[~((report.per_query["system"] == "student") & (report.per_query["query_id"] == "q003"))]
+    result = gate(decide(replace(report, per_query=kept), None, POLICY), "beats_bm25")
+    assert result.status == "not_decidable"
+    assert "39 of 40" in result.reason
+
+
+def test_doubled_query_is_not_decidable() -> None:
+    report = make_evaluation()
+    rows = report.per_query.copy()
+    rows.loc[(rows["system"] == "student") & (rows["query_id"] == "q003"), "query_id"] = "q002"
+    assert "more than one" in gate(decide(replace(report, per_query=rows), None, POLICY), "beats_bm25").reason
+
+
+def test_empty_report_is_not_decidable() -> None:
+    report = make_evaluation()
+    empty = replace(report, per_query=report.per_query.iloc[:0])
+    decision = decide(empty, None, POLICY)
+    assert decision.verdict == "not_decidable"
+    assert gate(decision, "enough_queries").status == "not_decidable"
+
+
+def test_too_few_queries_is_not_decidable() -> None:
+    decision = decide(make_evaluation(queries=19), None, POLICY)
+    assert decision.verdict == "not_decidable"
+    assert "at least 20" in gate(decision, "enough_queries").reason
+
+
+def test_summary_that_tells_another_story_is_not_decidable() -> None:
+    report = make_evaluation()
+    systems = {**report.summary.systems, "bm25": report.summary.systems["student_untrained"]}
+    assert "states" in gate(decide(with_summary(report, systems=systems), None, POLICY), "beats_bm25").reason
+    retention = with_summary(report, retention={"recall@50": 1.2})
+    assert gate(decide(retention, None, POLICY), "retention").status == "not_decidable"
+
+
+@pytest.mark.parametrize("changes", [{"speed": None}, {"retention": {}}, {"systems": {}}])
+def test_missing_section_of_the_summary_is_not_decidable(changes: dict[str, Any]) -> None:
+    assert decide(with_summary(make_evaluation(), **changes), None, POLICY).verdict == "not_decidable"
+
+
+def test_speed_that_is_not_a_number_is_not_decidable() -> None:
+    report = make_evaluation()
+    assert report.summary.speed is not None
+    speed = report.summary.speed.model_copy(update={"speed_up": float("nan")})
+    assert gate(decide(with_summary(report, speed=speed), None, POLICY), "speed_up").status == "not_decidable"
+
+
+def test_teacher_that_finds_nothing_is_not_decidable() -> None:
+    report = make_evaluation()
+    rows = report.per_query.copy()
+    rows.loc[rows["system"] == "teacher", "value"] = 0.0
+    systems = {**report.summary.systems}
+    systems["teacher"] = systems["teacher"].model_copy(update={"metrics": {"recall@50": 0.0, "ndcg@10": 0.0}})
+    changed = with_summary(replace(report, per_query=rows), systems=systems)
+    assert "nothing to retain" in gate(decide(changed, None, POLICY), "retention").reason
+
+
+def test_a_failure_outweighs_what_cannot_be_decided() -> None:
+    report = without(make_evaluation({**GOOD, "student": 0.60}), "bm25")
+    assert decide(report, None, POLICY).verdict == "fail"
+
+
+def test_gates_that_the_policy_switches_off_are_shown_as_off() -> None:
+    policy = POLICY.model_copy(update={"beat_bm25": False, "beat_untrained": False})
+    decision = decide(make_evaluation({k: GOOD[k] for k in ("student", "teacher")}), None, policy)
+    assert decision.verdict == "pass"
+    assert gate(decision, "beats_bm25").status == gate(decision, "beats_untrained").status == "off"

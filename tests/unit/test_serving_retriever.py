@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from components.artifacts import IndexArtifact
+from components.errors import ArtifactError, ProbeMismatch, SpaceMismatch
+from components.index.build import build_index
+from components.index.config import IndexConfig
+from components.index.encode import encode_corpus
+from components.serving.retriever import Hit, Retriever
+from components.towers.config import EncodingConfig
+from components.towers.probes import PROBE_FILE, record_probes
+from tests.encoders import WordEncoder, dataset_of
+
+TOLERANCE = 0.01
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> IndexArtifact:
+    for name in ("vectors", "index", "encoder"):
+        (tmp_path / name).mkdir()
+    record_probes(WordEncoder(), tmp_path / "encoder")
+    dataset = dataset_of({"d1": "apple", "d2": "bread", "d3": "apple bread"}, {}, [])
+    vectors = encode_corpus(WordEncoder("document"), dataset, {}, EncodingConfig(), tmp_path / "vectors")
+    return build_index(vectors, IndexConfig(), tmp_path / "index")
+
+
+def test_finds_documents_best_first(index: IndexArtifact) -> None:
+    retriever = Retriever.open(WordEncoder(), index.path.parent / "encoder", index.path, TOLERANCE, index.digest)
+    found = retriever.search(["apple", "bread"], 2)
+    assert found[0][0] == Hit("d1", 1.0)
+    assert [[hit.doc_id for hit in hits] for hits in found] == [["d1", "d3"], ["d2", "d3"]]
+    assert found[0][1].score == pytest.approx(np.sqrt(0.5), abs=1e-6)
+    assert retriever.search([]) == []
+
+
+def test_refuses_an_encoder_of_another_space(index: IndexArtifact) -> None:
+    with pytest.raises(SpaceMismatch):
+        Retriever.open(WordEncoder(name="other"), index.path.parent / "encoder", index.path, TOLERANCE)
+
+
+def test_refuses_an_encoder_that_has_changed(index: IndexArtifact) -> None:
+    folder = index.path.parent / "encoder"
+    probes = np.load(folder / PROBE_FILE)
+    np.save(folder / PROBE_FILE, np.roll(probes, 1, axis=1))
+    with pytest.raises(ProbeMismatch):
+        Retriever.open(WordEncoder(), folder, index.path, TOLERANCE)
+
+
+def test_refuses_a_document_encoder_and_a_replaced_index(index: IndexArtifact) -> None:
+    folder = index.path.parent / "encoder"
+    with pytest.raises(ArtifactError, match="document encoder"):
+        Retriever.open(WordEncoder("document"), folder, index.path, TOLERANCE)
+    with pytest.raises(ArtifactError, match="expected the artifact"):
+        Retriever.open(WordEncoder(), folder, index.path, TOLERANCE, "0" * 64)

@@ -1,0 +1,281 @@
+"""The registry: registration, copies, aliases, and the files behind a version."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from components.artifacts import Artifact, seal, verify
+from components.errors import ArtifactError, ModelError
+from components.tracking import embedded, registry
+from components.tracking.provenance import Provenance, version_tags
+from components.tracking.registry import (
+    RegisteredVersion,
+    alias,
+    artifact_folder,
+    copied_from,
+    copy_version,
+    ensure_model,
+    register,
+    set_alias,
+    versions,
+)
+from components.tracking.runs import StepRecord, open_flow_run, record_step
+from components.tracking.store import TrackingError, client
+
+PROVENANCE = Provenance(
+    code_revision="abc",
+    dirty=False,
+    patch_digest=None,
+    code_digest="c" * 64,
+    lock_digest="e" * 64,
+    python="3.11",
+    packages={},
+    platform="test",
+    user="somebody",
+)
+MODEL = "retriever-index"
+
+
+def make_index(folder: Path, content: str = "vectors") -> Artifact:
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "index.faiss").write_text(content)
+    return seal(folder, "index", parents={"vectors": "f" * 64}, attributes={"space_id": "space-1"})
+
+
+def register_index(artifact: Artifact) -> RegisteredVersion:
+    parent = open_flow_run("retriever", "retrain", {}, PROVENANCE, {})
+    step = record_step(parent, StepRecord("build_index", {}, artifact))
+    return register(MODEL, artifact, step, {}, version_tags(PROVENANCE, "d" * 64, {"a": 1}, "flow-1"))
+
+
+def test_registered_version_carries_its_lineage(home: Path, tmp_path: Path) -> None:
+    artifact = make_index(tmp_path / "index")
+    version = register_index(artifact)
+    (info,) = versions(MODEL)
+    assert version == RegisteredVersion(name=MODEL, version=1, digest=artifact.digest)
+    expected = {
+        "digest": artifact.digest,
+        "kind": "index",
+        "parent.vectors": "f" * 64,
+        "attribute.space_id": "space-1",
+        "data_digest": "d" * 64,
+        "code_revision": "abc",
+        "dirty": "false",
+        "lock_digest": "e" * 64,
+        "flow_run_id": "flow-1",
+    }
+    assert {key: info.tags[f"scalingnote.{key}"] for key in expected} == expected
+    assert len(info.tags["scalingnote.config_digest"]) == 64
+    assert "scalingnote.patch_digest" not in info.tags
+    assert client().get_registered_model(MODEL).description == registry._DESCRIPTIONS["-index"]
+    registry.set_description(MODEL, 1, "# Evidence")
+    assert client().get_model_version(MODEL, "1").description == "# Evidence"
+
+
+def test_registering_again_gives_the_same_version(home: Path, tmp_path: Path) -> None:
+    artifact = make_index(tmp_path / "index")
+    assert register_index(artifact) == register_index(artifact)
+    assert register_index(make_index(tmp_path / "other", "other")).version == 2
+    assert [info.version for info in versions(MODEL)] == [1, 2]
+
+
+def test_files_are_a_verified_copy_of_their_own(home: Path, tmp_path: Path) -> None:
+    artifact = make_index(tmp_path / "index")
+    register_index(artifact)
+    (tmp_path / "index" / "deep" / "index.faiss").write_text("changed later")
+    folder = artifact_folder(MODEL, 1)
+    assert folder.is_relative_to(home / "mlflow" / "artifacts")
+    assert verify(folder, artifact.digest).space_id == "space-1"
+    assert not list((home / "work" / "staging").iterdir())
+    assert not list(folder.parents[1].rglob("__pycache__"))
+
+
+def test_missing_versions_and_lost_files_are_named(home: Path, tmp_path: Path) -> None:
+    import shutil
+
+    with pytest.raises(ModelError, match="no version 3 of 'retriever-index'"):
+        artifact_folder(MODEL, 3)
+    register_index(make_index(tmp_path / "index"))
+    shutil.rmtree(artifact_folder(MODEL, 1))
+    with pytest.raises(ArtifactError, match="files of retriever-index/1"):
+        artifact_folder(MODEL, 1)
+
+
+def test_copies_keep_tags_and_files_and_name_their_origin(home: Path, tmp_path: Path) -> None:
+    artifact = make_index(tmp_path / "index")
+    register_index(artifact)
+    assert copy_version(MODEL, 1, "approved") == 1
+    assert copy_version("approved", 1, "again") == 1
+    (copy,) = versions("approved")
+    assert copied_from(copy) == (MODEL, 1)
+    assert copied_from(versions(MODEL)[0]) is None
+    assert copy.tags["scalingnote.digest"] == artifact.digest
+    assert artifact_folder("again", 1) == artifact_folder(MODEL, 1)
+    promoted = client().copy_model_version(f"models:/{MODEL}/1", "approved")  # what MLflow's own "Promote" does
+    assert copied_from(versions("approved")[1]) == (MODEL, 1)
+    assert promoted.tags == copy.tags
+
+
+def test_aliases(home: Path, tmp_path: Path) -> None:
+    register_index(make_index(tmp_path / "index"))
+    assert alias(MODEL, "champion") is None
+    assert alias("nothing", "champion") is None
+    set_alias(MODEL, "champion", 1)
+    set_alias(MODEL, "previous", 1)
+    assert alias(MODEL, "champion") == 1
+    assert versions(MODEL)[0].aliases == ("champion", "previous")
+    registry.delete_alias(MODEL, "champion")
+    registry.delete_alias(MODEL, "champion")
+    assert alias(MODEL, "champion") is None
+    with pytest.raises(TrackingError, match="Could not set an alias"):
+        set_alias(MODEL, "champion", 9)
+
+
+def test_version_tags_get_the_prefix(home: Path, tmp_path: Path) -> None:
+    register_index(make_index(tmp_path / "index"))
+    registry.set_version_tag(MODEL, 1, "approved_by", "ada")
+    assert versions(MODEL)[0].tags["scalingnote.approved_by"] == "ada"
+
+
+def test_ensure_model_twice_and_unknown_kinds(home: Path, tmp_path: Path) -> None:
+    ensure_model("retriever-release")
+    ensure_model("retriever-release")
+    assert versions("retriever-release") == []
+    (tmp_path / "data").mkdir()
+    with pytest.raises(ModelError, match="kind 'dataset'"):
+        register_index(seal(tmp_path / "data", "dataset"))
+
+
+def test_embedded_view_agrees_with_mlflow(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register_index(make_index(tmp_path / "index"))
+    register_index(make_index(tmp_path / "other", "other"))
+    copy_version(MODEL, 2, "approved")
+    set_alias(MODEL, "champion", 2)
+    client().delete_model_version(MODEL, "1")
+    assert embedded.reader() is not None, "MLflow's tables have changed: check embedded.py and add the revision"
+
+    def everything() -> list[Any]:
+        return [versions(MODEL), versions("approved"), versions("none"), alias(MODEL, "champion"), artifact_folder("approved", 1)]
+
+    quick = everything()
+    monkeypatch.setattr(embedded, "KNOWN_SCHEMAS", frozenset())
+    assert embedded.reader() is None
+    assert everything() == quick
+    with pytest.raises(ModelError):
+        artifact_folder(MODEL, 1)
+
+
+def test_reading_a_home_that_does_not_exist_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path / "none"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert versions(MODEL) == []
+    assert alias(MODEL, "champion") is None
+    assert not (tmp_path / "none").exists()
+
+
+def test_unreachable_server_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError, match=r"Could not list model versions at http://127\.0\.0\.1:9"):
+        versions(MODEL)
+
+
+class FakeIndex:
+    """Stands for the real index, whose room has tests of its own."""
+
+    def __init__(self, folder: Path, space_id: str) -> None:
+        assert space_id == "space-1"
+
+    def search(self, vectors: Any, k: int) -> tuple[Any, list[list[str]]]:
+        return vectors, [[f"doc-{row}"] * k for row in range(len(vectors))]
+
+
+class FakeRetriever:
+    """Stands for the retriever: records what it was opened with."""
+
+    opened: ClassVar[list[Any]] = []
+
+    @classmethod
+    def open(cls, *parts: Any) -> FakeRetriever:
+        cls.opened.append(parts)
+        return cls()
+
+    def search(self, queries: list[str], k: int) -> list[list[Any]]:
+        return [[SimpleNamespace(doc_id=f"{query}-{rank}", score=1.0) for rank in range(k)] for query in queries]
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules that the models from code import when MLflow loads them."""
+    encoder = SimpleNamespace(encode=lambda texts: np.array([[len(text), 1.0] for text in texts], dtype=np.float32))
+    modules = {
+        "components.distillation.student": SimpleNamespace(load_encoder=lambda folder: encoder),
+        "components.index.search": SimpleNamespace(load_index=FakeIndex),
+        "components.serving.retriever": SimpleNamespace(Retriever=FakeRetriever),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # MLflow puts the model's code in front of it
+
+
+def load(name: str) -> Any:
+    from mlflow.pyfunc import load_model
+
+    return load_model(f"models:/{name}/1")
+
+
+def register_kind(folder: Path, kind: str, name: str, files: dict[str, Any]) -> RegisteredVersion:
+    folder.mkdir()
+    for file, content in files.items():
+        (folder / file).write_text(json.dumps(content))
+    artifact = seal(folder, kind, attributes={"space_id": "space-1"})
+    step = record_step(open_flow_run("retriever", "retrain", {}, PROVENANCE, {}), StepRecord(kind, {}, artifact))
+    return register(name, artifact, step, {}, {})
+
+
+def test_index_pyfunc_searches_and_refuses_a_changed_file(home: Path, tmp_path: Path, fakes: None) -> None:
+    register_index(make_index(tmp_path / "index"))
+    vectors = np.zeros((2, 4), dtype=np.float32)
+    assert load(MODEL).predict(vectors, params={"k": 2}) == [["doc-0", "doc-0"], ["doc-1", "doc-1"]]
+    (artifact_folder(MODEL, 1) / "deep" / "index.faiss").write_text("tampered")
+    with pytest.raises(ArtifactError, match="was changed"):
+        load(MODEL)
+
+
+def test_encoder_pyfunc_gives_vectors(home: Path, tmp_path: Path, fakes: None) -> None:
+    register_kind(tmp_path / "encoder", "encoder", "retriever-query-encoder", {"weights.json": 1})
+    vectors = load("retriever-query-encoder").predict(["heart", "kidney stone"])
+    assert vectors.tolist() == [[5.0, 1.0], [12.0, 1.0]]
+
+
+def test_release_pyfunc_opens_the_pinned_versions(home: Path, tmp_path: Path, fakes: None) -> None:
+    encoder = register_kind(tmp_path / "encoder", "encoder", "retriever-query-encoder", {"weights.json": 1})
+    index = register_index(make_index(tmp_path / "index"))
+    pins = {
+        role: {"model": pin.name, "version": pin.version, "digest": pin.digest}
+        for role, pin in {"query_encoder": encoder, "index": index}.items()
+    }
+    register_kind(tmp_path / "release", "release", "retriever-candidate", {"release.json": {"pins": pins}})
+    model = load("retriever-candidate")
+    assert model.predict(["heart"], params={"k": 2}) == [["heart-0", "heart-1"]]
+    assert len(model.predict(["heart"])[0]) == 10
+    folders = [artifact_folder(pin.name, pin.version) for pin in (encoder, index)]
+    assert list(FakeRetriever.opened[-1][1:3]) == folders
+    (folders[1] / "deep" / "index.faiss").write_text("tampered")
+    with pytest.raises(ArtifactError, match="was changed"):
+        load("retriever-candidate")
+
+
+def test_stored_model_needs_no_checkout_and_names_its_requirements(home: Path, tmp_path: Path) -> None:
+    register_index(make_index(tmp_path / "index"))
+    model = artifact_folder(MODEL, 1).parents[1]
+    assert (model / "code" / "components" / "artifacts.py").is_file()
+    assert any(line.startswith("faiss-cpu==") for line in (model / "requirements.txt").read_text().splitlines())
+    assert str(tmp_path) not in (model / "MLmodel").read_text().replace(model.parent.as_uri(), "")

@@ -1,0 +1,142 @@
+"""Runs of flows and steps: parameters, metrics, lineage and files, as MLflow gives them back."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.artifacts import Artifact, seal
+from components.tracking import labels
+from components.tracking.provenance import Provenance, collect_provenance
+from components.tracking.registry import register
+from components.tracking.runs import StepRecord, close_flow_run, open_flow_run, record_step
+from components.tracking.store import client
+
+PROVENANCE = Provenance(
+    code_revision="abc",
+    dirty=True,
+    patch_digest="d" * 64,
+    code_digest="c" * 64,
+    lock_digest=None,
+    python="3.11",
+    packages={},
+    platform="test",
+    user="somebody",
+)
+
+
+def make_artifact(folder: Path, kind: str, content: str = "x", **attributes: Any) -> Artifact:
+    folder.mkdir(parents=True)
+    (folder / "data.txt").write_text(content)
+    return seal(folder, kind, counts={"rows": 3}, attributes=attributes)
+
+
+def open_run(**parameters: Any) -> str:
+    return open_flow_run("retriever", "retrain", parameters, PROVENANCE, {"release_type": "full"})
+
+
+def test_flow_run_carries_parameters_provenance_and_status(home: Path) -> None:
+    run_id = open_run(towers={"steps": 7, "base_model": "tiny"})
+    close_flow_run(run_id, "FAILED", "no space left")
+    run = client().get_run(run_id)
+    assert run.data.params == {"towers.steps": "7", "towers.base_model": "tiny"}
+    assert run.data.tags["scalingnote.dirty"] == "true"
+    assert run.data.tags["scalingnote.code_revision"] == "abc"
+    assert run.data.tags["scalingnote.release_type"] == "full"
+    assert run.data.tags["mlflow.user"] == "somebody"
+    assert run.data.tags["scalingnote.error"] == "no space left"
+    assert run.info.status == "FAILED"
+    assert {entry.path for entry in client().list_artifacts(run_id)} == {"provenance.json", "config.json"}
+    assert run.info.artifact_uri.startswith((home / "mlflow" / "artifacts").as_uri())
+
+
+def test_step_is_nested_with_numbers_data_and_report(home: Path, tmp_path: Path) -> None:
+    parent = open_run()
+    dataset = make_artifact(tmp_path / "data", "dataset", name="icd10cm")
+    report = make_artifact(tmp_path / "report", "evaluation")
+    record = StepRecord("evaluate", {"depth": 100}, report, {"dataset": dataset}, {"ndcg@10": 0.5}, 2.5, flow_run_id="flow-1")
+    run = client().get_run(record_step(parent, record))
+    assert run.data.tags["mlflow.parentRunId"] == parent
+    assert run.data.tags[labels.DIGEST] == report.digest
+    assert run.data.tags["scalingnote.input.dataset"] == dataset.digest
+    assert run.data.tags["scalingnote.flow_run_id"] == "flow-1"
+    assert run.data.metrics == {"ndcg_at_10": 0.5, "count.rows": 3.0, "seconds": 2.5}
+    assert run.data.params["depth"] == "100"
+    assert run.info.status == "FINISHED"
+    assert run.info.end_time - run.info.start_time == 2500
+    used = run.inputs.dataset_inputs[0]
+    assert used.dataset.name == "icd10cm"
+    assert dataset.digest.startswith(used.dataset.digest)
+    assert {tag.key: tag.value for tag in used.tags} == {"mlflow.data.context": "dataset", "sha256": dataset.digest}
+    assert {entry.path for entry in client().list_artifacts(run.info.run_id, "evaluation")} == {
+        "evaluation/data.txt",
+        "evaluation/manifest.json",
+    }
+
+
+def test_cached_step_points_to_the_run_with_its_files(home: Path, tmp_path: Path) -> None:
+    report = make_artifact(tmp_path / "report", "validation")
+    first = record_step(open_run(), StepRecord("validate", {}, report))
+    again = record_step(open_run(), StepRecord("validate", {}, report, cached=True))
+    assert client().get_run(again).data.tags[labels.FILES_RUN] == first
+    assert client().list_artifacts(again) == []
+
+
+def test_cached_step_uploads_when_no_run_holds_its_files(home: Path, tmp_path: Path) -> None:
+    report = make_artifact(tmp_path / "report", "validation")
+    run_id = record_step(open_run(), StepRecord("validate", {}, report, cached=True))
+    assert labels.FILES_RUN not in client().get_run(run_id).data.tags
+    assert [entry.path for entry in client().list_artifacts(run_id)] == ["validation"]
+
+
+def test_model_registered_after_its_consumer_is_linked_to_it(home: Path, tmp_path: Path) -> None:
+    parent = open_run()
+    tower = make_artifact(tmp_path / "tower", "encoder", "tower", space_id="s")
+    student = make_artifact(tmp_path / "student", "encoder", "student", space_id="s")
+    made = record_step(parent, StepRecord("train", {}, tower))
+    used = record_step(parent, StepRecord("distil", {}, student, {"teacher": tower}))
+    version = register("retriever-query-tower", tower, made, {}, {})
+    register("retriever-query-encoder", student, used, {"teacher": version}, {})
+    produced = client().get_run(made).outputs.model_outputs
+    consumed = client().get_run(used).inputs.model_inputs
+    assert [model.model_id for model in produced] == [model.model_id for model in consumed]
+    assert not client().get_run(used).inputs.dataset_inputs
+    later = client().get_run(record_step(open_run(), StepRecord("distil", {}, student, {"teacher": tower}, cached=True)))
+    assert [model.model_id for model in later.inputs.model_inputs] == [model.model_id for model in produced]
+    assert len(later.outputs.model_outputs) == 1
+
+
+def test_no_active_run_is_left_and_other_threads_work(home: Path, tmp_path: Path) -> None:
+    import mlflow
+
+    parent = open_run()
+    artifact = make_artifact(tmp_path / "a", "dataset")
+    found: list[str] = []
+    thread = threading.Thread(target=lambda: found.append(record_step(parent, StepRecord("snapshot", {}, artifact))))
+    thread.start()
+    thread.join()
+    assert client().get_run(found[0]).data.tags["mlflow.parentRunId"] == parent
+    assert mlflow.active_run() is None
+
+
+def test_names_and_long_values_are_made_acceptable() -> None:
+    assert labels.name("recall@10/é*") == "recall_at_10/é_"
+    flat = labels.flatten({"a": {"b": [1, 2]}, "long": "x" * 7000})
+    assert flat["a.b"] == "[1, 2]"
+    assert len(flat["long"]) == labels.MAX_PARAMETER
+    assert flat["long"].endswith("[cut off]")
+    assert labels.prefixed({"a": True, "mlflow.user": "u", "none": None}) == {"scalingnote.a": "true", "mlflow.user": "u"}
+
+
+def test_provenance_of_this_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
+    provenance = collect_provenance()
+    assert provenance.user == "ada"
+    assert len(provenance.code_digest) == 64
+    assert provenance.dirty == (provenance.patch_digest is not None)
+    assert "pydantic" in provenance.packages
+    monkeypatch.setenv("SCALINGNOTE_REVISION", "image-7")
+    assert collect_provenance().code_revision == "image-7"
