@@ -8,7 +8,7 @@ from typing import Any
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact
 from components.evaluation.report import load_evaluation
-from components.promotion.baseline import Baseline, load_baseline
+from components.promotion.baseline import Baseline, comparison_for
 from components.promotion.gates import GateDecision, decide
 from components.promotion.release import (
     DatasetPin,
@@ -40,8 +40,8 @@ class Parts:
 
 def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) -> dict[str, Any]:
     """Decide, register, and return what comes next. With nothing changed it finds the candidate there is."""
-    baseline = load_baseline(config.name)
     versions = _register_parts(recorder, parts)
+    baseline = comparison_for(config.name, {role: version.digest for role, version in versions.items()})
     decision = decide(load_evaluation(parts.evaluation.path), baseline.evaluation if baseline else None, config.policy)
     step = _candidate_step(config, recorder, parts, versions, (decision, baseline))
     candidate = recorder.run(step)

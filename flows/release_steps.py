@@ -8,14 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, EvalReport, IndexArtifact, VectorShards
+from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, EvalReport, VectorShards
 from flows.config import RetrainConfig
 from flows.steps import Step
 
 
 def snapshot_step(config: RetrainConfig) -> Step:
     """Read the source and keep it as tables; the key holds the digest of the source's files."""
-    from components.data.snapshot import snapshot, source_digest
+    from components.data.dataset import snapshot
+    from components.data.sources import source_digest
 
     settings = {**config.data.model_dump(), "source_digest": source_digest(config.data)}
     return Step("snapshot_data", ("data",), lambda folder: snapshot(config.data, folder), config=settings)
@@ -24,9 +25,10 @@ def snapshot_step(config: RetrainConfig) -> Step:
 def validation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
     """Hold the tables against the data contracts."""
     from components.artifacts import file_sha256
-    from components.data.validation import contracts_folder, validate
+    from components.data.contracts import contracts_folder
+    from components.data.validation import validate
 
-    contracts = contracts_folder(config.data)
+    contracts = contracts_folder(config.data.contracts)
     digests = {path.name: file_sha256(path) for path in sorted(contracts.glob("*.yaml"))}
     return Step("validate_data", ("data",), lambda folder: validate(dataset, contracts, folder), {"dataset": dataset}, {"contracts": digests})
 
@@ -39,7 +41,7 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
         from components.towers.pairs import training_pairs
         from components.towers.train import train_towers
 
-        return train_towers(training_pairs(load_dataset(dataset)), config.towers, {"dataset": dataset.digest}, folder)
+        return train_towers(training_pairs(load_dataset(dataset.path)), config.towers, {"dataset": dataset.digest}, folder)
 
     return Step("train_towers", ("towers",), make, {"dataset": dataset}, config.towers.model_dump())
 
@@ -53,21 +55,22 @@ def vectors_step(config: RetrainConfig, dataset: DatasetArtifact, document_tower
         from components.towers.encoder import load_tower
 
         parents = {"dataset": dataset.digest, "document_tower": document_tower.digest}
-        return encode_corpus(load_tower(document_tower.path), load_dataset(dataset), parents, config.encoding, folder)
+        return encode_corpus(load_tower(document_tower.path), load_dataset(dataset.path), parents, config.encoding, folder)
 
     inputs = {"dataset": dataset, "document_tower": document_tower}
     return Step("encode_corpus", ("index", "towers"), make, inputs, config.encoding.model_dump())
 
 
-def index_step(config: RetrainConfig, vectors: VectorShards) -> Step:
-    """Build the index over the encoded corpus."""
+def index_step(config: RetrainConfig, vectors: VectorShards, dataset: DatasetArtifact) -> Step:
+    """Build the index over the encoded corpus, with the titles that search results show."""
 
     def make(folder: Path) -> Artifact:
-        from components.index.build import build_index
+        from components.data.dataset import load_dataset
+        from components.index.build import build_index, display_titles
 
-        return build_index(vectors, config.index, folder)
+        return build_index(vectors, config.index, folder, display_titles(load_dataset(dataset.path)))
 
-    return Step("build_index", ("index",), make, {"vectors": vectors}, config.index.model_dump())
+    return Step("build_index", ("index",), make, {"vectors": vectors, "dataset": dataset}, config.index.model_dump())
 
 
 def targets_step(config: RetrainConfig, dataset: DatasetArtifact, query_tower: EncoderArtifact) -> Step:
@@ -80,7 +83,7 @@ def targets_step(config: RetrainConfig, dataset: DatasetArtifact, query_tower: E
         from components.distillation.teacher_targets import write_teacher_targets
         from components.towers.encoder import load_tower
 
-        sources = query_sources(load_dataset(dataset), config.distillation)
+        sources = query_sources(load_dataset(dataset.path), config.distillation)
         parents = {"dataset": dataset.digest, "query_tower": query_tower.digest}
         return write_teacher_targets(load_tower(query_tower.path), sources, parents, folder)
 
@@ -92,15 +95,15 @@ def student_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
 
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
-        from components.distillation.sources import distillation_data
+        from components.distillation.sources import DocumentSide, distillation_data
         from components.distillation.train import train_student
         from components.index.search import load_index
         from components.index.shards import read_vectors
 
         space_id = inputs["index"].space_id
         index = load_index(inputs["index"].path, space_id)
-        documents = read_vectors(inputs["vectors"]).vectors
-        data = distillation_data(load_dataset(inputs["dataset"]), inputs["targets"].path, documents, space_id, index.ids)
+        documents = DocumentSide(read_vectors(inputs["vectors"]).vectors, space_id, lambda vectors, k: index.search(vectors, k)[1])
+        data = distillation_data(load_dataset(inputs["dataset"].path), inputs["targets"].path, documents, config.distillation)
         return train_student(data, config.distillation, {role: a.digest for role, a in inputs.items()}, folder)
 
     return Step("distil_query_tower", ("distillation", "towers"), make, inputs, config.distillation.model_dump())
@@ -110,7 +113,7 @@ def evaluation_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
     """Measure BM25, the untrained student, teacher and student. `inputs`: dataset, query_tower, query_encoder, index."""
 
     def make(folder: Path) -> EvalReport:
-        from components.evaluation.evaluate import evaluate_release
+        from components.evaluation.systems import evaluate_release
 
         return evaluate_release(inputs, config.distillation, config.evaluation, folder)
 
@@ -122,5 +125,3 @@ def typed(artifact: Artifact, kind: type[Any]) -> Any:
     """`artifact` as the artifact type `kind`, which its manifest has to name."""
     return kind.model_validate(artifact.model_dump())
 
-
-__all__ = ["DatasetArtifact", "EncoderArtifact", "IndexArtifact", "VectorShards", "typed"]

@@ -95,12 +95,22 @@ def _as_task(name: str) -> Any:
     return task(_execute, name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
 
 
+def make_step(step: Step) -> Artifact:
+    """Run `step` without Prefect and without a record, for commands that only look."""
+    return _made(step).artifact
+
+
 def _execute(step: Step) -> State[Done] | Done:
+    done = _made(step)
+    return Completed(name="Cached", message="its manifest verified", data=done) if done.cached else done
+
+
+def _made(step: Step) -> Done:
     started = time.monotonic()
     with _alone(step.folder):
         if is_complete(step.folder):
             print(f"[{step.name}] unchanged, taken from the cache", flush=True)
-            return Completed(name="Cached", message="its manifest verified", data=Done(verify(step.folder), True, 0.0))
+            return Done(verify(step.folder), True, time.monotonic() - started)
         print(f"[{step.name}] started", flush=True)
         artifact = step.make(step.folder)
     seconds = time.monotonic() - started

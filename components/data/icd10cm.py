@@ -27,6 +27,7 @@ DEMO_CHAPTERS = frozenset({"3", "4", "5", "6", "9", "10", "11", "14", "16", "17"
 TRAIN_SHARE = 0.83
 DEV_SHARE = 0.05
 _PACKAGE = "simple_icd_10_cm"
+_AGAIN = "Install it again: pip install --force-reinstall simple-icd-10-cm==1.5.0"
 _CODE_RANGE = re.compile(r"\s*\([A-Z0-9]{3}(-[A-Z0-9]{3})?\)\s*$")
 
 
@@ -82,7 +83,7 @@ def tabular_list() -> Path:
     folder = Path(spec.origin).parent / "data"
     found = sorted(folder.glob("icd10c*tabular*.xml"))
     if len(found) != 1:
-        raise DataError(f"Expected one tabular list in {folder}, found {len(found)}. Install it again: pip install simple-icd-10-cm==1.5.0")
+        raise DataError(f"Expected one tabular list in {folder}, found {len(found)}. {_AGAIN}")
     return found[0]
 
 
@@ -91,7 +92,7 @@ def read_entries(path: Path) -> Iterator[Entry]:
     try:
         root = ET.parse(path).getroot()
     except ET.ParseError as error:
-        raise DataError(f"{path} is not the ICD-10-CM tabular list ({error}). Install it again: pip install simple-icd-10-cm==1.5.0") from None
+        raise DataError(f"{path} is not the tabular list ({error}). {_AGAIN}") from None
     for chapter in root.iter("chapter"):
         chapter_title = _CODE_RANGE.sub("", _words(chapter.find("desc")))
         for section in chapter.findall("section"):

@@ -69,7 +69,8 @@ def parse_score(value: Any, where: str) -> int:
 def _check_columns(fields: list[str], where: str) -> None:
     if len(fields) != 3:
         raise DataError(
-            f"{where}: expected three columns separated by tabs (query-id, corpus-id, score); found {len(fields)}: '{' | '.join(fields)[:120]}'."
+            f"{where}: expected three columns separated by tabs (query-id, corpus-id, score); "
+            f"found {len(fields)}: '{' | '.join(fields)[:120]}'."
         )
 
 
@@ -131,5 +132,5 @@ def _storable(value: str, name: str, where: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise DataError(f"{where}: the field {name} holds half a surrogate pair (\\ud800 to \\udfff), which is no character. Remove it.") from None
+        raise DataError(f"{where}: the field {name} holds half a surrogate pair, which is no character. Remove it.") from None
     return value

@@ -13,6 +13,7 @@ QUERY_NAMES = ("queries",)
 UNLABELLED_NAMES = ("queries_unlabelled",)
 TABLE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 QRELS_SUFFIXES = (".tsv", ".tsv.gz", ".parquet")
+_EXPECTED = "a folder with corpus.jsonl, queries.jsonl and qrels/"
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,9 @@ def locate(folder: Path) -> SourceFiles:
 
 def _require_folder(folder: Path) -> None:
     if not folder.exists():
-        raise DataError(
-            f"The data folder {folder} does not exist. Give a folder with corpus.jsonl, queries.jsonl and qrels/, or the built-in set: icd10cm."
-        )
+        raise DataError(f"The data folder {folder} does not exist. Give {_EXPECTED}, or the built-in set: icd10cm.")
     if not folder.is_dir():
-        raise DataError(f"{folder} is a file; expected a folder with corpus.jsonl, queries.jsonl and qrels/. Give the folder that holds it.")
+        raise DataError(f"{folder} is a file; expected {_EXPECTED}. Give the folder that holds it.")
 
 
 def _required(folder: Path, names: Sequence[str], usual: str) -> Path:
@@ -72,10 +71,13 @@ def _qrels(folder: Path) -> dict[str, Path]:
         if split is None:
             continue
         if split in splits:
-            raise DataError(f"{path.parent} holds the split '{split}' twice: {splits[split].name} and {path.name}. Keep the one that counts.")
+            both = f"{splits[split].name} and {path.name}"
+            raise DataError(f"{path.parent} holds the split '{split}' twice: {both}. Keep the one that counts.")
         splits[split] = path
     if not splits:
-        raise DataError(f"{folder / 'qrels'} holds no judgements. Expected train.tsv and test.tsv, and dev.tsv if there is one (or .parquet).")
+        raise DataError(
+            f"{folder / 'qrels'} holds no judgements. Expected train.tsv, test.tsv and, if there is one, dev.tsv (or .parquet)."
+        )
     return splits
 
 

@@ -16,7 +16,8 @@ DOCUMENT_COLUMNS = ("doc_id", "title", "text", "metadata")
 QUERY_COLUMNS = ("query_id", "text")
 JUDGEMENT_COLUMNS = ("query_id", "doc_id", "score", "split")
 
-_NO_WORD = re.compile(r"[\W_]+")
+# + and # stay: "C++" and "C#" ask for different things.
+_NO_WORD = re.compile(r"(?:[^\w+#]|_)+")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def document_text(title: str | None, text: str | None) -> str:
 
 
 def normalise_text(text: str | None) -> str:
-    """`text` without case, punctuation, width variants and repeated spaces: two wordings that differ only there are equal."""
+    """`text` without case, punctuation (but + and #), width variants and repeated spaces: wordings that differ only there are equal."""
     return _NO_WORD.sub(" ", unicodedata.normalize("NFKC", text or "").casefold()).strip()
 
 

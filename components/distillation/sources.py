@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,15 @@ if TYPE_CHECKING:
     from components.data.dataset import Dataset
 
 
+@dataclass(frozen=True)
+class DocumentSide:
+    """The frozen documents: unit vectors float32 (m, d) in the data set's order, their space, and the search over the real index."""
+
+    vectors: NDArray[np.float32]
+    space_id: str
+    search: Search
+
+
 def query_sources(dataset: Dataset, config: DistillationConfig) -> dict[str, list[str]]:
     """Texts for the alignment by source: train queries, unlabelled queries, document titles (a seeded sample)."""
     titles = dataset.documents["title"]
@@ -32,16 +43,22 @@ def query_sources(dataset: Dataset, config: DistillationConfig) -> dict[str, lis
     }
 
 
-def distillation_data(
-    dataset: Dataset, targets: Path, documents: NDArray[np.float32], space_id: str, search: Search
-) -> DistillationData:
-    """Join teacher targets, train judgements and the frozen document vectors, whose rows follow the data set's documents."""
+def distillation_data(dataset: Dataset, targets: Path, documents: DocumentSide, config: DistillationConfig) -> DistillationData:
+    """Join teacher targets, pairs for the refinement, and the frozen document vectors, whose rows follow the data set's documents."""
     texts, teacher = read_teacher_targets(targets)
+    pairs = refinement_pairs(dataset, texts, config.refine_titles)
+    return DistillationData(texts, teacher, pairs, documents.vectors, documents.space_id, dev_set(dataset, documents.search))
+
+
+def refinement_pairs(dataset: Dataset, texts: Sequence[str], titles: bool) -> list[tuple[int, int]]:
+    """(text number, document number) of the relevant train judgements and, if wanted, of every title among `texts`."""
     text_row = {text: i for i, text in enumerate(texts)}
     document_row = {d: i for i, d in enumerate(dataset.documents["doc_id"])}
     train = _relevant(dataset, "train")
     pairs = [(text_row[t], document_row[d]) for t, d in zip(train["text"], train["doc_id"], strict=True)]
-    return DistillationData(texts, teacher, pairs, documents, space_id, dev_set(dataset, search))
+    if titles:
+        pairs += [(text_row[t], i) for i, t in enumerate(dataset.documents["title"]) if t in text_row]
+    return list(dict.fromkeys(pairs))
 
 
 def dev_set(dataset: Dataset, search: Search) -> DevSet:

@@ -18,7 +18,7 @@ from components.errors import ArtifactError, ModelError
 from components.towers.base_models import BaseModel
 from components.towers.contract import EncodingContract, TextEncoder, load_contract
 from components.towers.encoder import load_tower
-from components.towers.pooling import normalize, pool
+from components.towers.pooling import pool
 from components.towers.precision import pick_device, pick_dtype
 from components.towers.tokens import batches_by_tokens, pad_batch, token_ids
 
@@ -85,14 +85,20 @@ class StudentEncoder:
 
     def encode(self, texts: Sequence[str], batch_size: int | None = None, progress: str | None = None) -> NDArray[np.float32]:
         """Unit float32 vectors (len(texts), dimension), in the order of `texts`."""
+        vectors = self.features(texts, batch_size, progress)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)  # type: ignore[no-any-return]
+
+    def features(self, texts: Sequence[str], batch_size: int | None = None, progress: str | None = None) -> NDArray[np.float32]:
+        """Vectors before normalisation, float32 (len(texts), dimension); the encoder's own width without a projection."""
         import torch
         from tqdm import tqdm
 
         rows = self.tokens(texts)
-        vectors = np.empty((len(rows), self.contract.dimension), dtype=np.float32)
+        width = self.contract.dimension if self.projection is not None else self.model.config.hidden_size
+        vectors = np.empty((len(rows), width), dtype=np.float32)
         with torch.inference_mode(), tqdm(total=len(rows), desc=progress, disable=progress is None, unit="text", mininterval=1) as bar:
             for batch in batches_by_tokens([len(r) for r in rows], TOKENS_PER_BATCH, batch_size):
-                vectors[batch] = normalize(self.project([rows[i] for i in batch])).cpu().numpy()
+                vectors[batch] = self.project([rows[i] for i in batch]).float().cpu().numpy()
                 bar.update(len(batch))
         return vectors
 

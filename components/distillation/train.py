@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 CHECKPOINT = "checkpoint.pt"
 LOG = "training_log.json"
 WARMUP_SHARE = 0.1
+RIDGE = 1e-3  # share of the mean energy of a feature
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ class _Distillation:
     def _new_optimizer(self) -> Any:
         import torch
 
-        return torch.optim.AdamW(self._parameters(), lr=self.config.learning_rate, weight_decay=0.01)
+        return torch.optim.AdamW(self._parameters(), lr=self.config.learning_rate, weight_decay=0.01, fused=True)
 
     def _weights(self) -> dict[str, Tensor]:
         parts = {"model": self.student.model, "projection": self.student.projection}
@@ -261,4 +262,20 @@ def _new_student(data: DistillationData, config: DistillationConfig) -> StudentE
         raise ModelError(f"The teacher's vectors have {data.teacher.shape[1]} dimensions, the documents' {dimension}. Retrain the towers.")
     contract = student_contract(base, tokenizer, dimension, config.max_query_length, config.query_prompt)
     projection = nn.Linear(model.config.hidden_size, dimension, bias=False)
-    return StudentEncoder(model, tokenizer, projection, contract, data.space_id)
+    student = StudentEncoder(model.eval(), tokenizer, projection, contract, data.space_id)
+    projection.weight.data = fit_projection(student, data.texts, data.teacher).to(student.device)
+    return student
+
+
+def fit_projection(student: StudentEncoder, texts: Sequence[str], teacher: NDArray[np.float32]) -> Tensor:
+    """The linear map (dimension, width) from the untrained encoder's features to the teacher's vectors, by ridge regression.
+
+    It is the closed-form optimum of the alignment's first layer; started from a random map, several epochs go by to find it.
+    """
+    import torch
+
+    bare = StudentEncoder(student.model, student.tokenizer, None, student.contract, student.space_id)
+    features = torch.from_numpy(bare.features(texts, progress="fit the projection")).double()
+    gram = features.T @ features
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    return torch.linalg.solve(gram + ridge, features.T @ torch.from_numpy(teacher).double()).T.float().contiguous()

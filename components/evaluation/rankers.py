@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from components.errors import SpaceMismatch
 from components.index.search import VectorIndex, index_in_memory
 
 if TYPE_CHECKING:
@@ -23,11 +24,18 @@ class Ranker(Protocol):
 
 @dataclass(frozen=True)
 class DenseRanker:
-    """A query encoder on an index of its space; `label` names its progress bar, None shows none."""
+    """A query encoder on an index; `label` names its progress bar, None shows none. Raises SpaceMismatch for two spaces."""
 
     encoder: TextEncoder
     index: VectorIndex
     label: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.encoder.space_id != self.index.space_id:
+            raise SpaceMismatch(
+                f"The query encoder belongs to the vector space {self.encoder.space_id[:12]}, the index to {self.index.space_id[:12]}. "
+                "What would be measured is chance: take both from the same run."
+            )
 
     def rank(self, queries: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
         """The k nearest (doc_id, cosine) of each query, best first, equal scores in the order of the ids."""

@@ -51,7 +51,9 @@ def judged_split(dataset: Dataset, split: str) -> JudgedSplit:
     judgements = judgements[judgements["query_id"].isin(relevant)].reset_index(drop=True)
     wanted = sorted({str(i) for i in judgements["query_id"]})
     if not wanted:
-        raise DataError(f"The data set has no relevant document for any query of the split '{split}', so nothing can be measured. Name another split.")
+        raise DataError(
+            f"The data set has no relevant document for any query of the split '{split}', so nothing can be measured. Name another split."
+        )
     queries = dataset.judged_queries(split)
     texts = {str(i): str(text) for i, text in zip(queries["query_id"], queries["text"], strict=True)}
     if lost := [i for i in wanted if i not in texts]:

@@ -27,9 +27,11 @@ def _heading(summary: Summary) -> str:
 
 
 def _quality(summary: Summary) -> str:
-    rows = [["", *(_title(name) for name in summary.systems)]]
+    # A report that was read back has its systems in the order of the alphabet.
+    names = [name for name in _TITLES if name in summary.systems] + [name for name in summary.systems if name not in _TITLES]
+    rows = [["", *(_title(name) for name in names)]]
     for metric in METRICS:
-        cells = [_cell(s.metrics.get(metric), s.intervals.get(metric)) for s in summary.systems.values()]
+        cells = [_cell(s.metrics.get(metric), s.intervals.get(metric)) for s in (summary.systems[name] for name in names)]
         rows.append([_metric(metric), *cells])
     return _columns(rows)
 
@@ -58,7 +60,7 @@ def _difference(c: Comparison) -> str:
 
 def _retention(summary: Summary) -> str:
     rows = []
-    for metric, value in summary.retention.items():
+    for metric, value in sorted(summary.retention.items(), reverse=True):
         low, high = summary.retention_intervals[metric]
         rows.append(["student keeps", f"{value:.1%} [{low:.1%} {high:.1%}]", f"of the teacher's {_metric(metric)}"])
     return _columns(rows)

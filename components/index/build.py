@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +15,18 @@ from components.errors import ArtifactError
 from components.index.config import IndexConfig
 from components.index.shards import DocumentVectors, read_vectors
 
+if TYPE_CHECKING:
+    from components.data.dataset import Dataset
+
 INDEX_FILE = "index.faiss"
 IDS_FILE = "doc_ids.parquet"
+TITLE_LENGTH = 80  # characters of a text that stand in for a missing title
 
 
-def build_index(vectors: VectorShards, config: IndexConfig, folder: Path) -> IndexArtifact:
-    """Write `index.faiss` and `doc_ids.parquet` (doc_id, content_hash, shard in row order) into `folder`.
+def build_index(vectors: VectorShards, config: IndexConfig, folder: Path, titles: Mapping[str, str] | None = None) -> IndexArtifact:
+    """Write `index.faiss` and `doc_ids.parquet` (doc_id, content_hash, shard, and title if given, in row order) into `folder`.
 
-    Raises ArtifactError for vectors that were changed or ids that occur twice, SpaceMismatch for a shard of another space.
+    `titles` are what people read in search results: document id -> title. Raises ArtifactError for vectors that were changed or ids that occur twice, SpaceMismatch for a shard of another space.
     """
     import faiss
 
@@ -29,7 +35,7 @@ def build_index(vectors: VectorShards, config: IndexConfig, folder: Path) -> Ind
     _require_unique(rows.doc_ids, vectors.path)
     _remove_leftovers(folder)
     write_atomic(folder / INDEX_FILE, faiss.serialize_index(make_faiss_index(rows.vectors, config.index_key)).tobytes())
-    _write_ids(folder / IDS_FILE, rows)
+    _write_ids(folder / IDS_FILE, rows, titles)
     artifact = seal(
         folder,
         "index",
@@ -43,6 +49,13 @@ def build_index(vectors: VectorShards, config: IndexConfig, folder: Path) -> Ind
         },
     )
     return IndexArtifact(**artifact.model_dump())
+
+
+def display_titles(dataset: Dataset) -> dict[str, str]:
+    """Document id -> its title, or the start of its text when it has none."""
+    frame = dataset.documents
+    shown = frame["title"].where(frame["title"].str.strip() != "", frame["text"].str.slice(0, TITLE_LENGTH))
+    return dict(zip(frame["doc_id"], shown, strict=True))
 
 
 def make_faiss_index(vectors: NDArray[np.float32], index_key: str):  # type: ignore[no-untyped-def]  # faiss has no types
@@ -68,7 +81,7 @@ def _remove_leftovers(folder: Path) -> None:
             path.unlink()
 
 
-def _write_ids(path: Path, rows: DocumentVectors) -> None:
+def _write_ids(path: Path, rows: DocumentVectors, titles: Mapping[str, str] | None) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -77,6 +90,8 @@ def _write_ids(path: Path, rows: DocumentVectors) -> None:
         "content_hash": pa.array(rows.content_hashes, pa.string()),
         "shard": pa.array(rows.shards, pa.int32()),
     }
+    if titles is not None:
+        columns["title"] = pa.array([titles.get(doc_id, "") for doc_id in rows.doc_ids], pa.string())
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink)
     write_atomic(path, sink.getvalue().to_pybytes())

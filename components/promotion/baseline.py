@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from components.artifacts import verify
@@ -27,6 +28,22 @@ def load_baseline(name: str) -> Baseline | None:
     """The champion by the promotion records, None before the first promotion; raises ArtifactError when it was changed."""
     version = expected_aliases(record_store.read_records(name)).champion
     return None if version is None else Baseline(version, baseline_evaluation(name, version))
+
+
+def comparison_for(name: str, pins: Mapping[str, str]) -> Baseline | None:
+    """What a release with the artifacts `pins` (role -> digest) is held against: the champion.
+
+    A release that is the champion itself is held against what the champion was compared with, so that building it again decides
+    and registers nothing new.
+    """
+    champion = load_baseline(name)
+    if champion is None:
+        return None
+    manifest = load_release(registry.artifact_folder(release_model(name), champion.version))
+    if {role: pin.digest for role, pin in manifest.pins.items()} != dict(pins):
+        return champion
+    before = manifest.baseline_version
+    return None if before is None else Baseline(before, baseline_evaluation(name, before))
 
 
 def baseline_evaluation(name: str, version: int) -> Evaluation:

@@ -8,12 +8,15 @@ from typing import NamedTuple
 from components.artifacts import verify
 from components.distillation.student import load_student
 from components.errors import ArtifactError
+from components.promotion.baseline import record_of
 from components.promotion.references import resolve
 from components.promotion.release import Pin, ReleaseManifest, load_release
+from components.promotion.standing import release_model
 from components.serving.retriever import Retriever
 from components.tracking import registry
+from components.tracking.records import read_records
 
-PROBE_TOLERANCE = 0.01  # 1 - cosine; between number formats of one encoder 0.001 was the largest seen
+PROBE_TOLERANCE = 0.01  # 1 - cosine; the default of IndexConfig.probe_tolerance
 
 
 class Opened(NamedTuple):
@@ -26,8 +29,6 @@ class Opened(NamedTuple):
     titles: dict[str, str]
 
 
-
-
 def open_release(name: str, ref: str) -> Opened:
     """Open `ref` (champion, previous, candidate/N, release/N) of the retriever `name`.
 
@@ -36,10 +37,16 @@ def open_release(name: str, ref: str) -> Opened:
     """
     model, version = resolve(name, ref)
     folder = registry.artifact_folder(model, version)
-    verify(folder)
+    verify(folder, promoted_digest(name, model, version))
     manifest = load_release(folder)
     retriever = open_retriever(manifest)
     return Opened(model, version, manifest, retriever, read_titles(registry_folder(manifest.pins.index)))
+
+
+def promoted_digest(name: str, model: str, version: int) -> str | None:
+    """Digest that the promotion record of a release names; None for a candidate or a release that was not promoted yet."""
+    record = record_of(read_records(name), version) if model == release_model(name) else None
+    return None if record is None else str(record["manifest_digest"])
 
 
 def open_retriever(manifest: ReleaseManifest) -> Retriever:
@@ -50,7 +57,9 @@ def open_retriever(manifest: ReleaseManifest) -> Retriever:
     index_folder = registry_folder(manifest.pins.index)
     retriever = Retriever.open(encoder, encoder_folder, index_folder, PROBE_TOLERANCE, manifest.pins.index.digest)
     if retriever.index.space_id != manifest.space_id:
-        raise ArtifactError(f"The release manifest names the space {manifest.space_id[:12]}, its index has {retriever.index.space_id[:12]}.")
+        raise ArtifactError(
+            f"The release manifest names the space {manifest.space_id[:12]}, its index has {retriever.index.space_id[:12]}."
+        )
     return retriever
 
 

@@ -50,7 +50,7 @@ def resolve_base(name: str, texts: Sequence[str] = ()) -> BaseModel:
         return _minilm()
     if name in (TINY_DECODER, TINY_ENCODER):
         return _tiny(name, texts)
-    if (built := models_folder() / name).is_dir():
+    if "/" not in name and (built := models_folder() / name).is_dir():
         return BaseModel(name, str(built), open_artifact(built).digest)
     if Path(name).is_dir():
         return BaseModel(name, name, folder_digest(Path(name)))

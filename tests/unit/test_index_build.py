@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from components.artifacts import IndexArtifact, VectorShards
+from components.artifacts import IndexArtifact, VectorShards, open_artifact
 from components.errors import ArtifactError, SpaceMismatch
 from components.index.build import IDS_FILE, INDEX_FILE, build_index
 from components.index.config import IndexConfig
@@ -49,14 +49,8 @@ def test_the_index_records_its_space_origin_and_rows(tmp_path: Path) -> None:
 def test_building_again_over_leftovers_gives_the_same_digest(tmp_path: Path) -> None:
     artifact = index_of(tmp_path)
     (artifact.path / "leftover.bin").write_bytes(b"x")
-    vectors = VectorShards(**{**_manifest(tmp_path / "vectors")})
+    vectors = VectorShards(**open_artifact(tmp_path / "vectors").model_dump())
     assert build_index(vectors, IndexConfig(), artifact.path).digest == artifact.digest
-
-
-def _manifest(folder: Path) -> dict[str, object]:
-    from components.artifacts import open_artifact
-
-    return open_artifact(folder).model_dump()
 
 
 def test_search_scores_by_hand_with_ties_in_the_order_of_ids(tmp_path: Path) -> None:

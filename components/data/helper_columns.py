@@ -1,0 +1,87 @@
+"""Columns computed before a suite runs, for rules that look at more than one table.
+
+Each holds, under the rule's name, an explanation in the rows that break the rule and nothing in all others (for `judged_queries`: the
+ids that count). So the suite itself only checks single columns, which stays fast for millions of rows.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+import pandas as pd
+
+from components.data.dataset import Dataset
+from components.data.rules import Rule
+from components.data.tables import normalise_text
+
+UNLABELLED = "unlabelled"
+
+
+def table_of(dataset: Dataset, name: str) -> pd.DataFrame:
+    """One of the dataset's tables by the name contracts use."""
+    tables = {
+        "documents": dataset.documents,
+        "queries": dataset.queries,
+        "judgements": dataset.all_judgements,
+        UNLABELLED: dataset.unlabelled,
+    }
+    return tables[name]
+
+
+def helper_column_name(rule: Rule) -> str:
+    """Name of the helper column of `rule`; no table has a column of such a name."""
+    return f"rule {rule.name}"
+
+
+def with_helper_columns(dataset: Dataset, table: str, rules: tuple[Rule, ...]) -> pd.DataFrame:
+    """The table with a helper column for each rule that needs one; text columns as Python strings."""
+    makers = {"references": _missing_targets, "no_leakage": _leaks, "judged_queries": _judged}
+    frame = table_of(dataset, table)
+    columns = {helper_column_name(rule): makers[rule.check](dataset, rule) for rule in rules if rule.check in makers}
+    text = {name: object for name in frame.columns if name != "score"}
+    return frame.astype(text).assign(**columns)
+
+
+def _missing_targets(dataset: Dataset, rule: Rule) -> pd.Series:
+    table, column = str(rule.parameters["to"]).split(".")
+    values = table_of(dataset, rule.table)[str(rule.column)].astype(object)
+    broken = values.notna() & ~values.isin(set(table_of(dataset, table)[column]))
+    return ("there is no " + column + " '" + values.astype(str) + "'").astype(object).where(broken, None)
+
+
+def _leaks(dataset: Dataset, rule: Rule) -> pd.Series:
+    """For each query of the held-out side whose text also stands on the seen side: the id it stands under there."""
+    held_out, seen = str(rule.parameters["held_out"]), str(rule.parameters["seen"])
+    normalised = rule.parameters["match"] == "normalised"
+    sides = (_queries_of(dataset, held_out), _queries_of(dataset, seen))
+    # The rule may stand under either table; the offending rows are that table's.
+    rows, others = (sides[1], sides[0]) if rule.table == UNLABELLED and seen == UNLABELLED else sides
+    known = {key: query for query, text in zip(others["query_id"], others["text"], strict=True) if (key := _key(text, normalised))}
+    found = [known.get(_key(text, normalised)) for text in rows["text"]]
+    where = held_out if rows is sides[1] else seen
+    explained = [None if query is None else f"same text as {query} in {where}" for query in found]
+    return pd.Series(explained, index=rows.index, dtype=object).reindex(table_of(dataset, rule.table).index)
+
+
+def _queries_of(dataset: Dataset, split: str) -> pd.DataFrame:
+    """Rows of the queries judged in the splits that match `split`, or of the unlabelled queries; the index is that of their table."""
+    if split == UNLABELLED:
+        return dataset.unlabelled
+    judgements = dataset.all_judgements
+    matching = {name for name in judgements["split"].unique() if fnmatchcase(str(name), split)}
+    ids = set(judgements.loc[judgements["split"].isin(matching), "query_id"])
+    return dataset.queries.loc[dataset.queries["query_id"].isin(ids)]
+
+
+def _key(text: object, normalised: bool) -> str:
+    """What is compared; empty for a text that cannot leak, such as one of punctuation alone once it is normalised."""
+    if not isinstance(text, str):
+        return ""
+    return normalise_text(text) if normalised else text
+
+
+def _judged(dataset: Dataset, rule: Rule) -> pd.Series:
+    """The query's id in the rows that judge a document as relevant in the rule's split."""
+    judgements = dataset.all_judgements
+    counts = (judgements["split"] == rule.parameters["split"]) & (judgements["score"] > 0)
+    return judgements["query_id"].astype(object).where(counts, None)

@@ -1,0 +1,166 @@
+"""Validate a dataset against its contracts: run the suites, write the report, and stop a flow that must not train on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from components.artifacts import Artifact, DatasetArtifact, Scalar, file_sha256, read_json, seal, write_atomic, write_json
+from components.data.compiler import compile_suite
+from components.data.contracts import load_contracts
+from components.data.dataset import Dataset, load_dataset
+from components.data.helper_columns import with_helper_columns
+from components.data.report_html import render
+from components.data.rules import Contract, Rule
+from components.data.validation_report import ContractUsed, Offender, RuleResult, ValidationReport, requirement
+from components.errors import ArtifactError, DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from great_expectations.data_context import AbstractDataContext
+
+REPORT_JSON = "report.json"
+REPORT_HTML = "report.html"
+SHOWN = 5
+_FOUND_LENGTH = 100
+_IDS = {
+    "documents": ["doc_id"],
+    "queries": ["query_id"],
+    "unlabelled": ["query_id"],
+    "judgements": ["split", "query_id", "doc_id"],
+}
+
+
+def validate(dataset: DatasetArtifact, contracts: Path, folder: Path) -> Artifact:
+    """Check every rule and write report.json and report.html into `folder`; violations are reported, not raised.
+
+    Raises ConfigError for a contract that cannot be checked.
+    """
+    loaded = load_contracts(contracts)
+    report = ValidationReport(
+        dataset=str(dataset.attributes.get("name", "")),
+        dataset_digest=dataset.digest,
+        counts=dataset.counts,
+        contracts=tuple(ContractUsed(name=c.name, version=c.version, file=c.file, sha256=file_sha256(contracts / c.file)) for c in loaded),
+        results=tuple(check_contracts(load_dataset(dataset), loaded)),
+    )
+    write_json(folder / REPORT_JSON, report.model_dump(mode="json"))
+    write_atomic(folder / REPORT_HTML, render(report).encode())
+    attributes: dict[str, Scalar] = {
+        "passed": not report.errors,
+        "errors": len(report.errors),
+        "warnings": len(report.warnings),
+        "contracts": ", ".join(f"{contract.name} {contract.version}" for contract in report.contracts),
+    }
+    return seal(folder, "validation", counts={"rules": len(report.results)}, parents={"dataset": dataset.digest}, attributes=attributes)
+
+
+def load_report(validation: Artifact | Path) -> ValidationReport:
+    """The report of a validation artifact; raises ArtifactError when it cannot be read."""
+    path = (validation if isinstance(validation, Path) else validation.path) / REPORT_JSON
+    try:
+        return ValidationReport.model_validate(read_json(path))
+    except ValidationError as error:
+        raise ArtifactError(f"{path} is not a validation report ({error.errors()[0]['msg']}). Run the validation again.") from None
+
+
+def require_valid(validation: Artifact) -> None:
+    """Raises DataError that names contract, rule, count and first offending ids of every broken rule of severity error."""
+    report = load_report(validation)
+    if not report.errors:
+        return
+    rules = "rule" if len(report.errors) == 1 else "rules"
+    listed = "\n".join(f"  - {result.summary}" for result in report.errors)
+    raise DataError(
+        f"The data '{report.dataset}' breaks {len(report.errors)} {rules} of its contracts; nothing was trained.\n{listed}\n"
+        f"Correct the data, or change the rule in a copy of the contracts. Full report: {validation.path / REPORT_HTML}"
+    )
+
+
+def check_contracts(dataset: Dataset, contracts: list[Contract]) -> list[RuleResult]:
+    """Run the suites of all contracts over the tables; one result for each rule, in the order of the contracts."""
+    context = _quiet_context()
+    results = []
+    for contract in contracts:
+        for table in dict.fromkeys(rule.table for rule in contract.rules):
+            results += _check_table(context, dataset, contract, table)
+    return results
+
+
+def _quiet_context() -> AbstractDataContext:
+    """A context that lives in memory, reports nothing to anyone and draws no progress bars."""
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    return context
+
+
+def _check_table(context: AbstractDataContext, dataset: Dataset, contract: Contract, table: str) -> list[RuleResult]:
+    rules = {rule.name: rule for rule in contract.rules if rule.table == table}
+    frame = with_helper_columns(dataset, table, tuple(rules.values()))
+    source = context.data_sources.add_pandas(f"{contract.name}-{table}")
+    batch = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
+    outcome = batch.validate(
+        compile_suite(contract, table),
+        result_format={"result_format": "SUMMARY", "unexpected_index_column_names": _IDS[table], "partial_unexpected_count": SHOWN},
+    )
+    found = {result.expectation_config.meta["rule"]: result.to_json_dict() for result in outcome.results}
+    return [_result(rule, found[name], frame) for name, rule in rules.items()]
+
+
+def _result(rule: Rule, outcome: Mapping[str, Any], frame: pd.DataFrame) -> RuleResult:
+    details = outcome["result"]
+    passed = bool(outcome["success"])
+    return RuleResult(
+        contract=rule.contract,
+        version=rule.version,
+        table=rule.table,
+        rule=rule.name,
+        severity=rule.severity,
+        requirement=requirement(rule),
+        passed=passed,
+        count=0 if passed else int(details.get("unexpected_count") or 1),
+        checked=len(frame),
+        found=_found(outcome),
+        offenders=() if passed else tuple(_offenders(rule, details)),
+    )
+
+
+def _found(outcome: Mapping[str, Any]) -> str:
+    """The measured value of a rule about the whole table, or why the rule could not be checked."""
+    if "observed_value" in outcome["result"]:
+        return str(outcome["result"]["observed_value"])
+    if outcome["success"] or outcome["result"]:
+        return ""
+    raised = outcome.get("exception_info") or {}
+    messages = [info.get("exception_message") for info in (raised, *raised.values()) if isinstance(info, dict)]
+    return next((f"could not be checked: {message}" for message in messages if message), "")
+
+
+def _offenders(rule: Rule, details: Mapping[str, Any]) -> list[Offender]:
+    rows = details.get("partial_unexpected_index_list") or []
+    values = details.get("partial_unexpected_list") or []
+    identifiers = _IDS[rule.table]
+    return [
+        Offender(ids={name: _shown(row.get(name)) for name in identifiers}, found=_explain(rule, value))
+        for row, value in zip(rows, values, strict=False)
+    ]
+
+
+def _explain(rule: Rule, value: object) -> str:
+    """What stands in the offending row, unless the ids have said it."""
+    if rule.check in ("unique_together", "not_null") or rule.column in _IDS[rule.table]:
+        return "" if rule.check != "references" else str(value)
+    return str(value) if rule.check in ("references", "no_leakage") else f"{rule.column} is {_shown(value)!r}"
+
+
+def _shown(value: object) -> str:
+    text = "(missing)" if value is None or value != value else str(value)
+    return text if len(text) <= _FOUND_LENGTH else f"{text[:_FOUND_LENGTH]}…"

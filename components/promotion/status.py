@@ -1,0 +1,57 @@
+"""What is served, what waits for a reviewer, and whether aliases and records agree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from components.errors import PromotionError
+from components.promotion.approval import rejection
+from components.promotion.standing import candidate_model, expected_aliases, release_model, trusted
+from components.tracking import labels, registry
+from components.tracking import records as record_store
+
+
+def status_of(name: str) -> dict[str, Any]:
+    """Champion, previous, the newest candidates and records of the retriever `name`; `alarm` is None when all agrees."""
+    records = record_store.read_records(name)
+    places = expected_aliases(records)
+    candidates = registry.versions(candidate_model(name))
+    releases = registry.versions(release_model(name))
+    newest = max((int(record["to_version"]) for record in records), default=0)
+    return {
+        "name": name,
+        "champion": places.champion,
+        "previous": places.previous,
+        "alarm": _alarm(name),
+        "candidates": [_candidate(info) for info in candidates[-5:]],
+        "waiting_for_promotion": [info.version for info in releases if info.version > newest and not rejection(info)],
+        "last_record": dict(records[-1]) if records else None,
+    }
+
+
+def render_status(state: dict[str, Any]) -> str:
+    """The status in a few lines."""
+    champion = f"release/{state['champion']}" if state["champion"] else "none"
+    previous = f"release/{state['previous']}" if state["previous"] else "none"
+    lines = [f"Retriever {state['name']}: champion {champion}, previous {previous}"]
+    lines += [f"  candidate/{c['version']}: {c['verdict']}{' (rejected)' if c['rejected'] else ''}" for c in state["candidates"]]
+    if not state["candidates"]:
+        lines.append("  no candidates yet: scalingnote demo, or scalingnote retrain")
+    lines += [f"  release/{v} is approved and waits: scalingnote promote" for v in state["waiting_for_promotion"]]
+    if record := state["last_record"]:
+        lines.append(f"Last change: {record['action']} to release/{record['to_version']}, {record['recorded_at']}")
+    if state["alarm"]:
+        lines.append(f"ALARM: {state['alarm']}")
+    return "\n".join(lines)
+
+
+def _alarm(name: str) -> str | None:
+    try:
+        return trusted(name).alarm
+    except PromotionError:
+        return None  # nothing was promoted yet
+
+
+def _candidate(info: registry.VersionInfo) -> dict[str, Any]:
+    verdict = info.tags.get(f"{labels.ATTRIBUTE}verdict", "unknown")
+    return {"version": info.version, "verdict": verdict, "rejected": bool(rejection(info))}

@@ -1,0 +1,114 @@
+"""Commands that build: demo, retrain, validate."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from components.errors import ConfigError
+from flows.cli.output import only_result_on_stdout, show
+from flows.config import RetrainConfig, load_config
+
+EXAMPLES = ("heart attack", "kidney stone")
+
+
+def retrain(options: argparse.Namespace) -> None:
+    """Build a candidate and say what comes next."""
+    config = read_config(options)
+    result = _build(options, config)
+    show(options, result, _report(result) + "\n\n" + _next_steps(result))
+
+
+def demo(options: argparse.Namespace) -> None:
+    """The whole job on the built-in data."""
+    if options.full:
+        options.set = [*options.set, "data.scope=full"]
+    config = read_config(options)
+    if not options.json:
+        print(f"Demo: {config.data.source} ({config.data.scope}), teacher {config.towers.base_model}, student {config.distillation.student}.", flush=True)
+    result = _build(options, config)
+    examples = [_answers(result, query) for query in EXAMPLES] if config.data.source == "icd10cm" else []
+    show(options, result, "\n\n".join([_report(result), *examples, _next_steps(result)]))
+
+
+def validate(options: argparse.Namespace) -> None:
+    """Hold data against its contracts and say where the report lies."""
+    from components.data.validation import load_report, require_valid
+    from flows.release_steps import snapshot_step, validation_step
+    from flows.steps import make_step
+
+    config = read_config(options)
+    with only_result_on_stdout(options):
+        dataset: Any = make_step(snapshot_step(config))
+        validation = make_step(validation_step(config, dataset))
+    if not options.json:
+        print(f"Report: {validation.path / 'report.html'}")
+    require_valid(validation)
+    report = load_report(validation)
+    warnings = f"{validation.attributes['warnings']} warnings" if validation.attributes["warnings"] else "no warnings"
+    show(options, report.model_dump(mode="json"), f"The data keeps its contracts, {warnings}.")
+
+
+def read_config(options: argparse.Namespace) -> RetrainConfig:
+    """The configuration that the command line names."""
+    overrides: dict[str, Any] = {}
+    for entry in options.set:
+        field, equals, value = entry.partition("=")
+        if not equals or not field:
+            raise ConfigError(f"--set expects FIELD=VALUE, such as towers.steps=200, not '{entry}'.")
+        overrides[field] = _parsed(value)
+    given = {"name": options.name, "data.source": options.data, "data.max_documents": options.max_documents}
+    overrides.update({field: value for field, value in given.items() if value is not None})
+    return load_config(options.preset, options.config, overrides)
+
+
+def _parsed(value: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+
+
+def _build(options: argparse.Namespace, config: RetrainConfig) -> dict[str, Any]:
+    from components.data.sources import source_digest
+
+    source_digest(config.data)  # a missing folder is said at once, before any server starts
+    from flows.retrain import retrain as flow
+
+    with only_result_on_stdout(options):
+        result: dict[str, Any] = flow(config)
+    return result
+
+
+def _report(result: dict[str, Any]) -> str:
+    from components.evaluation.report import load_summary
+    from components.evaluation.table import render_table
+    from components.promotion.release import EVALUATION_FOLDER
+
+    gates = [f"  {gate['status']:<14} {gate['name']}: {gate['reason']}" for gate in result["gates"]]
+    table = render_table(load_summary(Path(result["folder"]) / EVALUATION_FOLDER))
+    return "\n".join([table, "", f"Gates of {result['candidate']}: {result['verdict']}", *gates])
+
+
+def _answers(result: dict[str, Any], query: str) -> str:
+    from flows.cli.use import hits_of, render_hits
+
+    return f"'{query}' with {result['candidate']}:\n" + render_hits(hits_of(result["name"], result["candidate"], query, 3))
+
+
+def _next_steps(result: dict[str, Any]) -> str:
+    name = "" if result["name"] == "retriever" else f" --name {result['name']}"
+    if result["verdict"] != "pass":
+        return (
+            f"{result['candidate']} did not pass its gates. To release it all the same, a person has to say why:\n"
+            f"  scalingnote approve {result['candidate']} --as NAME --override REASON{name}"
+        )
+    state = "All steps were taken from the cache, nothing has changed.\n" if result["cached"] else ""
+    return (
+        f"{state}Next, a reviewer decides: open {result['name']}-candidate in the MLflow UI (scalingnote ui) and press Promote into "
+        f"{result['name']}-release,\nor without a browser:\n"
+        f"  scalingnote approve {result['candidate']} --as NAME{name} && scalingnote promote{name} && scalingnote search \"heart attack\"{name}"
+    )

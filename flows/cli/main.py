@@ -1,0 +1,101 @@
+"""Entry point of `scalingnote`: arguments, quiet libraries, and errors as messages with an exit status.
+
+Exit status: 0 done; 1 unexpected failure or a finding; 2 wrong arguments or configuration; 3 data; 4 models; 5 collapse; 6 artifacts;
+7 approval and promotion; 8 tracking server; 9 full disk; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from components import settings
+from components.errors import ScalingNoteError
+from flows.cli.parser import build_parser
+
+FULL_DISK = 9
+LOW_DISK_BYTES = 4 * 1024 * 1024
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    options = build_parser().parse_args(arguments)
+    _quiet_libraries(options.verbose)
+    try:
+        settings.activate()
+        return int(options.run(options) or 0)
+    except KeyboardInterrupt:
+        return _fail(options, "Interrupted. Run the same command again to continue where it was.", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _explain(options, error)
+
+
+def _explain(options: argparse.Namespace, error: Exception) -> int:
+    """A user's mistake or the machine's state in words; the rest with its place, which a report of the failure needs."""
+    if _disk_is_full(error):
+        place = settings.home()
+        return _fail(options, f"The disk of {place} is full. Free some space and run the same command again; finished steps are kept.", FULL_DISK)
+    if isinstance(error, ScalingNoteError):
+        return _fail(options, str(error), error.exit_code)
+    if isinstance(error, OSError) and error.filename:
+        return _fail(options, f"{error.filename}: {error.strerror}. Check that it exists and that you may use it.", 1)
+    if options.verbose:
+        traceback.print_exc()
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    message = f"Unexpected failure: {type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno})."
+    return _fail(options, f"{message} Run it again with --verbose for the details; finished steps are kept.", 1)
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    seen: BaseException | None = error
+    while seen is not None:
+        words = str(seen).lower()
+        if getattr(seen, "errno", None) == errno.ENOSPC or "no space left" in words or "disk is full" in words:
+            return True
+        seen = seen.__cause__ or seen.__context__
+    # Writers in C++ report a failed write without saying why.
+    probe = settings.home()
+    while not probe.exists():
+        probe = probe.parent
+    return not isinstance(error, ScalingNoteError) and shutil.disk_usage(probe).free < LOW_DISK_BYTES
+
+
+def _fail(options: argparse.Namespace, message: str, status: int) -> int:
+    if getattr(options, "json", False):
+        print(json.dumps({"error": message, "exit_status": status}))
+    print(f"scalingnote: {message}", file=sys.stderr)
+    return status
+
+
+def _quiet_libraries(verbose: bool) -> None:
+    """Prefect prints a traceback for every failed task and MLflow a line for every call; our own messages say what is needed."""
+    level = "INFO" if verbose else "CRITICAL"
+    values: dict[str, Any] = {
+        "PREFECT_LOGGING_LEVEL": level,
+        "PREFECT_LOGGING_LOG_PRINTS": "false",
+        "PREFECT_LOGGING_TO_API_ENABLED": "false",
+        "MLFLOW_LOGGING_LEVEL": "WARNING" if verbose else "ERROR",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "PYTHONWARNINGS": "default" if verbose else "ignore",
+    }
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+    if not verbose:
+        import warnings
+
+        warnings.simplefilter("ignore")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

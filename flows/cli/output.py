@@ -1,0 +1,32 @@
+"""Output of commands: text for people on stdout, or one JSON object with --json."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+DEFAULT_NAME = "retriever"
+
+
+def retriever_name(options: argparse.Namespace) -> str:
+    """The retriever that a command is about."""
+    return options.name or DEFAULT_NAME
+
+
+def show(options: argparse.Namespace, value: Any, text: str) -> None:
+    """Print `text`, or `value` as JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str) if options.json else text)
+
+
+@contextlib.contextmanager
+def only_result_on_stdout(options: argparse.Namespace) -> Iterator[None]:
+    """With --json, what steps print on the way goes to stderr, so that stdout holds the JSON alone."""
+    if not options.json:
+        yield
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        yield

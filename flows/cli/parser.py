@@ -1,0 +1,113 @@
+"""The commands and their arguments. The functions behind them import what they need when they run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+Command = Callable[[argparse.Namespace], int | None]
+EPILOG = "State of a local installation lies in .scalingnote/ (SCALINGNOTE_HOME moves it). `scalingnote COMMAND --help` says more."
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="scalingnote", description="A production line for dense retrievers: LLM towers, a distilled query encoder, gated releases.", epilog=EPILOG
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_building(commands)
+    _add_promotion(commands)
+    _add_use(commands)
+    _add_inspection(commands)
+    return parser
+
+
+def _add_building(commands: Any) -> None:
+    demo = _command(commands, "demo", "build:demo", "run the whole job on the built-in data and show what comes next")
+    demo.add_argument("--full", action="store_true", help="all 46,881 ICD-10-CM entries instead of the demo's chapters")
+    _training_options(demo, preset="demo")
+    retrain = _command(commands, "retrain", "build:retrain", "build a candidate: validate, train, distil, index, evaluate, decide, register")
+    _training_options(retrain, preset=None)
+    validate = _command(commands, "validate", "build:validate", "hold data against its contracts, without training")
+    _training_options(validate, preset=None)
+
+
+def _add_promotion(commands: Any) -> None:
+    approve = _command(commands, "approve", "release:approve", "approve a candidate as a named person (what Promote does in the MLflow UI)")
+    approve.add_argument("candidate", help="candidate/N, or N")
+    approve.add_argument("--as", dest="person", required=True, metavar="NAME", help="who approves")
+    approve.add_argument("--override", metavar="REASON", help="approve although gates did not pass; the reason is kept for ever")
+    _command(commands, "promote", "release:promote", "make the newest approved release the champion, after verifying it again")
+    rollback = _command(commands, "rollback", "release:rollback", "go back to the release that the champion replaced")
+    rollback.add_argument("--as", dest="person", metavar="NAME", help="who rolls back (default: the system's user name)")
+    rollback.add_argument("--reason", default="no reason given", metavar="TEXT", help="why; kept in the promotion record")
+
+
+def _add_use(commands: Any) -> None:
+    search = _command(commands, "search", "use:search", "find documents with a release")
+    search.add_argument("query", help="what to look for")
+    search.add_argument("-k", type=_positive, default=10, help="number of documents (default 10)")
+    _release_option(search)
+    run = _command(commands, "run", "use:run", "answer a file of queries and write a TREC run file")
+    run.add_argument("--queries", type=Path, required=True, metavar="FILE", help="queries as JSON lines (_id, text), gz accepted")
+    run.add_argument("--output", type=Path, required=True, metavar="FILE", help="TREC run file to write")
+    run.add_argument("-k", type=_positive, default=100, help="documents per query (default 100)")
+    _release_option(run)
+
+
+def _add_inspection(commands: Any) -> None:
+    _command(commands, "status", "inspect:status", "what is champion, previous and candidate, and whether all is in order")
+    trace = _command(commands, "trace", "inspect:trace", "a release or a document back to data, code, configuration and approval")
+    trace.add_argument("ref", help="champion, previous, candidate/N, release/N, or the id of a document")
+    trace.add_argument("--release", default="champion", metavar="REF", help="release to look a document id up in (default champion)")
+    verify = _command(commands, "verify", "inspect:verify", "hash every file of a release again and check digests, spaces, decision, records")
+    verify.add_argument("ref", nargs="?", default="champion", help="champion (default), previous, candidate/N or release/N")
+    ui = _command(commands, "ui", "inspect:ui", "start the MLflow and Prefect servers on this machine until Ctrl-C")
+    ui.add_argument("--mlflow-port", type=_port, default=5000, metavar="PORT", help="default 5000")
+    ui.add_argument("--prefect-port", type=_port, default=4200, metavar="PORT", help="default 4200")
+
+
+def _training_options(parser: argparse.ArgumentParser, preset: str | None) -> None:
+    parser.add_argument("--preset", default=preset, metavar="NAME", help="smoke, demo, gpu or cluster" + (f" (default {preset})" if preset else ""))
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file laid over the preset")
+    parser.add_argument("--data", metavar="DIR", help="folder in BEIR layout or with Parquet tables, or icd10cm")
+    parser.add_argument("--max-documents", type=int, metavar="N", help="use a subset of N documents, judged ones first")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="one setting, such as towers.steps=200; repeatable")
+
+
+def _command(commands: Any, name: str, target: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.add_argument("--name", help="name of the retriever (default: retriever)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--verbose", action="store_true", help="show the libraries' own messages, and tracebacks")
+    parser.set_defaults(run=_lazy(target))
+    return parser
+
+
+def _release_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--release", default="champion", metavar="REF", help="champion (default), previous, candidate/N or release/N")
+
+
+def _lazy(target: str) -> Command:
+    module, function = target.split(":")
+
+    def run(options: argparse.Namespace) -> int | None:
+        command: Command = getattr(import_module(f"flows.cli.{module}"), function)
+        return command(options)
+
+    return run
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 10_000:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 10000, not '{text}'")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535, not '{text}'")
+    return int(text)

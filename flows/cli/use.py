@@ -1,0 +1,56 @@
+"""Commands that use a release: search, run."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from components.errors import DataError
+from flows.cli.output import retriever_name, show
+
+
+def search(options: argparse.Namespace) -> None:
+    """Find documents for one query."""
+    if not options.query.strip():
+        raise DataError("The query is empty. Give a text to look for.")
+    hits = hits_of(retriever_name(options), options.release, options.query, options.k)
+    show(options, {"query": options.query, "release": options.release, "hits": hits}, render_hits(hits))
+
+
+def hits_of(name: str, ref: str, query: str, k: int) -> list[dict[str, Any]]:
+    """The k best documents as rank, id, score and title."""
+    from components.serving.loader import open_release
+
+    opened = open_release(name, ref)
+    found = opened.retriever.search([query], k)[0]
+    titles = opened.titles
+    return [{"rank": i, "doc_id": h.doc_id, "score": round(h.score, 4), "title": titles.get(h.doc_id, "")} for i, h in enumerate(found, 1)]
+
+
+def render_hits(hits: list[dict[str, Any]]) -> str:
+    """One line a document."""
+    width = max((len(hit["doc_id"]) for hit in hits), default=0)
+    return "\n".join(f"{hit['rank']:>3}  {hit['score']:.3f}  {hit['doc_id']:<{width}}  {hit['title']}" for hit in hits)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Answer a file of queries."""
+    from components.data.jsonl import read_queries
+    from components.evaluation.trec import write_trec_run
+    from components.serving.loader import open_release
+
+    queries = read_queries(options.queries)
+    if queries.empty:
+        raise DataError(f"{options.queries} holds no queries. Expected JSON lines with _id and text.")
+    if queries["query_id"].duplicated().any():
+        first = queries["query_id"][queries["query_id"].duplicated()].iloc[0]
+        raise DataError(f"{options.queries}: the query id '{first}' stands there twice. Ids must be unique in a run.")
+    opened = open_release(retriever_name(options), options.release)
+    started = time.monotonic()
+    found = opened.retriever.search(queries["text"].tolist(), options.k, progress="queries")
+    ranking = {q: [(hit.doc_id, hit.score) for hit in hits] for q, hits in zip(queries["query_id"], found, strict=True)}
+    write_trec_run(options.output, ranking, f"{opened.model}-{opened.version}")
+    seconds = time.monotonic() - started
+    result = {"queries": len(queries), "release": f"{opened.model}/{opened.version}", "output": str(options.output), "seconds": round(seconds, 2)}
+    show(options, result, f"{len(queries):,} queries answered by {opened.model}/{opened.version} in {seconds:.1f} s: {options.output}")

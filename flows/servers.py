@@ -1,0 +1,223 @@
+"""The MLflow and Prefect servers of a local installation, on loopback, over the same files that the commands use."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from urllib.error import URLError
+
+from components import settings
+from components.errors import ConfigError, ScalingNoteError
+from components.tracking.store import is_server
+
+HOST = "127.0.0.1"
+START_SECONDS = 120.0
+STOP_SECONDS = 10.0
+
+
+class ServerError(ScalingNoteError):
+    """A local server that did not start, or that ended by itself."""
+
+    exit_code = 9
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    """How one server is started: its command and environment, and the path that answers once it is ready."""
+
+    name: str
+    port: int
+    command: tuple[str, ...]
+    health: str
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        """Where a browser finds it."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        """The file that holds what the server prints."""
+        return settings.home() / "logs" / f"{self.name.lower()}-server.log"
+
+
+def mlflow_plan(port: int) -> ServerPlan:
+    """MLflow over the embedded store.
+
+    Artifacts are not proxied: every experiment keeps a file location, which the server shows and the embedded commands read.
+    One worker without job execution starts in 5 s and 2 processes instead of 19 s and 13.
+    """
+    command = (
+        *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", settings.tracking_uri()),
+        *("--no-serve-artifacts", "--default-artifact-root", settings.artifact_root().as_uri()),
+    )
+    return ServerPlan("MLflow", port, command, "/health", {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+
+
+def prefect_plan(port: int) -> ServerPlan:
+    """Prefect over the database in the home folder, where runs without a server leave their history too."""
+    command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port), "--analytics-off")
+    environment = {"PREFECT_UI_API_URL": f"http://{HOST}:{port}/api"}  # else the page asks the address of some other profile
+    return ServerPlan("Prefect", port, command, "/api/health", environment)
+
+
+def serve_ui(mlflow_port: int = 5000, prefect_port: int = 4200) -> None:
+    """Start both servers, print where they are, and stop them at Ctrl-C or SIGTERM.
+
+    A server that the environment already names (`MLFLOW_TRACKING_URI`, `PREFECT_API_URL`) is shown, not started.
+    Raises ConfigError for a port in use, ServerError when a server does not start or ends by itself.
+    """
+    settings.activate()
+    plans = _plans(mlflow_port, prefect_port)
+    if not plans:
+        return
+    try:
+        with _interrupted_by_sigterm(), running(plans) as processes:
+            for plan in plans:
+                print(f"{plan.name:8} {plan.url}", flush=True)
+            print("Approve in MLflow: Model registry > <name>-candidate > a version > Promote model > <name>-release.", flush=True)
+            print("Ctrl-C stops the servers; nothing is lost.", flush=True)
+            _watch(plans, processes)
+    except KeyboardInterrupt:
+        print("\nThe servers are stopped.", flush=True)
+
+
+@contextmanager
+def running(plans: Sequence[ServerPlan]) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Run the servers of `plans` as long as the block runs; they answer when it is entered and are gone when it is left."""
+    check_ports(plans)
+    with ExitStack() as stack:
+        processes = [stack.enter_context(_process(plan)) for plan in plans]
+        for plan, process in zip(plans, processes, strict=True):
+            _wait_until_healthy(plan, process)
+        yield processes
+
+
+def check_ports(plans: Sequence[ServerPlan]) -> None:
+    """Raise ConfigError when a port is in use, out of range, or given to two servers."""
+    taken: dict[int, str] = {}
+    for plan in plans:
+        option = f"--{plan.name.lower()}-port"
+        if not 1 <= plan.port <= 65535:
+            raise ConfigError(f"{option}: got {plan.port}; allowed: a whole number, at least 1 and at most 65535.")
+        if plan.port in taken:
+            raise ConfigError(f"{option}: got {plan.port}, which {taken[plan.port]} takes already. Give each server its own port.")
+        if not _is_free(plan.port):
+            raise ConfigError(
+                f"{option}: the port {plan.port} is in use on {HOST}. Stop the program that listens there, "
+                f"or choose another port: {option} {plan.port + 1}"
+            )
+        taken[plan.port] = plan.name
+
+
+def _plans(mlflow_port: int, prefect_port: int) -> list[ServerPlan]:
+    plans = []
+    if is_server(settings.tracking_uri()):
+        print(f"MLflow   {settings.tracking_uri()} (from MLFLOW_TRACKING_URI; not started here)", flush=True)
+    else:
+        plans.append(mlflow_plan(mlflow_port))
+    if given := os.environ.get("PREFECT_API_URL"):
+        print(f"Prefect  {given.removesuffix('/api')} (from PREFECT_API_URL; not started here)", flush=True)
+    else:
+        plans.append(prefect_plan(prefect_port))
+    return plans
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As the servers do: a port whose last connections are only fading away is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+@contextmanager
+def _process(plan: ServerPlan) -> Iterator[subprocess.Popen[bytes]]:
+    """The server in a session of its own, so that Ctrl-C reaches us alone and its children are stopped with it."""
+    plan.log.parent.mkdir(parents=True, exist_ok=True)
+    with plan.log.open("wb") as log:
+        process = subprocess.Popen(
+            plan.command,
+            cwd=settings.home(),
+            env=os.environ | plan.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    for attempt in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, attempt)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait(STOP_SECONDS)
+
+
+def _wait_until_healthy(plan: ServerPlan, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not _answers(plan.url + plan.health):
+        if process.poll() is not None:
+            raise ServerError(f"The {plan.name} server ended while starting:\n{_tail(plan.log)}\nFull log: {plan.log}")
+        if time.monotonic() > deadline:
+            raise ServerError(f"The {plan.name} server did not answer within {START_SECONDS:.0f} s. Log: {plan.log}\n{_tail(plan.log)}")
+        time.sleep(0.2)
+
+
+def _answers(url: str) -> bool:
+    # A proxy of the environment must not be asked for our own machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except (URLError, OSError):
+        return False
+
+
+def _watch(plans: Sequence[ServerPlan], processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    while True:
+        for plan, process in zip(plans, processes, strict=True):
+            if process.poll() is not None:
+                raise ServerError(f"The {plan.name} server ended by itself:\n{_tail(plan.log)}\nFull log: {plan.log}")
+        time.sleep(0.5)
+
+
+def _tail(log: Path, lines: int = 8) -> str:
+    return "\n".join(f"  {line}" for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from open_data_contract_standard.model import OpenDataContractStandard
+
+from components.data.compiler import compile_suite
+from components.data.contracts import contracts_digest, contracts_folder, load_contracts
+from components.errors import ConfigError
+
+OURS = contracts_folder("")
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(OURS, tmp_path / "contracts"))
+
+
+def refused(folder: Path, name: str, change: Change) -> str:
+    """Change one contract, its first table given to `change`, and return the message that refuses it."""
+    path = folder / f"{name}.yaml"
+    contract = yaml.safe_load(path.read_text())
+    change(contract["schema"][0])
+    path.write_text(yaml.safe_dump(contract))
+    with pytest.raises(ConfigError) as caught:
+        load_contracts(folder)
+    return str(caught.value)
+
+
+def quality(**fields: Any) -> Change:
+    return lambda table: table["quality"].append(fields)
+
+
+@pytest.mark.parametrize("path", sorted(OURS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_our_contracts_follow_the_standard(path: Path) -> None:
+    contract = yaml.safe_load(path.read_text())
+    assert contract["apiVersion"] == "v3.1.0"
+    jsonschema.validate(contract, json.loads(OpenDataContractStandard.json_schema()))
+
+
+def test_every_rule_is_compiled_and_names_its_contract() -> None:
+    for contract in load_contracts(OURS):
+        for table in {rule.table for rule in contract.rules}:
+            suite = compile_suite(contract, table)
+            rules = [rule for rule in contract.rules if rule.table == table]
+            assert [expectation.meta["rule"] for expectation in suite.expectations] == [rule.name for rule in rules]
+            for expectation, rule in zip(suite.expectations, rules, strict=True):
+                assert expectation.meta["contract"] == contract.name
+                assert expectation.meta["version"] == contract.version == "1.0.0"
+                assert str(expectation.severity) == {"error": "critical", "warning": "warning"}[rule.severity]
+
+
+def test_what_the_contracts_cover() -> None:
+    rules = {(rule.table, rule.check) for contract in load_contracts(OURS) for rule in contract.rules}
+    for table in ("documents", "queries"):
+        assert {(table, check) for check in ("type", "unique", "not_blank", "length", "row_count")} <= rules
+    assert {("judgements", check) for check in ("references", "range", "unique_together", "judged_queries")} <= rules
+    assert ("queries", "no_leakage") in rules
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("queries", quality(type="library", metric="uniqueness", mustBe=0), "unknown metric 'uniqueness'. Allowed: rowCount, duplicate"),
+        (
+            "queries",
+            quality(type="custom", engine="scalingnote", implementation={"rule": "no_leaks"}),
+            "unknown rule 'no_leaks'. Allowed: not_blank, length, no_leakage, judged_queries",
+        ),
+        ("queries", quality(type="custom", engine="soda", implementation={"rule": "x"}), "needs 'engine: scalingnote'"),
+        ("queries", quality(type="sql", query="SELECT 1", mustBe=0), "of type 'sql' would not be checked. Allowed: library, custom"),
+        ("queries", quality(type="library", metric="rowCount", mustBeGreaterThan=1, severity="fatal"), "Allowed: error, warning"),
+        ("queries", quality(type="library", metric="rowCount"), "rowCount needs exactly one of"),
+        ("queries", quality(type="library", metric="rowCount", mustBeBetween=[9, 3]), "9 is above the largest, 3"),
+        ("queries", quality(type="library", metric="nullValues", mustBe=0), "belongs under a column"),
+        (
+            "queries",
+            quality(type="custom", engine="scalingnote", implementation={"rule": "no_leakage", "held_out": "test", "seen": "train"}),
+            "needs the parameter 'match'",
+        ),
+        (
+            "documents",
+            quality(type="custom", engine="scalingnote", implementation={"rule": "judged_queries", "split": "test", "min": 3}),
+            "belongs under the table judgements",
+        ),
+        ("judgements", quality(type="library", metric="duplicateValues", mustBe=0, arguments={"properties": ["a", "b"]}), "two or more of"),
+        ("documents", lambda table: table.update(name="docs"), "there is no such table. Allowed: documents, queries"),
+        ("documents", lambda table: table["properties"][0].update(name="id"), "there is no column 'id'. Allowed: doc_id"),
+        ("documents", lambda table: table["properties"][0].update(logicalType="date"), "Allowed: string, integer, number, boolean"),
+        ("documents", lambda table: table["properties"][1].update(logicalTypeOptions={"format": "uri"}), "the option 'format'"),
+        ("documents", lambda table: table["properties"][1].update(logicalTypeOptions={"pattern": "("}), "not a regular expression"),
+        ("documents", lambda table: table["properties"][1].update(logicalTypeOptions={"maxLength": "x"}), "must be a whole number"),
+        ("judgements", lambda table: table["properties"][0]["relationships"][0].update(to="users.id"), "relationship to 'users.id'"),
+        ("documents", lambda table: table.update(qualty=[]), "schema.0.qualty: Extra inputs are not permitted"),
+        ("queries", lambda table: table["quality"].append(table["quality"][0]), "two rules named 'queries.minimum'"),
+    ],
+)
+def test_a_contract_that_cannot_be_checked_is_refused(folder: Path, name: str, change: Change, message: str) -> None:
+    found = refused(folder, name, change)
+    assert message in found
+    assert f"{name}.yaml" in found
+
+
+def test_a_table_without_a_contract_and_an_empty_folder_are_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "judgements.yaml").unlink()
+    with pytest.raises(ConfigError, match="no contract for the table judgements"):
+        load_contracts(folder)
+    with pytest.raises(ConfigError, match="No contracts"):
+        load_contracts(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "not valid YAML"), ("- a", "YAML"), ("", "queries.yaml"), ("kind: DataContract\nid: x", "expected kind: DataContract")],
+)
+def test_a_file_that_is_no_contract_is_refused(folder: Path, text: str, message: str) -> None:
+    (folder / "queries.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_contracts(folder)
+    assert "queries.yaml" in str(caught.value)
+    assert message in str(caught.value) or message == "YAML"
+
+
+def test_the_digest_of_the_contracts_follows_their_content(folder: Path) -> None:
+    assert contracts_digest(folder) == contracts_digest(OURS)
+    with (folder / "queries.yaml").open("a") as handle:
+        handle.write("# a remark\n")
+    assert contracts_digest(folder) != contracts_digest(OURS)

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from components.artifacts import Artifact, verify
+from components.data.config import DataConfig
+from components.data.contracts import contracts_folder
+from components.data.dataset import snapshot
+from components.data.validation import load_report, require_valid, validate
+from components.data.validation_report import RuleResult
+from components.errors import DataError
+from tests.data_world import Row, documents, qrels, queries, write_folder, write_lines, write_rows
+
+Change = Callable[[Path], object]
+
+
+def check(folder: Path, contracts: Path | None = None) -> Artifact:
+    work = folder.parent
+    for name in ("dataset", "validation"):
+        (work / name).mkdir(exist_ok=True)
+    dataset = snapshot(DataConfig(source=str(folder)), work / "dataset")
+    return validate(dataset, contracts or contracts_folder(""), work / "validation")
+
+
+def changed_rows(name: str, rows: list[Row], **changes: Row) -> Change:
+    """Rewrite a file with some rows changed; the keys are `row<number>`."""
+    for key, change in changes.items():
+        rows[int(key[3:])] |= change
+    return lambda folder: write_rows(folder / name, rows)
+
+
+def added_lines(name: str, *lines: str) -> Change:
+    return lambda folder: write_lines(folder / name, [*(folder / name).read_text().splitlines(), *lines])
+
+
+BROKEN: dict[str, tuple[Change, str, int, str]] = {
+    "empty document": (changed_rows("corpus.jsonl", documents(), row7={"text": " \n"}), "text.not_blank", 1, "doc_id 'd7'"),
+    "document without an id": (changed_rows("corpus.jsonl", documents(), row259={"_id": ""}), "doc_id.length", 1, "doc_id ''"),
+    "duplicate document id": (changed_rows("corpus.jsonl", documents(), row250={"_id": "d9"}), "doc_id.unique", 2, "doc_id 'd9'"),
+    "duplicate query id": (changed_rows("queries.jsonl", queries(), row9={"_id": "q8"}), "query_id.unique", 2, "query_id 'q8'"),
+    "empty query": (changed_rows("queries.jsonl", queries(), row4={"text": ""}), "text.not_blank", 1, "query_id 'q4'"),
+    "null query": (changed_rows("queries.jsonl", queries(), row4={"text": None}), "text.not_blank", 1, "query_id 'q4'"),
+    "too long an id": (changed_rows("corpus.jsonl", documents(), row259={"_id": "x" * 600}), "doc_id.length", 1, "doc_id 'xxx"),
+    "unknown document": (added_lines("qrels/test.tsv", "q1\tnowhere\t1"), "doc_id.references", 1, "there is no doc_id 'nowhere'"),
+    "unknown query": (added_lines("qrels/test.tsv", "nobody\td1\t1"), "query_id.references", 1, "there is no query_id 'nobody'"),
+    "negative score": (added_lines("qrels/test.tsv", "q140\td1\t-1"), "score.range", 1, "score is '-1'"),
+    "too high a score": (added_lines("qrels/test.tsv", "q140\td1\t101"), "score.range", 1, "score is '101'"),
+    "two scores for a pair": (added_lines("qrels/test.tsv", "q140\td140\t2"), "judgements.one_score_per_pair", 2, "query_id 'q140'"),
+    "test query in train": (
+        changed_rows("queries.jsonl", queries(), row150={"text": "where is number 3?"}),
+        "leakage.test_in_train.exact",
+        1,
+        "query_id 'q150': same text as q3 in train",
+    ),
+    "test query in train but for case and punctuation": (
+        changed_rows("queries.jsonl", queries(), row150={"text": "Where is number 3"}),
+        "leakage.test_in_train.normalised",
+        1,
+        "query_id 'q150': same text as q3 in train",
+    ),
+    "query judged in both": (added_lines("qrels/test.tsv", "q5\td5\t1"), "leakage.test_in_train.exact", 1, "query_id 'q5'"),
+    "too few test queries": (
+        lambda folder: write_lines(folder / "qrels" / "test.tsv", qrels("test")[:7]),
+        "judgements.test_queries",
+        1,
+        "Found: 7",
+    ),
+    "no train queries": (lambda folder: (folder / "qrels" / "train.tsv").unlink(), "judgements.train_queries", 1, "Found: 0"),
+    "too few documents": (lambda folder: write_rows(folder / "corpus.jsonl", documents()[:3]), "documents.minimum", 1, "Found: 3"),
+}
+
+
+def test_data_that_breaks_nothing_is_accepted(tmp_path: Path) -> None:
+    validation = check(write_folder(tmp_path / "data"))
+    assert validation.attributes["passed"] is True
+    assert (validation.attributes["errors"], validation.attributes["warnings"]) == (0, 0)
+    assert validation.attributes["contracts"] == "documents 1.0.0, judgements 1.0.0, queries 1.0.0"
+    assert validation.counts["rules"] > 60
+    verify(validation.path)
+    require_valid(validation)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_data_is_refused_by_rule_count_and_row(tmp_path: Path, name: str) -> None:
+    change, rule, count, row = BROKEN[name]
+    folder = write_folder(tmp_path / "data")
+    change(folder)
+    validation = check(folder)
+    assert validation.attributes["passed"] is False
+    broken = {result.rule: result for result in load_report(validation).errors}
+    assert broken[rule].count == count
+    with pytest.raises(DataError) as caught:
+        require_valid(validation)
+    line = next(line for line in str(caught.value).splitlines() if f"rule {rule}:" in line)
+    assert line.startswith(f"  - contract {broken[rule].contract} 1.0.0, rule {rule}: ")
+    assert row in line
+
+
+def warnings(folder: Path) -> dict[str, RuleResult]:
+    validation = check(folder)
+    require_valid(validation)
+    return {result.rule: result for result in load_report(validation).warnings}
+
+
+def test_equal_documents_long_texts_and_further_leaks_only_warn(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    rows = documents()
+    rows[1] |= {"title": rows[2]["title"], "text": rows[2]["text"]}
+    rows[5]["text"] = "long " * 30_000
+    write_rows(folder / "corpus.jsonl", rows)
+    write_lines(folder / "qrels" / "test_other.tsv", ["q2\td2\t1"])
+    write_rows(folder / "queries_unlabelled.jsonl", [{"_id": "u1", "text": "Where is number 141"}])
+    found = warnings(folder)
+    assert found["documents.duplicate_content"].count == 2
+    assert found["text.long"].offenders[0].ids == {"doc_id": "d5"}
+    assert str(found["leakage.further_splits_in_train.normalised"].offenders[0]) == "query_id 'q2': same text as q2 in train"
+    assert str(found["leakage.test_in_unlabelled.normalised"].offenders[0]) == "query_id 'u1': same text as q141 in test"
+
+
+def test_queries_of_punctuation_alone_do_not_count_as_equal(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    changed_rows("queries.jsonl", queries(), row0={"text": "$?"}, row150={"text": "$!"})(folder)
+    require_valid(check(folder))
+
+
+def test_missing_values_of_a_parquet_source_are_found(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    (folder / "corpus.jsonl").unlink()
+    frame = pd.DataFrame([{"doc_id": row["_id"], "title": row["title"], "text": row["text"]} for row in documents()])
+    frame.loc[3, "text"] = None
+    frame.to_parquet(folder / "corpus.parquet")
+    broken = {result.rule: result for result in load_report(check(folder)).errors}
+    assert broken["text.required"].offenders[0].ids == {"doc_id": "d3"}
+
+
+def test_first_offenders_only_but_all_are_counted(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    rows = documents()
+    for row in rows[:100]:
+        row["text"] = ""
+    write_rows(folder / "corpus.jsonl", rows)
+    result = load_report(check(folder)).errors[0]
+    assert result.count == 100
+    assert [offender.ids["doc_id"] for offender in result.offenders] == ["d0", "d1", "d2", "d3", "d4"]
+
+
+def test_the_contract_decides_what_is_an_error(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    changed_rows("corpus.jsonl", documents(), row7={"text": ""})(folder)
+    contracts = tmp_path / "contracts"
+    contracts.mkdir()
+    for path in contracts_folder("").glob("*.yaml"):
+        (contracts / path.name).write_text(path.read_text())
+    contract = yaml.safe_load((contracts / "documents.yaml").read_text())
+    text = next(column for column in contract["schema"][0]["properties"] if column["name"] == "text")
+    next(rule for rule in text["quality"] if rule["name"] == "text.not_blank")["severity"] = "warning"
+    contract["version"] = "2.0.0"
+    (contracts / "documents.yaml").write_text(yaml.safe_dump(contract))
+    validation = check(folder, contracts)
+    require_valid(validation)
+    assert validation.attributes["warnings"] == 1
+    assert str(validation.attributes["contracts"]).startswith("documents 2.0.0")
+
+
+def test_the_page_needs_nothing_from_outside_and_escapes_the_data(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    changed_rows("corpus.jsonl", documents(), row7={"text": "", "_id": "<script>alert(1)</script>"})(folder)
+    page = (check(folder).path / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert not re.search(r"https?://|src=|@import|url\(", page)
+    assert "Refused" in page
+
+
+def test_the_same_data_gives_the_same_report(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    assert check(folder).digest == check(folder).digest

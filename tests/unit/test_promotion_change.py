@@ -1,0 +1,276 @@
+"""Approval, promotion and rollback over a registry in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.artifacts import open_artifact
+from components.errors import ArtifactError, PromotionError
+from components.promotion.approval import approve
+from components.promotion.promote import Change, promote, resolve, rollback, trusted
+from components.promotion.release import ReleaseManifest
+from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, rewrite
+
+RELEASE = f"{NAME}-release"
+BAD = {**GOOD, "student": 0.5}
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    tracking = MemoryTracking()
+    tracking.install(monkeypatch)
+    return World(tracking, tmp_path)
+
+
+def no_smoke(manifest: ReleaseManifest) -> None:
+    assert manifest.smoke[0].query == "heart attack"
+
+
+def release(world: World) -> Change:
+    """A new candidate, approved and promoted."""
+    approve(NAME, world.candidate(), "Ada")
+    return promote(NAME, no_smoke)
+
+
+def aliases(world: World) -> tuple[int | None, int | None]:
+    return world.tracking.aliases.get((RELEASE, "champion")), world.tracking.aliases.get((RELEASE, "previous"))
+
+
+def test_without_an_approval_there_is_nothing_to_promote(world: World) -> None:
+    world.candidate()
+    assert promote(NAME, no_smoke).status == "nothing"
+    assert world.tracking.records == []
+    with pytest.raises(PromotionError, match="approve candidate/N"):
+        trusted(NAME)
+
+
+def test_approved_candidate_becomes_champion_with_a_record(world: World) -> None:
+    change = release(world)
+    assert (change.status, change.from_version, change.to_version) == ("promoted", None, 1)
+    (record,) = world.tracking.records
+    assert record["approved_by"] == "Ada"
+    assert (record["action"], record["authentication"], record["candidate_version"]) == ("promote", "unauthenticated", 1)
+    assert record["manifest_digest"] == world.tracking.models[RELEASE][0].tags["scalingnote.digest"]
+    assert aliases(world) == (1, None)
+    assert trusted(NAME) == (1, None)
+
+
+def test_second_run_changes_nothing(world: World) -> None:
+    release(world)
+    before = world.tracking.state()
+    assert promote(NAME, no_smoke).status == "nothing"
+    assert world.tracking.state() == before
+
+
+def test_approval_is_idempotent_and_names_the_first_person(world: World) -> None:
+    number = world.candidate()
+    first = approve(NAME, number, "Ada")
+    again = approve(NAME, f"candidate/{number}", "Bob")
+    assert (first.created, again.created) == (True, False)
+    assert (again.person, again.release_version, again.approved_at) == ("Ada", 1, first.approved_at)
+    assert len(world.tracking.models[RELEASE]) == 1
+
+
+def test_unknown_candidate_is_refused_with_the_ones_there_are(world: World) -> None:
+    with pytest.raises(PromotionError, match="has no candidates yet"):
+        approve(NAME, 1, "Ada")
+    world.candidate()
+    with pytest.raises(PromotionError, match="candidate/1"):
+        approve(NAME, 7, "Ada")
+    with pytest.raises(PromotionError, match="no candidate 'release/1'"):
+        approve(NAME, "release/1", "Ada")
+    with pytest.raises(PromotionError, match="name of a person"):
+        approve(NAME, 1, "  ")
+
+
+def test_failed_candidate_needs_a_reason_at_approval(world: World) -> None:
+    number = world.candidate(BAD)
+    with pytest.raises(PromotionError, match="retention"):
+        approve(NAME, number, "Ada", override="  ")
+    approve(NAME, number, "Ada", override="only a pilot")
+    promote(NAME, no_smoke)
+    assert (world.tracking.records[0]["override"], world.tracking.records[0]["verdict"]) == ("only a pilot", "fail")
+
+
+def test_failed_candidate_copied_in_the_ui_is_not_promoted_until_a_reason_is_given(world: World) -> None:
+    world.tracking.copy_version(f"{NAME}-candidate", world.candidate(BAD), RELEASE)
+    with pytest.raises(PromotionError, match="--override"):
+        promote(NAME, no_smoke)
+    assert (world.tracking.records, aliases(world)) == ([], (None, None))
+    assert approve(NAME, 1, "Ada", override="pilot").release_version == 1
+    assert promote(NAME, no_smoke).status == "promoted"
+
+
+def test_tags_copied_from_the_candidate_are_no_approval(world: World) -> None:
+    number = world.candidate(BAD)
+    for key, value in (("approved_by", "Mallory"), ("override", "let it through"), ("approved_at", "2020-01-01")):
+        world.tracking.set_version_tag(f"{NAME}-candidate", number, key, value)
+    world.tracking.copy_version(f"{NAME}-candidate", number, RELEASE)
+    with pytest.raises(PromotionError, match="gives no reason"):
+        promote(NAME, no_smoke)
+    claim = approve(NAME, number, "Ada", override="pilot")
+    assert (claim.person, claim.override) == ("Ada", "pilot")
+
+
+def test_copy_made_in_the_ui_is_promoted_as_unauthenticated(world: World) -> None:
+    world.tracking.copy_version(f"{NAME}-candidate", world.candidate(), RELEASE)
+    promote(NAME, no_smoke)
+    assert world.tracking.records[0]["approved_by"] == "unauthenticated"
+
+
+def test_version_that_is_no_copy_of_a_candidate_is_refused(world: World) -> None:
+    world.candidate()
+    folder = world.tracking.artifact_folder(f"{NAME}-candidate", 1)
+    world.tracking.add(RELEASE, folder, "x", source="s3://somewhere/else")
+    with pytest.raises(PromotionError, match="only a copy of a version of retriever-candidate"):
+        promote(NAME, no_smoke)
+    world.tracking.add(RELEASE, folder, "x", source="models:/other-candidate/1")
+    with pytest.raises(PromotionError, match="was copied from other-candidate/1"):
+        promote(NAME, no_smoke)
+    assert world.tracking.records == []
+
+
+def test_smoke_failure_changes_nothing(world: World) -> None:
+    approve(NAME, world.candidate(), "Ada")
+
+    def smoke(manifest: ReleaseManifest) -> None:
+        raise ArtifactError("another answer")
+
+    with pytest.raises(PromotionError, match="another answer"):
+        promote(NAME, smoke)
+    assert (world.tracking.records, aliases(world)) == ([], (None, None))
+
+
+def test_changed_pin_is_not_promoted(world: World) -> None:
+    approve(NAME, world.candidate(), "Ada")
+    (world.root / "1" / "query_encoder" / "weights.bin").write_bytes(b"other")
+    with pytest.raises(PromotionError, match=r"weights\.bin was changed"):
+        promote(NAME, no_smoke)
+    assert world.tracking.records == []
+
+
+def test_edited_verdict_is_found_by_deciding_again(world: World) -> None:
+    number = world.candidate(BAD)
+
+    def lie(content: dict[str, Any]) -> None:
+        content["decision"]["verdict"] = "pass"
+        for gate in content["decision"]["gates"]:
+            gate["status"] = "pass" if gate["status"] == "fail" else gate["status"]
+
+    rewrite(world.root / "1" / "candidate", lie)
+    tags = world.tracking.models[f"{NAME}-candidate"][0].tags
+    tags["scalingnote.digest"] = open_artifact(world.root / "1" / "candidate").digest
+    approve(NAME, number, "Mallory")
+    with pytest.raises(PromotionError, match="the gates decided again say 'fail'"):
+        promote(NAME, no_smoke)
+
+
+def test_newest_approval_wins_and_older_ones_are_passed_over(world: World) -> None:
+    first, second = world.candidate(), world.candidate()
+    approve(NAME, first, "Ada")
+    approve(NAME, second, "Ada")
+    assert promote(NAME, no_smoke).to_version == 2
+    assert promote(NAME, no_smoke).status == "nothing"
+    assert approve(NAME, first, "Ada").release_version == 3
+    change = promote(NAME, no_smoke)
+    assert (change.from_version, change.to_version) == (2, 3)
+    assert "compared this candidate with no champion" in change.warnings[0]
+
+
+def test_rejected_copy_is_left_out(world: World) -> None:
+    approve(NAME, world.candidate(), "Ada")
+    world.tracking.models[RELEASE][0].tags["rejected"] = "wrong data"
+    change = promote(NAME, no_smoke)
+    assert change.status == "nothing"
+    assert "wrong data" in change.warnings[0]
+    assert approve(NAME, 1, "Ada").release_version == 2
+    world.tracking.models[f"{NAME}-candidate"][0].tags["rejected"] = "wrong data"
+    with pytest.raises(PromotionError, match="was rejected: wrong data"):
+        approve(NAME, 1, "Ada")
+
+
+def test_rollbacks_pop_what_promotions_pushed(world: World) -> None:
+    for _ in range(3):
+        release(world)
+    assert aliases(world) == (3, 2)
+    change = rollback(NAME, "Bob", "slow")
+    assert (change.from_version, change.to_version) == (3, 2)
+    assert aliases(world) == (2, 1)
+    assert world.tracking.records[-1]["approved_by"] == "Bob"
+    assert (world.tracking.records[-1]["reason"], world.tracking.records[-1]["candidate_version"]) == ("slow", 2)
+    rollback(NAME, "Bob", "slower")
+    assert aliases(world) == (1, None)
+    with pytest.raises(PromotionError, match="nothing to roll back to: release/1 is the first release"):
+        rollback(NAME, "Bob", "again")
+    assert promote(NAME, no_smoke).status == "nothing"
+    assert approve(NAME, 3, "Ada").release_version == 4
+    promote(NAME, no_smoke)
+    assert aliases(world) == (4, 1)
+
+
+def test_rollback_needs_a_person_a_reason_and_a_release(world: World) -> None:
+    with pytest.raises(PromotionError, match="no release was promoted yet"):
+        rollback(NAME, "Bob", "slow")
+    with pytest.raises(PromotionError, match="reason"):
+        rollback(NAME, "Bob", " ")
+
+
+def test_rollback_to_a_changed_release_is_refused(world: World) -> None:
+    release(world)
+    release(world)
+    (world.root / "1" / "index" / "doc_ids.parquet").write_bytes(b"other")
+    with pytest.raises(PromotionError, match="does not verify"):
+        rollback(NAME, "Bob", "slow")
+    assert aliases(world) == (2, 1)
+
+
+def test_alias_moved_by_hand_is_an_alarm_and_is_put_back(world: World) -> None:
+    release(world)
+    release(world)
+    world.tracking.aliases[RELEASE, "champion"] = 1
+    version, alarm = trusted(NAME)
+    assert version == 2
+    assert alarm is not None and "points at release/1" in alarm
+    assert resolve(NAME, "champion") == (RELEASE, 2)
+    change = promote(NAME, no_smoke)
+    assert change.status == "reconciled"
+    assert "were put back" in change.warnings[0]
+    assert aliases(world) == (2, 1)
+    assert trusted(NAME) == (2, None)
+
+
+def test_alias_without_any_record_is_removed(world: World) -> None:
+    world.tracking.copy_version(f"{NAME}-candidate", world.candidate(BAD), RELEASE)
+    world.tracking.aliases[RELEASE, "champion"] = 1
+    with pytest.raises(PromotionError, match="was promoted yet"):
+        trusted(NAME)
+    with pytest.raises(PromotionError, match="--override"):
+        promote(NAME, no_smoke)
+    assert aliases(world) == (None, None)
+
+
+def test_deleted_champion_does_not_block_the_next_promotion(world: World) -> None:
+    release(world)
+    release(world)
+    world.tracking.delete_version(RELEASE, 2)
+    change = promote(NAME, no_smoke)
+    assert "was deleted from the registry" in change.warnings[0]
+    assert rollback(NAME, "Bob", "deleted").to_version == 1
+    assert aliases(world) == (1, None)
+
+
+def test_references(world: World) -> None:
+    release(world)
+    release(world)
+    assert resolve(NAME, "previous") == (RELEASE, 1)
+    assert resolve(NAME, "candidate/latest") == (f"{NAME}-candidate", 2)
+    assert resolve(NAME, "release/1") == (RELEASE, 1)
+    for wrong in ("release/9", "candidate/0"):
+        with pytest.raises(PromotionError, match="does not exist"):
+            resolve(NAME, wrong)
+    for wrong in ("best", "release/", "release/x", "query/1", ""):
+        with pytest.raises(PromotionError, match="Expected champion, previous"):
+            resolve(NAME, wrong)

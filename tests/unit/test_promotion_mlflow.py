@@ -1,0 +1,68 @@
+"""The same path once over the embedded MLflow store: candidate, approval, promotion, alarm, rollback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from components.artifacts import Artifact
+from components.promotion.approval import approve
+from components.promotion.promote import promote, rollback, trusted
+from components.promotion.release import ReleaseManifest
+from components.promotion.trace import trace, trace_document
+from components.promotion.verification import verify_release
+from components.tracking import registry
+from components.tracking.provenance import Provenance, version_tags
+from components.tracking.registry import RegisteredVersion
+from components.tracking.runs import StepRecord, open_flow_run, record_step
+from tests.unit.promotion_world import GOOD, NAME, make_candidate
+
+RELEASE = f"{NAME}-release"
+PROVENANCE = Provenance(
+    code_revision="abc",
+    dirty=False,
+    patch_digest=None,
+    code_digest="c" * 64,
+    lock_digest="e" * 64,
+    python="3.11",
+    packages={},
+    platform="test",
+    user="somebody",
+)
+
+
+@pytest.fixture
+def register(home: Path) -> Callable[[str, Artifact], RegisteredVersion]:
+    parent = open_flow_run(NAME, "retrain", {}, PROVENANCE, {})
+
+    def into_mlflow(model: str, artifact: Artifact) -> RegisteredVersion:
+        run = record_step(parent, StepRecord(model, {}, artifact))
+        return registry.register(model, artifact, run, {}, version_tags(PROVENANCE, "d" * 64, {}, "flow-1"))
+
+    return into_mlflow
+
+
+def test_release_approved_promoted_and_rolled_back(register: Callable[[str, Artifact], RegisteredVersion], tmp_path: Path) -> None:
+    seen: list[ReleaseManifest] = []
+    for number in (1, 2):
+        candidate = make_candidate(tmp_path / str(number), register, {**GOOD, "student": 0.70 + number / 1000})
+        assert candidate.version == number
+        assert approve(NAME, number, "Ada").created
+        assert not approve(NAME, number, "Bob").created
+        assert promote(NAME, seen.append).to_version == number
+        assert promote(NAME, seen.append).status == "nothing"
+    assert [len(manifest.smoke) for manifest in seen] == [1, 1]
+    assert seen[1].baseline_version == 1
+    assert (registry.alias(RELEASE, "champion"), registry.alias(RELEASE, "previous")) == (2, 1)
+    assert [check for check in verify_release(NAME, "champion") if not check.ok] == []
+    assert "approved_by: Ada" in trace(NAME, "champion").text()
+    assert trace_document(NAME, "champion", "d1").root.details["row"] == 0
+
+    registry.set_alias(RELEASE, "champion", 1)
+    assert trusted(NAME).version == 2
+    assert trusted(NAME).alarm is not None
+    assert rollback(NAME, "Ada", "a trial").to_version == 1
+    assert (registry.alias(RELEASE, "champion"), registry.alias(RELEASE, "previous")) == (1, None)
+    assert trusted(NAME) == (1, None)

@@ -1,0 +1,178 @@
+"""Verification and traces of a release: what they find, and what they say when something was changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from components.artifacts import open_artifact, seal, verify
+from components.errors import ArtifactError, DataError, PromotionError
+from components.promotion.approval import approve
+from components.promotion.promote import promote
+from components.promotion.release import load_release, write_candidate
+from components.promotion.trace import trace, trace_document
+from components.promotion.verification import verify_release
+from tests.unit.promotion_world import NAME, MemoryTracking, World, rewrite
+
+RELEASE = f"{NAME}-release"
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """One candidate, approved and promoted."""
+    tracking = MemoryTracking()
+    tracking.install(monkeypatch)
+    world = World(tracking, tmp_path)
+    approve(NAME, world.candidate(), "Ada")
+    promote(NAME, lambda manifest: None)
+    return world
+
+
+def findings(ref: str = "champion") -> dict[str, str]:
+    return {check.name: check.detail for check in verify_release(NAME, ref) if not check.ok}
+
+
+def test_untouched_release_verifies(world: World) -> None:
+    checks = verify_release(NAME, "champion")
+    assert all(check.ok for check in checks), findings()
+    names = [check.name for check in checks]
+    assert names[:4] == ["alias", "promotion record", "files", "manifest"]
+    assert {"query tower", "document tower", "query encoder", "index", "evaluation", "validation", "decision"} <= set(names)
+    assert findings("candidate/1") == {}
+
+
+@pytest.mark.parametrize(
+    ("changed", "check"),
+    [
+        ("query_encoder/weights.bin", "query encoder"),
+        ("index/doc_ids.parquet", "index"),
+        ("candidate/release.json", "files"),
+        ("candidate/evaluation/report.json", "files"),
+    ],
+)
+def test_changed_file_is_found_where_it_lies(world: World, changed: str, check: str) -> None:
+    path = world.root / "1" / changed
+    path.write_bytes(path.read_bytes() + b" ")
+    assert list(findings()) == [check]
+    assert path.name in findings()[check]
+
+
+def test_resealed_pin_is_found(world: World) -> None:
+    folder = world.root / "1" / "query_encoder"
+    (folder / "weights.bin").write_bytes(b"other")
+    before = open_artifact(folder)
+    seal(folder, before.kind, parents=before.parents, attributes=before.attributes)
+    assert "replaced after it was registered" in findings()["query encoder"]
+
+
+def test_resealed_manifest_is_found_by_its_promotion_record(world: World) -> None:
+    folder = world.root / "1" / "candidate"
+    rewrite(folder, lambda content: content.update(flow_run_id="another"))
+    world.tracking.models[RELEASE][0].tags["scalingnote.digest"] = open_artifact(folder).digest
+    assert "Record 1 names the digest" in findings()["promotion record"]
+
+
+def test_encoder_of_another_space_is_found(world: World) -> None:
+    folder, candidate = world.root / "1" / "query_encoder", world.root / "1" / "candidate"
+    before = open_artifact(folder)
+    digest = seal(folder, before.kind, parents=before.parents, attributes={"space_id": "another-space"}).digest
+    rewrite(candidate, lambda content: content["pins"]["query_encoder"].update(digest=digest))
+    world.tracking.models[RELEASE][0].tags["scalingnote.digest"] = open_artifact(candidate).digest
+    assert "the space another-spac" in findings()["query encoder"]
+    assert "did not measure the query_encoder" in findings()["evaluation"]
+
+
+def test_missing_version_is_a_finding(world: World) -> None:
+    shutil.rmtree(world.root / "1" / "index")
+    assert "manifest.json is missing" in findings()["index"]
+
+
+def test_alias_moved_by_hand_is_a_finding(world: World) -> None:
+    world.tracking.aliases.clear()
+    assert list(findings()) == ["alias"]
+
+
+def test_broken_record_chain_is_a_finding(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise ArtifactError("Promotion record 1 was changed.")
+
+    monkeypatch.setattr("components.tracking.records.read_records", broken)
+    assert findings() == {"promotion record": "Promotion record 1 was changed."}
+    assert findings("release/1")["promotion record"] == "Promotion record 1 was changed."
+
+
+def test_unknown_reference_is_an_error(world: World) -> None:
+    with pytest.raises(PromotionError, match="release/9 does not exist"):
+        verify_release(NAME, "release/9")
+
+
+def test_trace_shows_the_way_back(world: World) -> None:
+    found = trace(NAME, "champion")
+    text = found.text()
+    for part in (
+        "retriever-release/1",
+        "query encoder: retriever-query-encoder/1",
+        "vectors: corpus",
+        "dataset: toy",
+        "source_digest: " + "s" * 64,
+        "contract documents",
+        "code_revision: abc",
+        "dirty: true",
+        "lock_digest: l",
+        "platform: test machine",
+        "flow_run_id: flow-1",
+        "run_id: run-index",
+        "data.source: toy",
+        "approved_by: Ada",
+        "record 1: promote",
+    ):
+        assert part in text, part
+    content = json.loads(json.dumps(found.to_json()))
+    assert (content["model"], content["version"]) == (RELEASE, 1)
+    assert content["trace"]["children"][0]["title"] == "query tower: retriever-query-tower/1"
+
+
+def test_trace_of_a_candidate_names_its_approval(world: World) -> None:
+    assert "approved_by: Ada" in trace(NAME, "candidate/1").text()
+    world.candidate()
+    assert "not approved" in trace(NAME, "candidate/2").text()
+
+
+def test_trace_of_a_document_gives_row_shard_and_hash(world: World) -> None:
+    found = trace_document(NAME, "champion", "d2")
+    assert found.root.details == {"row": 1, "shard": "vectors-00001.parquet", "content_hash": "h2"}
+    assert found.root.children[0].title == "retriever-release/1"
+    with pytest.raises(DataError, match="no document 'd9'"):
+        trace_document(NAME, "champion", "d9")
+
+
+def test_trace_of_a_changed_index_is_refused(world: World) -> None:
+    path = world.root / "1" / "index" / "doc_ids.parquet"
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ArtifactError, match="was changed"):
+        trace_document(NAME, "champion", "d1")
+
+
+def test_candidate_is_written_the_same_over_leftovers(world: World, tmp_path: Path) -> None:
+    source = world.root / "1"
+    manifest = load_release(source / "candidate")
+    folder = tmp_path / "again"
+    (folder / "evaluation").mkdir(parents=True)
+    (folder / "evaluation" / "leftover.txt").write_text("half")
+    written = write_candidate(manifest, source / "evaluation", source / "validation", folder)
+    assert written.digest == open_artifact(source / "candidate").digest
+    assert verify(folder / "evaluation", manifest.evaluation.digest).kind == "evaluation"
+
+
+def test_broken_release_files_are_refused_in_words(world: World) -> None:
+    path = world.root / "1" / "candidate" / "release.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "surprise": 1}))
+    with pytest.raises(ArtifactError, match="surprise"):
+        load_release(path.parent)
+    path.write_text(json.dumps({**content, "schema_version": 2}))
+    with pytest.raises(ArtifactError, match="schema version 2"):
+        load_release(path.parent)
