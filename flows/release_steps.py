@@ -24,13 +24,12 @@ def snapshot_step(config: RetrainConfig) -> Step:
 
 def validation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
     """Hold the tables against the data contracts."""
-    from components.artifacts import file_sha256
-    from components.data.contracts import contracts_folder
+    from components.data.contracts import contracts_digest, contracts_folder
     from components.data.validation import validate
 
     contracts = contracts_folder(config.data.contracts)
-    digests = {path.name: file_sha256(path) for path in sorted(contracts.glob("*.yaml"))}
-    return Step("validate_data", ("data",), lambda folder: validate(dataset, contracts, folder), {"dataset": dataset}, {"contracts": digests})
+    settings = {"contracts": contracts_digest(contracts)}
+    return Step("validate_data", ("data",), lambda folder: validate(dataset, contracts, folder), {"dataset": dataset}, settings)
 
 
 def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:

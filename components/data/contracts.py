@@ -70,13 +70,31 @@ def _parse(path: Path) -> OpenDataContractStandard:
 
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return OpenDataContractStandard.model_validate(raw)
+        contract = OpenDataContractStandard.model_validate(raw)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ConfigError(f"{path}: {place}: {first['msg']}. See the Open Data Contract Standard 3.1 for the fields.") from None
+    # The standard's own model ignores unknown fields below the first level, so a misspelt rule would never be checked.
+    if unknown := _unknown_field(raw, contract.model_dump(by_alias=True, exclude_unset=True)):
+        raise ConfigError(f"{path}: {unknown} is no field of the Open Data Contract Standard 3.1. Correct its name or remove it.")
+    return contract
+
+
+def _unknown_field(raw: Any, read: Any) -> str | None:
+    """Path of the first field of `raw` that was not read, or None."""
+    if isinstance(raw, list) and isinstance(read, list):
+        pairs = [(str(number), *both) for number, both in enumerate(zip(raw, read, strict=True))]
+    elif isinstance(raw, dict) and isinstance(read, dict):
+        if missing := [key for key in raw if key not in read]:
+            return str(missing[0])
+        pairs = [(str(key), value, read[key]) for key, value in raw.items()]
+    else:
+        return None
+    found = ((key, _unknown_field(one, other)) for key, one, other in pairs)
+    return next((f"{key}.{below}" for key, below in found if below), None)
 
 
 def _table_rules(table: SchemaObject, place: Place) -> list[Rule]:

@@ -7,6 +7,7 @@ ids that count). So the suite itself only checks single columns, which stays fas
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 import pandas as pd
 
@@ -15,6 +16,8 @@ from components.data.rules import Rule
 from components.data.tables import normalise_text
 
 UNLABELLED = "unlabelled"
+# Several rules compare the same queries; forget_texts() lets go of them.
+_normalised = lru_cache(maxsize=2_000_000)(normalise_text)
 
 
 def table_of(dataset: Dataset, name: str) -> pd.DataFrame:
@@ -42,11 +45,18 @@ def with_helper_columns(dataset: Dataset, table: str, rules: tuple[Rule, ...]) -
     return frame.astype(text).assign(**columns)
 
 
+def forget_texts() -> None:
+    """Free the normalised texts that were kept from one rule to the next."""
+    _normalised.cache_clear()
+
+
 def _missing_targets(dataset: Dataset, rule: Rule) -> pd.Series:
     table, column = str(rule.parameters["to"]).split(".")
-    values = table_of(dataset, rule.table)[str(rule.column)].astype(object)
-    broken = values.notna() & ~values.isin(set(table_of(dataset, table)[column]))
-    return ("there is no " + column + " '" + values.astype(str) + "'").astype(object).where(broken, None)
+    # Sets of Python strings: `isin` on pandas' string columns is several times slower.
+    targets = set(table_of(dataset, table)[column].tolist())
+    rows = table_of(dataset, rule.table)[str(rule.column)]
+    explained = [f"there is no {column} '{value}'" if isinstance(value, str) and value not in targets else None for value in rows.tolist()]
+    return pd.Series(explained, index=rows.index, dtype=object)
 
 
 def _leaks(dataset: Dataset, rule: Rule) -> pd.Series:
@@ -56,8 +66,12 @@ def _leaks(dataset: Dataset, rule: Rule) -> pd.Series:
     sides = (_queries_of(dataset, held_out), _queries_of(dataset, seen))
     # The rule may stand under either table; the offending rows are that table's.
     rows, others = (sides[1], sides[0]) if rule.table == UNLABELLED and seen == UNLABELLED else sides
-    known = {key: query for query, text in zip(others["query_id"], others["text"], strict=True) if (key := _key(text, normalised))}
-    found = [known.get(_key(text, normalised)) for text in rows["text"]]
+    known = {
+        key: query
+        for query, text in zip(others["query_id"].tolist(), others["text"].tolist(), strict=True)
+        if (key := _key(text, normalised))
+    }
+    found = [known.get(_key(text, normalised)) for text in rows["text"].tolist()]
     where = held_out if rows is sides[1] else seen
     explained = [None if query is None else f"same text as {query} in {where}" for query in found]
     return pd.Series(explained, index=rows.index, dtype=object).reindex(table_of(dataset, rule.table).index)
@@ -69,15 +83,15 @@ def _queries_of(dataset: Dataset, split: str) -> pd.DataFrame:
         return dataset.unlabelled
     judgements = dataset.all_judgements
     matching = {name for name in judgements["split"].unique() if fnmatchcase(str(name), split)}
-    ids = set(judgements.loc[judgements["split"].isin(matching), "query_id"])
-    return dataset.queries.loc[dataset.queries["query_id"].isin(ids)]
+    ids = set(judgements.loc[judgements["split"].isin(matching), "query_id"].tolist())
+    return dataset.queries.loc[[query in ids for query in dataset.queries["query_id"].tolist()]]
 
 
 def _key(text: object, normalised: bool) -> str:
     """What is compared; empty for a text that cannot leak, such as one of punctuation alone once it is normalised."""
     if not isinstance(text, str):
         return ""
-    return normalise_text(text) if normalised else text
+    return _normalised(text) if normalised else text
 
 
 def _judged(dataset: Dataset, rule: Rule) -> pd.Series:

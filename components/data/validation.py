@@ -13,7 +13,7 @@ from components.artifacts import Artifact, DatasetArtifact, Scalar, file_sha256,
 from components.data.compiler import compile_suite
 from components.data.contracts import load_contracts
 from components.data.dataset import Dataset, load_dataset
-from components.data.helper_columns import with_helper_columns
+from components.data.helper_columns import forget_texts, with_helper_columns
 from components.data.report_html import render
 from components.data.rules import Contract, Rule
 from components.data.validation_report import ContractUsed, Offender, RuleResult, ValidationReport, requirement
@@ -88,6 +88,7 @@ def check_contracts(dataset: Dataset, contracts: list[Contract]) -> list[RuleRes
     for contract in contracts:
         for table in dict.fromkeys(rule.table for rule in contract.rules):
             results += _check_table(context, dataset, contract, table)
+    forget_texts()
     return results
 
 

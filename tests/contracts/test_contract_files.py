@@ -55,7 +55,7 @@ def test_every_rule_is_compiled_and_names_its_contract() -> None:
             for expectation, rule in zip(suite.expectations, rules, strict=True):
                 assert expectation.meta["contract"] == contract.name
                 assert expectation.meta["version"] == contract.version == "1.0.0"
-                assert str(expectation.severity) == {"error": "critical", "warning": "warning"}[rule.severity]
+                assert expectation.severity.value == {"error": "critical", "warning": "warning"}[rule.severity]
 
 
 def test_what_the_contracts_cover() -> None:
@@ -99,7 +99,9 @@ def test_what_the_contracts_cover() -> None:
         ("documents", lambda table: table["properties"][1].update(logicalTypeOptions={"pattern": "("}), "not a regular expression"),
         ("documents", lambda table: table["properties"][1].update(logicalTypeOptions={"maxLength": "x"}), "must be a whole number"),
         ("judgements", lambda table: table["properties"][0]["relationships"][0].update(to="users.id"), "relationship to 'users.id'"),
-        ("documents", lambda table: table.update(qualty=[]), "schema.0.qualty: Extra inputs are not permitted"),
+        ("documents", lambda table: table.update(qualty=[]), "schema.0.qualty is no field"),
+        ("documents", lambda table: table["properties"][2].update(requird=True), "schema.0.properties.2.requird is no field"),
+        ("documents", lambda table: table["properties"][2]["quality"][0].update(severty="error"), "quality.0.severty is no field"),
         ("queries", lambda table: table["quality"].append(table["quality"][0]), "two rules named 'queries.minimum'"),
     ],
 )

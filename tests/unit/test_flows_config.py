@@ -1,0 +1,183 @@
+"""Presets, YAML files and overrides, and the sentences that wrong ones are answered with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.errors import ConfigError
+from flows.config import PRESETS, RetrainConfig, load_config, preset_names
+from flows.config_errors import field_paths
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def refusal(**arguments: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(**arguments)
+    return str(caught.value)
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_presets_are_there() -> None:
+    assert preset_names() == ["cluster", "demo", "gpu", "smoke"]
+
+
+@pytest.mark.parametrize("name", ["cluster", "demo", "gpu", "smoke"])
+def test_preset_is_complete_and_says_its_command(name: str) -> None:
+    text = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+    assert _leaves(yaml.safe_load(text)) == set(field_paths(RetrainConfig))
+    assert f"scalingnote retrain --preset {name}" in text.split("name:")[0]
+    assert isinstance(load_config(name), RetrainConfig)
+
+
+def test_smoke_needs_no_download() -> None:
+    config = load_config("smoke")
+    assert (config.towers.base_model, config.distillation.student) == ("tiny-decoder", "tiny-encoder")
+
+
+def test_the_later_source_wins(tmp_path: Path) -> None:
+    file = written(tmp_path, "towers: {steps: 7, lora_rank: 2}\n")
+    config = load_config("demo", file, {"towers.steps": 9, "data": {"seed": 1}})
+    assert (config.towers.steps, config.towers.lora_rank, config.data.seed) == (9, 2, 1)
+    assert config.towers.base_model == load_config("demo").towers.base_model
+
+
+def test_nothing_given_means_defaults() -> None:
+    assert load_config() == RetrainConfig()
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "towers:\n", "{}"])
+def test_empty_file_or_section_changes_nothing(tmp_path: Path, text: str) -> None:
+    assert load_config("demo", written(tmp_path, text)) == load_config("demo")
+    assert load_config(None, written(tmp_path, text)) == RetrainConfig()
+
+
+def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
+    # YAML 1.1 reads 1e-4 as a text.
+    assert load_config(None, written(tmp_path, "towers: {learning_rate: 1e-4}")).towers.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("towers.batch_size", 0, ["towers.batch_size: got 0", "at least 2", "at most 1000000"]),
+        ("towers.learning_rate", float("nan"), ["towers.learning_rate: got nan", "above 0"]),
+        ("towers.pooling", "max", ["towers.pooling: got 'max'", "last or mean"]),
+        ("index.index_key", "HNSW", ["index.index_key: got 'HNSW'", "allowed: Flat"]),
+        ("data.max_documents", 3, ["data.max_documents: got 3", "at least 50 or null"]),
+        ("distillation.layers", ["a"], ["distillation.layers: got 'a'", "a list of whole numbers or null"]),
+        ("policy.beat_bm25", "maybe", ["policy.beat_bm25: got 'maybe'", "true or false"]),
+        ("name", "My Retriever", ["name: got 'My Retriever'", "small letters, digits and hyphens"]),
+        ("towers", 5, ["towers: got 5", "a section with its own fields"]),
+        ("data.source", "", ["data.source: got ''", "a text, not empty"]),
+    ],
+)
+def test_wrong_value_is_refused_with_what_is_allowed(field: str, value: Any, words: list[str]) -> None:
+    message = refusal(overrides={field: value})
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("field", "hint"),
+    [
+        ("towers.stepz", "did you mean 'towers.steps'?"),
+        ("tower", "did you mean 'towers'?"),
+        ("lora_rank", "did you mean 'towers.lora_rank'?"),
+        ("seed", "'data.seed' or 'towers.seed'"),
+    ],
+)
+def test_unknown_field_is_refused_with_the_nearest(field: str, hint: str) -> None:
+    message = refusal(overrides={field: 3})
+    assert f"{field}: unknown field" in message and hint in message
+
+
+def test_all_wrong_fields_are_named_at_once(tmp_path: Path) -> None:
+    file = written(tmp_path, "towers: {steps: -1}\nqolicy: {margin: 1}\n")
+    message = refusal(preset="demo", file=file, overrides={"encoding.shard_size": 0})
+    assert all(word in message for word in ("towers.steps", "qolicy", "encoding.shard_size", "preset demo", "mine.yaml", "command line"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("towers:\n  steps: [1\n", "line 3, column 1: not valid YAML"),
+        ("towers:\n  steps: 1\n  steps: 2\n", "line 3, column 3: not valid YAML: the field 'steps' is given twice"),
+        ("? [a, b]\n: 3\n", "line 1, column 3"),
+        ("\x01", "not valid YAML"),
+        ("- 1\n", "found list"),
+        ("3: 4\n", "3: unknown field"),
+        ("!!python/object/apply:os.getcwd []\n", "not valid YAML"),
+    ],
+)
+def test_broken_file_is_refused_with_its_place(tmp_path: Path, text: str, words: str) -> None:
+    message = refusal(file=written(tmp_path, text))
+    assert "mine.yaml" in message and words in message
+
+
+def test_missing_file_folder_and_bytes(tmp_path: Path) -> None:
+    assert "does not exist" in refusal(file=tmp_path / "none.yaml")
+    assert "cannot be read" in refusal(file=tmp_path)
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read" in refusal(file=tmp_path / "bytes.yaml")
+
+
+def test_unknown_preset_lists_the_presets() -> None:
+    message = refusal(preset="dmo")
+    assert "did you mean 'demo'?" in message and "cluster, demo, gpu, smoke" in message
+
+
+def test_preset_is_no_path() -> None:
+    assert "Unknown preset" in refusal(preset="../config")
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["steps", "seed", "x"]), inner, max_size=3),
+        max_leaves=5,
+    ),
+    st.sampled_from(sorted(field_paths(RetrainConfig)) + ["towers", "zzz", "a.b.c"]),
+)
+def test_any_value_gives_a_configuration_or_a_refusal(value: Any, field: str) -> None:
+    try:
+        load_config(overrides={field: value})
+    except ConfigError as error:
+        assert field.split(".")[0] in str(error)
+
+
+def test_configuration_survives_json() -> None:
+    config = load_config("gpu")
+    assert RetrainConfig.model_validate(json.loads(config.model_dump_json())) == config
+
+
+def test_deployment_parameters_are_valid_and_are_the_demo() -> None:
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    given_config = next(d for d in deployments if d["name"] == "retrain")["parameters"]["config"]
+    assert RetrainConfig.model_validate(given_config) == load_config("demo")
+
+
+def test_import_is_cheap() -> None:
+    code = "import sys, flows.config; print(sorted({'torch', 'numpy', 'pandas', 'mlflow', 'prefect'} & set(sys.modules)))"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30).stdout
+    assert told.strip() == "[]"
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> set[str]:
+    found: set[str] = set()
+    for key, value in values.items():
+        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+    return found

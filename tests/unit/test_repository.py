@@ -1,0 +1,184 @@
+"""Rules of the repository that no other check sees: what lies where, and which room may import what."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sysconfig
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+TOP_LEVEL = {
+    *(".ci", ".gitignore", "LICENSE", "Makefile", "README.md", "pyproject.toml", "requirements.lock", "prefect.yaml"),
+    *("components", "data_contracts", "docker", "flows", "mlflow", "tests"),
+}
+# From the top to the ground: each may import itself and what stands below it.
+LAYERS = ("flows", "serving", "promotion", "evaluation", "index", "distillation", "towers", "data", "tracking")
+
+
+@pytest.mark.parametrize("name", ["mlflow", "docker"])
+def test_installed_package_is_not_shadowed_by_our_folder(name: str) -> None:
+    module = __import__(name)
+    assert module.__file__ is not None, f"{name} is our folder, not the installed package"
+    assert Path(module.__file__).is_relative_to(sysconfig.get_path("purelib"))
+
+
+@pytest.mark.parametrize("name", ["mlflow", "docker"])
+def test_folders_named_like_packages_hold_no_python(name: str) -> None:
+    assert list((ROOT / name).rglob("*.py")) == []
+
+
+def test_top_level_holds_only_the_allowed_entries() -> None:
+    assert {path.split("/")[0] for path in _tracked()} <= TOP_LEVEL
+
+
+def test_packages_are_listed_and_exclude_mlflow_and_docker() -> None:
+    found = _pyproject()["tool"]["setuptools"]["packages"]["find"]
+    assert found["include"] == ["flows*", "components*"]
+
+
+def test_every_direct_dependency_is_pinned() -> None:
+    project = _pyproject()["project"]
+    wanted = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    names = {_normal(re.split(r"[\[<>=;]", line)[0]) for line in wanted} - {"scalingnote"}
+    assert names - _pins().keys() == set()
+
+
+def test_lock_holds_plain_pins_without_hosts_or_paths() -> None:
+    for line in _lock_lines():
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+( ; python_version [<>=]+ '3\.1[12]')?", line), line
+
+
+def test_installed_versions_are_those_of_the_lock() -> None:
+    installed = {name: importlib.metadata.version(name).split("+")[0] for name in ("torch", "mlflow", "prefect", "transformers", "fastapi")}
+    assert installed == {name: _pins()[name] for name in installed}
+
+
+def test_components_do_not_import_prefect_and_only_tracking_imports_mlflow() -> None:
+    for file, module in _imports("components"):
+        assert module.split(".")[0] != "prefect", f"{file} imports prefect"
+        if module.split(".")[0] == "mlflow":
+            assert file.is_relative_to(ROOT / "components" / "tracking"), f"{file} imports mlflow"
+
+
+def test_flows_do_not_import_mlflow() -> None:
+    for file, module in _imports("flows"):
+        assert module.split(".")[0] != "mlflow", f"{file} imports mlflow"
+
+
+def test_imports_go_downwards_only() -> None:
+    for file, module in (*_imports("components"), *_imports("flows")):
+        above, below = _layer(".".join(file.relative_to(ROOT).with_suffix("").parts)), _layer(module)
+        if above is not None and below is not None:
+            assert above <= below, f"{file} ({LAYERS[above]}) imports {module}, which stands above it"
+
+
+def test_heavy_libraries_are_not_imported_at_the_top_of_flows() -> None:
+    heavy = {"torch", "transformers", "sentence_transformers", "great_expectations", "faiss", "pandas", "numpy", "peft", "mlflow"}
+    for file in sorted((ROOT / "flows").rglob("*.py")):
+        top = {name.split(".")[0] for node in ast.parse(file.read_text(encoding="utf-8")).body for name in _names(node)}
+        assert top & heavy == set(), f"{file} imports {top & heavy} at its top"
+
+
+def test_tracked_text_names_no_machine_path() -> None:
+    for name in _tracked():
+        if Path(name).suffix in {".py", ".md", ".toml", ".yaml", ".lock", ".env", ".sh"} and name != "tests/unit/test_repository.py":
+            text = (ROOT / name).read_text(encoding="utf-8")
+            assert not re.search(r"(?<![\w.])/(home|Users|root|work|tmp)/\w", text), f"{name} names a path of one machine"
+
+
+def test_compose_services_and_secrets() -> None:
+    text = (ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8")
+    compose = yaml.safe_load(text)
+    assert set(compose["services"]) == {"postgres", "mlflow", "prefect", "deploy", "worker"}
+    secrets = re.findall(r"\$\{(\w*PASSWORD\w*)([^}]*)\}", text)
+    assert secrets and all(rest.startswith(":?") for _, rest in secrets), "a password must have no default"
+    for service in compose["services"].values():
+        assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", []))
+        assert set(service.get("depends_on", {})) <= set(compose["services"])
+
+
+def test_named_volumes_of_compose_are_declared() -> None:
+    compose = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8"))
+    used = {volume.split(":")[0] for service in compose["services"].values() for volume in service.get("volumes", [])}
+    assert {name for name in used if re.fullmatch(r"\w+", name)} == set(compose["volumes"])
+
+
+def test_image_installs_with_the_lock_and_runs_as_a_plain_user() -> None:
+    text = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    installs = re.findall(r"pip install .*", text)
+    assert installs and all("-c requirements.lock" in line for line in installs)
+    assert re.findall(r"^USER (\w+)", text, re.MULTILINE)[-1] != "root"
+
+
+def test_continuous_integration_runs_the_test_command() -> None:
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    assert script.read_text(encoding="utf-8").splitlines()[-1] == "exec make test"
+
+
+def test_make_without_a_target_explains_each_target() -> None:
+    told = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=20).stdout
+    for target in ("demo", "test", "lint", "ui", "clean"):
+        assert f"make {target} " in told
+
+
+def test_make_clean_refuses_a_folder_that_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("mine")
+    command = ["make", "-s", "clean", f"SCALINGNOTE_HOME={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=20)
+    assert done.returncode != 0 and "does not look like" in done.stderr
+    assert (tmp_path / "letter.txt").read_text() == "mine"
+
+
+def _tracked() -> list[str]:
+    """Files that git knows or would take; in an unpacked archive without git there is nothing to look at."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [name for name in done.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def _pyproject() -> dict[str, dict]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def _lock_lines() -> list[str]:
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _pins() -> dict[str, str]:
+    return {_normal(name): rest.split(" ;")[0] for name, rest in (line.split("==", 1) for line in _lock_lines())}
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower().strip()
+
+
+def _imports(folder: str) -> Iterator[tuple[Path, str]]:
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            yield from ((file, name) for name in _names(node))
+
+
+def _names(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module and node.level == 0 else []
+
+
+def _layer(module: str) -> int | None:
+    """Height of a module among the layers, counted from the top; None for the ground floor and foreign modules."""
+    parts = module.split(".")
+    name = parts[0] if parts[0] == "flows" else parts[1] if parts[0] == "components" and len(parts) > 1 else ""
+    return LAYERS.index(name) if name in LAYERS else None
