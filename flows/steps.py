@@ -85,7 +85,8 @@ def library_versions() -> dict[str, str]:
 
 def run_step(step: Step) -> Done:
     """Run `step` as a Prefect task: at once if its folder verifies (state `Cached`), else by making it."""
-    done: Done = _as_task(step.name)(step)
+    # The state is asked for, since a task that returns a state of its own (Cached) gives its caller that state.
+    done: Done = _as_task(step.name)(step, return_state=True).result()
     return done
 
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 CHECKPOINT = "checkpoint.pt"
 LOG = "training_log.json"
 WARMUP_SHARE = 0.1
+FIT_TEXTS = 8192  # texts that the projection is fitted on, several for each of its rows
 RIDGE = 1e-3  # share of the mean energy of a feature
 
 
@@ -87,8 +88,8 @@ def train_student(data: DistillationData, config: DistillationConfig, parents: M
         "dimension": contract.dimension,
         "base_model": contract.base_model,
         "chosen": f"{best['phase']} {best['epoch']}",
-        "dev_recall@50": round(best["recall@50"], 4),
-        "dev_ndcg@10": round(best["ndcg@10"], 4),
+        "dev_recall_at_50": round(best["recall@50"], 4),
+        "dev_ndcg_at_10": round(best["ndcg@10"], 4),
     }
     made = seal(folder, "encoder", counts={"queries": len(data.texts)}, parents=parents, attributes=attributes)
     return EncoderArtifact.model_validate(made.model_dump())
@@ -275,7 +276,9 @@ def fit_projection(student: StudentEncoder, texts: Sequence[str], teacher: NDArr
     import torch
 
     bare = StudentEncoder(student.model, student.tokenizer, None, student.contract, student.space_id)
-    features = torch.from_numpy(bare.features(texts, progress="fit the projection")).double()
+    sample = np.random.default_rng(0).permutation(len(texts))[:FIT_TEXTS]
+    with autocast(student.device, pick_dtype("auto")):
+        features = torch.from_numpy(bare.features([texts[i] for i in sample], progress="fit the projection")).double()
     gram = features.T @ features
     ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-    return torch.linalg.solve(gram + ridge, features.T @ torch.from_numpy(teacher).double()).T.float().contiguous()
+    return torch.linalg.solve(gram + ridge, features.T @ torch.from_numpy(teacher[sample]).double()).T.float().contiguous()

@@ -5,6 +5,7 @@ Lucene's variant with k1 = 1.5 and b = 0.75, on lower-cased words of at least tw
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,7 @@ def bm25_ranker(dataset: Dataset, progress: bool = True) -> Bm25Ranker:
 def _index(words: Any) -> Any:
     import bm25s
 
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
     index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
     index.index(words, show_progress=False)
     return index

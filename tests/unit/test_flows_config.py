@@ -39,7 +39,8 @@ def test_presets_are_there() -> None:
 @pytest.mark.parametrize("name", ["cluster", "demo", "gpu", "smoke"])
 def test_preset_is_complete_and_says_its_command(name: str) -> None:
     text = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
-    assert _leaves(yaml.safe_load(text)) == set(field_paths(RetrainConfig))
+    given_fields, fields = _leaves(yaml.safe_load(text)), set(field_paths(RetrainConfig))
+    assert given_fields == fields, f"missing: {fields - given_fields}, unknown: {given_fields - fields}"
     assert f"scalingnote retrain --preset {name}" in text.split("name:")[0]
     assert isinstance(load_config(name), RetrainConfig)
 

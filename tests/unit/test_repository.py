@@ -74,7 +74,11 @@ def test_flows_do_not_import_mlflow() -> None:
 
 
 def test_imports_go_downwards_only() -> None:
+    # Scripts that MLflow runs when a registered model is loaded; no room imports them.
+    loaded_by_mlflow = ROOT / "components" / "tracking" / "models"
     for file, module in (*_imports("components"), *_imports("flows")):
+        if file.is_relative_to(loaded_by_mlflow):
+            continue
         above, below = _layer(".".join(file.relative_to(ROOT).with_suffix("").parts)), _layer(module)
         if above is not None and below is not None:
             assert above <= below, f"{file} ({LAYERS[above]}) imports {module}, which stands above it"
