@@ -70,7 +70,7 @@ def load_config(preset: str | None = None, file: Path | None = None, overrides: 
 def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in a YAML file; raises ConfigError with file, line and column when it is none."""
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _StrictLoader)  # noqa: S506 - derived from SafeLoader
+        content = yaml.load(file.read_text(encoding="utf-8"), _StrictLoader)
     except FileNotFoundError:
         raise ConfigError(f"The configuration file {file} does not exist.") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -128,7 +128,9 @@ def _manifest(
 
 
 def _dataset_pin(parts: Parts) -> DatasetPin:
-    contracts = {k.removeprefix("contract."): str(v) for k, v in parts.validation.attributes.items() if k.startswith("contract.")}
+    from components.data.validation import load_report
+
+    contracts = {contract.name: contract.version for contract in load_report(parts.validation).contracts}
     attributes = parts.dataset.attributes
     return DatasetPin(
         name=str(attributes["name"]), digest=parts.dataset.digest, source_digest=str(attributes["source_digest"]), contracts=contracts

@@ -28,7 +28,7 @@ STOP_SECONDS = 10.0
 class ServerError(ScalingNoteError):
     """A local server that did not start, or that ended by itself."""
 
-    exit_code = 9
+    exit_code = 8
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,20 @@ def mlflow_plan(port: int) -> ServerPlan:
         *("--backend-store-uri", settings.tracking_uri()),
         *("--no-serve-artifacts", "--default-artifact-root", settings.artifact_root().as_uri()),
     )
-    return ServerPlan("MLflow", port, command, "/health", {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+    return ServerPlan("MLflow", port, command, "/health", {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "INFO"})
 
 
 def prefect_plan(port: int) -> ServerPlan:
     """Prefect over the database in the home folder, where runs without a server leave their history too."""
     command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port), "--analytics-off")
-    environment = {"PREFECT_UI_API_URL": f"http://{HOST}:{port}/api"}  # else the page asks the address of some other profile
+    environment = {
+        "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",  # else the page asks the address of some other profile
+        "PREFECT_LOGGING_LEVEL": "INFO",  # our commands silence Prefect, but the log must say why a server ended
+    }
     return ServerPlan("Prefect", port, command, "/api/health", environment)
 
 
-def serve_ui(mlflow_port: int = 5000, prefect_port: int = 4200) -> None:
+def serve(mlflow_port: int = 5000, prefect_port: int = 4200) -> None:
     """Start both servers, print where they are, and stop them at Ctrl-C or SIGTERM.
 
     A server that the environment already names (`MLFLOW_TRACKING_URI`, `PREFECT_API_URL`) is shown, not started.

@@ -151,7 +151,7 @@ def test_preset_is_no_path() -> None:
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["steps", "seed", "x"]), inner, max_size=3),
         max_leaves=5,
     ),
-    st.sampled_from(sorted(field_paths(RetrainConfig)) + ["towers", "zzz", "a.b.c"]),
+    st.sampled_from([*sorted(field_paths(RetrainConfig)), "towers", "zzz", "a.b.c"]),
 )
 def test_any_value_gives_a_configuration_or_a_refusal(value: Any, field: str) -> None:
     try:
@@ -165,10 +165,10 @@ def test_configuration_survives_json() -> None:
     assert RetrainConfig.model_validate(json.loads(config.model_dump_json())) == config
 
 
-def test_deployment_parameters_are_valid_and_are_the_demo() -> None:
+def test_deployment_parameters_are_valid() -> None:
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
     given_config = next(d for d in deployments if d["name"] == "retrain")["parameters"]["config"]
-    assert RetrainConfig.model_validate(given_config) == load_config("demo")
+    assert RetrainConfig.model_validate(given_config).data == load_config("demo").data
 
 
 def test_import_is_cheap() -> None:

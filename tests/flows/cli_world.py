@@ -1,0 +1,104 @@
+"""The command line as the tests of this ring call it, in a home folder of its own, and a small collection to build from."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from tests.data_world import write_lines, write_rows
+
+PARTS = ("heart", "kidney", "liver", "lung", "skin", "eye", "ear", "knee", "hip", "spine", "stomach", "brain", "tooth", "bladder")
+TROUBLES = (
+    "stone", "attack", "burn", "fracture", "infection", "tumour", "ulcer", "cyst", "rash", "bleeding", "swelling", "failure", "cramp", "abscess", "scar"
+)  # fmt: skip
+TITLES = {f"d{n}": f"{trouble.title()} of the {part}" for n, (part, trouble) in enumerate((p, t) for p in PARTS for t in TROUBLES)}
+TEST, DEV = range(40), range(40, 60)
+# The smoke preset's models over the collection, with as little training and timing as there can be.
+SMALL = (
+    "--preset", "smoke", "--name", "retriever", "--set", "towers.steps=8", "--set", "towers.checkpoint_every=2", "--set", "towers.batch_size=8",
+    "--set", "distillation.epochs=1", "--set", "evaluation.latency_queries=10", "--set", "policy.margin=1.0", "--set", "policy.min_retention=0.0",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> Any:
+        """The JSON on stdout, which has to be all of it."""
+        return json.loads(self.out)
+
+
+def scalingnote(*arguments: str | Path) -> Outcome:
+    """Run one command in this process."""
+    from flows.cli.main import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # argparse leaves this way
+            status = int(stop.code or 0)
+    return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def done(*arguments: str | Path) -> Any:
+    """The JSON result of a command that has to succeed."""
+    outcome = scalingnote(*arguments, "--json")
+    assert outcome.status == 0, outcome.out + outcome.err
+    return outcome.result
+
+
+def write_collection(folder: Path) -> Path:
+    """210 documents in the BEIR layout, each with its query; the train documents have two."""
+    documents, queries, judged = [], [], {"train": [], "dev": [], "test": []}
+    for n, (doc_id, title) in enumerate(TITLES.items()):
+        trouble, _, part = title.lower().partition(" of the ")
+        documents.append({"_id": doc_id, "title": title, "text": f"A patient with {trouble}, found in the {part}.", "metadata": {}})
+        queries.append({"_id": f"q{n}", "text": f"{part} {trouble}"})
+        split = "test" if n % 5 == 0 else "dev" if n % 10 == 1 else "train"
+        judged[split].append(f"q{n}\t{doc_id}\t1")
+        if split == "train":
+            queries.append({"_id": f"r{n}", "text": f"my {part} has a {trouble}"})
+            judged[split].append(f"r{n}\t{doc_id}\t1")
+    write_rows(folder / "corpus.jsonl", documents)
+    write_rows(folder / "queries.jsonl", queries)
+    for split, lines in judged.items():
+        write_lines(folder / "qrels" / f"{split}.tsv", ["query-id\tcorpus-id\tscore", *lines])
+    return folder
+
+
+def environment(home: Path, mlflow_template: Path) -> dict[str, str]:
+    """The variables of a process that works in `home`, whose MLflow store is made ready; none is left from other tests."""
+    store = home / "mlflow" / "mlflow.db"
+    store.parent.mkdir(parents=True)
+    shutil.copyfile(mlflow_template, store)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_", "SCALINGNOTE_"))}
+    return {**kept, "SCALINGNOTE_HOME": str(home), "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+
+
+@contextlib.contextmanager
+def at_home(home: Path, mlflow_template: Path) -> Iterator[Path]:
+    """Commands of this process work in `home`; Prefect's settings, which are read at its first import, are put there as well."""
+    from prefect.settings import PREFECT_HOME, temporary_settings
+
+    from components.tracking.store import clear_caches
+
+    with mock.patch.dict(os.environ, environment(home, mlflow_template), clear=True):
+        clear_caches()
+        with temporary_settings({PREFECT_HOME: home / "prefect"}):
+            yield home
+        clear_caches()

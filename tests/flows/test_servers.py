@@ -1,0 +1,121 @@
+"""The local servers: artifacts of embedded runs can be read in them, and what goes wrong is said in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.errors import ConfigError
+from flows.servers import ServerError, ServerPlan, check_ports, mlflow_plan, prefect_plan, running, serve
+
+ROOT = Path(__file__).resolve().parents[2]
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def get(url: str, body: dict[str, Any] | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    with OPENER.open(urllib.request.Request(url, data, {"content-type": "application/json"}), timeout=10) as response:
+        content = response.read()
+    return json.loads(content) if response.headers["content-type"].startswith("application/json") else content
+
+
+@pytest.mark.server
+def test_mlflow_server_shows_and_copies_what_was_made_embedded(home: Path, tmp_path: Path) -> None:
+    from components.tracking.store import client, experiment_id
+
+    (tmp_path / "report.html").write_text("<b>evidence</b>")
+    store = client()
+    run = store.create_run(experiment_id("retriever"))
+    store.log_artifact(run.info.run_id, str(tmp_path / "report.html"), "report")
+    for name in ("retriever-candidate", "retriever-release"):
+        store.create_registered_model(name)
+    store.create_model_version("retriever-candidate", f"{run.info.artifact_uri}/report", run.info.run_id)
+
+    plan = mlflow_plan(free_port())
+    with running([plan]):
+        listed = get(f"{plan.url}/api/2.0/mlflow/artifacts/list?run_id={run.info.run_id}&path=report")
+        assert [file["path"] for file in listed["files"]] == ["report/report.html"]
+        assert get(f"{plan.url}/get-artifact?run_uuid={run.info.run_id}&path=report/report.html") == b"<b>evidence</b>"
+        # What the page's "Promote model" sends.
+        copy = {"name": "retriever-release", "source": "models:/retriever-candidate/1"}
+        assert get(f"{plan.url}/api/2.0/mlflow/model-versions/create", copy)["model_version"]["status"] == "READY"
+        assert get(f"{plan.url}/model-versions/get-artifact?name=retriever-release&version=1&path=report.html") == b"<b>evidence</b>"
+        made = get(f"{plan.url}/api/2.0/mlflow/experiments/create", {"name": "by hand"})["experiment_id"]
+    assert not listens(plan.port)
+    # An experiment made in the page stays readable without the server.
+    assert store.get_experiment(made).artifact_location.startswith((home / "mlflow" / "artifacts").as_uri())
+
+
+@pytest.mark.server
+def test_ctrl_c_stops_the_server_and_its_children(home: Path) -> None:
+    port = free_port()
+    environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:1/api", "PYTHONPATH": str(ROOT)}
+    code = f"from flows.servers import serve; serve({port}, {port + 1})"
+    command = subprocess.Popen([sys.executable, "-c", code], cwd=home, env=environment, stdout=subprocess.PIPE, text=True)
+    with command:
+        assert command.stdout is not None
+        told = [command.stdout.readline() for _ in range(4)]
+        command.send_signal(signal.SIGTERM)  # as Ctrl-C; a shell in the background ignores SIGINT
+        assert command.wait(20) == 0
+    assert "http://127.0.0.1:1 (from PREFECT_API_URL; not started here)" in told[0]
+    assert f"http://127.0.0.1:{port}" in told[1]
+    assert not listens(port)
+
+
+def test_port_in_use_names_the_option() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--mlflow-port: the port {port} is in use"):
+            check_ports([mlflow_plan(port)])
+
+
+def test_one_port_for_two_servers_is_refused() -> None:
+    port = free_port()
+    with pytest.raises(ConfigError, match=f"--prefect-port: got {port}, which MLflow takes already"):
+        check_ports([mlflow_plan(port), prefect_plan(port)])
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_port_out_of_range_is_refused(port: int) -> None:
+    with pytest.raises(ConfigError, match="at least 1 and at most 65535"):
+        check_ports([mlflow_plan(port)])
+
+
+def test_server_that_ends_while_starting_shows_its_last_words(home: Path) -> None:
+    plan = ServerPlan("Test", free_port(), (sys.executable, "-c", "import sys; sys.exit('no such database')"), "/health")
+    started = time.monotonic()
+    with pytest.raises(ServerError, match="no such database"), running([plan]):
+        pass
+    assert time.monotonic() - started < 20
+
+
+def test_servers_of_a_team_are_shown_not_started(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
+    monkeypatch.setenv("PREFECT_API_URL", "https://prefect.example.org/api")
+    serve(free_port(), free_port())
+    told = capsys.readouterr().out
+    assert "https://mlflow.example.org (from MLFLOW_TRACKING_URI" in told and "https://prefect.example.org (from PREFECT_API_URL" in told
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
