@@ -46,6 +46,8 @@ def activate() -> None:
         "PREFECT_HOME": str(root / "prefect"),
         "PREFECT_LOCAL_STORAGE_PATH": str(root / "prefect" / "storage"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # The server inside the process takes 6 s to start, but a loaded machine has made it miss the default of 20 s.
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
         "GX_ANALYTICS_ENABLED": "false",
         "HF_HOME": str(root / "cache" / "huggingface"),
         "IR_DATASETS_HOME": str(root / "cache" / "ir_datasets"),

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from prefect.runtime import flow_run
+
 from components.artifacts import Artifact
 from components.promotion.release import LineageNode
 from components.tracking.provenance import Provenance, collect_provenance, version_tags
@@ -64,7 +66,7 @@ class Recorder:
 def recorded_flow(name: str, flow: str, parameters: Mapping[str, Any]) -> Iterator[Recorder]:
     """Open the flow's run in MLflow and close it as finished, failed or killed."""
     provenance = collect_provenance()
-    run_id = open_flow_run(name, flow, parameters, provenance, {})
+    run_id = open_flow_run(name, flow, parameters, provenance, {"prefect_flow_run_id": flow_run.id or "none"})
     try:
         yield Recorder(name, parameters, run_id, provenance)
     except KeyboardInterrupt:

@@ -123,4 +123,3 @@ def evaluation_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
 def typed(artifact: Artifact, kind: type[Any]) -> Any:
     """`artifact` as the artifact type `kind`, which its manifest has to name."""
     return kind.model_validate(artifact.model_dump())
-

@@ -1,8 +1,8 @@
 """The full release, from data to a candidate: one flow, one step after another.
 
-    snapshot -> validate -> train towers -> encode corpus -> build index
-                                |                               |
-                                +-> teacher queries -> distil and refine -> evaluate -> decide, register candidate
+snapshot -> validate -> train towers -> encode corpus -> build index
+                            |                               |
+                            +-> teacher queries -> distil and refine -> evaluate -> decide, register candidate
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def run_step(step: Step) -> Done:
 @cache
 def _as_task(name: str) -> Any:
     # No Prefect cache or stored result: the manifest is the one place that says whether a step is done.
-    return task(_execute, name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
+    return task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)(_execute)
 
 
 def make_step(step: Step) -> Artifact:

@@ -21,7 +21,7 @@ class DistillationConfig(StepConfig):
     max_query_length: int = Field(32, ge=4, le=512, description="Tokens of a query")
     query_prompt: str = Field("", description="Put before every query of the student")
     titles: int = Field(20_000, ge=0, description="Document titles used as additional queries, at most")
-    refine_titles: bool = Field(True, description="Refine on titles too, each a query for its document; reaches documents without train queries")
+    refine_titles: bool = Field(True, description="Refine on titles too, each a query for its document")
     mse_weight: float = Field(1.0, ge=0, le=1000, description="Weight of the squared error before normalisation")
     cosine_weight: float = Field(1.0, ge=0, le=1000, description="Weight of one minus cosine")
     learning_rate: float = Field(3e-4, gt=0, le=1, description="Peak learning rate of the alignment")

@@ -87,7 +87,7 @@ class StudentEncoder:
     def encode(self, texts: Sequence[str], batch_size: int | None = None, progress: str | None = None) -> NDArray[np.float32]:
         """Unit float32 vectors (len(texts), dimension), in the order of `texts`."""
         vectors = self.features(texts, batch_size, progress)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)  # type: ignore[no-any-return]
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
 
     def features(self, texts: Sequence[str], batch_size: int | None = None, progress: str | None = None) -> NDArray[np.float32]:
         """Vectors before normalisation, float32 (len(texts), dimension); the encoder's own width without a projection."""

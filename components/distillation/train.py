@@ -30,8 +30,8 @@ from components.errors import ModelError
 from components.towers.base_models import resolve_base
 from components.towers.checks import measure_spread, refuse_collapse
 from components.towers.contract import save_contract
-from components.towers.precision import autocast, pick_dtype
 from components.towers.pooling import normalize
+from components.towers.precision import autocast, pick_dtype
 from components.towers.probes import record_probes
 from components.towers.schedule import warmup_cosine
 
@@ -152,7 +152,7 @@ class _Distillation:
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate * warmup_cosine(epoch.number * epoch.rows + start, total, WARMUP_SHARE)
                 loss = self._align(batch) if epoch.phase == "align" else self._refine(batch)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 torch.nn.utils.clip_grad_norm_(self._parameters(), 1.0)
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
@@ -219,12 +219,12 @@ class _Distillation:
 
     def _weights(self) -> dict[str, Tensor]:
         parts = {"model": self.student.model, "projection": self.student.projection}
-        return {f"{part}/{k}": v.detach().clone() for part, m in parts.items() for k, v in m.state_dict().items()}  # type: ignore[union-attr]
+        return {f"{part}/{k}": v.detach().clone() for part, m in parts.items() for k, v in m.state_dict().items()}
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:
         for part, module in {"model": self.student.model, "projection": self.student.projection}.items():
             prefix = f"{part}/"
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})  # type: ignore[union-attr]
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
 
     def _save(self) -> None:
         import torch

@@ -26,7 +26,8 @@ TITLE_LENGTH = 80  # characters of a text that stand in for a missing title
 def build_index(vectors: VectorShards, config: IndexConfig, folder: Path, titles: Mapping[str, str] | None = None) -> IndexArtifact:
     """Write `index.faiss` and `doc_ids.parquet` (doc_id, content_hash, shard, and title if given, in row order) into `folder`.
 
-    `titles` are what people read in search results: document id -> title. Raises ArtifactError for vectors that were changed or ids that occur twice, SpaceMismatch for a shard of another space.
+    `titles` are what people read in search results: document id -> title.
+    Raises ArtifactError for vectors that were changed or ids that occur twice, SpaceMismatch for a shard of another space.
     """
     import faiss
 

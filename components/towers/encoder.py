@@ -48,7 +48,7 @@ class TowerEncoder:
     def _embed(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         batch = {k: v.to(self._device) for k, v in pad_batch(rows, self._tokenizer.pad_token_id or 0).items()}
         states = self._model(**batch).last_hidden_state
-        return normalize(pool(states, batch["attention_mask"], self.contract.pooling)).cpu().numpy()  # type: ignore[no-any-return]
+        return normalize(pool(states, batch["attention_mask"], self.contract.pooling)).cpu().numpy()
 
 
 def load_tower(folder: Path, precision: str = "auto") -> TowerEncoder:

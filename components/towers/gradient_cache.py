@@ -28,13 +28,13 @@ def backward(embed: Embed, queries: Sequence[Any], documents: Sequence[Any], los
 
     if len(queries) == 1 and len(documents) == 1:
         value = loss(embed(queries[0], "query"), embed(documents[0], "document"))
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return float(value.detach())
     with torch.no_grad():
         cached_queries = torch.cat([embed(chunk, "query") for chunk in queries])
         cached_documents = torch.cat([embed(chunk, "document") for chunk in documents])
     value = loss(cached_queries.requires_grad_(), cached_documents.requires_grad_())
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     _push(embed, queries, "query", cached_queries.grad)
     _push(embed, documents, "document", cached_documents.grad)
     return float(value.detach())

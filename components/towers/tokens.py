@@ -16,7 +16,7 @@ def token_ids(tokenizer: Any, texts: Sequence[str], contract: EncodingContract) 
     if not texts:
         return []
     if not contract.append_eos:
-        return tokenizer([contract.prompt + t for t in texts], truncation=True, max_length=contract.max_length)["input_ids"]  # type: ignore[no-any-return]
+        return tokenizer([contract.prompt + t for t in texts], truncation=True, max_length=contract.max_length)["input_ids"]
     eos = tokenizer.eos_token_id
     rows = tokenizer([contract.prompt + t for t in texts], truncation=True, max_length=contract.max_length)["input_ids"]
     # Gemma's tokenizer adds no end token and others do; pooling the last token needs exactly one.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from components.artifacts import Artifact, read_json, seal, write_json
+from components.artifacts import Artifact, Scalar, read_json, seal, write_json
 from components.errors import ModelError
 from components.towers import gradient_cache
 from components.towers.backbone import ROLES, TwoTowers
@@ -135,7 +135,7 @@ def _check_collapse(towers: TwoTowers, pairs: Pairs, config: TowerConfig) -> dic
     import torch
 
     rng = np.random.default_rng(config.seed)
-    spreads = {}
+    spreads: dict[str, Spread] = {}
     for role, texts in zip(ROLES, (pairs.queries, pairs.documents), strict=True):
         sample = rng.permutation(len(texts))[:256]
         with torch.no_grad():
@@ -160,7 +160,12 @@ def _write_towers(towers: TwoTowers, parents: Mapping[str, str], folder: Path) -
         save_contract(target, contracts[role], space_id)
         encoder = load_tower(target)
         record_probes(encoder, target)
-        attributes = {"space_id": space_id, "role": role, "dimension": contracts[role].dimension, "base_model": contracts[role].base_model}
+        attributes: dict[str, Scalar] = {
+            "space_id": space_id,
+            "role": role,
+            "dimension": contracts[role].dimension,
+            "base_model": contracts[role].base_model,
+        }
         seal(target, "encoder", counts={"probes": 64}, parents=parents, attributes=attributes)
 
 

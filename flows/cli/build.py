@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ def demo(options: argparse.Namespace) -> None:
         options.set = [*options.set, "data.scope=full"]
     config = read_config(options)
     if not options.json:
-        print(f"Demo: {config.data.source} ({config.data.scope}), teacher {config.towers.base_model}, student {config.distillation.student}.", flush=True)
+        print(
+            f"Demo: {config.data.source} ({config.data.scope}), teacher {config.towers.base_model}, student {config.distillation.student}.",
+            flush=True,
+        )
     result = _build(options, config)
     examples = [_answers(result, query) for query in EXAMPLES] if config.data.source == "icd10cm" else []
     show(options, result, "\n\n".join([_report(result), *examples, _next_steps(result)]))
@@ -110,5 +114,14 @@ def _next_steps(result: dict[str, Any]) -> str:
     return (
         f"{state}Next, a reviewer decides: open {result['name']}-candidate in the MLflow UI (scalingnote ui) and press Promote into "
         f"{result['name']}-release,\nor without a browser:\n"
-        f"  scalingnote approve {result['candidate']} --as NAME{name} && scalingnote promote{name} && scalingnote search \"heart attack\"{name}"
+        f"  scalingnote approve {result['candidate']} --as NAME{name} && scalingnote promote{name} && "
+        f"scalingnote search {shlex.quote(_example(result))}{name}"
     )
+
+
+def _example(result: dict[str, Any]) -> str:
+    """A query that makes sense on the data: the demo's own, else one of the judged ones."""
+    from components.promotion.release import load_release
+
+    manifest = load_release(Path(result["folder"]))
+    return EXAMPLES[0] if manifest.dataset.name == "icd10cm" or not manifest.smoke else manifest.smoke[0].query

@@ -44,7 +44,9 @@ def _explain(options: argparse.Namespace, error: Exception) -> int:
     """A user's mistake or the machine's state in words; the rest with its place, which a report of the failure needs."""
     if _disk_is_full(error):
         place = settings.home()
-        return _fail(options, f"The disk of {place} is full. Free some space and run the same command again; finished steps are kept.", FULL_DISK)
+        return _fail(
+            options, f"The disk of {place} is full. Free some space and run the same command again; finished steps are kept.", FULL_DISK
+        )
     if isinstance(error, ScalingNoteError):
         return _fail(options, str(error), error.exit_code)
     if isinstance(error, OSError) and error.filename:

@@ -15,7 +15,9 @@ EPILOG = "State of a local installation lies in .scalingnote/ (SCALINGNOTE_HOME 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(
-        prog="scalingnote", description="A production line for dense retrievers: LLM towers, a distilled query encoder, gated releases.", epilog=EPILOG
+        prog="scalingnote",
+        description="A production line for dense retrievers: LLM towers, a distilled query encoder, gated releases.",
+        epilog=EPILOG,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_building(commands)
@@ -29,7 +31,9 @@ def _add_building(commands: Any) -> None:
     demo = _command(commands, "demo", "build:demo", "run the whole job on the built-in data and show what comes next")
     demo.add_argument("--full", action="store_true", help="all 46,881 ICD-10-CM entries instead of the demo's chapters")
     _training_options(demo, preset="demo")
-    retrain = _command(commands, "retrain", "build:retrain", "build a candidate: validate, train, distil, index, evaluate, decide, register")
+    retrain = _command(
+        commands, "retrain", "build:retrain", "build a candidate: validate, train, distil, index, evaluate, decide, register"
+    )
     _training_options(retrain, preset=None)
     validate = _command(commands, "validate", "build:validate", "hold data against its contracts, without training")
     _training_options(validate, preset=None)
@@ -63,7 +67,9 @@ def _add_inspection(commands: Any) -> None:
     trace = _command(commands, "trace", "inspect:trace", "a release or a document back to data, code, configuration and approval")
     trace.add_argument("ref", help="champion, previous, candidate/N, release/N, or the id of a document")
     trace.add_argument("--release", default="champion", metavar="REF", help="release to look a document id up in (default champion)")
-    verify = _command(commands, "verify", "inspect:verify", "hash every file of a release again and check digests, spaces, decision, records")
+    verify = _command(
+        commands, "verify", "inspect:verify", "hash every file of a release again and check digests, spaces, decision, records"
+    )
     verify.add_argument("ref", nargs="?", default="champion", help="champion (default), previous, candidate/N or release/N")
     ui = _command(commands, "ui", "inspect:ui", "start the MLflow and Prefect servers on this machine until Ctrl-C")
     ui.add_argument("--mlflow-port", type=_port, default=5000, metavar="PORT", help="default 5000")
@@ -71,11 +77,15 @@ def _add_inspection(commands: Any) -> None:
 
 
 def _training_options(parser: argparse.ArgumentParser, preset: str | None) -> None:
-    parser.add_argument("--preset", default=preset, metavar="NAME", help="smoke, demo, gpu or cluster" + (f" (default {preset})" if preset else ""))
+    parser.add_argument(
+        "--preset", default=preset, metavar="NAME", help="smoke, demo, gpu or cluster" + (f" (default {preset})" if preset else "")
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file laid over the preset")
     parser.add_argument("--data", metavar="DIR", help="folder in BEIR layout or with Parquet tables, or icd10cm")
     parser.add_argument("--max-documents", type=int, metavar="N", help="use a subset of N documents, judged ones first")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="one setting, such as towers.steps=200; repeatable")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="one setting, such as towers.steps=200; repeatable"
+    )
 
 
 def _command(commands: Any, name: str, target: str, text: str) -> argparse.ArgumentParser:

@@ -52,5 +52,10 @@ def run(options: argparse.Namespace) -> None:
     ranking = {q: [(hit.doc_id, hit.score) for hit in hits] for q, hits in zip(queries["query_id"], found, strict=True)}
     write_trec_run(options.output, ranking, f"{opened.model}-{opened.version}")
     seconds = time.monotonic() - started
-    result = {"queries": len(queries), "release": f"{opened.model}/{opened.version}", "output": str(options.output), "seconds": round(seconds, 2)}
+    result = {
+        "queries": len(queries),
+        "release": f"{opened.model}/{opened.version}",
+        "output": str(options.output),
+        "seconds": round(seconds, 2),
+    }
     show(options, result, f"{len(queries):,} queries answered by {opened.model}/{opened.version} in {seconds:.1f} s: {options.output}")
