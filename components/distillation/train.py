@@ -17,17 +17,14 @@ from numpy.typing import NDArray
 
 from components.artifacts import EncoderArtifact, seal, write_json
 from components.distillation.config import DistillationConfig
+from components.distillation.initial import new_student
 from components.distillation.losses import alignment_loss, refinement_loss
 from components.distillation.selection import DevSet, dev_metrics
 from components.distillation.student import (
-    StudentEncoder,
-    load_small_encoder,
     load_student,
     save_student,
-    student_contract,
 )
 from components.errors import ModelError
-from components.towers.base_models import resolve_base
 from components.towers.checks import measure_spread, refuse_collapse
 from components.towers.contract import save_contract
 from components.towers.pooling import normalize
@@ -41,8 +38,6 @@ if TYPE_CHECKING:
 CHECKPOINT = "checkpoint.pt"
 LOG = "training_log.json"
 WARMUP_SHARE = 0.1
-FIT_TEXTS = 8192  # texts that the projection is fitted on, several for each of its rows
-RIDGE = 1e-3  # share of the mean energy of a feature
 
 
 @dataclass(frozen=True)
@@ -99,8 +94,9 @@ class _Distillation:
     """The state of a distillation and its loop."""
 
     def __init__(self, data: DistillationData, config: DistillationConfig, folder: Path) -> None:
+        _require_one_width(data)
         self.data, self.config, self.folder = data, config, folder
-        self.student = _new_student(data, config)
+        self.student = new_student(data.texts, data.teacher, data.space_id, config)
         self.dtype = pick_dtype(config.precision)
         self.rows = self.student.tokens(data.texts)
         self.teacher = self._tensor(data.teacher)
@@ -251,34 +247,7 @@ def _plan(data: DistillationData, config: DistillationConfig) -> list[Epoch]:
     return align + [Epoch("refine", i, len(data.pairs)) for i in range(config.refine_epochs)]
 
 
-def _new_student(data: DistillationData, config: DistillationConfig) -> StudentEncoder:
-    import torch
-    from torch import nn
-
-    torch.manual_seed(config.seed)
-    base = resolve_base(config.student, data.texts)
-    model, tokenizer = load_small_encoder(base, config.layers)
-    dimension = data.documents.shape[1]
-    if data.teacher.shape[1] != dimension:
-        raise ModelError(f"The teacher's vectors have {data.teacher.shape[1]} dimensions, the documents' {dimension}. Retrain the towers.")
-    contract = student_contract(base, tokenizer, dimension, config.max_query_length, config.query_prompt)
-    projection = nn.Linear(model.config.hidden_size, dimension, bias=False)
-    student = StudentEncoder(model.eval(), tokenizer, projection, contract, data.space_id)
-    projection.weight.data = fit_projection(student, data.texts, data.teacher).to(student.device)
-    return student
-
-
-def fit_projection(student: StudentEncoder, texts: Sequence[str], teacher: NDArray[np.float32]) -> Tensor:
-    """The linear map (dimension, width) from the untrained encoder's features to the teacher's vectors, by ridge regression.
-
-    It is the closed-form optimum of the alignment's first layer; started from a random map, several epochs go by to find it.
-    """
-    import torch
-
-    bare = StudentEncoder(student.model, student.tokenizer, None, student.contract, student.space_id)
-    sample = np.random.default_rng(0).permutation(len(texts))[:FIT_TEXTS]
-    with autocast(student.device, pick_dtype("auto")):
-        features = torch.from_numpy(bare.features([texts[i] for i in sample], progress="fit the projection")).double()
-    gram = features.T @ features
-    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-    return torch.linalg.solve(gram + ridge, features.T @ torch.from_numpy(teacher[sample]).double()).T.float().contiguous()
+def _require_one_width(data: DistillationData) -> None:
+    teacher, documents = data.teacher.shape[1], data.documents.shape[1]
+    if teacher != documents:
+        raise ModelError(f"The teacher's vectors have {teacher} dimensions, the documents' {documents}. Retrain the towers.")

@@ -10,10 +10,11 @@ import pytest
 
 from components.artifacts import verify
 from components.distillation.config import DistillationConfig
+from components.distillation.initial import fit_projection
 from components.distillation.selection import DevSet, dev_metrics
 from components.distillation.student import load_small_encoder, load_student, untrained_encoder
 from components.distillation.teacher_targets import read_teacher_targets, write_teacher_targets
-from components.distillation.train import DistillationData, _Distillation, fit_projection, train_student
+from components.distillation.train import DistillationData, _Distillation, train_student
 from components.errors import ArtifactError, ModelError
 from components.towers.base_models import resolve_base
 from components.towers.probes import check_probes
@@ -62,7 +63,7 @@ def test_a_fitted_projection_is_closer_to_the_teacher_than_a_random_one(home: Pa
     student.projection.weight.data.normal_()  # type: ignore[union-attr]
     random = student.encode(data.texts)
     assert (fitted * data.teacher).sum(1).mean() > 0.5 > (random * data.teacher).sum(1).mean()
-    assert fit_projection(student, data.texts, data.teacher).shape == (WIDTH, 64)
+    assert fit_projection(student, data.texts, data.teacher, "float32").shape == (WIDTH, 64)
 
 
 def test_training_brings_the_student_to_the_teacher_and_saves_all_of_it(home: Path, data: DistillationData, tmp_path: Path) -> None:
