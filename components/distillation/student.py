@@ -29,7 +29,7 @@ TOKENS_PER_BATCH = 4096
 PROJECTION = "2_Dense"
 
 
-def load_small_encoder(base: BaseModel, layers: Sequence[int] | None) -> tuple[Any, Any]:
+def load_small_encoder(base: BaseModel, layers: Sequence[int] | None, attention: str = "sdpa") -> tuple[Any, Any]:
     """An encoder with the given layers (all when None) in float32, and its tokenizer.
 
     Raises ModelError for a model that is not an encoder with a list of layers, or for layers it does not have.
@@ -40,8 +40,7 @@ def load_small_encoder(base: BaseModel, layers: Sequence[int] | None) -> tuple[A
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        # The fused attention's backward pass takes 40 % of a training step on a CPU at query lengths; the plain one next to nothing.
-        model = AutoModel.from_pretrained(base.location, add_pooling_layer=False, attn_implementation="eager")
+        model = AutoModel.from_pretrained(base.location, add_pooling_layer=False, attn_implementation=attention)
         tokenizer = AutoTokenizer.from_pretrained(base.location)
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"The student '{base.name}' cannot be loaded as an encoder: {str(error).strip().splitlines()[0]}") from None
