@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from prefect.runtime import flow_run
@@ -69,10 +69,9 @@ def recorded_flow(name: str, flow: str, parameters: Mapping[str, Any]) -> Iterat
     run_id = open_flow_run(name, flow, parameters, provenance, {"prefect_flow_run_id": flow_run.id or "none"})
     try:
         yield Recorder(name, parameters, run_id, provenance)
-    except KeyboardInterrupt:
-        close_flow_run(run_id, "KILLED", "interrupted")
-        raise
     except BaseException as error:
-        close_flow_run(run_id, "FAILED", str(error))
+        interrupted = isinstance(error, KeyboardInterrupt)
+        with suppress(Exception):  # a store that cannot be written must not hide what went wrong
+            close_flow_run(run_id, "KILLED" if interrupted else "FAILED", "interrupted" if interrupted else str(error))
         raise
     close_flow_run(run_id, "FINISHED")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import ConfigError
+from flows.cli.disk import require_space
 from flows.cli.output import only_result_on_stdout, show
 from flows.config import RetrainConfig, load_config
 
@@ -80,6 +81,7 @@ def _build(options: argparse.Namespace, config: RetrainConfig) -> dict[str, Any]
     from components.data.sources import source_digest
 
     source_digest(config.data)  # a missing folder is said at once, before any server starts
+    require_space()
     from flows.retrain import retrain as flow
 
     with only_result_on_stdout(options):

@@ -7,10 +7,8 @@ Exit status: 0 done; 1 unexpected failure or a finding; 2 wrong arguments or con
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
-import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,10 +16,8 @@ from typing import Any
 
 from components import settings
 from components.errors import ScalingNoteError
+from flows.cli.disk import DiskFull, is_disk_full
 from flows.cli.parser import build_parser
-
-FULL_DISK = 9
-LOW_DISK_BYTES = 4 * 1024 * 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,11 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explain(options: argparse.Namespace, error: Exception) -> int:
     """A user's mistake or the machine's state in words; the rest with its place, which a report of the failure needs."""
-    if _disk_is_full(error):
-        place = settings.home()
-        return _fail(
-            options, f"The disk of {place} is full. Free some space and run the same command again; finished steps are kept.", FULL_DISK
-        )
+    if is_disk_full(error):
+        error = DiskFull()
     if isinstance(error, ScalingNoteError):
         return _fail(options, str(error), error.exit_code)
     if isinstance(error, OSError) and error.filename:
@@ -56,20 +49,6 @@ def _explain(options: argparse.Namespace, error: Exception) -> int:
     where = traceback.extract_tb(error.__traceback__)[-1]
     message = f"Unexpected failure: {type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno})."
     return _fail(options, f"{message} Run it again with --verbose for the details; finished steps are kept.", 1)
-
-
-def _disk_is_full(error: BaseException) -> bool:
-    seen: BaseException | None = error
-    while seen is not None:
-        words = str(seen).lower()
-        if getattr(seen, "errno", None) == errno.ENOSPC or "no space left" in words or "disk is full" in words:
-            return True
-        seen = seen.__cause__ or seen.__context__
-    # Writers in C++ report a failed write without saying why.
-    probe = settings.home()
-    while not probe.exists():
-        probe = probe.parent
-    return not isinstance(error, ScalingNoteError) and shutil.disk_usage(probe).free < LOW_DISK_BYTES
 
 
 def _fail(options: argparse.Namespace, message: str, status: int) -> int:
@@ -86,7 +65,8 @@ def _quiet_libraries(verbose: bool) -> None:
         "PREFECT_LOGGING_LEVEL": level,
         "PREFECT_LOGGING_LOG_PRINTS": "false",
         "PREFECT_LOGGING_TO_API_ENABLED": "false",
-        "MLFLOW_LOGGING_LEVEL": "WARNING" if verbose else "ERROR",
+        "MLFLOW_LOGGING_LEVEL": "WARNING" if verbose else "CRITICAL",  # it logs a traceback for a database that cannot be written
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # 20 are too few for a busy machine
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "PYTHONWARNINGS": "default" if verbose else "ignore",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
+from flows.cli.disk import require_space
 from flows.cli.output import only_result_on_stdout, retriever_name, show
 
 
@@ -20,6 +21,7 @@ def approve(options: argparse.Namespace) -> None:
 
 def promote(options: argparse.Namespace) -> None:
     """Promote the newest approved release."""
+    require_space()
     from flows.promote import promote as flow
 
     with only_result_on_stdout(options):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +17,21 @@ from unittest import mock
 from tests.data_world import write_lines, write_rows
 
 PARTS = ("heart", "kidney", "liver", "lung", "skin", "eye", "ear", "knee", "hip", "spine", "stomach", "brain", "tooth", "bladder")
-TROUBLES = (
-    "stone", "attack", "burn", "fracture", "infection", "tumour", "ulcer", "cyst", "rash", "bleeding", "swelling", "failure", "cramp", "abscess", "scar"
-)  # fmt: skip
+TROUBLES = ("stone", "attack", "burn", "fracture", "infection", "tumour", "ulcer", "cyst")
+TROUBLES += ("rash", "bleeding", "swelling", "failure", "cramp", "abscess", "scar")
 TITLES = {f"d{n}": f"{trouble.title()} of the {part}" for n, (part, trouble) in enumerate((p, t) for p in PARTS for t in TROUBLES)}
-TEST, DEV = range(40), range(40, 60)
 # The smoke preset's models over the collection, with as little training and timing as there can be.
-SMALL = (
-    "--preset", "smoke", "--name", "retriever", "--set", "towers.steps=8", "--set", "towers.checkpoint_every=2", "--set", "towers.batch_size=8",
-    "--set", "distillation.epochs=1", "--set", "evaluation.latency_queries=10", "--set", "policy.margin=1.0", "--set", "policy.min_retention=0.0",
-)  # fmt: skip
+_LESS = {
+    "data.max_documents": "null",
+    "towers.steps": 8,
+    "towers.checkpoint_every": 2,
+    "towers.batch_size": 8,
+    "distillation.epochs": 1,
+    "evaluation.latency_queries": 20,
+    "policy.margin": 0.5,
+    "policy.min_retention": 0.01,
+}
+SMALL = ("--preset", "smoke", "--name", "retriever", *(word for field, value in _LESS.items() for word in ("--set", f"{field}={value}")))
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,14 @@ def environment(home: Path, mlflow_template: Path) -> dict[str, str]:
     shutil.copyfile(mlflow_template, store)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_", "SCALINGNOTE_"))}
     return {**kept, "SCALINGNOTE_HOME": str(home), "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+
+
+def free_port() -> int:
+    """A port of the loopback address that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 @contextlib.contextmanager

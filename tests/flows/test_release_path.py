@@ -1,0 +1,132 @@
+"""From data to a promoted release and back, through the commands that a person types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.flows.cli_world import SMALL, TITLES, at_home, done, scalingnote, write_collection
+
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
+Story = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Iterator[Story]:
+    """One retriever's life; each chapter is the JSON of a command."""
+    folder = tmp_path_factory.mktemp("release-path")
+    build = ("retrain", *SMALL, "--data", write_collection(folder / "clinic"))
+    changed = (*build, "--set", "distillation.refine_epochs=0")
+    with at_home(folder / "home", mlflow_template):
+        yield {
+            "first": done(*build),
+            "again": done(*build),
+            "approved": done("approve", "candidate/1", "--as", "Ada"),
+            "approved again": done("approve", "candidate/1", "--as", "Bob"),
+            "promoted": done("promote"),
+            "promoted again": done("promote"),
+            "found": done("search", "kidney stone", "-k", "5"),
+            "rebuilt": done(*build),
+            "changed": done(*changed),
+            "second approved": done("approve", "candidate/2", "--as", "Bob"),
+            "second promoted": done("promote"),
+            "status with two": done("status"),
+            "rolled back": done("rollback", "--as", "Ada", "--reason", "worse on knees"),
+            "status": done("status"),
+            "verified": done("verify"),
+            "trace": done("trace", "champion"),
+            "found after": done("search", "kidney stone", "-k", "5"),
+            "nothing more": done("promote"),
+        }
+
+
+def test_first_candidate_passes_lenient_gates_and_says_that_it_is_the_first(story: Story) -> None:
+    first = story["first"]
+    assert (first["candidate"], first["verdict"], first["first_release"], first["cached"]) == ("candidate/1", "pass", True, False)
+    assert {gate["name"]: gate["status"] for gate in first["gates"]}["enough_queries"] == "pass"
+
+
+def test_retraining_with_nothing_changed_is_cached_and_makes_no_candidate(story: Story) -> None:
+    for chapter in ("again", "rebuilt"):
+        assert story[chapter]["cached"] is True
+        assert story[chapter]["candidate"] == "candidate/1"
+        assert story[chapter]["digest"] == story["first"]["digest"]
+
+
+def test_approval_is_the_copy_and_a_second_one_changes_nothing(story: Story) -> None:
+    assert story["approved"]["created"] and story["approved"]["release_version"] == 1
+    again = story["approved again"]
+    assert (again["created"], again["release_version"], again["person"]) == (False, 1, "Ada")
+
+
+def test_promotion_runs_once(story: Story) -> None:
+    assert (story["promoted"]["status"], story["promoted"]["from_version"], story["promoted"]["to_version"]) == ("promoted", None, 1)
+    assert story["promoted again"]["status"] == "nothing"
+
+
+def test_search_shows_documents_with_their_titles(story: Story) -> None:
+    hits = story["found"]["hits"]
+    assert [hit["rank"] for hit in hits] == [1, 2, 3, 4, 5]
+    assert all(TITLES[hit["doc_id"]] == hit["title"] for hit in hits)
+    scores = [hit["score"] for hit in hits]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_changed_configuration_makes_a_candidate_that_is_held_against_the_champion(story: Story) -> None:
+    changed = story["changed"]
+    assert (changed["candidate"], changed["first_release"], changed["cached"]) == ("candidate/2", False, False)
+    gates = {gate["name"]: gate["status"] for gate in changed["gates"]}
+    assert gates["champion_non_inferior"] == "pass"
+    assert (story["second promoted"]["from_version"], story["second promoted"]["to_version"]) == (1, 2)
+    assert (story["status with two"]["champion"], story["status with two"]["previous"]) == (2, 1)
+
+
+def test_rollback_returns_to_the_first_release_and_promote_leaves_it_there(story: Story) -> None:
+    assert (story["rolled back"]["status"], story["rolled back"]["to_version"]) == ("rolled_back", 1)
+    assert (story["status"]["champion"], story["status"]["alarm"]) == (1, None)
+    assert story["status"]["last_record"]["reason"] == "worse on knees"
+    assert story["nothing more"]["status"] == "nothing"
+    assert story["found after"]["hits"] == story["found"]["hits"]
+
+
+def test_every_check_of_the_champion_holds(story: Story) -> None:
+    assert story["verified"]["verified"] is True
+    assert {"files", "index", "query encoder", "decision", "promotion record"} <= {check["name"] for check in story["verified"]["checks"]}
+
+
+def test_trace_leads_to_data_contracts_code_configuration_and_approval(story: Story) -> None:
+    assert (story["trace"]["model"], story["trace"]["version"]) == ("retriever-release", 1)
+    root = story["trace"]["trace"]
+    parts = {child["title"]: child for child in root["children"]}
+    assert parts["data: clinic"]["details"]["documents"] == len(TITLES)
+    contracts = [child["title"] for child in parts["data: clinic"]["children"]]
+    assert contracts == ["contract documents", "contract judgements", "contract queries"]
+    assert parts["approval"]["children"][0]["details"]["approved_by"] == "Ada"
+    assert parts["configuration"]["details"]["towers.steps"] == "8"
+    # The second record is about the release that took its place for a while.
+    records = [child["title"] for child in parts["promotion records"]["children"]]
+    assert records == ["record 1: promote", "record 2: promote", "record 3: rollback"]
+
+
+def test_a_document_is_traced_to_its_row_and_content(story: Story) -> None:
+    traced = done("trace", "d7")["trace"]
+    assert traced["title"] == "document d7"
+    assert len(traced["details"]["content_hash"]) == 64
+
+
+def test_run_writes_one_line_for_each_document_of_each_query(story: Story, tmp_path: Path) -> None:
+    queries, output = tmp_path / "queries.jsonl", tmp_path / "out.trec"
+    queries.write_text('{"_id": "a", "text": "knee cyst"}\n{"_id": "b", "text": "eye burn"}\n', encoding="utf-8")
+    done("run", "--queries", queries, "--output", output, "-k", "7", "--release", "release/2")
+    rows = [line.split() for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [row[0] for row in rows] == ["a"] * 7 + ["b"] * 7
+    assert all(row[2] in TITLES for row in rows)
+
+
+def test_texts_for_people(story: Story) -> None:
+    shown = scalingnote("search", "kidney stone", "-k", "1")
+    assert shown.status == 0 and TITLES[story["found"]["hits"][0]["doc_id"]] in shown.out
+    assert "champion release/1" in scalingnote("status").out
