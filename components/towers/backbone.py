@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.artifacts import digest_of, file_sha256
+from components.artifacts import digest_of, file_sha256, read_json, write_json
 from components.errors import ModelError
 from components.towers.base_models import BaseModel
 from components.towers.config import TowerConfig
@@ -121,5 +121,12 @@ class TwoTowers:
         (folder / role).rename(target)
         (folder / "README.md").unlink(missing_ok=True)
         (target / "README.md").unlink(missing_ok=True)
+        _make_portable(target / "adapter_config.json", self.contracts[role].base_model)
         digest = file_sha256(target / "adapter_model.safetensors")
         return self.contracts[role].model_copy(update={"adapter_digest": digest})
+
+
+def _make_portable(path: Path, base_model: str) -> None:
+    """peft writes the base model's folder on this machine and a list in random order: equal adapters would have unequal digests."""
+    config = read_json(path)
+    write_json(path, {**config, "base_model_name_or_path": base_model, "target_modules": sorted(config["target_modules"])})
