@@ -74,7 +74,7 @@ def read_titles(index_folder: Path) -> dict[str, str]:
 
     from components.index.build import IDS_FILE
 
-    table = pq.read_table(index_folder / IDS_FILE)
+    table = pq.ParquetFile(index_folder / IDS_FILE).read()
     if "title" not in table.column_names:
         return {}
     return dict(zip(table["doc_id"].to_pylist(), table["title"].to_pylist(), strict=True))
