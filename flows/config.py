@@ -109,7 +109,7 @@ def _yaml_problem(file: Path, error: yaml.YAMLError) -> str:
 def _preset_path(preset: str) -> Path:
     names = preset_names()
     if preset not in names:
-        raise ConfigError(f"Unknown preset '{preset}'{did_you_mean(preset, names)}. Presets: {', '.join(names)}.")
+        raise ConfigError(f"Unknown preset '{preset}'{did_you_mean(preset, names) or '.'} Presets: {', '.join(names)}.")
     return PRESETS / f"{preset}.yaml"
 
 

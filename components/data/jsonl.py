@@ -93,6 +93,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             for line, text in enumerate(handle, start=1):
                 if text.strip():
                     yield line, text.rstrip("\r\n")
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist. Give a file of JSON lines.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}, after line {line}: not UTF-8 ({error.reason}). Convert the file to UTF-8.") from None
     except (OSError, EOFError, zlib.error) as error:
