@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,8 @@ class _Distillation:
             epoch = self.epochs[number]
             if epoch.number == 0:
                 self.optimizer = self._new_optimizer()
-                self._from_best(number)
+                if number:
+                    self._load(self.best)
             loss = self._epoch(epoch)
             metrics = dev_metrics(self.student.encode(self.data.dev.queries), self.data.dev)
             self.history.append({"phase": epoch.phase, "epoch": epoch.number + 1, "loss": loss, **metrics})
@@ -130,10 +132,6 @@ class _Distillation:
         """Put the best epoch's weights back into the student."""
         self._load(self.best)
         self.student.model.eval()
-
-    def _from_best(self, number: int) -> None:
-        if number:
-            self._load(self.best)
 
     def _epoch(self, epoch: Epoch) -> float:
         import torch
@@ -190,14 +188,12 @@ class _Distillation:
             mask[row, [d for d in self._relevant[text] if d != document]] = True
         return mask
 
-    @property
+    @cached_property
     def _relevant(self) -> dict[int, list[int]]:
-        if not hasattr(self, "_relevant_cache"):
-            cache: dict[int, list[int]] = {}
-            for text, document in self.data.pairs:
-                cache.setdefault(text, []).append(document)
-            self._relevant_cache = cache
-        return self._relevant_cache
+        relevant: dict[int, list[int]] = {}
+        for text, document in self.data.pairs:
+            relevant.setdefault(text, []).append(document)
+        return relevant
 
     def _tensor(self, vectors: NDArray[np.float32]) -> Tensor:
         import torch

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from components.artifacts import verify
 from components.distillation.student import load_student
 from components.errors import ArtifactError
+from components.index.config import IndexConfig
 from components.promotion.baseline import record_of
 from components.promotion.references import resolve
 from components.promotion.release import Pin, ReleaseManifest, load_release
@@ -15,8 +16,6 @@ from components.promotion.standing import release_model
 from components.serving.retriever import Retriever
 from components.tracking import registry
 from components.tracking.records import read_records
-
-PROBE_TOLERANCE = 0.01  # 1 - cosine; the default of IndexConfig.probe_tolerance
 
 
 class Opened(NamedTuple):
@@ -55,7 +54,8 @@ def open_retriever(manifest: ReleaseManifest) -> Retriever:
     verify(encoder_folder, manifest.pins.query_encoder.digest)
     encoder = load_student(encoder_folder)
     index_folder = registry_folder(manifest.pins.index)
-    retriever = Retriever.open(encoder, encoder_folder, index_folder, PROBE_TOLERANCE, manifest.pins.index.digest)
+    tolerance = IndexConfig.model_validate(manifest.config.get("index", {})).probe_tolerance
+    retriever = Retriever.open(encoder, encoder_folder, index_folder, tolerance, manifest.pins.index.digest)
     if retriever.index.space_id != manifest.space_id:
         raise ArtifactError(
             f"The release manifest names the space {manifest.space_id[:12]}, its index has {retriever.index.space_id[:12]}."

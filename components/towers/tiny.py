@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 SEED = 7
 VOCABULARY = 4000
+SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
 
 
 def build_tiny_decoder(texts: Sequence[str], folder: Path) -> None:
@@ -52,14 +54,13 @@ def build_tiny_encoder(texts: Sequence[str], folder: Path) -> None:
 
 
 def _train_tokenizer(texts: Sequence[str], folder: Path) -> int:
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
-    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False))
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    tokenizer = Tokenizer(models.WordPiece(_vocabulary(words), unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -73,3 +74,14 @@ def _train_tokenizer(texts: Sequence[str], folder: Path) -> int:
     )
     fast.save_pretrained(folder)
     return len(fast)
+
+
+def _vocabulary(words: Counter[str]) -> dict[str, int]:
+    """Special tokens, every character at the start of a word and within one, and the most frequent words.
+
+    Counted here, since the library's trainer breaks ties in another order in every process, and a base model must have one digest.
+    """
+    characters = sorted({character for word in words for character in word})
+    frequent = sorted(words, key=lambda word: (-words[word], word))
+    tokens = [*SPECIAL, *characters, *(f"##{character}" for character in characters), *frequent]
+    return {token: number for number, token in enumerate(dict.fromkeys(tokens[:VOCABULARY]))}

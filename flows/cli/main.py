@@ -66,7 +66,6 @@ def _quiet_libraries(verbose: bool) -> None:
         "PREFECT_LOGGING_LOG_PRINTS": "false",
         "PREFECT_LOGGING_TO_API_ENABLED": "false",
         "MLFLOW_LOGGING_LEVEL": "WARNING" if verbose else "CRITICAL",  # it logs a traceback for a database that cannot be written
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # 20 are too few for a busy machine
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "PYTHONWARNINGS": "default" if verbose else "ignore",

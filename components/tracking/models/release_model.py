@@ -13,8 +13,6 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-PROBE_TOLERANCE = 0.01  # the default of IndexConfig.probe_tolerance
-
 
 def _open_pin(release: dict[str, Any], role: str) -> Path:
     """Verified folder of the version that the release pins for `role`."""
@@ -32,13 +30,15 @@ class ReleaseModel(PythonModel):  # type: ignore[misc, unused-ignore]
         """Raises ArtifactError for a changed file, SpaceMismatch and ProbeMismatch as the retriever does."""
         from components.artifacts import read_json, verify
         from components.distillation.student import load_encoder
+        from components.index.config import IndexConfig
         from components.serving.retriever import Retriever
 
         folder = Path(context.artifacts["sealed"])
         verify(folder)
         release = read_json(folder / "release.json")
         encoder, index = _open_pin(release, "query_encoder"), _open_pin(release, "index")
-        self.retriever = Retriever.open(load_encoder(encoder), encoder, index, PROBE_TOLERANCE)
+        tolerance = IndexConfig.model_validate(release.get("config", {}).get("index", {})).probe_tolerance
+        self.retriever = Retriever.open(load_encoder(encoder), encoder, index, tolerance)
 
     def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[list[str]]:
         """Queries (a table with one column) -> for each the `k` best document ids, best first."""
