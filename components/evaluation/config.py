@@ -11,6 +11,7 @@ class EvaluationConfig(StepConfig):
     """Which systems are measured, and how long their speed is measured."""
 
     split: str = Field("test", min_length=1, description="Judgements to evaluate on")
+    extra_splits: tuple[str, ...] = Field((), description="Further judged query sets, for the retention off the training distribution")
     depth: int = Field(100, ge=100, le=10_000, description="Documents retrieved per query; recall@100 needs 100")
     untrained_student: bool = Field(True, description="Also measure the student's encoder as it was before training")
     latency_queries: int = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from components.config import StepConfig
 
@@ -22,6 +22,10 @@ class TowerConfig(StepConfig):
     document_prompt: str = Field("document: ", description="Put before every document")
     max_query_length: int = Field(32, ge=4, le=4096, description="Tokens of a query, prompt and end token included")
     max_document_length: int = Field(128, ge=4, le=32768, description="Tokens of a document, prompt and end token included")
+    attention: Literal["causal", "bidirectional"] = Field("causal", description="Whether a token sees the tokens after it")
+    matryoshka: tuple[int, ...] = Field((), description="Prefixes of the vectors that are trained to work alone, such as [128, 256]")
+    dimension: int | None = Field(None, ge=1, description="Dimensions kept of a vector: null for all, else one of `matryoshka`")
+    training: Literal["lora", "full"] = Field("lora", description="Two adapters on one frozen model, or two fully trained models")
     lora_rank: int = Field(16, ge=1, le=512, description="Rank of each adapter")
     lora_alpha: int = Field(32, ge=1, le=2048, description="Scale of each adapter")
     temperature: float = Field(0.03, gt=0, le=1, description="Temperature of InfoNCE on cosine similarities")
@@ -30,11 +34,42 @@ class TowerConfig(StepConfig):
     steps: int = Field(150, ge=1, le=10_000_000, description="Optimizer steps")
     batch_size: int = Field(32, ge=2, le=1_000_000, description="Pairs that are negatives for each other")
     chunk_size: int = Field(32, ge=1, le=1_000_000, description="Pairs in memory at once; smaller than the batch: cached gradients")
+    length_window: int = Field(1, ge=1, le=10_000, description="Batches whose pairs are sorted by length among each other; 1 for none")
+    homogeneous_batches: bool = Field(False, description="All pairs of a batch from one data set, when several are mixed (data.mix)")
+    hard_negatives: int = Field(0, ge=0, le=1000, description="Mined negatives for each pair; 0 for in-batch negatives alone")
+    mining_start: int = Field(50, ge=0, description="Step of the first mining; before it the towers cannot tell what is hard")
+    mining_interval: int = Field(0, ge=0, description="Steps from one mining to the next; 0 for a single one")
+    mining_depth: int = Field(50, ge=1, le=10_000, description="Nearest documents of a query that negatives are drawn from")
+    positive_share: float | None = Field(
+        0.95, gt=0, le=1, description="Drop a mined negative above this share of the positive's score; null keeps all"
+    )
+    suspect_margin: float | None = Field(
+        0.1, ge=0, le=2, description="Mask a negative of the batch that scores above the positive by more than this; null masks none"
+    )
+    query_prediction_weight: float = Field(
+        0.0, ge=0, le=100, description="Weight of predicting the query's tokens from its document's vector"
+    )
+    processes: int = Field(1, ge=1, le=1024, description="Processes on this machine that share every batch")
+    sharding: Literal["none", "fsdp"] = Field("none", description="fsdp: full fine-tuning of a model that one device cannot hold")
     checkpoint_every: int = Field(25, ge=1, description="Steps between checkpoints")
     max_mean_cosine: float = Field(0.9, gt=0, le=1, description="Collapse check: highest mean cosine of two random embeddings")
     min_effective_rank: float = Field(4.0, ge=1, description="Collapse check: lowest effective rank of the embeddings")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto takes bfloat16 where the machine is fast with it")
     seed: int = Field(13, ge=0, description="Seed of adapters and of the order of the data")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TowerConfig:
+        if self.dimension is not None and self.dimension not in self.matryoshka:
+            raise ValueError(
+                f"dimension {self.dimension} is not in the matryoshka list {list(self.matryoshka)}; add it there or choose from it"
+            )
+        if self.sharding == "fsdp" and self.training != "full":
+            raise ValueError("sharding fsdp is for training full; adapters are small enough to be kept whole on every device")
+        if self.hard_negatives > self.mining_depth:
+            raise ValueError(f"hard_negatives {self.hard_negatives} cannot be drawn from mining_depth {self.mining_depth} documents")
+        if self.batch_size % self.processes:
+            raise ValueError(f"batch_size {self.batch_size} cannot be shared equally by {self.processes} processes")
+        return self
 
 
 class EncodingConfig(StepConfig):
