@@ -63,10 +63,9 @@ def _prefixed(tables: RawTables, prefix: str) -> RawTables:
 
 
 def _require_no_such_id(name: str, base: RawTables, base_name: str) -> None:
-    columns = (base.documents["doc_id"], base.queries["query_id"], base.judgements["query_id"], base.unlabelled["query_id"])
-    for column in columns:
-        found = column[column.str.startswith(name + MARK).fillna(False).astype(bool)]
-        if len(found):
+    for column in (base.documents["doc_id"], base.queries["query_id"], base.judgements["query_id"], base.unlabelled["query_id"]):
+        found = next((i for i in column if str(i).startswith(name + MARK)), None)
+        if found is not None:
             raise DataError(
-                f"data.mix: '{base_name}' has the id '{found.iloc[0]}', which looks as if it came from '{name}'. Rename the folder '{name}'."
+                f"data.mix: '{base_name}' has the id '{found}', which looks as if it came from '{name}'. Rename the folder '{name}'."
             )

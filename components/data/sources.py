@@ -15,7 +15,6 @@ from components.data.layout import SourceFiles, locate
 from components.data.mixing import mix, mixed_name, require_different
 from components.data.subset import hold_out_dev, keep_documents
 from components.data.tables import RawTables, query_table
-from components.errors import DataError
 
 UNLABELLED_ID = "unlabelled"
 

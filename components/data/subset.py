@@ -38,11 +38,11 @@ def hold_out_dev(tables: RawTables, share: float, seed: int) -> RawTables:
     judgements = tables.judgements
     train, dev = (_relevant_queries(judgements, split) for split in ("train", "dev"))
     complete = {origin_of(query, tables.sources) for query in dev}
-    texts = tables.queries.loc[tables.queries["query_id"].isin(train)].drop_duplicates("query_id")
+    if complete.issuperset(tables.sources or [""]):
+        return tables
+    texts = tables.queries.loc[tables.queries["query_id"].isin(train)].drop_duplicates("query_id").fillna("")
     wording = {query: normalise_text(text) for query, text in zip(texts["query_id"], texts["text"], strict=True)}
     order = stable_order((text for query, text in wording.items() if origin_of(query, tables.sources) not in complete), seed)
-    if complete and not order:
-        return tables
     chosen = set(order[: max(1, round(share * len(order)))] if len(order) > 1 else [])
     held_out = {query for query, text in wording.items() if text in chosen}
     moved = judgements["query_id"].isin(held_out) & (judgements["split"] == "train")
