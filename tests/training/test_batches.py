@@ -25,7 +25,8 @@ def world(count: int, origins: list[str] | None = None) -> Pairs:
 def plan(count: int, origins: list[str] | None = None, **fields: object) -> BatchPlan:
     """A plan over documents of random lengths, most of them different."""
     lengths = np.random.default_rng(1).integers(1, 1000, count).tolist()
-    return BatchPlan(world(count, origins), TowerConfig(**fields), [3] * count, lengths)  # type: ignore[arg-type]
+    queries = np.random.default_rng(2).permutation(count).tolist()
+    return BatchPlan(world(count, origins), TowerConfig(**fields), queries, lengths)  # type: ignore[arg-type]
 
 
 @settings(max_examples=40, deadline=None)
