@@ -83,7 +83,7 @@ def _of_an_encoder(source: Source) -> StudentEncoder:
         base_digest=base.digest,
         adapter_digest=None,
         tokenizer_digest=digest_of(tokenizer.get_vocab()),
-        pooling=pooling,  # type: ignore[arg-type]
+        pooling=pooling,
         normalize=True,
         prompt=source.config.query_prompt,
         append_eos=pooling == "last",

@@ -76,7 +76,7 @@ def _save_head(head: Any, folder: Path, place: int) -> list[tuple[str, str]]:
     from safetensors.torch import save_file
     from torch import nn
 
-    names = []
+    names: list[tuple[str, str]] = []
     layers = list(head)
     for i, layer in enumerate(layers):
         if not isinstance(layer, nn.Linear):
