@@ -18,6 +18,7 @@ from components.errors import ArtifactError
 
 CONTRACT_FILE = "encoding_contract.json"
 Role = Literal["query", "document"]
+ROLES: tuple[Role, Role] = ("query", "document")
 
 
 class EncodingContract(BaseModel):
@@ -37,6 +38,7 @@ class EncodingContract(BaseModel):
     form: Literal["transformer", "static"] = "transformer"
     dimension: int
     similarity: Literal["cosine"] = "cosine"
+    attention: Literal["causal", "bidirectional"] = "causal"
 
 
 class TextEncoder(Protocol):
