@@ -7,7 +7,7 @@ token's state changes with the last token, the tokens see ahead.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from components.errors import ModelError
 
@@ -39,6 +39,11 @@ def check_attention(model: Any, name: str, attention: str) -> None:
             f"towers.attention is bidirectional, but the tokens of '{name}' do not see those after them: its architecture is bound to "
             "one direction. Set towers.attention to causal, or use another model."
         )
+
+
+def measured_attention(model: Any) -> Literal["causal", "bidirectional"]:
+    """What the tokens of `model` see, of whatever architecture it is."""
+    return "bidirectional" if _sees_ahead(model, _ROWS) else "causal"
 
 
 def _sees_ahead(model: Any, rows: tuple[list[int], ...]) -> bool:

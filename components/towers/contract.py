@@ -35,10 +35,10 @@ class EncodingContract(BaseModel):
     prompt: str
     append_eos: bool
     max_length: int
-    form: Literal["transformer", "static"] = "transformer"
     dimension: int
     similarity: Literal["cosine"] = "cosine"
     attention: Literal["causal", "bidirectional"] = "causal"
+    form: Literal["transformer", "static"] = "transformer"
 
 
 class TextEncoder(Protocol):

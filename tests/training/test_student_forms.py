@@ -48,12 +48,17 @@ def tower(home: Path, tmp_path: Path) -> Path:
     folder.mkdir()
     build_tiny_decoder([*queries(), *documents()], base)
     _without_end_token(base)
-    towers = TwoTowers(resolve_base(str(base)), TowerConfig(base_model=str(base), query_prompt="find: ", precision="float32"))
+    _untrained_tower(base, folder)
+    return folder
+
+
+def _untrained_tower(base: Path, folder: Path, **fields: Any) -> None:
+    chosen = TowerConfig(**{"base_model": str(base), "query_prompt": "find: ", "precision": "float32", **fields})
+    towers = TwoTowers(resolve_base(str(base)), chosen)
     for name, parameter in towers.model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.1)
     save_contract(folder, towers.save("query", folder), "space")
-    return folder
 
 
 def _without_end_token(folder: Path) -> None:
@@ -78,10 +83,27 @@ FORMS = {
 
 @pytest.mark.parametrize("name", FORMS)
 def test_every_form_is_read_back_by_both_loaders(name: str, tower: Path, tmp_path: Path) -> None:
+    assert_read_back(student_of(FORMS[name], tower), tmp_path / "student")
+    assert isinstance(load_encoder(tmp_path / "student"), StudentEncoder) and isinstance(load_encoder(tower), TowerEncoder)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"attention": "bidirectional", "pooling": "mean"}, {"training": "full"}, {"matryoshka": (32,), "dimension": 32}],
+    ids=["both ways", "full", "matryoshka"],
+)
+def test_a_student_of_any_tower_is_read_back_by_both_loaders(fields: dict[str, Any], tower: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    _untrained_tower(tmp_path / "decoder", folder, **fields)
+    student = student_of({"student": "teacher", "layers": 1}, folder)
+    assert (student.contract.attention, student.contract.pooling) == (fields.get("attention", "causal"), fields.get("pooling", "last"))
+    assert_read_back(student, tmp_path / "student")
+
+
+def assert_read_back(student: StudentEncoder, folder: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
-    folder = tmp_path / "student"
-    student = student_of(FORMS[name], tower)
     for parameter in student.parameters(True):  # a start at which every bias and layer has a say
         parameter.data.add_(0.01)
     texts = [*queries(), LONG, ""]
@@ -92,8 +114,8 @@ def test_every_form_is_read_back_by_both_loaders(name: str, tower: Path, tmp_pat
     theirs = SentenceTransformer(str(folder), device="cpu")
     np.testing.assert_allclose(theirs.encode(texts), vectors, atol=1e-5)
     np.testing.assert_allclose(theirs.encode_query(texts, batch_size=3), vectors, atol=1e-5)
+    np.testing.assert_allclose(theirs.encode(LONG), vectors[-2], atol=1e-5)  # alone, so without padding and its mask
     assert (ours.layer_count, ours.contract.form, ours.space_id) == (student.layer_count, student.contract.form, "space")
-    assert isinstance(load_encoder(folder), StudentEncoder) and isinstance(load_encoder(tower), TowerEncoder)
 
 
 def test_the_tower_itself_is_a_student_that_gives_the_towers_vectors(tower: Path) -> None:
