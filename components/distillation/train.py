@@ -18,13 +18,9 @@ from numpy.typing import NDArray
 
 from components.artifacts import EncoderArtifact, seal, write_json
 from components.distillation.config import DistillationConfig
-from components.distillation.initial import new_student
 from components.distillation.losses import alignment_loss, refinement_loss
 from components.distillation.selection import DevSet, dev_metrics
-from components.distillation.student import (
-    load_student,
-    save_student,
-)
+from components.distillation.student import load_student, new_student, save_student
 from components.errors import ModelError
 from components.towers.checks import measure_spread, refuse_collapse
 from components.towers.contract import save_contract
@@ -97,7 +93,7 @@ class _Distillation:
     def __init__(self, data: DistillationData, config: DistillationConfig, folder: Path) -> None:
         _require_one_width(data)
         self.data, self.config, self.folder = data, config, folder
-        self.student = new_student(data.texts, data.teacher, data.space_id, config)
+        self.student = new_student(data.texts, data.teacher, data.space_id, config, None)
         self.dtype = pick_dtype(config.precision)
         self.rows = self.student.tokens(data.texts)
         self.teacher = self._tensor(data.teacher)
@@ -120,17 +116,17 @@ class _Distillation:
             if epoch.number == 0:
                 self.optimizer = self._new_optimizer()
                 if number:
-                    self._load(self.best)
+                    self.student.load_state(self.best)
             loss = self._epoch(epoch)
             metrics = dev_metrics(self.student.encode(self.data.dev.queries), self.data.dev)
             self.history.append({"phase": epoch.phase, "epoch": epoch.number + 1, "loss": loss, **metrics})
             if self.best_epoch == number:
-                self.best = self._weights()
+                self.best = self.student.state()
             self._save()
 
     def restore_best(self) -> None:
         """Put the best epoch's weights back into the student."""
-        self._load(self.best)
+        self.student.load_state(self.best)
         self.student.model.eval()
 
     def _epoch(self, epoch: Epoch) -> float:
@@ -201,28 +197,18 @@ class _Distillation:
         return torch.from_numpy(np.ascontiguousarray(vectors)).to(self.student.device)
 
     def _parameters(self) -> list[Any]:
-        named = [*self.student.model.named_parameters(), *self.student.projection.named_parameters()]  # type: ignore[union-attr]
-        return [p for name, p in named if self.config.train_embeddings or "word_embeddings" not in name]
+        return self.student.parameters(self.config.train_embeddings)
 
     def _new_optimizer(self) -> Any:
         import torch
 
         return torch.optim.AdamW(self._parameters(), lr=self.config.learning_rate, weight_decay=0.01, fused=True)
 
-    def _weights(self) -> dict[str, Tensor]:
-        parts = {"model": self.student.model, "projection": self.student.projection}
-        return {f"{part}/{k}": v.detach().clone() for part, m in parts.items() for k, v in m.state_dict().items()}
-
-    def _load(self, weights: Mapping[str, Tensor]) -> None:
-        for part, module in {"model": self.student.model, "projection": self.student.projection}.items():
-            prefix = f"{part}/"
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
-
     def _save(self) -> None:
         import torch
 
         beside = self.folder / f".{CHECKPOINT}.tmp"
-        state = {"weights": self._weights(), "best": self.best, "optimizer": self.optimizer.state_dict(), "history": self.history}
+        state = {"weights": self.student.state(), "best": self.best, "optimizer": self.optimizer.state_dict(), "history": self.history}
         torch.save(state, beside)
         os.replace(beside, self.folder / CHECKPOINT)
 
@@ -233,7 +219,7 @@ class _Distillation:
         if not path.exists():
             return
         state = torch.load(path, map_location=self.student.device, weights_only=True)
-        self._load(state["weights"])
+        self.student.load_state(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.history = state["best"], state["history"]
 

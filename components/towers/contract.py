@@ -18,6 +18,7 @@ from components.errors import ArtifactError
 
 CONTRACT_FILE = "encoding_contract.json"
 Role = Literal["query", "document"]
+ROLES: tuple[Role, Role] = ("query", "document")
 
 
 class EncodingContract(BaseModel):
@@ -36,6 +37,8 @@ class EncodingContract(BaseModel):
     max_length: int
     dimension: int
     similarity: Literal["cosine"] = "cosine"
+    attention: Literal["causal", "bidirectional"] = "causal"
+    form: Literal["transformer", "static"] = "transformer"
 
 
 class TextEncoder(Protocol):
