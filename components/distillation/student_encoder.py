@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.distillation.layers import layer_count
+from components.distillation.packed import can_pack, packed_vectors
 from components.distillation.static import mean_vectors, static_tokens
 from components.towers.contract import EncodingContract
 from components.towers.pooling import pool
@@ -60,6 +61,8 @@ class StudentEncoder:
         return pooled if self.head is None else self.head(pooled)
 
     def _pooled(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        if can_pack(self.model):
+            return packed_vectors(self.model, rows, self.contract.pooling, self.device)
         batch = {k: v.to(self.device) for k, v in pad_batch(rows, self.tokenizer.pad_token_id or 0).items()}
         return pool(self.model(**batch).last_hidden_state, batch["attention_mask"], self.contract.pooling)
 

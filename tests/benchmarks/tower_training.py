@@ -1,0 +1,233 @@
+"""Training of the towers: throughput against sentence-transformers, and memory against two separate towers.
+
+    python tests/benchmarks/tower_training.py --data FOLDER [--base gemma3-270m] [--rounds 3]
+
+Three systems train on the same pairs with the same model, adapters, batch, chunk, lengths and number format: ours (two adapters on one
+decoder, gradient caching), sentence-transformers' trainer with its cached loss (one adapter for both roles, it knows no other), and two
+separate towers (two decoders with an adapter each, trained by our loop). Each run is a process of its own, the systems take turns,
+and what is compared is the ratio of medians. Memory is the peak of the process less what it held with the libraries loaded and no model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+SYSTEMS = ("scalingnote", "sentence_transformers", "two_towers")
+WARM_UP = 1  # steps that are not timed
+
+
+def main() -> None:
+    """Measure all systems in turns, or one of them in this process."""
+    options = _arguments()
+    if options.system:
+        print(json.dumps(measure(options.system, options)))
+        return
+    runs = {system: [] for system in SYSTEMS}  # type: dict[str, list[dict[str, float]]]
+    for number in range(options.rounds):
+        for system in SYSTEMS:
+            runs[system].append(_in_own_process(system))
+            print(f"round {number + 1}, {system}: {runs[system][-1]}", flush=True)
+    _report(runs)
+
+
+def measure(system: str, options: argparse.Namespace) -> dict[str, float]:
+    """Pairs per second and peak memory in bytes of one system in this process."""
+    import peft  # noqa: F401  the libraries belong to every system and are loaded before memory is counted
+    import sentence_transformers  # noqa: F401
+
+    pairs = list(islice(_pairs(options.data), options.batch * (options.steps + WARM_UP)))
+    before = _peak()
+    train = _with_sentence_transformers if system == "sentence_transformers" else _with_towers
+    seconds = train(pairs, options, system)
+    return {"pairs_per_second": options.batch * options.steps / seconds, "memory": float(_peak() - before)}
+
+
+def _with_towers(pairs: list[tuple[str, str]], options: argparse.Namespace, system: str) -> float:
+    import torch
+
+    from components.towers import gradient_cache
+    from components.towers.losses import info_nce
+
+    towers = _towers(options, 2 if system == "two_towers" else 1)
+    parameters = [p for tower in {id(t): t for t in towers.values()}.values() for p in tower.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+    rows = {role: towers[role].tokens([pair[side] for pair in pairs], role) for side, role in enumerate(("query", "document"))}
+    started = 0.0
+    for step in range(options.steps + WARM_UP):
+        started = time.perf_counter() if step == WARM_UP else started
+        chunks = {role: _chunks(rows[role][step * options.batch : (step + 1) * options.batch], options.chunk) for role in rows}
+        gradient_cache.backward(
+            lambda chunk, role: towers[role].embed(chunk, role), chunks["query"], chunks["document"], lambda q, d: info_nce(q, d, 0.03)
+        )
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return time.perf_counter() - started
+
+
+def _towers(options: argparse.Namespace, count: int) -> dict[str, Any]:
+    from components.towers.backbone import TwoTowers
+    from components.towers.base_models import resolve_base
+    from components.towers.config import TowerConfig
+
+    config = TowerConfig(
+        base_model=options.base,
+        max_query_length=options.query_length,
+        max_document_length=options.document_length,
+        precision=options.precision,
+        lora_rank=16,
+        lora_alpha=32,
+    )
+    base = resolve_base(options.base)
+    made = [TwoTowers(base, config) for _ in range(count)]
+    return {"query": made[0], "document": made[-1]}
+
+
+def _with_sentence_transformers(pairs: list[tuple[str, str]], options: argparse.Namespace, system: str) -> float:
+    import torch
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+
+    model = _sentence_transformer(options)
+    clock = _clock()
+    data = Dataset.from_dict({"query": ["query: " + q for q, _ in pairs], "document": ["document: " + d for _, d in pairs]})
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SentenceTransformerTrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=options.batch,
+            max_steps=options.steps + WARM_UP,
+            bf16=_is_bfloat16(options),
+            use_cpu=not torch.cuda.is_available(),
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            logging_strategy="no",
+            dataloader_drop_last=True,
+        )
+        loss = CachedMultipleNegativesRankingLoss(model, scale=1 / 0.03, mini_batch_size=options.chunk)
+        SentenceTransformerTrainer(model=model, args=arguments, train_dataset=data, loss=loss, callbacks=[clock]).train()
+    return clock.ended - clock.started
+
+
+def _sentence_transformer(options: argparse.Namespace) -> Any:
+    from peft import LoraConfig
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    from components.towers.backbone import LINEAR_MAPS
+    from components.towers.base_models import resolve_base
+    from components.towers.precision import pick_dtype
+
+    # The library has one length for both roles: queries are far below it, documents are cut where ours are.
+    transformer = Transformer(
+        resolve_base(options.base).location,
+        max_seq_length=options.document_length,
+        model_kwargs={"dtype": pick_dtype(options.precision)},
+    )
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
+    model = SentenceTransformer(modules=[transformer, pooling, Normalize()])
+    model.add_adapter(LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=LINEAR_MAPS))
+    return model
+
+
+def _clock() -> Any:
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        started = ended = 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == WARM_UP:
+                self.started = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.ended = time.perf_counter()
+
+    return Clock()
+
+
+def _pairs(folder: Path) -> Iterator[tuple[str, str]]:
+    """(query, document) of the folder's train judgements, in a fixed order; over again when they are too few."""
+    from components.data.config import DataConfig
+    from components.data.sources import read_source
+    from components.data.tables import document_text
+
+    tables = read_source(DataConfig(source=str(folder)))
+    queries = dict(zip(tables.queries["query_id"], tables.queries["text"], strict=True))
+    documents = {
+        d: document_text(title, text)
+        for d, title, text in zip(tables.documents["doc_id"], tables.documents["title"], tables.documents["text"], strict=True)
+    }
+    train = tables.judgements[(tables.judgements["split"] == "train") & (tables.judgements["score"] > 0)]
+    train = train.sample(frac=1, random_state=13)
+    while True:
+        yield from ((queries[q], documents[d]) for q, d in zip(train["query_id"], train["doc_id"], strict=True))
+
+
+def _chunks(rows: list[list[int]], size: int) -> list[list[list[int]]]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def _is_bfloat16(options: argparse.Namespace) -> bool:
+    import torch
+
+    from components.towers.precision import pick_dtype
+
+    return pick_dtype(options.precision) == torch.bfloat16
+
+
+def _peak() -> int:
+    """Peak memory in bytes: of the device where there is one, else of this process."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _in_own_process(system: str) -> dict[str, float]:
+    command = [sys.executable, __file__, *sys.argv[1:], "--system", system]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def _report(runs: dict[str, list[dict[str, float]]]) -> None:
+    speed = {s: statistics.median(run["pairs_per_second"] for run in of) for s, of in runs.items()}
+    memory = {s: statistics.median(run["memory"] for run in of) for s, of in runs.items()}
+    for system in SYSTEMS:
+        print(f"{system:24} {speed[system]:8.2f} pairs/s {memory[system] / 2**30:8.2f} GiB")
+    print(f"throughput, ours / sentence-transformers: {speed['scalingnote'] / speed['sentence_transformers']:.2f}")
+    print(f"memory, ours / two separate towers: {memory['scalingnote'] / memory['two_towers']:.2f}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="BEIR-layout folder with train judgements")
+    parser.add_argument("--base", default="gemma3-270m", help="decoder, default gemma3-270m")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps a run")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each system")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--chunk", type=int, default=8, help="pairs in memory at once")
+    parser.add_argument("--query-length", type=int, default=24)
+    parser.add_argument("--document-length", type=int, default=64)
+    parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--system", choices=SYSTEMS, help="measure this one alone, in this process")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
