@@ -85,7 +85,7 @@ def _signals_kept() -> Iterator[None]:
 
 
 def failure_of(failed: Any, scratch: Path) -> ScalingNoteError:
-    """What the failed process left in `scratch`, as an error of its own class; else its exit status (`failed`: torch's ChildFailedError)."""
+    """What the failed process left in `scratch`, as an error of its own class; else the exit status that `failed` knows of torch."""
     told = scratch / FAILURE
     if told.exists():
         raw = read_json(told)

@@ -11,6 +11,7 @@ import torch
 
 from components.artifacts import read_json, verify, write_json
 from components.errors import ArtifactError, ConfigError, ModelError
+from components.towers.attention import check_attention, set_attention
 from components.towers.backbone import TwoTowers
 from components.towers.base_models import resolve_base
 from components.towers.checkpoint import CHECKPOINT
@@ -205,7 +206,7 @@ def test_a_changed_full_model_is_refused(home: Path, tmp_path: Path) -> None:
 def test_an_encoder_trains_in_full_with_bidirectional_attention_only(home: Path) -> None:
     base = resolve_base("tiny-encoder", documents() + queries())
     full = CONFIG.model_copy(update={"base_model": "tiny-encoder", "training": "full"})
-    with pytest.raises(ModelError, match="attention is causal, but the tokens of 'tiny-encoder-.*' see those after them"):
+    with pytest.raises(ModelError, match=r"attention is causal, but the tokens of 'tiny-encoder-.*' see those after them"):
         TwoTowers(base, full)
     towers = TwoTowers(base, full.model_copy(update={"attention": "bidirectional"}))
     assert towers.encode([[5, 6, 7]], "query").shape == (1, 64)
@@ -225,7 +226,19 @@ def test_what_a_model_cannot_do_is_refused_before_training(home: Path, tmp_path:
         TwoTowers(base, CONFIG.model_copy(update={"pooling": "last"}))
 
 
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_a_model_with_sliding_windows_attends_as_asked(attention: str) -> None:
+    from transformers import Gemma3TextConfig, Gemma3TextModel
+
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = Gemma3TextModel(Gemma3TextConfig(vocab_size=20, head_dim=16, sliding_window=8, **shape)).eval()
+    set_attention(model, attention)
+    check_attention(model, "small", attention)
+    with pytest.raises(ModelError, match=r"towers\.attention is"):
+        check_attention(model, "small", "causal" if attention == "bidirectional" else "bidirectional")
+
+
 def test_a_model_bound_to_one_direction_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("components.towers.backbone.set_attention", lambda model, attention: None)
-    with pytest.raises(ModelError, match="attention is bidirectional, but the tokens of 'tiny-decoder-.*' do not see"):
+    with pytest.raises(ModelError, match=r"attention is bidirectional, but the tokens of 'tiny-decoder-.*' do not see"):
         towers_of(attention="bidirectional")
