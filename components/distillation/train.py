@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 from components.artifacts import EncoderArtifact, Scalar, seal, write_json
 from components.distillation.config import DistillationConfig
 from components.distillation.health import log_entry, retention_of, spread_of
-from components.distillation.initial import new_student
 from components.distillation.losses import alignment_loss, refinement_loss, similarity_loss
 from components.distillation.plan import Epoch, learning_rate, make_plan, order_of, texts_per_source
 from components.distillation.pruning import prune
 from components.distillation.refine import Refinement
 from components.distillation.selection import DevSet, dev_metrics
-from components.distillation.student import load_student, save_student
+from components.distillation.student import load_student, new_student, save_student
 from components.errors import CollapseError, ModelError
 from components.towers.checks import Spread, refuse_collapse
 from components.towers.contract import save_contract
@@ -172,7 +171,7 @@ class _Distillation:
                     group["lr"] = learning_rate(epoch, start, self.config)
                 loss = self._align(batch, (epoch.place, epoch.number, start)) if epoch.phase.kind == "align" else self._refine(batch)
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(self._parameters(), 1.0)
+                torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], 1.0)
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
                 losses.append(float(loss.detach()))
@@ -226,13 +225,10 @@ class _Distillation:
 
         return torch.from_numpy(np.ascontiguousarray(vectors)).to(self.student.device)
 
-    def _parameters(self) -> list[Any]:
-        return self.student.parameters(self.config.train_embeddings)
-
     def _new_optimizer(self) -> Any:
         import torch
 
-        return torch.optim.AdamW(self._parameters(), lr=self.config.learning_rate, weight_decay=0.01, fused=True)
+        return torch.optim.AdamW(self.student.parameters(self.config.train_embeddings), lr=self.config.learning_rate, weight_decay=0.01, fused=True)
 
     def _save(self) -> None:
         import torch
