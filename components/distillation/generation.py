@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from components.artifacts import Artifact, seal, write_atomic
+from components.artifacts import Artifact, Scalar, seal, write_atomic
 from components.distillation.config import DistillationConfig
 from components.errors import DataError, ModelError
 from components.towers.base_models import BaseModel, resolve_base
@@ -50,7 +50,7 @@ def generate_queries(dataset: Dataset, config: DistillationConfig, parents: Mapp
             lines.write("".join(_line(i, query) for i, query in zip(ids[start : start + BATCH], queries, strict=True)))
             lines.flush()
             bar.update(len(queries))
-    attributes = {"generator": config.generator, "seed": config.seed}
+    attributes: dict[str, Scalar] = {"generator": config.generator, "seed": config.seed}
     return seal(folder, "queries", counts={"queries": len(read_generated(folder))}, parents=parents, attributes=attributes)
 
 
@@ -164,7 +164,7 @@ def _load(base: BaseModel, precision: str) -> tuple[Any, Any]:
         raise ModelError(f"The generator '{base.name}' cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])[0]
-        raise ModelError(f"The generator '{base.name}' cannot write: it was saved without {missing}. Name a decoder with its language head.")
+        raise ModelError(f"The generator '{base.name}' cannot write: it was saved without {missing}. Name one with its language head.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer

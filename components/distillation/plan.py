@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +74,7 @@ def order_of(epoch: Epoch, sources: Sequence[str], config: DistillationConfig) -
     return rng.permutation(np.concatenate([_draw(np.flatnonzero(names == name), count, rng) for name, count in counts.items()]))
 
 
-def texts_per_source(sizes: Mapping[str, int], shares: Mapping[str, float]) -> dict[str, int]:
+def texts_per_source(sizes: Mapping[str, int], shares: Mapping[Any, float]) -> dict[str, int]:
     """How many texts of each source an alignment epoch holds: as many as there are in all, split by the shares (largest remainder).
 
     Without shares each source counts as it is. Raises DataError for a share of a source that has no texts.

@@ -41,7 +41,8 @@ def write_teacher_targets(
     flat = pa.array(vectors.reshape(-1), type=pa.float16())
     column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     pq.write_table(pa.table({"text": texts, "source": origins, "vector": column}), folder / TARGETS)
-    sizes = {source: count for source, count in ((s, Counter(first.values())[s]) for s in sources)}
+    found = Counter(first.values())
+    sizes = {source: found[source] for source in sources}
     counts = {"queries": len(first), **{f"source_{source}": size for source, size in sizes.items()}}
     shares = {f"share_{source}": round(size / max(1, len(first)), 4) for source, size in sizes.items()}
     attributes = {"space_id": teacher.space_id, "dimension": vectors.shape[1], **shares}

@@ -228,7 +228,9 @@ class _Distillation:
     def _new_optimizer(self) -> Any:
         import torch
 
-        return torch.optim.AdamW(self.student.parameters(self.config.train_embeddings), lr=self.config.learning_rate, weight_decay=0.01, fused=True)
+        return torch.optim.AdamW(
+            self.student.parameters(self.config.train_embeddings), lr=self.config.learning_rate, weight_decay=0.01, fused=True
+        )
 
     def _save(self) -> None:
         import torch

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from components.artifacts import digest_of
 from components.errors import DataError
-from components.evaluation.metrics import METRICS
+from components.evaluation.metrics import METRICS, RETAINED
 from components.evaluation.report import Comparison, ExtraSummary, Summary, SystemSummary
 from components.evaluation.significance import mean_interval, paired_bootstrap, ratio_interval
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95  # of the two-sided intervals that are shown; gates compute their own from the values per query
 COMPARED = (("student", "bm25"), ("student", "student_untrained"), ("student", "teacher"), ("teacher", "bm25"))
-RETAINED = ("recall@50", "ndcg@10")
 
 
 @dataclass(frozen=True)
