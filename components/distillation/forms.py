@@ -10,7 +10,7 @@ from typing import Any
 
 from components.artifacts import digest_of
 from components.distillation.config import DistillationConfig
-from components.distillation.layers import choose_layers, keep_layers, layer_count
+from components.distillation.layers import choose_layers, keep_layers
 from components.distillation.static import initial_vectors, static_model, static_tokens
 from components.distillation.student_encoder import StudentEncoder
 from components.errors import ModelError

@@ -72,5 +72,5 @@ def initial_vectors(source: StudentEncoder, rows: Sequence[Sequence[int]]) -> Te
 
 def _vectors_of_single_tokens(source: StudentEncoder, tokens: Sequence[int]) -> NDArray[np.float32]:
     empty, word = token_ids(source.tokenizer, ["", "a"], source.contract)
-    before = next((i for i, (x, y) in enumerate(zip(empty, word)) if x != y), len(empty))
+    before = next((i for i, (x, y) in enumerate(zip(empty, word, strict=False)) if x != y), len(empty))
     return source.encode_rows([[*empty[:before], token, *empty[before:]] for token in tokens], progress="token vectors")

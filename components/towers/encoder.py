@@ -29,15 +29,25 @@ class TowerEncoder:
         self.space_id = space_id
         self.tokens_per_batch = TOKENS_PER_BATCH
         self._device = pick_device()
-        self.model = model.to(self._device).eval()
-        self.tokenizer = tokenizer
+        self._model = model.to(self._device).eval()
+        self._tokenizer = tokenizer
+
+    @property
+    def model(self) -> Any:
+        """The transformer with all that was trained in its weights, for a student that takes layers of it."""
+        return self._model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The transformer's tokenizer."""
+        return self._tokenizer
 
     def encode(self, texts: Sequence[str], batch_size: int | None = None, progress: str | None = None) -> NDArray[np.float32]:
         """Unit float32 vectors (len(texts), dimension), in the order of `texts`; encoded in batches of similar length."""
         import torch
         from tqdm import tqdm
 
-        rows = token_ids(self.tokenizer, texts, self.contract)
+        rows = token_ids(self._tokenizer, texts, self.contract)
         vectors = np.empty((len(rows), self.contract.dimension), dtype=np.float32)
         with torch.inference_mode(), tqdm(total=len(rows), desc=progress, disable=progress is None, unit="text", mininterval=1) as bar:
             for batch in batches_by_tokens([len(r) for r in rows], self.tokens_per_batch, batch_size):
@@ -46,8 +56,8 @@ class TowerEncoder:
         return vectors
 
     def _embed(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        batch = {k: v.to(self._device) for k, v in pad_batch(rows, self.tokenizer.pad_token_id or 0).items()}
-        states = self.model(**batch).last_hidden_state
+        batch = {k: v.to(self._device) for k, v in pad_batch(rows, self._tokenizer.pad_token_id or 0).items()}
+        states = self._model(**batch).last_hidden_state
         return normalize(pool(states, batch["attention_mask"], self.contract.pooling)).cpu().numpy()
 
 
