@@ -101,9 +101,7 @@ def test_matching_similarities_alone_brings_the_student_nearer_to_the_teachers_o
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_the_log_follows_the_spread_and_the_share_of_the_teachers_dev_metrics(
-    home: Path, data: DistillationData, tmp_path: Path
-) -> None:
+def test_the_log_follows_the_spread_and_the_share_of_the_teachers_dev_metrics(home: Path, data: DistillationData, tmp_path: Path) -> None:
     artifact = train_student(data, CONFIG.model_copy(update={"prune_to": ()}), {}, tmp_path)
     entry = read_json(tmp_path / LOG)[-1]
     assert -1 <= entry["mean_cosine"] <= 1 <= entry["effective_rank"] <= 16
