@@ -47,8 +47,12 @@ def shape_of(name: str) -> Shape:
         return Shape(LAYERS, WIDTH)
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(resolve_base(name).location).get_text_config()
-    return Shape(config.num_hidden_layers, config.hidden_size)
+    base = resolve_base(name)
+    try:
+        config = AutoConfig.from_pretrained(base.location).get_text_config()
+        return Shape(config.num_hidden_layers, config.hidden_size)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"The configuration of '{name}' names no layers and width: {str(error).strip().splitlines()[0]}") from None
 
 
 def _check(config: DistillationConfig, dimension: int, tower: Shape | None) -> None:

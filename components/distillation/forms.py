@@ -14,6 +14,7 @@ from components.distillation.layers import choose_layers, keep_layers
 from components.distillation.static import initial_vectors, static_model, static_tokens
 from components.distillation.student_encoder import StudentEncoder
 from components.errors import ModelError
+from components.towers.attention import measured_attention
 from components.towers.base_models import BaseModel, resolve_base
 from components.towers.contract import EncodingContract
 from components.towers.encoder import load_tower
@@ -83,12 +84,13 @@ def _of_an_encoder(source: Source) -> StudentEncoder:
         base_digest=base.digest,
         adapter_digest=None,
         tokenizer_digest=digest_of(tokenizer.get_vocab()),
-        pooling=pooling,  # type: ignore[arg-type]
+        pooling=pooling,
         normalize=True,
         prompt=source.config.query_prompt,
         append_eos=pooling == "last",
         max_length=source.config.max_query_length,
         dimension=model.config.hidden_size,
+        attention=measured_attention(model),
     )
     return StudentEncoder(model, tokenizer, None, contract, f"untrained:{base.digest}")
 
