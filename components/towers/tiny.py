@@ -28,6 +28,7 @@ def build_tiny_decoder(texts: Sequence[str], folder: Path) -> None:
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=16,
+        tie_word_embeddings=True,  # so that it can also write: its language head is its table of embeddings
         max_position_embeddings=512,
         pad_token_id=0,
         eos_token_id=2,
