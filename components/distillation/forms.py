@@ -18,7 +18,7 @@ from components.towers.attention import measured_attention
 from components.towers.base_models import BaseModel, resolve_base
 from components.towers.contract import EncodingContract
 from components.towers.encoder import load_tower
-from components.towers.precision import pick_device
+from components.towers.precision import autocast, pick_device, pick_dtype
 
 TEACHER = "teacher"
 POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last"}  # sentence-transformers' names and ours
@@ -129,5 +129,6 @@ def _static(encoder: StudentEncoder, source: Source) -> StudentEncoder:
     update = {"form": "static", "pooling": "mean", "append_eos": False, "prompt": source.config.query_prompt}
     contract = encoder.contract.model_copy(update=update)
     rows = static_tokens(encoder.tokenizer, source.texts, contract)
-    vectors = initial_vectors(encoder, rows)
+    with autocast(encoder.device, pick_dtype(source.config.precision)):
+        vectors = initial_vectors(encoder, rows)
     return StudentEncoder(static_model(vectors), encoder.tokenizer, None, contract, encoder.space_id)

@@ -12,7 +12,6 @@ from components.artifacts import digest_of, file_sha256, read_json, write_json
 from components.distillation.static import static_model
 from components.distillation.student_encoder import StudentEncoder
 from components.errors import ArtifactError
-from components.towers.attention import set_attention
 from components.towers.contract import EncodingContract, load_contract
 from components.towers.precision import pick_dtype
 
@@ -33,7 +32,7 @@ def save_student(student: StudentEncoder, folder: Path) -> EncodingContract:
     modules += _save_head(student.head, folder, len(modules))
     _write_module(folder / f"{len(modules)}_Normalize", {})
     modules.append((f"{len(modules)}_Normalize", "Normalize"))
-    _save_settings(student, modules, folder)
+    _save_settings(student.contract, modules, folder)
     return student.contract.model_copy(update={"adapter_digest": weights_digest(folder)})
 
 
@@ -93,27 +92,16 @@ def _save_head(head: Any, folder: Path, place: int) -> list[tuple[str, str]]:
     return names
 
 
-def _save_settings(student: StudentEncoder, modules: list[tuple[str, str]], folder: Path) -> None:
+def _save_settings(contract: EncodingContract, modules: list[tuple[str, str]], folder: Path) -> None:
     rows = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"} for i, (path, kind) in enumerate(modules)
     ]
     write_json(folder / MODULES, rows)
-    contract = student.contract
-    if not student.is_static:
-        settings = {"max_seq_length": contract.max_length, "do_lower_case": False}
-        write_json(folder / "sentence_bert_config.json", {**settings, **_plain_attention(student.model)})
+    if contract.form == "transformer":
+        write_json(folder / "sentence_bert_config.json", {"max_seq_length": contract.max_length, "do_lower_case": False})
     prompts = {"query": contract.prompt, "document": contract.prompt}
-    names = {"prompts": prompts, "default_prompt_name": "query", "similarity_fn_name": "cosine"}
-    write_json(folder / "config_sentence_transformers.json", names)
-
-
-def _plain_attention(model: Any) -> dict[str, Any]:
-    """For a decoder that was made to look both ways: its modules forget that on disk, and the fused kernels ask them.
-
-    The plain attention asks the masks alone, which come from the configuration. Our own loader tells the modules again.
-    """
-    looks_back_only = getattr(model.config, "is_causal", None)
-    return {"model_args": {"attn_implementation": "eager"}} if looks_back_only is False else {}
+    settings = {"prompts": prompts, "default_prompt_name": "query", "similarity_fn_name": "cosine"}
+    write_json(folder / "config_sentence_transformers.json", settings)
 
 
 def _write_module(folder: Path, config: dict[str, Any]) -> None:
@@ -134,7 +122,7 @@ def load_student(folder: Path, precision: str = "auto") -> StudentEncoder:
     contract, space_id = load_contract(folder)
     if weights_digest(folder) != contract.adapter_digest:
         raise ArtifactError(f"{folder}: the weights are not those its contract names. Restore the student, or retrain.")
-    model = _load_static(folder) if contract.form == "static" else _load_transformer(folder, contract, precision)
+    model = _load_static(folder) if contract.form == "static" else _load_transformer(folder, precision)
     return StudentEncoder(model, AutoTokenizer.from_pretrained(folder), _load_head(folder), contract, space_id)
 
 
@@ -144,16 +132,14 @@ def _load_static(folder: Path) -> Any:
     return static_model(load_file(folder / WEIGHTS)["embedding.weight"])
 
 
-def _load_transformer(folder: Path, contract: EncodingContract, precision: str) -> Any:
+def _load_transformer(folder: Path, precision: str) -> Any:
     import inspect
 
     import transformers
 
     kind = getattr(transformers, read_json(folder / "config.json")["architectures"][0])
     options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind.__init__).parameters else {}
-    model = kind.from_pretrained(folder, dtype=pick_dtype(precision), **options)
-    set_attention(model, contract.attention)
-    return model
+    return kind.from_pretrained(folder, dtype=pick_dtype(precision), **options)
 
 
 def _load_head(folder: Path) -> Any:

@@ -140,7 +140,7 @@ class TwoTowers:
         vectors = np.zeros((len(rows), self.contracts[role].dimension), np.float32)
         batches = batches_by_tokens([len(row) for row in rows], self._tokens_per_batch)
         quiet = progress is None or not world.main
-        with torch.no_grad(), tqdm(total=len(rows), desc=progress, disable=quiet, unit="text", mininterval=1) as bar:
+        with torch.no_grad(), tqdm(total=len(rows), desc=progress, disable=quiet, unit="text", mininterval=1, leave=False) as bar:
             for start in range(0, len(batches), world.size):
                 # Every process takes part in every round, with the first batch again where none is left: shards are gathered by all.
                 number = start + world.rank

@@ -79,3 +79,5 @@ def _shard(model: Any, options: dict[str, Any]) -> None:
     for part in (*layers, model):
         fully_shard(part, **options)
         part.set_gradient_divide_factor(1.0)
+        # Without it the factor goes into a kind of sum that gloo does not have.
+        part.set_force_sum_reduction_for_comms(True)

@@ -70,7 +70,7 @@ def _launch(processes: int, arguments: Sequence[str], scratch: Path) -> None:
         try:
             elastic_launch(settings, sys.executable)("-m", "components.towers.launch", *arguments)
         except ChildFailedError as failed:
-            raise _failure(failed, scratch) from None
+            raise failure_of(failed, scratch) from None
 
 
 @contextmanager
@@ -84,8 +84,8 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _failure(failed: Any, scratch: Path) -> ScalingNoteError:
-    """What the failed process has to say, as an error of its own class."""
+def failure_of(failed: Any, scratch: Path) -> ScalingNoteError:
+    """What the failed process left in `scratch`, as an error of its own class; else the exit status that `failed` knows of torch."""
     told = scratch / FAILURE
     if told.exists():
         raw = read_json(told)

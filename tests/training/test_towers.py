@@ -13,13 +13,13 @@ from components.errors import ArtifactError, CollapseError, ModelError, ProbeMis
 from components.towers import gradient_cache
 from components.towers.backbone import TwoTowers
 from components.towers.base_models import resolve_base
+from components.towers.checkpoint import CHECKPOINT
 from components.towers.checks import measure_spread, refuse_collapse
 from components.towers.config import TowerConfig
 from components.towers.contract import load_contract
 from components.towers.encoder import load_tower
 from components.towers.losses import info_nce
 from components.towers.probes import PROBE_TEXTS, check_probes
-from components.towers.checkpoint import CHECKPOINT
 from components.towers.train import train_towers, training_losses
 from tests.training.tiny_world import documents, pairs, queries
 
