@@ -78,7 +78,7 @@ def test_a_run_killed_after_any_phase_gives_the_student_of_a_straight_one(
 
 
 def test_a_static_student_goes_the_same_way_and_continues_too(home: Path, data: DistillationData, tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"form": "static", "head": "two_layer", "prune_to": ()})
+    config = CONFIG.model_copy(update={"form": "static", "prune_to": ()})
     for name in ("straight", "killed"):
         (tmp_path / name).mkdir()
     artifact = train_student(data, config, {}, tmp_path / "straight")
