@@ -77,6 +77,19 @@ def test_a_run_killed_after_any_phase_gives_the_student_of_a_straight_one(
     assert read_json(killed / LOG) == read_json(straight / LOG)
 
 
+def test_a_static_student_goes_the_same_way_and_continues_too(home: Path, data: DistillationData, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"form": "static", "prune_to": ()})
+    for name in ("straight", "killed"):
+        (tmp_path / name).mkdir()
+    artifact = train_student(data, config, {}, tmp_path / "straight")
+    first = _Distillation(data, config, tmp_path / "killed")
+    first.epochs = first.epochs[:3]
+    first.to_end()
+    train_student(data, config, {}, tmp_path / "killed")
+    assert artifact.attributes["layers"] == 0
+    assert read_json(tmp_path / "killed" / LOG) == read_json(tmp_path / "straight" / LOG)
+
+
 def test_sources_and_shares_stand_in_the_artifact(home: Path, data: DistillationData, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"source_shares": {"train": 0.5, "titles": 0.5}, "prune_to": (), "refine_epochs": 0})
     artifact = train_student(data, config, {}, tmp_path)
