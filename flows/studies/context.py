@@ -7,9 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
-from components.errors import ConfigError
-from flows.config_errors import did_you_mean
+from components.errors import CollapseError, ConfigError
+from flows.config_errors import did_you_mean, explain
 from flows.recorder import Recorder
 from flows.release_steps import (
     index_step,
@@ -37,7 +39,7 @@ class Context:
     def __init__(self, config: StudySettings, recorder: Recorder, wanted: Sequence[str] = ()) -> None:
         """`wanted` are the cells that the user asked for; none: all."""
         self.config, self.recorder, self._wanted = config, recorder, list(wanted)
-        self._done: dict[Path, Artifact] = {}
+        self._done: dict[Path, Artifact | CollapseError] = {}
 
     def chosen(self, names: Sequence[str]) -> list[str]:
         """Those of the study's `names` that the user asked for, in their order; raises ConfigError for one that does not exist."""
@@ -51,13 +53,22 @@ class Context:
         values = self.config.model_dump()
         for section, fields in sections.items():
             values[section] = {**values[section], **fields}
-        return StudySettings.model_validate(values)
+        try:
+            return StudySettings.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(explain(error, StudySettings, "as the study changes it")) from None
 
     def run(self, step: Step) -> Artifact:
-        """The step's artifact: found finished or made, and recorded, once in this study."""
+        """The step's artifact: found finished or made, and recorded, once in this study; one that collapsed is not tried twice."""
         if step.folder not in self._done:
-            self._done[step.folder] = self.recorder.run(step, metrics_of)
-        return self._done[step.folder]
+            try:
+                self._done[step.folder] = self.recorder.run(step, metrics_of)
+            except CollapseError as error:
+                self._done[step.folder] = error
+        done = self._done[step.folder]
+        if isinstance(done, CollapseError):
+            raise done
+        return done
 
     @cached_property
     def dataset(self) -> DatasetArtifact:
