@@ -36,6 +36,14 @@ def evaluate_release(
     return evaluate(systems, dataset, config, folder, {role: artifact.digest for role, artifact in inputs.items()})
 
 
+def open_dense(encoder: Artifact, index: Artifact) -> DenseRanker:
+    """A tower or a student on an index, both opened from their artifacts."""
+    from components.distillation.student import load_encoder
+
+    opened = load_encoder(encoder.path)
+    return DenseRanker(opened, load_index(index.path, opened.space_id, index.digest), "queries")
+
+
 def _teacher_and_student(inputs: Mapping[str, Artifact]) -> tuple[DenseRanker, DenseRanker]:
     from components.distillation.student import load_student
     from components.towers.encoder import load_tower

@@ -1,0 +1,37 @@
+"""Configuration of the studies: a retraining's configuration and one more section, `study`, so the presets serve both."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from components.config import StepConfig
+from flows.config import RetrainConfig
+
+
+class StudyConfig(StepConfig):
+    """What the studies vary and measure; each reads the fields it needs."""
+
+    layers: tuple[int, ...] = Field(
+        (1, 2, 4, 6), description="retention: numbers of layers kept; those the encoder does not have are left out"
+    )
+    static: bool = Field(True, description="retention: also the static student, which has no transformer")
+    seeds: tuple[int, ...] = Field((), description="distillation_ablation: seeds each cell is trained with; empty: distillation.seed alone")
+    noise: tuple[Literal["typos", "dropped_words", "upper_case", "lower_case", "verbosity"], ...] = Field(
+        ("typos", "dropped_words", "upper_case", "lower_case", "verbosity"), description="robustness: kinds of noise in the queries"
+    )
+    noise_rates: tuple[float, ...] = Field((0.1, 0.3), description="robustness: share of the words that typos, dropped_words, ... touch")
+    noise_seed: int = Field(13, ge=0, description="robustness: seed of the noise")
+    foreign_documents: str = Field("", description="robustness: data folder whose documents are mixed into the index; empty for none")
+    max_foreign_documents: int = Field(10_000, ge=1, description="robustness: at most this many of them")
+    watts: float = Field(65.0, gt=0, le=100_000, description="cost_benefit: power that the machine draws under load, in watts")
+    price_per_kwh: float = Field(0.3, ge=0, le=1000, description="cost_benefit: price of a kilowatt-hour of electricity")
+    price_per_hour: float = Field(0.1, ge=0, le=100_000, description="cost_benefit: price of the machine for an hour, power apart")
+    currency: str = Field("USD", min_length=1, max_length=8, description="cost_benefit: currency of the prices")
+
+
+class StudySettings(RetrainConfig):
+    """A retraining's configuration with the section `study`."""
+
+    study: StudyConfig = Field(default_factory=StudyConfig, description="What the studies vary")
