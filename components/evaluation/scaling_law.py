@@ -48,7 +48,7 @@ class Points:
 class Fit:
     """A fitted law. `supported` is False when the points do not carry it, and `reasons` then says why.
 
-    `parameters` (empty when nothing was fitted) and their `intervals` by name; `r2` is that of log L.
+    `parameters` (empty when nothing was fitted) and their `intervals` (empty without refits) by name; `r2` is that of log L.
     """
 
     law: LawName
@@ -68,7 +68,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A loss that a law foretells, with the ends of its interval (nan when the law has no support for one)."""
+    """A loss that a law foretells, with the ends of its interval."""
 
     law: LawName
     size: float
@@ -114,8 +114,7 @@ def fit_law(name: LawName, points: Points, seed: int = 13, refits: int = REFITS)
         return Fit(name, law.formula, count, False, refusal, {}, {}, None)
     best = _best(law, points, _starts(law, points))
     draws = _refit(law, points, best, seed, refits)
-    tail = (1 - CONFIDENCE) / 2 * 100
-    ends = np.percentile(draws, [tail, 100 - tail], axis=0)
+    ends = [_ends(column) for column in draws.T] if refits else []
     r2 = _r2(law, points, best)
     reasons = _doubts(law, points, ends, r2)
     return Fit(
@@ -125,24 +124,22 @@ def fit_law(name: LawName, points: Points, seed: int = 13, refits: int = REFITS)
         supported=not reasons,
         reasons=reasons,
         parameters=_named(law, best),
-        intervals={p: (low, high) for p, low, high in zip(law.names, *(_named(law, end).values() for end in ends), strict=True)},
+        intervals={p: (_plain(p, low), _plain(p, high)) for p, (low, high) in zip(law.names, ends, strict=False)},
         r2=r2,
         refits=tuple(tuple(map(float, draw)) for draw in draws),
     )
 
 
 def predict(fit: Fit, size: float, pairs: float) -> Prediction | None:
-    """The loss at a size that the fit has not seen, with its interval over the refits; None when nothing was fitted.
+    """The loss at a size that the fit has not seen, with its interval over the refits; None when nothing was fitted or refitted.
 
     The interval is that of the curve; a single run lies around it with its own noise.
     """
-    if not fit.parameters:
+    if not fit.refits:
         return None
     law, point = LAWS[fit.law], Points.of([size], [pairs], [0.0])
-    draws = np.array([law.curve(np.array(theta), point)[0] for theta in fit.refits])
-    tail = (1 - CONFIDENCE) / 2 * 100
-    low, high = np.percentile(draws, [tail, 100 - tail]) if len(draws) else (np.nan, np.nan)
-    return Prediction(fit.law, size, pairs, float(law.curve(_theta(fit), point)[0]), float(low), float(high))
+    low, high = _ends(np.array([law.curve(np.array(theta), point)[0] for theta in fit.refits]))
+    return Prediction(fit.law, size, pairs, float(law.curve(_theta(fit), point)[0]), low, high)
 
 
 def curve(fit: Fit, points: Points) -> Floats:
@@ -168,12 +165,12 @@ def _axes(law: _Law, points: Points) -> list[tuple[Floats, str]]:
     return [(values, words[name]) for name, values in axes.items() if law.name in (name, "joint")]
 
 
-def _doubts(law: _Law, points: Points, ends: Floats, r2: float) -> tuple[str, ...]:
+def _doubts(law: _Law, points: Points, ends: Sequence[tuple[float, float]], r2: float) -> tuple[str, ...]:
     """Why a fit is not to be believed."""
     reasons = [f"the loss does not fall with the {words}" for values, words in _axes(law, points) if not _falls(values, points.loss)]
-    for number, name in enumerate(law.names):
-        low, high = ends[:, number]
-        bottom, top = (EXPONENT if name in "ab" else (-SCALE, SCALE)) if name != "d" else (0.0, np.inf)
+    for name, (low, high) in zip(law.names, ends, strict=False):
+        bottom, top = _limits(points)[name]
+        # A floor of 0 is an answer, an exponent or a scale at the edge of the search is none.
         if name != "d" and (_near(low, bottom) or _near(high, top)):
             reasons.append(f"the interval of {name} has no end within the search, so {name} is not determined")
     if r2 < LOWEST_R2:
@@ -216,9 +213,13 @@ def _best(law: _Law, points: Points, starts: Sequence[Floats]) -> Floats:
 
 
 def _bounds(law: _Law, points: Points) -> tuple[Floats, Floats]:
-    limits = {"A": (-SCALE, SCALE), "B": (-SCALE, SCALE), "a": EXPONENT, "b": EXPONENT, "d": (0.0, float(points.loss.max()))}
-    low, high = zip(*(limits[name] for name in law.names), strict=True)
+    low, high = zip(*(_limits(points)[name] for name in law.names), strict=True)
     return np.array(low), np.array(high)
+
+
+def _limits(points: Points) -> dict[str, tuple[float, float]]:
+    """Bounds of the search by parameter; those of A and B are of their logarithms."""
+    return {"A": (-SCALE, SCALE), "B": (-SCALE, SCALE), "a": EXPONENT, "b": EXPONENT, "d": (0.0, float(points.loss.max()))}
 
 
 def _refit(law: _Law, points: Points, best: Floats, seed: int, count: int) -> Floats:
@@ -242,8 +243,19 @@ def _r2(law: _Law, points: Points, theta: Floats) -> float:
     return 1 - error / total if total > 0 else 0.0
 
 
+def _ends(draws: Floats) -> tuple[float, float]:
+    tail = (1 - CONFIDENCE) / 2 * 100
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return float(low), float(high)
+
+
 def _named(law: _Law, theta: Floats) -> dict[str, float]:
-    return {name: float(np.exp(value)) if name in "AB" else float(value) for name, value in zip(law.names, theta, strict=True)}
+    return {name: _plain(name, value) for name, value in zip(law.names, theta, strict=True)}
+
+
+def _plain(name: str, value: float) -> float:
+    """A parameter as it stands in the formula: the search works on logarithms of A and B."""
+    return float(np.exp(value)) if name in "AB" else float(value)
 
 
 def _theta(fit: Fit) -> Floats:

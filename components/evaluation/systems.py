@@ -31,7 +31,7 @@ def evaluate_release(
     dataset = load_dataset(inputs["dataset"].path)
     systems: dict[str, Ranker] = {"bm25": bm25_ranker(dataset)}
     if config.untrained_student:
-        systems["student_untrained"] = _untrained(dataset, distillation)
+        systems["student_untrained"] = untrained_ranker(dataset, distillation)
     systems["teacher"], systems["student"] = _teacher_and_student(inputs)
     return evaluate(systems, dataset, config, folder, {role: artifact.digest for role, artifact in inputs.items()})
 
@@ -53,7 +53,8 @@ def _teacher_and_student(inputs: Mapping[str, Artifact]) -> tuple[DenseRanker, D
     return DenseRanker(teacher, index, "teacher: queries"), DenseRanker(student, index, "student: queries")
 
 
-def _untrained(dataset: Dataset, distillation: DistillationConfig) -> DenseRanker:
+def untrained_ranker(dataset: Dataset, distillation: DistillationConfig) -> DenseRanker:
+    """The student's encoder before training, for queries and documents alike."""
     from components.distillation.student import untrained_encoder
     from components.towers.base_models import resolve_base
 

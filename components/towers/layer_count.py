@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from components.errors import ModelError
 from components.towers.base_models import resolve_base
+from components.towers.layers import layer_count
 
 
 def count_layers(name: str) -> int:
     """Layers of the base model `name`; raises ModelError when it cannot be found or its configuration does not say."""
-    from transformers import AutoConfig
-
-    # The tiny models are built from texts; their number of layers does not depend on which.
-    config = AutoConfig.from_pretrained(resolve_base(name, ["any text"]).location)
-    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    if not isinstance(layers, int):
-        raise ModelError(f"The configuration of '{name}' does not say how many layers it has; name another encoder.")
-    return layers
+    # The models built here are built from texts; their number of layers does not depend on which.
+    base = resolve_base(name, ["any text"])
+    return len(base.layers) if base.layers is not None else layer_count(base.location, base.name)
