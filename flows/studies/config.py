@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from components.config import StepConfig
 from flows.config import RetrainConfig
+
+NoiseKind = Literal["typos", "dropped_words", "upper_case", "lower_case", "verbosity"]
+Rate = Annotated[float, Field(gt=0, le=1)]
 
 
 class StudyConfig(StepConfig):
@@ -18,13 +21,19 @@ class StudyConfig(StepConfig):
     )
     static: bool = Field(True, description="retention: also the static student, which has no transformer")
     seeds: tuple[int, ...] = Field((), description="distillation_ablation: seeds each cell is trained with; empty: distillation.seed alone")
-    noise: tuple[Literal["typos", "dropped_words", "upper_case", "lower_case", "verbosity"], ...] = Field(
-        ("typos", "dropped_words", "upper_case", "lower_case", "verbosity"), description="robustness: kinds of noise in the queries"
+    noise: dict[NoiseKind, tuple[Rate, ...]] = Field(
+        default_factory=lambda: {
+            "typos": (0.1, 0.3),
+            "dropped_words": (0.1, 0.3),
+            "upper_case": (1.0,),
+            "lower_case": (1.0,),
+            "verbosity": (1.0,),
+        },
+        description="robustness: kinds of noise with the shares of words (for verbosity of queries) that change",
     )
-    noise_rates: tuple[float, ...] = Field((0.1, 0.3), description="robustness: share of the words that typos, dropped_words, ... touch")
     noise_seed: int = Field(13, ge=0, description="robustness: seed of the noise")
     foreign_documents: str = Field("", description="robustness: data folder whose documents are mixed into the index; empty for none")
-    max_foreign_documents: int = Field(10_000, ge=1, description="robustness: at most this many of them")
+    max_foreign_documents: int = Field(10_000, ge=50, description="robustness: at most this many of them")
     watts: float = Field(65.0, gt=0, le=100_000, description="cost_benefit: power that the machine draws under load, in watts")
     price_per_kwh: float = Field(0.3, ge=0, le=1000, description="cost_benefit: price of a kilowatt-hour of electricity")
     price_per_hour: float = Field(0.1, ge=0, le=100_000, description="cost_benefit: price of the machine for an hour, power apart")
