@@ -31,7 +31,7 @@ def evaluate_release(
     dataset = load_dataset(inputs["dataset"].path)
     systems: dict[str, Ranker] = {"bm25": bm25_ranker(dataset)}
     if config.untrained_student:
-        systems["student_untrained"] = _untrained(dataset, distillation)
+        systems["student_untrained"] = _untrained(dataset, distillation, inputs["query_tower"].path)
     systems["teacher"], systems["student"] = _teacher_and_student(inputs)
     return evaluate(systems, dataset, config, folder, {role: artifact.digest for role, artifact in inputs.items()})
 
@@ -53,10 +53,9 @@ def _teacher_and_student(inputs: Mapping[str, Artifact]) -> tuple[DenseRanker, D
     return DenseRanker(teacher, index, "teacher: queries"), DenseRanker(student, index, "student: queries")
 
 
-def _untrained(dataset: Dataset, distillation: DistillationConfig) -> DenseRanker:
-    from components.distillation.student import untrained_encoder
-    from components.towers.base_models import resolve_base
+def _untrained(dataset: Dataset, distillation: DistillationConfig, query_tower: Path) -> DenseRanker:
+    from components.distillation.student import untrained_student
 
     texts = [*dataset.document_texts(), *dataset.queries["text"]]
-    encoder = untrained_encoder(resolve_base(distillation.student, texts), distillation.layers, UNTRAINED_MAX_LENGTH)
+    encoder = untrained_student(distillation, texts, query_tower, UNTRAINED_MAX_LENGTH)
     return symmetric_ranker(encoder, dataset, "untrained student")
