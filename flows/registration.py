@@ -8,6 +8,7 @@ from typing import Any
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact
 from components.evaluation.report import load_evaluation
+from components.evaluation.table import render_shift
 from components.promotion.baseline import Baseline, comparison_for
 from components.promotion.gates import GateDecision, decide
 from components.promotion.release import (
@@ -42,13 +43,14 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
     """Decide, register, and return what comes next. With nothing changed it finds the candidate there is."""
     versions = _register_parts(recorder, parts)
     baseline = comparison_for(config.name, {role: version.digest for role, version in versions.items()})
-    decision = decide(load_evaluation(parts.evaluation.path), baseline.evaluation if baseline else None, config.policy)
+    evaluation = load_evaluation(parts.evaluation.path)
+    decision = decide(evaluation, baseline.evaluation if baseline else None, config.policy)
     step = _candidate_step(config, recorder, parts, versions, (decision, baseline))
     candidate = recorder.run(step)
     # The empty release model has to be there before a reviewer opens the first candidate: the dialog offers existing models only.
     ensure_model(release_model(config.name))
     registered = recorder.register("candidate", candidate, versions, parts.dataset.digest)
-    set_description(registered.name, registered.version, describe(decision, registered))
+    set_description(registered.name, registered.version, describe(decision, registered, render_shift(evaluation.summary)))
     return {
         "name": config.name,
         "candidate": f"candidate/{registered.version}",
@@ -137,8 +139,11 @@ def _dataset_pin(parts: Parts) -> DatasetPin:
     )
 
 
-def describe(decision: GateDecision, registered: RegisteredVersion) -> str:
-    """Markdown for the candidate's page: verdict, gates with their reasons, what the reviewer does next."""
+def describe(decision: GateDecision, registered: RegisteredVersion, shift: str = "") -> str:
+    """Markdown for the candidate's page: verdict, gates with their reasons, what the reviewer does next.
+
+    `shift` is plain text about retention off the training distribution and the spread of the query vectors.
+    """
     rows = [f"| {gate.name} | {gate.status} | {gate.reason} |" for gate in decision.gates]
     first = " This is a first release: there is no champion to compare with, a person has to decide." if decision.first_release else ""
     release = registered.name.removesuffix("-candidate") + "-release"
@@ -148,6 +153,7 @@ def describe(decision: GateDecision, registered: RegisteredVersion) -> str:
         "| gate | status | reason |",
         "|---|---|---|",
         *rows,
+        *(["", "```", shift, "```"] if shift else []),
         "",
         f"To approve: *Promote model* into `{release}`. The evidence lies in the artifacts of this version.",
     ]

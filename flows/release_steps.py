@@ -72,37 +72,57 @@ def index_step(config: RetrainConfig, vectors: VectorShards, dataset: DatasetArt
     return Step("build_index", ("index",), make, {"vectors": vectors, "dataset": dataset}, config.index.model_dump())
 
 
-def targets_step(config: RetrainConfig, dataset: DatasetArtifact, query_tower: EncoderArtifact) -> Step:
-    """Compute the teacher's query vectors once."""
-    chosen = {"titles": config.distillation.titles, "seed": config.distillation.seed}
+def generation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
+    """Let a decoder write queries for documents. It needs no tower, so towers that are trained again find it finished."""
+    settings = {key: getattr(config.distillation, key) for key in ("generated", "generator", "precision", "seed")}
 
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
-        from components.distillation.sources import query_sources
+        from components.distillation.generation import generate_queries
+
+        return generate_queries(load_dataset(dataset.path), config.distillation, {"dataset": dataset.digest}, folder)
+
+    return Step("generate_queries", ("distillation", "towers"), make, {"dataset": dataset}, settings)
+
+
+def targets_step(config: RetrainConfig, dataset: DatasetArtifact, query_tower: EncoderArtifact, generated: Artifact | None = None) -> Step:
+    """Compute the teacher's query vectors once. `generated`: the artifact of `generation_step`, when queries were generated."""
+    chosen = {key: getattr(config.distillation, key) for key in ("titles", "sentences", "generated", "seed")}
+    inputs: dict[str, Artifact] = {"dataset": dataset, "query_tower": query_tower, **({"generated": generated} if generated else {})}
+
+    def make(folder: Path) -> Artifact:
+        from components.data.dataset import load_dataset
+        from components.distillation.generation import read_generated
+        from components.distillation.sources import dev_queries, query_sources
         from components.distillation.teacher_targets import write_teacher_targets
         from components.towers.encoder import load_tower
 
-        sources = query_sources(load_dataset(dataset.path), config.distillation)
-        parents = {"dataset": dataset.digest, "query_tower": query_tower.digest}
-        return write_teacher_targets(load_tower(query_tower.path), sources, parents, folder)
+        data = load_dataset(dataset.path)
+        sources = query_sources(data, config.distillation, read_generated(generated.path) if generated else ())
+        parents = {role: artifact.digest for role, artifact in inputs.items()}
+        return write_teacher_targets(load_tower(query_tower.path), sources, parents, folder, dev_queries(data))
 
-    return Step("encode_teacher_queries", ("distillation", "towers"), make, {"dataset": dataset, "query_tower": query_tower}, chosen)
+    return Step("encode_teacher_queries", ("distillation", "towers"), make, inputs, chosen)
 
 
 def student_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
-    """Stage 2: align and refine the student. `inputs`: dataset, targets, vectors, index."""
+    """Stage 2: align, prune and refine the student. `inputs`: dataset, targets, vectors, index, and query_tower for `student: teacher`."""
 
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
         from components.distillation.sources import DocumentSide, distillation_data
+        from components.distillation.student import check_student
         from components.distillation.train import train_student
         from components.index.search import load_index
         from components.index.shards import read_vectors
 
         space_id = inputs["index"].space_id
         index = load_index(inputs["index"].path, space_id)
+        tower = inputs["query_tower"].path if "query_tower" in inputs else None
+        check_student(config.distillation, index.dimension, tower)
         documents = DocumentSide(read_vectors(inputs["vectors"]).vectors, space_id, lambda vectors, k: index.search(vectors, k)[1])
-        data = distillation_data(load_dataset(inputs["dataset"].path), inputs["targets"].path, documents, config.distillation)
+        dataset, targets = load_dataset(inputs["dataset"].path), inputs["targets"].path
+        data = distillation_data(dataset, targets, documents, config.distillation, tower)
         return train_student(data, config.distillation, {role: a.digest for role, a in inputs.items()}, folder)
 
     return Step("distil_query_tower", ("distillation", "towers"), make, inputs, config.distillation.model_dump())
@@ -116,7 +136,8 @@ def evaluation_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
 
         return evaluate_release(inputs, config.distillation, config.evaluation, folder)
 
-    settings = {**config.evaluation.model_dump(), "student": config.distillation.student, "layers": config.distillation.layers}
+    untrained = {key: getattr(config.distillation, key) for key in ("student", "form", "layers")}
+    settings = {**config.evaluation.model_dump(), **untrained}
     return Step("evaluate", ("evaluation", "index", "distillation", "towers"), make, inputs, settings)
 
 

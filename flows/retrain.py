@@ -17,6 +17,7 @@ from flows.recorder import Recorder, recorded_flow
 from flows.registration import Parts, register_candidate
 from flows.release_steps import (
     evaluation_step,
+    generation_step,
     index_step,
     snapshot_step,
     student_step,
@@ -49,15 +50,35 @@ def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
     dataset = typed(recorder.run(snapshot_step(config)), DatasetArtifact)
     validation = recorder.run(validation_step(config, dataset))
     require_valid(validation)
+    require_usable(config, dataset)
     query_tower, document_tower = train_both(config, recorder, dataset)
     vectors = typed(recorder.run(vectors_step(config, dataset, document_tower)), VectorShards)
     index = typed(recorder.run(index_step(config, vectors, dataset)), IndexArtifact)
-    targets = recorder.run(targets_step(config, dataset, query_tower))
-    learned_from = {"dataset": dataset, "targets": targets, "vectors": vectors, "index": index}
+    targets = teacher_targets(config, recorder, dataset, query_tower)
+    learned_from = {"dataset": dataset, "query_tower": query_tower, "targets": targets, "vectors": vectors, "index": index}
     student = typed(recorder.run(student_step(config, learned_from)), EncoderArtifact)
     measured = {"dataset": dataset, "query_tower": query_tower, "query_encoder": student, "index": index}
     evaluation = recorder.run(evaluation_step(config, measured))
     return Parts(dataset, validation, query_tower, document_tower, student, index, evaluation)
+
+
+def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
+    """Refuse what would only fail after hours of training: splits without judgements, sources without queries, an impossible student."""
+    from components.data.dataset import load_dataset
+    from components.distillation.sources import check_sources
+    from components.distillation.student import check_before_towers
+    from components.evaluation.summarize import require_judged
+
+    data = load_dataset(dataset.path)
+    require_judged(data, (config.evaluation.split, *config.evaluation.extra_splits))
+    check_sources(data, config.distillation)
+    check_before_towers(config.distillation, config.towers)
+
+
+def teacher_targets(config: RetrainConfig, recorder: Recorder, dataset: DatasetArtifact, query_tower: EncoderArtifact) -> Artifact:
+    """The teacher's vectors of all queries that the student learns from, generated ones among them if they are asked for."""
+    generated = recorder.run(generation_step(config, dataset)) if config.distillation.generated else None
+    return recorder.run(targets_step(config, dataset, query_tower, generated))
 
 
 def train_both(config: RetrainConfig, recorder: Recorder, dataset: DatasetArtifact) -> tuple[EncoderArtifact, EncoderArtifact]:

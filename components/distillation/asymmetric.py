@@ -19,7 +19,7 @@ from components.artifacts import Artifact, Scalar, seal
 from components.distillation.config import DistillationConfig
 from components.distillation.contrastive import ENCODE_BATCH, ContrastiveTraining
 from components.distillation.initial import new_student
-from components.distillation.student import load_student, save_student
+from components.distillation.saved import load_student, save_student
 from components.distillation.symmetric import SmallEncoder
 from components.towers.backbone import TwoTowers
 from components.towers.base_models import resolve_base
@@ -58,12 +58,12 @@ class AsymmetricPair:
 
     def state(self) -> dict[str, Tensor]:
         """Copies of all trained weights."""
-        return {**{TOWERS + name: value for name, value in self.towers.state().items()}, **self.query.state()}
+        return {**{TOWERS + name: value for name, value in self.towers.state().items()}, **self.query.student.state()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Put back weights given by `state()`."""
         self.towers.load_state({name.removeprefix(TOWERS): value for name, value in state.items() if name.startswith(TOWERS)})
-        self.query.load_state(state)
+        self.query.student.load_state({name: value for name, value in state.items() if not name.startswith(TOWERS)})
 
 
 def train_asymmetric(
@@ -78,7 +78,7 @@ def train_asymmetric(
     config = config.model_copy(update={"matryoshka": (), "dimension": None})
     towers = TwoTowers(resolve_base(config.base_model, [*pairs.documents, *pairs.queries]), config)
     texts = list(dict.fromkeys(pairs.queries))[:FIT_QUERIES]
-    student = new_student(texts, _untrained_vectors(towers, texts), "in training", small)
+    student = new_student(texts, _untrained_vectors(towers, texts), "in training", small, None)
     pair = AsymmetricPair(towers, config.learning_rate, SmallEncoder(student, small, learning_rate))
     losses = ContrastiveTraining(pair, pairs, config, folder).to_end("train end to end")
     _write(pair, parents, folder)

@@ -20,11 +20,24 @@ def alignment_loss(student: Tensor, teacher: Tensor, mse_weight: float, cosine_w
     return mse_weight * squared + cosine_weight * (1 - cosine_similarity(student, teacher)).mean()
 
 
+def similarity_loss(student: Tensor, teacher: Tensor, documents: Tensor, temperature: float) -> Tensor:
+    """KL divergence of the student's distribution over documents from the teacher's, mean over rows, in nats.
+
+    `student` and `teacher` (n, d), `documents` (m, d), all unit rows. A distribution is the softmax of the cosines divided by the
+    temperature. The square of the temperature that Hinton et al. (2015) multiply with is left to the loss's weight.
+    """
+    from torch.nn.functional import kl_div, log_softmax
+
+    ours = log_softmax(student @ documents.T / temperature, dim=-1)
+    theirs = log_softmax(teacher @ documents.T / temperature, dim=-1)
+    return kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+
 def refinement_loss(queries: Tensor, documents: Tensor, targets: Tensor, temperature: float, blocked: Tensor | None = None) -> Tensor:
     """Cross-entropy of each query's document against all frozen documents.
 
-    `queries` (n, d) and `documents` (m, d) unit rows, `targets` (n,) row numbers of the positives, `blocked` (n, m) bool: further
-    relevant documents, which are no negatives.
+    `queries` (n, d) and `documents` (m, d) unit rows, `targets` (n,) row numbers of the positives, `blocked` (n, m) bool: documents
+    that are no negatives of a query, never its positive.
     """
     from torch.nn.functional import cross_entropy
 

@@ -14,11 +14,15 @@ DEPTH = 50
 
 @dataclass(frozen=True)
 class DevSet:
-    """Dev queries, their relevant document ids, and the search over the real index (vectors, k) -> ids per query."""
+    """Dev queries, their relevant document ids, and the search over the real index (vectors, k) -> ids per query.
+
+    `teacher` holds the teacher's vectors of the queries, unit float32 (n, d), where they are known.
+    """
 
     queries: Sequence[str]
     relevant: Sequence[frozenset[str]]
     search: Search
+    teacher: NDArray[np.float32] | None = None
 
 
 def dev_metrics(vectors: NDArray[np.float32], dev: DevSet) -> Mapping[str, float]:

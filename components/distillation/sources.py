@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +13,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from components.distillation.config import DistillationConfig
+from components.distillation.plan import texts_per_source
 from components.distillation.selection import DevSet, Search
-from components.distillation.teacher_targets import read_teacher_targets
+from components.distillation.teacher_targets import read_held_out, read_sources, read_teacher_targets
 from components.distillation.train import DistillationData
 from components.errors import DataError
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
+
+SENTENCE_WORDS = (3, 40)  # shorter ones are headings and numbers, longer ones are no queries
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\s*\n\s*")
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,8 @@ class DocumentSide:
     search: Search
 
 
-def query_sources(dataset: Dataset, config: DistillationConfig) -> dict[str, list[str]]:
-    """Texts for the alignment by source: train queries, unlabelled queries, document titles (a seeded sample)."""
+def query_sources(dataset: Dataset, config: DistillationConfig, generated: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Texts for the alignment by source: train queries, unlabelled queries, titles, sentences (seeded samples), generated queries."""
     titles = dataset.documents["title"]
     titles = titles[titles.str.strip() != ""].drop_duplicates()
     if len(titles) > config.titles:
@@ -40,14 +45,62 @@ def query_sources(dataset: Dataset, config: DistillationConfig) -> dict[str, lis
         "train": dataset.judged_queries("train")["text"].tolist(),
         "unlabelled": dataset.unlabelled["text"].tolist(),
         "titles": titles.tolist(),
+        "sentences": document_sentences(dataset.documents["text"].tolist(), config.sentences, config.seed),
+        "generated": list(generated),
     }
 
 
-def distillation_data(dataset: Dataset, targets: Path, documents: DocumentSide, config: DistillationConfig) -> DistillationData:
-    """Join teacher targets, pairs for the refinement, and the frozen document vectors, whose rows follow the data set's documents."""
+def document_sentences(texts: Sequence[str], count: int, seed: int) -> list[str]:
+    """At most `count` different sentences of 3 to 40 words, from as many documents as possible, in the seed's order.
+
+    A sentence ends at a full stop, question or exclamation mark before white space, or at a line's end.
+    """
+    rng = np.random.default_rng([seed, 1])
+    each = -(-count // max(1, len(texts)))  # sentences of one document
+    chosen: dict[str, None] = {}
+    for document in rng.permutation(len(texts)):
+        if len(chosen) >= count:
+            break
+        sentences = list(_sentences(texts[document] or ""))
+        chosen.update(dict.fromkeys(sentences[i] for i in rng.permutation(len(sentences))[:each]))
+    return list(chosen)[:count]
+
+
+def _sentences(text: str) -> Iterator[str]:
+    for sentence in _SENTENCE_END.split(text):
+        if SENTENCE_WORDS[0] <= len(sentence.split()) <= SENTENCE_WORDS[1]:
+            yield sentence.strip()
+
+
+def check_sources(dataset: Dataset, config: DistillationConfig) -> None:
+    """Raise DataError when the data cannot feed the distillation: no dev judgements, or a share for a source without texts.
+
+    Cheap, and meant to be asked before anything is trained.
+    """
+    if _relevant(dataset, "dev").empty:
+        raise DataError("The data has no relevant dev judgements; checkpoints cannot be chosen. Add qrels/dev.tsv.")
+    sources = query_sources(dataset, config, ["a query"] if config.generated else [])
+    texts_per_source({name: len(texts) for name, texts in sources.items()}, config.source_shares)
+
+
+def distillation_data(
+    dataset: Dataset, targets: Path, documents: DocumentSide, config: DistillationConfig, teacher_folder: Path | None = None
+) -> DistillationData:
+    """Join teacher targets, pairs for the refinement, and the frozen document vectors, whose rows follow the data set's documents.
+
+    `teacher_folder` is the teacher's query tower, which a student cut from it needs.
+    """
     texts, teacher = read_teacher_targets(targets)
-    pairs = refinement_pairs(dataset, texts, config.refine_titles)
-    return DistillationData(texts, teacher, pairs, documents.vectors, documents.space_id, dev_set(dataset, documents.search))
+    return DistillationData(
+        texts=texts,
+        teacher=teacher,
+        pairs=refinement_pairs(dataset, texts, config.refine_titles),
+        documents=documents.vectors,
+        space_id=documents.space_id,
+        dev=dev_set(dataset, documents.search, read_held_out(targets)),
+        sources=read_sources(targets),
+        teacher_folder=teacher_folder,
+    )
 
 
 def refinement_pairs(dataset: Dataset, texts: Sequence[str], titles: bool) -> list[tuple[int, int]]:
@@ -61,14 +114,24 @@ def refinement_pairs(dataset: Dataset, texts: Sequence[str], titles: bool) -> li
     return list(dict.fromkeys(pairs))
 
 
-def dev_set(dataset: Dataset, search: Search) -> DevSet:
-    """The dev judgements with the search that scores them; raises DataError when there are none."""
+def dev_queries(dataset: Dataset) -> list[str]:
+    """The texts of the judged dev queries, in the order of their ids."""
+    texts: list[str] = _relevant(dataset, "dev").groupby("query_id", sort=True)["text"].first().tolist()
+    return texts
+
+
+def dev_set(dataset: Dataset, search: Search, teacher: Mapping[str, NDArray[np.float32]] | None = None) -> DevSet:
+    """The dev judgements with the search that scores them, and the teacher's vectors of the queries when all are given.
+
+    Raises DataError when there are no dev judgements.
+    """
     judged = _relevant(dataset, "dev")
     if judged.empty:
         raise DataError("The data has no relevant dev judgements; checkpoints cannot be chosen. Add qrels/dev.tsv.")
-    grouped = judged.groupby("query_id", sort=True)
-    relevant = [frozenset(ids) for ids in grouped["doc_id"].agg(list)]
-    return DevSet(queries=grouped["text"].first().tolist(), relevant=relevant, search=search)
+    relevant = [frozenset(ids) for ids in judged.groupby("query_id", sort=True)["doc_id"].agg(list)]
+    queries = dev_queries(dataset)
+    known = teacher is not None and all(text in teacher for text in queries)
+    return DevSet(queries, relevant, search, np.stack([teacher[text] for text in queries]) if teacher is not None and known else None)
 
 
 def _relevant(dataset: Dataset, split: str) -> pd.DataFrame:

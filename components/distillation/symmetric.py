@@ -15,13 +15,15 @@ import numpy as np
 from components.artifacts import EncoderArtifact, seal
 from components.distillation.config import DistillationConfig
 from components.distillation.contrastive import ContrastiveTraining
-from components.distillation.student import StudentEncoder, load_small_encoder, load_student, save_student, student_contract
-from components.towers.base_models import resolve_base
+from components.distillation.forms import Source, bare_student
+from components.distillation.heads import linear_head
+from components.distillation.saved import load_student, save_student
+from components.distillation.student_encoder import StudentEncoder
 from components.towers.config import TowerConfig
 from components.towers.contract import Role, save_contract, space_id_of
 from components.towers.pairs import Pairs
 from components.towers.pooling import normalize
-from components.towers.precision import autocast, pick_device, pick_dtype
+from components.towers.precision import autocast, pick_dtype
 from components.towers.probes import record_probes
 
 if TYPE_CHECKING:
@@ -29,11 +31,12 @@ if TYPE_CHECKING:
 
 
 class SmallEncoder:
-    """A small encoder in training: embeds with its head, hands out its weights. Both baselines have one."""
+    """A small encoder in contrastive training. Both baselines have one."""
 
     def __init__(self, student: StudentEncoder, config: DistillationConfig, learning_rate: float) -> None:
-        self.student, self.config, self.learning_rate = student, config, learning_rate
+        self.student, self._rate = student, learning_rate
         self.device, self._dtype = student.device, pick_dtype(config.precision)
+        self._trained = student.parameters(config.train_embeddings)
 
     def embed(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Unit float32 vectors (len(rows), dimension) with a graph."""
@@ -42,36 +45,34 @@ class SmallEncoder:
 
     def groups(self) -> list[dict[str, Any]]:
         """Its trainable parameters as a group of the optimizer."""
-        return [{"params": self._parameters(), "lr": self.learning_rate, "weight_decay": 0.01}]
-
-    def state(self) -> dict[str, Tensor]:
-        """Copies of its weights."""
-        return {f"{part}/{k}": v.detach().clone() for part, module in self._modules().items() for k, v in module.state_dict().items()}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back weights given by `state()`; other entries are left alone."""
-        for part, module in self._modules().items():
-            prefix = f"{part}/"
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-
-    def _modules(self) -> dict[str, Any]:
-        return {"model": self.student.model, "projection": self.student.projection}
-
-    def _parameters(self) -> list[Any]:
-        named = [pair for module in self._modules().values() for pair in module.named_parameters()]
-        return [p for name, p in named if self.config.train_embeddings or "word_embeddings" not in name]
+        return [{"params": self._trained, "lr": self._rate, "weight_decay": 0.01}]
 
 
-class SymmetricPair(SmallEncoder):
+class SymmetricPair:
     """The small encoder in both roles (see components.distillation.contrastive.TrainablePair)."""
+
+    def __init__(self, encoder: SmallEncoder) -> None:
+        self.encoder, self.device = encoder, encoder.device
 
     def tokens(self, texts: Sequence[str], role: Role) -> list[list[int]]:
         """Token ids; the roles do not differ."""
-        return self.student.tokens(texts)
+        return self.encoder.student.tokens(texts)
 
-    def embed(self, rows: Sequence[Sequence[int]], role: Role = "document") -> Tensor:
+    def embed(self, rows: Sequence[Sequence[int]], role: Role) -> Tensor:
         """Unit float32 vectors (len(rows), dimension) with a graph; the roles do not differ."""
-        return super().embed(rows)
+        return self.encoder.embed(rows)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameters for the optimizer."""
+        return self.encoder.groups()
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of all trained weights."""
+        return self.encoder.student.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Put back weights given by `state()`."""
+        self.encoder.student.load_state(state)
 
 
 def train_symmetric(
@@ -82,9 +83,10 @@ def train_symmetric(
     Raises ModelError for an unusable encoder or too few pairs.
     """
     towers, small = configs
-    pair = SymmetricPair(_with_identity(pairs, towers, small), small, learning_rate)
+    student = _with_identity(pairs, towers, small)
+    pair = SymmetricPair(SmallEncoder(student, small, learning_rate))
     losses = ContrastiveTraining(pair, pairs, towers, folder).to_end("train symmetric pair")
-    contract = save_student(pair.student, folder)
+    contract = save_student(student, folder)
     space_id = space_id_of(contract)
     save_contract(folder, contract, space_id)
     record_probes(load_student(folder), folder)
@@ -102,14 +104,10 @@ def train_symmetric(
 def _with_identity(pairs: Pairs, towers: TowerConfig, small: DistillationConfig) -> StudentEncoder:
     """The encoder with a square head that changes nothing at the start, so that it is saved and loaded like any student."""
     import torch
-    from torch import nn
 
-    torch.manual_seed(small.seed)
-    base = resolve_base(small.student, [*pairs.documents, *pairs.queries])
-    model, tokenizer = load_small_encoder(base, small.layers, "eager" if pick_device().type == "cpu" else "sdpa")
-    width = model.config.hidden_size
-    length = min(towers.max_document_length, getattr(model.config, "max_position_embeddings", towers.max_document_length))
-    contract = student_contract(base, tokenizer, width, length, "").model_copy(update={"role": "document"})
-    head = nn.Linear(width, width, bias=False)
-    head.weight.data = torch.eye(width)
-    return StudentEncoder(model.eval(), tokenizer, head, contract, "in training")
+    source = Source(small.model_copy(update={"query_prompt": ""}), [*pairs.documents, *pairs.queries], None)
+    bare = bare_student(source)
+    positions = getattr(getattr(bare.model, "config", None), "max_position_embeddings", towers.max_document_length)
+    update = {"role": "document", "max_length": min(towers.max_document_length, positions)}
+    head = linear_head(torch.eye(bare.contract.dimension))
+    return StudentEncoder(bare.model, bare.tokenizer, head, bare.contract.model_copy(update=update), "in training")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,42 +14,73 @@ from components.artifacts import VectorShards, seal
 from components.errors import ArtifactError
 from components.towers.contract import TextEncoder
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 TARGETS = "teacher_targets.parquet"
+HELD_OUT = "held out"  # source of the queries that are only compared with, never learned from
 
 
 def write_teacher_targets(
-    teacher: TextEncoder, sources: Mapping[str, Sequence[str]], parents: Mapping[str, str], folder: Path
+    teacher: TextEncoder, sources: Mapping[str, Sequence[str]], parents: Mapping[str, str], folder: Path, held_out: Sequence[str] = ()
 ) -> VectorShards:
     """Encode the queries of every source (name -> texts) with the teacher's query tower and keep text, source and vector (fp16).
 
-    A text that stands in two sources counts for the first.
+    A text that stands in two sources counts for the first. `held_out` texts are encoded too, but are no targets. The artifact counts
+    the queries of each source and names its share of all.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    texts: dict[str, str] = {}
+    first: dict[str, str] = {}
     for source, members in sources.items():
         for text in members:
-            texts.setdefault(text, source)
-    vectors = teacher.encode(list(texts), progress="teacher queries").astype(np.float16)
+            first.setdefault(text, source)
+    texts, origins = [*first, *held_out], [*first.values(), *[HELD_OUT] * len(held_out)]
+    vectors = teacher.encode(texts, progress="teacher queries").astype(np.float16)
     flat = pa.array(vectors.reshape(-1), type=pa.float16())
     column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    table = pa.table({"text": list(texts), "source": list(texts.values()), "vector": column})
-    pq.write_table(table, folder / TARGETS)
-    counts = {f"source_{source}": sum(s == source for s in texts.values()) for source in sources}
-    attributes = {"space_id": teacher.space_id, "dimension": vectors.shape[1]}
-    made = seal(folder, "vectors", counts={"queries": len(texts), **counts}, parents=parents, attributes=attributes)
+    pq.write_table(pa.table({"text": texts, "source": origins, "vector": column}), folder / TARGETS)
+    found = Counter(first.values())
+    sizes = {source: found[source] for source in sources}
+    counts = {"queries": len(first), **{f"source_{source}": size for source, size in sizes.items()}}
+    shares = {f"share_{source}": round(size / max(1, len(first)), 4) for source, size in sizes.items()}
+    attributes = {"space_id": teacher.space_id, "dimension": vectors.shape[1], **shares}
+    made = seal(folder, "vectors", counts=counts, parents=parents, attributes=attributes)
     return VectorShards.model_validate(made.model_dump())
 
 
 def read_teacher_targets(folder: Path) -> tuple[list[str], NDArray[np.float32]]:
-    """Texts and unit vectors float32 (n, dimension)."""
+    """Texts to learn from and their unit vectors, float32 (n, dimension)."""
+    table = _read(folder, held_out=False)
+    return table["text"].to_pylist(), _unit_vectors(table)
+
+
+def read_sources(folder: Path) -> list[str]:
+    """The source of each text, in the order of `read_teacher_targets`."""
+    sources: list[str] = _read(folder, held_out=False)["source"].to_pylist()
+    return sources
+
+
+def read_held_out(folder: Path) -> dict[str, NDArray[np.float32]]:
+    """Held-out texts with their unit vectors, float32 (dimension,)."""
+    table = _read(folder, held_out=True)
+    return dict(zip(table["text"].to_pylist(), _unit_vectors(table), strict=True))
+
+
+def _read(folder: Path, held_out: bool) -> pa.Table:
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(folder / TARGETS, columns=["text", "vector"])
+        table = pq.read_table(folder / TARGETS)
     except OSError as error:
         raise ArtifactError(f"{folder / TARGETS} cannot be read ({error}). Run the flow again to make it anew.") from None
+    of_held_out = pc.equal(table["source"], HELD_OUT)
+    return table.filter(of_held_out if held_out else pc.invert(of_held_out))
+
+
+def _unit_vectors(table: pa.Table) -> NDArray[np.float32]:
     column = table["vector"].combine_chunks()
-    vectors = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(table), -1)
-    return table["text"].to_pylist(), vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(table), column.type.list_size)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Stage 2: align a student to the teacher's query vectors, then refine it against the frozen document vectors.
+"""Stage 2: align a student to the teacher's query vectors, prune and align it again, refine it against the frozen document vectors.
 
 Alignment first: contrastive training alone, from scratch, collapses. Every epoch is scored on the dev judgements over the real
 index and the best one is kept; student-teacher cosine barely predicts retrieval. A killed run continues from its last epoch.
@@ -7,7 +7,8 @@ index and the best one is kept; student-teacher cosine barely predicts retrieval
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,34 +17,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import EncoderArtifact, seal, write_json
+from components.artifacts import EncoderArtifact, Scalar, seal, write_json
 from components.distillation.config import DistillationConfig
-from components.distillation.initial import new_student
-from components.distillation.losses import alignment_loss, refinement_loss
+from components.distillation.health import log_entry, retention_of, spread_of
+from components.distillation.losses import alignment_loss, refinement_loss, similarity_loss
+from components.distillation.plan import Epoch, learning_rate, make_plan, order_of, texts_per_source
+from components.distillation.pruning import prune
+from components.distillation.refine import Refinement
 from components.distillation.selection import DevSet, dev_metrics
-from components.distillation.student import (
-    load_student,
-    save_student,
-)
-from components.errors import ModelError
-from components.towers.checks import measure_spread, refuse_collapse
+from components.distillation.student import load_student, new_student, save_student
+from components.errors import CollapseError, ModelError
+from components.towers.checks import Spread, refuse_collapse
 from components.towers.contract import save_contract
 from components.towers.pooling import normalize
 from components.towers.precision import autocast, pick_dtype
 from components.towers.probes import record_probes
-from components.towers.schedule import warmup_cosine
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "training_log.json"
-WARMUP_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class DistillationData:
-    """Texts with teacher vectors (n, d), judged pairs (text number, document number), and document vectors (m, d); unit float32."""
+    """Texts with teacher vectors (n, d), judged pairs (text number, document number), and document vectors (m, d); unit float32.
+
+    `sources` names where each text comes from; `teacher_folder` is the teacher's query tower, for a student cut from it.
+    """
 
     texts: Sequence[str]
     teacher: NDArray[np.float32]
@@ -51,44 +53,58 @@ class DistillationData:
     documents: NDArray[np.float32]
     space_id: str
     dev: DevSet
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One pass: its phase, its number within the phase, and the rows it goes through (texts or pairs)."""
-
-    phase: str
-    number: int
-    rows: int
+    sources: Sequence[str] = ()
+    teacher_folder: Path | None = None
 
 
 def train_student(data: DistillationData, config: DistillationConfig, parents: Mapping[str, str], folder: Path) -> EncoderArtifact:
     """Train, keep the best epoch, save it as a SentenceTransformer with contract and probes.
 
-    Raises ModelError for an unusable student and CollapseError when its vectors crowd together.
+    Raises ModelError for an unusable student, DataError for a share of a source without texts, and CollapseError when the student's
+    vectors crowd together.
     """
     run = _Distillation(data, config, folder)
     run.to_end()
     run.restore_best()
     vectors = run.student.encode(data.dev.queries)
-    refuse_collapse("student", measure_spread(vectors), max_mean_cosine=0.95, min_effective_rank=min(4.0, len(vectors) / 2))
+    # A few queries cannot span more directions than there are queries.
+    refuse_collapse("student", spread_of(vectors), config.max_mean_cosine, min(config.min_effective_rank, len(vectors) / 2))
     contract = save_student(run.student, folder)
     save_contract(folder, contract, data.space_id)
     record_probes(load_student(folder), folder)
     write_json(folder / LOG, run.history)
     (folder / CHECKPOINT).unlink(missing_ok=True)
-    best = run.history[run.best_epoch]
     attributes = {
         "space_id": data.space_id,
         "role": "query",
         "dimension": contract.dimension,
         "base_model": contract.base_model,
+        "layers": run.student.layer_count,
+        **_chosen(run.history[run.best_epoch]),
+        **_shares(data.sources, config),
+    }
+    counts = {"queries": len(data.texts), **{f"source_{name}": size for name, size in Counter(data.sources).items()}}
+    made = seal(folder, "encoder", counts=counts, parents=parents, attributes=attributes)
+    return EncoderArtifact.model_validate(made.model_dump())
+
+
+def _chosen(best: Mapping[str, Any]) -> dict[str, Scalar]:
+    """The epoch that was kept, and what it reached on dev."""
+    kept = {name: round(best[name], 4) for name in ("mean_cosine", "effective_rank")}
+    retention = {f"dev_{name.replace('@', '_at_')}": round(best[name], 4) for name in best if name.startswith("retention_")}
+    return {
         "chosen": f"{best['phase']} {best['epoch']}",
         "dev_recall_at_50": round(best["recall@50"], 4),
         "dev_ndcg_at_10": round(best["ndcg@10"], 4),
+        **retention,
+        **kept,
     }
-    made = seal(folder, "encoder", counts={"queries": len(data.texts)}, parents=parents, attributes=attributes)
-    return EncoderArtifact.model_validate(made.model_dump())
+
+
+def _shares(sources: Sequence[str], config: DistillationConfig) -> dict[str, Scalar]:
+    """The part of each source in an alignment epoch."""
+    counts = texts_per_source(Counter(sources), config.source_shares)
+    return {f"share_{name}": round(count / sum(counts.values()), 4) for name, count in counts.items()}
 
 
 class _Distillation:
@@ -96,133 +112,137 @@ class _Distillation:
 
     def __init__(self, data: DistillationData, config: DistillationConfig, folder: Path) -> None:
         _require_one_width(data)
+        texts_per_source(Counter(data.sources), config.source_shares)
         self.data, self.config, self.folder = data, config, folder
-        self.student = new_student(data.texts, data.teacher, data.space_id, config)
+        self.student = new_student(data.texts, data.teacher, data.space_id, config, data.teacher_folder)
         self.dtype = pick_dtype(config.precision)
         self.rows = self.student.tokens(data.texts)
         self.teacher = self._tensor(data.teacher)
         self.documents = self._tensor(data.documents)
+        self.refinement = Refinement(self.documents, self.teacher, data.pairs, config.refine_positive_share)
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
-        self.epochs = _plan(data, config)
-        self.optimizer = self._new_optimizer()
+        self.epochs = make_plan(len(data.texts), len(data.pairs), config)
         self._resume()
 
     @property
     def best_epoch(self) -> int:
-        """Number in `history` of the best epoch, the earliest of equals."""
-        return max(range(len(self.history)), key=lambda i: (self.history[i]["score"], -i))
+        """Number in `history` of the best epoch of the student's present size, the earliest of equals."""
+        same = [i for i, entry in enumerate(self.history) if entry["layers"] == self.student.layer_count]
+        return max(same, key=lambda i: (self.history[i]["score"], -i))
 
     def to_end(self) -> None:
         """Run the epochs that are left and score each on dev."""
         for number in range(len(self.history), len(self.epochs)):
             epoch = self.epochs[number]
             if epoch.number == 0:
-                self.optimizer = self._new_optimizer()
-                if number:
-                    self._load(self.best)
+                self._enter(epoch)
             loss = self._epoch(epoch)
-            metrics = dev_metrics(self.student.encode(self.data.dev.queries), self.data.dev)
-            self.history.append({"phase": epoch.phase, "epoch": epoch.number + 1, "loss": loss, **metrics})
+            self.history.append(self._score(epoch, loss))
             if self.best_epoch == number:
-                self.best = self._weights()
+                self.best = self.student.state()
             self._save()
 
     def restore_best(self) -> None:
         """Put the best epoch's weights back into the student."""
-        self._load(self.best)
-        self.student.model.eval()
+        self.student.load_state(self.best)
+
+    def _enter(self, epoch: Epoch) -> None:
+        """Begin a phase from the best weights so far, with fewer layers if it says so, and a new optimizer."""
+        if self.best:
+            self.restore_best()
+        if epoch.phase.prune_to is not None:
+            prune(self.student, epoch.phase.prune_to)
+        self.optimizer = self._new_optimizer()
 
     def _epoch(self, epoch: Epoch) -> float:
         import torch
         from tqdm import tqdm
 
+        if epoch.phase.kind == "refine" and self.config.refine_negatives == "mined":
+            self._mine()
         losses, size = [], self.config.batch_size
-        rate = self.config.learning_rate if epoch.phase == "align" else self.config.refine_learning_rate
-        total = sum(e.rows for e in self.epochs if e.phase == epoch.phase)
-        label = f"{epoch.phase} student, epoch {epoch.number + 1}"
-        with tqdm(total=epoch.rows, desc=label, unit="query", mininterval=1) as bar:
-            for start, batch in self._batches(epoch, size):
+        order = order_of(epoch, self.data.sources, self.config)
+        label = f"{epoch.phase.name}: student, epoch {epoch.number + 1}"
+        with tqdm(total=len(order), desc=label, unit="query", mininterval=1) as bar:
+            for start in range(0, len(order), size):
+                batch = order[start : start + size]
                 for group in self.optimizer.param_groups:
-                    group["lr"] = rate * warmup_cosine(epoch.number * epoch.rows + start, total, WARMUP_SHARE)
-                loss = self._align(batch) if epoch.phase == "align" else self._refine(batch)
+                    group["lr"] = learning_rate(epoch, start, self.config)
+                loss = self._align(batch, (epoch.place, epoch.number, start)) if epoch.phase.kind == "align" else self._refine(batch)
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(self._parameters(), 1.0)
+                torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], 1.0)
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
                 losses.append(float(loss.detach()))
                 bar.update(len(batch))
                 bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}", refresh=False)
-        return float(np.mean(losses))
+        return _finite(float(np.mean(losses)), label)
 
-    def _batches(self, epoch: Epoch, size: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        phase = 0 if epoch.phase == "align" else 1
-        order = np.random.default_rng([self.config.seed, phase, epoch.number]).permutation(epoch.rows)
-        yield from ((start, order[start : start + size]) for start in range(0, epoch.rows, size))
+    def _score(self, epoch: Epoch, loss: float) -> dict[str, Any]:
+        """The log entry of a finished epoch."""
+        vectors = self.student.encode(self.data.dev.queries)
+        metrics = dev_metrics(vectors, self.data.dev)
+        retention = retention_of(metrics, self._teacher_on_dev[0]) if self._teacher_on_dev else {}
+        health = log_entry(spread_of(vectors), self._teacher_on_dev[1] if self._teacher_on_dev else None, retention)
+        for sign in health["collapse_signs"]:
+            print(f"[student] {epoch.phase.name}, epoch {epoch.number + 1}: a sign of collapse: {sign}", flush=True)
+        place = {"phase": epoch.phase.name, "epoch": epoch.number + 1, "layers": self.student.layer_count}
+        return {**place, "loss": loss, **metrics, **health}
+
+    @cached_property
+    def _teacher_on_dev(self) -> tuple[Mapping[str, float], Spread] | None:
+        vectors = self.data.dev.teacher
+        return None if vectors is None else (dev_metrics(vectors, self.data.dev), spread_of(vectors))
+
+    def _mine(self) -> None:
+        texts = [self.data.texts[i] for i in self.refinement.texts]
+        queries = self._tensor(self.student.encode(texts, progress="mine negatives with the student"))
+        self.refinement.mine(queries, self.config.refine_depth)
 
     def _project(self, texts: Sequence[int]) -> Tensor:
-        # eval mode: dropout would only add noise to a target that is exactly known.
-        self.student.model.eval()
         with autocast(self.student.device, self.dtype):
             return self.student.project([self.rows[i] for i in texts]).float()
 
-    def _align(self, batch: NDArray[np.int64]) -> Tensor:
-        config = self.config
-        return alignment_loss(self._project(batch.tolist()), self.teacher[batch], config.mse_weight, config.cosine_weight)
+    def _align(self, batch: NDArray[np.int64], place: tuple[int, ...]) -> Tensor:
+        config, raw, teacher = self.config, self._project(batch.tolist()), self.teacher[batch]
+        loss = alignment_loss(raw, teacher, config.mse_weight, config.cosine_weight)
+        if not config.similarity_weight:
+            return loss
+        count = min(config.similarity_documents, len(self.documents))
+        drawn = np.random.default_rng([config.seed, *place]).choice(len(self.documents), count, replace=False)
+        matched = similarity_loss(normalize(raw), teacher, self.documents[drawn], config.similarity_temperature)
+        return loss + config.similarity_weight * matched
 
     def _refine(self, batch: NDArray[np.int64]) -> Tensor:
-        import torch
-
-        texts, documents = zip(*(self.data.pairs[i] for i in batch), strict=True)
-        raw = self._project(texts)
-        targets = torch.tensor(documents, device=raw.device)
-        blocked = self._blocked(texts, documents)
-        loss = refinement_loss(normalize(raw), self.documents, targets, self.config.refine_temperature, blocked)
-        return loss + alignment_loss(raw, self.teacher[list(texts)], 0.0, self.config.refine_cosine_weight)
-
-    def _blocked(self, texts: Sequence[int], documents: Sequence[int]) -> Tensor:
-        import torch
-
-        mask = torch.zeros((len(texts), len(self.documents)), dtype=torch.bool, device=self.documents.device)
-        for row, (text, document) in enumerate(zip(texts, documents, strict=True)):
-            mask[row, [d for d in self._relevant[text] if d != document]] = True
-        return mask
-
-    @cached_property
-    def _relevant(self) -> dict[int, list[int]]:
-        relevant: dict[int, list[int]] = {}
-        for text, document in self.data.pairs:
-            relevant.setdefault(text, []).append(document)
-        return relevant
+        texts = self.refinement.text_numbers(batch)
+        raw, among = self._project(texts), self.refinement.candidates(batch)
+        loss = refinement_loss(normalize(raw), among.documents, among.targets, self.config.refine_temperature, among.blocked)
+        return loss + alignment_loss(raw, self.teacher[texts], 0.0, self.config.refine_cosine_weight)
 
     def _tensor(self, vectors: NDArray[np.float32]) -> Tensor:
         import torch
 
         return torch.from_numpy(np.ascontiguousarray(vectors)).to(self.student.device)
 
-    def _parameters(self) -> list[Any]:
-        named = [*self.student.model.named_parameters(), *self.student.projection.named_parameters()]  # type: ignore[union-attr]
-        return [p for name, p in named if self.config.train_embeddings or "word_embeddings" not in name]
-
     def _new_optimizer(self) -> Any:
         import torch
 
-        return torch.optim.AdamW(self._parameters(), lr=self.config.learning_rate, weight_decay=0.01, fused=True)
-
-    def _weights(self) -> dict[str, Tensor]:
-        parts = {"model": self.student.model, "projection": self.student.projection}
-        return {f"{part}/{k}": v.detach().clone() for part, m in parts.items() for k, v in m.state_dict().items()}
-
-    def _load(self, weights: Mapping[str, Tensor]) -> None:
-        for part, module in {"model": self.student.model, "projection": self.student.projection}.items():
-            prefix = f"{part}/"
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+        return torch.optim.AdamW(
+            self.student.parameters(self.config.train_embeddings), lr=self.config.learning_rate, weight_decay=0.01, fused=True
+        )
 
     def _save(self) -> None:
         import torch
 
         beside = self.folder / f".{CHECKPOINT}.tmp"
-        state = {"weights": self._weights(), "best": self.best, "optimizer": self.optimizer.state_dict(), "history": self.history}
+        state = {
+            "layers": self.student.layer_count,
+            "weights": self.student.state(),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+        }
         torch.save(state, beside)
         os.replace(beside, self.folder / CHECKPOINT)
 
@@ -233,14 +253,18 @@ class _Distillation:
         if not path.exists():
             return
         state = torch.load(path, map_location=self.student.device, weights_only=True)
-        self._load(state["weights"])
+        if state["layers"] != self.student.layer_count:
+            prune(self.student, state["layers"])
+        self.student.load_state(state["weights"])
+        self.optimizer = self._new_optimizer()
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.history = state["best"], state["history"]
 
 
-def _plan(data: DistillationData, config: DistillationConfig) -> list[Epoch]:
-    align = [Epoch("align", i, len(data.texts)) for i in range(config.epochs)]
-    return align + [Epoch("refine", i, len(data.pairs)) for i in range(config.refine_epochs)]
+def _finite(loss: float, label: str) -> float:
+    if not np.isfinite(loss):
+        raise CollapseError(f"{label}: the mean loss is {loss}, not a finite number. Lower the learning rate, or set precision to float32.")
+    return loss
 
 
 def _require_one_width(data: DistillationData) -> None:

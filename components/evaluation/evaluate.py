@@ -1,18 +1,22 @@
-"""Evaluation of all systems on one split: rankings, metrics per query, speed, report."""
+"""Evaluation of all systems on one split and on extra ones: rankings, metrics per query, spread of the vectors, speed, report."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from components.artifacts import EvalReport, seal
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.latency import measure_speed
 from components.evaluation.metrics import Ranking, per_query_metrics
 from components.evaluation.rankers import DenseRanker, Ranker
-from components.evaluation.report import SpeedSummary, write_report
-from components.evaluation.summarize import JudgedSplit, judged_split, summarize
+from components.evaluation.report import HealthSummary, SpeedSummary, write_report
+from components.evaluation.summarize import JudgedSplit, judged_split, require_judged, summarize, summarize_extra
 from components.evaluation.trec import write_trec_run
 
 if TYPE_CHECKING:
@@ -20,27 +24,44 @@ if TYPE_CHECKING:
 
     from components.data.dataset import Dataset
 
+HEALTH_QUERIES = 2048  # the spread of more vectors takes long and says no more
+MEASURED_HEALTH = ("teacher", "student")
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One split: its judgements, the values per query of every system, and the vectors of those whose health is reported."""
+
+    judged: JudgedSplit
+    per_query: pd.DataFrame
+    vectors: dict[str, NDArray[np.float32]]
+
 
 def evaluate(
     systems: Mapping[str, Ranker], dataset: Dataset, config: EvaluationConfig, folder: Path, parents: Mapping[str, str]
 ) -> EvalReport:
-    """Measure every system on the judged queries of `config.split` and write the report into `folder`.
+    """Measure every system on the judged queries of `config.split` and `config.extra_splits` and write the report into `folder`.
 
     Names with a meaning: bm25, student_untrained, teacher, student. Speed is measured when `teacher` and `student` are both a
-    `DenseRanker`. Writes report.json, per_query.parquet and `<system>.trec`; raises DataError when nothing is judged.
+    `DenseRanker`. Writes report.json, per_query.parquet and `<system>.trec`, for extra splits per_query_extra.parquet and
+    `<split>.<system>.trec`; raises DataError when nothing is judged in a split.
     """
-    judged = judged_split(dataset, config.split)
+    require_judged(dataset, (config.split, *config.extra_splits))
     _remove_leftovers(folder)
-    rankings = {name: _rank(ranker, judged, config.depth) for name, ranker in systems.items()}
-    for name, ranking in rankings.items():
-        write_trec_run(folder / f"{name}.trec", ranking, name)
-    per_query = _per_query(rankings, judged)
-    summary = summarize(per_query, judged, len(dataset.documents), _speed(systems, judged, config), config)
-    write_report(folder, summary, per_query)
+    main = _measure(systems, judged_split(dataset, config.split), config.depth, f"{folder}/")
+    extra = {s: _measure(systems, judged_split(dataset, s), config.depth, f"{folder}/{s}.") for s in config.extra_splits}
+    summary = summarize(main.per_query, main.judged, len(dataset.documents), config).model_copy(
+        update={
+            "extra": {split: summarize_extra(found.per_query, found.judged, config) for split, found in extra.items()},
+            "health": {name: _health(vectors) for name, vectors in main.vectors.items() if len(vectors) > 1},
+            "speed": _speed(systems, main.judged, config),
+        }
+    )
+    write_report(folder, summary, main.per_query, _joined(extra))
     artifact = seal(
         folder,
         "evaluation",
-        counts={"queries": summary.queries, "systems": len(rankings)},
+        counts={"queries": summary.queries, "systems": len(systems), **{f"queries_{s}": e.queries for s, e in summary.extra.items()}},
         parents=parents,
         attributes={"split": config.split, "judgements_digest": summary.judgements_digest},
     )
@@ -53,15 +74,39 @@ def _remove_leftovers(folder: Path) -> None:
             path.unlink()
 
 
-def _rank(ranker: Ranker, judged: JudgedSplit, depth: int) -> dict[str, Ranking]:
-    return dict(zip(judged.query_ids, ranker.rank(judged.texts, depth), strict=True))
-
-
-def _per_query(rankings: Mapping[str, Mapping[str, Ranking]], judged: JudgedSplit) -> pd.DataFrame:
+def _measure(systems: Mapping[str, Ranker], judged: JudgedSplit, depth: int, run_files: str) -> _Measured:
+    """Rank with every system, and write each ranking to the run file whose path begins with `run_files`."""
     import pandas as pd
 
-    tables = [per_query_metrics(judged.judgements, ranking).assign(system=name) for name, ranking in rankings.items()]
-    return pd.concat(tables, ignore_index=True)[["query_id", "system", "metric", "value"]]
+    tables, vectors = [], {}
+    for name, ranker in systems.items():
+        if isinstance(ranker, DenseRanker):
+            encoded = ranker.encode(judged.texts)
+            found = ranker.rank_vectors(encoded, depth)
+            vectors.update({name: encoded} if name in MEASURED_HEALTH else {})
+        else:
+            found = ranker.rank(judged.texts, depth)
+        ranking: dict[str, Ranking] = dict(zip(judged.query_ids, found, strict=True))
+        write_trec_run(Path(f"{run_files}{name}.trec"), ranking, name)
+        tables.append(per_query_metrics(judged.judgements, ranking).assign(system=name))
+    per_query = pd.concat(tables, ignore_index=True)[["query_id", "system", "metric", "value"]]
+    return _Measured(judged, per_query, vectors)
+
+
+def _joined(extra: Mapping[str, _Measured]) -> pd.DataFrame | None:
+    import pandas as pd
+
+    tables = [found.per_query.assign(split=split) for split, found in extra.items()]
+    return pd.concat(tables, ignore_index=True) if tables else None
+
+
+def _health(vectors: NDArray[np.float32]) -> HealthSummary:
+    from components.towers.checks import measure_spread
+
+    # Both encoders are measured on the same queries: the rank that n vectors can have depends on n.
+    sample = vectors[:: -(-len(vectors) // HEALTH_QUERIES)]
+    spread = measure_spread(sample)
+    return HealthSummary(mean_cosine=spread.mean_cosine, effective_rank=spread.effective_rank, queries=len(sample))
 
 
 def _speed(systems: Mapping[str, Ranker], judged: JudgedSplit, config: EvaluationConfig) -> SpeedSummary | None:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 METRICS = ("recall@1", "recall@10", "recall@50", "recall@100", "ndcg@10", "mrr@10")
+RETAINED = ("recall@50", "ndcg@10")  # what the student keeps of the teacher is said in these
 Ranking = Sequence[tuple[str, float]]
 
 

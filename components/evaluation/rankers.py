@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from components.errors import SpaceMismatch
 from components.index.search import VectorIndex, index_in_memory
 
@@ -39,7 +42,15 @@ class DenseRanker:
 
     def rank(self, queries: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
         """The k nearest (doc_id, cosine) of each query, best first, equal scores in the order of the ids."""
-        scores, ids = self.index.search(self.encoder.encode(list(queries), progress=self.label), k)
+        return self.rank_vectors(self.encode(queries), k)
+
+    def encode(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors of the queries, float32 (n, dimension)."""
+        return self.encoder.encode(list(queries), progress=self.label)
+
+    def rank_vectors(self, vectors: NDArray[np.float32], k: int) -> list[list[tuple[str, float]]]:
+        """`rank` for queries that are encoded already."""
+        scores, ids = self.index.search(vectors, k)
         return [[(doc_id, float(score)) for doc_id, score in zip(row, best, strict=True)] for row, best in zip(ids, scores, strict=True)]
 
 

@@ -1,4 +1,7 @@
-"""The report of an evaluation: its summary (`report.json`) and every metric of every query (`per_query.parquet`)."""
+"""The report of an evaluation: its summary (`report.json`) and every metric of every query (`per_query.parquet`).
+
+Extra splits have their values in `per_query_extra.parquet`, so that whoever reads the main split never mixes them up.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.artifacts import read_json, write_atomic, write_json
 from components.errors import ArtifactError
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 REPORT_FILE = "report.json"
 PER_QUERY_FILE = "per_query.parquet"
+EXTRA_FILE = "per_query_extra.parquet"
 
 
 class _Section(BaseModel):
@@ -62,11 +66,29 @@ class SpeedSummary(_Section):
     search_p50_ms: float
 
 
+class ExtraSummary(_Section):
+    """A further judged query set on the same documents: how the systems do off the training distribution. `retention` as in Summary."""
+
+    queries: int
+    judgements_digest: str
+    systems: dict[str, SystemSummary]
+    retention: dict[str, float]
+    retention_intervals: dict[str, tuple[float, float]]
+
+
+class HealthSummary(_Section):
+    """How widely one encoder's vectors of `queries` judged queries spread; a student far from its teacher here has collapsed."""
+
+    mean_cosine: float
+    effective_rank: float
+    queries: int
+
+
 class Summary(_Section):
     """What was measured. Two summaries are comparable only when their `judgements_digest` is equal.
 
     `retention` is the student's mean over the teacher's; a metric in which the teacher has 0 is absent. `confidence` is that of every
-    two-sided interval.
+    two-sided interval. `extra` maps a split to its figures, `health` teacher and student to theirs; reports of older versions have none.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -81,6 +103,8 @@ class Summary(_Section):
     retention: dict[str, float]
     retention_intervals: dict[str, tuple[float, float]]
     speed: SpeedSummary | None
+    extra: dict[str, ExtraSummary] = Field(default_factory=dict)
+    health: dict[str, HealthSummary] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,9 +115,11 @@ class Evaluation:
     per_query: pd.DataFrame
 
 
-def write_report(folder: Path, summary: Summary, per_query: pd.DataFrame) -> None:
-    """Write both files, each atomically."""
+def write_report(folder: Path, summary: Summary, per_query: pd.DataFrame, extra: pd.DataFrame | None = None) -> None:
+    """Write all files, each atomically; `extra` has the columns of `per_query` and the split of each value."""
     write_atomic(folder / PER_QUERY_FILE, per_query.to_parquet(index=False))
+    if extra is not None:
+        write_atomic(folder / EXTRA_FILE, extra.to_parquet(index=False))
     write_json(folder / REPORT_FILE, summary.model_dump(mode="json"))
 
 

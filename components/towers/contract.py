@@ -34,6 +34,7 @@ class EncodingContract(BaseModel):
     prompt: str
     append_eos: bool
     max_length: int
+    form: Literal["transformer", "static"] = "transformer"
     dimension: int
     similarity: Literal["cosine"] = "cosine"
 

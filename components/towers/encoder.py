@@ -32,6 +32,16 @@ class TowerEncoder:
         self._model = model.to(self._device).eval()
         self._tokenizer = tokenizer
 
+    @property
+    def model(self) -> Any:
+        """The transformer with all that was trained in its weights, for a student that takes layers of it."""
+        return self._model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The transformer's tokenizer."""
+        return self._tokenizer
+
     def encode(self, texts: Sequence[str], batch_size: int | None = None, progress: str | None = None) -> NDArray[np.float32]:
         """Unit float32 vectors (len(texts), dimension), in the order of `texts`; encoded in batches of similar length."""
         import torch

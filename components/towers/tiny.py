@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SEED = 7
+WIDTH = 64
+LAYERS = 2
 VOCABULARY = 4000
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
 
@@ -29,6 +31,7 @@ def build_decoder(texts: Sequence[str], folder: Path, width: int, layers: int) -
         num_attention_heads=width // 16,
         num_key_value_heads=width // 32,
         head_dim=16,
+        tie_word_embeddings=True,  # so that it can also write: its language head is its table of embeddings
         max_position_embeddings=512,
         pad_token_id=0,
         eos_token_id=2,
@@ -46,9 +49,9 @@ def build_tiny_encoder(texts: Sequence[str], folder: Path) -> None:
     torch.manual_seed(SEED)
     config = BertConfig(
         vocab_size=size,
-        hidden_size=64,
+        hidden_size=WIDTH,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=LAYERS,
         num_attention_heads=4,
         max_position_embeddings=512,
         pad_token_id=0,

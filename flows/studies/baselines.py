@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from components.artifacts import Artifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
 from components.distillation.config import DistillationConfig
@@ -50,10 +50,10 @@ def cells(context: Context) -> list[Cell]:
 
 
 def small_encoder(config: StudySettings) -> DistillationConfig:
-    """The encoder of the baselines: the student's, of the student's final size, as a transformer."""
+    """The encoder of the baselines: the student's, in the student's form and final size."""
     student = config.distillation
     layers = student.prune_to[-1] if student.prune_to else student.layers
-    changes = {"student": config.study.small_encoder or student.student, "form": "transformer", "layers": layers, "prune_to": ()}
+    changes = {"student": config.study.small_encoder or student.student, "layers": layers, "prune_to": ()}
     return student.model_copy(update=changes)
 
 
@@ -79,9 +79,9 @@ def _untrained(context: Context) -> Artifact:
         from components.data.dataset import load_dataset
         from components.evaluation.systems import untrained_ranker
 
-        return untrained_ranker(load_dataset(context.dataset), small)
+        return untrained_ranker(load_dataset(context.dataset), small, None)
 
-    return context.scores_of(UNTRAINED, ranker, {}, small.model_dump(include={"student", "layers"}))
+    return context.scores_of(UNTRAINED, ranker, {}, small.model_dump(include={"student", "form", "layers", "query_prompt"}))
 
 
 def _symmetric(context: Context) -> Artifact:

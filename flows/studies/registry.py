@@ -33,7 +33,7 @@ def load_study(name: str) -> Study:
     """The module of the study `name`."""
     from importlib import import_module
 
-    study: Study = import_module(f"flows.studies.{require_study(name)}")  # type: ignore[assignment]
+    study: Study = import_module(f"flows.studies.{require_study(name)}")
     return study
 
 

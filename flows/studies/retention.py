@@ -11,7 +11,7 @@ from components.artifacts import Artifact
 from components.errors import CollapseError
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
-from flows.studies.framework import Cell, Results, require
+from flows.studies.framework import Cell, Results, about_queries, require
 from flows.studies.student_forms import layers_left_out, student_forms
 
 if TYPE_CHECKING:
@@ -80,14 +80,12 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     """How it was measured, and what was left out."""
     from components.evaluation.scores import read_result
 
-    evaluation, machine = config.evaluation, read_result(require(results, SPEED).path)["machine"]
-    queries = results[TEACHER].counts["queries"]
-    lines = [
-        f"{queries:,} judged queries ({evaluation.split}{''.join(f', {s}' for s in evaluation.extra_splits)}); in brackets: 95% intervals, "
-        "paired by query where two systems are compared.",
-        f"Speed: encoding of queries alone, tokenisation included, all systems in turns in one run; queries/s at batch "
-        f"{evaluation.throughput_batch}, p50 at batch 1; {machine}.",
-    ]
+    machine = read_result(require(results, SPEED).path)["machine"]
+    speed = (
+        "Speed: encoding of queries alone, tokenisation included, all systems in turns in one run; "
+        f"queries/s at batch {config.evaluation.throughput_batch}, p50 at batch 1; {machine}."
+    )
+    lines = [about_queries(results[TEACHER], config), speed]
     if missing := layers_left_out(config):
         lines.append(f"Left out, since '{config.distillation.student}' has fewer layers: {', '.join(map(str, missing))}.")
     return lines

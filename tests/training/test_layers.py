@@ -21,9 +21,9 @@ TEXTS = documents() + queries()
 
 
 def test_first_and_last_layers_are_kept() -> None:
-    assert first_and_last(18, 6) == (0, 1, 2, 15, 16, 17)
-    assert first_and_last(18, 3) == (0, 1, 17)
-    assert first_and_last(18, 1) == (0,)
+    assert first_and_last(6, 18) == (0, 1, 2, 15, 16, 17)
+    assert first_and_last(3, 18) == (0, 1, 17)
+    assert first_and_last(1, 18) == (0,)
 
 
 def test_parameters_of_a_decoder_are_those_worked_out_by_hand(home: Path) -> None:

@@ -13,13 +13,11 @@ import pytest
 
 from components.artifacts import verify
 from components.distillation.config import DistillationConfig
-from components.distillation.initial import fit_projection
 from components.distillation.selection import DevSet, dev_metrics
-from components.distillation.student import load_small_encoder, load_student, untrained_encoder
+from components.distillation.student import load_student, untrained_student
 from components.distillation.teacher_targets import read_teacher_targets, write_teacher_targets
 from components.distillation.train import DistillationData, _Distillation, train_student
-from components.errors import ArtifactError, ModelError
-from components.towers.base_models import resolve_base
+from components.errors import ArtifactError
 from components.towers.probes import check_probes
 from tests.training.tiny_world import documents, queries
 
@@ -63,10 +61,9 @@ def test_dev_metrics_are_those_worked_out_by_hand() -> None:
 def test_a_fitted_projection_is_closer_to_the_teacher_than_a_random_one(home: Path, data: DistillationData) -> None:
     student = _Distillation(data, CONFIG, home).student
     fitted = student.encode(data.texts)
-    student.projection.weight.data.normal_()  # type: ignore[union-attr]
+    student.head[0].weight.data.normal_()  # type: ignore[index]
     random = student.encode(data.texts)
     assert (fitted * data.teacher).sum(1).mean() > 0.5 > (random * data.teacher).sum(1).mean()
-    assert fit_projection(student, data.texts, data.teacher, "float32").shape == (WIDTH, 64)
 
 
 def test_training_brings_the_student_to_the_teacher_and_saves_all_of_it(home: Path, data: DistillationData, tmp_path: Path) -> None:
@@ -138,20 +135,8 @@ def test_a_tiny_model_is_the_same_in_every_process(home: Path) -> None:
     assert len(digests) == 1
 
 
-def test_layers_are_kept_in_the_order_given_and_unknown_ones_refused(home: Path) -> None:
-    base = resolve_base("tiny-encoder", documents())
-    whole, _ = load_small_encoder(base, None)
-    part, _ = load_small_encoder(base, [1])
-    assert len(part.encoder.layer) == 1
-    kept, wanted = part.encoder.layer[0].state_dict(), whole.encoder.layer[1].state_dict()
-    assert all((kept[key] == wanted[key]).all() for key in wanted)
-    with pytest.raises(ModelError, match="has the layers 0 to 1"):
-        load_small_encoder(base, [0, 2])
-    assert untrained_encoder(base, None, 32).encode(["kidney stone"]).shape == (1, 64)
-
-
 def test_teacher_targets_are_read_back_as_unit_vectors(home: Path, tmp_path: Path) -> None:
-    teacher = untrained_encoder(resolve_base("tiny-encoder", documents()), None, 32)
+    teacher = untrained_student(CONFIG, documents(), None, 32)
     sources = {"train": queries()[:3], "titles": [queries()[0], "another text"]}
     made = write_teacher_targets(teacher, sources, {}, tmp_path)
     texts, vectors = read_teacher_targets(tmp_path)

@@ -1,0 +1,68 @@
+"""What can be known of a student before anything is trained: its layers, its width, and the prunings asked of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from components.distillation.config import DistillationConfig
+from components.distillation.forms import TEACHER
+from components.distillation.layers import choose_layers
+from components.errors import ModelError
+from components.towers.base_models import resolve_base
+from components.towers.config import TowerConfig
+from components.towers.contract import load_contract
+from components.towers.layer_count import count_layers
+
+
+class Shape(NamedTuple):
+    """A model's size: layers, and width of its vectors."""
+
+    layers: int
+    width: int
+
+
+def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None:
+    """Refuse a student that cannot be made, before the towers are trained; raises ModelError."""
+    shape = shape_of(towers.base_model)
+    _check(config, towers.dimension or shape.width, shape)
+
+
+def check_student(config: DistillationConfig, index_dimension: int, query_tower_folder: Path | None) -> None:
+    """Refuse a student that cannot be made for an index of `index_dimension`, before it is trained; raises ModelError.
+
+    Layers that do not exist, a pruning that takes nothing away, an encoder wider than the index, `student: teacher` without a tower.
+    """
+    tower = None
+    if config.student == TEACHER:
+        if query_tower_folder is None:
+            raise ModelError("distillation.student is teacher, but no query tower was given; train the towers first.")
+        tower = shape_of(load_contract(query_tower_folder)[0].base_model)
+    _check(config, index_dimension, tower)
+
+
+def shape_of(name: str) -> Shape:
+    """Layers and width of the base model `name`, from its configuration alone."""
+    from transformers import AutoConfig
+
+    # The models built here are built from texts; their size does not depend on which.
+    config = AutoConfig.from_pretrained(resolve_base(name, ["any text"]).location).get_text_config()
+    return Shape(count_layers(name), config.hidden_size)
+
+
+def _check(config: DistillationConfig, dimension: int, tower: Shape | None) -> None:
+    shape = tower if config.student == TEACHER and tower else shape_of(config.student)
+    if config.student != TEACHER and shape.width > dimension:
+        raise ModelError(
+            f"The student '{config.student}' is {shape.width} wide, the index {dimension}: a student must not be wider than its index. "
+            "Take a narrower student, or raise towers.dimension."
+        )
+    if config.form == "static":
+        return
+    kept = len(choose_layers(config.layers, shape.layers, config.student))
+    if config.prune_to and config.prune_to[0] >= kept:
+        raise ModelError(
+            f"distillation.prune_to begins with {config.prune_to[0]}, but the student has {kept} layers; prune to 1 to {kept - 1}."
+        )
+    if config.prune_to and config.prune_to[-1] < 1:
+        raise ModelError(f"distillation.prune_to ends with {config.prune_to[-1]}; a student needs at least one layer.")

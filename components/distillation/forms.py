@@ -1,0 +1,132 @@
+"""The student's encoder before its training: a small encoder, layers of the trained query tower, or token vectors taken from either."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.artifacts import digest_of
+from components.distillation.config import DistillationConfig
+from components.distillation.layers import choose_layers
+from components.distillation.static import initial_vectors, static_model, static_tokens
+from components.distillation.student_encoder import StudentEncoder
+from components.errors import ModelError
+from components.towers.base_models import BaseModel, resolve_base
+from components.towers.contract import EncodingContract
+from components.towers.encoder import load_tower
+from components.towers.layers import keep_layers
+from components.towers.precision import pick_device
+
+TEACHER = "teacher"
+POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last"}  # sentence-transformers' names and ours
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a student comes from: `config`, the texts that a tiny model is built from, and the trained query tower's folder."""
+
+    config: DistillationConfig
+    texts: Sequence[str]
+    teacher_folder: Path | None
+
+
+def bare_student(source: Source) -> StudentEncoder:
+    """The student's encoder without a head, untrained, in a space of its own: the layers or token vectors that the config asks for.
+
+    Raises ModelError for an encoder that cannot be loaded or lacks the layers asked for.
+    """
+    config = source.config
+    student = _of_the_tower(source) if config.student == TEACHER else _of_an_encoder(source)
+    if config.form == "static":
+        return _static(student, source)
+    keep_layers(student.model, choose_layers(config.layers, student.layer_count, config.student), config.student)
+    return student
+
+
+def load_small_encoder(base: BaseModel) -> tuple[Any, Any]:
+    """An encoder in float32 without its pooler, and its tokenizer; raises ModelError for a model that cannot be loaded as one."""
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, tokenizer = _load_without_pooler(base.location), AutoTokenizer.from_pretrained(base.location)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"The student '{base.name}' cannot be loaded as an encoder: {str(error).strip().splitlines()[0]}") from None
+    if model.config.is_encoder_decoder:
+        raise ModelError(f"The student '{base.name}' has an encoder and a decoder; name a model that is an encoder alone.")
+    return model, tokenizer
+
+
+def _load_without_pooler(location: str) -> Any:
+    import torch
+    from transformers import AutoModel
+
+    # The fused attention's backward pass takes 40 % of a training step on a CPU at query lengths; the plain one next to nothing.
+    options = {"dtype": torch.float32, "attn_implementation": "eager" if pick_device().type == "cpu" else "sdpa"}
+    try:
+        return AutoModel.from_pretrained(location, add_pooling_layer=False, **options)
+    except TypeError:  # most architectures have no pooler to leave out
+        return AutoModel.from_pretrained(location, **options)
+
+
+def _of_an_encoder(source: Source) -> StudentEncoder:
+    base = resolve_base(source.config.student, source.texts)
+    model, tokenizer = load_small_encoder(base)
+    pooling = pooling_of(base.location)
+    contract = EncodingContract(
+        role="query",
+        base_model=base.name,
+        base_digest=base.digest,
+        adapter_digest=None,
+        tokenizer_digest=digest_of(tokenizer.get_vocab()),
+        pooling=pooling,  # type: ignore[arg-type]
+        normalize=True,
+        prompt=source.config.query_prompt,
+        append_eos=pooling == "last",
+        max_length=source.config.max_query_length,
+        dimension=model.config.hidden_size,
+    )
+    return StudentEncoder(model, tokenizer, None, contract, f"untrained:{base.digest}")
+
+
+def pooling_of(location: str) -> str:
+    """The pooling that the encoder was trained with, where a sentence-transformers' configuration names it; else mean."""
+    from transformers.utils import cached_file
+
+    path = cached_file(location, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return "mean"
+    config = json.loads(Path(path).read_text(encoding="utf-8"))
+    old = {"pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "lasttoken"}
+    named = config.get("pooling_mode") or next((name for key, name in old.items() if config.get(key)), "mean")
+    return POOLINGS.get(named, "mean") if isinstance(named, str) else "mean"
+
+
+def _of_the_tower(source: Source) -> StudentEncoder:
+    """The trained query tower with its pooling and end token; its adapter is merged into the weights."""
+    if source.teacher_folder is None:
+        raise ModelError("distillation.student is teacher, but no query tower was given; train the towers first.")
+    tower = load_tower(source.teacher_folder, precision="float32")
+    given = tower.contract
+    update = {
+        "base_digest": given.adapter_digest,
+        "adapter_digest": None,
+        "prompt": source.config.query_prompt or given.prompt,
+        "max_length": source.config.max_query_length,
+        "dimension": tower.model.config.hidden_size,
+    }
+    return StudentEncoder(tower.model, tower.tokenizer, None, given.model_copy(update=update), f"untrained:{given.adapter_digest}")
+
+
+def _static(encoder: StudentEncoder, source: Source) -> StudentEncoder:
+    """A static student whose token vectors come from `encoder`."""
+    update = {"form": "static", "pooling": "mean", "append_eos": False, "prompt": source.config.query_prompt}
+    contract = encoder.contract.model_copy(update=update)
+    rows = static_tokens(encoder.tokenizer, source.texts, contract)
+    vectors = initial_vectors(encoder, rows)
+    return StudentEncoder(static_model(vectors), encoder.tokenizer, None, contract, encoder.space_id)

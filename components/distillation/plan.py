@@ -1,0 +1,100 @@
+"""The course of a distillation: its phases, the texts or pairs that each epoch goes through, and the learning rate.
+
+Everything here depends on configuration, seed and place alone, so a run that continues after a kill takes the same course.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.distillation.config import DistillationConfig
+from components.errors import DataError
+from components.towers.schedule import cyclic, one_cycle, warmup_cosine
+
+WARMUP_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Epochs with one course of the learning rate. `prune_to`: layers the student is cut to first, None to leave it as it is."""
+
+    name: str
+    kind: Literal["align", "refine"]
+    epochs: int
+    rows: int
+    prune_to: int | None = None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass: its phase, the phase's place in the plan, and its own number within the phase, both from 0."""
+
+    phase: Phase
+    place: int
+    number: int
+
+
+def make_plan(texts: int, pairs: int, config: DistillationConfig) -> list[Epoch]:
+    """All epochs in order: the alignment, each pruning with its own alignment, then the refinement."""
+    phases = [Phase("align", "align", config.epochs, texts)]
+    phases += [Phase(f"align at {count} layers", "align", config.prune_epochs, texts, count) for count in config.prune_to]
+    phases += [Phase("refine", "refine", config.refine_epochs, pairs)] if pairs else []
+    return [Epoch(phase, place, number) for place, phase in enumerate(phases) for number in range(phase.epochs)]
+
+
+def learning_rate(epoch: Epoch, row: int, config: DistillationConfig) -> float:
+    """The rate of the batch that starts at `row` of the epoch; each phase has a whole course of its own."""
+    done, total = epoch.number * epoch.phase.rows + row, epoch.phase.epochs * epoch.phase.rows
+    if epoch.phase.kind == "refine":
+        return config.refine_learning_rate * warmup_cosine(done, total, WARMUP_SHARE)
+    if config.schedule == "one_cycle":
+        return config.learning_rate * one_cycle(done, total)
+    if config.schedule == "cyclic":
+        return config.learning_rate * cyclic(done, total, config.cycles)
+    return config.learning_rate * warmup_cosine(done, total, WARMUP_SHARE)
+
+
+def order_of(epoch: Epoch, sources: Sequence[str], config: DistillationConfig) -> NDArray[np.int64]:
+    """Numbers of the texts (alignment) or pairs (refinement) in the order of this epoch.
+
+    With `source_shares` an epoch is as long as there are texts, and each source fills its share of it: a source that is larger than
+    its share gives other texts in every epoch, a smaller one gives each text several times.
+    """
+    rng = np.random.default_rng([config.seed, epoch.place, epoch.number])
+    if epoch.phase.kind == "refine" or not config.source_shares:
+        return rng.permutation(epoch.phase.rows)
+    names = np.array(sources)
+    sizes = {str(name): int(size) for name, size in zip(*np.unique(names, return_counts=True), strict=True)}
+    counts = texts_per_source(sizes, config.source_shares)
+    return rng.permutation(np.concatenate([_draw(np.flatnonzero(names == name), count, rng) for name, count in counts.items()]))
+
+
+def texts_per_source(sizes: Mapping[str, int], shares: Mapping[Any, float]) -> dict[str, int]:
+    """How many texts of each source an alignment epoch holds: as many as there are in all, split by the shares (largest remainder).
+
+    Without shares each source counts as it is. Raises DataError for a share of a source that has no texts.
+    """
+    if not shares:
+        return dict(sizes)
+    if missing := [name for name, share in shares.items() if share > 0 and not sizes.get(name)]:
+        raise DataError(
+            f"distillation.source_shares gives '{missing[0]}' a share of {shares[missing[0]]}, but there are no such queries "
+            f"({', '.join(f'{name}: {size:,}' for name, size in sizes.items())}). Set its share to 0 or provide the queries."
+        )
+    whole, total = sum(sizes.values()), sum(shares.values())
+    exact = {name: whole * share / total for name, share in shares.items() if share > 0}
+    counts = {name: int(value) for name, value in exact.items()}
+    for name in sorted(exact, key=lambda name: counts[name] - exact[name])[: whole - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
+def _draw(rows: NDArray[np.int64], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """`count` of `rows` in random order, each as often as any other, give or take one."""
+    rounds = -(-count // len(rows))
+    return np.concatenate([rng.permutation(rows) for _ in range(rounds)])[:count]

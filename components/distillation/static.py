@@ -1,0 +1,76 @@
+"""The static form: the mean of one vector a token, no transformer; saved as sentence-transformers' StaticEmbedding.
+
+A token's first vector is what the encoder makes of that token alone (as model2vec does), better than the encoder's input embedding,
+which the layers have not read yet. It is scaled down for frequent tokens by a / (a + p), p the token's share in the texts (Arora, Liang
+and Ma 2017), so that a mean is not drowned by words without meaning. The vectors are trained like all else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.distillation.heads import ridge
+from components.towers.contract import EncodingContract
+from components.towers.tokens import token_ids
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from components.distillation.student_encoder import StudentEncoder
+
+# Tokens that the encoder reads itself: all of a BERT's; of a decoder with 262,144 those in the texts and the first of the others.
+DIRECT_TOKENS = 32_768
+FREQUENT_SHARE = 1e-3  # share of all tokens at which a token's vector is halved
+
+
+def static_model(weight: Tensor) -> Any:
+    """The table of token vectors (vocabulary, width) as a module, under the name that StaticEmbedding gives it."""
+    from torch import nn
+
+    return nn.ModuleDict({"embedding": nn.EmbeddingBag.from_pretrained(weight, freeze=False)})
+
+
+def static_tokens(tokenizer: Any, texts: Sequence[str], contract: EncodingContract) -> list[list[int]]:
+    """Token ids without the special tokens, which would be the same in every text."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.enable_truncation(contract.max_length)
+    return [e.ids for e in backend.encode_batch_fast([contract.prompt + t for t in texts], add_special_tokens=False)]
+
+
+def mean_vectors(model: Any, rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Means of the rows' token vectors (len(rows), width); zeros for an empty row."""
+    import torch
+
+    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+    ids = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
+    offsets = np.concatenate([[0], lengths.cumsum()[:-1]])
+    vectors: Tensor = model["embedding"](torch.from_numpy(ids).to(device), torch.from_numpy(offsets).to(device))
+    return vectors
+
+
+def initial_vectors(source: StudentEncoder, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Token vectors (vocabulary, width) float32 from the encoder `source`; `rows` are the token ids of texts to count in."""
+    import torch
+
+    inputs = source.model.get_input_embeddings().weight.detach().float().cpu()
+    counts = np.bincount(np.fromiter(chain.from_iterable(rows), dtype=np.int64), minlength=len(inputs))
+    direct = torch.from_numpy(np.argsort(counts == 0, kind="stable")[:DIRECT_TOKENS].copy())
+    read = torch.from_numpy(_vectors_of_single_tokens(source, direct.tolist()))
+    # The rest by the linear map that comes closest to what the encoder does with the tokens it has read.
+    table = inputs @ ridge(inputs[direct], read).T if len(direct) < len(inputs) else torch.empty(len(inputs), read.shape[1])
+    table[direct] = read
+    share = torch.from_numpy(counts / max(counts.sum(), 1)).float()
+    return table * (FREQUENT_SHARE / (FREQUENT_SHARE + share))[:, None]
+
+
+def _vectors_of_single_tokens(source: StudentEncoder, tokens: Sequence[int]) -> NDArray[np.float32]:
+    empty, word = token_ids(source.tokenizer, ["", "a"], source.contract)
+    before = next((i for i, (x, y) in enumerate(zip(empty, word, strict=False)) if x != y), len(empty))
+    return source.encode_rows([[*empty[:before], token, *empty[before:]] for token in tokens], progress="token vectors")
