@@ -72,9 +72,7 @@ class StudentEncoder:
         """Vectors before normalisation, float32 (len(texts), dimension); of the encoder's own width where there is no head."""
         return self.encode_rows(self.tokens(texts), batch_size, progress)
 
-    def encode_rows(
-        self, rows: Sequence[Sequence[int]], batch_size: int | None = None, progress: str | None = None
-    ) -> NDArray[np.float32]:
+    def encode_rows(self, rows: Sequence[Sequence[int]], batch_size: int | None = None, progress: str | None = None) -> NDArray[np.float32]:
         """As `features`, from rows of token ids, in batches of similar length."""
         import torch
         from tqdm import tqdm

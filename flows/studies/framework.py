@@ -101,4 +101,5 @@ def require(results: Results, name: str) -> Artifact:
 def about_queries(scores: Artifact, config: StudySettings) -> str:
     """The note that says on how many queries the table stands, and what its brackets are."""
     splits = ", ".join(dict.fromkeys((config.evaluation.split, *config.evaluation.extra_splits)))
-    return f"{scores.counts['queries']:,} judged queries ({splits}). In brackets: 95% intervals, paired by query where two systems are compared."
+    queries = f"{scores.counts['queries']:,} judged queries ({splits})"
+    return f"{queries}. In brackets: 95% intervals, paired by query where two systems are compared."
