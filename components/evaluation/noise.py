@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 SHORTEST = 3  # letters of a word that can get a typing error; in a shorter one it would leave another word
 KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
@@ -19,10 +20,18 @@ POLITE = (
 )
 
 
-def add_noise(texts: Sequence[str], kind: str, rate: float, seed: int) -> list[str]:
-    """`texts` with noise of one of `KINDS`. `rate` is the share of the words that change, for verbosity that of the queries."""
-    change = KINDS[kind]
-    return [change(text, rate, random.Random(f"{seed}:{kind}:{text}")) for text in texts]
+class Noise(NamedTuple):
+    """One of `KINDS`, the share of the words that change (for verbosity of the queries), and the seed."""
+
+    kind: str
+    rate: float
+    seed: int
+
+
+def add_noise(texts: Sequence[str], noise: Noise) -> list[str]:
+    """`texts` with the noise in them, in the same order."""
+    change = KINDS[noise.kind]
+    return [change(text, noise.rate, random.Random(f"{noise.seed}:{noise.kind}:{text}")) for text in texts]
 
 
 def typos(text: str, rate: float, rng: random.Random) -> str:
@@ -67,8 +76,7 @@ def _each_word(text: str, rate: float, rng: random.Random, change: Callable[[str
 
 def _misspelt(word: str, rng: random.Random) -> str:
     place = rng.randrange(1, len(word))  # the first letter is the one that people get right
-    before, letter, after = word[: place - 1], word[place - 1 : place + 1], word[place + 1 :]
-    first, second = letter
+    before, first, second, after = word[: place - 1], word[place - 1], word[place], word[place + 1 :]
     return before + rng.choice((second + first, first, first + second + second, first + _beside(second, rng))) + after
 
 

@@ -45,7 +45,9 @@ def fit_notes(fits: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _fit_sentence(fit: Mapping[str, Any]) -> str:
     if not fit["parameters"]:
         return f"{fit['formula']} was not fitted: {'; '.join(fit['reasons'])}."
-    values = ", ".join(f"{name} = {number(value)} [{' '.join(map(number, fit['intervals'][name]))}]" for name, value in fit["parameters"].items())
+    values = ", ".join(
+        f"{name} = {number(value)} [{' '.join(map(number, fit['intervals'][name]))}]" for name, value in fit["parameters"].items()
+    )
     head = f"{fit['formula']} with {values}; R2 of log L {fit['r2']:.3f} on {fit['points']} points"
     return f"{head}." if fit["supported"] else f"{head}. The points do not support this fit: {'; '.join(fit['reasons'])}."
 

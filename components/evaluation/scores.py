@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from components.artifacts import Artifact, read_json, seal, write_atomic, write_
 from components.data.dataset import load_dataset
 from components.errors import ArtifactError
 from components.evaluation.metrics import per_query_metrics
+from components.evaluation.noise import Noise, add_noise
 from components.evaluation.summarize import judged_split
 
 if TYPE_CHECKING:
@@ -25,15 +26,7 @@ if TYPE_CHECKING:
 KIND = "study"
 SCORES_FILE = "scores.parquet"
 RESULT_FILE = "result.json"
-Rewrite = Callable[[Sequence[str]], list[str]]
 Scores = dict[tuple[str, str], NDArray[np.float64]]  # (split, metric) -> one value per query, in the order of the query ids
-
-
-def require_splits(dataset: Artifact, config: EvaluationConfig) -> None:
-    """Raises DataError when a split that is to be measured does not exist or has no relevant document."""
-    tables = load_dataset(dataset.path)
-    for split in splits_of(config):
-        judged_split(tables, split)
 
 
 def splits_of(config: EvaluationConfig) -> tuple[str, ...]:
@@ -42,23 +35,29 @@ def splits_of(config: EvaluationConfig) -> tuple[str, ...]:
 
 
 def write_scores(
-    ranker: Ranker, dataset: Dataset, config: EvaluationConfig, folder: Path, parents: Mapping[str, str], rewrite: Rewrite | None = None
+    ranker: Ranker, inputs: Mapping[str, Artifact], config: EvaluationConfig, folder: Path, noise: Noise | None = None
 ) -> Artifact:
-    """Rank the judged queries of every split, after `rewrite` if given, and keep each metric of each query."""
+    """Rank the judged queries of every split, with `noise` if given, and keep each metric of each query.
+
+    `inputs` are the `dataset` and what the ranker was made from.
+    """
     import pandas as pd
 
-    frames = [_split_scores(ranker, dataset, split, config.depth, rewrite) for split in splits_of(config)]
+    dataset = load_dataset(inputs["dataset"].path)
+    frames = [_split_scores(ranker, dataset, split, config.depth, noise) for split in splits_of(config)]
     frame = pd.concat(frames, ignore_index=True)[["split", "query_id", "metric", "value"]]
     write_atomic(folder / SCORES_FILE, frame.to_parquet(index=False))
     means = frame.groupby(["split", "metric"])["value"].mean()
     write_json(folder / RESULT_FILE, {f"{split}.{metric}": float(value) for (split, metric), value in means.items()})
-    counts = {"queries": int(frame[["split", "query_id"]].drop_duplicates().shape[0])}
-    return seal(folder, KIND, counts=counts, parents=parents)
+    queries = int(frame[["split", "query_id"]].drop_duplicates().shape[0])
+    documents = {f"{role}_documents": a.counts["documents"] for role, a in inputs.items() if "documents" in a.counts}
+    parents = {role: artifact.digest for role, artifact in inputs.items()}
+    return seal(folder, KIND, counts={"queries": queries, **documents}, parents=parents)
 
 
-def _split_scores(ranker: Ranker, dataset: Dataset, split: str, depth: int, rewrite: Rewrite | None) -> pd.DataFrame:
+def _split_scores(ranker: Ranker, dataset: Dataset, split: str, depth: int, noise: Noise | None) -> pd.DataFrame:
     judged = judged_split(dataset, split)
-    texts = judged.texts if rewrite is None else rewrite(judged.texts)
+    texts = judged.texts if noise is None else add_noise(judged.texts, noise)
     ranking = dict(zip(judged.query_ids, ranker.rank(texts, depth), strict=True))
     return per_query_metrics(judged.judgements, ranking).assign(split=split)
 

@@ -44,6 +44,29 @@ def open_dense(encoder: Artifact, index: Artifact) -> DenseRanker:
     return DenseRanker(opened, load_index(index.path, opened.space_id, index.digest), "queries")
 
 
+def open_mixed(encoder: Artifact, own: Artifact, foreign: Artifact) -> DenseRanker:
+    """A tower or a student on an exact index, in memory, over the data's own documents and foreign ones (both vectors in shards)."""
+    import numpy as np
+
+    from components.distillation.student import load_encoder
+    from components.index.search import index_in_memory
+    from components.index.shards import read_vectors
+
+    opened, mine, others = load_encoder(encoder.path), read_vectors(own), read_vectors(foreign)
+    ids = [*mine.doc_ids, *(f"foreign:{doc_id}" for doc_id in others.doc_ids)]
+    return DenseRanker(opened, index_in_memory(np.concatenate([mine.vectors, others.vectors]), ids, own.space_id), "queries")
+
+
+def open_system(name: str, inputs: Mapping[str, Artifact], distillation: DistillationConfig) -> Ranker:
+    """One of bm25, student_untrained, teacher, student. `inputs` as for `evaluate_release`, as far as the system needs them."""
+    dataset = load_dataset(inputs["dataset"].path)
+    if name == "bm25":
+        return bm25_ranker(dataset)
+    if name == "student_untrained":
+        return untrained_ranker(dataset, distillation, inputs["query_tower"].path)
+    return open_dense(inputs["query_tower" if name == "teacher" else "query_encoder"], inputs["index"])
+
+
 def _teacher_and_student(inputs: Mapping[str, Artifact]) -> tuple[DenseRanker, DenseRanker]:
     from components.distillation.student import load_student
     from components.towers.encoder import load_tower

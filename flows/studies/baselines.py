@@ -18,7 +18,7 @@ from flows.release_steps import index_step, typed, vectors_step
 from flows.steps import Step
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
-from flows.studies.framework import Cell, Results, require
+from flows.studies.framework import Cell, Results, about_queries, require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -180,14 +180,16 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     from components.evaluation.side_by_side import verdict
 
     towers, small = config.towers, small_encoder(config)
-    standing = [
-        f"{verdict(row, STUDENT, 'nDCG@10')} {row['system']}" for row in frame.to_dict("records") if row["system"] != STUDENT
-    ]  # fmt: skip
-    return [
-        f"{results[STUDENT].counts['queries']:,} judged queries; in brackets: 95% intervals, those of differences paired by query. "
-        "A difference above 0 is the student's lead.",
+    others = [row for row in frame.to_dict("records") if row["system"] != STUDENT]
+    standing = [f"{verdict(row, STUDENT, 'nDCG@10')} {row['system']}" for row in others]
+    equal = (
         f"Symmetric and end-to-end pair and teacher saw the same {towers.steps:,} batches of {towers.batch_size} training pairs "
-        f"(LLM {towers.base_model}, small encoder {small.student}); peak learning rate of the small encoders the best on dev of "
-        f"{', '.join(f'{rate:g}' for rate in config.study.small_learning_rates)}.",
+        f"(LLM {towers.base_model}, small encoder {small.student}); peak learning rate of the small encoders: the best on dev of "
+        f"{', '.join(f'{rate:g}' for rate in config.study.small_learning_rates)}."
+    )
+    return [
+        about_queries(results[STUDENT], config),
+        "A difference above 0 is the student's lead.",
+        equal,
         f"By the interval of nDCG@10, the student is {', '.join(standing)}.",
     ]

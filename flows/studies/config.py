@@ -22,13 +22,7 @@ class StudyConfig(StepConfig):
     static: bool = Field(True, description="retention: also the static student, which has no transformer")
     seeds: tuple[int, ...] = Field((), description="distillation_ablation: seeds each cell is trained with; empty: distillation.seed alone")
     noise: dict[NoiseKind, tuple[Rate, ...]] = Field(
-        default_factory=lambda: {
-            "typos": (0.1, 0.3),
-            "dropped_words": (0.1, 0.3),
-            "upper_case": (1.0,),
-            "lower_case": (1.0,),
-            "verbosity": (1.0,),
-        },
+        {"typos": (0.1, 0.3), "dropped_words": (0.1, 0.3), "upper_case": (1.0,), "lower_case": (1.0,), "verbosity": (1.0,)},
         description="robustness: kinds of noise with the shares of words (for verbosity of queries) that change",
     )
     noise_seed: int = Field(13, ge=0, description="robustness: seed of the noise")

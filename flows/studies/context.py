@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from components.errors import CollapseError, ConfigError
 from flows.config_errors import did_you_mean, explain
 from flows.recorder import Recorder
 from flows.release_steps import (
+    generation_step,
     index_step,
     snapshot_step,
     student_step,
@@ -23,12 +25,13 @@ from flows.release_steps import (
     validation_step,
     vectors_step,
 )
+from flows.retrain import require_usable
 from flows.steps import Step
 from flows.studies.config import StudySettings
 
 if TYPE_CHECKING:
+    from components.evaluation.noise import Noise
     from components.evaluation.rankers import Ranker
-    from components.evaluation.scores import Rewrite
 
 RANKING_ROOMS = ("evaluation", "index", "distillation", "towers", "data")
 
@@ -72,18 +75,25 @@ class Context:
 
     @cached_property
     def dataset(self) -> DatasetArtifact:
-        """The data, held against its contracts; every split of the evaluation has judgements."""
+        """The data, held against its contracts and against what the study's configuration needs of it."""
         from components.data.validation import require_valid
-        from components.evaluation.scores import require_splits
 
         dataset: DatasetArtifact = typed(self.run(snapshot_step(self.config)), DatasetArtifact)
         require_valid(self.run(validation_step(self.config, dataset)))
-        require_splits(dataset, self.config.evaluation)
+        require_usable(self.config, dataset)
         return dataset
+
+    def check(self, config: StudySettings) -> None:
+        """Refuse a configuration that would only fail after a training (see flows.retrain.require_usable)."""
+        require_usable(config, self.dataset)
+
+    def stage_one(self, config: StudySettings | None = None) -> Artifact:
+        """Both towers as the one artifact that their training makes."""
+        return self.run(towers_step(config or self.config, self.dataset))
 
     def towers(self, config: StudySettings | None = None) -> tuple[EncoderArtifact, EncoderArtifact]:
         """Query tower (the teacher) and document tower."""
-        whole = self.run(towers_step(config or self.config, self.dataset))
+        whole = self.stage_one(config)
         query, document = (typed(open_artifact(whole.path / role), EncoderArtifact) for role in ("query_tower", "document_tower"))
         return query, document
 
@@ -100,15 +110,17 @@ class Context:
         return index
 
     def targets(self, config: StudySettings | None = None) -> Artifact:
-        """The teacher's query vectors."""
+        """The teacher's query vectors, of generated queries too if they are asked for."""
         config = config or self.config
-        return self.run(targets_step(config, self.dataset, self.towers(config)[0]))
+        generated = self.run(generation_step(config, self.dataset)) if config.distillation.generated else None
+        return self.run(targets_step(config, self.dataset, self.towers(config)[0], generated))
 
     def student(self, config: StudySettings | None = None) -> EncoderArtifact:
         """The student of this configuration, on the shared teacher as long as no section but the distillation differs."""
         config = config or self.config
         inputs = {
             "dataset": self.dataset,
+            "query_tower": self.towers(config)[0],
             "targets": self.targets(config),
             "vectors": self.vectors(config),
             "index": self.index(config),
@@ -116,7 +128,12 @@ class Context:
         student: EncoderArtifact = typed(self.run(student_step(config, inputs)), EncoderArtifact)
         return student
 
-    def scores(self, system: str, encoder: EncoderArtifact, index: IndexArtifact) -> Artifact:
+    def timing(self, artifact: Artifact) -> dict[str, float] | None:
+        """Seconds and attempts of the making of an artifact that this study has run or found; None when they were not recorded."""
+        found = self.recorder.timings.get(artifact.digest)
+        return asdict(found) if found else None
+
+    def scores(self, system: str, encoder: EncoderArtifact, index: IndexArtifact, noise: Noise | None = None) -> Artifact:
         """Metrics per query of a tower or student on an index, for every split of the evaluation (see components.evaluation.scores)."""
 
         def ranker() -> Ranker:
@@ -124,7 +141,7 @@ class Context:
 
             return open_dense(encoder, index)
 
-        return self.scores_of(system, ranker, {"encoder": encoder, "index": index})
+        return self.scores_of(system, ranker, {"encoder": encoder, "index": index}, noise=noise)
 
     def scores_of(
         self,
@@ -132,21 +149,20 @@ class Context:
         ranker: Callable[[], Ranker],
         inputs: Mapping[str, Artifact],
         settings: Mapping[str, Any] | None = None,
-        rewrite: Rewrite | None = None,
+        noise: Noise | None = None,
     ) -> Artifact:
-        """The same for any ranker. `inputs` and `settings` must hold all that determines it, and what `rewrite` does to the queries."""
+        """The same for any ranker; `inputs` and `settings` must hold all that determines it."""
         config = self.config.evaluation
         measured = {"system": system, "split": config.split, "extra_splits": config.extra_splits, "depth": config.depth}
         everything = {"dataset": self.dataset, **inputs}
 
         def make(folder: Path) -> Artifact:
-            from components.data.dataset import load_dataset
             from components.evaluation.scores import write_scores
 
-            parents = {role: artifact.digest for role, artifact in everything.items()}
-            return write_scores(ranker(), load_dataset(self.dataset.path), config, folder, parents, rewrite)
+            return write_scores(ranker(), everything, config, folder, noise)
 
-        return self.run(Step("study_scores", RANKING_ROOMS, make, everything, {**measured, **(settings or {})}))
+        noisy = {"noise": noise._asdict()} if noise else {}
+        return self.run(Step("study_scores", RANKING_ROOMS, make, everything, {**measured, **noisy, **(settings or {})}))
 
     def measure(
         self,

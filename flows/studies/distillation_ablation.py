@@ -125,7 +125,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     return [
         about_queries(results[TEACHER], config),
         "Every cell changes the base's section distillation in the way its name says; teacher, index and data are the same.",
-        f"nDCG@10 apart from the base's (interval without 0): {', '.join(decided) or 'none'}. More cells than a few make chance finds likely.",
+        f"nDCG@10 apart from the base's (interval without 0): {', '.join(decided) or 'none'}. Of twenty cells one is so by chance.",
     ]
 
 

@@ -49,12 +49,10 @@ def _clean(context: Context, system: str) -> Artifact:
 
 
 def _noisy(context: Context, system: str, kind: str, rate: float) -> Artifact:
-    from components.evaluation.noise import add_noise
+    from components.evaluation.noise import Noise
 
-    seed = context.config.study.noise_seed
-    settings = {"noise": kind, "rate": rate, "noise_seed": seed}
-    rewrite = partial(add_noise, kind=kind, rate=rate, seed=seed)
-    return context.scores(system, _encoder(context, system), context.index(), settings, rewrite)
+    noise = Noise(kind, rate, context.config.study.noise_seed)
+    return context.scores(system, _encoder(context, system), context.index(), noise)
 
 
 def _mixed(context: Context, system: str) -> Artifact:
@@ -112,11 +110,15 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     study = config.study
     lines = [
         about_queries(next(iter(results.values())), config),
-        "Percentages are the share of the words that change, for verbosity of the queries. Both systems are asked the same texts, "
-        f"which depend on the query and on study.noise_seed ({study.noise_seed}) alone.",
+        (
+            "Percentages are the share of the words that change, for verbosity of the queries. Both systems are asked the same texts, "
+            f"which depend on the query and on study.noise_seed ({study.noise_seed}) alone."
+        ),
     ]
     mixed = [artifact for name, artifact in results.items() if name.startswith(f"{FOREIGN}@")]
     if mixed:
         folder = Path(study.foreign_documents).name
-        lines.append(f"{FOREIGN}: clean queries, exact search among the own documents and {mixed[0].counts['foreign']:,} of '{folder}'.")
+        lines.append(
+            f"{FOREIGN}: clean queries, exact search among the own documents and {mixed[0].counts['foreign_documents']:,} of '{folder}'."
+        )
     return lines

@@ -8,7 +8,7 @@ from components.errors import ConfigError
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
 
-STATIC = "static"
+TEACHER, STATIC = "teacher", "static"
 
 
 def student_forms(context: Context) -> dict[str, StudySettings]:
@@ -24,7 +24,10 @@ def student_forms(context: Context) -> dict[str, StudySettings]:
     found = [name for name in wanted if name in forms]
     if not found:
         raise ConfigError(f"study.layers is {list(study.layers)}, but '{context.config.distillation.student}' has {layers} layers.")
-    return {name: context.changed(distillation={**forms[name], "prune_to": ()}) for name in found}
+    students = {name: context.changed(distillation={**forms[name], "prune_to": ()}) for name in found}
+    for config in students.values():
+        context.check(config)
+    return students
 
 
 def layers_left_out(config: StudySettings) -> list[int]:
@@ -35,10 +38,10 @@ def layers_left_out(config: StudySettings) -> list[int]:
 
 def layers_of(config: StudySettings) -> int:
     """Layers of the student's encoder; of the towers' model for the student `teacher`."""
-    from components.towers.layer_count import count_layers
+    from components.distillation.checks import shape_of
 
     student = config.distillation.student
-    return count_layers(config.towers.base_model if student == "teacher" else student)
+    return shape_of(config.towers.base_model if student == TEACHER else student).layers
 
 
 def _name(count: int) -> str:
