@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from components.artifacts import EncoderArtifact, seal
+from components.artifacts import EncoderArtifact, Scalar, seal
 from components.distillation.config import DistillationConfig
 from components.distillation.contrastive import ContrastiveTraining
 from components.distillation.forms import Source, bare_student
@@ -90,7 +90,7 @@ def train_symmetric(
     space_id = space_id_of(contract)
     save_contract(folder, contract, space_id)
     record_probes(load_student(folder), folder)
-    attributes = {
+    attributes: dict[str, Scalar] = {
         "space_id": space_id,
         "role": "document",
         "dimension": contract.dimension,

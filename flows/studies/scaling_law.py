@@ -134,15 +134,15 @@ def _measure(context: Context, point: Point) -> Artifact:
     index: IndexArtifact = typed(context.run(index_step(config, vectors, dataset)), IndexArtifact)
     inputs = {"dataset": dataset, "query_tower": query, "vectors": vectors, "index": index}
     about = {"model": point.model, "parameters": point.parameters, "share": point.share, "pairs": point.pairs, "steps": point.steps}
-    rule = {"negatives": config.study.scaling_negatives, "temperature": config.towers.temperature, "seed": config.evaluation.seed}
+    rule = (config.study.scaling_negatives, config.towers.temperature, config.evaluation.seed)
 
     def numbers(folder: Path) -> dict[str, Any]:
         from components.evaluation.scaling_cell import EntropyRule, measure_cell
 
-        return {**about, **measure_cell(inputs, config.evaluation, EntropyRule(**rule), folder)}
+        return {**about, **measure_cell(inputs, config.evaluation, EntropyRule(*rule), folder)}
 
     measured = config.evaluation.model_dump(include={"split", "depth", "bootstrap_samples", "seed"})
-    return context.measure("scaling", ("evaluation", "index", "towers", "data"), numbers, inputs, {**about, **rule, **measured})
+    return context.measure("scaling", ("evaluation", "index", "towers", "data"), numbers, inputs, {**about, "rule": rule, **measured})
 
 
 def _share(context: Context, share: float) -> DatasetArtifact:
@@ -228,7 +228,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     study, towers = config.study, config.towers
     measured = (
         f"Contrastive entropy in nats of a relevant document among it and {study.scaling_negatives} random ones "
-        f"({config.evaluation.split}), cosines divided by towers.temperature ({towers.temperature:g}), softmax at temperature 1; in brackets 95% intervals over queries."
+        f"({config.evaluation.split}), cosines divided by towers.temperature ({towers.temperature:g}), softmax at temperature 1; in brackets: 95% intervals."
     )
     sizes = (
         "N counts the parameters of one tower without its token embeddings, D the distinct training pairs seen. Every cell passes over its "
