@@ -10,13 +10,14 @@ from typing import Any
 
 from components.artifacts import digest_of
 from components.distillation.config import DistillationConfig
-from components.distillation.layers import choose_layers, keep_layers
+from components.distillation.layers import choose_layers
 from components.distillation.static import initial_vectors, static_model, static_tokens
 from components.distillation.student_encoder import StudentEncoder
 from components.errors import ModelError
 from components.towers.base_models import BaseModel, resolve_base
 from components.towers.contract import EncodingContract
 from components.towers.encoder import load_tower
+from components.towers.layers import keep_layers
 from components.towers.precision import pick_device
 
 TEACHER = "teacher"

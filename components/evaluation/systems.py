@@ -31,7 +31,7 @@ def evaluate_release(
     dataset = load_dataset(inputs["dataset"].path)
     systems: dict[str, Ranker] = {"bm25": bm25_ranker(dataset)}
     if config.untrained_student:
-        systems["student_untrained"] = _untrained(dataset, distillation, inputs["query_tower"].path)
+        systems["student_untrained"] = untrained_ranker(dataset, distillation, inputs["query_tower"].path)
     systems["teacher"], systems["student"] = _teacher_and_student(inputs)
     return evaluate(systems, dataset, config, folder, {role: artifact.digest for role, artifact in inputs.items()})
 
@@ -63,7 +63,7 @@ def open_system(name: str, inputs: Mapping[str, Artifact], distillation: Distill
     if name == "bm25":
         return bm25_ranker(dataset)
     if name == "student_untrained":
-        return _untrained(dataset, distillation, inputs["query_tower"].path)
+        return untrained_ranker(dataset, distillation, inputs["query_tower"].path)
     return open_dense(inputs["query_tower" if name == "teacher" else "query_encoder"], inputs["index"])
 
 
@@ -76,7 +76,8 @@ def _teacher_and_student(inputs: Mapping[str, Artifact]) -> tuple[DenseRanker, D
     return DenseRanker(teacher, index, "teacher: queries"), DenseRanker(student, index, "student: queries")
 
 
-def _untrained(dataset: Dataset, distillation: DistillationConfig, query_tower: Path) -> DenseRanker:
+def untrained_ranker(dataset: Dataset, distillation: DistillationConfig, query_tower: Path | None) -> DenseRanker:
+    """The student's encoder before training, for queries and documents alike; `query_tower` is needed for the student `teacher`."""
     from components.distillation.student import untrained_student
 
     texts = [*dataset.document_texts(), *dataset.queries["text"]]

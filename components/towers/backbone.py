@@ -11,6 +11,7 @@ from components.errors import ModelError
 from components.towers.base_models import BaseModel
 from components.towers.config import TowerConfig
 from components.towers.contract import EncodingContract, Role
+from components.towers.layers import keep_layers
 from components.towers.pooling import normalize, pool
 from components.towers.precision import autocast, pick_device, pick_dtype
 from components.towers.tokens import pad_batch, token_ids
@@ -37,6 +38,8 @@ def load_decoder(base: BaseModel, precision: str) -> tuple[Any, Any]:
         raise ModelError(f"The model '{base.name}' cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     if tokenizer.eos_token_id is None:
         raise ModelError(f"The tokenizer of '{base.name}' has no end token; last-token pooling needs one. Use another model.")
+    if base.layers is not None:
+        keep_layers(model, base.layers, base.name)
     model.config.use_cache = False
     return model.eval(), tokenizer
 

@@ -1,10 +1,14 @@
-"""Training pairs from a data set's train judgements."""
+"""Training pairs from a data set's train judgements, and which texts of them are equal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from components.errors import DataError
 
@@ -14,12 +18,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Queries and documents as texts, relevant (query number, document number) pairs, and per query all its relevant documents."""
+    """Queries and documents as texts, relevant (query number, document number) pairs, and per query all its relevant documents.
+
+    `origins`: for each pair the data set it comes from, when several are mixed; empty for one data set, which then has the name "".
+    """
 
     queries: Sequence[str]
     documents: Sequence[str]
     pairs: Sequence[tuple[int, int]]
     relevant: Mapping[int, frozenset[int]]
+    origins: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not self.origins:
+            object.__setattr__(self, "origins", [""] * len(self.pairs))
+
+    @cached_property
+    def document_groups(self) -> NDArray[np.int64]:
+        """(documents,): a number for each document, equal for those whose texts differ by white space at most."""
+        return _groups(self.documents)
+
+    @cached_property
+    def known_groups(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Query numbers and groups of documents known to be relevant to them, sorted by query, then group, without repetition.
+
+        Known are the documents judged for the query or for a query of the same text, and every document of the same text as these.
+        """
+        query_groups = _groups(self.queries)
+        by_text: dict[int, set[int]] = {}
+        for query, documents in self.relevant.items():
+            by_text.setdefault(int(query_groups[query]), set()).update(int(self.document_groups[d]) for d in documents)
+        known = [(query, group) for query, text in enumerate(query_groups) for group in sorted(by_text.get(int(text), ()))]
+        rows = np.array(known, np.int64).reshape(-1, 2)
+        return rows[:, 0], rows[:, 1]
+
+
+def _groups(texts: Sequence[str]) -> NDArray[np.int64]:
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(" ".join(text.split()), len(numbers)) for text in texts], np.int64)
 
 
 def training_pairs(dataset: Dataset) -> Pairs:

@@ -92,7 +92,7 @@ class _Training:
         also = torch.tensor([[d in self.pairs.relevant[q] for _, d in picked] for q, _ in picked], device=self.towers.device)
 
         def loss(q: Tensor, d: Tensor) -> Tensor:
-            return info_nce(q, d, self.config.temperature, also)
+            return info_nce(q, d, self.config.temperature, blocked=also)
 
         value = gradient_cache.backward(self.towers.embed, queries, documents, loss)  # type: ignore[arg-type]
         torch.nn.utils.clip_grad_norm_(self.towers.parameters(), 1.0)

@@ -32,6 +32,24 @@ class StudyConfig(StepConfig):
     watts: float = Field(65.0, gt=0, le=100_000, description="cost_benefit: power that the machine draws under load, in watts")
     price_per_kwh: float = Field(0.3, ge=0, le=1000, description="cost_benefit: price of a kilowatt-hour of electricity")
     price_per_hour: float = Field(0.1, ge=0, le=100_000, description="cost_benefit: price of the machine for an hour, power apart")
+    small_encoder: str = Field(
+        "", description="baselines: encoder of the untrained, symmetric and end-to-end systems; empty: the student's"
+    )
+    small_learning_rates: tuple[float, ...] = Field(
+        (1e-4, 3e-4), min_length=1, description="baselines: peak learning rates of the small encoders; the best on dev counts"
+    )
+    scaling_models: tuple[str, ...] = Field(
+        (),
+        description="scaling_law: decoders of one family, such as decoder-128x4 or gemma3-270m@6; empty: towers.base_model cut to layers",
+    )
+    scaling_layers: tuple[int, ...] = Field(
+        (1, 2, 4, 8), description="scaling_law: layers kept of towers.base_model beside the whole one, when scaling_models is empty"
+    )
+    scaling_shares: tuple[float, ...] = Field(
+        (0.25, 0.5, 1.0), min_length=1, description="scaling_law: shares of the training pairs, above 0 up to 1"
+    )
+    scaling_negatives: int = Field(256, ge=1, le=100_000, description="scaling_law: random negatives of the contrastive entropy")
+    scaling_refits: int = Field(200, ge=20, le=10_000, description="scaling_law: resamples behind the intervals of a fit")
     currency: str = Field("USD", min_length=1, max_length=8, description="cost_benefit: currency of the prices")
 
 

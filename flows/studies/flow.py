@@ -8,12 +8,12 @@ from typing import Any
 
 from prefect import flow
 
-from components.artifacts import Artifact, write_json
+from components.artifacts import Artifact, read_manifest, write_json
 from flows.recorder import recorded_flow
 from flows.steps import STUDIES_ROOM, Step
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
-from flows.studies.framework import Ran, Study, run_cells
+from flows.studies.framework import Ran, Results, Study, run_cells
 from flows.studies.registry import load_study
 
 
@@ -53,10 +53,17 @@ def report_step(name: str, study: Study, ran: Ran, config: StudySettings) -> Ste
         frame = study.tabulate(ran.results, config)
         notes = [*study.notes(ran.results, frame, config), *(f"{cell} collapsed: {why}" for cell, why in ran.collapsed.items())]
         parents = {cell: artifact.digest for cell, artifact in ran.results.items()}
+        for file, content in getattr(study, "files", _no_files)(ran.results, config).items():
+            write_json(folder / file, content)
         return write_study_report(name, frame, notes, study.plot, parents, folder)
 
     settings = {"study": name, "config": config.model_dump(mode="json"), "collapsed": ran.collapsed}
     return Step("study_report", ("evaluation", STUDIES_ROOM), make, ran.results, settings)
+
+
+def _no_files(results: Results, config: StudySettings) -> dict[str, Any]:
+    """What a study without files of its own adds to its report."""
+    return {}
 
 
 def _publish(report: Artifact, study: str, context: Context) -> Path:
@@ -65,7 +72,7 @@ def _publish(report: Artifact, study: str, context: Context) -> Path:
 
     folder = settings.studies_folder() / study / f"{context.dataset.attributes['name']}-{report.path.name[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("table.md", "table.csv", "plot.png"):
+    for name in read_manifest(report.path).files:
         shutil.copyfile(report.path / name, folder / name)
     about = {"config": context.config.model_dump(mode="json"), "provenance": context.recorder.provenance.model_dump(mode="json")}
     write_json(folder / "about.json", {"mlflow_run_id": context.recorder.run_id, "report_digest": report.digest, **about})

@@ -11,6 +11,8 @@ A study is a module of this package, named in `registry.STUDIES`, with the four 
     def plot(frame: pd.DataFrame, path: Path) -> None
     def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[str]
         # sentences below the table: formulas, what was left out, whether the points support the conclusion
+    def files(results: Results, config: StudySettings) -> dict[str, Any]
+        # optional: further files of the report, file name -> JSON
 
 Nothing heavy is imported at a study's top. A cell's `run` builds on the release's steps through the context (`context.towers(config)`,
 `.vectors`, `.index`, `.targets`, `.student`), each found finished or made once for every configuration, and ends with a measuring step

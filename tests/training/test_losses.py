@@ -29,7 +29,7 @@ def test_info_nce_takes_other_relevant_documents_out_of_the_negatives() -> None:
     documents = torch.cat([UNIT, UNIT[:1]])
     also = torch.tensor([[True, False, True], [False, True, False]])
     expected = (-math.log(math.e / (math.e + 1)) - math.log(math.e / (math.e + 2))) / 2
-    assert float(info_nce(UNIT, documents, 1.0, also)) == pytest.approx(expected, abs=1e-6)
+    assert float(info_nce(UNIT, documents, 1.0, blocked=also)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_alignment_loss_sees_length_in_mse_and_direction_in_cosine() -> None:

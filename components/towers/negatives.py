@@ -1,0 +1,188 @@
+"""Negatives: hard ones mined from all documents with the towers as they are, and which documents of a batch are none.
+
+The nearest documents of a query are its hardest negatives, and the likeliest to be unjudged positives. So a candidate that scores
+above a share of the positive's score is dropped (positive-aware mining, Moreira et al. 2024, "NV-Retriever"), and so is a document
+whose text equals a relevant one's. What is left is drawn from at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.towers.config import TowerConfig
+from components.towers.pairs import Pairs
+from components.towers.precision import pick_device
+
+KEPT, RELEVANT, SAME_TEXT, NEAR = range(4)
+REASONS = ("kept", "relevant", "same_text", "above_positive_share")
+EXAMPLES_PER_REASON = 5
+_SCORES_AT_ONCE = 2**24
+_PAIRS_AT_ONCE = 8192
+_SAMPLE = 512
+
+
+@dataclass(frozen=True)
+class Mined:
+    """negatives: int64 (pairs, h) document numbers, -1 where fewer are left; report: what was kept and dropped, and examples."""
+
+    negatives: NDArray[np.int64]
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Candidates of some pairs: document numbers and scores (n, k), the positives' scores (n,), and a reason (n, k) for each."""
+
+    documents: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    positive: NDArray[np.float32]
+    reasons: NDArray[np.int8]
+
+
+def mine(queries_vec: NDArray[np.float32], documents_vec: NDArray[np.float32], pairs: Pairs, config: TowerConfig, round: int) -> Mined:
+    """`config.hard_negatives` documents for each pair, drawn from those of the nearest `config.mining_depth` that may be negatives.
+
+    `queries_vec` (queries, d) and `documents_vec` (documents, d): unit float32 rows of all texts of `pairs`. The draw follows from
+    the seed and the number of the round alone.
+    """
+    miner = _Miner(queries_vec, documents_vec, pairs, config)
+    rng = np.random.default_rng([config.seed, round])
+    negatives = np.full((len(pairs.pairs), config.hard_negatives), -1, np.int64)
+    counts = np.zeros(len(REASONS), np.int64)
+    for start in range(0, len(pairs.pairs), _PAIRS_AT_ONCE):
+        rows = slice(start, start + _PAIRS_AT_ONCE)
+        judged = miner.judge(miner.numbers[rows])
+        negatives[rows] = _drawn(judged, config.hard_negatives, rng)
+        counts += np.bincount(judged.reasons.ravel(), minlength=len(REASONS))
+    report = {"round": round, **_settings(config), **_summary(negatives, counts), "examples": _examples(miner, pairs, rng)}
+    return Mined(negatives, report)
+
+
+class _Miner:
+    """The nearest documents of every query, and what is known about them."""
+
+    def __init__(self, queries: NDArray[np.float32], documents: NDArray[np.float32], pairs: Pairs, config: TowerConfig) -> None:
+        self.numbers = np.array(pairs.pairs, np.int64).reshape(-1, 2)
+        self._queries, self._documents = queries, documents
+        self._groups, self._share = pairs.document_groups, config.positive_share
+        self._scores, self._nearest = nearest(queries, documents, config.mining_depth)
+        relevant = [(query, document) for query, found in pairs.relevant.items() for document in found]
+        self._relevant = _keys(*np.array(relevant, np.int64).reshape(-1, 2).T, len(documents))
+        self._known = _keys(*pairs.known_groups, len(documents))
+
+    def judge(self, numbers: NDArray[np.int64]) -> _Judged:
+        """Candidates of the pairs (query number, document number) in the rows of `numbers` (n, 2)."""
+        query, document = numbers[:, 0], numbers[:, 1]
+        found, scores = self._nearest[query], self._scores[query]
+        positive = np.einsum("nd,nd->n", self._queries[query], self._documents[document])
+        reasons = np.full(found.shape, KEPT, np.int8)
+        if self._share is not None:
+            # The distance is taken off |positive|: a share of a negative score would be a bound above the positive itself.
+            reasons[scores > (positive - (1 - self._share) * np.abs(positive))[:, None]] = NEAR
+        size = len(self._documents)
+        reasons[_member(query[:, None] * size + self._groups[found], self._known)] = SAME_TEXT
+        reasons[_member(query[:, None] * size + found, self._relevant)] = RELEVANT
+        return _Judged(found, scores, positive, reasons)
+
+
+def nearest(queries: NDArray[np.float32], documents: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Inner products and numbers of the `count` documents nearest to each query, exact, best first; on the GPU where there is one."""
+    import torch
+
+    device = pick_device()
+    table = torch.from_numpy(documents).to(device)
+    count, step = min(count, len(documents)), max(1, _SCORES_AT_ONCE // len(documents))
+    scores = np.empty((len(queries), count), np.float32)
+    numbers = np.empty((len(queries), count), np.int64)
+    for start in range(0, len(queries), step):
+        rows = torch.from_numpy(queries[start : start + step]).to(device)
+        best = torch.topk(rows @ table.T, count, dim=1)
+        scores[start : start + step], numbers[start : start + step] = best.values.cpu().numpy(), best.indices.cpu().numpy()
+    return scores, numbers
+
+
+def known_false_negatives(
+    pairs: Pairs, query_numbers: Sequence[int], document_numbers: Sequence[int], targets: Sequence[int] | None = None
+) -> NDArray[np.bool_]:
+    """bool (n, m): True where the document is known to be relevant to the row's query, by judgement or by its text, or is no document (-1).
+
+    `targets` (n,): the column of each row's own positive, which is never marked; by default the row's number.
+    """
+    columns = np.asarray(document_numbers, np.int64)
+    groups = np.where(columns < 0, -1, pairs.document_groups[columns])
+    order = np.argsort(groups, kind="stable")
+    query, known = pairs.known_groups
+    numbers = np.asarray(query_numbers, np.int64)
+    rows, entries = _ranges(np.searchsorted(query, numbers), np.searchsorted(query, numbers, "right"))
+    ordered, wanted = groups[order], known[entries]
+    hits, places = _ranges(np.searchsorted(ordered, wanted), np.searchsorted(ordered, wanted, "right"))
+    found = np.zeros((len(numbers), len(columns)), np.bool_)
+    found[:, columns < 0] = True
+    found[rows[hits], order[places]] = True
+    found[np.arange(len(numbers)), np.arange(len(numbers)) if targets is None else np.asarray(targets)] = False
+    return found
+
+
+def _ranges(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """All numbers from each start up to its end, one range after the other, and before them the number of the range they belong to."""
+    counts = ends - starts
+    owner = np.repeat(np.arange(len(counts)), counts)
+    offset = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return owner, starts[owner] + offset
+
+
+def _keys(rows: NDArray[np.int64], columns: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+    return np.sort(rows * width + columns)
+
+
+def _member(values: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of `values` stand in the sorted `keys`."""
+    if not len(keys):
+        return np.zeros(values.shape, np.bool_)
+    places = np.minimum(np.searchsorted(keys, values), len(keys) - 1)
+    return keys[places] == values
+
+
+def _drawn(judged: _Judged, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """int64 (n, count): kept candidates of each row in random order, then -1."""
+    chance = np.where(judged.reasons == KEPT, rng.random(judged.reasons.shape), np.inf)
+    places = np.argsort(chance, axis=1)[:, :count]
+    drawn = np.where(np.isfinite(np.take_along_axis(chance, places, 1)), np.take_along_axis(judged.documents, places, 1), -1)
+    return np.pad(drawn, ((0, 0), (0, count - drawn.shape[1])), constant_values=-1)
+
+
+def _settings(config: TowerConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in ("hard_negatives", "mining_depth", "positive_share")}
+
+
+def _summary(negatives: NDArray[np.int64], counts: NDArray[np.int64]) -> dict[str, Any]:
+    return {
+        "pairs": len(negatives),
+        "candidates": int(counts.sum()),
+        "kept": int(counts[KEPT]),
+        "dropped": {REASONS[reason]: int(counts[reason]) for reason in (RELEVANT, SAME_TEXT, NEAR)},
+        "drawn": int((negatives >= 0).sum()),
+        "pairs_with_too_few": int((negatives < 0).any(1).sum()),
+    }
+
+
+def _examples(miner: _Miner, pairs: Pairs, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Up to five candidates of each fate, from randomly chosen pairs, each of another pair."""
+    numbers = miner.numbers[np.sort(rng.permutation(len(miner.numbers))[:_SAMPLE])]
+    judged = miner.judge(numbers)
+    examples = []
+    for reason, name in enumerate(REASONS):
+        there = judged.reasons == reason
+        for row in np.flatnonzero(there.any(1))[:EXAMPLES_PER_REASON]:
+            place = int(there[row].argmax())
+            query, positive = numbers[row]
+            example = {"query": pairs.queries[query], "positive": pairs.documents[positive]}
+            example |= {"candidate": pairs.documents[judged.documents[row, place]], "reason": name}
+            scores = {"positive_score": judged.positive[row], "candidate_score": judged.scores[row, place]}
+            examples.append({**example, **{key: round(float(value), 4) for key, value in scores.items()}})
+    return examples

@@ -1,0 +1,86 @@
+"""Title-specific query prediction: an auxiliary loss that has the document's vector foretell the words of its query.
+
+The paper names the task and does not describe it; this is what was chosen. The document's unit vector v goes through a learned d x d
+map M, identity at the start, and is compared with the frozen input embeddings E of the base model, so for a model that ties input and
+output embeddings the start is its own language head. The logits are s (M v) E^T + log p, with a learned scale s and the frequency p of
+each token among the training queries, and the loss is the cross-entropy against the uniform distribution over the distinct tokens of
+the query. Without log p the frequent tokens would pull all documents in one direction. Only tokens of the training queries compete,
+and those that stand in every query, such as the prompt's, are left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from components.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Parameter
+
+# Inverse temperature at the start, for embeddings of mean length 1.
+START_SCALE = 20.0
+
+
+class QueryPrediction:
+    """The learned map and scale, beside the frozen embeddings of the `vocabulary` (token id -> row)."""
+
+    def __init__(self, embeddings: Tensor, vocabulary: Mapping[int, int], log_frequency: Tensor) -> None:
+        """`embeddings` float32 (words, d); `log_frequency` float32 (words,), both on the device of the training."""
+        import torch
+
+        self._embeddings, self._vocabulary, self._log_frequency = embeddings, vocabulary, log_frequency
+        scale = torch.log(START_SCALE / embeddings.norm(dim=1).mean())
+        self._learned = torch.nn.ParameterDict({"map": torch.eye(embeddings.shape[1], device=embeddings.device), "log_scale": scale})
+
+    def parameters(self) -> list[Parameter]:
+        """The trainable parameters, in a fixed order."""
+        return [self._learned["map"], self._learned["log_scale"]]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of the trainable parameters by name, for a checkpoint."""
+        return {name: value.detach().clone() for name, value in self._learned.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` gave."""
+        self._learned.load_state_dict(state)
+
+    def loss(self, document_vectors: Tensor, query_token_rows: Sequence[Sequence[int]]) -> Tensor:
+        """Mean cross-entropy over the rows; `document_vectors` unit (n, d), `query_token_rows` the token ids of each one's query.
+
+        A query without a word of the vocabulary does not count; with no other the loss is 0.
+        """
+        import torch
+
+        words = [sorted({self._vocabulary[token] for token in row if token in self._vocabulary}) for row in query_token_rows]
+        cells = [(row, word, 1 / len(found)) for row, found in enumerate(words) for word in found]
+        if not cells:
+            return document_vectors.sum() * 0
+        rows, columns, weights = zip(*cells, strict=True)
+        device = document_vectors.device
+        chances = torch.log_softmax(self._logits(document_vectors), dim=1)
+        picked = chances[torch.tensor(rows, device=device), torch.tensor(columns, device=device)]
+        return -(picked * torch.tensor(weights, device=device)).sum() / len(set(rows))
+
+    def _logits(self, vectors: Tensor) -> Tensor:
+        mapped = vectors.float() @ self._learned["map"].T
+        return self._learned["log_scale"].exp() * (mapped @ self._embeddings.T) + self._log_frequency
+
+
+def build(embedding_weight: Tensor, query_tokens: Sequence[Sequence[int]], special_ids: Collection[int]) -> QueryPrediction:
+    """The prediction for training queries given as token ids; `embedding_weight` (V, d) are the base model's input embeddings.
+
+    Raises ModelError when the queries have no tokens to predict.
+    """
+    import torch
+
+    counts = Counter(token for row in query_tokens for token in set(row))
+    words = sorted(token for token, count in counts.items() if token not in special_ids and count < len(query_tokens))
+    if not words:
+        raise ModelError("The training queries have no tokens to predict; set towers.query_prediction_weight to 0.")
+    device = embedding_weight.device
+    frequency = torch.tensor([counts[word] for word in words], dtype=torch.float32, device=device)
+    embeddings = embedding_weight.detach()[torch.tensor(words, device=device)].float()
+    return QueryPrediction(embeddings, {word: row for row, word in enumerate(words)}, torch.log(frequency / frequency.sum()))
