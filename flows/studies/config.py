@@ -11,12 +11,13 @@ from flows.config import RetrainConfig
 
 NoiseKind = Literal["typos", "dropped_words", "upper_case", "lower_case", "verbosity"]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Layers = Annotated[int, Field(ge=1)]
 
 
 class StudyConfig(StepConfig):
     """What the studies vary and measure; each reads the fields it needs."""
 
-    layers: tuple[int, ...] = Field(
+    layers: tuple[Layers, ...] = Field(
         (1, 2, 4, 6), description="retention: numbers of layers kept; those the encoder does not have are left out"
     )
     static: bool = Field(True, description="retention: also the static student, which has no transformer")
