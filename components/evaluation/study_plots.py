@@ -23,6 +23,7 @@ def quality_over(frame: pd.DataFrame, x: str, metrics: Sequence[str], path: Path
             axes.annotate(str(name), (across, up), textcoords="offset points", xytext=(5, 5), fontsize=8)
         if len(rows) and (rows[x] > 0).all():
             axes.set_xscale("log")
+        axes.margins(x=0.2, y=0.1)  # room for the names
         axes.set(xlabel=x, ylabel=metric)
         axes.grid(alpha=0.3)
     _save(figure, path)

@@ -11,19 +11,21 @@ from flows.config import RetrainConfig
 
 NoiseKind = Literal["typos", "dropped_words", "upper_case", "lower_case", "verbosity"]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Layers = Annotated[int, Field(ge=1)]
 
 
 class StudyConfig(StepConfig):
     """What the studies vary and measure; each reads the fields it needs."""
 
-    layers: tuple[int, ...] = Field(
+    layers: tuple[Layers, ...] = Field(
         (1, 2, 4, 6), description="retention: numbers of layers kept; those the encoder does not have are left out"
     )
     static: bool = Field(True, description="retention: also the static student, which has no transformer")
     seeds: tuple[int, ...] = Field((), description="distillation_ablation: seeds each cell is trained with; empty: distillation.seed alone")
     noise: dict[NoiseKind, tuple[Rate, ...]] = Field(
         {"typos": (0.1, 0.3), "dropped_words": (0.1, 0.3), "upper_case": (1.0,), "lower_case": (1.0,), "verbosity": (1.0,)},
-        description="robustness: kinds of noise with the shares of words (for verbosity of queries) that change",
+        description="robustness: typos, dropped_words, upper_case, lower_case, verbosity, each with the shares from 0 to 1 of the words "
+        "(for verbosity of the queries) that change",
     )
     noise_seed: int = Field(13, ge=0, description="robustness: seed of the noise")
     foreign_documents: str = Field("", description="robustness: data folder whose documents are mixed into the index; empty for none")

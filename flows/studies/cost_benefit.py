@@ -183,7 +183,8 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
 
 
 def _described(steps: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_seconds(timing)}" for name, timing in steps.items()) or "nothing was trained"
+    known = [name for name in STEPS[STUDENT] if name in steps]
+    return ", ".join(f"{name} {_seconds(steps[name])}" for name in known) or "nothing was trained"
 
 
 def _seconds(timing: Mapping[str, float] | None) -> str:

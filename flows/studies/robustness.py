@@ -117,8 +117,6 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     ]
     mixed = [artifact for name, artifact in results.items() if name.startswith(f"{FOREIGN}@")]
     if mixed:
-        folder = Path(study.foreign_documents).name
-        lines.append(
-            f"{FOREIGN}: clean queries, exact search among the own documents and {mixed[0].counts['foreign_documents']:,} of '{folder}'."
-        )
+        others = f"{mixed[0].counts['foreign_documents']:,} of '{Path(study.foreign_documents).name}'"
+        lines.append(f"{FOREIGN}: clean queries, exact search among the own documents and {others}.")
     return lines

@@ -38,10 +38,10 @@ def layers_left_out(config: StudySettings) -> list[int]:
 
 def layers_of(config: StudySettings) -> int:
     """Layers of the student's encoder; of the towers' model for the student `teacher`."""
-    from components.distillation.checks import shape_of
+    from components.towers.layer_count import count_layers
 
     student = config.distillation.student
-    return shape_of(config.towers.base_model if student == TEACHER else student).layers
+    return count_layers(config.towers.base_model if student == TEACHER else student)
 
 
 def _name(count: int) -> str:
