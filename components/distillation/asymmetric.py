@@ -10,14 +10,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from components.artifacts import Artifact, Scalar, seal
 from components.distillation.config import DistillationConfig
-from components.distillation.contrastive import ENCODE_BATCH, ContrastiveTraining
+from components.distillation.contrastive import ContrastiveTraining
 from components.distillation.initial import new_student
 from components.distillation.saved import load_student, save_student
 from components.distillation.symmetric import SmallEncoder
@@ -78,7 +77,8 @@ def train_asymmetric(
     config = config.model_copy(update={"matryoshka": (), "dimension": None})
     towers = TwoTowers(resolve_base(config.base_model, [*pairs.documents, *pairs.queries]), config)
     texts = list(dict.fromkeys(pairs.queries))[:FIT_QUERIES]
-    student = new_student(texts, _untrained_vectors(towers, texts), "in training", small, None)
+    untrained = towers.encode(towers.tokens(texts, "query"), "query", "queries with the untrained LLM")
+    student = new_student(texts, untrained, "in training", small, None)
     pair = AsymmetricPair(towers, config.learning_rate, SmallEncoder(student, small, learning_rate))
     losses = ContrastiveTraining(pair, pairs, config, folder).to_end("train end to end")
     _write(pair, parents, folder)
@@ -87,23 +87,14 @@ def train_asymmetric(
     return seal(folder, "towers", counts=counts, parents=parents, attributes=attributes)
 
 
-def _untrained_vectors(towers: TwoTowers, texts: Sequence[str]) -> NDArray[np.float32]:
-    import torch
-    from tqdm import tqdm
-
-    rows = towers.tokens(texts, "query")
-    starts = tqdm(range(0, len(rows), ENCODE_BATCH), desc="queries with the untrained LLM", unit="batch", mininterval=1)
-    with torch.no_grad():
-        return torch.cat([towers.embed(rows[i : i + ENCODE_BATCH], "query") for i in starts]).cpu().numpy()
-
-
 def _write(pair: AsymmetricPair, parents: Mapping[str, str], folder: Path) -> None:
     """Save both with contract, space and probes; the space is named by the document tower."""
     targets = {name: folder / name for name in (DOCUMENT_TOWER, QUERY_ENCODER)}
     for target in targets.values():
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-    document = pair.towers.save("document", targets[DOCUMENT_TOWER])
+    # None is for the other ones of several processes; this training has one.
+    document = cast("EncodingContract", pair.towers.save("document", targets[DOCUMENT_TOWER]))
     query = save_student(pair.query.student, targets[QUERY_ENCODER])
     space_id = space_id_of(document)
     _finish(targets[DOCUMENT_TOWER], document, space_id, parents)
