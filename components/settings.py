@@ -21,6 +21,11 @@ def models_folder() -> Path:
     return home() / "models"
 
 
+def studies_folder() -> Path:
+    """Tables and plots of the studies, for people; MLflow holds the same."""
+    return home() / "studies"
+
+
 def tracking_uri() -> str:
     """The MLflow tracking server, or the embedded SQLite store."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError
@@ -42,13 +42,23 @@ class RetrainConfig(StepConfig):
     policy: PolicyConfig = Field(default_factory=PolicyConfig, description="The gates")
 
 
+Settings = TypeVar("Settings", bound=RetrainConfig)
+
+
 def preset_names() -> list[str]:
     """Names of the presets that come with the project, in alphabetical order."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def load_config(preset: str | None = None, file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> RetrainConfig:
-    """The configuration made from `preset` (None: the defaults), then `file`, then `overrides`; the later one wins.
+    """The configuration of a retraining (see `load_settings`)."""
+    return load_settings(RetrainConfig, preset, file, overrides)
+
+
+def load_settings(
+    model: type[Settings], preset: str | None = None, file: Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Settings:
+    """The configuration `model` made from `preset` (None: the defaults), then `file`, then `overrides`; the later one wins.
 
     `overrides` are nested like the YAML, or have dotted keys (`towers.steps`), or both.
     Raises ConfigError that names each wrong field, what was given and what is allowed.
@@ -62,9 +72,9 @@ def load_config(preset: str | None = None, file: Path | None = None, overrides: 
     if overrides:
         values, sources = _merged(values, _nested(overrides)), [*sources, "command line"]
     try:
-        return RetrainConfig.model_validate(_without_empty_sections(values))
+        return model.model_validate(_without_empty_sections(values))
     except ValidationError as error:
-        raise ConfigError(explain(error, RetrainConfig, ", ".join(sources))) from None
+        raise ConfigError(explain(error, model, ", ".join(sources))) from None
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

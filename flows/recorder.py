@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from prefect.runtime import flow_run
@@ -12,8 +13,8 @@ from components.artifacts import Artifact
 from components.promotion.release import LineageNode
 from components.tracking.provenance import Provenance, collect_provenance, version_tags
 from components.tracking.registry import RegisteredVersion, register
-from components.tracking.runs import StepRecord, close_flow_run, open_flow_run, record_step
-from flows.steps import Step, run_step
+from components.tracking.runs import StepRecord, close_flow_run, log_report, open_flow_run, record_step
+from flows.steps import Done, Step, Timing, run_step
 
 
 class Recorder:
@@ -22,14 +23,21 @@ class Recorder:
     def __init__(self, name: str, parameters: Mapping[str, Any], run_id: str, provenance: Provenance) -> None:
         self.name, self.parameters, self.run_id, self.provenance = name, parameters, run_id, provenance
         self.lineage: list[LineageNode] = []
-        self.all_cached = True
+        self.made = 0  # steps that were not found finished
+        self.timings: dict[str, Timing | None] = {}  # by the artifact's digest
         self._runs: dict[str, str] = {}
 
-    def run(self, step: Step) -> Artifact:
-        """Run a step, record it in MLflow, and return its artifact."""
+    @property
+    def all_cached(self) -> bool:
+        """Whether every step so far was found finished."""
+        return self.made == 0
+
+    def run(self, step: Step, metrics: Callable[[Artifact], Mapping[str, float]] = lambda _: {}) -> Artifact:
+        """Run a step, record it in MLflow with the `metrics` of its artifact, and return the artifact."""
         done = run_step(step)
-        self.all_cached &= done.cached
-        return self._record(step, done.artifact, done.seconds, done.cached)
+        self.made += not done.cached
+        self.timings[done.artifact.digest] = done.timing
+        return self._record(step, done, metrics(done.artifact))
 
     def part(self, whole: Artifact, part: Artifact, step: Step) -> Artifact:
         """Make a part of a finished step (such as one of two towers) an artifact of its own in the lineage."""
@@ -37,13 +45,18 @@ class Recorder:
         self._remember(step, part, self._runs[whole.digest])
         return part
 
+    def report(self, folder: Path, text: str) -> None:
+        """Keep the files of a finished report with the flow's own run, and show its text there."""
+        log_report(self.run_id, folder, text)
+
     def register(self, role: str, artifact: Artifact, inputs: Mapping[str, RegisteredVersion], data_digest: str) -> RegisteredVersion:
         """Register an artifact as a version of `<name>-<role>`; unchanged ones keep their version."""
         tags = version_tags(self.provenance, data_digest, dict(self.parameters), self.run_id)
         return register(f"{self.name}-{role}", artifact, self._runs[artifact.digest], inputs, tags)
 
-    def _record(self, step: Step, artifact: Artifact, seconds: float, cached: bool) -> Artifact:
-        record = StepRecord(step.name, step.config, artifact, step.inputs, {}, seconds, cached, self.run_id)
+    def _record(self, step: Step, done: Done, metrics: Mapping[str, float]) -> Artifact:
+        artifact = done.artifact
+        record = StepRecord(step.name, step.config, artifact, step.inputs, metrics, done.seconds, done.cached, self.run_id)
         self._runs[artifact.digest] = record_step(self.run_id, record)
         self._remember(step, artifact, self._runs[artifact.digest])
         return artifact

@@ -11,7 +11,7 @@ import fcntl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,12 +22,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from components import settings
-from components.artifacts import Artifact, digest_of, file_sha256, is_complete, verify
+from components.artifacts import Artifact, digest_of, file_sha256, is_complete, read_json, verify, write_json
+from components.errors import ArtifactError
 
 if TYPE_CHECKING:
     from prefect.states import State
 
 COMPONENTS = Path(__file__).resolve().parents[1] / "components"
+STUDIES_ROOM = "flows/studies"
 LIBRARIES = ("torch", "transformers", "peft", "sentence-transformers", "faiss-cpu", "great-expectations", "bm25s", "numpy")
 
 
@@ -56,19 +58,29 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """How long the making of a step took. Of several attempts, as after a kill, only the last one's seconds are known."""
+
+    seconds: float
+    attempts: int
+
+
+@dataclass(frozen=True)
 class Done:
-    """A finished step: its artifact, whether it was found finished, and the seconds it took."""
+    """A finished step: its artifact, whether it was found finished, the seconds that took, and those its making took, if known."""
 
     artifact: Artifact
     cached: bool
     seconds: float
+    timing: Timing | None
 
 
 @cache
 def code_digest(room: str) -> str:
-    """Digest of the Python files of a room of `components/`."""
-    files = sorted((COMPONENTS / room).rglob("*.py"))
-    return digest_of({f.relative_to(COMPONENTS).as_posix(): file_sha256(f) for f in files})
+    """Digest of the Python files of a room of `components/`, or of the studies for `STUDIES_ROOM`."""
+    root = COMPONENTS.parent if room == STUDIES_ROOM else COMPONENTS
+    files = sorted((root / room).rglob("*.py"))
+    return digest_of({f.relative_to(root).as_posix(): file_sha256(f) for f in files})
 
 
 @cache
@@ -111,12 +123,35 @@ def _made(step: Step) -> Done:
     with _alone(step.folder):
         if is_complete(step.folder):
             print(f"[{step.name}] unchanged, taken from the cache", flush=True)
-            return Done(verify(step.folder), True, time.monotonic() - started)
+            return Done(verify(step.folder), True, time.monotonic() - started, _read_timing(step.folder))
         print(f"[{step.name}] started", flush=True)
-        artifact = step.make(step.folder)
-    seconds = time.monotonic() - started
-    print(f"[{step.name}] done in {seconds:.1f} s: {_counts(artifact)}", flush=True)
-    return Done(artifact, False, seconds)
+        artifact, timing = _timed(step)
+    print(f"[{step.name}] done in {timing.seconds:.1f} s: {_counts(artifact)}", flush=True)
+    return Done(artifact, False, time.monotonic() - started, timing)
+
+
+def _timed(step: Step) -> tuple[Artifact, Timing]:
+    """Make the step and keep how long it took beside its folder: a time within would change the artifact's digest."""
+    earlier = _read_timing(step.folder) if any(step.folder.iterdir()) else None
+    attempts = earlier.attempts + 1 if earlier else 1
+    write_json(_timing_file(step.folder), asdict(Timing(0.0, attempts)))
+    started = time.monotonic()
+    artifact = step.make(step.folder)
+    timing = Timing(time.monotonic() - started, attempts)
+    write_json(_timing_file(step.folder), asdict(timing))
+    return artifact, timing
+
+
+def _timing_file(folder: Path) -> Path:
+    return folder.with_suffix(".timing.json")
+
+
+def _read_timing(folder: Path) -> Timing | None:
+    """The timing of a step; None when it was not recorded or cannot be read, which is no reason to make the step again."""
+    try:
+        return Timing(**read_json(_timing_file(folder)))
+    except (ArtifactError, TypeError):
+        return None
 
 
 def _counts(artifact: Artifact) -> str:

@@ -75,7 +75,7 @@ def snapshot(config: DataConfig, folder: Path) -> DatasetArtifact:
     documents = tables.documents.assign(content_hash=[content_hash(text) for text in _texts(tables.documents)])
     frames = {"documents": documents, "queries": tables.queries, "judgements": tables.judgements, "unlabelled": tables.unlabelled}
     for name, frame in frames.items():
-        _write(frame, folder / f"{name}.parquet")
+        write_table(frame, folder / f"{name}.parquet")
     sizes = {key: value for key, value in tables.notes.items() if isinstance(value, int)}
     labels = {key: value for key, value in tables.notes.items() if key not in sizes}
     attributes = {"name": source_name(config), "source_digest": source_digest(config), **labels, **_sources_attribute(tables)}
@@ -132,7 +132,8 @@ def _schema(columns: tuple[str, ...]) -> pa.Schema:
     return pa.schema([(name, pa.int64() if name == "score" else pa.string()) for name in columns])
 
 
-def _write(frame: pd.DataFrame, path: Path) -> None:
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    """Write one of `TABLES`, named by the file, as Parquet; the same rows give the same bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -9,10 +9,10 @@ from components.distillation.config import DistillationConfig
 from components.distillation.forms import TEACHER
 from components.distillation.layers import choose_layers
 from components.errors import ModelError
-from components.towers.base_models import TINY_DECODER, TINY_ENCODER, resolve_base
+from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import load_contract
-from components.towers.tiny import LAYERS, WIDTH
+from components.towers.layer_count import count_layers
 
 
 class Shape(NamedTuple):
@@ -43,14 +43,13 @@ def check_student(config: DistillationConfig, index_dimension: int, query_tower_
 
 def shape_of(name: str) -> Shape:
     """Layers and width of the base model `name`, from its configuration alone."""
-    if name.startswith((TINY_DECODER, TINY_ENCODER)):
-        return Shape(LAYERS, WIDTH)
     from transformers import AutoConfig
 
-    base = resolve_base(name)
+    # The models built here are built from texts; their size does not depend on which.
+    base = resolve_base(name, ["any text"])
     try:
         config = AutoConfig.from_pretrained(base.location).get_text_config()
-        return Shape(config.num_hidden_layers, config.hidden_size)
+        return Shape(count_layers(name), config.hidden_size)
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"The configuration of '{name}' names no layers and width: {str(error).strip().splitlines()[0]}") from None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from components.artifacts import digest_of
 from components.distillation.config import DistillationConfig
-from components.distillation.layers import choose_layers, keep_layers
+from components.distillation.layers import choose_layers
 from components.distillation.static import initial_vectors, static_model, static_tokens
 from components.distillation.student_encoder import StudentEncoder
 from components.errors import ModelError
@@ -18,6 +18,7 @@ from components.towers.attention import measured_attention
 from components.towers.base_models import BaseModel, resolve_base
 from components.towers.contract import EncodingContract
 from components.towers.encoder import load_tower
+from components.towers.layers import keep_layers
 from components.towers.precision import autocast, pick_device, pick_dtype
 
 TEACHER = "teacher"

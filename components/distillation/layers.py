@@ -1,20 +1,11 @@
-"""The layers of a transformer: where a model keeps them, which of them a student takes, and a model cut down to those."""
+"""The layers of a transformer that a student takes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from components.errors import ModelError
-
-# Where the common architectures keep their list of layers: BERT and its kin, DistilBERT, GPT-2, OPT, decoders and ModernBERT.
-STACKS = ("encoder.layer", "transformer.layer", "encoder.layers", "decoder.layers", "h", "layers")
-
-
-def first_and_last(count: int, total: int) -> tuple[int, ...]:
-    """Numbers of `count` of `total` layers: the first half, rounded up, and the last half."""
-    first = -(-count // 2)
-    return (*range(first), *range(total - (count - first), total))
+from components.towers.layers import first_and_last
 
 
 def choose_layers(layers: Sequence[int] | int | None, total: int, name: str) -> tuple[int, ...]:
@@ -28,65 +19,3 @@ def choose_layers(layers: Sequence[int] | int | None, total: int, name: str) -> 
     if not layers or any(not 0 <= i < total for i in layers) or len(set(layers)) < len(layers):
         raise ModelError(f"distillation.layers is {list(layers)}, but '{name}' has the layers 0 to {total - 1}, each to be taken once.")
     return tuple(layers)
-
-
-def layer_stack(model: Any, name: str) -> tuple[Any, str]:
-    """The module that owns the model's list of layers, and the list's name in it; raises ModelError when none is known."""
-    from torch.nn import ModuleList
-
-    for path in STACKS:
-        owner, (*parents, last) = model, path.split(".")
-        for parent in parents:
-            owner = getattr(owner, parent, None)
-        if isinstance(getattr(owner, last, None), ModuleList):
-            return owner, last
-    raise ModelError(f"'{name}' keeps its layers under none of the names {', '.join(STACKS)}; leave distillation.layers empty for it.")
-
-
-def layer_count(model: Any, name: str) -> int:
-    """Number of layers of a loaded model."""
-    owner, attribute = layer_stack(model, name)
-    return len(getattr(owner, attribute))
-
-
-def keep_layers(model: Any, numbers: Sequence[int], name: str) -> None:
-    """Cut `model` down to the layers `numbers`, in that order, its configuration with it."""
-    from torch.nn import ModuleList
-
-    owner, attribute = layer_stack(model, name)
-    stack = getattr(owner, attribute)
-    total = len(stack)
-    if list(numbers) == list(range(total)):
-        return
-    setattr(owner, attribute, ModuleList([stack[i] for i in numbers]))
-    for place, layer in enumerate(getattr(owner, attribute)):
-        _renumber(layer, place)
-    _cut_config(model.config, numbers, total)
-    _require_same_shape(model, name)
-
-
-def _renumber(layer: Any, place: int) -> None:
-    # The number is the layer's place in a cache, and some models look up their kind of attention by it.
-    for module in layer.modules():
-        for attribute in ("layer_idx", "layer_id"):
-            if isinstance(getattr(module, attribute, None), int):
-                setattr(module, attribute, place)
-
-
-def _cut_config(config: Any, numbers: Sequence[int], total: int) -> None:
-    """Lists with one entry a layer (the kinds of attention of Gemma 3 and ModernBERT) have to follow the layers that stay."""
-    for key, value in list(vars(config).items()):
-        if "layer" in key and isinstance(value, (list, tuple)) and len(value) == total:
-            setattr(config, key, [value[i] for i in numbers])
-    config.num_hidden_layers = len(numbers)
-
-
-def _require_same_shape(model: Any, name: str) -> None:
-    """A saved student is built from its configuration alone: refuse a cut that the configuration cannot express."""
-    import torch
-
-    with torch.device("meta"):
-        rebuilt = type(model)(model.config)
-    wanted, found = ({k: v.shape for k, v in m.state_dict().items() if "pooler" not in k} for m in (model, rebuilt))
-    if wanted != found:
-        raise ModelError(f"'{name}' treats its first layer unlike the others, so the cut has to keep it: begin distillation.layers with 0.")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from components.distillation.layers import first_and_last, keep_layers
 from components.errors import ModelError
+from components.towers.layers import first_and_last, keep_layers
 
 if TYPE_CHECKING:
     from components.distillation.student_encoder import StudentEncoder

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.distillation.layers import layer_count
 from components.distillation.packed import can_pack, packed_vectors
 from components.distillation.static import mean_vectors, static_tokens
 from components.towers.contract import EncodingContract
+from components.towers.layers import layer_count
 from components.towers.pooling import pool
 from components.towers.precision import pick_device
 from components.towers.tokens import batches_by_tokens, pad_batch, token_ids

@@ -1,9 +1,9 @@
-"""Speed of teacher and student, in turns in one run, so that a machine that slows down slows both."""
+"""Speed of query encoders, in turns in one run, so that a machine that slows down slows all of them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,14 +18,26 @@ if TYPE_CHECKING:
 
 _ROUNDS = 5
 _WARM_UP = 5
-_TEACHER_SHARE = 4  # the teacher answers one query for this many of the student's
-_STUDENT_BATCHES = 4  # batches per round; the teacher encodes one
+_BATCH_SECONDS = 0.25  # of full batches for one system in one round: one batch of a large model, many of a small one
+_MOST_BATCHES = 32
+TEACHER_SHARE = 4  # the teacher answers one query for this many of a student's
+
+Answer = Callable[[list[str]], object]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A system to time: what answers a batch of queries, and how many of the single queries it skips (1: none, 4: three of four)."""
+
+    answer: Answer
+    share: int = 1
 
 
 @dataclass
 class _Stopwatch:
-    """Times of one encoder: seconds per query at batch 1, and per full batch."""
+    """Times of one system: seconds per query at batch 1, and per full batch; `batches_each_round` follows from its warm-up."""
 
+    batches_each_round: int
     single: list[float] = field(default_factory=list)
     batches: list[float] = field(default_factory=list)
 
@@ -35,31 +47,43 @@ class _Stopwatch:
         return EncoderSpeed(p50_ms=float(p50), p95_ms=float(p95), qps=qps, batch_size=batch_size, queries=len(self.single))
 
 
-def measure_speed(teacher: DenseRanker, student: DenseRanker, queries: Sequence[str], config: EvaluationConfig) -> SpeedSummary:
-    """Time both encoders on the same queries, after a warm-up, in alternating rounds; then the student's search apart.
+def encoding(encoder: TextEncoder) -> Answer:
+    """Answer a batch by encoding it, tokenisation included."""
+    return lambda texts: encoder.encode(texts, batch_size=len(texts))
 
-    Latency is the time of one `encode` call with one query, tokenisation included; throughput that of calls with
-    `config.throughput_batch` queries. The search takes one query vector and `config.depth` documents.
+
+def measure_speed(teacher: DenseRanker, student: DenseRanker, queries: Sequence[str], config: EvaluationConfig) -> SpeedSummary:
+    """Time the encoding of teacher and student (see `measure_speeds`), then the student's search apart.
+
+    The search takes one query vector and `config.depth` documents.
+    """
+    systems = {"student": Timed(encoding(student.encoder)), "teacher": Timed(encoding(teacher.encoder), TEACHER_SHARE)}
+    speeds = measure_speeds(systems, queries, config)
+    texts = _sample(queries, config.latency_queries, config.seed)
+    return SpeedSummary(
+        teacher=speeds["teacher"],
+        student=speeds["student"],
+        speed_up=speeds["student"].qps / speeds["teacher"].qps,
+        search_p50_ms=_search_p50_ms(student, texts, config.depth),
+    )
+
+
+def measure_speeds(systems: Mapping[str, Timed], queries: Sequence[str], config: EvaluationConfig) -> dict[str, EncoderSpeed]:
+    """Time all systems on the same queries, after a warm-up, in alternating rounds.
+
+    Latency is the time of one call with one query; throughput that of calls with `config.throughput_batch` queries.
     """
     from tqdm import tqdm
 
     texts = _sample(queries, max(config.latency_queries, config.throughput_batch), config.seed)
     shares = np.array_split(np.arange(config.latency_queries), _ROUNDS)
-    watches = {"student": _Stopwatch(), "teacher": _Stopwatch()}
-    for ranker in (student, teacher):
-        _warm_up(ranker.encoder, texts, config.throughput_batch)
+    watches = {name: _warmed_up(system, texts, config.throughput_batch) for name, system in systems.items()}
     for number, share in enumerate(tqdm(shares, desc="Measuring speed", unit="round", mininterval=1)):
         singles = [texts[i] for i in share]
         batch = _batch(texts, number, config.throughput_batch)
-        _time(student.encoder, watches["student"], singles, [batch] * _STUDENT_BATCHES)
-        _time(teacher.encoder, watches["teacher"], singles[::_TEACHER_SHARE], [batch])
-    speeds = {name: watch.speed(config.throughput_batch) for name, watch in watches.items()}
-    return SpeedSummary(
-        teacher=speeds["teacher"],
-        student=speeds["student"],
-        speed_up=speeds["student"].qps / speeds["teacher"].qps,
-        search_p50_ms=_search_p50_ms(student, texts[: config.latency_queries], config.depth),
-    )
+        for name, system in systems.items():
+            _time(system, watches[name], singles[:: system.share], batch)
+    return {name: watch.speed(config.throughput_batch) for name, watch in watches.items()}
 
 
 def _sample(queries: Sequence[str], count: int, seed: int) -> list[str]:
@@ -72,17 +96,20 @@ def _batch(texts: Sequence[str], number: int, size: int) -> list[str]:
     return [texts[(number * size + i) % len(texts)] for i in range(size)]
 
 
-def _warm_up(encoder: TextEncoder, texts: Sequence[str], batch_size: int) -> None:
+def _warmed_up(system: Timed, texts: Sequence[str], batch_size: int) -> _Stopwatch:
     for text in texts[:_WARM_UP]:
-        encoder.encode([text])
-    encoder.encode(_batch(texts, 0, batch_size), batch_size=batch_size)
+        system.answer([text])
+    batch = _batch(texts, 0, batch_size)
+    system.answer(batch)
+    seconds = _seconds(lambda: system.answer(batch))
+    return _Stopwatch(int(np.clip(_BATCH_SECONDS / max(seconds, 1e-9), 1, _MOST_BATCHES)))
 
 
-def _time(encoder: TextEncoder, watch: _Stopwatch, singles: Sequence[str], batches: Sequence[list[str]]) -> None:
+def _time(system: Timed, watch: _Stopwatch, singles: Sequence[str], batch: list[str]) -> None:
     for text in singles:
-        watch.single.append(_seconds(lambda text=text: encoder.encode([text])))  # type: ignore[misc]
-    for batch in batches:
-        watch.batches.append(_seconds(lambda batch=batch: encoder.encode(batch, batch_size=len(batch))))  # type: ignore[misc]
+        watch.single.append(_seconds(lambda text=text: system.answer([text])))  # type: ignore[misc]
+    for _ in range(watch.batches_each_round):
+        watch.batches.append(_seconds(lambda: system.answer(batch)))
 
 
 def _search_p50_ms(ranker: DenseRanker, texts: Sequence[str], depth: int) -> float:

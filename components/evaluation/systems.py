@@ -31,9 +31,40 @@ def evaluate_release(
     dataset = load_dataset(inputs["dataset"].path)
     systems: dict[str, Ranker] = {"bm25": bm25_ranker(dataset)}
     if config.untrained_student:
-        systems["student_untrained"] = _untrained(dataset, distillation, inputs["query_tower"].path)
+        systems["student_untrained"] = untrained_ranker(dataset, distillation, inputs["query_tower"].path)
     systems["teacher"], systems["student"] = _teacher_and_student(inputs)
     return evaluate(systems, dataset, config, folder, {role: artifact.digest for role, artifact in inputs.items()})
+
+
+def open_dense(encoder: Artifact, index: Artifact) -> DenseRanker:
+    """A tower or a student on an index, both opened from their artifacts."""
+    from components.distillation.student import load_encoder
+
+    opened = load_encoder(encoder.path)
+    return DenseRanker(opened, load_index(index.path, opened.space_id, index.digest), "queries")
+
+
+def open_mixed(encoder: Artifact, own: Artifact, foreign: Artifact) -> DenseRanker:
+    """A tower or a student on an exact index, in memory, over the data's own documents and foreign ones (both vectors in shards)."""
+    import numpy as np
+
+    from components.distillation.student import load_encoder
+    from components.index.search import index_in_memory
+    from components.index.shards import read_vectors
+
+    opened, mine, others = load_encoder(encoder.path), read_vectors(own), read_vectors(foreign)
+    ids = [*mine.doc_ids, *(f"foreign:{doc_id}" for doc_id in others.doc_ids)]
+    return DenseRanker(opened, index_in_memory(np.concatenate([mine.vectors, others.vectors]), ids, own.space_id), "queries")
+
+
+def open_system(name: str, inputs: Mapping[str, Artifact], distillation: DistillationConfig) -> Ranker:
+    """One of bm25, student_untrained, teacher, student. `inputs` as for `evaluate_release`, as far as the system needs them."""
+    dataset = load_dataset(inputs["dataset"].path)
+    if name == "bm25":
+        return bm25_ranker(dataset)
+    if name == "student_untrained":
+        return untrained_ranker(dataset, distillation, inputs["query_tower"].path)
+    return open_dense(inputs["query_tower" if name == "teacher" else "query_encoder"], inputs["index"])
 
 
 def _teacher_and_student(inputs: Mapping[str, Artifact]) -> tuple[DenseRanker, DenseRanker]:
@@ -45,7 +76,8 @@ def _teacher_and_student(inputs: Mapping[str, Artifact]) -> tuple[DenseRanker, D
     return DenseRanker(teacher, index, "teacher: queries"), DenseRanker(student, index, "student: queries")
 
 
-def _untrained(dataset: Dataset, distillation: DistillationConfig, query_tower: Path) -> DenseRanker:
+def untrained_ranker(dataset: Dataset, distillation: DistillationConfig, query_tower: Path | None) -> DenseRanker:
+    """The student's encoder before training, for queries and documents alike; `query_tower` is needed for the student `teacher`."""
     from components.distillation.student import untrained_student
 
     texts = [*dataset.document_texts(), *dataset.queries["text"]]

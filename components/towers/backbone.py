@@ -22,6 +22,7 @@ from components.towers.config import TowerConfig
 from components.towers.contract import ROLES, EncodingContract, Role
 from components.towers.distributed import collected, current_world, like, sum_over_processes
 from components.towers.full import FullModels
+from components.towers.layers import keep_layers
 from components.towers.pooling import cut, normalize, pool
 from components.towers.precision import autocast, pick_device, pick_dtype
 from components.towers.tokens import batches_by_tokens, pad_batch, token_ids
@@ -43,6 +44,8 @@ def load_decoder(base: BaseModel, precision: str, attention: str = "causal") -> 
         tokenizer = AutoTokenizer.from_pretrained(base.location)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"The model '{base.name}' cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    if base.layers is not None:
+        keep_layers(model, base.layers, base.name)
     model.config.use_cache = False
     if getattr(model, "pooler", None) is not None:
         # An encoder's own pooler takes no part here; its weights would be trained and saved for nothing.

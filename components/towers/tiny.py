@@ -1,4 +1,4 @@
-"""Tiny random models for tests and the smoke preset: real architectures, a vocabulary from the data, no download."""
+"""Small random models for tests, the smoke preset and scaling studies: real architectures, a vocabulary from the data, no download."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ VOCABULARY = 4000
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
 
 
-def build_tiny_decoder(texts: Sequence[str], folder: Path) -> None:
-    """Write a random two-layer Qwen3 decoder (width 64) and a word-piece tokenizer trained on `texts` into `folder`."""
+def build_decoder(texts: Sequence[str], folder: Path, width: int, layers: int) -> None:
+    """Write a random Qwen3 decoder and a word-piece tokenizer trained on `texts` into `folder`.
+
+    `width` is a multiple of 32; heads are 16 wide, two query heads share a key, and the inner width is twice the outer.
+    """
     import torch
     from transformers import Qwen3Config, Qwen3Model
 
@@ -22,11 +25,11 @@ def build_tiny_decoder(texts: Sequence[str], folder: Path) -> None:
     torch.manual_seed(SEED)
     config = Qwen3Config(
         vocab_size=size,
-        hidden_size=WIDTH,
-        intermediate_size=128,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 16,
+        num_key_value_heads=width // 32,
         head_dim=16,
         tie_word_embeddings=True,  # so that it can also write: its language head is its table of embeddings
         max_position_embeddings=512,

@@ -9,6 +9,7 @@ import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from components import settings
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-REPORT_KINDS = frozenset({"validation", "evaluation"})
+REPORT_KINDS = frozenset({"validation", "evaluation", "study"})
 _BATCH = 100  # the most parameters or tags that MLflow takes in one call
 
 
@@ -64,11 +65,18 @@ def close_flow_run(run_id: str, status: Status, error: str | None = None) -> Non
     client().set_terminated(run_id, status)
 
 
+@translated("log a report")
+def log_report(run_id: str, folder: Path, text: str) -> None:
+    """Copy the files of `folder` to a flow's run and show `text` (Markdown) on the run's page."""
+    client().log_artifacts(run_id, str(folder))
+    client().set_tag(run_id, "mlflow.note.content", labels.cut(text, labels.MAX_DESCRIPTION))
+
+
 @translated("record a step")
 def record_step(parent_run_id: str, record: StepRecord) -> str:
     """Write one finished step as a nested run and return that run's id.
 
-    Reports (validation, evaluation) are uploaded whole, of other artifacts the manifest alone: models travel by registration. A
+    Reports (validation, evaluation, study) are uploaded whole, of other artifacts the manifest alone: models travel by registration. A
     cached step does not upload again; its tag names the run that holds the files.
     """
     experiment = _experiment_of(settings.tracking_uri(), parent_run_id)

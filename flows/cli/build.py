@@ -10,7 +10,7 @@ from typing import Any
 from components.errors import ConfigError
 from flows.cli.disk import require_space
 from flows.cli.output import only_result_on_stdout, show
-from flows.config import RetrainConfig, load_config
+from flows.config import RetrainConfig, Settings, load_settings
 
 EXAMPLES = ("heart attack", "kidney stone")
 
@@ -57,6 +57,11 @@ def validate(options: argparse.Namespace) -> None:
 
 def read_config(options: argparse.Namespace) -> RetrainConfig:
     """The configuration that the command line names."""
+    return read_settings(options, RetrainConfig)
+
+
+def read_settings(options: argparse.Namespace, model: type[Settings]) -> Settings:
+    """The configuration `model` that the command line names."""
     overrides: dict[str, Any] = {}
     for entry in options.set:
         field, equals, value = entry.partition("=")
@@ -65,7 +70,7 @@ def read_config(options: argparse.Namespace) -> RetrainConfig:
         overrides[field] = _parsed(value)
     given = {"name": options.name, "data.source": options.data, "data.max_documents": options.max_documents}
     overrides.update({field: value for field, value in given.items() if value is not None})
-    return load_config(options.preset, options.config, overrides)
+    return load_settings(model, options.preset, options.config, overrides)
 
 
 def _parsed(value: str) -> Any:

@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from flows.studies.registry import list_studies
+
 Command = Callable[[argparse.Namespace], int | None]
 EPILOG = "State of a local installation lies in .scalingnote/ (SCALINGNOTE_HOME moves it). `scalingnote COMMAND --help` says more."
 
@@ -37,6 +39,12 @@ def _add_building(commands: Any) -> None:
     _training_options(retrain, preset=None)
     validate = _command(commands, "validate", "build:validate", "hold data against its contracts, without training")
     _training_options(validate, preset=None)
+    study = _command(commands, "study", "study:study", "run an experiment on the data: a table with intervals and a plot")
+    study.formatter_class = argparse.RawDescriptionHelpFormatter
+    study.epilog = f"studies:\n{list_studies()}\n\nA killed study continues when it is run again; a finished one only reads."
+    study.add_argument("study", metavar="STUDY", help="one of the studies below")
+    study.add_argument("--cells", metavar="A,B", help="only these rows of the study, and what they are compared with")
+    _training_options(study, preset="demo")
 
 
 def _add_promotion(commands: Any) -> None:

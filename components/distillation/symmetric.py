@@ -1,0 +1,113 @@
+"""Baseline: one small encoder for queries and documents, fine-tuned contrastively on the teacher's training pairs.
+
+The symmetric pair of TwinBERT (Lu et al., CIKM 2020) with shared weights and the cosine in the place of its crossing layer, which a
+vector index cannot hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from components.artifacts import EncoderArtifact, Scalar, seal
+from components.distillation.config import DistillationConfig
+from components.distillation.contrastive import ContrastiveTraining
+from components.distillation.forms import Source, bare_student
+from components.distillation.heads import linear_head
+from components.distillation.saved import load_student, save_student
+from components.distillation.student_encoder import StudentEncoder
+from components.towers.config import TowerConfig
+from components.towers.contract import Role, save_contract, space_id_of
+from components.towers.pairs import Pairs
+from components.towers.pooling import normalize
+from components.towers.precision import autocast, pick_dtype
+from components.towers.probes import record_probes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class SmallEncoder:
+    """A small encoder in contrastive training. Both baselines have one."""
+
+    def __init__(self, student: StudentEncoder, config: DistillationConfig, learning_rate: float) -> None:
+        self.student, self._rate = student, learning_rate
+        self.device, self._dtype = student.device, pick_dtype(config.precision)
+        self._trained = student.parameters(config.train_embeddings)
+
+    def embed(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Unit float32 vectors (len(rows), dimension) with a graph."""
+        with autocast(self.device, self._dtype):
+            return normalize(self.student.project(rows).float())
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Its trainable parameters as a group of the optimizer."""
+        return [{"params": self._trained, "lr": self._rate, "weight_decay": 0.01}]
+
+
+class SymmetricPair:
+    """The small encoder in both roles (see components.distillation.contrastive.TrainablePair)."""
+
+    def __init__(self, encoder: SmallEncoder) -> None:
+        self.encoder, self.device = encoder, encoder.device
+
+    def tokens(self, texts: Sequence[str], role: Role) -> list[list[int]]:
+        """Token ids; the roles do not differ."""
+        return self.encoder.student.tokens(texts)
+
+    def embed(self, rows: Sequence[Sequence[int]], role: Role) -> Tensor:
+        """Unit float32 vectors (len(rows), dimension) with a graph; the roles do not differ."""
+        return self.encoder.embed(rows)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameters for the optimizer."""
+        return self.encoder.groups()
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of all trained weights."""
+        return self.encoder.student.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Put back weights given by `state()`."""
+        self.encoder.student.load_state(state)
+
+
+def train_symmetric(
+    pairs: Pairs, configs: tuple[TowerConfig, DistillationConfig], learning_rate: float, parents: Mapping[str, str], folder: Path
+) -> EncoderArtifact:
+    """Train the encoder that `configs[1]` names as `configs[0]` trains its towers, and save it as a document encoder of its own space.
+
+    Raises ModelError for an unusable encoder or too few pairs.
+    """
+    towers, small = configs
+    student = _with_identity(pairs, towers, small)
+    pair = SymmetricPair(SmallEncoder(student, small, learning_rate))
+    losses = ContrastiveTraining(pair, pairs, towers, folder).to_end("train symmetric pair")
+    contract = save_student(student, folder)
+    space_id = space_id_of(contract)
+    save_contract(folder, contract, space_id)
+    record_probes(load_student(folder), folder)
+    attributes: dict[str, Scalar] = {
+        "space_id": space_id,
+        "role": "document",
+        "dimension": contract.dimension,
+        "base_model": contract.base_model,
+        "final_loss": round(float(np.mean(losses[-10:])), 4),
+    }
+    counts = {"pairs": len(pairs.pairs), "pairs_seen": towers.steps * towers.batch_size}
+    return EncoderArtifact.model_validate(seal(folder, "encoder", counts=counts, parents=parents, attributes=attributes).model_dump())
+
+
+def _with_identity(pairs: Pairs, towers: TowerConfig, small: DistillationConfig) -> StudentEncoder:
+    """The encoder with a square head that changes nothing at the start, so that it is saved and loaded like any student."""
+    import torch
+
+    source = Source(small.model_copy(update={"query_prompt": ""}), [*pairs.documents, *pairs.queries], None)
+    bare = bare_student(source)
+    positions = getattr(getattr(bare.model, "config", None), "max_position_embeddings", towers.max_document_length)
+    update = {"role": "document", "max_length": min(towers.max_document_length, positions)}
+    head = linear_head(torch.eye(bare.contract.dimension))
+    return StudentEncoder(bare.model, bare.tokenizer, head, bare.contract.model_copy(update=update), "in training")

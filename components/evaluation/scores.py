@@ -1,0 +1,107 @@
+"""What the studies measure, kept in sealed folders: metrics per query of one system (`scores.parquet`), or any numbers (`result.json`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.artifacts import Artifact, read_json, seal, write_atomic, write_json
+from components.data.dataset import load_dataset
+from components.errors import ArtifactError
+from components.evaluation.metrics import per_query_metrics
+from components.evaluation.noise import Noise, add_noise
+from components.evaluation.summarize import judged_split
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from components.data.dataset import Dataset
+    from components.evaluation.config import EvaluationConfig
+    from components.evaluation.rankers import Ranker
+
+KIND = "study"
+SCORES_FILE = "scores.parquet"
+RESULT_FILE = "result.json"
+Scores = dict[tuple[str, str], NDArray[np.float64]]  # (split, metric) -> one value per query, in the order of the query ids
+
+
+def splits_of(config: EvaluationConfig) -> tuple[str, ...]:
+    """The evaluation's split, then the extra ones."""
+    return tuple(dict.fromkeys((config.split, *config.extra_splits)))
+
+
+def write_scores(
+    ranker: Ranker, inputs: Mapping[str, Artifact], config: EvaluationConfig, folder: Path, noise: Noise | None = None
+) -> Artifact:
+    """Rank the judged queries of every split, with `noise` if given, and keep each metric of each query.
+
+    `inputs` are the `dataset` and what the ranker was made from.
+    """
+    import pandas as pd
+
+    dataset = load_dataset(inputs["dataset"].path)
+    frames = [_split_scores(ranker, dataset, split, config.depth, noise) for split in splits_of(config)]
+    frame = pd.concat(frames, ignore_index=True)[["split", "query_id", "metric", "value"]]
+    write_atomic(folder / SCORES_FILE, frame.to_parquet(index=False))
+    means = frame.groupby(["split", "metric"])["value"].mean()
+    write_json(folder / RESULT_FILE, {f"{split}.{metric}": float(value) for (split, metric), value in means.items()})
+    queries = int(frame[["split", "query_id"]].drop_duplicates().shape[0])
+    documents = {f"{role}_documents": a.counts["documents"] for role, a in inputs.items() if "documents" in a.counts}
+    parents = {role: artifact.digest for role, artifact in inputs.items()}
+    return seal(folder, KIND, counts={"queries": queries, **documents}, parents=parents)
+
+
+def _split_scores(ranker: Ranker, dataset: Dataset, split: str, depth: int, noise: Noise | None) -> pd.DataFrame:
+    judged = judged_split(dataset, split)
+    texts = judged.texts if noise is None else add_noise(judged.texts, noise)
+    ranking = dict(zip(judged.query_ids, ranker.rank(texts, depth), strict=True))
+    return per_query_metrics(judged.judgements, ranking).assign(split=split)
+
+
+def load_scores(folder: Path) -> Scores:
+    """(split, metric) -> float64 values, one per judged query in the order of the query ids, so that two systems are paired by place.
+
+    Raises ArtifactError when the file cannot be read.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    try:
+        frame = pd.read_parquet(folder / SCORES_FILE)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ArtifactError(f"{folder / SCORES_FILE} cannot be read ({str(error).splitlines()[0]}). Run the study again.") from None
+    groups = frame.sort_values("query_id", kind="stable").groupby(["split", "metric"], sort=False)
+    return {(str(split), str(metric)): rows["value"].to_numpy(np.float64) for (split, metric), rows in groups}
+
+
+def write_result(values: Mapping[str, Any], folder: Path, parents: Mapping[str, str]) -> Artifact:
+    """Keep the numbers of a measurement, which are JSON, as a sealed artifact of kind study."""
+    write_json(folder / RESULT_FILE, dict(values))
+    return seal(folder, KIND, parents=parents)
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The numbers that `write_result` kept; of scores their means as `split.metric`."""
+    found: dict[str, Any] = read_json(folder / RESULT_FILE)
+    return found
+
+
+def flat_numbers(artifact: Artifact) -> dict[str, float]:
+    """All numbers of a measurement, nested names joined by dots; none when it holds no result.json."""
+    if not (artifact.path / RESULT_FILE).is_file():
+        return {}
+    return _flat(read_result(artifact.path), "")
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found.update(_flat(value, f"{prefix}{key}."))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[f"{prefix}{key}"] = float(value)
+    return found

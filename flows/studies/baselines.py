@@ -1,0 +1,195 @@
+"""Baselines: every way to build a retriever at equal training pairs, side by side with the student.
+
+BM25; the small encoder untrained; the same encoder trained alone for queries and documents (symmetric); an LLM document tower with
+the small query encoder, trained end to end; the teacher; the student after alignment; the student after refinement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from components.artifacts import Artifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
+from components.distillation.config import DistillationConfig
+from components.errors import ConfigError
+from flows.release_steps import index_step, typed, vectors_step
+from flows.steps import Step
+from flows.studies.config import StudySettings
+from flows.studies.context import Context
+from flows.studies.framework import Cell, Results, about_queries, require
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from components.evaluation.rankers import Ranker
+
+BM25, UNTRAINED, SYMMETRIC, END_TO_END = "bm25", "untrained", "symmetric", "end-to-end"
+TEACHER, ALIGNED, STUDENT = "teacher", "student-aligned", "student"
+TRAINING_ROOMS = ("distillation", "towers")
+System = tuple[Callable[[], "Ranker"], dict[str, Artifact]]  # what opens a ranker, and the artifacts that it is made of
+
+
+def cells(context: Context) -> list[Cell]:
+    """One cell a system; the student is always among them, since the others are compared with it."""
+    _require_small_encoder(context.config)
+    runs: dict[str, Callable[[Context], Artifact]] = {
+        BM25: _bm25,
+        UNTRAINED: _untrained,
+        SYMMETRIC: _symmetric,
+        END_TO_END: _end_to_end,
+        TEACHER: lambda c: c.scores(TEACHER, c.towers()[0], c.index()),
+        ALIGNED: lambda c: c.scores(ALIGNED, c.student(c.changed(distillation={"refine_epochs": 0})), c.index()),
+        STUDENT: lambda c: c.scores(STUDENT, c.student(), c.index()),
+    }
+    if not context.config.distillation.refine_epochs:
+        del runs[ALIGNED]  # the student is aligned only
+    chosen = {*context.chosen(list(runs)), STUDENT}
+    return [Cell(name, partial(run, context)) for name, run in runs.items() if name in chosen]
+
+
+def small_encoder(config: StudySettings) -> DistillationConfig:
+    """The encoder of the baselines: the student's, in the student's form and final size."""
+    student = config.distillation
+    layers = student.prune_to[-1] if student.prune_to else student.layers
+    changes = {"student": config.study.small_encoder or student.student, "layers": layers, "prune_to": ()}
+    return student.model_copy(update=changes)
+
+
+def _require_small_encoder(config: StudySettings) -> None:
+    if small_encoder(config).student == "teacher":
+        raise ConfigError("The student is a part of the teacher, and the baselines need an encoder of their own: set study.small_encoder.")
+
+
+def _bm25(context: Context) -> Artifact:
+    def ranker() -> Ranker:
+        from components.data.dataset import load_dataset
+        from components.evaluation.baselines import bm25_ranker
+
+        return bm25_ranker(load_dataset(context.dataset))
+
+    return context.scores_of(BM25, ranker, {})
+
+
+def _untrained(context: Context) -> Artifact:
+    small = small_encoder(context.config)
+
+    def ranker() -> Ranker:
+        from components.data.dataset import load_dataset
+        from components.evaluation.systems import untrained_ranker
+
+        return untrained_ranker(load_dataset(context.dataset), small, None)
+
+    return context.scores_of(UNTRAINED, ranker, {}, small.model_dump(include={"student", "form", "layers", "query_prompt"}))
+
+
+def _symmetric(context: Context) -> Artifact:
+    def system(encoder: Artifact) -> System:
+        def ranker() -> Ranker:
+            from components.data.dataset import load_dataset
+            from components.distillation.student import load_student
+            from components.evaluation.rankers import symmetric_ranker
+
+            return symmetric_ranker(load_student(encoder.path), load_dataset(context.dataset), SYMMETRIC)
+
+        return ranker, {"encoder": encoder}
+
+    return _best_on_dev(context, SYMMETRIC, system)
+
+
+def _end_to_end(context: Context) -> Artifact:
+    def system(pair: Artifact) -> System:
+        query, document = (typed(open_artifact(pair.path / part), EncoderArtifact) for part in ("query_encoder", "document_tower"))
+        vectors: VectorShards = typed(context.run(vectors_step(context.config, context.dataset, document)), VectorShards)
+        index: IndexArtifact = typed(context.run(index_step(context.config, vectors, context.dataset)), IndexArtifact)
+
+        def ranker() -> Ranker:
+            from components.evaluation.systems import open_dense
+
+            return open_dense(query, index)
+
+        return ranker, {"encoder": query, "index": index}
+
+    return _best_on_dev(context, END_TO_END, system)
+
+
+def _training_step(context: Context, name: str, rate: float) -> Step:
+    dataset, configs = context.dataset, (context.config.towers, small_encoder(context.config))
+
+    def make(folder: Path) -> Artifact:
+        from components.data.dataset import load_dataset
+        from components.distillation.asymmetric import train_asymmetric
+        from components.distillation.symmetric import train_symmetric
+        from components.towers.pairs import training_pairs
+
+        train: Callable[..., Artifact] = train_symmetric if name == SYMMETRIC else train_asymmetric
+        return train(training_pairs(load_dataset(dataset)), configs, rate, {"dataset": dataset.digest}, folder)
+
+    settings = {"towers": configs[0].model_dump(), "small": configs[1].model_dump(), "learning_rate": rate}
+    return Step(f"train_{name.replace('-', '_')}", TRAINING_ROOMS, make, {"dataset": dataset}, settings)
+
+
+def _best_on_dev(context: Context, name: str, system: Callable[[Artifact], System]) -> Artifact:
+    """Train with every learning rate and score the one that is best on dev, so that no baseline loses by a badly chosen rate."""
+    rates = context.config.study.small_learning_rates
+    systems = {rate: system(context.run(_training_step(context, name, rate))) for rate in rates}
+    best = rates[0] if len(rates) == 1 else max(rates, key=lambda rate: _dev_score(context, systems[rate]))
+    return context.scores_of(name, *systems[best])
+
+
+def _dev_score(context: Context, system: System) -> float:
+    """Sum of R@50 and nDCG@10 on dev, by which the student's checkpoints are chosen, too."""
+    ranker, inputs = system
+
+    def numbers(_: Path) -> dict[str, float]:
+        from components.data.dataset import load_dataset
+        from components.evaluation.side_by_side import mean_metrics
+
+        return mean_metrics(ranker(), load_dataset(context.dataset), "dev", context.config.evaluation.depth)
+
+    from components.evaluation.scores import read_result
+
+    everything = {"dataset": context.dataset, **inputs}
+    rooms = ("evaluation", "index", *TRAINING_ROOMS)
+    found = read_result(context.measure("dev", rooms, numbers, everything, {"depth": context.config.evaluation.depth}).path)
+    return float(found["recall@50"] + found["ndcg@10"])
+
+
+def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
+    """One row a system: levels, and the student's distance from it, with paired intervals."""
+    import pandas as pd
+
+    from components.evaluation.scores import load_scores
+    from components.evaluation.side_by_side import side_by_side
+
+    require(results, STUDENT)
+    systems = {name: load_scores(artifact.path) for name, artifact in results.items()}
+    return pd.DataFrame(side_by_side(systems, STUDENT, config.evaluation))
+
+
+def plot(frame: pd.DataFrame, path: Path) -> None:
+    """A bar with its interval for each system and metric."""
+    from components.evaluation.study_plots import bars
+
+    bars(frame, "system", ("R@50", "nDCG@10", "MRR@10"), path, "Baselines")
+
+
+def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[str]:
+    """What was equal, what was chosen, and where the student stands."""
+    from components.evaluation.side_by_side import verdict
+
+    towers, small = config.towers, small_encoder(config)
+    others = [row for row in frame.to_dict("records") if row["system"] != STUDENT]
+    standing = [f"{verdict(row, STUDENT, 'nDCG@10')} {row['system']}" for row in others]
+    equal = (
+        f"Symmetric and end-to-end pair and teacher saw the same {towers.steps:,} batches of {towers.batch_size} training pairs "
+        f"(LLM {towers.base_model}, small encoder {small.student}); peak learning rate of the small encoders: the best on dev of "
+        f"{', '.join(f'{rate:g}' for rate in config.study.small_learning_rates)}."
+    )
+    return [
+        about_queries(results[STUDENT], config),
+        "A difference above 0 is the student's lead.",
+        equal,
+        f"By the interval of nDCG@10, the student is {', '.join(standing)}.",
+    ]

@@ -1,0 +1,208 @@
+"""Cost against benefit: what building and serving each system takes in time, energy and money, and the quality that this buys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.artifacts import Artifact
+from flows.studies.config import StudySettings
+from flows.studies.context import RANKING_ROOMS, Context
+from flows.studies.framework import Cell, Results, about_queries, require
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from components.evaluation.cost import Prices
+    from components.evaluation.rankers import Ranker
+
+BM25, UNTRAINED, TEACHER, STUDENT = "bm25", "student_untrained", "teacher", "student"
+BUILDING, SERVING = "building", "serving"
+# What has to be built before a system can serve.
+TEACHER_STEPS = ("train_towers", "encode_corpus", "build_index")
+STUDENT_STEPS = ("encode_teacher_queries", "distil_query_tower")
+STEPS = {TEACHER: TEACHER_STEPS, STUDENT: (*TEACHER_STEPS, *STUDENT_STEPS)}
+
+
+def cells(context: Context) -> list[Cell]:
+    """Quality of each system, then the time that building took, then the speed of all in turns in one run."""
+    names = [BM25, *([UNTRAINED] if context.config.evaluation.untrained_student else []), TEACHER, STUDENT]
+    chosen = context.chosen(names)
+    wanted = [name for name in names if name == BM25 or name in chosen]
+    quality = [Cell(name, partial(_quality, context, name)) for name in wanted]
+    return [*quality, Cell(BUILDING, partial(_building, context, wanted)), Cell(SERVING, partial(_serving, context, wanted))]
+
+
+def _quality(context: Context, name: str) -> Artifact:
+    return context.scores_of(name, lambda: _open(context, name), _parts(context, [name]), _encoder_settings(context, [name]))
+
+
+def _parts(context: Context, names: Sequence[str]) -> dict[str, Artifact]:
+    """The artifacts that the systems `names` are opened from."""
+    parts: dict[str, Artifact] = {}
+    if set(names) & {UNTRAINED, TEACHER}:
+        parts["query_tower"] = context.towers()[0]
+    if set(names) & {TEACHER, STUDENT}:
+        parts["index"] = context.index()
+    if STUDENT in names:
+        parts["query_encoder"] = context.student()
+    return parts
+
+
+def _encoder_settings(context: Context, names: Sequence[str]) -> dict[str, Any]:
+    """What names the untrained encoder, which is no artifact."""
+    return context.config.distillation.model_dump(include={"student", "form", "layers"}) if UNTRAINED in names else {}
+
+
+def _open(context: Context, name: str) -> Ranker:
+    from components.evaluation.systems import open_system
+
+    return open_system(name, {"dataset": context.dataset, **_parts(context, [name])}, context.config.distillation)
+
+
+def _building(context: Context, names: Sequence[str]) -> Artifact:
+    """Seconds that each step took when it was made, whenever that was."""
+    steps: dict[str, Artifact] = {}
+    if set(names) & {TEACHER, STUDENT}:
+        steps |= {"train_towers": context.stage_one(), "encode_corpus": context.vectors(), "build_index": context.index()}
+    if STUDENT in names:
+        steps |= {"encode_teacher_queries": context.targets(), "distil_query_tower": context.student()}
+    timings = {name: context.timing(artifact) for name, artifact in steps.items()}
+    return context.measure("building", ("evaluation",), lambda _: {"steps": timings}, steps, {"timings": timings})
+
+
+def _serving(context: Context, names: Sequence[str]) -> Artifact:
+    evaluation = context.config.evaluation
+
+    def numbers(_: Path) -> dict[str, Any]:
+        from components.evaluation.encoder_speed import serving_speeds
+
+        return serving_speeds({name: partial(_open, context, name) for name in names}, context.dataset, evaluation)
+
+    settings = evaluation.model_dump(include={"split", "depth", "latency_queries", "throughput_batch", "seed"})
+    inputs = {"dataset": context.dataset, **_parts(context, names)}
+    return context.measure("serving", RANKING_ROOMS, numbers, inputs, {**settings, **_encoder_settings(context, names), "systems": names})
+
+
+def building_seconds(name: str, steps: Mapping[str, Any], opening_seconds: float) -> float | None:
+    """Seconds until a system can serve: its steps', or its opening where there is nothing to train. None when one was not recorded."""
+    if name not in STEPS:
+        return opening_seconds
+    found = [steps[step] for step in STEPS[name]]
+    return sum(timing["seconds"] for timing in found) if all(found) else None
+
+
+def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
+    """One row a system: quality and gain over the baselines, time, energy and price of building, price of serving."""
+    import pandas as pd
+
+    built = _numbers(results, BUILDING)["steps"]
+    served = _numbers(results, SERVING)["systems"]
+    rows = []
+    for name in (name for name in results if name not in (BUILDING, SERVING)):
+        seconds = building_seconds(name, built, served[name]["opening_seconds"])
+        rows.append({"system": name, **_quality_columns(results, name, config), **_cost_columns(seconds, served[name], config)})
+    return pd.DataFrame(rows)
+
+
+def _numbers(results: Results, cell: str) -> dict[str, Any]:
+    from components.evaluation.scores import read_result
+
+    return read_result(require(results, cell).path)
+
+
+def _quality_columns(results: Results, name: str, config: StudySettings) -> dict[str, float]:
+    from components.evaluation.comparisons import gained, levels
+    from components.evaluation.scores import load_scores
+
+    scores = load_scores(results[name].path)
+    row = levels(scores, config.evaluation)
+    for baseline in (BM25, UNTRAINED):
+        if baseline in results and name in (TEACHER, STUDENT):
+            gains = gained(scores, load_scores(results[baseline].path), config.evaluation, f"over {baseline} ")
+            row |= {column: value for column, value in gains.items() if "nDCG@10" in column}
+    return row
+
+
+def _cost_columns(seconds: float | None, speed: Mapping[str, float], config: StudySettings) -> dict[str, float | None]:
+    from components.evaluation.cost import SECONDS_PER_HOUR, energy_kwh, money, money_per_million
+
+    prices, unit = prices_of(config), config.study.currency
+    built = (
+        {"device-hours": None, "kWh": None, f"building {unit}": None}
+        if seconds is None
+        else {
+            "device-hours": seconds / SECONDS_PER_HOUR,
+            "kWh": energy_kwh(seconds, prices),
+            f"building {unit}": money(seconds, prices),
+        }
+    )
+    return {**built, "queries/s": speed["qps"], "p50 ms": speed["p50_ms"], serving_column(config): money_per_million(speed["qps"], prices)}
+
+
+def prices_of(config: StudySettings) -> Prices:
+    """The stated power and prices."""
+    from components.evaluation.cost import Prices
+
+    return Prices(config.study.watts, config.study.price_per_kwh, config.study.price_per_hour)
+
+
+def serving_column(config: StudySettings) -> str:
+    """Name of the column with the price of a million queries."""
+    return f"{config.study.currency} per million queries"
+
+
+def plot(frame: pd.DataFrame, path: Path) -> None:
+    """Quality over the price of serving."""
+    from components.evaluation.study_plots import quality_over
+
+    column = next(column for column in frame.columns if column.endswith("per million queries"))
+    quality_over(frame, column, ("R@50", "nDCG@10"), path, "Quality over the price of serving")
+
+
+def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[str]:
+    """The formulas with their stated values, what the times hold, and when the student has paid for itself."""
+    study = config.study
+    hour = prices_of(config).of_an_hour
+    lines = [
+        about_queries(results[BM25], config),
+        f"Energy = hours x {study.watts:g} W / 1000. The watts are stated (study.watts), not measured.",
+        (
+            f"Price = hours x {hour:g} {study.currency}: {study.price_per_hour:g} for the machine and {study.watts:g} W / 1000 x "
+            f"{study.price_per_kwh:g} for electricity. A million queries take 1,000,000 / (queries/s) / 3600 hours of a busy machine."
+        ),
+        f"Building: {_described(_numbers(results, BUILDING)['steps'])}; of {BM25} and {UNTRAINED} the reading of the documents.",
+        (
+            f"Serving: encoding and search of {config.evaluation.depth} documents, all systems in turns in one run; queries/s at batch "
+            f"{config.evaluation.throughput_batch}, p50 at batch 1; {_numbers(results, SERVING)['machine']}."
+        ),
+    ]
+    return lines + _break_even(frame, config)
+
+
+def _described(steps: Mapping[str, Any]) -> str:
+    known = [name for name in STEPS[STUDENT] if name in steps]
+    return ", ".join(f"{name} {_seconds(steps[name])}" for name in known) or "nothing was trained"
+
+
+def _seconds(timing: Mapping[str, float] | None) -> str:
+    if timing is None:
+        return "not recorded (made before times were kept)"
+    again = f" (the last of {timing['attempts']:.0f} attempts, so more in all)" if timing["attempts"] > 1 else ""
+    return f"{timing['seconds']:,.1f} s{again}"
+
+
+def _break_even(frame: pd.DataFrame, config: StudySettings) -> list[str]:
+    from components.evaluation.cost import break_even
+
+    rows = {str(row["system"]): row for row in frame.to_dict("records")}
+    building, serving = f"building {config.study.currency}", serving_column(config)
+    if not {TEACHER, STUDENT} <= set(rows) or frame[building].isna().any():
+        return []
+    teacher, student = rows[TEACHER], rows[STUDENT]
+    queries = break_even(student[building], teacher[building], teacher[serving], student[serving])
+    if queries is None:
+        return ["The student is not cheaper to serve than the teacher here, so its distillation does not pay for itself."]
+    return [f"The distillation has paid for itself after {queries:,.3g} million queries."]

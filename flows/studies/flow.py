@@ -1,0 +1,88 @@
+"""A study as a flow: run its cells, make table and plot, log both, and put them where people look."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from components.artifacts import Artifact, read_manifest, write_json
+from flows.recorder import recorded_flow
+from flows.steps import STUDIES_ROOM, Step
+from flows.studies.config import StudySettings
+from flows.studies.context import Context
+from flows.studies.framework import Ran, Results, Study, run_cells
+from flows.studies.registry import load_study
+
+
+@flow(name="study", persist_result=False, validate_parameters=True)
+def run_study(study: str, config: StudySettings, cells: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Run the study named `study`; `cells` restricts it to some of its cells.
+
+    Returns the table as rows and as text, the folder with table and plot, whether all came from the cache, and the MLflow run.
+    """
+    from components import settings
+
+    settings.activate()
+    module = load_study(study)
+    with recorded_flow(f"{config.name}-study-{study}", f"study-{study}", config.model_dump(mode="json")) as recorder:
+        context = Context(config, recorder, cells)
+        ran = run_cells(study, module.cells(context), context)
+        report = context.run(report_step(study, module, ran, config))
+        folder = _publish(report, study, context)
+        text = (folder / "table.md").read_text(encoding="utf-8")
+        recorder.report(folder, text)
+        return {
+            "study": study,
+            "rows": _rows(folder),
+            "text": text,
+            "folder": str(folder),
+            "cached": recorder.all_cached,
+            "mlflow_run_id": recorder.run_id,
+        }
+
+
+def report_step(name: str, study: Study, ran: Ran, config: StudySettings) -> Step:
+    """Table, notes and plot from the measurements; keyed by them, by the settings, and by the studies' own code."""
+
+    def make(folder: Path) -> Artifact:
+        from components.evaluation.study_report import write_study_report
+
+        frame = study.tabulate(ran.results, config)
+        notes = [*study.notes(ran.results, frame, config), *(f"{cell} collapsed: {why}" for cell, why in ran.collapsed.items())]
+        parents = {cell: artifact.digest for cell, artifact in ran.results.items()}
+        for file, content in getattr(study, "files", _no_files)(ran.results, config).items():
+            write_json(folder / file, content)
+        return write_study_report(name, frame, notes, study.plot, parents, folder)
+
+    settings = {"study": name, "config": config.model_dump(mode="json"), "collapsed": ran.collapsed}
+    return Step("study_report", ("evaluation", STUDIES_ROOM), make, ran.results, settings)
+
+
+def _no_files(results: Results, config: StudySettings) -> dict[str, Any]:
+    """What a study without files of its own adds to its report."""
+    return {}
+
+
+def _publish(report: Artifact, study: str, context: Context) -> Path:
+    """Copy the report to `<home>/studies/<study>/<data>-<key>` with a note on the run that it comes from."""
+    from components import settings
+
+    folder = settings.studies_folder() / study / f"{context.dataset.attributes['name']}-{report.path.name[:8]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in read_manifest(report.path).files:
+        shutil.copyfile(report.path / name, folder / name)
+    about = {"config": context.config.model_dump(mode="json"), "provenance": context.recorder.provenance.model_dump(mode="json")}
+    write_json(folder / "about.json", {"mlflow_run_id": context.recorder.run_id, "report_digest": report.digest, **about})
+    return folder
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    import json
+
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = json.loads(pd.read_csv(folder / "table.csv").to_json(orient="records"))
+    return rows

@@ -1,0 +1,43 @@
+"""The studies by name. Light on purpose: the command line reads this for its help."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from components.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flows.studies.framework import Study
+
+# Name, which is also that of the module in this package -> one line for the help.
+STUDIES = {
+    "baselines": "every way to build a retriever, from BM25 to the refined student, at equal training pairs",
+    "retention": "students of several sizes: quality kept of the teacher, and speed",
+    "distillation_ablation": "what each choice of the distillation gives: losses, refinement, sources, batch size",
+    "scaling_law": "how the contrastive entropy falls with model and data size, and what the next size should give",
+    "robustness": "noisy queries and foreign documents: what teacher and student lose against clean ones",
+    "cost_benefit": "training time, energy and serving cost against the quality gained",
+}
+
+
+def require_study(name: str) -> str:
+    """`name`; raises ConfigError with all names when it is none of them."""
+    from flows.config_errors import did_you_mean
+
+    if name not in STUDIES:
+        raise ConfigError(f"Unknown study '{name}'{did_you_mean(name, list(STUDIES)) or '.'} Studies: {', '.join(STUDIES)}.")
+    return name
+
+
+def load_study(name: str) -> Study:
+    """The module of the study `name`."""
+    from importlib import import_module
+
+    study: Study = import_module(f"flows.studies.{require_study(name)}")
+    return study
+
+
+def list_studies() -> str:
+    """One line for each study."""
+    width = max(map(len, STUDIES))
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in STUDIES.items())

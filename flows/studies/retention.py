@@ -1,0 +1,91 @@
+"""Retention: students of several sizes, all distilled from one teacher: what each keeps of its quality, and how fast each is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.artifacts import Artifact
+from components.errors import CollapseError
+from flows.studies.config import StudySettings
+from flows.studies.context import Context
+from flows.studies.framework import Cell, Results, about_queries, require
+from flows.studies.student_forms import layers_left_out, student_forms
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TEACHER, SPEED = "teacher", "speed"
+
+
+def cells(context: Context) -> list[Cell]:
+    """The teacher, each student, and one cell that times them all in turns, so that their speeds belong to one run."""
+    students = student_forms(context)
+
+    def student(name: str) -> Artifact:
+        return context.scores(name, context.student(students[name]), context.index())
+
+    teacher = Cell(TEACHER, lambda: context.scores(TEACHER, context.towers()[0], context.index()))
+    return [teacher, *(Cell(name, partial(student, name)) for name in students), Cell(SPEED, lambda: _speed(context, students))]
+
+
+def _speed(context: Context, students: Mapping[str, StudySettings]) -> Artifact:
+    encoders: dict[str, Artifact] = {TEACHER: context.towers()[0]}
+    for name, config in students.items():
+        try:
+            encoders[name] = context.student(config)
+        except CollapseError:  # its own cell has said so
+            continue
+    evaluation = context.config.evaluation
+
+    def numbers(_: Path) -> dict[str, Any]:
+        from components.evaluation.encoder_speed import encoder_speeds
+
+        return encoder_speeds(encoders, TEACHER, context.dataset, evaluation)
+
+    settings = evaluation.model_dump(include={"split", "latency_queries", "throughput_batch", "seed"})
+    inputs = {**encoders, "dataset": context.dataset}
+    return context.measure("speed", ("evaluation", "distillation", "towers"), numbers, inputs, settings)
+
+
+def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
+    """One row for teacher and each student: size, quality, share kept, speed."""
+    import pandas as pd
+
+    from components.evaluation.comparisons import kept, levels
+    from components.evaluation.scores import load_scores, read_result
+
+    teacher = load_scores(require(results, TEACHER).path)
+    speeds = read_result(require(results, SPEED).path)["systems"]
+    rows = []
+    for name in (name for name in results if name != SPEED):
+        scores, speed = load_scores(results[name].path), speeds[name]
+        size = {"M parameters": speed["parameters"] / 1e6, "without embeddings": speed["parameters_without_embeddings"] / 1e6}
+        timed = {"queries/s": speed["qps"], "speed-up": speed["qps"] / speeds[TEACHER]["qps"], "p50 ms": speed["p50_ms"]}
+        own = {} if name == TEACHER else kept(scores, teacher, config.evaluation)
+        rows.append({"system": name, **size, **levels(scores, config.evaluation), **own, **timed})
+    return pd.DataFrame(rows)
+
+
+def plot(frame: pd.DataFrame, path: Path) -> None:
+    """Quality over speed."""
+    from components.evaluation.study_plots import quality_over
+
+    quality_over(frame, "queries/s", ("R@50", "nDCG@10"), path, "Quality over speed")
+
+
+def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[str]:
+    """How it was measured, and what was left out."""
+    from components.evaluation.scores import read_result
+
+    machine = read_result(require(results, SPEED).path)["machine"]
+    speed = (
+        "Speed: encoding of queries alone, tokenisation included, all systems in turns in one run; "
+        f"queries/s at batch {config.evaluation.throughput_batch}, p50 at batch 1; {machine}."
+    )
+    lines = [about_queries(results[TEACHER], config), speed]
+    if missing := layers_left_out(config):
+        lines.append(f"Left out, since '{config.distillation.student}' has fewer layers: {', '.join(map(str, missing))}.")
+    return lines

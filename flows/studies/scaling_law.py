@@ -1,0 +1,252 @@
+"""Scaling law: contrastive entropy over model sizes and amounts of training pairs, the laws it follows, and a prediction put to the test.
+
+Every cell trains towers of one size on one share of the training pairs, with as many passes over them as the whole set gets in
+`towers.steps`. The laws fitted on all but the largest size say what that size will give before its cells are run; their order and the
+parents of the sealed prediction show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
+from components.errors import CollapseError, ConfigError
+from flows.release_steps import index_step, towers_step, typed, vectors_step
+from flows.steps import Step
+from flows.studies.config import StudySettings
+from flows.studies.context import Context
+from flows.studies.framework import Cell, Results
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PREDICTION, FITS = "prediction", "fits"
+NO_CELLS = (PREDICTION, FITS)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One cell: a base model of `parameters` (without embeddings) on `share` of the pairs; `pairs` distinct ones are seen in `steps`."""
+
+    model: str
+    parameters: int
+    share: float
+    steps: int
+    pairs: int
+
+    @property
+    def name(self) -> str:
+        """The cell's name."""
+        return f"{self.model} on {self.share:g}"
+
+
+def cells(context: Context) -> list[Cell]:
+    """Cells of the smaller sizes, the prediction, the cells of the largest size, and the fits over all."""
+    grid = _grid(context)
+    chosen = context.chosen([point.name for point in grid])
+    points = [point for point in grid if point.name in chosen]
+    largest = max(point.parameters for point in points)
+    small, large = ([p for p in points if (p.parameters == largest) is wanted] for wanted in (False, True))
+    runs = {point.name: Cell(point.name, partial(_measure, context, point)) for point in points}
+    foretold = Cell(PREDICTION, partial(_predict, context, [runs[p.name] for p in small], large))
+    fits = Cell(FITS, partial(_fit, context, [runs[p.name] for p in points]))
+    return [*(runs[p.name] for p in small), foretold, *(runs[p.name] for p in large), fits]
+
+
+def _grid(context: Context) -> list[Point]:
+    """All cells, small models first; everything that can be wrong with them is found here, before anything is trained."""
+    from components.data.train_share import train_pair_count
+    from components.evaluation.scaling_cell import require_measurable
+
+    config, dataset = context.config, context.dataset
+    require_measurable(dataset, config.evaluation.split, config.study.scaling_negatives)
+    sizes = _sizes(config)
+    points = []
+    for model in sorted(sizes, key=lambda name: sizes[name]):
+        for share in _shares(config):
+            kept, steps = train_pair_count(dataset, share), max(1, round(config.towers.steps * share))
+            _require_a_batch(kept, share, config)
+            points.append(Point(model, sizes[model], share, steps, min(kept, steps * config.towers.batch_size)))
+    return points
+
+
+def _sizes(config: StudySettings) -> dict[str, int]:
+    """Base model -> parameters without embeddings."""
+    from components.towers.base_models import resolve_base
+    from components.towers.layers import non_embedding_parameters
+
+    names = config.study.scaling_models or _layer_subsets(config)
+    # The models built here are built from texts; their size does not depend on which.
+    sizes = {name: non_embedding_parameters(resolve_base(name, ["any text"])) for name in names}
+    if len(set(sizes.values())) < len(sizes):
+        raise ConfigError(f"Two of the models have the same size, which no law of size can tell apart: {sizes}.")
+    return sizes
+
+
+def _layer_subsets(config: StudySettings) -> list[str]:
+    from components.towers.layer_count import count_layers
+
+    base = config.towers.base_model
+    total = count_layers(base)
+    return [*(f"{base}@{count}" for count in sorted(set(config.study.scaling_layers)) if 1 <= count < total), base]
+
+
+def _shares(config: StudySettings) -> list[float]:
+    shares = sorted(set(config.study.scaling_shares))
+    if not 0 < shares[0] <= shares[-1] <= 1:
+        raise ConfigError(f"study.scaling_shares is {shares}; every share must be above 0 and at most 1.")
+    return shares
+
+
+def _require_a_batch(kept: int, share: float, config: StudySettings) -> None:
+    if kept < config.towers.batch_size:
+        raise ConfigError(
+            f"A share of {share:g} leaves {kept} training pairs, fewer than a batch of {config.towers.batch_size}. "
+            "Raise the shares in study.scaling_shares, or lower towers.batch_size."
+        )
+
+
+def _settings_of(context: Context, point: Point) -> StudySettings:
+    """The study's configuration for one cell; what counts steps is cut with the pairs."""
+    from components.towers.base_models import decoder_shape
+
+    towers = context.config.towers
+    changes: dict[str, Any] = {
+        "base_model": point.model,
+        "steps": point.steps,
+        "mining_start": round(towers.mining_start * point.share),
+        "mining_interval": max(1, round(towers.mining_interval * point.share)) if towers.mining_interval else 0,
+    }
+    if decoder_shape(point.model):
+        changes["training"] = "full"  # adapters on a random model would leave most of it random
+    return context.changed(towers=changes)
+
+
+def _measure(context: Context, point: Point) -> Artifact:
+    config, dataset = _settings_of(context, point), context.dataset
+    whole = context.run(towers_step(config, _share(context, point.share)))
+    query, document = (typed(open_artifact(whole.path / role), EncoderArtifact) for role in ("query_tower", "document_tower"))
+    vectors: VectorShards = typed(context.run(vectors_step(config, dataset, document)), VectorShards)
+    index: IndexArtifact = typed(context.run(index_step(config, vectors, dataset)), IndexArtifact)
+    inputs = {"dataset": dataset, "query_tower": query, "vectors": vectors, "index": index}
+    about = {"model": point.model, "parameters": point.parameters, "share": point.share, "pairs": point.pairs, "steps": point.steps}
+    rule = (config.study.scaling_negatives, config.towers.temperature, config.evaluation.seed)
+
+    def numbers(folder: Path) -> dict[str, Any]:
+        from components.evaluation.scaling_cell import EntropyRule, measure_cell
+
+        return {**about, **measure_cell(inputs, config.evaluation, EntropyRule(*rule), folder)}
+
+    measured = config.evaluation.model_dump(include={"split", "depth", "bootstrap_samples", "seed"})
+    return context.measure("scaling", ("evaluation", "index", "towers", "data"), numbers, inputs, {**about, "rule": rule, **measured})
+
+
+def _share(context: Context, share: float) -> DatasetArtifact:
+    """The data with a share of its training pairs; the data itself for all of them, so that other studies' towers are found again."""
+    if share == 1:
+        return context.dataset
+    seed, dataset = context.config.data.seed, context.dataset
+
+    def make(folder: Path) -> Artifact:
+        from components.data.train_share import write_train_share
+
+        return write_train_share(dataset, share, seed, folder)
+
+    found: DatasetArtifact = typed(
+        context.run(Step("keep_train_share", ("data",), make, {"dataset": dataset}, {"share": share, "seed": seed})), DatasetArtifact
+    )
+    return found
+
+
+def _predict(context: Context, small: Sequence[Cell], large: Sequence[Point]) -> Artifact:
+    """What the laws of the smaller sizes say about the largest one; made from their artifacts alone."""
+    wanted = [(float(point.parameters), float(point.pairs)) for point in large]
+    seed, refits = context.config.evaluation.seed, context.config.study.scaling_refits
+    inputs = _finished(small)
+
+    def numbers(_: Path) -> dict[str, Any]:
+        from components.evaluation.scaling_cell import foretell
+
+        return foretell(_numbers(inputs), wanted, seed, refits)
+
+    return context.measure(PREDICTION, ("evaluation",), numbers, inputs, {"wanted": wanted, "seed": seed, "refits": refits})
+
+
+def _fit(context: Context, everything: Sequence[Cell]) -> Artifact:
+    """The laws over all cells."""
+    seed, refits = context.config.evaluation.seed, context.config.study.scaling_refits
+    inputs = _finished(everything)
+
+    def numbers(_: Path) -> dict[str, Any]:
+        from components.evaluation.scaling_cell import fit_all
+
+        return {name: fit.describe() for name, fit in fit_all(_numbers(inputs), seed, refits).items()}
+
+    return context.measure(FITS, ("evaluation",), numbers, inputs, {"seed": seed, "refits": refits})
+
+
+def _finished(cells: Sequence[Cell]) -> dict[str, Artifact]:
+    """Artifacts of cells that were run before; one that collapsed is left out, as its own cell has said."""
+    found = {}
+    for cell in cells:
+        try:
+            found[cell.name] = cell.run()
+        except CollapseError:
+            continue
+    return found
+
+
+def _numbers(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    from components.evaluation.scores import read_result
+
+    return [read_result(artifact.path) for artifact in artifacts.values()]
+
+
+def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
+    """One row a cell, the predictions beside those they are about."""
+    from components.evaluation.scaling_report import scaling_table
+
+    return scaling_table(_numbers({name: a for name, a in results.items() if name not in NO_CELLS}), _predicted(results))
+
+
+def plot(frame: pd.DataFrame, path: Path) -> None:
+    """Entropy over model size and over training pairs, with the fitted curves."""
+    from components.evaluation.scaling_report import draw_scaling
+
+    draw_scaling(frame, path)
+
+
+def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[str]:
+    """How it was measured, each law or why there is none, and how the prediction came out."""
+    from components.evaluation.scaling_report import fit_notes, prediction_notes
+    from components.evaluation.scores import read_result
+
+    study, towers = config.study, config.towers
+    measured = (
+        f"Contrastive entropy in nats of a relevant document among it and {study.scaling_negatives} random ones "
+        f"({config.evaluation.split}), cosines divided by towers.temperature ({towers.temperature:g}), softmax at "
+        "temperature 1. In brackets: 95% intervals."
+    )
+    sizes = (
+        "N counts the parameters of one tower without its token embeddings, D the distinct training pairs seen. Every cell passes over its "
+        f"pairs as often as {towers.steps:,} steps pass over all of them; all other settings are equal."
+    )
+    fits = read_result(results[FITS].path) if FITS in results else {}
+    return [measured, sizes, *fit_notes(fits), *prediction_notes(frame, _predicted(results))]
+
+
+def files(results: Results, config: StudySettings) -> dict[str, Any]:
+    """The fitted parameters and the prediction, for programs."""
+    from components.evaluation.scores import read_result
+
+    return {f"{name}.json": read_result(results[name].path) for name in NO_CELLS if name in results}
+
+
+def _predicted(results: Results) -> dict[str, Any]:
+    from components.evaluation.scores import read_result
+
+    return read_result(results[PREDICTION].path) if PREDICTION in results else {"fits": {}, "predictions": []}

@@ -1,0 +1,52 @@
+"""The students that the studies compare: the encoder cut to several numbers of layers, and the static one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from components.errors import ConfigError
+from flows.studies.config import StudySettings
+from flows.studies.context import Context
+
+TEACHER, STATIC = "teacher", "static"
+
+
+def student_forms(context: Context) -> dict[str, StudySettings]:
+    """Name -> configuration of each student wanted; numbers of layers that the encoder does not have are left out.
+
+    Raises ConfigError for a wrong name in --cells, for one that the encoder does not have, and when nothing is left.
+    """
+    study = context.config.study
+    wanted = context.chosen([*(_name(count) for count in study.layers), *([STATIC] if study.static else [])])
+    layers = layers_of(context.config)
+    forms: dict[str, dict[str, Any]] = {_name(n): _cut(n, layers) for n in study.layers if n <= layers}
+    forms[STATIC] = {"form": "static", "layers": None}
+    found = [name for name in wanted if name in forms]
+    if not found:
+        raise ConfigError(f"study.layers is {list(study.layers)}, but '{context.config.distillation.student}' has {layers} layers.")
+    students = {name: context.changed(distillation={**forms[name], "prune_to": ()}) for name in found}
+    for config in students.values():
+        context.check(config)
+    return students
+
+
+def layers_left_out(config: StudySettings) -> list[int]:
+    """Those of study.layers that the encoder does not have."""
+    layers = layers_of(config)
+    return [count for count in config.study.layers if count > layers]
+
+
+def layers_of(config: StudySettings) -> int:
+    """Layers of the student's encoder; of the towers' model for the student `teacher`."""
+    from components.towers.layer_count import count_layers
+
+    student = config.distillation.student
+    return count_layers(config.towers.base_model if student == TEACHER else student)
+
+
+def _name(count: int) -> str:
+    return f"layers-{count}"
+
+
+def _cut(count: int, layers: int) -> dict[str, Any]:
+    return {"form": "transformer", "layers": None if count == layers else count}

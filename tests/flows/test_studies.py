@@ -1,0 +1,125 @@
+"""Studies from the command line on the tiny models: tables, plots, what comes from the cache, what MLflow holds, mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.flows.cli_world import SMALL, at_home, done, scalingnote, write_collection
+
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
+# No student collapses here by its training's length: a collapsed cell has its own test.
+STUDY = (*SMALL, "--set", "distillation.max_mean_cosine=1.0", "--set", "distillation.min_effective_rank=1.0")
+
+
+@pytest.fixture(scope="module")
+def clinic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_collection(tmp_path_factory.mktemp("data") / "clinic")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Iterator[Path]:
+    with at_home(tmp_path_factory.mktemp("studies") / "home", mlflow_template) as folder:
+        yield folder
+
+
+def by_system(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["system"]: row for row in result["rows"]}
+
+
+def test_retention_compares_students_of_one_teacher(home: Path, clinic: Path) -> None:
+    arguments = ("study", "retention", *STUDY, "--data", clinic)
+    first = done(*arguments, "--cells", "layers-2")
+    assert list(by_system(first)) == ["teacher", "layers-2"] and not first["cached"]
+    trained = set((home / "work" / "train_towers").iterdir())
+    both = done(*arguments, "--cells", "layers-2,static")
+    rows = by_system(both)
+    assert list(rows) == ["teacher", "layers-2", "static"]
+    assert rows["layers-2"]["R@50"] == by_system(first)["layers-2"]["R@50"]
+    assert rows["static"]["kept R@50"] == pytest.approx(rows["static"]["R@50"] / rows["teacher"]["R@50"])
+    assert rows["static"]["kept R@50 low"] <= rows["static"]["kept R@50"] <= rows["static"]["kept R@50 high"]
+    assert rows["static"]["speed-up"] == pytest.approx(rows["static"]["queries/s"] / rows["teacher"]["queries/s"])
+    assert set((home / "work" / "train_towers").iterdir()) == trained
+
+
+def test_a_second_run_takes_all_from_the_cache(home: Path, clinic: Path) -> None:
+    arguments = ("study", "retention", *STUDY, "--data", clinic, "--cells", "layers-2")
+    before = done(*arguments)
+    again = scalingnote(*arguments)
+    assert again.status == 0 and "All cells were taken from the cache." in again.out
+    assert "[retention] cell 2 of 3, layers-2: from the cache in" in again.out
+    after = done(*arguments)
+    assert (after["cached"], after["rows"], after["folder"]) == (True, before["rows"], before["folder"])
+
+
+def test_mlflow_holds_table_and_plot(home: Path, clinic: Path) -> None:
+    from components.tracking.store import client
+
+    result = done("study", "retention", *STUDY, "--data", clinic, "--cells", "layers-2")
+    run = client().get_run(result["mlflow_run_id"])
+    experiment = client().get_experiment(run.info.experiment_id)
+    assert (experiment.name, run.info.status) == ("retriever-study-retention", "FINISHED")
+    assert {"table.md", "table.csv", "plot.png"} <= {file.path for file in client().list_artifacts(run.info.run_id)}
+    assert "| teacher" in run.data.tags["mlflow.note.content"]
+    steps = client().search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+    assert {"train_towers", "distil_query_tower", "study_scores", "study_speed", "study_report"} <= {step.info.run_name for step in steps}
+
+
+def test_robustness_asks_both_systems_the_same_noisy_queries(home: Path, clinic: Path) -> None:
+    foreign = ("--set", f"study.foreign_documents={clinic}", "--set", "study.noise={typos: [0.5], verbosity: [1.0]}")
+    result = done("study", "robustness", *STUDY, "--data", clinic, *foreign, "--cells", "typos,foreign_documents")
+    rows = {(row["queries"], row["system"]): row for row in result["rows"]}
+    conditions = ("clean", "typos 50%", "foreign_documents")
+    assert set(rows) == {(condition, system) for condition in conditions for system in ("teacher", "student")}
+    noisy, clean = rows["typos 50%", "teacher"], rows["clean", "teacher"]
+    assert noisy["change nDCG@10"] == pytest.approx(noisy["nDCG@10"] - clean["nDCG@10"])
+    # The foreign documents are the own ones under other ids: each takes a place, so at most as much is found.
+    assert rows["foreign_documents", "teacher"]["R@50"] <= clean["R@50"]
+    assert "210 of 'clinic'" in result["text"]
+
+
+def test_ablation_and_cost_on_the_same_teacher(home: Path, clinic: Path) -> None:
+    ablation = done("study", "distillation_ablation", *STUDY, "--data", clinic, "--cells", "aligned-only")
+    rows = by_system(ablation)
+    assert list(rows) == ["base", "aligned-only"]
+    assert rows["aligned-only"]["over base R@50"] == pytest.approx(rows["aligned-only"]["R@50"] - rows["base"]["R@50"])
+    cost = by_system(done("study", "cost_benefit", *STUDY, "--data", clinic, "--set", "study.watts=100", "--set", "study.price_per_hour=1"))
+    assert list(cost) == ["bm25", "student_untrained", "teacher", "student"]
+    student = cost["student"]
+    assert 0 < cost["teacher"]["device-hours"] < student["device-hours"]
+    assert student["kWh"] == pytest.approx(student["device-hours"] * 0.1)
+    assert student["USD per million queries"] == pytest.approx(1e6 / student["queries/s"] / 3600 * 1.03)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "named"),
+    [
+        (("retentoin",), 2, ("retentoin", "did you mean 'retention'", "cost_benefit")),
+        (("retention", "--cells", "layer-2"), 2, ("layer-2", "did you mean 'layers-2'")),
+        (("retention", "--set", "study.layers=[9]", "--set", "study.static=false"), 2, ("[9]", "2 layers")),
+        (("retention", "--set", "study.layer=[1]"), 2, ("study.layer", "study.layers")),
+        (("retention", "--set", "evaluation.extra_splits=[nl]"), 3, ("'nl'", "dev, test, train")),
+        (("robustness", "--set", "study.foreign_documents=nowhere"), 3, ("nowhere", "does not exist")),
+        (("retention", "--data", "nowhere"), 3, ("nowhere", "does not exist")),
+    ],
+)
+def test_mistakes_are_explained_before_anything_is_trained(
+    home: Path, clinic: Path, arguments: tuple[str, ...], status: int, named: tuple[str, ...]
+) -> None:
+    towers = home / "work" / "train_towers"
+    trained = set(towers.iterdir()) if towers.exists() else set()
+    outcome = scalingnote("study", *STUDY, "--data", clinic, *arguments)
+    said = outcome.out + outcome.err
+    assert outcome.status == status and "Traceback" not in said, said
+    assert [word for word in named if word not in said] == [], said
+    assert (set(towers.iterdir()) if towers.exists() else set()) == trained
+
+
+def test_help_lists_the_studies() -> None:
+    from flows.studies.registry import STUDIES
+
+    told = scalingnote("study", "--help")
+    assert told.status == 0 and all(f"  {name} " in told.out and text in told.out for name, text in STUDIES.items())

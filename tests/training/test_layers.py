@@ -1,0 +1,81 @@
+"""Sizes of one family: decoders of a given shape, and decoders with layers left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from components.errors import ModelError
+from components.towers.backbone import load_decoder
+from components.towers.base_models import resolve_base
+from components.towers.config import TowerConfig
+from components.towers.encoder import load_tower
+from components.towers.layers import first_and_last, keep_layers, non_embedding_parameters
+from components.towers.train import train_towers
+from tests.training.tiny_world import documents, pairs, queries
+
+TEXTS = documents() + queries()
+
+
+def test_first_and_last_layers_are_kept() -> None:
+    assert first_and_last(6, 18) == (0, 1, 2, 15, 16, 17)
+    assert first_and_last(3, 18) == (0, 1, 17)
+    assert first_and_last(1, 18) == (0,)
+
+
+def test_parameters_of_a_decoder_are_those_worked_out_by_hand(home: Path) -> None:
+    # Width 32: two query heads and one key head of 16. q 32*32, k and v 32*16, o 32*32, two norms of 16, three maps of 32*64, two of 32.
+    layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 2 * 16 + 3 * 32 * 64 + 2 * 32
+    assert non_embedding_parameters(resolve_base("decoder-32x3", TEXTS)) == 3 * layer + 32  # and the last norm
+    assert non_embedding_parameters(resolve_base("decoder-32x3@2", TEXTS)) == 2 * layer + 32
+
+
+def test_a_cut_decoder_has_the_layers_of_the_whole_one_and_a_digest_of_its_own(home: Path) -> None:
+    whole, cut = resolve_base("decoder-32x4", TEXTS), resolve_base("decoder-32x4@3", TEXTS)
+    assert cut.name == f"{whole.name}@3" and cut.layers == (0, 1, 3)
+    assert cut.digest not in (whole.digest, resolve_base("decoder-32x4@2", TEXTS).digest)
+    assert resolve_base(cut.name) == cut  # as a saved tower asks for it
+    big, small = load_decoder(whole, "float32")[0], load_decoder(cut, "float32")[0]
+    for mine, theirs in zip(small.layers, (big.layers[0], big.layers[1], big.layers[3]), strict=True):
+        assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in mine.state_dict().items())
+    assert [layer.self_attn.layer_idx for layer in small.layers] == [0, 1, 2]
+    assert small(torch.tensor([[1, 5, 2]])).last_hidden_state.shape == (1, 3, 32)
+
+
+def test_the_kinds_of_attention_stay_with_their_layers() -> None:
+    from transformers import Gemma3TextConfig, Gemma3TextModel
+
+    kinds = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    config = Gemma3TextConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=16, layer_types=kinds,
+    )  # fmt: skip
+    model = Gemma3TextModel(config)
+    keep_layers(model, (0, 2), "tiny-gemma")
+    assert model.config.layer_types == ["sliding_attention", "full_attention"]
+    assert model(torch.tensor([[1, 2, 3]])).last_hidden_state.shape == (1, 3, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("decoder-32x2@2", "ask for 1 to 1"),
+        ("decoder-32x2@0", "ask for 1 to 1"),
+        ("decoder-33x2", "multiple of 32"),
+        ("decoder-32x0", "1 to 128 layers"),
+    ],
+)
+def test_shapes_that_cannot_be_are_refused(home: Path, name: str, told: str) -> None:
+    with pytest.raises(ModelError, match=told):
+        resolve_base(name, TEXTS)
+
+
+def test_a_tower_on_a_cut_decoder_is_trained_saved_and_loaded(home: Path, tmp_path: Path) -> None:
+    config = TowerConfig(base_model="decoder-64x3@2", pooling="mean", steps=2, batch_size=16, lora_rank=4, precision="float32")
+    train_towers(pairs(), config.model_copy(update={"max_mean_cosine": 1.0, "min_effective_rank": 1.0}), {}, tmp_path)
+    tower = load_tower(tmp_path / "query_tower", precision="float32")
+    assert tower.contract.base_model.endswith("@2")
+    np.testing.assert_allclose(np.linalg.norm(tower.encode(queries()), axis=1), 1, atol=1e-5)

@@ -1,0 +1,81 @@
+"""Tables of the studies: what people read, and the numbers beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from components.artifacts import verify
+from components.evaluation.significance import Interval
+from components.evaluation.study_plots import bars, quality_over
+from components.evaluation.study_report import markdown_table, number, with_interval, write_study_report
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "-"),
+        (float("nan"), "-"),
+        ("base", "base"),
+        (12345, "12,345"),
+        (12345.6, "12,346"),
+        (45.67, "45.7"),
+        (0.98765, "0.988"),
+        (-0.5, "-0.500"),
+        (0.000123, "0.00012"),
+        (0.0, "0.000"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_numbers_as_people_read_them(value: object, shown: str) -> None:
+    assert number(value) == shown
+
+
+def _frame() -> pd.DataFrame:
+    rows = [
+        {"system": "teacher", "queries/s": 10.0, **with_interval("R@50", Interval(0.5, 0.4, 0.6))},
+        {
+            "system": "a|b",
+            "queries/s": 1000.0,
+            **with_interval("R@50", Interval(0.25, 0.2, 0.3)),
+            **with_interval("kept", Interval(0.5, 0, 1)),
+        },
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_intervals_stand_behind_their_values() -> None:
+    lines = markdown_table(_frame()).splitlines()
+    assert lines[0].split("|")[1:-1] == [" system  ", " queries/s ", " R@50                ", " kept                "]
+    assert lines[1] == "| ------- | --------: | ------------------: | ------------------: |"
+    assert lines[2] == "| teacher |      10.0 | 0.500 [0.400 0.600] |                   - |"
+    assert lines[3] == "| a\\|b    |     1,000 | 0.250 [0.200 0.300] | 0.500 [0.000 1.000] |"
+
+
+def test_a_report_is_sealed_with_table_numbers_and_plot(tmp_path: Path) -> None:
+    frame = _frame()
+    report = write_study_report(
+        "retention",
+        frame,
+        ["two systems"],
+        lambda table, path: quality_over(table, "queries/s", ("R@50",), path, "t"),
+        {"x": "d"},
+        tmp_path,
+    )
+    assert verify(tmp_path).digest == report.digest
+    assert (report.kind, report.counts) == ("study", {"rows": 2})
+    assert (tmp_path / "table.md").read_text().splitlines()[-1] == "- two systems"
+    assert list(pd.read_csv(tmp_path / "table.csv")["R@50 high"]) == [0.6, 0.3]
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_table_gives_the_same_artifact(tmp_path: Path) -> None:
+    def write(folder: Path) -> str:
+        folder.mkdir()
+        return write_study_report(
+            "x", _frame(), [], lambda table, path: bars(table, "system", ("R@50",), path, "t", series="system"), {}, folder
+        ).digest
+
+    assert write(tmp_path / "one") == write(tmp_path / "two")

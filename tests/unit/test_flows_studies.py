@@ -1,0 +1,154 @@
+"""The frame of the studies without training: names, cells, collapsed ones, timings, configurations that each cell asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.artifacts import Artifact, seal
+from components.errors import CollapseError, ConfigError
+from flows.config import load_settings
+from flows.steps import Step, _made, make_step
+from flows.studies import cost_benefit, distillation_ablation
+from flows.studies.config import StudySettings
+from flows.studies.context import Context
+from flows.studies.framework import Cell, require, run_cells
+from flows.studies.registry import STUDIES, load_study, require_study
+from flows.studies.student_forms import layers_left_out, student_forms
+
+
+class NoRecorder:
+    """A recorder of which nothing is asked but how much was made."""
+
+    made = 0
+    timings: dict[str, Any] = {}  # noqa: RUF012
+
+
+class Unchecked(Context):
+    """A context that needs no data."""
+
+    def check(self, config: StudySettings) -> None:
+        assert isinstance(config, StudySettings)
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path / "home"))
+
+
+def smoke(**study: Any) -> StudySettings:
+    return load_settings(StudySettings, "smoke", overrides={"study": study} if study else None)
+
+
+def context(*wanted: str, **study: Any) -> Context:
+    return Unchecked(smoke(**study), NoRecorder(), wanted)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_every_study_of_the_list_has_its_functions(name: str) -> None:
+    study = load_study(name)
+    assert all(callable(getattr(study, part)) for part in ("cells", "tabulate", "plot", "notes"))
+
+
+def test_an_unknown_study_is_refused_with_the_list() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'retention'.*robustness"):
+        require_study("retentoin")
+
+
+def test_wrong_study_settings_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"study\.layer: unknown field; did you mean 'study\.layers'"):
+        smoke(layer=[1])
+    with pytest.raises(ConfigError, match=r"study\.layers: got 0"):
+        smoke(layers=[0])
+    with pytest.raises(ConfigError, match=r"study\.noise"):
+        smoke(noise={"typos": [2]})
+
+
+def test_cells_are_chosen_in_the_order_of_the_study() -> None:
+    assert context("b", "a").chosen(["a", "b", "c"]) == ["a", "b"]
+    assert context().chosen(["a", "b"]) == ["a", "b"]
+    with pytest.raises(ConfigError, match="Unknown cell 'bb'; did you mean 'b'"):
+        context("bb").chosen(["a", "b"])
+
+
+def test_a_change_is_checked_like_a_file() -> None:
+    assert context().changed(distillation={"epochs": 7}).distillation.epochs == 7
+    with pytest.raises(ConfigError, match=r"distillation\.epochs: got 0"):
+        context().changed(distillation={"epochs": 0})
+
+
+def test_student_forms_are_those_that_the_encoder_has() -> None:
+    forms = student_forms(context())
+    assert {name: (c.distillation.form, c.distillation.layers) for name, c in forms.items()} == {
+        "layers-1": ("transformer", 1),
+        "layers-2": ("transformer", None),
+        "static": ("static", None),
+    }
+    assert layers_left_out(smoke()) == [4, 6]
+    with pytest.raises(ConfigError, match="'tiny-encoder' has 2 layers"):
+        student_forms(context(layers=[9], static=False))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 6, 12])
+def test_every_ablation_is_a_valid_configuration(layers: int) -> None:
+    found = distillation_ablation.changes(smoke(), layers)
+    assert found["base"] == {} and ("first-layers" in found) == (layers > 1)
+    for fields in found.values():
+        context().changed(distillation=fields)
+
+
+def test_ablation_trains_each_cell_with_each_seed_beside_teacher_and_base() -> None:
+    cells = distillation_ablation.cells(context("mse-only", seeds=[1, 2]))
+    assert [cell.name for cell in cells] == ["teacher", "base@1", "base@2", "mse-only@1", "mse-only@2"]
+
+
+def _artifact(tmp_path: Path) -> Artifact:
+    return seal(tmp_path, "study")
+
+
+def test_a_collapsed_cell_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def collapses() -> Artifact:
+        raise CollapseError("all alike")
+
+    ran = run_cells("x", [Cell("good", lambda: _artifact(tmp_path)), Cell("bad", collapses)], context())
+    assert list(ran.results) == ["good"] and ran.collapsed == {"bad": "all alike"}
+    assert "cell 2 of 2, bad: collapsed: all alike" in capsys.readouterr().out
+    with pytest.raises(CollapseError, match="'bad' collapsed"):
+        require(ran.results, "bad")
+
+
+def test_the_seconds_of_a_step_outlive_the_process_and_leave_its_digest_alone() -> None:
+    step = Step("probe", (), lambda folder: seal(folder, "study"))
+    first, second = _made(step), _made(step)
+    assert (first.cached, second.cached) == (False, True)
+    assert first.timing is not None and first.timing.attempts == 1
+    assert second.timing == first.timing
+    assert second.artifact.digest == first.artifact.digest
+
+
+def test_a_step_that_failed_before_counts_its_attempts() -> None:
+    fails = True
+
+    def make(folder: Path) -> Artifact:
+        (folder / "half").write_text("x")
+        if fails:
+            raise OSError("gone")
+        return seal(folder, "study")
+
+    step = Step("probe", (), make)
+    with pytest.raises(OSError, match="gone"):
+        make_step(step)
+    fails = False
+    timing = _made(step).timing
+    assert timing is not None and timing.attempts == 2
+
+
+def test_building_counts_all_that_a_system_stands_on() -> None:
+    timing = {"seconds": 10.0, "attempts": 1}
+    steps: dict[str, Any] = dict.fromkeys(cost_benefit.STEPS["student"], timing)
+    assert cost_benefit.building_seconds("bm25", steps, 0.5) == 0.5
+    assert cost_benefit.building_seconds("teacher", steps, 0.5) == 30.0
+    assert cost_benefit.building_seconds("student", steps, 0.5) == 50.0
+    assert cost_benefit.building_seconds("student", {**steps, "build_index": None}, 0.5) is None
