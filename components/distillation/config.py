@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -74,7 +75,7 @@ class DistillationConfig(StepConfig):
             raise ValueError(f"generated is {self.generated}, but no generator is named; name a decoder or set generated to 0")
         if self.form == "static" and (self.layers is not None or self.prune_to):
             raise ValueError("a static student has no layers; leave layers and prune_to empty")
-        if any(later >= earlier for earlier, later in zip(self.prune_to, self.prune_to[1:])):
+        if any(later >= earlier for earlier, later in pairwise(self.prune_to)):
             raise ValueError(f"prune_to {list(self.prune_to)} must fall from step to step")
         if any(not 0 <= share <= 1 for share in self.source_shares.values()) or (
             self.source_shares and sum(self.source_shares.values()) <= 0
