@@ -30,8 +30,7 @@ class _Layout(NamedTuple):
 
 def can_pack(model: Any) -> bool:
     """Whether `model` is a plain BERT encoder, whose layers are known here."""
-    config = model.config if hasattr(model, "config") else None
-    return type(model).__name__ == "BertModel" and not config.is_decoder and not config.add_cross_attention
+    return type(model).__name__ == "BertModel" and not model.config.is_decoder and not model.config.add_cross_attention
 
 
 def packed_vectors(model: Any, rows: Sequence[Sequence[int]], pooling: str, device: torch.device) -> Tensor:
