@@ -66,6 +66,6 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, values in state["state"].items():
         parameter = parameters[number]
-        # The step count is a scalar that every process keeps for itself.
-        state["state"][number] = {k: like(v, parameter) if v.shape == parameter.shape else v for k, v in values.items()}
+        # The step count is a scalar that stays on the CPU.
+        state["state"][number] = {k: v if k == "step" else like(v, parameter) for k, v in values.items()}
     optimizer.load_state_dict(state)

@@ -9,7 +9,7 @@ every one of them. In one process every function here gives its input back, so t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from components.errors import DataError
+from components.errors import DataError, ScalingNoteError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,16 +147,26 @@ def sum_over_processes(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return total.cpu().numpy()
 
 
-def from_main(make: Any) -> Any:
-    """What `make()` gives in the main process, in all of them."""
+def from_main(make: Callable[[], Item]) -> Item:
+    """What `make()` gives in the main process, in all of them; an expected error there is raised in all of them."""
     world = current_world()
     if world.size == 1:
         return make()
     import torch
 
-    result = [make() if world.main else None]
+    result: list[Any] = [_tried(make) if world.main else None]
     torch.distributed.broadcast_object_list(result)
-    return result[0]
+    value, error = result[0]
+    if error is not None:
+        raise error
+    return value
+
+
+def _tried(make: Callable[[], Item]) -> tuple[Item | None, ScalingNoteError | None]:
+    try:
+        return make(), None
+    except ScalingNoteError as error:
+        return None, error
 
 
 def wait_for_all() -> None:

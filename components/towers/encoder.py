@@ -14,7 +14,7 @@ from components.errors import ArtifactError
 from components.towers.adapters import ADAPTER, adapter_digest
 from components.towers.backbone import load_decoder, pooled
 from components.towers.base_models import BaseModel, resolve_base
-from components.towers.contract import CONTRACT_FILE, EncodingContract, load_contract
+from components.towers.contract import EncodingContract, load_contract
 from components.towers.full import WEIGHTS, full_digest
 from components.towers.precision import pick_device
 from components.towers.tokens import batches_by_tokens, pad_batch, token_ids
@@ -59,11 +59,6 @@ class TowerEncoder:
     def _embed(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         batch = {k: v.to(self._device) for k, v in pad_batch(rows, self._tokenizer.pad_token_id or 0).items()}
         return pooled(self._model, batch, self.contract).cpu().numpy()
-
-
-def is_tower(folder: Path) -> bool:
-    """Whether the encoder saved in `folder` is a tower: it has an adapter, or a full model of its own."""
-    return (folder / CONTRACT_FILE).is_file() and ((folder / ADAPTER).is_dir() or (folder / WEIGHTS).is_dir())
 
 
 def load_tower(folder: Path, precision: str = "auto") -> TowerEncoder:

@@ -43,8 +43,7 @@ class HardNegatives:
         if not from_main(path.exists):
             mined = self._mined(number)
             from_main(lambda: self._write(mined, number, path))
-        negatives: NDArray[np.int64] = from_main(lambda: np.load(path, allow_pickle=False))
-        return negatives
+        return from_main(lambda: np.load(path, allow_pickle=False))
 
     def _write(self, mined: Mined, number: int, path: Path) -> None:
         report = self._folder / REPORT

@@ -107,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ScalingNoteError as error:
         _tell(error, given.failure)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
     leave_world()
 
 

@@ -182,8 +182,7 @@ class Training:
         label = f"mine negatives, round {number}: "
         queries = self.towers.encode(self.query_tokens, "query", label + "queries")
         documents = self.towers.encode(self.document_tokens, "document", label + "documents")
-        mined: Mined = from_main(lambda: mine(queries, documents, self.pairs, self.config, number))
-        return mined
+        return from_main(lambda: mine(queries, documents, self.pairs, self.config, number))
 
     def _save(self) -> None:
         state: dict[str, Any] = {"towers": self.towers.state(), "optimizer": optimizer_state(self.optimizer), "losses": self.losses}

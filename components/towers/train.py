@@ -20,7 +20,7 @@ from components.towers.checkpoint import CHECKPOINT
 from components.towers.checks import Spread, measure_spread, refuse_collapse
 from components.towers.config import TowerConfig
 from components.towers.contract import ROLES, EncodingContract, Role, save_contract, space_id_of
-from components.towers.distributed import current_world, join_world, launched, require_same_data, wait_for_all
+from components.towers.distributed import current_world, from_main, join_world, launched, require_same_data, wait_for_all
 from components.towers.encoder import load_tower
 from components.towers.hard_negatives import check_mining
 from components.towers.launch import train_in_processes
@@ -75,12 +75,8 @@ def _check_shares(config: TowerConfig) -> None:
 def _resolved(pairs: Pairs, config: TowerConfig) -> BaseModel:
     """The base model; the main process looks first, since looking may build or convert the model."""
     texts = [*pairs.documents, *pairs.queries]
-    if current_world().main:
-        base = resolve_base(config.base_model, texts)
-        wait_for_all()
-        return base
-    wait_for_all()
-    return resolve_base(config.base_model, texts)
+    found = from_main(lambda: resolve_base(config.base_model, texts))
+    return found if current_world().main else resolve_base(config.base_model, texts)
 
 
 def _identity(pairs: Pairs, config: TowerConfig, base: BaseModel, folder: Path) -> str:

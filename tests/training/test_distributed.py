@@ -56,8 +56,12 @@ def found(root: Path) -> list[dict[str, Any]]:
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "tests.training.two_processes", str(root)]
     processes = [subprocess.Popen(command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, cwd=ROOT) for r in (0, 1)]
-    assert [process.wait(timeout=240) for process in processes] == [0, 0]
-    return [torch.load(root / f"found_{rank}.pt") for rank in (0, 1)]
+    try:
+        assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(root / f"found_{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
 def test_the_gather_gives_all_rows_and_the_gradient_of_both_losses(found: list[dict[str, Any]]) -> None:
@@ -79,6 +83,18 @@ def test_loss_and_gradient_of_sharded_models_are_those_of_one_process(found: lis
     loss, gradient = loss_and_gradient(FULL, negatives(2), at_home)
     assert len(gradient) > 40
     _same(found[0]["fsdp"], loss, gradient)
+
+
+def test_sharded_models_are_stored_whole(found: list[dict[str, Any]], at_home: Path) -> None:
+    (weights, moments), (read_weights, read_moments) = found[0]["checkpoint"]["states"]
+    assert len(weights) > 40 and found[1]["checkpoint"]["states"][0][0] == {}  # the main process alone holds them
+    for name in weights:
+        torch.testing.assert_close(read_weights[name], weights[name], atol=0, rtol=0)
+    for number in moments:
+        for name in ("step", "exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(read_moments[number][name], moments[number][name], atol=0, rtol=0)
+    vectors = load_tower(at_home / "sharded", precision="float32").encode(documents())
+    np.testing.assert_allclose(vectors, found[0]["checkpoint"]["vectors"], atol=1e-5)
 
 
 def _same(two: tuple[float, list[torch.Tensor]], loss: float, gradient: list[torch.Tensor]) -> None:

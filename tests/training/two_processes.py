@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from components.errors import ScalingNoteError
 from components.towers.backbone import TwoTowers
 from components.towers.base_models import resolve_base
+from components.towers.checkpoint import CHECKPOINT, optimizer_state
 from components.towers.config import TowerConfig
-from components.towers.distributed import current_world, gather_with_gradient, join_world, leave_world
+from components.towers.contract import save_contract, space_id_of
+from components.towers.distributed import current_world, gather_with_gradient, join_world, leave_world, wait_for_all
 from components.towers.loop import Training
 from components.towers.pairs import Pairs
 from components.towers.train import take_part
@@ -70,6 +72,24 @@ def gathered() -> tuple[torch.Tensor, torch.Tensor]:
     return together.detach(), rows.grad
 
 
+def sharded_checkpoint(folder: Path) -> dict[str, Any]:
+    """Weights and optimizer of sharded models after a step, and again after a checkpoint was read; the document tower is saved."""
+    config = FULL.model_copy(update={"sharding": "fsdp"})
+    base = resolve_base("tiny-decoder", [*documents(), *queries()])
+    run = Training(TwoTowers(base, config), pairs(), config, folder)
+    run._step(0)
+    run._save()
+    wait_for_all()
+    again = Training(TwoTowers(base, config), pairs(), config, folder)
+    wait_for_all()
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    contract = again.towers.save("document", folder / "sharded")
+    if contract is not None:
+        save_contract(folder / "sharded", contract, space_id_of(contract))
+    states = [(r.towers.state(), optimizer_state(r.optimizer)["state"]) for r in (run, again)]
+    return {"states": states, "vectors": run.towers.encode(run.document_tokens, "document")}
+
+
 def refusal(given: Pairs, config: TowerConfig, folder: Path) -> str:
     """The message with which a training is refused."""
     try:
@@ -89,6 +109,7 @@ def main(arguments: Sequence[str]) -> None:
     found["fsdp"] = loss_and_gradient(FULL.model_copy(update={"sharding": "fsdp"}), negatives(2), folder)
     own = pairs()
     other = Pairs([*own.queries[:-1], f"another query {rank}"], own.documents, own.pairs, own.relevant)
+    found["checkpoint"] = sharded_checkpoint(folder)
     found["different_data"] = refusal(other, CONFIG, folder)
     found["odd_batch"] = refusal(own, CONFIG.model_copy(update={"batch_size": 7}), folder)
     torch.save(found, folder / f"found_{rank}.pt")
