@@ -1,8 +1,8 @@
 """The full release, from data to a candidate: one flow, one step after another.
 
 snapshot -> validate -> train towers -> encode corpus -> build index
-                            |                               |
-                            +-> teacher queries -> distil and refine -> evaluate -> decide, register candidate
+               |             |                              |
+               +-> generate -+-> teacher queries -> distil and refine -> evaluate -> decide, register candidate
 """
 
 from __future__ import annotations
@@ -51,10 +51,12 @@ def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
     validation = recorder.run(validation_step(config, dataset))
     require_valid(validation)
     require_usable(config, dataset)
+    # Needs no tower, and a generator that cannot write is found before a day of training.
+    generated = recorder.run(generation_step(config, dataset)) if config.distillation.generated else None
     query_tower, document_tower = train_both(config, recorder, dataset)
     vectors = typed(recorder.run(vectors_step(config, dataset, document_tower)), VectorShards)
     index = typed(recorder.run(index_step(config, vectors, dataset)), IndexArtifact)
-    targets = teacher_targets(config, recorder, dataset, query_tower)
+    targets = recorder.run(targets_step(config, dataset, query_tower, generated))
     learned_from = {"dataset": dataset, "query_tower": query_tower, "targets": targets, "vectors": vectors, "index": index}
     student = typed(recorder.run(student_step(config, learned_from)), EncoderArtifact)
     measured = {"dataset": dataset, "query_tower": query_tower, "query_encoder": student, "index": index}
@@ -73,12 +75,6 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     require_judged(data, (config.evaluation.split, *config.evaluation.extra_splits))
     check_sources(data, config.distillation)
     check_before_towers(config.distillation, config.towers)
-
-
-def teacher_targets(config: RetrainConfig, recorder: Recorder, dataset: DatasetArtifact, query_tower: EncoderArtifact) -> Artifact:
-    """The teacher's vectors of all queries that the student learns from, generated ones among them if they are asked for."""
-    generated = recorder.run(generation_step(config, dataset)) if config.distillation.generated else None
-    return recorder.run(targets_step(config, dataset, query_tower, generated))
 
 
 def train_both(config: RetrainConfig, recorder: Recorder, dataset: DatasetArtifact) -> tuple[EncoderArtifact, EncoderArtifact]:

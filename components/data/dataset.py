@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import TYPE_CHECKING, cast
 
 import pandas as pd
 
-from components.artifacts import Artifact, DatasetArtifact, open_artifact, seal
+from components.artifacts import Artifact, DatasetArtifact, Scalar, open_artifact, seal
 from components.data.config import DataConfig
 from components.data.sources import read_source, source_digest, source_name
-from components.data.tables import DOCUMENT_COLUMNS, JUDGEMENT_COLUMNS, QUERY_COLUMNS, RawTables, content_hash, document_text
+from components.data.tables import DOCUMENT_COLUMNS, JUDGEMENT_COLUMNS, QUERY_COLUMNS, RawTables, content_hash, document_text, origin_of
 from components.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ TABLES = {
     "judgements": JUDGEMENT_COLUMNS,
     "unlabelled": QUERY_COLUMNS,
 }
+SOURCES = "sources"
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,14 @@ class Dataset:
     """The tables of a dataset artifact, in their stored order.
 
     documents: doc_id, title, text, metadata (JSON), content_hash. queries and unlabelled: query_id, text.
-    all_judgements: query_id, doc_id, score (int64), split.
+    all_judgements: query_id, doc_id, score (int64), split. sources: names of the data sets when several are mixed.
     """
 
     documents: pd.DataFrame
     queries: pd.DataFrame
     all_judgements: pd.DataFrame
     unlabelled: pd.DataFrame
+    sources: tuple[str, ...] = ()
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -57,6 +60,10 @@ class Dataset:
         judged = set(judgements.loc[judgements["score"] > 0, "query_id"])
         return self.queries.loc[self.queries["query_id"].isin(judged)].reset_index(drop=True)
 
+    def origin_of(self, identifier: str) -> str:
+        """The data set that a query's or document's id comes from; "" when nothing is mixed."""
+        return origin_of(identifier, self.sources)
+
     def document_texts(self) -> list[str]:
         """What an encoder reads of each document, in the order of the documents."""
         return _texts(self.documents)
@@ -71,7 +78,7 @@ def snapshot(config: DataConfig, folder: Path) -> DatasetArtifact:
         write_table(frame, folder / f"{name}.parquet")
     sizes = {key: value for key, value in tables.notes.items() if isinstance(value, int)}
     labels = {key: value for key, value in tables.notes.items() if key not in sizes}
-    attributes = {"name": source_name(config), "source_digest": source_digest(config), **labels}
+    attributes = {"name": source_name(config), "source_digest": source_digest(config), **labels, **_sources_attribute(tables)}
     return cast("DatasetArtifact", seal(folder, "dataset", counts={**_counts(tables), **sizes}, attributes=attributes))
 
 
@@ -81,7 +88,13 @@ def load_dataset(dataset: Artifact | Path) -> Dataset:
     if artifact.kind != "dataset":
         raise ArtifactError(f"{artifact.path} is an artifact of kind '{artifact.kind}'; expected a dataset.")
     frames = {name: _read(artifact.path / f"{name}.parquet") for name in TABLES}
-    return Dataset(frames["documents"], frames["queries"], frames["judgements"], frames["unlabelled"])
+    sources = tuple(str(artifact.attributes.get(SOURCES, "")).split("/")) if SOURCES in artifact.attributes else ()
+    return Dataset(frames["documents"], frames["queries"], frames["judgements"], frames["unlabelled"], sources)
+
+
+def _sources_attribute(tables: RawTables) -> dict[str, Scalar]:
+    """Names of folders hold no slash, so one stands between them."""
+    return {SOURCES: "/".join(tables.sources)} if tables.sources else {}
 
 
 def _counts(tables: RawTables) -> dict[str, int]:
@@ -94,7 +107,18 @@ def _counts(tables: RawTables) -> dict[str, int]:
         "judgements": len(tables.judgements),
         "unlabelled": len(tables.unlabelled),
         **{f"{split}_queries": count for split, count in splits.items()},
+        **_counts_by_source(tables),
     }
+
+
+def _counts_by_source(tables: RawTables) -> dict[str, int]:
+    """Documents and train queries of each of the mixed data sets."""
+    train = tables.judgements.loc[(tables.judgements["score"] > 0) & (tables.judgements["split"] == "train"), "query_id"].unique()
+    found: dict[str, int] = {}
+    for label, ids in (("documents", tables.documents["doc_id"]), ("train_queries", train)):
+        origins = Counter(origin_of(str(identifier), tables.sources) for identifier in ids)
+        found |= {f"{label}_of_{name}": origins[name] for name in tables.sources}
+    return found
 
 
 def _texts(documents: pd.DataFrame) -> list[str]:

@@ -1,4 +1,4 @@
-"""Read a source, a folder or the built-in set, into tables; and name its content by a digest."""
+"""Read sources, folders or the built-in set, into tables; and name their content by a digest."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from components.artifacts import digest_of, file_sha256
 from components.data import icd10cm, jsonl, parquet
 from components.data.config import DataConfig
 from components.data.layout import SourceFiles, locate
+from components.data.mixing import mix, mixed_name, require_different
 from components.data.subset import hold_out_dev, keep_documents
 from components.data.tables import RawTables, query_table
 
@@ -19,8 +20,12 @@ UNLABELLED_ID = "unlabelled"
 
 
 def read_source(config: DataConfig) -> RawTables:
-    """The tables of `config.source`, cut to `max_documents`, with a dev split; raises DataError for what cannot be read."""
-    tables = icd10cm.build(config.scope) if _built_in(config) else _read_folder(locate(_folder(config)))
+    """The tables of `config.source` and `config.mix`, cut to `max_documents`, with dev queries of each.
+
+    Raises DataError for what cannot be read or mixed.
+    """
+    parts = {name: _read_one(part) for name, part in _parts(config).items()}
+    tables = mix(parts) if config.mix else next(iter(parts.values()))
     sizes = {"source_documents": len(tables.documents), "source_queries": len(tables.queries)}
     tables = replace(tables, notes={**tables.notes, **sizes})
     if config.max_documents is not None:
@@ -29,16 +34,36 @@ def read_source(config: DataConfig) -> RawTables:
 
 
 def source_digest(config: DataConfig) -> str:
-    """sha256 over the source's files by name and content; for the built-in set over its list and builder."""
+    """sha256 over the sources' files by name and content; for the built-in set over its list and builder.
+
+    Raises DataError for a folder that is missing or cannot be mixed.
+    """
+    digests = {name: _digest_of_one(part) for name, part in _parts(config).items()}
+    return digest_of(list(digests.items())) if config.mix else next(iter(digests.values()))
+
+
+def source_name(config: DataConfig) -> str:
+    """The built-in set's name, or the base name of the folder; mixed ones with a plus between them."""
+    return "+".join(_parts(config))
+
+
+def _parts(config: DataConfig) -> dict[str, DataConfig]:
+    """The configuration of each single source by its name, `config.source` first."""
+    names = [config.source if _built_in(config) else _folder(config).resolve().name, *(mixed_name(source) for source in config.mix)]
+    require_different(names)
+    single = [config.model_copy(update={"source": source, "mix": ()}) for source in (config.source, *config.mix)]
+    return dict(zip(names, single, strict=True))
+
+
+def _read_one(config: DataConfig) -> RawTables:
+    return icd10cm.build(config.scope) if _built_in(config) else _read_folder(locate(_folder(config)))
+
+
+def _digest_of_one(config: DataConfig) -> str:
     if _built_in(config):
         return icd10cm.source_digest()
     folder = _folder(config)
     return digest_of({path.relative_to(folder).as_posix(): file_sha256(path) for path in locate(folder).all()})
-
-
-def source_name(config: DataConfig) -> str:
-    """The built-in set's name, or the base name of the folder."""
-    return config.source if _built_in(config) else _folder(config).resolve().name
 
 
 def _built_in(config: DataConfig) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from components.data.tables import RawTables, normalise_text, stable_order
+from components.data.tables import RawTables, normalise_text, origin_of, stable_order
 
 
 def keep_documents(tables: RawTables, maximum: int, seed: int) -> RawTables:
@@ -32,16 +32,17 @@ def keep_documents(tables: RawTables, maximum: int, seed: int) -> RawTables:
 def hold_out_dev(tables: RawTables, share: float, seed: int) -> RawTables:
     """Move `share` of the train queries to the split dev when it has no relevant judgement; says how many in the notes.
 
-    Queries that are equal after normalisation move together, or the held-out ones would have been seen in training.
+    Of several mixed data sets it is those without a dev judgement of their own that give. Queries that are equal after normalisation
+    move together, or the held-out ones would have been seen in training.
     """
     judgements = tables.judgements
-    relevant = judgements["score"] > 0
-    if bool((relevant & (judgements["split"] == "dev")).any()):
+    train, dev = (_relevant_queries(judgements, split) for split in ("train", "dev"))
+    complete = {origin_of(query, tables.sources) for query in dev}
+    if complete.issuperset(tables.sources or [""]):
         return tables
-    train = set(judgements.loc[relevant & (judgements["split"] == "train"), "query_id"])
-    texts = tables.queries.loc[tables.queries["query_id"].isin(train)].drop_duplicates("query_id")
+    texts = tables.queries.loc[tables.queries["query_id"].isin(train)].drop_duplicates("query_id").fillna("")
     wording = {query: normalise_text(text) for query, text in zip(texts["query_id"], texts["text"], strict=True)}
-    order = stable_order(wording.values(), seed)
+    order = stable_order((text for query, text in wording.items() if origin_of(query, tables.sources) not in complete), seed)
     chosen = set(order[: max(1, round(share * len(order)))] if len(order) > 1 else [])
     held_out = {query for query, text in wording.items() if text in chosen}
     moved = judgements["query_id"].isin(held_out) & (judgements["split"] == "train")
@@ -62,6 +63,10 @@ def _chosen_documents(tables: RawTables, known: set[str], maximum: int, seed: in
             kept |= wanted[query]
     others = stable_order(known - kept, seed)
     return kept | set(others[: maximum - len(kept)])
+
+
+def _relevant_queries(judgements: pd.DataFrame, split: str) -> set[str]:
+    return set(judgements.loc[(judgements["score"] > 0) & (judgements["split"] == split), "query_id"])
 
 
 def _rows(table: pd.DataFrame, keep: pd.Series) -> pd.DataFrame:

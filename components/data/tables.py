@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -26,6 +26,7 @@ class RawTables:
 
     documents: doc_id, title, text, metadata (a JSON object as a string). queries and unlabelled: query_id, text.
     judgements: query_id, doc_id, score (int64), split. All else is text. `notes` says what was cut or held out.
+    `sources`: names of the data sets when several are mixed, the first of them the one whose ids have no name in front.
     """
 
     documents: pd.DataFrame
@@ -33,6 +34,13 @@ class RawTables:
     judgements: pd.DataFrame
     unlabelled: pd.DataFrame
     notes: Mapping[str, Scalar] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+
+
+def origin_of(identifier: str, sources: Sequence[str]) -> str:
+    """Which of the mixed data sets an id belongs to; "" when nothing is mixed."""
+    name, slash, _ = identifier.partition("/")
+    return name if slash and name in sources[1:] else next(iter(sources), "")
 
 
 def document_text(title: str | None, text: str | None) -> str:

@@ -48,8 +48,12 @@ def shape_of(name: str) -> Shape:
     from transformers import AutoConfig
 
     # The models built here are built from texts; their size does not depend on which.
-    config = AutoConfig.from_pretrained(resolve_base(name, ["any text"]).location).get_text_config()
-    return Shape(count_layers(name), config.hidden_size)
+    base = resolve_base(name, ["any text"])
+    try:
+        config = AutoConfig.from_pretrained(base.location).get_text_config()
+        return Shape(count_layers(name), config.hidden_size)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"The configuration of '{name}' names no layers and width: {str(error).strip().splitlines()[0]}") from None
 
 
 def _check(config: DistillationConfig, dimension: int, tower: Shape | None) -> None:

@@ -14,11 +14,12 @@ from components.distillation.layers import choose_layers
 from components.distillation.static import initial_vectors, static_model, static_tokens
 from components.distillation.student_encoder import StudentEncoder
 from components.errors import ModelError
+from components.towers.attention import measured_attention
 from components.towers.base_models import BaseModel, resolve_base
 from components.towers.contract import EncodingContract
 from components.towers.encoder import load_tower
 from components.towers.layers import keep_layers
-from components.towers.precision import pick_device
+from components.towers.precision import autocast, pick_device, pick_dtype
 
 TEACHER = "teacher"
 POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last"}  # sentence-transformers' names and ours
@@ -84,12 +85,13 @@ def _of_an_encoder(source: Source) -> StudentEncoder:
         base_digest=base.digest,
         adapter_digest=None,
         tokenizer_digest=digest_of(tokenizer.get_vocab()),
-        pooling=pooling,  # type: ignore[arg-type]
+        pooling=pooling,
         normalize=True,
         prompt=source.config.query_prompt,
         append_eos=pooling == "last",
         max_length=source.config.max_query_length,
         dimension=model.config.hidden_size,
+        attention=measured_attention(model),
     )
     return StudentEncoder(model, tokenizer, None, contract, f"untrained:{base.digest}")
 
@@ -128,5 +130,6 @@ def _static(encoder: StudentEncoder, source: Source) -> StudentEncoder:
     update = {"form": "static", "pooling": "mean", "append_eos": False, "prompt": source.config.query_prompt}
     contract = encoder.contract.model_copy(update=update)
     rows = static_tokens(encoder.tokenizer, source.texts, contract)
-    vectors = initial_vectors(encoder, rows)
+    with autocast(encoder.device, pick_dtype(source.config.precision)):
+        vectors = initial_vectors(encoder, rows)
     return StudentEncoder(static_model(vectors), encoder.tokenizer, None, contract, encoder.space_id)

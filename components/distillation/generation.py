@@ -46,12 +46,14 @@ def generate_queries(dataset: Dataset, config: DistillationConfig, parents: Mapp
     generator = _Generator(resolve_base(config.generator, texts), config) if finished < len(ids) else None
     with path.open("a", encoding="utf-8") as lines, tqdm(total=len(ids), initial=finished, desc="generate queries", unit="query") as bar:
         for start in range(finished, len(ids), BATCH):
-            queries = generator.continue_all(prompts[start : start + BATCH])  # type: ignore[union-attr]
-            lines.write("".join(_line(i, query) for i, query in zip(ids[start : start + BATCH], queries, strict=True)))
+            answers = generator.continue_all(prompts[start : start + BATCH])  # type: ignore[union-attr]
+            lines.write("".join(_line(i, query) for i, query in zip(ids[start : start + BATCH], answers, strict=True)))
             lines.flush()
-            bar.update(len(queries))
+            bar.update(len(answers))
+    if not (queries := read_generated(folder)):
+        raise ModelError(f"The generator '{config.generator}' wrote no query for any of {len(ids)} documents. Name another decoder.")
     attributes: dict[str, Scalar] = {"generator": config.generator, "seed": config.seed}
-    return seal(folder, "queries", counts={"queries": len(read_generated(folder))}, parents=parents, attributes=attributes)
+    return seal(folder, "queries", counts={"queries": len(queries)}, parents=parents, attributes=attributes)
 
 
 def read_generated(folder: Path) -> list[str]:

@@ -22,6 +22,7 @@ POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}  # our names and 
 
 def save_student(student: StudentEncoder, folder: Path) -> EncodingContract:
     """Write the student as a SentenceTransformer (encoder, dense layers of the head, normalise); returns its contract."""
+    folder.mkdir(parents=True, exist_ok=True)
     _save_encoder(student, folder)
     _save_tokenizer(student, folder)
     modules = [("", "StaticEmbedding")] if student.is_static else [("", "Transformer"), ("1_Pooling", "Pooling")]
@@ -75,7 +76,7 @@ def _save_head(head: Any, folder: Path, place: int) -> list[tuple[str, str]]:
     from safetensors.torch import save_file
     from torch import nn
 
-    names = []
+    names: list[tuple[str, str]] = []
     layers = list(head)
     for i, layer in enumerate(layers):
         if not isinstance(layer, nn.Linear):

@@ -1,8 +1,9 @@
 """The static form: the mean of one vector a token, no transformer; saved as sentence-transformers' StaticEmbedding.
 
-A token's first vector is what the encoder makes of that token alone (as model2vec does), better than the encoder's input embedding,
-which the layers have not read yet. It is scaled down for frequent tokens by a / (a + p), p the token's share in the texts (Arora, Liang
-and Ma 2017), so that a mean is not drowned by words without meaning. The vectors are trained like all else.
+A token's first vector is what the encoder makes of a text of that token alone (as model2vec does), not the encoder's input embedding,
+which its layers have not read yet. With MiniLM and a head fitted on 4,000 ICD-10-CM queries, the cosine to the teacher on others was
+0.789 against 0.782 for input embeddings; vectors scaled down for frequent tokens (Arora, Liang and Ma 2017) gave 0.750, so they are not.
+The vectors are trained like all else.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 # Tokens that the encoder reads itself: all of a BERT's; of a decoder with 262,144 those in the texts and the first of the others.
 DIRECT_TOKENS = 32_768
-FREQUENT_SHARE = 1e-3  # share of all tokens at which a token's vector is halved
 
 
 def static_model(weight: Tensor) -> Any:
@@ -56,7 +56,7 @@ def mean_vectors(model: Any, rows: Sequence[Sequence[int]], device: torch.device
 
 
 def initial_vectors(source: StudentEncoder, rows: Sequence[Sequence[int]]) -> Tensor:
-    """Token vectors (vocabulary, width) float32 from the encoder `source`; `rows` are the token ids of texts to count in."""
+    """Token vectors (vocabulary, width) float32 from the encoder `source`; `rows` are token ids of texts, read first."""
     import torch
 
     inputs = source.model.get_input_embeddings().weight.detach().float().cpu()
@@ -66,8 +66,7 @@ def initial_vectors(source: StudentEncoder, rows: Sequence[Sequence[int]]) -> Te
     # The rest by the linear map that comes closest to what the encoder does with the tokens it has read.
     table = inputs @ ridge(inputs[direct], read).T if len(direct) < len(inputs) else torch.empty(len(inputs), read.shape[1])
     table[direct] = read
-    share = torch.from_numpy(counts / max(counts.sum(), 1)).float()
-    return table * (FREQUENT_SHARE / (FREQUENT_SHARE + share))[:, None]
+    return table
 
 
 def _vectors_of_single_tokens(source: StudentEncoder, tokens: Sequence[int]) -> NDArray[np.float32]:

@@ -24,6 +24,7 @@ AT_BOUND = 1e-3  # relative distance from a bound that counts as being there
 LOWEST_R2 = 0.8
 CONFIDENCE = 0.95
 REFITS = 200
+RUNS_EACH = 20  # runs drawn around each refitted curve for the interval of a prediction
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Points:
 class Fit:
     """A fitted law. `supported` is False when the points do not carry it, and `reasons` then says why.
 
-    `parameters` (empty when nothing was fitted) and their `intervals` (empty without refits) by name; `r2` is that of log L.
+    `parameters` (empty when nothing was fitted) and their `intervals` (empty without refits) by name; `r2` is that of log L, `noise`
+    the standard deviation of what log L lies off the curve.
     """
 
     law: LawName
@@ -59,6 +61,7 @@ class Fit:
     parameters: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     r2: float | None
+    noise: float | None = None
     refits: tuple[tuple[float, ...], ...] = ()
 
     def describe(self) -> dict[str, Any]:
@@ -68,7 +71,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A loss that a law foretells, with the ends of its interval."""
+    """A loss that a law foretells, with the ends of the interval that one run should fall into."""
 
     law: LawName
     size: float
@@ -126,19 +129,22 @@ def fit_law(name: LawName, points: Points, seed: int = 13, refits: int = REFITS)
         parameters=_named(law, best),
         intervals={p: (_plain(p, low), _plain(p, high)) for p, (low, high) in zip(law.names, ends, strict=False)},
         r2=r2,
+        noise=float(np.sqrt((_residuals(law, points, best) ** 2).sum() / (count - len(law.names)))),
         refits=tuple(tuple(map(float, draw)) for draw in draws),
     )
 
 
 def predict(fit: Fit, size: float, pairs: float) -> Prediction | None:
-    """The loss at a size that the fit has not seen, with its interval over the refits; None when nothing was fitted or refitted.
+    """The loss at a size that the fit has not seen, with its interval; None when nothing was fitted or refitted.
 
-    The interval is that of the curve; a single run lies around it with its own noise.
+    The interval covers both what is not known of the curve (the refits) and how far a single run lies off it (`Fit.noise`).
     """
-    if not fit.refits:
+    if not fit.refits or fit.noise is None:
         return None
     law, point = LAWS[fit.law], Points.of([size], [pairs], [0.0])
-    low, high = _ends(np.array([law.curve(np.array(theta), point)[0] for theta in fit.refits]))
+    curves = np.array([law.curve(np.array(theta), point)[0] for theta in fit.refits])
+    off = np.random.default_rng(len(curves)).normal(0, fit.noise, (RUNS_EACH, len(curves)))
+    low, high = _ends((curves * np.exp(off)).ravel())
     return Prediction(fit.law, size, pairs, float(law.curve(_theta(fit), point)[0]), low, high)
 
 
@@ -205,7 +211,7 @@ def _best(law: _Law, points: Points, starts: Sequence[Floats]) -> Floats:
     from scipy.optimize import least_squares
 
     def residuals(theta: Floats) -> Floats:
-        return np.log(np.maximum(law.curve(theta, points), 1e-12)) - np.log(points.loss)
+        return _residuals(law, points, theta)
 
     low, high = _bounds(law, points)
     found = [least_squares(residuals, np.clip(start, low + 1e-9, high - 1e-9), bounds=(low, high), x_scale="jac") for start in starts]
@@ -225,7 +231,7 @@ def _limits(points: Points) -> dict[str, tuple[float, float]]:
 def _refit(law: _Law, points: Points, best: Floats, seed: int, count: int) -> Floats:
     """Parameters (count, p) of fits to curves with resampled residuals."""
     fitted = np.log(law.curve(best, points))
-    residuals = np.log(points.loss) - fitted
+    residuals = -_residuals(law, points, best)
     free = len(points.loss) - len(law.names)
     residuals = (residuals - residuals.mean()) * np.sqrt(len(points.loss) / free)
     rng = np.random.default_rng(seed)
@@ -236,10 +242,15 @@ def _refit(law: _Law, points: Points, best: Floats, seed: int, count: int) -> Fl
     return np.array(draws)
 
 
+def _residuals(law: _Law, points: Points, theta: Floats) -> Floats:
+    """log of the curve minus log L."""
+    return np.log(np.maximum(law.curve(theta, points), 1e-12)) - np.log(points.loss)
+
+
 def _r2(law: _Law, points: Points, theta: Floats) -> float:
     logs = np.log(points.loss)
     total = float(((logs - logs.mean()) ** 2).sum())
-    error = float(((np.log(law.curve(theta, points)) - logs) ** 2).sum())
+    error = float((_residuals(law, points, theta) ** 2).sum())
     return 1 - error / total if total > 0 else 0.0
 
 
@@ -254,8 +265,8 @@ def _named(law: _Law, theta: Floats) -> dict[str, float]:
 
 
 def _plain(name: str, value: float) -> float:
-    """A parameter as it stands in the formula: the search works on logarithms of A and B."""
-    return float(np.exp(value)) if name in "AB" else float(value)
+    """A parameter as it stands in the formula: the search works on logarithms of A and B, and never quite reaches a floor of 0."""
+    return float(np.exp(value)) if name in "AB" else round(float(value), 9)
 
 
 def _theta(fit: Fit) -> Floats:

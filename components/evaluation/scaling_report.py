@@ -39,15 +39,14 @@ def scaling_table(cells: Sequence[Mapping[str, Any]], foretold: Mapping[str, Any
 
 def fit_notes(fits: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """One sentence a law: parameters, intervals and R2, or why the points do not support it."""
-    return [f"{WORDS[law]}, {ON[law]}: {_fit_sentence(fit)}" for law, fit in fits.items()]
+    return [f"{words}, {ON[law]}: {_fit_sentence(fits[law])}" for law, words in WORDS.items() if law in fits]
 
 
 def _fit_sentence(fit: Mapping[str, Any]) -> str:
     if not fit["parameters"]:
         return f"{fit['formula']} was not fitted: {'; '.join(fit['reasons'])}."
-    values = ", ".join(
-        f"{name} = {number(value)} [{' '.join(map(number, fit['intervals'][name]))}]" for name, value in fit["parameters"].items()
-    )
+    ends = {name: " ".join(map(number, interval)) for name, interval in fit["intervals"].items()}
+    values = ", ".join(f"{name} = {number(value)} [{ends[name]}]" for name, value in fit["parameters"].items())
     head = f"{fit['formula']} with {values}; R2 of log L {fit['r2']:.3f} on {fit['points']} points"
     return f"{head}." if fit["supported"] else f"{head}. The points do not support this fit: {'; '.join(fit['reasons'])}."
 
@@ -63,7 +62,7 @@ def prediction_notes(frame: pd.DataFrame, foretold: Mapping[str, Any]) -> list[s
         doubt = "" if foretold["fits"][found["law"]]["supported"] else "; a law that its points do not support"
         lines.append(
             f"Predicted by {foretold['fits'][found['law']]['formula'].split(' =')[0]} from the smaller sizes before it was run: "
-            f"{rows[MODEL].iloc[0]} on {number(found['pairs'])} pairs {number(found['loss'])} [{number(found['low'])} "
+            f"{rows[MODEL].iloc[0]} on {found['pairs']:,.0f} pairs {number(found['loss'])} [{number(found['low'])} "
             f"{number(found['high'])}], measured {number(measured)} ({found['loss'] / measured - 1:+.1%}){doubt}."
         )
     missing = [fit for fit in foretold["fits"].values() if not fit["parameters"]]

@@ -1,4 +1,8 @@
-"""One frozen decoder in memory, two LoRA adapters on it: the query tower and the document tower for the price of one model."""
+"""Both towers on one base model: loading it, attention and pooling as asked, adapters or full models, from token rows to vectors.
+
+sentence-transformers trains one set of weights for both roles; here each role has its own adapter on one model in memory, or its own
+copy, so the towers are ours, on peft's adapters and transformers' models.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +10,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.artifacts import digest_of, file_sha256, read_json, write_json
-from components.errors import ModelError
+import numpy as np
+from numpy.typing import NDArray
+
+from components.artifacts import digest_of
+from components.errors import ConfigError, ModelError
+from components.towers.adapters import Adapters
+from components.towers.attention import check_attention, set_attention
 from components.towers.base_models import BaseModel
 from components.towers.config import TowerConfig
-from components.towers.contract import EncodingContract, Role
+from components.towers.contract import ROLES, EncodingContract, Role
+from components.towers.distributed import collected, current_world, like, sum_over_processes
+from components.towers.full import FullModels
 from components.towers.layers import keep_layers
-from components.towers.pooling import normalize, pool
+from components.towers.pooling import cut, normalize, pool
 from components.towers.precision import autocast, pick_device, pick_dtype
-from components.towers.tokens import pad_batch, token_ids
+from components.towers.tokens import batches_by_tokens, pad_batch, token_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
-LINEAR_MAPS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-ROLES: tuple[Role, Role] = ("query", "document")
 
-
-def load_decoder(base: BaseModel, precision: str) -> tuple[Any, Any]:
-    """The model without its language head, and its tokenizer; raises ModelError when it cannot be loaded as a decoder."""
+def load_decoder(base: BaseModel, precision: str, attention: str = "causal") -> tuple[Any, Any]:
+    """The model without its language head, and its tokenizer; raises ModelError when it cannot be loaded."""
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
@@ -36,16 +44,18 @@ def load_decoder(base: BaseModel, precision: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(base.location)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"The model '{base.name}' cannot be loaded: {str(error).strip().splitlines()[0]}") from None
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"The tokenizer of '{base.name}' has no end token; last-token pooling needs one. Use another model.")
     if base.layers is not None:
         keep_layers(model, base.layers, base.name)
     model.config.use_cache = False
+    if getattr(model, "pooler", None) is not None:
+        # An encoder's own pooler takes no part here; its weights would be trained and saved for nothing.
+        model.pooler = None
+    set_attention(model, attention)
     return model.eval(), tokenizer
 
 
 def draft_contract(base: BaseModel, tokenizer: Any, width: int, config: TowerConfig, role: Role) -> EncodingContract:
-    """The contract of a tower before its adapter is trained (adapter_digest None)."""
+    """The contract of a tower before its weights are trained (adapter_digest None)."""
     return EncodingContract(
         role=role,
         base_model=base.name,
@@ -55,81 +65,140 @@ def draft_contract(base: BaseModel, tokenizer: Any, width: int, config: TowerCon
         pooling=config.pooling,
         normalize=True,
         prompt=config.query_prompt if role == "query" else config.document_prompt,
-        append_eos=True,
+        append_eos=tokenizer.eos_token_id is not None,
         max_length=config.max_query_length if role == "query" else config.max_document_length,
-        dimension=width,
+        dimension=config.dimension or width,
+        attention=config.attention,
     )
 
 
+def pooled(model: Any, batch: dict[str, Tensor], contract: EncodingContract) -> Tensor:
+    """Unit float32 vectors (rows, dimension) of a padded batch on the model's device, under the contract."""
+    states = model(**batch).last_hidden_state
+    vectors = normalize(pool(states, batch["attention_mask"], contract.pooling))
+    return cut(vectors, contract.dimension)
+
+
 class TwoTowers:
-    """Both towers for training. `embed` gives unit float32 vectors with a graph; `save` writes each role's adapter."""
+    """Both towers for training. `embed` gives vectors with a graph, `encode` those that the saved tower will give."""
 
     def __init__(self, base: BaseModel, config: TowerConfig) -> None:
+        """Raises ModelError for a model that cannot do what the configuration asks, ConfigError for sharding in one process."""
         import torch
-        from peft import LoraConfig, get_peft_model
 
+        _check_sharding(config)
         torch.manual_seed(config.seed)
-        decoder, self.tokenizer = load_decoder(base, config.precision)
-        self.device = pick_device()
-        self.dtype = pick_dtype(config.precision)
-        lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=0.0, target_modules=LINEAR_MAPS)
-        try:
-            self.model: Any = get_peft_model(decoder, lora, adapter_name=ROLES[0])
-        except ValueError as error:
-            raise ModelError(f"'{base.name}' has none of the linear maps that adapters need ({', '.join(LINEAR_MAPS)}): {error}") from None
-        self.model.add_adapter(ROLES[1], lora)
-        self.model.to(self.device)
-        self._trainable = [p for name, p in sorted(self.model.named_parameters()) if ".lora_" in name]
-        self.contracts = {r: draft_contract(base, self.tokenizer, decoder.config.hidden_size, config, r) for r in ROLES}
+        self.device, self.dtype = pick_device(), pick_dtype(config.precision)
+        decoder, self.tokenizer = load_decoder(base, "float32" if config.training == "full" else config.precision, config.attention)
+        self.width = int(decoder.config.get_text_config().hidden_size)
+        _check_width(base.name, self.width, config)
+        _check_pooling(base.name, self.tokenizer, config)
+        check_attention(decoder, base.name, config.attention)
+        self.contracts = {role: draft_contract(base, self.tokenizer, self.width, config, role) for role in ROLES}
+        self._whole = {role: contract.model_copy(update={"dimension": self.width}) for role, contract in self.contracts.items()}
+        self._weights = self._made_trainable(decoder, base.name, config)
+        self._tokens_per_batch = config.chunk_size * config.max_document_length
+
+    def _made_trainable(self, decoder: Any, name: str, config: TowerConfig) -> Adapters | FullModels:
+        if config.training == "lora":
+            adapters = Adapters(decoder, config, name)
+            adapters.model.to(self.device)
+            return adapters
+        models = FullModels(decoder, self.tokenizer, name)
+        if config.sharding == "fsdp":
+            models.shard(self.device, self.dtype)
+        else:
+            models.model.to(self.device)
+        return models
+
+    @property
+    def model(self) -> Any:
+        """All weights of both towers as one module."""
+        return self._weights.model
 
     def parameters(self) -> list[Parameter]:
-        """The trainable parameters: those of both adapters, in a fixed order."""
-        return self._trainable
+        """The trainable parameters of both towers, in a fixed order."""
+        return list(self._weights.trained.values())
 
     def tokens(self, texts: Sequence[str], role: Role) -> list[list[int]]:
         """Token ids under the contract of `role`."""
         return token_ids(self.tokenizer, texts, self.contracts[role])
 
     def embed(self, rows: Sequence[Sequence[int]], role: Role) -> Tensor:
-        """Unit vectors (len(rows), dimension) float32 of token id rows, through the adapter of `role`."""
-        self._activate(role)
+        """Unit vectors (len(rows), width) float32 of token id rows through the weights of `role`, in all dimensions of the model."""
         batch = {k: v.to(self.device) for k, v in pad_batch(rows, self.tokenizer.pad_token_id or 0).items()}
         # A context per call: a cast that autocast caches without a graph would else be used again where a graph is needed.
         with autocast(self.device, self.dtype):
-            states = self.model(**batch).last_hidden_state
-        return normalize(pool(states, batch["attention_mask"], self.contracts[role].pooling))
+            return pooled(self._weights.of(role), batch, self._whole[role])
 
-    def _activate(self, role: Role) -> None:
-        if self.model.active_adapter != role:
-            self.model.set_adapter(role)
-        # set_adapter freezes the other adapter, and autograd drops the gradient of a frozen leaf even when its graph is older.
-        for parameter in self._trainable:
-            parameter.requires_grad_(True)
+    def encode(self, rows: Sequence[Sequence[int]], role: Role, progress: str | None = None) -> NDArray[np.float32]:
+        """Unit vectors (len(rows), dimension) float32 without a graph, in the order of `rows`; `progress` labels a bar on stderr.
+
+        The processes share the work, in batches of similar length that hold no more tokens than a chunk of the training.
+        """
+        import torch
+        from tqdm import tqdm
+
+        world = current_world()
+        vectors = np.zeros((len(rows), self.contracts[role].dimension), np.float32)
+        batches = batches_by_tokens([len(row) for row in rows], self._tokens_per_batch)
+        quiet = progress is None or not world.main
+        with torch.no_grad(), tqdm(total=len(rows), desc=progress, disable=quiet, unit="text", mininterval=1, leave=False) as bar:
+            for start in range(0, len(batches), world.size):
+                # Every process takes part in every round, with the first batch again where none is left: shards are gathered by all.
+                number = start + world.rank
+                batch = batches[number if number < len(batches) else 0]
+                found = cut(self.embed([rows[i] for i in batch], role), vectors.shape[1]).cpu().numpy()
+                if number < len(batches):
+                    vectors[batch] = found
+                bar.update(sum(len(b) for b in batches[start : start + world.size]))
+        return sum_over_processes(vectors)
+
+    def input_embeddings(self) -> Tensor:
+        """The input token embeddings (V, width) as they are now."""
+        weight = self._weights.of("query").get_input_embeddings().weight.detach()
+        return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of the adapters' weights by parameter name."""
-        return {n: p.detach().clone() for n, p in self.model.named_parameters() if ".lora_" in n}
+        """Copies of the trained weights by name, on the CPU, in the main process; empty in the others, which have to call it too."""
+        return collected(self._weights.trained)
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Put back weights given by `state()`."""
-        parameters = dict(self.model.named_parameters())
-        for name, value in state.items():
-            parameters[name].data.copy_(value)
+        import torch
 
-    def save(self, role: Role, folder: Path) -> EncodingContract:
-        """Write the adapter of `role` into `folder`/adapter and return the finished contract."""
-        target = folder / "adapter"
-        self.model.save_pretrained(folder, selected_adapters=[role])
-        # peft writes a named adapter into a folder of its name.
-        (folder / role).rename(target)
-        (folder / "README.md").unlink(missing_ok=True)
-        (target / "README.md").unlink(missing_ok=True)
-        _make_portable(target / "adapter_config.json", self.contracts[role].base_model)
-        digest = file_sha256(target / "adapter_model.safetensors")
-        return self.contracts[role].model_copy(update={"adapter_digest": digest})
+        with torch.no_grad():
+            for name, value in state.items():
+                parameter = self._weights.trained[name]
+                parameter.copy_(like(value, parameter))
+
+    def save(self, role: Role, folder: Path) -> EncodingContract | None:
+        """Write the weights of `role` into `folder`; the finished contract in the main process, which alone writes, None in the others."""
+        if isinstance(self._weights, Adapters) and not current_world().main:
+            return None
+        digest = self._weights.write(role, folder)
+        return None if digest is None else self.contracts[role].model_copy(update={"adapter_digest": digest})
 
 
-def _make_portable(path: Path, base_model: str) -> None:
-    """peft writes the base model's folder on this machine and a list in random order: equal adapters would have unequal digests."""
-    config = read_json(path)
-    write_json(path, {**config, "base_model_name_or_path": base_model, "target_modules": sorted(config["target_modules"])})
+def _check_sharding(config: TowerConfig) -> None:
+    if config.sharding == "fsdp" and current_world().size == 1:
+        raise ConfigError(
+            "towers.sharding is fsdp, which divides a model among several processes, but there is one. "
+            "Set towers.processes to the number of devices, start with torchrun, or set towers.sharding to none."
+        )
+
+
+def _check_width(name: str, width: int, config: TowerConfig) -> None:
+    if config.matryoshka and max(config.matryoshka) > width:
+        raise ModelError(
+            f"towers.matryoshka names {max(config.matryoshka)} dimensions, but the vectors of '{name}' have {width}. "
+            "Name prefixes of that width at most."
+        )
+
+
+def _check_pooling(name: str, tokenizer: Any, config: TowerConfig) -> None:
+    if config.pooling == "last" and tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"towers.pooling is last, but the tokenizer of '{name}' has no end token whose state could be taken. "
+            "Set towers.pooling to mean, or use another model."
+        )

@@ -18,6 +18,7 @@ from components.errors import ArtifactError
 
 CONTRACT_FILE = "encoding_contract.json"
 Role = Literal["query", "document"]
+ROLES: tuple[Role, Role] = ("query", "document")
 
 
 class EncodingContract(BaseModel):
@@ -34,9 +35,10 @@ class EncodingContract(BaseModel):
     prompt: str
     append_eos: bool
     max_length: int
-    form: Literal["transformer", "static"] = "transformer"
     dimension: int
     similarity: Literal["cosine"] = "cosine"
+    attention: Literal["causal", "bidirectional"] = "causal"
+    form: Literal["transformer", "static"] = "transformer"
 
 
 class TextEncoder(Protocol):

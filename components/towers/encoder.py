@@ -1,4 +1,4 @@
-"""A trained tower as a text encoder: base model plus the adapter of one role, merged for speed."""
+"""A trained tower as a text encoder: base model with the adapter of one role merged for speed, or the fully trained model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import file_sha256
+from components.artifacts import digest_of
 from components.errors import ArtifactError
-from components.towers.backbone import load_decoder
-from components.towers.base_models import resolve_base
+from components.towers.adapters import ADAPTER, adapter_digest
+from components.towers.backbone import load_decoder, pooled
+from components.towers.base_models import BaseModel, resolve_base
 from components.towers.contract import EncodingContract, load_contract
-from components.towers.pooling import normalize, pool
+from components.towers.full import WEIGHTS, full_digest
 from components.towers.precision import pick_device
 from components.towers.tokens import batches_by_tokens, pad_batch, token_ids
 
@@ -57,27 +58,36 @@ class TowerEncoder:
 
     def _embed(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         batch = {k: v.to(self._device) for k, v in pad_batch(rows, self._tokenizer.pad_token_id or 0).items()}
-        states = self._model(**batch).last_hidden_state
-        return normalize(pool(states, batch["attention_mask"], self.contract.pooling)).cpu().numpy()
+        return pooled(self._model, batch, self.contract).cpu().numpy()
 
 
 def load_tower(folder: Path, precision: str = "auto") -> TowerEncoder:
-    """Load a tower folder; raises ArtifactError when base, tokenizer or adapter are not those of its contract."""
+    """Load a tower folder; raises ArtifactError when base, tokenizer or weights are not those of its contract."""
+    contract, space_id = load_contract(folder)
+    load = _with_adapter if (folder / ADAPTER).is_dir() else _fully_trained
+    model, tokenizer = load(folder, contract, precision)
+    if digest_of(tokenizer.get_vocab()) != contract.tokenizer_digest:
+        raise ArtifactError(f"{folder}: the tokenizer of '{contract.base_model}' has changed. Restore it, or retrain.")
+    return TowerEncoder(model, tokenizer, contract, space_id)
+
+
+def _with_adapter(folder: Path, contract: EncodingContract, precision: str) -> tuple[Any, Any]:
     from peft import PeftModel
 
-    from components.artifacts import digest_of
-
-    contract, space_id = load_contract(folder)
     base = resolve_base(contract.base_model)
     if base.digest != contract.base_digest:
         raise ArtifactError(
             f"{folder}: made on '{contract.base_model}' with digest {contract.base_digest[:12]}, but that model is now "
             f"{base.digest[:12]}. Restore the base model, or retrain."
         )
-    if file_sha256(folder / "adapter" / "adapter_model.safetensors") != contract.adapter_digest:
+    if adapter_digest(folder) != contract.adapter_digest:
         raise ArtifactError(f"{folder}: the adapter is not the one its contract names. Restore it, or retrain.")
-    decoder, tokenizer = load_decoder(base, precision)
-    if digest_of(tokenizer.get_vocab()) != contract.tokenizer_digest:
-        raise ArtifactError(f"{folder}: the tokenizer of '{contract.base_model}' has changed. Restore it, or retrain.")
-    model = PeftModel.from_pretrained(decoder, str(folder / "adapter")).merge_and_unload()
-    return TowerEncoder(model, tokenizer, contract, space_id)
+    decoder, tokenizer = load_decoder(base, precision, contract.attention)
+    return PeftModel.from_pretrained(decoder, str(folder / ADAPTER)).merge_and_unload(), tokenizer
+
+
+def _fully_trained(folder: Path, contract: EncodingContract, precision: str) -> tuple[Any, Any]:
+    """The model of `folder`/model; the base model it was trained from is not needed."""
+    if full_digest(folder) != contract.adapter_digest:
+        raise ArtifactError(f"{folder}: the weights are not those its contract names. Restore them, or retrain.")
+    return load_decoder(BaseModel(contract.base_model, str(folder / WEIGHTS), contract.base_digest), precision, contract.attention)

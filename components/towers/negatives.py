@@ -71,9 +71,10 @@ class _Miner:
         self._queries, self._documents = queries, documents
         self._groups, self._share = pairs.document_groups, config.positive_share
         self._scores, self._nearest = nearest(queries, documents, config.mining_depth)
-        relevant = [(query, document) for query, found in pairs.relevant.items() for document in found]
-        self._relevant = _keys(*np.array(relevant, np.int64).reshape(-1, 2).T, len(documents))
-        self._known = _keys(*pairs.known_groups, len(documents))
+        judged = np.array([(query, document) for query, found in pairs.relevant.items() for document in found], np.int64).reshape(-1, 2)
+        self._relevant = np.sort(judged[:, 0] * len(documents) + judged[:, 1])
+        query, group = pairs.known_groups
+        self._known = np.sort(query * len(documents) + group)
 
     def judge(self, numbers: NDArray[np.int64]) -> _Judged:
         """Candidates of the pairs (query number, document number) in the rows of `numbers` (n, 2)."""
@@ -134,10 +135,6 @@ def _ranges(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[NDArray
     owner = np.repeat(np.arange(len(counts)), counts)
     offset = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
     return owner, starts[owner] + offset
-
-
-def _keys(rows: NDArray[np.int64], columns: NDArray[np.int64], width: int) -> NDArray[np.int64]:
-    return np.sort(rows * width + columns)
 
 
 def _member(values: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.bool_]:

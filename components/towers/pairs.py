@@ -76,4 +76,5 @@ def training_pairs(dataset: Dataset) -> Pairs:
         documents=dataset.document_texts(),
         pairs=pairs,
         relevant={q: frozenset(d) for q, d in relevant.items()},
+        origins=[dataset.origin_of(query) for query in judged["query_id"]],
     )

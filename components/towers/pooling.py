@@ -28,3 +28,8 @@ def normalize(vectors: Tensor) -> Tensor:
     from torch.nn.functional import normalize as unit
 
     return unit(vectors, dim=-1)
+
+
+def cut(vectors: Tensor, dimension: int) -> Tensor:
+    """The first `dimension` columns of unit rows as unit rows; rows of that width are given back as they are."""
+    return vectors if vectors.shape[1] == dimension else normalize(vectors[:, :dimension])

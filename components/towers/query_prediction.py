@@ -64,6 +64,10 @@ class QueryPrediction:
         picked = chances[torch.tensor(rows, device=device), torch.tensor(columns, device=device)]
         return -(picked * torch.tensor(weights, device=device)).sum() / len(set(rows))
 
+    def with_words(self, query_token_rows: Sequence[Sequence[int]]) -> int:
+        """How many of the rows have a word of the vocabulary, so that they count in the loss."""
+        return sum(any(token in self._vocabulary for token in row) for row in query_token_rows)
+
     def _logits(self, vectors: Tensor) -> Tensor:
         mapped = vectors.float() @ self._learned["map"].T
         return self._learned["log_scale"].exp() * (mapped @ self._embeddings.T) + self._log_frequency

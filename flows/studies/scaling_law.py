@@ -228,7 +228,8 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     study, towers = config.study, config.towers
     measured = (
         f"Contrastive entropy in nats of a relevant document among it and {study.scaling_negatives} random ones "
-        f"({config.evaluation.split}), cosines divided by towers.temperature ({towers.temperature:g}), softmax at temperature 1; in brackets: 95% intervals."
+        f"({config.evaluation.split}), cosines divided by towers.temperature ({towers.temperature:g}), softmax at "
+        "temperature 1. In brackets: 95% intervals."
     )
     sizes = (
         "N counts the parameters of one tower without its token embeddings, D the distinct training pairs seen. Every cell passes over its "

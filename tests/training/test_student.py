@@ -19,34 +19,17 @@ from components.distillation.teacher_targets import read_teacher_targets, write_
 from components.distillation.train import DistillationData, _Distillation, train_student
 from components.errors import ArtifactError
 from components.towers.probes import check_probes
+from tests.training.student_world import WIDTH, word_data
 from tests.training.tiny_world import documents, queries
 
 CONFIG = DistillationConfig(
     student="tiny-encoder", epochs=3, refine_epochs=2, batch_size=16, learning_rate=3e-3, refine_learning_rate=1e-3, precision="float32"
 )
-WIDTH = 24
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 @pytest.fixture
 def data() -> DistillationData:
-    """A teacher whose vectors are random projections of word counts: learnable, and 24 wide so that a projection is needed."""
-    texts = queries() + documents()
-    words = sorted({word for text in texts for word in text.lower().split()})
-    counts = np.array([[text.lower().split().count(word) for word in words] for text in texts], dtype=np.float64)
-    vectors = unit(counts @ np.random.default_rng(0).normal(size=(len(words), WIDTH)))
-    n = len(queries())
-    ids = [str(i) for i in range(n)]
-    held = vectors[n:]
-
-    def search(vectors: np.ndarray, k: int) -> list[list[str]]:
-        return [[ids[j] for j in row[:k]] for row in np.argsort(-(vectors @ held.T), axis=1, kind="stable")]
-
-    dev = DevSet(queries()[::4], [frozenset([ids[i]]) for i in range(0, n, 4)], search)
-    return DistillationData(queries(), vectors[:n], [(i, i) for i in range(n)], held, "space", dev)
+    return word_data()
 
 
 def test_dev_metrics_are_those_worked_out_by_hand() -> None:

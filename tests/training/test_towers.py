@@ -13,13 +13,14 @@ from components.errors import ArtifactError, CollapseError, ModelError, ProbeMis
 from components.towers import gradient_cache
 from components.towers.backbone import TwoTowers
 from components.towers.base_models import resolve_base
+from components.towers.checkpoint import CHECKPOINT
 from components.towers.checks import measure_spread, refuse_collapse
 from components.towers.config import TowerConfig
 from components.towers.contract import load_contract
 from components.towers.encoder import load_tower
 from components.towers.losses import info_nce
 from components.towers.probes import PROBE_TEXTS, check_probes
-from components.towers.train import CHECKPOINT, batch_of_step, train_towers, training_losses
+from components.towers.train import train_towers, training_losses
 from tests.training.tiny_world import documents, pairs, queries
 
 CONFIG = TowerConfig(
@@ -96,17 +97,17 @@ def test_a_killed_training_gives_the_vectors_of_a_straight_one(home: Path, tmp_p
 
 
 def _kill_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    from components.towers.train import _Training
+    from components.towers.loop import Training
 
-    original, taken = _Training._step, []
+    original, taken = Training._step, []
 
-    def step(self: _Training, number: int) -> float:
+    def step(self: Training, number: int) -> float:
         if number == steps:
             raise KeyboardInterrupt
         taken.append(number)
         return original(self, number)
 
-    monkeypatch.setattr(_Training, "_step", step)
+    monkeypatch.setattr(Training, "_step", step)
     return taken
 
 
@@ -166,12 +167,6 @@ def test_an_exchanged_adapter_or_base_is_refused(trained: Path, tmp_path: Path, 
             load_tower(trained / "towers" / "query_tower")
     finally:
         base.write_text(kept)
-
-
-def test_batches_repeat_by_seed_and_cover_an_epoch() -> None:
-    epoch = [batch_of_step(50, 10, step, 3) for step in range(5)]
-    assert sorted(i for batch in epoch for i in batch) == list(range(50))
-    assert batch_of_step(50, 10, 7, 3) == batch_of_step(50, 10, 7, 3) != batch_of_step(50, 10, 2, 3)
 
 
 def test_collapse_is_told_by_cosine_and_by_rank() -> None:

@@ -1,0 +1,212 @@
+"""The training loop of stage 1: batches, embeddings through cached gradients, the loss over all processes, steps and checkpoints.
+
+The batch of a step follows from the seed and the step alone, mined negatives are kept by round, nothing is drawn during a step, and a
+checkpoint holds weights, optimizer and random state: a continued run repeats the straight run's arithmetic. The optimizer and its
+schedule are torch's. accelerate gives process group and device (see `distributed`); its Accelerator is not used, since its
+backward knows one loss and one pass, and the cached gradient needs one pass a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.towers import gradient_cache
+from components.towers.backbone import TwoTowers
+from components.towers.batches import BatchPlan
+from components.towers.checkpoint import load_checkpoint, load_optimizer, optimizer_state, save_checkpoint
+from components.towers.config import TowerConfig
+from components.towers.distributed import World, current_world, from_main, gather_with_gradient, sum_gradients
+from components.towers.hard_negatives import HardNegatives
+from components.towers.losses import matryoshka_info_nce
+from components.towers.negatives import Mined, known_false_negatives, mine
+from components.towers.pairs import Pairs
+from components.towers.query_prediction import QueryPrediction, build
+from components.towers.schedule import warmup_cosine
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process embeds of a batch, and where its positives stand among the documents of all processes.
+
+    `queries` and `documents` are numbers: one query for each pair, then as documents their positives and after these the mined
+    negatives. `columns` are the documents of all processes in the order of the gather, -1 where a negative is missing; `targets`
+    the column of each query's positive.
+    """
+
+    queries: list[int]
+    documents: list[int]
+    columns: list[int]
+    targets: list[int]
+
+
+def share_of(pairs: Pairs, batch: Sequence[int], negatives: NDArray[np.int64] | None, world: World) -> Share:
+    """This process's share of the pairs numbered in `batch`, with their mined `negatives` (pairs, h)."""
+    parts = [_documents(pairs, world.share(batch, rank), negatives) for rank in range(world.size)]
+    own = world.share(batch)
+    queries, positives = ([pairs.pairs[i][side] for i in own] for side in (0, 1))
+    mined = parts[world.rank][len(own) :]
+    # A missing negative is embedded as a positive and masked: every process has to gather equally many documents.
+    filled = [positives[place % len(own)] if document < 0 else document for place, document in enumerate(mined)]
+    start = world.rank * len(parts[0])
+    columns = [document for part in parts for document in part]
+    return Share(queries, positives + filled, columns, list(range(start, start + len(own))))
+
+
+def _documents(pairs: Pairs, batch: Sequence[int], negatives: NDArray[np.int64] | None) -> list[int]:
+    positives = [pairs.pairs[i][1] for i in batch]
+    return positives if negatives is None else positives + negatives[list(batch)].ravel().tolist()
+
+
+def in_chunks(rows: Sequence[list[int]], size: int) -> tuple[list[list[list[int]]], list[int]]:
+    """Chunks of at most `size` rows of similar length, and for each row its place in them."""
+    if len(rows) <= size:
+        return [list(rows)], list(range(len(rows)))
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    places = np.argsort(order).tolist()
+    return [[rows[i] for i in order[start : start + size]] for start in range(0, len(rows), size)], places
+
+
+class Training:
+    """The state of a training run and its loop."""
+
+    label = "train towers"
+
+    def __init__(self, towers: TwoTowers, pairs: Pairs, config: TowerConfig, folder: Path) -> None:
+        import torch
+
+        self.towers, self.pairs, self.config, self.folder = towers, pairs, config, folder
+        self.world = current_world()
+        self.query_tokens = towers.tokens(pairs.queries, "query")
+        self.document_tokens = towers.tokens(pairs.documents, "document")
+        self.plan = BatchPlan(pairs, config, [len(r) for r in self.query_tokens], [len(r) for r in self.document_tokens])
+        self.negatives = HardNegatives(config, folder, self._mine)
+        self.prediction = self._query_prediction()
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, weight_decay=0.0)
+        self._peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.losses: list[float] = []
+        self._resume()
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """What the optimizer trains; a group without a learning rate has that of the configuration."""
+        learned = [self.towers.parameters(), *([self.prediction.parameters()] if self.prediction else [])]
+        return [{"params": parameters} for parameters in learned]
+
+    def _query_prediction(self) -> QueryPrediction | None:
+        if not self.config.query_prediction_weight:
+            return None
+        return build(self.towers.input_embeddings(), self.query_tokens, self.towers.tokenizer.all_special_ids)
+
+    def to_end(self) -> None:
+        """Run the steps that are left, with a progress bar of loss and pairs per second."""
+        from tqdm import tqdm
+
+        done, steps = len(self.losses), self.config.steps
+        with tqdm(total=steps, initial=done, desc=self.label, unit="step", mininterval=1, disable=not self.world.main) as bar:
+            for step in range(done, steps):
+                self.losses.append(self._step(step))
+                bar.update()
+                rate = (bar.format_dict["rate"] or 0) * self.config.batch_size
+                bar.set_postfix(loss=f"{np.mean(self.losses[-10:]):.3f}", pairs_per_s=f"{rate:.1f}", refresh=False)
+                if (step + 1) % self.config.checkpoint_every == 0:
+                    self._save()
+
+    def _step(self, step: int) -> float:
+        import torch
+
+        factor = warmup_cosine(step, self.config.steps, self.config.warmup_share)
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+        value = self.backward(self.plan.of_step(step), self.negatives.of_step(step))
+        for group in self.optimizer.param_groups:
+            # Each group for itself: the size of the auxiliary gradient must not scale that of the towers.
+            torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return value
+
+    def backward(self, batch: Sequence[int], negatives: NDArray[np.int64] | None) -> float:
+        """Accumulate the gradient of the loss over the pairs numbered in `batch`, that of all processes; returns the loss."""
+        share = share_of(self.pairs, batch, negatives, self.world)
+        queries, query_places = in_chunks([self.query_tokens[i] for i in share.queries], self.config.chunk_size)
+        documents, document_places = in_chunks([self.document_tokens[i] for i in share.documents], self.config.chunk_size)
+        loss = self._loss(share, batch)
+
+        def ordered(q: Tensor, d: Tensor) -> Tensor:
+            return loss(q[query_places], d[document_places])
+
+        value = gradient_cache.backward(self.towers.embed, queries, documents, ordered)  # type: ignore[arg-type]
+        sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
+        return _sum(value, self.towers.device)
+
+    def _loss(self, share: Share, batch: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
+        """The part of the batch's loss that falls to this process, as a function of its vectors; the parts add up to the whole."""
+        import torch
+
+        config, device = self.config, self.towers.device
+        known = known_false_negatives(self.pairs, share.queries, share.columns, share.targets)
+        contrast = partial(
+            matryoshka_info_nce,
+            temperature=config.temperature,
+            targets=torch.tensor(share.targets, device=device),
+            blocked=torch.from_numpy(known).to(device),
+            suspect_margin=config.suspect_margin,
+            dimensions=config.matryoshka,
+        )
+
+        def loss(queries: Tensor, documents: Tensor) -> Tensor:
+            value = contrast(queries, gather_with_gradient(documents)) / self.world.size
+            return value if self.prediction is None else value + self._predicted(documents[: len(queries)], share.queries, batch)
+
+        return loss
+
+    def _predicted(self, positives: Tensor, queries: Sequence[int], batch: Sequence[int]) -> Tensor:
+        """The weighted loss of query prediction; a mean over the queries with words, of which each process has its own number."""
+        assert self.prediction is not None
+        rows = [self.query_tokens[i] for i in queries]
+        everywhere = self.prediction.with_words([self.query_tokens[self.pairs.pairs[i][0]] for i in batch])
+        part = self.prediction.with_words(rows) / max(1, everywhere)
+        return self.config.query_prediction_weight * part * self.prediction.loss(positives, rows)
+
+    def _mine(self, number: int) -> Mined:
+        """Mine with the towers as they are: all encode, the main process searches."""
+        label = f"mine negatives, round {number}: "
+        queries = self.towers.encode(self.query_tokens, "query", label + "queries")
+        documents = self.towers.encode(self.document_tokens, "document", label + "documents")
+        return from_main(lambda: mine(queries, documents, self.pairs, self.config, number))
+
+    def _save(self) -> None:
+        state: dict[str, Any] = {"towers": self.towers.state(), "optimizer": optimizer_state(self.optimizer), "losses": self.losses}
+        if self.prediction is not None:
+            state["query_prediction"] = self.prediction.state_dict()
+        save_checkpoint(self.folder, state)
+
+    def _resume(self) -> None:
+        state = load_checkpoint(self.folder)
+        if state is None:
+            return
+        self.towers.load_state(state["towers"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        if self.prediction is not None:
+            self.prediction.load_state_dict(state["query_prediction"])
+        self.losses = state["losses"]
+
+
+def _sum(value: float, device: Any) -> float:
+    """The sum over the processes."""
+    if current_world().size == 1:
+        return value
+    import torch
+
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(total)
+    return float(total)

@@ -1,0 +1,71 @@
+"""The studies baselines and scaling_law over a small collection: tables, files, what is refused before training, and the cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.flows.cli_world import SMALL, at_home, done, scalingnote, write_collection
+
+LESS = ("--set", "towers.steps=4", "--set", "study.scaling_negatives=64", "--set", "study.scaling_refits=20")
+MODELS = ("--set", "study.scaling_models=[decoder-32x1, decoder-64x1]", "--set", "study.scaling_shares=[0.5, 1.0]")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Iterator[Path]:
+    """A collection, in a home folder that all tests here share."""
+    folder = tmp_path_factory.mktemp("studies")
+    with at_home(folder / "home", mlflow_template):
+        yield write_collection(folder / "data")
+
+
+@pytest.mark.slow
+def test_every_baseline_stands_beside_the_student(data: Path) -> None:
+    arguments = ("study", "baselines", *SMALL, *LESS, "--data", data, "--set", "study.small_learning_rates=[0.001, 0.003]")
+    result = done(*arguments)
+    systems = ["bm25", "untrained", "symmetric", "end-to-end", "teacher", "student-aligned", "student"]
+    assert [row["system"] for row in result["rows"]] == systems
+    for row in result["rows"]:
+        assert row["nDCG@10 low"] <= row["nDCG@10"] <= row["nDCG@10 high"]
+    assert "saw the same 4 batches of 8 training pairs" in result["text"]
+    assert done(*arguments)["cached"]
+
+
+@pytest.mark.slow
+def test_the_largest_size_is_predicted_before_it_is_run(data: Path) -> None:
+    result = done("study", "scaling_law", *SMALL, *LESS, *MODELS, "--data", data)
+    rows = result["rows"]
+    assert [(row["model"], row["share"], row["steps"]) for row in rows] == [
+        ("decoder-32x1", 0.5, 2), ("decoder-32x1", 1.0, 4), ("decoder-64x1", 0.5, 2), ("decoder-64x1", 1.0, 4),
+    ]  # fmt: skip
+    assert [row["D"] for row in rows] == [16, 32, 16, 32] and rows[0]["N"] < rows[2]["N"]
+    assert all(row["entropy low"] <= row["entropy"] <= row["entropy high"] for row in rows)
+    folder = Path(result["folder"])
+    fits, prediction = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("fits.json", "prediction.json"))
+    assert fits["joint"]["reasons"] == ["4 points for 5 parameters; at least 6 are needed"]
+    assert prediction["predictions"] == [] and prediction["fits"]["model_size"]["points"] == 1
+    assert "was not fitted: 2 points for 3 parameters" in result["text"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "told", "status"),
+    [
+        ("study.scaling_shares=[0.01]", "fewer than a batch", 2),
+        ("study.scaling_shares=[0.5, 1.5]", "every share must be above 0 and at most 1", 2),
+        ("study.scaling_models=[tiny-decoder, decoder-64x2]", "have the same size", 2),
+        ("study.scaling_models=[tiny-decoder@2]", "ask for 1 to 1", 4),
+        ("study.scaling_negatives=256", "only 209 documents that are not relevant", 3),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused_before_training(data: Path, setting: str, told: str, status: int) -> None:
+    outcome = scalingnote("study", "scaling_law", *SMALL, *LESS, *MODELS, "--data", data, "--set", setting)
+    assert outcome.status == status, outcome.err
+    assert told in outcome.err and "train_towers" not in outcome.out
+
+
+def test_baselines_need_an_encoder_of_their_own(data: Path) -> None:
+    outcome = scalingnote("study", "baselines", *SMALL, *LESS, "--data", data, "--set", "distillation.student=teacher")
+    assert outcome.status == 2 and "set study.small_encoder" in outcome.err

@@ -1,0 +1,173 @@
+"""Query sources: samples, generated queries, shares in the lineage, and what is refused before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from components.artifacts import verify
+from components.data.dataset import Dataset
+from components.data.tables import content_hash
+from components.distillation import generation
+from components.distillation.config import DistillationConfig
+from components.distillation.generation import GENERATED, generate_queries, read_generated
+from components.distillation.sources import (
+    DocumentSide,
+    check_sources,
+    dev_queries,
+    distillation_data,
+    document_sentences,
+    query_sources,
+)
+from components.distillation.teacher_targets import read_held_out, read_sources, read_teacher_targets, write_teacher_targets
+from components.errors import DataError, ModelError
+from tests.encoders import WordEncoder
+
+TITLES = ("Apple", "Bread", "Cheese", "Dates", "Eggs", "Figs", "Grape", "Honey")
+
+
+def data(splits: tuple[str, ...] = ("train", "dev")) -> Dataset:
+    """Eight documents; query n asks for document n, the first five for training, the others dev."""
+    texts = [f"All about {title.lower()} in the kitchen. It keeps for {n} days! See also: page {n}" for n, title in enumerate(TITLES)]
+    rows = [(f"d{n}", title, text, "{}", content_hash(text)) for n, (title, text) in enumerate(zip(TITLES, texts, strict=True))]
+    judged = [(f"q{n}", f"d{n}", 1, "train" if n < 5 else "dev") for n in range(8)]
+    return Dataset(
+        documents=pd.DataFrame(rows, columns=["doc_id", "title", "text", "metadata", "content_hash"]),
+        queries=pd.DataFrame([(f"q{n}", f"where is {title.lower()}") for n, title in enumerate(TITLES)], columns=["query_id", "text"]),
+        all_judgements=pd.DataFrame([j for j in judged if j[3] in splits], columns=["query_id", "doc_id", "score", "split"]),
+        unlabelled=pd.DataFrame({"query_id": ["u0"], "text": ["honey and bread"]}),
+    )
+
+
+def test_sentences_are_cut_at_their_ends_and_sampled_with_the_seed() -> None:
+    texts = ["One two three. Four five six!\nSeven eight nine ten", "Short. Eleven twelve thirteen", ""]
+    assert set(document_sentences(texts, 10, 1)) == {"One two three.", "Four five six!", "Seven eight nine ten", "Eleven twelve thirteen"}
+    first = document_sentences([f"Document number {n} says a. Document number {n} says b." for n in range(50)], 20, 1)
+    assert len(first) == 20
+    assert len({sentence.split()[2] for sentence in first}) == 20  # no document twice while others have none
+    assert first == document_sentences([f"Document number {n} says a. Document number {n} says b." for n in range(50)], 20, 1)
+    assert first != document_sentences([f"Document number {n} says a. Document number {n} says b." for n in range(50)], 20, 2)
+    assert document_sentences(texts, 0, 1) == []
+
+
+def test_every_source_is_there_in_its_number() -> None:
+    sources = query_sources(data(), DistillationConfig(titles=3, sentences=6), ["a generated query"])
+    assert {name: len(texts) for name, texts in sources.items()} == {
+        "train": 5,
+        "unlabelled": 1,
+        "titles": 3,
+        "sentences": 6,
+        "generated": 1,
+    }
+
+
+def test_targets_count_sources_and_keep_held_out_queries_apart(tmp_path: Path) -> None:
+    sources = query_sources(data(), DistillationConfig(titles=8, sentences=0), ["where is apple", "more figs"])
+    made = write_teacher_targets(WordEncoder(), sources, {}, tmp_path, dev_queries(data()))
+    assert made.counts == {
+        "queries": 15,
+        "source_train": 5,
+        "source_unlabelled": 1,
+        "source_titles": 8,
+        "source_sentences": 0,
+        "source_generated": 1,
+    }
+    assert made.attributes["share_train"] == pytest.approx(5 / 15, abs=1e-4)
+    texts, vectors = read_teacher_targets(tmp_path)
+    assert dict(zip(texts, read_sources(tmp_path), strict=True))["more figs"] == "generated"
+    assert "where is honey" not in texts and len(texts) == len(vectors) == 15
+    held_out = read_held_out(tmp_path)
+    assert sorted(held_out) == ["where is figs", "where is grape", "where is honey"]
+    np.testing.assert_allclose(held_out["where is figs"], WordEncoder().encode(["where is figs"])[0], atol=1e-3)
+
+
+def test_the_data_of_a_distillation_knows_sources_and_the_teacher_on_dev(tmp_path: Path) -> None:
+    config = DistillationConfig(titles=8)
+    write_teacher_targets(WordEncoder(), query_sources(data(), config), {}, tmp_path, dev_queries(data()))
+    documents = DocumentSide(WordEncoder("document").encode(data().document_texts()), "space", lambda vectors, k: [])
+    found = distillation_data(data(), tmp_path, documents, config, tmp_path)
+    assert found.sources == ["train"] * 5 + ["unlabelled"] + ["titles"] * 8
+    assert found.dev.queries == ["where is figs", "where is grape", "where is honey"]
+    assert found.dev.teacher is not None and found.dev.teacher.shape == (3, found.teacher.shape[1])
+    assert found.teacher_folder == tmp_path
+    assert found.pairs[:5] == [(n, n) for n in range(5)]
+
+
+def test_what_cannot_be_learned_from_is_said_before_training() -> None:
+    check_sources(data(), DistillationConfig(source_shares={"train": 0.5, "unlabelled": 0.5}))
+    with pytest.raises(DataError, match=r"'generated' a share of 0\.5, but there are no such queries"):
+        check_sources(data(), DistillationConfig(source_shares={"train": 0.5, "generated": 0.5}))
+    check_sources(data(), DistillationConfig(generated=5, generator="tiny-decoder", source_shares={"generated": 1.0}))
+    with pytest.raises(DataError, match="no judgements for the split 'dev'"):
+        check_sources(data(("train",)), DistillationConfig())
+
+
+def generator_config(count: int) -> DistillationConfig:
+    return DistillationConfig(generated=count, generator="tiny-decoder", precision="float32")
+
+
+def test_a_decoder_writes_a_query_for_each_document_and_the_same_one_again(home: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    made = generate_queries(data(), generator_config(6), {"dataset": "d"}, tmp_path / "a")
+    again = generate_queries(data(), generator_config(6), {"dataset": "d"}, tmp_path / "b")
+    assert made.digest == again.digest
+    assert verify(tmp_path / "a").kind == "queries"
+    rows = generation._rows(tmp_path / "a" / GENERATED)
+    assert len({row["doc_id"] for row in rows}) == 6
+    assert 0 < made.counts["queries"] == len(read_generated(tmp_path / "a")) <= 6
+    assert made.attributes["generator"] == "tiny-decoder"
+
+
+def test_a_killed_generation_continues_after_its_last_whole_batch(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "BATCH", 2)
+    for name in ("straight", "killed"):
+        (tmp_path / name).mkdir()
+    straight = generate_queries(data(), generator_config(8), {}, tmp_path / "straight")
+    lines = (tmp_path / "straight" / GENERATED).read_text().splitlines(keepends=True)
+    # Killed in the middle of the sixth line: two whole batches and a half are there.
+    (tmp_path / "killed" / GENERATED).write_text("".join(lines[:5]) + lines[5][:7])
+    written: list[int] = []
+    real = generation._Generator.continue_all
+    monkeypatch.setattr(generation._Generator, "continue_all", lambda self, prompts: written.append(len(prompts)) or real(self, prompts))
+    assert generate_queries(data(), generator_config(8), {}, tmp_path / "killed").digest == straight.digest
+    assert written == [2, 2]
+
+
+def test_leftovers_of_other_documents_are_not_taken(home: Path, tmp_path: Path) -> None:
+    (tmp_path / GENERATED).write_text('{"doc_id": "another", "query": "stale"}\n')
+    generate_queries(data(), generator_config(3), {}, tmp_path)
+    assert "stale" not in read_generated(tmp_path)
+
+
+def test_only_the_first_line_without_quotes_is_a_query() -> None:
+    assert generation._first_line('\n "how  to keep bread" \n\nDocument: next') == "how to keep bread"
+    assert generation._first_line("  \n ") == ""
+
+
+def test_a_prompt_shows_train_queries_and_ends_where_the_query_begins() -> None:
+    ids, prompts = generation._prompts(data(), generator_config(2))
+    assert len(ids) == len(prompts) == 2
+    title = TITLES[int(ids[0][1:])]
+    assert prompts[0].count("Document:") == 4 and prompts[0].count("Search query: where is ") == 3
+    assert prompts[0].endswith("Search query:") and prompts[0].split("Document: ")[-1].startswith(title)
+
+
+def test_a_model_without_a_language_head_cannot_generate(home: Path, tmp_path: Path) -> None:
+    from transformers import Qwen3Config, Qwen3Model
+
+    from components.towers.base_models import resolve_base
+
+    tiny = Path(resolve_base("tiny-decoder", data().document_texts()).location)
+    headless = tmp_path / "headless"
+    config = Qwen3Config.from_pretrained(tiny, tie_word_embeddings=False)
+    Qwen3Model(config).save_pretrained(headless)
+    for file in tiny.glob("tokenizer*"):
+        (headless / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ModelError, match=r"saved without lm_head"):
+        generate_queries(data(), DistillationConfig(generated=2, generator=str(headless)), {}, tmp_path)
+    with pytest.raises(ModelError, match="missing"):
+        generate_queries(data(), DistillationConfig(generated=2, generator="./missing"), {}, tmp_path)

@@ -1,0 +1,243 @@
+"""Full training, both attention modes, fewer dimensions, mining and query prediction: load-back parity, resuming, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from components.artifacts import read_json, verify, write_json
+from components.errors import ArtifactError, ConfigError, ModelError
+from components.towers.attention import check_attention, set_attention
+from components.towers.backbone import TwoTowers
+from components.towers.base_models import resolve_base
+from components.towers.checkpoint import CHECKPOINT
+from components.towers.config import TowerConfig
+from components.towers.contract import save_contract, space_id_of
+from components.towers.encoder import load_tower
+from components.towers.hard_negatives import HardNegatives, round_of_step
+from components.towers.loop import Training, in_chunks
+from components.towers.negatives import Mined
+from components.towers.train import train_towers, training_losses
+from tests.training.tiny_world import documents, pairs, queries
+
+CONFIG = TowerConfig(
+    base_model="tiny-decoder",
+    pooling="mean",
+    steps=12,
+    batch_size=16,
+    chunk_size=8,
+    checkpoint_every=5,
+    lora_rank=4,
+    precision="float32",
+    max_mean_cosine=1.0,
+)
+MINING = {"hard_negatives": 2, "mining_start": 3, "mining_interval": 4, "mining_depth": 8, "query_prediction_weight": 0.3}
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "full": {"training": "full"},
+    "bidirectional": {"attention": "bidirectional"},
+    "dimension": {"matryoshka": (8, 16), "dimension": 16},
+    "all": {"training": "full", "attention": "bidirectional", "pooling": "last", "matryoshka": (16,), "dimension": 16},
+}
+
+
+def towers_of(**changes: Any) -> TwoTowers:
+    """Towers with weights moved away from their start, where both roles are alike."""
+    towers = TwoTowers(resolve_base("tiny-decoder", documents() + queries()), CONFIG.model_copy(update=changes))
+    with torch.no_grad():
+        for i, parameter in enumerate(towers.parameters()):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)) * 0.05)
+    return towers
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_tower_gives_the_vectors_of_the_tower_in_training(home: Path, tmp_path: Path, kind: str) -> None:
+    towers = towers_of(**KINDS[kind])
+    for role in ("query", "document"):
+        expected = towers.encode(towers.tokens(documents(), role), role)
+        folder = tmp_path / role
+        folder.mkdir()
+        contract = towers.save(role, folder)
+        assert contract is not None
+        save_contract(folder, contract, space_id_of(contract.model_copy(update={"role": "document"})))
+        loaded = load_tower(folder, precision="float32")
+        assert loaded.contract.dimension == expected.shape[1] == (16 if "dimension" in KINDS[kind] else 64)
+        np.testing.assert_allclose(loaded.encode(documents()), expected, atol=1e-5)
+        np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, atol=1e-5)
+        assert str(home) not in "".join(path.read_text() for path in folder.rglob("*.json"))
+    query, document = (load_tower(tmp_path / role, precision="float32").encode(["kidney stone"]) for role in ("query", "document"))
+    assert np.abs(query - document).max() > 0.01
+
+
+def test_fewer_dimensions_are_the_first_ones_made_unit_again(home: Path) -> None:
+    rows = [[5, 6, 7], [8, 9]]
+    whole = towers_of().encode(rows, "query")
+    short = towers_of(**KINDS["dimension"]).encode(rows, "query")
+    np.testing.assert_allclose(short, whole[:, :16] / np.linalg.norm(whole[:, :16], axis=1, keepdims=True), atol=1e-6)
+
+
+def test_the_first_token_sees_the_last_in_bidirectional_attention_alone(home: Path) -> None:
+    batch = {"input_ids": torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]]), "attention_mask": torch.ones(2, 4, dtype=torch.long)}
+    for attention, differs in (("causal", False), ("bidirectional", True)):
+        model = towers_of(attention=attention).model
+        with torch.no_grad():
+            states = model(**batch).last_hidden_state
+        assert (float((states[0, 0] - states[1, 0]).abs().max()) > 1e-4) == differs
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_tokens_after_the_end_change_nothing(home: Path, attention: str, pooling: str) -> None:
+    towers = towers_of(attention=attention, pooling=pooling)
+    short, long = [5, 6, 7], [9, 8, 7, 6, 5, 9, 8, 7, 6]
+    with torch.no_grad():
+        alone, padded = towers.embed([short], "document")[0], towers.embed([short, long], "document")[0]
+    torch.testing.assert_close(padded, alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_killed_training_with_mining_gives_the_towers_of_a_straight_one(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    config = CONFIG.model_copy(update={**MINING, **KINDS[kind]})
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    for folder in (straight, killed):
+        folder.mkdir()
+    train_towers(pairs(), config, {}, straight)
+    with monkeypatch.context() as patch:
+        _kill_at(9, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train_towers(pairs(), config, {}, killed)
+    assert (killed / CHECKPOINT).exists() and (killed / "negatives_1.npy").exists()
+    mined = _rounds_mined(monkeypatch)
+    train_towers(pairs(), config, {}, killed)
+    assert mined == [2]  # rounds 0 and 1 are read, though the checkpoint is older than round 1
+    assert training_losses(killed) == pytest.approx(training_losses(straight), abs=1e-5)
+    assert [r["round"] for r in read_json(killed / "mining_report.json")["rounds"]] == [0, 1, 2]
+    for role in ("query_tower", "document_tower"):
+        ours, theirs = (load_tower(folder / role, precision="float32").encode(documents()) for folder in (killed, straight))
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    verify(killed)
+
+
+def _kill_at(step: int, patch: pytest.MonkeyPatch) -> None:
+    original = Training._step
+
+    def killed(self: Training, number: int) -> float:
+        if number == step:
+            raise KeyboardInterrupt
+        return original(self, number)
+
+    patch.setattr(Training, "_step", killed)
+
+
+def _rounds_mined(patch: pytest.MonkeyPatch) -> list[int]:
+    original, rounds = Training._mine, []
+
+    def counted(self: Training, number: int) -> Mined:
+        rounds.append(number)
+        return original(self, number)
+
+    patch.setattr(Training, "_mine", counted)
+    return rounds
+
+
+def test_a_checkpoint_holds_the_random_state(home: Path, tmp_path: Path) -> None:
+    towers = towers_of()
+    run = Training(towers, pairs(), CONFIG, tmp_path)
+    run._save()
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    Training(towers, pairs(), CONFIG, tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_mining_is_repeated_at_its_interval() -> None:
+    config = CONFIG.model_copy(update=MINING)
+    assert [round_of_step(step, config) for step in (0, 2, 3, 6, 7, 11)] == [None, None, 0, 0, 1, 2]
+    once = config.model_copy(update={"mining_interval": 0})
+    assert [round_of_step(step, once) for step in (2, 3, 11)] == [None, 0, 0]
+    assert round_of_step(11, CONFIG) is None
+
+
+def test_a_round_is_mined_once_and_a_torn_file_does_not_count(tmp_path: Path) -> None:
+    rounds: list[int] = []
+
+    def mined(number: int) -> Mined:
+        rounds.append(number)
+        return Mined(np.full((4, 2), number), {"round": number})
+
+    config = CONFIG.model_copy(update=MINING)
+    first = HardNegatives(config, tmp_path, mined)
+    assert first.of_step(2) is None
+    for step in (3, 4, 7):
+        first.of_step(step)
+    (tmp_path / ".negatives_2.npy.tmp").write_bytes(b"torn")
+    again = HardNegatives(config, tmp_path, mined)
+    found = [again.of_step(step) for step in (3, 7, 11)]
+    assert [int(values[0, 0]) for values in found if values is not None] == [0, 1, 2]
+    assert rounds == [0, 1, 2]
+    assert [r["round"] for r in read_json(tmp_path / "mining_report.json")["rounds"]] == [0, 1, 2]
+
+
+def test_chunks_hold_rows_of_similar_length_and_give_back_the_order() -> None:
+    rows = [[1], [2, 2, 2], [3, 3], [4, 4, 4, 4]]
+    chunks, places = in_chunks(rows, 2)
+    assert chunks == [[[4, 4, 4, 4], [2, 2, 2]], [[3, 3], [1]]]
+    assert [[row for chunk in chunks for row in chunk][place] for place in places] == rows
+    assert in_chunks(rows, 4) == ([rows], [0, 1, 2, 3])
+
+
+def test_a_changed_full_model_is_refused(home: Path, tmp_path: Path) -> None:
+    contract = towers_of(training="full").save("document", tmp_path)
+    assert contract is not None
+    save_contract(tmp_path, contract, space_id_of(contract))
+    config = read_json(tmp_path / "model" / "config.json")
+    write_json(tmp_path / "model" / "config.json", {**config, "rms_norm_eps": 0.1})
+    with pytest.raises(ArtifactError, match="weights are not those its contract names"):
+        load_tower(tmp_path)
+
+
+def test_an_encoder_trains_in_full_with_bidirectional_attention_only(home: Path) -> None:
+    base = resolve_base("tiny-encoder", documents() + queries())
+    full = CONFIG.model_copy(update={"base_model": "tiny-encoder", "training": "full"})
+    with pytest.raises(ModelError, match=r"attention is causal, but the tokens of 'tiny-encoder-.*' see those after them"):
+        TwoTowers(base, full)
+    towers = TwoTowers(base, full.model_copy(update={"attention": "bidirectional"}))
+    assert towers.encode([[5, 6, 7]], "query").shape == (1, 64)
+    with pytest.raises(ModelError, match="none of the linear maps that adapters need"):
+        TwoTowers(base, full.model_copy(update={"attention": "bidirectional", "training": "lora"}))
+
+
+def test_what_a_model_cannot_do_is_refused_before_training(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"names 65 dimensions, but the vectors of 'tiny-decoder-.*' have 64"):
+        train_towers(pairs(), CONFIG.model_copy(update={"matryoshka": (65,)}), {}, tmp_path)
+    with pytest.raises(ConfigError, match=r"mining_start \(12\) is not below towers\.steps \(12\)"):
+        train_towers(pairs(), CONFIG.model_copy(update={"hard_negatives": 1, "mining_start": 12}), {}, tmp_path)
+    base = resolve_base("tiny-decoder", documents() + queries())
+    tokenizer = Path(base.location) / "tokenizer_config.json"
+    write_json(tokenizer, {**read_json(tokenizer), "eos_token": None})
+    with pytest.raises(ModelError, match=r"pooling is last, but the tokenizer of 'tiny-decoder-.*' has no end token"):
+        TwoTowers(base, CONFIG.model_copy(update={"pooling": "last"}))
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_a_model_with_sliding_windows_attends_as_asked(attention: str) -> None:
+    from transformers import Gemma3TextConfig, Gemma3TextModel
+
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = Gemma3TextModel(Gemma3TextConfig(vocab_size=20, head_dim=16, sliding_window=8, **shape)).eval()
+    set_attention(model, attention)
+    check_attention(model, "small", attention)
+    with pytest.raises(ModelError, match=r"towers\.attention is"):
+        check_attention(model, "small", "causal" if attention == "bidirectional" else "bidirectional")
+
+
+def test_a_model_bound_to_one_direction_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.towers.backbone.set_attention", lambda model, attention: None)
+    with pytest.raises(ModelError, match=r"attention is bidirectional, but the tokens of 'tiny-decoder-.*' do not see"):
+        towers_of(attention="bidirectional")

@@ -1,0 +1,80 @@
+"""Tables and sentences of the studies baselines and scaling_law, from numbers worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from components.evaluation.config import EvaluationConfig
+from components.evaluation.scaling_cell import fit_all, foretell
+from components.evaluation.scaling_report import draw_scaling, fit_notes, prediction_notes, scaling_table
+from components.evaluation.side_by_side import METRICS, side_by_side, verdict
+
+CONFIG = EvaluationConfig(bootstrap_samples=200)
+
+
+def scores(values: list[float]) -> Any:
+    return {("test", metric): np.array(values) for metric in METRICS}
+
+
+def test_systems_stand_beside_the_reference_with_paired_intervals() -> None:
+    systems = {"worse": scores([0.0, 0.5, 0.0, 0.5]), "same": scores([0.5, 1.0, 0.5, 1.0]), "student": scores([0.5, 1.0, 0.5, 1.0])}
+    worse, same, student = side_by_side(systems, "student", CONFIG)
+    assert (worse["nDCG@10"], student["nDCG@10"]) == (0.25, 0.75)
+    column = "student - system, nDCG@10"
+    assert (worse[column], worse[column + " low"], worse[column + " high"]) == (0.5, 0.5, 0.5)  # every query gains the same
+    assert column not in student
+    assert verdict(worse, "student", "nDCG@10") == "above"
+    assert verdict(same, "student", "nDCG@10") == "not apart from"
+
+
+def cell(parameters: int, pairs: int, entropy: float) -> dict[str, Any]:
+    interval = {"entropy_low": entropy - 0.01, "entropy_high": entropy + 0.01}
+    about = {"model": f"m{parameters}", "parameters": parameters, "share": pairs / 4000, "pairs": pairs, "steps": 10}
+    return {**about, "entropy": entropy, **interval, "R@50": 0.5, "nDCG@10": 0.4}
+
+
+def law(parameters: float, pairs: float) -> float:
+    return float(((2e4 / parameters) ** 0.5 + 100 / pairs) ** 1.2 + 0.2)
+
+
+GRID = [cell(n, d, law(n, d)) for n in (10_000, 40_000, 160_000, 640_000, 2_560_000) for d in (1000, 2000, 3000, 4000)]
+
+
+def test_a_prediction_stands_beside_what_was_measured_and_says_how_far_it_was_off(tmp_path: Path) -> None:
+    small, large = GRID[:-4], GRID[-4:]
+    foretold = foretell(small, [(c["parameters"], c["pairs"]) for c in large], 13, 20)
+    assert [p["law"] for p in foretold["predictions"]] == ["model_size", *["joint"] * 4]
+    frame = scaling_table(GRID, foretold)
+    assert frame["predicted"].notna().sum() == 4
+    assert frame["predicted"].iloc[-1] == pytest.approx(law(2_560_000, 4000), rel=1e-2)
+    lines = prediction_notes(frame, foretold)
+    assert len(lines) == 5 and all("before it was run: m2560000" in line for line in lines)
+    assert "measured 0.273" in lines[-1]
+    draw_scaling(frame, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_laws_are_told_with_their_intervals_or_with_the_reason_why_not() -> None:
+    fits = {name: fit.describe() for name, fit in fit_all(GRID, 13, 20).items()}
+    told = fit_notes(fits)
+    assert told[0].startswith("Model size, on the most pairs: L(N) = (A/N)^a + d with A = ") and "R2 of log L 1.000 on 5 points." in told[0]
+    assert "on 4 points" in told[1] and told[2].startswith("Both, over all cells")
+    few = {name: fit.describe() for name, fit in fit_all(GRID[:2], 13, 20).items()}
+    assert fit_notes(few)[0].endswith("was not fitted: 1 points for 3 parameters; at least 4 are needed.")
+
+
+def test_nothing_is_foretold_from_too_few_cells() -> None:
+    foretold = foretell(GRID[:2], [(2_560_000, 4000)], 13, 20)
+    assert foretold["predictions"] == []
+    lines = prediction_notes(scaling_table(GRID, foretold), foretold)
+    assert lines[0].startswith("No prediction by L(N) = (A/N)^a + d: 1 points")
+    assert foretell([], [(2_560_000, 4000)], 13, 20)["predictions"] == []
+
+
+def test_a_single_cell_can_still_be_drawn(tmp_path: Path) -> None:
+    draw_scaling(scaling_table(GRID[:1], {"predictions": []}), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").is_file()
