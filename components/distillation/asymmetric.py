@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from components.artifacts import Artifact, Scalar, seal
 from components.distillation.config import DistillationConfig
-from components.distillation.contrastive import ContrastiveTraining
+from components.distillation.contrastive import train_pair, without_auxiliary
 from components.distillation.initial import new_student
 from components.distillation.saved import load_student, save_student
 from components.distillation.symmetric import SmallEncoder
@@ -51,6 +52,10 @@ class AsymmetricPair:
         """Unit float32 vectors (len(rows), dimension) with a graph."""
         return self.query.embed(rows) if role == "query" else self.towers.embed(rows, "document")
 
+    def encode(self, rows: Sequence[Sequence[int]], role: Role, progress: str | None = None) -> NDArray[np.float32]:
+        """The same without a graph, for any number of rows."""
+        return self.query.encode(rows, progress) if role == "query" else self.towers.encode(rows, "document", progress)
+
     def groups(self) -> list[dict[str, Any]]:
         """Both encoders' parameters, each with its own learning rate; the tower's query adapter gets no gradient and stays."""
         return [{"params": self.towers.parameters(), "lr": self.tower_rate, "weight_decay": 0.0}, *self.query.groups()]
@@ -73,14 +78,13 @@ def train_asymmetric(
     `configs` are those of stage 1 and of the student; `learning_rate` is the query encoder's, the tower has stage 1's. Vectors keep
     the LLM's whole width. Raises ModelError for an unusable model or too few pairs.
     """
-    config, small = configs
-    config = config.model_copy(update={"matryoshka": (), "dimension": None})
+    config, small = without_auxiliary(configs[0]), configs[1]
     towers = TwoTowers(resolve_base(config.base_model, [*pairs.documents, *pairs.queries]), config)
     texts = list(dict.fromkeys(pairs.queries))[:FIT_QUERIES]
     untrained = towers.encode(towers.tokens(texts, "query"), "query", "queries with the untrained LLM")
     student = new_student(texts, untrained, "in training", small, None)
     pair = AsymmetricPair(towers, config.learning_rate, SmallEncoder(student, small, learning_rate))
-    losses = ContrastiveTraining(pair, pairs, config, folder).to_end("train end to end")
+    losses = train_pair(pair, pairs, config, folder, "train end to end")
     _write(pair, parents, folder)
     counts = {"pairs": len(pairs.pairs), "pairs_seen": config.steps * config.batch_size}
     attributes = {"final_loss": round(float(np.mean(losses[-10:])), 4), "steps": config.steps}

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from components.artifacts import EncoderArtifact, Scalar, seal
 from components.distillation.config import DistillationConfig
-from components.distillation.contrastive import ContrastiveTraining
+from components.distillation.contrastive import train_pair, without_auxiliary
 from components.distillation.forms import Source, bare_student
 from components.distillation.heads import linear_head
 from components.distillation.saved import load_student, save_student
@@ -43,6 +44,11 @@ class SmallEncoder:
         with autocast(self.device, self._dtype):
             return normalize(self.student.project(rows).float())
 
+    def encode(self, rows: Sequence[Sequence[int]], progress: str | None = None) -> NDArray[np.float32]:
+        """Unit float32 vectors (len(rows), dimension) without a graph, in the order of `rows`."""
+        vectors = self.student.encode_rows(rows, progress=progress)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
+
     def groups(self) -> list[dict[str, Any]]:
         """Its trainable parameters as a group of the optimizer."""
         return [{"params": self._trained, "lr": self._rate, "weight_decay": 0.01}]
@@ -61,6 +67,10 @@ class SymmetricPair:
     def embed(self, rows: Sequence[Sequence[int]], role: Role) -> Tensor:
         """Unit float32 vectors (len(rows), dimension) with a graph; the roles do not differ."""
         return self.encoder.embed(rows)
+
+    def encode(self, rows: Sequence[Sequence[int]], role: Role, progress: str | None = None) -> NDArray[np.float32]:
+        """The same without a graph, for any number of rows."""
+        return self.encoder.encode(rows, progress)
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameters for the optimizer."""
@@ -85,7 +95,7 @@ def train_symmetric(
     towers, small = configs
     student = _with_identity(pairs, towers, small)
     pair = SymmetricPair(SmallEncoder(student, small, learning_rate))
-    losses = ContrastiveTraining(pair, pairs, towers, folder).to_end("train symmetric pair")
+    losses = train_pair(pair, pairs, without_auxiliary(towers), folder, "train symmetric pair")
     contract = save_student(student, folder)
     space_id = space_id_of(contract)
     save_contract(folder, contract, space_id)

@@ -79,6 +79,8 @@ def in_chunks(rows: Sequence[list[int]], size: int) -> tuple[list[list[list[int]
 class Training:
     """The state of a training run and its loop."""
 
+    label = "train towers"
+
     def __init__(self, towers: TwoTowers, pairs: Pairs, config: TowerConfig, folder: Path) -> None:
         import torch
 
@@ -89,11 +91,15 @@ class Training:
         self.plan = BatchPlan(pairs, config, [len(r) for r in self.query_tokens], [len(r) for r in self.document_tokens])
         self.negatives = HardNegatives(config, folder, self._mine)
         self.prediction = self._query_prediction()
-        learned = [towers.parameters(), *([self.prediction.parameters()] if self.prediction else [])]
-        groups = [{"params": parameters} for parameters in learned]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, weight_decay=0.0)
+        self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.losses: list[float] = []
         self._resume()
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """What the optimizer trains; a group without a learning rate has that of the configuration."""
+        learned = [self.towers.parameters(), *([self.prediction.parameters()] if self.prediction else [])]
+        return [{"params": parameters} for parameters in learned]
 
     def _query_prediction(self) -> QueryPrediction | None:
         if not self.config.query_prediction_weight:
@@ -105,7 +111,7 @@ class Training:
         from tqdm import tqdm
 
         done, steps = len(self.losses), self.config.steps
-        with tqdm(total=steps, initial=done, desc="train towers", unit="step", mininterval=1, disable=not self.world.main) as bar:
+        with tqdm(total=steps, initial=done, desc=self.label, unit="step", mininterval=1, disable=not self.world.main) as bar:
             for step in range(done, steps):
                 self.losses.append(self._step(step))
                 bar.update()
@@ -117,8 +123,9 @@ class Training:
     def _step(self, step: int) -> float:
         import torch
 
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * warmup_cosine(step, self.config.steps, self.config.warmup_share)
+        factor = warmup_cosine(step, self.config.steps, self.config.warmup_share)
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
         value = self.backward(self.plan.of_step(step), self.negatives.of_step(step))
         for group in self.optimizer.param_groups:
             # Each group for itself: the size of the auxiliary gradient must not scale that of the towers.

@@ -11,7 +11,7 @@ import pytest
 from components.artifacts import open_artifact, verify
 from components.distillation.asymmetric import DOCUMENT_TOWER, QUERY_ENCODER, train_asymmetric
 from components.distillation.config import DistillationConfig
-from components.distillation.contrastive import CHECKPOINT, ContrastiveTraining
+from components.distillation.contrastive import CHECKPOINT, PairTraining
 from components.distillation.student import load_student
 from components.distillation.symmetric import train_symmetric
 from components.errors import ModelError
@@ -64,14 +64,14 @@ def test_a_killed_training_gives_the_encoder_of_a_straight_one(
     short = TOWERS.model_copy(update={"steps": 12, "mining_start": 4, "mining_interval": 4})
     train(pairs(), (short, SMALL), RATE, {}, straight)
     with monkeypatch.context() as patch:
-        original = ContrastiveTraining._step
+        original = PairTraining._step
 
-        def step(self: ContrastiveTraining, number: int) -> float:
+        def step(self: PairTraining, number: int) -> float:
             if number == 7:
                 raise KeyboardInterrupt
             return original(self, number)
 
-        patch.setattr(ContrastiveTraining, "_step", step)
+        patch.setattr(PairTraining, "_step", step)
         with pytest.raises(KeyboardInterrupt):
             train(pairs(), (short, SMALL), RATE, {}, killed)
     assert (killed / CHECKPOINT).exists()

@@ -36,6 +36,8 @@ class Unchecked(Context):
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("flows.studies.student_forms.layers_of", lambda _: 2)
+    monkeypatch.setattr(distillation_ablation, "layers_of", lambda _: 2)
 
 
 def smoke(**study: Any) -> StudySettings:
