@@ -24,7 +24,7 @@ class DistillationConfig(StepConfig):
     )
     layers: tuple[int, ...] | int | None = Field(
         None,
-        description="Layers to keep: a list counted from 0, a number (that many, half of them the first and half the last), or null for all",
+        description="Layers to keep: a list from 0 up, a number (half the first, half the last), or null for all",
     )
     prune_to: tuple[int, ...] = Field(
         (), description="Numbers of layers to prune to after the alignment, one after the other, each aligned again"
