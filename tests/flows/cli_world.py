@@ -107,12 +107,13 @@ def free_port() -> int:
 @contextlib.contextmanager
 def at_home(home: Path, mlflow_template: Path) -> Iterator[Path]:
     """Commands of this process work in `home`; Prefect's settings, which are read at its first import, are put there as well."""
-    from prefect.settings import PREFECT_HOME, temporary_settings
+    from prefect.settings import PREFECT_HOME, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, temporary_settings
 
     from components.tracking.store import clear_caches
 
     with mock.patch.dict(os.environ, environment(home, mlflow_template), clear=True):
         clear_caches()
-        with temporary_settings({PREFECT_HOME: home / "prefect"}):
+        # As components.settings has it, which comes too late here: Prefect has read its settings by then.
+        with temporary_settings({PREFECT_HOME: home / "prefect", PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 180}):
             yield home
         clear_caches()
