@@ -52,7 +52,9 @@ def two_layer_head(weight: Tensor, features: Tensor, hidden: int) -> Any:
     first, second = nn.Linear(weight.shape[1], hidden), nn.Linear(hidden, weight.shape[0], bias=False)
     left, singular, right = torch.linalg.svd(weight.double(), full_matrices=False)
     rank = min(hidden // 2, len(singular))
-    scale = (features.double() @ right[:rank].T).std(0).clamp(min=1e-6)
+    spread = (features.double() @ right[:rank].T).std(0)
+    # Directions in which the features hardly vary would get weights of any size, which the first steps would blow up.
+    scale = spread.clamp(min=1e-2 * spread.max())
     inner, outer = right[:rank] / scale[:, None], left[:, :rank] * (singular[:rank] * scale)
     with torch.no_grad():
         first.bias.zero_()

@@ -34,6 +34,7 @@ System = tuple[Callable[[], "Ranker"], dict[str, Artifact]]  # what opens a rank
 def cells(context: Context) -> list[Cell]:
     """One cell a system; the student is always among them, since the others are compared with it."""
     _require_small_encoder(context.config)
+    context.check(context.config)
     runs: dict[str, Callable[[Context], Artifact]] = {
         BM25: _bm25,
         UNTRAINED: _untrained,

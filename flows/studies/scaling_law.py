@@ -61,6 +61,7 @@ def _grid(context: Context) -> list[Point]:
     """All cells, small models first; everything that can be wrong with them is found here, before anything is trained."""
     from components.data.train_share import train_pair_count
     from components.evaluation.scaling_cell import require_measurable
+    from components.towers.hard_negatives import check_mining
 
     config, dataset = context.config, context.dataset
     require_measurable(dataset, config.evaluation.split, config.study.scaling_negatives)
@@ -70,7 +71,9 @@ def _grid(context: Context) -> list[Point]:
         for share in _shares(config):
             kept, steps = train_pair_count(dataset, share), max(1, round(config.towers.steps * share))
             _require_a_batch(kept, share, config)
-            points.append(Point(model, sizes[model], share, steps, min(kept, steps * config.towers.batch_size)))
+            point = Point(model, sizes[model], share, steps, min(kept, steps * config.towers.batch_size))
+            check_mining(_settings_of(context, point).towers)
+            points.append(point)
     return points
 
 

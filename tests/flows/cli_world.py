@@ -113,6 +113,7 @@ def at_home(home: Path, mlflow_template: Path) -> Iterator[Path]:
 
     with mock.patch.dict(os.environ, environment(home, mlflow_template), clear=True):
         clear_caches()
+        # As components.settings has it, which comes too late here: Prefect has read its settings by then.
         with temporary_settings({PREFECT_HOME: home / "prefect", PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 180}):
             yield home
         clear_caches()

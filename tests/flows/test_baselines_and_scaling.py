@@ -10,7 +10,17 @@ import pytest
 
 from tests.flows.cli_world import SMALL, at_home, done, scalingnote, write_collection
 
-LESS = ("--set", "towers.steps=4", "--set", "study.scaling_negatives=64", "--set", "study.scaling_refits=20")
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
+LESS = (
+    "--set",
+    "towers.steps=4",
+    "--set",
+    "distillation.max_mean_cosine=1.0",
+    "--set",
+    "study.scaling_negatives=64",
+    "--set",
+    "study.scaling_refits=20",
+)
 MODELS = ("--set", "study.scaling_models=[decoder-32x1, decoder-64x1]", "--set", "study.scaling_shares=[0.5, 1.0]")
 
 
@@ -22,7 +32,6 @@ def data(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Ite
         yield write_collection(folder / "data")
 
 
-@pytest.mark.slow
 def test_every_baseline_stands_beside_the_student(data: Path) -> None:
     arguments = ("study", "baselines", *SMALL, *LESS, "--data", data, "--set", "study.small_learning_rates=[0.001, 0.003]")
     result = done(*arguments)
@@ -34,7 +43,6 @@ def test_every_baseline_stands_beside_the_student(data: Path) -> None:
     assert done(*arguments)["cached"]
 
 
-@pytest.mark.slow
 def test_the_largest_size_is_predicted_before_it_is_run(data: Path) -> None:
     result = done("study", "scaling_law", *SMALL, *LESS, *MODELS, "--data", data)
     rows = result["rows"]
