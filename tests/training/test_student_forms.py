@@ -18,7 +18,7 @@ from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import save_contract
 from components.towers.encoder import TowerEncoder, load_tower
-from components.towers.tiny import LAYERS, WIDTH, build_decoder
+from components.towers.tiny import LAYERS, build_decoder
 from components.towers.tokens import token_ids
 from tests.training.tiny_world import documents, queries
 
