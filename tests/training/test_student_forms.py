@@ -13,12 +13,12 @@ from components.distillation.forms import Source, bare_student
 from components.distillation.static import static_tokens
 from components.distillation.student import StudentEncoder, load_encoder, load_student, new_student, save_student, untrained_student
 from components.errors import ModelError
+from components.towers import tiny
 from components.towers.backbone import TwoTowers
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import save_contract
 from components.towers.encoder import TowerEncoder, load_tower
-from components.towers.tiny import LAYERS, build_decoder
 from components.towers.tokens import token_ids
 from tests.training.tiny_world import documents, queries
 
@@ -46,7 +46,7 @@ def tower(home: Path, tmp_path: Path) -> Path:
     base, folder = tmp_path / "decoder", tmp_path / "tower"
     base.mkdir()
     folder.mkdir()
-    build_decoder([*queries(), *documents()], base, WIDTH, LAYERS)
+    tiny.build_decoder([*queries(), *documents()], base, tiny.WIDTH, tiny.LAYERS)
     _without_end_token(base)
     _untrained_tower(base, folder)
     return folder
