@@ -86,7 +86,7 @@ def _add_inspection(commands: Any) -> None:
 
 def _training_options(parser: argparse.ArgumentParser, preset: str | None) -> None:
     parser.add_argument(
-        "--preset", default=preset, metavar="NAME", help="smoke, demo, gpu or cluster" + (f" (default {preset})" if preset else "")
+        "--preset", default=preset, metavar="NAME", help="smoke, demo, pages, gpu or cluster" + (f" (default {preset})" if preset else "")
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file laid over the preset")
     parser.add_argument("--data", metavar="DIR", help="folder in BEIR layout or with Parquet tables, or icd10cm")

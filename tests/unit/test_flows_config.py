@@ -33,10 +33,10 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_presets_are_there() -> None:
-    assert preset_names() == ["cluster", "demo", "gpu", "smoke"]
+    assert preset_names() == ["cluster", "demo", "gpu", "pages", "smoke"]
 
 
-@pytest.mark.parametrize("name", ["cluster", "demo", "gpu", "smoke"])
+@pytest.mark.parametrize("name", ["cluster", "demo", "gpu", "pages", "smoke"])
 def test_preset_is_complete_and_says_its_command(name: str) -> None:
     text = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
     given_fields, fields = _leaves(yaml.safe_load(text)), set(field_paths(RetrainConfig))
@@ -138,7 +138,7 @@ def test_missing_file_folder_and_bytes(tmp_path: Path) -> None:
 
 def test_unknown_preset_lists_the_presets() -> None:
     message = refusal(preset="dmo")
-    assert "did you mean 'demo'?" in message and "cluster, demo, gpu, smoke" in message
+    assert "did you mean 'demo'?" in message and "cluster, demo, gpu, pages, smoke" in message
 
 
 def test_preset_is_no_path() -> None:
