@@ -50,6 +50,8 @@ def _line(found: Any, model: type[BaseModel]) -> str:
     field = ".".join(path)
     if found["type"] in ("extra_forbidden", "invalid_key"):
         return _unknown(path, owner, model)
+    if found["type"] == "value_error":  # two fields that do not fit together: the model itself says what is wrong
+        return f"{field or 'the whole file'}: {found['ctx']['error']}"
     schema = _schema(owner, path[-1]) if path else {}
     about = f" ({schema['description']})" if "description" in schema else ""
     return f"{field or 'the whole file'}: got {_shown(found['input'])}; allowed: {allowed(schema)}{about}"

@@ -182,3 +182,20 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> set[str]:
     for key, value in values.items():
         found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key}
     return found
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"towers.dimension": 100, "towers.matryoshka": [128]}, "dimension 100 is not in the matryoshka list [128]"),
+        ({"towers.sharding": "fsdp"}, "sharding fsdp is for training full"),
+        ({"towers.hard_negatives": 60}, "cannot be drawn from mining_depth 50"),
+        ({"towers.processes": 3, "towers.batch_size": 32}, "cannot be shared equally by 3 processes"),
+        ({"distillation.generated": 10}, "no generator is named"),
+        ({"distillation.form": "static", "distillation.layers": 2}, "a static student has no layers"),
+        ({"distillation.prune_to": [2, 4]}, "must fall from step to step"),
+        ({"distillation.source_shares": {"train": 2}}, "must lie between 0 and 1"),
+    ],
+)
+def test_fields_that_do_not_fit_together_are_refused_in_words(settings: dict[str, Any], words: str) -> None:
+    assert words in refusal(overrides=settings)
