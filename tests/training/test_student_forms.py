@@ -18,7 +18,7 @@ from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import save_contract
 from components.towers.encoder import TowerEncoder, load_tower
-from components.towers.tiny import build_tiny_decoder
+from components.towers.tiny import build_decoder
 from components.towers.tokens import token_ids
 from tests.training.tiny_world import documents, queries
 
@@ -46,7 +46,7 @@ def tower(home: Path, tmp_path: Path) -> Path:
     base, folder = tmp_path / "decoder", tmp_path / "tower"
     base.mkdir()
     folder.mkdir()
-    build_tiny_decoder([*queries(), *documents()], base)
+    build_decoder([*queries(), *documents()], base, width=64, layers=2)
     _without_end_token(base)
     _untrained_tower(base, folder)
     return folder

@@ -11,11 +11,12 @@ import torch
 
 from components.distillation.config import DistillationConfig
 from components.distillation.heads import linear_head, ridge, two_layer_head
-from components.distillation.layers import choose_layers, first_and_last, keep_layers, layer_count, layer_stack
+from components.distillation.layers import choose_layers
 from components.distillation.pruning import prune
 from components.distillation.student import check_before_towers, check_student, new_student
 from components.errors import ModelError
 from components.towers.config import TowerConfig
+from components.towers.layers import first_and_last, keep_layers, layer_count, layer_stack
 from tests.training.test_student_forms import config, queries, student_of, teacher_vectors, tower  # noqa: F401
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 40, "pad_token_id": 0}
@@ -78,7 +79,7 @@ def test_the_kinds_of_attention_follow_the_layers() -> None:
 
 
 def test_a_cut_that_the_configuration_cannot_express_is_refused() -> None:
-    with pytest.raises(ModelError, match="begin distillation.layers with 0"):
+    with pytest.raises(ModelError, match="let the layers begin with 0"):
         keep_layers(model_of("ModernBert", 6), (1, 5), "modern")
 
 
