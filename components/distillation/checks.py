@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ def check_student(config: DistillationConfig, index_dimension: int, query_tower_
     _check(config, index_dimension, tower)
 
 
+@cache  # finding a model hashes its files, and a study asks for every student
 def shape_of(name: str) -> Shape:
     """Layers and width of the base model `name`, from its configuration alone."""
     from transformers import AutoConfig

@@ -89,7 +89,14 @@ class Context:
 
     def stage_one(self, config: StudySettings | None = None) -> Artifact:
         """Both towers as the one artifact that their training makes."""
-        return self.run(towers_step(config or self.config, self.dataset))
+        config = config or self.config
+        self.generated(config)  # a generator that cannot write is found before the towers are trained
+        return self.run(towers_step(config, self.dataset))
+
+    def generated(self, config: StudySettings | None = None) -> Artifact | None:
+        """The queries that a decoder writes for documents; None when none are asked for."""
+        config = config or self.config
+        return self.run(generation_step(config, self.dataset)) if config.distillation.generated else None
 
     def towers(self, config: StudySettings | None = None) -> tuple[EncoderArtifact, EncoderArtifact]:
         """Query tower (the teacher) and document tower."""
@@ -112,8 +119,7 @@ class Context:
     def targets(self, config: StudySettings | None = None) -> Artifact:
         """The teacher's query vectors, of generated queries too if they are asked for."""
         config = config or self.config
-        generated = self.run(generation_step(config, self.dataset)) if config.distillation.generated else None
-        return self.run(targets_step(config, self.dataset, self.towers(config)[0], generated))
+        return self.run(targets_step(config, self.dataset, self.towers(config)[0], self.generated(config)))
 
     def student(self, config: StudySettings | None = None) -> EncoderArtifact:
         """The student of this configuration, on the shared teacher as long as no section but the distillation differs."""

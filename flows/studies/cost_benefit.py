@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 BM25, UNTRAINED, TEACHER, STUDENT = "bm25", "student_untrained", "teacher", "student"
 BUILDING, SERVING = "building", "serving"
-# What has to be built before a system can serve.
+# What has to be built before a system can serve; queries are generated only where the configuration asks for them.
 TEACHER_STEPS = ("train_towers", "encode_corpus", "build_index")
-STUDENT_STEPS = ("encode_teacher_queries", "distil_query_tower")
+STUDENT_STEPS = ("generate_queries", "encode_teacher_queries", "distil_query_tower")
 STEPS = {TEACHER: TEACHER_STEPS, STUDENT: (*TEACHER_STEPS, *STUDENT_STEPS)}
 
 
@@ -69,6 +69,7 @@ def _building(context: Context, names: Sequence[str]) -> Artifact:
         steps |= {"train_towers": context.stage_one(), "encode_corpus": context.vectors(), "build_index": context.index()}
     if STUDENT in names:
         steps |= {"encode_teacher_queries": context.targets(), "distil_query_tower": context.student()}
+        steps |= {"generate_queries": made} if (made := context.generated()) else {}
     timings = {name: context.timing(artifact) for name, artifact in steps.items()}
     return context.measure("building", ("evaluation",), lambda _: {"steps": timings}, steps, {"timings": timings})
 
@@ -90,7 +91,7 @@ def building_seconds(name: str, steps: Mapping[str, Any], opening_seconds: float
     """Seconds until a system can serve: its steps', or its opening where there is nothing to train. None when one was not recorded."""
     if name not in STEPS:
         return opening_seconds
-    found = [steps[step] for step in STEPS[name]]
+    found = [steps[step] for step in STEPS[name] if step in steps]
     return sum(timing["seconds"] for timing in found) if all(found) else None
 
 

@@ -78,6 +78,8 @@ def cells(context: Context) -> list[Cell]:
     wanted = {BASE: None, **dict.fromkeys(context.chosen(list(variants)))}
     seeds = config.study.seeds or (config.distillation.seed,)
     settings = {(name, seed): context.changed(distillation={**variants[name], "seed": seed}) for name in wanted for seed in seeds}
+    for changed in settings.values():
+        context.check(changed)
     trained = [Cell(_cell(*key), partial(_score, context, key, changed)) for key, changed in settings.items()]
     return [Cell(TEACHER, lambda: context.scores(TEACHER, context.towers()[0], context.index())), *trained]
 

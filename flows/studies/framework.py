@@ -3,7 +3,7 @@
 A study is a module of this package, named in `registry.STUDIES`, with the four functions of the protocol `Study`:
 
     def cells(context: Context) -> list[Cell]
-        # names = context.chosen([...])  restricts to what --cells asks for and refuses unknown names, before anything is trained
+        # names = context.chosen([...]) restricts to what --cells asks for and refuses unknown names, before anything is trained
         # Cell("2 layers", lambda: context.scores("2 layers", context.student(config), context.index()))
     def tabulate(results: Results, config: StudySettings) -> pd.DataFrame
         # results: cell name -> artifact; components.evaluation.scores.load_scores(path) or read_result(path) gives its numbers.

@@ -36,6 +36,8 @@ class Unchecked(Context):
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("flows.studies.student_forms.layers_of", lambda _: 2)
+    monkeypatch.setattr(distillation_ablation, "layers_of", lambda _: 2)
 
 
 def smoke(**study: Any) -> StudySettings:
@@ -150,5 +152,7 @@ def test_building_counts_all_that_a_system_stands_on() -> None:
     steps: dict[str, Any] = dict.fromkeys(cost_benefit.STEPS["student"], timing)
     assert cost_benefit.building_seconds("bm25", steps, 0.5) == 0.5
     assert cost_benefit.building_seconds("teacher", steps, 0.5) == 30.0
-    assert cost_benefit.building_seconds("student", steps, 0.5) == 50.0
+    assert cost_benefit.building_seconds("student", steps, 0.5) == 60.0
+    without = {name: value for name, value in steps.items() if name != "generate_queries"}
+    assert cost_benefit.building_seconds("student", without, 0.5) == 50.0
     assert cost_benefit.building_seconds("student", {**steps, "build_index": None}, 0.5) is None
