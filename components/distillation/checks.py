@@ -13,7 +13,7 @@ from components.errors import ModelError
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import load_contract
-from components.towers.layer_count import count_layers
+from components.towers.model_size import count_layers
 
 
 class Shape(NamedTuple):

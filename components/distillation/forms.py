@@ -10,8 +10,9 @@ from typing import Any
 
 from components.artifacts import digest_of
 from components.distillation.config import DistillationConfig
+from components.distillation.first_token_vectors import initial_vectors
 from components.distillation.layers import choose_layers
-from components.distillation.static import initial_vectors, static_model, static_tokens
+from components.distillation.static import static_model, static_tokens
 from components.distillation.student_encoder import StudentEncoder
 from components.errors import ModelError
 from components.towers.attention import measured_attention

@@ -1,4 +1,4 @@
-"""The layers of a transformer: where a model keeps them, a model cut down to some of them, and how large it is.
+"""The layers of a transformer: where a model keeps them, and a model cut down to some of them.
 
 A cut base model is named `<base>@<layers>`: `gemma3-270m@6` keeps the first three and the last three layers. First and last layers,
 since those next to the token embeddings and next to the output carry what those in the middle only refine.
@@ -7,12 +7,9 @@ since those next to the token embeddings and next to the output carry what those
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from components.errors import ModelError
-
-if TYPE_CHECKING:
-    from components.towers.base_models import BaseModel
 
 # Where the common architectures keep their list of layers: BERT and its kin, DistilBERT, GPT-2, OPT, decoders and ModernBERT.
 STACKS = ("encoder.layer", "transformer.layer", "encoder.layers", "decoder.layers", "h", "layers", "language_model.layers")
@@ -94,19 +91,3 @@ def _require_same_shape(model: Any, name: str) -> None:
     wanted, found = ({k: v.shape for k, v in m.state_dict().items() if "pooler" not in k} for m in (model, rebuilt))
     if wanted != found:
         raise ModelError(f"'{name}' treats its first layer unlike the others, so a cut has to keep it: let the layers begin with 0.")
-
-
-def non_embedding_parameters(base: BaseModel) -> int:
-    """Parameters of the decoder without its token embeddings, which a scaling law leaves out (Kaplan et al. 2020).
-
-    Counted on a model without memory, so that sizes are known before anything is loaded.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModel
-
-    with torch.device("meta"):
-        model = AutoModel.from_config(AutoConfig.from_pretrained(base.location))
-    if base.layers is not None:
-        keep_layers(model, base.layers, base.name)
-    embeddings = {id(p) for p in model.get_input_embeddings().parameters()}
-    return sum(p.numel() for p in model.parameters() if id(p) not in embeddings)

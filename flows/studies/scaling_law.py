@@ -80,7 +80,7 @@ def _grid(context: Context) -> list[Point]:
 def _sizes(config: StudySettings) -> dict[str, int]:
     """Base model -> parameters without embeddings."""
     from components.towers.base_models import resolve_base
-    from components.towers.layers import non_embedding_parameters
+    from components.towers.model_size import non_embedding_parameters
 
     names = config.study.scaling_models or _layer_subsets(config)
     # The models built here are built from texts; their size does not depend on which.
@@ -91,7 +91,7 @@ def _sizes(config: StudySettings) -> dict[str, int]:
 
 
 def _layer_subsets(config: StudySettings) -> list[str]:
-    from components.towers.layer_count import count_layers
+    from components.towers.model_size import count_layers
 
     base = config.towers.base_model
     total = count_layers(base)

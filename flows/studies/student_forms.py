@@ -38,7 +38,7 @@ def layers_left_out(config: StudySettings) -> list[int]:
 
 def layers_of(config: StudySettings) -> int:
     """Layers of the student's encoder; of the towers' model for the student `teacher`."""
-    from components.towers.layer_count import count_layers
+    from components.towers.model_size import count_layers
 
     student = config.distillation.student
     return count_layers(config.towers.base_model if student == TEACHER else student)

@@ -153,7 +153,7 @@ def test_static_vectors_start_as_the_encoders_of_single_tokens(home: Path) -> No
 def test_tokens_beyond_the_limit_take_the_encoders_linear_part(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = bare_student(Source(config(), queries(), None))
     direct = bare_student(Source(config(form="static"), queries(), None)).model["embedding"].weight.detach()
-    monkeypatch.setattr("components.distillation.static.DIRECT_TOKENS", 50)
+    monkeypatch.setattr("components.distillation.first_token_vectors.DIRECT_TOKENS", 50)
     table = bare_student(Source(config(form="static"), queries(), None)).model["embedding"].weight.detach()
     same = (table - direct).abs().amax(1) < 1e-6
     assert len(table) == len(whole.tokenizer) > 50 == int(same.sum())
