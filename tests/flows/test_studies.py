@@ -90,7 +90,7 @@ def test_ablation_and_cost_on_the_same_teacher(home: Path, clinic: Path) -> None
     assert list(cost) == ["bm25", "student_untrained", "teacher", "student"]
     student = cost["student"]
     assert 0 < cost["teacher"]["device-hours"] < student["device-hours"]
-    assert student["kWh"] == pytest.approx(student["device-hours"] * 0.1)
+    assert student["kWh"] == pytest.approx(student["device-hours"] * 0.1, rel=1e-4)  # the table keeps six digits
     assert student["USD per million queries"] == pytest.approx(1e6 / student["queries/s"] / 3600 * 1.03)
 
 
