@@ -51,6 +51,11 @@ class StudentEncoder:
         """Number of transformer layers; 0 for a static student."""
         return 0 if self.is_static else layer_count(self.model, self.contract.base_model)
 
+    @property
+    def token_table(self) -> Any:
+        """The module that holds one vector a token."""
+        return self.model["embedding"] if self.is_static else self.model.get_input_embeddings()
+
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids under the contract."""
         return (static_tokens if self.is_static else token_ids)(self.tokenizer, texts, self.contract)

@@ -21,6 +21,7 @@ from components.artifacts import EncoderArtifact, Scalar, seal, write_json
 from components.distillation.config import DistillationConfig
 from components.distillation.health import log_entry, retention_of, spread_of
 from components.distillation.losses import alignment_loss, refinement_loss, similarity_loss
+from components.distillation.optimizer import StudentOptimizer
 from components.distillation.plan import Epoch, learning_rate, make_plan, order_of, texts_per_source
 from components.distillation.pruning import prune
 from components.distillation.refine import Refinement
@@ -156,7 +157,6 @@ class _Distillation:
         self.optimizer = self._new_optimizer()
 
     def _epoch(self, epoch: Epoch) -> float:
-        import torch
         from tqdm import tqdm
 
         if epoch.phase.kind == "refine" and self.config.refine_negatives == "mined":
@@ -167,13 +167,9 @@ class _Distillation:
         with tqdm(total=len(order), desc=label, unit="query", mininterval=1) as bar:
             for start in range(0, len(order), size):
                 batch = order[start : start + size]
-                for group in self.optimizer.param_groups:
-                    group["lr"] = learning_rate(epoch, start, self.config)
                 loss = self._align(batch, (epoch.place, epoch.number, start)) if epoch.phase.kind == "align" else self._refine(batch)
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], 1.0)
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
+                self.optimizer.step(learning_rate(epoch, start, self.config))
                 losses.append(float(loss.detach()))
                 bar.update(len(batch))
                 bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}", refresh=False)
@@ -225,12 +221,10 @@ class _Distillation:
 
         return torch.from_numpy(np.ascontiguousarray(vectors)).to(self.student.device)
 
-    def _new_optimizer(self) -> Any:
-        import torch
-
-        return torch.optim.AdamW(
-            self.student.parameters(self.config.train_embeddings), lr=self.config.learning_rate, weight_decay=0.01, fused=True
-        )
+    def _new_optimizer(self) -> StudentOptimizer:
+        trained, table = self.student.parameters(self.config.train_embeddings), self.student.token_table
+        table.sparse = table.weight.requires_grad
+        return StudentOptimizer([p for p in trained if p is not table.weight], [table.weight] if table.sparse else [])
 
     def _save(self) -> None:
         import torch
