@@ -56,18 +56,25 @@ def _with_towers(pairs: list[tuple[str, str]], options: argparse.Namespace, syst
     import torch
 
     from components.towers import gradient_cache
+    from components.towers.contract import ROLES
+    from components.towers.loop import in_chunks
     from components.towers.losses import info_nce
 
     towers = _towers(options, 2 if system == "two_towers" else 1)
     parameters = [p for tower in {id(t): t for t in towers.values()}.values() for p in tower.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-    rows = {role: towers[role].tokens([pair[side] for pair in pairs], role) for side, role in enumerate(("query", "document"))}
+    rows = {role: towers[role].tokens([pair[side] for pair in pairs], role) for side, role in enumerate(ROLES)}
     started = 0.0
     for step in range(options.steps + WARM_UP):
         started = time.perf_counter() if step == WARM_UP else started
-        chunks = {role: _chunks(rows[role][step * options.batch : (step + 1) * options.batch], options.chunk) for role in rows}
+        batch = slice(step * options.batch, (step + 1) * options.batch)
+        (queries, query_places), (documents, document_places) = (in_chunks(rows[role][batch], options.chunk) for role in ROLES)
         gradient_cache.backward(
-            lambda chunk, role: towers[role].embed(chunk, role), chunks["query"], chunks["document"], lambda q, d: info_nce(q, d, 0.03)
+            lambda chunk, role: towers[role].embed(chunk, role),
+            queries,
+            documents,
+            # Chunks are sorted by length, as in training, so the rows are put back in their order; the places are bound now.
+            lambda q, d, i=query_places, j=document_places: info_nce(q[i], d[j], 0.03),  # type: ignore[misc]
         )
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -125,7 +132,7 @@ def _sentence_transformer(options: argparse.Namespace) -> Any:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
-    from components.towers.backbone import LINEAR_MAPS
+    from components.towers.adapters import LINEAR_MAPS
     from components.towers.base_models import resolve_base
     from components.towers.precision import pick_dtype
 
@@ -173,10 +180,6 @@ def _pairs(folder: Path) -> Iterator[tuple[str, str]]:
     train = train.sample(frac=1, random_state=13)
     while True:
         yield from ((queries[q], documents[d]) for q, d in zip(train["query_id"], train["doc_id"], strict=True))
-
-
-def _chunks(rows: list[list[int]], size: int) -> list[list[list[int]]]:
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
 def _is_bfloat16(options: argparse.Namespace) -> bool:
