@@ -22,7 +22,8 @@ def measure_spread(vectors: NDArray[np.float32]) -> Spread:
     """Spread of unit rows (n >= 2, d). Effective rank: exp of the entropy of the normalised singular values (Roy & Vetterli 2007)."""
     n = len(vectors)
     total = vectors.sum(0, dtype=np.float64)
-    mean_cosine = (float(total @ total) - n) / (n * (n - 1))
+    # Rows of unit length to float32 only: equal ones would have a mean cosine of a hair above 1.
+    mean_cosine = min(1.0, (float(total @ total) - n) / (n * (n - 1)))
     singular = np.linalg.svd(vectors.astype(np.float64), compute_uv=False)
     share = singular / max(singular.sum(), 1e-12)
     entropy = -float((share * np.log(np.clip(share, 1e-12, None))).sum())
