@@ -35,6 +35,7 @@ class Adapters:
                 "Use another model, or set towers.training to full."
             ) from None
         self.model.add_adapter(ROLES[1], lora)
+        _leave_number_format_to_autocast(self.model)
         self.trained: dict[str, Parameter] = {n: p for n, p in sorted(self.model.named_parameters()) if ".lora_" in n}
 
     def of(self, role: Role) -> Any:
@@ -56,6 +57,13 @@ class Adapters:
         (target / "README.md").unlink(missing_ok=True)
         _make_portable(target / "adapter_config.json", self._name)
         return adapter_digest(folder)
+
+
+def _leave_number_format_to_autocast(model: Any) -> None:
+    # peft widens every input to the adapter's float32 and autocast narrows it again: the same numbers, and time and memory for nothing.
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
 
 
 def adapter_digest(folder: Path) -> str:

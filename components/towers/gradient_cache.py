@@ -21,8 +21,8 @@ Loss = Callable[["Tensor", "Tensor"], "Tensor"]
 def backward(embed: Embed, queries: Sequence[Any], documents: Sequence[Any], loss: Loss) -> float:
     """Accumulate the gradient of `loss` over chunks of queries and documents; returns the loss.
 
-    `embed(chunk, role)` gives (n, d) vectors for the roles "query" and "document". With one chunk a role, memory already holds the
-    batch and the second embedding is saved.
+    `embed(chunk, role)` gives (n, d) vectors for the roles "query" and "document". The first chunk of documents is embedded last and
+    keeps its graph through the loss, so it is embedded once; with one chunk a role, so are the queries.
     """
     import torch
 
@@ -31,12 +31,13 @@ def backward(embed: Embed, queries: Sequence[Any], documents: Sequence[Any], los
         value.backward()
         return float(value.detach())
     with torch.no_grad():
-        cached_queries = torch.cat([embed(chunk, "query") for chunk in queries])
-        cached_documents = torch.cat([embed(chunk, "document") for chunk in documents])
-    value = loss(cached_queries.requires_grad_(), cached_documents.requires_grad_())
+        cached_queries = torch.cat([embed(chunk, "query") for chunk in queries]).requires_grad_()
+        cached = [embed(chunk, "document").requires_grad_() for chunk in documents[1:]]
+    value = loss(cached_queries, torch.cat([embed(documents[0], "document"), *cached]))
     value.backward()
     _push(embed, queries, "query", cached_queries.grad)
-    _push(embed, documents, "document", cached_documents.grad)
+    for chunk, vectors in zip(documents[1:], cached, strict=True):
+        _push(embed, [chunk], "document", vectors.grad)
     return float(value.detach())
 
 

@@ -29,6 +29,7 @@ from components.towers.negatives import Mined, known_false_negatives, mine
 from components.towers.pairs import Pairs
 from components.towers.query_prediction import QueryPrediction, build
 from components.towers.schedule import warmup_cosine
+from components.towers.tokens import batches_by_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,13 +68,14 @@ def _documents(pairs: Pairs, batch: Sequence[int], negatives: NDArray[np.int64] 
     return positives if negatives is None else positives + negatives[list(batch)].ravel().tolist()
 
 
-def in_chunks(rows: Sequence[list[int]], size: int) -> tuple[list[list[list[int]]], list[int]]:
-    """Chunks of at most `size` rows of similar length, and for each row its place in them."""
-    if len(rows) <= size:
-        return [list(rows)], list(range(len(rows)))
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    places = np.argsort(order).tolist()
-    return [[rows[i] for i in order[start : start + size]] for start in range(0, len(rows), size)], places
+def in_chunks(rows: Sequence[list[int]], tokens: int, size: int | None = None) -> tuple[list[list[list[int]]], list[int]]:
+    """Chunks of rows of similar length, longest first, and for each row its place in them.
+
+    A chunk has at most `tokens` tokens, padding included, but always a row, and at most `size` rows.
+    """
+    batches = batches_by_tokens([len(row) for row in rows], tokens, size)
+    places = np.argsort([i for batch in batches for i in batch]).tolist()
+    return [[rows[i] for i in batch] for batch in batches], places
 
 
 class Training:
@@ -137,8 +139,8 @@ class Training:
     def backward(self, batch: Sequence[int], negatives: NDArray[np.int64] | None) -> float:
         """Accumulate the gradient of the loss over the pairs numbered in `batch`, that of all processes; returns the loss."""
         share = share_of(self.pairs, batch, negatives, self.world)
-        queries, query_places = in_chunks([self.query_tokens[i] for i in share.queries], self.config.chunk_size)
-        documents, document_places = in_chunks([self.document_tokens[i] for i in share.documents], self.config.chunk_size)
+        queries, query_places = self._chunks([self.query_tokens[i] for i in share.queries])
+        documents, document_places = self._chunks([self.document_tokens[i] for i in share.documents])
         loss = self._loss(share, batch)
 
         def ordered(q: Tensor, d: Tensor) -> Tensor:
@@ -147,6 +149,11 @@ class Training:
         value = gradient_cache.backward(self.towers.embed, queries, documents, ordered)  # type: ignore[arg-type]
         sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
         return _sum(value, self.towers.device)
+
+    def _chunks(self, rows: Sequence[list[int]]) -> tuple[list[list[list[int]]], list[int]]:
+        size, longest = self.config.chunk_size, self.config.max_document_length
+        # The processes of a divided model compute each chunk together, so all need equally many; else the tokens bound the memory.
+        return in_chunks(rows, len(rows) * longest, size) if self.config.sharding == "fsdp" else in_chunks(rows, size * longest)
 
     def _loss(self, share: Share, batch: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
         """The part of the batch's loss that falls to this process, as a function of its vectors; the parts add up to the whole."""

@@ -1,6 +1,6 @@
 """Training of the towers: throughput against sentence-transformers, and memory against two separate towers.
 
-    python tests/benchmarks/tower_training.py --data FOLDER [--base gemma3-270m] [--rounds 3]
+    python tests/benchmarks/tower_training.py --data FOLDER [--base decoder-1536x24] [--chunk 4] [--rounds 2]
 
 Three systems train on the same pairs with the same model, adapters, batch, chunk, lengths and number format: ours (two adapters on one
 decoder, gradient caching), sentence-transformers' trainer with its cached loss (one adapter for both roles, it knows no other), and two
@@ -68,7 +68,9 @@ def _with_towers(pairs: list[tuple[str, str]], options: argparse.Namespace, syst
     for step in range(options.steps + WARM_UP):
         started = time.perf_counter() if step == WARM_UP else started
         batch = slice(step * options.batch, (step + 1) * options.batch)
-        (queries, query_places), (documents, document_places) = (in_chunks(rows[role][batch], options.chunk) for role in ROLES)
+        (queries, query_places), (documents, document_places) = (
+            in_chunks(rows[role][batch], options.chunk * options.document_length) for role in ROLES
+        )
         gradient_cache.backward(
             lambda chunk, role: towers[role].embed(chunk, role),
             queries,
@@ -95,7 +97,7 @@ def _towers(options: argparse.Namespace, count: int) -> dict[str, Any]:
         lora_rank=16,
         lora_alpha=32,
     )
-    base = resolve_base(options.base)
+    base = resolve_base(options.base, _texts(options.data))
     made = [TwoTowers(base, config) for _ in range(count)]
     return {"query": made[0], "document": made[-1]}
 
@@ -138,7 +140,7 @@ def _sentence_transformer(options: argparse.Namespace) -> Any:
 
     # The library has one length for both roles: queries are far below it, documents are cut where ours are.
     transformer = Transformer(
-        resolve_base(options.base).location,
+        resolve_base(options.base, _texts(options.data)).location,
         max_seq_length=options.document_length,
         model_kwargs={"dtype": pick_dtype(options.precision)},
     )
@@ -182,6 +184,11 @@ def _pairs(folder: Path) -> Iterator[tuple[str, str]]:
         yield from ((queries[q], documents[d]) for q, d in zip(train["query_id"], train["doc_id"], strict=True))
 
 
+def _texts(folder: Path) -> list[str]:
+    """What the tokenizer of a model that is built here is trained on."""
+    return [text for pair in islice(_pairs(folder), 2000) for text in pair]
+
+
 def _is_bfloat16(options: argparse.Namespace) -> bool:
     import torch
 
@@ -220,7 +227,7 @@ def _report(runs: dict[str, list[dict[str, float]]]) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="BEIR-layout folder with train judgements")
-    parser.add_argument("--base", default="gemma3-270m", help="decoder, default gemma3-270m")
+    parser.add_argument("--base", default="gemma3-270m", help="decoder, default gemma3-270m; decoder-1536x24 is a random one of 0.5 B")
     parser.add_argument("--steps", type=int, default=4, help="timed steps a run")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each system")
     parser.add_argument("--batch", type=int, default=32)

@@ -186,10 +186,16 @@ def test_a_round_is_mined_once_and_a_torn_file_does_not_count(tmp_path: Path) ->
 
 def test_chunks_hold_rows_of_similar_length_and_give_back_the_order() -> None:
     rows = [[1], [2, 2, 2], [3, 3], [4, 4, 4, 4]]
-    chunks, places = in_chunks(rows, 2)
+    chunks, places = in_chunks(rows, 16, 2)
     assert chunks == [[[4, 4, 4, 4], [2, 2, 2]], [[3, 3], [1]]]
     assert [[row for chunk in chunks for row in chunk][place] for place in places] == rows
-    assert in_chunks(rows, 4) == ([rows], [0, 1, 2, 3])
+
+
+def test_chunks_are_bounded_by_their_tokens_with_padding() -> None:
+    rows = [[1], [2, 2, 2], [3, 3], [4, 4, 4, 4], [5], [6]]
+    chunks, _ = in_chunks(rows, 6)
+    assert [[len(row) for row in chunk] for chunk in chunks] == [[4], [3, 2], [1, 1, 1]]
+    assert in_chunks(rows, 1)[0] == [[row] for row in sorted(rows, key=lambda r: -len(r))]
 
 
 def test_a_changed_full_model_is_refused(home: Path, tmp_path: Path) -> None:
