@@ -33,7 +33,9 @@ class TowerConfig(StepConfig):
     warmup_share: float = Field(0.1, ge=0, le=1, description="Share of the steps with a rising learning rate")
     steps: int = Field(150, ge=1, le=10_000_000, description="Optimizer steps")
     batch_size: int = Field(32, ge=2, le=1_000_000, description="Pairs that are negatives for each other")
-    chunk_size: int = Field(32, ge=1, le=1_000_000, description="Full-length documents in memory at once; below the batch: cached gradients")
+    chunk_size: int = Field(
+        32, ge=1, le=1_000_000, description="Full-length documents in memory at once; below the batch: cached gradients"
+    )
     length_window: int = Field(1, ge=1, le=10_000, description="Batches whose pairs are sorted by length among each other; 1 for none")
     homogeneous_batches: bool = Field(False, description="All pairs of a batch from one data set, when several are mixed (data.mix)")
     hard_negatives: int = Field(0, ge=0, le=1000, description="Mined negatives for each pair; 0 for in-batch negatives alone")
