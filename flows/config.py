@@ -17,9 +17,9 @@ from components.data.config import DataConfig
 from components.distillation.config import DistillationConfig
 from components.errors import ConfigError
 from components.evaluation.config import EvaluationConfig
-from components.index.config import IndexConfig
+from components.index.config import EncodingConfig, IndexConfig
 from components.promotion.config import PolicyConfig
-from components.towers.config import EncodingConfig, TowerConfig
+from components.towers.config import TowerConfig
 from flows.config_errors import did_you_mean, explain
 
 PRESETS = Path(__file__).parent / "presets"

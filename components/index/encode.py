@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from components.artifacts import VectorShards, seal
 from components.errors import DataError, ModelError, SpaceMismatch
+from components.index.config import EncodingConfig
 from components.index.shards import ShardRows, remove_strays, shard_is_finished, write_shard
-from components.towers.config import EncodingConfig
 from components.towers.contract import TextEncoder, space_id_of
 
 if TYPE_CHECKING:

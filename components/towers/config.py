@@ -72,10 +72,3 @@ class TowerConfig(StepConfig):
         if self.batch_size % self.processes:
             raise ValueError(f"batch_size {self.batch_size} cannot be shared equally by {self.processes} processes")
         return self
-
-
-class EncodingConfig(StepConfig):
-    """Encoding of the corpus in shards."""
-
-    tokens_per_batch: int = Field(2048, ge=64, le=10_000_000, description="Upper bound on tokens, padding included, in one batch")
-    shard_size: int = Field(2048, ge=1, le=10_000_000, description="Documents in one shard")

@@ -10,10 +10,9 @@ import pytest
 from components.artifacts import IndexArtifact, VectorShards, open_artifact
 from components.errors import ArtifactError, SpaceMismatch
 from components.index.build import IDS_FILE, INDEX_FILE, build_index
-from components.index.config import IndexConfig
+from components.index.config import EncodingConfig, IndexConfig
 from components.index.encode import encode_corpus
 from components.index.search import index_in_memory, load_index
-from components.towers.config import EncodingConfig
 from tests.encoders import WordEncoder, dataset_of
 
 DOCUMENTS = {"d1": "apple", "d2": "apple bread", "d3": "bread cheese", "d0": "apple", "d5": "stone"}

@@ -8,9 +8,9 @@ import pytest
 
 from components.artifacts import VectorShards, is_complete
 from components.errors import ArtifactError, DataError, ModelError, SpaceMismatch
+from components.index.config import EncodingConfig
 from components.index.encode import encode_corpus
 from components.index.shards import read_vectors, shard_manifest_path, vectors_path
-from components.towers.config import EncodingConfig
 from tests.encoders import WORDS, WordEncoder, dataset_of
 
 DOCUMENTS = {f"d{i}": f"{word} {WORDS[(i + 1) % len(WORDS)]}" for i, word in enumerate(WORDS)} | {"d8": "apple", "d9": "stone"}

@@ -8,10 +8,9 @@ import pytest
 from components.artifacts import IndexArtifact
 from components.errors import ArtifactError, ProbeMismatch, SpaceMismatch
 from components.index.build import build_index
-from components.index.config import IndexConfig
+from components.index.config import EncodingConfig, IndexConfig
 from components.index.encode import encode_corpus
 from components.serving.retriever import Hit, Retriever
-from components.towers.config import EncodingConfig
 from components.towers.probes import PROBE_FILE, record_probes
 from tests.encoders import WordEncoder, dataset_of
 
