@@ -111,38 +111,58 @@ def encode_on_dask(config: EncodingConfig, job: ShardJob, numbers: Sequence[int]
     from distributed.scheduler import KilledWorker
     from prefect_dask import DaskTaskRunner
 
-    workers = min(config.workers, len(numbers))
     # Dask counts the deaths it forgives, not the attempts.
-    with _shared_server(), dask.config.set({"distributed.scheduler.allowed-failures": config.attempts - 1}):
-        with DaskTaskRunner(**_cluster(config.dask_address, workers)) as cluster:
-            found = {number: cluster.submit(encode_shard_task, {"job": job, "number": number}) for number in numbers}
-            for number, future in found.items():
-                try:
-                    future.result()
-                except KilledWorker:
-                    raise WorkerLost.of(number, config.attempts) from None
+    forgiving = dask.config.set({"distributed.scheduler.allowed-failures": config.attempts - 1})
+    with _shared_server(), forgiving, DaskTaskRunner(**_cluster(config)) as cluster:
+        if not config.dask_address:
+            cluster.client.register_plugin(_share_plugin(config.workers))
+        found = {number: cluster.submit(encode_shard_task, {"job": job, "number": number}) for number in numbers}
+        for number, future in found.items():
+            try:
+                future.result()
+            except KilledWorker:
+                raise WorkerLost.of(number, config.attempts) from None
 
 
-def _cluster(address: str, workers: int) -> dict[str, Any]:
-    if address:
-        return {"address": address}
-    threads = {"OMP_NUM_THREADS": str(threads_of(workers))}
-    return {"cluster_kwargs": {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None, "env": threads}}
+def _cluster(config: EncodingConfig) -> dict[str, Any]:
+    """How DaskTaskRunner finds its cluster; a local one has a worker a process, and no web page that would need a port."""
+    if config.dask_address:
+        return {"address": config.dask_address}
+    return {"cluster_kwargs": {"n_workers": config.workers, "threads_per_worker": 1, "dashboard_address": None}}
+
+
+def _share_plugin(workers: int) -> Any:
+    """Makes every worker of a local cluster take its share when it starts, also one that replaces another."""
+    from distributed import WorkerPlugin
+
+    class TakeShare(WorkerPlugin):  # type: ignore[misc]
+        def setup(self, worker: Any) -> None:
+            take_share(int(worker.name), workers)
+
+    return TakeShare()
 
 
 def prepare_worker(worker: int, workers: int) -> None:
-    """Give process `worker` of `workers` its share of the processors and a GPU of its own, before torch is imported."""
-    os.environ["OMP_NUM_THREADS"] = str(threads_of(workers))
-    device = device_of(worker, os.environ.get("CUDA_VISIBLE_DEVICES"), _gpus())
-    if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    """Make this process the worker number `worker` of `workers`, which ends with its parent."""
+    take_share(worker, workers)
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
 
 
+def take_share(worker: int, workers: int) -> None:
+    """Give this process its share of the processors, and a GPU of its own where there are any."""
+    import torch
+
+    torch.set_num_threads(threads_of(workers))
+    device = device_of(worker, os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count())
+    if device is not None:
+        # Counting the devices does not open them yet, so they can still be chosen.
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+
+
 def threads_of(workers: int) -> int:
-    """Threads for each of `workers` processes: together they use the processors of this process, or fewer where OMP_NUM_THREADS says so."""
-    share = max(1, len(os.sched_getaffinity(0)) // workers)
+    """Threads for each of `workers` processes: together they use the processors of this process, or as many as OMP_NUM_THREADS says."""
     limit = os.environ.get("OMP_NUM_THREADS", "")
+    share = max(1, len(os.sched_getaffinity(0)) // workers)
     return min(share, int(limit)) if limit.isdigit() and int(limit) > 0 else share
 
 
@@ -152,14 +172,8 @@ def device_of(worker: int, visible: str | None, gpus: int) -> str | None:
     return names[worker % len(names)] if names else None
 
 
-def _gpus() -> int:
-    import torch
-
-    return int(torch.cuda.device_count())
-
-
 def _end_with_parent() -> None:
-    """A worker whose parent was killed waits for work for ever, and keeps its model in memory."""
+    """A worker whose parent was killed would wait for work for ever, and keep its model in memory."""
     from multiprocessing import connection, parent_process
 
     parent = parent_process()

@@ -60,7 +60,7 @@ def vectors_step(config: RetrainConfig, dataset: DatasetArtifact, document_tower
 
     inputs = {"dataset": dataset, "document_tower": document_tower}
     settings = encoding.model_dump(include={"tokens_per_batch", "shard_size"})
-    return Step("encode_corpus", ("index", "towers", "data"), make, inputs, settings)
+    return Step("encode_corpus", ("index", "towers"), make, inputs, settings)
 
 
 def index_step(config: RetrainConfig, vectors: VectorShards, dataset: DatasetArtifact) -> Step:

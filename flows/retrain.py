@@ -65,8 +65,10 @@ def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
 
 
 def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
-    """Refuse what would only fail after hours of training: splits without judgements, sources without queries, an impossible student, a runner
-    that is not installed."""
+    """Refuse what would only fail after hours of training.
+
+    That is splits without judgements, sources without queries, an impossible student, and a runner that is not installed.
+    """
     from components.data.dataset import load_dataset
     from components.distillation.sources import check_sources
     from components.distillation.student import check_before_towers
