@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.artifacts import Artifact, digest_of, file_sha256, read_json, write_atomic, write_json
 from components.errors import ArtifactError, SpaceMismatch
+from components.index.refine import unit_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -119,18 +120,22 @@ def read_vectors(artifact: Artifact) -> DocumentVectors:
 
     Raises ArtifactError for a shard that is missing or changed, SpaceMismatch for one that was encoded into another space.
     """
-    tables = [_read_shard(artifact, n) for n in range(artifact.counts["shards"])]
+    tables = [read_shard(artifact, n) for n in range(artifact.counts["shards"])]
     if not tables:
         raise ArtifactError(f"{artifact.path} holds no vectors; encode the documents again.")
     return DocumentVectors(
         doc_ids=_strings(tables, "doc_id"),
         content_hashes=_strings(tables, "content_hash"),
         shards=[n for n, table in enumerate(tables) for _ in range(table.num_rows)],
-        vectors=np.concatenate([_matrix(table) for table in tables]),
+        vectors=np.concatenate([unit_vectors(table) for table in tables]),
     )
 
 
-def _read_shard(artifact: Artifact, number: int) -> pa.Table:
+def read_shard(artifact: Artifact, number: int) -> pa.Table:
+    """doc_id, content_hash and vector of one shard, in order (see `unit_vectors`).
+
+    Raises ArtifactError for a shard that is missing or changed, SpaceMismatch for one that was encoded into another space.
+    """
     import pyarrow.parquet as pq
 
     manifest = read_shard_manifest(artifact.path, number)
@@ -152,9 +157,12 @@ def _strings(tables: Sequence[pa.Table], column: str) -> list[str]:
     return [value for table in tables for value in table.column(column).to_pylist()]
 
 
-def _matrix(table: pa.Table) -> NDArray[np.float32]:
-    """float32 (rows, d); the lengths lost to fp16 are restored, so that an inner product is a cosine again."""
+def unit_vectors(table: pa.Table) -> NDArray[np.float32]:
+    """float32 (rows, d) of a shard's table; the lengths lost to fp16 are restored, so that an inner product is a cosine again."""
+    return unit_rows(half_vectors(table))
+
+
+def half_vectors(table: pa.Table) -> NDArray[np.float16]:
+    """The vectors of a shard's table as they are stored, float16 (rows, d)."""
     flat = table.column("vector").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    vectors = flat.reshape(table.num_rows, -1).astype(np.float32)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+    return flat.reshape(table.num_rows, -1)
