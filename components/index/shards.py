@@ -35,13 +35,12 @@ class ShardManifest(BaseModel):
 
 
 @dataclass(frozen=True)
-class ShardRows:
-    """The rows one shard is made from, in order."""
+class ShardKeys:
+    """What names the documents of one shard, in order."""
 
     number: int
     doc_ids: list[str]
     content_hashes: list[str]
-    texts: list[str]
 
     @property
     def inputs(self) -> str:
@@ -69,12 +68,12 @@ def shard_manifest_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.json"
 
 
-def shard_is_finished(folder: Path, rows: ShardRows, space_id: str) -> bool:
-    """Whether the shard on disk holds exactly these rows, encoded into this space, unchanged."""
+def shard_is_finished(folder: Path, keys: ShardKeys, space_id: str) -> bool:
+    """Whether the shard on disk holds exactly these documents, encoded into this space, unchanged."""
     try:
-        manifest = read_shard_manifest(folder, rows.number)
-        same = (manifest.inputs, manifest.space_id) == (rows.inputs, space_id)
-        return same and file_sha256(vectors_path(folder, rows.number)) == manifest.sha256
+        manifest = read_shard_manifest(folder, keys.number)
+        same = (manifest.inputs, manifest.space_id) == (keys.inputs, space_id)
+        return same and file_sha256(vectors_path(folder, keys.number)) == manifest.sha256
     except (ArtifactError, FileNotFoundError):
         return False
 
@@ -88,23 +87,23 @@ def read_shard_manifest(folder: Path, number: int) -> ShardManifest:
         raise ArtifactError(f"{path} is not a shard's manifest ({error.errors()[0]['msg']}); run the encoding again.") from None
 
 
-def write_shard(folder: Path, rows: ShardRows, vectors: NDArray[np.float32], space_id: str) -> None:
-    """Write the vectors, float32 (len(rows), d), as fp16, then the shard's manifest; both atomically."""
+def write_shard(folder: Path, keys: ShardKeys, vectors: NDArray[np.float32], space_id: str) -> None:
+    """Write the vectors, float32 (len(doc_ids), d), as fp16, then the shard's manifest; both atomically."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     flat = pa.array(vectors.astype(np.float16).reshape(-1), type=pa.float16())
     columns = {
-        "doc_id": pa.array(rows.doc_ids, pa.string()),
-        "content_hash": pa.array(rows.content_hashes, pa.string()),
+        "doc_id": pa.array(keys.doc_ids, pa.string()),
+        "content_hash": pa.array(keys.content_hashes, pa.string()),
         "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]).cast(pa.list_(pa.float16())),
     }
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink)
-    path = vectors_path(folder, rows.number)
+    path = vectors_path(folder, keys.number)
     write_atomic(path, sink.getvalue().to_pybytes())
-    manifest = ShardManifest(rows=len(rows.doc_ids), sha256=file_sha256(path), space_id=space_id, inputs=rows.inputs)
-    write_json(shard_manifest_path(folder, rows.number), manifest.model_dump())
+    manifest = ShardManifest(rows=len(keys.doc_ids), sha256=file_sha256(path), space_id=space_id, inputs=keys.inputs)
+    write_json(shard_manifest_path(folder, keys.number), manifest.model_dump())
 
 
 def remove_strays(folder: Path, shards: int) -> None:
