@@ -22,7 +22,6 @@ from components.index.config import IndexConfig
 from components.index.kinds import inverted_file, is_exact, resolve_key
 from components.index.search import VectorIndex
 from components.index.template import Template, centroid_distances, imbalance, list_sizes
-from components.index.tuning import spread
 
 GUARD_FILE = "guard.json"
 TUNED_RANGE = 4  # times more or fewer documents than at the tuning: the lists are then four times longer or shorter
@@ -74,7 +73,9 @@ def read_guard(folder: Path) -> GuardReport:
     try:
         return GuardReport.model_validate(read_json(folder / GUARD_FILE))
     except ValidationError as error:
-        raise ArtifactError(f"{folder / GUARD_FILE} is not a guard's report ({error.errors()[0]['msg']}). Refresh the index again.") from None
+        raise ArtifactError(
+            f"{folder / GUARD_FILE} is not a guard's report ({error.errors()[0]['msg']}). Refresh the index again."
+        ) from None
 
 
 def _size_reasons(watched: Watched, config: IndexConfig) -> list[str]:
@@ -151,4 +152,5 @@ def _split(watched: Watched) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _some(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    return rows[list(spread(len(rows), most))]
+    """At most so many of the rows, evenly spread."""
+    return rows if len(rows) <= most else rows[np.arange(most) * len(rows) // most]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from components.artifacts import IndexArtifact, Scalar, VectorShards, seal, verify, write_json
 from components.errors import ArtifactError, DataError, SpaceMismatch
 from components.index.blocks import half_blocks, parts_of, shard_sizes
+from components.index.build import remove_leftovers
 from components.index.changes import COLUMNS, Changes
 from components.index.config import IndexConfig
 from components.index.exact import BLOCK
@@ -69,7 +70,7 @@ def refresh_index(
     verify(previous.path, previous.digest)
     _require_fitting(previous, delta, changes)
     update = _joined(previous, delta, changes)
-    _remove_leftovers(folder)
+    remove_leftovers(folder)
     template = read_template(previous.path)
     made = (_written_anew if _is_due(previous, update, config) else _carried_over)(previous, delta, update, (template, config, folder))
     write_rows(folder, made.table, titles)
@@ -240,9 +241,3 @@ def _link(source: Path, target: Path) -> None:
 def _link_if_there(source: Path, target: Path) -> None:
     if source.is_file():
         _link(source, target)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_file():
-            path.unlink()
