@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from components.index.kinds import inner_index, inverted_file
+from components.index.kinds import inner_index, inverted_file, transformed
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -38,13 +38,11 @@ class Piece:
 
     def search(self, vectors: NDArray[np.float32], depth: int, settings: Settings, lists: Lists | None) -> Found:
         """Scores, best first, and rows, (n, depth); -1 and -inf where fewer were found. `lists` are those to visit, if it has any."""
+        inner, parameters = inner_index(self.index), self._parameters(settings)
         if lists is None:
-            scores, numbers = self.index.search(vectors, depth, params=self._parameters(settings))
+            scores, numbers = self.index.search(vectors, depth, params=parameters)
         else:
-            parameters = self._parameters(settings)
-            scores, numbers = inner_index(self.index).search_preassigned(
-                lists.vectors, depth, lists.numbers, lists.scores, params=parameters
-            )
+            scores, numbers = _search_lists(inner, lists, depth, parameters)
         missing = numbers < 0
         rows = numbers + self.first if self.rows is None else self.rows[numbers]
         if missing.any():
@@ -84,13 +82,24 @@ def search_pieces(pieces: Sequence[Piece], vectors: NDArray[np.float32], depth: 
     return found[0] if len(found) == 1 else best_of(found, depth)
 
 
+def _search_lists(inverted: Any, lists: Lists, depth: int, parameters: Any) -> Found:
+    import faiss
+
+    # FAISS's own wrapper of this function does not take parameters, so the one beneath it is called.
+    shape = (len(lists.vectors), depth)
+    scores, numbers = np.empty(shape, np.float32), np.empty(shape, np.int64)
+    asked = (faiss.swig_ptr(array) for array in (lists.numbers, lists.scores, scores, numbers))
+    inverted.search_preassigned_c(len(scores), faiss.swig_ptr(lists.vectors), depth, *asked, False, parameters)
+    return scores, numbers
+
+
 def _lists(index: Any, vectors: NDArray[np.float32], settings: Settings) -> Lists | None:
     import faiss
 
     inverted = inverted_file(index)
     if inverted is None:
         return None
-    asked = vectors if inverted is index else index.apply_chain(vectors)
+    asked = transformed(index, vectors)
     quantizer = faiss.downcast_index(inverted.quantizer)
     scores, numbers = quantizer.search(asked, _visited(inverted, settings))
     if isinstance(quantizer, faiss.ResidualCoarseQuantizer):
