@@ -65,7 +65,11 @@ def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
 
 
 def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
-    """Refuse what would only fail after hours of training: splits without judgements, sources without queries, an impossible student."""
+    """Refuse what would only fail after hours of training.
+
+    Splits without judgements, sources without queries, a student that cannot be made, an index that FAISS does not know, that needs more
+    documents than there are, or that its gate could only refuse.
+    """
     from components.data.dataset import load_dataset
     from components.distillation.sources import check_sources
     from components.distillation.student import check_before_towers
@@ -75,6 +79,18 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     require_judged(data, (config.evaluation.split, *config.evaluation.extra_splits))
     check_sources(data, config.distillation)
     check_before_towers(config.distillation, config.towers)
+    _require_index(config, len(data.documents))
+
+
+def _require_index(config: RetrainConfig, documents: int) -> None:
+    from components.distillation.checks import shape_of
+    from components.index.kinds import require_trainable, resolve_key
+    from components.promotion.attainable import require_attainable
+
+    dimension = config.towers.dimension or shape_of(config.towers.base_model).width
+    key = resolve_key(config.index, documents, dimension)
+    require_trainable(key, min(documents, config.index.train_vectors), dimension)
+    require_attainable(config.policy, config.index, key)
 
 
 def train_both(config: RetrainConfig, recorder: Recorder, dataset: DatasetArtifact) -> tuple[EncoderArtifact, EncoderArtifact]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from components.artifacts import read_json, write_atomic, write_json
+from components.artifacts import read_versioned, write_atomic, write_json
 from components.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -148,12 +148,7 @@ def write_report(
 
 def load_summary(folder: Path) -> Summary:
     """The summary in `folder`; raises ArtifactError when it is missing, broken or of a newer schema."""
-    raw = read_json(folder / REPORT_FILE)
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{folder / REPORT_FILE} has schema version {version}; this program reads up to {SCHEMA_VERSION}. Update scalingnote."
-        )
+    raw = read_versioned(folder / REPORT_FILE, SCHEMA_VERSION)
     try:
         return Summary.model_validate(raw)
     except ValidationError as error:

@@ -15,18 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from components.artifacts import Artifact, digest_of, file_sha256, read_json, write_atomic, write_json
+from components.artifacts import Artifact, digest_of, file_sha256, read_versioned, write_atomic, write_json
 from components.errors import ArtifactError, SpaceMismatch
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
+SCHEMA_VERSION = 1
+
+
 class ShardManifest(BaseModel):
     """What a shard holds. `inputs` is the digest of the rows it was made from, so a leftover of other rows is not reused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    schema_version: int = 1
+    schema_version: int = SCHEMA_VERSION
     rows: int
     sha256: str
     space_id: str
@@ -78,10 +81,10 @@ def shard_is_finished(folder: Path, keys: ShardKeys, space_id: str) -> bool:
 
 
 def read_shard_manifest(folder: Path, number: int) -> ShardManifest:
-    """The manifest of one shard; raises ArtifactError when missing or broken."""
+    """The manifest of one shard; raises ArtifactError when missing, broken or of a newer schema."""
     path = shard_manifest_path(folder, number)
     try:
-        return ShardManifest.model_validate(read_json(path))
+        return ShardManifest.model_validate(read_versioned(path, SCHEMA_VERSION))
     except ValidationError as error:
         raise ArtifactError(f"{path} is not a shard's manifest ({error.errors()[0]['msg']}); run the encoding again.") from None
 

@@ -28,6 +28,7 @@ Status = Literal["pass", "fail", "not_decidable", "first_release", "off"]
 Verdict = Literal["pass", "fail", "not_decidable"]
 BOOTSTRAP_SAMPLES = 2000
 BOOTSTRAP_SEED = 13  # fixed: the same report and policy always give the same decision, so it can be recomputed
+ANN_DEPTH = 100  # documents of exact search that the index has to find
 SUMMARY_TOLERANCE = 1e-4  # absolute; a summary may be rounded to four digits, but not tell another story than its queries
 
 
@@ -162,7 +163,7 @@ def _ann_recall(report: Evaluation, asked: float, policy: PolicyConfig) -> _Outc
     interval = mean_interval(values.to_numpy(), BOOTSTRAP_SAMPLES, 2 * policy.confidence - 1, BOOTSTRAP_SEED)
     lost = _finite(_mapping(report.summary.ann).get("ndcg_lost"), "nDCG@10 that the index loses")
     text = (
-        f"The index finds {interval.difference:.1%} of what exact search finds (recall@100), at least {interval.low:.1%} with "
+        f"The index finds {interval.difference:.1%} of what exact search finds (recall@{ANN_DEPTH}), at least {interval.low:.1%} with "
         f"{policy.confidence:.0%} confidence, {len(values)} queries; {asked:.1%} asked. It costs the student {lost:.4f} of nDCG@10."
     )
     if interval.low >= asked:
@@ -176,7 +177,7 @@ def _ann_recall(report: Evaluation, asked: float, policy: PolicyConfig) -> _Outc
 
 def _ann_values(report: Evaluation) -> pd.Series:
     """recall@100 of the index, one finite value per query that was searched; not decidable when one is missing or strange."""
-    metric = "recall@100"
+    metric = f"recall@{ANN_DEPTH}"
     stated = _mapping(report.summary.ann)
     if not stated or report.ann is None:
         raise _NotDecidableError(

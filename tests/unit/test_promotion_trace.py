@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -176,3 +177,28 @@ def test_broken_release_files_are_refused_in_words(world: World) -> None:
     path.write_text(json.dumps({**content, "schema_version": SCHEMA_VERSION + 1}))
     with pytest.raises(ArtifactError, match=f"schema version {SCHEMA_VERSION + 1}"):
         load_release(path.parent)
+
+
+def test_a_release_from_before_the_gate_of_the_index_still_verifies(world: World) -> None:
+    folder = world.root / "1" / "candidate"
+
+    def older(content: dict[str, Any]) -> None:
+        content["schema_version"] = 1
+        del content["release_type"], content["config"]["policy"]["min_ann_recall"]
+        content["decision"]["gates"] = [gate for gate in content["decision"]["gates"] if gate["name"] != "ann_recall"]
+
+    rewrite(folder, older)
+    world.tracking.models[RELEASE][0].tags["scalingnote.digest"] = open_artifact(folder).digest
+    # The files are not those that were promoted here; the decision, made again, is the same.
+    assert list(findings()) == ["promotion record"]
+
+
+def test_a_gate_that_a_manifest_leaves_out_is_a_finding(world: World) -> None:
+    folder = world.root / "1" / "candidate"
+
+    def without_gate(content: dict[str, Any]) -> None:
+        content["decision"]["gates"] = [gate for gate in content["decision"]["gates"] if gate["name"] != "ann_recall"]
+
+    rewrite(folder, without_gate)
+    world.tracking.models[RELEASE][0].tags["scalingnote.digest"] = open_artifact(folder).digest
+    assert "ann_recall: None became pass" in findings()["decision"]
