@@ -36,8 +36,8 @@ from tests.encoders import WordEncoder, dataset_of
 SPACE, OTHER = "a" * 64, "b" * 64
 DIMENSION = 8
 DOCUMENTS = 100
-IVF = IndexConfig(index_key="IVF2,Flat", layout="shards", tuning_queries=10)
-FLAT = IndexConfig(index_key="Flat")
+IVF = IndexConfig(index_key="IVF2,Flat", layout="shards", part_size=1, tuning_queries=10)
+FLAT = IndexConfig(index_key="Flat", part_size=1)
 
 
 def unit(count: int, seed: int = 0, dimension: int = DIMENSION) -> NDArray[np.float32]:
