@@ -19,6 +19,7 @@ from flows.release_steps import (
     evaluation_step,
     generation_step,
     index_step,
+    needs_queries,
     snapshot_step,
     student_step,
     targets_step,
@@ -55,8 +56,10 @@ def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
     generated = recorder.run(generation_step(config, dataset)) if config.distillation.generated else None
     query_tower, document_tower = train_both(config, recorder, dataset)
     vectors = typed(recorder.run(vectors_step(config, dataset, document_tower)), VectorShards)
-    index = typed(recorder.run(index_step(config, vectors, dataset)), IndexArtifact)
-    targets = recorder.run(targets_step(config, dataset, query_tower, generated))
+    teacher_queries = targets_step(config, dataset, query_tower, generated)
+    tuned_with = recorder.run(teacher_queries) if needs_queries(config, vectors) else None
+    index = typed(recorder.run(index_step(config, vectors, dataset, tuned_with)), IndexArtifact)
+    targets = tuned_with or recorder.run(teacher_queries)
     learned_from = {"dataset": dataset, "query_tower": query_tower, "targets": targets, "vectors": vectors, "index": index}
     student = typed(recorder.run(student_step(config, learned_from)), EncoderArtifact)
     measured = {"dataset": dataset, "query_tower": query_tower, "query_encoder": student, "index": index}
@@ -72,24 +75,16 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     """
     from components.data.dataset import load_dataset
     from components.distillation.sources import check_sources
-    from components.distillation.student import check_before_towers
+    from components.distillation.student import check_before_towers, shape_of
     from components.evaluation.summarize import require_judged
+    from components.index.kinds import usable_key
+    from components.promotion.attainable import require_attainable
 
     data = load_dataset(dataset.path)
     require_judged(data, (config.evaluation.split, *config.evaluation.extra_splits))
     check_sources(data, config.distillation)
     check_before_towers(config.distillation, config.towers)
-    _require_index(config, len(data.documents))
-
-
-def _require_index(config: RetrainConfig, documents: int) -> None:
-    from components.distillation.checks import shape_of
-    from components.index.kinds import require_trainable, resolve_key
-    from components.promotion.attainable import require_attainable
-
-    dimension = config.towers.dimension or shape_of(config.towers.base_model).width
-    key = resolve_key(config.index, documents, dimension)
-    require_trainable(key, min(documents, config.index.train_vectors), dimension)
+    key = usable_key(config.index, len(data.documents), config.towers.dimension or shape_of(config.towers.base_model).width)
     require_attainable(config.policy, config.index, key)
 
 
