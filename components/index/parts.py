@@ -99,11 +99,14 @@ def part_files(folder: Path, number: int) -> list[Path]:
 
 
 def stored_vectors(folder: Path, number: int) -> NDArray[Any]:
-    """The stored vectors of a part, memory-mapped: (rows, d) float16 or int8; raises ArtifactError when none are kept."""
+    """The stored vectors of a part, memory-mapped: (rows, d) float16 or int8; raises ArtifactError when none are kept or readable."""
     path = _file(folder, number, "vectors.npy")
     if not path.is_file():
         raise ArtifactError(f"{path} is missing: the index keeps no vectors. Build it with index.refine fp16 or int8.")
-    return np.asarray(np.load(path, mmap_mode="r"))
+    try:
+        return np.asarray(np.load(path, mmap_mode="r"))
+    except (OSError, ValueError, EOFError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}). Restore it or build the index again.") from None
 
 
 def open_stored(folder: Path, parts: int) -> StoredVectors | None:
