@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from components.artifacts import IndexArtifact, VectorShards, seal
 from components.index.build import build_index
 from components.index.config import IndexConfig
+from components.index.rows import write_deleted
 from components.index.shards import ShardRows, write_shard
 
 SPACE = "a" * 64
@@ -59,3 +60,17 @@ def exact_ids(vectors: NDArray[np.float32], queries: NDArray[np.float32], k: int
     ids = ids_of(len(vectors))
     scores = np.round(queries @ stored.T, 6)
     return [[ids[row] for row in sorted(range(len(ids)), key=lambda row: (-line[row], ids[row]))[:k]] for line in scores]
+
+
+def sealed_again(artifact: IndexArtifact, **changes: object) -> IndexArtifact:
+    """The same folder, sealed after a change of its files, with other attributes or counts."""
+    values = artifact.model_dump()
+    counts = {name: changes.pop(name, value) for name, value in values["counts"].items()}
+    made = seal(artifact.path, "index", counts=counts, parents=values["parents"], attributes={**values["attributes"], **changes})
+    return IndexArtifact(**made.model_dump())
+
+
+def without(artifact: IndexArtifact, rows: Sequence[int]) -> IndexArtifact:
+    """The index with some rows deleted."""
+    write_deleted(artifact.path, np.array(rows, np.int64))
+    return sealed_again(artifact, deleted=len(rows), documents=artifact.counts["rows"] - len(rows))
