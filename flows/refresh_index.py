@@ -63,11 +63,12 @@ def delta_step(config: RetrainConfig, dataset: DatasetArtifact, base: PinnedRele
     """Encode the added and changed documents with the release's own document tower."""
 
     def make(folder: Path) -> Artifact:
-        from components.index.refresh import encode_changes
-        from components.towers.encoder import load_tower
+        from components.index.delta import ChosenDocuments
+        from components.index.encode import ShardJob, StoredTower, encode_shards
 
-        parents = {"dataset": dataset.digest, "document_tower": base.document_tower.digest}
-        return encode_changes(load_tower(base.document_tower.path), dataset.path, changes, parents, config.encoding, folder)
+        documents = ChosenDocuments(dataset.path / "documents.parquet", changes.encoded, config.encoding.shard_size)
+        job = ShardJob(StoredTower(base.document_tower.path), documents, config.encoding.tokens_per_batch, folder)
+        return encode_shards(job, {"dataset": dataset.digest, "document_tower": base.document_tower.digest})
 
     inputs = {"dataset": dataset, "document_tower": base.document_tower, "index": base.index}
     return Step("encode_changes", ("index", "towers"), make, inputs, config.encoding.model_dump())

@@ -71,7 +71,7 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     """Refuse what would only fail after hours of training.
 
     Splits without judgements, sources without queries, a student that cannot be made, an index that FAISS does not know, that needs more
-    documents than there are, or that its gate could only refuse.
+    documents than there are, or that its gate could only refuse, a runner that is not installed.
     """
     from components.data.dataset import load_dataset
     from components.distillation.sources import check_sources
@@ -79,6 +79,7 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     from components.evaluation.summarize import require_judged
     from components.index.kinds import usable_key
     from components.promotion.attainable import require_attainable
+    from flows.encoding import runner_of
 
     data = load_dataset(dataset.path)
     require_judged(data, (config.evaluation.split, *config.evaluation.extra_splits))
@@ -86,6 +87,7 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     check_before_towers(config.distillation, config.towers)
     key = usable_key(config.index, len(data.documents), config.towers.dimension or shape_of(config.towers.base_model).width)
     require_attainable(config.policy, config.index, key)
+    runner_of(config.encoding)
 
 
 def train_both(config: RetrainConfig, recorder: Recorder, dataset: DatasetArtifact) -> tuple[EncoderArtifact, EncoderArtifact]:

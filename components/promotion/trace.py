@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from components.artifacts import Artifact, digest_of, verify
 from components.errors import DataError
+from components.index.rows import read_deleted, read_table
 from components.promotion.approval import claimed_approval, find_version
 from components.promotion.references import resolve
 from components.promotion.release import LineageNode, ReleaseManifest, load_release
@@ -16,7 +19,10 @@ from components.promotion.standing import candidate_model, release_model
 from components.tracking import labels, registry
 from components.tracking import records as record_store
 
-IDS_FILE = "doc_ids.parquet"
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PART_FILE = "part-{:05d}.vectors.npy"
 SHARD_FILE = "vectors-{:05d}.parquet"
 
 
@@ -60,7 +66,7 @@ def trace(name: str, ref: str) -> Trace:
 
 
 def trace_document(name: str, ref: str, doc_id: str) -> Trace:
-    """Trace one document of a release: row and shard of its vector, content hash, then the release itself.
+    """Trace one document of a release: row and file of its vector, content hash, then the release itself.
 
     Raises DataError for an id that is not in the index, else as `trace`.
     """
@@ -73,20 +79,23 @@ def trace_document(name: str, ref: str, doc_id: str) -> Trace:
 
 
 def find_document(index_folder: Path, doc_id: str) -> dict[str, Any]:
-    """Row, shard file and content hash of a document; raises DataError when the index does not hold it."""
+    """Row, file of the vector and content hash of a document; raises DataError when the index does not return it."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    table = pq.read_table(index_folder / IDS_FILE, columns=["doc_id", "content_hash", "shard"])
-    row = pc.index(table["doc_id"], doc_id).as_py()
-    if row < 0:
-        raise DataError(f"The index of this release has no document '{doc_id}'; it holds {table.num_rows:,} others. Check the id.")
-    shard = table["shard"][row].as_py()
-    return {
-        "row": row,
-        "shard": SHARD_FILE.format(shard) if isinstance(shard, int) else shard,
-        "content_hash": table["content_hash"][row].as_py(),
-    }
+    table = read_table(index_folder, ("doc_id", "content_hash", "part", "shard"))
+    # A document that a refresh removed or replaced still has its old row.
+    found = np.setdiff1d(np.flatnonzero(pc.equal(table["doc_id"], doc_id)), read_deleted(index_folder))
+    if not len(found):
+        raise DataError(f"The index of this release has no document '{doc_id}'; it has {table.num_rows:,} rows of others. Check the id.")
+    row = int(found[0])
+    return {"row": row, **_place(table, row), "content_hash": table["content_hash"][row].as_py()}
+
+
+def _place(table: pa.Table, row: int) -> dict[str, Any]:
+    """The part of the index that holds a row; for an index from before there were parts, the shard its vector was read from."""
+    if "part" in table.column_names:
+        return {"part": PART_FILE.format(table["part"][row].as_py())}
+    return {"shard": SHARD_FILE.format(table["shard"][row].as_py())}
 
 
 def _open(model: str, version: int) -> tuple[Artifact, ReleaseManifest]:
