@@ -98,10 +98,21 @@ def read_rows(folder: Path) -> Rows:
         columns = table.read(columns=["doc_id", "order"] if ordered else ["doc_id"])
     ids = columns["doc_id"].cast(pa.large_string()).combine_chunks()
     order = columns["order"].to_numpy() if ordered else places(ids)
-    deleted = np.load(folder / DELETED_FILE) if (folder / DELETED_FILE).is_file() else np.empty(0, np.int64)
+    deleted = read_deleted(folder)
     if len(deleted) and not 0 <= deleted[0] <= deleted[-1] < len(ids):
         raise ArtifactError(f"{folder / DELETED_FILE} names rows that the index does not have. Build the index again.")
     return Rows(DocIds(ids), order, deleted)
+
+
+def read_deleted(folder: Path) -> NDArray[np.int64]:
+    """Row numbers of the documents that are not returned any more, ascending; raises ArtifactError when they cannot be read."""
+    path = folder / DELETED_FILE
+    if not path.is_file():
+        return np.empty(0, np.int64)
+    try:
+        return np.asarray(np.load(path), np.int64)
+    except (OSError, ValueError, EOFError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}). Restore it or build the index again.") from None
 
 
 def read_table(folder: Path, columns: Sequence[str]) -> pa.Table:

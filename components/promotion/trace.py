@@ -22,7 +22,7 @@ from components.tracking import records as record_store
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PART_FILE = "part-{:05d}.vectors.npy"
+PART = "part-{:05d}"
 SHARD_FILE = "vectors-{:05d}.parquet"
 
 
@@ -66,7 +66,7 @@ def trace(name: str, ref: str) -> Trace:
 
 
 def trace_document(name: str, ref: str, doc_id: str) -> Trace:
-    """Trace one document of a release: row and file of its vector, content hash, then the release itself.
+    """Trace one document of a release: row and part of its vector, content hash, then the release itself.
 
     Raises DataError for an id that is not in the index, else as `trace`.
     """
@@ -79,7 +79,7 @@ def trace_document(name: str, ref: str, doc_id: str) -> Trace:
 
 
 def find_document(index_folder: Path, doc_id: str) -> dict[str, Any]:
-    """Row, file of the vector and content hash of a document; raises DataError when the index does not return it."""
+    """Row, part and content hash of a document; raises DataError when the index does not return it."""
     import pyarrow.compute as pc
 
     table = read_table(index_folder, ("doc_id", "content_hash", "part", "shard"))
@@ -94,7 +94,7 @@ def find_document(index_folder: Path, doc_id: str) -> dict[str, Any]:
 def _place(table: pa.Table, row: int) -> dict[str, Any]:
     """The part of the index that holds a row; for an index from before there were parts, the shard its vector was read from."""
     if "part" in table.column_names:
-        return {"part": PART_FILE.format(table["part"][row].as_py())}
+        return {"part": PART.format(table["part"][row].as_py())}
     return {"shard": SHARD_FILE.format(table["shard"][row].as_py())}
 
 

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from components.artifacts import open_artifact, seal, verify
@@ -14,7 +16,7 @@ from components.errors import ArtifactError, DataError, PromotionError
 from components.promotion.approval import approve
 from components.promotion.promote import promote
 from components.promotion.release import SCHEMA_VERSION, load_release, write_candidate
-from components.promotion.trace import trace, trace_document
+from components.promotion.trace import find_document, trace, trace_document
 from components.promotion.verification import verify_release
 from tests.unit.promotion_world import NAME, MemoryTracking, World, rewrite
 
@@ -148,6 +150,16 @@ def test_trace_of_a_document_gives_row_shard_and_hash(world: World) -> None:
     assert found.root.children[0].title == "retriever-release/1"
     with pytest.raises(DataError, match="no document 'd9'"):
         trace_document(NAME, "champion", "d9")
+
+
+def test_a_document_that_was_replaced_is_found_in_its_new_row(tmp_path: Path) -> None:
+    rows = {"doc_id": ["d1", "d2", "d3", "d1"], "content_hash": ["h1", "h2", "h3", "h4"], "part": [0, 0, 0, 1]}
+    pd.DataFrame(rows).to_parquet(tmp_path / "doc_ids.parquet", index=False)
+    np.save(tmp_path / "deleted.npy", np.array([0, 2]))
+    assert find_document(tmp_path, "d1") == {"row": 3, "part": "part-00001", "content_hash": "h4"}
+    assert find_document(tmp_path, "d2") == {"row": 1, "part": "part-00000", "content_hash": "h2"}
+    with pytest.raises(DataError, match="no document 'd3'"):
+        find_document(tmp_path, "d3")
 
 
 def test_trace_of_a_changed_index_is_refused(world: World) -> None:
