@@ -23,9 +23,10 @@ from components.errors import ArtifactError, ConfigError, ProbeMismatch, Scaling
 from components.index.build import build_index
 from components.index.changes import changes_since
 from components.index.config import EncodingConfig, IndexConfig
-from components.index.encode import encode_corpus
+from components.index.delta import ChosenDocuments
+from components.index.encode import LoadedEncoder, ShardJob, encode_corpus, encode_shards
 from components.index.parts import merge_parts
-from components.index.refresh import encode_changes, refresh_index
+from components.index.refresh import refresh_index
 from components.index.search import VectorIndex, load_index
 from components.index.shards import ShardKeys, shard_manifest_path, vectors_path, write_shard
 from components.serving.loader import read_titles
@@ -257,7 +258,8 @@ def encode_with_another_tower(folder: Path) -> None:
     grown.documents.to_parquet(folder / "data" / "documents.parquet", index=False)
     changes = changes_since(index.path, pa.Table.from_pandas(grown.documents[["doc_id", "content_hash"]], preserve_index=False))
     (folder / "delta").mkdir()
-    delta = encode_changes(WordEncoder("document", "other"), folder / "data", changes, {}, EncodingConfig(), folder / "delta")
+    chosen = ChosenDocuments(folder / "data" / "documents.parquet", changes.encoded, 10)
+    delta = encode_shards(ShardJob(LoadedEncoder(WordEncoder("document", "other")), chosen, 64, folder / "delta"), {})
     (folder / "refreshed").mkdir()
     refresh_index(index, delta, changes, FLAT, folder / "refreshed", {})
 
