@@ -67,7 +67,9 @@ def delta_step(config: RetrainConfig, dataset: DatasetArtifact, base: PinnedRele
         from components.index.encode import ShardJob, StoredTower, encode_shards
 
         documents = ChosenDocuments(dataset.path / "documents.parquet", changes.encoded, config.encoding.shard_size)
-        job = ShardJob(StoredTower(base.document_tower.path), documents, config.encoding.tokens_per_batch, folder)
+        job = ShardJob(
+            StoredTower(base.document_tower.path, config.index.probe_tolerance), documents, config.encoding.tokens_per_batch, folder
+        )
         return encode_shards(job, {"dataset": dataset.digest, "document_tower": base.document_tower.digest})
 
     inputs = {"dataset": dataset, "document_tower": base.document_tower, "index": base.index}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -23,14 +24,16 @@ from components.errors import ArtifactError, ConfigError, ProbeMismatch, Scaling
 from components.index.build import build_index
 from components.index.changes import changes_since
 from components.index.config import EncodingConfig, IndexConfig
+from components.index.corpus import LoadedDocuments
 from components.index.delta import ChosenDocuments
-from components.index.encode import LoadedEncoder, ShardJob, encode_corpus, encode_shards
+from components.index.encode import LoadedEncoder, ShardJob, StoredTower, encode_corpus, encode_shards
 from components.index.parts import merge_parts
 from components.index.refresh import refresh_index
 from components.index.search import VectorIndex, load_index
 from components.index.shards import ShardKeys, shard_manifest_path, vectors_path, write_shard
 from components.serving.loader import read_titles
 from components.serving.retriever import Retriever
+from components.towers.contract import save_contract
 from components.towers.probes import PROBE_FILE, record_probes
 from tests.encoders import WordEncoder, dataset_of
 
@@ -145,6 +148,19 @@ def newer_shard(folder: Path) -> None:
 def same_ids(folder: Path) -> None:
     shutil.rmtree(folder)
     shards(folder, ids=[f"d{n % 60:04d}" for n in range(DOCUMENTS)])
+
+
+def encode_where_vectors_differ(folder: Path) -> None:
+    """A worker on another machine, whose document tower no longer gives the vectors recorded with it."""
+    tower = WordEncoder("document")
+    for name in ("tower", "shards"):
+        (folder / name).mkdir()
+    save_contract(folder / "tower", tower.contract, tower.space_id)
+    record_probes(tower, folder / "tower")
+    np.save(folder / "tower" / PROBE_FILE, np.roll(np.load(folder / "tower" / PROBE_FILE), 1, axis=1))
+    documents = LoadedDocuments(dataset_of({"d1": "apple"}, {}, []), 10)
+    with mock.patch("components.towers.encoder.load_tower", lambda path: tower):
+        encode_shards(ShardJob(StoredTower(folder / "tower", 0.01), documents, 64, folder / "shards"), {})
 
 
 # Merge and load --------------------------------------------------------------------------------------------------------------------
@@ -328,6 +344,7 @@ CASES = {
     "build: too few vectors for the lists": Case(
         lambda f: build_from(f, lambda v: None, IndexConfig(index_key="IVF128,Flat")), ConfigError, r"128 lists.*100 vectors.*IVF2"
     ),
+    "build: document tower whose vectors changed": Case(encode_where_vectors_differ, ProbeMismatch, "recorded versions"),
     "merge: part of another space": Case(
         lambda f: merge(f, take_second_part(space=OTHER)), SpaceMismatch, r"part-00001.*bbbb.*aaaa.*document encoder"
     ),
