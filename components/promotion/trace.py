@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from components.artifacts import Artifact, digest_of, verify
 from components.errors import DataError
-from components.index.rows import read_deleted, read_table
+from components.index.rows import read_rows, read_table
 from components.promotion.approval import claimed_approval, find_version
 from components.promotion.references import resolve
 from components.promotion.release import LineageNode, ReleaseManifest, load_release
@@ -19,11 +17,8 @@ from components.promotion.standing import candidate_model, release_model
 from components.tracking import labels, registry
 from components.tracking import records as record_store
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-PART = "part-{:05d}"
 SHARD_FILE = "vectors-{:05d}.parquet"
+PART_FILE = "part-{:05d}.vectors.npy"
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ def trace(name: str, ref: str) -> Trace:
 
 
 def trace_document(name: str, ref: str, doc_id: str) -> Trace:
-    """Trace one document of a release: row and part of its vector, content hash, then the release itself.
+    """Trace one document of a release: row and shard of its vector, content hash, then the release itself.
 
     Raises DataError for an id that is not in the index, else as `trace`.
     """
@@ -79,23 +74,15 @@ def trace_document(name: str, ref: str, doc_id: str) -> Trace:
 
 
 def find_document(index_folder: Path, doc_id: str) -> dict[str, Any]:
-    """Row, part and content hash of a document; raises DataError when the index does not return it."""
-    import pyarrow.compute as pc
-
-    table = read_table(index_folder, ("doc_id", "content_hash", "part", "shard"))
-    # A document that a refresh removed or replaced still has its old row.
-    found = np.setdiff1d(np.flatnonzero(pc.equal(table["doc_id"], doc_id)), read_deleted(index_folder))
-    if not len(found):
-        raise DataError(f"The index of this release has no document '{doc_id}'; it has {table.num_rows:,} rows of others. Check the id.")
-    row = int(found[0])
-    return {"row": row, **_place(table, row), "content_hash": table["content_hash"][row].as_py()}
-
-
-def _place(table: pa.Table, row: int) -> dict[str, Any]:
-    """The part of the index that holds a row; for an index from before there were parts, the shard its vector was read from."""
-    if "part" in table.column_names:
-        return {"part": PART.format(table["part"][row].as_py())}
-    return {"shard": SHARD_FILE.format(table["shard"][row].as_py())}
+    """Row, file of the stored vector and content hash of a document; raises DataError when the index does not hold it."""
+    rows = read_rows(index_folder)
+    row = rows.row_of(doc_id)
+    if row is None:
+        raise DataError(f"The index of this release has no document '{doc_id}'; it holds {rows.live:,} others. Check the id.")
+    found = read_table(index_folder, ("content_hash", "part", "shard")).slice(row, 1).to_pylist()[0]
+    # Indexes of the first layout keep no vectors of their own, but name the shard of the encoding.
+    where = {"shard": SHARD_FILE.format(found["shard"])} if "shard" in found else {"part": PART_FILE.format(found["part"])}
+    return {"row": row, **where, "content_hash": found["content_hash"]}
 
 
 def _open(model: str, version: int) -> tuple[Artifact, ReleaseManifest]:
@@ -112,7 +99,6 @@ def _root(name: str, artifact: Artifact, manifest: ReleaseManifest, where: tuple
     evaluation = _ancestry("evaluation", manifest.evaluation.digest, by_digest, seen)
     details = {
         "digest": artifact.digest,
-        "release_type": manifest.release_type,
         "space_id": manifest.space_id,
         "verdict": manifest.decision.verdict,
         "first_release": manifest.decision.first_release,

@@ -15,6 +15,7 @@ from components.index.encode import encode_corpus
 from components.index.rows import IDS_FILE
 from components.index.search import index_in_memory, load_index
 from tests.encoders import WordEncoder, dataset_of
+from tests.unit.index_world import clustered, shards_of
 
 DOCUMENTS = {"d1": "apple", "d2": "apple bread", "d3": "bread cheese", "d0": "apple", "d5": "stone"}
 
@@ -139,12 +140,8 @@ def test_changed_vectors_and_repeated_ids_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(ArtifactError, match="was changed"):
         build_index(vectors, IndexConfig(), tmp_path)
-    dataset = dataset_of(DOCUMENTS, {}, [])
-    dataset.documents.loc[1, "doc_id"] = "d1"
-    folder = tmp_path / "twice"
-    folder.mkdir()
-    twice = encode_corpus(WordEncoder("document"), dataset, {}, EncodingConfig(), folder)
-    with pytest.raises(ArtifactError, match="more than once, the first is 'd1'"):
+    twice = shards_of(tmp_path / "twice", clustered(4), [2], ["d0", "d1", "d2", "d1"])
+    with pytest.raises(ArtifactError, match="1 document ids occur more than once, the first is 'd1'"):
         build_index(twice, IndexConfig(), tmp_path)
 
 

@@ -156,8 +156,8 @@ def test_a_document_that_was_replaced_is_found_in_its_new_row(tmp_path: Path) ->
     rows = {"doc_id": ["d1", "d2", "d3", "d1"], "content_hash": ["h1", "h2", "h3", "h4"], "part": [0, 0, 0, 1]}
     pd.DataFrame(rows).to_parquet(tmp_path / "doc_ids.parquet", index=False)
     np.save(tmp_path / "deleted.npy", np.array([0, 2]))
-    assert find_document(tmp_path, "d1") == {"row": 3, "part": "part-00001", "content_hash": "h4"}
-    assert find_document(tmp_path, "d2") == {"row": 1, "part": "part-00000", "content_hash": "h2"}
+    assert find_document(tmp_path, "d1") == {"row": 3, "part": "part-00001.vectors.npy", "content_hash": "h4"}
+    assert find_document(tmp_path, "d2") == {"row": 1, "part": "part-00000.vectors.npy", "content_hash": "h2"}
     with pytest.raises(DataError, match="no document 'd3'"):
         find_document(tmp_path, "d3")
 
