@@ -29,9 +29,9 @@ from components.index.delta import ChosenDocuments
 from components.index.encode import LoadedEncoder, ShardJob, StoredTower, encode_corpus, encode_shards
 from components.index.parts import merge_parts
 from components.index.refresh import refresh_index
+from components.index.rows import read_rows, read_titles
 from components.index.search import VectorIndex, load_index
 from components.index.shards import ShardKeys, shard_manifest_path, vectors_path, write_shard
-from components.serving.loader import read_titles
 from components.serving.retriever import Retriever
 from components.towers.contract import save_contract
 from components.towers.probes import PROBE_FILE, record_probes
@@ -414,7 +414,8 @@ def test_an_index_of_the_old_layout_is_read(tmp_path: Path) -> None:
 
 
 def test_titles_of_the_old_layout_are_read(tmp_path: Path) -> None:
-    assert read_titles(old_layout(tmp_path / "old").path)["d0007"] == "title d0007"
+    folder = old_layout(tmp_path / "old").path
+    assert read_titles(folder, read_rows(folder))["d0007"] == "title d0007"
 
 
 def test_an_index_of_the_old_layout_is_refreshed(tmp_path: Path) -> None:
