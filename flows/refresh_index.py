@@ -20,7 +20,7 @@ from flows.config import RetrainConfig
 from flows.recorder import Recorder, recorded_flow
 from flows.refresh import RefreshConfig, checked_data, configured, describe_changes
 from flows.registration import Parts, register_candidate
-from flows.release_steps import evaluation_step, typed
+from flows.release_steps import encoding_key, evaluation_step, typed
 from flows.steps import Step
 
 CHANGEABLE = (
@@ -61,19 +61,20 @@ def refresh_index(request: RefreshConfig) -> dict[str, Any]:
 
 def delta_step(config: RetrainConfig, dataset: DatasetArtifact, base: PinnedRelease, changes: Changes) -> Step:
     """Encode the added and changed documents with the release's own document tower."""
+    encoding = config.encoding
 
     def make(folder: Path) -> Artifact:
         from components.index.delta import ChosenDocuments
         from components.index.encode import ShardJob, StoredTower, encode_shards
+        from flows.encoding import runner_of
 
-        documents = ChosenDocuments(dataset.path / "documents.parquet", changes.encoded, config.encoding.shard_size)
-        job = ShardJob(
-            StoredTower(base.document_tower.path, config.index.probe_tolerance), documents, config.encoding.tokens_per_batch, folder
-        )
-        return encode_shards(job, {"dataset": dataset.digest, "document_tower": base.document_tower.digest})
+        documents = ChosenDocuments(dataset.path / "documents.parquet", changes.encoded, encoding.shard_size)
+        tower = StoredTower(base.document_tower.path, config.index.probe_tolerance)
+        job = ShardJob(tower, documents, encoding.tokens_per_batch, folder)
+        return encode_shards(job, {"dataset": dataset.digest, "document_tower": base.document_tower.digest}, runner_of(encoding))
 
     inputs = {"dataset": dataset, "document_tower": base.document_tower, "index": base.index}
-    return Step("encode_changes", ("index", "towers"), make, inputs, config.encoding.model_dump())
+    return Step("encode_changes", ("index", "towers"), make, inputs, encoding_key(encoding))
 
 
 def refresh_step(
