@@ -13,7 +13,7 @@ from components.data.dataset import snapshot
 from components.errors import ConfigError, DataError, ModelError
 from components.promotion.gates import GateDecision
 from components.tracking.registry import RegisteredVersion
-from flows.config import RetrainConfig, load_config
+from flows.config import RetrainConfig, load_config, preset_names
 from flows.registration import describe
 from flows.retrain import require_usable
 from tests.data_world import write_folder
@@ -66,6 +66,15 @@ def test_an_index_that_cannot_be_made_or_released_is_refused(dataset: DatasetArt
 def test_an_index_that_the_policy_does_not_ask_about_may_keep_no_vectors(dataset: DatasetArtifact) -> None:
     require_usable(config(index__index_key="HNSW8", index__refine="none", policy__min_ann_recall=None), dataset)
     require_usable(config(index__index_key="Flat", index__refine="none"), dataset)
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_tunes_its_index_to_more_than_the_gate_asks_for(preset: str) -> None:
+    """Tuned to the same recall, every other index would fail: queries that were not tuned on find a little less or more."""
+    chosen = load_config(preset)
+    assert chosen.policy.min_ann_recall is not None
+    assert chosen.index.target_recall > chosen.policy.min_ann_recall
+    assert chosen.index.refine != "none"
 
 
 def test_the_candidates_page_shows_the_shift_as_it_is() -> None:
