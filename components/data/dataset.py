@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -26,6 +27,8 @@ TABLES = {
     "unlabelled": QUERY_COLUMNS,
 }
 SOURCES = "sources"
+# Rows that have to be read to get at one of them: documents are read again a shard at a time, by many workers.
+ROW_GROUP = 8192
 
 
 @dataclass(frozen=True)
@@ -140,14 +143,22 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     columns = TABLES[path.stem]
     table = pa.Table.from_pandas(frame[list(columns)], schema=_schema(columns), preserve_index=False)
     # Without the metadata of pandas the same rows give the same bytes under every version of it.
-    pq.write_table(table.replace_schema_metadata(None), path, compression="zstd")
+    pq.write_table(table.replace_schema_metadata(None), path, compression="zstd", row_group_size=ROW_GROUP)
 
 
 def _read(path: Path) -> pd.DataFrame:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with reading(path):
         return pq.read_table(path, schema=_schema(TABLES[path.stem])).to_pandas()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What fails within, because the table `path` is missing or broken, becomes an ArtifactError that names it."""
+    import pyarrow as pa
+
+    try:
+        yield
     except (OSError, pa.ArrowException) as error:
         raise ArtifactError(f"{path} cannot be read ({str(error)[:160]}). Remove its folder and run the step again.") from None

@@ -1,67 +1,168 @@
-"""Encoding of a corpus, shard by shard; a shard that is finished is not encoded again after a kill."""
+"""Encoding of a corpus, shard by shard; a shard that is finished is not encoded again after a kill.
+
+Who encodes which shard, and in which process, is the runner's: a function of the job and the numbers of the shards to do. A shard's
+files depend on its documents and the encoder alone, so every runner leaves the same artifact.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import VectorShards, seal
-from components.errors import DataError, ModelError, SpaceMismatch
+from components.artifacts import Scalar, VectorShards, seal
+from components.errors import ModelError, SpaceMismatch
 from components.index.config import EncodingConfig
-from components.index.shards import ShardRows, remove_strays, shard_is_finished, write_shard
-from components.towers.contract import TextEncoder, space_id_of
+from components.index.corpus import Documents, LoadedDocuments, require_unique, shard_sizes
+from components.index.progress import ShardProgress, shown_progress
+from components.index.shards import read_shard_manifest, remove_strays, shard_is_finished, shard_manifest_path, write_shard
+from components.towers.contract import EncodingContract, TextEncoder, load_contract, space_id_of
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from components.data.dataset import Dataset
 
-# Documents per call of the encoder: small enough for a bar that moves, large enough for batches of similar length.
-CHUNK = 256
+# Documents go to the encoder in calls of about so many batches: the encoder sorts a call's documents by their tokens, so the more of
+# them there are, the less padding and the fewer batches that are not full; the bar moves and memory is bounded by a call.
+BATCHES_PER_CALL = 8
+CHARACTERS_PER_TOKEN = 4
+
+
+class EncoderSource(Protocol):
+    """Where a worker gets its encoder from. Picklable, and equal sources give the same encoder: a worker loads it once."""
+
+    def contract(self) -> tuple[EncodingContract, str]:
+        """Its contract and space_id, without loading it."""
+        ...
+
+    def load(self) -> TextEncoder:
+        """The encoder itself."""
+        ...
+
+    def __hash__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class StoredTower:
+    """A tower in its folder."""
+
+    path: Path
+
+    def contract(self) -> tuple[EncodingContract, str]:
+        """As saved beside the tower."""
+        return load_contract(self.path)
+
+    def load(self) -> TextEncoder:
+        """Raises ArtifactError when base, tokenizer or weights are not those of the contract."""
+        from components.towers.encoder import load_tower
+
+        return load_tower(self.path)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedEncoder:
+    """An encoder that is in memory, for the process that holds it."""
+
+    encoder: TextEncoder
+
+    def contract(self) -> tuple[EncodingContract, str]:
+        """Its own."""
+        return self.encoder.contract, self.encoder.space_id
+
+    def load(self) -> TextEncoder:
+        """The encoder, as it is."""
+        return self.encoder
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """All that a worker needs to encode any shard of a corpus. Small and picklable, when its parts are."""
+
+    encoder: EncoderSource
+    documents: Documents
+    tokens_per_batch: int
+    folder: Path
+
+
+Runner = Callable[[ShardJob, Sequence[int]], None]
 
 
 def encode_corpus(encoder: TextEncoder, dataset: Dataset, parents: dict[str, str], config: EncodingConfig, folder: Path) -> VectorShards:
-    """Encode every document into `folder`; run again after a kill, it goes on with the first unfinished shard.
+    """Encode every document of a loaded data set into `folder`, in this process; raises as `encode_shards` does."""
+    documents = LoadedDocuments(dataset, config.shard_size)
+    return encode_shards(ShardJob(LoadedEncoder(encoder), documents, config.tokens_per_batch, folder), parents)
 
-    Raises SpaceMismatch when `encoder` is no document encoder of its own space, DataError when there are no documents, ModelError
-    when the encoder gives vectors of another shape than its contract says or values that are not finite.
+
+def encode_in_process(job: ShardJob, numbers: Sequence[int]) -> None:
+    """The runner that encodes one shard after the other, here."""
+    encoder = job.encoder.load()
+    for number in numbers:
+        encode_shard(job, number, encoder)
+
+
+def encode_shards(job: ShardJob, parents: dict[str, str], runner: Runner = encode_in_process) -> VectorShards:
+    """Encode the documents of `job`; run again after a kill, only the unfinished shards are encoded.
+
+    Raises SpaceMismatch when the encoder is no document encoder of its own space, DataError when there are no documents or an id occurs
+    twice, ArtifactError when the documents cannot be read, ModelError when the encoder gives vectors of another shape than its contract
+    says or values that are not finite. Finished shards stay.
     """
-    _require_document_encoder(encoder)
-    shards = _split(dataset, config.shard_size)
-    remove_strays(folder, len(shards))
-    _set_token_budget(encoder, config.tokens_per_batch)
-    todo = [shard for shard in shards if not shard_is_finished(folder, shard, encoder.space_id)]
-    _encode_shards(encoder, todo, sum(len(s.doc_ids) for s in shards), folder)
-    artifact = seal(
-        folder,
-        "vectors",
-        counts={"documents": sum(len(s.doc_ids) for s in shards), "shards": len(shards)},
-        parents=parents,
-        attributes={"space_id": encoder.space_id, "dimension": encoder.contract.dimension},
-    )
+    contract, space_id = job.encoder.contract()
+    _require_document_encoder(contract, space_id)
+    sizes = shard_sizes(job.documents)
+    require_unique(job.documents, len(sizes))
+    remove_strays(job.folder, len(sizes))
+    todo = {n: size for n, size in enumerate(sizes) if not shard_is_finished(job.folder, job.documents.keys(n), space_id)}
+    if todo:
+        _forget(job.folder, todo)
+        with shown_progress(job.folder, todo, sum(sizes) - sum(todo.values())):
+            runner(job, list(todo))
+    for number in range(len(sizes)):
+        read_shard_manifest(job.folder, number)  # a runner that left a shard out is found here
+    counts = {"documents": sum(sizes), "shards": len(sizes)}
+    attributes: dict[str, Scalar] = {"space_id": space_id, "dimension": contract.dimension}
+    artifact = seal(job.folder, "vectors", counts=counts, parents=parents, attributes=attributes)
     return VectorShards(**artifact.model_dump())
 
 
-def _require_document_encoder(encoder: TextEncoder) -> None:
-    role = encoder.contract.role
-    if role != "document" or space_id_of(encoder.contract) != encoder.space_id:
+def encode_shard(job: ShardJob, number: int, encoder: TextEncoder) -> None:
+    """Encode shard `number` and write it; returns at once when it is finished already."""
+    keys = job.documents.keys(number)
+    if shard_is_finished(job.folder, keys, encoder.space_id):
+        return
+    _set_token_budget(encoder, job.tokens_per_batch)
+    progress = ShardProgress(job.folder, number)
+    write_shard(job.folder, keys, _vectors(encoder, job, number, progress), encoder.space_id)
+    progress.remove()
+
+
+def encode_shard_in_worker(job: ShardJob, number: int) -> int:
+    """Encode shard `number` in a process that does nothing else: its encoder is loaded once and kept. Returns the number."""
+    encode_shard(job, number, _kept(job.encoder))
+    return number
+
+
+@lru_cache(maxsize=1)
+def _kept(source: EncoderSource) -> TextEncoder:
+    return source.load()
+
+
+def _require_document_encoder(contract: EncodingContract, space_id: str) -> None:
+    if contract.role != "document" or space_id_of(contract) != space_id:
         raise SpaceMismatch(
-            f"The corpus must be encoded by the document encoder that names the space {encoder.space_id[:12]}; this is an encoder "
-            f"for the role '{role}' with another contract. Give the document tower."
+            f"The corpus must be encoded by the document encoder that names the space {space_id[:12]}; this is an encoder "
+            f"for the role '{contract.role}' with another contract. Give the document tower."
         )
 
 
-def _split(dataset: Dataset, shard_size: int) -> list[ShardRows]:
-    ids = [str(i) for i in dataset.documents["doc_id"]]
-    hashes = [str(h) for h in dataset.documents["content_hash"]]
-    texts = dataset.document_texts()
-    if not ids:
-        raise DataError("The data set has no documents, so there is nothing to encode or to search.")
-    starts = range(0, len(ids), shard_size)
-    return [ShardRows(n, ids[i : i + shard_size], hashes[i : i + shard_size], texts[i : i + shard_size]) for n, i in enumerate(starts)]
+def _forget(folder: Path, numbers: Iterable[int]) -> None:
+    """A manifest that verifies nothing any more would count as progress."""
+    for number in numbers:
+        shard_manifest_path(folder, number).unlink(missing_ok=True)
 
 
 def _set_token_budget(encoder: TextEncoder, tokens_per_batch: int) -> None:
@@ -70,26 +171,30 @@ def _set_token_budget(encoder: TextEncoder, tokens_per_batch: int) -> None:
         encoder.tokens_per_batch = tokens_per_batch
 
 
-def _encode_shards(encoder: TextEncoder, shards: list[ShardRows], documents: int, folder: Path) -> None:
-    from tqdm import tqdm
-
-    done = documents - sum(len(s.doc_ids) for s in shards)
-    if not shards:
-        return
-    with tqdm(total=documents, initial=done, desc="Encoding documents", unit="doc", mininterval=1, smoothing=0.05) as bar:
-        for shard in shards:
-            write_shard(folder, shard, _encode_shard(encoder, shard.texts, bar), encoder.space_id)
-
-
-def _encode_shard(encoder: TextEncoder, texts: list[str], bar: tqdm) -> NDArray[np.float32]:
-    """float32 (len(texts), d) in the order of `texts`, encoded longest first in chunks of similar length."""
+def _vectors(encoder: TextEncoder, job: ShardJob, number: int, progress: ShardProgress) -> NDArray[np.float32]:
+    """float32 (documents, d) of a shard, in the order of its documents."""
+    texts = job.documents.texts(number)
     vectors = np.empty((len(texts), encoder.contract.dimension), dtype=np.float32)
-    order = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), i))
-    for start in range(0, len(order), CHUNK):
-        rows = order[start : start + CHUNK]
+    # What lies beyond the longest document that the encoder reads costs nothing.
+    lengths = [min(len(text), CHARACTERS_PER_TOKEN * encoder.contract.max_length) for text in texts]
+    for rows in calls_by_length(lengths, BATCHES_PER_CALL * CHARACTERS_PER_TOKEN * job.tokens_per_batch):
         vectors[rows] = _checked(encoder.encode([texts[i] for i in rows]), len(rows), encoder.contract.dimension)
-        bar.update(len(rows))
+        progress.add(len(rows))
     return vectors
+
+
+def calls_by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Row numbers, longest first, in groups of about `budget` in all: a group ends with the row that reaches it."""
+    rows: list[int] = []
+    used = 0
+    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        rows.append(row)
+        used += lengths[row]
+        if used >= budget:
+            yield rows
+            rows, used = [], 0
+    if rows:
+        yield rows
 
 
 def _checked(vectors: NDArray[np.float32], rows: int, dimension: int) -> NDArray[np.float32]:

@@ -34,13 +34,12 @@ class ShardManifest(BaseModel):
 
 
 @dataclass(frozen=True)
-class ShardRows:
-    """The rows one shard is made from, in order."""
+class ShardKeys:
+    """What names the documents of one shard, in order."""
 
     number: int
     doc_ids: list[str]
     content_hashes: list[str]
-    texts: list[str]
 
     @property
     def inputs(self) -> str:
@@ -68,12 +67,12 @@ def shard_manifest_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.json"
 
 
-def shard_is_finished(folder: Path, rows: ShardRows, space_id: str) -> bool:
-    """Whether the shard on disk holds exactly these rows, encoded into this space, unchanged."""
+def shard_is_finished(folder: Path, keys: ShardKeys, space_id: str) -> bool:
+    """Whether the shard on disk holds exactly these documents, encoded into this space, unchanged."""
     try:
-        manifest = read_shard_manifest(folder, rows.number)
-        same = (manifest.inputs, manifest.space_id) == (rows.inputs, space_id)
-        return same and file_sha256(vectors_path(folder, rows.number)) == manifest.sha256
+        manifest = read_shard_manifest(folder, keys.number)
+        same = (manifest.inputs, manifest.space_id) == (keys.inputs, space_id)
+        return same and file_sha256(vectors_path(folder, keys.number)) == manifest.sha256
     except (ArtifactError, FileNotFoundError):
         return False
 
@@ -87,23 +86,23 @@ def read_shard_manifest(folder: Path, number: int) -> ShardManifest:
         raise ArtifactError(f"{path} is not a shard's manifest ({error.errors()[0]['msg']}); run the encoding again.") from None
 
 
-def write_shard(folder: Path, rows: ShardRows, vectors: NDArray[np.float32], space_id: str) -> None:
-    """Write the vectors, float32 (len(rows), d), as fp16, then the shard's manifest; both atomically."""
+def write_shard(folder: Path, keys: ShardKeys, vectors: NDArray[np.float32], space_id: str) -> None:
+    """Write the vectors, float32 (len(doc_ids), d), as fp16, then the shard's manifest; both atomically."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     flat = pa.array(vectors.astype(np.float16).reshape(-1), type=pa.float16())
     columns = {
-        "doc_id": pa.array(rows.doc_ids, pa.string()),
-        "content_hash": pa.array(rows.content_hashes, pa.string()),
+        "doc_id": pa.array(keys.doc_ids, pa.string()),
+        "content_hash": pa.array(keys.content_hashes, pa.string()),
         "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]).cast(pa.list_(pa.float16())),
     }
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink)
-    path = vectors_path(folder, rows.number)
+    path = vectors_path(folder, keys.number)
     write_atomic(path, sink.getvalue().to_pybytes())
-    manifest = ShardManifest(rows=len(rows.doc_ids), sha256=file_sha256(path), space_id=space_id, inputs=rows.inputs)
-    write_json(shard_manifest_path(folder, rows.number), manifest.model_dump())
+    manifest = ShardManifest(rows=len(keys.doc_ids), sha256=file_sha256(path), space_id=space_id, inputs=keys.inputs)
+    write_json(shard_manifest_path(folder, keys.number), manifest.model_dump())
 
 
 def remove_strays(folder: Path, shards: int) -> None:
@@ -119,18 +118,22 @@ def read_vectors(artifact: Artifact) -> DocumentVectors:
 
     Raises ArtifactError for a shard that is missing or changed, SpaceMismatch for one that was encoded into another space.
     """
-    tables = [_read_shard(artifact, n) for n in range(artifact.counts["shards"])]
+    tables = [read_shard(artifact, n) for n in range(artifact.counts["shards"])]
     if not tables:
         raise ArtifactError(f"{artifact.path} holds no vectors; encode the documents again.")
     return DocumentVectors(
         doc_ids=_strings(tables, "doc_id"),
         content_hashes=_strings(tables, "content_hash"),
         shards=[n for n, table in enumerate(tables) for _ in range(table.num_rows)],
-        vectors=np.concatenate([_matrix(table) for table in tables]),
+        vectors=np.concatenate([unit_vectors(table) for table in tables]),
     )
 
 
-def _read_shard(artifact: Artifact, number: int) -> pa.Table:
+def read_shard(artifact: Artifact, number: int) -> pa.Table:
+    """doc_id, content_hash and vector of one shard, in order (see `unit_vectors`).
+
+    Raises ArtifactError for a shard that is missing or changed, SpaceMismatch for one that was encoded into another space.
+    """
     import pyarrow.parquet as pq
 
     manifest = read_shard_manifest(artifact.path, number)
@@ -152,8 +155,8 @@ def _strings(tables: Sequence[pa.Table], column: str) -> list[str]:
     return [value for table in tables for value in table.column(column).to_pylist()]
 
 
-def _matrix(table: pa.Table) -> NDArray[np.float32]:
-    """float32 (rows, d); the lengths lost to fp16 are restored, so that an inner product is a cosine again."""
+def unit_vectors(table: pa.Table) -> NDArray[np.float32]:
+    """float32 (rows, d) of a shard's table; the lengths lost to fp16 are restored, so that an inner product is a cosine again."""
     flat = table.column("vector").combine_chunks().flatten().to_numpy(zero_copy_only=False)
     vectors = flat.reshape(table.num_rows, -1).astype(np.float32)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
