@@ -38,7 +38,7 @@ def synthetic_blocks(space: SyntheticSpace, rows: int) -> Iterator[tuple[list[st
 
 def write_blocks(blocks: Iterator[tuple[list[str], Floats]], space_id: str, folder: Path, counts: dict[str, int]) -> VectorShards:
     """Write each block of ids and vectors as a shard and seal the folder; an id stands for the content too."""
-    documents, number = 0, 0
+    documents, number, dimension = 0, 0, 0
     for number, (ids, vectors) in enumerate(blocks, start=1):
         write_shard(folder, ShardKeys(number - 1, ids, ids), vectors, space_id)
         documents, dimension = documents + len(ids), vectors.shape[1]
