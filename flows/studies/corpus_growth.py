@@ -68,7 +68,7 @@ def _measure(context: Context, size: int) -> Artifact:
 
 def _production(context: Context) -> Artifact:
     """The corpus at hand against what the champion's index was tuned for."""
-    from components.promotion.standing_index import champion_index
+    from components.promotion.release_index import champion_index
 
     documents, champion = context.dataset.counts["documents"], champion_index(context.config.name)
     about = {"documents": documents, "champion": champion}

@@ -1,14 +1,29 @@
-"""The index of the champion: how many documents it holds, and how many it had when its parameters were tuned."""
+"""The index of a release: its verified files, and of the champion how many documents it holds against how many it was tuned for."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from components.artifacts import IndexArtifact, verify
 from components.errors import PromotionError
+from components.promotion.approval import find_version
 from components.promotion.references import resolve
 from components.promotion.release import load_release
 from components.promotion.standing import CHAMPION
-from components.tracking import registry
+from components.tracking import labels, registry
+
+
+def verified_index(name: str, ref: str) -> tuple[str, IndexArtifact]:
+    """`model/version` that `ref` names, and its index with every file hashed.
+
+    Raises PromotionError for an unknown `ref`, ArtifactError when a file of release or index is missing or changed.
+    """
+    model, version = resolve(name, ref)
+    info = find_version(model, version)
+    folder = verify(registry.artifact_folder(model, version), info.tags.get(labels.DIGEST) if info else None).path
+    pin = load_release(folder).pins.index
+    index = verify(registry.artifact_folder(pin.model, pin.version), pin.digest)
+    return f"{model}/{version}", IndexArtifact(**index.model_dump())
 
 
 def champion_index(name: str) -> dict[str, Any] | None:
