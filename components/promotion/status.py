@@ -7,8 +7,8 @@ from typing import Any
 from components.errors import PromotionError, ScalingNoteError
 from components.evaluation.growth import tuning_warning
 from components.promotion.approval import rejection
-from components.promotion.standing import candidate_model, expected_aliases, release_model, trusted
 from components.promotion.release_index import champion_index
+from components.promotion.standing import candidate_model, expected_aliases, release_model, trusted
 from components.tracking import labels, registry
 from components.tracking import records as record_store
 
