@@ -27,13 +27,9 @@ def add_world_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--documents", type=int, default=1_000_000, help="size of the corpus; 20000 for a trial")
     parser.add_argument("--dimension", type=int, default=384, help="of synthetic vectors")
     parser.add_argument("--queries", type=int, default=500, help="queries that are measured; as many others tune our index")
-    parser.add_argument(
-        "--vectors", type=Path, metavar="FILE.npy", help="real vectors (n, d) in random order, the last ones are the queries"
-    )
+    parser.add_argument("--vectors", type=Path, metavar="FILE.npy", help="real vectors (n, d) in random order; the last are queries")
     parser.add_argument("--seed", type=int, default=13)
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="where corpus and indexes are kept; what is finished there is used again"
-    )
+    parser.add_argument("--folder", type=Path, required=True, help="where corpus and indexes are kept; what is finished there is reused")
     parser.add_argument("--job", help=argparse.SUPPRESS)  # what a process that this script starts has to do
     parser.add_argument("--system", help=argparse.SUPPRESS)
 
