@@ -1,55 +1,91 @@
-"""Building of the index from the shards of vectors: exact inner product, rows in the order of the shards."""
+"""Building of the index from the shards of vectors, in bounded memory: one template, then a shard at a time, then the tuning.
+
+In memory stand the sample that trains the template (`train_vectors`), the codes of one part or of the merged index, one shard of vectors,
+and the ids. Stored vectors go to disk as they are read.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import IndexArtifact, VectorShards, seal, verify, write_atomic
-from components.errors import ArtifactError
+from components.artifacts import IndexArtifact, Scalar, VectorShards, seal, verify
+from components.errors import SpaceMismatch
+from components.index.blocks import half_blocks, parts_of, shard_sizes, survey, unit_blocks
 from components.index.config import IndexConfig
-from components.index.shards import DocumentVectors, read_vectors
+from components.index.exact import nearest
+from components.index.kinds import inverted_file, is_exact, require_trainable, resolve_key
+from components.index.opening import LAYOUT_VERSION, open_files
+from components.index.parts import can_merge, merge_parts, write_part
+from components.index.rows import write_rows
+from components.index.search import VectorIndex, vector_index
+from components.index.template import Template, centroid_distances, imbalance, list_sizes, train_template
+from components.index.tuning import Tuned, tune
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from components.data.dataset import Dataset
 
-INDEX_FILE = "index.faiss"
-IDS_FILE = "doc_ids.parquet"
 TITLE_LENGTH = 80  # characters of a text that stand in for a missing title
+MEASURED = 16_384  # at most this many vectors of documents say how well the lists fit, or stand in for queries
+# What an exact index says of the parameters it does not have.
+UNTUNED: Mapping[str, Scalar] = {
+    **dict.fromkeys(("nprobe", "ef_search", "refine_factor", "tuned_on", "imbalance", "centroid_distance", "ann_recall_at")),
+    "ann_recall": 1.0,
+    "tuning_queries": 0,
+}
 
 
-def build_index(vectors: VectorShards, config: IndexConfig, folder: Path, titles: Mapping[str, str] | None = None) -> IndexArtifact:
-    """Write `index.faiss` and `doc_ids.parquet` (doc_id, content_hash, shard, and title if given, in row order) into `folder`.
+@dataclass(frozen=True)
+class Build:
+    """What every step of a build needs: the shards, the rows of each, the configuration, and where the index goes."""
 
-    `titles` are what people read in search results: document id -> title.
-    Raises ArtifactError for vectors that were changed or ids that occur twice, SpaceMismatch for a shard of another space.
+    vectors: VectorShards
+    sizes: Sequence[int]
+    config: IndexConfig
+    folder: Path
+
+    @property
+    def shards(self) -> Sequence[int]:
+        """Numbers of all shards."""
+        return range(len(self.sizes))
+
+
+def build_index(
+    vectors: VectorShards,
+    config: IndexConfig,
+    folder: Path,
+    titles: Mapping[str, str] | None = None,
+    queries: NDArray[np.float32] | None = None,
+) -> IndexArtifact:
+    """Write an index of the kind `config.index_key` into `folder`.
+
+    `titles` are what people read in search results: document id -> title. `queries`, float32 (n, d), are those whose recall the search
+    parameters are tuned to; None: vectors of documents, which is noted. Raises ArtifactError for vectors that were changed or ids that
+    occur twice, SpaceMismatch for a shard of another space or queries of another width, ConfigError for a key that does not fit.
     """
-    import faiss
-
     verify(vectors.path, vectors.digest)
-    rows = read_vectors(vectors)
-    _require_unique(rows.doc_ids, vectors.path)
+    build = Build(vectors, shard_sizes(vectors), config, folder)
+    key = _key_for(build, queries)
     _remove_leftovers(folder)
-    write_atomic(folder / INDEX_FILE, faiss.serialize_index(make_faiss_index(rows.vectors, config.index_key)).tobytes())
-    _write_ids(folder / IDS_FILE, rows, titles)
-    artifact = seal(
-        folder,
-        "index",
-        counts={"documents": len(rows.doc_ids), "shards": vectors.counts["shards"]},
-        parents={"vectors": vectors.digest},
-        attributes={
-            "space_id": vectors.space_id,
-            "index_key": config.index_key,
-            "dimension": rows.vectors.shape[1],
-            "faiss_version": str(faiss.__version__),
-        },
-    )
-    return IndexArtifact(**artifact.model_dump())
+    read = survey(vectors, build.sizes, 1 if is_exact(key) else config.train_vectors, config.seed)
+    template = train_template(key, read.sample, vectors.space_id, config.refine, folder)
+    parts = _plan(build, template)
+    _write_rows(build, parts, read.documents, titles)
+    _write_parts(build, parts, template)
+    about = {**_identity(template, config), **UNTUNED, "tuned_documents": sum(build.sizes)}
+    if not is_exact(key):
+        index = vector_index(open_files(folder, about, len(parts)))
+        about |= _measured(build, template, index, read.sample[_spread(len(read.sample), MEASURED)], queries)
+    counts = {"documents": sum(build.sizes), "rows": sum(build.sizes), "deleted": 0, "parts": len(parts)}
+    made = seal(folder, "index", counts=counts, parents={"vectors": vectors.digest}, attributes=about)
+    return IndexArtifact(**made.model_dump())
 
 
 def display_titles(dataset: Dataset) -> dict[str, str]:
@@ -59,40 +95,92 @@ def display_titles(dataset: Dataset) -> dict[str, str]:
     return dict(zip(frame["doc_id"], shown, strict=True))
 
 
-def make_faiss_index(vectors: NDArray[np.float32], index_key: str):  # type: ignore[no-untyped-def]  # faiss has no types
-    """A FAISS index over float32 (n, d) vectors with inner product as the score."""
+def _key_for(build: Build, queries: NDArray[np.float32] | None) -> str:
+    """The resolved key, after every check that needs no vector."""
+    documents, dimension = sum(build.sizes), int(build.vectors.attributes["dimension"] or 0)
+    key = resolve_key(build.config, documents, dimension)
+    require_trainable(key, min(documents, build.config.train_vectors), dimension)
+    if queries is not None and (queries.ndim != 2 or queries.shape[1] != dimension or not len(queries)):
+        raise SpaceMismatch(
+            f"The queries that the index is tuned with have the shape {queries.shape}; the documents have {dimension} dimensions. "
+            "Encode the dev queries with the query tower of the same space."
+        )
+    return key
+
+
+def _plan(build: Build, template: Template) -> list[list[int]]:
+    """Which shards make one part. A graph, which cannot be merged, is grown as one where one file is asked for."""
+    whole = build.config.layout == "merged" and template.index is not None and not can_merge(template.index)
+    return [list(build.shards)] if whole else parts_of(build.sizes, build.config.part_size)
+
+
+def _write_rows(build: Build, parts: Sequence[Sequence[int]], documents: pa.Table, titles: Mapping[str, str] | None) -> None:
+    import pyarrow as pa
+
+    part_of = np.repeat(np.arange(len(parts), dtype=np.int32), [sum(build.sizes[shard] for shard in part) for part in parts])
+    write_rows(build.folder, documents.append_column("part", pa.array(part_of)), titles)
+
+
+def _write_parts(build: Build, parts: Sequence[Sequence[int]], template: Template) -> None:
+    for number, shards in enumerate(parts):
+        write_part(build.folder, number, template, half_blocks(build.vectors, shards))
+    if build.config.layout == "merged":
+        merge_parts(build.folder, len(parts))
+
+
+def _identity(template: Template, config: IndexConfig) -> dict[str, Scalar]:
     import faiss
 
-    index = faiss.index_factory(vectors.shape[1], index_key, faiss.METRIC_INNER_PRODUCT)
-    index.add(np.ascontiguousarray(vectors, dtype=np.float32))
-    return index
+    return {
+        "space_id": template.space_id,
+        "dimension": template.dimension,
+        "layout_version": LAYOUT_VERSION,
+        "index_key": template.key,
+        "asked_key": config.index_key,
+        "layout": config.layout,
+        "template_digest": template.digest,
+        "refine": template.refine,
+        "faiss_version": str(faiss.__version__),
+    }
 
 
-def _require_unique(doc_ids: list[str], where: Path) -> None:
-    if twice := [doc_id for doc_id, count in Counter(doc_ids).items() if count > 1]:
-        raise ArtifactError(
-            f"{where}: {len(twice)} document ids occur more than once, the first is '{twice[0]}'. "
-            "An answer could not be traced to one document: make the ids unique and encode again."
+def _measured(
+    build: Build, template: Template, index: VectorIndex, sample: NDArray[np.float32], queries: NDArray[np.float32] | None
+) -> dict[str, Scalar]:
+    """Search parameters and the recall they reach, and how well the lists fit; `sample` are vectors of documents."""
+    asked = sample if queries is None else queries
+    asked = asked[_spread(len(asked), build.config.tuning_queries)]
+    tuned = _tuned(build, index, asked)
+    found: dict[str, Scalar] = {"nprobe": tuned.nprobe, "ef_search": tuned.ef_search, "refine_factor": tuned.refine_factor}
+    found |= {"ann_recall": tuned.recall, "ann_recall_at": tuned.recall_at, "tuning_queries": len(asked)}
+    found["tuned_on"] = "documents" if queries is None else "dev queries"
+    if inverted_file(template.index) is not None:
+        sizes = np.sum([list_sizes(piece.index) for piece in index.pieces], axis=0)
+        found["imbalance"] = round(imbalance(sizes), 6)
+        found["centroid_distance"] = round(float(centroid_distances(template.index, sample).mean()), 6)
+    return found
+
+
+def _tuned(build: Build, index: VectorIndex, queries: NDArray[np.float32]) -> Tuned:
+    """The truth comes from the shards, since not every index keeps the vectors as they are."""
+    depth = min(build.config.recall_at, len(index))
+    exact = nearest(queries, unit_blocks(build.vectors, build.shards), depth)[1]
+    tuned = tune(index, queries, build.config, exact)
+    if tuned.recall < build.config.target_recall:
+        print(
+            f"The index reaches recall@{depth} {tuned.recall:.3f} at most, below index.target_recall {build.config.target_recall:g}. "
+            "Take finer codes, index.refine fp16, or index_key auto.",
+            flush=True,
         )
+    return tuned
+
+
+def _spread(rows: int, most: int) -> NDArray[np.int64]:
+    """At most `most` of the numbers from 0 to rows - 1, evenly spread."""
+    return np.arange(rows) if rows <= most else np.arange(most) * rows // most
 
 
 def _remove_leftovers(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_file():
             path.unlink()
-
-
-def _write_ids(path: Path, rows: DocumentVectors, titles: Mapping[str, str] | None) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = {
-        "doc_id": pa.array(rows.doc_ids, pa.string()),
-        "content_hash": pa.array(rows.content_hashes, pa.string()),
-        "shard": pa.array(rows.shards, pa.int32()),
-    }
-    if titles is not None:
-        columns["title"] = pa.array([titles.get(doc_id, "") for doc_id in rows.doc_ids], pa.string())
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
-    write_atomic(path, sink.getvalue().to_pybytes())

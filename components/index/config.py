@@ -42,6 +42,7 @@ class IndexConfig(StepConfig):
     refine_factor: int | None = Field(None, ge=1, le=1000, description="Candidates scored again for each document asked for; null: tuned")
     train_vectors: int = Field(262_144, ge=256, description="At most this many vectors train the template")
     layout: Literal["merged", "shards"] = Field("merged", description="One index file, or one for each shard, opened together")
+    part_size: int = Field(262_144, ge=1, description="Documents from which a part of the index is full and the next begins")
     compact_share: float = Field(0.2, gt=0, le=1, description="Refresh: share of deleted rows from which the index is written anew")
     max_imbalance: float = Field(2.0, ge=1, description="Refresh: growth of the lists' imbalance from which a new template is due")
     max_distance: float = Field(1.2, ge=1, description="Refresh: distance of new vectors to their centroids, over that of the old ones")

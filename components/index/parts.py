@@ -1,29 +1,35 @@
 """Parts of an index: stored vectors and a FAISS file each, made from one template, merged into one file or searched side by side.
 
-    part-00000.json          rows, space and template: FAISS itself checks nothing
-    part-00000.vectors.npy   (rows, d) float16, or int8 with part-00000.scales.npy; absent when nothing is refined
-    part-00000.faiss         absent for exact search, and for parts that lie in index.faiss
+part-00000.json          rows, space and template: FAISS itself checks nothing
+part-00000.vectors.npy   (rows, d) float16 or int8, in row order; absent when nothing is refined
+part-00000.faiss         absent for exact search, and for parts that lie in index.faiss
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from components.index.template import Template
+from components.artifacts import file_sha256, read_json, write_json
+from components.errors import ArtifactError, SpaceMismatch
+from components.index.kinds import graph, inverted_file
+from components.index.refine import StoredVectors, to_int8, unit_rows
+from components.index.template import TEMPLATE_FILE, Template, read_faiss, write_faiss
 
 INDEX_FILE = "index.faiss"
+PART_VERSION = 1
 
 
-@dataclass(frozen=True)
-class StoredPart:
-    """One part on disk. `template_digest` is None for exact search."""
+class StoredPart(BaseModel):
+    """What one part on disk says about itself. `template_digest` is None for exact search."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    schema_version: int = PART_VERSION
     number: int
     rows: int
     space_id: str
@@ -33,35 +39,154 @@ class StoredPart:
 def write_part(folder: Path, number: int, template: Template, blocks: Iterable[NDArray[Any]]) -> StoredPart:
     """Write part `number` from blocks of vectors, (m, d) float32 of unit length or float16 as stored, in row order.
 
-    Only one block is held in memory, besides the codes of the part. A single array is given as `[vectors]`.
+    Only one block is held in memory, besides the codes of the part. A single array is given as `[vectors]`. The part's own file is
+    written last: a part that lacks it is not finished.
     """
-    raise NotImplementedError
+    import faiss
+
+    index = None if template.index is None else faiss.clone_index(template.index)
+    with _file(folder, number, "vectors.npy").open("wb") as handle:
+        rows = _write_blocks(handle, blocks, template, index)
+    if template.refine == "none":
+        _file(folder, number, "vectors.npy").unlink()
+    if index is not None:
+        write_faiss(index, _file(folder, number, "faiss"))
+    part = StoredPart(number=number, rows=rows, space_id=template.space_id, template_digest=template.digest)
+    write_json(_file(folder, number, "json"), part.model_dump())
+    return part
 
 
 def read_part(folder: Path, number: int) -> StoredPart:
-    """What part `number` says about itself; raises ArtifactError when it is missing or broken."""
-    raise NotImplementedError
+    """What part `number` says about itself; raises ArtifactError when it is missing, broken or of a newer version."""
+    path = _file(folder, number, "json")
+    raw = read_json(path)
+    if isinstance(raw, dict) and isinstance(raw.get("schema_version"), int) and raw["schema_version"] > PART_VERSION:
+        raise ArtifactError(
+            f"{path} has schema version {raw['schema_version']}; this program reads up to {PART_VERSION}. Update scalingnote."
+        )
+    try:
+        return StoredPart.model_validate(raw)
+    except ValidationError as error:
+        raise ArtifactError(f"{path} does not describe a part of an index ({error.errors()[0]['msg']}). Build the index again.") from None
+
+
+def read_parts(folder: Path, count: int, space_id: str, template_digest: str | None) -> list[StoredPart]:
+    """Parts 0 to count - 1; raises SpaceMismatch or ArtifactError, with its file, for one of another space or another template."""
+    parts = [read_part(folder, number) for number in range(count)]
+    for part in parts:
+        path = _file(folder, part.number, "json")
+        if part.space_id != space_id:
+            raise SpaceMismatch(
+                f"{path}: the part belongs to the vector space {part.space_id[:12]}, the index to {space_id[:12]}. "
+                "Its documents would be ranked by chance: encode them with the index's document encoder."
+            )
+        if part.template_digest != template_digest:
+            raise ArtifactError(
+                f"{path}: the part was made from the template {_short(part.template_digest)}, the index from {_short(template_digest)}. "
+                "Its codes mean nothing there: make the part again from the index's own template."
+            )
+    return parts
 
 
 def open_part(folder: Path, number: int) -> Any:
     """The FAISS index of a part, memory-mapped where its type allows it."""
-    raise NotImplementedError
+    return open_mapped(_file(folder, number, "faiss"))
+
+
+def has_own_file(folder: Path, number: int) -> bool:
+    """Whether a part has a FAISS file of its own; else it lies in `index.faiss`, or searches its stored vectors."""
+    return _file(folder, number, "faiss").is_file()
 
 
 def part_files(folder: Path, number: int) -> list[Path]:
     """Every file of part `number` that exists, for linking or removing it."""
-    raise NotImplementedError
+    return [path for end in ("json", "vectors.npy", "faiss") if (path := _file(folder, number, end)).is_file()]
 
 
 def stored_vectors(folder: Path, number: int) -> NDArray[Any]:
     """The stored vectors of a part, memory-mapped: (rows, d) float16 or int8; raises ArtifactError when none are kept."""
-    raise NotImplementedError
+    path = _file(folder, number, "vectors.npy")
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing: the index keeps no vectors. Build it with index.refine fp16 or int8.")
+    return np.asarray(np.load(path, mmap_mode="r"))
 
 
-def merge_parts(folder: Path) -> int:
-    """Put every part's FAISS index into `index.faiss`, remove their own files, and return the rows.
+def open_stored(folder: Path, parts: int) -> StoredVectors | None:
+    """The stored vectors of all parts of an index; None when it keeps none."""
+    if not _file(folder, 0, "vectors.npy").is_file():
+        return None
+    return StoredVectors([stored_vectors(folder, number) for number in range(parts)])
 
-    Raises SpaceMismatch for a part of another space, ArtifactError for one of another template, each named. Kinds that FAISS cannot
-    merge (graphs) are left as they are.
+
+def merge_parts(folder: Path, count: int) -> int:
+    """Put the FAISS indexes of parts 0 to count - 1 into `index.faiss`, remove their own files, and return the rows.
+
+    One part is in memory at a time, besides the codes of all. Exact indexes have nothing to merge, and graphs (HNSW), which FAISS cannot
+    merge, stay as they are. Raises SpaceMismatch for a part of another space than the first, ArtifactError for one of another template
+    than the folder's, each named.
     """
-    raise NotImplementedError
+    template = folder / TEMPLATE_FILE
+    parts = read_parts(folder, count, read_part(folder, 0).space_id, file_sha256(template) if template.is_file() else None)
+    rows = sum(part.rows for part in parts)
+    if not has_own_file(folder, 0) or not can_merge(read_faiss(template)):
+        return rows
+    merged = read_faiss(_file(folder, 0, "faiss"))
+    for part in parts[1:]:
+        # Inverted files keep row numbers, which have to be moved; plain codes count their rows themselves.
+        offset = merged.ntotal if inverted_file(merged) is not None else 0
+        merged.merge_from(read_faiss(_file(folder, part.number, "faiss")), offset)
+    write_faiss(merged, folder / INDEX_FILE)
+    for part in parts:
+        _file(folder, part.number, "faiss").unlink()
+    return rows
+
+
+def can_merge(index: Any) -> bool:
+    """Whether FAISS can merge indexes of this kind: all but graphs."""
+    return graph(index) is None
+
+
+def open_mapped(path: Path) -> Any:
+    """A FAISS index, memory-mapped: the lists of an inverted file, or the codes of other kinds. Packed codes of a fast scan are read."""
+    import faiss
+
+    index = read_faiss(path, faiss.IO_FLAG_MMAP_IFC)
+    if inverted_file(index) is None:
+        return index
+    index = read_faiss(path, faiss.IO_FLAG_MMAP)
+    lists = faiss.downcast_InvertedLists(inverted_file(index).invlists)  # type: ignore[union-attr]  # checked on the line above
+    if isinstance(lists, faiss.OnDiskInvertedLists):
+        lists.prefetch_nthread = 0  # FAISS would start 32 threads for every search to read lists that the system has in memory
+    return index
+
+
+def _write_blocks(handle: BinaryIO, blocks: Iterable[NDArray[Any]], template: Template, index: Any | None) -> int:
+    """Append every block to an .npy file and to `index`; returns the rows."""
+    dtype, rows = np.int8 if template.refine == "int8" else np.float16, 0
+    _write_header(handle, rows, template.dimension, dtype)
+    for block in blocks:
+        half = block.astype(np.float16, copy=False)
+        # What is searched is what is stored: the index is made from the rounded vectors, too.
+        unit = unit_rows(half)
+        if index is not None:
+            index.add(unit)
+        if template.refine != "none":
+            handle.write((to_int8(unit) if template.refine == "int8" else half).tobytes())
+        rows += len(block)
+    handle.seek(0)
+    _write_header(handle, rows, template.dimension, dtype)
+    return rows
+
+
+def _write_header(handle: BinaryIO, rows: int, dimension: int, dtype: type[Any]) -> None:
+    # NumPy leaves room for the number of rows to grow, so the header can be written again when it is known.
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (rows, dimension)}
+    np.lib.format.write_array_header_1_0(handle, header)
+
+
+def _file(folder: Path, number: int, end: str) -> Path:
+    return folder / f"part-{number:05d}.{end}"
+
+
+def _short(digest: str | None) -> str:
+    return "none" if digest is None else digest[:12]

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+from components.artifacts import write_atomic
+from components.errors import ArtifactError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,8 +23,34 @@ DELETED_FILE = "deleted.npy"
 class DocIds(Sequence[str]):
     """Document ids by row number, deleted rows included; made into strings one at a time, or many at once by `take`."""
 
-    def __init__(self, column: pa.ChunkedArray) -> None:
+    def __init__(self, column: pa.ChunkedArray | pa.Array) -> None:
         self.column = column
+
+    @classmethod
+    def of(cls, doc_ids: Sequence[str]) -> DocIds:
+        """Ids that are in memory already."""
+        import pyarrow as pa
+
+        return cls(pa.array(doc_ids, pa.string()))
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[str]: ...
+
+    def __getitem__(self, row: int | slice) -> str | Sequence[str]:
+        return DocIds(self.column[row]) if isinstance(row, slice) else str(self.column[row].as_py())
+
+    def take(self, rows: NDArray[np.int64]) -> list[list[str]]:
+        """The ids of a matrix of row numbers, (n, k)."""
+        if not rows.size:
+            return [[] for _ in rows]
+        ids, width = self.column.take(rows.reshape(-1)).to_pylist(), rows.shape[1]
+        return [ids[start : start + width] for start in range(0, len(ids), width)]
 
 
 @dataclass(frozen=True)
@@ -32,22 +61,77 @@ class Rows:
     order: NDArray[np.int32]
     deleted: NDArray[np.int64]
 
+    def __len__(self) -> int:
+        return len(self.doc_ids)
+
+    @property
+    def live(self) -> int:
+        """Rows that are not deleted."""
+        return len(self) - len(self.deleted)
+
+    @classmethod
+    def of(cls, doc_ids: Sequence[str]) -> Rows:
+        """Rows of documents that are in memory, none deleted."""
+        ids = DocIds.of(doc_ids)
+        return cls(ids, places(ids.column), np.empty(0, np.int64))
+
+
+def places(doc_ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
+    """For each row, the place of its id among the sorted ids, int32 (rows,). Strings are sorted by code points, as Python does."""
+    import pyarrow.compute as pc
+
+    order = np.empty(len(doc_ids), np.int32)
+    order[pc.sort_indices(doc_ids).to_numpy()] = np.arange(len(doc_ids), dtype=np.int32)
+    return order
+
 
 def read_rows(folder: Path) -> Rows:
-    """The rows of the index in `folder`."""
-    raise NotImplementedError
+    """The rows of the index in `folder`; raises ArtifactError when deleted rows are not rows of it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # read_table of Arrow would import pandas and pyarrow's data sets, a third of a second of every search.
+    table = pq.ParquetFile(folder / IDS_FILE)
+    ordered = "order" in table.schema_arrow.names  # older indexes do not keep it
+    columns = table.read(columns=["doc_id", "order"] if ordered else ["doc_id"])
+    ids = columns["doc_id"].cast(pa.large_string()).combine_chunks()
+    order = columns["order"].to_numpy() if ordered else places(ids)
+    deleted = np.load(folder / DELETED_FILE) if (folder / DELETED_FILE).is_file() else np.empty(0, np.int64)
+    if len(deleted) and not 0 <= deleted[0] <= deleted[-1] < len(ids):
+        raise ArtifactError(f"{folder / DELETED_FILE} names rows that the index does not have. Build the index again.")
+    return Rows(DocIds(ids), order, deleted)
 
 
 def read_table(folder: Path, columns: Sequence[str]) -> pa.Table:
-    """Columns of `doc_ids.parquet` (doc_id, content_hash, part, order, title), in row order."""
-    raise NotImplementedError
+    """Columns of `doc_ids.parquet` (doc_id, content_hash, part, order, title), in row order; those it lacks are left out."""
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(folder / IDS_FILE)
+    return table.read(columns=[name for name in columns if name in table.schema_arrow.names])
 
 
 def write_rows(folder: Path, table: pa.Table, titles: Mapping[str, str] | None = None) -> None:
-    """Write `doc_ids.parquet` from the columns doc_id, content_hash, part [, title] in row order; `order` is worked out here."""
-    raise NotImplementedError
+    """Write `doc_ids.parquet` from the columns doc_id, content_hash, part in row order; `order` is worked out here.
+
+    `titles` (document id -> title), where given, are the column title.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, Any] = {name: table[name] for name in ("doc_id", "content_hash")}
+    columns |= {"part": table["part"].cast(pa.int32()), "order": pa.array(places(table["doc_id"]))}
+    if titles is not None:
+        columns["title"] = pa.array((titles.get(doc_id.as_py(), "") for doc_id in table["doc_id"]), pa.string())
+    elif "title" in table.column_names:
+        columns["title"] = table["title"]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    write_atomic(folder / IDS_FILE, sink.getvalue().to_pybytes())
 
 
 def write_deleted(folder: Path, rows: NDArray[np.int64]) -> None:
     """Write `deleted.npy`, sorted; no file when there are none."""
-    raise NotImplementedError
+    path = folder / DELETED_FILE
+    path.unlink(missing_ok=True)
+    if len(rows):
+        np.save(path, np.sort(rows).astype(np.int64))

@@ -1,49 +1,96 @@
-"""Loading of an index, with every check that FAISS does not make, and exact search with ties in a fixed order."""
+"""Search of an index by vectors: exact, or approximate with its best candidates scored again; ties in a fixed order.
+
+An answer depends on the vectors, the template and the search parameters, not on the files: merged or in parts, with one query or many,
+the same documents come back in the same order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import Artifact, open_artifact, verify
+from components.artifacts import Artifact
 from components.errors import ArtifactError, SpaceMismatch
-from components.index.build import IDS_FILE, INDEX_FILE, make_faiss_index
+from components.index.exact import BLOCK, nearest
+from components.index.opening import Check, Opened, flat_piece, open_index
+from components.index.pieces import Found, Piece, Settings, search_pieces
+from components.index.refine import StoredVectors
+from components.index.rows import DocIds, Rows
 
 # Scores are rounded to this many digits: FAISS takes other kernels for other batch sizes, which differ in the seventh.
 SCORE_DIGITS = 6
-# Rows fetched beyond k, to see whether documents tie with the last one.
+# Rows fetched beyond what is needed, to see whether documents tie with the last one.
 _MARGIN = 16
 
 
 @dataclass(frozen=True)
 class VectorIndex:
-    """Documents that can be searched by vectors of one space. `order[row]` is the place of the row's id among the sorted ids."""
+    """Documents that can be searched by vectors of one space.
+
+    `stored` are the vectors on disk that approximate search scores its candidates with; `flat` says that `pieces` search exactly.
+    """
 
     space_id: str
     dimension: int
-    doc_ids: list[str]
-    faiss_index: Any
-    order: NDArray[np.int64]
+    rows: Rows
+    pieces: Sequence[Piece]
+    stored: StoredVectors | None = None
+    flat: bool = True
+    settings: Settings = field(default_factory=Settings)
+    artifact: Artifact | None = None
 
     def __len__(self) -> int:
-        return len(self.doc_ids)
+        return self.rows.live
+
+    @property
+    def doc_ids(self) -> DocIds:
+        """Document ids by row number, those of deleted rows included."""
+        return self.rows.doc_ids
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether `exact` can answer."""
+        return self.flat or self.stored is not None
 
     def search(self, vectors: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], list[list[str]]]:
         """The min(k, documents) best documents of each query vector.
 
         Takes float32 (n, d); returns scores float32 (n, k), inner products rounded to six decimals, highest first, and the ids beside
-        them; equal scores stand in the order of the ids. Raises SpaceMismatch for another width, ArtifactError for vectors that are
-        not finite, ValueError for k < 1.
+        them; equal scores stand in the order of the ids. The scores of an approximate index are exact when it keeps vectors, else
+        those of its codes. Raises SpaceMismatch for another width, ArtifactError for vectors that are not finite, ValueError for k < 1.
         """
+        return self._named(vectors, k, self._filled)
+
+    def exact(self, vectors: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], list[list[str]]]:
+        """What `search` would return if it were exact, by comparing each query with every stored vector.
+
+        Raises as `search`, and ArtifactError for an approximate index that keeps no vectors.
+        """
+        return self._named(vectors, k, self._brute_force)
+
+    def found(self, vectors: NDArray[np.float32], k: int) -> Found:
+        """Scores and row numbers (n, k), as the index finds them with its parameters; -1 where it finds fewer than k."""
+        if self.flat or self.stored is None or self.settings.refine_factor is None:
+            return self._ordered(vectors, k, k + _MARGIN, self._pieces)
+        return self._refined(vectors, k, k * self.settings.refine_factor + _MARGIN)
+
+    def exact_rows(self, vectors: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+        """Row numbers (n, k) of the true neighbours; raises ArtifactError for an approximate index that keeps no vectors."""
+        return self._brute_force(vectors, k)[1]
+
+    def _named(
+        self, vectors: NDArray[np.float32], k: int, search: Callable[[NDArray[np.float32], int], Found]
+    ) -> tuple[NDArray[np.float32], list[list[str]]]:
         self._check(vectors, k)
         k = min(k, len(self))
-        scores, rows = self._exact(np.ascontiguousarray(vectors, dtype=np.float32), k, min(k + _MARGIN, len(self)))
-        return scores, [[self.doc_ids[row] for row in best] for best in rows]
+        if not len(vectors) or not k:
+            return np.empty((len(vectors), k), np.float32), [[] for _ in vectors]
+        scores, rows = search(np.ascontiguousarray(vectors, dtype=np.float32), k)
+        return scores, self.doc_ids.take(rows)
 
     def _check(self, vectors: NDArray[np.float32], k: int) -> None:
         if k < 1:
@@ -56,76 +103,83 @@ class VectorIndex:
         if not np.isfinite(vectors).all():
             raise ArtifactError("The query encoder gave values that are not finite; restore it or retrain.")
 
-    def _exact(self, vectors: NDArray[np.float32], k: int, depth: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Scores and rows (n, k); fetches deeper for the queries where the tie at place k goes on beyond `depth`."""
-        if not len(vectors):
-            return np.empty((0, k), np.float32), np.empty((0, k), np.int64)
-        raw, rows = self.faiss_index.search(vectors, depth)
-        scores = np.round(raw, SCORE_DIGITS) + np.float32(0)  # + 0 turns -0.0 into 0.0
-        by_score_then_id = np.lexsort((self.order[rows], -scores), axis=1)
-        scores, rows = np.take_along_axis(scores, by_score_then_id, 1), np.take_along_axis(rows, by_score_then_id, 1)
-        undecided = np.flatnonzero(scores[:, k - 1] <= scores[:, -1]) if depth < len(self) else np.empty(0, np.int64)
-        scores, rows = scores[:, :k].astype(np.float32), rows[:, :k]
-        if len(undecided):
-            scores[undecided], rows[undecided] = self._exact(vectors[undecided], k, min(depth * 4, len(self)))
+    def _filled(self, vectors: NDArray[np.float32], k: int) -> Found:
+        """`found`, with wider parameters for the queries whose lists hold fewer than k documents."""
+        scores, rows = self.found(vectors, k)
+        short = np.flatnonzero(rows[:, k - 1] < 0)
+        if len(short):
+            wider = self.settings.wider(len(self.rows))
+            widest = wider == self.settings
+            again = self._brute_force if widest else replace(self, settings=wider)._filled
+            scores[short], rows[short] = again(vectors[short], k)
         return scores, rows
 
+    def _brute_force(self, vectors: NDArray[np.float32], k: int) -> Found:
+        if self.flat:
+            return self.found(vectors, k)
+        if self.stored is None:
+            raise ArtifactError(
+                "The index keeps no vectors, so it cannot be searched exactly, nor answer when fewer documents are within reach than asked "
+                "for. Build it with index.refine fp16 or int8."
+            )
+        blocks, deleted = self.stored.blocks, self.rows.deleted
+        return self._ordered(vectors, k, k + _MARGIN, lambda some, depth: nearest(some, blocks(BLOCK), depth, deleted))
 
-def load_index(folder: Path, space_id: str, expected_digest: str | None = None) -> VectorIndex:
-    """Load the index in `folder` for queries of the space `space_id`.
+    def _pieces(self, vectors: NDArray[np.float32], depth: int) -> Found:
+        return search_pieces(self.pieces, vectors, depth, self.settings)
 
-    Raises SpaceMismatch when it belongs to another space, ArtifactError when it is not the artifact `expected_digest`, a file is
-    missing or changed, or its parts do not fit together.
+    def _ordered(self, vectors: NDArray[np.float32], k: int, depth: int, fetch: Callable[[NDArray[np.float32], int], Found]) -> Found:
+        """The k best by the scores of `fetch`; fetches deeper for the queries where the tie at place k goes on beyond `depth`."""
+        depth = min(depth, len(self))
+        scores, rows = self._sorted(*fetch(vectors, depth))
+        goes_on = (scores[:, k - 1] <= scores[:, -1]) & np.isfinite(scores[:, -1])
+        undecided = np.flatnonzero(goes_on) if depth < len(self) else np.empty(0, np.int64)
+        scores, rows = scores[:, :k].astype(np.float32), rows[:, :k]
+        if len(undecided):
+            scores[undecided], rows[undecided] = self._ordered(vectors[undecided], k, depth * 4, fetch)
+        return scores, rows
+
+    def _refined(self, vectors: NDArray[np.float32], k: int, depth: int) -> Found:
+        """The k best of the `depth` best candidates, by their stored vectors.
+
+        Codes tie often, and which of several equals comes last is chance. So all that tie with the last candidate are left out: then
+        the candidates are the same however the index is cut into parts. Fetches deeper for the queries that lose too many.
+        """
+        depth = min(depth, len(self))
+        rough, rows = self._pieces(vectors, depth)
+        if depth < len(self):
+            rows[rough <= rough[:, -1:]] = -1
+        too_few = np.flatnonzero(((rows >= 0).sum(axis=1) < k) & np.isfinite(rough[:, -1])) if depth < len(self) else np.empty(0, np.int64)
+        rows.sort(axis=1)  # the same order of reading, so the same rounding, however the candidates were found
+        scores, rows = self._sorted(self.stored.scores(vectors, rows), rows)  # type: ignore[union-attr]  # only called with vectors
+        scores, rows = scores[:, :k].astype(np.float32), rows[:, :k]
+        if len(too_few):
+            scores[too_few], rows[too_few] = self._refined(vectors[too_few], k, depth * 4)
+        return scores, rows
+
+    def _sorted(self, raw: NDArray[np.float32], rows: NDArray[np.int64]) -> Found:
+        scores = np.round(raw, SCORE_DIGITS) + np.float32(0)  # + 0 turns -0.0 into 0.0
+        by_score_then_id = np.lexsort((self.rows.order[rows], -scores), axis=1)
+        return np.take_along_axis(scores, by_score_then_id, 1), np.take_along_axis(rows, by_score_then_id, 1)
+
+
+def load_index(folder: Path, space_id: str, expected_digest: str | None = None, check: Check = "full") -> VectorIndex:
+    """Open the index in `folder`, memory-mapped, for queries of the space `space_id`.
+
+    `check`: "full" hashes every file; "sizes" compares their sizes only, for folders that were hashed when they came, and opens a
+    million documents in well under a second. Raises SpaceMismatch when it belongs to another space, ArtifactError when it is not the
+    artifact `expected_digest`, a file is missing or changed, its layout is newer than this program, or its parts do not fit together.
     """
-    artifact = open_artifact(folder)
-    if artifact.kind != "index":
-        raise ArtifactError(f"{folder} holds an artifact of kind '{artifact.kind}', not an index. Give the index folder.")
-    if artifact.space_id != space_id:
-        raise SpaceMismatch(
-            f"{folder}: the index belongs to the vector space {artifact.space_id[:12]}, the query encoder to {space_id[:12]}. "
-            "Searching would return unrelated documents: take the index and the query encoder of the same release."
-        )
-    verify(folder, expected_digest)
-    return _assemble(artifact, _read_faiss(folder / INDEX_FILE), read_doc_ids(folder))
+    return vector_index(open_index(folder, space_id, expected_digest, check))
+
+
+def vector_index(opened: Opened) -> VectorIndex:
+    """The index over the opened files of a folder."""
+    return VectorIndex(
+        opened.space_id, opened.dimension, opened.rows, opened.pieces, opened.stored, opened.flat, opened.settings, opened.artifact
+    )
 
 
 def index_in_memory(vectors: NDArray[np.float32], doc_ids: Sequence[str], space_id: str) -> VectorIndex:
     """An exact index over float32 (n, d) vectors that is not kept on disk."""
-    return VectorIndex(space_id, vectors.shape[1], list(doc_ids), make_faiss_index(vectors, "Flat"), _places(doc_ids))
-
-
-def read_doc_ids(folder: Path) -> list[str]:
-    """The ids of an index's rows, in row order."""
-    import pyarrow.parquet as pq
-
-    # read_table would import pandas and pyarrow's data sets, a third of a second of every search.
-    ids: list[str] = pq.ParquetFile(folder / IDS_FILE).read(columns=["doc_id"]).column("doc_id").to_pylist()
-    return ids
-
-
-def _read_faiss(path: Path) -> Any:
-    import faiss
-
-    try:
-        return faiss.read_index(str(path))
-    except RuntimeError as error:
-        raise ArtifactError(
-            f"{path} cannot be read by faiss {faiss.__version__}; it may have been written by a newer one. "
-            f"Use that version or build the index again. ({str(error).splitlines()[0][:200]})"
-        ) from None
-
-
-def _assemble(artifact: Artifact, faiss_index: Any, doc_ids: list[str]) -> VectorIndex:
-    if faiss_index.ntotal != len(doc_ids) or faiss_index.d != artifact.attributes.get("dimension"):
-        raise ArtifactError(
-            f"{artifact.path}: the index holds {faiss_index.ntotal} vectors of {faiss_index.d} dimensions, but {len(doc_ids)} ids and "
-            f"dimension {artifact.attributes.get('dimension')} are recorded. Build the index again."
-        )
-    return VectorIndex(artifact.space_id, faiss_index.d, doc_ids, faiss_index, _places(doc_ids))
-
-
-def _places(doc_ids: Sequence[str]) -> NDArray[np.int64]:
-    """For each row, the place of its id among the sorted ids."""
-    places = np.empty(len(doc_ids), np.int64)
-    places[sorted(range(len(doc_ids)), key=lambda i: doc_ids[i])] = np.arange(len(doc_ids))
-    return places
+    return VectorIndex(space_id, vectors.shape[1], Rows.of(doc_ids), [flat_piece([vectors], vectors.shape[1])])

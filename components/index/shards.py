@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.artifacts import Artifact, digest_of, file_sha256, read_json, write_atomic, write_json
 from components.errors import ArtifactError, SpaceMismatch
+from components.index.refine import unit_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -157,7 +158,10 @@ def _strings(tables: Sequence[pa.Table], column: str) -> list[str]:
 
 def unit_vectors(table: pa.Table) -> NDArray[np.float32]:
     """float32 (rows, d) of a shard's table; the lengths lost to fp16 are restored, so that an inner product is a cosine again."""
+    return unit_rows(half_vectors(table))
+
+
+def half_vectors(table: pa.Table) -> NDArray[np.float16]:
+    """The vectors of a shard's table as they are stored, float16 (rows, d)."""
     flat = table.column("vector").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    vectors = flat.reshape(table.num_rows, -1).astype(np.float32)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+    return flat.reshape(table.num_rows, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,9 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from components.index.config import IndexConfig
+from components.artifacts import file_sha256, open_artifact
+from components.errors import ArtifactError
+from components.index.kinds import empty_index, inner_index, inverted_file, is_exact
 
 TEMPLATE_FILE = "template.faiss"
+Refine = Literal["none", "int8", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -21,16 +25,84 @@ class Template:
     key: str
     dimension: int
     space_id: str
-    refine: Literal["none", "int8", "fp16"]
+    refine: Refine
     index: Any | None
     digest: str | None
 
 
-def train_template(key: str, sample: NDArray[np.float32], space_id: str, config: IndexConfig, folder: Path) -> Template:
-    """Train on the sample, float32 (n, d) of unit length, and write `template.faiss` into `folder` (nothing for exact search)."""
-    raise NotImplementedError
+def train_template(key: str, sample: NDArray[np.float32], space_id: str, refine: Refine, folder: Path) -> Template:
+    """Train on the sample, float32 (n, d) of unit length, and write `template.faiss` into `folder`.
+
+    Exact search has no template file, and always keeps the vectors as fp16: they are its index.
+    """
+    dimension = sample.shape[1]
+    if is_exact(key):
+        return Template(key, dimension, space_id, "fp16", None, None)
+    index = empty_index(key, dimension)
+    index.train(sample)
+    write_faiss(index, folder / TEMPLATE_FILE)
+    return Template(key, dimension, space_id, refine, index, file_sha256(folder / TEMPLATE_FILE))
 
 
 def read_template(folder: Path) -> Template:
     """The template of the finished index in `folder`; raises ArtifactError when its file is not what the manifest says."""
-    raise NotImplementedError
+    artifact = open_artifact(folder)
+    about, digest = artifact.attributes, artifact.attributes.get("template_digest")
+    shared = (str(about["index_key"]), int(str(about["dimension"])), artifact.space_id)
+    if digest is None:
+        return Template(*shared, "fp16", None, None)
+    path = folder / TEMPLATE_FILE
+    if not path.is_file() or file_sha256(path) != digest:
+        raise ArtifactError(
+            f"{path} is missing or is not the template {str(digest)[:12]} that the index was made from. Build the index again."
+        )
+    refine: Refine = str(about["refine"])  # type: ignore[assignment]  # written from the same type
+    return Template(*shared, refine, read_faiss(path), str(digest))
+
+
+def list_sizes(index: Any) -> NDArray[np.int64]:
+    """Vectors in each list of an inverted file, int64 (nlist,)."""
+    lists = inverted_file(index).invlists  # type: ignore[union-attr]  # asked for inverted files only
+    return np.array([lists.list_size(n) for n in range(lists.nlist)], np.int64)
+
+
+def imbalance(sizes: NDArray[np.int64]) -> float:
+    """FAISS's imbalance factor of list sizes: 1 when all are equal, 2 when a scan reads twice as much as it would then."""
+    return float(len(sizes) * np.square(sizes, dtype=np.float64).sum() / max(1.0, float(sizes.sum()) ** 2))
+
+
+def centroid_distances(index: Any, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Euclidean distance of each vector, float32 (n, d), to the centroid of the list it falls into."""
+    quantizer = inverted_file(index).quantizer  # type: ignore[union-attr]  # asked for inverted files only
+    projected = vectors if inner_index(index) is index else index.apply_chain(np.ascontiguousarray(vectors))
+    _, lists = quantizer.search(np.ascontiguousarray(projected), 1)
+    return np.linalg.norm(projected - quantizer.reconstruct_batch(lists[:, 0]), axis=1).astype(np.float64)
+
+
+def read_faiss(path: Path, flags: int = 0) -> Any:
+    """Read an index file; raises ArtifactError when this FAISS cannot."""
+    import faiss
+
+    try:
+        return faiss.read_index(str(path), flags)
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"{path} cannot be read by faiss {faiss.__version__}; it may have been written by a newer one. "
+            f"Use that version or build the index again. ({str(error).splitlines()[0][:200]})"
+        ) from None
+
+
+def write_faiss(index: Any, path: Path) -> None:
+    """Write an index file: beside, then renamed. A full disk is an OSError here, as everywhere."""
+    import faiss
+
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        faiss.write_index(index, str(beside))
+        beside.replace(path)
+    except RuntimeError as error:
+        if "No space left" in str(error):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path)) from None
+        raise
+    finally:
+        beside.unlink(missing_ok=True)

@@ -70,11 +70,9 @@ def registry_folder(pin: Pin) -> Path:
 
 def read_titles(index_folder: Path) -> dict[str, str]:
     """Titles of the documents by id, for people to read; empty for an index that keeps none."""
-    import pyarrow.parquet as pq
+    from components.index.rows import read_table
 
-    from components.index.build import IDS_FILE
-
-    table = pq.ParquetFile(index_folder / IDS_FILE).read()
+    table = read_table(index_folder, ("doc_id", "title"))
     if "title" not in table.column_names:
         return {}
     return dict(zip(table["doc_id"].to_pylist(), table["title"].to_pylist(), strict=True))

@@ -1,0 +1,151 @@
+"""Opening of an index folder, with every check that FAISS does not make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.artifacts import Artifact, Scalar, open_artifact, verify, verify_sizes
+from components.errors import ArtifactError, SpaceMismatch
+from components.index.exact import BLOCK
+from components.index.kinds import is_exact
+from components.index.parts import INDEX_FILE, StoredPart, has_own_file, open_mapped, open_part, open_stored, read_parts
+from components.index.pieces import Piece, Settings, live_selector
+from components.index.refine import StoredVectors
+from components.index.rows import Rows, read_rows
+from components.index.template import read_faiss
+
+LAYOUT_VERSION = 2
+Check = Literal["full", "sizes"]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What lies in an index folder; `artifact` is None as long as it is not sealed."""
+
+    space_id: str
+    dimension: int
+    rows: Rows
+    pieces: Sequence[Piece]
+    stored: StoredVectors | None
+    flat: bool
+    settings: Settings
+    artifact: Artifact | None = None
+
+
+def open_index(folder: Path, space_id: str, expected_digest: str | None, check: Check) -> Opened:
+    """Open a sealed index folder; raises as `components.index.search.load_index` says."""
+    artifact = open_artifact(folder)
+    require_index(artifact, space_id)
+    verify(folder, expected_digest) if check == "full" else verify_sizes(folder, expected_digest)
+    if layout_version(artifact) == 1:
+        return _open_first_layout(artifact)
+    return open_files(folder, artifact.attributes, artifact.counts["parts"], artifact)
+
+
+def require_index(artifact: Artifact, space_id: str) -> None:
+    """Raise ArtifactError for what is no index or one of a newer layout, SpaceMismatch for one of another space."""
+    if artifact.kind != "index":
+        raise ArtifactError(f"{artifact.path} holds an artifact of kind '{artifact.kind}', not an index. Give the index folder.")
+    if artifact.space_id != space_id:
+        raise SpaceMismatch(
+            f"{artifact.path}: the index belongs to the vector space {artifact.space_id[:12]}, the query encoder to {space_id[:12]}. "
+            "Searching would return unrelated documents: take the index and the query encoder of the same release."
+        )
+    if layout_version(artifact) > LAYOUT_VERSION:
+        raise ArtifactError(
+            f"{artifact.path}: the index has layout version {layout_version(artifact)}; this program reads up to {LAYOUT_VERSION}. "
+            "Update scalingnote."
+        )
+
+
+def layout_version(artifact: Artifact) -> int:
+    """The version of an index's files; those that do not say it are the first."""
+    return int(artifact.attributes.get("layout_version") or 1)
+
+
+def open_files(folder: Path, about: Mapping[str, Scalar], parts: int, artifact: Artifact | None = None) -> Opened:
+    """Open the files of an index of the present layout; `about` are its attributes."""
+    rows, dimension, flat = read_rows(folder), int(about["dimension"] or 0), is_exact(str(about["index_key"]))
+    space_id, digest = str(about["space_id"]), about["template_digest"]
+    found = read_parts(folder, parts, space_id, None if digest is None else str(digest))
+    stored = open_stored(folder, parts)
+    _require_rows(folder, sum(part.rows for part in found), len(rows))
+    if stored is not None:
+        _require_rows(folder, len(stored), len(rows))
+    pieces = [_exact_piece(stored, dimension, rows)] if flat else _approximate_pieces(folder, found, rows)
+    _require_dimension(folder, pieces, dimension)
+    names = ("nprobe", "ef_search", "refine_factor")
+    settings = Settings(*(None if (value := about.get(name)) is None else int(value) for name in names))
+    return Opened(space_id, dimension, rows, pieces, stored, flat, settings, artifact)
+
+
+def flat_piece(blocks: Iterable[NDArray[np.float32]], dimension: int, rows: NDArray[np.int64] | None = None) -> Piece:
+    """Exact search over blocks of vectors, float32 (m, d); `rows` are their row numbers when they are not counted from 0."""
+    import faiss
+
+    index = faiss.IndexFlatIP(dimension)
+    for block in blocks:
+        index.add(np.ascontiguousarray(block, dtype=np.float32))
+    return Piece(index, rows=rows)
+
+
+def _exact_piece(stored: StoredVectors | None, dimension: int, rows: Rows) -> Piece:
+    """Deleted rows are left out and not filtered, so that an index after deletions answers like one built without them."""
+    if stored is None:
+        raise ArtifactError("The vectors of an exact index are missing. Build the index again.")
+    if not len(rows.deleted):
+        return flat_piece(stored.blocks(BLOCK), dimension)
+    live = np.setdiff1d(np.arange(len(rows)), rows.deleted, assume_unique=True)
+    return flat_piece((stored.unit_vectors(live[i : i + BLOCK]) for i in range(0, len(live), BLOCK)), dimension, live)
+
+
+def _approximate_pieces(folder: Path, parts: Sequence[StoredPart], rows: Rows) -> list[Piece]:
+    """The merged file, where there is one, holds the first parts, those without a file of their own."""
+    pieces: list[Piece] = []
+    merged = sum(part.rows for part in parts if not has_own_file(folder, part.number))
+    if merged:
+        pieces.append(_piece(open_mapped(folder / INDEX_FILE), 0, merged, rows))
+    first = merged
+    for part in parts:
+        if has_own_file(folder, part.number):
+            pieces.append(_piece(open_part(folder, part.number), first, part.rows, rows))
+            first += part.rows
+    for piece, expected in zip(pieces, _sizes(merged, folder, parts), strict=True):
+        _require_rows(folder, piece.index.ntotal, expected)
+    return pieces
+
+
+def _sizes(merged: int, folder: Path, parts: Sequence[StoredPart]) -> list[int]:
+    return [*([merged] if merged else []), *(part.rows for part in parts if has_own_file(folder, part.number))]
+
+
+def _piece(index: Any, first: int, count: int, rows: Rows) -> Piece:
+    return Piece(index, first, selector=live_selector(first, count, rows.deleted))
+
+
+def _open_first_layout(artifact: Artifact) -> Opened:
+    """One file `index.faiss` for exact search and `doc_ids.parquet` without the order of the ids."""
+    piece, rows = Piece(read_faiss(artifact.path / INDEX_FILE)), read_rows(artifact.path)
+    dimension = int(artifact.attributes["dimension"] or 0)
+    _require_rows(artifact.path, piece.index.ntotal, len(rows))
+    _require_dimension(artifact.path, [piece], dimension)
+    return Opened(artifact.space_id, dimension, rows, [piece], None, True, Settings(), artifact)
+
+
+def _require_rows(folder: Path, found: int, expected: int) -> None:
+    if found != expected:
+        raise ArtifactError(f"{folder}: {found:,} vectors were found where {expected:,} documents are recorded. Build the index again.")
+
+
+def _require_dimension(folder: Path, pieces: Sequence[Piece], dimension: int) -> None:
+    for piece in pieces:
+        if piece.index.d != dimension:
+            raise ArtifactError(
+                f"{folder}: the index holds vectors of {piece.index.d} dimensions, its manifest says {dimension}. Build the index again."
+            )
