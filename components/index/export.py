@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from components.artifacts import Artifact, IndexArtifact, seal, write_atomic
 from components.errors import ArtifactError, ConfigError, ScalingNoteError
-from components.index.refine import StoredVectors, open_stored
+from components.index.parts import open_stored
+from components.index.refine import StoredVectors
 from components.index.rows import IDS_FILE, read_rows, read_table
 from components.index.shards import vectors_path
 
