@@ -38,13 +38,11 @@ class Piece:
 
     def search(self, vectors: NDArray[np.float32], depth: int, settings: Settings, lists: Lists | None) -> Found:
         """Scores, best first, and rows, (n, depth); -1 and -inf where fewer were found. `lists` are those to visit, if it has any."""
+        parameters = self._parameters(settings)
         if lists is None:
-            scores, numbers = self.index.search(vectors, depth, params=self._parameters(settings))
+            scores, numbers = self.index.search(vectors, depth, params=parameters)
         else:
-            parameters = self._parameters(settings)
-            scores, numbers = inner_index(self.index).search_preassigned(
-                lists.vectors, depth, lists.numbers, lists.scores, params=parameters
-            )
+            scores, numbers = _search_lists(inner_index(self.index), lists, depth, parameters)
         missing = numbers < 0
         rows = numbers + self.first if self.rows is None else self.rows[numbers]
         if missing.any():
@@ -82,6 +80,17 @@ def search_pieces(pieces: Sequence[Piece], vectors: NDArray[np.float32], depth: 
     lists = _lists(pieces[0].index, vectors, settings)
     found = [piece.search(vectors, depth, settings, lists) for piece in pieces]
     return found[0] if len(found) == 1 else best_of(found, depth)
+
+
+def _search_lists(inverted: Any, lists: Lists, depth: int, parameters: Any) -> Found:
+    import faiss
+
+    # FAISS's own wrapper of this function does not take parameters, so the one beneath it is called.
+    shape = (len(lists.vectors), depth)
+    scores, numbers = np.empty(shape, np.float32), np.empty(shape, np.int64)
+    asked = (faiss.swig_ptr(array) for array in (lists.numbers, lists.scores, scores, numbers))
+    inverted.search_preassigned_c(len(scores), faiss.swig_ptr(lists.vectors), depth, *asked, False, parameters)
+    return scores, numbers
 
 
 def _lists(index: Any, vectors: NDArray[np.float32], settings: Settings) -> Lists | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def shards_of(folder: Path, vectors: NDArray[np.float32], sizes: Sequence[int], 
     folder.mkdir(parents=True)
     ids, starts = ids_of(len(vectors)), [0, *np.cumsum(sizes), len(vectors)]
     count = 0
-    for first, last in zip(starts, starts[1:], strict=False):
+    for first, last in pairwise(starts):
         if first < last:
             rows = ShardRows(count, ids[first:last], [f"h{i}" for i in ids[first:last]], [""] * (last - first))
             write_shard(folder, rows, vectors[first:last], space_id)
