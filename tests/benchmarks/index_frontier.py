@@ -169,7 +169,8 @@ def _load_libraries(system: str) -> None:
     """What every process of a system holds before memory is counted."""
     import pyarrow.parquet  # noqa: F401
 
-    import components.index.shards  # noqa: F401
+    import components.index.build
+    import components.index.search  # noqa: F401
 
     importlib.import_module(LIBRARY[system])
 
