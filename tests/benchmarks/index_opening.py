@@ -58,8 +58,9 @@ def build(options: argparse.Namespace) -> dict[str, Any]:
 def open_once(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds from the start of this process's work, and from the touch of the first file, to the first answer."""
     began = time.perf_counter()
-    import faiss  # noqa: F401  the index imports it when it is opened; a server has it by then
+    import faiss  # noqa: F401  the index imports both when it is opened; a server has them by then
     import numpy as np
+    import pyarrow.parquet  # noqa: F401
 
     from components.artifacts import open_artifact
     from components.index.search import load_index
