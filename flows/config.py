@@ -5,7 +5,7 @@ Cheap to import (pydantic and yaml alone), since every command reads it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +55,11 @@ def load_config(preset: str | None = None, file: Path | None = None, overrides: 
     return load_settings(RetrainConfig, preset, file, overrides)
 
 
+def amend_config(recorded: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> RetrainConfig:
+    """A configuration that was recorded in `source`, with `overrides` (as for `load_settings`) laid over it; raises ConfigError."""
+    return _checked(RetrainConfig, _merged(recorded, nested(overrides)), [source, "command line"])
+
+
 def load_settings(
     model: type[Settings], preset: str | None = None, file: Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Settings:
@@ -70,11 +75,8 @@ def load_settings(
     if file is not None:
         values, sources = _merged(values, read_yaml(file)), [*sources, str(file)]
     if overrides:
-        values, sources = _merged(values, _nested(overrides)), [*sources, "command line"]
-    try:
-        return model.model_validate(_without_empty_sections(values))
-    except ValidationError as error:
-        raise ConfigError(explain(error, model, ", ".join(sources))) from None
+        values, sources = _merged(values, nested(overrides)), [*sources, "command line"]
+    return _checked(model, values, sources)
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -92,6 +94,13 @@ def read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: expected settings as 'section: {{field: value}}', found {type(content).__name__}.")
     return content
+
+
+def _checked(model: type[Settings], values: Mapping[str, Any], sources: Sequence[str]) -> Settings:
+    try:
+        return model.model_validate(_without_empty_sections(values))
+    except ValidationError as error:
+        raise ConfigError(explain(error, model, ", ".join(sources))) from None
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -135,12 +144,12 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Turn dotted keys into sections: {'towers.steps': 5} -> {'towers': {'steps': 5}}."""
     result: dict[str, Any] = {}
     for key, value in flat.items():
         section, dot, rest = str(key).partition(".")
-        result = _merged(result, {section: _nested({rest: value}) if dot else value})
+        result = _merged(result, {section: nested({rest: value}) if dot else value})
     return result
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,12 @@ class Recorder:
         self._remember(step, part, self._runs[whole.digest])
         return part
 
+    def adopt(self, lineage: Iterable[LineageNode]) -> None:
+        """Take over artifacts that an earlier flow made and registered, with the runs that made them."""
+        for node in lineage:
+            self._runs[node.digest] = node.run_id or self.run_id
+            self._keep(node)
+
     def report(self, folder: Path, text: str) -> None:
         """Keep the files of a finished report with the flow's own run, and show its text there."""
         log_report(self.run_id, folder, text)
@@ -72,7 +78,11 @@ class Recorder:
             config=dict(step.config),
             run_id=run_id,
         )
-        self.lineage.append(node)
+        self._keep(node)
+
+    def _keep(self, node: LineageNode) -> None:
+        """One node an artifact: what was taken over and is found again by a step of this flow stands there once."""
+        self.lineage = [*(known for known in self.lineage if known.digest != node.digest), node]
 
 
 @contextmanager

@@ -16,11 +16,12 @@ from components.promotion.release import (
     Pin,
     Pins,
     ReleaseManifest,
+    ReleaseType,
     evaluation_pin,
     write_candidate,
 )
 from components.promotion.standing import release_model
-from components.tracking.registry import RegisteredVersion, ensure_model, set_description
+from components.tracking.registry import RegisteredVersion, ensure_model, find_version, set_description
 from flows.config import RetrainConfig
 from flows.recorder import Recorder
 from flows.steps import Step
@@ -28,7 +29,7 @@ from flows.steps import Step
 
 @dataclass(frozen=True)
 class Parts:
-    """All that a release is made of."""
+    """All that a release is made of. `notes` are lines about a refresh for the reviewer, as plain text."""
 
     dataset: DatasetArtifact
     validation: Artifact
@@ -37,6 +38,8 @@ class Parts:
     query_encoder: EncoderArtifact
     index: IndexArtifact
     evaluation: Artifact
+    release_type: ReleaseType = "full"
+    notes: tuple[str, ...] = ()
 
 
 def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) -> dict[str, Any]:
@@ -50,9 +53,11 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
     # The empty release model has to be there before a reviewer opens the first candidate: the dialog offers existing models only.
     ensure_model(release_model(config.name))
     registered = recorder.register("candidate", candidate, versions, parts.dataset.digest)
-    set_description(registered.name, registered.version, describe(decision, registered, render_shift(evaluation.summary)))
+    notes = "\n".join([*parts.notes, render_shift(evaluation.summary)]).strip()
+    set_description(registered.name, registered.version, describe(decision, registered, notes))
     return {
         "name": config.name,
+        "release_type": parts.release_type,
         "candidate": f"candidate/{registered.version}",
         "version": registered.version,
         "digest": candidate.digest,
@@ -69,9 +74,15 @@ def _register_parts(recorder: Recorder, parts: Parts) -> dict[str, RegisteredVer
     data = parts.dataset.digest
     document = recorder.register("document-tower", parts.document_tower, {}, data)
     query = recorder.register("query-tower", parts.query_tower, {"document_tower": document}, data)
-    index = recorder.register("index", parts.index, {"document_tower": document}, data)
+    index = recorder.register("index", parts.index, {"document_tower": document, **_former_index(recorder, parts.index)}, data)
     student = recorder.register("query-encoder", parts.query_encoder, {"query_tower": query, "index": index}, data)
     return {"query_tower": query, "document_tower": document, "query_encoder": student, "index": index}
+
+
+def _former_index(recorder: Recorder, index: IndexArtifact) -> dict[str, RegisteredVersion]:
+    """The registered index that a refreshed one was made from."""
+    former = find_version(f"{recorder.name}-index", index.parents["index"]) if "index" in index.parents else None
+    return {"index": former} if former else {}
 
 
 def _candidate_step(
@@ -83,6 +94,7 @@ def _candidate_step(
 ) -> Step:
     decision, baseline = decided
     settings = {
+        "release_type": parts.release_type,
         "config": config.model_dump(mode="json"),
         "pins": {role: version.model_dump() for role, version in versions.items()},
         "decision": decision.model_dump(mode="json"),
@@ -115,6 +127,7 @@ def _manifest(
     queries = load_dataset(parts.dataset.path).judged_queries(config.evaluation.split)["text"].tolist()
     return ReleaseManifest(
         name=config.name,
+        release_type=parts.release_type,
         space_id=parts.index.space_id,
         pins=Pins(**{role: Pin(model=v.name, version=v.version, digest=v.digest) for role, v in versions.items()}),
         dataset=_dataset_pin(parts),
@@ -142,7 +155,7 @@ def _dataset_pin(parts: Parts) -> DatasetPin:
 def describe(decision: GateDecision, registered: RegisteredVersion, shift: str = "") -> str:
     """Markdown for the candidate's page: verdict, gates with their reasons, what the reviewer does next.
 
-    `shift` is plain text about retention off the training distribution and the spread of the query vectors.
+    `shift` is plain text about what was refreshed, retention off the training distribution and the spread of the query vectors.
     """
     rows = [f"| {gate.name} | {gate.status} | {gate.reason} |" for gate in decision.gates]
     first = " This is a first release: there is no champion to compare with, a person has to decide." if decision.first_release else ""

@@ -106,13 +106,17 @@ def targets_step(config: RetrainConfig, dataset: DatasetArtifact, query_tower: E
 
 
 def student_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
-    """Stage 2: align, prune and refine the student. `inputs`: dataset, targets, vectors, index, and query_tower for `student: teacher`."""
+    """Stage 2: align, prune and refine the student. `inputs`: dataset, targets, index, query_tower for `student: teacher`, and vectors.
+
+    Without vectors, those that the index stores are taken.
+    """
 
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
         from components.distillation.sources import DocumentSide, distillation_data
         from components.distillation.student import check_student
         from components.distillation.train import train_student
+        from components.index.lookup import vectors_of
         from components.index.search import load_index
         from components.index.shards import read_vectors
 
@@ -120,8 +124,10 @@ def student_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
         index = load_index(inputs["index"].path, space_id)
         tower = inputs["query_tower"].path if "query_tower" in inputs else None
         check_student(config.distillation, index.dimension, tower)
-        documents = DocumentSide(read_vectors(inputs["vectors"]).vectors, space_id, lambda vectors, k: index.search(vectors, k)[1])
         dataset, targets = load_dataset(inputs["dataset"].path), inputs["targets"].path
+        stored = None if "vectors" in inputs else vectors_of(inputs["index"].path, dataset.documents["doc_id"].tolist())
+        unit = read_vectors(inputs["vectors"]).vectors if stored is None else stored
+        documents = DocumentSide(unit, space_id, lambda vectors, k: index.search(vectors, k)[1])
         data = distillation_data(dataset, targets, documents, config.distillation, tower)
         return train_student(data, config.distillation, {role: a.digest for role, a in inputs.items()}, folder)
 
@@ -129,7 +135,7 @@ def student_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
 
 
 def evaluation_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
-    """Measure BM25, the untrained student, teacher and student. `inputs`: dataset, query_tower, query_encoder, index."""
+    """Measure BM25, the untrained student, teacher and student. `inputs` as `evaluate_release` has them."""
 
     def make(folder: Path) -> EvalReport:
         from components.evaluation.systems import evaluate_release

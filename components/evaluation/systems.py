@@ -12,6 +12,7 @@ from components.evaluation.baselines import bm25_ranker
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.evaluate import evaluate
 from components.evaluation.rankers import DenseRanker, Ranker, symmetric_ranker
+from components.evaluation.recorded import recorded_ranker
 from components.index.search import load_index
 
 if TYPE_CHECKING:
@@ -26,14 +27,28 @@ def evaluate_release(
 ) -> EvalReport:
     """Measure BM25, the untrained student, teacher and student on one split, and the speed of the last two.
 
-    `inputs`: dataset, query_tower, query_encoder, index. `distillation` names the student's encoder before training.
+    `inputs`: dataset, query_tower, query_encoder, index; and `earlier`, an evaluation on the same data with the same untrained encoder,
+    whose rankings of the first two systems are taken over. `distillation` names the student's encoder before training.
     """
     dataset = load_dataset(inputs["dataset"].path)
-    systems: dict[str, Ranker] = {"bm25": bm25_ranker(dataset)}
-    if config.untrained_student:
-        systems["student_untrained"] = untrained_ranker(dataset, distillation, inputs["query_tower"].path)
+    systems = _baselines(inputs, dataset, distillation, config)
     systems["teacher"], systems["student"] = _teacher_and_student(inputs)
     return evaluate(systems, dataset, config, folder, {role: artifact.digest for role, artifact in inputs.items()})
+
+
+def _baselines(
+    inputs: Mapping[str, Artifact], dataset: Dataset, distillation: DistillationConfig, config: EvaluationConfig
+) -> dict[str, Ranker]:
+    """BM25 and the untrained student: as the earlier evaluation ranked them, else made anew, which reads every document."""
+
+    def recorded(name: str) -> Ranker | None:
+        return recorded_ranker(inputs["earlier"].path, name, dataset, config) if "earlier" in inputs else None
+
+    systems: dict[str, Ranker] = {"bm25": recorded("bm25") or bm25_ranker(dataset)}
+    if config.untrained_student:
+        made = recorded("student_untrained") or untrained_ranker(dataset, distillation, inputs["query_tower"].path)
+        systems["student_untrained"] = made
+    return systems
 
 
 def open_dense(encoder: Artifact, index: Artifact) -> DenseRanker:

@@ -73,7 +73,7 @@ def build_index(
     verify(vectors.path, vectors.digest)
     build = Build(vectors, shard_sizes(vectors), config, folder)
     key = _key_for(build, queries)
-    _remove_leftovers(folder)
+    remove_leftovers(folder)
     read = survey(vectors, build.sizes, 1 if is_exact(key) else config.train_vectors, config.seed)
     template = train_template(key, read.sample, vectors.space_id, config.refine, folder)
     parts = _plan(build, template)
@@ -180,7 +180,8 @@ def _spread(rows: int, most: int) -> NDArray[np.int64]:
     return np.arange(rows) if rows <= most else np.arange(most) * rows // most
 
 
-def _remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
+    """Remove the files that a killed attempt left in `folder`."""
     for path in folder.iterdir():
         if path.is_file():
             path.unlink()

@@ -37,7 +37,7 @@ class StoredVectors:
         step = max(1, _AT_ONCE // max(1, rows.shape[1] * queries.shape[1]))
         for start in range(0, len(rows), step):
             some = slice(start, start + step)
-            vectors = self._values(np.maximum(rows[some], 0).reshape(-1)).reshape(*rows[some].shape, -1)
+            vectors = self.values(np.maximum(rows[some], 0).reshape(-1)).reshape(*rows[some].shape, -1)
             lengths = np.sqrt(np.einsum("ncd,ncd->nc", vectors, vectors))
             scores[some] = (vectors @ queries[some, :, None])[..., 0] / np.maximum(lengths, np.float32(1e-12))
         scores[rows < 0] = -np.inf
@@ -45,7 +45,7 @@ class StoredVectors:
 
     def unit_vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Vectors of unit length, float32 (len(rows), d)."""
-        return unit_rows(self._values(rows))
+        return unit_rows(self.values(rows))
 
     def blocks(self, size: int) -> Iterator[NDArray[np.float32]]:
         """All vectors in row order, of unit length, at most `size` rows at a time and none across two parts."""
@@ -53,7 +53,7 @@ class StoredVectors:
             for start in range(0, len(part), size):
                 yield self.unit_vectors(np.arange(first + start, first + min(start + size, len(part))))
 
-    def _values(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def values(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Stored values as they are, float32 (len(rows), d)."""
         if len(self.parts) == 1:
             return to_float32(self.parts[0].take(rows, axis=0))

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 RELEASE_FILE = "release.json"
 EVALUATION_FOLDER = "evaluation"
 VALIDATION_FOLDER = "validation"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+ReleaseType = Literal["full", "index-refresh", "query-refresh"]
 PinRole = Literal["query_tower", "document_tower", "query_encoder", "index"]
 
 
@@ -98,10 +99,12 @@ class ReleaseManifest(_Part):
     """Everything a release is made of and came from. `config` is the whole configuration; its `policy` is the gates'.
 
     `baseline_version` is the version of the release model that was champion when the gates decided, None for a first release.
+    `release_type` says what is new; manifests of schema version 1 do not name it, and are full ones.
     """
 
     schema_version: int = SCHEMA_VERSION
     name: str
+    release_type: ReleaseType = "full"
     space_id: str
     pins: Pins
     dataset: DatasetPin
@@ -141,6 +144,7 @@ def write_candidate(manifest: ReleaseManifest, evaluation_folder: Path, validati
         attributes={
             "name": manifest.name,
             "space_id": manifest.space_id,
+            "release_type": manifest.release_type,
             "verdict": manifest.decision.verdict,
             "first_release": manifest.decision.first_release,
         },

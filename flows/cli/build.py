@@ -19,7 +19,7 @@ def retrain(options: argparse.Namespace) -> None:
     """Build a candidate and say what comes next."""
     config = read_config(options)
     result = _build(options, config)
-    show(options, result, _report(result) + "\n\n" + _next_steps(result))
+    show(options, result, report_of(result) + "\n\n" + next_steps(result))
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -34,7 +34,7 @@ def demo(options: argparse.Namespace) -> None:
         )
     result = _build(options, config)
     examples = [_answers(result, query) for query in EXAMPLES] if config.data.source == "icd10cm" else []
-    show(options, result, "\n\n".join([_report(result), *examples, _next_steps(result)]))
+    show(options, result, "\n\n".join([report_of(result), *examples, next_steps(result)]))
 
 
 def validate(options: argparse.Namespace) -> None:
@@ -62,15 +62,21 @@ def read_config(options: argparse.Namespace) -> RetrainConfig:
 
 def read_settings(options: argparse.Namespace, model: type[Settings]) -> Settings:
     """The configuration `model` that the command line names."""
-    overrides: dict[str, Any] = {}
+    overrides = parsed_settings(options)
+    given = {"name": options.name, "data.source": options.data, "data.max_documents": options.max_documents}
+    overrides.update({field: value for field, value in given.items() if value is not None})
+    return load_settings(model, options.preset, options.config, overrides)
+
+
+def parsed_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings given with --set, by their dotted names."""
+    settings: dict[str, Any] = {}
     for entry in options.set:
         field, equals, value = entry.partition("=")
         if not equals or not field:
             raise ConfigError(f"--set expects FIELD=VALUE, such as towers.steps=200, not '{entry}'.")
-        overrides[field] = _parsed(value)
-    given = {"name": options.name, "data.source": options.data, "data.max_documents": options.max_documents}
-    overrides.update({field: value for field, value in given.items() if value is not None})
-    return load_settings(model, options.preset, options.config, overrides)
+        settings[field] = _parsed(value)
+    return settings
 
 
 def _parsed(value: str) -> Any:
@@ -94,7 +100,8 @@ def _build(options: argparse.Namespace, config: RetrainConfig) -> dict[str, Any]
     return result
 
 
-def _report(result: dict[str, Any]) -> str:
+def report_of(result: dict[str, Any]) -> str:
+    """The table of the evaluation, and how the gates ended."""
     from components.evaluation.report import load_summary
     from components.evaluation.table import render_table
     from components.promotion.release import EVALUATION_FOLDER
@@ -110,7 +117,8 @@ def _answers(result: dict[str, Any], query: str) -> str:
     return f"'{query}' with {result['candidate']}:\n" + render_hits(hits_of(result["name"], result["candidate"], query, 3))
 
 
-def _next_steps(result: dict[str, Any]) -> str:
+def next_steps(result: dict[str, Any]) -> str:
+    """What a person does with the candidate."""
     name = "" if result["name"] == "retriever" else f" --name {result['name']}"
     if result["verdict"] != "pass":
         return (

@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_building(commands)
+    _add_refreshing(commands)
     _add_promotion(commands)
     _add_use(commands)
     _add_inspection(commands)
@@ -45,6 +46,26 @@ def _add_building(commands: Any) -> None:
     study.add_argument("study", metavar="STUDY", help="one of the studies below")
     study.add_argument("--cells", metavar="A,B", help="only these rows of the study, and what they are compared with")
     _training_options(study, preset="demo")
+
+
+def _add_refreshing(commands: Any) -> None:
+    index = _command(
+        commands,
+        "refresh-index",
+        "refresh:refresh_index",
+        "bring a release up to date with its documents: only those that changed are encoded",
+    )
+    index.add_argument("--data", required=True, metavar="DIR", help="folder with the documents as they are now, queries and judgements")
+    query = _command(
+        commands,
+        "refresh-query-tower",
+        "refresh:refresh_query_tower",
+        "teach a new query encoder for the index of a release: no document is encoded",
+    )
+    query.add_argument("--data", metavar="DIR", help="folder with the release's documents (default: the one it was built from)")
+    for parser, example in ((index, "policy.margin=0.02"), (query, "distillation.epochs=4")):
+        _release_option(parser)
+        parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=f"one setting, such as {example}; repeatable")
 
 
 def _add_promotion(commands: Any) -> None:

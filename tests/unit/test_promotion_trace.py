@@ -12,7 +12,7 @@ from components.artifacts import open_artifact, seal, verify
 from components.errors import ArtifactError, DataError, PromotionError
 from components.promotion.approval import approve
 from components.promotion.promote import promote
-from components.promotion.release import load_release, write_candidate
+from components.promotion.release import SCHEMA_VERSION, load_release, write_candidate
 from components.promotion.trace import trace, trace_document
 from components.promotion.verification import verify_release
 from tests.unit.promotion_world import NAME, MemoryTracking, World, rewrite
@@ -173,6 +173,6 @@ def test_broken_release_files_are_refused_in_words(world: World) -> None:
     path.write_text(json.dumps({**content, "surprise": 1}))
     with pytest.raises(ArtifactError, match="surprise"):
         load_release(path.parent)
-    path.write_text(json.dumps({**content, "schema_version": 2}))
-    with pytest.raises(ArtifactError, match="schema version 2"):
+    path.write_text(json.dumps({**content, "schema_version": SCHEMA_VERSION + 1}))
+    with pytest.raises(ArtifactError, match=f"schema version {SCHEMA_VERSION + 1}"):
         load_release(path.parent)

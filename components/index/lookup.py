@@ -1,0 +1,45 @@
+"""The vectors of single documents, read from what an index keeps of them: nothing is encoded again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from components.index.search import VectorIndex
+
+
+def vectors_of(index: VectorIndex, doc_ids: Sequence[str]) -> NDArray[np.float32]:
+    """Unit vectors of the documents, float32 (len(doc_ids), d), in their order.
+
+    Raises ArtifactError when the index keeps no vectors (`refine: none`) or lacks one of the documents.
+    """
+    rows = rows_of(index, doc_ids)
+    if index.stored is not None:
+        return index.stored.unit_vectors(rows)
+    if not index.flat:
+        raise ArtifactError(
+            "The index keeps no vectors (index.refine is none), so nothing can be learned from its documents. "
+            "Retrain with index.refine=fp16."
+        )
+    kept: NDArray[np.float32] = index.pieces[0].index.reconstruct_batch(rows)  # the first layout has its vectors in FAISS alone
+    return kept
+
+
+def rows_of(index: VectorIndex, doc_ids: Sequence[str]) -> NDArray[np.int64]:
+    """The row of each document, int64 (len(doc_ids),), deleted rows left out; raises ArtifactError for a document without one."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    ids = index.doc_ids.column
+    live = np.setdiff1d(np.arange(len(ids), dtype=np.int64), index.rows.deleted, assume_unique=True)
+    found = pc.index_in(pa.array(list(doc_ids), ids.type), value_set=ids.take(live))
+    if found.null_count:
+        missing = next(doc_id for doc_id, place in zip(doc_ids, found.to_pylist(), strict=True) if place is None)
+        raise ArtifactError(f"The index holds no document '{missing}'. Refresh it with the data that it is used with.")
+    return np.asarray(live[found.to_numpy()], dtype=np.int64)

@@ -1,0 +1,243 @@
+"""Refresh of an index: what did not change is carried over, what was encoded becomes one more part of the same template.
+
+Earlier parts are linked, not copied. Rows of removed and changed documents are marked as deleted, and a search leaves them out from then
+on. When their share reaches `compact_share`, the index is written anew from its stored vectors, without encoding and without training.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.artifacts import IndexArtifact, Scalar, VectorShards, seal, verify, write_json
+from components.errors import ArtifactError, DataError, SpaceMismatch
+from components.index.blocks import half_blocks, parts_of, shard_sizes
+from components.index.build import remove_leftovers
+from components.index.changes import COLUMNS, Changes
+from components.index.config import IndexConfig
+from components.index.exact import BLOCK
+from components.index.guard import GUARD_FILE, Watched, watch
+from components.index.opening import LAYOUT_VERSION, layout_version, open_files, require_index
+from components.index.parts import INDEX_FILE, can_merge, merge_parts, open_stored, part_files, write_part
+from components.index.rows import read_rows, read_table, write_deleted, write_rows
+from components.index.search import vector_index
+from components.index.shards import read_shard
+from components.index.template import TEMPLATE_FILE, Template, read_faiss, read_template
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MOST_PARTS = 64  # each part is a search of its own
+
+
+@dataclass(frozen=True)
+class _Update:
+    """An index on its way: its rows, those carried over first, which of them are deleted, and its parts.
+
+    `at_training` counts the rows, the first ones, that the template was trained with.
+    """
+
+    table: pa.Table
+    deleted: NDArray[np.int64]
+    parts: int
+    at_training: int
+
+
+def refresh_index(
+    previous: IndexArtifact,
+    delta: VectorShards | None,
+    changes: Changes,
+    config: IndexConfig,
+    folder: Path,
+    titles: Mapping[str, str] | None = None,
+) -> IndexArtifact:
+    """Write the refreshed index into `folder`, with the guard's report; the same search parameters, tuned when the template was trained.
+
+    `delta` holds the vectors of `changes.encoded`, in that order; None when nothing had to be encoded. When nothing changed at all,
+    `previous` is the result. `titles`: document id -> title, of all documents. Raises ArtifactError for files that were changed or a delta
+    that does not fit the changes, SpaceMismatch for one of another space, DataError when no document would be left.
+    """
+    if not changes:
+        return previous
+    require_index(previous, previous.space_id)
+    verify(previous.path, previous.digest)
+    _require_fitting(previous, delta, changes)
+    update = _joined(previous, delta, changes)
+    remove_leftovers(folder)
+    template = read_template(previous.path)
+    made = (_written_anew if _is_due(previous, update, config) else _carried_over)(previous, delta, update, (template, config, folder))
+    write_rows(folder, made.table, titles)
+    write_deleted(folder, made.deleted)
+    return _sealed(previous, delta, made, (template, config, folder))
+
+
+_Place = tuple[Template, IndexConfig, Path]
+
+
+def _require_fitting(previous: IndexArtifact, delta: VectorShards | None, changes: Changes) -> None:
+    wanted, given = len(changes.encoded), 0 if delta is None else delta.counts["documents"]
+    if delta is not None and delta.space_id != previous.space_id:
+        raise SpaceMismatch(
+            f"{delta.path}: the changed documents were encoded into the vector space {delta.space_id[:12]}, the index belongs to "
+            f"{previous.space_id[:12]}. Encode them with the document tower of the index's own release."
+        )
+    if wanted != given:
+        raise ArtifactError(f"{wanted:,} documents were added or changed, but vectors of {given:,} are given. Encode the changes again.")
+    if delta is not None:
+        verify(delta.path, delta.digest)
+
+
+def _joined(previous: IndexArtifact, delta: VectorShards | None, changes: Changes) -> _Update:
+    """The rows of the index with those of the delta behind them, before any file is written."""
+    import pyarrow as pa
+
+    before, rows = read_table(previous.path, COLUMNS), read_rows(previous.path)
+    tables = [before, *(_ids(delta) if delta else ())]
+    deleted = np.union1d(rows.deleted, changes.deleted)
+    update = _Update(
+        table=pa.concat_tables(table.select(list(COLUMNS)) for table in tables),
+        deleted=deleted,
+        parts=previous.counts.get("parts", 1),
+        at_training=int(previous.attributes.get("rows_at_training") or len(rows)),
+    )
+    if len(deleted) == update.table.num_rows:
+        raise DataError("Every document was removed and none was added: an index without documents answers nothing. Check the data folder.")
+    _require_unique(update)
+    return update
+
+
+def _ids(delta: VectorShards) -> Iterator[pa.Table]:
+    return (read_shard(delta, number).select(list(COLUMNS)) for number in range(delta.counts["shards"]))
+
+
+def _require_unique(update: _Update) -> None:
+    """A delta that holds a document which is not deleted would be answered twice."""
+    live = update.table["doc_id"].take(_live(update))
+    if len(live.unique()) < len(live):
+        raise ArtifactError(
+            f"{len(live) - len(live.unique()):,} documents would stand in the index twice: the vectors are of other documents than those "
+            "that changed. Encode the changes again."
+        )
+
+
+def _is_due(previous: IndexArtifact, update: _Update, config: IndexConfig) -> bool:
+    """Whether the index has to be written anew, and can be: without stored vectors there is nothing to write it from."""
+    if layout_version(previous) < LAYOUT_VERSION:
+        return True
+    crowded = update.parts + 1 > MOST_PARTS or len(update.deleted) >= config.compact_share * update.table.num_rows
+    return crowded and open_stored(previous.path, update.parts) is not None
+
+
+def _carried_over(previous: IndexArtifact, delta: VectorShards | None, update: _Update, place: _Place) -> _Update:
+    """Link what there is, and write the delta as one more part."""
+    import pyarrow as pa
+
+    template, _, folder = place
+    whole = [path for name in (TEMPLATE_FILE, INDEX_FILE) if (path := previous.path / name).is_file()]
+    for path in [*whole, *(path for number in range(update.parts) for path in part_files(previous.path, number))]:
+        _link(path, folder / path.name)
+    numbers = read_table(previous.path, ["part"])["part"].to_numpy()
+    added = update.table.num_rows - len(numbers)
+    if delta is not None:
+        write_part(folder, update.parts, template, half_blocks(delta, range(delta.counts["shards"])))
+    column = np.concatenate([numbers, np.full(added, update.parts, np.int32)])
+    table = update.table.append_column("part", pa.array(column, pa.int32()))
+    return _Update(table, update.deleted, update.parts + (delta is not None), update.at_training)
+
+
+def _written_anew(previous: IndexArtifact, delta: VectorShards | None, update: _Update, place: _Place) -> _Update:
+    """Write the rows that are not deleted, and the delta, as an index of the same template without gaps."""
+    import pyarrow as pa
+
+    template, config, folder = place
+    if template.index is not None:
+        _link_if_there(previous.path / TEMPLATE_FILE, folder / TEMPLATE_FILE)
+    live = _live(update)
+    blocks = _Blocks(previous, delta, live[live < len(read_rows(previous.path))])
+    merged = previous.attributes.get("layout", config.layout) == "merged"
+    grown_whole = merged and template.index is not None and not can_merge(template.index)
+    parts = [list(range(len(blocks.sizes)))] if grown_whole else parts_of(blocks.sizes, config.part_size)
+    for number, members in enumerate(parts):
+        write_part(folder, number, template, (blocks.read(member) for member in members))
+    if merged:
+        merge_parts(folder, len(parts))
+    sizes = [sum(blocks.sizes[member] for member in members) for members in parts]
+    part = pa.array(np.repeat(np.arange(len(parts), dtype=np.int32), sizes))
+    table = update.table.take(live).append_column("part", part)
+    return _Update(table, np.empty(0, np.int64), len(parts), int((live < update.at_training).sum()))
+
+
+class _Blocks:
+    """The rows of a new index in blocks: those kept of the previous one, then the shards of the delta."""
+
+    def __init__(self, previous: IndexArtifact, delta: VectorShards | None, kept: NDArray[np.int64]) -> None:
+        self._delta, self._kept = delta, [kept[start : start + BLOCK] for start in range(0, len(kept), BLOCK)]
+        stored = open_stored(previous.path, previous.counts.get("parts", 1))
+        # The first layout has its vectors in the FAISS file alone.
+        self._take = read_faiss(previous.path / INDEX_FILE).reconstruct_batch if stored is None else stored.values
+        self.sizes: Sequence[int] = [*(len(rows) for rows in self._kept), *(shard_sizes(delta) if delta else ())]
+
+    def read(self, number: int) -> NDArray[Any]:
+        """Block `number`, (m, d) as stored."""
+        if number < len(self._kept):
+            values: NDArray[Any] = self._take(self._kept[number])
+            return values
+        assert self._delta is not None
+        return next(half_blocks(self._delta, [number - len(self._kept)]))
+
+
+def _sealed(previous: IndexArtifact, delta: VectorShards | None, made: _Update, place: _Place) -> IndexArtifact:
+    import faiss
+
+    template, config, folder = place
+    about: dict[str, Scalar] = {**_first_layout(previous, config), **previous.attributes}
+    about |= {"layout_version": LAYOUT_VERSION, "faiss_version": str(faiss.__version__), "rows_at_training": made.at_training}
+    index = vector_index(open_files(folder, about, made.parts))
+    report = watch(Watched(index, template, about, made.at_training), config)
+    write_json(folder / GUARD_FILE, report.model_dump(mode="json"))
+    parents = {"index": previous.digest, **({"vectors": delta.digest} if delta else {})}
+    counts = {"documents": len(index), "rows": len(index.rows), "deleted": len(made.deleted), "parts": made.parts}
+    artifact = seal(folder, "index", counts=counts, parents=parents, attributes={**about, "guard": report.status})
+    return IndexArtifact(**artifact.model_dump())
+
+
+def _first_layout(previous: IndexArtifact, config: IndexConfig) -> dict[str, Scalar]:
+    """What an index of the first layout, which is always exact, does not say about itself."""
+    if layout_version(previous) == LAYOUT_VERSION:
+        return {}
+    unset = ("template_digest", "nprobe", "ef_search", "refine_factor", "tuned_on", "imbalance", "centroid_distance")
+    documents = previous.counts["documents"]
+    return {
+        **dict.fromkeys(unset),
+        "asked_key": "Flat",
+        "layout": config.layout,
+        "refine": "fp16",
+        "ann_recall": 1.0,
+        "ann_recall_at": min(config.recall_at, documents),
+        "tuning_queries": 0,
+        "tuned_documents": documents,
+    }
+
+
+def _live(update: _Update) -> NDArray[np.int64]:
+    return np.setdiff1d(np.arange(update.table.num_rows, dtype=np.int64), update.deleted, assume_unique=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for the same file; a copy where the file system has none. Index files are replaced, never written into."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _link_if_there(source: Path, target: Path) -> None:
+    if source.is_file():
+        _link(source, target)

@@ -1,0 +1,95 @@
+"""The parts that a release pins, fetched from the registry and verified: what a refresh starts from, whatever the working files hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from components.artifacts import Artifact, EncoderArtifact, IndexArtifact, verify
+from components.errors import ArtifactError, ModelError, SpaceMismatch
+from components.promotion.baseline import record_of
+from components.promotion.references import resolve
+from components.promotion.release import LineageNode, Pin, ReleaseManifest, load_release
+from components.promotion.standing import release_model
+from components.tracking import labels, registry
+from components.tracking.records import read_records
+
+
+@dataclass(frozen=True)
+class PinnedRelease:
+    """A candidate or release with the artifacts it pins, every file verified; `model` and `version` are the registered ones."""
+
+    model: str
+    version: int
+    artifact: Artifact
+    manifest: ReleaseManifest
+    query_tower: EncoderArtifact
+    document_tower: EncoderArtifact
+    query_encoder: EncoderArtifact
+    index: IndexArtifact
+
+    @property
+    def title(self) -> str:
+        """How people name it: release/2 or candidate/3."""
+        return f"{self.model.rpartition('-')[2]}/{self.version}"
+
+    def ancestry(self) -> list[LineageNode]:
+        """The part of the release's lineage that its pinned artifacts come from, parents first."""
+        return ancestors(self.manifest.lineage, [pin.digest for _, pin in self.manifest.pins.items()])
+
+
+def open_pinned(name: str, ref: str) -> PinnedRelease:
+    """Resolve `ref` (champion, previous, candidate/N, release/N) of the retriever `name` and verify all that it pins.
+
+    Raises PromotionError for a reference that names nothing, ArtifactError for a part that is missing from the registry or was changed,
+    SpaceMismatch for one of another vector space.
+    """
+    model, version = resolve(name, ref)
+    artifact = verify(registry.artifact_folder(model, version), recorded_digest(name, model, version))
+    manifest = load_release(artifact.path)
+    parts = {role: _fetch(role, pin, manifest, f"{model}/{version}") for role, pin in manifest.pins.items()}
+    encoders = {role: EncoderArtifact(**part.model_dump()) for role, part in parts.items() if role != "index"}
+    return PinnedRelease(model, version, artifact, manifest, index=IndexArtifact(**parts["index"].model_dump()), **encoders)
+
+
+def load_manifest(name: str, ref: str) -> ReleaseManifest:
+    """The manifest of `ref` alone, nothing verified: enough to check a command's settings before anything starts."""
+    return load_release(registry.artifact_folder(*resolve(name, ref)))
+
+
+def recorded_digest(name: str, model: str, version: int) -> str | None:
+    """The digest of a release in its promotion record, else the one it was registered with."""
+    record = record_of(read_records(name), version) if model == release_model(name) else None
+    if record is not None:
+        return str(record["manifest_digest"])
+    return next((info.tags.get(labels.DIGEST) for info in registry.versions(model) if info.version == version), None)
+
+
+def ancestors(lineage: Iterable[LineageNode], digests: Iterable[str]) -> list[LineageNode]:
+    """The nodes of `digests` and of all their parents, in the order of the lineage."""
+    nodes = {node.digest: node for node in lineage}
+    found: set[str] = set()
+    waiting = list(digests)
+    while waiting:
+        digest = waiting.pop()
+        if digest in nodes and digest not in found:
+            found.add(digest)
+            waiting += nodes[digest].parents.values()
+    return [node for digest, node in nodes.items() if digest in found]
+
+
+def _fetch(role: str, pin: Pin, manifest: ReleaseManifest, release: str) -> Artifact:
+    words = role.replace("_", " ")
+    try:
+        artifact = verify(registry.artifact_folder(pin.model, pin.version), pin.digest)
+    except (ModelError, ArtifactError) as error:
+        raise ArtifactError(
+            f"{release} cannot be refreshed: its {words}, {pin.model}/{pin.version}, is not in the registry as it was released. {error} "
+            "Refresh another release (--release), or build a new one with 'scalingnote retrain'."
+        ) from error
+    if artifact.space_id != manifest.space_id:
+        raise SpaceMismatch(
+            f"The {words} {pin.model}/{pin.version} belongs to the vector space {artifact.space_id[:12]}, {release} to "
+            f"{manifest.space_id[:12]}. Run 'scalingnote verify {release.rpartition('-')[2]}', and retrain."
+        )
+    return artifact

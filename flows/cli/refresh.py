@@ -1,0 +1,66 @@
+"""Commands that refresh a part of a release: refresh-index, refresh-query-tower."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from flows.cli.build import next_steps, parsed_settings, report_of
+from flows.cli.disk import require_space
+from flows.cli.output import only_result_on_stdout, retriever_name, show
+from flows.refresh import RefreshConfig, configured
+
+
+def refresh_index(options: argparse.Namespace) -> None:
+    """Encode the documents that changed and register the candidate."""
+    from flows.refresh_index import CHANGEABLE
+    from flows.refresh_index import refresh_index as flow
+
+    request = _request(options, CHANGEABLE)
+    with only_result_on_stdout(options):
+        result = flow(request)
+    show(options, result, _index_text(result))
+
+
+def refresh_query_tower(options: argparse.Namespace) -> None:
+    """Teach a new student for a release's index and register the candidate."""
+    from flows.refresh_query import CHANGEABLE
+    from flows.refresh_query import refresh_query_tower as flow
+
+    request = _request(options, CHANGEABLE)
+    with only_result_on_stdout(options):
+        result = flow(request)
+    text = f"A new query encoder for {result['base']} in {result['seconds']:.1f} s; no document was encoded, its index stays."
+    show(options, result, "\n\n".join([text, report_of(result), next_steps(result)]))
+
+
+def _request(options: argparse.Namespace, changeable: Sequence[str]) -> RefreshConfig:
+    """What the command line asks for, checked against the release before any server starts."""
+    from components.data.sources import source_digest
+    from components.promotion.pinned import load_manifest
+
+    name = retriever_name(options)
+    request = RefreshConfig(name=name, release=options.release, data=options.data or "", settings=parsed_settings(options))
+    source_digest(configured(request, load_manifest(name, options.release), changeable).data)
+    require_space()
+    return request
+
+
+def _index_text(result: dict[str, Any]) -> str:
+    changes = ", ".join(f"{count:,} {what}" for what, count in result["changes"].items())
+    if not any(count for what, count in result["changes"].items() if what != "unchanged"):
+        return (
+            f"No document changed since {result['base']}: nothing was encoded in {result['seconds']:.1f} s, and its index stays as it is. "
+            "New queries or judgements alone: scalingnote refresh-query-tower."
+        )
+    cached = ", all taken from the cache" if result["cached"] else ""
+    done = f"Since {result['base']}: {changes} documents; {result['encoded']:,} encoded, {result['seconds']:.1f} s{cached}."
+    return "\n\n".join([done, *_guard_text(result["guard"]), report_of(result), next_steps(result)])
+
+
+def _guard_text(guard: dict[str, Any]) -> list[str]:
+    if guard["status"] == "ok":
+        return []
+    reasons = "\n".join(f"  {reason}" for reason in guard["reasons"])
+    return [f"The index no longer fits its documents well; build a new one with 'scalingnote retrain':\n{reasons}"]

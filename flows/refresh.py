@@ -1,0 +1,70 @@
+"""What both refreshes share: their configuration, and the release they start from, taken from the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from components.config import StepConfig
+from components.errors import ConfigError
+from flows.config import RetrainConfig, amend_config, nested
+
+if TYPE_CHECKING:
+    from components.artifacts import Artifact, DatasetArtifact
+    from components.index.changes import Changes
+    from components.promotion.release import ReleaseManifest
+    from flows.recorder import Recorder
+
+
+class RefreshConfig(StepConfig):
+    """Which release is refreshed, from which data, with which settings in the place of the release's own."""
+
+    name: str = Field("retriever", pattern=r"^[a-z0-9][a-z0-9-]{0,59}$", description="Name of the retriever")
+    release: str = Field("champion", min_length=1, description="Release to start from: champion, previous, candidate/N or release/N")
+    data: str = Field("", description="Data folder; empty: the one that the release was built from")
+    settings: dict[str, Any] = Field(default_factory=dict, description="Settings changed for this refresh, such as distillation.epochs: 4")
+
+
+def configured(request: RefreshConfig, manifest: ReleaseManifest, changeable: Sequence[str]) -> RetrainConfig:
+    """The release's own configuration with the request's data and settings laid over it.
+
+    `changeable` are sections or `section.field` that the refresh may change; raises ConfigError for any other, and for wrong values.
+    """
+    given = nested(request.settings)
+    _require_changeable(given, changeable)
+    data = {"data.source": request.data} if request.data else {}
+    return amend_config(manifest.config, {**request.settings, **data}, "the release")
+
+
+def checked_data(config: RetrainConfig, recorder: Recorder) -> tuple[DatasetArtifact, Artifact]:
+    """The data as tables and the report of their contracts; raises DataError for data that breaks one or cannot be measured on."""
+    from components.artifacts import DatasetArtifact
+    from components.data.dataset import load_dataset
+    from components.data.validation import require_valid
+    from components.evaluation.summarize import require_judged
+    from flows.release_steps import snapshot_step, typed, validation_step
+
+    dataset: DatasetArtifact = typed(recorder.run(snapshot_step(config)), DatasetArtifact)
+    validation = recorder.run(validation_step(config, dataset))
+    require_valid(validation)
+    require_judged(load_dataset(dataset.path), (config.evaluation.split, *config.evaluation.extra_splits))
+    return dataset, validation
+
+
+def describe_changes(changes: Changes) -> str:
+    """The counts as a sentence's end."""
+    return ", ".join(f"{count:,} {what}" for what, count in changes.counts.items()) + " documents."
+
+
+def _require_changeable(given: Mapping[str, Any], changeable: Sequence[str]) -> None:
+    paths = [f"{section}.{field}" for section, fields in given.items() if isinstance(fields, Mapping) for field in fields]
+    paths += [section for section, fields in given.items() if not isinstance(fields, Mapping)]
+    for path in paths:
+        known = path.partition(".")[0] in RetrainConfig.model_fields  # any other is explained as a wrong field
+        if known and not {path, path.partition(".")[0]} & set(changeable):
+            raise ConfigError(
+                f"{path} belongs to what the release keeps, so a refresh cannot change it. It can change: {', '.join(changeable)}. "
+                "For all else: scalingnote retrain."
+            )

@@ -1,0 +1,138 @@
+"""Index refresh: the documents that changed since a release are encoded, all else of it stays; the result is a candidate like any other.
+
+snapshot -> validate -> find changes -> encode them -> refresh index -> evaluate -> decide, register candidate
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from components.artifacts import Artifact, DatasetArtifact, IndexArtifact, VectorShards
+from components.index.changes import Changes, changes_since, read_documents
+from components.promotion.pinned import PinnedRelease, open_pinned
+from components.promotion.standing import candidate_model
+from components.tracking.registry import find_version
+from flows.config import RetrainConfig
+from flows.recorder import Recorder, recorded_flow
+from flows.refresh import RefreshConfig, checked_data, configured, describe_changes
+from flows.registration import Parts, register_candidate
+from flows.release_steps import evaluation_step, typed
+from flows.steps import Step
+
+CHANGEABLE = (
+    "encoding",
+    "evaluation",
+    "policy",
+    "index.compact_share",
+    "index.max_imbalance",
+    "index.max_distance",
+    "index.max_recall_loss",
+)
+
+
+@flow(name="refresh-index", persist_result=False, validate_parameters=True)
+def refresh_index(request: RefreshConfig) -> dict[str, Any]:
+    """Bring a release's index up to date with the documents in `request.data` and register the candidate.
+
+    Returns what `retrain` returns, with `changes` (added, changed, removed, unchanged), `encoded` (documents), `seconds` and `guard`.
+    When no document changed nothing is encoded, and the candidate is the one that the release is.
+    """
+    from components import settings
+
+    settings.activate()
+    started = time.monotonic()
+    base = open_pinned(request.name, request.release)
+    config = configured(request, base.manifest, CHANGEABLE)
+    with recorded_flow(config.name, "refresh-index", config.model_dump(mode="json")) as recorder:
+        recorder.adopt(base.ancestry())
+        dataset, validation = checked_data(config, recorder)
+        changes = changes_since(base.index.path, read_documents(dataset.path))
+        print(f"Since {base.title}: {describe_changes(changes)}", flush=True)
+        if not changes:
+            return _unchanged(recorder, base, changes) | {"seconds": time.monotonic() - started}
+        index = _refreshed(config, recorder, base, dataset, changes)
+        result = register_candidate(config, recorder, _parts(config, recorder, base, (dataset, validation, index, changes)))
+    return result | _outcome(changes, index) | {"base": base.title, "seconds": time.monotonic() - started}
+
+
+def delta_step(config: RetrainConfig, dataset: DatasetArtifact, base: PinnedRelease, changes: Changes) -> Step:
+    """Encode the added and changed documents with the release's own document tower."""
+
+    def make(folder: Path) -> Artifact:
+        from components.index.delta import ChosenDocuments
+        from components.index.encode import ShardJob, StoredTower, encode_shards
+
+        documents = ChosenDocuments(dataset.path / "documents.parquet", changes.encoded, config.encoding.shard_size)
+        job = ShardJob(StoredTower(base.document_tower.path), documents, config.encoding.tokens_per_batch, folder)
+        return encode_shards(job, {"dataset": dataset.digest, "document_tower": base.document_tower.digest})
+
+    inputs = {"dataset": dataset, "document_tower": base.document_tower, "index": base.index}
+    return Step("encode_changes", ("index", "towers"), make, inputs, config.encoding.model_dump())
+
+
+def refresh_step(
+    config: RetrainConfig, dataset: DatasetArtifact, base: PinnedRelease, delta: VectorShards | None, changes: Changes
+) -> Step:
+    """Carry the release's index over, without what was removed and with what was encoded."""
+
+    def make(folder: Path) -> Artifact:
+        from components.data.dataset import load_dataset
+        from components.index.build import display_titles
+        from components.index.refresh import refresh_index
+
+        return refresh_index(base.index, delta, changes, config.index, folder, display_titles(load_dataset(dataset.path)))
+
+    inputs: dict[str, Artifact] = {"dataset": dataset, "index": base.index, **({"vectors": delta} if delta else {})}
+    return Step("refresh_index", ("index",), make, inputs, config.index.model_dump())
+
+
+def _refreshed(config: RetrainConfig, recorder: Recorder, base: PinnedRelease, dataset: DatasetArtifact, changes: Changes) -> IndexArtifact:
+    delta = None
+    if len(changes.encoded):
+        delta = typed(recorder.run(delta_step(config, dataset, base, changes)), VectorShards)
+    index: IndexArtifact = typed(recorder.run(refresh_step(config, dataset, base, delta, changes)), IndexArtifact)
+    return index
+
+
+def _parts(
+    config: RetrainConfig, recorder: Recorder, base: PinnedRelease, made: tuple[DatasetArtifact, Artifact, IndexArtifact, Changes]
+) -> Parts:
+    dataset, validation, index, changes = made
+    measured = {"dataset": dataset, "query_tower": base.query_tower, "query_encoder": base.query_encoder, "index": index}
+    evaluation = recorder.run(evaluation_step(config, measured))
+    guard = _outcome(changes, index)["guard"]
+    notes = (f"Index refresh of {base.title}: {describe_changes(changes)}", *(f"Index: {reason}" for reason in guard["reasons"]))
+    towers = (base.query_tower, base.document_tower, base.query_encoder)
+    return Parts(dataset, validation, *towers, index, evaluation, "index-refresh", notes)
+
+
+def _outcome(changes: Changes, index: IndexArtifact) -> dict[str, Any]:
+    from components.index.guard import read_guard
+
+    guard = read_guard(index.path)
+    return {"changes": changes.counts, "encoded": len(changes.encoded), "guard": guard.model_dump(mode="json")}
+
+
+def _unchanged(recorder: Recorder, base: PinnedRelease, changes: Changes) -> dict[str, Any]:
+    """The result when the index holds the documents as they are: the candidate that the release was, and nothing new."""
+    candidate = find_version(candidate_model(base.manifest.name), base.artifact.digest)
+    return {
+        "name": base.manifest.name,
+        "release_type": base.manifest.release_type,
+        "candidate": f"candidate/{candidate.version}" if candidate else None,
+        "version": candidate.version if candidate else None,
+        "digest": base.artifact.digest,
+        "folder": str(base.artifact.path),
+        "verdict": base.manifest.decision.verdict,
+        "first_release": base.manifest.decision.first_release,
+        "gates": [gate.model_dump() for gate in base.manifest.decision.gates],
+        "cached": True,
+        "mlflow_run_id": recorder.run_id,
+        "base": base.title,
+        "changes": changes.counts,
+        "encoded": 0,
+    }

@@ -1,0 +1,92 @@
+"""Query refresh: a new student for the vector space of a release. Its towers, vectors and index stay, and no document is encoded.
+
+snapshot -> validate -> generate -> teacher queries -> distil and refine against the release's index -> evaluate -> decide, register
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from prefect import flow
+
+from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, open_artifact
+from components.errors import DataError
+from components.index.changes import changes_since, read_documents
+from components.promotion.pinned import PinnedRelease, ancestors, open_pinned
+from components.promotion.release import EVALUATION_FOLDER
+from flows.config import RetrainConfig, amend_config
+from flows.recorder import Recorder, recorded_flow
+from flows.refresh import RefreshConfig, checked_data, configured, describe_changes
+from flows.registration import Parts, register_candidate
+from flows.release_steps import evaluation_step, generation_step, student_step, targets_step, typed
+from flows.steps import Step
+
+UNTRAINED = ("student", "form", "layers", "query_prompt")  # settings that the student's encoder before training depends on
+CHANGEABLE = ("distillation", "evaluation", "policy")
+
+
+@flow(name="refresh-query-tower", persist_result=False, validate_parameters=True)
+def refresh_query_tower(request: RefreshConfig) -> dict[str, Any]:
+    """Teach a new student the query tower of a release and register the candidate; index version and digest stay.
+
+    Returns what `retrain` returns, with the release it started from and the seconds. The documents have to be those of the index.
+    """
+    from components import settings
+
+    settings.activate()
+    started = time.monotonic()
+    base = open_pinned(request.name, request.release)
+    config = configured(request, base.manifest, CHANGEABLE)
+    with recorded_flow(config.name, "refresh-query-tower", config.model_dump(mode="json")) as recorder:
+        recorder.adopt(base.ancestry())
+        dataset, validation = checked_data(config, recorder)
+        require_same_documents(config, base, dataset)
+        student = _new_student(config, recorder, base, dataset)
+        evaluation = recorder.run(_evaluation(config, recorder, base, dataset, student))
+        note = f"Query refresh of {base.title}: a new query encoder for its index, whose documents did not change."
+        towers = (base.query_tower, base.document_tower, student)
+        parts = Parts(dataset, validation, *towers, base.index, evaluation, "query-refresh", (note,))
+        result = register_candidate(config, recorder, parts)
+    return result | {"base": base.title, "seconds": time.monotonic() - started}
+
+
+def require_same_documents(config: RetrainConfig, base: PinnedRelease, dataset: DatasetArtifact) -> None:
+    """Raise DataError when the documents are not those of the release's index; its queries and judgements may be new."""
+    changes = changes_since(base.index.path, read_documents(dataset.path))
+    if changes:
+        raise DataError(
+            f"The documents of {config.data.source} are not those in the index of {base.title}: {describe_changes(changes)} "
+            "Refresh the index first (scalingnote refresh-index --data DIR), or give the folder that it was built from with --data."
+        )
+
+
+def _new_student(config: RetrainConfig, recorder: Recorder, base: PinnedRelease, dataset: DatasetArtifact) -> EncoderArtifact:
+    from components.data.dataset import load_dataset
+    from components.distillation.sources import check_sources
+    from components.distillation.student import check_student
+
+    check_sources(load_dataset(dataset.path), config.distillation)
+    check_student(config.distillation, int(str(base.index.attributes["dimension"])), base.query_tower.path)
+    generated = recorder.run(generation_step(config, dataset)) if config.distillation.generated else None
+    targets = recorder.run(targets_step(config, dataset, base.query_tower, generated))
+    learned_from: dict[str, Artifact] = {"dataset": dataset, "query_tower": base.query_tower, "targets": targets, "index": base.index}
+    student: EncoderArtifact = typed(recorder.run(student_step(config, learned_from)), EncoderArtifact)
+    return student
+
+
+def _evaluation(config: RetrainConfig, recorder: Recorder, base: PinnedRelease, dataset: DatasetArtifact, student: EncoderArtifact) -> Step:
+    """What does not depend on the student is not measured again where nothing else changed: documents are read by the baselines."""
+    inputs: dict[str, Artifact] = {"dataset": dataset, "query_tower": base.query_tower, "query_encoder": student, "index": base.index}
+    earlier = open_artifact(base.artifact.path / EVALUATION_FOLDER)
+    if _same_baselines(config, base, earlier, dataset):
+        recorder.adopt(ancestors(base.manifest.lineage, [earlier.digest]))
+        inputs["earlier"] = earlier
+    return evaluation_step(config, inputs)
+
+
+def _same_baselines(config: RetrainConfig, base: PinnedRelease, earlier: Artifact, dataset: DatasetArtifact) -> bool:
+    """Whether the release's evaluation measured the same untrained encoder on the same data, to the same depth."""
+    before = amend_config(base.manifest.config, {}, base.title)
+    encoder = all(getattr(before.distillation, key) == getattr(config.distillation, key) for key in UNTRAINED)
+    return encoder and earlier.parents.get("dataset") == dataset.digest and before.evaluation.depth == config.evaluation.depth
