@@ -20,6 +20,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from components.index.guard import TUNED_RANGE
+
 Floats = NDArray[np.float64]
 Form = Literal["line", "power"]
 
@@ -28,7 +30,6 @@ LEAST_POINTS = 3
 LOWEST_R2 = 0.8
 LEAST_SPAN = 4.0  # the largest size over the smallest
 WIDEST = 10.0  # the upper end of an interval over the lower one, from which on it says nothing
-TUNED_RANGE = 4.0  # a tuning is held to be good for corpora from a quarter of its size to four times that
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from components.tracking import records as record_store
 def status_of(name: str) -> dict[str, Any]:
     """Champion, previous, the newest candidates and records of the retriever `name`.
 
-    `alarm` is None when all agrees, `warning` when the champion's index still has the size that it was tuned for.
+    `alarm` is None when all agrees, `warning` when the champion's index still fits its documents.
     """
     records = record_store.read_records(name)
     places = expected_aliases(records)
@@ -65,7 +65,10 @@ def _warning(name: str) -> str | None:
         index = champion_index(name)
     except ScalingNoteError as error:  # a status that cannot be shown would hide all the rest
         return str(error)
-    return tuning_warning(index["documents"], index["tuned_documents"]) if index and index["documents"] is not None else None
+    if index is None or index["documents"] is None:
+        return None
+    due = "The index no longer fits its documents, its last refresh says: build it anew with `scalingnote retrain`."
+    return tuning_warning(index["documents"], index["tuned_documents"]) or (due if index["guard"] == "retrain_due" else None)
 
 
 def _candidate(info: registry.VersionInfo) -> dict[str, Any]:
