@@ -46,18 +46,21 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
 
 
 def vectors_step(config: RetrainConfig, dataset: DatasetArtifact, document_tower: EncoderArtifact) -> Step:
-    """Encode the corpus in shards."""
+    """Encode the corpus in shards, where `config.encoding` says; its key does not hold what changes no vector, as the runner."""
+    encoding = config.encoding
 
     def make(folder: Path) -> Artifact:
-        from components.data.dataset import load_dataset
-        from components.index.encode import encode_corpus
-        from components.towers.encoder import load_tower
+        from components.index.corpus import StoredDocuments
+        from components.index.encode import ShardJob, StoredTower, encode_shards
+        from flows.encoding import runner_of
 
-        parents = {"dataset": dataset.digest, "document_tower": document_tower.digest}
-        return encode_corpus(load_tower(document_tower.path), load_dataset(dataset.path), parents, config.encoding, folder)
+        documents = StoredDocuments(dataset.path / "documents.parquet", encoding.shard_size)
+        job = ShardJob(StoredTower(document_tower.path), documents, encoding.tokens_per_batch, folder)
+        return encode_shards(job, {"dataset": dataset.digest, "document_tower": document_tower.digest}, runner_of(encoding))
 
     inputs = {"dataset": dataset, "document_tower": document_tower}
-    return Step("encode_corpus", ("index", "towers"), make, inputs, config.encoding.model_dump())
+    settings = encoding.model_dump(include={"tokens_per_batch", "shard_size"})
+    return Step("encode_corpus", ("index", "towers"), make, inputs, settings)
 
 
 def index_step(config: RetrainConfig, vectors: VectorShards, dataset: DatasetArtifact) -> Step:

@@ -65,16 +65,21 @@ def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
 
 
 def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
-    """Refuse what would only fail after hours of training: splits without judgements, sources without queries, an impossible student."""
+    """Refuse what would only fail after hours of training.
+
+    That is splits without judgements, sources without queries, an impossible student, and a runner that is not installed.
+    """
     from components.data.dataset import load_dataset
     from components.distillation.sources import check_sources
     from components.distillation.student import check_before_towers
     from components.evaluation.summarize import require_judged
+    from flows.encoding import runner_of
 
     data = load_dataset(dataset.path)
     require_judged(data, (config.evaluation.split, *config.evaluation.extra_splits))
     check_sources(data, config.distillation)
     check_before_towers(config.distillation, config.towers)
+    runner_of(config.encoding)
 
 
 def train_both(config: RetrainConfig, recorder: Recorder, dataset: DatasetArtifact) -> tuple[EncoderArtifact, EncoderArtifact]:

@@ -1,4 +1,7 @@
-"""Which files of a data folder hold which table. JSON Lines, tab-separated and Parquet files may stand side by side."""
+"""Which files of a data folder hold which table. JSON Lines, tab-separated and Parquet files may stand side by side.
+
+The documents are one file, or a folder `corpus` of many: shards of one table, in the order of their names.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _EXPECTED = "a folder with corpus.jsonl, queries.jsonl and qrels/"
 class SourceFiles:
     """The files of one data folder; `qrels` maps a split's name to its file."""
 
-    documents: Path
+    documents: tuple[Path, ...]
     queries: Path
     qrels: dict[str, Path]
     unlabelled: Path | None
@@ -28,14 +31,14 @@ class SourceFiles:
     def all(self) -> list[Path]:
         """Every file that is read, in a fixed order."""
         optional = [self.unlabelled] if self.unlabelled else []
-        return [self.documents, self.queries, *self.qrels.values(), *optional]
+        return [*self.documents, self.queries, *self.qrels.values(), *optional]
 
 
 def locate(folder: Path) -> SourceFiles:
     """Find the tables of `folder`; raises DataError that names what is missing or stands there twice."""
     _require_folder(folder)
     return SourceFiles(
-        documents=_required(folder, DOCUMENT_NAMES, "corpus.jsonl"),
+        documents=_documents(folder),
         queries=_required(folder, QUERY_NAMES, "queries.jsonl"),
         qrels=_qrels(folder),
         unlabelled=_only(folder, UNLABELLED_NAMES),
@@ -49,11 +52,36 @@ def _require_folder(folder: Path) -> None:
         raise DataError(f"{folder} is a file; expected {_EXPECTED}. Give the folder that holds it.")
 
 
+def _documents(folder: Path) -> tuple[Path, ...]:
+    """The file of the documents, or their shards."""
+    shards = [path for name in DOCUMENT_NAMES if (path := folder / name).is_dir()]
+    if not shards:
+        return (_required(folder, DOCUMENT_NAMES, "corpus.jsonl"),)
+    other = _only(folder, DOCUMENT_NAMES) or (shards[1] if len(shards) > 1 else None)
+    if other is not None:
+        raise DataError(f"{folder} holds the same table twice: the folder {shards[0].name} and {other.name}. Keep the one that counts.")
+    return _shards(shards[0])
+
+
+def _shards(folder: Path) -> tuple[Path, ...]:
+    """Every file of `folder`; what cannot be read is refused, since its documents would be missed by nobody."""
+    # Writers of many shards leave marks such as _SUCCESS and .part.crc.
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")))
+    if not paths:
+        raise DataError(f"{folder} holds no documents. Put .jsonl, .jsonl.gz or .parquet files there, or remove the folder.")
+    foreign = next((path for path in paths if not path.is_file() or not path.name.endswith(TABLE_SUFFIXES)), None)
+    if foreign is not None:
+        raise DataError(f"{foreign}: expected only files named .jsonl, .jsonl.gz or .parquet in {folder.name}. Convert or move it.")
+    return tuple(paths)
+
+
 def _required(folder: Path, names: Sequence[str], usual: str) -> Path:
     path = _only(folder, names)
     if path is None:
         others = ", ".join(name + suffix for name in names for suffix in TABLE_SUFFIXES if name + suffix != usual)
-        raise DataError(f"{folder / usual} is missing (also accepted: {others}). Add it, or give another data folder.")
+        raise DataError(
+            f"{folder / usual} is missing (also accepted: {others}, or a folder corpus of such files). Add it, or give another data folder."
+        )
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from components.data.layout import SourceFiles, locate
 from components.data.mixing import mix, mixed_name, require_different
 from components.data.subset import hold_out_dev, keep_documents
 from components.data.tables import RawTables, query_table
+from components.errors import DataError
 
 UNLABELLED_ID = "unlabelled"
 
@@ -78,11 +80,29 @@ def _read_folder(files: SourceFiles) -> RawTables:
     unlabelled = files.unlabelled
     qrels = [_reader(path).read_qrels(path, split) for split, path in files.qrels.items()]
     return RawTables(
-        documents=_reader(files.documents).read_documents(files.documents),
+        documents=_read_documents(files.documents),
         queries=_reader(files.queries).read_queries(files.queries),
         judgements=pd.concat(qrels, ignore_index=True),
         unlabelled=_reader(unlabelled).read_queries(unlabelled, UNLABELLED_ID) if unlabelled else query_table([], []),
     )
+
+
+def _read_documents(shards: Sequence[Path]) -> pd.DataFrame:
+    """The documents of all shards, one after the other. An id that stands twice in one file is left to the contracts."""
+    frames = [_reader(path).read_documents(path) for path in shards]
+    _require_apart(shards, [frame["doc_id"] for frame in frames])
+    return pd.concat(frames, ignore_index=True)
+
+
+def _require_apart(shards: Sequence[Path], ids: Sequence[pd.Series]) -> None:
+    """Raises DataError with both files of an id that stands in two of them."""
+    known = pd.concat(ids, keys=range(len(ids)), names=["shard", "row"]).dropna().reset_index("shard")
+    first = known.groupby("doc_id")["shard"].transform("min")
+    again = known.loc[known["shard"] != first]
+    if len(again):
+        doc_id, second = again.iloc[0]["doc_id"], again.iloc[0]["shard"]
+        both = f"{shards[int(first.loc[known['shard'] != first].iloc[0])]} and {shards[int(second)]}"
+        raise DataError(f"The document id '{doc_id}' stands in two files: {both} ({len(again)} such rows). Keep one of them.")
 
 
 def _reader(path: Path) -> ModuleType:
