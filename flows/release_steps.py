@@ -63,16 +63,30 @@ def vectors_step(config: RetrainConfig, dataset: DatasetArtifact, document_tower
     return Step("encode_corpus", ("index", "towers"), make, inputs, settings)
 
 
-def index_step(config: RetrainConfig, vectors: VectorShards, dataset: DatasetArtifact) -> Step:
-    """Build the index over the encoded corpus, with the titles that search results show."""
+def index_step(config: RetrainConfig, vectors: VectorShards, dataset: DatasetArtifact, targets: Artifact | None = None) -> Step:
+    """Build the index over the encoded corpus, with the titles that search results show.
+
+    `targets`: the artifact of `targets_step`, whose dev queries an approximate index is tuned with (see `needs_queries`). Without it an
+    approximate index is tuned with documents for queries.
+    """
+    inputs: dict[str, Artifact] = {"vectors": vectors, "dataset": dataset, **({"targets": targets} if targets else {})}
 
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
+        from components.distillation.teacher_targets import held_out_vectors
         from components.index.build import build_index, display_titles
 
-        return build_index(vectors, config.index, folder, display_titles(load_dataset(dataset.path)))
+        queries = held_out_vectors(targets.path) if targets else None
+        return build_index(vectors, config.index, folder, display_titles(load_dataset(dataset.path)), queries)
 
-    return Step("build_index", ("index",), make, {"vectors": vectors, "dataset": dataset}, config.index.model_dump())
+    return Step("build_index", ("index",), make, inputs, config.index.model_dump())
+
+
+def needs_queries(config: RetrainConfig, vectors: VectorShards) -> bool:
+    """Whether the index of these vectors is approximate, so that its search parameters are tuned with queries."""
+    from components.index.kinds import is_exact, resolve_key
+
+    return not is_exact(resolve_key(config.index, vectors.counts["documents"], int(vectors.attributes["dimension"] or 0)))
 
 
 def generation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:

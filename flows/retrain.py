@@ -19,6 +19,7 @@ from flows.release_steps import (
     evaluation_step,
     generation_step,
     index_step,
+    needs_queries,
     snapshot_step,
     student_step,
     targets_step,
@@ -55,8 +56,10 @@ def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
     generated = recorder.run(generation_step(config, dataset)) if config.distillation.generated else None
     query_tower, document_tower = train_both(config, recorder, dataset)
     vectors = typed(recorder.run(vectors_step(config, dataset, document_tower)), VectorShards)
-    index = typed(recorder.run(index_step(config, vectors, dataset)), IndexArtifact)
-    targets = recorder.run(targets_step(config, dataset, query_tower, generated))
+    teacher_queries = targets_step(config, dataset, query_tower, generated)
+    tuned_with = recorder.run(teacher_queries) if needs_queries(config, vectors) else None
+    index = typed(recorder.run(index_step(config, vectors, dataset, tuned_with)), IndexArtifact)
+    targets = tuned_with or recorder.run(teacher_queries)
     learned_from = {"dataset": dataset, "query_tower": query_tower, "targets": targets, "vectors": vectors, "index": index}
     student = typed(recorder.run(student_step(config, learned_from)), EncoderArtifact)
     measured = {"dataset": dataset, "query_tower": query_tower, "query_encoder": student, "index": index}
@@ -67,12 +70,13 @@ def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
 def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     """Refuse what would only fail after hours of training.
 
-    That is splits without judgements, sources without queries, an impossible student, and a runner that is not installed.
+    That is splits without judgements, sources without queries, an impossible student or index, and a runner that is not installed.
     """
     from components.data.dataset import load_dataset
     from components.distillation.sources import check_sources
-    from components.distillation.student import check_before_towers
+    from components.distillation.student import check_before_towers, shape_of
     from components.evaluation.summarize import require_judged
+    from components.index.kinds import usable_key
     from flows.encoding import runner_of
 
     data = load_dataset(dataset.path)
@@ -80,6 +84,7 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     check_sources(data, config.distillation)
     check_before_towers(config.distillation, config.towers)
     runner_of(config.encoding)
+    usable_key(config.index, len(data.documents), config.towers.dimension or shape_of(config.towers.base_model).width)
 
 
 def train_both(config: RetrainConfig, recorder: Recorder, dataset: DatasetArtifact) -> tuple[EncoderArtifact, EncoderArtifact]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from components.distillation.checks import check_before_towers, check_student
+from components.distillation.checks import check_before_towers, check_student, shape_of
 from components.distillation.initial import new_student, untrained_student
 from components.distillation.saved import MODULES, load_student, save_student
 from components.distillation.student_encoder import StudentEncoder
@@ -19,6 +19,7 @@ __all__ = [
     "load_student",
     "new_student",
     "save_student",
+    "shape_of",
     "untrained_student",
 ]
 

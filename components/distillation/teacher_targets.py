@@ -68,6 +68,12 @@ def read_held_out(folder: Path) -> dict[str, NDArray[np.float32]]:
     return dict(zip(table["text"].to_pylist(), _unit_vectors(table), strict=True))
 
 
+def held_out_vectors(folder: Path) -> NDArray[np.float32] | None:
+    """Unit vectors of the held-out texts alone, float32 (n, dimension); None when there are none."""
+    table = _read(folder, held_out=True)
+    return _unit_vectors(table) if len(table) else None
+
+
 def _read(folder: Path, held_out: bool) -> pa.Table:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq

@@ -19,7 +19,7 @@ from components.errors import SpaceMismatch
 from components.index.blocks import half_blocks, parts_of, shard_sizes, survey, unit_blocks
 from components.index.config import IndexConfig
 from components.index.exact import nearest
-from components.index.kinds import inverted_file, is_exact, require_trainable, resolve_key
+from components.index.kinds import inverted_file, is_exact, usable_key
 from components.index.opening import LAYOUT_VERSION, open_files
 from components.index.parts import can_merge, merge_parts, write_part
 from components.index.rows import write_rows
@@ -98,8 +98,7 @@ def display_titles(dataset: Dataset) -> dict[str, str]:
 def _key_for(build: Build, queries: NDArray[np.float32] | None) -> str:
     """The resolved key, after every check that needs no vector."""
     documents, dimension = sum(build.sizes), int(build.vectors.attributes["dimension"] or 0)
-    key = resolve_key(build.config, documents, dimension)
-    require_trainable(key, min(documents, build.config.train_vectors), dimension)
+    key = usable_key(build.config, documents, dimension)
     if queries is not None and (queries.ndim != 2 or queries.shape[1] != dimension or not len(queries)):
         raise SpaceMismatch(
             f"The queries that the index is tuned with have the shape {queries.shape}; the documents have {dimension} dimensions. "

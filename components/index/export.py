@@ -124,7 +124,7 @@ def open_qdrant(where: str, collection: str) -> QdrantClient:
     except ImportError:
         raise ConfigError("Export to Qdrant needs the package qdrant-client: pip install 'scalingnote[qdrant]'.") from None
     key = os.environ.get("QDRANT_API_KEY")
-    place: dict[str, Any] = {"url": where, "api_key": key} if "://" in where else {"path": where}
+    place: dict[str, Any] = {"url": where, "api_key": key, "check_compatibility": False} if "://" in where else {"path": where}
     try:
         client = QdrantClient(":memory:") if where == ":memory:" else QdrantClient(**place)
         exists = client.collection_exists(collection)

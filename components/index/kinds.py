@@ -13,6 +13,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from components.errors import ConfigError
 from components.index.config import IndexConfig
 
@@ -30,6 +33,13 @@ def resolve_key(config: IndexConfig, documents: int, dimension: int) -> str:
     key = config.index_key if config.index_key != "auto" else _auto_key(config, documents, dimension)
     if not is_exact(key):
         empty_index(key, dimension)
+    return key
+
+
+def usable_key(config: IndexConfig, documents: int, dimension: int) -> str:
+    """`resolve_key`, after `require_trainable` with as many vectors as the configuration lets train."""
+    key = resolve_key(config, documents, dimension)
+    require_trainable(key, min(documents, config.train_vectors), dimension)
     return key
 
 
@@ -85,7 +95,21 @@ def inner_index(index: Any) -> Any:
     """The index behind a transformation of the vectors (OPQ, PCA), or the index itself."""
     import faiss
 
-    return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+    if not isinstance(index, faiss.IndexPreTransform):
+        return index
+    inner = faiss.downcast_index(index.index)
+    faiss.add_to_referenced_objects(inner, index)  # else Python may free the whole while its inside is used
+    return inner
+
+
+def transformed(index: Any, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors, float32 (n, d), after the transformations (OPQ, PCA) of an index; as they are for one without."""
+    import faiss
+
+    if isinstance(index, faiss.IndexPreTransform):
+        for number in range(index.chain.size()):
+            vectors = faiss.downcast_VectorTransform(index.chain.at(number)).apply(vectors)
+    return np.ascontiguousarray(vectors)
 
 
 def inverted_file(index: Any) -> Any | None:

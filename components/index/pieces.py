@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from components.index.kinds import inner_index, inverted_file
+from components.index.kinds import inner_index, inverted_file, transformed
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -38,11 +38,11 @@ class Piece:
 
     def search(self, vectors: NDArray[np.float32], depth: int, settings: Settings, lists: Lists | None) -> Found:
         """Scores, best first, and rows, (n, depth); -1 and -inf where fewer were found. `lists` are those to visit, if it has any."""
-        parameters = self._parameters(settings)
+        inner, parameters = inner_index(self.index), self._parameters(settings)
         if lists is None:
             scores, numbers = self.index.search(vectors, depth, params=parameters)
         else:
-            scores, numbers = _search_lists(inner_index(self.index), lists, depth, parameters)
+            scores, numbers = _search_lists(inner, lists, depth, parameters)
         missing = numbers < 0
         rows = numbers + self.first if self.rows is None else self.rows[numbers]
         if missing.any():
@@ -99,7 +99,7 @@ def _lists(index: Any, vectors: NDArray[np.float32], settings: Settings) -> List
     inverted = inverted_file(index)
     if inverted is None:
         return None
-    asked = vectors if inverted is index else index.apply_chain(vectors)
+    asked = transformed(index, vectors)
     quantizer = faiss.downcast_index(inverted.quantizer)
     scores, numbers = quantizer.search(asked, _visited(inverted, settings))
     if isinstance(quantizer, faiss.ResidualCoarseQuantizer):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from components.artifacts import file_sha256, open_artifact
 from components.errors import ArtifactError
-from components.index.kinds import empty_index, inner_index, inverted_file, is_exact
+from components.index.kinds import empty_index, inverted_file, is_exact, transformed
 
 TEMPLATE_FILE = "template.faiss"
 Refine = Literal["none", "int8", "fp16"]
@@ -74,8 +74,8 @@ def imbalance(sizes: NDArray[np.int64]) -> float:
 def centroid_distances(index: Any, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     """Euclidean distance of each vector, float32 (n, d), to the centroid of the list it falls into."""
     quantizer = inverted_file(index).quantizer  # type: ignore[union-attr]  # asked for inverted files only
-    projected = vectors if inner_index(index) is index else index.apply_chain(np.ascontiguousarray(vectors))
-    _, lists = quantizer.search(np.ascontiguousarray(projected), 1)
+    projected = transformed(index, vectors)
+    _, lists = quantizer.search(projected, 1)
     return np.linalg.norm(projected - quantizer.reconstruct_batch(lists[:, 0]), axis=1).astype(np.float64)
 
 

@@ -17,6 +17,7 @@ from flows.recorder import Recorder
 from flows.release_steps import (
     generation_step,
     index_step,
+    needs_queries,
     snapshot_step,
     student_step,
     targets_step,
@@ -111,9 +112,11 @@ class Context:
         return vectors
 
     def index(self, config: StudySettings | None = None) -> IndexArtifact:
-        """The index over those vectors."""
+        """The index over those vectors, tuned with the teacher's dev queries when it is approximate."""
         config = config or self.config
-        index: IndexArtifact = typed(self.run(index_step(config, self.vectors(config), self.dataset)), IndexArtifact)
+        vectors = self.vectors(config)
+        targets = self.targets(config) if needs_queries(config, vectors) else None
+        index: IndexArtifact = typed(self.run(index_step(config, vectors, self.dataset, targets)), IndexArtifact)
         return index
 
     def targets(self, config: StudySettings | None = None) -> Artifact:

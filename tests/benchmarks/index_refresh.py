@@ -69,9 +69,8 @@ def main() -> None:
     full = full_build(_empty(options.folder / "full"), texts, tower, options)
     print(f"full build: {full.seconds:.1f} s, {full.encoded:,} documents encoded, {full.index.attributes['index_key']}", flush=True)
     unchanged = refresh(_empty(options.folder / "unchanged"), texts, full.index, tower)
-    print(
-        f"nothing changed: {unchanged.seconds:.2f} s, {unchanged.encoded:,} encoded, same index {unchanged.index.digest == full.index.digest}"
-    )
+    same = unchanged.index.digest == full.index.digest
+    print(f"nothing changed: {unchanged.seconds:.2f} s, {unchanged.encoded:,} documents encoded, the same index: {same}")
     runs = []
     for number in range(options.rounds):
         runs.append(refresh(_empty(options.folder / "refresh"), edited(texts, options.share, rng), full.index, tower))
