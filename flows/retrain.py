@@ -70,7 +70,7 @@ def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
 def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     """Refuse what would only fail after hours of training.
 
-    That is splits without judgements, sources without queries, an impossible student or index, and a runner that is not installed.
+    That is splits or sources without data, an impossible student or index, and a runner that is not installed.
     """
     from components.data.dataset import load_dataset
     from components.distillation.sources import check_sources
@@ -83,8 +83,8 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     require_judged(data, (config.evaluation.split, *config.evaluation.extra_splits))
     check_sources(data, config.distillation)
     check_before_towers(config.distillation, config.towers)
-    runner_of(config.encoding)
     usable_key(config.index, len(data.documents), config.towers.dimension or shape_of(config.towers.base_model).width)
+    runner_of(config.encoding)
 
 
 def train_both(config: RetrainConfig, recorder: Recorder, dataset: DatasetArtifact) -> tuple[EncoderArtifact, EncoderArtifact]:
