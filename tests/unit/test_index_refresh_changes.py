@@ -10,9 +10,7 @@ from components.index.changes import Changes, find_changes
 
 def table(rows: dict[str, str] | list[tuple[str, str]]) -> pa.Table:
     pairs = list(rows.items()) if isinstance(rows, dict) else rows
-    return pa.table(
-        {"doc_id": pa.array([i for i, _ in pairs], pa.string()), "content_hash": pa.array([h for _, h in pairs], pa.string())}
-    )
+    return pa.table({"doc_id": pa.array([i for i, _ in pairs], pa.string()), "content_hash": pa.array([h for _, h in pairs], pa.string())})
 
 
 def found(index: list[tuple[str, str]], deleted: list[int], documents: dict[str, str]) -> Changes:
