@@ -74,7 +74,8 @@ def delta_step(config: RetrainConfig, dataset: DatasetArtifact, base: PinnedRele
         from flows.encoding import runner_of
 
         documents = ChosenDocuments(dataset.path / "documents.parquet", changes.encoded, encoding.shard_size)
-        job = ShardJob(StoredTower(base.document_tower.path), documents, encoding.tokens_per_batch, folder)
+        tower = StoredTower(base.document_tower.path, config.index.probe_tolerance)
+        job = ShardJob(tower, documents, encoding.tokens_per_batch, folder)
         return encode_shards(job, {"dataset": dataset.digest, "document_tower": base.document_tower.digest}, runner_of(encoding))
 
     inputs = {"dataset": dataset, "document_tower": base.document_tower, "index": base.index}

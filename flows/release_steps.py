@@ -56,7 +56,7 @@ def vectors_step(config: RetrainConfig, dataset: DatasetArtifact, document_tower
         from flows.encoding import runner_of
 
         documents = StoredDocuments(dataset.path / "documents.parquet", encoding.shard_size)
-        job = ShardJob(StoredTower(document_tower.path), documents, encoding.tokens_per_batch, folder)
+        job = ShardJob(StoredTower(document_tower.path, config.index.probe_tolerance), documents, encoding.tokens_per_batch, folder)
         return encode_shards(job, {"dataset": dataset.digest, "document_tower": document_tower.digest}, runner_of(encoding))
 
     inputs = {"dataset": dataset, "document_tower": document_tower}

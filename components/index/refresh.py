@@ -90,6 +90,11 @@ def _require_fitting(previous: IndexArtifact, delta: VectorShards | None, change
             f"{delta.path}: the changed documents were encoded into the vector space {delta.space_id[:12]}, the index belongs to "
             f"{previous.space_id[:12]}. Encode them with the document tower of the index's own release."
         )
+    if delta is not None and delta.attributes["dimension"] != previous.attributes["dimension"]:
+        raise SpaceMismatch(
+            f"{delta.path}: the vectors have {delta.attributes['dimension']} dimensions, the index has {previous.attributes['dimension']}. "
+            "Encode the changes with the document tower of the index's own release."
+        )
     if wanted != given:
         raise ArtifactError(f"{wanted:,} documents were added or changed, but vectors of {given:,} are given. Encode the changes again.")
     if delta is not None:
