@@ -1,7 +1,9 @@
 """Where the shards of a corpus are encoded: in this process, in processes of this machine, or on a Dask cluster.
 
-Each shard is a Prefect task of its own in the last two. Prefect's process pool gives up all its shards when one of its processes dies,
-so every worker is a pool of one process: a killed one costs the shard it had in hand, which is tried again in a fresh process.
+Inside a flow each shard is a Prefect task of its own. Prefect's own process pool (ProcessPoolTaskRunner) is not used: it is one pool, so
+a process that dies breaks the shards of all others too, and leaves their task runs as running for ever; and each of its processes runs
+Prefect's engine. Here every worker is a pool of one process that knows nothing of Prefect: a killed one costs the shard it had in hand,
+which is tried again in a fresh process.
 """
 
 from __future__ import annotations
@@ -9,26 +11,24 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from multiprocessing import get_context
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
 
 from components.errors import ConfigError, ScalingNoteError
 from components.index.config import EncodingConfig
 from components.index.encode import Runner, ShardJob, encode_in_process, encode_shard_in_worker
 
-encode_shard_task = task(
-    name="encode_shard", task_run_name="encode_shard {number}", cache_policy=NO_CACHE, persist_result=False, log_prints=False
-)(encode_shard_in_worker)
+TASK: dict[str, Any] = {"name": "encode_shard", "task_run_name": "encode_shard {number}", "cache_policy": NO_CACHE, "persist_result": False}
 
 
 class WorkerLost(ScalingNoteError):
@@ -57,51 +57,62 @@ def runner_of(config: EncodingConfig) -> Runner:
     return partial(encode_on_dask, config)
 
 
-@dataclass(frozen=True)
-class Crew:
-    """Workers that take the shards of one job from the same heap."""
+class Worker:
+    """A process that encodes one shard at a time, and is replaced when it dies."""
 
-    job: ShardJob
-    waiting: deque[int]
-    workers: int
-    attempts: int
+    def __init__(self, job: ShardJob, place: tuple[int, int], attempts: int) -> None:
+        """`place`: the worker's number, and how many there are."""
+        self._job, self._place, self._attempts = job, place, attempts
+        self._pool = self._fresh()
+
+    def encode(self, number: int) -> int:
+        """Encode shard `number`; raises WorkerLost, or what the shard raised."""
+        for attempt in range(1, self._attempts + 1):
+            try:
+                return self._pool.submit(encode_shard_in_worker, self._job, number).result()
+            except BrokenProcessPool:
+                self.close()
+                print(f"[encode_corpus] the process of shard {number} died in attempt {attempt} of {self._attempts}", flush=True)
+                self._pool = self._fresh()
+        raise WorkerLost.of(number, self._attempts)
+
+    def close(self) -> None:
+        """End the process."""
+        self._pool.shutdown()
+
+    def _fresh(self) -> ProcessPoolExecutor:
+        # A forked process would hang in torch, whose threads are not forked with it. The process itself starts with its first shard.
+        return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=prepare_worker, initargs=self._place)
 
 
 def encode_in_processes(config: EncodingConfig, job: ShardJob, numbers: Sequence[int]) -> None:
     """Encode the shards `numbers` in `config.workers` processes; raises WorkerLost, or what a shard raised, when the others are done."""
-    crew = Crew(job, deque(numbers), min(config.workers, len(numbers)), config.attempts)
-    with _shared_server(), ThreadPoolExecutor(crew.workers, "encoding") as threads:
-        served = [threads.submit(copy_context().run, _serve, crew, worker) for worker in range(crew.workers)]
+    count, waiting = min(config.workers, len(numbers)), deque(numbers)
+    with ThreadPoolExecutor(count, "encoding") as threads:
+        workers = [Worker(job, (place, count), config.attempts) for place in range(count)]
+        served = [threads.submit(copy_context().run, _serve, worker, waiting) for worker in workers]
         try:
             wait(served, return_when=FIRST_EXCEPTION)
         finally:
-            crew.waiting.clear()  # after a failure or an interruption nobody begins another shard
+            waiting.clear()  # after a failure or an interruption nobody begins another shard
     for done in served:
         done.result()
 
 
-def _serve(crew: Crew, worker: int) -> None:
-    """Encode shards as long as there are any, in a process of one's own that is replaced when it dies."""
-    from prefect.task_runners import ProcessPoolTaskRunner
-
-    number, died = _next(crew), 0
-    while number is not None:
-        with ProcessPoolTaskRunner(max_workers=1, initializer=prepare_worker, initargs=(worker, crew.workers)) as pool:
-            try:
-                while number is not None:
-                    pool.submit(encode_shard_task, {"job": crew.job, "number": number}).result()
-                    number, died = _next(crew), 0
-            except BrokenProcessPool:
-                died += 1
-                if died >= crew.attempts:
-                    raise WorkerLost.of(number or 0, died) from None
-                print(f"[encode_corpus] the process of shard {number} died; attempt {died + 1} of {crew.attempts}", flush=True)
-
-
-def _next(crew: Crew) -> int | None:
+def _serve(worker: Worker, waiting: deque[int]) -> None:
+    """Let `worker` encode shards as long as there are any."""
+    encode = task(**TASK)(worker.encode) if FlowRunContext.get() else worker.encode
     try:
-        return crew.waiting.popleft()
-    except IndexError:
+        while (number := _next(waiting)) is not None:
+            encode(number)
+    finally:
+        worker.close()
+
+
+def _next(waiting: deque[int]) -> int | None:
+    try:
+        return waiting.popleft()
+    except IndexError:  # asking for the length first would be one step too late, with other workers beside this one
         return None
 
 
@@ -113,10 +124,11 @@ def encode_on_dask(config: EncodingConfig, job: ShardJob, numbers: Sequence[int]
 
     # Dask counts the deaths it forgives, not the attempts.
     forgiving = dask.config.set({"distributed.scheduler.allowed-failures": config.attempts - 1})
-    with _shared_server(), forgiving, DaskTaskRunner(**_cluster(config)) as cluster:
+    encode = task(**TASK)(encode_shard_in_worker)
+    with forgiving, DaskTaskRunner(**_cluster(config)) as cluster:
         if not config.dask_address:
             cluster.client.register_plugin(_share_plugin(config.workers))
-        found = {number: cluster.submit(encode_shard_task, {"job": job, "number": number}) for number in numbers}
+        found = {number: cluster.submit(encode, {"job": job, "number": number}) for number in numbers}
         for number, future in found.items():
             try:
                 future.result()
@@ -128,14 +140,16 @@ def _cluster(config: EncodingConfig) -> dict[str, Any]:
     """How DaskTaskRunner finds its cluster; a local one has a worker a process, and no web page that would need a port."""
     if config.dask_address:
         return {"address": config.dask_address}
-    return {"cluster_kwargs": {"n_workers": config.workers, "threads_per_worker": 1, "dashboard_address": None}}
+    # Dask gives its workers one thread, if nobody says otherwise.
+    environment = {"PREFECT_API_URL": _server_address(), "OMP_NUM_THREADS": str(threads_of(config.workers))}
+    return {"cluster_kwargs": {"n_workers": config.workers, "threads_per_worker": 1, "dashboard_address": None, "env": environment}}
 
 
 def _share_plugin(workers: int) -> Any:
     """Makes every worker of a local cluster take its share when it starts, also one that replaces another."""
     from distributed import WorkerPlugin
 
-    class TakeShare(WorkerPlugin):  # type: ignore[misc]
+    class TakeShare(WorkerPlugin):
         def setup(self, worker: Any) -> None:
             take_share(int(worker.name), workers)
 
@@ -182,16 +196,13 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-@contextmanager
-def _shared_server() -> Iterator[None]:
-    """Workers report to the Prefect server that this process uses: without its address each would start a server of its own."""
+def _server_address() -> str:
+    """Where this process's Prefect server listens: without its address each Dask worker would start a server of its own."""
     from prefect.server.api.server import SubprocessASGIServer
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_URL
 
-    if PREFECT_API_URL.value():
-        yield
-        return
+    if address := PREFECT_API_URL.value():
+        return str(address)
     server = SubprocessASGIServer()
     server.start()
-    with temporary_settings({PREFECT_API_URL: server.api_url}):
-        yield
+    return server.api_url

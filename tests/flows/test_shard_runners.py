@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from prefect import flow
 
 from components.artifacts import DatasetArtifact, EncoderArtifact, VectorShards, file_sha256
 from components.errors import ConfigError, ModelError
@@ -27,11 +28,12 @@ from tests.flows.cli_world import at_home
 from tests.flows.shard_world import Words, words, write_documents
 
 needs_dask = pytest.mark.skipif(find_spec("prefect_dask") is None, reason="prefect-dask is not installed (extra dask)")
+RUNNERS = pytest.mark.parametrize("runner", ["process_pool", pytest.param("dask", marks=[needs_dask, pytest.mark.server])])
 DOCUMENTS, SHARD = 20, 4  # the word cheese stands in documents 2, 10 and 16 to 19: shards 0, 2 and 4
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Iterator[Path]:
+def prefect(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Iterator[Path]:
     with at_home(tmp_path_factory.mktemp("runners") / "home", mlflow_template) as home:
         (home / "prefect").mkdir()
         yield home
@@ -49,9 +51,8 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: file_sha256(path) for path in (folder / "out").iterdir()}
 
 
-@pytest.mark.server
-@pytest.mark.parametrize("runner", ["process_pool", pytest.param("dask", marks=needs_dask)])
-def test_a_killed_worker_costs_one_shard_and_the_result_is_that_of_one_process(server: Path, tmp_path: Path, runner: str) -> None:
+@RUNNERS
+def test_a_killed_worker_costs_one_shard_and_the_result_is_that_of_one_process(prefect: Path, tmp_path: Path, runner: str) -> None:
     here = encoded(tmp_path / "here", words(tmp_path / "calm"))
     encoder = words(tmp_path / "deadly", "death", 1)
     assert encoded(tmp_path / "there", encoder, runner).digest == here.digest
@@ -62,9 +63,8 @@ def test_a_killed_worker_costs_one_shard_and_the_result_is_that_of_one_process(s
     assert os.getpid() not in processes and 2 <= len(processes) <= 3
 
 
-@pytest.mark.server
-@pytest.mark.parametrize("runner", ["process_pool", pytest.param("dask", marks=needs_dask)])
-def test_a_shard_whose_workers_always_die_is_named_and_finished_shards_stay(server: Path, tmp_path: Path, runner: str) -> None:
+@RUNNERS
+def test_a_shard_whose_workers_always_die_is_named_and_finished_shards_stay(prefect: Path, tmp_path: Path, runner: str) -> None:
     with pytest.raises(WorkerLost, match=r"shard [024] died 2 times.*finished shards are kept"):
         encoded(tmp_path, words(tmp_path / "deadly", "death", 40), runner, attempts=2)
     finished = len(list((tmp_path / "out").glob("shard-*.json")))
@@ -73,14 +73,21 @@ def test_a_shard_whose_workers_always_die_is_named_and_finished_shards_stay(serv
     assert len(again.calls()) == 5 - finished
 
 
-@pytest.mark.server
-@pytest.mark.parametrize("runner", ["process_pool", pytest.param("dask", marks=needs_dask)])
-def test_what_fails_in_a_worker_is_said_as_it_is_and_not_tried_again(server: Path, tmp_path: Path, runner: str) -> None:
+@RUNNERS
+def test_what_fails_in_a_worker_is_said_as_it_is_and_not_tried_again(prefect: Path, tmp_path: Path, runner: str) -> None:
     with pytest.raises(ModelError, match="troubled"):
         encoded(tmp_path / "model", words(tmp_path / "a", "model", 40), runner)
     with pytest.raises(OSError) as caught:
         encoded(tmp_path / "disk", words(tmp_path / "b", "disk", 40), runner)
     assert is_disk_full(caught.value)
+
+
+@pytest.mark.server
+def test_in_a_flow_the_shards_are_encoded_alike(prefect: Path, tmp_path: Path) -> None:
+    encode = flow(persist_result=False)(lambda folder, encoder: encoded(folder, encoder, "process_pool"))
+    encoder = words(tmp_path / "deadly", "death", 1)
+    assert encode(tmp_path / "there", encoder).digest == encoded(tmp_path / "here", words(tmp_path / "calm")).digest
+    assert len(encoder.calls()) == 6
 
 
 def test_a_full_disk_keeps_the_finished_shards(tmp_path: Path) -> None:
