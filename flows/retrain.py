@@ -70,7 +70,7 @@ def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
 def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     """Refuse what would only fail after hours of training.
 
-    That is splits or sources without data, an impossible student or index, and a runner that is not installed.
+    That is splits without judgements, sources without queries, an impossible student or index, and a runner that is not installed.
     """
     from components.data.dataset import load_dataset
     from components.distillation.sources import check_sources

@@ -15,7 +15,7 @@ from components.errors import ArtifactError, SpaceMismatch
 from components.index.exact import BLOCK
 from components.index.kinds import is_exact
 from components.index.parts import INDEX_FILE, StoredPart, has_own_file, open_mapped, open_part, open_stored, read_parts
-from components.index.pieces import Piece, Settings, live_selector
+from components.index.pieces import Piece, Settings
 from components.index.refine import StoredVectors
 from components.index.rows import Rows, read_rows
 from components.index.template import read_faiss
@@ -126,7 +126,8 @@ def _sizes(merged: int, folder: Path, parts: Sequence[StoredPart]) -> list[int]:
 
 
 def _piece(index: Any, first: int, count: int, rows: Rows) -> Piece:
-    return Piece(index, first, selector=live_selector(first, count, rows.deleted))
+    mine = rows.deleted[(rows.deleted >= first) & (rows.deleted < first + count)]
+    return Piece(index, first, deleted=mine - first)
 
 
 def _open_first_layout(artifact: Artifact) -> Opened:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,38 +30,64 @@ class Settings:
 
 @dataclass(frozen=True)
 class Piece:
-    """A FAISS index over `rows` (row numbers, int64) or, when None, over the rows from `first` on; `selector` filters its numbers."""
+    """A FAISS index over `rows` (row numbers, int64) or, when None, over the rows from `first` on.
+
+    `deleted` are numbers in the index itself, which are never found.
+    """
 
     index: Any
     first: int = 0
     rows: NDArray[np.int64] | None = None
-    selector: Any | None = None
+    deleted: NDArray[np.int64] | None = None
 
     def search(self, vectors: NDArray[np.float32], depth: int, settings: Settings, lists: Lists | None) -> Found:
         """Scores, best first, and rows, (n, depth); -1 and -inf where fewer were found. `lists` are those to visit, if it has any."""
-        inner, parameters = inner_index(self.index), self._parameters(settings)
-        if lists is None:
-            scores, numbers = self.index.search(vectors, depth, params=parameters)
+        if lists is not None:
+            scores, numbers = _search_lists(inner_index(self.index), lists, depth, self._parameters(settings))
+        elif self._filters:
+            scores, numbers = self.index.search(vectors, depth, params=self._parameters(settings))
         else:
-            scores, numbers = _search_lists(inner, lists, depth, parameters)
+            scores, numbers = self._search_and_drop(vectors, depth)
         missing = numbers < 0
         rows = numbers + self.first if self.rows is None else self.rows[numbers]
         if missing.any():
             rows[missing], scores[missing] = -1, -np.inf
         return scores, rows
 
+    @cached_property
+    def _filters(self) -> bool:
+        import faiss
+
+        return not isinstance(inner_index(self.index), faiss.IndexPQ)
+
+    def _search_and_drop(self, vectors: NDArray[np.float32], depth: int) -> Found:
+        """For plain codes (PQ), which FAISS cannot filter: deleted ones are found, too, and dropped."""
+        gone = np.empty(0, np.int64) if self.deleted is None else self.deleted
+        scores, numbers = self.index.search(vectors, depth + len(gone))
+        dropped = np.isin(numbers, gone)
+        numbers[dropped], scores[dropped] = -1, -np.inf
+        return best_of([(scores, numbers)], depth)
+
+    @cached_property
+    def _selector(self) -> Any | None:
+        import faiss
+
+        if self.deleted is None or not len(self.deleted):
+            return None
+        live = np.ones(self.index.ntotal, bool)
+        live[self.deleted] = False
+        return faiss.IDSelectorBitmap(np.packbits(live, bitorder="little"))
+
     def _parameters(self, settings: Settings) -> Any | None:
         import faiss
 
-        inner = inner_index(self.index)
-        chosen: dict[str, Any] = {} if self.selector is None else {"sel": self.selector}
+        inner, chosen = inner_index(self.index), {} if self._selector is None else {"sel": self._selector}
         if isinstance(inner, faiss.IndexIVF):
             return faiss.SearchParametersIVF(nprobe=_visited(inner, settings), **chosen)
         if isinstance(inner, faiss.IndexHNSW):
-            chosen["efSearch"] = settings.ef_search or 16
-        kind = {faiss.IndexHNSW: faiss.SearchParametersHNSW, faiss.IndexPQ: faiss.SearchParametersPQ}
-        chosen_kind = next((value for base, value in kind.items() if isinstance(inner, base)), faiss.SearchParameters)
-        parameters = chosen_kind(**chosen) if chosen else None
+            parameters = faiss.SearchParametersHNSW(efSearch=settings.ef_search or 16, **chosen)
+        else:
+            parameters = faiss.SearchParameters(**chosen)
         return parameters if inner is self.index else faiss.SearchParametersPreTransform(index_params=parameters)
 
 
@@ -130,18 +157,6 @@ def best_of(found: Sequence[Found], depth: int) -> Found:
     scores, rows = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     best = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
     return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
-
-
-def live_selector(first: int, rows: int, deleted: NDArray[np.int64]) -> Any | None:
-    """A FAISS filter that lets rows `first` to first + rows - 1 pass, numbered from 0, but for the deleted ones; None when all pass."""
-    import faiss
-
-    mine = deleted[(deleted >= first) & (deleted < first + rows)] - first
-    if not len(mine):
-        return None
-    live = np.ones(rows, bool)
-    live[mine] = False
-    return faiss.IDSelectorBitmap(np.packbits(live, bitorder="little"))
 
 
 def _times_four(value: int | None, most: int) -> int | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -69,11 +71,46 @@ class Rows:
         """Rows that are not deleted."""
         return len(self) - len(self.deleted)
 
+    def row_of(self, doc_id: str) -> int | None:
+        """The row of a document that is not deleted; None when there is none."""
+        place = bisect_left(self._by_id, doc_id, key=lambda row: self.doc_ids[int(row)])
+        for row in self._by_id[place:].tolist():
+            if self.doc_ids[row] != doc_id:
+                return None
+            if row not in self.deleted:  # the former content of a document that was changed stands under the same id
+                return row
+        return None
+
+    @cached_property
+    def _by_id(self) -> NDArray[np.int64]:
+        """Row numbers in the order of the ids."""
+        return np.argsort(self.order)
+
     @classmethod
     def of(cls, doc_ids: Sequence[str]) -> Rows:
         """Rows of documents that are in memory, none deleted."""
         ids = DocIds.of(doc_ids)
         return cls(ids, places(ids.column), np.empty(0, np.int64))
+
+
+class Titles(Mapping[str, str]):
+    """Titles of documents by id, for people to read, looked up one at a time; empty for an index that keeps none."""
+
+    def __init__(self, rows: Rows, column: pa.ChunkedArray | None) -> None:
+        self._rows, self._column = rows, column
+
+    def __getitem__(self, doc_id: str) -> str:
+        row = None if self._column is None else self._rows.row_of(doc_id)
+        if row is None or self._column is None:
+            raise KeyError(doc_id)
+        return str(self._column[row].as_py())
+
+    def __len__(self) -> int:
+        return 0 if self._column is None else self._rows.live
+
+    def __iter__(self) -> Iterator[str]:
+        rows = np.arange(len(self._rows) if self._column is not None else 0)
+        return (self._rows.doc_ids[row] for row in np.setdiff1d(rows, self._rows.deleted, assume_unique=True).tolist())
 
 
 def places(doc_ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
@@ -108,6 +145,12 @@ def read_table(folder: Path, columns: Sequence[str]) -> pa.Table:
 
     table = pq.ParquetFile(folder / IDS_FILE)
     return table.read(columns=[name for name in columns if name in table.schema_arrow.names])
+
+
+def read_titles(folder: Path, rows: Rows) -> Titles:
+    """The titles of the index in `folder`, whose rows are `rows`."""
+    table = read_table(folder, ("title",))
+    return Titles(rows, table["title"] if "title" in table.column_names else None)
 
 
 def write_rows(folder: Path, table: pa.Table, titles: Mapping[str, str] | None = None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from components.artifacts import Artifact, digest_of, verify
 from components.errors import DataError
+from components.index.rows import read_rows, read_table
 from components.promotion.approval import claimed_approval, find_version
 from components.promotion.references import resolve
 from components.promotion.release import LineageNode, ReleaseManifest, load_release
@@ -16,8 +17,8 @@ from components.promotion.standing import candidate_model, release_model
 from components.tracking import labels, registry
 from components.tracking import records as record_store
 
-IDS_FILE = "doc_ids.parquet"
 SHARD_FILE = "vectors-{:05d}.parquet"
+PART_FILE = "part-{:05d}.vectors.npy"
 
 
 @dataclass(frozen=True)
@@ -73,20 +74,15 @@ def trace_document(name: str, ref: str, doc_id: str) -> Trace:
 
 
 def find_document(index_folder: Path, doc_id: str) -> dict[str, Any]:
-    """Row, shard file and content hash of a document; raises DataError when the index does not hold it."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(index_folder / IDS_FILE, columns=["doc_id", "content_hash", "shard"])
-    row = pc.index(table["doc_id"], doc_id).as_py()
-    if row < 0:
-        raise DataError(f"The index of this release has no document '{doc_id}'; it holds {table.num_rows:,} others. Check the id.")
-    shard = table["shard"][row].as_py()
-    return {
-        "row": row,
-        "shard": SHARD_FILE.format(shard) if isinstance(shard, int) else shard,
-        "content_hash": table["content_hash"][row].as_py(),
-    }
+    """Row, file of the stored vector and content hash of a document; raises DataError when the index does not hold it."""
+    rows = read_rows(index_folder)
+    row = rows.row_of(doc_id)
+    if row is None:
+        raise DataError(f"The index of this release has no document '{doc_id}'; it holds {rows.live:,} others. Check the id.")
+    found = read_table(index_folder, ("content_hash", "part", "shard")).slice(row, 1).to_pylist()[0]
+    # Indexes of the first layout keep no vectors of their own, but name the shard of the encoding.
+    where = {"shard": SHARD_FILE.format(found["shard"])} if "shard" in found else {"part": PART_FILE.format(found["part"])}
+    return {"row": row, **where, "content_hash": found["content_hash"]}
 
 
 def _open(model: str, version: int) -> tuple[Artifact, ReleaseManifest]:

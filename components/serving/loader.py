@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from components.artifacts import verify
 from components.distillation.student import load_student
 from components.errors import ArtifactError
 from components.index.config import IndexConfig
+from components.index.rows import read_titles
 from components.promotion.baseline import record_of
 from components.promotion.references import resolve
 from components.promotion.release import Pin, ReleaseManifest, load_release
@@ -25,7 +27,7 @@ class Opened(NamedTuple):
     version: int
     manifest: ReleaseManifest
     retriever: Retriever
-    titles: dict[str, str]
+    titles: Mapping[str, str]
 
 
 def open_release(name: str, ref: str) -> Opened:
@@ -39,7 +41,8 @@ def open_release(name: str, ref: str) -> Opened:
     verify(folder, promoted_digest(name, model, version))
     manifest = load_release(folder)
     retriever = open_retriever(manifest)
-    return Opened(model, version, manifest, retriever, read_titles(registry_folder(manifest.pins.index)))
+    titles = read_titles(registry_folder(manifest.pins.index), retriever.index.rows)
+    return Opened(model, version, manifest, retriever, titles)
 
 
 def promoted_digest(name: str, model: str, version: int) -> str | None:
@@ -66,13 +69,3 @@ def open_retriever(manifest: ReleaseManifest) -> Retriever:
 def registry_folder(pin: Pin) -> Path:
     """Folder of the artifact a pin names."""
     return registry.artifact_folder(pin.model, pin.version)
-
-
-def read_titles(index_folder: Path) -> dict[str, str]:
-    """Titles of the documents by id, for people to read; empty for an index that keeps none."""
-    from components.index.rows import read_table
-
-    table = read_table(index_folder, ("doc_id", "title"))
-    if "title" not in table.column_names:
-        return {}
-    return dict(zip(table["doc_id"].to_pylist(), table["title"].to_pylist(), strict=True))

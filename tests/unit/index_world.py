@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from components.artifacts import IndexArtifact, VectorShards, seal
 from components.index.build import build_index
 from components.index.config import IndexConfig
-from components.index.shards import ShardRows, write_shard
+from components.index.rows import write_deleted
+from components.index.shards import ShardKeys, write_shard
 
 SPACE = "a" * 64
 DIMENSION = 16
@@ -31,18 +32,18 @@ def ids_of(rows: int) -> list[str]:
     return [f"d{(i * 7919) % rows:05d}" if rows % 7919 else f"d{i:05d}" for i in range(rows)]
 
 
-def shards_of(folder: Path, vectors: NDArray[np.float32], sizes: Sequence[int], space_id: str = SPACE) -> VectorShards:
+def shards_of(folder: Path, vectors: NDArray[np.float32], sizes: Sequence[int], doc_ids: Sequence[str] = ()) -> VectorShards:
     """The vectors as an artifact of shards of these sizes, the last holding the rest."""
     folder.mkdir(parents=True)
-    ids, starts = ids_of(len(vectors)), [0, *np.cumsum(sizes), len(vectors)]
+    ids, starts = list(doc_ids) or ids_of(len(vectors)), [0, *np.cumsum(sizes), len(vectors)]
     count = 0
     for first, last in pairwise(starts):
         if first < last:
-            rows = ShardRows(count, ids[first:last], [f"h{i}" for i in ids[first:last]], [""] * (last - first))
-            write_shard(folder, rows, vectors[first:last], space_id)
+            keys = ShardKeys(count, ids[first:last], [f"h{i}" for i in ids[first:last]])
+            write_shard(folder, keys, vectors[first:last], SPACE)
             count += 1
     counts = {"documents": len(vectors), "shards": count}
-    made = seal(folder, "vectors", counts=counts, attributes={"space_id": space_id, "dimension": vectors.shape[1]})
+    made = seal(folder, "vectors", counts=counts, attributes={"space_id": SPACE, "dimension": vectors.shape[1]})
     return VectorShards(**made.model_dump())
 
 
@@ -59,3 +60,17 @@ def exact_ids(vectors: NDArray[np.float32], queries: NDArray[np.float32], k: int
     ids = ids_of(len(vectors))
     scores = np.round(queries @ stored.T, 6)
     return [[ids[row] for row in sorted(range(len(ids)), key=lambda row: (-line[row], ids[row]))[:k]] for line in scores]
+
+
+def sealed_again(artifact: IndexArtifact, **changes: object) -> IndexArtifact:
+    """The same folder, sealed after a change of its files, with other attributes or counts."""
+    values = artifact.model_dump()
+    counts = {name: changes.pop(name, value) for name, value in values["counts"].items()}
+    made = seal(artifact.path, "index", counts=counts, parents=values["parents"], attributes={**values["attributes"], **changes})
+    return IndexArtifact(**made.model_dump())
+
+
+def without(artifact: IndexArtifact, rows: Sequence[int]) -> IndexArtifact:
+    """The index with some rows deleted."""
+    write_deleted(artifact.path, np.array(rows, np.int64))
+    return sealed_again(artifact, deleted=len(rows), documents=artifact.counts["rows"] - len(rows))

@@ -10,7 +10,7 @@ import pytest
 from components.artifacts import DatasetArtifact
 from components.data.config import DataConfig
 from components.data.dataset import snapshot
-from components.errors import DataError, ModelError
+from components.errors import ConfigError, DataError, ModelError
 from components.promotion.gates import GateDecision
 from components.tracking.registry import RegisteredVersion
 from flows.config import RetrainConfig, load_config
@@ -46,6 +46,12 @@ def test_a_share_of_queries_that_are_not_there_is_refused(dataset: DatasetArtifa
 def test_layers_that_do_not_exist_are_refused(dataset: DatasetArtifact) -> None:
     with pytest.raises(ModelError, match="layers"):
         require_usable(config(distillation__layers=[0, 7]), dataset)
+
+
+@pytest.mark.parametrize(("key", "words"), [("HNWS32", "FAISS does not know the key"), ("IVF4096,Flat", "4,096 lists, but only")])
+def test_an_index_that_cannot_be_made_is_refused(dataset: DatasetArtifact, key: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        require_usable(config(index__index_key=key), dataset)
 
 
 def test_the_candidates_page_shows_the_shift_as_it_is() -> None:

@@ -9,11 +9,13 @@ import pytest
 
 from components.artifacts import IndexArtifact, VectorShards, open_artifact
 from components.errors import ArtifactError, SpaceMismatch
-from components.index.build import IDS_FILE, INDEX_FILE, build_index
+from components.index.build import build_index
 from components.index.config import EncodingConfig, IndexConfig
 from components.index.encode import encode_corpus
+from components.index.rows import IDS_FILE
 from components.index.search import index_in_memory, load_index
 from tests.encoders import WordEncoder, dataset_of
+from tests.unit.index_world import clustered, shards_of
 
 DOCUMENTS = {"d1": "apple", "d2": "apple bread", "d3": "bread cheese", "d0": "apple", "d5": "stone"}
 
@@ -32,17 +34,34 @@ def index_of(tmp_path: Path) -> IndexArtifact:
 def test_the_index_records_its_space_origin_and_rows(tmp_path: Path) -> None:
     artifact = index_of(tmp_path)
     table = pq.read_table(artifact.path / IDS_FILE)
-    assert table.column_names == ["doc_id", "content_hash", "shard"]
+    assert table.column_names == ["doc_id", "content_hash", "part", "order"]
     assert table.column("doc_id").to_pylist() == list(DOCUMENTS)
-    assert table.column("shard").to_pylist() == [0, 0, 1, 1, 2]
+    assert table.column("part").to_pylist() == [0, 0, 0, 0, 0]
+    assert table.column("order").to_pylist() == [1, 2, 3, 0, 4]
     assert artifact.attributes == {
         "space_id": WordEncoder().space_id,
         "index_key": "Flat",
+        "asked_key": "auto",
         "dimension": 9,
+        "layout_version": 2,
+        "layout": "merged",
+        "template_digest": None,
+        "refine": "fp16",
         "faiss_version": faiss.__version__,
+        "nprobe": None,
+        "ef_search": None,
+        "refine_factor": None,
+        "ann_recall": 1.0,
+        "ann_recall_at": None,
+        "tuned_on": None,
+        "tuning_queries": 0,
+        "tuned_documents": 5,
+        "imbalance": None,
+        "centroid_distance": None,
     }
     assert set(artifact.parents) == {"vectors"}
-    assert artifact.counts == {"documents": 5, "shards": 3}
+    assert artifact.counts == {"documents": 5, "rows": 5, "deleted": 0, "parts": 1}
+    assert {path.name for path in artifact.path.iterdir()} == {IDS_FILE, "manifest.json", "part-00000.json", "part-00000.vectors.npy"}
 
 
 def test_building_again_over_leftovers_gives_the_same_digest(tmp_path: Path) -> None:
@@ -94,7 +113,7 @@ def test_a_foreign_space_is_refused_by_name(tmp_path: Path) -> None:
         load_index(index_of(tmp_path).path, "f" * 64)
 
 
-@pytest.mark.parametrize("name", [INDEX_FILE, IDS_FILE])
+@pytest.mark.parametrize("name", ["part-00000.vectors.npy", IDS_FILE])
 def test_a_changed_byte_is_found(tmp_path: Path, name: str) -> None:
     path = index_of(tmp_path).path / name
     content = bytearray(path.read_bytes())
@@ -121,12 +140,8 @@ def test_changed_vectors_and_repeated_ids_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(ArtifactError, match="was changed"):
         build_index(vectors, IndexConfig(), tmp_path)
-    dataset = dataset_of(DOCUMENTS, {}, [])
-    dataset.documents.loc[1, "doc_id"] = "d1"
-    folder = tmp_path / "twice"
-    folder.mkdir()
-    twice = encode_corpus(WordEncoder("document"), dataset, {}, EncodingConfig(), folder)
-    with pytest.raises(ArtifactError, match="more than once, the first is 'd1'"):
+    twice = shards_of(tmp_path / "twice", clustered(4), [2], ["d0", "d1", "d2", "d1"])
+    with pytest.raises(ArtifactError, match="1 document ids occur more than once, the first is 'd1'"):
         build_index(twice, IndexConfig(), tmp_path)
 
 

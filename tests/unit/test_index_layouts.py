@@ -1,0 +1,103 @@
+"""Approximate indexes, merged or in parts: the same answers either way, deleted rows never among them."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from components.index.config import IndexConfig
+from components.index.pieces import Settings
+from components.index.search import VectorIndex, index_in_memory, load_index
+from components.index.shards import read_vectors
+from tests.unit.index_world import SPACE, built, clustered, exact_ids, ids_of, shards_of, without
+
+QUERIES = clustered(8, seed=3)
+KEYS = ("Flat", "IVF8,Flat", "IVF8,SQ8", "IVF8,PQ4x4fs", "IVF8,PQ4x4fsr", "IVF16(RCQ2x2),PQ4x4fsr", "PCA8,IVF4,PQ4x4fs", "SQ8", "PQ4x4")
+
+
+def opened(folder: Path, vectors: object, deleted: list[int], **changes: object) -> VectorIndex:
+    config = IndexConfig(recall_at=10, part_size=120, **changes)  # type: ignore[arg-type]
+    artifact = built(folder, vectors, config, QUERIES)  # type: ignore[arg-type]
+    return load_index((without(artifact, deleted) if deleted else artifact).path, SPACE, check="sizes")
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    key=st.sampled_from(KEYS),
+    sizes=st.lists(st.integers(1, 150), min_size=1, max_size=4),
+    share=st.sampled_from([0.0, 0.05, 0.5]),
+    refine=st.sampled_from(["fp16", "int8", "none"]),
+    seed=st.integers(0, 5),
+)
+def test_merged_and_in_parts_the_answers_are_the_same(key: str, sizes: list[int], share: float, refine: str, seed: int) -> None:
+    data = clustered(500, seed)
+    data[250:] = data[:250]  # every document twice: ties everywhere
+    deleted = np.random.default_rng(seed).permutation(500)[: int(500 * share)].tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        vectors = shards_of(Path(folder) / "vectors", data, sizes)
+        merged, parts = (
+            opened(Path(folder) / layout, vectors, deleted, index_key=key, refine=refine, layout=layout) for layout in ("merged", "shards")
+        )
+        assert merged.settings == parts.settings
+        for narrow in (merged.settings, replace(merged.settings, nprobe=1, refine_factor=merged.settings.refine_factor and 1)):
+            here, there = (replace(index, settings=narrow) for index in (merged, parts))
+            for k in (1, 7, 40):
+                scores, ids = here.search(QUERIES, k)
+                assert ids == there.search(QUERIES, k)[1]
+                np.testing.assert_array_equal(scores, there.search(QUERIES, k)[0])
+                assert ids == [here.search(QUERIES[i : i + 1], k)[1][0] for i in range(len(QUERIES))]
+                assert not {ids_of(500)[row] for row in deleted} & {found for line in ids for found in line}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_widest_search_is_exact_search(tmp_path: Path, key: str) -> None:
+    data = clustered(300)
+    index = opened(tmp_path / "index", shards_of(tmp_path / "vectors", data, [70, 70, 70]), [], index_key=key, layout="shards")
+    widest = replace(index, settings=Settings(10_000, None, None if index.flat else 30))
+    expected = exact_ids(data, QUERIES, 10)
+    assert widest.search(QUERIES, 10)[1] == expected
+    assert index.exact(QUERIES, 10)[1] == expected
+    np.testing.assert_allclose(widest.search(QUERIES, 10)[0], index.exact(QUERIES, 10)[0], atol=2e-6)
+
+
+def test_exact_search_answers_as_one_over_the_same_vectors_in_memory(tmp_path: Path) -> None:
+    vectors = shards_of(tmp_path / "vectors", clustered(400), [90, 200])
+    memory = index_in_memory(read_vectors(vectors).vectors, ids_of(400), SPACE)
+    for layout in ("merged", "shards"):
+        index = opened(tmp_path / layout, vectors, [], layout=layout)
+        np.testing.assert_array_equal(index.search(QUERIES, 50)[0], memory.search(QUERIES, 50)[0])
+        assert index.search(QUERIES, 50)[1] == memory.search(QUERIES, 50)[1]
+
+
+@pytest.mark.parametrize("key", ["Flat", "IVF8,PQ4x4fsr", "HNSW8", "SQ8", "PQ4x4"])
+def test_more_are_asked_for_than_the_lists_in_reach_hold(tmp_path: Path, key: str) -> None:
+    index = opened(tmp_path / "index", shards_of(tmp_path / "vectors", clustered(300), []), [5, 17], index_key=key, nprobe=1)
+    scores, ids = index.search(QUERIES, 1000)
+    assert scores.shape == (8, 298) and np.isfinite(scores).all() and len(index) == 298
+    assert all(sorted(line) == sorted(set(ids_of(300)) - {ids_of(300)[5], ids_of(300)[17]}) for line in ids)
+
+
+def test_a_graph_in_parts_finds_what_its_parts_find(tmp_path: Path) -> None:
+    data = clustered(300)
+    index = opened(tmp_path / "index", shards_of(tmp_path / "vectors", data, [150]), [], index_key="HNSW8", layout="shards")
+    assert len(index.pieces) == 2
+    wide = replace(index, settings=Settings(None, 300, 4))
+    assert wide.search(QUERIES, 10)[1] == exact_ids(data, QUERIES, 10)
+
+
+@pytest.mark.parametrize(("refine", "suffixes"), [("fp16", {".json", ".npy"}), ("int8", {".json", ".npy"}), ("none", {".json"})])
+def test_what_is_stored(tmp_path: Path, refine: str, suffixes: set[str]) -> None:
+    vectors = shards_of(tmp_path / "vectors", clustered(300), [150])
+    index = opened(tmp_path / "index", vectors, [], index_key="IVF8,SQ8", refine=refine)
+    assert {path.suffix for path in (tmp_path / "index").glob("part-*")} == suffixes
+    assert index.has_vectors is (refine != "none")
+    assert index.settings.refine_factor is None if refine == "none" else index.settings.refine_factor
+    if refine != "none":
+        stored = np.load(tmp_path / "index" / "part-00000.vectors.npy")
+        assert (stored.dtype, stored.shape) == (np.float16 if refine == "fp16" else np.int8, (150, 16))

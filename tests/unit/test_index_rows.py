@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from components.index.rows import DocIds, Rows, read_rows, read_titles, write_deleted, write_rows
+from components.promotion.trace import find_document
+
+# The document b was changed: its former content stands in row 1, which is deleted.
+IDS = ["d", "b", "a", "é", "b"]
+TITLES = {"d": "Dates", "b": "Bread", "a": "Apple", "é": "Éclair"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    table = pa.table({"doc_id": IDS, "content_hash": [f"h{i}" for i in range(5)], "part": [0, 0, 0, 1, 1]})
+    write_rows(tmp_path, table, TITLES)
+    write_deleted(tmp_path, np.array([1]))
+    return tmp_path
+
+
+def test_order_is_the_place_of_each_id_among_the_sorted_ones(folder: Path) -> None:
+    rows = read_rows(folder)
+    assert [IDS[row] for row in np.argsort(rows.order)] == sorted(IDS)
+    assert (rows.order.dtype, len(rows), rows.live) == (np.int32, 5, 4)
+    assert list(rows.doc_ids) == IDS
+
+
+def test_a_document_is_found_in_the_row_that_is_not_deleted(folder: Path) -> None:
+    rows = read_rows(folder)
+    assert [rows.row_of(doc_id) for doc_id in ("d", "b", "a", "é", "c", "zz", "")] == [0, 4, 2, 3, None, None, None]
+    assert find_document(folder, "b") == {"row": 4, "part": "part-00001.vectors.npy", "content_hash": "h4"}
+
+
+def test_titles_are_looked_up_by_id(folder: Path) -> None:
+    titles = read_titles(folder, read_rows(folder))
+    assert titles["b"] == "Bread" and titles.get("é") == "Éclair" and titles.get("zz", "none") == "none"
+    assert dict(titles) == TITLES and len(titles) == 4
+
+
+def test_an_index_without_titles_has_none(tmp_path: Path) -> None:
+    write_rows(tmp_path, pa.table({"doc_id": ["a"], "content_hash": ["h"], "part": [0]}))
+    titles = read_titles(tmp_path, read_rows(tmp_path))
+    assert dict(titles) == {} and titles.get("a", "") == "" and len(titles) == 0
+
+
+def test_titles_of_a_table_are_kept(tmp_path: Path) -> None:
+    write_rows(tmp_path, pa.table({"doc_id": ["a"], "content_hash": ["h"], "part": [0], "title": ["Apple"]}))
+    assert read_titles(tmp_path, read_rows(tmp_path))["a"] == "Apple"
+
+
+def test_ids_are_taken_row_by_row_of_a_matrix() -> None:
+    ids = DocIds.of(["a", "b", "c"])
+    assert ids.take(np.array([[2, 0], [1, 1]])) == [["c", "a"], ["b", "b"]]
+    assert ids.take(np.empty((2, 0), np.int64)) == [[], []]
+    assert (ids[1], list(ids[1:]), len(ids)) == ("b", ["b", "c"], 3)
+    assert Rows.of(["b", "a"]).order.tolist() == [1, 0]
