@@ -158,6 +158,18 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path} is not valid JSON ({error}); remove its folder and run the step again.") from None
 
 
+def read_versioned(path: Path, newest: int) -> Any:
+    """Read a JSON file that states its `schema_version`; raises ArtifactError when that is above `newest`, as `read_json` besides.
+
+    An older version, or none, is left to the reader: its fields have defaults for what was added since.
+    """
+    raw = read_json(path)
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > newest:
+        raise ArtifactError(f"{path} has schema version {version}; this program reads up to {newest}. Update scalingnote.")
+    return raw
+
+
 def seal(
     folder: Path,
     kind: str,
@@ -184,12 +196,7 @@ def seal(
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of `folder`; raises ArtifactError when it is missing, broken or of a newer schema."""
-    raw = read_json(folder / MANIFEST)
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{folder / MANIFEST} has schema version {version}; this program reads up to {SCHEMA_VERSION}. Update scalingnote."
-        )
+    raw = read_versioned(folder / MANIFEST, SCHEMA_VERSION)
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, EvalReport, VectorShards
+from components.index.config import EncodingConfig
 from flows.config import RetrainConfig
 from flows.steps import Step
 
@@ -46,7 +47,7 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
 
 
 def vectors_step(config: RetrainConfig, dataset: DatasetArtifact, document_tower: EncoderArtifact) -> Step:
-    """Encode the corpus in shards, where `config.encoding` says; its key does not hold what changes no vector, as the runner."""
+    """Encode the corpus in shards, where `config.encoding` says."""
     encoding = config.encoding
 
     def make(folder: Path) -> Artifact:
@@ -55,12 +56,16 @@ def vectors_step(config: RetrainConfig, dataset: DatasetArtifact, document_tower
         from flows.encoding import runner_of
 
         documents = StoredDocuments(dataset.path / "documents.parquet", encoding.shard_size)
-        job = ShardJob(StoredTower(document_tower.path), documents, encoding.tokens_per_batch, folder)
+        job = ShardJob(StoredTower(document_tower.path, config.index.probe_tolerance), documents, encoding.tokens_per_batch, folder)
         return encode_shards(job, {"dataset": dataset.digest, "document_tower": document_tower.digest}, runner_of(encoding))
 
     inputs = {"dataset": dataset, "document_tower": document_tower}
-    settings = encoding.model_dump(include={"tokens_per_batch", "shard_size"})
-    return Step("encode_corpus", ("index", "towers"), make, inputs, settings)
+    return Step("encode_corpus", ("index", "towers"), make, inputs, encoding_key(encoding))
+
+
+def encoding_key(encoding: EncodingConfig) -> dict[str, Any]:
+    """The settings in the key of what is encoded: not those that change no vector, as the runner."""
+    return encoding.model_dump(include={"tokens_per_batch", "shard_size"})
 
 
 def index_step(config: RetrainConfig, vectors: VectorShards, dataset: DatasetArtifact, targets: Artifact | None = None) -> Step:
@@ -142,7 +147,7 @@ def student_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
         tower = inputs["query_tower"].path if "query_tower" in inputs else None
         check_student(config.distillation, index.dimension, tower)
         dataset, targets = load_dataset(inputs["dataset"].path), inputs["targets"].path
-        stored = None if "vectors" in inputs else vectors_of(inputs["index"].path, dataset.documents["doc_id"].tolist())
+        stored = None if "vectors" in inputs else vectors_of(index, dataset.documents["doc_id"].tolist())
         unit = read_vectors(inputs["vectors"]).vectors if stored is None else stored
         documents = DocumentSide(unit, space_id, lambda vectors, k: index.search(vectors, k)[1])
         data = distillation_data(dataset, targets, documents, config.distillation, tower)

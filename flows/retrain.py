@@ -70,20 +70,23 @@ def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
 def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     """Refuse what would only fail after hours of training.
 
-    That is splits without judgements, sources without queries, an impossible student or index, and a runner that is not installed.
+    Splits without judgements, sources without queries, a student that cannot be made, an index that FAISS does not know, that needs more
+    documents than there are, or that its gate could only refuse, a runner that is not installed.
     """
     from components.data.dataset import load_dataset
     from components.distillation.sources import check_sources
     from components.distillation.student import check_before_towers, shape_of
     from components.evaluation.summarize import require_judged
     from components.index.kinds import usable_key
+    from components.promotion.attainable import require_attainable
     from flows.encoding import runner_of
 
     data = load_dataset(dataset.path)
     require_judged(data, (config.evaluation.split, *config.evaluation.extra_splits))
     check_sources(data, config.distillation)
     check_before_towers(config.distillation, config.towers)
-    usable_key(config.index, len(data.documents), config.towers.dimension or shape_of(config.towers.base_model).width)
+    key = usable_key(config.index, len(data.documents), config.towers.dimension or shape_of(config.towers.base_model).width)
+    require_attainable(config.policy, config.index, key)
     runner_of(config.encoding)
 
 

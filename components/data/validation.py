@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from components.artifacts import Artifact, DatasetArtifact, Scalar, file_sha256, read_json, seal, write_atomic, write_json
+from components.artifacts import Artifact, DatasetArtifact, Scalar, file_sha256, read_versioned, seal, write_atomic, write_json
 from components.data.compiler import compile_suite
 from components.data.contracts import load_contracts
 from components.data.dataset import Dataset, load_dataset
 from components.data.helper_columns import forget_texts, with_helper_columns
 from components.data.report_html import render
 from components.data.rules import Contract, Rule
-from components.data.validation_report import ContractUsed, Offender, RuleResult, ValidationReport, requirement
+from components.data.validation_report import SCHEMA_VERSION, ContractUsed, Offender, RuleResult, ValidationReport, requirement
 from components.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
@@ -61,10 +61,10 @@ def validate(dataset: DatasetArtifact, contracts: Path, folder: Path) -> Artifac
 
 
 def load_report(validation: Artifact | Path) -> ValidationReport:
-    """The report of a validation artifact; raises ArtifactError when it cannot be read."""
+    """The report of a validation artifact; raises ArtifactError when it cannot be read or is of a newer schema."""
     path = (validation if isinstance(validation, Path) else validation.path) / REPORT_JSON
     try:
-        return ValidationReport.model_validate(read_json(path))
+        return ValidationReport.model_validate(read_versioned(path, SCHEMA_VERSION))
     except ValidationError as error:
         raise ArtifactError(f"{path} is not a validation report ({error.errors()[0]['msg']}). Run the validation again.") from None
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.artifacts import EvalReport, seal
+from components.evaluation.ann import AnnMeasured, measure_ann
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.latency import measure_speed
 from components.evaluation.metrics import Ranking, per_query_metrics
@@ -43,21 +44,24 @@ def evaluate(
     """Measure every system on the judged queries of `config.split` and `config.extra_splits` and write the report into `folder`.
 
     Names with a meaning: bm25, student_untrained, teacher, student. Speed is measured when `teacher` and `student` are both a
-    `DenseRanker`. Writes report.json, per_query.parquet and `<system>.trec`, for extra splits per_query_extra.parquet and
-    `<split>.<system>.trec`; raises DataError when nothing is judged in a split.
+    `DenseRanker`, the recall of the student's index when `student` is one. Writes report.json, per_query.parquet, ann.parquet and
+    `<system>.trec`, for extra splits per_query_extra.parquet and `<split>.<system>.trec`; raises DataError when nothing is judged in
+    a split.
     """
     require_judged(dataset, (config.split, *config.extra_splits))
     _remove_leftovers(folder)
     main = _measure(systems, judged_split(dataset, config.split), config.depth, f"{folder}/")
     extra = {s: _measure(systems, judged_split(dataset, s), config.depth, f"{folder}/{s}.") for s in config.extra_splits}
+    ann = _ann(systems, main, config)
     summary = summarize(main.per_query, main.judged, len(dataset.documents), config).model_copy(
         update={
             "extra": {split: summarize_extra(found.per_query, found.judged, config) for split, found in extra.items()},
             "health": {name: _health(vectors) for name, vectors in main.vectors.items() if len(vectors) > 1},
             "speed": _speed(systems, main.judged, config),
+            "ann": ann.summary if ann else None,
         }
     )
-    write_report(folder, summary, main.per_query, _joined(extra))
+    write_report(folder, summary, main.per_query, _joined(extra), ann.per_query if ann else None)
     artifact = seal(
         folder,
         "evaluation",
@@ -114,3 +118,11 @@ def _speed(systems: Mapping[str, Ranker], judged: JudgedSplit, config: Evaluatio
     if not isinstance(teacher, DenseRanker) or not isinstance(student, DenseRanker):
         return None
     return measure_speed(teacher, student, judged.texts, config)
+
+
+def _ann(systems: Mapping[str, Ranker], main: _Measured, config: EvaluationConfig) -> AnnMeasured | None:
+    student = systems.get("student")
+    if not isinstance(student, DenseRanker) or not student.index.has_vectors:
+        return None
+    own = main.per_query[main.per_query["system"] == "student"]
+    return measure_ann(student.index, main.vectors["student"], main.judged, own, config)

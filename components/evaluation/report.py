@@ -1,6 +1,7 @@
 """The report of an evaluation: its summary (`report.json`) and every metric of every query (`per_query.parquet`).
 
-Extra splits have their values in `per_query_extra.parquet`, so that whoever reads the main split never mixes them up.
+Extra splits have their values in `per_query_extra.parquet`, and the index's recall against exact search lies in `ann.parquet`, so that
+whoever reads the main split never mixes them up.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from components.artifacts import read_json, write_atomic, write_json
+from components.artifacts import read_versioned, write_atomic, write_json
 from components.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ SCHEMA_VERSION = 1
 REPORT_FILE = "report.json"
 PER_QUERY_FILE = "per_query.parquet"
 EXTRA_FILE = "per_query_extra.parquet"
+ANN_FILE = "ann.parquet"
 
 
 class _Section(BaseModel):
@@ -84,11 +86,27 @@ class HealthSummary(_Section):
     queries: int
 
 
+class AnnSummary(_Section):
+    """The index against exact search on the same stored vectors, over `queries` of the student's query vectors.
+
+    `recall` and `intervals` by recall@10 and recall@100; `ndcg_lost` is the student's nDCG@10 by exact search minus that through the
+    index. It says nothing about the models: see `components.evaluation.ann`.
+    """
+
+    queries: int
+    documents: int
+    recall: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    ndcg_lost: float
+    ndcg_lost_interval: tuple[float, float]
+
+
 class Summary(_Section):
     """What was measured. Two summaries are comparable only when their `judgements_digest` is equal.
 
     `retention` is the student's mean over the teacher's; a metric in which the teacher has 0 is absent. `confidence` is that of every
-    two-sided interval. `extra` maps a split to its figures, `health` teacher and student to theirs; reports of older versions have none.
+    two-sided interval. `extra` maps a split to its figures, `health` teacher and student to theirs, `ann` is the index's recall; reports of
+    older versions have none of these.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -105,32 +123,32 @@ class Summary(_Section):
     speed: SpeedSummary | None
     extra: dict[str, ExtraSummary] = Field(default_factory=dict)
     health: dict[str, HealthSummary] = Field(default_factory=dict)
+    ann: AnnSummary | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A report that was read back. `per_query` has the columns query_id, system, metric, value."""
+    """A report that was read back. `per_query` has the columns query_id, system, metric, value; `ann` query_id, metric, value."""
 
     summary: Summary
     per_query: pd.DataFrame
+    ann: pd.DataFrame | None = None
 
 
-def write_report(folder: Path, summary: Summary, per_query: pd.DataFrame, extra: pd.DataFrame | None = None) -> None:
-    """Write all files, each atomically; `extra` has the columns of `per_query` and the split of each value."""
+def write_report(
+    folder: Path, summary: Summary, per_query: pd.DataFrame, extra: pd.DataFrame | None = None, ann: pd.DataFrame | None = None
+) -> None:
+    """Write all files, each atomically; `extra` has the columns of `per_query` and the split of each value, `ann` those of `Evaluation`."""
     write_atomic(folder / PER_QUERY_FILE, per_query.to_parquet(index=False))
-    if extra is not None:
-        write_atomic(folder / EXTRA_FILE, extra.to_parquet(index=False))
+    for name, table in ((EXTRA_FILE, extra), (ANN_FILE, ann)):
+        if table is not None:
+            write_atomic(folder / name, table.to_parquet(index=False))
     write_json(folder / REPORT_FILE, summary.model_dump(mode="json"))
 
 
 def load_summary(folder: Path) -> Summary:
     """The summary in `folder`; raises ArtifactError when it is missing, broken or of a newer schema."""
-    raw = read_json(folder / REPORT_FILE)
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{folder / REPORT_FILE} has schema version {version}; this program reads up to {SCHEMA_VERSION}. Update scalingnote."
-        )
+    raw = read_versioned(folder / REPORT_FILE, SCHEMA_VERSION)
     try:
         return Summary.model_validate(raw)
     except ValidationError as error:
@@ -140,12 +158,18 @@ def load_summary(folder: Path) -> Summary:
 
 
 def load_evaluation(folder: Path) -> Evaluation:
-    """Summary and values per query in `folder`; raises ArtifactError when either cannot be read. Does not verify digests."""
+    """Summary and values per query in `folder`; raises ArtifactError when one of them cannot be read. Does not verify digests."""
+    summary = load_summary(folder)
+    per_query = _read_table(folder / PER_QUERY_FILE, ["query_id", "system", "metric", "value"])
+    ann = None if summary.ann is None else _read_table(folder / ANN_FILE, ["query_id", "metric", "value"])
+    return Evaluation(summary, per_query, ann)
+
+
+def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     import pandas as pd
     import pyarrow as pa
 
-    summary = load_summary(folder)
     try:
-        return Evaluation(summary, pd.read_parquet(folder / PER_QUERY_FILE, columns=["query_id", "system", "metric", "value"]))
+        return pd.read_parquet(path, columns=columns)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise ArtifactError(f"{folder / PER_QUERY_FILE} cannot be read ({str(error).splitlines()[0]}). Evaluate again.") from None
+        raise ArtifactError(f"{path} cannot be read ({str(error).splitlines()[0]}). Evaluate again.") from None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from components.evaluation.baselines import DESCRIPTION
 from components.evaluation.metrics import METRICS, RETAINED
-from components.evaluation.report import Comparison, EncoderSpeed, ExtraSummary, SpeedSummary, Summary
+from components.evaluation.report import AnnSummary, Comparison, EncoderSpeed, ExtraSummary, SpeedSummary, Summary
 
 _TITLES = {"bm25": "BM25", "student_untrained": "untrained", "teacher": "teacher", "student": "student"}
 _METRIC_TITLES = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10"}
@@ -21,6 +21,7 @@ def render_table(summary: Summary) -> str:
         _comparisons(summary),
         _retention(summary),
         render_shift(summary),
+        _ann(summary.ann),
         _speed(summary.speed),
         _notes(summary),
     ]
@@ -99,6 +100,15 @@ def _health(summary: Summary) -> str:
     head = ["query vectors", "mean cosine", "effective rank", "queries"]
     rows = [[name, f"{h.mean_cosine:.3f}", f"{h.effective_rank:.1f}", f"{h.queries:,}"] for name, h in sorted(summary.health.items())]
     return _columns([head, *rows])
+
+
+def _ann(ann: AnnSummary | None) -> str:
+    if ann is None:
+        return ""
+    rows = [[_metric(metric), _cell(value, ann.intervals[metric])] for metric, value in sorted(ann.recall.items())]
+    low, high = ann.ndcg_lost_interval
+    rows.append(["nDCG@10 lost", f"{ann.ndcg_lost:+.3f} [{low:+.3f} {high:+.3f}]"])
+    return "Index against exact search on its own vectors\n" + _columns([[*row, f"{ann.queries:,} queries"] for row in rows])
 
 
 def _speed(speed: SpeedSummary | None) -> str:

@@ -31,7 +31,9 @@ class IndexConfig(StepConfig):
         "auto", min_length=1, max_length=120, description="auto, or a FAISS factory key: Flat, IVF1024,Flat, HNSW32, IVF4096,PQ48x4fs, ..."
     )
     exact_below: int = Field(100_000, ge=0, description="auto: corpora of fewer documents are searched exactly")
-    target_recall: float = Field(0.95, gt=0, le=1, description="Recall against exact search that the search parameters are tuned to")
+    target_recall: float = Field(
+        0.97, gt=0, le=1, description="Recall against exact search that the search parameters are tuned to; above policy.min_ann_recall"
+    )
     recall_at: int = Field(100, ge=1, le=10_000, description="Depth of that recall")
     tuning_queries: int = Field(1000, ge=10, le=100_000, description="At most this many dev queries for the tuning")
     nprobe: int | None = Field(None, ge=1, description="Lists visited by an inverted file; null: tuned")

@@ -48,19 +48,26 @@ class EncoderSource(Protocol):
 
 @dataclass(frozen=True)
 class StoredTower:
-    """A tower in its folder."""
+    """A tower in its folder; `tolerance` is the largest 1 - cosine of a probe text against the vector recorded there."""
 
     path: Path
+    tolerance: float
 
     def contract(self) -> tuple[EncodingContract, str]:
         """As saved beside the tower."""
         return load_contract(self.path)
 
     def load(self) -> TextEncoder:
-        """Raises ArtifactError when base, tokenizer or weights are not those of the contract."""
-        from components.towers.encoder import load_tower
+        """Raises ArtifactError when base, tokenizer or weights are not those of the contract, ProbeMismatch when its vectors are others.
 
-        return load_tower(self.path)
+        A worker may run where another library or number format is installed, and would add vectors that do not fit the others.
+        """
+        from components.towers.encoder import load_tower
+        from components.towers.probes import check_probes
+
+        encoder = load_tower(self.path)
+        check_probes(encoder, self.path, self.tolerance)
+        return encoder
 
 
 @dataclass(frozen=True, eq=False)

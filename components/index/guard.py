@@ -102,7 +102,8 @@ def _fit_reasons(measured: Mapping[str, float | None], config: IndexConfig) -> l
         reasons.append(f"The lists are {growth:.2f} times as uneven as when they were trained; {config.max_imbalance:g} is allowed.")
     if distance is not None and distance > config.max_distance:
         reasons.append(
-            f"New vectors lie {distance:.2f} times as far from their centroids as those that trained them; {config.max_distance:g} is allowed."
+            f"New vectors lie {distance:.2f} times as far from their centroids as those that trained them; {config.max_distance:g} is "
+            "allowed."
         )
     if old is not None and new is not None and old - new > config.max_recall_loss:
         reasons.append(

@@ -112,6 +112,13 @@ def transformed(index: Any, vectors: NDArray[np.float32]) -> NDArray[np.float32]
     return np.ascontiguousarray(vectors)
 
 
+def can_filter(index: Any) -> bool:
+    """Whether a search can leave out deleted rows: FAISS has no filter for plain codes of product quantisation."""
+    import faiss
+
+    return not isinstance(inner_index(index), faiss.IndexPQ)
+
+
 def inverted_file(index: Any) -> Any | None:
     """The inverted file in an index; None for other kinds."""
     import faiss

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import Artifact, Scalar, open_artifact, verify, verify_sizes
+from components.artifacts import Artifact, Scalar, open_artifact, read_manifest, verify, verify_sizes
 from components.errors import ArtifactError, SpaceMismatch
 from components.index.exact import BLOCK
 from components.index.kinds import is_exact
@@ -18,7 +18,7 @@ from components.index.parts import INDEX_FILE, StoredPart, has_own_file, open_ma
 from components.index.pieces import Piece, Settings
 from components.index.refine import StoredVectors
 from components.index.rows import Rows, read_rows
-from components.index.template import read_faiss
+from components.index.template import TEMPLATE_FILE, read_faiss
 
 LAYOUT_VERSION = 2
 Check = Literal["full", "sizes"]
@@ -45,6 +45,7 @@ def open_index(folder: Path, space_id: str, expected_digest: str | None, check: 
     verify(folder, expected_digest) if check == "full" else verify_sizes(folder, expected_digest)
     if layout_version(artifact) == 1:
         return _open_first_layout(artifact)
+    _require_template(artifact)
     return open_files(folder, artifact.attributes, artifact.counts["parts"], artifact)
 
 
@@ -76,9 +77,8 @@ def open_files(folder: Path, about: Mapping[str, Scalar], parts: int, artifact: 
     found = read_parts(folder, parts, space_id, None if digest is None else str(digest))
     stored = open_stored(folder, parts)
     _require_rows(folder, sum(part.rows for part in found), len(rows))
-    if stored is not None:
-        _require_rows(folder, len(stored), len(rows))
-    pieces = [_exact_piece(stored, dimension, rows)] if flat else _approximate_pieces(folder, found, rows)
+    _require_stored(folder, found, stored, about)
+    pieces = [_exact_piece(stored, dimension, rows)] if flat and stored is not None else _approximate_pieces(folder, found, rows)
     _require_dimension(folder, pieces, dimension)
     names = ("nprobe", "ef_search", "refine_factor")
     settings = Settings(*(None if (value := about.get(name)) is None else int(value) for name in names))
@@ -95,10 +95,8 @@ def flat_piece(blocks: Iterable[NDArray[np.float32]], dimension: int, rows: NDAr
     return Piece(index, rows=rows)
 
 
-def _exact_piece(stored: StoredVectors | None, dimension: int, rows: Rows) -> Piece:
+def _exact_piece(stored: StoredVectors, dimension: int, rows: Rows) -> Piece:
     """Deleted rows are left out and not filtered, so that an index after deletions answers like one built without them."""
-    if stored is None:
-        raise ArtifactError("The vectors of an exact index are missing. Build the index again.")
     if not len(rows.deleted):
         return flat_piece(stored.blocks(BLOCK), dimension)
     live = np.setdiff1d(np.arange(len(rows)), rows.deleted, assume_unique=True)
@@ -109,6 +107,12 @@ def _approximate_pieces(folder: Path, parts: Sequence[StoredPart], rows: Rows) -
     """The merged file, where there is one, holds the first parts, those without a file of their own."""
     pieces: list[Piece] = []
     merged = sum(part.rows for part in parts if not has_own_file(folder, part.number))
+    if merged and not (folder / INDEX_FILE).is_file():
+        lost = next(part.number for part in parts if not has_own_file(folder, part.number))
+        raise ArtifactError(
+            f"{folder}: part-{lost:05d}.faiss is missing, and there is no {INDEX_FILE} that would hold the part. Restore it or build the "
+            "index again."
+        )
     if merged:
         pieces.append(_piece(open_mapped(folder / INDEX_FILE), 0, merged, rows))
     first = merged
@@ -137,6 +141,31 @@ def _open_first_layout(artifact: Artifact) -> Opened:
     _require_rows(artifact.path, piece.index.ntotal, len(rows))
     _require_dimension(artifact.path, [piece], dimension)
     return Opened(artifact.space_id, dimension, rows, [piece], None, True, Settings(), artifact)
+
+
+def _require_template(artifact: Artifact) -> None:
+    """The manifest lists the template's sha256 already, so the file is not hashed a second time."""
+    entry, stated = read_manifest(artifact.path).files.get(TEMPLATE_FILE), artifact.attributes.get("template_digest")
+    found = entry.sha256 if entry else None
+    if found != stated:
+        raise ArtifactError(
+            f"{artifact.path / TEMPLATE_FILE}: the index was made from the template {str(stated)[:12]}, the file is {str(found)[:12]}. "
+            "Documents that a refresh adds to it would never be found: restore the file or build the index again."
+        )
+
+
+def _require_stored(folder: Path, parts: Sequence[StoredPart], stored: StoredVectors | None, about: Mapping[str, Scalar]) -> None:
+    """Raise ArtifactError when vectors are not kept although they should be, or are not those of the rows."""
+    if stored is None:
+        if about["refine"] != "none":
+            raise ArtifactError(f"{folder}: the vectors of the index (part-00000.vectors.npy) are missing. Restore or build it again.")
+        return
+    for part, vectors in zip(parts, stored.parts, strict=True):
+        if vectors.shape != (part.rows, about["dimension"]):
+            raise ArtifactError(
+                f"{folder}: part-{part.number:05d}.vectors.npy holds {vectors.shape[0]:,} vectors of {vectors.shape[-1]} dimensions where "
+                f"{part.rows:,} of {about['dimension']} are recorded. Restore it or build the index again."
+            )
 
 
 def _require_rows(folder: Path, found: int, expected: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from components.artifacts import file_sha256, read_json, write_json
+from components.artifacts import file_sha256, read_versioned, write_json
 from components.errors import ArtifactError, SpaceMismatch
 from components.index.kinds import graph, inverted_file
 from components.index.refine import StoredVectors, to_int8, unit_rows
@@ -59,13 +59,8 @@ def write_part(folder: Path, number: int, template: Template, blocks: Iterable[N
 def read_part(folder: Path, number: int) -> StoredPart:
     """What part `number` says about itself; raises ArtifactError when it is missing, broken or of a newer version."""
     path = _file(folder, number, "json")
-    raw = read_json(path)
-    if isinstance(raw, dict) and isinstance(raw.get("schema_version"), int) and raw["schema_version"] > PART_VERSION:
-        raise ArtifactError(
-            f"{path} has schema version {raw['schema_version']}; this program reads up to {PART_VERSION}. Update scalingnote."
-        )
     try:
-        return StoredPart.model_validate(raw)
+        return StoredPart.model_validate(read_versioned(path, PART_VERSION))
     except ValidationError as error:
         raise ArtifactError(f"{path} does not describe a part of an index ({error.errors()[0]['msg']}). Build the index again.") from None
 
@@ -104,11 +99,14 @@ def part_files(folder: Path, number: int) -> list[Path]:
 
 
 def stored_vectors(folder: Path, number: int) -> NDArray[Any]:
-    """The stored vectors of a part, memory-mapped: (rows, d) float16 or int8; raises ArtifactError when none are kept."""
+    """The stored vectors of a part, memory-mapped: (rows, d) float16 or int8; raises ArtifactError when none are kept or readable."""
     path = _file(folder, number, "vectors.npy")
     if not path.is_file():
         raise ArtifactError(f"{path} is missing: the index keeps no vectors. Build it with index.refine fp16 or int8.")
-    return np.asarray(np.load(path, mmap_mode="r"))
+    try:
+        return np.asarray(np.load(path, mmap_mode="r"))
+    except (OSError, ValueError, EOFError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}). Restore it or build the index again.") from None
 
 
 def open_stored(folder: Path, parts: int) -> StoredVectors | None:

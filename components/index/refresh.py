@@ -24,6 +24,7 @@ from components.index.changes import COLUMNS, Changes
 from components.index.config import IndexConfig
 from components.index.exact import BLOCK
 from components.index.guard import GUARD_FILE, Watched, watch
+from components.index.kinds import can_filter
 from components.index.opening import LAYOUT_VERSION, layout_version, open_files, require_index
 from components.index.parts import INDEX_FILE, can_merge, merge_parts, open_stored, part_files, write_part
 from components.index.rows import read_rows, read_table, write_deleted, write_rows
@@ -70,9 +71,10 @@ def refresh_index(
     verify(previous.path, previous.digest)
     _require_fitting(previous, delta, changes)
     update = _joined(previous, delta, changes)
-    remove_leftovers(folder)
     template = read_template(previous.path)
-    made = (_written_anew if _is_due(previous, update, config) else _carried_over)(previous, delta, update, (template, config, folder))
+    make = _written_anew if _is_due(previous, update, template, config) else _carried_over
+    remove_leftovers(folder)
+    made = make(previous, delta, update, (template, config, folder))
     write_rows(folder, made.table, titles)
     write_deleted(folder, made.deleted)
     return _sealed(previous, delta, made, (template, config, folder))
@@ -87,6 +89,11 @@ def _require_fitting(previous: IndexArtifact, delta: VectorShards | None, change
         raise SpaceMismatch(
             f"{delta.path}: the changed documents were encoded into the vector space {delta.space_id[:12]}, the index belongs to "
             f"{previous.space_id[:12]}. Encode them with the document tower of the index's own release."
+        )
+    if delta is not None and delta.attributes["dimension"] != previous.attributes["dimension"]:
+        raise SpaceMismatch(
+            f"{delta.path}: the vectors have {delta.attributes['dimension']} dimensions, the index has {previous.attributes['dimension']}. "
+            "Encode the changes with the document tower of the index's own release."
         )
     if wanted != given:
         raise ArtifactError(f"{wanted:,} documents were added or changed, but vectors of {given:,} are given. Encode the changes again.")
@@ -127,12 +134,19 @@ def _require_unique(update: _Update) -> None:
         )
 
 
-def _is_due(previous: IndexArtifact, update: _Update, config: IndexConfig) -> bool:
+def _is_due(previous: IndexArtifact, update: _Update, template: Template, config: IndexConfig) -> bool:
     """Whether the index has to be written anew, and can be: without stored vectors there is nothing to write it from."""
     if layout_version(previous) < LAYOUT_VERSION:
         return True
+    unfiltered = len(update.deleted) > 0 and template.index is not None and not can_filter(template.index)
     crowded = update.parts + 1 > MOST_PARTS or len(update.deleted) >= config.compact_share * update.table.num_rows
-    return crowded and open_stored(previous.path, update.parts) is not None
+    kept = open_stored(previous.path, update.parts) is not None
+    if unfiltered and not kept:
+        raise ArtifactError(
+            f"{previous.path}: an index {template.key} without stored vectors (index.refine is none) can neither leave out documents nor "
+            "be written anew without them. Retrain, with index.refine fp16 or an inverted file (IVF...)."
+        )
+    return kept and (unfiltered or crowded)
 
 
 def _carried_over(previous: IndexArtifact, delta: VectorShards | None, update: _Update, place: _Place) -> _Update:

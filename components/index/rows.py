@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.artifacts import write_atomic
+from components.data.dataset import reading
 from components.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -123,28 +124,44 @@ def places(doc_ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
 
 
 def read_rows(folder: Path) -> Rows:
-    """The rows of the index in `folder`; raises ArtifactError when deleted rows are not rows of it."""
+    """The rows of the index in `folder`; raises ArtifactError when they cannot be read or deleted rows are not rows of it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     # read_table of Arrow would import pandas and pyarrow's data sets, a third of a second of every search.
-    table = pq.ParquetFile(folder / IDS_FILE)
-    ordered = "order" in table.schema_arrow.names  # older indexes do not keep it
-    columns = table.read(columns=["doc_id", "order"] if ordered else ["doc_id"])
+    with reading(folder / IDS_FILE):
+        table = pq.ParquetFile(folder / IDS_FILE)
+        ordered = "order" in table.schema_arrow.names  # older indexes do not keep it
+        columns = table.read(columns=["doc_id", "order"] if ordered else ["doc_id"])
     ids = columns["doc_id"].cast(pa.large_string()).combine_chunks()
     order = columns["order"].to_numpy() if ordered else places(ids)
-    deleted = np.load(folder / DELETED_FILE) if (folder / DELETED_FILE).is_file() else np.empty(0, np.int64)
+    deleted = read_deleted(folder)
     if len(deleted) and not 0 <= deleted[0] <= deleted[-1] < len(ids):
         raise ArtifactError(f"{folder / DELETED_FILE} names rows that the index does not have. Build the index again.")
     return Rows(DocIds(ids), order, deleted)
 
 
+def read_deleted(folder: Path) -> NDArray[np.int64]:
+    """Row numbers of the documents that are not returned any more, ascending; raises ArtifactError when they cannot be read."""
+    path = folder / DELETED_FILE
+    if not path.is_file():
+        return np.empty(0, np.int64)
+    try:
+        return np.asarray(np.load(path), np.int64)
+    except (OSError, ValueError, EOFError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}). Restore it or build the index again.") from None
+
+
 def read_table(folder: Path, columns: Sequence[str]) -> pa.Table:
-    """Columns of `doc_ids.parquet` (doc_id, content_hash, part, order, title), in row order; those it lacks are left out."""
+    """Columns of `doc_ids.parquet` (doc_id, content_hash, part, order, title), in row order; those it lacks are left out.
+
+    Raises ArtifactError when it cannot be read.
+    """
     import pyarrow.parquet as pq
 
-    table = pq.ParquetFile(folder / IDS_FILE)
-    return table.read(columns=[name for name in columns if name in table.schema_arrow.names])
+    with reading(folder / IDS_FILE):
+        table = pq.ParquetFile(folder / IDS_FILE)
+        return table.read(columns=[name for name in columns if name in table.schema_arrow.names])
 
 
 def read_titles(folder: Path, rows: Rows) -> Titles:

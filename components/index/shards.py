@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from components.artifacts import Artifact, digest_of, file_sha256, read_json, write_atomic, write_json
+from components.artifacts import Artifact, digest_of, file_sha256, read_versioned, write_atomic, write_json
+from components.data.dataset import reading
 from components.errors import ArtifactError, SpaceMismatch
 from components.index.refine import unit_rows
 
@@ -23,11 +24,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+SCHEMA_VERSION = 1
+
+
 class ShardManifest(BaseModel):
     """What a shard holds. `inputs` is the digest of the rows it was made from, so a leftover of other rows is not reused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    schema_version: int = 1
+    schema_version: int = SCHEMA_VERSION
     rows: int
     sha256: str
     space_id: str
@@ -79,10 +83,10 @@ def shard_is_finished(folder: Path, keys: ShardKeys, space_id: str) -> bool:
 
 
 def read_shard_manifest(folder: Path, number: int) -> ShardManifest:
-    """The manifest of one shard; raises ArtifactError when missing or broken."""
+    """The manifest of one shard; raises ArtifactError when missing, broken or of a newer schema."""
     path = shard_manifest_path(folder, number)
     try:
-        return ShardManifest.model_validate(read_json(path))
+        return ShardManifest.model_validate(read_versioned(path, SCHEMA_VERSION))
     except ValidationError as error:
         raise ArtifactError(f"{path} is not a shard's manifest ({error.errors()[0]['msg']}); run the encoding again.") from None
 
@@ -133,7 +137,8 @@ def read_vectors(artifact: Artifact) -> DocumentVectors:
 def read_shard(artifact: Artifact, number: int) -> pa.Table:
     """doc_id, content_hash and vector of one shard, in order (see `unit_vectors`).
 
-    Raises ArtifactError for a shard that is missing or changed, SpaceMismatch for one that was encoded into another space.
+    Raises ArtifactError for a shard that is missing, changed or cannot be read, SpaceMismatch for one that was encoded into another space
+    or has another dimension.
     """
     import pyarrow.parquet as pq
 
@@ -146,10 +151,22 @@ def read_shard(artifact: Artifact, number: int) -> pa.Table:
         )
     if not path.is_file() or file_sha256(path) != manifest.sha256:
         raise ArtifactError(f"{path} is missing or was changed after it was written. Encode the documents again.")
-    table = pq.read_table(path)
+    with reading(path):
+        table = pq.read_table(path)
     if table.num_rows != manifest.rows:
         raise ArtifactError(f"{path} holds {table.num_rows} rows, its manifest says {manifest.rows}. Encode the documents again.")
+    _require_dimension(table, artifact, path)
     return table
+
+
+def _require_dimension(table: pa.Table, artifact: Artifact, path: Path) -> None:
+    dimension = int(artifact.attributes["dimension"] or 0)
+    values = sum(len(chunk.flatten()) for chunk in table.column("vector").chunks)
+    if values != table.num_rows * dimension:
+        raise SpaceMismatch(
+            f"{path}: the shard holds vectors of {values // max(1, table.num_rows)} dimensions, the other vectors have {dimension}. "
+            "Encode the documents again with one document encoder."
+        )
 
 
 def _strings(tables: Sequence[pa.Table], column: str) -> list[str]:

@@ -17,4 +17,6 @@ class PolicyConfig(StepConfig):
     margin: float = Field(0.01, gt=0, le=0.5, description="Largest loss of nDCG@10 against the champion that still counts as equal")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence of the one-sided intervals")
     min_speed_up: float = Field(1.0, ge=0, description="Student's queries per second over the teacher's")
-    min_ann_recall: float = Field(0.95, gt=0, le=1, description="Index: recall@100 against exact search on the same vectors")
+    min_ann_recall: float | None = Field(
+        0.95, gt=0, le=1, description="Index: recall@100 against exact search on the same vectors; null: not asked"
+    )

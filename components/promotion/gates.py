@@ -3,6 +3,9 @@
 A gate that lacks a number, meets one that is not finite, or would compare what cannot be compared is `not_decidable`; only a
 measured value on the right side of its threshold is a pass. Comparisons use the paired bootstrap over queries. The policy's
 confidence is one-sided, so the interval taken is the two-sided one at `2 * confidence - 1` and only its lower end decides.
+
+The gate of the index (`ann_recall`) is apart from those of the models: it holds the index against exact search on the same vectors, so
+no encoder can raise or lower it. Its lower end decides as well, since the recall is known from a sample of queries only.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ Status = Literal["pass", "fail", "not_decidable", "first_release", "off"]
 Verdict = Literal["pass", "fail", "not_decidable"]
 BOOTSTRAP_SAMPLES = 2000
 BOOTSTRAP_SEED = 13  # fixed: the same report and policy always give the same decision, so it can be recomputed
+ANN_DEPTH = 100  # documents of exact search that the index has to find
 SUMMARY_TOLERANCE = 1e-4  # absolute; a summary may be rounded to four digits, but not tell another story than its queries
 
 
@@ -69,6 +73,7 @@ def decide(report: Evaluation, baseline: Evaluation | None, policy: PolicyConfig
         _beats("beats_untrained", "student_untrained", report, policy) if policy.beat_untrained else _off("beats_untrained"),
         _gate("champion_non_inferior", -policy.margin, lambda: _non_inferior(report, baseline, policy)),
         _gate("speed_up", policy.min_speed_up, lambda: _speed_up(report, policy)),
+        _of_the_index(report, policy),
     )
     statuses = {gate.status for gate in gates}
     verdict: Verdict = "fail" if "fail" in statuses else "not_decidable" if "not_decidable" in statuses else "pass"
@@ -144,6 +149,52 @@ def _speed_up(report: Evaluation, policy: PolicyConfig) -> _Outcome:
     value = _finite(_mapping(report.summary.speed).get("speed_up"), "speed-up over the teacher")
     text = f"The student answers {value:.2f} times as many queries per second as the teacher; {policy.min_speed_up:g} is asked."
     return ("pass" if value >= policy.min_speed_up else "fail"), text, value
+
+
+def _of_the_index(report: Evaluation, policy: PolicyConfig) -> GateResult:
+    asked = policy.min_ann_recall
+    return _off("ann_recall") if asked is None else _gate("ann_recall", asked, lambda: _ann_recall(report, asked, policy))
+
+
+def _ann_recall(report: Evaluation, asked: float, policy: PolicyConfig) -> _Outcome:
+    from components.evaluation.significance import mean_interval
+
+    values = _ann_values(report)
+    interval = mean_interval(values.to_numpy(), BOOTSTRAP_SAMPLES, 2 * policy.confidence - 1, BOOTSTRAP_SEED)
+    lost = _finite(_mapping(report.summary.ann).get("ndcg_lost"), "nDCG@10 that the index loses")
+    text = (
+        f"The index finds {interval.difference:.1%} of what exact search finds (recall@{ANN_DEPTH}), at least {interval.low:.1%} with "
+        f"{policy.confidence:.0%} confidence, {len(values)} queries; {asked:.1%} asked. It costs the student {lost:.4f} of nDCG@10."
+    )
+    if interval.low >= asked:
+        return "pass", text, interval.low
+    return (
+        "fail",
+        f"{text} This is the index, not the models: raise index.target_recall and run again; the towers and vectors stay.",
+        interval.low,
+    )
+
+
+def _ann_values(report: Evaluation) -> pd.Series:
+    """recall@100 of the index, one finite value per query that was searched; not decidable when one is missing or strange."""
+    metric = f"recall@{ANN_DEPTH}"
+    stated = _mapping(report.summary.ann)
+    if not stated or report.ann is None:
+        raise _NotDecidableError(
+            f"The report has no {metric} of the index against exact search. Evaluate again; index.refine must not be none."
+        )
+    rows = report.ann[report.ann["metric"] == metric]
+    values = rows.set_index("query_id")["value"].astype(float).sort_index()
+    if not values.index.is_unique:
+        raise _NotDecidableError(f"The report has more than one {metric} of the index for the same query.")
+    if not len(values) or len(values) != stated.get("queries"):
+        raise _NotDecidableError(f"The report has {metric} of the index for {len(values)} of {stated.get('queries')} queries.")
+    if not all(0 <= value <= 1 for value in values):
+        raise _NotDecidableError(f"The {metric} of the index is not a share between 0 and 1 for every query.")
+    mean = _finite(_mapping(stated.get("recall")).get(metric), f"{metric} of the index in the summary")
+    if abs(mean - float(values.mean())) > SUMMARY_TOLERANCE:
+        raise _NotDecidableError(f"The summary states {metric} {mean:.4f} for the index, its queries give {float(values.mean()):.4f}.")
+    return values
 
 
 def _scores(report: Evaluation, system: str, metric: str, owner: str = "") -> pd.Series:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from components.artifacts import Release, Scalar, read_json, seal, write_json
+from components.artifacts import Release, Scalar, read_versioned, seal, write_json
 from components.errors import ArtifactError
 from components.promotion.gates import GateDecision
 
@@ -156,10 +156,7 @@ def write_candidate(manifest: ReleaseManifest, evaluation_folder: Path, validati
 def load_release(folder: Path) -> ReleaseManifest:
     """Read `release.json`; raises ArtifactError when it is missing, broken or of a newer schema. Does not hash files."""
     path = folder / RELEASE_FILE
-    raw = read_json(path)
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise ArtifactError(f"{path} has schema version {version}; this program reads up to {SCHEMA_VERSION}. Update scalingnote.")
+    raw = read_versioned(path, SCHEMA_VERSION)
     try:
         return ReleaseManifest.model_validate(raw)
     except ValidationError as error:

@@ -154,13 +154,19 @@ def recompute_decision(name: str, manifest: ReleaseManifest, folder: Path) -> Ga
 
     if "policy" not in manifest.config:
         raise ArtifactError("The manifest's configuration has no policy, so its decision cannot be checked. Retrain.")
-    policy = PolicyConfig.model_validate(manifest.config["policy"])
+    # Manifests from before the gate of the index have no threshold for it, and were decided without it.
+    policy = PolicyConfig.model_validate({"min_ann_recall": None, **manifest.config["policy"]})
     baseline = None if manifest.baseline_version is None else baseline_evaluation(name, manifest.baseline_version)
     return decide(load_evaluation(folder / EVALUATION_FOLDER), baseline, policy)
 
 
 def _outcome(decision: GateDecision) -> tuple[str, bool, dict[str, str]]:
-    return decision.verdict, decision.first_release, {gate.name: gate.status for gate in decision.gates}
+    return decision.verdict, decision.first_release, _statuses(decision)
+
+
+def _statuses(decision: GateDecision) -> dict[str, str]:
+    """Gates that are off are left out: a gate that an older version did not have is the same as one that is off."""
+    return {gate.name: gate.status for gate in decision.gates if gate.status != "off"}
 
 
 def _differences(again: GateDecision, stated: GateDecision) -> str:

@@ -141,6 +141,9 @@ def test_unreadable_data_is_named(
         (("--set", "towers.batchsize=8"), ("towers.batchsize", "did you mean 'towers.batch_size'")),
         (("--set", "towers.steps"), ("FIELD=VALUE", "towers.steps")),
         (("--set", "data.scope=world"), ("data.scope", "demo or full")),
+        (("--set", "index.index_key=HNFW32"), ("index_key HNFW32", "FAISS does not know", "Flat")),
+        (("--set", "index.index_key=IVF4096,Flat"), ("4,096 lists", "210 vectors", "Take at most")),
+        (("--set", "index.index_key=HNSW32", "--set", "index.refine=none"), ("index.refine is none", "min_ann_recall")),
         (("--preset", "dmeo"), ("dmeo", "did you mean 'demo'")),
         (("--config", "no-such.yaml"), ("no-such.yaml", "does not exist")),
         (("--max-documents", "many"), ("--max-documents", "many")),
@@ -184,13 +187,13 @@ def test_wrong_arguments_are_explained(installed: Path, arguments: tuple[str, ..
 
 
 def test_one_changed_byte_of_the_index_is_found(installed: Path) -> None:
-    (file,) = (installed / "mlflow").rglob("index.faiss")
+    (file,) = (installed / "mlflow").rglob("part-00000.vectors.npy")
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     try:
-        assert_refused(scalingnote("search", "heart attack"), 6, "index.faiss", "was changed")
+        assert_refused(scalingnote("search", "heart attack"), 6, "part-00000.vectors.npy", "was changed")
         found = scalingnote("verify", "champion", "--json")
-        assert_refused(found, 6, "index.faiss", "was changed")
+        assert_refused(found, 6, "part-00000.vectors.npy", "was changed")
         assert [check["name"] for check in found.result["checks"] if not check["ok"]] == ["index"]
     finally:
         file.write_bytes(whole)

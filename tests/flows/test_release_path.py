@@ -8,21 +8,20 @@ from typing import Any
 
 import pytest
 
-from tests.flows.cli_world import SMALL, TITLES, at_home, done, scalingnote, write_collection
+from tests.flows.cli_world import SMALL, TITLES, Built, at_home, done, scalingnote
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
 Story = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Iterator[Story]:
+def story(built: Built, mlflow_template: Path) -> Iterator[Story]:
     """One retriever's life; each chapter is the JSON of a command."""
-    folder = tmp_path_factory.mktemp("release-path")
-    build = ("retrain", *SMALL, "--data", write_collection(folder / "clinic"))
+    build = ("retrain", *SMALL, "--data", built.data)
     changed = (*build, "--set", "distillation.refine_epochs=0")
-    with at_home(folder / "home", mlflow_template):
+    with at_home(built.home, mlflow_template):
         yield {
-            "first": done(*build),
+            "first": built.first,
             "again": done(*build),
             "approved": done("approve", "candidate/1", "--as", "Ada"),
             "approved again": done("approve", "candidate/1", "--as", "Bob"),

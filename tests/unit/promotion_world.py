@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 
 from components.artifacts import Artifact, seal, write_json
-from components.evaluation.report import EncoderSpeed, Evaluation, SpeedSummary, Summary, SystemSummary, load_evaluation, write_report
+from components.evaluation.report import (
+    AnnSummary,
+    EncoderSpeed,
+    Evaluation,
+    SpeedSummary,
+    Summary,
+    SystemSummary,
+    load_evaluation,
+    write_report,
+)
 from components.promotion.baseline import load_baseline
 from components.promotion.config import PolicyConfig
 from components.promotion.gates import decide
@@ -55,7 +65,7 @@ class Killed(BaseException):
 
 
 def make_evaluation(levels: Mapping[str, float] = GOOD, queries: int = 40, judgements: str = "j1", speed_up: float = 5.0) -> Evaluation:
-    """Every system has `level` on the mean of each metric, with the same spread over queries."""
+    """Every system has `level` on the mean of each metric, with the same spread over queries; the index loses nothing."""
     spread = np.linspace(-0.2, 0.2, queries)
     ids = [f"q{n:03d}" for n in range(queries)]
     tables = [
@@ -64,7 +74,22 @@ def make_evaluation(levels: Mapping[str, float] = GOOD, queries: int = 40, judge
         for metric in ("recall@50", "ndcg@10")
     ]
     rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["query_id", "system", "metric", "value"])
-    return Evaluation(_summary(levels, queries, judgements, speed_up), rows)
+    return with_ann(Evaluation(_summary(levels, queries, judgements, speed_up), rows), np.ones(queries))
+
+
+def with_ann(report: Evaluation, recall: NDArray[np.float64]) -> Evaluation:
+    """The report with this recall@100 of the index for the first queries."""
+    values = pd.DataFrame({"query_id": [f"q{n:03d}" for n in range(len(recall))], "metric": "recall@100", "value": recall})
+    mean = float(recall.mean())
+    ann = AnnSummary(
+        queries=len(recall),
+        documents=3,
+        recall={"recall@100": mean},
+        intervals={"recall@100": (mean, mean)},
+        ndcg_lost=0.002,
+        ndcg_lost_interval=(0.0, 0.004),
+    )
+    return replace(report, summary=report.summary.model_copy(update={"ann": ann}), ann=values)
 
 
 def _summary(levels: Mapping[str, float], queries: int, judgements: str, speed_up: float) -> Summary:
@@ -204,7 +229,7 @@ def _part(folder: Path, role: str) -> Artifact:
 
 def _evaluation(folder: Path, levels: Mapping[str, float], parents: Mapping[str, str]) -> Artifact:
     report = make_evaluation(levels)
-    write_report(_folder(folder), report.summary, report.per_query)
+    write_report(_folder(folder), report.summary, report.per_query, ann=report.ann)
     return seal(folder, "evaluation", parents=parents)
 
 

@@ -13,7 +13,7 @@ from components.data.dataset import snapshot
 from components.errors import ConfigError, DataError, ModelError
 from components.promotion.gates import GateDecision
 from components.tracking.registry import RegisteredVersion
-from flows.config import RetrainConfig, load_config
+from flows.config import RetrainConfig, load_config, preset_names
 from flows.registration import describe
 from flows.retrain import require_usable
 from tests.data_world import write_folder
@@ -48,10 +48,33 @@ def test_layers_that_do_not_exist_are_refused(dataset: DatasetArtifact) -> None:
         require_usable(config(distillation__layers=[0, 7]), dataset)
 
 
-@pytest.mark.parametrize(("key", "words"), [("HNWS32", "FAISS does not know the key"), ("IVF4096,Flat", "4,096 lists, but only")])
-def test_an_index_that_cannot_be_made_is_refused(dataset: DatasetArtifact, key: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        require_usable(config(index__index_key=key), dataset)
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"index__index_key": "HNFW32"}, "index_key HNFW32"),
+        ({"index__index_key": "IVF4,PQ7x4fs"}, "index_key IVF4,PQ7x4fs"),
+        ({"index__index_key": "IVF4096,Flat"}, r"4,096 lists.*Take at most .* lists"),
+        ({"index__index_key": "HNSW8", "index__refine": "none"}, "keeps no vectors"),
+        ({"index__index_key": "HNSW8", "index__target_recall": 0.8}, r"target_recall is 0\.8.*min_ann_recall asks for 0\.95"),
+    ],
+)
+def test_an_index_that_cannot_be_made_or_released_is_refused(dataset: DatasetArtifact, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        require_usable(config(**changes), dataset)
+
+
+def test_an_index_that_the_policy_does_not_ask_about_may_keep_no_vectors(dataset: DatasetArtifact) -> None:
+    require_usable(config(index__index_key="HNSW8", index__refine="none", policy__min_ann_recall=None), dataset)
+    require_usable(config(index__index_key="Flat", index__refine="none"), dataset)
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_tunes_its_index_to_more_than_the_gate_asks_for(preset: str) -> None:
+    """Tuned to the same recall, every other index would fail: queries that were not tuned on find a little less or more."""
+    chosen = load_config(preset)
+    assert chosen.policy.min_ann_recall is not None
+    assert chosen.index.target_recall > chosen.policy.min_ann_recall
+    assert chosen.index.refine != "none"
 
 
 def test_the_candidates_page_shows_the_shift_as_it_is() -> None:

@@ -11,7 +11,7 @@ import pytest
 from components.evaluation.report import Evaluation
 from components.promotion.config import PolicyConfig
 from components.promotion.gates import GateDecision, GateResult, decide
-from tests.unit.promotion_world import GOOD, make_evaluation
+from tests.unit.promotion_world import GOOD, make_evaluation, with_ann
 
 POLICY = PolicyConfig(min_queries=20)
 
@@ -193,3 +193,64 @@ def test_gates_that_the_policy_switches_off_are_shown_as_off() -> None:
     decision = decide(make_evaluation({k: GOOD[k] for k in ("student", "teacher")}), None, policy)
     assert decision.verdict == "pass"
     assert gate(decision, "beats_bm25").status == gate(decision, "beats_untrained").status == "off"
+
+
+def test_an_index_that_loses_too_much_fails_its_own_gate_and_no_other() -> None:
+    decision = decide(with_ann(make_evaluation(), np.full(40, 0.9)), make_evaluation(), POLICY)
+    assert decision.verdict == "fail"
+    assert [gate.name for gate in decision.open_gates()] == ["ann_recall"]
+    result = gate(decision, "ann_recall")
+    assert (result.value, result.threshold) == (pytest.approx(0.9), 0.95)
+    assert "the index, not the models" in result.reason
+    assert "90.0%" in result.reason and "40 queries" in result.reason
+
+
+def test_worse_models_on_a_perfect_index_do_not_fail_the_gate_of_the_index() -> None:
+    decision = decide(make_evaluation({**GOOD, "student": 0.2}), make_evaluation(), POLICY)
+    assert {"retention", "champion_non_inferior"} <= {gate.name for gate in decision.open_gates()}
+    assert (gate(decision, "ann_recall").status, gate(decision, "ann_recall").value) == ("pass", 1.0)
+
+
+def test_the_lower_end_of_the_recall_decides_not_its_mean() -> None:
+    spread = np.tile([1.0, 0.92], 20)
+    result = gate(decide(with_ann(make_evaluation(), spread), None, POLICY), "ann_recall")
+    # Standard error 0.04 / sqrt(40): one-sided at 95 % the lower end is 0.96 - 1.645 * 0.0063.
+    assert result.value == pytest.approx(0.9496, abs=0.002)
+    lenient = POLICY.model_copy(update={"min_ann_recall": 0.94})
+    assert gate(decide(with_ann(make_evaluation(), spread), None, lenient), "ann_recall").status == "pass"
+    strict = POLICY.model_copy(update={"min_ann_recall": 0.955})
+    assert gate(decide(with_ann(make_evaluation(), spread), None, strict), "ann_recall").status == "fail"
+
+
+def test_an_index_that_was_not_measured_is_not_decidable() -> None:
+    measured = make_evaluation()
+    for report in (with_summary(measured, ann=None), replace(measured, ann=None)):
+        decision = decide(report, None, POLICY)
+        assert decision.verdict == "not_decidable"
+        assert [gate.name for gate in decision.open_gates()] == ["ann_recall"]
+        assert "against exact search" in gate(decision, "ann_recall").reason
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda rows: rows.iloc[:39], "39 of 40"),
+        (lambda rows: rows.iloc[:0], "0 of 40"),
+        (lambda rows: rows.assign(metric="recall@10"), "0 of 40"),
+        (lambda rows: rows.assign(query_id="q001"), "more than one"),
+        (lambda rows: rows.assign(value=np.nan), "between 0 and 1"),
+        (lambda rows: rows.assign(value=1.5), "between 0 and 1"),
+        (lambda rows: rows.assign(value=0.97), "states"),
+    ],
+)
+def test_a_strange_recall_of_the_index_is_not_decidable(spoil: Any, reason: str) -> None:
+    measured = make_evaluation()
+    result = gate(decide(replace(measured, ann=spoil(measured.ann)), None, POLICY), "ann_recall")
+    assert result.status == "not_decidable"
+    assert reason in result.reason
+
+
+def test_the_gate_of_the_index_can_be_switched_off() -> None:
+    policy = POLICY.model_copy(update={"min_ann_recall": None})
+    decision = decide(replace(with_summary(make_evaluation(), ann=None), ann=None), None, policy)
+    assert (decision.verdict, gate(decision, "ann_recall").status) == ("pass", "off")

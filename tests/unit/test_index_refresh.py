@@ -29,7 +29,6 @@ from components.index.tuning import recall_against_exact
 from components.towers.contract import space_id_of
 from tests.encoders import WORDS, WordEncoder, dataset_of
 
-ENCODING = EncodingConfig(shard_size=2)
 FLAT = IndexConfig(compact_share=1.0)
 ALL_WORDS = WordEncoder().encode([*WORDS, "apple bread", "figs grape honey", "stone"])
 
@@ -45,8 +44,9 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
 class Collection:
     """An index that is brought up to date again and again, with the encoder that did it."""
 
-    def __init__(self, folder: Path, config: IndexConfig = FLAT) -> None:
-        self.folder, self.config, self.encoder, self.numbers = folder, config, WordEncoder("document"), itertools.count()
+    def __init__(self, folder: Path, config: IndexConfig = FLAT, encoder: WordEncoder | None = None, shard_size: int = 2) -> None:
+        self.folder, self.config, self.numbers = folder, config, itertools.count()
+        self.encoder, self.encoding = encoder or WordEncoder("document"), EncodingConfig(shard_size=shard_size)
         self.index: IndexArtifact | None = None
 
     def build(self, documents: dict[str, str]) -> IndexArtifact:
@@ -67,7 +67,7 @@ class Collection:
         return changes_since(self.index.path, table_of(dataset_of(documents, {}, [])))
 
     def encode(self, dataset: Dataset) -> VectorShards:
-        return encode_corpus(self.encoder, dataset, {}, ENCODING, self.place("vectors"))
+        return encode_corpus(self.encoder, dataset, {}, self.encoding, self.place("vectors"))
 
     def place(self, name: str) -> Path:
         path = self.folder / f"{name}-{next(self.numbers)}"
@@ -204,7 +204,7 @@ def _noise(text: str) -> NDArray[np.float64]:
     return np.random.default_rng(zlib.crc32(text.encode())).normal(size=16)
 
 
-KEYS = [("IVF8,Flat", "merged"), ("IVF8,PQ8x4fs", "merged"), ("IVF8,PQ8x4fs", "shards"), ("HNSW16", "merged"), ("PQ8x4fs", "shards")]
+KEYS = [("IVF8,Flat", "merged"), ("IVF8,PQ8x4fs", "merged"), ("IVF8,PQ8x4fs", "shards"), ("HNSW16", "merged"), ("PQ8x4", "shards")]
 
 
 def edit_at_random(documents: dict[str, str], rng: np.random.Generator) -> dict[str, str]:
@@ -220,8 +220,7 @@ def edit_at_random(documents: dict[str, str], rng: np.random.Generator) -> dict[
 @pytest.mark.parametrize("share", [0.15, 1.0])
 def test_an_approximate_index_stays_as_good_as_one_built_from_scratch(tmp_path: Path, key: str, layout: str, share: float) -> None:
     config = IndexConfig.model_validate({"index_key": key, "layout": layout, "compact_share": share, "recall_at": 10, "part_size": 64})
-    collection = Collection(tmp_path, config)
-    collection.encoder = RandomEncoder()
+    collection = Collection(tmp_path, config, RandomEncoder(), shard_size=50)
     rng = np.random.default_rng(5)
     documents = {f"{'abcd'[n % 4]}{n}": f"{'abcd'[n % 4]} text {n}" for n in range(320)}
     collection.build(documents)
@@ -241,8 +240,7 @@ def test_an_approximate_index_stays_as_good_as_one_built_from_scratch(tmp_path: 
 
 def test_with_every_list_visited_the_answers_are_those_of_a_build_from_scratch(tmp_path: Path) -> None:
     config = IndexConfig(index_key="IVF4,Flat", nprobe=4, refine_factor=1, compact_share=1.0)
-    collection = Collection(tmp_path, config)
-    collection.encoder = RandomEncoder()
+    collection = Collection(tmp_path, config, RandomEncoder(), shard_size=50)
     documents = {f"{'abcd'[n % 4]}{n}": f"{'abcd'[n % 4]} text {n}" for n in range(200)}
     collection.build(documents)
     documents = edit_at_random(documents, np.random.default_rng(1))
@@ -280,7 +278,7 @@ def test_a_delta_of_another_space_is_refused_by_name(tmp_path: Path) -> None:
     collection = Collection(tmp_path)
     collection.build(DOCUMENTS)
     collection.encoder = WordEncoder("document", "other")
-    with pytest.raises(SpaceMismatch, match="changed documents were encoded into the vector space .* index belongs to"):
+    with pytest.raises(SpaceMismatch, match=r"changed documents were encoded into the vector space .* index belongs to"):
         collection.refresh({**DOCUMENTS, "d9": "figs"})
 
 

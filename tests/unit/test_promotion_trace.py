@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from components.artifacts import open_artifact, seal, verify
@@ -13,7 +16,7 @@ from components.errors import ArtifactError, DataError, PromotionError
 from components.promotion.approval import approve
 from components.promotion.promote import promote
 from components.promotion.release import SCHEMA_VERSION, load_release, write_candidate
-from components.promotion.trace import trace, trace_document
+from components.promotion.trace import find_document, trace, trace_document
 from components.promotion.verification import verify_release
 from tests.unit.promotion_world import NAME, MemoryTracking, World, rewrite
 
@@ -149,6 +152,16 @@ def test_trace_of_a_document_gives_row_shard_and_hash(world: World) -> None:
         trace_document(NAME, "champion", "d9")
 
 
+def test_a_document_that_was_replaced_is_found_in_its_new_row(tmp_path: Path) -> None:
+    rows = {"doc_id": ["d1", "d2", "d3", "d1"], "content_hash": ["h1", "h2", "h3", "h4"], "part": [0, 0, 0, 1]}
+    pd.DataFrame(rows).to_parquet(tmp_path / "doc_ids.parquet", index=False)
+    np.save(tmp_path / "deleted.npy", np.array([0, 2]))
+    assert find_document(tmp_path, "d1") == {"row": 3, "part": "part-00001.vectors.npy", "content_hash": "h4"}
+    assert find_document(tmp_path, "d2") == {"row": 1, "part": "part-00000.vectors.npy", "content_hash": "h2"}
+    with pytest.raises(DataError, match="no document 'd3'"):
+        find_document(tmp_path, "d3")
+
+
 def test_trace_of_a_changed_index_is_refused(world: World) -> None:
     path = world.root / "1" / "index" / "doc_ids.parquet"
     path.write_bytes(path.read_bytes() + b" ")
@@ -176,3 +189,28 @@ def test_broken_release_files_are_refused_in_words(world: World) -> None:
     path.write_text(json.dumps({**content, "schema_version": SCHEMA_VERSION + 1}))
     with pytest.raises(ArtifactError, match=f"schema version {SCHEMA_VERSION + 1}"):
         load_release(path.parent)
+
+
+def test_a_release_from_before_the_gate_of_the_index_still_verifies(world: World) -> None:
+    folder = world.root / "1" / "candidate"
+
+    def older(content: dict[str, Any]) -> None:
+        content["schema_version"] = 1
+        del content["release_type"], content["config"]["policy"]["min_ann_recall"]
+        content["decision"]["gates"] = [gate for gate in content["decision"]["gates"] if gate["name"] != "ann_recall"]
+
+    rewrite(folder, older)
+    world.tracking.models[RELEASE][0].tags["scalingnote.digest"] = open_artifact(folder).digest
+    # The files are not those that were promoted here; the decision, made again, is the same.
+    assert list(findings()) == ["promotion record"]
+
+
+def test_a_gate_that_a_manifest_leaves_out_is_a_finding(world: World) -> None:
+    folder = world.root / "1" / "candidate"
+
+    def without_gate(content: dict[str, Any]) -> None:
+        content["decision"]["gates"] = [gate for gate in content["decision"]["gates"] if gate["name"] != "ann_recall"]
+
+    rewrite(folder, without_gate)
+    world.tracking.models[RELEASE][0].tags["scalingnote.digest"] = open_artifact(folder).digest
+    assert "ann_recall: None became pass" in findings()["decision"]
