@@ -125,6 +125,21 @@ def test_run_writes_one_line_for_each_document_of_each_query(story: Story, tmp_p
     assert all(row[2] in TITLES for row in rows)
 
 
+def test_export_writes_the_documents_of_a_release_once(story: Story, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    folder = tmp_path / "out"
+    told = done("export", "--release", "release/1", "--to", folder)
+    assert (told["documents"], told["release"]) == (len(TITLES), "retriever-release/1")
+    table = pq.read_table(folder / "vectors-00000.parquet")
+    assert dict(zip(table["doc_id"].to_pylist(), table["title"].to_pylist(), strict=True)) == TITLES
+    assert table.schema.metadata[b"space_id"].decode() == told["space_id"]
+    again = scalingnote("export", "--to", folder)
+    assert again.status == 2 and "not an empty folder" in again.err
+    nowhere = scalingnote("export")
+    assert nowhere.status == 2 and "--to FOLDER" in nowhere.err
+
+
 def test_texts_for_people(story: Story) -> None:
     shown = scalingnote("search", "kidney stone", "-k", "1")
     assert shown.status == 0 and TITLES[story["found"]["hits"][0]["doc_id"]] in shown.out
