@@ -14,12 +14,12 @@ from prefect import flow
 from components.artifacts import Artifact, DatasetArtifact, IndexArtifact, VectorShards
 from components.index.changes import Changes, changes_since, read_documents
 from components.index.guard import GuardReport, read_guard
-from components.promotion.pinned import PinnedRelease, open_pinned
+from components.promotion.pinned import PinnedRelease
 from components.promotion.standing import candidate_model
 from components.tracking.registry import find_version
 from flows.config import RetrainConfig
 from flows.recorder import Recorder, recorded_flow
-from flows.refresh import RefreshConfig, checked_data, configured, describe_changes
+from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base
 from flows.registration import Parts, register_candidate
 from flows.release_steps import encoding_key, evaluation_step, typed
 from flows.steps import Step
@@ -46,8 +46,7 @@ def refresh_index(request: RefreshConfig) -> dict[str, Any]:
 
     settings.activate()
     started = time.monotonic()
-    base = open_pinned(request.name, request.release)
-    config = configured(request, base.manifest, CHANGEABLE)
+    base, config = open_base(request, CHANGEABLE)
     with recorded_flow(config.name, "refresh-index", config.model_dump(mode="json")) as recorder:
         recorder.adopt(base.ancestry())
         dataset, validation = checked_data(config, recorder)
