@@ -48,6 +48,18 @@ class Outcome:
         return json.loads(self.out)
 
 
+@dataclass(frozen=True)
+class Built:
+    """A home where the retriever `retriever` was built once from `data`, and the JSON of that command.
+
+    Another retriever built there from the same data takes its steps from the cache.
+    """
+
+    home: Path
+    data: Path
+    first: Any
+
+
 def scalingnote(*arguments: str | Path) -> Outcome:
     """Run one command in this process."""
     from flows.cli.main import main
@@ -88,10 +100,11 @@ def write_collection(folder: Path) -> Path:
 
 
 def environment(home: Path, mlflow_template: Path) -> dict[str, str]:
-    """The variables of a process that works in `home`, whose MLflow store is made ready; none is left from other tests."""
+    """The variables of a process that works in `home`, none left from other tests; its MLflow store is made ready unless it is there."""
     store = home / "mlflow" / "mlflow.db"
-    store.parent.mkdir(parents=True)
-    shutil.copyfile(mlflow_template, store)
+    store.parent.mkdir(parents=True, exist_ok=True)
+    if not store.exists():
+        shutil.copyfile(mlflow_template, store)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_", "SCALINGNOTE_"))}
     return {**kept, "SCALINGNOTE_HOME": str(home), "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 
