@@ -20,8 +20,8 @@ REFINE_FACTORS = (1, 2, 3, 4, 6, 8, 12, 16)
 WIDEST_GRAPH = 4096  # ef_search
 # Rough costs, the same on every machine so that the same vectors give the same index. Measured on one core: a byte of codes that is
 # scanned, and a number of a stored vector that is read and multiplied, both in nanoseconds.
-_SCANNED_BYTE = 0.05
-_REFINED_NUMBER = 0.7
+_SCANNED_BYTE = 0.1
+_REFINED_NUMBER = 0.8
 
 
 @dataclass(frozen=True)

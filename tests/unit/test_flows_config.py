@@ -78,7 +78,7 @@ def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
         ("towers.batch_size", 0, ["towers.batch_size: got 0", "at least 2", "at most 1000000"]),
         ("towers.learning_rate", float("nan"), ["towers.learning_rate: got nan", "above 0"]),
         ("towers.pooling", "max", ["towers.pooling: got 'max'", "last or mean"]),
-        ("index.index_key", "HNSW", ["index.index_key: got 'HNSW'", "allowed: Flat"]),
+        ("index.layout", "files", ["index.layout: got 'files'", "merged or shards"]),
         ("data.max_documents", 3, ["data.max_documents: got 3", "at least 50 or null"]),
         ("distillation.layers", ["a"], ["distillation.layers: got 'a'", "a list of whole numbers or a whole number or null"]),
         ("policy.beat_bm25", "maybe", ["policy.beat_bm25: got 'maybe'", "true or false"]),
