@@ -14,6 +14,7 @@ from flows.config import RetrainConfig, amend_config, nested
 if TYPE_CHECKING:
     from components.artifacts import Artifact, DatasetArtifact
     from components.index.changes import Changes
+    from components.promotion.pinned import PinnedRelease
     from components.promotion.release import ReleaseManifest
     from flows.recorder import Recorder
 
@@ -25,6 +26,20 @@ class RefreshConfig(StepConfig):
     release: str = Field("champion", min_length=1, description="Release to start from: champion, previous, candidate/N or release/N")
     data: str = Field("", description="Data folder; empty: the one that the release was built from")
     settings: dict[str, Any] = Field(default_factory=dict, description="Settings changed for this refresh, such as distillation.epochs: 4")
+
+
+def open_base(request: RefreshConfig, changeable: Sequence[str]) -> tuple[PinnedRelease, RetrainConfig]:
+    """The release to start from, all that it pins verified, and the configuration of its refresh (see `configured`).
+
+    Raises as `open_pinned` and `configured` do, and ConfigError when its index cannot pass the policy's gates.
+    """
+    from components.promotion.attainable import require_attainable
+    from components.promotion.pinned import open_pinned
+
+    base = open_pinned(request.name, request.release)
+    config = configured(request, base.manifest, changeable)
+    require_attainable(config.policy, config.index, str(base.index.attributes["index_key"]))
+    return base, config
 
 
 def configured(request: RefreshConfig, manifest: ReleaseManifest, changeable: Sequence[str]) -> RetrainConfig:

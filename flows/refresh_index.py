@@ -13,12 +13,13 @@ from prefect import flow
 
 from components.artifacts import Artifact, DatasetArtifact, IndexArtifact, VectorShards
 from components.index.changes import Changes, changes_since, read_documents
-from components.promotion.pinned import PinnedRelease, open_pinned
+from components.index.guard import GuardReport, read_guard
+from components.promotion.pinned import PinnedRelease
 from components.promotion.standing import candidate_model
 from components.tracking.registry import find_version
 from flows.config import RetrainConfig
 from flows.recorder import Recorder, recorded_flow
-from flows.refresh import RefreshConfig, checked_data, configured, describe_changes
+from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base
 from flows.registration import Parts, register_candidate
 from flows.release_steps import encoding_key, evaluation_step, typed
 from flows.steps import Step
@@ -45,8 +46,7 @@ def refresh_index(request: RefreshConfig) -> dict[str, Any]:
 
     settings.activate()
     started = time.monotonic()
-    base = open_pinned(request.name, request.release)
-    config = configured(request, base.manifest, CHANGEABLE)
+    base, config = open_base(request, CHANGEABLE)
     with recorded_flow(config.name, "refresh-index", config.model_dump(mode="json")) as recorder:
         recorder.adopt(base.ancestry())
         dataset, validation = checked_data(config, recorder)
@@ -54,9 +54,13 @@ def refresh_index(request: RefreshConfig) -> dict[str, Any]:
         print(f"Since {base.title}: {describe_changes(changes)}", flush=True)
         if not changes:
             return _unchanged(recorder, base, changes) | {"seconds": time.monotonic() - started}
-        index = _refreshed(config, recorder, base, dataset, changes)
-        result = register_candidate(config, recorder, _parts(config, recorder, base, (dataset, validation, index, changes)))
-    return result | _outcome(changes, index) | {"base": base.title, "seconds": time.monotonic() - started}
+        delta, encoded = _encoded(config, recorder, base, dataset, changes)
+        index = typed(recorder.run(refresh_step(config, dataset, base, delta, changes)), IndexArtifact)
+        guard = read_guard(index.path)
+        parts = _parts(config, recorder, base, (dataset, validation, index), _notes(base, changes, guard))
+        result = register_candidate(config, recorder, parts)
+    outcome = {"changes": changes.counts, "encoded": encoded, "guard": guard.model_dump(mode="json")}
+    return result | outcome | {"base": base.title, "seconds": time.monotonic() - started}
 
 
 def delta_step(config: RetrainConfig, dataset: DatasetArtifact, base: PinnedRelease, changes: Changes) -> Step:
@@ -93,31 +97,29 @@ def refresh_step(
     return Step("refresh_index", ("index",), make, inputs, config.index.model_dump())
 
 
-def _refreshed(config: RetrainConfig, recorder: Recorder, base: PinnedRelease, dataset: DatasetArtifact, changes: Changes) -> IndexArtifact:
-    delta = None
-    if len(changes.encoded):
-        delta = typed(recorder.run(delta_step(config, dataset, base, changes)), VectorShards)
-    index: IndexArtifact = typed(recorder.run(refresh_step(config, dataset, base, delta, changes)), IndexArtifact)
-    return index
+def _encoded(
+    config: RetrainConfig, recorder: Recorder, base: PinnedRelease, dataset: DatasetArtifact, changes: Changes
+) -> tuple[VectorShards | None, int]:
+    """The vectors of what was added and changed, None when there is nothing to encode, and how many documents were encoded just now."""
+    if not len(changes.encoded):
+        return None, 0
+    before = recorder.made
+    delta = typed(recorder.run(delta_step(config, dataset, base, changes)), VectorShards)
+    return delta, len(changes.encoded) if recorder.made > before else 0
 
 
 def _parts(
-    config: RetrainConfig, recorder: Recorder, base: PinnedRelease, made: tuple[DatasetArtifact, Artifact, IndexArtifact, Changes]
+    config: RetrainConfig, recorder: Recorder, base: PinnedRelease, made: tuple[DatasetArtifact, Artifact, IndexArtifact], notes: list[str]
 ) -> Parts:
-    dataset, validation, index, changes = made
+    dataset, validation, index = made
     measured = {"dataset": dataset, "query_tower": base.query_tower, "query_encoder": base.query_encoder, "index": index}
     evaluation = recorder.run(evaluation_step(config, measured))
-    guard = _outcome(changes, index)["guard"]
-    notes = (f"Index refresh of {base.title}: {describe_changes(changes)}", *(f"Index: {reason}" for reason in guard["reasons"]))
     towers = (base.query_tower, base.document_tower, base.query_encoder)
-    return Parts(dataset, validation, *towers, index, evaluation, "index-refresh", notes)
+    return Parts(dataset, validation, *towers, index, evaluation, "index-refresh", tuple(notes))
 
 
-def _outcome(changes: Changes, index: IndexArtifact) -> dict[str, Any]:
-    from components.index.guard import read_guard
-
-    guard = read_guard(index.path)
-    return {"changes": changes.counts, "encoded": len(changes.encoded), "guard": guard.model_dump(mode="json")}
+def _notes(base: PinnedRelease, changes: Changes, guard: GuardReport) -> list[str]:
+    return [f"Index refresh of {base.title}: {describe_changes(changes)}", *(f"Index: {reason}" for reason in guard.reasons)]
 
 
 def _unchanged(recorder: Recorder, base: PinnedRelease, changes: Changes) -> dict[str, Any]:
@@ -138,4 +140,5 @@ def _unchanged(recorder: Recorder, base: PinnedRelease, changes: Changes) -> dic
         "base": base.title,
         "changes": changes.counts,
         "encoded": 0,
+        "guard": None,
     }

@@ -13,11 +13,11 @@ from prefect import flow
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, open_artifact
 from components.errors import DataError
 from components.index.changes import changes_since, read_documents
-from components.promotion.pinned import PinnedRelease, ancestors, open_pinned
+from components.promotion.pinned import PinnedRelease, ancestors
 from components.promotion.release import EVALUATION_FOLDER
 from flows.config import RetrainConfig, amend_config
 from flows.recorder import Recorder, recorded_flow
-from flows.refresh import RefreshConfig, checked_data, configured, describe_changes
+from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base
 from flows.registration import Parts, register_candidate
 from flows.release_steps import evaluation_step, generation_step, student_step, targets_step, typed
 from flows.steps import Step
@@ -36,8 +36,7 @@ def refresh_query_tower(request: RefreshConfig) -> dict[str, Any]:
 
     settings.activate()
     started = time.monotonic()
-    base = open_pinned(request.name, request.release)
-    config = configured(request, base.manifest, CHANGEABLE)
+    base, config = open_base(request, CHANGEABLE)
     with recorded_flow(config.name, "refresh-query-tower", config.model_dump(mode="json")) as recorder:
         recorder.adopt(base.ancestry())
         dataset, validation = checked_data(config, recorder)

@@ -18,7 +18,6 @@ from components.artifacts import IndexArtifact, Scalar, VectorShards, seal, veri
 from components.errors import SpaceMismatch
 from components.index.blocks import half_blocks, parts_of, shard_sizes, survey, unit_blocks
 from components.index.config import IndexConfig
-from components.index.exact import nearest
 from components.index.kinds import inverted_file, is_exact, usable_key
 from components.index.opening import LAYOUT_VERSION, open_files
 from components.index.parts import can_merge, merge_parts, write_part
@@ -163,7 +162,7 @@ def _measured(
 def _tuned(build: Build, index: VectorIndex, queries: NDArray[np.float32]) -> Tuned:
     """The truth comes from the shards, since not every index keeps the vectors as they are."""
     depth = min(build.config.recall_at, len(index))
-    exact = nearest(queries, unit_blocks(build.vectors, build.shards), depth)[1]
+    exact = index.exact_rows(queries, depth, lambda: unit_blocks(build.vectors, build.shards))
     tuned = tune(index, queries, build.config, exact)
     if tuned.recall < build.config.target_recall:
         print(

@@ -6,7 +6,7 @@ the same documents come back in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from components.index.rows import DocIds, Rows
 SCORE_DIGITS = 6
 # Rows fetched beyond what is needed, to see whether documents tie with the last one.
 _MARGIN = 16
+Blocks = Callable[[], Iterable[NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,12 @@ class VectorIndex:
             return self._ordered(vectors, k, k + _MARGIN, self._pieces)
         return self._refined(vectors, k, k * self.settings.refine_factor + _MARGIN)
 
-    def exact_rows(self, vectors: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        """Row numbers (n, k) of the true neighbours; raises ArtifactError for an approximate index that keeps no vectors."""
-        return self._brute_force(vectors, k)[1]
+    def exact_rows(self, vectors: NDArray[np.float32], k: int, blocks: Blocks | None = None) -> NDArray[np.int64]:
+        """Row numbers (n, k) of the true neighbours, equal ones in the order of their ids.
+
+        `blocks` gives all vectors anew, in row order, for an index that keeps none; without it such an index raises ArtifactError.
+        """
+        return (self._brute_force(vectors, k) if blocks is None else self._by_blocks(vectors, k, blocks))[1]
 
     def _named(
         self, vectors: NDArray[np.float32], k: int, search: Callable[[NDArray[np.float32], int], Found]
@@ -122,8 +126,11 @@ class VectorIndex:
                 "The index keeps no vectors, so it cannot be searched exactly, nor answer when fewer documents are within reach than asked "
                 "for. Build it with index.refine fp16 or int8."
             )
-        blocks, deleted = self.stored.blocks, self.rows.deleted
-        return self._ordered(vectors, k, k + _MARGIN, lambda some, depth: nearest(some, blocks(BLOCK), depth, deleted))
+        stored = self.stored
+        return self._by_blocks(vectors, k, lambda: stored.blocks(BLOCK))
+
+    def _by_blocks(self, vectors: NDArray[np.float32], k: int, blocks: Blocks) -> Found:
+        return self._ordered(vectors, k, k + _MARGIN, lambda some, depth: nearest(some, blocks(), depth, self.rows.deleted))
 
     def _pieces(self, vectors: NDArray[np.float32], depth: int) -> Found:
         return search_pieces(self.pieces, vectors, depth, self.settings)

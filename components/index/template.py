@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -93,16 +92,26 @@ def read_faiss(path: Path, flags: int = 0) -> Any:
 
 
 def write_faiss(index: Any, path: Path) -> None:
-    """Write an index file: beside, then renamed. A full disk is an OSError here, as everywhere."""
+    """Write an index file: beside, then renamed. Raises OSError when the disk is full."""
     import faiss
 
-    beside = path.with_name(f".{path.name}.tmp")
+    beside, failed = path.with_name(f".{path.name}.tmp"), []
     try:
-        faiss.write_index(index, str(beside))
+        # FAISS's own files lose an error at their closing, and would leave a file without its end.
+        with beside.open("wb") as handle:
+
+            def write(content: bytes) -> None:
+                try:
+                    handle.write(content)
+                except OSError as error:
+                    failed.append(error)
+                    raise
+
+            faiss.write_index(index, faiss.PyCallbackIOWriter(write))
         beside.replace(path)
-    except RuntimeError as error:
-        if "No space left" in str(error):
-            raise OSError(errno.ENOSPC, "No space left on device", str(path)) from None
+    except (RuntimeError, SystemError):
+        if failed:
+            raise failed[0] from None
         raise
     finally:
         beside.unlink(missing_ok=True)

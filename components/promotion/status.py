@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from components.errors import PromotionError
+from components.errors import PromotionError, ScalingNoteError
+from components.evaluation.growth import tuning_warning
 from components.promotion.approval import rejection
+from components.promotion.release_index import champion_index
 from components.promotion.standing import candidate_model, expected_aliases, release_model, trusted
 from components.tracking import labels, registry
 from components.tracking import records as record_store
 
 
 def status_of(name: str) -> dict[str, Any]:
-    """Champion, previous, the newest candidates and records of the retriever `name`; `alarm` is None when all agrees."""
+    """Champion, previous, the newest candidates and records of the retriever `name`.
+
+    `alarm` is None when all agrees, `warning` when the champion's index still fits its documents.
+    """
     records = record_store.read_records(name)
     places = expected_aliases(records)
     candidates = registry.versions(candidate_model(name))
@@ -23,6 +28,7 @@ def status_of(name: str) -> dict[str, Any]:
         "champion": places.champion,
         "previous": places.previous,
         "alarm": _alarm(name),
+        "warning": _warning(name),
         "candidates": [_candidate(info) for info in candidates[-5:]],
         "waiting_for_promotion": [info.version for info in releases if info.version > newest and not rejection(info)],
         "last_record": dict(records[-1]) if records else None,
@@ -40,6 +46,8 @@ def render_status(state: dict[str, Any]) -> str:
     lines += [f"  release/{v} is approved and waits: scalingnote promote" for v in state["waiting_for_promotion"]]
     if record := state["last_record"]:
         lines.append(f"Last change: {record['action']} to release/{record['to_version']}, {record['recorded_at']}")
+    if state["warning"]:
+        lines.append(f"Warning: {state['warning']}")
     if state["alarm"]:
         lines.append(f"ALARM: {state['alarm']}")
     return "\n".join(lines)
@@ -50,6 +58,17 @@ def _alarm(name: str) -> str | None:
         return trusted(name).alarm
     except PromotionError:
         return None  # nothing was promoted yet
+
+
+def _warning(name: str) -> str | None:
+    try:
+        index = champion_index(name)
+    except ScalingNoteError as error:  # a status that cannot be shown would hide all the rest
+        return str(error)
+    if index is None or index["documents"] is None:
+        return None
+    due = "The index no longer fits its documents, its last refresh says: build it anew with `scalingnote retrain`."
+    return tuning_warning(index["documents"], index["tuned_documents"]) or (due if index["guard"] == "retrain_due" else None)
 
 
 def _candidate(info: registry.VersionInfo) -> dict[str, Any]:

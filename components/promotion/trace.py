@@ -99,6 +99,7 @@ def _root(name: str, artifact: Artifact, manifest: ReleaseManifest, where: tuple
     evaluation = _ancestry("evaluation", manifest.evaluation.digest, by_digest, seen)
     details = {
         "digest": artifact.digest,
+        "release_type": manifest.release_type,
         "space_id": manifest.space_id,
         "verdict": manifest.decision.verdict,
         "first_release": manifest.decision.first_release,

@@ -89,6 +89,11 @@ def _add_use(commands: Any) -> None:
     run.add_argument("--output", type=Path, required=True, metavar="FILE", help="TREC run file to write")
     run.add_argument("-k", type=_positive, default=100, help="documents per query (default 100)")
     _release_option(run)
+    export = _command(commands, "export", "export:export", "write a release's vectors and metadata as Parquet shards, or into Qdrant")
+    export.add_argument("--to", type=Path, metavar="FOLDER", help="new or empty folder for the Parquet shards")
+    export.add_argument("--qdrant", metavar="PATH|URL", help="Qdrant server, or folder of an embedded store; needs the extra 'qdrant'")
+    export.add_argument("--collection", metavar="NAME", help="collection to make there (default: the retriever's name)")
+    _release_option(export)
 
 
 def _add_inspection(commands: Any) -> None:

@@ -41,8 +41,9 @@ def _request(options: argparse.Namespace, changeable: Sequence[str]) -> RefreshC
     from components.promotion.pinned import load_manifest
 
     name = retriever_name(options)
+    manifest = load_manifest(name, options.release)
     request = RefreshConfig(name=name, release=options.release, data=options.data or "", settings=parsed_settings(options))
-    source_digest(configured(request, load_manifest(name, options.release), changeable).data)
+    source_digest(configured(request, manifest, changeable).data)
     require_space()
     return request
 

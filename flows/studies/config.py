@@ -12,6 +12,7 @@ from flows.config import RetrainConfig
 NoiseKind = Literal["typos", "dropped_words", "upper_case", "lower_case", "verbosity"]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Layers = Annotated[int, Field(ge=1)]
+Documents = Annotated[int, Field(ge=200, le=10**12)]
 
 
 class StudyConfig(StepConfig):
@@ -51,6 +52,15 @@ class StudyConfig(StepConfig):
     )
     scaling_negatives: int = Field(256, ge=1, le=100_000, description="scaling_law: random negatives of the contrastive entropy")
     scaling_refits: int = Field(200, ge=20, le=10_000, description="scaling_law: resamples behind the intervals of a fit")
+    growth_sizes: tuple[Documents, ...] = Field(
+        (10_000, 30_000, 100_000, 200_000, 400_000, 1_000_000),
+        min_length=1,
+        description="corpus_growth: documents in each measured index; beyond the real ones they are synthetic",
+    )
+    growth_targets: tuple[Documents, ...] = Field(
+        (100_000_000, 1_000_000_000), description="corpus_growth: documents that the measurements are extrapolated to"
+    )
+    growth_queries: int = Field(500, ge=20, le=100_000, description="corpus_growth: at most this many judged queries are asked")
     currency: str = Field("USD", min_length=1, max_length=8, description="cost_benefit: currency of the prices")
 
 

@@ -16,6 +16,7 @@ STUDIES = {
     "distillation_ablation": "what each choice of the distillation gives: losses, refinement, sources, batch size",
     "scaling_law": "how the contrastive entropy falls with model and data size, and what the next size should give",
     "robustness": "noisy queries and foreign documents: what teacher and student lose against clean ones",
+    "corpus_growth": "latency, memory, build time and recall over corpus sizes, and what larger corpora should cost",
     "cost_benefit": "training time, energy and serving cost against the quality gained",
 }
 

@@ -48,6 +48,18 @@ class Outcome:
         return json.loads(self.out)
 
 
+@dataclass(frozen=True)
+class Built:
+    """A home where the retriever `retriever` was built once from `data`, and the JSON of that command.
+
+    Another retriever built there from the same data takes its steps from the cache.
+    """
+
+    home: Path
+    data: Path
+    first: Any
+
+
 def scalingnote(*arguments: str | Path) -> Outcome:
     """Run one command in this process."""
     from flows.cli.main import main
@@ -66,6 +78,15 @@ def done(*arguments: str | Path) -> Any:
     outcome = scalingnote(*arguments, "--json")
     assert outcome.status == 0, outcome.out + outcome.err
     return outcome.result
+
+
+def assert_refused(outcome: Outcome, status: int, *named: str) -> None:
+    """The command ended with `status`, and its message names what is wrong."""
+    said = outcome.out + outcome.err
+    assert outcome.status == status, said
+    assert "Traceback" not in said
+    missing = [word for word in named if word not in said]
+    assert not missing, f"{missing} not in: {said}"
 
 
 def write_collection(folder: Path) -> Path:
@@ -88,10 +109,11 @@ def write_collection(folder: Path) -> Path:
 
 
 def environment(home: Path, mlflow_template: Path) -> dict[str, str]:
-    """The variables of a process that works in `home`, whose MLflow store is made ready; none is left from other tests."""
+    """The variables of a process that works in `home`, none left from other tests; its MLflow store is made ready unless it is there."""
     store = home / "mlflow" / "mlflow.db"
-    store.parent.mkdir(parents=True)
-    shutil.copyfile(mlflow_template, store)
+    store.parent.mkdir(parents=True, exist_ok=True)
+    if not store.exists():
+        shutil.copyfile(mlflow_template, store)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_", "SCALINGNOTE_"))}
     return {**kept, "SCALINGNOTE_HOME": str(home), "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 

@@ -20,6 +20,7 @@ import pytest
 from flows.servers import prefect_plan, running
 
 ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("retrain", "refresh-index", "refresh-query-tower", "promote")
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(180)]
 
 
@@ -81,7 +82,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path
 
 def test_schedules_limits_and_types_are_deployed(installation: Installation) -> None:
     deployments = {found["name"]: found for found in installation.post("/deployments/filter", {})}
-    assert {name: found["global_concurrency_limit"]["limit"] for name, found in deployments.items()} == {"retrain": 1, "promote": 1}
+    assert {name: found["global_concurrency_limit"]["limit"] for name, found in deployments.items()} == dict.fromkeys(NAMES, 1)
     assert [s["schedule"]["cron"] for s in deployments["retrain"]["schedules"]] == ["0 3 * * 0"]
     assert deployments["retrain"]["enforce_parameter_schema"]
     schema = deployments["retrain"]["parameter_openapi_schema"]

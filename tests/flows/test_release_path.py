@@ -8,21 +8,20 @@ from typing import Any
 
 import pytest
 
-from tests.flows.cli_world import SMALL, TITLES, at_home, done, scalingnote, write_collection
+from tests.flows.cli_world import SMALL, TITLES, Built, at_home, done, scalingnote
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
 Story = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Iterator[Story]:
+def story(built: Built, mlflow_template: Path) -> Iterator[Story]:
     """One retriever's life; each chapter is the JSON of a command."""
-    folder = tmp_path_factory.mktemp("release-path")
-    build = ("retrain", *SMALL, "--data", write_collection(folder / "clinic"))
+    build = ("retrain", *SMALL, "--data", built.data)
     changed = (*build, "--set", "distillation.refine_epochs=0")
-    with at_home(folder / "home", mlflow_template):
+    with at_home(built.home, mlflow_template):
         yield {
-            "first": done(*build),
+            "first": built.first,
             "again": done(*build),
             "approved": done("approve", "candidate/1", "--as", "Ada"),
             "approved again": done("approve", "candidate/1", "--as", "Bob"),
@@ -124,6 +123,21 @@ def test_run_writes_one_line_for_each_document_of_each_query(story: Story, tmp_p
     rows = [line.split() for line in output.read_text(encoding="utf-8").splitlines()]
     assert [row[0] for row in rows] == ["a"] * 7 + ["b"] * 7
     assert all(row[2] in TITLES for row in rows)
+
+
+def test_export_writes_the_documents_of_a_release_once(story: Story, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    folder = tmp_path / "out"
+    told = done("export", "--release", "release/1", "--to", folder)
+    assert (told["documents"], told["release"]) == (len(TITLES), "retriever-release/1")
+    table = pq.read_table(folder / "vectors-00000.parquet")
+    assert dict(zip(table["doc_id"].to_pylist(), table["title"].to_pylist(), strict=True)) == TITLES
+    assert table.schema.metadata[b"space_id"].decode() == told["space_id"]
+    again = scalingnote("export", "--to", folder)
+    assert again.status == 2 and "not an empty folder" in again.err
+    nowhere = scalingnote("export")
+    assert nowhere.status == 2 and "--to FOLDER" in nowhere.err
 
 
 def test_texts_for_people(story: Story) -> None:

@@ -94,6 +94,22 @@ def test_ablation_and_cost_on_the_same_teacher(home: Path, clinic: Path) -> None
     assert student["USD per million queries"] == pytest.approx(1e6 / student["queries/s"] / 3600 * 1.03)
 
 
+def test_corpus_growth_measures_sizes_and_says_what_is_synthetic(home: Path, clinic: Path) -> None:
+    sizes = ("--set", "study.growth_sizes=[200, 300, 1000]", "--set", "index.index_key=IVF4,Flat")
+    result = done("study", "corpus_growth", *STUDY, "--data", clinic, *sizes)
+    rows = result["rows"]
+    assert [row["documents"] for row in rows] == [200, 300, 1000, 10**8, 10**9]
+    origins = ["real", "synthetic beyond 210 real", "synthetic beyond 210 real", "extrapolated", "extrapolated"]
+    assert [row["documents are"] for row in rows] == origins
+    assert all(row["recall@k"] >= 0.9 and row["p50 ms"] > 0 and row["build s"] > 0 for row in rows[:3])
+    assert rows[4]["files GB"] > rows[3]["files GB"] > rows[2]["files GB"]
+    assert "1,000,000 times the largest index measured" in result["text"] and "No release is champion yet" in result["text"]
+    assert (Path(result["folder"]) / "laws.json").is_file()
+    # Corpus and index of each size are gone, only the numbers are kept.
+    kept = {path.name for path in (home / "work" / "study_growth").rglob("*") if path.is_file()}
+    assert {name for name in kept if not name.endswith((".lock", ".timing.json"))} == {"manifest.json", "result.json"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "named"),
     [
@@ -102,6 +118,8 @@ def test_ablation_and_cost_on_the_same_teacher(home: Path, clinic: Path) -> None
         (("retention", "--set", "study.layers=[9]", "--set", "study.static=false"), 2, ("[9]", "2 layers")),
         (("retention", "--set", "study.layer=[1]"), 2, ("study.layer", "study.layers")),
         (("retention", "--set", "evaluation.extra_splits=[nl]"), 3, ("'nl'", "dev, test, train")),
+        (("corpus_growth", "--set", "study.growth_sizes=[10]"), 2, ("study.growth_sizes", "200")),
+        (("corpus_growth", "--cells", "5k"), 2, ("5k", "10k")),
         (("robustness", "--set", "study.foreign_documents=nowhere"), 3, ("nowhere", "does not exist")),
         (("retention", "--data", "nowhere"), 3, ("nowhere", "does not exist")),
     ],

@@ -17,7 +17,7 @@ from components.index.config import IndexConfig
 from components.index.parts import merge_parts, read_part, stored_vectors, write_part
 from components.index.rows import IDS_FILE, read_rows, write_deleted
 from components.index.search import index_in_memory, load_index
-from components.index.template import read_template, train_template
+from components.index.template import read_template, train_template, write_faiss
 from tests.unit.index_world import SPACE, built, clustered, ids_of, sealed_again, shards_of
 
 KEY = "IVF8,PQ4x4fsr"
@@ -114,6 +114,18 @@ def test_a_template_is_the_same_for_the_same_vectors(tmp_path: Path) -> None:
         folder.mkdir()
     first, second = (train_template(KEY, clustered(300), SPACE, "fp16", folder) for folder in folders)
     assert first.digest == second.digest
+
+
+@pytest.mark.parametrize("rows", [1, 100_000])
+def test_a_full_disk_leaves_no_file_without_its_end(tmp_path: Path, rows: int) -> None:
+    flat = faiss.IndexFlatIP(16)
+    flat.add(np.zeros((rows, 16), np.float32))
+    (tmp_path / ".index.faiss.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        write_faiss(flat, tmp_path / "index.faiss")
+    assert not list(tmp_path.iterdir())
+    write_faiss(flat, tmp_path / "index.faiss")
+    assert faiss.read_index(str(tmp_path / "index.faiss")).ntotal == rows
 
 
 def test_merging_leaves_one_file_and_the_same_answers(tmp_path: Path) -> None:

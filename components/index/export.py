@@ -1,0 +1,198 @@
+"""Export of an index's documents for stores that a team has: vectors and what they belong to as Parquet shards, or into Qdrant.
+
+    vectors-00000.parquet   doc_id, content_hash, title, vector (fp16, of unit length before rounding)
+    manifest.json           last; verifies the shards
+
+Deleted documents are left out. Every shard names in its schema's metadata the space that queries must come from and the index.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.artifacts import Artifact, IndexArtifact, seal, write_atomic
+from components.errors import ArtifactError, ConfigError, ScalingNoteError
+from components.index.parts import open_stored
+from components.index.refine import StoredVectors
+from components.index.rows import IDS_FILE, read_rows, read_table
+from components.index.shards import vectors_path
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from qdrant_client import QdrantClient
+    from qdrant_client.models import PointStruct
+    from tqdm import tqdm
+
+ROWS_PER_SHARD = 65_536
+POINTS_PER_CALL = 256
+COLUMNS = ("doc_id", "content_hash", "title")
+# Qdrant takes numbers and UUIDs as ids: a document's is the UUID of its id in this namespace, so a second export overwrites.
+NAMESPACE = uuid.UUID("6d6b8f4e-2a51-5c63-9f0d-7c1e8b2a9d34")
+
+
+class ExportError(ScalingNoteError):
+    """A vector database that refuses what is written to it, or does not answer."""
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Live documents of one block: a table of COLUMNS, and vectors float32 (rows, d) of unit length."""
+
+    table: pa.Table
+    vectors: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """The live documents of an index, row by row without loading them all."""
+
+    artifact: IndexArtifact
+    stored: StoredVectors
+    table: pa.Table
+    live: NDArray[np.int64]
+
+    def blocks(self, size: int) -> Iterator[Documents]:
+        """All live documents in row order, at most `size` at a time."""
+        for start in range(0, len(self.live), size):
+            rows = self.live[start : start + size]
+            yield Documents(self.table.take(rows), self.stored.unit_vectors(rows))
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What whoever searches the exported vectors has to know."""
+        dimension = str(self.artifact.attributes["dimension"])
+        return {"space_id": self.artifact.space_id, "index_digest": self.artifact.digest, "dimension": dimension}
+
+
+def open_source(index: IndexArtifact) -> ExportSource:
+    """The documents of a verified index; raises ArtifactError for one that keeps no vectors."""
+    stored = open_stored(index.path, index.counts.get("parts", 0))
+    if stored is None:
+        raise ArtifactError(
+            f"{index.path}: the index {index.digest[:12]} keeps no vectors to export ({_why(index)}). "
+            "Set index.refine to fp16 and build the index again with `scalingnote retrain`; the encoded vectors are found finished."
+        )
+    table, deleted = _columns(index.path), read_rows(index.path).deleted
+    return ExportSource(index, stored, table, np.setdiff1d(np.arange(table.num_rows), deleted))
+
+
+def require_empty(folder: Path) -> None:
+    """Raise ConfigError unless `folder` is empty, or a new folder in a place that exists."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is not an empty folder, and an export never writes over files. Name a new folder in --to.")
+
+
+def export_parquet(source: ExportSource, folder: Path) -> Artifact:
+    """Write all live documents as Parquet shards into the empty `folder` and seal it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    require_empty(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = 0
+    with _bar(len(source.live), "Exporting documents") as bar:
+        for shards, block in enumerate(source.blocks(ROWS_PER_SHARD), start=1):
+            sink = pa.BufferOutputStream()
+            table = block.table.append_column("vector", _fp16(block.vectors)).replace_schema_metadata(source.about)
+            pq.write_table(table, sink)
+            write_atomic(vectors_path(folder, shards - 1), sink.getvalue().to_pybytes())
+            bar.update(table.num_rows)
+    return seal(
+        folder,
+        "export",
+        counts={"documents": len(source.live), "shards": shards},
+        parents={"index": source.artifact.digest},
+        attributes={"space_id": source.artifact.space_id, "dimension": source.artifact.attributes["dimension"]},
+    )
+
+
+def open_qdrant(where: str, collection: str) -> QdrantClient:
+    """A client of the Qdrant server at a URL (key in QDRANT_API_KEY), or of an embedded store in a folder or `:memory:`.
+
+    Raises ConfigError without the package qdrant-client, ExportError when the store does not answer or the collection exists.
+    """
+    try:
+        from qdrant_client import QdrantClient
+    except ImportError:
+        raise ConfigError("Export to Qdrant needs the package qdrant-client: pip install 'scalingnote[qdrant]'.") from None
+    key = os.environ.get("QDRANT_API_KEY")
+    place: dict[str, Any] = {"url": where, "api_key": key, "check_compatibility": False} if "://" in where else {"path": where}
+    try:
+        client = QdrantClient(":memory:") if where == ":memory:" else QdrantClient(**place)
+        exists = client.collection_exists(collection)
+    except Exception as error:  # the client raises errors of its own, of httpx and of the file lock
+        raise ExportError(
+            f"Qdrant at {where} cannot be used: {_first_line(error)}. Check the address, QDRANT_API_KEY and access."
+        ) from None
+    if exists:
+        raise ExportError(f"Qdrant at {where} already has a collection '{collection}'. Name another in --collection, or delete it there.")
+    return client
+
+
+def export_qdrant(source: ExportSource, client: QdrantClient, collection: str) -> int:
+    """Make `collection` and put all live documents into it: vectors with the inner product as the score, and COLUMNS as payload.
+
+    Returns how many documents the collection holds then; raises ExportError when the store fails or holds another number.
+    """
+    from qdrant_client.models import Distance, VectorParams
+
+    size = int(str(source.artifact.attributes["dimension"]))
+    try:
+        client.create_collection(collection, VectorParams(size=size, distance=Distance.DOT), metadata=source.about)
+        with _bar(len(source.live), "Exporting to Qdrant") as bar:
+            client.upload_points(collection, _points(source, bar), batch_size=POINTS_PER_CALL, wait=True)
+        held = int(client.count(collection, exact=True).count)
+    except Exception as error:
+        raise ExportError(f"Qdrant stopped the export: {_first_line(error)}. Delete the collection '{collection}' and try again.") from None
+    if held != len(source.live):
+        raise ExportError(f"The collection '{collection}' holds {held:,} of {len(source.live):,} documents. Delete it and try again.")
+    return held
+
+
+def _points(source: ExportSource, bar: tqdm) -> Iterator[PointStruct]:
+    from qdrant_client.models import PointStruct
+
+    for block in source.blocks(POINTS_PER_CALL):
+        for payload, vector in zip(block.table.to_pylist(), block.vectors, strict=True):
+            yield PointStruct(id=str(uuid.uuid5(NAMESPACE, payload["doc_id"])), vector=vector.tolist(), payload=payload)
+        bar.update(block.table.num_rows)
+
+
+def _columns(folder: Path) -> pa.Table:
+    """doc_id, content_hash and title of every row; an empty title where the index keeps none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    there = [name for name in COLUMNS if name in pq.ParquetFile(folder / IDS_FILE).schema_arrow.names]
+    table = read_table(folder, there)
+    return table if "title" in there else table.append_column("title", pa.array([""] * table.num_rows, pa.string()))
+
+
+def _fp16(vectors: NDArray[np.float32]) -> pa.Array:
+    import pyarrow as pa
+
+    flat = pa.array(vectors.astype(np.float16).reshape(-1), type=pa.float16())
+    return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]).cast(pa.list_(pa.float16()))
+
+
+def _why(index: IndexArtifact) -> str:
+    refine = index.attributes.get("refine")
+    return "index.refine was none when it was built" if refine == "none" else "it was built by an older version"
+
+
+def _bar(total: int, label: str) -> tqdm:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=label, unit="doc", mininterval=1)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")

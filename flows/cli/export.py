@@ -1,0 +1,44 @@
+"""The command export: a release's vectors and metadata for a store that a team has."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from components.errors import ConfigError
+from flows.cli.output import retriever_name, show
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write Parquet shards, or fill a Qdrant collection, or both; all that can be wrong is said before anything is written."""
+    if options.to is None and options.qdrant is None:
+        raise ConfigError("export needs a place to write to: --to FOLDER for Parquet shards, --qdrant PATH|URL, or both.")
+    from components.index import export as exporting
+    from components.promotion.release_index import verified_index
+
+    if options.to is not None:
+        exporting.require_empty(options.to)
+    release, index = verified_index(retriever_name(options), options.release)
+    source = exporting.open_source(index)
+    collection = options.collection or retriever_name(options)
+    client = None if options.qdrant is None else exporting.open_qdrant(options.qdrant, collection)
+    started = time.monotonic()
+    result: dict[str, Any] = {"release": release, "index_digest": index.digest, "space_id": index.space_id}
+    if options.to is not None:
+        written = exporting.export_parquet(source, options.to)
+        result |= {"folder": str(options.to), "digest": written.digest, **written.counts}
+    if client is not None:
+        result |= {"collection": collection, "documents": exporting.export_qdrant(source, client, collection)}
+        client.close()
+    result["seconds"] = round(time.monotonic() - started, 2)
+    show(options, result, _sentence(result))
+
+
+def _sentence(result: dict[str, Any]) -> str:
+    places = [f"{result['shards']:,} Parquet shards in {result['folder']}"] if "folder" in result else []
+    places += [f"the Qdrant collection '{result['collection']}'"] if "collection" in result else []
+    return (
+        f"{result['documents']:,} documents of {result['release']} exported in {result['seconds']:.1f} s: {', and '.join(places)}. "
+        f"Query vectors must come from the space {result['space_id'][:12]}."
+    )

@@ -1,0 +1,212 @@
+"""The two cheap releases, through the commands that a person types: the index follows its documents, and the student is replaced."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.towers.encoder import TowerEncoder
+from tests.data_world import write_lines, write_rows
+from tests.flows.cli_world import SMALL, TITLES, Built, assert_refused, at_home, done, scalingnote
+
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
+Story = dict[str, Any]
+NAME = ("--name", "fresh")
+NEW = {"new1": "Moonstone of the ear", "new2": "Comet of the knee"}
+ENCODERS = ("query_encoder", "query_tower", "document_tower")
+CHANGED, REMOVED = "d7", "d3"  # neither is judged in the test split
+
+
+@pytest.fixture(scope="module")
+def story(built: Built, mlflow_template: Path) -> Iterator[Story]:
+    """One retriever's life; each chapter is the JSON of a command, and what the document tower read meanwhile."""
+    edited = edit(Path(shutil.copytree(built.data, built.data.parent / "edited" / "clinic")))
+    refresh = ("refresh-index", "--data", edited, *NAME)
+    with at_home(built.home, mlflow_template), pytest.MonkeyPatch.context() as patch:
+        read = watch_document_tower(patch)
+        story: Story = {"first": done("retrain", *SMALL, "--data", built.data, *NAME)}
+        released("candidate/1")
+        for chapter, command in (("refreshed", refresh), ("again", refresh)):
+            read.clear()
+            story |= {chapter: done(*command), f"{chapter}: read": list(read)}
+        released("candidate/2")
+        story["status"] = done("status", *NAME)
+        story["found"] = done("search", "moonstone ear", "-k", "300", *NAME)["hits"]
+        read.clear()
+        story |= {"unchanged": done(*refresh), "unchanged in words": scalingnote(*refresh).out}
+        query = ("refresh-query-tower", *NAME, "--set", "distillation.refine_epochs=0")
+        story |= {"query": done(*query), "query again": done(*query), "unchanged and query: read": list(read)}
+        released("candidate/3")
+        yield story
+
+
+def edit(data: Path) -> Path:
+    """Two documents come, one gets another text, one goes with its queries."""
+    rows = [json.loads(line) for line in (data / "corpus.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [{**row, "text": "Something else entirely."} if row["_id"] == CHANGED else row for row in rows if row["_id"] != REMOVED]
+    rows += [{"_id": doc_id, "title": title, "text": f"A patient with a {title.lower()}.", "metadata": {}} for doc_id, title in NEW.items()]
+    write_rows(data / "corpus.jsonl", rows)
+    asked = {f"q{REMOVED[1:]}", f"r{REMOVED[1:]}"}
+    queries = [json.loads(line) for line in (data / "queries.jsonl").read_text(encoding="utf-8").splitlines()]
+    write_rows(data / "queries.jsonl", [row for row in queries if row["_id"] not in asked])
+    for path in (data / "qrels").iterdir():
+        write_lines(path, [line for line in path.read_text(encoding="utf-8").splitlines() if line.split("\t")[1] != REMOVED])
+    return data
+
+
+def watch_document_tower(patch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that any document tower encodes from now on."""
+    read: list[str] = []
+    encode = TowerEncoder.encode
+
+    def watched(self: TowerEncoder, texts: list[str], *rest: Any, **named: Any) -> Any:
+        read.extend(texts if self.contract.role == "document" else ())
+        return encode(self, texts, *rest, **named)
+
+    patch.setattr(TowerEncoder, "encode", watched)
+    return read
+
+
+def released(candidate: str) -> None:
+    done("approve", candidate, "--as", "Ada", *NAME)
+    assert done("promote", *NAME)["status"] == "promoted"
+
+
+def pins(ref: str) -> Any:
+    from components.promotion.pinned import load_manifest
+
+    return load_manifest("fresh", ref).pins
+
+
+def manifest_type(ref: str) -> str:
+    from components.promotion.pinned import load_manifest
+
+    return load_manifest("fresh", ref).release_type
+
+
+def test_only_what_changed_is_encoded(story: Story) -> None:
+    refreshed = story["refreshed"]
+    assert refreshed["changes"] == {"added": 2, "changed": 1, "removed": 1, "unchanged": len(TITLES) - 2}
+    assert (refreshed["encoded"], refreshed["candidate"], refreshed["release_type"]) == (3, "candidate/2", "index-refresh")
+    texts = [f"{title}\nA patient with a {title.lower()}." for title in NEW.values()]
+    assert sorted(story["refreshed: read"]) == sorted([*texts, f"{TITLES[CHANGED]}\nSomething else entirely."])
+
+
+def test_the_same_refresh_again_encodes_nothing_and_finds_the_same_candidate(story: Story) -> None:
+    again = story["again"]
+    assert (again["candidate"], again["digest"]) == ("candidate/2", story["refreshed"]["digest"])
+    assert (again["cached"], again["encoded"], story["again: read"]) == (True, 0, [])
+
+
+def test_a_refreshed_index_is_compared_with_the_champion_and_promoted(story: Story) -> None:
+    gates = {gate["name"]: gate["status"] for gate in story["refreshed"]["gates"]}
+    assert gates["champion_non_inferior"] == "pass"
+    assert (story["status"]["champion"], story["status"]["alarm"]) == (2, None)
+    before, after = pins("release/1"), pins("release/2")
+    assert before.index != after.index
+    assert (before.query_encoder, before.query_tower, before.document_tower) == (
+        after.query_encoder,
+        after.query_tower,
+        after.document_tower,
+    )
+
+
+def test_search_finds_new_documents_and_none_that_were_removed(story: Story) -> None:
+    found = {hit["doc_id"]: hit["title"] for hit in story["found"]}
+    assert {name: found.get(name) for name in NEW} == NEW
+    assert set(found) == (set(TITLES) | set(NEW)) - {REMOVED}
+
+
+def test_without_a_change_nothing_is_encoded_or_registered(story: Story) -> None:
+    unchanged = story["unchanged"]
+    assert (unchanged["candidate"], unchanged["digest"]) == ("candidate/2", story["refreshed"]["digest"])
+    assert (unchanged["changes"]["unchanged"], unchanged["encoded"], unchanged["base"]) == (len(TITLES) + 1, 0, "release/2")
+    assert "No document changed since release/2: nothing was encoded" in story["unchanged in words"]
+
+
+def test_a_new_student_leaves_documents_and_index_alone(story: Story) -> None:
+    query = story["query"]
+    assert (query["candidate"], query["release_type"], query["base"]) == ("candidate/3", "query-refresh", "release/2")
+    assert story["unchanged and query: read"] == []
+    before, after = pins("release/2"), pins("candidate/3")
+    assert before.query_encoder.digest != after.query_encoder.digest
+    assert (before.index, before.query_tower, before.document_tower) == (after.index, after.query_tower, after.document_tower)
+    again = story["query again"]
+    assert (again["candidate"], again["digest"], again["cached"]) == ("candidate/3", query["digest"], True)
+
+
+def test_refreshed_releases_verify_and_are_traced_to_the_release_before(story: Story) -> None:
+    for ref in ("release/2", "release/3"):
+        assert done("verify", ref, *NAME)["verified"] is True
+    root = done("trace", "release/2", *NAME)["trace"]
+    assert root["details"]["release_type"] == "index-refresh"
+    index = next(child for child in root["children"] if child["title"].startswith("index: fresh-index/2"))
+    assert [child["title"] for child in index["children"]] == ["index: build_index", "vectors: encode_changes"]
+    assert [manifest_type(ref) for ref in ("release/1", "release/2", "release/3")] == ["full", "index-refresh", "query-refresh"]
+
+
+def test_a_document_is_traced_in_a_refreshed_index(story: Story) -> None:
+    changed = done("trace", CHANGED, *NAME)["trace"]["details"]
+    assert changed["content_hash"] != done("trace", CHANGED, "--release", "release/1", *NAME)["trace"]["details"]["content_hash"]
+    gone = scalingnote("trace", REMOVED, *NAME)
+    assert gone.status == 3 and f"no document '{REMOVED}'" in gone.err
+
+
+def test_the_registry_holds_the_lineage(story: Story) -> None:
+    from components.tracking import labels, registry
+
+    before, after = registry.versions("fresh-index")
+    assert after.tags[labels.INPUT + "index"] == f"fresh-index/1@{before.tags[labels.DIGEST]}"
+    assert len(registry.versions("fresh-document-tower")) == 1
+    assert [info.tags[labels.ATTRIBUTE + "release_type"] for info in registry.versions("fresh-candidate")] == [
+        "full",
+        "index-refresh",
+        "query-refresh",
+    ]
+
+
+MISTAKES = [
+    (("--data", "DATA", "--name", "nobody"), 7, ("No release of 'nobody' was promoted yet", "scalingnote promote")),
+    (("--data", "DATA", "--release", "candidate/99", *NAME), 7, ("candidate/99 does not exist", "candidate/3")),
+    (("--data", "DATA", "--release", "newest", *NAME), 7, ("'newest' names no release",)),
+    (NAME, 2, ("required: --data",)),
+    (("--data", "nowhere", *NAME), 3, ("The data folder nowhere does not exist",)),
+    (("--data", "DATA", "--set", "towers.steps=3", *NAME), 2, ("towers.steps belongs to what the release keeps", "index.compact_share")),
+    (("--data", "DATA", "--set", "index.index_key=Flat", *NAME), 2, ("index.index_key belongs to what the release keeps",)),
+    (("--data", "DATA", "--set", "policy.margn=0.1", *NAME), 2, ("policy.margn: unknown field", "did you mean 'policy.margin'")),
+]
+
+
+@pytest.mark.parametrize(("arguments", "status", "said"), MISTAKES)
+def test_mistakes_are_explained_before_anything_starts(
+    story: Story, built: Built, arguments: tuple[str, ...], status: int, said: tuple[str, ...]
+) -> None:
+    given = [str(built.data) if argument == "DATA" else argument for argument in arguments]
+    assert_refused(scalingnote("refresh-index", *given), status, *said)
+
+
+def test_a_new_student_needs_the_documents_of_the_index(story: Story, built: Built) -> None:
+    outcome = scalingnote("refresh-query-tower", "--data", built.data, *NAME)
+    assert_refused(outcome, 3, "are not those in the index of release/3: 1 added, 1 changed, 2 removed", "refresh-index --data")
+    refused = scalingnote("refresh-query-tower", "--set", "encoding.shard_size=3", *NAME)
+    assert_refused(refused, 2, "encoding.shard_size belongs to what the release keeps")
+
+
+def test_a_release_whose_tower_is_gone_from_the_registry_is_named(story: Story, built: Built) -> None:
+    from components.towers.contract import CONTRACT_FILE
+    from components.tracking.registry import artifact_folder
+
+    tower = artifact_folder("fresh-document-tower", 1) / CONTRACT_FILE
+    tower.rename(tower.with_suffix(".away"))
+    try:
+        outcome = scalingnote("refresh-index", "--data", built.data, *NAME)
+    finally:
+        tower.with_suffix(".away").rename(tower)
+    assert_refused(
+        outcome, 6, "its document tower, fresh-document-tower/1, is not in the registry as it was released", "scalingnote retrain"
+    )
