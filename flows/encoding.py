@@ -8,8 +8,6 @@ which is tried again in a fresh process.
 
 from __future__ import annotations
 
-import os
-import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait
@@ -27,6 +25,7 @@ from prefect.context import FlowRunContext
 from components.errors import ConfigError, ScalingNoteError
 from components.index.config import EncodingConfig
 from components.index.encode import Runner, ShardJob, encode_in_process, encode_shard_in_worker
+from components.index.workers import prepare_worker, take_share, threads_of
 
 TASK: dict[str, Any] = {"name": "encode_shard", "task_run_name": "encode_shard {number}", "cache_policy": NO_CACHE, "persist_result": False}
 
@@ -154,46 +153,6 @@ def _share_plugin(workers: int) -> Any:
             take_share(int(worker.name), workers)
 
     return TakeShare()
-
-
-def prepare_worker(worker: int, workers: int) -> None:
-    """Make this process the worker number `worker` of `workers`, which ends with its parent."""
-    take_share(worker, workers)
-    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
-
-
-def take_share(worker: int, workers: int) -> None:
-    """Give this process its share of the processors, and a GPU of its own where there are any."""
-    import torch
-
-    torch.set_num_threads(threads_of(workers))
-    device = device_of(worker, os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count())
-    if device is not None:
-        # Counting the devices does not open them yet, so they can still be chosen.
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
-
-
-def threads_of(workers: int) -> int:
-    """Threads for each of `workers` processes: together they use the processors of this process, or as many as OMP_NUM_THREADS says."""
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    share = max(1, len(os.sched_getaffinity(0)) // workers)
-    return min(share, int(limit)) if limit.isdigit() and int(limit) > 0 else share
-
-
-def device_of(worker: int, visible: str | None, gpus: int) -> str | None:
-    """The GPU of a worker for CUDA_VISIBLE_DEVICES, each in turn; None where there is none. `visible`: that variable as it is."""
-    names = [name.strip() for name in visible.split(",") if name.strip()] if visible is not None else [str(n) for n in range(gpus)]
-    return names[worker % len(names)] if names else None
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever, and keep its model in memory."""
-    from multiprocessing import connection, parent_process
-
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _server_address() -> str:

@@ -140,4 +140,5 @@ def _unchanged(recorder: Recorder, base: PinnedRelease, changes: Changes) -> dic
         "base": base.title,
         "changes": changes.counts,
         "encoded": 0,
+        "guard": None,
     }

@@ -80,6 +80,15 @@ def done(*arguments: str | Path) -> Any:
     return outcome.result
 
 
+def assert_refused(outcome: Outcome, status: int, *named: str) -> None:
+    """The command ended with `status`, and its message names what is wrong."""
+    said = outcome.out + outcome.err
+    assert outcome.status == status, said
+    assert "Traceback" not in said
+    missing = [word for word in named if word not in said]
+    assert not missing, f"{missing} not in: {said}"
+
+
 def write_collection(folder: Path) -> Path:
     """210 documents in the BEIR layout, each with its query; the train documents have two."""
     documents, queries, judged = [], [], {"train": [], "dev": [], "test": []}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.cli_world import SMALL, Outcome, at_home, done, scalingnote, write_collection
+from tests.flows.cli_world import SMALL, assert_refused, at_home, done, scalingnote, write_collection
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -38,15 +38,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path, c
 def broken(tmp_path: Path, clinic: Path) -> Path:
     """A copy of the data to break."""
     return Path(shutil.copytree(clinic, tmp_path / "broken"))
-
-
-def assert_refused(outcome: Outcome, status: int, *named: str) -> None:
-    """The command ended with `status`, and its message names what is wrong."""
-    said = outcome.out + outcome.err
-    assert outcome.status == status, said
-    assert "Traceback" not in said
-    missing = [word for word in named if word not in said]
-    assert not missing, f"{missing} not in: {said}"
 
 
 def replace(file: Path, old: str, new: str) -> None:
@@ -142,8 +133,6 @@ def test_unreadable_data_is_named(
         (("--set", "towers.steps"), ("FIELD=VALUE", "towers.steps")),
         (("--set", "data.scope=world"), ("data.scope", "demo or full")),
         (("--set", "index.index_key=HNFW32"), ("index_key HNFW32", "FAISS does not know", "Flat")),
-        (("--set", "index.index_key=IVF4096,Flat"), ("4,096 lists", "210 vectors", "Take at most")),
-        (("--set", "index.index_key=HNSW32", "--set", "index.refine=none"), ("index.refine is none", "min_ann_recall")),
         (("--preset", "dmeo"), ("dmeo", "did you mean 'demo'")),
         (("--config", "no-such.yaml"), ("no-such.yaml", "does not exist")),
         (("--max-documents", "many"), ("--max-documents", "many")),

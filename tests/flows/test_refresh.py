@@ -12,7 +12,7 @@ import pytest
 
 from components.towers.encoder import TowerEncoder
 from tests.data_world import write_lines, write_rows
-from tests.flows.cli_world import SMALL, TITLES, Built, at_home, done, scalingnote
+from tests.flows.cli_world import SMALL, TITLES, Built, assert_refused, at_home, done, scalingnote
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
 Story = dict[str, Any]
@@ -168,3 +168,45 @@ def test_the_registry_holds_the_lineage(story: Story) -> None:
         "index-refresh",
         "query-refresh",
     ]
+
+
+MISTAKES = [
+    (("--data", "DATA", "--name", "nobody"), 7, ("No release of 'nobody' was promoted yet", "scalingnote promote")),
+    (("--data", "DATA", "--release", "candidate/99", *NAME), 7, ("candidate/99 does not exist", "candidate/3")),
+    (("--data", "DATA", "--release", "newest", *NAME), 7, ("'newest' names no release",)),
+    (NAME, 2, ("required: --data",)),
+    (("--data", "nowhere", *NAME), 3, ("The data folder nowhere does not exist",)),
+    (("--data", "DATA", "--set", "towers.steps=3", *NAME), 2, ("towers.steps belongs to what the release keeps", "index.compact_share")),
+    (("--data", "DATA", "--set", "index.index_key=Flat", *NAME), 2, ("index.index_key belongs to what the release keeps",)),
+    (("--data", "DATA", "--set", "policy.margn=0.1", *NAME), 2, ("policy.margn: unknown field", "did you mean 'policy.margin'")),
+]
+
+
+@pytest.mark.parametrize(("arguments", "status", "said"), MISTAKES)
+def test_mistakes_are_explained_before_anything_starts(
+    story: Story, built: Built, arguments: tuple[str, ...], status: int, said: tuple[str, ...]
+) -> None:
+    given = [str(built.data) if argument == "DATA" else argument for argument in arguments]
+    assert_refused(scalingnote("refresh-index", *given), status, *said)
+
+
+def test_a_new_student_needs_the_documents_of_the_index(story: Story, built: Built) -> None:
+    outcome = scalingnote("refresh-query-tower", "--data", built.data, *NAME)
+    assert_refused(outcome, 3, "are not those in the index of release/3: 1 added, 1 changed, 2 removed", "refresh-index --data")
+    refused = scalingnote("refresh-query-tower", "--set", "encoding.shard_size=3", *NAME)
+    assert_refused(refused, 2, "encoding.shard_size belongs to what the release keeps")
+
+
+def test_a_release_whose_tower_is_gone_from_the_registry_is_named(story: Story, built: Built) -> None:
+    from components.towers.contract import CONTRACT_FILE
+    from components.tracking.registry import artifact_folder
+
+    tower = artifact_folder("fresh-document-tower", 1) / CONTRACT_FILE
+    tower.rename(tower.with_suffix(".away"))
+    try:
+        outcome = scalingnote("refresh-index", "--data", built.data, *NAME)
+    finally:
+        tower.with_suffix(".away").rename(tower)
+    assert_refused(
+        outcome, 6, "its document tower, fresh-document-tower/1, is not in the registry as it was released", "scalingnote retrain"
+    )

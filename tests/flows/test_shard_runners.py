@@ -19,16 +19,16 @@ from components.errors import ConfigError, ModelError
 from components.index.config import EncodingConfig
 from components.index.corpus import StoredDocuments
 from components.index.encode import ShardJob, encode_shards
+from components.index.workers import device_of, threads_of
 from flows import encoding
 from flows.cli.disk import is_disk_full
 from flows.config import load_config
-from flows.encoding import WorkerLost, device_of, runner_of, threads_of
+from flows.encoding import WorkerLost, runner_of
 from flows.release_steps import vectors_step
 from tests.flows.cli_world import at_home
 from tests.flows.shard_world import Words, words, write_documents
 
 needs_dask = pytest.mark.skipif(find_spec("prefect_dask") is None, reason="prefect-dask is not installed (extra dask)")
-RUNNERS = pytest.mark.parametrize("runner", ["process_pool", pytest.param("dask", marks=[needs_dask, pytest.mark.server])])
 DOCUMENTS, SHARD = 20, 4  # the word cheese stands in documents 2, 10 and 16 to 19: shards 0, 2 and 4
 
 
@@ -37,6 +37,14 @@ def prefect(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> 
     with at_home(tmp_path_factory.mktemp("runners") / "home", mlflow_template) as home:
         (home / "prefect").mkdir()
         yield home
+
+
+@pytest.fixture(params=["process_pool", pytest.param("dask", marks=[needs_dask, pytest.mark.server])])
+def runner(request: pytest.FixtureRequest) -> str:
+    """Each runner with processes of its own; Dask's are Prefect tasks, which need a server."""
+    if request.param == "dask":
+        request.getfixturevalue("prefect")
+    return str(request.param)
 
 
 def encoded(folder: Path, encoder: Words, runner: str = "in_process", attempts: int = 3) -> VectorShards:
@@ -51,8 +59,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: file_sha256(path) for path in (folder / "out").iterdir()}
 
 
-@RUNNERS
-def test_a_killed_worker_costs_one_shard_and_the_result_is_that_of_one_process(prefect: Path, tmp_path: Path, runner: str) -> None:
+def test_a_killed_worker_costs_one_shard_and_the_result_is_that_of_one_process(tmp_path: Path, runner: str) -> None:
     here = encoded(tmp_path / "here", words(tmp_path / "calm"))
     encoder = words(tmp_path / "deadly", "death", 1)
     assert encoded(tmp_path / "there", encoder, runner).digest == here.digest
@@ -63,8 +70,7 @@ def test_a_killed_worker_costs_one_shard_and_the_result_is_that_of_one_process(p
     assert os.getpid() not in processes and 2 <= len(processes) <= 3
 
 
-@RUNNERS
-def test_a_shard_whose_workers_always_die_is_named_and_finished_shards_stay(prefect: Path, tmp_path: Path, runner: str) -> None:
+def test_a_shard_whose_workers_always_die_is_named_and_finished_shards_stay(tmp_path: Path, runner: str) -> None:
     with pytest.raises(WorkerLost, match=r"shard [024] died 2 times.*finished shards are kept"):
         encoded(tmp_path, words(tmp_path / "deadly", "death", 40), runner, attempts=2)
     finished = len(list((tmp_path / "out").glob("shard-*.json")))
@@ -73,8 +79,7 @@ def test_a_shard_whose_workers_always_die_is_named_and_finished_shards_stay(pref
     assert len(again.calls()) == 5 - finished
 
 
-@RUNNERS
-def test_what_fails_in_a_worker_is_said_as_it_is_and_not_tried_again(prefect: Path, tmp_path: Path, runner: str) -> None:
+def test_what_fails_in_a_worker_is_said_as_it_is_and_not_tried_again(tmp_path: Path, runner: str) -> None:
     with pytest.raises(ModelError, match="troubled"):
         encoded(tmp_path / "model", words(tmp_path / "a", "model", 40), runner)
     with pytest.raises(OSError) as caught:
@@ -104,7 +109,7 @@ def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
         "import multiprocessing, sys, time\n"
-        "from flows.encoding import prepare_worker\n"
+        "from components.index.workers import prepare_worker\n"
         "def work():\n    prepare_worker(0, 1)\n    print('ready', flush=True)\n    time.sleep(600)\n"
         "if __name__ == '__main__':\n"
         "    child = multiprocessing.get_context('spawn').Process(target=work)\n"
@@ -117,6 +122,7 @@ def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
     assert parent.stdout.readline().strip() == "ready"
     parent.send_signal(signal.SIGKILL)
     parent.wait(timeout=60)
+    parent.stdout.close()
     deadline = time.monotonic() + 60
     while _is_running(child) and time.monotonic() < deadline:
         time.sleep(0.05)

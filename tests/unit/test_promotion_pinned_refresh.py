@@ -26,7 +26,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 def test_the_champions_parts_are_those_it_pins(world: World) -> None:
     approve(NAME, "candidate/1", "Ada")
-    promote(NAME)
+    promote(NAME, lambda _: None)
     base = open_pinned(NAME, "champion")
     assert (base.title, base.model, base.version) == ("release/1", f"{NAME}-release", 1)
     assert base.index.digest == base.manifest.pins.index.digest
