@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Documents go to the encoder in calls of about so many batches: the encoder sorts a call's documents by their tokens, so the more of
 # them there are, the less padding and the fewer batches that are not full; the bar moves and memory is bounded by a call.
-BATCHES_PER_CALL = 8
+BATCHES_PER_CALL = 16
 CHARACTERS_PER_TOKEN = 4
 
 

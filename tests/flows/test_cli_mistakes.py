@@ -133,8 +133,6 @@ def test_unreadable_data_is_named(
         (("--set", "towers.steps"), ("FIELD=VALUE", "towers.steps")),
         (("--set", "data.scope=world"), ("data.scope", "demo or full")),
         (("--set", "index.index_key=HNFW32"), ("index_key HNFW32", "FAISS does not know", "Flat")),
-        (("--set", "index.index_key=IVF4096,Flat"), ("4,096 lists", "210 vectors", "Take at most")),
-        (("--set", "index.index_key=HNSW32", "--set", "index.refine=none"), ("index.refine is none", "min_ann_recall")),
         (("--preset", "dmeo"), ("dmeo", "did you mean 'demo'")),
         (("--config", "no-such.yaml"), ("no-such.yaml", "does not exist")),
         (("--max-documents", "many"), ("--max-documents", "many")),
