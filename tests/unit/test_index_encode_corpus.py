@@ -75,6 +75,21 @@ def test_tables_are_written_in_groups_that_can_be_read_alone(tmp_path: Path) -> 
     assert StoredDocuments(path, 3).keys(ROW_GROUP // 3).doc_ids == ["d8190", "d8191", "d8192"]
 
 
+def test_reading_a_shard_takes_memory_for_a_shard(tmp_path: Path) -> None:
+    frame = frame_of(6 * ROW_GROUP)
+    words = np.random.default_rng(0).integers(0, 10**9, (len(frame), 20)).astype(str)  # does not compress away
+    frame["text"] = [" ".join(row) for row in words]
+    documents = stored(tmp_path, frame, 512)
+    usual, measured = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(measured)
+    try:
+        texts = documents.texts(40)
+    finally:
+        pa.set_memory_pool(usual)
+    assert texts[0].endswith(frame["text"][40 * 512])
+    assert 0 < measured.max_memory() < frame["text"].str.len().sum() / 3
+
+
 def test_the_table_and_the_loaded_data_set_give_the_same_shards(tmp_path: Path) -> None:
     frame = frame_of(COUNT)
     dataset = dataset_of({}, {}, [])
