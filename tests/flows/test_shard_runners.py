@@ -29,6 +29,7 @@ from tests.flows.cli_world import at_home
 from tests.flows.shard_world import Words, words, write_documents
 
 needs_dask = pytest.mark.skipif(find_spec("prefect_dask") is None, reason="prefect-dask is not installed (extra dask)")
+pytestmark = pytest.mark.timeout(600)  # every worker is a new process, and a busy machine starts them slowly
 DOCUMENTS, SHARD = 20, 4  # the word cheese stands in documents 2, 10 and 16 to 19: shards 0, 2 and 4
 
 
@@ -39,7 +40,7 @@ def prefect(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> 
         yield home
 
 
-@pytest.fixture(params=["process_pool", pytest.param("dask", marks=[needs_dask, pytest.mark.server])])
+@pytest.fixture(params=["process_pool", pytest.param("dask", marks=[needs_dask, pytest.mark.server, pytest.mark.slow])])
 def runner(request: pytest.FixtureRequest) -> str:
     """Each runner with processes of its own; Dask's are Prefect tasks, which need a server."""
     if request.param == "dask":
