@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from components.distillation.student import StudentEncoder
 from components.towers.encoder import TowerEncoder
 from components.towers.probes import PROBE_TEXTS
 from tests.data_world import write_lines, write_rows
@@ -29,7 +30,7 @@ def story(built: Built, mlflow_template: Path) -> Iterator[Story]:
     edited = edit(Path(shutil.copytree(built.data, built.data.parent / "edited" / "clinic")))
     refresh = ("refresh-index", "--data", edited, *NAME)
     with at_home(built.home, mlflow_template), pytest.MonkeyPatch.context() as patch:
-        read = watch_document_tower(patch)
+        read, baseline = watch_document_tower(patch), watch_students(patch)
         story: Story = {"first": done("retrain", *SMALL, "--data", built.data, *NAME)}
         released("candidate/1")
         for chapter, command in (("refreshed", refresh), ("again", refresh)):
@@ -41,7 +42,13 @@ def story(built: Built, mlflow_template: Path) -> Iterator[Story]:
         read.clear()
         story |= {"unchanged": done(*refresh), "unchanged in words": scalingnote(*refresh).out}
         query = ("refresh-query-tower", *NAME, "--set", "distillation.refine_epochs=0")
-        story |= {"query": done(*query), "query again": done(*query), "unchanged and query: read": list(read)}
+        baseline.clear()
+        story |= {
+            "query": done(*query),
+            "query again": done(*query),
+            "unchanged and query: read": list(read),
+            "students: read": list(baseline),
+        }
         released("candidate/3")
         yield story
 
@@ -70,6 +77,19 @@ def watch_document_tower(patch: pytest.MonkeyPatch) -> list[str]:
         return encode(self, texts, *rest, **named)
 
     patch.setattr(TowerEncoder, "encode", watched)
+    return read
+
+
+def watch_students(patch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that any student encodes from now on, trained or not."""
+    read: list[str] = []
+    encode = StudentEncoder.encode
+
+    def watched(self: StudentEncoder, texts: list[str], *rest: Any, **named: Any) -> Any:
+        read.extend(texts)
+        return encode(self, texts, *rest, **named)
+
+    patch.setattr(StudentEncoder, "encode", watched)
     return read
 
 
@@ -134,6 +154,7 @@ def test_a_new_student_leaves_documents_and_index_alone(story: Story) -> None:
     query = story["query"]
     assert (query["candidate"], query["release_type"], query["base"]) == ("candidate/3", "query-refresh", "release/2")
     assert story["unchanged and query: read"] == []
+    assert story["students: read"] and not [text for text in story["students: read"] if "A patient with" in text]
     before, after = pins("release/2"), pins("candidate/3")
     assert before.query_encoder.digest != after.query_encoder.digest
     assert (before.index, before.query_tower, before.document_tower) == (after.index, after.query_tower, after.document_tower)
