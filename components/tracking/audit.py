@@ -81,7 +81,7 @@ def append_entry(path: Path, fields: Mapping[str, Any]) -> AuditEntry:
 
 
 def check_end(path: Path) -> None:
-    """Raise ArtifactError when `append_entry` would refuse, OSError when the log cannot be written; changes nothing but a torn last line."""
+    """Raise ArtifactError when `append_entry` would refuse, OSError when the log cannot be written. Removes a torn last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path), path.open("a+b") as log:
         _tail(path, log)

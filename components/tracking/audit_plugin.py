@@ -8,7 +8,6 @@ mutating call through while the log is damaged. Both are wired to internals of M
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -25,7 +24,6 @@ from components.tracking.server_world import ServerWorld, roles_of
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
-PERMISSIONS_VARIABLE = "SCALINGNOTE_PERMISSIONS"
 
 
 @dataclass
@@ -47,8 +45,7 @@ def create_app() -> App:
     from mlflow.server import app as flask_app
     from mlflow.server.auth import create_app as create_auth_app
 
-    given = os.environ.get(PERMISSIONS_VARIABLE)
-    permissions = load_permissions(Path(given) if given else None)
+    permissions = load_permissions()
     flask_app.before_request(_note_call)  # before MLflow's own hooks, which end the chain for a call they refuse
     inner = create_auth_app(flask_app)
     if inner is flask_app:
@@ -56,6 +53,7 @@ def create_app() -> App:
     path = settings.audit_log()
     world = ServerWorld(path)
     flask_app.before_request(lambda: _enforce(permissions, world))
+    flask_app.after_request(_note_user)
     _serve_audit(flask_app, path, permissions)
     return AuditLayer(inner, path)
 
@@ -92,6 +90,16 @@ def _enforce(permissions: Permissions, world: ServerWorld) -> Any:
     except ArtifactError as error:
         reason = str(error)
     return _refused(reason) if reason else None
+
+
+def _note_user(response: Any) -> Any:
+    """Flask hook for every answer: who signed in, also where MLflow refused before our rules were asked."""
+    from flask import g
+
+    seen = _seen.get(None)
+    if seen is not None and seen.user is None and (user := g.get("mlflow_authenticated_user")):
+        seen.user, seen.roles = user, roles_of(user) if seen.changes else ()
+    return response
 
 
 def _tags(request: Any) -> Mapping[str, str]:
@@ -207,7 +215,9 @@ class Answer:
         """MLflow refuses with two plain words, which its own page shows as an internal error; say who may not do what."""
         if self.status == 403 and b"application/json" not in dict(self.headers).get(b"content-type", b""):
             who = f"{seen.user} ({', '.join(seen.roles) or 'no role'})" if seen.user else "This user"
-            self.replace(403, "PERMISSION_DENIED", f"{who} has no permission for {seen.action or 'this call'}.")
+            target = seen.subject.get("model") or seen.subject.get("experiment")
+            what = (seen.action or "this call").replace("_", " ") + (f" on {target}" if target else "")
+            self.replace(403, "PERMISSION_DENIED", f"{who} has no permission for: {what}.")
             self.unlogged = False
 
     def value(self) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ copying their own candidate. The rules narrow them; the server's plugin asks `re
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -110,14 +111,16 @@ class World(Protocol):
 
 
 def load_permissions(path: Path | None = None) -> Permissions:
-    """Read a permissions file (default: the project's own); raises ConfigError that names the field at fault."""
+    """Read a permissions file (default: `SCALINGNOTE_PERMISSIONS`, else the project's own); ConfigError names the field at fault."""
     import yaml
 
-    path = path or PERMISSIONS_FILE
+    path = path or Path(os.environ.get("SCALINGNOTE_PERMISSIONS") or PERMISSIONS_FILE)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path} is missing. It comes with the project's folder mlflow/; name another with --roles FILE.") from None
+        raise ConfigError(
+            f"{path} is missing. It comes with the project's folder mlflow/; name another in SCALINGNOTE_PERMISSIONS."
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     try:
@@ -154,7 +157,7 @@ def _names(call: Call) -> list[str]:
 
 def _refused_by_rule(call: Call, name: str, permissions: Permissions, world: World) -> str | None:
     allowed = permissions.rule(name, call.action)
-    if allowed is None and "run" in call.subject:
+    if allowed is None and (call.action == "create_run" or "run" in call.subject):
         allowed = permissions.rule(name, RUN_ACTION)
     if call.action in ("set_version_tag", "delete_version_tag") and permissions.verdicts.covers(name, call.subject.get("key", "")):
         return _refused_verdict(call, permissions.verdicts)
