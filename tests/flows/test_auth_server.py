@@ -171,9 +171,9 @@ def test_nobody_approves_their_own_candidate(server: AuthServer, log: Path) -> N
 
 
 def test_a_body_that_is_encoded_twice_is_understood_as_mlflow_does(server: AuthServer, release: tuple[str, str], log: Path) -> None:
-    body = json.dumps({"name": RELEASE, "version": release[1], "alias": "champion"})
-    assert server.call("POST", f"{AJAX}registered-models/alias", body, "reviewer")[0] == 403
-    assert audit.read_audit(log)[-1].subject == {"model": RELEASE, "version": release[1], "alias": "champion"}
+    body = {"name": CANDIDATE, "version": release[0], "alias": "champion"}
+    assert server.call("POST", f"{AJAX}registered-models/alias", json.dumps(body), "admin")[0] == 403
+    assert audit.read_audit(log)[-1].subject == {"model": CANDIDATE, "version": release[0], "alias": "champion"}
 
 
 def test_a_scripted_session_of_the_plain_client_is_in_the_log_call_by_call(
