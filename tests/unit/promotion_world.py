@@ -229,7 +229,7 @@ def _part(folder: Path, role: str) -> Artifact:
 
 def _evaluation(folder: Path, levels: Mapping[str, float], parents: Mapping[str, str]) -> Artifact:
     report = make_evaluation(levels)
-    write_report(_folder(folder), report.summary, report.per_query, ann=report.ann)
+    write_report(_folder(folder), report)
     return seal(folder, "evaluation", parents=parents)
 
 
