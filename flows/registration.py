@@ -9,6 +9,7 @@ from typing import Any
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact
 from components.evaluation.report import load_evaluation
 from components.evaluation.table import render_shift
+from components.promotion.base_models import ENCODERS, base_models_of
 from components.promotion.baseline import Baseline, comparison_for
 from components.promotion.gates import Evidence, GateDecision, decide
 from components.promotion.release import (
@@ -40,6 +41,11 @@ class Parts:
     evaluation: Artifact
     release_type: ReleaseType = "full"
     notes: tuple[str, ...] = ()
+
+    @property
+    def encoders(self) -> dict[str, Path]:
+        """Role -> folder of the encoders."""
+        return {role: getattr(self, role).path for role in ENCODERS}
 
 
 def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) -> dict[str, Any]:
@@ -135,10 +141,11 @@ def _manifest(
         decision=decision,
         baseline_version=baseline.version if baseline else None,
         smoke=record_smoke(retriever, queries),
-        provenance=recorder.provenance.model_dump(mode="json"),
+        provenance=recorder.origin,
         config=config.model_dump(mode="json"),
         lineage=tuple(recorder.lineage),
         flow_run_id=recorder.run_id,
+        base_models=base_models_of(parts.encoders),
     )
 
 

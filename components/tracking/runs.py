@@ -28,7 +28,10 @@ _BATCH = 100  # the most parameters or tags that MLflow takes in one call
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step did. `inputs` and `artifact` carry the digests, `seconds` is the step's own duration."""
+    """What one step did. `inputs` and `artifact` carry the digests, `seconds` is the step's own duration.
+
+    `flow_run_id` is the flow's run in MLflow, `task_run_id` the step's run in Prefect.
+    """
 
     step: str
     config: Mapping[str, Any]
@@ -38,6 +41,7 @@ class StepRecord:
     seconds: float = 0.0
     cached: bool = False
     flow_run_id: str = ""
+    task_run_id: str | None = None
 
 
 @translated("open a run for the flow")
@@ -91,6 +95,7 @@ def record_step(parent_run_id: str, record: StepRecord) -> str:
     run_id = str(run.info.run_id)
     _log_numbers(run_id, record, ended)
     lineage.log_inputs(run_id, experiment, record.inputs)
+    lineage.log_source(run_id, record.artifact)
     lineage.log_output(run_id, experiment, record.artifact)
     if holder is None:
         _upload(run_id, record.artifact)
@@ -107,6 +112,7 @@ def _step_tags(parent_run_id: str, record: StepRecord, holder: str | None) -> di
         labels.CACHED: record.cached,
         labels.FILES_RUN: holder,
         labels.FLOW_RUN: record.flow_run_id or None,
+        labels.TASK_RUN: record.task_run_id,
         "config_digest": digest_of(dict(record.config)),
     }
     nested = {"mlflow.parentRunId": parent_run_id, "mlflow.user": claimed_user()}
