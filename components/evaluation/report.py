@@ -6,6 +6,7 @@ whoever reads the main split never mixes them up. `slices.parquet` says which sl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -165,19 +166,20 @@ def load_summary(folder: Path) -> Summary:
 def load_evaluation(folder: Path) -> Evaluation:
     """Summary and values per query in `folder`; raises ArtifactError when one of them cannot be read. Does not verify digests."""
     summary = load_summary(folder)
-    per_query = _read_table(folder / PER_QUERY_FILE, _VALUES)
-    ann = None if summary.ann is None else _read_table(folder / ANN_FILE, ["query_id", "metric", "value"])
+    per_query = read_table(folder / PER_QUERY_FILE, _VALUES)
+    ann = None if summary.ann is None else read_table(folder / ANN_FILE, ["query_id", "metric", "value"])
     # Reports of older versions have no slices, and the summary does not say whether there are any.
-    slices = _read_table(folder / SLICES_FILE, ["query_id", "dimension", "slice"]) if (folder / SLICES_FILE).exists() else None
-    extra = _read_table(folder / EXTRA_FILE, [*_VALUES, "split"]) if summary.extra else None
+    slices = read_table(folder / SLICES_FILE, ["query_id", "dimension", "slice"]) if (folder / SLICES_FILE).exists() else None
+    extra = read_table(folder / EXTRA_FILE, [*_VALUES, "split"]) if summary.extra else None
     return Evaluation(summary, per_query, ann, slices, extra)
 
 
-def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Columns of a table of measurements; raises ArtifactError when it cannot be read."""
     import pandas as pd
     import pyarrow as pa
 
     try:
-        return pd.read_parquet(path, columns=columns)
+        return pd.read_parquet(path, columns=list(columns))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtifactError(f"{path} cannot be read ({str(error).splitlines()[0]}). Evaluate again.") from None
