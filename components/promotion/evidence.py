@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from components.evaluation.report import Evaluation
     from components.promotion.release import ReleaseManifest
 
-REPORT_FILE = "report.html"
-COMPARISON_FOLDER = "comparison"
-
 
 @dataclass(frozen=True)
 class Champion:
@@ -82,6 +79,4 @@ class Dossier:
 def require_measured(dossier: Dossier) -> None:
     """Raise PromotionError for an evaluation over no query: its report would show means of nothing."""
     if dossier.evaluation.summary.queries < 1 or not len(dossier.evaluation.per_query):
-        raise PromotionError(
-            "The evaluation holds no judged query, so there is nothing to report. Name a split with judgements."
-        )
+        raise PromotionError("The evaluation holds no judged query, so there is nothing to report. Name a split with judgements.")
