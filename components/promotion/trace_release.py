@@ -1,0 +1,211 @@
+"""The tree of a release: what it pins and all that came before, data, code and machine, runs, configuration, approval, records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from components.artifacts import Artifact, digest_of, verify
+from components.errors import ScalingNoteError
+from components.promotion.approval import claimed_approval, find_version
+from components.promotion.base_models import base_models_named_by
+from components.promotion.lineage_gaps import gaps_of, origins_of
+from components.promotion.release import BaseModelPin, LineageNode, ReleaseManifest, load_release
+from components.promotion.standing import candidate_model, release_model
+from components.promotion.trace_node import SHOWN, Node
+from components.tracking import labels, registry
+from components.tracking import records as record_store
+from components.tracking.registry import VersionInfo
+
+ENCODER_ROLES = ("query_tower", "document_tower", "query_encoder")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A candidate or release whose files were hashed; `info` is its registered version, `base_models` those of its encoders by role."""
+
+    name: str
+    info: VersionInfo
+    artifact: Artifact
+    manifest: ReleaseManifest
+    base_models: Mapping[str, BaseModelPin]
+
+    @property
+    def title(self) -> str:
+        """Registered model and version."""
+        return f"{self.info.name}/{self.info.version}"
+
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        """What is missing on the way back; base models count that an older manifest does not name but its encoders do."""
+        return gaps_of(replace(origins_of(self.manifest), base_models=self.base_models))
+
+
+def open_version(name: str, model: str, version: int) -> Opened:
+    """Open a version of the candidate or release model; raises ArtifactError for changed files, ModelError for no such version."""
+    info = find_version(model, version)
+    folder = registry.artifact_folder(model, version)
+    artifact = verify(folder, info.tags.get(labels.DIGEST) if info is not None else None)
+    manifest = load_release(folder)
+    found = info or VersionInfo(name=model, version=version, tags={}, source="", run_id=None, created_ms=0, aliases=())
+    return Opened(name, found, artifact, manifest, _base_models(manifest))
+
+
+def release_node(opened: Opened) -> Node:
+    """The whole tree of a release."""
+    ancestry = Ancestry(opened)
+    pins = [ancestry.pin(role) for role, _ in opened.manifest.pins.items()]
+    evaluation = ancestry.node("evaluation", opened.manifest.evaluation.digest)
+    origins = (*pins, evaluation, *surroundings(opened))
+    return Node(opened.title, _details(opened), (*origins, approvals(opened), promotions(opened)), "release", opened.artifact.digest)
+
+
+def surroundings(opened: Opened) -> tuple[Node, ...]:
+    """Data, code and machine, runs of the flow, and configuration."""
+    return _data(opened.manifest), _code(opened.manifest), _flow(opened.manifest), _config(opened.manifest)
+
+
+class Ancestry:
+    """The artifacts of a release with their parents; what was shown before is only named again."""
+
+    def __init__(self, opened: Opened) -> None:
+        self.nodes = {node.digest: node for node in opened.manifest.lineage}
+        self.pins = dict(opened.manifest.pins.items())
+        self.roles = {pin.digest: role for role, pin in self.pins.items()}
+        self.base_models = opened.base_models
+        self._seen: set[str] = set()
+
+    def pin(self, role: str) -> Node:
+        """A pinned artifact under its registered name."""
+        pin, words = self.pins[role], role.replace("_", " ")
+        return replace(self.node(words, pin.digest), title=f"{words}: {pin.model}/{pin.version}")
+
+    def node(self, role: str, digest: str) -> Node:
+        """The artifact and its parents."""
+        entry = self.nodes.get(digest)
+        if entry is None:
+            return Node(role, {"digest": digest, "note": "not described in the release's lineage"}, key=digest)
+        title = f"{role}: {entry.name}"
+        if digest in self._seen:
+            return Node(title, {"digest": digest, "note": SHOWN}, kind=entry.kind, key=digest)
+        self._seen.add(digest)
+        parents = [self.node(parent, found) for parent, found in sorted(entry.parents.items())]
+        return Node(title, described(entry), (*parents, *self._bases(entry)), entry.kind, digest)
+
+    def _bases(self, entry: LineageNode) -> Iterator[Node]:
+        """The published models that an encoder or a set of generated queries was made with."""
+        base = self.base_models.get(self.roles.get(entry.digest, ""))
+        if base is not None:
+            yield base_model_node(base)
+        if generator := entry.attributes.get("generator"):
+            yield base_model_node(BaseModelPin(name=str(generator), digest=str(entry.attributes.get("generator_digest") or "unknown")))
+
+
+def base_model_node(base: BaseModelPin) -> Node:
+    """A published model and the digest of its weights."""
+    return Node(f"base model: {base.name}", {"digest": base.digest}, kind="base_model", key=f"base:{base.name}:{base.digest}")
+
+
+def described(entry: LineageNode) -> dict[str, Any]:
+    """What the lineage says about one artifact."""
+    runs = {"run_id": entry.run_id, "task_run_id": entry.task_run_id, "recorded_at": entry.recorded_at}
+    details = {"digest": entry.digest, "kind": entry.kind, **runs, **entry.counts, **entry.attributes}
+    return {**details, "config_digest": digest_of(entry.config)} if entry.config else details
+
+
+def approvals(opened: Opened) -> Node:
+    """Of a release its own approval, of a candidate all of its copies."""
+    where = (opened.info.name, opened.info.version)
+    releases = [info for info in registry.versions(release_model(opened.name)) if where in (_place(info), registry.copied_from(info))]
+    found = [_approval(opened.name, info) for info in releases]
+    return Node("approval", {} if found else {"note": "not approved"}, tuple(found), "approval")
+
+
+def promotions(opened: Opened) -> Node:
+    """The promotion records that moved the champion to or from this release."""
+    if opened.info.name != release_model(opened.name):
+        return Node("promotion records", {"note": "a candidate has none"}, kind="record")
+    version = opened.info.version
+    about = [record for record in record_store.read_records(opened.name) if version in (record["to_version"], record["from_version"])]
+    children = tuple(Node(f"record {record['sequence']}: {record['action']}", record, kind="record") for record in about)
+    return Node("promotion records", {} if about else {"note": "not promoted"}, children, "record")
+
+
+def _place(info: VersionInfo) -> tuple[str, int]:
+    return info.name, info.version
+
+
+def _details(opened: Opened) -> dict[str, Any]:
+    manifest = opened.manifest
+    gaps = opened.gaps
+    return {
+        "digest": opened.artifact.digest,
+        "release_type": manifest.release_type,
+        "space_id": manifest.space_id,
+        "verdict": manifest.decision.verdict,
+        "gates": [f"{gate.name} {gate.status}" for gate in manifest.decision.gates],
+        "first_release": manifest.decision.first_release,
+        "baseline_version": manifest.baseline_version,
+        "flow_run_id": manifest.flow_run_id,
+        "lineage": "complete" if not gaps else f"{len(gaps)} gaps: {' '.join(gaps)}",
+    }
+
+
+def _data(manifest: ReleaseManifest) -> Node:
+    data = manifest.dataset
+    counts = next((node.counts for node in manifest.lineage if node.digest == data.digest), {})
+    contracts = [_contract(name, version) for name, version in sorted(data.contracts.items())]
+    details = {"digest": data.digest, "source_digest": data.source_digest, **counts}
+    return Node(f"data: {data.name}", details, (*contracts, *_validations(manifest.lineage, data.digest)), "dataset", data.digest)
+
+
+def _contract(name: str, version: str) -> Node:
+    return Node(f"contract {name}", {"version": version}, kind="contract", key=f"contract:{name}:{version}")
+
+
+def _validations(lineage: Iterable[LineageNode], data: str) -> Iterator[Node]:
+    """The reports of the contracts on this data; shown beside the data, for no artifact comes from them."""
+    for entry in lineage:
+        if entry.kind == "validation" and data in entry.parents.values():
+            yield Node(f"validation: {entry.name}", described(entry), kind=entry.kind, key=entry.digest)
+
+
+def _code(manifest: ReleaseManifest) -> Node:
+    known = manifest.provenance
+    children = tuple(Node(part, known[part], kind="code") for part in ("packages", "machine") if isinstance(known.get(part), Mapping))
+    details = {key: value for key, value in known.items() if key not in ("packages", "machine")}
+    return Node("code and machine", details, children, "code")
+
+
+def _flow(manifest: ReleaseManifest) -> Node:
+    prefect = manifest.provenance.get("prefect_flow_run_id")
+    details = {"mlflow_run_id": manifest.flow_run_id, "prefect_flow_run_id": prefect or "not recorded"}
+    return Node("flow run", details, kind="run")
+
+
+def _config(manifest: ReleaseManifest) -> Node:
+    return Node("configuration", {"digest": digest_of(manifest.config), **labels.flatten(manifest.config)}, kind="config")
+
+
+def _approval(name: str, info: VersionInfo) -> Node:
+    origin = registry.copied_from(info)
+    candidate = find_version(*origin) if origin and origin[0] == candidate_model(name) else None
+    claim = claimed_approval(name, info, candidate)
+    details = {
+        "from": f"{origin[0]}/{origin[1]}" if origin else None,
+        "approved_by": claim.person or "unauthenticated (copied outside of 'scalingnote approve')",
+        "approved_at": claim.approved_at,
+        "copied_ms": info.created_ms,
+        "override": claim.override,
+        "authentication": "none: names are as claimed",
+    }
+    return Node(f"{info.name}/{info.version}", details, kind="approval", key=f"approval:{info.name}/{info.version}")
+
+
+def _base_models(manifest: ReleaseManifest) -> Mapping[str, BaseModelPin]:
+    """None where an older manifest names no base model and its encoders cannot be read any more: that is a gap, not the trace's end."""
+    try:
+        return base_models_named_by(manifest)
+    except ScalingNoteError:
+        return {}
