@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from flows.cli.trace import add_arguments as add_trace_arguments
 from flows.studies.registry import list_studies
 
 Command = Callable[[argparse.Namespace], int | None]
@@ -98,9 +99,9 @@ def _add_use(commands: Any) -> None:
 
 def _add_inspection(commands: Any) -> None:
     _command(commands, "status", "inspect:status", "what is champion, previous and candidate, and whether all is in order")
-    trace = _command(commands, "trace", "inspect:trace", "a release or a document back to data, code, configuration and approval")
-    trace.add_argument("ref", help="champion, previous, candidate/N, release/N, or the id of a document")
-    trace.add_argument("--release", default="champion", metavar="REF", help="release to look a document id up in (default champion)")
+    add_trace_arguments(
+        _command(commands, "trace", "trace:trace", "a release, model, document or answer back to data, code, configuration and approval")
+    )
     verify = _command(
         commands, "verify", "inspect:verify", "hash every file of a release again and check digests, spaces, decision, records"
     )
