@@ -8,7 +8,6 @@ from typing import Any
 
 from components.errors import PromotionError
 from components.promotion.references import resolve
-from components.promotion.trace_documents import checked_index, find_document
 from components.promotion.trace_model import model_node, role_of
 from components.promotion.trace_node import Node, text_of
 from components.promotion.trace_release import Opened, open_version, release_node
@@ -79,6 +78,8 @@ def trace_document(name: str, ref: str, doc_id: str) -> Trace:
 
     Raises DataError for an id that is not in the index, else as `trace`.
     """
+    from components.promotion.trace_documents import checked_index, find_document  # pandas takes as long as the rest of a trace
+
     opened = open_version(name, *resolve(name, ref))
     details = find_document(checked_index(opened.manifest.pins.index), doc_id)
     root = Node(f"document {doc_id}", details, (release_node(opened),), "document")

@@ -11,7 +11,7 @@ from components.errors import ScalingNoteError
 from components.promotion.approval import claimed_approval, find_version
 from components.promotion.base_models import base_models_named_by
 from components.promotion.lineage_gaps import gaps_of, origins_of
-from components.promotion.release import BaseModelPin, LineageNode, ReleaseManifest, load_release
+from components.promotion.release import BaseModelPin, LineageNode, Pin, ReleaseManifest, load_release
 from components.promotion.standing import candidate_model, release_model
 from components.promotion.trace_node import SHOWN, Node
 from components.tracking import labels, registry
@@ -71,27 +71,31 @@ class Ancestry:
 
     def __init__(self, opened: Opened) -> None:
         self.nodes = {node.digest: node for node in opened.manifest.lineage}
-        self.pins = dict(opened.manifest.pins.items())
+        self.pins: dict[str, Pin] = dict(opened.manifest.pins.items())
         self.roles = {pin.digest: role for role, pin in self.pins.items()}
         self.base_models = opened.base_models
         self._seen: set[str] = set()
 
     def pin(self, role: str) -> Node:
-        """A pinned artifact under its registered name."""
-        pin, words = self.pins[role], role.replace("_", " ")
-        return replace(self.node(words, pin.digest), title=f"{words}: {pin.model}/{pin.version}")
+        """A pinned artifact."""
+        return self.node(role.replace("_", " "), self.pins[role].digest)
 
     def node(self, role: str, digest: str) -> Node:
         """The artifact and its parents."""
         entry = self.nodes.get(digest)
         if entry is None:
-            return Node(role, {"digest": digest, "note": "not described in the release's lineage"}, key=digest)
-        title = f"{role}: {entry.name}"
+            return Node(f"{role} {digest[:12]}", {"digest": digest, "note": "not described in the release's lineage"}, key=digest)
+        title = f"{role}: {self._name(entry)}"
         if digest in self._seen:
             return Node(title, {"digest": digest, "note": SHOWN}, kind=entry.kind, key=digest)
         self._seen.add(digest)
         parents = [self.node(parent, found) for parent, found in sorted(entry.parents.items())]
         return Node(title, described(entry), (*parents, *self._bases(entry)), entry.kind, digest)
+
+    def _name(self, entry: LineageNode) -> str:
+        """The registered version that is pinned, or the step that made it."""
+        pin = self.pins.get(self.roles.get(entry.digest, ""))
+        return f"{pin.model}/{pin.version}" if pin else entry.name
 
     def _bases(self, entry: LineageNode) -> Iterator[Node]:
         """The published models that an encoder or a set of generated queries was made with."""

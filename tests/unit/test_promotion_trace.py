@@ -16,7 +16,8 @@ from components.errors import ArtifactError, DataError, PromotionError
 from components.promotion.approval import approve
 from components.promotion.promote import promote
 from components.promotion.release import SCHEMA_VERSION, load_release, write_candidate
-from components.promotion.trace import find_document, trace, trace_document
+from components.promotion.trace import trace, trace_document
+from components.promotion.trace_documents import find_document
 from components.promotion.verification import verify_release
 from tests.unit.promotion_world import NAME, MemoryTracking, World, rewrite
 
