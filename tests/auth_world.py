@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import socket
-import sys
 import tomllib
 import urllib.request
 from base64 import b64encode
