@@ -82,6 +82,4 @@ class Dossier:
 def require_measured(dossier: Dossier) -> None:
     """Raise PromotionError for an evaluation over no query: its report would show means of nothing."""
     if dossier.evaluation.summary.queries < 1 or not len(dossier.evaluation.per_query):
-        raise PromotionError(
-            "The evaluation holds no judged query, so there is nothing to report. Name a split with judgements."
-        )
+        raise PromotionError("The evaluation holds no judged query, so there is nothing to report. Name a split with judgements.")
