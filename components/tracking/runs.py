@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-REPORT_KINDS = frozenset({"validation", "evaluation", "study"})
+REPORT_KINDS = frozenset({"validation", "evaluation", "comparison", "study"})
 _BATCH = 100  # the most parameters or tags that MLflow takes in one call
 
 
@@ -80,8 +80,8 @@ def log_report(run_id: str, folder: Path, text: str) -> None:
 def record_step(parent_run_id: str, record: StepRecord) -> str:
     """Write one finished step as a nested run and return that run's id.
 
-    Reports (validation, evaluation, study) are uploaded whole, of other artifacts the manifest alone: models travel by registration. A
-    cached step does not upload again; its tag names the run that holds the files.
+    Reports (`REPORT_KINDS`) are uploaded whole, of other artifacts the manifest alone: models travel by registration. A cached step does
+    not upload again; its tag names the run that holds the files.
     """
     experiment = _experiment_of(settings.tracking_uri(), parent_run_id)
     holder = _earlier_upload(experiment, record.artifact.digest) if record.cached else None
