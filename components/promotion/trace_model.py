@@ -9,7 +9,8 @@ from components.promotion.approval import find_version
 from components.promotion.release import PinRole
 from components.promotion.standing import candidate_model, release_model
 from components.promotion.trace_node import Node
-from components.promotion.trace_release import Ancestry, Opened, approvals, open_version, promotions, surroundings
+from components.promotion.trace_people import Witness, approvals, call_witness
+from components.promotion.trace_release import Ancestry, Opened, open_version, promotions, surroundings
 from components.tracking import labels, registry
 from components.tracking.registry import VersionInfo
 
@@ -38,9 +39,10 @@ def model_node(model: str, version: int) -> tuple[Node, Opened | None]:
     if not users:
         return Node(f"{model}/{version}", _tags(info), (Node("used in", {"note": "no candidate pins it"}),), role), None
     built = users[0]
-    node = Ancestry(built).pin(role)
-    title, details = f"{model}/{version}", {**node.details, "registered_by_run": info.run_id}
-    used = Node("used in", {}, tuple(_use(user) for user in users), "release")
+    node, witness = Ancestry(built).pin(role), call_witness()
+    by = witness.registered(model, version)
+    title, details = f"{model}/{version}", {**node.details, "registered_by_run": info.run_id, "registered_by": by}
+    used = Node("used in", {}, tuple(_use(user, witness) for user in users), "release")
     return Node(title, details, (*node.children, *surroundings(built), used), node.kind, node.key), built
 
 
@@ -57,13 +59,15 @@ def _pin(candidate: Opened, role: str) -> tuple[str, int]:
     return pin.model, pin.version
 
 
-def _use(candidate: Opened) -> Node:
+def _use(candidate: Opened, witness: Witness) -> Node:
     """A candidate, its approvals, and the records of the releases that it became."""
     where = (candidate.info.name, candidate.info.version)
     copies = [info for info in registry.versions(release_model(candidate.name)) if registry.copied_from(info) == where]
     records = [promotions(replace(candidate, info=info)) for info in copies]
     details = {"digest": candidate.artifact.digest, "verdict": candidate.manifest.decision.verdict}
-    return Node(candidate.title, details, (approvals(candidate), *records), "release", candidate.artifact.digest)
+    return Node(
+        candidate.title, details, (approvals(candidate.name, candidate.info, witness), *records), "release", candidate.artifact.digest
+    )
 
 
 def _tags(info: VersionInfo) -> dict[str, str]:

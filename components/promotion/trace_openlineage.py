@@ -14,7 +14,7 @@ from typing import Any
 from components.artifacts import digest_of
 from components.errors import ModelError
 from components.promotion.release import LineageNode
-from components.promotion.standing import release_model
+from components.promotion.standing import CHAMPION, release_model
 from components.promotion.trace import Trace
 from components.promotion.trace_release import Opened
 from components.tracking import labels
@@ -47,7 +47,8 @@ class _Events:
         self.opened, self.manifest = opened, opened.manifest
         self.namespace = f"scalingnote/{opened.name}"
         self.nodes = {node.digest: node for node in self.manifest.lineage}
-        self.registered = {pin.digest: pin.model for _, pin in self.manifest.pins.items()}
+        compared = {node.parents[CHAMPION]: release_model(opened.name) for node in self.manifest.lineage if CHAMPION in node.parents}
+        self.registered = {**compared, **{pin.digest: pin.model for _, pin in self.manifest.pins.items()}}
         self.last = max((node.recorded_at for node in self.manifest.lineage if node.recorded_at), default=self._created())
 
     def all(self) -> list[dict[str, Any]]:

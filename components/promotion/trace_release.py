@@ -8,12 +8,13 @@ from typing import Any
 
 from components.artifacts import Artifact, digest_of, verify
 from components.errors import ScalingNoteError
-from components.promotion.approval import claimed_approval, find_version
+from components.promotion.approval import find_version
 from components.promotion.base_models import base_models_named_by
 from components.promotion.lineage_gaps import gaps_of, origins_of
 from components.promotion.release import BaseModelPin, LineageNode, Pin, ReleaseManifest, load_release
-from components.promotion.standing import candidate_model, release_model
+from components.promotion.standing import CHAMPION, release_model
 from components.promotion.trace_node import SHOWN, Node
+from components.promotion.trace_people import Witness, approvals, call_witness
 from components.tracking import labels, registry
 from components.tracking import records as record_store
 from components.tracking.registry import VersionInfo
@@ -54,11 +55,12 @@ def open_version(name: str, model: str, version: int) -> Opened:
 
 def release_node(opened: Opened) -> Node:
     """The whole tree of a release."""
-    ancestry = Ancestry(opened)
+    ancestry, witness = Ancestry(opened), call_witness()
     pins = [ancestry.pin(role) for role, _ in opened.manifest.pins.items()]
-    evaluation = ancestry.node("evaluation", opened.manifest.evaluation.digest)
-    origins = (*pins, evaluation, *surroundings(opened))
-    return Node(opened.title, _details(opened), (*origins, approvals(opened), promotions(opened)), "release", opened.artifact.digest)
+    evidence = [ancestry.node(role, digest) for role, digest in _evidence(opened.manifest)]
+    acts = (approvals(opened.name, opened.info, witness), promotions(opened))
+    children = (*pins, *evidence, *surroundings(opened), *acts)
+    return Node(opened.title, _details(opened, witness), children, "release", opened.artifact.digest)
 
 
 def surroundings(opened: Opened) -> tuple[Node, ...]:
@@ -74,6 +76,7 @@ class Ancestry:
         self.pins: dict[str, Pin] = dict(opened.manifest.pins.items())
         self.roles = {pin.digest: role for role, pin in self.pins.items()}
         self.base_models = opened.base_models
+        self.champion = opened.manifest.baseline_version
         self._seen: set[str] = set()
 
     def pin(self, role: str) -> Node:
@@ -84,13 +87,20 @@ class Ancestry:
         """The artifact and its parents."""
         entry = self.nodes.get(digest)
         if entry is None:
-            return Node(f"{role} {digest[:12]}", {"digest": digest, "note": "not described in the release's lineage"}, key=digest)
+            return self._stranger(role, digest)
         title = f"{role}: {self._name(entry)}"
         if digest in self._seen:
             return Node(title, {"digest": digest, "note": SHOWN}, kind=entry.kind, key=digest)
         self._seen.add(digest)
         parents = [self.node(parent, found) for parent, found in sorted(entry.parents.items())]
         return Node(title, described(entry), (*parents, *self._bases(entry)), entry.kind, digest)
+
+    def _stranger(self, role: str, digest: str) -> Node:
+        """An artifact that is not of this lineage: the champion that the release was compared with, or a gap."""
+        if role == CHAMPION:
+            note = f"a release with a lineage of its own: scalingnote trace release/{self.champion}"
+            return Node(f"{role}: release/{self.champion}", {"digest": digest, "note": note}, (), "release", digest)
+        return Node(f"{role} {digest[:12]}", {"digest": digest, "note": "not described in the release's lineage"}, key=digest)
 
     def _name(self, entry: LineageNode) -> str:
         """The registered version that is pinned, or the step that made it."""
@@ -118,14 +128,6 @@ def described(entry: LineageNode) -> dict[str, Any]:
     return {**details, "config_digest": digest_of(entry.config)} if entry.config else details
 
 
-def approvals(opened: Opened) -> Node:
-    """Of a release its own approval, of a candidate all of its copies."""
-    where = (opened.info.name, opened.info.version)
-    releases = [info for info in registry.versions(release_model(opened.name)) if where in (_place(info), registry.copied_from(info))]
-    found = [_approval(opened.name, info) for info in releases]
-    return Node("approval", {} if found else {"note": "not approved"}, tuple(found), "approval")
-
-
 def promotions(opened: Opened) -> Node:
     """The promotion records that moved the champion to or from this release."""
     if opened.info.name != release_model(opened.name):
@@ -136,15 +138,18 @@ def promotions(opened: Opened) -> Node:
     return Node("promotion records", {} if about else {"note": "not promoted"}, children, "record")
 
 
-def _place(info: VersionInfo) -> tuple[str, int]:
-    return info.name, info.version
+def _evidence(manifest: ReleaseManifest) -> Iterator[tuple[str, str]]:
+    """Role and digest of what the gates decided on: the evaluation, and the comparison with the champion of that time."""
+    yield "evaluation", manifest.evaluation.digest
+    yield from (("comparison", node.digest) for node in manifest.lineage if node.kind == "comparison")
 
 
-def _details(opened: Opened) -> dict[str, Any]:
+def _details(opened: Opened, witness: Witness) -> dict[str, Any]:
     manifest = opened.manifest
     gaps = opened.gaps
     return {
         "digest": opened.artifact.digest,
+        "registered_by": witness.registered(opened.info.name, opened.info.version),
         "release_type": manifest.release_type,
         "space_id": manifest.space_id,
         "verdict": manifest.decision.verdict,
@@ -190,21 +195,6 @@ def _flow(manifest: ReleaseManifest) -> Node:
 
 def _config(manifest: ReleaseManifest) -> Node:
     return Node("configuration", {"digest": digest_of(manifest.config), **labels.flatten(manifest.config)}, kind="config")
-
-
-def _approval(name: str, info: VersionInfo) -> Node:
-    origin = registry.copied_from(info)
-    candidate = find_version(*origin) if origin and origin[0] == candidate_model(name) else None
-    claim = claimed_approval(name, info, candidate)
-    details = {
-        "from": f"{origin[0]}/{origin[1]}" if origin else None,
-        "approved_by": claim.person or "unauthenticated (copied outside of 'scalingnote approve')",
-        "approved_at": claim.approved_at,
-        "copied_ms": info.created_ms,
-        "override": claim.override,
-        "authentication": "none: names are as claimed",
-    }
-    return Node(f"{info.name}/{info.version}", details, kind="approval", key=f"approval:{info.name}/{info.version}")
 
 
 def _base_models(manifest: ReleaseManifest) -> Mapping[str, BaseModelPin]:
