@@ -42,6 +42,7 @@ from components.promotion.release import (
 )
 from components.towers.contract import EncodingContract, save_contract, space_id_of
 from components.tracking import labels
+from components.tracking.audit import append_entry, read_audit
 from components.tracking.registry import RegisteredVersion, VersionInfo
 
 NAME = "retriever"
@@ -124,20 +125,43 @@ def make_comparison(p95_ms: float = 2.0, qps: float = 100.0) -> ComparisonSummar
 
 @dataclass
 class MemoryTracking:
-    """Registry and records in memory. `kill_at` raises Killed right before the n-th change (from 0); None never does."""
+    """Registry and records in memory. `kill_at` raises Killed right before the n-th change (from 0); None never does.
+
+    With a `log` it behaves like a server with sign-in: each change is an entry of `user`, written as the server writes it.
+    """
 
     models: dict[str, list[VersionInfo]] = field(default_factory=dict)
     folders: dict[tuple[str, int], Path] = field(default_factory=dict)
     aliases: dict[tuple[str, str], int] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
+    descriptions: dict[tuple[str, int], str] = field(default_factory=dict)
     kill_at: int | None = None
     changes: int = 0
+    log: Path | None = None
+    user: str | None = None
+    roles: tuple[str, ...] = ()
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("versions", "artifact_folder", "copy_version", "alias", "set_alias", "delete_alias", "set_version_tag"):
             monkeypatch.setattr(f"components.tracking.registry.{name}", getattr(self, name))
+        for name in ("set_review_tag", "description", "set_description"):
+            monkeypatch.setattr(f"components.tracking.registry.{name}", getattr(self, name))
+        monkeypatch.setattr("components.tracking.audit.trail", lambda: read_audit(self.log) if self.log else None)
+        monkeypatch.setattr("components.tracking.store.signed_in_as", lambda: self.user)
         for name in ("append_record", "read_records"):
             monkeypatch.setattr(f"components.tracking.records.{name}", getattr(self, name))
+
+    def sign_in(self, user: str, *roles: str) -> None:
+        """From now on changes are those of `user`."""
+        self.user, self.roles = user, roles
+
+    def note(self, action: str, outcome: str = "ok", **subject: str | int) -> None:
+        """One entry of the audit log; nothing where there is no log."""
+        if self.log is None:
+            return
+        fields = {"user": self.user, "roles": self.roles, "method": "POST", "path": f"/{action}", "action": action}
+        status = 200 if outcome == "ok" else 403
+        append_entry(self.log, {**fields, "subject": {k: str(v) for k, v in subject.items()}, "status": status, "outcome": outcome})
 
     def state(self) -> tuple[Any, ...]:
         """All that can be seen, times left out."""
@@ -151,6 +175,7 @@ class MemoryTracking:
         own = {**(tags or {}), labels.DIGEST: digest}
         infos.append(VersionInfo(name=model, version=version, tags=own, source=source, run_id="r", created_ms=0, aliases=()))
         self.folders[model, version] = folder
+        self.note("create_model_version", model=model, version=version, source=source)
         return version
 
     def delete_version(self, model: str, version: int) -> None:
@@ -175,6 +200,7 @@ class MemoryTracking:
     def set_alias(self, model_name: str, alias_name: str, version: int) -> None:
         self._change()
         self.aliases[model_name, alias_name] = version
+        self.note("set_alias", model=model_name, version=version, alias=alias_name)
 
     def delete_alias(self, model_name: str, alias_name: str) -> None:
         self._change()
@@ -184,6 +210,19 @@ class MemoryTracking:
         self._change()
         info = next(info for info in self.models[model_name] if info.version == version)
         info.tags.update(labels.prefixed({key: value}))
+        self.note("set_version_tag", model=model_name, version=version, key=next(iter(labels.prefixed({key: value}))), value=value)
+
+    def set_review_tag(self, model_name: str, version: int, key: str, value: str) -> None:
+        self._change()
+        next(info for info in self.models[model_name] if info.version == version).tags[key] = value
+        self.note("set_version_tag", model=model_name, version=version, key=key, value=value)
+
+    def description(self, model_name: str, version: int) -> str:
+        return self.descriptions.get((model_name, version), "")
+
+    def set_description(self, model_name: str, version: int, markdown: str) -> None:
+        self._change()
+        self.descriptions[model_name, version] = markdown
 
     def append_record(self, retriever_name: str, record: Mapping[str, Any]) -> dict[str, Any]:
         self._change()
