@@ -22,13 +22,17 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-REPORT_KINDS = frozenset({"validation", "evaluation", "study"})
+REPORT_KINDS = frozenset({"validation", "evaluation", "comparison", "study"})
+PAGE = "report.html"  # what people read of an artifact that has it: a run's page can be linked to, a model's files cannot
 _BATCH = 100  # the most parameters or tags that MLflow takes in one call
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step did. `inputs` and `artifact` carry the digests, `seconds` is the step's own duration."""
+    """What one step did. `inputs` and `artifact` carry the digests, `seconds` is the step's own duration.
+
+    `flow_run_id` is the flow's run in MLflow, `task_run_id` the step's run in Prefect.
+    """
 
     step: str
     config: Mapping[str, Any]
@@ -38,6 +42,7 @@ class StepRecord:
     seconds: float = 0.0
     cached: bool = False
     flow_run_id: str = ""
+    task_run_id: str | None = None
 
 
 @translated("open a run for the flow")
@@ -76,7 +81,7 @@ def log_report(run_id: str, folder: Path, text: str) -> None:
 def record_step(parent_run_id: str, record: StepRecord) -> str:
     """Write one finished step as a nested run and return that run's id.
 
-    Reports (validation, evaluation, study) are uploaded whole, of other artifacts the manifest alone: models travel by registration. A
+    Reports (`REPORT_KINDS`) are uploaded whole, of other artifacts the manifest and the page for people: models travel by registration. A
     cached step does not upload again; its tag names the run that holds the files.
     """
     experiment = _experiment_of(settings.tracking_uri(), parent_run_id)
@@ -91,6 +96,7 @@ def record_step(parent_run_id: str, record: StepRecord) -> str:
     run_id = str(run.info.run_id)
     _log_numbers(run_id, record, ended)
     lineage.log_inputs(run_id, experiment, record.inputs)
+    lineage.log_source(run_id, record.artifact)
     lineage.log_output(run_id, experiment, record.artifact)
     if holder is None:
         _upload(run_id, record.artifact)
@@ -107,6 +113,7 @@ def _step_tags(parent_run_id: str, record: StepRecord, holder: str | None) -> di
         labels.CACHED: record.cached,
         labels.FILES_RUN: holder,
         labels.FLOW_RUN: record.flow_run_id or None,
+        labels.TASK_RUN: record.task_run_id,
         "config_digest": digest_of(dict(record.config)),
     }
     nested = {"mlflow.parentRunId": parent_run_id, "mlflow.user": claimed_user()}
@@ -137,7 +144,9 @@ def _upload(run_id: str, artifact: Artifact) -> None:
     if artifact.kind in REPORT_KINDS:
         client().log_artifacts(run_id, str(artifact.path), artifact.kind)
     else:
-        client().log_artifact(run_id, str(artifact.path / MANIFEST), artifact.kind)
+        for name in (MANIFEST, PAGE):
+            if (artifact.path / name).is_file():
+                client().log_artifact(run_id, str(artifact.path / name), artifact.kind)
     client().set_tag(run_id, labels.UPLOADED, "true")
 
 

@@ -1,0 +1,174 @@
+"""Evidence for the reviewer: the comparison of a candidate with the champion, and the report that is kept with the candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from components.artifacts import Artifact, open_artifact, read_manifest
+from components.errors import ScalingNoteError
+from components.promotion.baseline import Baseline
+from components.promotion.release import load_release
+from components.promotion.standing import release_model
+from components.tracking import registry
+from flows.config import RetrainConfig
+from flows.recorder import Recorder
+from flows.steps import Step
+
+if TYPE_CHECKING:
+    from components.data.dataset import Dataset
+    from components.evaluation.contest import Contender, Contest
+    from components.promotion.evidence import Compared, Dossier, Making, StepCost
+    from components.promotion.release import LineageNode, ReleaseManifest
+    from components.serving.retriever import Retriever
+    from flows.registration import Parts
+
+REPLAYED = 1000  # queries of the log, the newest, that both releases answer
+_MEASURED = ("split", "depth", "latency_queries", "throughput_batch", "bootstrap_samples", "seed")
+
+
+class Outcome(NamedTuple):
+    """The comparison with the champion, or in a sentence why there is none."""
+
+    artifact: Artifact | None
+    missing: str = ""
+
+
+def compare_with_champion(config: RetrainConfig, recorder: Recorder, parts: Parts, baseline: Baseline | None) -> Outcome:
+    """Ask candidate and champion the same queries in one run. A champion that cannot be opened is no reason to build no candidate."""
+    if baseline is None:
+        return Outcome(None, "This is a first release: there is no champion to compare with.")
+    try:
+        return Outcome(recorder.run(_comparison_step(config, parts, baseline)))
+    except ScalingNoteError as error:
+        return Outcome(None, f"The comparison with release/{baseline.version} failed: {error}")
+
+
+def _comparison_step(config: RetrainConfig, parts: Parts, baseline: Baseline) -> Step:
+    """Queries that are logged later do not make a finished comparison anew: the same parts stay the same candidate."""
+    champion = open_artifact(registry.artifact_folder(release_model(config.name), baseline.version))
+    inputs: dict[str, Artifact] = {**_answering(parts), "champion": champion}
+
+    def make(folder: Path) -> Artifact:
+        from components.evaluation.contest import hold_contest
+
+        parents = {role: artifact.digest for role, artifact in _answering(parts).items()}
+        return hold_contest(_contest(config, parts, baseline.version), config.evaluation, parents, folder)
+
+    settings = {**config.evaluation.model_dump(include=set(_MEASURED)), "baseline_version": baseline.version}
+    return Step("compare_with_champion", ("evaluation", "serving", "index", "distillation", "towers"), make, inputs, settings)
+
+
+def _answering(parts: Parts) -> dict[str, Artifact]:
+    """The parts of a candidate that answer queries, and the data it is measured on."""
+    return {"dataset": parts.dataset, "query_encoder": parts.query_encoder, "index": parts.index}
+
+
+def _contest(config: RetrainConfig, parts: Parts, version: int) -> Contest:
+    from components.data.dataset import load_dataset
+    from components.evaluation.contest import Contest
+    from components.evaluation.summarize import judged_split
+    from components.serving.loader import open_release, registry_folder
+
+    opened = open_release(config.name, f"release/{version}")
+    pins = opened.manifest.pins
+    dataset = load_dataset(parts.dataset.path)
+    source, replayed = replayed_queries(config.name, dataset)
+    return Contest(
+        candidate=_contender(open_candidate(config, parts), parts.query_encoder.path, parts.index.path),
+        champion=_contender(opened.retriever, registry_folder(pins.query_encoder), registry_folder(pins.index)),
+        baseline_version=version,
+        judged=judged_split(dataset, config.evaluation.split),
+        replayed=replayed,
+        source=source,
+    )
+
+
+def replayed_queries(name: str, dataset: Dataset) -> tuple[str, Sequence[str]]:
+    """Where the queries without judgements come from, and the newest or first of them: the log of answers, else the data set."""
+    from components.evaluation.comparison import LOGGED, UNLABELLED
+    from components.serving.answers import logged_queries
+
+    if logged := logged_queries(name, REPLAYED):
+        return LOGGED, logged
+    return UNLABELLED, [str(text) for text in dataset.unlabelled["text"].head(REPLAYED)]
+
+
+def open_candidate(config: RetrainConfig, parts: Parts) -> Retriever:
+    """Query encoder and index of the candidate, every file verified."""
+    from components.distillation.student import load_student
+    from components.serving.retriever import Retriever
+
+    encoder = load_student(parts.query_encoder.path)
+    return Retriever.open(encoder, parts.query_encoder.path, parts.index.path, config.index.probe_tolerance)
+
+
+def _contender(retriever: Retriever, encoder_folder: Path, index_folder: Path) -> Contender:
+    from components.evaluation.contest import Contender
+    from components.evaluation.rankers import DenseRanker
+    from components.index.rows import read_titles
+
+    sizes: dict[str, Any] = {"index": bytes_of(index_folder), "encoder": bytes_of(encoder_folder), "documents": len(retriever.index)}
+    return Contender(DenseRanker(retriever.encoder, retriever.index), read_titles(index_folder, retriever.index.rows), sizes)
+
+
+def bytes_of(folder: Path) -> int:
+    """Bytes of an artifact's files."""
+    return sum(entry.bytes for entry in read_manifest(folder).files.values())
+
+
+def dossier_of(parts: Parts, recorder: Recorder, manifest: ReleaseManifest, baseline: Baseline | None, outcome: Outcome) -> Dossier:
+    """All that report and description are made from."""
+    from components.data.validation import load_report
+    from components.evaluation.report import load_evaluation
+    from components.promotion.evidence import Champion, Dossier
+
+    folder = registry.artifact_folder(release_model(manifest.name), baseline.version) if baseline else None
+    champion = Champion(baseline.version, load_release(folder), baseline.evaluation) if baseline and folder else None
+    return Dossier(
+        manifest=manifest,
+        evaluation=load_evaluation(parts.evaluation.path),
+        validation=load_report(parts.validation),
+        champion=champion,
+        compared=_compared(outcome),
+        making=_making(parts, recorder),
+        notes=parts.notes,
+    )
+
+
+def _compared(outcome: Outcome) -> Compared:
+    from components.evaluation.comparison import load_comparison, load_tables
+    from components.promotion.evidence import Compared
+
+    if outcome.artifact is None:
+        return Compared(missing=outcome.missing)
+    return Compared(load_comparison(outcome.artifact.path), load_tables(outcome.artifact.path))
+
+
+def _making(parts: Parts, recorder: Recorder) -> Making:
+    from components.distillation.train import training_epochs
+    from components.promotion.evidence import Making
+    from components.towers.train import losses_of
+
+    losses, epochs = losses_of(parts.query_tower.path), training_epochs(parts.query_encoder.path)
+    timed = {node.name for node in recorder.lineage if node.digest in recorder.timings}
+    documents = parts.index.counts.get("documents")
+    return Making(
+        tower_losses=tuple(losses) if losses else None,
+        student_epochs=tuple(epochs) if epochs else None,
+        costs=tuple(_cost(node, recorder) for node in recorder.lineage if node.digest in recorder.timings),
+        adopted=tuple(dict.fromkeys(node.name for node in recorder.lineage if node.name not in timed)),
+        sizes={
+            "index": bytes_of(parts.index.path),
+            "encoder": bytes_of(parts.query_encoder.path),
+            **({"documents": documents} if documents else {}),
+        },
+    )
+
+
+def _cost(node: LineageNode, recorder: Recorder) -> StepCost:
+    from components.promotion.evidence import StepCost
+
+    timing = recorder.timings[node.digest]
+    return StepCost(node.name, timing.seconds, timing.attempts) if timing else StepCost(node.name, None)
