@@ -39,6 +39,8 @@ def _add_building(commands: Any) -> None:
         commands, "retrain", "build:retrain", "build a candidate: validate, train, distil, index, evaluate, decide, register"
     )
     _training_options(retrain, preset=None)
+    for parser in (demo, retrain):
+        _policy_option(parser)
     validate = _command(commands, "validate", "build:validate", "hold data against its contracts, without training")
     _training_options(validate, preset=None)
     study = _command(commands, "study", "study:study", "run an experiment on the data: a table with intervals and a plot")
@@ -66,7 +68,12 @@ def _add_refreshing(commands: Any) -> None:
     query.add_argument("--data", metavar="DIR", help="folder with the release's documents (default: the one it was built from)")
     for parser, example in ((index, "policy.margin=0.02"), (query, "distillation.epochs=4")):
         _release_option(parser)
+        _policy_option(parser)
         parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=f"one setting, such as {example}; repeatable")
+
+
+def _policy_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--policy", type=Path, metavar="FILE", help="the gates as YAML with a version of its own, instead of the preset's")
 
 
 def _add_promotion(commands: Any) -> None:
