@@ -9,14 +9,14 @@ from components.evaluation.table import render_shift
 from components.promotion.decision import GateResult
 from components.promotion.evidence import Dossier, require_measured
 from components.promotion.evidence_numbers import METRIC, Delta, against_champion, baseline_rivals, deltas
-from components.promotion.evidence_sections import STATUS_WORDS, changes_of, metric_words, signed, systems_words
+from components.promotion.evidence_sections import STATUS_WORDS, changes_of, gate_words, metric_words, signed, systems_words
 from components.promotion.standing import release_model
 from components.tracking.links import version_link
 
 LIMIT = 4500  # of MLflow's 5,000 characters: what is put above it later, as the mark of an override, has to fit as well
 _LINES = 6  # of each subject that changed; the report has all of them
-_REASON = 240
-_MOST_GATES = 2200  # characters of the table; in a longer one the gates that passed are counted only
+_REASON, _PASSED, _CHANGE = 240, 130, 140  # characters of a reason, of that of a gate that passed, and of a change
+_MOST_GATES = 2000  # characters of the table; in a longer one the gates that passed are counted only
 _MORE = "The rest stands in the report."
 _SIGNS = {"pass": "\u2705 pass", "fail": "\u274c **FAIL**", "not_decidable": "\u26a0\ufe0f **not decidable**"}
 
@@ -54,21 +54,21 @@ def _links(links: Mapping[str, str]) -> str:
 
 
 def _gates(gates: Sequence[GateResult]) -> str:
-    """Open gates first, with their reasons; gates that are off, and those that passed when there are many, are counted only."""
+    """Open gates first, with their reasons; what does not fit of those that passed, slices first, and those that are off are counted."""
     order = {"fail": 0, "not_decidable": 1, "first_release": 2, "pass": 3}
-    shown = sorted((gate for gate in gates if gate.status in order), key=lambda gate: order[gate.status])
-    table = _gate_table(shown)
-    counted = [("switched off by the policy", sum(gate.status == "off" for gate in gates))]
-    if len(table) > _MOST_GATES:
-        opened = [gate for gate in shown if gate.status != "pass"]
-        table, counted = _gate_table(opened), [("passed", len(shown) - len(opened)), *counted]
-    others = ", ".join(f"{count} {what}" for what, count in counted if count)
-    return f"### Gates\n\n{table}" + (f"\n\nOther gates: {others}." if others else "")
+    shown = sorted((gate for gate in gates if gate.status in order), key=lambda gate: (order[gate.status], gate.slice is not None))
+    opened = [gate for gate in shown if gate.status != "pass"]
+    while len(_gate_table(shown)) > _MOST_GATES and len(shown) > len(opened):
+        shown = shown[:-1]
+    passed = sum(gate.status == "pass" for gate in gates) - (len(shown) - len(opened))
+    counted = {"more passed": passed, "switched off by the policy": sum(gate.status == "off" for gate in gates)}
+    others = ", ".join(f"{count} {what}" for what, count in counted.items() if count)
+    return f"### Gates\n\n{_gate_table(shown)}" + (f"\n\nOther gates: {others}." if others else "")
 
 
 def _gate_table(gates: Sequence[GateResult]) -> str:
-    rows = [_row(gate.name.replace("_", " "), _status(gate), _cut(_reason(gate))) for gate in gates]
-    return "\n".join(["| gate | status | reason |", "|---|---|---|", *rows]) if rows else ""
+    rows = [_row(gate_words(gate), _status(gate), _reason(gate)) for gate in gates]
+    return "\n".join(["| gate | status | reason |", "|---|---|---|", *rows])
 
 
 def _status(gate: GateResult) -> str:
@@ -76,11 +76,12 @@ def _status(gate: GateResult) -> str:
 
 
 def _reason(gate: GateResult) -> str:
-    return f"{gate.slice}: {gate.reason}" if gate.slice else gate.reason
+    text = f"{gate.slice}: {gate.reason}" if gate.slice else gate.reason
+    return _cut(text, _PASSED if gate.status == "pass" else _REASON)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _REASON else text[: _REASON - 1] + "…"
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _differences(dossier: Dossier) -> str:
@@ -113,7 +114,7 @@ def _subject(name: str, changes: Sequence[str]) -> list[str]:
     if not changes:
         return [f"- **{name}**: unchanged"]
     more = [f"  - and {len(changes) - _LINES} more"] if len(changes) > _LINES else []
-    return [f"- **{name}**:", *(f"  - {_plain(change)}" for change in changes[:_LINES]), *more]
+    return [f"- **{name}**:", *(f"  - {_plain(_cut(change, _CHANGE))}" for change in changes[:_LINES]), *more]
 
 
 def _shift(dossier: Dossier) -> str:
