@@ -157,7 +157,7 @@ def _details(opened: Opened, witness: Witness) -> dict[str, Any]:
         "first_release": manifest.decision.first_release,
         "baseline_version": manifest.baseline_version,
         "flow_run_id": manifest.flow_run_id,
-        "lineage": "complete" if not gaps else f"{len(gaps)} gaps: {' '.join(gaps)}",
+        "lineage": f"gaps: {' '.join(gaps)}" if gaps else "complete",
     }
 
 
