@@ -1,0 +1,121 @@
+"""What is signed: the manifest of a release, and each promotion record.
+
+A release's signature lies beside its `manifest.json` (SLSA provenance v1: the pins as subjects, data and code as what it was made from).
+A record carries its own: over all it says but the signature and the digest that the chain adds. As every record names the digest of the
+one before it, a signed record vouches for all before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from components.artifacts import (
+    MANIFEST,
+    SIGNATURE,
+    digest_of,
+    file_sha256,
+    open_artifact,
+    read_json,
+    readable_json,
+    require_written,
+    write_json,
+)
+from components.errors import ArtifactError
+from components.promotion.release import ReleaseManifest, load_release
+from components.promotion.signing import Signed, check, sign, statement
+from components.promotion.signing_keys import TrustedKey, load_signing_key
+
+Record = Mapping[str, Any]
+RELEASE_PREDICATE = "https://slsa.dev/provenance/v1"
+RECORD_PREDICATE = "urn:scalingnote:promotion-record:v1"
+_HEADLINE = ("action", "from_version", "to_version", "manifest_digest", "approved_by")
+
+
+def sign_release(folder: Path) -> str | None:
+    """Sign the finished release in `folder` with the configured key; returns the key's id, None without a key.
+
+    A signature by the same key is left as it is, one by another is replaced. Raises ConfigError for a key that cannot be used.
+    """
+    key = load_signing_key()
+    if key is None:
+        return None
+    content = readable_json(sign(release_statement(folder), key))
+    if not (folder / SIGNATURE).is_file() or (folder / SIGNATURE).read_bytes() != content:
+        write_json(folder / SIGNATURE, sign(release_statement(folder), key))
+    return key.key_id
+
+
+def release_statement(folder: Path) -> dict[str, Any]:
+    """What a signature says of the release in `folder`: its manifest file, its digest and pins, and what it was made from."""
+    artifact, manifest = open_artifact(folder), load_release(folder)
+    subjects = {MANIFEST: file_sha256(folder / MANIFEST), f"{manifest.name} release": artifact.digest}
+    subjects |= {f"{pin.model}/{pin.version}": pin.digest for _, pin in manifest.pins.items()}
+    return statement(subjects, RELEASE_PREDICATE, _provenance(manifest))
+
+
+def check_release(folder: Path, trusted: Mapping[str, TrustedKey]) -> Signed | None:
+    """Who signed the release in `folder`; None when it is unsigned and no trusted keys are configured.
+
+    Raises ArtifactError when the signature does not fit, or, with trusted keys, when it is missing or by another key.
+    """
+    path = folder / SIGNATURE
+    if path.is_file():
+        require_written(path, readable_json)
+        return check(read_json(path), release_statement(folder), trusted)
+    if trusted:
+        raise ArtifactError("It is not signed, and only releases signed by a trusted key count here. Sign it: scalingnote keys sign REF.")
+    return None
+
+
+def record_signer() -> Callable[[Record], dict[str, Any]] | None:
+    """Signs promotion records with the configured key; None without one. Raises ConfigError for a key that cannot be used."""
+    key = load_signing_key()
+    return None if key is None else lambda record: sign(record_statement(record), key)
+
+
+def record_statement(record: Record) -> dict[str, Any]:
+    """What the signature of a promotion record says: the digest of the record without signature and chain digest."""
+    plain = {key: value for key, value in record.items() if key not in ("signature", "digest")}
+    name = f"{record.get('retriever')}-promotions/{record.get('sequence')}"
+    return statement({name: digest_of(plain)}, RECORD_PREDICATE, {key: record.get(key) for key in _HEADLINE})
+
+
+def check_records(records: Sequence[Record], trusted: Mapping[str, TrustedKey]) -> str:
+    """Check the signatures of a chain of records; returns a sentence about them.
+
+    Raises ArtifactError for one that does not fit or is by another key, and, with trusted keys, for records that no signature covers.
+    """
+    covered, signed = 0, 0
+    for record in records:
+        if record.get("signature") is None:
+            continue
+        try:
+            check(record["signature"], record_statement(record), trusted)
+        except ArtifactError as error:
+            raise ArtifactError(f"Promotion record {record.get('sequence')}: {error}") from None
+        covered, signed = int(record["sequence"]), signed + 1
+    if trusted and covered < len(records):
+        raise ArtifactError(
+            f"Promotion record {len(records)} is not signed, nor is one after it, and only signatures by a trusted key count here. "
+            "A promotion or rollback with a signing key signs all records before it."
+        )
+    return f"{signed} of {len(records)} records signed; each vouches for those before it" if signed else "unsigned: no key was configured"
+
+
+def _provenance(manifest: ReleaseManifest) -> dict[str, Any]:
+    """SLSA provenance: how and from what the release was built, without times, so that signing again gives the same bytes."""
+    known = manifest.provenance
+    code = {"gitCommit": known.get("code_revision"), "sha256": known.get("code_digest")}
+    materials: list[dict[str, Any]] = [{"name": manifest.dataset.name, "digest": {"sha256": manifest.dataset.digest}}]
+    materials.append({"name": "code", "digest": {kind: value for kind, value in code.items() if value}})
+    if lock := known.get("lock_digest"):
+        materials.append({"name": "requirements.lock", "digest": {"sha256": lock}})
+    definition = {
+        "buildType": f"urn:scalingnote:{manifest.release_type}:v1",
+        "externalParameters": {"config_digest": digest_of(manifest.config)},
+        "resolvedDependencies": materials,
+    }
+    details = {"builder": {"id": "urn:scalingnote:flow"}, "metadata": {"invocationId": manifest.flow_run_id or ""}}
+    return {"buildDefinition": definition, "runDetails": details}
