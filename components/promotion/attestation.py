@@ -24,7 +24,7 @@ from components.artifacts import (
 )
 from components.errors import ArtifactError
 from components.promotion.release import ReleaseManifest, load_release
-from components.promotion.signing import Signed, check, sign, statement
+from components.promotion.signing import Claim, Signed, check, sign
 from components.promotion.signing_keys import TrustedKey, load_signing_key
 
 Record = Mapping[str, Any]
@@ -36,23 +36,14 @@ _HEADLINE = ("action", "from_version", "to_version", "manifest_digest", "approve
 def sign_release(folder: Path) -> str | None:
     """Sign the finished release in `folder` with the configured key; returns the key's id, None without a key.
 
-    A signature by the same key is left as it is, one by another is replaced. Raises ConfigError for a key that cannot be used.
+    A signature that is there is replaced. Raises ConfigError for a key that cannot be used.
     """
     key = load_signing_key()
     if key is None:
         return None
-    content = readable_json(sign(release_statement(folder), key))
-    if not (folder / SIGNATURE).is_file() or (folder / SIGNATURE).read_bytes() != content:
-        write_json(folder / SIGNATURE, sign(release_statement(folder), key))
+    # The same release and key give the same bytes, so a run that was killed here is simply run again.
+    write_json(folder / SIGNATURE, sign(_release_claim(folder), _provenance(load_release(folder)), key))
     return key.key_id
-
-
-def release_statement(folder: Path) -> dict[str, Any]:
-    """What a signature says of the release in `folder`: its manifest file, its digest and pins, and what it was made from."""
-    artifact, manifest = open_artifact(folder), load_release(folder)
-    subjects = {MANIFEST: file_sha256(folder / MANIFEST), f"{manifest.name} release": artifact.digest}
-    subjects |= {f"{pin.model}/{pin.version}": pin.digest for _, pin in manifest.pins.items()}
-    return statement(subjects, RELEASE_PREDICATE, _provenance(manifest))
 
 
 def check_release(folder: Path, trusted: Mapping[str, TrustedKey]) -> Signed | None:
@@ -63,7 +54,7 @@ def check_release(folder: Path, trusted: Mapping[str, TrustedKey]) -> Signed | N
     path = folder / SIGNATURE
     if path.is_file():
         require_written(path, readable_json)
-        return check(read_json(path), release_statement(folder), trusted)
+        return check(read_json(path), _release_claim(folder), trusted)
     if trusted:
         raise ArtifactError("It is not signed, and only releases signed by a trusted key count here. Sign it: scalingnote keys sign REF.")
     return None
@@ -72,14 +63,9 @@ def check_release(folder: Path, trusted: Mapping[str, TrustedKey]) -> Signed | N
 def record_signer() -> Callable[[Record], dict[str, Any]] | None:
     """Signs promotion records with the configured key; None without one. Raises ConfigError for a key that cannot be used."""
     key = load_signing_key()
-    return None if key is None else lambda record: sign(record_statement(record), key)
-
-
-def record_statement(record: Record) -> dict[str, Any]:
-    """What the signature of a promotion record says: the digest of the record without signature and chain digest."""
-    plain = {key: value for key, value in record.items() if key not in ("signature", "digest")}
-    name = f"{record.get('retriever')}-promotions/{record.get('sequence')}"
-    return statement({name: digest_of(plain)}, RECORD_PREDICATE, {key: record.get(key) for key in _HEADLINE})
+    if key is None:
+        return None
+    return lambda record: sign(_record_claim(record), {field: record.get(field) for field in _HEADLINE}, key)
 
 
 def check_records(records: Sequence[Record], trusted: Mapping[str, TrustedKey]) -> str:
@@ -92,7 +78,7 @@ def check_records(records: Sequence[Record], trusted: Mapping[str, TrustedKey]) 
         if record.get("signature") is None:
             continue
         try:
-            check(record["signature"], record_statement(record), trusted)
+            check(record["signature"], _record_claim(record), trusted)
         except ArtifactError as error:
             raise ArtifactError(f"Promotion record {record.get('sequence')}: {error}") from None
         covered, signed = int(record["sequence"]), signed + 1
@@ -104,10 +90,25 @@ def check_records(records: Sequence[Record], trusted: Mapping[str, TrustedKey]) 
     return f"{signed} of {len(records)} records signed; each vouches for those before it" if signed else "unsigned: no key was configured"
 
 
+def _release_claim(folder: Path) -> Claim:
+    """The release's manifest file (which other tools can hash), its digest, and its pins."""
+    artifact, manifest = open_artifact(folder), load_release(folder)
+    subjects = {MANIFEST: file_sha256(folder / MANIFEST), f"{manifest.name} release": artifact.digest}
+    subjects |= {f"{pin.model}/{pin.version}": pin.digest for _, pin in manifest.pins.items()}
+    return Claim(subjects, RELEASE_PREDICATE)
+
+
+def _record_claim(record: Record) -> Claim:
+    """The digest of the record without signature and chain digest."""
+    plain = {key: value for key, value in record.items() if key not in ("signature", "digest")}
+    return Claim({f"{record.get('retriever')}-promotions/{record.get('sequence')}": digest_of(plain)}, RECORD_PREDICATE)
+
+
 def _provenance(manifest: ReleaseManifest) -> dict[str, Any]:
     """SLSA provenance: how and from what the release was built, without times, so that signing again gives the same bytes."""
     known = manifest.provenance
-    code = {"gitCommit": known.get("code_revision"), "sha256": known.get("code_digest")}
+    revision = known.get("code_revision")
+    code = {"gitCommit": None if revision == "unknown" else revision, "sha256": known.get("code_digest")}
     materials: list[dict[str, Any]] = [{"name": manifest.dataset.name, "digest": {"sha256": manifest.dataset.digest}}]
     materials.append({"name": "code", "digest": {kind: value for kind, value in code.items() if value}})
     if lock := known.get("lock_digest"):

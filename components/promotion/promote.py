@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from components.artifacts import open_artifact
 from components.errors import PromotionError, ScalingNoteError
 from components.promotion.approval import Approval, claimed_approval, find_version, rejection
+from components.promotion.attestation import record_signer
 from components.promotion.references import resolve
 from components.promotion.release import ReleaseManifest, load_release
 from components.promotion.standing import (
@@ -197,7 +198,8 @@ def _rollback(name: str, records: Sequence[Record], versions: tuple[int, int], p
 
 def _append(name: str, record: dict[str, Any]) -> dict[str, Any]:
     # Nobody's identity was proven: the names are what tags and the command line claim.
-    return record_store.append_record(name, {**record, "authentication": UNAUTHENTICATED, "time": datetime.now(UTC).isoformat()})
+    complete = {**record, "authentication": UNAUTHENTICATED, "time": datetime.now(UTC).isoformat()}
+    return record_store.append_record(name, complete, record_signer())
 
 
 def _nothing(repaired: Reconciled, champion: int | None, warnings: list[str]) -> Change:

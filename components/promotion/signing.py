@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,37 +35,58 @@ class Signed:
         return f"signed by {self.key_id[:16]}, {known}"
 
 
-def statement(subjects: Mapping[str, str], predicate_type: str, predicate: Mapping[str, Any]) -> dict[str, Any]:
-    """An in-toto Statement about `subjects` (name -> sha256)."""
-    named = [{"name": name, "digest": {"sha256": digest}} for name, digest in subjects.items()]
-    return {"_type": STATEMENT_TYPE, "subject": named, "predicateType": predicate_type, "predicate": dict(predicate)}
+@dataclass(frozen=True)
+class Claim:
+    """What a statement has to be about: its subjects (name -> sha256) and the type of what it says of them.
+
+    What it says, the predicate, is not compared: a later version of this program may say more, and the signature covers it.
+    """
+
+    subjects: Mapping[str, str]
+    predicate_type: str
+
+    @property
+    def subject_list(self) -> list[dict[str, Any]]:
+        """The subjects in the form of in-toto."""
+        return [{"name": name, "digest": {"sha256": digest}} for name, digest in self.subjects.items()]
 
 
-def sign(content: Mapping[str, Any], key: SigningKey) -> dict[str, Any]:
-    """The DSSE envelope of a statement."""
-    payload = canonical_json(content)
+def sign(claim: Claim, predicate: Mapping[str, Any], key: SigningKey) -> dict[str, Any]:
+    """The DSSE envelope of the statement that says `predicate` of the claim's subjects."""
+    about = {"subject": claim.subject_list, "predicateType": claim.predicate_type}
+    payload = canonical_json({"_type": STATEMENT_TYPE, **about, "predicate": dict(predicate)})
     entry = {"keyid": key.key_id, "public_key": _encode(key.public), "sig": _encode(key.sign(_pae(payload)))}
     return {"payloadType": PAYLOAD_TYPE, "payload": _encode(payload), "signatures": [entry]}
 
 
-def check(envelope: Any, expected: Mapping[str, Any], trusted: Mapping[str, TrustedKey]) -> Signed:
-    """Who signed the statement `expected`. With trusted keys only theirs count, with none any signature that fits.
+def check(envelope: Any, claim: Claim, trusted: Mapping[str, TrustedKey]) -> Signed:
+    """Who signed a statement about the claim's subjects. With trusted keys only theirs count, with none any signature that fits.
 
     Raises ArtifactError for an envelope that is malformed, about something else, changed, or signed by another key.
     """
     entry = _entry(envelope)
-    if _decode(envelope["payload"]) != canonical_json(expected):
-        raise ArtifactError("The signature is about other content than is there now: one of them was changed.")
-    public, name = _decode(entry["public_key"]), str(entry["keyid"])
+    payload, public, name = _decode(envelope["payload"]), _decode(entry["public_key"]), str(entry["keyid"])
     if key_id(public) != name:
         raise ArtifactError(f"The signature names the key {name[:16]}, but carries another; it was changed.")
     if trusted and name not in trusted:
-        raise ArtifactError(
-            f"It is signed by the key {name[:16]}, which is not trusted. Trusted are: {', '.join(known[:16] for known in sorted(trusted))}."
-        )
-    if not _fits(public, _decode(entry["sig"]), _pae(canonical_json(expected))):
-        raise ArtifactError(f"The signature by the key {name[:16]} is false: it does not belong to this content.")
+        known = ", ".join(key[:16] for key in sorted(trusted))
+        raise ArtifactError(f"It is signed by the key {name[:16]}, which is not trusted. Trusted are: {known}.")
+    if not _fits(public, _decode(entry["sig"]), _pae(payload)):
+        raise ArtifactError(f"The signature by the key {name[:16]} is false: signature or statement was changed.")
+    if _about(payload) != (claim.subject_list, claim.predicate_type):
+        raise ArtifactError("The signature is about other content than is there now: it was changed after it was signed.")
     return Signed(name, bool(trusted))
+
+
+def _about(payload: bytes) -> tuple[Any, Any]:
+    """Subjects and type of a signed statement."""
+    try:
+        content = json.loads(payload)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or content.get("_type") != STATEMENT_TYPE:
+        raise ArtifactError(f"What is signed is not a statement of the type {STATEMENT_TYPE}.")
+    return content.get("subject"), content.get("predicateType")
 
 
 def _pae(payload: bytes) -> bytes:

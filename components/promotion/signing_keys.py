@@ -97,7 +97,9 @@ def trusted_keys() -> dict[str, TrustedKey]:
     named = os.environ.get(TRUSTED_VARIABLE)
     place = Path(named).expanduser() if named else settings.keys_folder() / "trusted"
     if named and not place.exists():
-        raise ConfigError(f"{TRUSTED_VARIABLE} names {place}, which does not exist. Give a file with a public key, or a folder of *.pem files.")
+        raise ConfigError(
+            f"{TRUSTED_VARIABLE} names {place}, which does not exist. Give a file with a public key, or a folder of *.pem files."
+        )
     files = sorted(place.glob("*.pem")) if place.is_dir() else [place] if place.is_file() else []
     if named and not files:
         raise ConfigError(f"{TRUSTED_VARIABLE} names {place}, which holds no *.pem file: nothing could be checked. Put a public key there.")
@@ -144,7 +146,9 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
 
     content, password = _read(path), _password()
     if b"PRIVATE KEY" not in content:
-        raise ConfigError(f"{path} is not a private key in PEM form. Make one with `scalingnote keys new`, or name another in {KEY_VARIABLE}.")
+        raise ConfigError(
+            f"{path} is not a private key in PEM form. Make one with `scalingnote keys new`, or name another in {KEY_VARIABLE}."
+        )
     try:
         found: Any = load_pem_private_key(content, password)
     except TypeError:  # one was given and not needed, or the other way round

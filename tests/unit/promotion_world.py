@@ -173,7 +173,7 @@ class MemoryTracking:
         info = next(info for info in self.models[model_name] if info.version == version)
         info.tags.update(labels.prefixed({key: value}))
 
-    def append_record(self, retriever_name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    def append_record(self, retriever_name: str, record: Mapping[str, Any], sign: Any = None) -> dict[str, Any]:
         self._change()
         self.records.append({**record, "sequence": len(self.records) + 1})
         return dict(self.records[-1])
