@@ -10,7 +10,7 @@ from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, Ind
 from components.evaluation.report import load_evaluation
 from components.evaluation.table import render_shift
 from components.promotion.baseline import Baseline, comparison_for
-from components.promotion.gates import GateDecision, decide
+from components.promotion.gates import Evidence, GateDecision, decide
 from components.promotion.release import (
     DatasetPin,
     Pin,
@@ -47,7 +47,7 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
     versions = _register_parts(recorder, parts)
     baseline = comparison_for(config.name, {role: version.digest for role, version in versions.items()})
     evaluation = load_evaluation(parts.evaluation.path)
-    decision = decide(evaluation, baseline.evaluation if baseline else None, config.policy)
+    decision = decide(Evidence(evaluation, baseline.evaluation if baseline else None), config.policy)
     step = _candidate_step(config, recorder, parts, versions, (decision, baseline))
     candidate = recorder.run(step)
     # The empty release model has to be there before a reviewer opens the first candidate: the dialog offers existing models only.

@@ -12,11 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from components.promotion.config import PolicyConfig
+from components.promotion.decision import Evidence as Evidence
+from components.promotion.decision import GateDecision as GateDecision
+from components.promotion.decision import GateResult as GateResult
+from components.promotion.decision import Status as Status
+from components.promotion.decision import Verdict as Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,48 +29,23 @@ if TYPE_CHECKING:
     from components.evaluation.report import Evaluation
     from components.evaluation.significance import Interval
 
-Status = Literal["pass", "fail", "not_decidable", "first_release", "off"]
-Verdict = Literal["pass", "fail", "not_decidable"]
 BOOTSTRAP_SAMPLES = 2000
 BOOTSTRAP_SEED = 13  # fixed: the same report and policy always give the same decision, so it can be recomputed
 ANN_DEPTH = 100  # documents of exact search that the index has to find
 SUMMARY_TOLERANCE = 1e-4  # absolute; a summary may be rounded to four digits, but not tell another story than its queries
 
 
-class GateResult(BaseModel):
-    """One gate: what was measured (`value`), what it was held against (`threshold`), and why it ended so."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str
-    status: Status
-    reason: str
-    value: float | None = None
-    threshold: float | None = None
-
-
-class GateDecision(BaseModel):
-    """All gates of a candidate. A first release may pass, but it was compared with no champion: a person has to look."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    verdict: Verdict
-    first_release: bool
-    gates: tuple[GateResult, ...]
-
-    def open_gates(self) -> list[GateResult]:
-        """The gates that failed or could not be decided."""
-        return [gate for gate in self.gates if gate.status in ("fail", "not_decidable")]
-
-
 class _NotDecidableError(Exception):
     """Internal: its message becomes the reason of the gate."""
 
 
-def decide(report: Evaluation, baseline: Evaluation | None, policy: PolicyConfig) -> GateDecision:
+def decide(evidence: Evidence, policy: PolicyConfig) -> GateDecision:
     """Hold a candidate's evaluation against the champion's and the policy; pure, raises nothing for bad measurements.
 
     `baseline` is the champion's own evaluation, None when nothing was released yet. The verdict is `fail` if any gate fails, else
     `not_decidable` if any gate is, else `pass`.
     """
+    report, baseline = evidence.report, evidence.baseline
     gates = (
         _gate("enough_queries", policy.min_queries, lambda: _enough_queries(report, policy)),
         _gate("retention", policy.min_retention, lambda: _retention(report, policy)),

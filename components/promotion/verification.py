@@ -10,9 +10,11 @@ from typing import TypeVar
 
 from components.artifacts import Artifact, open_artifact, verify
 from components.errors import ArtifactError, SpaceMismatch
+from components.evaluation.comparison import load_comparison
 from components.promotion.baseline import baseline_evaluation, record_of
 from components.promotion.config import PolicyConfig
-from components.promotion.gates import GateDecision, decide
+from components.promotion.facts import load_facts
+from components.promotion.gates import Evidence, GateDecision, decide
 from components.promotion.references import resolve
 from components.promotion.release import EVALUATION_FOLDER, VALIDATION_FOLDER, Pin, ReleaseManifest, load_release
 from components.promotion.standing import CHAMPION, release_model, trusted
@@ -157,7 +159,9 @@ def recompute_decision(name: str, manifest: ReleaseManifest, folder: Path) -> Ga
     # Manifests from before the gate of the index have no threshold for it, and were decided without it.
     policy = PolicyConfig.model_validate({"min_ann_recall": None, **manifest.config["policy"]})
     baseline = None if manifest.baseline_version is None else baseline_evaluation(name, manifest.baseline_version)
-    return decide(load_evaluation(folder / EVALUATION_FOLDER), baseline, policy)
+    return decide(
+        Evidence(load_evaluation(folder / EVALUATION_FOLDER), baseline, load_comparison(folder / "comparison"), load_facts(folder)), policy
+    )
 
 
 def _outcome(decision: GateDecision) -> tuple[str, bool, dict[str, str]]:
