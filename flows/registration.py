@@ -9,6 +9,7 @@ from typing import Any
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact
 from components.evaluation.report import load_evaluation
 from components.evaluation.table import render_shift
+from components.promotion.attestation import sign_release
 from components.promotion.baseline import Baseline, comparison_for
 from components.promotion.gates import Evidence, GateDecision, decide
 from components.promotion.release import (
@@ -50,6 +51,7 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
     decision = decide(Evidence(evaluation, baseline.evaluation if baseline else None), config.policy)
     step = _candidate_step(config, recorder, parts, versions, (decision, baseline))
     candidate = recorder.run(step)
+    sign_release(candidate.path)  # also one that was found finished: it may have been made without a key, or killed before this line
     # The empty release model has to be there before a reviewer opens the first candidate: the dialog offers existing models only.
     ensure_model(release_model(config.name))
     registered = recorder.register("candidate", candidate, versions, parts.dataset.digest)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.artifacts import (
     MANIFEST,
@@ -26,6 +26,9 @@ from components.errors import ArtifactError
 from components.promotion.release import ReleaseManifest, load_release
 from components.promotion.signing import Claim, Signed, check, sign
 from components.promotion.signing_keys import TrustedKey, load_signing_key
+
+if TYPE_CHECKING:
+    from components.tracking.audit import AuditEntry
 
 Record = Mapping[str, Any]
 RELEASE_PREDICATE = "https://slsa.dev/provenance/v1"
@@ -88,6 +91,23 @@ def check_records(records: Sequence[Record], trusted: Mapping[str, TrustedKey]) 
             "A promotion or rollback with a signing key signs all records before it."
         )
     return f"{signed} of {len(records)} records signed; each vouches for those before it" if signed else "unsigned: no key was configured"
+
+
+def check_audit(records: Sequence[Record], entries: Sequence[AuditEntry] | None) -> str:
+    """Check that the audit log holds every entry that a record rests on; returns a sentence about it. Raises ArtifactError otherwise."""
+    resting = [record for record in records if record.get("audit_digest")]
+    if entries is None and resting:
+        raise ArtifactError(f"Promotion record {resting[0]['sequence']} rests on an audit log, and there is none here. Restore it.")
+    held = {entry.sequence: entry.digest for entry in entries or ()}
+    for record in resting:
+        if held.get(int(record["audit_sequence"])) != record["audit_digest"]:
+            raise ArtifactError(
+                f"Promotion record {record['sequence']} rests on the audit entry {record['audit_sequence']} "
+                f"({record['audit_digest'][:12]}), which the audit log does not hold: it was replaced or cut. Restore it from a backup."
+            )
+    if entries is None:
+        return "none: nobody was authenticated, names are as claimed"
+    return f"{len(entries)} entries, {len(resting)} of {len(records)} records rest on one of them"
 
 
 def _release_claim(folder: Path) -> Claim:

@@ -122,8 +122,13 @@ def make_key(path: Path) -> SigningKey:
     _write_secret(path, private.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, locked))
     key = SigningKey(path, private)
     public = private.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
-    write_atomic(path.parent / "trusted" / f"{key.key_id[:16]}.pem", public)
+    write_atomic(public_file(key), public)
     return key
+
+
+def public_file(key: SigningKey) -> Path:
+    """Where `make_key` puts the public half of a key."""
+    return key.path.parent / "trusted" / f"{key.key_id[:16]}.pem"
 
 
 def _write_secret(path: Path, content: bytes) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import read_json
+from components.artifacts import read_json, require_written
 from components.errors import ArtifactError
 from components.tracking import embedded, labels
 from components.tracking.files import local_path
@@ -74,12 +74,24 @@ def read_file(chain: Chain, run_id: str, number: int) -> dict[str, Any]:
         raise ArtifactError(f"{chain.name}: the run of promotion record {number} was deleted ({run_id}).")
     folder = local_path(run.artifact_uri)
     try:
-        content = read_json(folder / RECORD_FILE) if folder is not None else _read_remote(run_id)
+        content = read_logged(folder / RECORD_FILE) if folder is not None else _read_remote(run_id)
     except ArtifactError as error:
         raise ArtifactError(f"{chain.name}: the file of promotion record {number} cannot be read. {error}") from None
     if not isinstance(content, dict):
         raise ArtifactError(f"{chain.name}: the file of promotion record {number} does not hold a record.")
     return content
+
+
+def read_logged(path: Path) -> Any:
+    """The value of a JSON file that MLflow wrote; raises ArtifactError when it is missing, broken or not byte by byte as it was written."""
+    content = read_json(path)
+    require_written(path, _as_logged)
+    return content
+
+
+def _as_logged(value: Any) -> bytes:
+    """What `MlflowClient.log_dict` writes."""
+    return json.dumps(value, indent=2).encode()
 
 
 def _read_remote(run_id: str) -> Any:
@@ -89,8 +101,7 @@ def _read_remote(run_id: str) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            path = client().download_artifacts(run_id, RECORD_FILE, folder)
-            return json.loads(Path(path).read_text(encoding="utf-8"))
+            return read_logged(Path(client().download_artifacts(run_id, RECORD_FILE, folder)))
         except (MlflowException, OSError, ValueError) as error:
             raise ArtifactError(str(error)) from None
 
