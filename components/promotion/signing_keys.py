@@ -108,7 +108,7 @@ def trusted_keys() -> dict[str, TrustedKey]:
 
 
 def make_key(path: Path) -> SigningKey:
-    """Make a key pair: the private key in `path` (mode 600), the public one in the trusted folder beside it.
+    """Make a key pair: the private key in `path` (mode 600), the public one in `public_file`.
 
     The private key is encrypted when `SCALINGNOTE_SIGNING_KEY_PASSWORD` is set. Raises ConfigError when `path` exists.
     """
@@ -127,8 +127,10 @@ def make_key(path: Path) -> SigningKey:
 
 
 def public_file(key: SigningKey) -> Path:
-    """Where `make_key` puts the public half of a key."""
-    return key.path.parent / "trusted" / f"{key.key_id[:16]}.pem"
+    """Where `make_key` puts the public half: among the trusted keys of the home folder, or beside a private key that lies elsewhere."""
+    if key.path.parent == settings.keys_folder():
+        return key.path.parent / "trusted" / f"{key.key_id[:16]}.pem"
+    return key.path.with_suffix(".public.pem")
 
 
 def _write_secret(path: Path, content: bytes) -> None:

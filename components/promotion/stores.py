@@ -57,10 +57,13 @@ class RegistryStore:
 
     def __init__(self, name: str, model: str, version: int) -> None:
         self.name, self.model, self.version = name, model, version
+        self._records: list[Record] | None = None
 
     def records(self) -> list[Record]:
-        """From MLflow, with the claims of the chain."""
-        return list(record_store.read_records(self.name))
+        """From MLflow, with the claims of the chain; read once, so that all checks see the same."""
+        if self._records is None:
+            self._records = list(record_store.read_records(self.name))
+        return self._records
 
     def record(self) -> Record | None:
         """None for a candidate."""
@@ -98,10 +101,13 @@ class FolderStore:
             )
         self.name, self.root, self.ref = name, root, ref
         self.found, self.unreadable = _scan(root)
+        self._records: list[Record] | None = None
 
     def records(self) -> list[Record]:
-        """From the record files below the folder."""
-        return list(read_record_files(self.root, self.name))
+        """From the record files below the folder, read once."""
+        if self._records is None:
+            self._records = list(read_record_files(self.root, self.name))
+        return self._records
 
     def record(self) -> Record | None:
         """Of the version that `ref` names; PromotionError when the records know no such version."""

@@ -37,7 +37,7 @@ def artifact_folder(model_name: str, version: int) -> Path:
 
 @translated("add a file to a model version")
 def share_file(model_name: str, version: int, file_name: str) -> None:
-    """Send a file of `artifact_folder` to the store, for a file that came after the registration; nothing to do where the store is local."""
+    """Send a file of `artifact_folder` that came after the registration to the store; nothing to do where that is local."""
     if local_path(_location(model_name, version)) is not None:
         return
     found = client().get_model_version(model_name, str(version))
