@@ -37,7 +37,9 @@ def _new_key(options: argparse.Namespace) -> None:
     key = make_key(options.to or settings.keys_folder() / "signing.pem")
     lines = [f"Private key: {key.path} (readable by you alone)", f"Public key:  {public_file(key)}", f"Key id:      {key.key_id}"]
     if options.to:
-        lines.append(f"To sign with it: {KEY_VARIABLE}={key.path}; to trust it, copy the public key to {settings.keys_folder() / 'trusted'}.")
+        lines.append(
+            f"To sign with it: {KEY_VARIABLE}={key.path}; to trust it, copy the public key to {settings.keys_folder() / 'trusted'}."
+        )
     else:
         lines.append("From now on releases and promotion records are signed, and `verify` here counts signatures by trusted keys alone.")
     lines.append(f"Give the public key to whoever verifies. {PASSWORD_VARIABLE}, set when a key is made, encrypts it.")

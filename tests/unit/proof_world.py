@@ -93,6 +93,8 @@ def _release_twice(folder: Path) -> None:
         promote(NAME, lambda manifest: None)
     entries = [append_entry(settings.audit_log(), call(number)) for number in range(1, 6)]
     last = records.read_records(NAME)[-1]
-    again = {key: value for key, value in last.items() if key not in ("sequence", "previous", "recorded_at", "retriever", "signature", "digest")}
+    again = {
+        key: value for key, value in last.items() if key not in ("sequence", "previous", "recorded_at", "retriever", "signature", "digest")
+    }
     rest = {"audit_sequence": 3, "audit_digest": entries[2].digest}
     records.append_record(NAME, {**again, "from_version": 2, **rest}, record_signer())
