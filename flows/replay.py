@@ -21,7 +21,7 @@ from components.errors import ArtifactError, DataError, PromotionError
 from components.promotion.pinned import PinnedRelease, open_pinned
 from components.promotion.release import EVALUATION_FOLDER, load_release
 from components.promotion.replay import Comparison, Difference, Outcome, compare_evaluations, compare_lineage
-from components.promotion.verification import recompute_decision
+from components.promotion.verification import decide_on
 from flows.config import RetrainConfig, amend_config
 from flows.release_steps import evaluation_step, typed
 
@@ -94,7 +94,7 @@ def _evaluate(config: RetrainConfig, base: PinnedRelease, folder: Path) -> tuple
     inputs = {"dataset": dataset, "query_tower": base.query_tower, "query_encoder": base.query_encoder, "index": base.index}
     evaluation_step(config, inputs).make(again / EVALUATION_FOLDER)
     compared = compare_evaluations(base.artifact.path / EVALUATION_FOLDER, again / EVALUATION_FOLDER)
-    return compared, recompute_decision(base.manifest.name, base.manifest, again).verdict
+    return compared, decide_on(base.manifest.name, base.manifest, again).verdict
 
 
 def _dataset(config: RetrainConfig, base: PinnedRelease, folder: Path) -> DatasetArtifact:

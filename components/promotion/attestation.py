@@ -23,6 +23,7 @@ from components.artifacts import (
     write_json,
 )
 from components.errors import ArtifactError
+from components.promotion.people import require_entry
 from components.promotion.release import ReleaseManifest, load_release
 from components.promotion.signing import Claim, Signed, check, sign
 from components.promotion.signing_keys import TrustedKey, load_signing_key
@@ -98,13 +99,8 @@ def check_audit(records: Sequence[Record], entries: Sequence[AuditEntry] | None)
     resting = [record for record in records if record.get("audit_digest")]
     if entries is None and resting:
         raise ArtifactError(f"Promotion record {resting[0]['sequence']} rests on an audit log, and there is none here. Restore it.")
-    held = {entry.sequence: entry.digest for entry in entries or ()}
     for record in resting:
-        if held.get(int(record["audit_sequence"])) != record["audit_digest"]:
-            raise ArtifactError(
-                f"Promotion record {record['sequence']} rests on the audit entry {record['audit_sequence']} "
-                f"({record['audit_digest'][:12]}), which the audit log does not hold: it was replaced or cut. Restore it from a backup."
-            )
+        require_entry(record, entries or ())
     if entries is None:
         return "none: nobody was authenticated, names are as claimed"
     return f"{len(entries)} entries, {len(resting)} of {len(records)} records rest on one of them"

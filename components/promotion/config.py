@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, field_validator
 
 from components.config import StepConfig
@@ -17,6 +19,9 @@ class PolicyConfig(StepConfig):
     version: str = Field("1", min_length=1, max_length=60, description="Name of this policy; change it with any threshold")
     min_queries: int = Field(100, ge=1, description="Judged queries below which nothing can be decided")
     min_retention: float = Field(0.95, gt=0, le=2, description="Student's recall@50 over the teacher's, lower end")
+    retention_by: Literal["lower_end", "mean"] = Field(
+        "lower_end", description="What is held against min_retention; older releases were decided on by the mean"
+    )
     min_off_distribution_retention: float | None = Field(
         None, gt=0, le=2, description="The same on each of evaluation.extra_splits, of which there must be one; null: not asked"
     )
@@ -29,15 +34,15 @@ class PolicyConfig(StepConfig):
         0.8,
         gt=0,
         lt=1,
-        description="Chance that the comparison shows an equal candidate to be equal, overall and per slice; null: not asked",
+        description="Chance that an equal candidate is shown to be equal, overall and in each slice; null: not asked",
     )
     slice_margin: float | None = Field(
         0.05,
         gt=0,
         le=1,
-        description="Largest loss of nDCG@10 against the champion in one slice of the queries; null: slices are not judged",
+        description="Largest loss of nDCG@10 against the champion in a slice of the queries; null: slices are not judged",
     )
-    min_slice_queries: int = Field(100, ge=2, description="Slices with fewer queries are judged together, as the others of their dimension")
+    min_slice_queries: int = Field(150, ge=2, description="Slices with fewer queries are judged together, as the others of their dimension")
     required_slices: tuple[str, ...] = Field((), description="Dimensions, or dimension=slice, that must be there and large enough")
     min_speed_up: float = Field(1.0, ge=0, description="Student's queries per second over the teacher's")
     max_p95_ratio: float | None = Field(1.5, gt=0, description="95th percentile of the answer time over the champion's; null: not asked")

@@ -13,9 +13,10 @@ from components.errors import ArtifactError, SpaceMismatch
 from components.evaluation.comparison import load_comparison
 from components.promotion.attestation import check_audit, check_records, check_release
 from components.promotion.baseline import baseline_evaluation
-from components.promotion.config import PolicyConfig
 from components.promotion.facts import load_facts
+from components.promotion.gate_inputs import require_same_inputs
 from components.promotion.gates import Evidence, GateDecision, decide
+from components.promotion.policy import policy_digest, recorded_policy
 from components.promotion.references import resolve
 from components.promotion.release import EVALUATION_FOLDER, VALIDATION_FOLDER, Pin, ReleaseManifest, load_release
 from components.promotion.signing_keys import TrustedKey, trusted_keys
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from components.evaluation.report import Evaluation
 
 T = TypeVar("T")
+Baselines = Callable[[int], "Evaluation"]
+COMPARISON_FOLDER = "comparison"
 
 
 @dataclass(frozen=True)
@@ -178,24 +181,24 @@ def _decision(store: Store, manifest: ReleaseManifest, folder: Path) -> str:
     return f"{stated.verdict}, the same when decided again"
 
 
-def recompute_decision(
-    name: str, manifest: ReleaseManifest, folder: Path, baseline_of: Callable[[int], Evaluation] | None = None
-) -> GateDecision:
-    """Decide again from the evaluation in `folder`; raises ArtifactError when policy or baseline are not there.
+def recompute_decision(name: str, manifest: ReleaseManifest, folder: Path, baseline_of: Baselines | None = None) -> GateDecision:
+    """`decide_on` what the release was decided on: raises ArtifactError when its decision names other inputs or another policy."""
+    again = decide_on(name, manifest, folder, baseline_of)
+    require_same_inputs(manifest.decision, again, policy_digest(manifest.config["policy"]))
+    return again
+
+
+def decide_on(name: str, manifest: ReleaseManifest, folder: Path, baseline_of: Baselines | None = None) -> GateDecision:
+    """Decide by the manifest's policy from what lies in `folder`; raises ArtifactError when policy or baseline are not there.
 
     `baseline_of` gives the evaluation of an earlier champion by its version; without it the registry does.
     """
     from components.evaluation.report import load_evaluation
 
-    if "policy" not in manifest.config:
-        raise ArtifactError("The manifest's configuration has no policy, so its decision cannot be checked. Retrain.")
-    # Manifests from before the gate of the index have no threshold for it, and were decided without it.
-    policy = PolicyConfig.model_validate({"min_ann_recall": None, **manifest.config["policy"]})
-    find = baseline_of or partial(baseline_evaluation, name)
+    policy, find = recorded_policy(manifest.config), baseline_of or partial(baseline_evaluation, name)
     baseline = None if manifest.baseline_version is None else find(manifest.baseline_version)
-    return decide(
-        Evidence(load_evaluation(folder / EVALUATION_FOLDER), baseline, load_comparison(folder / "comparison"), load_facts(folder)), policy
-    )
+    report = load_evaluation(folder / EVALUATION_FOLDER)
+    return decide(Evidence(report, baseline, load_comparison(folder / COMPARISON_FOLDER), load_facts(folder)), policy)
 
 
 def _outcome(decision: GateDecision) -> tuple[str, bool, dict[str, str]]:

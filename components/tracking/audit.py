@@ -80,6 +80,13 @@ def append_entry(path: Path, fields: Mapping[str, Any]) -> AuditEntry:
     return entry
 
 
+def check_end(path: Path) -> None:
+    """Raise ArtifactError when `append_entry` would refuse, OSError when the log cannot be written. Removes a torn last line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path), path.open("a+b") as log:
+        _tail(path, log)
+
+
 def read_audit(path: Path) -> list[AuditEntry]:
     """All entries, oldest first; raises ArtifactError that names the entry where the log was edited, reordered or cut."""
     head = read_head(path)  # first: a writer only adds, so the log is never older than this
@@ -134,12 +141,17 @@ def read_head(path: Path) -> Head | None:
     return head
 
 
+def head_bytes(head: Head) -> bytes:
+    """The content of a head file, in one line."""
+    return canonical_json(head.model_dump())
+
+
 def _parse_head(content: bytes) -> Head | None:
     try:
         head = Head.model_validate_json(content)
     except ValidationError:
         return None
-    return head if canonical_json(head.model_dump()) == content else None
+    return head if head_bytes(head) == content else None
 
 
 def _next(last: AuditEntry | None, fields: Mapping[str, Any]) -> AuditEntry:
@@ -214,7 +226,7 @@ def _last_line(log: Any, size: int) -> tuple[bytes, int]:
 def _write_head(path: Path, head: Head) -> None:
     """Without fsync: after a power cut the head may be older than the log, never newer, and the log was synced."""
     beside = path.with_name(path.name + ".head.tmp")
-    beside.write_bytes(canonical_json(head.model_dump()))
+    beside.write_bytes(head_bytes(head))
     os.replace(beside, head_file(path))
 
 

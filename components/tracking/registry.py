@@ -114,6 +114,12 @@ def versions(model_name: str) -> list[VersionInfo]:
     return sorted(found, key=lambda info: info.version)
 
 
+@translated("read the description of a model version")
+def description(model_name: str, version: int) -> str:
+    """The text that the page of a version shows."""
+    return str(client().get_model_version(model_name, str(version)).description or "")
+
+
 @translated("copy a model version")
 def copy_version(source_name: str, source_version: int, target_name: str) -> int:
     """Copy a version into another registered model, as "Promote model" of MLflow's page does, and return the new number."""
@@ -164,6 +170,12 @@ def set_version_tag(model_name: str, version: int, key: str, value: str) -> None
         client().set_model_version_tag(model_name, str(version), name, text)
 
 
+@translated("tag a model version")
+def set_review_tag(model_name: str, version: int, key: str, value: str) -> None:
+    """Set a tag as a reviewer does in the MLflow UI: without the project's prefix, whose tags are not a reviewer's to set."""
+    client().set_model_version_tag(model_name, str(version), key, labels.cut(value, labels.MAX_TAG))
+
+
 def _version_tags(artifact: Artifact, inputs: Mapping[str, RegisteredVersion], tags: Mapping[str, Any]) -> dict[str, str]:
     own: dict[str, Any] = {labels.DIGEST: artifact.digest, labels.KIND: artifact.kind}
     own |= {labels.PARENT + role: digest for role, digest in artifact.parents.items()}
@@ -173,11 +185,15 @@ def _version_tags(artifact: Artifact, inputs: Mapping[str, RegisteredVersion], t
 
 
 def _link_parents(run_id: str, experiment: str, inputs: Mapping[str, RegisteredVersion]) -> None:
-    """Record the registered parents as model inputs of the producing run, those that are not yet."""
+    """Record the registered parents as model inputs of the producing run, those that are not yet.
+
+    One that the same run made is none: a run makes both towers, and the query tower is registered with the document tower.
+    """
     from mlflow.entities import LoggedModelInput
 
     run = client().get_run(run_id)
     linked = {used.model_id for used in (run.inputs.model_inputs if run.inputs else [])}
+    linked |= {made.model_id for made in (run.outputs.model_outputs if run.outputs else [])}
     parents = lineage.models_of(experiment, [used.digest for used in inputs.values()]).values()
     if missing := [LoggedModelInput(model_id) for model_id in parents if model_id not in linked]:
         client().log_inputs(run_id, models=missing)
