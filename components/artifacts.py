@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -217,7 +217,7 @@ def open_artifact(folder: Path) -> Artifact:
 def verify(folder: Path, expected_digest: str | None = None) -> Artifact:
     """Hash every file against the manifest; raises ArtifactError that names the first difference."""
     manifest = _expected_manifest(folder, expected_digest)
-    require_written(folder / MANIFEST, readable_json)
+    require_written(folder / MANIFEST)
     for name, entry in manifest.files.items():
         actual = file_sha256(folder / name)
         if actual != entry.sha256:
@@ -228,12 +228,12 @@ def verify(folder: Path, expected_digest: str | None = None) -> Artifact:
     return _artifact(folder, manifest)
 
 
-def require_written(path: Path, written: Callable[[Any], bytes]) -> None:
-    """Raise ArtifactError unless a JSON file holds the very bytes that `written` makes of its value.
+def require_written(path: Path) -> None:
+    """Raise ArtifactError unless a JSON file holds the very bytes that `write_json` makes of its value.
 
     A digest over the value cannot see a changed space, an escaped letter or a key that stands there twice.
     """
-    if path.read_bytes() != written(read_json(path)):
+    if path.read_bytes() != readable_json(read_json(path)):
         raise ArtifactError(f"{path} was changed: it does not read as it was written. Restore it or run the step again.")
 
 

@@ -18,7 +18,6 @@ from components.artifacts import (
     file_sha256,
     open_artifact,
     read_json,
-    readable_json,
     require_written,
     write_json,
 )
@@ -57,7 +56,7 @@ def check_release(folder: Path, trusted: Mapping[str, TrustedKey]) -> Signed | N
     """
     path = folder / SIGNATURE
     if path.is_file():
-        require_written(path, readable_json)
+        require_written(path)
         return check(read_json(path), _release_claim(folder), trusted)
     if trusted:
         raise ArtifactError("It is not signed, and only releases signed by a trusted key count here. Sign it: scalingnote keys sign REF.")

@@ -155,15 +155,18 @@ class FolderStore:
 
     def trail(self) -> list[AuditEntry] | None:
         """The one audit log below the folder."""
-        logs = sorted({path.with_name(AUDIT_FILE) for path in self.root.rglob(f"{AUDIT_FILE}*")})
+        # The head alone is looked for as well: a log that was removed is not the same as none.
+        named = (path for name in (AUDIT_FILE, f"{AUDIT_FILE}.head") for path in self.root.rglob(name))
+        logs = sorted({path.with_name(AUDIT_FILE) for path in named})
         if len(logs) > 1:
             raise ArtifactError(f"{self.root} holds {len(logs)} audit logs; expected one.")
         return audit.read_audit(logs[0]) if logs else None
 
     def _by_digest(self, digest: str, what: str) -> list[Path]:
-        if digest not in self.found:
+        folders = _whole(self.found.get(digest, []))
+        if not folders:
             raise ArtifactError(f"{self.root} holds no artifact {digest[:12]} ({what}): it is missing or was changed.{self._unread()}")
-        return _whole(self.found[digest])
+        return folders
 
     def _unread(self) -> str:
         return f" Unreadable: {self.unreadable[0]}" if self.unreadable else ""
@@ -190,7 +193,5 @@ def _scan(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
 
 
 def _whole(folders: list[Path]) -> list[Path]:
-    """Runs keep manifests without files: these are left out, unless there is nothing else."""
-    names = read_manifest(folders[0]).files
-    whole = [folder for folder in folders if any((folder / name).is_file() for name in names)]
-    return whole or folders[:1]
+    """Those that hold files: runs keep the manifests of artifacts alone."""
+    return [folder for folder in folders if any((folder / name).is_file() for name in read_manifest(folder).files)]

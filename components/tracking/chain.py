@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import read_json, require_written
 from components.errors import ArtifactError
 from components.tracking import embedded, labels
 from components.tracking.files import local_path
@@ -74,35 +73,35 @@ def read_file(chain: Chain, run_id: str, number: int) -> dict[str, Any]:
         raise ArtifactError(f"{chain.name}: the run of promotion record {number} was deleted ({run_id}).")
     folder = local_path(run.artifact_uri)
     try:
-        content = read_logged(folder / RECORD_FILE) if folder is not None else _read_remote(run_id)
-    except ArtifactError as error:
+        content = (folder / RECORD_FILE).read_bytes() if folder is not None else _read_remote(run_id)
+    except (ArtifactError, OSError) as error:
         raise ArtifactError(f"{chain.name}: the file of promotion record {number} cannot be read. {error}") from None
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{chain.name}: the file of promotion record {number} does not hold a record.")
-    return content
+    return parse_record(content, f"Promotion record {number}")
 
 
-def read_logged(path: Path) -> Any:
-    """The value of a JSON file that MLflow wrote; raises ArtifactError when it is missing, broken or not byte by byte as it was written."""
-    content = read_json(path)
-    require_written(path, _as_logged)
-    return content
+def parse_record(content: bytes, title: str) -> dict[str, Any]:
+    """The record in a file as `MlflowClient.log_dict` writes it; raises ArtifactError that names it by `title` for any other bytes.
+
+    A digest over the value cannot see a changed space, an escaped letter or a key that stands there twice.
+    """
+    try:
+        found = json.loads(content)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or json.dumps(found, indent=2).encode() != content:
+        raise ArtifactError(f"{title} was changed: its file does not read as it was written. Restore it from a backup.")
+    return found
 
 
-def _as_logged(value: Any) -> bytes:
-    """What `MlflowClient.log_dict` writes."""
-    return json.dumps(value, indent=2).encode()
-
-
-def _read_remote(run_id: str) -> Any:
+def _read_remote(run_id: str) -> bytes:
     import tempfile
 
     from mlflow.exceptions import MlflowException
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return read_logged(Path(client().download_artifacts(run_id, RECORD_FILE, folder)))
-        except (MlflowException, OSError, ValueError) as error:
+            return Path(client().download_artifacts(run_id, RECORD_FILE, folder)).read_bytes()
+        except MlflowException as error:
             raise ArtifactError(str(error)) from None
 
 

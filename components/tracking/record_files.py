@@ -12,7 +12,7 @@ from typing import Any
 
 from components.artifacts import digest_of
 from components.errors import ArtifactError
-from components.tracking.chain import RECORD_FILE, read_logged
+from components.tracking.chain import RECORD_FILE, parse_record
 
 
 def read_record_files(root: Path, retriever_name: str) -> list[dict[str, Any]]:
@@ -28,8 +28,8 @@ def read_record_files(root: Path, retriever_name: str) -> list[dict[str, Any]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    record = read_logged(path)
-    if not isinstance(record, dict) or not isinstance(record.get("sequence"), int):
+    record = parse_record(path.read_bytes(), f"The promotion record {path}")
+    if not isinstance(record.get("sequence"), int):
         raise ArtifactError(f"{path} does not hold a promotion record.")
     if digest_of({key: value for key, value in record.items() if key != "digest"}) != record.get("digest"):
         raise ArtifactError(f"{path}: promotion record {record['sequence']} was changed: its digest is not that of its content.")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -31,11 +32,19 @@ def main() -> None:
         files = prepare(Path(folder), int(options.gigabytes * 2**30))
         variables = {**os.environ, "SCALINGNOTE_HOME": str(Path(folder) / "home")}
         size = sum(path.stat().st_size for path in files)
-        rows = [(plain_hashing(files), command("verify", variables), command("trace", variables)) for _ in range(options.rounds)]
-    print(f"{size / 2**30:.2f} GiB in a release and its parts, {options.rounds} rounds, medians in seconds")
-    hashing, verify, trace = (statistics.median(column) for column in zip(*rows, strict=True))
-    beyond = statistics.median(row[1] - row[0] for row in rows)
-    print(f"hashing {hashing:.2f}   verify {verify:.2f}   verify beyond hashing {beyond:.2f}   trace {trace:.2f}")
+        rows = [timed(files, variables) for _ in range(options.rounds)]
+    print(f"{size / 2**30:.2f} GiB in a release and its parts; medians of {options.rounds} rounds")
+    print(f"{'':22} {'seconds':>8} {'CPU seconds':>12}")
+    for name in rows[0]:
+        wall, cpu = (statistics.median(row[name][kind] for row in rows) for kind in (0, 1))
+        print(f"{name:22} {wall:8.2f} {cpu:12.2f}")
+
+
+def timed(files: list[Path], variables: dict[str, str]) -> dict[str, tuple[float, float]]:
+    """Seconds and CPU seconds (which other work on the machine does not change much) of one round."""
+    row = {"hashing": plain_hashing(files), "verify": command("verify", variables)}
+    (hashed, hashed_cpu), (verified, verified_cpu) = row.values()
+    return {**row, "verify beyond hashing": (verified - hashed, verified_cpu - hashed_cpu), "trace": command("trace", variables)}
 
 
 def prepare(folder: Path, size: int) -> list[Path]:
@@ -77,25 +86,25 @@ def write_random(path: Path, size: int) -> None:
             handle.write(os.urandom(min(BLOCK, size - start)))
 
 
-def plain_hashing(files: list[Path]) -> float:
-    """Seconds of sha256 over all the files."""
+def plain_hashing(files: list[Path]) -> tuple[float, float]:
+    """sha256 over all the files."""
     from components.artifacts import file_sha256
 
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     for path in files:
         file_sha256(path)
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - cpu
 
 
-def command(name: str, variables: dict[str, str]) -> float:
-    """Seconds of one command about the champion; stops with its output when it fails."""
+def command(name: str, variables: dict[str, str]) -> tuple[float, float]:
+    """One command about the champion; stops with its output when it fails."""
     line = [sys.executable, "-m", "flows.cli.main", name, "champion"]
-    started = time.perf_counter()
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(line, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - started
+    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stdout}{done.stderr}")
-    return seconds
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _arguments() -> argparse.Namespace:

@@ -23,7 +23,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     made = make_evaluation()
     for name in ("recorded", "again"):
         (tmp_path / name).mkdir()
-        write_report(tmp_path / name, made.summary, made.per_query, ann=made.ann)
+        write_report(tmp_path / name, made)
     return tmp_path / "recorded", tmp_path / "again"
 
 

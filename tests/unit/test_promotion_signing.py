@@ -126,12 +126,12 @@ def test_a_signature_does_not_move_to_another_release(candidate: Path, keys: Pat
         check_release(candidate, trusted_keys())
 
 
-def test_every_changed_byte_of_a_signature_is_found_without_any_trusted_key(candidate: Path, keys: Path) -> None:
+def test_a_changed_byte_of_a_signature_is_found_without_any_trusted_key(candidate: Path, keys: Path) -> None:
     make_key(keys / "signing.pem")
     sign_release(candidate)
     path = candidate / SIGNATURE
     whole = path.read_bytes()
-    for position in range(0, len(whole), 3):
+    for position in range(0, len(whole), 11):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         with pytest.raises(ArtifactError):
             check_release(candidate, {})
