@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Outcome = Literal["equal", "within tolerance", "different"]
 TOLERANCE = 1e-3
+_TIMED_KINDS = ("evaluation", "comparison")
 _TIMED = ("speed", "schema_version")  # figures of the report that are times, and its form
 
 
@@ -72,7 +73,7 @@ def compare_evaluations(recorded: Path, again: Path, tolerance: float = TOLERANC
 def compare_lineage(recorded: Sequence[LineageNode], again: Sequence[LineageNode]) -> tuple[int, Difference | None]:
     """How many artifacts of a build came out with the recorded digest, and the first that did not, parents first.
 
-    An evaluation holds times and is never the same: `compare_evaluations` is for it.
+    What holds times is never the same and is left out; `compare_evaluations` is for an evaluation.
     """
     pairs = list(zip(_built(recorded), _built(again), strict=False))
     equal = sum(old.digest == new.digest for old, new in pairs)
@@ -86,7 +87,7 @@ def compare_lineage(recorded: Sequence[LineageNode], again: Sequence[LineageNode
 
 
 def _built(lineage: Sequence[LineageNode]) -> list[LineageNode]:
-    return [node for node in lineage if node.kind != "evaluation"]
+    return [node for node in lineage if node.kind not in _TIMED_KINDS]
 
 
 def _report(folder: Path) -> dict[str, Any]:

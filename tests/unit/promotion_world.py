@@ -165,7 +165,9 @@ class MemoryTracking:
 
     def state(self) -> tuple[Any, ...]:
         """All that can be seen, times left out."""
-        plain = [{key: value for key, value in record.items() if key not in ("time", "approved_at")} for record in self.records]
+        plain = [
+            {key: value for key, value in record.items() if key not in ("time", "recorded_at", "approved_at")} for record in self.records
+        ]
         names = {model: [info.source for info in infos] for model, infos in self.models.items()}
         return names, dict(self.aliases), plain
 
@@ -226,7 +228,7 @@ class MemoryTracking:
 
     def append_record(self, retriever_name: str, record: Mapping[str, Any], sign: Any = None) -> dict[str, Any]:
         self._change()
-        self.records.append({**record, "sequence": len(self.records) + 1})
+        self.records.append({"recorded_at": record["time"], **record, "sequence": len(self.records) + 1})
         return dict(self.records[-1])
 
     def read_records(self, retriever_name: str) -> list[dict[str, Any]]:
