@@ -36,6 +36,12 @@ def artifact_root() -> Path:
     return home() / "mlflow" / "artifacts"
 
 
+def audit_log() -> Path:
+    """The audit log that the tracking server of this installation writes: `SCALINGNOTE_AUDIT_LOG`, or a file beside the store."""
+    given = os.environ.get("SCALINGNOTE_AUDIT_LOG")
+    return Path(given).expanduser().resolve() if given else home() / "mlflow" / "audit.jsonl"
+
+
 def activate() -> None:
     """Make the home folder and point every library's state into it. Call before the first heavy import.
 

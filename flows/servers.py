@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -18,6 +18,7 @@ from urllib.error import URLError
 
 from components import settings
 from components.errors import ConfigError, ScalingNoteError
+from components.tracking import sign_in
 from components.tracking.store import is_server
 
 HOST = "127.0.0.1"
@@ -76,20 +77,22 @@ def prefect_plan(port: int) -> ServerPlan:
     return ServerPlan("Prefect", port, command, "/api/health", environment)
 
 
-def serve(mlflow_port: int = 5000, prefect_port: int = 4200) -> None:
-    """Start both servers, print where they are, and stop them at Ctrl-C or SIGTERM.
+def serve(mlflow_port: int = 5000, prefect_port: int = 4200, auth: bool = False) -> None:
+    """Start both servers, print where they are, and stop them at Ctrl-C or SIGTERM. With `auth`, MLflow asks who you are.
 
     A server that the environment already names (`MLFLOW_TRACKING_URI`, `PREFECT_API_URL`) is shown, not started.
     Raises ConfigError for a port in use, ServerError when a server does not start or ends by itself.
     """
     settings.activate()
-    plans = _plans(mlflow_port, prefect_port)
+    plans = _plans(mlflow_port, prefect_port, auth)
     if not plans:
         return
     try:
-        with _interrupted_by_sigterm(), running(plans) as processes:
+        with _interrupted_by_sigterm(), running(plans) as processes, sign_in.announced(plans[0].url) if auth else nullcontext():
             for plan in plans:
                 print(f"{plan.name:8} {plan.url}", flush=True)
+            if auth:
+                print(_sign_in_text(), flush=True)
             print("Approve in MLflow: Model registry > <name>-candidate > a version > Promote model > <name>-release.", flush=True)
             print("Ctrl-C stops the servers; nothing is lost.", flush=True)
             _watch(plans, processes)
@@ -125,9 +128,22 @@ def check_ports(plans: Sequence[ServerPlan]) -> None:
         taken[plan.port] = plan.name
 
 
-def _plans(mlflow_port: int, prefect_port: int) -> list[ServerPlan]:
+def _sign_in_text() -> str:
+    """Where the administrator's password lies and what comes next."""
+    given = bool(os.environ.get(sign_in.ADMIN_PASSWORD))
+    place = f"the one in {sign_in.ADMIN_PASSWORD}" if given else f"in {sign_in.password_file('admin')}"
+    return f"Sign in as admin (password: {place}). Users and roles: scalingnote bootstrap. Audit log: {settings.audit_log()}"
+
+
+def _plans(mlflow_port: int, prefect_port: int, auth: bool) -> list[ServerPlan]:
     plans = []
-    if is_server(settings.tracking_uri()):
+    if auth:
+        from flows.auth_server import auth_plan
+
+        if is_server(settings.tracking_uri()):
+            raise ConfigError(f"--auth starts a server, but MLFLOW_TRACKING_URI names {settings.tracking_uri()} already. Unset it first.")
+        plans.append(auth_plan(mlflow_port))
+    elif is_server(settings.tracking_uri()):
         print(f"MLflow   {settings.tracking_uri()} (from MLFLOW_TRACKING_URI; not started here)", flush=True)
     else:
         plans.append(mlflow_plan(mlflow_port))

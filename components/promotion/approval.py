@@ -1,37 +1,42 @@
-"""Approval: a named person's copy of a candidate into the release model, and what its tags claim.
+"""Approval: a reviewer's copy of a candidate into the release model, and what the audit log or, without one, its tags say about it.
 
-The copy is the approval, the same one that "Promote model" in the MLflow UI makes. Tags only carry what the person claims. Copies keep
-the tags of their source, so a tag that the candidate already had counts for nothing: only an approval time that differs does.
+The copy is the approval, the same one that "Promote model" in the MLflow UI makes. Where the server keeps an audit log, the person is
+the one who was signed in. Without one, tags only carry what the person claims. Copies keep the tags of their source, so a tag that the
+candidate already had counts for nothing: only an approval time that differs does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from components.artifacts import verify
 from components.errors import PromotionError
+from components.promotion import people
+from components.promotion.people import OVERRIDE
 from components.promotion.references import candidate_number, describe_versions
 from components.promotion.release import load_release
 from components.promotion.standing import Record, candidate_model, release_model
-from components.tracking import labels, registry
+from components.tracking import labels, registry, store
 from components.tracking import records as record_store
 
 if TYPE_CHECKING:
+    from components.tracking.audit import AuditEntry
     from components.tracking.registry import VersionInfo
 
 APPROVED_BY = "approved_by"
 APPROVED_AT = "approved_at"  # written last: an approval without it was interrupted and claims nothing
-OVERRIDE = "override"
 REJECTED = "rejected"
+REVIEW = "review"
 
 
 @dataclass(frozen=True)
 class Approval:
-    """What is claimed about an approval. Nobody was authenticated: `person` is the name that was given.
+    """What is known about an approval. With `authentication` "none" nobody was signed in and `person` is the name that was given.
 
+    With "basic" the audit log names person, role and time, and the entry of the copy stands in `audit_sequence` and `audit_digest`.
     `created` is False when the approval was already there and nothing was changed.
     """
 
@@ -42,30 +47,104 @@ class Approval:
     approved_at: str | None
     override: str | None
     created: bool = False
+    role: str | None = None
+    authentication: Literal["none", "basic"] = "none"
+    audit_sequence: int | None = None
+    audit_digest: str | None = None
+    override_by: str | None = None
+    override_at: str | None = None
 
 
-def approve(name: str, candidate_version: int | str, person: str, override: str | None = None) -> Approval:
+def approve(name: str, candidate_version: int | str, person: str | None, override: str | None = None) -> Approval:
     """Copy candidate N into the release model as `person`; running it again returns the same approval and finishes a killed one.
 
-    A candidate whose gates did not pass needs a reason in `override`. Raises PromotionError for an unknown or rejected candidate, a
-    missing name, or a missing reason; ArtifactError when the candidate's files were changed.
+    On a server with an audit log the person is the one who signs in, and `person` may be None. A candidate whose gates did not pass
+    needs a reason in `override`. Raises PromotionError for an unknown or rejected candidate, a missing name, another name than the
+    signed-in one, one's own work, or a missing reason; ArtifactError when the candidate's files were changed.
     """
-    person, reason = person.strip(), (override or "").strip()
-    if not person:
-        raise PromotionError("An approval needs the name of a person; give it with --as NAME.")
+    who, reason = _person(person), (override or "").strip()
     candidate = _candidate(name, candidate_version)
     _require_approvable(name, candidate, reason)
     records = record_store.read_records(name)
     copy = _standing_copy(name, candidate, records)
+    entries = people.require_trail(records)
+    if entries is None:
+        return _approve_claimed(name, (candidate, copy), records, who, reason)
+    _require_signed_in()
+    manifest = load_release(registry.artifact_folder(candidate.name, candidate.version))
+    people.require_independent(entries, (candidate.name, candidate.version), manifest, who)
+    known = read_approval(name, copy, candidate, entries) if copy is not None else None
+    return _approve_signed_in(name, candidate, known, records, reason)
+
+
+def _require_signed_in() -> None:
+    if store.signed_in_as() is None:
+        raise PromotionError(
+            "This installation keeps an audit log, so an approval has to come through its server, signed in: set MLFLOW_TRACKING_URI, "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or approve in the MLflow UI. Nothing was changed."
+        )
+
+
+def _approve_claimed(
+    name: str, versions: tuple[VersionInfo, VersionInfo | None], records: Sequence[Record], person: str, reason: str
+) -> Approval:
+    """The approval of somebody whom nobody checked: tags carry the claim."""
+    candidate, copy = versions
     if copy is None:
         version = registry.copy_version(candidate.name, candidate.version, release_model(name))
         return _claim(name, candidate.version, version, person, reason)
     claim = claimed_approval(name, copy, candidate)
-    promoted = any(int(record["to_version"]) == copy.version for record in records)  # its record cannot be amended
-    adds_reason = bool(reason) and claim.override is None
-    if promoted or (claim.approved_at is not None and not adds_reason):
+    if claim.approved_at is not None and not _adds_reason(claim, records, reason):
         return claim
-    return _claim(name, candidate.version, copy.version, person, reason)
+    return claim if _promoted(claim, records) else _claim(name, candidate.version, copy.version, person, reason)
+
+
+def _approve_signed_in(name: str, candidate: VersionInfo, known: Approval | None, records: Sequence[Record], reason: str) -> Approval:
+    """The server logs who copies and who gives a reason, so nothing else is written. A copy that no reviewer made is no approval."""
+    model = release_model(name)
+    stands = known is not None and known.role == people.REVIEWER
+    adds = known is None or not stands or (_adds_reason(known, records, reason) and not _promoted(known, records))
+    if known is not None and not adds:
+        return known
+    version = known.release_version if known is not None and stands else registry.copy_version(candidate.name, candidate.version, model)
+    if reason:
+        registry.set_review_tag(model, version, OVERRIDE, reason)
+    release = find_version(model, version)
+    if release is None:
+        raise PromotionError(f"{model}/{version} was deleted while it was approved. Approve the candidate again.")
+    return replace(read_approval(name, release, candidate, people.require_trail(records)), created=True)
+
+
+def _promoted(approval: Approval, records: Sequence[Record]) -> bool:
+    """A promotion record cannot be amended."""
+    return any(int(record["to_version"]) == approval.release_version for record in records)
+
+
+def _adds_reason(approval: Approval, records: Sequence[Record], reason: str) -> bool:
+    """A reason that was given before today's champion came does not cover the comparison with it: it is given again, with its time."""
+    return bool(reason) and (approval.override is None or not given_since(approval.override_at, records))
+
+
+def read_approval(name: str, release: VersionInfo, candidate: VersionInfo | None, entries: Sequence[AuditEntry] | None) -> Approval:
+    """What is known about the approval of a release version: from the audit log `entries`, or what tags claim when there is none."""
+    claim = claimed_approval(name, release, candidate)
+    if entries is None:
+        return claim
+    bare = replace(claim, person=None, approved_at=None, override=None, override_at=None)
+    act = people.creator(entries, release.name, release.version)
+    if act is None:
+        return bare
+    known = replace(bare, person=act.person, role=act.role, approved_at=act.at, authentication="basic")
+    known = replace(known, audit_sequence=act.sequence, audit_digest=act.digest)
+    found = people.override_act(entries, release)
+    return known if found is None else replace(known, override=found[0], override_by=found[1].person, override_at=found[1].at)
+
+
+def given_since(moment: str | None, records: Sequence[Record]) -> bool:
+    """Whether something happened after the newest promotion or rollback, so that whoever did it knew today's champion."""
+    if not records:
+        return True
+    return moment is not None and datetime.fromisoformat(moment) > datetime.fromisoformat(str(records[-1]["time"]))
 
 
 def claimed_approval(name: str, release: VersionInfo, candidate: VersionInfo | None) -> Approval:
@@ -75,13 +154,20 @@ def claimed_approval(name: str, release: VersionInfo, candidate: VersionInfo | N
     complete = bool(time) and time != inherited.get(labels.PREFIX + APPROVED_AT)
     tags = release.tags if complete else {}
     origin = registry.copied_from(release)
+    person = (tags.get(labels.PREFIX + APPROVED_BY) or "").strip() or None
+    reason, by, at = (tags.get(labels.PREFIX + OVERRIDE) or "").strip() or None, person, time
+    own = release.tags.get(OVERRIDE, "").strip()
+    if reason is None and own and own != inherited.get(OVERRIDE, "").strip():
+        reason, by, at = own, None, None  # set in the MLflow UI, which keeps no time
     return Approval(
         name=name,
         candidate_version=origin[1] if origin else 0,
         release_version=release.version,
-        person=(tags.get(labels.PREFIX + APPROVED_BY) or "").strip() or None,
+        person=person,
         approved_at=time if complete else None,
-        override=(tags.get(labels.PREFIX + OVERRIDE) or "").strip() or None,
+        override=reason,
+        override_by=by if reason else None,
+        override_at=at if reason else None,
     )
 
 
@@ -91,8 +177,27 @@ def find_version(model: str, version: int) -> VersionInfo | None:
 
 
 def rejection(info: VersionInfo) -> str | None:
-    """The reason in the tag `rejected`, which a reviewer may set in the MLflow UI, with or without the project's prefix."""
-    return info.tags.get(labels.PREFIX + REJECTED) or info.tags.get(REJECTED)
+    """The reason in a tag that a reviewer may set in the MLflow UI: `review` = `rejected: reason`, or `rejected` = the reason.
+
+    With or without the project's prefix. A rejection needs no proof: it is the one claim that cannot let anything through.
+    """
+    for prefix in (labels.PREFIX, ""):
+        if reason := info.tags.get(prefix + REJECTED):
+            return reason
+        verdict, _, reason = info.tags.get(prefix + REVIEW, "").partition(":")
+        if verdict.strip().lower() == REJECTED:
+            return reason.strip() or "no reason given"
+    return None
+
+
+def _person(given: str | None) -> str:
+    """The name of who approves; a signed-in person cannot be somebody else."""
+    person, signed_in = (given or "").strip(), store.signed_in_as()
+    if person and signed_in and person != signed_in:
+        raise PromotionError(f"You are signed in as '{signed_in}' and cannot approve as '{person}'. Leave --as out.")
+    if not (person or signed_in):
+        raise PromotionError("An approval needs the name of a person; give it with --as NAME.")
+    return person or str(signed_in)
 
 
 def _candidate(name: str, ref: int | str) -> VersionInfo:
@@ -143,4 +248,5 @@ def _claim(name: str, candidate_version: int, version: int, person: str, reason:
     registry.set_version_tag(model, version, OVERRIDE, reason)  # always written, so that a copied one does not stay
     registry.set_version_tag(model, version, APPROVED_BY, person)
     registry.set_version_tag(model, version, APPROVED_AT, now)
-    return Approval(name, candidate_version, version, person, now, reason or None, created=True)
+    claimed = Approval(name, candidate_version, version, person, now, reason or None, created=True)
+    return replace(claimed, override_by=person, override_at=now) if reason else claimed

@@ -9,37 +9,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from components.artifacts import open_artifact
 from components.errors import PromotionError, ScalingNoteError
-from components.promotion.approval import Approval, claimed_approval, find_version, rejection
+from components.promotion import people, stale
+from components.promotion.approval import Approval, find_version, read_approval
+from components.promotion.marks import mark_override
+from components.promotion.promotion_record import Promotion, append, promotion_record, rollback_record
 from components.promotion.references import resolve
 from components.promotion.release import ReleaseManifest, load_release
+from components.promotion.stale import CompareAgain
 from components.promotion.standing import (
     Reconciled,
     Record,
     candidate_model,
-    current_aliases,
     expected_aliases,
-    place_aliases,
     reconcile,
     release_model,
     replay,
+    settle_aliases,
     trusted,
     trusted_version,
 )
 from components.promotion.verification import check_version
+from components.promotion.waiting import waiting_for_promotion
+from components.tracking import labels, registry
 from components.tracking import records as record_store
-from components.tracking import registry
 
 if TYPE_CHECKING:
     from components.tracking.registry import VersionInfo
 
 __all__ = ["Change", "promote", "resolve", "rollback", "trusted", "trusted_version"]
 
-UNAUTHENTICATED = "unauthenticated"
 Smoke = Callable[[ReleaseManifest], None]
 
 
@@ -55,29 +56,30 @@ class Change:
     warnings: tuple[str, ...] = ()
 
 
-def promote(name: str, smoke: Smoke) -> Change:
+def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = stale.decide_again) -> Change:
     """Make the newest approved version of `<name>-release` the champion; finishes what a killed run began.
 
-    `smoke` gets the manifest and raises when the release does not answer its smoke queries as recorded. Raises PromotionError, with
-    nothing changed, for a version that is no copy of a candidate, that does not verify, or whose gates did not pass without a reason.
+    `smoke` gets the manifest and raises when the release does not answer its smoke queries as recorded. `compare_again` decides when
+    the champion is another one than the candidate was compared with; with None such an approval is refused. Raises PromotionError, with
+    nothing changed, for a version that is no reviewer's copy of a candidate, that does not verify, or whose gates did not pass without a
+    reason.
     """
     records = record_store.read_records(name)
     repaired = reconcile(name, records)
     champion = expected_aliases(records).champion
-    release, warnings = _newest_approved(name, records)
-    warnings = [repaired.note, *warnings] if repaired.note else warnings
-    if release is None:
+    versions, notes = waiting_for_promotion(name, records)
+    warnings = [repaired.note, *notes] if repaired.note else notes
+    if not versions:
         return _nothing(repaired, champion, warnings)
-    candidate = _candidate_of(name, release)
-    manifest = _verified(name, release.version)
-    claim = claimed_approval(name, release, candidate)
-    _require_decided(release.version, manifest, claim)
-    _smoke(release.version, manifest, smoke)
-    warnings += _stale_baseline(manifest, champion)
-    record = _append(name, _promotion(name, release, claim, manifest, champion))
-    place_aliases(name, expected_aliases([*records, record]), current_aliases(name))
-    message = f"release/{release.version} (candidate/{claim.candidate_version}) is champion."
-    return Change("promoted", message, champion, release.version, record["sequence"], tuple(warnings))
+    promotion = _examined(name, versions[-1], records, smoke, compare_again)
+    if promotion.overridden:
+        mark_override(promotion.approval, promotion.decisions[-1].decision.verdict)
+    record = append(name, promotion_record(name, promotion))
+    settle_aliases(name)
+    version, candidate = promotion.release.version, promotion.approval.candidate_version
+    warnings += stale.stale_note(promotion.decisions)
+    message = f"release/{version} (candidate/{candidate}) is champion."
+    return Change("promoted", message, champion, version, record["sequence"], tuple(warnings))
 
 
 def rollback(name: str, person: str, reason: str, smoke: Smoke | None = None) -> Change:
@@ -102,23 +104,59 @@ def rollback(name: str, person: str, reason: str, smoke: Smoke | None = None) ->
     manifest = _verified(name, target)
     if smoke is not None:
         _smoke(target, manifest, smoke)
-    record = _append(name, _rollback(name, records, (champion, target), person, reason))
-    place_aliases(name, expected_aliases([*records, record]), current_aliases(name))
+    record = append(name, rollback_record(name, records, (champion, target), person, reason))
+    settle_aliases(name)
     warnings = (repaired.note,) if repaired.note else ()
     return Change("rolled_back", f"release/{target} is champion again.", champion, target, record["sequence"], warnings)
 
 
-def _newest_approved(name: str, records: Sequence[Record]) -> tuple[VersionInfo | None, list[str]]:
-    """The newest version that stands above all that any record names and was not rejected, and notes about those left out."""
-    newest = max((int(record["to_version"]) for record in records), default=0)
-    fresh = [info for info in registry.versions(release_model(name)) if info.version > newest]
-    rejected = [f"release/{info.version} is marked as rejected ({rejection(info)}) and was left out." for info in fresh if rejection(info)]
-    approved = [info for info in fresh if not rejection(info)]
-    return max(approved, key=lambda info: info.version, default=None), rejected
+def _examined(name: str, release: VersionInfo, records: Sequence[Record], smoke: Smoke, compare_again: CompareAgain | None) -> Promotion:
+    """The release after every check, with what it is promoted on; the costly ones come last."""
+    origin = _origin_of(name, release)
+    candidate = find_version(*origin)  # None when it was deleted since
+    _require_same_artifact(release, candidate)
+    manifest = _verified(name, release.version)
+    approval = _approval(name, release, candidate, manifest, records)
+    champion = expected_aliases(records).champion
+    folder = registry.artifact_folder(release.name, release.version)
+    decisions = stale.decisions_for(manifest, folder, champion, compare_again)
+    stale.require_decided(release.version, decisions, approval, records)
+    _smoke(release.version, manifest, smoke)
+    return Promotion(release, approval, decisions, champion)
 
 
-def _candidate_of(name: str, release: VersionInfo) -> VersionInfo | None:
-    """The candidate a release was copied from; None when it was deleted since."""
+def _approval(
+    name: str, release: VersionInfo, candidate: VersionInfo | None, manifest: ReleaseManifest, records: Sequence[Record]
+) -> Approval:
+    """The approval, by the right person where the server knows persons."""
+    entries = people.require_trail(records)
+    approval = read_approval(name, release, candidate, entries)
+    if entries is not None:
+        made = (candidate_model(name), approval.candidate_version)
+        people.require_reviewer(entries, release, manifest, made)
+        if approval.override_by is not None:
+            people.require_independent(entries, made, manifest, approval.override_by)
+    return approval
+
+
+def _require_same_artifact(release: VersionInfo, candidate: VersionInfo | None) -> None:
+    """The approved version carries the digest of what was approved: without it, changed files could pass for the right ones."""
+    digest = release.tags.get(labels.DIGEST)
+    if digest is None:
+        raise PromotionError(
+            f"{release.name}/{release.version} does not name the digest of what was approved: it was copied without its tags. "
+            "Delete that version and approve the candidate again."
+        )
+    now = candidate.tags.get(labels.DIGEST) if candidate is not None else digest
+    if now != digest:
+        raise PromotionError(
+            f"{release.name}/{release.version} was approved with the digest {digest[:12]}; its candidate now names {str(now)[:12]}. "
+            "Somebody changed it after the approval: reject it, and build the candidate again."
+        )
+
+
+def _origin_of(name: str, release: VersionInfo) -> tuple[str, int]:
+    """The candidate a release was copied from."""
     origin = registry.copied_from(release)
     if origin is None or origin[0] != candidate_model(name):
         came = f"was copied from {origin[0]}/{origin[1]}" if origin else "was not copied from anything"
@@ -126,7 +164,7 @@ def _candidate_of(name: str, release: VersionInfo) -> VersionInfo | None:
             f"{release.name}/{release.version} {came}; only a copy of a version of {candidate_model(name)} is an approval. "
             "Delete that version and approve a candidate: scalingnote approve candidate/N --as NAME."
         )
-    return find_version(*origin)
+    return origin
 
 
 def _verified(name: str, version: int) -> ReleaseManifest:
@@ -138,66 +176,12 @@ def _verified(name: str, version: int) -> ReleaseManifest:
     return load_release(registry.artifact_folder(release_model(name), version))
 
 
-def _require_decided(version: int, manifest: ReleaseManifest, claim: Approval) -> None:
-    if manifest.decision.verdict == "pass" or claim.override:
-        return
-    raise PromotionError(
-        f"release/{version} did not pass its gates ({manifest.decision.verdict}) and its approval gives no reason to release it all the "
-        f"same. Give one: scalingnote approve candidate/{claim.candidate_version} --as NAME --override REASON."
-    )
-
-
 def _smoke(version: int, manifest: ReleaseManifest, smoke: Smoke) -> None:
     try:
         smoke(manifest)
     except ScalingNoteError as error:
         message = f"release/{version} failed its smoke queries, nothing was changed. {error} Approve another candidate."
         raise PromotionError(message) from error
-
-
-def _stale_baseline(manifest: ReleaseManifest, champion: int | None) -> list[str]:
-    compared = manifest.baseline_version
-    if compared == champion:
-        return []
-    was = f"release/{compared}" if compared is not None else "no champion"
-    now = f"release/{champion}" if champion is not None else "none"
-    return [f"The gates compared this candidate with {was}; the champion it replaces is {now}."]
-
-
-def _promotion(name: str, release: VersionInfo, claim: Approval, manifest: ReleaseManifest, champion: int | None) -> dict[str, Any]:
-    return {
-        "action": "promote",
-        "from_version": champion,
-        "to_version": release.version,
-        "candidate_version": claim.candidate_version,
-        "manifest_digest": open_artifact(registry.artifact_folder(release_model(name), release.version)).digest,
-        "verdict": manifest.decision.verdict,
-        "first_release": manifest.decision.first_release,
-        "approved_by": claim.person or UNAUTHENTICATED,
-        "approved_at": claim.approved_at,
-        "override": claim.override,
-        "reason": claim.override,
-    }
-
-
-def _rollback(name: str, records: Sequence[Record], versions: tuple[int, int], person: str, reason: str) -> dict[str, Any]:
-    champion, target = versions
-    promoted = next(r for r in reversed(records) if r["action"] == "promote" and int(r["to_version"]) == target)
-    return {
-        "action": "rollback",
-        "from_version": champion,
-        "to_version": target,
-        "candidate_version": promoted["candidate_version"],
-        "manifest_digest": open_artifact(registry.artifact_folder(release_model(name), target)).digest,
-        "approved_by": person,
-        "override": None,
-        "reason": reason,
-    }
-
-
-def _append(name: str, record: dict[str, Any]) -> dict[str, Any]:
-    # Nobody's identity was proven: the names are what tags and the command line claim.
-    return record_store.append_record(name, {**record, "authentication": UNAUTHENTICATED, "time": datetime.now(UTC).isoformat()})
 
 
 def _nothing(repaired: Reconciled, champion: int | None, warnings: list[str]) -> Change:

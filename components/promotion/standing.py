@@ -113,6 +113,15 @@ def reconcile(name: str, records: Sequence[Record]) -> Reconciled:
     return Reconciled("put_back", note)
 
 
+def settle_aliases(name: str) -> None:
+    """Make the aliases follow the records as they are now: another promotion may have come between the record and this."""
+    for _ in range(3):
+        want, have = expected_aliases(record_store.read_records(name)), current_aliases(name)
+        if want == have:
+            return
+        place_aliases(name, want, have)
+
+
 def place_aliases(name: str, want: Aliases, have: Aliases) -> None:
     """Set or delete both aliases, champion first: this order tells an interruption from a change by hand."""
     model = release_model(name)

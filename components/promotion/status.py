@@ -8,7 +8,8 @@ from components.errors import PromotionError, ScalingNoteError
 from components.evaluation.growth import tuning_warning
 from components.promotion.approval import rejection
 from components.promotion.release_index import champion_index
-from components.promotion.standing import candidate_model, expected_aliases, release_model, trusted
+from components.promotion.standing import candidate_model, expected_aliases, trusted
+from components.promotion.waiting import waiting_for_promotion
 from components.tracking import labels, registry
 from components.tracking import records as record_store
 
@@ -21,8 +22,6 @@ def status_of(name: str) -> dict[str, Any]:
     records = record_store.read_records(name)
     places = expected_aliases(records)
     candidates = registry.versions(candidate_model(name))
-    releases = registry.versions(release_model(name))
-    newest = max((int(record["to_version"]) for record in records), default=0)
     return {
         "name": name,
         "champion": places.champion,
@@ -30,7 +29,7 @@ def status_of(name: str) -> dict[str, Any]:
         "alarm": _alarm(name),
         "warning": _warning(name),
         "candidates": [_candidate(info) for info in candidates[-5:]],
-        "waiting_for_promotion": [info.version for info in releases if info.version > newest and not rejection(info)],
+        "waiting_for_promotion": [info.version for info in waiting_for_promotion(name, records).versions],
         "last_record": dict(records[-1]) if records else None,
     }
 

@@ -31,7 +31,7 @@ def append_record(retriever_name: str, record: Mapping[str, Any]) -> dict[str, A
     """
     if taken := sorted(set(record) & set(_OWN)):
         raise PromotionError(f"A promotion record gets the field '{taken[0]}' from the chain; leave it out.")
-    _ensure_chain(retriever_name)
+    ensure_chain(retriever_name)
     chain, existing = _read(retriever_name)
     if chain is None:
         raise ArtifactError(f"The experiment {_experiment(retriever_name)} vanished while a record was written; run the command again.")
@@ -118,7 +118,8 @@ def _claim(chain: Chain, run_id: str, record: Mapping[str, Any]) -> None:
         ) from None
 
 
-def _ensure_chain(retriever_name: str) -> None:
+@translated("make the chain of promotion records")
+def ensure_chain(retriever_name: str) -> None:
     """Make the chain's run, then the experiment that names it: of two that try at once, the experiment's unique name lets one win."""
     name = _experiment(retriever_name)
     if open_chain(name) is not None:

@@ -114,6 +114,12 @@ def versions(model_name: str) -> list[VersionInfo]:
     return sorted(found, key=lambda info: info.version)
 
 
+@translated("read the description of a model version")
+def description(model_name: str, version: int) -> str:
+    """The text that the page of a version shows."""
+    return str(client().get_model_version(model_name, str(version)).description or "")
+
+
 @translated("copy a model version")
 def copy_version(source_name: str, source_version: int, target_name: str) -> int:
     """Copy a version into another registered model, as "Promote model" of MLflow's page does, and return the new number."""
@@ -162,6 +168,12 @@ def set_version_tag(model_name: str, version: int, key: str, value: str) -> None
     """Set a tag of a version. `key` gets the project's prefix unless it has one."""
     for name, text in labels.prefixed({key: value}).items():
         client().set_model_version_tag(model_name, str(version), name, text)
+
+
+@translated("tag a model version")
+def set_review_tag(model_name: str, version: int, key: str, value: str) -> None:
+    """Set a tag as a reviewer does in the MLflow UI: without the project's prefix, whose tags are not a reviewer's to set."""
+    client().set_model_version_tag(model_name, str(version), key, labels.cut(value, labels.MAX_TAG))
 
 
 def _version_tags(artifact: Artifact, inputs: Mapping[str, RegisteredVersion], tags: Mapping[str, Any]) -> dict[str, str]:

@@ -46,6 +46,15 @@ def is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
+def signed_in_as() -> str | None:
+    """The user name that calls to the tracking server carry; None for the embedded store, and where no name is configured."""
+    if not is_server(settings.tracking_uri()):
+        return None
+    from mlflow.utils.credentials import read_mlflow_creds
+
+    return read_mlflow_creds().username or None
+
+
 def client() -> MlflowClient:
     """The client of the tracking store in `settings.tracking_uri()`, opened once per process."""
     uri = settings.tracking_uri()

@@ -46,4 +46,4 @@ def ui(options: argparse.Namespace) -> None:
     """Start both servers."""
     from flows.servers import serve
 
-    serve(options.mlflow_port, options.prefect_port)
+    serve(options.mlflow_port, options.prefect_port, options.auth)

@@ -16,8 +16,16 @@ from typing import Any
 
 from components import settings
 from components.errors import ScalingNoteError
+from components.tracking.sign_in import sign_in
 from flows.cli.disk import DiskFull, is_disk_full
 from flows.cli.parser import build_parser
+
+# Commands that change something go through a running `scalingnote ui --auth`, as an account with this role.
+ROLES = {
+    **dict.fromkeys(("demo", "retrain", "study", "refresh-index", "refresh-query-tower"), "trainer"),
+    "approve": "reviewer",
+    **dict.fromkeys(("promote", "rollback"), "promoter"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     _quiet_libraries(options.verbose)
     try:
+        if role := ROLES.get(options.command):
+            sign_in(role)
         settings.activate()
         return int(options.run(options) or 0)
     except KeyboardInterrupt:

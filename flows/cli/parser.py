@@ -108,6 +108,10 @@ def _add_inspection(commands: Any) -> None:
     ui = _command(commands, "ui", "inspect:ui", "start the MLflow and Prefect servers on this machine until Ctrl-C")
     ui.add_argument("--mlflow-port", type=_port, default=5000, metavar="PORT", help="default 5000")
     ui.add_argument("--prefect-port", type=_port, default=4200, metavar="PORT", help="default 4200")
+    ui.add_argument("--auth", action="store_true", help="MLflow asks who you are, holds people to their roles, and keeps an audit log")
+    prepare = _command(commands, "bootstrap", "accounts:bootstrap", "make users, roles, models and experiments on a server with sign-in")
+    prepare.add_argument("--users", type=Path, metavar="FILE", help="YAML file of users and their roles (default: one user for each role)")
+    prepare.add_argument("--server", metavar="URL", help="default: the running `scalingnote ui --auth`, else MLFLOW_TRACKING_URI")
 
 
 def _training_options(parser: argparse.ArgumentParser, preset: str | None) -> None:

@@ -118,11 +118,14 @@ class MemoryTracking:
     folders: dict[tuple[str, int], Path] = field(default_factory=dict)
     aliases: dict[tuple[str, str], int] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
+    descriptions: dict[tuple[str, int], str] = field(default_factory=dict)
     kill_at: int | None = None
     changes: int = 0
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("versions", "artifact_folder", "copy_version", "alias", "set_alias", "delete_alias", "set_version_tag"):
+            monkeypatch.setattr(f"components.tracking.registry.{name}", getattr(self, name))
+        for name in ("set_review_tag", "description", "set_description"):
             monkeypatch.setattr(f"components.tracking.registry.{name}", getattr(self, name))
         for name in ("append_record", "read_records"):
             monkeypatch.setattr(f"components.tracking.records.{name}", getattr(self, name))
@@ -172,6 +175,17 @@ class MemoryTracking:
         self._change()
         info = next(info for info in self.models[model_name] if info.version == version)
         info.tags.update(labels.prefixed({key: value}))
+
+    def set_review_tag(self, model_name: str, version: int, key: str, value: str) -> None:
+        self._change()
+        next(info for info in self.models[model_name] if info.version == version).tags[key] = value
+
+    def description(self, model_name: str, version: int) -> str:
+        return self.descriptions.get((model_name, version), "")
+
+    def set_description(self, model_name: str, version: int, markdown: str) -> None:
+        self._change()
+        self.descriptions[model_name, version] = markdown
 
     def append_record(self, retriever_name: str, record: Mapping[str, Any]) -> dict[str, Any]:
         self._change()

@@ -1,0 +1,152 @@
+"""Who acted on a release, read from the audit log of the tracking server.
+
+Tags are claims that anybody may have written; the log names the person that was signed in. Where there is a log it alone counts: an
+approval is the copy that a reviewer made, and nobody approves what is their own work.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from components import settings
+from components.errors import ArtifactError, PromotionError
+from components.promotion.standing import Record
+from components.tracking import audit, labels, store
+
+if TYPE_CHECKING:
+    from components.promotion.release import ReleaseManifest
+    from components.tracking.audit import AuditEntry
+    from components.tracking.registry import VersionInfo
+
+REVIEWER = "reviewer"
+OVERRIDE = "override"
+OVERRIDE_KEYS = (OVERRIDE, labels.PREFIX + OVERRIDE)
+_TAGGED = frozenset({"set_version_tag", "delete_version_tag"})
+
+
+@dataclass(frozen=True)
+class Act:
+    """One act of a signed-in person, and the audit entry that proves it."""
+
+    person: str
+    role: str | None
+    at: str
+    sequence: int
+    digest: str
+
+
+def require_trail(records: Sequence[Record]) -> list[AuditEntry] | None:
+    """The audit log that approvals are read with; None where there never was one.
+
+    Raises PromotionError when a log has to be there and is not: without it an approval would fall back to mere claims. Raises
+    ArtifactError when the log no longer holds the entries that earlier promotion records rest on.
+    """
+    entries = audit.trail()
+    if entries is None:
+        if reason := _why_expected(records):
+            raise PromotionError(
+                f"{reason}, but there is no audit log, so nobody can say who approved. Nothing was changed. Start the server with "
+                "`scalingnote ui --auth`, and restore its audit log if it was there before."
+            )
+        return None
+    for record in records:
+        _require_entry(record, entries)
+    return entries
+
+
+def creator(entries: Sequence[AuditEntry], model: str, version: int) -> Act | None:
+    """Who made a version; None when the log does not know, or nobody was signed in."""
+    return act_of(audit.creation_of(entries, model, version))
+
+
+def act_of(entry: AuditEntry | None) -> Act | None:
+    """The act that an entry proves. Of several roles the reviewer's is named."""
+    if entry is None or entry.user is None:
+        return None
+    role = REVIEWER if REVIEWER in entry.roles else next(iter(entry.roles), None)
+    return Act(entry.user, role, entry.at, entry.sequence, entry.digest)
+
+
+def require_independent(entries: Sequence[AuditEntry], candidate: tuple[str, int], manifest: ReleaseManifest, person: str) -> None:
+    """Raise PromotionError when `person` made the candidate or a part that it pins, or when nobody knows who made the candidate."""
+    if creator(entries, *candidate) is None:
+        raise PromotionError(
+            f"The audit log does not say who made {candidate[0]}/{candidate[1]}, so it cannot be told that '{person}' did not. "
+            "Build the candidate again, signed in to the server."
+        )
+    for model, version in (candidate, *((pin.model, pin.version) for _, pin in manifest.pins.items())):
+        made = creator(entries, model, version)
+        if made is not None and made.person == person:
+            raise PromotionError(
+                f"'{person}' made {model}/{version} (audit entry {made.sequence}) and cannot approve it: nobody approves their own "
+                "work. Another reviewer has to."
+            )
+
+
+def require_reviewer(entries: Sequence[AuditEntry], release: VersionInfo, manifest: ReleaseManifest, candidate: tuple[str, int]) -> Act:
+    """The reviewer who copied the candidate to `release`; raises PromotionError for anybody else, and for the one who trained it."""
+    where = f"{release.name}/{release.version}"
+    entry = audit.creation_of(entries, release.name, release.version)
+    act = act_of(entry)
+    if entry is None or act is None:
+        raise PromotionError(
+            f"The audit log does not say who made {where}: it was written past the server. Delete that version, and approve the "
+            "candidate signed in to the server."
+        )
+    if act.role != REVIEWER:
+        roles = ", ".join(entry.roles) or "none"
+        raise PromotionError(
+            f"{where} was made by '{act.person}' (roles: {roles}; audit entry {act.sequence}); only a reviewer's copy is an approval. "
+            "Delete that version and let a reviewer approve the candidate."
+        )
+    require_independent(entries, candidate, manifest, act.person)
+    return act
+
+
+def override_tag(tags: Mapping[str, str]) -> tuple[str, str] | None:
+    """Key and text of the tag that overrides failed gates; None when it is missing or blank."""
+    found = ((key, tags.get(key, "").strip()) for key in OVERRIDE_KEYS)
+    return next(((key, text) for key, text in found if text), None)
+
+
+def override_act(entries: Sequence[AuditEntry], release: VersionInfo) -> tuple[str, Act] | None:
+    """The reason that a reviewer gave on the release itself, and the act. One that came along with a copy is nobody's."""
+    found = override_tag(release.tags)
+    if found is None:
+        return None
+    key, reason = found
+    tagged = [entry for entry in audit.actions_on(entries, release.name, release.version) if entry.action in _TAGGED]
+    last = next((entry for entry in reversed(tagged) if entry.outcome == "ok" and entry.subject.get("key") == key), None)
+    act = act_of(last)
+    if last is None or act is None or act.role != REVIEWER or last.subject.get("value", "").strip() != reason:
+        return None
+    return reason, act
+
+
+def tag_act(entries: Sequence[AuditEntry], release: VersionInfo, key: str) -> Act | None:
+    """Who set the tag `key` of a release last."""
+    acts = [entry for entry in audit.actions_on(entries, release.name, release.version) if entry.subject.get("key") == key]
+    return act_of(next((entry for entry in reversed(acts) if entry.outcome == "ok" and entry.action == "set_version_tag"), None))
+
+
+def _why_expected(records: Sequence[Record]) -> str | None:
+    if rested := next((record for record in reversed(records) if record.get("audit_digest")), None):
+        return f"Promotion record {rested['sequence']} rests on the entry {rested['audit_sequence']} of an audit log"
+    if (user := store.signed_in_as()) is not None:
+        return f"'{user}' signs in to {settings.tracking_uri()}"
+    if "SCALINGNOTE_AUDIT_LOG" in os.environ:
+        return f"SCALINGNOTE_AUDIT_LOG names {settings.audit_log()}"
+    return None
+
+
+def _require_entry(record: Record, entries: Sequence[AuditEntry]) -> None:
+    digest, number = record.get("audit_digest"), int(record.get("audit_sequence") or 0)
+    if digest is None or (0 < number <= len(entries) and entries[number - 1].digest == digest):
+        return
+    raise ArtifactError(
+        f"Promotion record {record['sequence']} rests on the audit entry {number} ({str(digest)[:12]}), which the audit log does not hold: "
+        "it was replaced or cut. Restore the log from a backup."
+    )

@@ -1,0 +1,115 @@
+"""The content of promotion records: from where to where, who, when and why, and the digests of what the decision rests on.
+
+Fields that were added later have no default in older records: read them with `.get`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from components.artifacts import open_artifact
+from components.promotion import people
+from components.promotion.approval import Approval
+from components.promotion.stale import Decided
+from components.promotion.standing import Record, release_model
+from components.tracking import labels, registry
+from components.tracking import records as record_store
+from components.tracking.provenance import claimed_user
+
+if TYPE_CHECKING:
+    from components.promotion.people import Act
+    from components.tracking.registry import VersionInfo
+
+UNAUTHENTICATED = "unauthenticated"
+ROLLED_BACK = "rolled_back"
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A verified release that is about to become champion. `decisions`: its own, and one against today's champion if that changed."""
+
+    release: VersionInfo
+    approval: Approval
+    decisions: tuple[Decided, ...]
+    champion: int | None
+
+    @property
+    def overridden(self) -> bool:
+        """Whether it needs the reviewer's reason."""
+        return any(decided.decision.verdict != "pass" for decided in self.decisions)
+
+
+def promotion_record(name: str, promotion: Promotion) -> dict[str, Any]:
+    """Content of the record of a promotion."""
+    approval, last = promotion.approval, promotion.decisions[-1]
+    digest = open_artifact(registry.artifact_folder(release_model(name), promotion.release.version)).digest
+    return {
+        "action": "promote",
+        "from_version": promotion.champion,
+        "to_version": promotion.release.version,
+        "candidate_version": approval.candidate_version,
+        "manifest_digest": digest,
+        "evidence_digest": digest,  # the copy shares the files of its candidate: manifest, pins, evaluation, report under one digest
+        "decision_digest": promotion.decisions[0].digest,
+        "verdict": last.decision.verdict,
+        "first_release": last.decision.first_release,
+        "decisions": [_decided(decided) for decided in promotion.decisions] if len(promotion.decisions) > 1 else None,
+        "approved_by": approval.person or UNAUTHENTICATED,
+        "approved_at": approval.approved_at,
+        "role": approval.role,
+        "override": approval.override if promotion.overridden else None,
+        "override_by": approval.override_by if promotion.overridden else None,
+        "reason": approval.override,
+        "promoted_by": claimed_user(),
+        **_proof(approval.authentication, approval.audit_sequence, approval.audit_digest),
+    }
+
+
+def rollback_record(name: str, records: Sequence[Record], versions: tuple[int, int], person: str, reason: str) -> dict[str, Any]:
+    """Content of the record of a rollback. Where there is an audit log, the tag with the reason is the act that names the person."""
+    champion, target = versions
+    promoted = next(r for r in reversed(records) if r["action"] == "promote" and int(r["to_version"]) == target)
+    act = _proven_rollback(name, records, champion, reason)
+    proof = _proof("none", None, None) if act is None else _proof("basic", act.sequence, act.digest)
+    digest = open_artifact(registry.artifact_folder(release_model(name), target)).digest
+    return {
+        "action": "rollback",
+        "from_version": champion,
+        "to_version": target,
+        "candidate_version": promoted["candidate_version"],
+        "manifest_digest": digest,
+        "evidence_digest": digest,
+        "approved_by": act.person if act else person,
+        "role": act.role if act else None,
+        "override": None,
+        "reason": reason,
+        **proof,
+    }
+
+
+def append(name: str, content: dict[str, Any]) -> dict[str, Any]:
+    """Write the record with its time. It is the act that counts."""
+    return record_store.append_record(name, {**content, "time": datetime.now(UTC).isoformat()})
+
+
+def _decided(decided: Decided) -> dict[str, Any]:
+    return {"against": decided.against, "digest": decided.digest, "decision": decided.decision.model_dump(mode="json")}
+
+
+def _proof(authentication: str, sequence: int | None, digest: str | None) -> dict[str, Any]:
+    """Without an audit log nobody's identity was proven: the names are what tags and the command line claim."""
+    proven = authentication if authentication != "none" else UNAUTHENTICATED
+    return {"authentication": proven, "audit_sequence": sequence, "audit_digest": digest}
+
+
+def _proven_rollback(name: str, records: Sequence[Record], champion: int, reason: str) -> Act | None:
+    """Tag the release that is left, so that the server's log says who did it; None where there is no log."""
+    if people.require_trail(records) is None:
+        return None
+    registry.set_version_tag(release_model(name), champion, ROLLED_BACK, reason)
+    entries = people.require_trail(records) or []
+    release = next((info for info in registry.versions(release_model(name)) if info.version == champion), None)
+    return people.tag_act(entries, release, labels.PREFIX + ROLLED_BACK) if release is not None else None

@@ -1,0 +1,83 @@
+"""Decisions that a promotion stands on: the candidate's own, and a second one when the champion changed since.
+
+A candidate is compared with the champion of its day. Approved late, it would replace another one, which may be better: then the gates
+decide again, on the candidate's evaluation and that of today's champion, both registered and digested. No number is measured anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from components.artifacts import digest_of
+from components.errors import PromotionError
+from components.promotion.approval import Approval, given_since
+from components.promotion.gates import GateDecision
+from components.promotion.release import ReleaseManifest, load_release
+from components.promotion.standing import Record
+from components.promotion.verification import recompute_decision
+
+CompareAgain = Callable[[Path, int | None], GateDecision]
+
+
+class Decided(NamedTuple):
+    """A decision and the version of the release model that the candidate was held against (None: a first release)."""
+
+    against: int | None
+    decision: GateDecision
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the decision's canonical JSON."""
+        return digest_of(self.decision.model_dump(mode="json"))
+
+
+def decide_again(folder: Path, champion: int | None) -> GateDecision:
+    """Decide about the release in `folder` as if `champion` had been there when it was built; raises ArtifactError for a changed one."""
+    manifest = load_release(folder).model_copy(update={"baseline_version": champion})
+    return recompute_decision(manifest.name, manifest, folder)
+
+
+def decisions_for(manifest: ReleaseManifest, folder: Path, champion: int | None, compare_again: CompareAgain | None) -> tuple[Decided, ...]:
+    """The candidate's decision, and after it the one against today's champion when that is another one than it was compared with.
+
+    Raises PromotionError for a stale comparison when there is no `compare_again`.
+    """
+    first = Decided(manifest.baseline_version, manifest.decision)
+    if first.against == champion:
+        return (first,)
+    if compare_again is None:
+        raise PromotionError(f"{_stale(first.against, champion)} It has to be compared again; nothing was changed.")
+    return first, Decided(champion, compare_again(folder, champion))
+
+
+def require_decided(version: int, decisions: Sequence[Decided], approval: Approval, records: Sequence[Record]) -> None:
+    """Raise PromotionError unless the last decision is a pass or a reviewer gave a reason to release it all the same, knowing it."""
+    last, stale = decisions[-1], len(decisions) > 1
+    if last.decision.verdict == "pass":
+        return
+    if approval.override and (not stale or given_since(approval.override_at, records)):
+        return
+    gates = " ".join(f"{gate.name}: {gate.reason}" for gate in last.decision.open_gates())
+    subject = f"{_stale(decisions[0].against, last.against)} Compared again, it" if stale else f"release/{version}"
+    before = " The reason that was given is older than that champion, or has no time." if approval.override else ""
+    raise PromotionError(
+        f"{subject} did not pass its gates ({last.decision.verdict}): {gates} Its approval gives no reason to release it all the same."
+        f"{before} Give one: scalingnote approve candidate/{approval.candidate_version} --override REASON, or the tag `override` on "
+        f"release/{version} in the MLflow UI. Or reject it: the tag `review` = `rejected: REASON`."
+    )
+
+
+def stale_note(decisions: Sequence[Decided]) -> list[str]:
+    """A sentence about a second decision; nothing when there was none."""
+    if len(decisions) == 1:
+        return []
+    first, last = decisions[0], decisions[-1]
+    return [f"{_stale(first.against, last.against)} Compared again: {last.decision.verdict}."]
+
+
+def _stale(compared: int | None, champion: int | None) -> str:
+    was = f"release/{compared}" if compared is not None else "no champion"
+    now = f"release/{champion}" if champion is not None else "none"
+    return f"The gates compared this candidate with {was}; the champion it replaces is {now}."

@@ -1,0 +1,272 @@
+"""The audit log of a tracking server: one JSON line for every mutating call, each with the digest of the line before it.
+
+An entry that is edited, left out or moved breaks the chain at its place. The head file beside the log (number and digest of the newest
+entry) shows that the end was cut off. Who may write both files can write a new chain: promotion records therefore carry the digest of
+the entry they rest on, and a signed record cannot follow.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from components import settings
+from components.artifacts import canonical_json, digest_of
+from components.errors import ArtifactError
+from components.tracking.store import TrackingError, is_server, translated
+
+SCHEMA_VERSION = 1
+ENDPOINT = "/ajax-api/2.0/scalingnote/audit"
+_BLOCK = 16_384
+Outcome = Literal["ok", "refused", "failed"]
+
+
+class AuditEntry(BaseModel):
+    """One mutating call: who asked for what, from where, and what came of it. `user` is None for one who was not authenticated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    schema_version: int = SCHEMA_VERSION
+    sequence: int = Field(ge=1)
+    at: str
+    user: str | None
+    roles: tuple[str, ...] = ()
+    method: str
+    path: str
+    action: str
+    subject: dict[str, str] = Field(default_factory=dict)
+    address: str | None = None
+    user_agent: str | None = None
+    status: int
+    outcome: Outcome
+    previous: str | None
+    digest: str
+
+    def is_of(self, model: str, version: int | None = None) -> bool:
+        """Whether the call was about `model`, and about its `version` when one is given."""
+        return self.subject.get("model") == model and (version is None or self.subject.get("version") == str(version))
+
+
+class Head(BaseModel):
+    """Number and digest of the newest entry."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    sequence: int
+    digest: str
+
+
+def append_entry(path: Path, fields: Mapping[str, Any]) -> AuditEntry:
+    """Append one entry; `sequence`, `at`, `previous` and `digest` are set here. Reads the last line alone, whatever the log's length.
+
+    Processes wait for each other. An entry is on the disk when this returns; one that a kill tore is taken back by the next call.
+    Raises ArtifactError when the end of the log is not the head that was written with it: nothing is appended to a damaged log.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path), path.open("a+b") as log:
+        last = _tail(path, log)
+        entry = _next(last, fields)
+        log.seek(0, os.SEEK_END)
+        log.write(canonical_json(entry.model_dump()) + b"\n")
+        log.flush()
+        os.fsync(log.fileno())
+        _write_head(path, Head(sequence=entry.sequence, digest=entry.digest))
+    return entry
+
+
+def check_end(path: Path) -> None:
+    """Raise ArtifactError when `append_entry` would refuse, OSError when the log cannot be written. Removes a torn last line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path), path.open("a+b") as log:
+        _tail(path, log)
+
+
+def read_audit(path: Path) -> list[AuditEntry]:
+    """All entries, oldest first; raises ArtifactError that names the entry where the log was edited, reordered or cut."""
+    head = read_head(path)  # first: a writer only adds, so the log is never older than this
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ArtifactError(f"The audit log {path} is missing; restore it from a backup.") from None
+    return verified(content.split(b"\n")[:-1], head, str(path))
+
+
+def verified(lines: Iterable[bytes], head: Head | None, place: str) -> list[AuditEntry]:
+    """The entries of `lines`, if they are one unbroken chain that reaches `head`; raises ArtifactError otherwise."""
+    entries: list[AuditEntry] = []
+    for number, line in enumerate(lines, 1):
+        entries.append(_linked(line, number, entries[-1].digest if entries else None, place))
+    if head is None:
+        raise ArtifactError(f"{place}: the head file is missing, so entries may have been cut off. Restore it from a backup.")
+    if head.sequence > len(entries):
+        raise ArtifactError(f"{place}: entries {len(entries) + 1} to {head.sequence} were cut off. Restore the log from a backup.")
+    if head.sequence and entries[head.sequence - 1].digest != head.digest:
+        raise ArtifactError(f"{place}: entry {head.sequence} is not the one that the head file names. Restore the log from a backup.")
+    return entries
+
+
+def creation_of(entries: Sequence[AuditEntry], model: str, version: int) -> AuditEntry | None:
+    """The call that made a version, a copy of the UI's "Promote model" too; None when the log does not know it.
+
+    The newest one counts: a number is used again when the newest version was deleted.
+    """
+    made = (entry for entry in actions_on(entries, model, version) if entry.action == "create_model_version")
+    return next((entry for entry in reversed(list(made)) if entry.outcome == "ok"), None)
+
+
+def actions_on(entries: Sequence[AuditEntry], model: str, version: int) -> list[AuditEntry]:
+    """All calls about one version, refused ones too, oldest first."""
+    return [entry for entry in entries if entry.is_of(model, version)]
+
+
+def head_file(path: Path) -> Path:
+    """The file beside a log that names its newest entry."""
+    return path.with_name(path.name + ".head")
+
+
+def read_head(path: Path) -> Head | None:
+    """The head of the log at `path`, None when there is none; raises ArtifactError for one that was edited."""
+    try:
+        content = head_file(path).read_bytes()
+    except FileNotFoundError:
+        return None
+    if (head := _parse_head(content)) is None:
+        raise ArtifactError(f"{head_file(path)} was edited: it does not hold the head of an audit log. Restore it from a backup.")
+    return head
+
+
+def head_bytes(head: Head) -> bytes:
+    """The content of a head file, in one line."""
+    return canonical_json(head.model_dump())
+
+
+def _parse_head(content: bytes) -> Head | None:
+    try:
+        head = Head.model_validate_json(content)
+    except ValidationError:
+        return None
+    return head if head_bytes(head) == content else None
+
+
+def _next(last: AuditEntry | None, fields: Mapping[str, Any]) -> AuditEntry:
+    chained = {
+        "sequence": last.sequence + 1 if last else 1,
+        "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "previous": last.digest if last else None,
+    }
+    open_entry = AuditEntry.model_validate({**fields, **chained, "digest": ""})
+    return open_entry.model_copy(update={"digest": _digest(open_entry)})
+
+
+def _digest(entry: AuditEntry) -> str:
+    return digest_of(entry.model_dump(exclude={"digest"}))
+
+
+def _linked(line: bytes, number: int, previous: str | None, place: str) -> AuditEntry:
+    """The entry in `line`, if it is number `number`, whole, and follows `previous`."""
+    entry = _parse(line)
+    if entry is None or canonical_json(entry.model_dump()) != line or _digest(entry) != entry.digest:
+        raise ArtifactError(f"{place}: entry {number} was edited. Restore the log from a backup.")
+    if entry.sequence != number or entry.previous != previous:
+        raise ArtifactError(f"{place}: in place of entry {number} stands entry {entry.sequence}: entries were cut out or reordered.")
+    return entry
+
+
+def _parse(line: bytes) -> AuditEntry | None:
+    try:
+        raw = json.loads(line)
+    except ValueError:
+        return None
+    if isinstance(raw, dict) and isinstance(version := raw.get("schema_version"), int) and version > SCHEMA_VERSION:
+        raise ArtifactError(f"The audit log has entries of schema version {version}; this program reads up to {SCHEMA_VERSION}. Update it.")
+    try:
+        return AuditEntry.model_validate(raw)
+    except ValidationError:
+        return None
+
+
+def _tail(path: Path, log: Any) -> AuditEntry | None:
+    """The last entry, which must be the head's or follow it; bytes after the last line end are what a kill left, and are removed."""
+    size = log.seek(0, os.SEEK_END)
+    line, end = _last_line(log, size)
+    if end < size:
+        log.truncate(end)
+    head, entry = read_head(path), _parse(line) if line else None
+    if not _meets(entry, head) or (line and entry is None):
+        raise ArtifactError(f"The audit log {path} was cut or edited; nothing is added to it. Restore it from a backup.")
+    return entry
+
+
+def _meets(last: AuditEntry | None, head: Head | None) -> bool:
+    """Whether the log's last entry is the head's, or was written after it by a process that was killed before it wrote the head."""
+    if last is None or head is None:
+        return (last is None and head is None) or (last is not None and last.sequence == 1)
+    before = {last.sequence: last.digest, last.sequence - 1: last.previous}
+    return _digest(last) == last.digest and last.sequence >= head.sequence and before.get(head.sequence, head.digest) == head.digest
+
+
+def _last_line(log: Any, size: int) -> tuple[bytes, int]:
+    """The last complete line without its end, and the offset behind it."""
+    start, content = size, b""
+    while start > 0 and content.count(b"\n") < 2:
+        step = min(_BLOCK, start)
+        start -= step
+        log.seek(start)
+        content = log.read(step) + content
+    end = content.rfind(b"\n") + 1
+    return content[:end].rstrip(b"\n").rpartition(b"\n")[2], start + end
+
+
+def _write_head(path: Path, head: Head) -> None:
+    """Without fsync: after a power cut the head may be older than the log, never newer, and the log was synced."""
+    beside = path.with_name(path.name + ".head.tmp")
+    beside.write_bytes(head_bytes(head))
+    os.replace(beside, head_file(path))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.with_name(path.name + ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def trail() -> list[AuditEntry] | None:
+    """The verified audit of the current tracking store; None when there is none, as with the embedded store that no server ever showed.
+
+    A server is asked for its own log, which only some roles may read (TrackingError otherwise); `SCALINGNOTE_AUDIT_LOG` names a file
+    that is read instead. Raises ArtifactError for a damaged log.
+    """
+    uri, path = settings.tracking_uri(), settings.audit_log()
+    if is_server(uri) and "SCALINGNOTE_AUDIT_LOG" not in os.environ:
+        return _from_server(uri)
+    return read_audit(path) if path.exists() or head_file(path).exists() else None
+
+
+@translated("read the audit log")
+def _from_server(uri: str) -> list[AuditEntry] | None:
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    answer = http_request(get_default_host_creds(uri), ENDPOINT, "GET")
+    if answer.status_code == 404:
+        return None
+    if answer.status_code in (401, 403):
+        raise TrackingError(f"The server {uri} does not show its audit log to this user: {_message(answer.text)}")
+    if answer.status_code != 200:
+        raise TrackingError(f"The server {uri} could not give its audit log (status {answer.status_code}): {_message(answer.text)}")
+    first, *lines = answer.content.split(b"\n")[:-1]
+    return verified(lines, _parse_head(first), f"{uri} (audit log)")
+
+
+def _message(text: str) -> str:
+    try:
+        return str(json.loads(text)["message"])
+    except (ValueError, TypeError, KeyError):
+        return text[:300]

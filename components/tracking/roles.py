@@ -1,0 +1,228 @@
+"""Roles and rules of the tracking server as data, and the pure function that says whether a call breaks a rule.
+
+MLflow's permissions cannot express what governance needs: who may create a version may also move aliases, and nobody is kept from
+copying their own candidate. The rules narrow them; the server's plugin asks `refusal` before a call reaches MLflow's handlers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from components.errors import ConfigError
+from components.tracking import labels
+
+SCHEMA_VERSION = 1
+ADMIN = "admin"
+RUN_ACTION = "run"
+PERMISSIONS_FILE = Path(__file__).resolve().parents[2] / "mlflow" / "permissions.yaml"
+_COPY = re.compile(r"^models:/+([^/@]+)/(\d+)/?$")
+_STRICT = ConfigDict(frozen=True, extra="forbid")
+Resource = Literal["workspace", "experiment", "registered_model", "registered_model_version", "run", "logged_model"]
+
+
+class Grant(BaseModel):
+    """One permission of MLflow on a resource; `{name}` in its name is the retriever's."""
+
+    model_config = _STRICT
+    resource: Resource
+    name: str
+    permission: Literal["READ", "USE", "EDIT", "MANAGE"]
+
+
+class Role(BaseModel):
+    """What a role is for, and what MLflow lets its holders do."""
+
+    model_config = _STRICT
+    description: str
+    reads_audit: bool = False
+    grants: tuple[Grant, ...] = ()
+
+
+class Verdicts(BaseModel):
+    """Tags by which a person decides about a version, the models they count on, and who may set them."""
+
+    model_config = _STRICT
+    models: tuple[str, ...]
+    tags: tuple[str, ...]
+    set_by: tuple[str, ...]
+
+    def covers(self, model: str, tag: str) -> bool:
+        """Whether `tag`, with or without the project's prefix, is such a tag of `model`."""
+        return model.endswith(self.models) and tag.removeprefix(labels.PREFIX) in self.tags
+
+
+class Permissions(BaseModel):
+    """The file `permissions.yaml`: roles with their grants, and rules: end of a name -> action -> roles that may."""
+
+    model_config = _STRICT
+    schema_version: Literal[1]
+    roles: dict[str, Role] = Field(min_length=1)
+    rules: dict[str, dict[str, tuple[str, ...]]]
+    verdicts: Verdicts
+
+    @model_validator(mode="after")
+    def _roles_are_known(self) -> Permissions:
+        if ADMIN in self.roles:
+            raise ValueError(f"'{ADMIN}' is MLflow's own administrator and cannot be a role")
+        known = {ADMIN, *self.roles}
+        for place, actions in {**self.rules, "verdicts": {"set_by": self.verdicts.set_by}}.items():
+            for action, names in actions.items():
+                if unknown := sorted(set(names) - known):
+                    raise ValueError(f"{place}: {action}: unknown role '{unknown[0]}'; known: {', '.join(sorted(known))}")
+        return self
+
+    def rule(self, name: str, action: str) -> tuple[str, ...] | None:
+        """Roles that may do `action` to the model or experiment `name`; None when the grants alone decide."""
+        for ending, actions in self.rules.items():
+            if name.endswith(ending):
+                return actions.get(action)
+        return None
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that somebody who signed in asks for. `tags` are those a version is to be created with."""
+
+    user: str
+    roles: tuple[str, ...]
+    action: str
+    subject: Mapping[str, str]
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+class World(Protocol):
+    """What the rules must know of the registry."""
+
+    def exists(self, model: str) -> bool:
+        """Whether there is a registered model of this name."""
+
+    def creator(self, model: str, version: int) -> str | None:
+        """Who created a version, by the audit log; None when it was not created through this server."""
+
+    def tags(self, model: str, version: int) -> Mapping[str, str]:
+        """Tags of a version; empty when there is none."""
+
+
+def load_permissions(path: Path | None = None) -> Permissions:
+    """Read a permissions file (default: `SCALINGNOTE_PERMISSIONS`, else the project's own); ConfigError names the field at fault."""
+    import yaml
+
+    path = path or Path(os.environ.get("SCALINGNOTE_PERMISSIONS") or PERMISSIONS_FILE)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} is missing. It comes with the project's folder mlflow/; name another in SCALINGNOTE_PERMISSIONS."
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Permissions.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {first_problem(error)}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The place and the reason of the first problem that pydantic found, in one line."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown field '{place}'. Remove it or correct its name."
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {reason}." if place else f"{reason}."
+
+
+def refusal(call: Call, permissions: Permissions, world: World) -> str | None:
+    """Why `call` breaks a rule, in a sentence for the person who asked; None when it does not."""
+    for name in _names(call):
+        if reason := _refused_by_rule(call, name, permissions, world):
+            return reason
+    if call.action == "create_model_version":
+        return _refused_version(call, permissions, world)
+    return None
+
+
+def _names(call: Call) -> list[str]:
+    """Names that the rules look at: of the model or experiment, and the one it would be renamed to."""
+    found = (call.subject.get(key) for key in ("model", "experiment", "new_name"))
+    return [name for name in found if name]
+
+
+def _refused_by_rule(call: Call, name: str, permissions: Permissions, world: World) -> str | None:
+    allowed = permissions.rule(name, call.action)
+    if allowed is None and (call.action == "create_run" or "run" in call.subject):
+        allowed = permissions.rule(name, RUN_ACTION)
+    if call.action in ("set_version_tag", "delete_version_tag") and permissions.verdicts.covers(name, call.subject.get("key", "")):
+        return _refused_verdict(call, permissions.verdicts)
+    if allowed is None or set(allowed) & set(call.roles):
+        return None
+    if call.action == "create_registered_model":
+        if world.exists(name):
+            return None  # MLflow answers that it exists, which is what a step that makes sure of it wants to hear
+        return f"The model {name} is made by the administrator: scalingnote bootstrap."
+    return f"{_who(call)} may not {_words(call.action)} {name}; {_needed(allowed)}."
+
+
+def _refused_verdict(call: Call, verdicts: Verdicts) -> str | None:
+    key, value = call.subject.get("key", ""), call.subject.get("value", "")
+    if not set(verdicts.set_by) & set(call.roles):
+        return f"{_who(call)} may not set or remove the tag '{key}'; {_needed(verdicts.set_by)}."
+    if call.action == "set_version_tag" and key.removeprefix(labels.PREFIX) == "approved_by" and value != call.user:
+        return f"The tag '{key}' must name the person who is signed in: {call.user}."
+    return None
+
+
+def _refused_version(call: Call, permissions: Permissions, world: World) -> str | None:
+    model = call.subject.get("model", "")
+    if not model.endswith(permissions.verdicts.models):
+        return None
+    if not model.endswith("-release"):
+        given = [tag for tag in call.tags if permissions.verdicts.covers(model, tag)]
+        return f"A version of {model} cannot be created with the tag '{given[0]}': a reviewer sets it." if given else None
+    return _refused_approval(call, model, permissions.verdicts, world)
+
+
+def _refused_approval(call: Call, model: str, verdicts: Verdicts, world: World) -> str | None:
+    """A release is the copy of a candidate of the same retriever, which another person created, with that one's tags."""
+    wanted = model.removesuffix("-release") + "-candidate"
+    matched = _COPY.match(call.subject.get("source", ""))
+    if matched is None or matched.group(1) != wanted:
+        return f"A version of {model} can only be a copy of a version of {wanted}: use Promote model on the candidate's page."
+    version = int(matched.group(2))
+    source = world.tags(wanted, version)
+    added = [tag for tag, value in call.tags.items() if verdicts.covers(model, tag) and source.get(tag) != value]
+    if added:
+        return f"A version of {model} cannot be created with the tag '{added[0]}'."
+    if reason := _rejected(source):
+        return f"{wanted}/{version} was rejected ({reason}). Approve another candidate."
+    creator = world.creator(wanted, version)
+    if creator is None:
+        return f"{wanted}/{version} was not created through this server, so nobody knows by whom. Build it again while signed in."
+    if creator == call.user:
+        return f"{call.user} created {wanted}/{version} and cannot approve it too: another reviewer has to."
+    return None
+
+
+def _rejected(tags: Mapping[str, str]) -> str | None:
+    plain: dict[str, Any] = {key.removeprefix(labels.PREFIX): value for key, value in tags.items()}
+    review = str(plain.get("review", ""))
+    return plain.get("rejected") or (review if review.lower().startswith("rejected") else None)
+
+
+def _who(call: Call) -> str:
+    return f"{call.user} ({', '.join(call.roles) or 'no role'})"
+
+
+def _needed(allowed: tuple[str, ...]) -> str:
+    return f"allowed: {', '.join(allowed)}" if allowed else "nobody may"
+
+
+def _words(action: str) -> str:
+    return f"{action.replace('_', ' ')} on" if action != "create_model_version" else "create a version of"

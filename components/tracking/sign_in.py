@@ -1,0 +1,107 @@
+"""Signing in to a server of this installation: where it is, whose password lies where, and which account a command uses.
+
+`scalingnote ui --auth` notes its address in the home folder as long as it runs. Commands that change something then go through it and
+not around it, with the stored account of their role, so that the audit log holds them. What the environment names always wins.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+
+from components import settings
+from components.artifacts import read_json, write_json
+from components.errors import ArtifactError
+from components.tracking.roles import ADMIN
+from components.tracking.store import TrackingError
+
+USERNAME, PASSWORD, ADMIN_PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_AUTH_ADMIN_PASSWORD"
+
+
+def password_file(user: str) -> Path:
+    """Where a generated password lies, readable by the owner of the home folder alone."""
+    return settings.home() / "mlflow" / (f"{ADMIN}-password" if user == ADMIN else f"passwords/{user}")
+
+
+def stored_password(user: str) -> str | None:
+    """The password in `password_file`, None when there is none."""
+    try:
+        return password_file(user).read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError:
+        return None
+
+
+def admin_password() -> str:
+    """From `MLFLOW_AUTH_ADMIN_PASSWORD`, else generated once and kept."""
+    return os.environ.get(ADMIN_PASSWORD) or stored_password(ADMIN) or keep_secret(password_file(ADMIN))
+
+
+def keep_secret(path: Path) -> str:
+    """Write a new random secret to a file that only its owner may read (mode 0600) and return it."""
+    secret = secrets.token_urlsafe(18)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secret + "\n")
+    return secret
+
+
+@contextmanager
+def announced(url: str) -> Iterator[None]:
+    """Note the address of a server with sign-in as long as the block runs."""
+    write_json(_note(), {"url": url})
+    try:
+        yield
+    finally:
+        _note().unlink(missing_ok=True)
+
+
+def running_server() -> str | None:
+    """Address of the server with sign-in that runs over this home folder, None when none answers."""
+    try:
+        url = str(read_json(_note())["url"])
+    except (ArtifactError, KeyError, TypeError):
+        return None
+    return url if answers(url) else None
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers at `url`, with whatever status."""
+    # A proxy of the environment must not be asked for our own machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({})) if "//127.0.0.1" in url else urllib.request.build_opener()
+    try:
+        with opener.open(f"{url.rstrip('/')}/health", timeout=5):
+            return True
+    except HTTPError:
+        return True
+    except (URLError, OSError, ValueError):
+        return False
+
+
+def sign_in(role: str) -> None:
+    """Send this process to the running server, as the account named in the environment or the stored one of `role`.
+
+    Nothing happens when the environment names a tracking server or store, or when no server with sign-in runs over this home folder.
+    A person's password is never taken from a file: raises TrackingError when a reviewer's command finds none in the environment.
+    """
+    if os.environ.get("MLFLOW_TRACKING_URI") or (url := running_server()) is None:
+        return
+    os.environ["MLFLOW_TRACKING_URI"] = url
+    if os.environ.get(USERNAME) and os.environ.get(PASSWORD):
+        return
+    password = None if role == "reviewer" else stored_password(role)
+    if password is None:
+        raise TrackingError(
+            f"The server {url} asks who you are. Set {USERNAME} and {PASSWORD} to an account with the role {role}; "
+            "`scalingnote bootstrap` makes accounts."
+        )
+    os.environ[USERNAME], os.environ[PASSWORD] = role, password
+
+
+def _note() -> Path:
+    return settings.home() / "mlflow" / "server.json"

@@ -1,0 +1,49 @@
+"""The MLflow server with sign-in, roles and audit log, over the files of this installation."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from components import settings
+from components.artifacts import write_atomic
+from components.tracking import audit, sign_in
+from components.tracking.roles import PERMISSIONS_FILE, load_permissions
+from flows.servers import ServerError, ServerPlan, mlflow_plan
+
+APP = "scalingnote"
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def auth_plan(port: int) -> ServerPlan:
+    """The plan of `mlflow_plan` with our app in front; raises for a damaged audit log or permissions file before anything starts."""
+    if APP not in entry_points(group="mlflow.app").names:
+        raise ServerError(f"MLflow does not know the app '{APP}'. Install this project again: pip install -e {PROJECT}")
+    load_permissions()
+    if settings.audit_log().exists():
+        audit.read_audit(settings.audit_log())
+    plan = mlflow_plan(port)
+    return replace(plan, command=(*plan.command, "--app-name", APP), environment=plan.environment | _environment())
+
+
+def _environment() -> dict[str, str]:
+    secret = settings.home() / "mlflow" / "server-secret"
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(_configuration()),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": sign_in.admin_password(),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secret.read_text().strip() if secret.exists() else sign_in.keep_secret(secret),
+        "SCALINGNOTE_AUDIT_LOG": str(settings.audit_log()),
+        # The server works in the home folder, but imports our app.
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH")))),
+    }
+
+
+def _configuration() -> Path:
+    """The project's sign-in settings with a database in the home folder."""
+    path = settings.home() / "mlflow" / "basic_auth.ini"
+    template = (PERMISSIONS_FILE.parent / "basic_auth.ini").read_text(encoding="utf-8")
+    database = f"sqlite:///{settings.home() / 'mlflow' / 'basic_auth.db'}".replace("%", "%%")
+    write_atomic(path, template.replace("sqlite:///basic_auth.db", database).encode())
+    return path

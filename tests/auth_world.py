@@ -1,0 +1,117 @@
+"""A real server with sign-in for tests: started by the code of `scalingnote ui --auth`, prepared by the code of `bootstrap`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sys
+import tomllib
+import urllib.request
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+PASSWORD = "a password for tests"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def know_the_app(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process and the servers it starts find our `mlflow.app`, also where the project is not installed."""
+    entries = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["mlflow.app"]
+    info = folder / "scalingnote_app-0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: scalingnote-app\nVersion: 0\n")
+    (info / "entry_points.txt").write_text("[mlflow.app]\n" + "".join(f"{key} = {value}\n" for key, value in entries.items()))
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH")))))
+
+
+@dataclass(frozen=True)
+class AuthServer:
+    """A running server with sign-in and its home folder."""
+
+    url: str
+    home: Path
+
+    def call(self, method: str, path: str, body: Any = None, user: str | None = None, password: str = PASSWORD) -> tuple[int, Any]:
+        """Status and JSON (or bytes) of one call to `/api/2.0/mlflow/<path>`, or to `path` when it starts with a slash."""
+        url = self.url + (path if path.startswith("/") else f"/api/2.0/mlflow/{path}")
+        headers = {"content-type": "application/json"}
+        if user:
+            headers["authorization"] = "Basic " + b64encode(f"{user}:{password}".encode()).decode()
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with OPENER.open(urllib.request.Request(url, data, headers, method=method), timeout=60) as response:
+                return response.status, _content(response)
+        except HTTPError as error:
+            return error.code, _content(error)
+
+    @contextmanager
+    def as_user(self, user: str, password: str = PASSWORD) -> Iterator[None]:
+        """The environment of somebody who works on this server."""
+        from components.tracking.store import clear_caches
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", self.url)
+            patch.setenv("MLFLOW_TRACKING_USERNAME", user)
+            patch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+            clear_caches()
+            yield
+            clear_caches()
+
+
+@contextmanager
+def auth_server(folder: Path, template: Path) -> Iterator[AuthServer]:
+    """A server over a new home folder, prepared for the retriever `retriever` with one user for each role and `reviewer2`."""
+    from components.tracking.bootstrap import bootstrap
+    from components.tracking.store import clear_caches
+    from flows.auth_server import auth_plan
+    from flows.servers import running
+
+    home = folder / "home"
+    (home / "mlflow").mkdir(parents=True)
+    shutil.copyfile(template, home / "mlflow" / "mlflow.db")
+    users = folder / "users.yaml"
+    roles = {"trainer": "trainer", "reviewer": "reviewer", "reviewer2": "[reviewer, trainer]", "promoter": "promoter", "auditor": "auditor"}
+    listed = "".join(
+        f"  {user}: {{roles: {role if '[' in role else f'[{role}]'}, password_env: TEST_PASSWORD}}\n" for user, role in roles.items()
+    )
+    users.write_text("users:\n" + listed)
+    with pytest.MonkeyPatch.context() as patch:
+        know_the_app(folder / "app", patch)
+        patch.setenv("SCALINGNOTE_HOME", str(home))
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow' / 'mlflow.db'}")
+        patch.setenv("TEST_PASSWORD", PASSWORD)
+        patch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", PASSWORD)
+        for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+            patch.delenv(name, raising=False)
+        plan = auth_plan(free_port())
+        clear_caches()
+        with running([plan]):
+            bootstrap("retriever", plan.url, users)
+            yield AuthServer(plan.url, home)
+        clear_caches()
+
+
+def _content(response: Any) -> Any:
+    content = response.read()
+    try:
+        return json.loads(content)
+    except ValueError:
+        return content
