@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ class Recorder:
         self.made = 0  # steps that were not found finished
         self.timings: dict[str, Timing | None] = {}  # by the artifact's digest
         self._runs: dict[str, str] = {}
+        self._tasks: dict[str, str | None] = {}
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Code and machine as plain values, with the run of the flow in Prefect."""
+        return {**self.provenance.model_dump(mode="json"), "prefect_flow_run_id": flow_run.id}
 
     @property
     def all_cached(self) -> bool:
@@ -41,7 +48,7 @@ class Recorder:
 
     def part(self, whole: Artifact, part: Artifact, step: Step) -> Artifact:
         """Make a part of a finished step (such as one of two towers) an artifact of its own in the lineage."""
-        self._runs[part.digest] = self._runs[whole.digest]
+        self._runs[part.digest], self._tasks[part.digest] = self._runs[whole.digest], self._tasks[whole.digest]
         self._remember(step, part, self._runs[whole.digest])
         return part
 
@@ -62,8 +69,10 @@ class Recorder:
 
     def _record(self, step: Step, done: Done, metrics: Mapping[str, float]) -> Artifact:
         artifact = done.artifact
-        record = StepRecord(step.name, step.config, artifact, step.inputs, metrics, done.seconds, done.cached, self.run_id)
-        self._runs[artifact.digest] = record_step(self.run_id, record)
+        record = StepRecord(
+            step.name, step.config, artifact, step.inputs, metrics, done.seconds, done.cached, self.run_id, done.task_run_id
+        )
+        self._runs[artifact.digest], self._tasks[artifact.digest] = record_step(self.run_id, record), done.task_run_id
         self._remember(step, artifact, self._runs[artifact.digest])
         return artifact
 
@@ -72,11 +81,13 @@ class Recorder:
             digest=artifact.digest,
             kind=artifact.kind,
             name=step.name,
-            parents=artifact.parents,
+            parents={**{role: used.digest for role, used in step.inputs.items()}, **artifact.parents},
             counts=artifact.counts,
             attributes=artifact.attributes,
             config=dict(step.config),
             run_id=run_id,
+            task_run_id=self._tasks[artifact.digest],
+            recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         self._keep(node)
 

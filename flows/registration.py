@@ -9,8 +9,11 @@ from typing import Any
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact
 from components.evaluation.report import load_evaluation
 from components.evaluation.table import render_shift
+from components.promotion.base_models import ENCODERS, base_models_of
 from components.promotion.baseline import Baseline, comparison_for
-from components.promotion.gates import GateDecision, decide
+from components.promotion.facts import Facts, gather_facts, write_facts
+from components.promotion.gates import Evidence, GateDecision, decide
+from components.promotion.lineage_gaps import Origins
 from components.promotion.release import (
     DatasetPin,
     Pin,
@@ -41,14 +44,28 @@ class Parts:
     release_type: ReleaseType = "full"
     notes: tuple[str, ...] = ()
 
+    @property
+    def encoders(self) -> dict[str, Path]:
+        """Role -> folder of the encoders."""
+        return {role: getattr(self, role).path for role in ENCODERS}
+
+    @property
+    def pinned(self) -> dict[str, Artifact]:
+        """Role -> artifact of all that a release pins."""
+        return {role: getattr(self, role) for role in Pins.model_fields}
+
+
+_Decided = tuple[GateDecision, Baseline | None, Facts]
+
 
 def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) -> dict[str, Any]:
     """Decide, register, and return what comes next. With nothing changed it finds the candidate there is."""
     versions = _register_parts(recorder, parts)
     baseline = comparison_for(config.name, {role: version.digest for role, version in versions.items()})
     evaluation = load_evaluation(parts.evaluation.path)
-    decision = decide(evaluation, baseline.evaluation if baseline else None, config.policy)
-    step = _candidate_step(config, recorder, parts, versions, (decision, baseline))
+    facts = gather_facts(parts.validation, _origins(config, recorder, parts), parts.pinned)
+    decision = decide(Evidence(evaluation, baseline.evaluation if baseline else None, facts=facts), config.policy)
+    step = _candidate_step(config, recorder, parts, versions, (decision, baseline, facts))
     candidate = recorder.run(step)
     # The empty release model has to be there before a reviewer opens the first candidate: the dialog offers existing models only.
     ensure_model(release_model(config.name))
@@ -90,9 +107,9 @@ def _candidate_step(
     recorder: Recorder,
     parts: Parts,
     versions: dict[str, RegisteredVersion],
-    decided: tuple[GateDecision, Baseline | None],
+    decided: _Decided,
 ) -> Step:
-    decision, baseline = decided
+    decision, baseline, facts = decided
     settings = {
         "release_type": parts.release_type,
         "config": config.model_dump(mode="json"),
@@ -103,6 +120,7 @@ def _candidate_step(
 
     def make(folder: Path) -> Artifact:
         manifest = _manifest(config, recorder, parts, versions, decided)
+        write_facts(folder, facts)
         return write_candidate(manifest, parts.evaluation.path, parts.validation.path, folder)
 
     inputs = {"evaluation": parts.evaluation, "validation": parts.validation, "query_encoder": parts.query_encoder, "index": parts.index}
@@ -114,14 +132,14 @@ def _manifest(
     recorder: Recorder,
     parts: Parts,
     versions: dict[str, RegisteredVersion],
-    decided: tuple[GateDecision, Baseline | None],
+    decided: _Decided,
 ) -> ReleaseManifest:
     from components.data.dataset import load_dataset
     from components.distillation.student import load_student
     from components.serving.retriever import Retriever
     from components.serving.smoke import record_smoke
 
-    decision, baseline = decided
+    decision, baseline, _ = decided
     encoder = load_student(parts.query_encoder.path)
     retriever = Retriever.open(encoder, parts.query_encoder.path, parts.index.path, config.index.probe_tolerance)
     queries = load_dataset(parts.dataset.path).judged_queries(config.evaluation.split)["text"].tolist()
@@ -135,10 +153,25 @@ def _manifest(
         decision=decision,
         baseline_version=baseline.version if baseline else None,
         smoke=record_smoke(retriever, queries),
-        provenance=recorder.provenance.model_dump(mode="json"),
+        provenance=recorder.origin,
         config=config.model_dump(mode="json"),
         lineage=tuple(recorder.lineage),
         flow_run_id=recorder.run_id,
+        base_models=base_models_of(parts.encoders),
+    )
+
+
+def _origins(config: RetrainConfig, recorder: Recorder, parts: Parts) -> Origins:
+    """Where all of the release came from, as its manifest will say."""
+    return Origins(
+        lineage=tuple(recorder.lineage),
+        pins={role: artifact.digest for role, artifact in parts.pinned.items()},
+        dataset=_dataset_pin(parts),
+        evaluation=parts.evaluation.digest,
+        provenance=recorder.origin,
+        config=config.model_dump(mode="json"),
+        flow_run_id=recorder.run_id,
+        base_models=base_models_of(parts.encoders),
     )
 
 

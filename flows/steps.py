@@ -11,7 +11,7 @@ import fcntl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import task_run
 from prefect.states import Completed
 
 from components import settings
@@ -67,12 +68,16 @@ class Timing:
 
 @dataclass(frozen=True)
 class Done:
-    """A finished step: its artifact, whether it was found finished, the seconds that took, and those its making took, if known."""
+    """A finished step: its artifact, whether it was found finished, the seconds that took, and those its making took, if known.
+
+    `task_run_id` is that of Prefect, None outside of it.
+    """
 
     artifact: Artifact
     cached: bool
     seconds: float
     timing: Timing | None
+    task_run_id: str | None = None
 
 
 @cache
@@ -114,7 +119,7 @@ def make_step(step: Step) -> Artifact:
 
 
 def _execute(step: Step) -> State[Done] | Done:
-    done = _made(step)
+    done = replace(_made(step), task_run_id=task_run.id)
     return Completed(name="Cached", message="its manifest verified", data=done) if done.cached else done
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from itertools import groupby
 
 from components.data.validation_report import RuleResult, ValidationReport
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1d2433; --soft: #5b6475; --paper: #f6f7f9; --card: #ffffff; --line: #dfe3ea;
   --good: #1a7f4b; --bad: #b3261e; --warn: #8a5a00; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e7eaf0; --soft: #a2abbb; --paper: #14171d; --card: #1d222b; --line: #343b48;
@@ -36,9 +37,15 @@ def render(report: ValidationReport) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Data validation: {escape(report.dataset)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
+        f"<title>Data validation: {escape(report.dataset)}</title><style>{STYLE}</style></head>\n<body><main>\n"
         f"{_head(report)}\n{_problems(report)}\n{''.join(sections)}\n{_contracts(report)}\n</main></body></html>\n"
     )
+
+
+def contract_blocks(report: ValidationReport) -> str:
+    """What a page about something else shows of the validation: broken rules, every rule behind a click, and the contracts."""
+    rules = f"<details><summary>All {len(report.results)} rules</summary>{_section('Rules', report.results, 3)}</details>"
+    return f"{_problems(report, 3)}\n{rules}\n{_contracts(report, 3)}"
 
 
 def _head(report: ValidationReport) -> str:
@@ -53,15 +60,15 @@ def _head(report: ValidationReport) -> str:
     )
 
 
-def _problems(report: ValidationReport) -> str:
+def _problems(report: ValidationReport, level: int = 2) -> str:
     broken = [*report.errors, *report.warnings]
-    return _section("What to look at", broken) if broken else ""
+    return _section("What to look at", broken, level) if broken else ""
 
 
-def _section(title: str, results: list[RuleResult]) -> str:
+def _section(title: str, results: Sequence[RuleResult], level: int = 2) -> str:
     rows = "".join(_row(result) for result in results)
     return (
-        f'<h2>{escape(title)}</h2><div class="wide"><table><thead><tr><th scope="col">Result</th><th scope="col">Rule</th>'
+        f'<h{level}>{escape(title)}</h{level}><div class="wide"><table><thead><tr><th scope="col">Result</th><th scope="col">Rule</th>'
         f'<th scope="col">Requirement</th><th scope="col">Rows that break it</th></tr></thead><tbody>{rows}</tbody></table></div>\n'
     )
 
@@ -77,13 +84,13 @@ def _row(result: RuleResult) -> str:
     )
 
 
-def _contracts(report: ValidationReport) -> str:
+def _contracts(report: ValidationReport, level: int = 2) -> str:
     rows = "".join(
         f"<tr><td>{escape(used.name)} {escape(used.version)}</td><td><code>{escape(used.file)}</code></td>"
         f"<td><code>{escape(used.sha256)}</code></td></tr>"
         for used in report.contracts
     )
     return (
-        '<h2>Contracts</h2><div class="wide"><table><thead><tr><th scope="col">Contract</th><th scope="col">File</th>'
+        f'<h{level}>Contracts</h{level}><div class="wide"><table><thead><tr><th scope="col">Contract</th><th scope="col">File</th>'
         f'<th scope="col">sha256</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )

@@ -43,7 +43,8 @@ def generate_queries(dataset: Dataset, config: DistillationConfig, parents: Mapp
     path = folder / GENERATED
     finished = _keep_finished(path, ids)
     texts = [*dataset.document_texts(), *dataset.queries["text"]]
-    generator = _Generator(resolve_base(config.generator, texts), config) if finished < len(ids) else None
+    base = resolve_base(config.generator, texts)
+    generator = _Generator(base, config) if finished < len(ids) else None
     with path.open("a", encoding="utf-8") as lines, tqdm(total=len(ids), initial=finished, desc="generate queries", unit="query") as bar:
         for start in range(finished, len(ids), BATCH):
             answers = generator.continue_all(prompts[start : start + BATCH])  # type: ignore[union-attr]
@@ -52,7 +53,7 @@ def generate_queries(dataset: Dataset, config: DistillationConfig, parents: Mapp
             bar.update(len(answers))
     if not (queries := read_generated(folder)):
         raise ModelError(f"The generator '{config.generator}' wrote no query for any of {len(ids)} documents. Name another decoder.")
-    attributes: dict[str, Scalar] = {"generator": config.generator, "seed": config.seed}
+    attributes: dict[str, Scalar] = {"generator": config.generator, "generator_digest": base.digest, "seed": config.seed}
     return seal(folder, "queries", counts={"queries": len(queries)}, parents=parents, attributes=attributes)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from components.config import StepConfig
+from components.evaluation.slice_config import STANDARD_SLICES, SliceConfig
 
 
 class EvaluationConfig(StepConfig):
@@ -12,6 +13,9 @@ class EvaluationConfig(StepConfig):
 
     split: str = Field("test", min_length=1, description="Judgements to evaluate on")
     extra_splits: tuple[str, ...] = Field((), description="Further judged query sets, for the retention off the training distribution")
+    slices: tuple[SliceConfig, ...] = Field(
+        STANDARD_SLICES, description="How the judged queries are cut into slices: name, kind, and edges, parts, field or pattern"
+    )
     depth: int = Field(100, ge=100, le=10_000, description="Documents retrieved per query; recall@100 needs 100")
     untrained_student: bool = Field(True, description="Also measure the student's encoder as it was before training")
     latency_queries: int = Field(
@@ -20,3 +24,12 @@ class EvaluationConfig(StepConfig):
     throughput_batch: int = Field(32, ge=1, le=10_000, description="Queries per batch when queries per second are measured")
     bootstrap_samples: int = Field(2000, ge=200, le=100_000, description="Resamples of the paired bootstrap")
     seed: int = Field(13, ge=0, description="Seed of the bootstrap")
+
+    @field_validator("slices")
+    @classmethod
+    def _different_names(cls, slices: tuple[SliceConfig, ...]) -> tuple[SliceConfig, ...]:
+        names = [definition.name for definition in slices]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two dimensions of slices are named '{twice}'; give each a name of its own")
+        return slices

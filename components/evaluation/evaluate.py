@@ -16,7 +16,8 @@ from components.evaluation.config import EvaluationConfig
 from components.evaluation.latency import measure_speed
 from components.evaluation.metrics import Ranking, per_query_metrics
 from components.evaluation.rankers import DenseRanker, Ranker
-from components.evaluation.report import HealthSummary, SpeedSummary, write_report
+from components.evaluation.report import Evaluation, HealthSummary, SpeedSummary, write_report
+from components.evaluation.slices import assign_slices
 from components.evaluation.summarize import JudgedSplit, judged_split, require_judged, summarize, summarize_extra
 from components.evaluation.trec import write_trec_run
 
@@ -44,9 +45,9 @@ def evaluate(
     """Measure every system on the judged queries of `config.split` and `config.extra_splits` and write the report into `folder`.
 
     Names with a meaning: bm25, student_untrained, teacher, student. Speed is measured when `teacher` and `student` are both a
-    `DenseRanker`, the recall of the student's index when `student` is one. Writes report.json, per_query.parquet, ann.parquet and
-    `<system>.trec`, for extra splits per_query_extra.parquet and `<split>.<system>.trec`; raises DataError when nothing is judged in
-    a split.
+    `DenseRanker`, the recall of the student's index when `student` is one. Writes report.json, per_query.parquet, slices.parquet,
+    ann.parquet and `<system>.trec`, for extra splits per_query_extra.parquet and `<split>.<system>.trec`; raises DataError when nothing
+    is judged in a split.
     """
     require_judged(dataset, (config.split, *config.extra_splits))
     _remove_leftovers(folder)
@@ -61,7 +62,8 @@ def evaluate(
             "ann": ann.summary if ann else None,
         }
     )
-    write_report(folder, summary, main.per_query, _joined(extra), ann.per_query if ann else None)
+    slices = assign_slices(main.judged, dataset, config.slices)
+    write_report(folder, Evaluation(summary, main.per_query, ann.per_query if ann else None, slices, _joined(extra)))
     artifact = seal(
         folder,
         "evaluation",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
-import re
-from pathlib import Path
+from components.tracking.machine import processor
 
 
 def describe_machine() -> str:
@@ -13,14 +11,6 @@ def describe_machine() -> str:
 
     from components.towers.precision import pick_dtype
 
-    devices = [f"{_processor()}, {torch.get_num_threads()} threads"]
+    devices = [f"{processor()}, {torch.get_num_threads()} threads"]
     devices += [torch.cuda.get_device_name(0)] if torch.cuda.is_available() else []
     return f"{' with '.join(devices)}, {str(pick_dtype('auto')).removeprefix('torch.')}"
-
-
-def _processor() -> str:
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:  # not a Linux machine
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()

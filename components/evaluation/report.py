@@ -1,11 +1,12 @@
 """The report of an evaluation: its summary (`report.json`) and every metric of every query (`per_query.parquet`).
 
 Extra splits have their values in `per_query_extra.parquet`, and the index's recall against exact search lies in `ann.parquet`, so that
-whoever reads the main split never mixes them up.
+whoever reads the main split never mixes them up. `slices.parquet` says which slices every judged query is in.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ REPORT_FILE = "report.json"
 PER_QUERY_FILE = "per_query.parquet"
 EXTRA_FILE = "per_query_extra.parquet"
 ANN_FILE = "ann.parquet"
+SLICES_FILE = "slices.parquet"
+_VALUES = ["query_id", "system", "metric", "value"]
 
 
 class _Section(BaseModel):
@@ -128,22 +131,25 @@ class Summary(_Section):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A report that was read back. `per_query` has the columns query_id, system, metric, value; `ann` query_id, metric, value."""
+    """A report that was read back. `per_query` has the columns query_id, system, metric, value; `ann` query_id, metric, value.
+
+    `extra` has those of `per_query` and split, `slices` query_id, dimension, slice; None when the report has none.
+    """
 
     summary: Summary
     per_query: pd.DataFrame
     ann: pd.DataFrame | None = None
+    slices: pd.DataFrame | None = None
+    extra: pd.DataFrame | None = None
 
 
-def write_report(
-    folder: Path, summary: Summary, per_query: pd.DataFrame, extra: pd.DataFrame | None = None, ann: pd.DataFrame | None = None
-) -> None:
-    """Write all files, each atomically; `extra` has the columns of `per_query` and the split of each value, `ann` those of `Evaluation`."""
-    write_atomic(folder / PER_QUERY_FILE, per_query.to_parquet(index=False))
-    for name, table in ((EXTRA_FILE, extra), (ANN_FILE, ann)):
+def write_report(folder: Path, report: Evaluation) -> None:
+    """Write all files of the report into `folder`, each atomically and the summary last; tables that are None are left out."""
+    tables = {PER_QUERY_FILE: report.per_query, EXTRA_FILE: report.extra, ANN_FILE: report.ann, SLICES_FILE: report.slices}
+    for name, table in tables.items():
         if table is not None:
             write_atomic(folder / name, table.to_parquet(index=False))
-    write_json(folder / REPORT_FILE, summary.model_dump(mode="json"))
+    write_json(folder / REPORT_FILE, report.summary.model_dump(mode="json"))
 
 
 def load_summary(folder: Path) -> Summary:
@@ -160,16 +166,20 @@ def load_summary(folder: Path) -> Summary:
 def load_evaluation(folder: Path) -> Evaluation:
     """Summary and values per query in `folder`; raises ArtifactError when one of them cannot be read. Does not verify digests."""
     summary = load_summary(folder)
-    per_query = _read_table(folder / PER_QUERY_FILE, ["query_id", "system", "metric", "value"])
-    ann = None if summary.ann is None else _read_table(folder / ANN_FILE, ["query_id", "metric", "value"])
-    return Evaluation(summary, per_query, ann)
+    per_query = read_table(folder / PER_QUERY_FILE, _VALUES)
+    ann = None if summary.ann is None else read_table(folder / ANN_FILE, ["query_id", "metric", "value"])
+    # Reports of older versions have no slices, and the summary does not say whether there are any.
+    slices = read_table(folder / SLICES_FILE, ["query_id", "dimension", "slice"]) if (folder / SLICES_FILE).exists() else None
+    extra = read_table(folder / EXTRA_FILE, [*_VALUES, "split"]) if summary.extra else None
+    return Evaluation(summary, per_query, ann, slices, extra)
 
 
-def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Columns of a table of measurements; raises ArtifactError when it cannot be read."""
     import pandas as pd
     import pyarrow as pa
 
     try:
-        return pd.read_parquet(path, columns=columns)
+        return pd.read_parquet(path, columns=list(columns))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtifactError(f"{path} cannot be read ({str(error).splitlines()[0]}). Evaluate again.") from None

@@ -75,7 +75,7 @@ def summarize(per_query: pd.DataFrame, judged: JudgedSplit, documents: int, conf
 
     Speed, extra splits and health are measured apart and left empty here.
     """
-    scores = _scores(per_query, judged.query_ids)
+    scores = scores_of(per_query, judged.query_ids)
     retention = _retention(scores, config)
     return Summary(
         split=config.split,
@@ -94,7 +94,7 @@ def summarize(per_query: pd.DataFrame, judged: JudgedSplit, documents: int, conf
 
 def summarize_extra(per_query: pd.DataFrame, judged: JudgedSplit, config: EvaluationConfig) -> ExtraSummary:
     """The figures of an extra split, from its `per_query` (query_id, system, metric, value)."""
-    scores = _scores(per_query, judged.query_ids)
+    scores = scores_of(per_query, judged.query_ids)
     retention = _retention(scores, config)
     return ExtraSummary(
         queries=len(judged.query_ids),
@@ -105,7 +105,7 @@ def summarize_extra(per_query: pd.DataFrame, judged: JudgedSplit, config: Evalua
     )
 
 
-def _scores(per_query: pd.DataFrame, query_ids: list[str]) -> Scores:
+def scores_of(per_query: pd.DataFrame, query_ids: list[str]) -> Scores:
     """(system, metric) -> values in the order of `query_ids`; a query without a value becomes nan, which the bootstrap refuses."""
     groups = per_query.groupby(["system", "metric"], sort=False)
     return {
@@ -125,10 +125,11 @@ def _system(scores: Scores, name: str, config: EvaluationConfig) -> SystemSummar
 def _comparisons(scores: Scores, queries: int, config: EvaluationConfig) -> tuple[Comparison, ...]:
     systems = {system for system, _ in scores}
     pairs = [pair for pair in COMPARED if set(pair) <= systems]
-    return tuple(_compare(scores, pair, metric, queries, config) for pair in pairs for metric in METRICS)
+    return tuple(compare_scores(scores, pair, metric, queries, config) for pair in pairs for metric in METRICS)
 
 
-def _compare(scores: Scores, pair: tuple[str, str], metric: str, queries: int, config: EvaluationConfig) -> Comparison:
+def compare_scores(scores: Scores, pair: tuple[str, str], metric: str, queries: int, config: EvaluationConfig) -> Comparison:
+    """The first of `pair` minus the second in one metric, paired by query, with its interval."""
     system, baseline = pair
     found = paired_bootstrap(scores[system, metric], scores[baseline, metric], config.bootstrap_samples, CONFIDENCE, config.seed)
     return Comparison(

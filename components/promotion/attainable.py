@@ -6,7 +6,7 @@ from components.errors import ConfigError
 from components.index.config import IndexConfig
 from components.index.kinds import is_exact
 from components.promotion.config import PolicyConfig
-from components.promotion.gates import ANN_DEPTH
+from components.promotion.gate_soundness import ANN_DEPTH
 
 
 def require_attainable(policy: PolicyConfig, index: IndexConfig, key: str) -> None:

@@ -2,21 +2,70 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, field_validator
 
 from components.config import StepConfig
+from components.evaluation.metrics import METRICS
 
 
 class PolicyConfig(StepConfig):
-    """Thresholds of the gates. A metric that a gate needs and does not find is never a pass."""
+    """Thresholds of the gates. A metric that a gate needs and does not find is never a pass; null switches a gate off.
 
+    Whatever is known from a sample of queries is held against its threshold by the lower end of its interval, never by its mean alone.
+    """
+
+    version: str = Field("1", min_length=1, max_length=60, description="Name of this policy; change it with any threshold")
     min_queries: int = Field(100, ge=1, description="Judged queries below which nothing can be decided")
-    min_retention: float = Field(0.95, gt=0, le=2, description="Student's recall@50 over the teacher's")
+    min_retention: float = Field(0.95, gt=0, le=2, description="Student's recall@50 over the teacher's, lower end")
+    retention_by: Literal["lower_end", "mean"] = Field(
+        "lower_end", description="What is held against min_retention; older releases were decided on by the mean"
+    )
+    min_off_distribution_retention: float | None = Field(
+        None, gt=0, le=2, description="The same on each of evaluation.extra_splits, of which there must be one; null: not asked"
+    )
+    floors: dict[str, float] = Field(default_factory=dict, description="Least value of the student by metric, lower end, as ndcg@10: 0.3")
     beat_bm25: bool = Field(True, description="Student's nDCG@10 must be above BM25's, its interval apart from zero")
     beat_untrained: bool = Field(True, description="Student's nDCG@10 must be above its untrained encoder's, interval apart from zero")
     margin: float = Field(0.01, gt=0, le=0.5, description="Largest loss of nDCG@10 against the champion that still counts as equal")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence of the one-sided intervals")
+    min_power: float | None = Field(
+        0.8,
+        gt=0,
+        lt=1,
+        description="Chance that an equal candidate is shown to be equal, overall and in each slice; null: not asked",
+    )
+    slice_margin: float | None = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="Largest loss of nDCG@10 against the champion in a slice of the queries; null: slices are not judged",
+    )
+    min_slice_queries: int = Field(150, ge=2, description="Slices with fewer queries are judged together, as the others of their dimension")
+    required_slices: tuple[str, ...] = Field((), description="Dimensions, or dimension=slice, that must be there and large enough")
     min_speed_up: float = Field(1.0, ge=0, description="Student's queries per second over the teacher's")
+    max_p95_ratio: float | None = Field(1.5, gt=0, description="95th percentile of the answer time over the champion's; null: not asked")
+    min_qps_ratio: float | None = Field(0.67, ge=0, description="Queries per second over the champion's in the same run; null: not asked")
     min_ann_recall: float | None = Field(
         0.95, gt=0, le=1, description="Index: recall@100 against exact search on the same vectors; null: not asked"
     )
+    max_contract_errors: int | None = Field(0, ge=0, description="Broken rules of the data contracts, severity error; null: not asked")
+    require_lineage: bool = Field(True, description="Every parent of the release must be known")
+    require_space: bool = Field(True, description="Encoders and index must belong to one vector space")
+    max_mean_cosine_over_teacher: float | None = Field(
+        0.2, ge=0, le=2, description="Collapse: mean cosine of the student's query vectors above the teacher's; null: not asked"
+    )
+    min_effective_rank_share: float | None = Field(
+        0.3, ge=0, le=1, description="Collapse: effective rank of the student's query vectors over the teacher's; null: not asked"
+    )
+
+    @field_validator("floors")
+    @classmethod
+    def _known_metrics(cls, floors: dict[str, float]) -> dict[str, float]:
+        for metric, floor in floors.items():
+            if metric not in METRICS:
+                raise ValueError(f"the metric '{metric}' is not known; known are {', '.join(METRICS)}")
+            if not 0 <= floor <= 1:
+                raise ValueError(f"the floor of {metric} is {floor:g}; it must lie between 0 and 1")
+        return floors

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 RELEASE_FILE = "release.json"
 EVALUATION_FOLDER = "evaluation"
 VALIDATION_FOLDER = "validation"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 ReleaseType = Literal["full", "index-refresh", "query-refresh"]
 PinRole = Literal["query_tower", "document_tower", "query_encoder", "index"]
 
@@ -82,8 +82,19 @@ class SmokeQuery(_Part):
     doc_ids: tuple[str, ...]
 
 
+class BaseModelPin(_Part):
+    """The published model that an encoder started from; `digest` is that of its weights, or the commit of a model hub."""
+
+    name: str
+    digest: str
+
+
 class LineageNode(_Part):
-    """One artifact of the chain from data to release; `parents` maps a role to the digest of another node."""
+    """One artifact of the chain from data to release; `parents` maps a role to the digest of another node.
+
+    `run_id` is its step's run in MLflow, `task_run_id` that in Prefect, `recorded_at` the time (UTC) at which the step was recorded. Nodes
+    of manifests before schema version 3 have neither of the last two.
+    """
 
     digest: str
     kind: str
@@ -93,6 +104,8 @@ class LineageNode(_Part):
     attributes: dict[str, Scalar] = Field(default_factory=dict)
     config: dict[str, Any] = Field(default_factory=dict)
     run_id: str | None = None
+    task_run_id: str | None = None
+    recorded_at: str | None = None
 
 
 class ReleaseManifest(_Part):
@@ -100,6 +113,7 @@ class ReleaseManifest(_Part):
 
     `baseline_version` is the version of the release model that was champion when the gates decided, None for a first release.
     `release_type` says what is new; manifests of schema version 1 do not name it, and are full ones.
+    `base_models` maps the role of an encoder to what it started from; manifests before schema version 3 do not name them.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -116,6 +130,7 @@ class ReleaseManifest(_Part):
     config: dict[str, Any]
     lineage: tuple[LineageNode, ...]
     flow_run_id: str | None = None
+    base_models: dict[str, BaseModelPin] = Field(default_factory=dict)
 
 
 def evaluation_pin(summary: Summary, digest: str) -> EvaluationPin:

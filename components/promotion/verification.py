@@ -10,9 +10,12 @@ from typing import TypeVar
 
 from components.artifacts import Artifact, open_artifact, verify
 from components.errors import ArtifactError, SpaceMismatch
+from components.evaluation.comparison import load_comparison
 from components.promotion.baseline import baseline_evaluation, record_of
-from components.promotion.config import PolicyConfig
-from components.promotion.gates import GateDecision, decide
+from components.promotion.facts import load_facts
+from components.promotion.gate_inputs import require_same_inputs
+from components.promotion.gates import Evidence, GateDecision, decide
+from components.promotion.policy import policy_digest, recorded_policy
 from components.promotion.references import resolve
 from components.promotion.release import EVALUATION_FOLDER, VALIDATION_FOLDER, Pin, ReleaseManifest, load_release
 from components.promotion.standing import CHAMPION, release_model, trusted
@@ -20,6 +23,7 @@ from components.tracking import labels, registry
 from components.tracking import records as record_store
 
 T = TypeVar("T")
+COMPARISON_FOLDER = "comparison"
 
 
 @dataclass(frozen=True)
@@ -149,15 +153,15 @@ def _decision(name: str, manifest: ReleaseManifest, folder: Path) -> str:
 
 
 def recompute_decision(name: str, manifest: ReleaseManifest, folder: Path) -> GateDecision:
-    """Decide again from the evaluation in `folder`; raises ArtifactError when policy or baseline are not there."""
+    """Decide again from what lies in `folder`; raises ArtifactError when policy or baseline are not there, or are not those it names."""
     from components.evaluation.report import load_evaluation
 
-    if "policy" not in manifest.config:
-        raise ArtifactError("The manifest's configuration has no policy, so its decision cannot be checked. Retrain.")
-    # Manifests from before the gate of the index have no threshold for it, and were decided without it.
-    policy = PolicyConfig.model_validate({"min_ann_recall": None, **manifest.config["policy"]})
+    policy = recorded_policy(manifest.config)
     baseline = None if manifest.baseline_version is None else baseline_evaluation(name, manifest.baseline_version)
-    return decide(load_evaluation(folder / EVALUATION_FOLDER), baseline, policy)
+    report = load_evaluation(folder / EVALUATION_FOLDER)
+    again = decide(Evidence(report, baseline, load_comparison(folder / COMPARISON_FOLDER), load_facts(folder)), policy)
+    require_same_inputs(manifest.decision, again, policy_digest(manifest.config["policy"]))
+    return again
 
 
 def _outcome(decision: GateDecision) -> tuple[str, bool, dict[str, str]]:

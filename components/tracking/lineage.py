@@ -39,6 +39,13 @@ def log_inputs(run_id: str, experiment: str, inputs: Mapping[str, Artifact]) -> 
         client().log_inputs(run_id, datasets=datasets, models=models)
 
 
+def log_source(run_id: str, artifact: Artifact) -> None:
+    """Record the files that a data set was read from as the input of the run that read them; nothing for other artifacts."""
+    source = artifact.attributes.get("source_digest")
+    if artifact.kind == "dataset" and source is not None:
+        client().log_inputs(run_id, datasets=[_data_input("source", f"{_label(artifact)} source", "source", str(source))])
+
+
 def log_output(run_id: str, experiment: str, artifact: Artifact) -> None:
     """Record the registered model that holds `artifact` as an output of the run, if there is one."""
     from mlflow.entities import LoggedModelOutput
@@ -83,14 +90,17 @@ def _models_with(experiment: str, digest: str) -> list[LoggedModel]:
 
 
 def _dataset_input(role: str, artifact: Artifact) -> DatasetInput:
+    return _data_input(role, _label(artifact), artifact.kind, artifact.digest, artifact.counts)
+
+
+def _label(artifact: Artifact) -> str:
+    return str(artifact.attributes.get("name") or artifact.kind)
+
+
+def _data_input(role: str, name: str, kind: str, digest: str, counts: Mapping[str, int] | None = None) -> DatasetInput:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    label = str(artifact.attributes.get("name") or artifact.kind)
-    dataset = Dataset(
-        name=label,
-        digest=artifact.digest[:DATASET_DIGEST_LENGTH],
-        source_type="scalingnote",
-        source=json.dumps({"kind": artifact.kind, "sha256": artifact.digest}),
-        profile=json.dumps(artifact.counts),
-    )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", role), InputTag("sha256", artifact.digest)])
+    source = json.dumps({"kind": kind, "sha256": digest})
+    profile = json.dumps(dict(counts or {}))
+    dataset = Dataset(name=name, digest=digest[:DATASET_DIGEST_LENGTH], source_type="scalingnote", source=source, profile=profile)
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", role), InputTag("sha256", digest)])

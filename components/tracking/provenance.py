@@ -12,9 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from components.artifacts import digest_of, file_sha256
+from components.tracking.machine import describe_host
 
 LOCK_FILE = "requirements.lock"
 KEY_PACKAGES = (
@@ -46,6 +47,7 @@ class Provenance(BaseModel):
     packages: dict[str, str]
     platform: str
     user: str
+    machine: dict[str, str | int | float] = Field(default_factory=dict)
 
 
 def collect_provenance() -> Provenance:
@@ -64,6 +66,7 @@ def collect_provenance() -> Provenance:
         packages=installed(KEY_PACKAGES),
         platform=platform.platform(),
         user=claimed_user(),
+        machine=describe_host(),
     )
 
 

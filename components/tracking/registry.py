@@ -185,11 +185,15 @@ def _version_tags(artifact: Artifact, inputs: Mapping[str, RegisteredVersion], t
 
 
 def _link_parents(run_id: str, experiment: str, inputs: Mapping[str, RegisteredVersion]) -> None:
-    """Record the registered parents as model inputs of the producing run, those that are not yet."""
+    """Record the registered parents as model inputs of the producing run, those that are not yet.
+
+    One that the same run made is none: a run makes both towers, and the query tower is registered with the document tower.
+    """
     from mlflow.entities import LoggedModelInput
 
     run = client().get_run(run_id)
     linked = {used.model_id for used in (run.inputs.model_inputs if run.inputs else [])}
+    linked |= {made.model_id for made in (run.outputs.model_outputs if run.outputs else [])}
     parents = lineage.models_of(experiment, [used.digest for used in inputs.values()]).values()
     if missing := [LoggedModelInput(model_id) for model_id in parents if model_id not in linked]:
         client().log_inputs(run_id, models=missing)

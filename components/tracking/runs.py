@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-REPORT_KINDS = frozenset({"validation", "evaluation", "study"})
+REPORT_KINDS = frozenset({"validation", "evaluation", "comparison", "study"})
 _BATCH = 100  # the most parameters or tags that MLflow takes in one call
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step did. `inputs` and `artifact` carry the digests, `seconds` is the step's own duration."""
+    """What one step did. `inputs` and `artifact` carry the digests, `seconds` is the step's own duration.
+
+    `flow_run_id` is the flow's run in MLflow, `task_run_id` the step's run in Prefect.
+    """
 
     step: str
     config: Mapping[str, Any]
@@ -38,6 +41,7 @@ class StepRecord:
     seconds: float = 0.0
     cached: bool = False
     flow_run_id: str = ""
+    task_run_id: str | None = None
 
 
 @translated("open a run for the flow")
@@ -76,8 +80,8 @@ def log_report(run_id: str, folder: Path, text: str) -> None:
 def record_step(parent_run_id: str, record: StepRecord) -> str:
     """Write one finished step as a nested run and return that run's id.
 
-    Reports (validation, evaluation, study) are uploaded whole, of other artifacts the manifest alone: models travel by registration. A
-    cached step does not upload again; its tag names the run that holds the files.
+    Reports (`REPORT_KINDS`) are uploaded whole, of other artifacts the manifest alone: models travel by registration. A cached step does
+    not upload again; its tag names the run that holds the files.
     """
     experiment = _experiment_of(settings.tracking_uri(), parent_run_id)
     holder = _earlier_upload(experiment, record.artifact.digest) if record.cached else None
@@ -91,6 +95,7 @@ def record_step(parent_run_id: str, record: StepRecord) -> str:
     run_id = str(run.info.run_id)
     _log_numbers(run_id, record, ended)
     lineage.log_inputs(run_id, experiment, record.inputs)
+    lineage.log_source(run_id, record.artifact)
     lineage.log_output(run_id, experiment, record.artifact)
     if holder is None:
         _upload(run_id, record.artifact)
@@ -107,6 +112,7 @@ def _step_tags(parent_run_id: str, record: StepRecord, holder: str | None) -> di
         labels.CACHED: record.cached,
         labels.FILES_RUN: holder,
         labels.FLOW_RUN: record.flow_run_id or None,
+        labels.TASK_RUN: record.task_run_id,
         "config_digest": digest_of(dict(record.config)),
     }
     nested = {"mlflow.parentRunId": parent_run_id, "mlflow.user": claimed_user()}

@@ -26,7 +26,7 @@ from components.evaluation.report import (
 )
 from components.promotion.baseline import load_baseline
 from components.promotion.config import PolicyConfig
-from components.promotion.gates import decide
+from components.promotion.gates import Evidence, decide
 from components.promotion.release import (
     DatasetPin,
     LineageNode,
@@ -218,7 +218,7 @@ def make_candidate(root: Path, register: Register, levels: Mapping[str, float] =
         pins=Pins(**{role: Pin(model=pin.name, version=pin.version, digest=pin.digest) for role, pin in pins.items()}),
         dataset=DatasetPin(name="toy", digest="d" * 64, source_digest="s" * 64, contracts={"documents": "1.0.0"}),
         evaluation=evaluation_pin(report.summary, evaluation.digest),
-        decision=decide(report, baseline.evaluation if baseline else None, POLICY),
+        decision=decide(Evidence(report, baseline.evaluation if baseline else None), POLICY),
         baseline_version=baseline.version if baseline else None,
         smoke=(SmokeQuery(query="heart attack", doc_ids=("d1",)),),
         provenance={"code_revision": "abc", "dirty": True, "lock_digest": "l", "platform": "test machine", "packages": {"numpy": "2"}},
@@ -243,7 +243,7 @@ def _part(folder: Path, role: str) -> Artifact:
 
 def _evaluation(folder: Path, levels: Mapping[str, float], parents: Mapping[str, str]) -> Artifact:
     report = make_evaluation(levels)
-    write_report(_folder(folder), report.summary, report.per_query, ann=report.ann)
+    write_report(_folder(folder), report)
     return seal(folder, "evaluation", parents=parents)
 
 

@@ -10,10 +10,15 @@ import pytest
 
 from components.evaluation.report import Evaluation
 from components.promotion.config import PolicyConfig
-from components.promotion.gates import GateDecision, GateResult, decide
+from components.promotion.gates import Evidence, GateDecision, GateResult
+from components.promotion.gates import decide as decide_on
 from tests.unit.promotion_world import GOOD, make_evaluation, with_ann
 
 POLICY = PolicyConfig(min_queries=20)
+
+
+def decide(report: Evaluation, baseline: Evaluation | None, policy: PolicyConfig) -> GateDecision:
+    return decide_on(Evidence(report, baseline), policy)
 
 
 def gate(decision: GateDecision, name: str) -> GateResult:

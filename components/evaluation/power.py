@@ -1,0 +1,48 @@
+"""Power of the non-inferiority test on paired differences: could the comparison have shown that an equal candidate is equal?
+
+The test holds the lower end of a one-sided interval of the mean difference against -margin. For a true difference of 0 and a standard
+error s it succeeds with probability Phi(margin / s - z), z being the normal quantile of the confidence.
+Source: Julious, Sample sizes for clinical trials with normal data, Statistics in Medicine 23 (2004), section 6.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from components.errors import DataError
+
+_NORMAL = NormalDist()
+
+
+def power(differences: ArrayLike, margin: float, confidence: float = 0.95) -> float:
+    """Chance, from 0 to 1, that the test passes when there is no true difference, given the spread of these paired differences.
+
+    Raises DataError for fewer than two values or one that is not finite: a spread cannot be told then.
+    """
+    error = standard_error(differences)
+    if error == 0:
+        return 1.0
+    return _NORMAL.cdf(margin / error - _NORMAL.inv_cdf(confidence))
+
+
+def min_detectable(differences: ArrayLike, confidence: float = 0.95, wanted: float = 0.8) -> float:
+    """The smallest margin that the test can show with the power `wanted` on these differences; same unit as they have."""
+    return (_NORMAL.inv_cdf(confidence) + _NORMAL.inv_cdf(wanted)) * standard_error(differences)
+
+
+def queries_needed(differences: ArrayLike, margin: float, confidence: float = 0.95, wanted: float = 0.8) -> int:
+    """How many queries with the spread of these give the power `wanted` at the margin."""
+    values = np.asarray(differences, dtype=np.float64)
+    return max(2, math.ceil(len(values) * (min_detectable(values, confidence, wanted) / margin) ** 2))
+
+
+def standard_error(differences: ArrayLike) -> float:
+    """Standard deviation (n - 1) over the root of the number of queries."""
+    values = np.asarray(differences, dtype=np.float64)
+    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
+        raise DataError(f"A spread needs finite differences of at least 2 queries; it got the shape {values.shape}.")
+    return float(values.std(ddof=1) / math.sqrt(len(values)))

@@ -1,0 +1,85 @@
+"""All that the reviewer's report and description are made from, as one object; what is missing is said in words, never left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from components.errors import PromotionError
+from components.promotion.config import PolicyConfig
+
+if TYPE_CHECKING:
+    from components.data.validation_report import ValidationReport
+    from components.evaluation.comparison import ComparisonSummary, ComparisonTables
+    from components.evaluation.report import Evaluation
+    from components.promotion.release import ReleaseManifest
+
+REPORT_FILE = "report.html"
+COMPARISON_FOLDER = "comparison"
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The release that the candidate is held against, and the evaluation it was released with."""
+
+    version: int
+    manifest: ReleaseManifest
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The comparison of both in one run; without one, `missing` says why."""
+
+    summary: ComparisonSummary | None = None
+    tables: ComparisonTables | None = None
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds that the last attempt to make a step took; None when they were not recorded."""
+
+    step: str
+    seconds: float | None
+    attempts: int = 1
+
+
+@dataclass(frozen=True)
+class Making:
+    """How the candidate was made.
+
+    `tower_losses` is the loss of every step of stage 1 and `student_epochs` the student's log, None where the training lies with an
+    earlier release; `costs` are the steps of this run, `adopted` the names of artifacts that were taken over; `sizes` as in a comparison.
+    """
+
+    tower_losses: tuple[float, ...] | None = None
+    student_epochs: tuple[Mapping[str, Any], ...] | None = None
+    costs: tuple[StepCost, ...] = ()
+    adopted: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dossier:
+    """Everything about one candidate. `notes` are sentences about a refresh."""
+
+    manifest: ReleaseManifest
+    evaluation: Evaluation
+    validation: ValidationReport
+    champion: Champion | None = None
+    compared: Compared = Compared()
+    making: Making = Making()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def policy(self) -> PolicyConfig:
+        """The policy that the gates decided by."""
+        return PolicyConfig.model_validate(self.manifest.config.get("policy", {}))
+
+
+def require_measured(dossier: Dossier) -> None:
+    """Raise PromotionError for an evaluation over no query: its report would show means of nothing."""
+    if dossier.evaluation.summary.queries < 1 or not len(dossier.evaluation.per_query):
+        raise PromotionError("The evaluation holds no judged query, so there is nothing to report. Name a split with judgements.")

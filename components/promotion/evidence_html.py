@@ -1,0 +1,122 @@
+"""Pieces of the reviewer's report: a page, sections, tables and lists of facts, everything escaped unless it was made here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from components.data.report_html import STYLE
+
+_OWN_STYLE = """
+h1 { font-size: 1.7rem; } h2 { border-top: 1px solid var(--line); padding-top: 1.4rem; font-size: 1.25rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .5rem; }
+:root { --blue: #2457c5; --orange: #b45309; --violet: #7a3fb8; --teal: #0f766e; }
+@media (prefers-color-scheme: dark) { :root { --blue: #8ab0ff; --orange: #f0a35e; --violet: #c9a2f5; --teal: #5fd0c5; } }
+main { max-width: 76rem; } nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1rem; padding: 0; list-style: none; }
+a { color: var(--blue); }
+.banner { border: 1px solid var(--line); border-left: .5rem solid var(--soft); border-radius: .4rem; background: var(--card);
+  padding: .7rem 1rem; margin: 1rem 0; font-size: 1.1rem; }
+.banner.good { border-left-color: var(--good); } .banner.bad { border-left-color: var(--bad); }
+.banner.warn { border-left-color: var(--warn); }
+.banner b, td.good, td.bad, td.warn { font-weight: 600; } caption { text-align: left; padding: .5rem .8rem; color: var(--soft); }
+td.good { color: var(--good); } td.bad { color: var(--bad); } td.warn { color: var(--warn); }
+thead th { position: sticky; top: 0; background: var(--card); } tbody th { color: var(--ink); font-weight: 500; font-size: inherit; }
+tr + tr th { border-top: 1px solid var(--line); } td { min-width: 4.5rem; } td.words { min-width: 20rem; }
+th.number { text-align: right; } .plot { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
+  margin: .6rem 0; } .plot svg { display: block; width: 100%; min-width: 40rem; max-width: 60rem; font: 12.5px system-ui, sans-serif; }
+svg text { fill: var(--ink); } svg .note, svg .axis { fill: var(--soft); } svg line, svg polyline { fill: none; stroke-width: 2; }
+svg .grid { stroke: var(--line); stroke-width: 1; } svg .zero { stroke: var(--ink); stroke-width: 1.2; }
+svg .margin { stroke: var(--warn); stroke-width: 1.5; stroke-dasharray: 5 4; } svg line.better { stroke: var(--good); }
+svg line.worse { stroke: var(--bad); } svg line.open { stroke: var(--soft); } svg path.better { fill: var(--good); }
+svg path.worse { fill: var(--bad); }
+svg circle.open { fill: var(--card); stroke: var(--soft); stroke-width: 2; } svg .dot { fill: var(--blue); }
+svg .line1 { stroke: var(--blue); } svg .line2 { stroke: var(--orange); } svg .line3 { stroke: var(--violet); }
+svg .line4 { stroke: var(--teal); }
+svg .fill1 { fill: var(--blue); } svg .fill2 { fill: var(--orange); } svg .fill3 { fill: var(--violet); }
+svg .fill4 { fill: var(--teal); }
+details { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; margin: .5rem 0; padding: .4rem .9rem; }
+summary { cursor: pointer; } .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2rem; }
+.pair ol { margin: .2rem 0; padding-left: 1.6rem; }
+.pair li.right { font-weight: 600; } .mark { color: var(--good); } @media (max-width: 40rem) { .pair { grid-template-columns: 1fr; } }
+pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .7rem;
+font-size: .85rem; }
+@media print { details { break-inside: avoid; } .wide, .plot { overflow: visible; } }
+"""
+
+
+class Safe(str):
+    """HTML that was made here; any other text is escaped before it comes into the page."""
+
+
+Cell = str | tuple[str, str]  # the text, or its class (good, bad, warn, words) and the text
+
+
+def page(title: str, body: Sequence[str]) -> str:
+    """The whole document: styles inline, nothing from outside, no script."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}{_OWN_STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(body)
+        + "\n</main></body></html>\n"
+    )
+
+
+def section(anchor: str, title: str, *blocks: str) -> Safe:
+    """A heading and its blocks; blocks that are plain text become paragraphs."""
+    inner = "\n".join(block if isinstance(block, Safe) else paragraph(block) for block in blocks if block)
+    return Safe(f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{escape(title)}</h2>\n{inner}</section>')
+
+
+def contents(entries: Sequence[tuple[str, str]]) -> Safe:
+    """Links to the sections (anchor, title)."""
+    links = "".join(f'<li><a href="#{anchor}">{escape(title)}</a></li>' for anchor, title in entries)
+    return Safe(f'<nav aria-label="Contents"><ul>{links}</ul></nav>')
+
+
+def paragraph(text: str) -> Safe:
+    """A paragraph of plain text."""
+    return Safe(f"<p>{escape(text)}</p>")
+
+
+def heading(text: str) -> Safe:
+    """A heading within a section."""
+    return Safe(f"<h3>{escape(text)}</h3>")
+
+
+def bullets(items: Sequence[str]) -> Safe:
+    """A list of plain texts."""
+    return Safe("<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>")
+
+
+def details(summary: str, inner: Safe, opened: bool = False) -> Safe:
+    """A block that opens on a click, without a script."""
+    return Safe(f"<details{' open' if opened else ''}><summary>{escape(summary)}</summary>{inner}</details>")
+
+
+def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], numbers: int | None = None) -> Safe:
+    """A table that scrolls by itself when it is wide. The first column names the row; columns from `numbers` on stand right."""
+    start = len(columns) if numbers is None else numbers
+    head = "".join(f'<th scope="col"{_right(i, start)}>{escape(name)}</th>' for i, name in enumerate(columns))
+    body = "".join(f"<tr>{_row(row, start)}</tr>" for row in rows)
+    return Safe(
+        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(caption)}"><table><caption>{escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _row(row: Sequence[Cell], start: int) -> str:
+    first, *others = row
+    cells = [f'<th scope="row">{_text(first)}</th>']
+    for i, cell in enumerate(others, start=1):
+        style = cell[0] if isinstance(cell, tuple) else "number" if i >= start else ""
+        cells.append(f"<td{f' class={chr(34)}{style}{chr(34)}' if style else ''}>{_text(cell)}</td>")
+    return "".join(cells)
+
+
+def _text(cell: Cell) -> str:
+    return escape(cell[1] if isinstance(cell, tuple) else cell)
+
+
+def _right(column: int, start: int) -> str:
+    return ' class="number"' if column >= start else ""

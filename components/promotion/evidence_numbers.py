@@ -1,0 +1,119 @@
+"""The figures of the reviewer's report that no other file holds: paired differences with power, overall and by slice. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.evaluation.comparison import CANDIDATE, CHAMPION
+from components.evaluation.metrics import METRICS
+from components.evaluation.power import min_detectable, power
+from components.evaluation.significance import paired_bootstrap
+from components.evaluation.summarize import COMPARED, CONFIDENCE, scores_of
+from components.promotion.evidence import Dossier
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRIC = "ndcg@10"
+FEWEST = 10  # queries below which an interval over queries means nothing
+Scores = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Mean of one system minus another's over the same queries, with its two-sided interval (None: too few queries).
+
+    `power` is the chance to show an equal system to be equal at the policy's margin, `detectable` the smallest margin that could be shown
+    with a chance of 80 %; both at the policy's one-sided confidence, and None for too few queries.
+    """
+
+    name: str
+    metric: str
+    queries: int
+    difference: float
+    low: float | None = None
+    high: float | None = None
+    power: float | None = None
+    detectable: float | None = None
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """Two systems with their values per query, by metric and in the order of `query_ids`, and in words where they come from."""
+
+    first: str
+    second: str
+    query_ids: tuple[str, ...]
+    scores: Scores
+    source: str
+
+
+def against_champion(dossier: Dossier) -> Rivals | None:
+    """Candidate and champion on the same queries: from the run that asked both, else from both evaluations; None where neither can say."""
+    if dossier.champion is None:
+        return None
+    summary, tables = dossier.compared.summary, dossier.compared.tables
+    if summary is not None and tables is not None:
+        return _rivals(tables.per_query, (CANDIDATE, CHAMPION), "both were asked in one run")
+    ours, theirs = dossier.evaluation, dossier.champion.evaluation
+    if not ours.summary.judgements_digest or ours.summary.judgements_digest != theirs.summary.judgements_digest:
+        return None
+    import pandas as pd
+
+    both = pd.concat([_student(ours.per_query, CANDIDATE), _student(theirs.per_query, CHAMPION)], ignore_index=True)
+    return _rivals(both, (CANDIDATE, CHAMPION), "from the two evaluations, made at different times on the same judgements")
+
+
+def baseline_rivals(dossier: Dossier) -> list[Rivals]:
+    """The pairs of systems of the candidate's own evaluation."""
+    table = dossier.evaluation.per_query
+    systems = set(table["system"])
+    return [_rivals(table, pair, "the candidate's evaluation") for pair in COMPARED if set(pair) <= systems]
+
+
+def deltas(rivals: Rivals, dossier: Dossier, metrics: Sequence[str] = METRICS) -> list[Delta]:
+    """The difference in each metric."""
+    name = f"{rivals.first} - {rivals.second}"
+    return [delta(name, metric, rivals.scores[metric], dossier) for metric in metrics if metric in rivals.scores]
+
+
+def slice_deltas(rivals: Rivals, slices: pd.DataFrame, dossier: Dossier) -> list[Delta]:
+    """The difference in nDCG@10 on each slice, named "dimension=slice"; `slices` has query_id, dimension, slice."""
+    first, second = rivals.scores[METRIC]
+    place = {query_id: i for i, query_id in enumerate(rivals.query_ids)}
+    found = []
+    for (dimension, label), rows in slices.groupby(["dimension", "slice"], sort=False):
+        chosen = [place[str(query_id)] for query_id in rows["query_id"] if str(query_id) in place]
+        if chosen:
+            found.append(delta(f"{dimension}={label}", METRIC, (first[chosen], second[chosen]), dossier))
+    return found
+
+
+def delta(name: str, metric: str, pair: tuple[NDArray[np.float64], NDArray[np.float64]], dossier: Dossier) -> Delta:
+    """One difference, with interval and power where there are enough queries."""
+    first, second = pair
+    gaps, policy = first - second, dossier.policy
+    if len(gaps) < FEWEST:
+        return Delta(name, metric, len(gaps), float(gaps.mean()))
+    found = paired_bootstrap(first, second, confidence=CONFIDENCE)
+    shown, needed = power(gaps, policy.margin, policy.confidence), min_detectable(gaps, policy.confidence)
+    return Delta(name, metric, len(gaps), found.difference, found.low, found.high, shown, needed)
+
+
+def _student(per_query: pd.DataFrame, name: str) -> pd.DataFrame:
+    return per_query[per_query["system"] == "student"].assign(system=name)
+
+
+def _rivals(per_query: pd.DataFrame, pair: tuple[str, str], source: str) -> Rivals:
+    rows = per_query[per_query["system"].isin(pair)]
+    ids = sorted({str(i) for i in rows["query_id"]})
+    scores = scores_of(rows, ids)
+    both = {m: (scores[pair[0], m], scores[pair[1], m]) for m in METRICS if (pair[0], m) in scores and (pair[1], m) in scores}
+    # A query that one of them lacks would make every mean nan: such a metric cannot be compared in pairs.
+    whole = {m: values for m, values in both.items() if np.isfinite(values[0]).all() and np.isfinite(values[1]).all()}
+    return Rivals(pair[0], pair[1], tuple(ids), whole, source)

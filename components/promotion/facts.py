@@ -1,0 +1,70 @@
+"""What was found out about a candidate besides its measurements: contracts, lineage, vector space. Written as `facts.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from components.artifacts import Artifact, read_versioned, write_json
+from components.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from components.promotion.lineage_gaps import Origins
+
+SCHEMA_VERSION = 1
+FACTS_FILE = "facts.json"
+
+
+class Facts(BaseModel):
+    """Findings that are no measurement over queries; None means that it was not looked at, which a gate cannot decide on.
+
+    `contract_errors` and `contract_warnings` count broken rules of the data contracts, `lineage_gaps` and `space_mismatches` are
+    sentences, one for each finding.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    schema_version: int = SCHEMA_VERSION
+    contract_errors: int | None = Field(None, ge=0)
+    contract_warnings: int | None = Field(None, ge=0)
+    lineage_gaps: tuple[str, ...] | None = None
+    space_mismatches: tuple[str, ...] | None = None
+
+
+def gather_facts(validation: Artifact, origins: Origins, parts: Mapping[str, Artifact]) -> Facts:
+    """The facts about a candidate before its manifest is written; `parts` maps the role of encoders and index to their artifact."""
+    from components.data.validation import load_report
+    from components.promotion.lineage_gaps import gaps_of
+    from components.promotion.spaces import space_mismatches
+
+    report = load_report(validation)
+    return Facts(
+        contract_errors=len(report.errors),
+        contract_warnings=len(report.warnings),
+        lineage_gaps=gaps_of(origins),
+        space_mismatches=space_mismatches(parts),
+    )
+
+
+def write_facts(folder: Path, facts: Facts) -> None:
+    """Write `facts.json` into `folder`, atomically."""
+    write_json(folder / FACTS_FILE, facts.model_dump(mode="json"))
+
+
+def load_facts(folder: Path) -> Facts | None:
+    """The facts in `folder`; None when there are none (candidates of older versions).
+
+    Raises ArtifactError when the file is broken or of a newer schema.
+    """
+    path = folder / FACTS_FILE
+    if not path.exists():
+        return None
+    raw = read_versioned(path, SCHEMA_VERSION)
+    try:
+        return Facts.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{path} does not hold the facts of a candidate ({where}: {first['msg']}). Build it again.") from None

@@ -1,0 +1,141 @@
+"""Gates against the champion: non-inferiority over all queries and in every slice, answer time and throughput in the same run.
+
+Non-inferiority holds nDCG@10 per query, paired, against a margin. Its three outcomes:
+
+- fail when the loss is shown to be larger than the margin (the upper end of the interval lies below it), however few queries there are;
+- not decidable when the power is below the policy's: the comparison could hardly have shown that an equal candidate is equal, so what it
+  happens to show is more luck than news;
+- else pass when the lower end of the interval is above the margin, and fail when it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from components.promotion.config import PolicyConfig
+from components.promotion.decision import Evidence, GateResult
+from components.promotion.gate_measures import NotDecidable, Outcome, bound_text, finite, gate, off, paired_bound, scores
+from components.promotion.gate_slices import Part, judged_slices
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from components.evaluation.comparison import ComparisonSummary
+    from components.evaluation.report import Evaluation
+
+METRIC = "ndcg@10"
+NON_INFERIOR = "champion_non_inferior"
+
+
+def champion_gates(evidence: Evidence, policy: PolicyConfig) -> Iterator[GateResult]:
+    """All gates of this module, those that are switched off too."""
+    yield gate(NON_INFERIOR, -policy.margin, lambda: _overall(evidence, policy))
+    yield from _slices(evidence, policy)
+    yield _ratio("champion_p95", policy.max_p95_ratio, evidence, _p95)
+    yield _ratio("champion_qps", policy.min_qps_ratio, evidence, _qps)
+
+
+def _overall(evidence: Evidence, policy: PolicyConfig) -> Outcome:
+    if evidence.baseline is None:
+        return _first_release()
+    candidate, champion = _pair(evidence.report, evidence.baseline)
+    return non_inferior(candidate, champion, policy.margin, policy)
+
+
+def non_inferior(candidate: pd.Series, champion: pd.Series, margin: float, policy: PolicyConfig) -> Outcome:
+    """The test on values per query of the same queries; see the module for its outcomes."""
+    from components.evaluation.power import power, queries_needed
+
+    interval, queries = paired_bound(candidate, champion, policy), len(candidate)
+    gaps = (candidate - champion).to_numpy()
+    strength = power(gaps, margin, policy.confidence) if queries > 1 else 0.0
+    text = f"nDCG@10 of candidate minus champion: {bound_text(interval, policy, queries)}; a loss below {margin:g} is allowed."
+    if interval.high < -margin:
+        shown = f"{text} Shown to be worse: at most {interval.high:+.4f}."
+        return Outcome("fail", shown, interval.low, queries, strength)
+    if policy.min_power is not None and strength < policy.min_power:
+        needed = queries_needed(gaps, margin, policy.confidence, policy.min_power) if queries > 1 else policy.min_slice_queries
+        weak = (
+            f"{text} Too few queries: an equal candidate would be shown to be equal with a chance of {strength:.0%} only, and "
+            f"{policy.min_power:.0%} is asked. That takes about {needed:,} queries, or a larger margin."
+        )
+        return Outcome("not_decidable", weak, interval.low, queries, strength)
+    return Outcome("pass" if interval.low > -margin else "fail", f"{text} Power {strength:.0%}.", interval.low, queries, strength)
+
+
+def _pair(report: Evaluation, baseline: Evaluation) -> tuple[pd.Series, pd.Series]:
+    ours, theirs = report.summary.judgements_digest, baseline.summary.judgements_digest
+    if not ours or ours != theirs:
+        raise NotDecidable(
+            f"The champion was measured on other judgements ({str(theirs)[:12]}, the candidate on {str(ours)[:12]}); "
+            "evaluate both on the same ones to compare them."
+        )
+    return scores(report, "student", METRIC), scores(baseline, "student", METRIC, "champion's ")
+
+
+def _first_release() -> Outcome:
+    return Outcome("first_release", "There is no champion to compare with: this is a first release, and a person has to judge it.")
+
+
+def _slices(evidence: Evidence, policy: PolicyConfig) -> Iterator[GateResult]:
+    """One gate for every slice that is large enough; those that are not are shown, and count in the gate over all queries only."""
+    margin, baseline = policy.slice_margin, evidence.baseline
+    if margin is None:
+        yield off(f"{NON_INFERIOR}_in_slices")
+        return
+    if baseline is None:
+        yield gate(f"{NON_INFERIOR}_in_slices", -margin, _first_release)
+        return
+    for part in judged_slices(evidence.report, policy):
+        yield _slice(part, evidence.report, baseline, margin, policy)
+
+
+def _slice(part: Part, report: Evaluation, baseline: Evaluation, margin: float, policy: PolicyConfig) -> GateResult:
+    def measure() -> Outcome:
+        if part.problem:
+            return Outcome("not_decidable" if part.required else "off", part.problem, queries=len(part.query_ids))
+        candidate, champion = _pair(report, baseline)
+        chosen = sorted(part.query_ids)
+        if not set(chosen) <= set(candidate.index) & set(champion.index):
+            raise NotDecidable("The slice holds queries that were not measured; evaluate again.")
+        return non_inferior(candidate.loc[chosen], champion.loc[chosen], margin, policy)
+
+    return gate(NON_INFERIOR, -margin, measure, part.name)
+
+
+def _ratio(name: str, asked: float | None, evidence: Evidence, measure: Callable[[ComparisonSummary, float], Outcome]) -> GateResult:
+    if asked is None:
+        return off(name)
+    return gate(name, asked, lambda: _first_release() if evidence.baseline is None else measure(_speeds(evidence), asked))
+
+
+def _speeds(evidence: Evidence) -> ComparisonSummary:
+    comparison = evidence.comparison
+    if comparison is None:
+        raise NotDecidable("Candidate and champion were not timed in one run; times of different runs say nothing about each other.")
+    if comparison.judgements_digest != evidence.report.summary.judgements_digest:
+        raise NotDecidable("Candidate and champion were timed for another evaluation than this one; compare them again.")
+    return comparison
+
+
+def _p95(speeds: ComparisonSummary, asked: float) -> Outcome:
+    ours, theirs = _positive(speeds.candidate.p95_ms, speeds.champion.p95_ms, "95th percentile of the answer time")
+    text = f"95 % of the candidate's answers take at most {ours:.2f} ms, the champion's {theirs:.2f} ms in the same run: "
+    value = ours / theirs
+    return Outcome("pass" if value <= asked else "fail", f"{text}{value:.2f} times as long; {asked:g} allowed.", value)
+
+
+def _qps(speeds: ComparisonSummary, asked: float) -> Outcome:
+    ours, theirs = _positive(speeds.candidate.qps, speeds.champion.qps, "number of queries answered per second")
+    text = f"The candidate answers {ours:,.0f} queries per second, the champion {theirs:,.0f} in the same run: "
+    value = ours / theirs
+    return Outcome("pass" if value >= asked else "fail", f"{text}{value:.2f} times as many; {asked:g} asked.", value)
+
+
+def _positive(ours: float, theirs: float, what: str) -> tuple[float, float]:
+    """Both numbers; not decidable when one is not above 0, which no measurement is."""
+    candidate, champion = finite(ours, f"candidate's {what}"), finite(theirs, f"champion's {what}")
+    if min(candidate, champion) <= 0:
+        raise NotDecidable(f"The {what} is {candidate:g} for the candidate and {champion:g} for the champion; compare them again.")
+    return candidate, champion

@@ -1,0 +1,161 @@
+"""What all gates share: values per query that were checked, intervals over them, and the sentence when something is missing.
+
+The policy's confidence is one-sided, so the interval taken is the two-sided one at `2 * confidence - 1`, of which one end decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from components.promotion.config import PolicyConfig
+from components.promotion.decision import GateResult, Status
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from components.evaluation.report import Evaluation
+    from components.evaluation.significance import Interval
+
+BOOTSTRAP_SAMPLES = 2000
+BOOTSTRAP_SEED = 13  # fixed: the same report and policy always give the same decision, so it can be recomputed
+SUMMARY_TOLERANCE = 1e-4  # absolute; a summary may be rounded to four digits, but not tell another story than its queries
+
+
+class NotDecidable(Exception):
+    """Its message becomes the reason of the gate; it never leaves the gates."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one gate ended; see `GateResult`."""
+
+    status: Status
+    reason: str
+    value: float | None = None
+    queries: int | None = None
+    power: float | None = None
+
+
+def gate(name: str, threshold: float | None, measure: Callable[[], Outcome], part: str | None = None) -> GateResult:
+    """The result of `measure`. `part` is the slice of the queries; it stands in the gate's name, so that every gate has its own."""
+    try:
+        outcome = measure()
+    except NotDecidable as error:
+        outcome = Outcome("not_decidable", str(error))
+    return GateResult(
+        name=f"{name}[{part}]" if part else name,
+        status=outcome.status,
+        reason=outcome.reason,
+        value=outcome.value,
+        threshold=threshold,
+        slice=part,
+        queries=outcome.queries,
+        power=outcome.power,
+    )
+
+
+def off(name: str, reason: str = "Switched off by the policy.") -> GateResult:
+    """A gate that was not asked."""
+    return GateResult(name=name, status="off", reason=reason)
+
+
+def at_least(value: float, threshold: float) -> Status:
+    """Pass when `value` reaches the threshold; a value that is not a number does not."""
+    return "pass" if value >= threshold else "fail"
+
+
+def scores(report: Evaluation, system: str, metric: str, owner: str = "") -> pd.Series:
+    """One finite value per judged query, indexed by query_id in a fixed order; not decidable when one is missing or strange."""
+    entry = mapping(mapping(report.summary.systems).get(system))
+    where = f"{metric} of the {owner}system '{system}'"
+    values = values_per_query(report.per_query, (system, metric), report.summary.queries, where)
+    agrees(mapping(entry.get("metrics")).get(metric), float(values.mean()), where)
+    return values
+
+
+def values_per_query(table: pd.DataFrame, chosen: tuple[str, str], queries: int, where: str) -> pd.Series:
+    """The values of (system, metric) in a table with query_id, system, metric, value, which must hold exactly `queries`."""
+    import numpy as np
+
+    system, metric = chosen
+    rows = table[(table["system"] == system) & (table["metric"] == metric)] if len(table) else table
+    if not len(rows):
+        raise NotDecidable(f"The report has no {where}.")
+    values = rows.set_index("query_id")["value"].astype(float).sort_index()
+    if not values.index.is_unique:
+        raise NotDecidable(f"The report has more than one {where} for the same query.")
+    if len(values) != queries:
+        raise NotDecidable(f"The report has {where} for {len(values)} of {queries} judged queries.")
+    if not np.isfinite(values.to_numpy()).all():
+        raise NotDecidable(f"The {where} is not a number for {int((~np.isfinite(values)).sum())} queries.")
+    return values
+
+
+def agrees(stated: Any, found: float, what: str, tolerance: float = SUMMARY_TOLERANCE) -> None:
+    """Not decidable when the summary states no value, or another than its queries give."""
+    value = finite(stated, f"{what} in the summary")
+    if abs(value - found) > tolerance:
+        raise NotDecidable(f"The summary states {value:.4f} for the {what}, its queries give {found:.4f}.")
+
+
+def mean_bound(values: pd.Series, policy: PolicyConfig) -> Interval:
+    """The mean over queries and the one-sided ends of its interval."""
+    from components.evaluation.significance import mean_interval
+
+    return mean_interval(values.to_numpy(), BOOTSTRAP_SAMPLES, two_sided(policy), BOOTSTRAP_SEED)
+
+
+def ratio_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
+    """Mean of `a` over mean of `b`, paired by query, and the one-sided ends of its interval."""
+    from components.evaluation.significance import ratio_interval
+
+    require_paired(a, b)
+    return ratio_interval(a.to_numpy(), b.to_numpy(), BOOTSTRAP_SAMPLES, two_sided(policy), BOOTSTRAP_SEED)
+
+
+def paired_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
+    """Mean of `a` minus mean of `b`, paired by query, and the one-sided ends of its interval."""
+    from components.evaluation.significance import paired_bootstrap
+
+    require_paired(a, b)
+    interval = paired_bootstrap(a.to_numpy(), b.to_numpy(), BOOTSTRAP_SAMPLES, two_sided(policy), BOOTSTRAP_SEED)
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        raise NotDecidable("The bootstrap gave no finite interval.")
+    return interval
+
+
+def two_sided(policy: PolicyConfig) -> float:
+    """The confidence of the two-sided interval whose ends are one-sided bounds at the policy's confidence."""
+    return 2 * policy.confidence - 1
+
+
+def require_paired(a: pd.Series, b: pd.Series) -> None:
+    """Not decidable when the values are not of the same queries."""
+    if not a.index.equals(b.index):
+        raise NotDecidable("The two systems were measured on different queries, so they cannot be compared in pairs.")
+
+
+def bound_text(interval: Interval, policy: PolicyConfig, queries: int) -> str:
+    """A difference with its lower end and sample size, as it stands in reasons."""
+    return f"{interval.difference:+.4f}, at least {interval.low:+.4f} with {policy.confidence:.0%} confidence, {queries} queries"
+
+
+def finite(value: Any, what: str) -> float:
+    """`value` as a number; not decidable when it is missing or none."""
+    if value is None:
+        raise NotDecidable(f"The report has no {what}.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise NotDecidable(f"The {what} is not a finite number ({value}).")
+    return float(value)
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """A section of the summary as a plain dict; empty when the section is absent."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(by_alias=True)
+    return dict(value) if isinstance(value, dict) else {}

@@ -1,0 +1,170 @@
+"""Gates about the candidate alone: enough queries, retention on and off the training distribution, floors, baselines, collapse, speed.
+
+A share or mean that is known from a sample of queries is held against its threshold by the lower end of its one-sided interval: a
+retention of 95.1 % that may well be 92 % is no retention of 95 %. Policies of older versions took the mean (`retention_by`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from components.promotion.config import PolicyConfig
+from components.promotion.decision import GateResult
+from components.promotion.gate_measures import (
+    SUMMARY_TOLERANCE,
+    NotDecidable,
+    Outcome,
+    agrees,
+    at_least,
+    bound_text,
+    finite,
+    gate,
+    mapping,
+    mean_bound,
+    off,
+    paired_bound,
+    ratio_bound,
+    scores,
+    values_per_query,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from components.evaluation.report import Evaluation
+
+RETAINED = "recall@50"
+
+
+def quality_gates(report: Evaluation, policy: PolicyConfig) -> Iterator[GateResult]:
+    """All gates of this module, those that are switched off too."""
+    yield gate("enough_queries", policy.min_queries, lambda: _enough_queries(report, policy))
+    yield gate("retention", policy.min_retention, lambda: _retention(report, policy))
+    yield from _off_distribution(report, policy)
+    yield from (_floor(report, policy, metric, floor) for metric, floor in sorted(policy.floors.items()))
+    yield _beats("beats_bm25", "bm25", report, policy) if policy.beat_bm25 else off("beats_bm25")
+    yield _beats("beats_untrained", "student_untrained", report, policy) if policy.beat_untrained else off("beats_untrained")
+    yield _not_collapsed(report, policy)
+    yield gate("speed_up", policy.min_speed_up, lambda: _speed_up(report, policy))
+
+
+def _enough_queries(report: Evaluation, policy: PolicyConfig) -> Outcome:
+    queries = report.summary.queries
+    if queries < policy.min_queries:
+        raise NotDecidable(f"{queries} judged queries; at least {policy.min_queries} are needed to decide anything.")
+    measured = report.per_query["query_id"].nunique() if len(report.per_query) else 0
+    if measured != queries:
+        raise NotDecidable(f"The report names {queries} judged queries but holds measurements for {measured}.")
+    return Outcome("pass", f"{queries} judged queries, at least {policy.min_queries} needed.", float(queries), queries)
+
+
+def _retention(report: Evaluation, policy: PolicyConfig) -> Outcome:
+    student, teacher = scores(report, "student", RETAINED), scores(report, "teacher", RETAINED)
+    stated = mapping(report.summary.retention).get(RETAINED)
+    return _retained((student, teacher), stated, policy.min_retention, policy)
+
+
+def _retained(pair: tuple[pd.Series, pd.Series], stated: float | None, asked: float, policy: PolicyConfig) -> Outcome:
+    student, teacher = pair
+    if teacher.mean() <= 0:
+        raise NotDecidable(f"The teacher's {RETAINED} is 0, so there is nothing to retain; look at the teacher first.")
+    interval = ratio_bound(student, teacher, policy)
+    agrees(stated, interval.difference, f"retention of {RETAINED}", 10 * SUMMARY_TOLERANCE)
+    by_mean = policy.retention_by == "mean"
+    value = interval.difference if by_mean else interval.low
+    text = (
+        f"The student keeps {interval.difference:.1%} of the teacher's {RETAINED} ({student.mean():.3f} of {teacher.mean():.3f}), at least "
+        f"{interval.low:.1%} with {policy.confidence:.0%} confidence, {len(student)} queries; {asked:.1%} asked of "
+        f"{'the mean' if by_mean else 'the lower end'}."
+    )
+    return Outcome(at_least(value, asked), text, value, len(student))
+
+
+def _off_distribution(report: Evaluation, policy: PolicyConfig) -> Iterator[GateResult]:
+    """One gate for each extra split; what is asked for and was not measured cannot be decided."""
+    name, asked = "off_distribution_retention", policy.min_off_distribution_retention
+    measured = sorted(report.summary.extra)
+    if asked is None:
+        others = f" It was measured all the same, on {', '.join(measured)}." if measured else ""
+        yield off(name, f"Switched off by the policy.{others}")
+    elif not measured:
+        yield gate(name, asked, _no_extra_split)
+    else:
+        yield from (_of_split(report, policy, split, asked) for split in measured)
+
+
+def _no_extra_split() -> Outcome:
+    raise NotDecidable("The report has no extra split to measure retention on; name judged query sets in evaluation.extra_splits.")
+
+
+def _of_split(report: Evaluation, policy: PolicyConfig, split: str, asked: float) -> GateResult:
+    def measure() -> Outcome:
+        summary = report.summary.extra[split]
+        if summary.queries < policy.min_queries:
+            raise NotDecidable(f"{summary.queries} judged queries in '{split}'; at least {policy.min_queries} are needed.")
+        if report.extra is None:
+            raise NotDecidable(f"The report has no values per query of the split '{split}'.")
+        rows = report.extra[report.extra["split"] == split]
+        student, teacher = (
+            values_per_query(rows, (system, RETAINED), summary.queries, f"{RETAINED} of the system '{system}' on '{split}'")
+            for system in ("student", "teacher")
+        )
+        return _retained((student, teacher), summary.retention.get(RETAINED), asked, policy)
+
+    return gate("off_distribution_retention", asked, measure, split)
+
+
+def _floor(report: Evaluation, policy: PolicyConfig, metric: str, floor: float) -> GateResult:
+    def measure() -> Outcome:
+        values = scores(report, "student", metric)
+        interval = mean_bound(values, policy)
+        text = (
+            f"The student's {metric} is {interval.difference:.4f}, at least {interval.low:.4f} with {policy.confidence:.0%} confidence, "
+            f"{len(values)} queries; {floor:g} is asked of the lower end."
+        )
+        return Outcome(at_least(interval.low, floor), text, interval.low, len(values))
+
+    return gate("floor", floor, measure, metric)
+
+
+def _beats(name: str, other: str, report: Evaluation, policy: PolicyConfig) -> GateResult:
+    def measure() -> Outcome:
+        student, rival = scores(report, "student", "ndcg@10"), scores(report, other, "ndcg@10")
+        interval = paired_bound(student, rival, policy)
+        text = f"nDCG@10 of the student minus {other}: {bound_text(interval, policy, len(student))}."
+        if interval.low > 0:
+            return Outcome("pass", text, interval.low, len(student))
+        return Outcome("fail", f"{text} Not shown to be better: the lower end is not above 0.", interval.low, len(student))
+
+    return gate(name, 0.0, measure)
+
+
+def _not_collapsed(report: Evaluation, policy: PolicyConfig) -> GateResult:
+    if policy.max_mean_cosine_over_teacher is None and policy.min_effective_rank_share is None:
+        return off("not_collapsed")
+    return gate("not_collapsed", policy.min_effective_rank_share, lambda: _spread(report, policy))
+
+
+def _spread(report: Evaluation, policy: PolicyConfig) -> Outcome:
+    """Both signs of a collapse; the value is the share of the teacher's effective rank."""
+    teacher, student = (mapping(mapping(report.summary.health).get(name)) for name in ("teacher", "student"))
+    cosines = [finite(side.get("mean_cosine"), "mean cosine of the query vectors of both encoders") for side in (student, teacher)]
+    ranks = [finite(side.get("effective_rank"), "effective rank of the query vectors of both encoders") for side in (student, teacher)]
+    if ranks[1] <= 0:
+        raise NotDecidable("The teacher's query vectors have no effective rank above 0; look at the teacher first.")
+    over, share = cosines[0] - cosines[1], ranks[0] / ranks[1]
+    text = (
+        f"The student's query vectors have {share:.0%} of the teacher's effective rank ({ranks[0]:.1f} of {ranks[1]:.1f}) and a mean "
+        f"cosine {over:+.3f} from the teacher's ({cosines[0]:.3f} and {cosines[1]:.3f})."
+    )
+    asked_rank, asked_cosine = policy.min_effective_rank_share, policy.max_mean_cosine_over_teacher
+    fine = (asked_rank is None or share >= asked_rank) and (asked_cosine is None or over <= asked_cosine)
+    limits = [f"at least {asked_rank:.0%}"] * (asked_rank is not None) + [f"at most {asked_cosine:+.2f}"] * (asked_cosine is not None)
+    return Outcome("pass" if fine else "fail", f"{text} Asked: {' and '.join(limits)}.", share)
+
+
+def _speed_up(report: Evaluation, policy: PolicyConfig) -> Outcome:
+    value = finite(mapping(report.summary.speed).get("speed_up"), "speed-up over the teacher")
+    text = f"The student answers {value:.2f} times as many queries per second as the teacher; {policy.min_speed_up:g} is asked."
+    return Outcome(at_least(value, policy.min_speed_up), text, value)

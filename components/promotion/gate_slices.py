@@ -1,0 +1,71 @@
+"""Which slices of the queries the gates judge.
+
+The rule for small slices: those with fewer than `min_slice_queries` queries are judged together, as `the others` of their dimension, so
+that a language with 20 queries is not left out while it is too small to be judged alone. If they are too few even together they are not
+judged: the gate is shown as off with the count, and their queries count in the gate over all queries. Were it `not_decidable`, one rare
+slice would stop every release. What must not be passed over is named in `required_slices`: there an empty, small or missing slice is
+`not_decidable`. A dimension none of whose slices is large enough, and a report without slices, are `not_decidable` as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from components.promotion.config import PolicyConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from components.evaluation.report import Evaluation
+
+OTHERS = "the others"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A slice, named dimension=slice, and its queries; `problem` says why it cannot be judged, `required` that it had to be."""
+
+    name: str
+    query_ids: frozenset[str]
+    problem: str = ""
+    required: bool = False
+
+
+def judged_slices(report: Evaluation, policy: PolicyConfig) -> list[Part]:
+    """Every slice of the report, the required ones that it lacks included; never empty."""
+    table = report.slices
+    if table is None or not len(table):
+        return [Part("all", frozenset(), "The report says of no query which slice it is in; evaluate again.", True)]
+    if unknown := set(table["query_id"]) - set(report.per_query["query_id"]):
+        return [Part("all", frozenset(unknown), f"The slices hold {len(unknown)} queries that the report does not.", True)]
+    parts = [part for dimension, rows in table.groupby("dimension", sort=True) for part in _of_dimension(str(dimension), rows, policy)]
+    return [*parts, *_missing(parts, table, policy)]
+
+
+def _of_dimension(dimension: str, rows: pd.DataFrame, policy: PolicyConfig) -> Iterator[Part]:
+    slices = {f"{dimension}={name}": frozenset(found["query_id"]) for name, found in rows.groupby("slice", sort=True)}
+    small = [name for name, ids in slices.items() if len(ids) < policy.min_slice_queries and name not in policy.required_slices]
+    alone = [_part(name, ids, policy) for name, ids in slices.items() if name not in small]
+    yield from alone
+    if small:
+        others = frozenset[str]().union(*(slices[name] for name in small))
+        none_is_judged = all(part.problem for part in alone)
+        name = small[0] if len(small) == 1 else f"{dimension}={OTHERS}"
+        yield _part(name, others, policy, none_is_judged or dimension in policy.required_slices)
+
+
+def _part(name: str, ids: frozenset[str], policy: PolicyConfig, required: bool = False) -> Part:
+    required = required or name in policy.required_slices
+    if len(ids) >= policy.min_slice_queries:
+        return Part(name, ids, required=required)
+    rule = "so it cannot be decided on" if required else "so it is not judged; its queries count in the gate over all of them"
+    return Part(name, ids, f"{len(ids)} queries, fewer than the {policy.min_slice_queries} that a slice needs, {rule}.", required)
+
+
+def _missing(parts: list[Part], table: pd.DataFrame, policy: PolicyConfig) -> Iterator[Part]:
+    there = {part.name for part in parts} | set(table["dimension"])
+    for name in policy.required_slices:
+        if name not in there:
+            yield Part(name, frozenset(), "The policy requires this slice, and no query of the report is in it.", True)

@@ -1,0 +1,92 @@
+"""Gates about what no metric shows: the index against exact search, broken contracts, gaps in the lineage, mixed vector spaces.
+
+The gate of the index is apart from those of the models: it holds the index against exact search on the same vectors, so no encoder can
+raise or lower it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from components.promotion.config import PolicyConfig
+from components.promotion.decision import Evidence, GateResult
+from components.promotion.facts import Facts
+from components.promotion.gate_measures import NotDecidable, Outcome, agrees, finite, gate, mapping, mean_bound, off
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from components.evaluation.report import Evaluation
+
+ANN_DEPTH = 100  # documents of exact search that the index has to find
+SHOWN = 3
+
+
+def soundness_gates(evidence: Evidence, policy: PolicyConfig) -> Iterator[GateResult]:
+    """All gates of this module, those that are switched off too."""
+    asked, errors, facts = policy.min_ann_recall, policy.max_contract_errors, evidence.facts
+    yield off("ann_recall") if asked is None else gate("ann_recall", asked, lambda: _ann_recall(evidence.report, asked, policy))
+    yield off("contracts") if errors is None else gate("contracts", errors, lambda: _contracts(facts, errors))
+    yield gate("lineage_complete", 0, lambda: _lineage(facts)) if policy.require_lineage else off("lineage_complete")
+    yield gate("space_compatible", 0, lambda: _space(facts)) if policy.require_space else off("space_compatible")
+
+
+def _contracts(facts: Facts | None, allowed: int) -> Outcome:
+    errors = facts.contract_errors if facts else None
+    if facts is None or errors is None:
+        raise NotDecidable("Nothing says how many rules of the data contracts are broken; validate the data again.")
+    warnings = f", {facts.contract_warnings} warnings" if facts.contract_warnings else ""
+    text = f"The data breaks {errors} rules of its contracts{warnings}; {allowed} allowed."
+    return Outcome("pass" if errors <= allowed else "fail", text, float(errors))
+
+
+def _lineage(facts: Facts | None) -> Outcome:
+    if facts is None or facts.lineage_gaps is None:
+        raise NotDecidable("The lineage of this candidate was not examined; build it again.")
+    return _none_of(facts.lineage_gaps, "Every parent of the release is known.", "gaps in the lineage")
+
+
+def _space(facts: Facts | None) -> Outcome:
+    if facts is None or facts.space_mismatches is None:
+        raise NotDecidable("The vector spaces of encoders and index were not compared; build the candidate again.")
+    return _none_of(facts.space_mismatches, "Encoders and index belong to one vector space.", "parts of another vector space")
+
+
+def _none_of(found: Sequence[str], fine: str, what: str) -> Outcome:
+    if not found:
+        return Outcome("pass", fine, 0.0)
+    more = f" And {len(found) - SHOWN} more." if len(found) > SHOWN else ""
+    return Outcome("fail", f"{len(found)} {what}: {' '.join(found[:SHOWN])}{more}", float(len(found)))
+
+
+def _ann_recall(report: Evaluation, asked: float, policy: PolicyConfig) -> Outcome:
+    values = _ann_values(report)
+    interval = mean_bound(values, policy)
+    lost = finite(mapping(report.summary.ann).get("ndcg_lost"), "nDCG@10 that the index loses")
+    text = (
+        f"The index finds {interval.difference:.1%} of what exact search finds (recall@{ANN_DEPTH}), at least {interval.low:.1%} with "
+        f"{policy.confidence:.0%} confidence, {len(values)} queries; {asked:.1%} asked. It costs the student {lost:.4f} of nDCG@10."
+    )
+    if interval.low >= asked:
+        return Outcome("pass", text, interval.low, len(values))
+    advice = "This is the index, not the models: raise index.target_recall and run again; the towers and vectors stay."
+    return Outcome("fail", f"{text} {advice}", interval.low, len(values))
+
+
+def _ann_values(report: Evaluation) -> pd.Series:
+    """recall@100 of the index, one finite value per query that was searched; not decidable when one is missing or strange."""
+    metric = f"recall@{ANN_DEPTH}"
+    stated = mapping(report.summary.ann)
+    if not stated or report.ann is None:
+        raise NotDecidable(f"The report has no {metric} of the index against exact search. Evaluate again; index.refine must not be none.")
+    rows = report.ann[report.ann["metric"] == metric]
+    values = rows.set_index("query_id")["value"].astype(float).sort_index()
+    if not values.index.is_unique:
+        raise NotDecidable(f"The report has more than one {metric} of the index for the same query.")
+    if not len(values) or len(values) != stated.get("queries"):
+        raise NotDecidable(f"The report has {metric} of the index for {len(values)} of {stated.get('queries')} queries.")
+    if not all(0 <= value <= 1 for value in values):
+        raise NotDecidable(f"The {metric} of the index is not a share between 0 and 1 for every query.")
+    agrees(mapping(stated.get("recall")).get(metric), float(values.mean()), f"{metric} of the index")
+    return values

@@ -1,0 +1,183 @@
+"""The log of served answers: which release gave which documents, under an id that `trace` follows back.
+
+One JSON line an answer in `home/answers/<retriever>.jsonl`, only ever appended. Queries can be private (a patient's words), so their
+text is kept on request only: SCALINGNOTE_ANSWER_LOG is `off`, `ids` (the default) or `full`. With `ids` a digest stands in the place
+of the text: whoever has the query can show that this answer was to it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import mmap
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from components import settings
+from components.artifacts import digest_of
+from components.errors import ArtifactError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from components.serving.retriever import Hit
+
+SCHEMA_VERSION = 1
+SETTING = "SCALINGNOTE_ANSWER_LOG"
+MODES = ("off", "ids", "full")
+Mode = Literal["off", "ids", "full"]
+BLOCK = 1 << 20  # bytes read at once from the end of the log
+_ID = re.compile(r"^[0-9a-f]{16}(\.\d+)?$")
+
+
+class Served(NamedTuple):
+    """The release that answers: the retriever's name, the registered version, and the digest of its manifest."""
+
+    retriever: str
+    model: str
+    version: int
+    digest: str
+
+
+class Answer(BaseModel):
+    """One answer as it was given; `query` is None where its text was not kept, `query_digest` proves it all the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    id: str
+    schema_version: int = SCHEMA_VERSION
+    at: str
+    retriever: str
+    model: str
+    version: int
+    digest: str
+    query: str | None
+    query_digest: str
+    doc_ids: tuple[str, ...]
+    scores: tuple[float, ...]
+
+
+def log_mode() -> Mode:
+    """What is kept of answers; raises ConfigError for an unknown setting."""
+    mode = os.environ.get(SETTING, "ids")
+    if mode not in MODES:
+        raise ConfigError(f"{SETTING} is '{mode}'. Expected off (no log), ids (documents without the query's text) or full.")
+    return mode  # type: ignore[return-value]
+
+
+def log_answers(served: Served, queries: Sequence[str], found: Sequence[Sequence[Hit]]) -> list[str]:
+    """Append one answer a query and return their ids, in order; an empty list when the log is off.
+
+    The answers of one call share the start of their ids: `<16 hex digits>` of one alone, `<16 hex digits>.<number>` of several.
+    """
+    mode = log_mode()
+    if mode == "off":
+        return []
+    start, now = secrets.token_hex(8), datetime.now(UTC).isoformat(timespec="milliseconds")
+    ids = [start] if len(queries) == 1 else [f"{start}.{number}" for number in range(1, len(queries) + 1)]
+    answers = [
+        Answer(
+            id=answer_id,
+            at=now,
+            **served._asdict(),
+            query=query if mode == "full" else None,
+            query_digest=query_digest(answer_id, query),
+            doc_ids=tuple(hit.doc_id for hit in hits),
+            scores=tuple(hit.score for hit in hits),
+        )
+        for answer_id, query, hits in zip(ids, queries, found, strict=True)
+    ]
+    _append(answers_file(served.retriever), "".join(answer.model_dump_json() + "\n" for answer in answers))
+    return ids
+
+
+def query_digest(answer_id: str, query: str) -> str:
+    """sha256 over the query together with the answer's id, so that equal queries of two answers cannot be told by it."""
+    return digest_of([answer_id, query])
+
+
+def answers_file(name: str) -> Path:
+    """The log of the retriever `name`, JSON lines, oldest first."""
+    return settings.home() / "answers" / f"{name}.jsonl"
+
+
+def find_answer(answer_id: str, name: str | None = None) -> Answer:
+    """The answer in the log of the retriever `name`, or of any; raises DataError when there is none, ArtifactError for a broken line."""
+    if not _ID.match(answer_id):
+        raise DataError(f"'{answer_id}' is not the id of an answer: expected 16 hex digits, for a run followed by a point and a number.")
+    folder = answers_file("any").parent
+    logs = [answers_file(name)] if name else sorted(folder.glob("*.jsonl"))
+    for log in logs:
+        line = _line_with(log, f'{{"id":"{answer_id}",')
+        if line is not None:
+            return _parsed(log, line)
+    raise DataError(
+        f"No answer {answer_id} is logged in {folder}. Logs of other machines lie in their own home folders; with "
+        f"{SETTING}=off none is written."
+    )
+
+
+def logged_queries(name: str, limit: int) -> list[str]:
+    """The newest `limit` different queries whose text was logged, newest first; empty when none was."""
+    found: dict[str, None] = {}
+    for line in _lines_from_end(answers_file(name)):
+        if len(found) >= limit:
+            break
+        if text := _parsed(answers_file(name), line).query:
+            found[text] = None
+    return list(found)
+
+
+def _append(path: Path, lines: str) -> None:
+    """One write under a lock: lines of two processes never mix. A line that a killed writer left half is ended first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        if log.seek(0, os.SEEK_END) > 0:
+            log.seek(-1, os.SEEK_END)
+            lines = lines if log.read(1) == b"\n" else "\n" + lines
+        log.write(lines.encode())
+        log.flush()
+        os.fsync(log.fileno())
+
+
+def _line_with(path: Path, start: str) -> bytes | None:
+    """The last line that begins with `start`; the file is searched as bytes, a gigabyte takes about a second."""
+    if not path.exists() or not path.stat().st_size:
+        return None
+    with path.open("rb") as log, mmap.mmap(log.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        place = content.rfind(b"\n" + start.encode()) + 1
+        if place == 0 and content[: len(start)] != start.encode():
+            return None
+        end = content.find(b"\n", place)
+        return content[place : end if end >= 0 else len(content)]
+
+
+def _lines_from_end(path: Path) -> Iterator[bytes]:
+    """Complete lines that are not empty, newest first, read block by block."""
+    if not path.exists():
+        return
+    with path.open("rb") as log:
+        place, rest = log.seek(0, os.SEEK_END), b""
+        while place:
+            start = max(0, place - BLOCK)
+            log.seek(start)
+            lines = (log.read(place - start) + rest).split(b"\n")
+            place, rest = start, lines[0] if start else b""
+            yield from (line for line in reversed(lines[1:] if start else lines) if line.endswith(b"}"))
+
+
+def _parsed(path: Path, line: bytes) -> Answer:
+    try:
+        content = json.loads(line)
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise ArtifactError(f"{path}: an answer has the schema version {version}, this program knows {SCHEMA_VERSION}. Update it.")
+        return Answer.model_validate(content)
+    except (ValueError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{path}: a line is not an answer as this program writes it ({reason}). Restore the log.") from None

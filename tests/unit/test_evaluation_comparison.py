@@ -1,0 +1,111 @@
+"""A candidate against a champion whose rankings can be worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from components.artifacts import read_json, verify, write_json
+from components.errors import ArtifactError
+from components.evaluation.comparison import COMPARISON_FILE, LOGGED, SIDE_BY_SIDE_FILE, load_comparison, load_tables
+from components.evaluation.config import EvaluationConfig
+from components.evaluation.contest import SHOWN, Contender, Contest, hold_contest
+from components.evaluation.rankers import DenseRanker
+from components.evaluation.summarize import JudgedSplit
+from components.index.search import index_in_memory
+from tests.encoders import WORDS, WordEncoder
+
+CONFIG = EvaluationConfig(latency_queries=20, throughput_batch=4, bootstrap_samples=200)
+SIZES = {"index": 100, "encoder": 10, "documents": len(WORDS)}
+
+
+def contender(texts: dict[str, str]) -> Contender:
+    """A release that knows `texts` by id; the title of a document is its text in capitals."""
+    encoder = WordEncoder()
+    index = index_in_memory(WordEncoder("document").encode(list(texts.values())), list(texts), encoder.space_id)
+    return Contender(DenseRanker(encoder, index), {i: text.upper() for i, text in texts.items()}, SIZES)
+
+
+def judged(relevant: dict[str, str]) -> JudgedSplit:
+    """Queries that are their own id, with one relevant document each."""
+    rows = pd.DataFrame([(q, d, 1) for q, d in relevant.items()], columns=["query_id", "doc_id", "score"])
+    return JudgedSplit(sorted(relevant), sorted(relevant), rows.sort_values("query_id", ignore_index=True))
+
+
+# The champion has apple and bread under each other's ids, the candidate cheese and dates; eggs both have right.
+RIGHT = {f"d-{word}": word for word in WORDS[:5]}
+CHAMPION = {**RIGHT, "d-apple": "bread", "d-bread": "apple"}
+CANDIDATE = {**RIGHT, "d-cheese": "dates", "d-dates": "cheese"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    asked = judged({word: f"d-{word}" for word in WORDS[:5]})
+    contest = Contest(contender(CANDIDATE), contender(CHAMPION), 3, asked, ["eggs", "cheese"], LOGGED)
+    hold_contest(contest, CONFIG, {"index": "i" * 64}, tmp_path)
+    return tmp_path
+
+
+def test_the_figures_are_those_worked_out_by_hand(folder: Path) -> None:
+    artifact, summary = verify(folder), load_comparison(folder)
+    assert summary is not None
+    assert (artifact.kind, artifact.parents, artifact.counts) == ("comparison", {"index": "i" * 64}, {"queries": 5, "replayed": 2})
+    assert (summary.baseline_version, summary.queries) == (3, 5)
+    # Each has two of five first documents wrong, so the mean is equal and its interval goes both ways.
+    first = next(found for found in summary.metrics if found.metric == "recall@1")
+    assert (first.difference, first.queries, first.system, first.baseline) == (0.0, 5, "candidate", "champion")
+    assert first.low < 0 < first.high
+    assert summary.agreement["judged queries@1"].mean == pytest.approx(1 / 5)
+    assert summary.agreement["logged queries@1"].mean == pytest.approx(1 / 2)  # eggs found alike, cheese not
+    assert summary.agreement["logged queries@10"].mean == 1.0  # there are five documents only
+    assert summary.sizes == {"candidate": SIZES, "champion": SIZES}
+
+
+def test_both_are_timed_with_the_same_queries(folder: Path) -> None:
+    summary = load_comparison(folder)
+    assert summary is not None
+    for speed in (summary.candidate, summary.champion):
+        assert (speed.queries, speed.batch_size) == (20, 4)
+        assert 0 < speed.p50_ms <= speed.p95_ms
+        assert np.isfinite(speed.qps)
+
+
+def test_losses_and_gains_stand_side_by_side_with_titles(folder: Path) -> None:
+    table = load_tables(folder).side_by_side
+    assert table["query_id"].tolist() == ["cheese", "dates", "apple", "bread"]  # eggs did not change
+    assert (table["difference"] < 0).tolist() == [True, True, False, False]
+    lost = table.iloc[0]
+    assert lost["candidate"][0] == {"doc_id": "d-dates", "title": "CHEESE", "score": 1.0, "relevant": False}
+    assert lost["champion"][0] == {"doc_id": "d-cheese", "title": "CHEESE", "score": 1.0, "relevant": True}
+    assert [document["doc_id"] for document in lost["relevant"]] == ["d-cheese"]
+
+
+def test_no_more_than_twenty_each_way_are_shown(tmp_path: Path) -> None:
+    ids = [f"q{n:02d}" for n in range(30)]
+    asked = JudgedSplit(ids, ["apple"] * 30, pd.DataFrame({"query_id": ids, "doc_id": "d-apple", "score": 1}))
+    hold_contest(Contest(contender(CANDIDATE), contender(CHAMPION), 1, asked), CONFIG, {}, tmp_path)
+    assert len(load_tables(tmp_path).side_by_side) == SHOWN
+
+
+def test_the_text_of_a_logged_query_is_not_copied(folder: Path) -> None:
+    rows = load_tables(folder).agreement
+    named = set(rows.loc[rows["source"] == LOGGED, "query"])
+    assert len(named) == 2
+    assert not named & {"eggs", "cheese"}
+
+
+def test_no_comparison_is_none_and_a_broken_one_is_refused(folder: Path, tmp_path: Path) -> None:
+    assert load_comparison(tmp_path / "nowhere") is None
+    content = read_json(folder / COMPARISON_FILE)
+    write_json(folder / COMPARISON_FILE, {**content, "schema_version": 99})
+    with pytest.raises(ArtifactError, match="schema version 99"):
+        load_comparison(folder)
+    write_json(folder / COMPARISON_FILE, {**content, "baseline_version": 0})
+    with pytest.raises(ArtifactError, match="baseline_version"):
+        load_comparison(folder)
+    (folder / SIDE_BY_SIDE_FILE).write_bytes(b"no table")
+    with pytest.raises(ArtifactError, match=SIDE_BY_SIDE_FILE):
+        load_tables(folder)

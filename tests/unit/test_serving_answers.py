@@ -1,0 +1,88 @@
+"""The log of served answers: ids, what is kept of a query, and what is said when the log was changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from components.errors import ArtifactError, ConfigError, DataError
+from components.serving import answers
+from components.serving.answers import Served, answers_file, find_answer, log_answers, logged_queries, query_digest
+from components.serving.retriever import Hit
+
+SERVED = Served("retriever", "retriever-release", 3, "d" * 64)
+HITS = [Hit("d1", 0.9), Hit("d2", 0.5)]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    monkeypatch.delenv(answers.SETTING, raising=False)
+    return tmp_path
+
+
+def test_an_answer_is_found_again_by_its_id_without_the_text_of_the_query() -> None:
+    (first,), (second,) = (log_answers(SERVED, [query], [HITS]) for query in ("my knee hurts", "my knee hurts"))
+    answer = find_answer(first)
+    assert (answer.model, answer.version, answer.digest) == ("retriever-release", 3, "d" * 64)
+    assert (answer.doc_ids, answer.scores) == (("d1", "d2"), (0.9, 0.5))
+    assert answer.query is None and "knee" not in answers_file("retriever").read_text()
+    assert answer.query_digest == query_digest(first, "my knee hurts") != find_answer(second).query_digest
+
+
+def test_the_answers_of_a_run_are_numbered() -> None:
+    ids = log_answers(SERVED, ["a", "b", "c"], [HITS, [], HITS[:1]])
+    assert [answer_id.split(".")[1] for answer_id in ids] == ["1", "2", "3"]
+    assert [find_answer(answer_id).doc_ids for answer_id in ids] == [("d1", "d2"), (), ("d1",)]
+    with pytest.raises(DataError, match="No answer"):
+        find_answer(ids[0].split(".")[0])
+
+
+def test_queries_come_back_newest_first_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "BLOCK", 64)  # lines longer than a block
+    assert logged_queries("retriever", 5) == []
+    log_answers(SERVED, ["private"], [HITS])
+    monkeypatch.setenv(answers.SETTING, "full")
+    for query in ("knee", "eye\nline", "knee", "ohr ü"):
+        log_answers(SERVED, [query], [HITS])
+    assert logged_queries("retriever", 5) == ["ohr ü", "knee", "eye\nline"]
+    assert logged_queries("retriever", 2) == ["ohr ü", "knee"]
+
+
+def test_off_writes_nothing_and_another_word_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(answers.SETTING, "off")
+    assert log_answers(SERVED, ["a"], [HITS]) == []
+    assert not answers_file("retriever").exists()
+    monkeypatch.setenv(answers.SETTING, "yes")
+    with pytest.raises(ConfigError, match="'yes'\\. Expected off"):
+        log_answers(SERVED, ["a"], [HITS])
+
+
+def test_a_half_line_of_a_killed_writer_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(answers.SETTING, "full")
+    (first,) = log_answers(SERVED, ["a"], [HITS])
+    with answers_file("retriever").open("a") as log:
+        log.write('{"id":"0000000000000000","schema_')
+    (second,) = log_answers(SERVED, ["b"], [HITS])
+    assert [find_answer(answer_id).query for answer_id in (first, second)] == ["a", "b"]
+    assert logged_queries("retriever", 9) == ["b", "a"]
+
+
+def test_wrong_ids_and_changed_lines_are_refused_in_words() -> None:
+    (known,) = log_answers(SERVED, ["a"], [HITS])
+    with pytest.raises(DataError, match="is not the id of an answer"):
+        find_answer("../../etc/passwd")
+    with pytest.raises(DataError, match="No answer 0123456789abcdef is logged"):
+        find_answer("0123456789abcdef")
+    with pytest.raises(DataError, match="No answer"):
+        find_answer(known, "another")
+    log = answers_file("retriever")
+    line = json.loads(log.read_text())
+    log.write_text(json.dumps({**line, "surprise": 1}, separators=(",", ":")))
+    with pytest.raises(ArtifactError, match="not an answer"):
+        find_answer(known)
+    log.write_text(json.dumps({**line, "schema_version": 9}, separators=(",", ":")))
+    with pytest.raises(ArtifactError, match="schema version 9"):
+        find_answer(known)
