@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
 if TYPE_CHECKING:
@@ -13,7 +15,13 @@ if TYPE_CHECKING:
 
 SECONDS = 60.0  # how long a page may take; a loaded machine has taken half of it
 T = TypeVar("T")
-_VISIBLE = "//*[normalize-space(.)={text}][not(*[normalize-space(.)={text}])]"
+# MLflow shows an error for three seconds, which a loaded machine may miss: the page keeps them.
+_KEEP_NOTICES = """
+window.notices = []
+new MutationObserver(() => document.querySelectorAll(".du-bois-light-notification-notice-message").forEach(
+  notice => notice.innerText && !window.notices.includes(notice.innerText) && window.notices.push(notice.innerText)
+)).observe(document.body, {childList: true, subtree: true, characterData: true})
+"""
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class Person:
     def sign_in(self, user: str, password: str) -> str:
         """Answer the browser's question for name and password; returns the text of the page that comes."""
         parts = urlsplit(self.url)
-        self.browser.get(f"{parts.scheme}://{quote(user)}:{quote(password)}@{parts.netloc}/health")
+        self.browser.get(f"{parts.scheme}://{quote(user)}:{quote(password)}@{parts.netloc}/")
         return self.text()
 
     def open(self, route: str) -> None:
@@ -70,16 +78,24 @@ class Person:
 
     def promote(self, target: str) -> None:
         """On the page of a version: MLflow's own "Promote model", into the registered model `target`."""
-        from selenium.webdriver.common.keys import Keys
-
+        self.browser.execute_script(_KEEP_NOTICES)
         self.find(".promote-model-btn").click()
         self.find("[role=dialog] input#selectedModel").send_keys(target)
         self.find(f".du-bois-light-select-item-option[title='{target}']").click()
         self.find("[role=dialog] .du-bois-light-btn-primary").click()
 
-    def _wait(self, look: Callable[[], T | bool | None], what: str) -> T:
-        from selenium.common.exceptions import StaleElementReferenceException
-        from selenium.webdriver.support.ui import WebDriverWait
+    def notice(self) -> str:
+        """Wait for what MLflow says after `promote` when the server refused it."""
+        return self._wait(lambda: "\n".join(self.browser.execute_script("return window.notices")), "a notice of a refusal")
 
-        waiting = WebDriverWait(self.browser, SECONDS, 0.1, ignored_exceptions=[StaleElementReferenceException])
-        return waiting.until(lambda _: look(), f"not seen in {SECONDS:.0f} s: {what}; the page says:\n{self.text()[:2000]}")
+    def _wait(self, look: Callable[[], T | bool | None], what: str) -> T:
+        """The first thing that `look` finds; AssertionError with the page's text when it finds none in time."""
+        from selenium.common.exceptions import StaleElementReferenceException
+
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:
+            with suppress(StaleElementReferenceException):  # the app drew the page anew between two looks
+                if found := look():
+                    return cast(T, found)
+            time.sleep(0.1)
+        raise AssertionError(f"not seen in {SECONDS:.0f} s: {what}; the page says:\n{self.text()[:3000]}")
