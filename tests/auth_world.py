@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
+import subprocess
 import sys
+import time
 import tomllib
 import urllib.request
 from base64 import b64encode
@@ -22,6 +25,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 PASSWORD = "a password for tests"
+USERS = {
+    **{role: (role,) for role in ("trainer", "reviewer", "promoter", "auditor")},
+    "both": ("trainer", "reviewer"),
+    "guest": ("auditor",),
+}
 
 
 def free_port() -> int:
@@ -78,20 +86,15 @@ class AuthServer:
 
 @contextmanager
 def auth_server(folder: Path, template: Path) -> Iterator[AuthServer]:
-    """A server over a new home folder, prepared for the retriever `retriever` with one user for each role and `reviewer2`."""
+    """A server over a new home folder, prepared for the retriever `retriever` with the users of `USERS`."""
     from components.tracking.bootstrap import bootstrap
     from components.tracking.store import clear_caches
-    from flows.auth_server import auth_plan
-    from flows.servers import running
 
     home = folder / "home"
     (home / "mlflow").mkdir(parents=True)
     shutil.copyfile(template, home / "mlflow" / "mlflow.db")
     users = folder / "users.yaml"
-    roles = {"trainer": "trainer", "reviewer": "reviewer", "reviewer2": "[reviewer, trainer]", "promoter": "promoter", "auditor": "auditor"}
-    listed = "".join(
-        f"  {user}: {{roles: {role if '[' in role else f'[{role}]'}, password_env: TEST_PASSWORD}}\n" for user, role in roles.items()
-    )
+    listed = "".join(f"  {user}: {{roles: [{', '.join(roles)}], password_env: TEST_PASSWORD}}\n" for user, roles in USERS.items())
     users.write_text("users:\n" + listed)
     with pytest.MonkeyPatch.context() as patch:
         know_the_app(folder / "app", patch)
@@ -101,12 +104,29 @@ def auth_server(folder: Path, template: Path) -> Iterator[AuthServer]:
         patch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", PASSWORD)
         for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
             patch.delenv(name, raising=False)
-        plan = auth_plan(free_port())
         clear_caches()
-        with running([plan]):
-            bootstrap("retriever", plan.url, users)
-            yield AuthServer(plan.url, home)
+        with _started() as url:
+            bootstrap("retriever", url, users)
+            yield AuthServer(url, home)
         clear_caches()
+
+
+@contextmanager
+def _started() -> Iterator[str]:
+    """`scalingnote ui --auth` in a process of its own."""
+    from components.tracking.sign_in import running_server
+
+    command = [sys.executable, "-m", "flows.cli.main", "ui", "--auth", "--mlflow-port", str(free_port())]
+    environment = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:1/api"}  # so that MLflow alone is started
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        while (url := running_server()) is None:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
 
 
 def _content(response: Any) -> Any:
