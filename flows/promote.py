@@ -14,8 +14,9 @@ def promote_newest_approved(name: str) -> dict[str, Any]:
     """Verify and promote the newest approved release, finish what a killed run began, or do nothing."""
     from components.promotion.promote import promote as change_champion
     from components.serving.smoke import check_smoke
+    from components.serving.timing import compare_again
 
-    return asdict(change_champion(name, check_smoke))
+    return asdict(change_champion(name, check_smoke, compare_again))
 
 
 @flow(name="promote", persist_result=False, validate_parameters=True)

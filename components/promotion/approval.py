@@ -67,7 +67,7 @@ def approve(name: str, candidate_version: int | str, person: str | None, overrid
     _require_approvable(name, candidate, reason)
     records = record_store.read_records(name)
     copy = _standing_copy(name, candidate, records)
-    entries = people.require_trail(records)
+    entries = _trail(records, who)
     if entries is None:
         return _approve_claimed(name, (candidate, copy), records, who, reason)
     _require_signed_in()
@@ -75,6 +75,13 @@ def approve(name: str, candidate_version: int | str, person: str | None, overrid
     people.require_independent(entries, (candidate.name, candidate.version), manifest, who)
     known = read_approval(name, copy, candidate, entries) if copy is not None else None
     return _approve_signed_in(name, candidate, known, records, reason)
+
+
+def _trail(records: Sequence[Record], person: str) -> list[AuditEntry] | None:
+    try:
+        return people.require_trail(records)
+    except store.TrackingError as error:
+        raise store.TrackingError(f"'{person}' cannot approve, only a reviewer can. {error}") from error
 
 
 def _require_signed_in() -> None:

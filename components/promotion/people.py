@@ -15,6 +15,7 @@ from components import settings
 from components.errors import ArtifactError, PromotionError
 from components.promotion.standing import Record
 from components.tracking import audit, labels, store
+from components.tracking.calls import MAX_VALUE
 
 if TYPE_CHECKING:
     from components.promotion.release import ReleaseManifest
@@ -93,14 +94,14 @@ def require_reviewer(entries: Sequence[AuditEntry], release: VersionInfo, manife
     act = act_of(entry)
     if entry is None or act is None:
         raise PromotionError(
-            f"The audit log does not say who made {where}: it was written past the server. Delete that version, and approve the "
-            "candidate signed in to the server."
+            f"The audit log does not say who made {where}: it was written past the server. Reject that version (tag `review`), "
+            "and approve the candidate signed in to the server."
         )
     if act.role != REVIEWER:
         roles = ", ".join(entry.roles) or "none"
         raise PromotionError(
             f"{where} was made by '{act.person}' (roles: {roles}; audit entry {act.sequence}); only a reviewer's copy is an approval. "
-            "Delete that version and let a reviewer approve the candidate."
+            "Reject that version (tag `review`) and let a reviewer approve the candidate."
         )
     require_independent(entries, candidate, manifest, act.person)
     return act
@@ -121,9 +122,10 @@ def override_act(entries: Sequence[AuditEntry], release: VersionInfo) -> tuple[s
     tagged = [entry for entry in audit.actions_on(entries, release.name, release.version) if entry.action in _TAGGED]
     last = next((entry for entry in reversed(tagged) if entry.outcome == "ok" and entry.subject.get("key") == key), None)
     act = act_of(last)
-    if last is None or act is None or act.role != REVIEWER or last.subject.get("value", "").strip() != reason:
+    if last is None or act is None or act.role != REVIEWER:
         return None
-    return reason, act
+    logged = last.subject.get("value", "")  # cut off there when it is long
+    return (reason, act) if labels.cut(release.tags[key], MAX_VALUE) == logged else None
 
 
 def tag_act(entries: Sequence[AuditEntry], release: VersionInfo, key: str) -> Act | None:

@@ -96,7 +96,9 @@ def append(name: str, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _decided(decided: Decided) -> dict[str, Any]:
-    return {"against": decided.against, "digest": decided.digest, "decision": decided.decision.model_dump(mode="json")}
+    comparison = decided.comparison.model_dump(mode="json") if decided.comparison is not None else None
+    decision = decided.decision.model_dump(mode="json")
+    return {"against": decided.against, "digest": decided.digest, "decision": decision, "comparison": comparison}
 
 
 def _proof(authentication: str, sequence: int | None, digest: str | None) -> dict[str, Any]:

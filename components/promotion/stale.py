@@ -1,31 +1,39 @@
 """Decisions that a promotion stands on: the candidate's own, and a second one when the champion changed since.
 
 A candidate is compared with the champion of its day. Approved late, it would replace another one, which may be better: then the gates
-decide again, on the candidate's evaluation and that of today's champion, both registered and digested. No number is measured anew.
+decide again, on the candidate's evaluation and that of today's champion, both registered and digested. Speed alone is measured anew, by
+whoever can open both: times of different runs say nothing about each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from components.artifacts import digest_of
 from components.errors import PromotionError
 from components.promotion.approval import Approval, given_since
-from components.promotion.gates import GateDecision
-from components.promotion.release import ReleaseManifest, load_release
+from components.promotion.baseline import baseline_evaluation
+from components.promotion.facts import load_facts
+from components.promotion.gates import Evidence, GateDecision, decide
+from components.promotion.policy import recorded_policy
+from components.promotion.release import EVALUATION_FOLDER, ReleaseManifest, load_release
 from components.promotion.standing import Record
-from components.promotion.verification import recompute_decision
 
-CompareAgain = Callable[[Path, int | None], GateDecision]
+if TYPE_CHECKING:
+    from components.evaluation.comparison import ComparisonSummary
 
 
 class Decided(NamedTuple):
-    """A decision and the version of the release model that the candidate was held against (None: a first release)."""
+    """A decision, and the version of the release model that the candidate was held against (None: a first release).
+
+    `comparison` is what was measured for this decision alone and lies in no artifact.
+    """
 
     against: int | None
     decision: GateDecision
+    comparison: ComparisonSummary | None = None
 
     @property
     def digest(self) -> str:
@@ -33,10 +41,21 @@ class Decided(NamedTuple):
         return digest_of(self.decision.model_dump(mode="json"))
 
 
-def decide_again(folder: Path, champion: int | None) -> GateDecision:
-    """Decide about the release in `folder` as if `champion` had been there when it was built; raises ArtifactError for a changed one."""
-    manifest = load_release(folder).model_copy(update={"baseline_version": champion})
-    return recompute_decision(manifest.name, manifest, folder)
+CompareAgain = Callable[[Path, int | None], Decided]
+
+
+def decide_again(folder: Path, champion: int | None, comparison: ComparisonSummary | None = None) -> Decided:
+    """Decide about the release in `folder` as if `champion` had been there when it was built.
+
+    `comparison` holds their speeds if they were timed in one run; what the candidate was built with is about another champion. Raises
+    ArtifactError for a champion whose files were changed.
+    """
+    from components.evaluation.report import load_evaluation
+
+    manifest = load_release(folder)
+    baseline = None if champion is None else baseline_evaluation(manifest.name, champion)
+    evidence = Evidence(load_evaluation(folder / EVALUATION_FOLDER), baseline, comparison, load_facts(folder))
+    return Decided(champion, decide(evidence, recorded_policy(manifest.config)), comparison)
 
 
 def decisions_for(manifest: ReleaseManifest, folder: Path, champion: int | None, compare_again: CompareAgain | None) -> tuple[Decided, ...]:
@@ -49,7 +68,7 @@ def decisions_for(manifest: ReleaseManifest, folder: Path, champion: int | None,
         return (first,)
     if compare_again is None:
         raise PromotionError(f"{_stale(first.against, champion)} It has to be compared again; nothing was changed.")
-    return first, Decided(champion, compare_again(folder, champion))
+    return first, compare_again(folder, champion)
 
 
 def require_decided(version: int, decisions: Sequence[Decided], approval: Approval, records: Sequence[Record]) -> None:

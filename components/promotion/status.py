@@ -7,6 +7,8 @@ from typing import Any
 from components.errors import PromotionError, ScalingNoteError
 from components.evaluation.growth import tuning_warning
 from components.promotion.approval import rejection
+from components.promotion.baseline import record_of
+from components.promotion.marks import RED
 from components.promotion.release_index import champion_index
 from components.promotion.standing import candidate_model, expected_aliases, trusted
 from components.promotion.waiting import waiting_for_promotion
@@ -30,6 +32,7 @@ def status_of(name: str) -> dict[str, Any]:
         "warning": _warning(name),
         "candidates": [_candidate(info) for info in candidates[-5:]],
         "waiting_for_promotion": [info.version for info in waiting_for_promotion(name, records).versions],
+        "override": (record_of(records, places.champion) or {}).get("override") if places.champion else None,
         "last_record": dict(records[-1]) if records else None,
     }
 
@@ -45,6 +48,8 @@ def render_status(state: dict[str, Any]) -> str:
     lines += [f"  release/{v} is approved and waits: scalingnote promote" for v in state["waiting_for_promotion"]]
     if record := state["last_record"]:
         lines.append(f"Last change: {record['action']} to release/{record['to_version']}, {record['recorded_at']}")
+    if state["override"]:
+        lines.append(f"{RED} OVERRIDE: the champion was released although its gates did not pass: {state['override']}")
     if state["warning"]:
         lines.append(f"Warning: {state['warning']}")
     if state["alarm"]:

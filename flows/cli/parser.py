@@ -71,12 +71,18 @@ def _add_refreshing(commands: Any) -> None:
 def _add_promotion(commands: Any) -> None:
     approve = _command(commands, "approve", "release:approve", "approve a candidate as a named person (what Promote does in the MLflow UI)")
     approve.add_argument("candidate", help="candidate/N, or N")
-    approve.add_argument("--as", dest="person", required=True, metavar="NAME", help="who approves")
+    approve.add_argument("--as", dest="person", metavar="NAME", help="who approves (default: who is signed in to the server)")
     approve.add_argument("--override", metavar="REASON", help="approve although gates did not pass; the reason is kept for ever")
-    _command(commands, "promote", "release:promote", "make the newest approved release the champion, after verifying it again")
+    promote = _command(commands, "promote", "release:promote", "make the newest approved release the champion, after verifying it again")
+    promote.add_argument("--watch", type=_seconds, metavar="SECONDS", help="go on until Ctrl-C and look this often, from 1")
+    hook = _command(commands, "webhook", "release:webhook", "promote --watch that a signed webhook of MLflow wakes at once")
+    hook.add_argument("--port", type=_port, required=True, metavar="PORT", help="port to receive on")
+    hook.add_argument("--host", default="127.0.0.1", help="address to receive on (default 127.0.0.1)")
+    hook.add_argument("--watch", type=_seconds, default=60.0, metavar="SECONDS", help="look this often by itself (default 60)")
     rollback = _command(commands, "rollback", "release:rollback", "go back to the release that the champion replaced")
     rollback.add_argument("--as", dest="person", metavar="NAME", help="who rolls back (default: the system's user name)")
     rollback.add_argument("--reason", default="no reason given", metavar="TEXT", help="why; kept in the promotion record")
+    _command(commands, "history", "release:history", "who promoted what, when and why; overrides stand out")
 
 
 def _add_use(commands: Any) -> None:
@@ -153,6 +159,12 @@ def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 10_000:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 10000, not '{text}'")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 86_400:
+        raise argparse.ArgumentTypeError(f"expected whole seconds from 1 to 86400, not '{text}'")
+    return float(text)
 
 
 def _port(text: str) -> int:

@@ -1,12 +1,19 @@
-"""Commands that change what is served: approve, promote, rollback."""
+"""Commands that change what is served, or tell how it changed: approve, promote, webhook, rollback, history."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from flows.cli.disk import require_space
 from flows.cli.output import only_result_on_stdout, retriever_name, show
+
+if TYPE_CHECKING:
+    from flows.watch import Watch
 
 
 def approve(options: argparse.Namespace) -> None:
@@ -15,19 +22,35 @@ def approve(options: argparse.Namespace) -> None:
 
     approval = approve_candidate(retriever_name(options), options.candidate, options.person, options.override)
     state = "approved" if approval.created else "was approved before"
-    text = f"candidate/{approval.candidate_version} {state} by {approval.person} (unauthenticated) as release/{approval.release_version}."
+    proof = "unauthenticated" if approval.authentication == "none" else f"{approval.role}, signed in"
+    text = f"candidate/{approval.candidate_version} {state} by {approval.person} ({proof}) as release/{approval.release_version}."
     show(options, asdict(approval), text + "\nNext: scalingnote promote")
 
 
 def promote(options: argparse.Namespace) -> None:
-    """Promote the newest approved release."""
+    """Promote the newest approved release, once or again and again."""
     require_space()
+    if options.watch is not None:
+        _run(_watch(options), options)
+        return
     from flows.promote import promote as flow
 
     with only_result_on_stdout(options):
         result = flow(retriever_name(options))
-    warnings = "".join(f"\nWarning: {warning}" for warning in result["warnings"])
-    show(options, result, f"Status: {result['status']}{warnings}")
+    show(options, result, f"Status: {result['status']}{_warnings(result['warnings'])}")
+
+
+def webhook(options: argparse.Namespace) -> None:
+    """Watch, and look at once when MLflow calls."""
+    from components.promotion.deliveries import Deliveries
+    from flows.webhook import receiving, secret
+
+    require_space()
+    deliveries = Deliveries(retriever_name(options), secret())
+    watch = _watch(options)
+    with receiving((options.host, options.port), deliveries, watch.wake.set) as port:
+        print(f"Receiving webhooks on http://{options.host}:{port}/.", file=sys.stderr, flush=True)
+        _run(watch, options)
 
 
 def rollback(options: argparse.Namespace) -> None:
@@ -37,5 +60,35 @@ def rollback(options: argparse.Namespace) -> None:
     from components.tracking.provenance import claimed_user
 
     change = change_back(retriever_name(options), options.person or claimed_user(), options.reason, check_smoke)
-    warnings = "".join(f"\nWarning: {warning}" for warning in change.warnings)
-    show(options, asdict(change), change.message + warnings)
+    show(options, asdict(change), change.message + _warnings(change.warnings))
+
+
+def history(options: argparse.Namespace) -> None:
+    """All promotions and rollbacks with their people and reasons."""
+    from components.promotion.history import history_of, render_history
+
+    name = retriever_name(options)
+    entries = history_of(name)
+    show(options, {"name": name, "history": entries}, render_history(name, entries, colours=sys.stdout.isatty()))
+
+
+def _watch(options: argparse.Namespace) -> Watch:
+    from flows.watch import Watch
+
+    out = sys.stdout  # with --json everything else is sent to stderr while it runs
+
+    def tell(change: dict[str, Any]) -> None:
+        text = f"{change['status']}: {change['message']}{_warnings(change['warnings'])}"
+        print(json.dumps(change, default=str) if options.json else text, file=out, flush=True)
+
+    return Watch(retriever_name(options), options.watch, tell)
+
+
+def _run(watch: Watch, options: argparse.Namespace) -> None:
+    print(f"Looking for approvals of '{watch.name}' every {watch.seconds:g} s; Ctrl-C stops it.", file=sys.stderr, flush=True)
+    with only_result_on_stdout(options):
+        watch.run()
+
+
+def _warnings(warnings: Sequence[str]) -> str:
+    return "".join(f"\nWarning: {warning}" for warning in warnings)

@@ -14,10 +14,12 @@ import pytest
 from numpy.typing import NDArray
 
 from components.artifacts import Artifact, seal, write_json
+from components.evaluation.comparison import ComparisonSummary
 from components.evaluation.report import (
     AnnSummary,
     EncoderSpeed,
     Evaluation,
+    HealthSummary,
     SpeedSummary,
     Summary,
     SystemSummary,
@@ -26,6 +28,7 @@ from components.evaluation.report import (
 )
 from components.promotion.baseline import load_baseline
 from components.promotion.config import PolicyConfig
+from components.promotion.facts import Facts, write_facts
 from components.promotion.gates import Evidence, decide
 from components.promotion.release import (
     DatasetPin,
@@ -39,10 +42,12 @@ from components.promotion.release import (
 )
 from components.towers.contract import EncodingContract, save_contract, space_id_of
 from components.tracking import labels
+from components.tracking.audit import append_entry, read_audit
 from components.tracking.registry import RegisteredVersion, VersionInfo
 
 NAME = "retriever"
-POLICY = PolicyConfig(min_queries=20)
+POLICY = PolicyConfig(min_queries=20, min_slice_queries=15, max_p95_ratio=None, min_qps_ratio=None)  # nothing is timed here
+FACTS = Facts(contract_errors=0, contract_warnings=0, lineage_gaps=(), space_mismatches=())
 GOOD = {"student": 0.70, "teacher": 0.72, "bm25": 0.40, "student_untrained": 0.30}
 CONTRACT = EncodingContract(
     role="document",
@@ -65,7 +70,7 @@ class Killed(BaseException):
 
 
 def make_evaluation(levels: Mapping[str, float] = GOOD, queries: int = 40, judgements: str = "j1", speed_up: float = 5.0) -> Evaluation:
-    """Every system has `level` on the mean of each metric, with the same spread over queries; the index loses nothing."""
+    """Every system has `level` on the mean of each metric, with the same spread over queries in two slices; the index loses nothing."""
     spread = np.linspace(-0.2, 0.2, queries)
     ids = [f"q{n:03d}" for n in range(queries)]
     tables = [
@@ -74,7 +79,8 @@ def make_evaluation(levels: Mapping[str, float] = GOOD, queries: int = 40, judge
         for metric in ("recall@50", "ndcg@10")
     ]
     rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["query_id", "system", "metric", "value"])
-    return with_ann(Evaluation(_summary(levels, queries, judgements, speed_up), rows), np.ones(queries))
+    slices = pd.DataFrame({"query_id": ids, "dimension": "half", "slice": ["even", "odd"] * (queries // 2) + ["even"] * (queries % 2)})
+    return with_ann(Evaluation(_summary(levels, queries, judgements, speed_up), rows, slices=slices), np.ones(queries))
 
 
 def with_ann(report: Evaluation, recall: NDArray[np.float64]) -> Evaluation:
@@ -107,12 +113,22 @@ def _summary(levels: Mapping[str, float], queries: int, judgements: str, speed_u
         retention={"recall@50": levels["student"] / levels["teacher"]} if both else {},
         retention_intervals={},
         speed=SpeedSummary(teacher=timed, student=timed, speed_up=speed_up, search_p50_ms=0.1),
+        health={name: HealthSummary(mean_cosine=0.1, effective_rank=20.0, queries=queries) for name in ("teacher", "student")},
     )
+
+
+def make_comparison(p95_ms: float = 2.0, qps: float = 100.0) -> ComparisonSummary:
+    """Candidate and champion timed in one run; the champion takes 2 ms and answers 100 queries per second."""
+    speeds = [EncoderSpeed(p50_ms=1.0, p95_ms=p95, qps=rate, batch_size=32, queries=20) for p95, rate in ((p95_ms, qps), (2.0, 100.0))]
+    return ComparisonSummary(baseline_version=1, judgements_digest="j1", queries=40, candidate=speeds[0], champion=speeds[1])
 
 
 @dataclass
 class MemoryTracking:
-    """Registry and records in memory. `kill_at` raises Killed right before the n-th change (from 0); None never does."""
+    """Registry and records in memory. `kill_at` raises Killed right before the n-th change (from 0); None never does.
+
+    With a `log` it behaves like a server with sign-in: each change is an entry of `user`, written as the server writes it.
+    """
 
     models: dict[str, list[VersionInfo]] = field(default_factory=dict)
     folders: dict[tuple[str, int], Path] = field(default_factory=dict)
@@ -121,18 +137,37 @@ class MemoryTracking:
     descriptions: dict[tuple[str, int], str] = field(default_factory=dict)
     kill_at: int | None = None
     changes: int = 0
+    log: Path | None = None
+    user: str | None = None
+    roles: tuple[str, ...] = ()
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("versions", "artifact_folder", "copy_version", "alias", "set_alias", "delete_alias", "set_version_tag"):
             monkeypatch.setattr(f"components.tracking.registry.{name}", getattr(self, name))
         for name in ("set_review_tag", "description", "set_description"):
             monkeypatch.setattr(f"components.tracking.registry.{name}", getattr(self, name))
+        monkeypatch.setattr("components.tracking.audit.trail", lambda: read_audit(self.log) if self.log else None)
+        monkeypatch.setattr("components.tracking.store.signed_in_as", lambda: self.user)
         for name in ("append_record", "read_records"):
             monkeypatch.setattr(f"components.tracking.records.{name}", getattr(self, name))
 
+    def sign_in(self, user: str, *roles: str) -> None:
+        """From now on changes are those of `user`."""
+        self.user, self.roles = user, roles
+
+    def note(self, action: str, outcome: str = "ok", **subject: str | int) -> None:
+        """One entry of the audit log; nothing where there is no log."""
+        if self.log is None:
+            return
+        fields = {"user": self.user, "roles": self.roles, "method": "POST", "path": f"/{action}", "action": action}
+        status = 200 if outcome == "ok" else 403
+        append_entry(self.log, {**fields, "subject": {k: str(v) for k, v in subject.items()}, "status": status, "outcome": outcome})
+
     def state(self) -> tuple[Any, ...]:
         """All that can be seen, times left out."""
-        plain = [{key: value for key, value in record.items() if key not in ("time", "approved_at")} for record in self.records]
+        plain = [
+            {key: value for key, value in record.items() if key not in ("time", "recorded_at", "approved_at")} for record in self.records
+        ]
         names = {model: [info.source for info in infos] for model, infos in self.models.items()}
         return names, dict(self.aliases), plain
 
@@ -142,6 +177,7 @@ class MemoryTracking:
         own = {**(tags or {}), labels.DIGEST: digest}
         infos.append(VersionInfo(name=model, version=version, tags=own, source=source, run_id="r", created_ms=0, aliases=()))
         self.folders[model, version] = folder
+        self.note("create_model_version", model=model, version=version, source=source)
         return version
 
     def delete_version(self, model: str, version: int) -> None:
@@ -166,6 +202,7 @@ class MemoryTracking:
     def set_alias(self, model_name: str, alias_name: str, version: int) -> None:
         self._change()
         self.aliases[model_name, alias_name] = version
+        self.note("set_alias", model=model_name, version=version, alias=alias_name)
 
     def delete_alias(self, model_name: str, alias_name: str) -> None:
         self._change()
@@ -175,10 +212,12 @@ class MemoryTracking:
         self._change()
         info = next(info for info in self.models[model_name] if info.version == version)
         info.tags.update(labels.prefixed({key: value}))
+        self.note("set_version_tag", model=model_name, version=version, key=next(iter(labels.prefixed({key: value}))), value=value)
 
     def set_review_tag(self, model_name: str, version: int, key: str, value: str) -> None:
         self._change()
         next(info for info in self.models[model_name] if info.version == version).tags[key] = value
+        self.note("set_version_tag", model=model_name, version=version, key=key, value=value)
 
     def description(self, model_name: str, version: int) -> str:
         return self.descriptions.get((model_name, version), "")
@@ -189,7 +228,7 @@ class MemoryTracking:
 
     def append_record(self, retriever_name: str, record: Mapping[str, Any]) -> dict[str, Any]:
         self._change()
-        self.records.append({**record, "sequence": len(self.records) + 1})
+        self.records.append({"recorded_at": record["time"], **record, "sequence": len(self.records) + 1})
         return dict(self.records[-1])
 
     def read_records(self, retriever_name: str) -> list[dict[str, Any]]:
@@ -218,15 +257,17 @@ def make_candidate(root: Path, register: Register, levels: Mapping[str, float] =
         pins=Pins(**{role: Pin(model=pin.name, version=pin.version, digest=pin.digest) for role, pin in pins.items()}),
         dataset=DatasetPin(name="toy", digest="d" * 64, source_digest="s" * 64, contracts={"documents": "1.0.0"}),
         evaluation=evaluation_pin(report.summary, evaluation.digest),
-        decision=decide(Evidence(report, baseline.evaluation if baseline else None), POLICY),
+        decision=decide(Evidence(report, baseline.evaluation if baseline else None, facts=FACTS), POLICY),
         baseline_version=baseline.version if baseline else None,
         smoke=(SmokeQuery(query="heart attack", doc_ids=("d1",)),),
         provenance={"code_revision": "abc", "dirty": True, "lock_digest": "l", "platform": "test machine", "packages": {"numpy": "2"}},
-        config={"policy": POLICY.model_dump(), "data": {"source": "toy"}},
+        config={"policy": POLICY.model_dump(mode="json"), "data": {"source": "toy"}},
         lineage=_lineage(pins, evaluation),
         flow_run_id="flow-1",
     )
-    return register(f"{NAME}-candidate", write_candidate(manifest, evaluation.path, validation, _folder(root / "candidate")))
+    folder = _folder(root / "candidate")
+    write_facts(folder, FACTS)
+    return register(f"{NAME}-candidate", write_candidate(manifest, evaluation.path, validation, folder))
 
 
 def _part(folder: Path, role: str) -> Artifact:

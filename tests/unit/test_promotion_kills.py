@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from components.promotion.approval import approve
+from components.promotion.marks import RED
 from components.promotion.promote import Change, promote, rollback, trusted
 from components.promotion.release import ReleaseManifest
+from components.tracking import audit, records, registry
 from tests.unit.promotion_world import GOOD, NAME, Killed, MemoryTracking, World
 
 RELEASE = f"{NAME}-release"
@@ -105,3 +111,120 @@ def test_killed_again_and_again_everything_still_ends_well(world: World) -> None
     assert run_with_kills(world, lambda: promote(NAME, no_smoke)) > 0
     assert aliases(world) == (1, None)
     assert len(world.tracking.records) == 1
+
+
+# --- 50 random points: before or after any call to the store, reading or writing ------------------------------------------------
+
+CALLS = {
+    registry: ("versions", "artifact_folder", "alias", "set_alias", "delete_alias", "set_version_tag", "description", "set_description"),
+    records: ("append_record", "read_records"),
+    audit: ("trail",),
+}
+
+
+class Chaos:
+    """Counts the calls to the store, and kills before or after one of them."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.kill_at: int | None = None
+        self.after = False
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module, names in CALLS.items():
+            for name in names:
+                monkeypatch.setattr(module, name, self._wrapped(getattr(module, name)))
+
+    def _wrapped(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any) -> Any:
+            now, self.calls = self.calls, self.calls + 1
+            if now == self.kill_at and not self.after:
+                raise Killed
+            value = call(*arguments)
+            if now == self.kill_at:
+                raise Killed
+            return value
+
+        return wrapped
+
+
+@pytest.fixture(scope="module")
+def approved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MemoryTracking]:
+    """Two releases, the second champion, and a third that a reviewer approved against its gates, on a server with an audit log."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        folder = tmp_path_factory.mktemp("approved")
+        tracking = MemoryTracking(log=folder / "audit.jsonl")
+        tracking.install(monkeypatch)
+        world = World(tracking, folder)
+        for levels in (GOOD, GOOD, BAD):
+            tracking.sign_in("tom", "trainer")
+            number = world.candidate(levels)
+            tracking.sign_in("rita", "reviewer")
+            approve(NAME, number, None, override=None if levels is GOOD else "pilot")
+            if levels is GOOD:
+                tracking.sign_in("flow", "promoter")
+                promote(NAME, no_smoke)
+        yield tracking
+
+
+@pytest.fixture
+def chaotic(approved: MemoryTracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[MemoryTracking, Chaos]:
+    """A copy of `approved` of its own."""
+    tracking = MemoryTracking(**{field.name: copy.deepcopy(getattr(approved, field.name)) for field in fields(approved)})
+    assert approved.log is not None
+    tracking.log = tmp_path / "audit.jsonl"
+    for suffix in ("", ".head"):
+        Path(f"{tracking.log}{suffix}").write_bytes(Path(f"{approved.log}{suffix}").read_bytes())
+    tracking.sign_in("flow", "promoter")
+    tracking.install(monkeypatch)
+    chaos = Chaos()
+    chaos.install(monkeypatch)
+    return tracking, chaos
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_killed_at_a_random_point_the_next_run_ends_in_the_new_release(chaotic: tuple[MemoryTracking, Chaos], seed: int) -> None:
+    tracking, chaos = chaotic
+    chance = random.Random(seed)
+    back = seed % 5 == 4
+    action, new, aliases_after = (
+        (lambda: rollback(NAME, "flow", "slow"), 1, (1, None)) if back else (lambda: promote(NAME, no_smoke), 3, (3, 2))
+    )
+    chaos.kill_at, chaos.after = chance.randrange(30 if back else 45), chance.random() < 0.5
+    try:
+        action()
+    except Killed:
+        chaos.kill_at = None
+        assert trusted(NAME).version in (2, new)
+        action()
+    chaos.kill_at = None  # a point behind the end was never reached
+    assert trusted(NAME) == (new, None)
+    assert (tracking.aliases[RELEASE, "champion"], tracking.aliases.get((RELEASE, "previous"))) == aliases_after
+    assert [record["to_version"] for record in tracking.records] == [1, 2, new]
+    if not back:
+        assert tracking.descriptions[RELEASE, 3].count(RED) == 1
+
+
+def test_random_points_cover_the_whole_promotion(chaotic: tuple[MemoryTracking, Chaos]) -> None:
+    _, chaos = chaotic
+    promote(NAME, no_smoke)
+    assert 30 < chaos.calls <= 45, chaos.calls
+
+
+def test_aliases_follow_the_promotion_that_came_between(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another flow promotes a newer release right after our record: our aliases must not go behind it."""
+    release(world)
+    approve(NAME, world.candidate(), "Ada")
+    real = records.append_record
+
+    def overtaken(name: str, record: dict[str, Any]) -> dict[str, Any]:
+        ours = real(name, record)
+        monkeypatch.setattr(records, "append_record", real)
+        approve(NAME, world.candidate(), "Ada")
+        assert promote(NAME, no_smoke).to_version == 3
+        return ours
+
+    monkeypatch.setattr(records, "append_record", overtaken)
+    assert promote(NAME, no_smoke).to_version == 2
+    assert aliases(world) == (3, 2)
+    assert trusted(NAME) == (3, None)

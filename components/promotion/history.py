@@ -1,0 +1,80 @@
+"""Who promoted what, when and why: the promotion records as a story, newest last. Needs no server where the store is embedded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from components.promotion.marks import RED
+from components.tracking import records as record_store
+
+_RED, _PLAIN = "\033[31m", "\033[0m"
+_FIELDS = (
+    "sequence",
+    "action",
+    "from_version",
+    "to_version",
+    "candidate_version",
+    "approved_by",
+    "role",
+    "authentication",
+    "approved_at",
+    "promoted_by",
+    "reason",
+    "override",
+    "override_by",
+    "verdict",
+    "first_release",
+    "evidence_digest",
+    "decision_digest",
+    "audit_sequence",
+    "audit_digest",
+    "digest",
+)
+
+
+def history_of(name: str) -> list[dict[str, Any]]:
+    """One entry for each promotion record, oldest first, verified as a chain; fields that an older record lacks are None.
+
+    `overridden` marks a release whose gates did not pass; `compared_again` holds the outcome against the champion it replaced, when that
+    was another one than it was built against. Raises ArtifactError that names the record where the chain is broken.
+    """
+    return [_entry(record) for record in record_store.read_records(name)]
+
+
+def render_history(name: str, entries: list[dict[str, Any]], colours: bool = False) -> str:
+    """A paragraph of lines for each entry; overrides stand in red, also without colours."""
+    if not entries:
+        return f"Nothing of '{name}' was promoted yet."
+    return "\n".join(line for entry in entries for line in _lines(entry, colours))
+
+
+def _entry(record: dict[str, Any]) -> dict[str, Any]:
+    again = (record.get("decisions") or [None])[-1]
+    return {
+        **{field: record.get(field) for field in _FIELDS},
+        "evidence_digest": record.get("evidence_digest") or record.get("manifest_digest"),
+        "when": record.get("time") or record.get("recorded_at"),
+        "overridden": bool(record.get("override")),
+        "compared_again": None if again is None else {"against": again["against"], "verdict": again["decision"]["verdict"]},
+    }
+
+
+def _lines(entry: dict[str, Any], colours: bool) -> list[str]:
+    before = f"release/{entry['from_version']}" if entry["from_version"] else "nothing"
+    what = f"{entry['action']}: {before} -> release/{entry['to_version']} (candidate/{entry['candidate_version']})"
+    lines = [f"{entry['sequence']:>3}  {str(entry['when'])[:19].replace('T', ' ')}  {what}", f"     {_who(entry)}"]
+    if again := entry["compared_again"]:
+        lines.append(f"     the champion had changed: compared again with release/{again['against']}, {again['verdict']}")
+    if entry["overridden"]:
+        text = f"{RED} OVERRIDE by {entry['override_by'] or entry['approved_by']}, gates {entry['verdict']}: {entry['reason']}"
+        lines.append(f"     {_RED}{text}{_PLAIN}" if colours else f"     {text}")
+    elif entry["reason"]:
+        lines.append(f"     reason: {entry['reason']}")
+    return lines
+
+
+def _who(entry: dict[str, Any]) -> str:
+    if entry["audit_digest"]:
+        return f"by {entry['approved_by']} ({entry['role']}, signed in), audit entry {entry['audit_sequence']} {entry['audit_digest'][:12]}"
+    person = entry["approved_by"]
+    return "by nobody known (unauthenticated)" if person == "unauthenticated" else f"by {person} (as claimed, unauthenticated)"

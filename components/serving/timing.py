@@ -1,0 +1,58 @@
+"""Candidate and champion timed against each other at promotion, when the champion is another one than the candidate was built against."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from components.errors import PromotionError
+from components.evaluation.comparison import CANDIDATE, CHAMPION, ComparisonSummary
+from components.evaluation.config import EvaluationConfig
+from components.evaluation.contest import ANSWER_DEPTH
+from components.evaluation.latency import Timed, measure_speeds
+from components.evaluation.machine import describe_machine
+from components.promotion.policy import recorded_policy
+from components.promotion.release import ReleaseManifest, load_release
+from components.promotion.stale import Decided, decide_again
+from components.promotion.standing import release_model
+from components.serving.answers import logged_queries
+from components.serving.loader import open_retriever
+from components.serving.retriever import Retriever
+from components.tracking import registry
+
+LOGGED = 200  # the newest queries of the log that both are asked, beside their smoke queries
+
+
+def compare_again(folder: Path, champion: int | None) -> Decided:
+    """`decide_again`, with both releases opened and timed in turns here and now if the policy asks how fast they are."""
+    manifest = load_release(folder)
+    policy = recorded_policy(manifest.config)
+    if champion is None or (policy.max_p95_ratio is None and policy.min_qps_ratio is None):
+        return decide_again(folder, champion)
+    return decide_again(folder, champion, time_both(manifest, champion))
+
+
+def time_both(manifest: ReleaseManifest, champion: int) -> ComparisonSummary:
+    """Speed of whole answers of the release and of version `champion`, asked the same queries in one run.
+
+    Raises ArtifactError when a part of either is missing or changed, PromotionError when there is no query to ask.
+    """
+    other = load_release(registry.artifact_folder(release_model(manifest.name), champion))
+    queries = [smoke.query for smoke in (*manifest.smoke, *other.smoke)] + logged_queries(manifest.name, LOGGED)
+    if not queries:
+        raise PromotionError("Neither release has smoke queries, so they cannot be timed against each other. Build the candidate again.")
+    config = EvaluationConfig.model_validate(manifest.config.get("evaluation", {}))
+    systems = {name: _timed(open_retriever(opened)) for name, opened in ((CANDIDATE, manifest), (CHAMPION, other))}
+    speeds = measure_speeds(systems, queries, config)
+    return ComparisonSummary(
+        baseline_version=champion,
+        judgements_digest=manifest.evaluation.judgements_digest,
+        queries=manifest.evaluation.queries,
+        candidate=speeds[CANDIDATE],
+        champion=speeds[CHAMPION],
+        answer_depth=ANSWER_DEPTH,
+        machine=describe_machine(),
+    )
+
+
+def _timed(retriever: Retriever) -> Timed:
+    return Timed(lambda texts: retriever.search(texts, ANSWER_DEPTH))

@@ -1,0 +1,66 @@
+"""Promotion that keeps looking: cheaply at the registry, and with the whole flow only when there is something to do.
+
+Looking is the truth and a webhook only makes it sooner, so a delivery that was lost costs a moment, not a promotion. The loop keeps no
+state that matters: killed at any point, it is started again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from components.errors import ArtifactError, PromotionError, ScalingNoteError
+
+AGAIN_SECONDS = 600.0  # a refusal that nothing in the registry explains, such as a file that somebody restored, is tried again so often
+Tell = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Watch:
+    """Looks every `seconds`, or at once when `wake` is set; `stop` ends it. `tell` gets each change and each refusal once."""
+
+    name: str
+    seconds: float
+    tell: Tell
+    wake: threading.Event = field(default_factory=threading.Event)
+    stop: threading.Event = field(default_factory=threading.Event)
+    _seen: str | None = None
+    _tried: float = 0.0
+    _said: str | None = None
+
+    def run(self) -> None:
+        """Look until `stop` is set. An error that the user can act on is told, and looked at again; any other one ends the loop."""
+        while not self.stop.is_set():
+            self.wake.clear()  # before looking: what comes meanwhile is looked at next
+            try:
+                self.look()
+            except ScalingNoteError as error:
+                self._tell_once(str(error))
+            self.wake.wait(self.seconds)
+
+    def look(self) -> None:
+        """Promote when something waits that was not tried in this state before."""
+        from components.promotion.waiting import pending
+        from flows.promote import promote
+
+        state = pending(self.name)
+        if state is None:
+            self._seen = self._said = None
+            return
+        if state == self._seen and time.monotonic() - self._tried < AGAIN_SECONDS:
+            return
+        self._seen, self._tried = state, time.monotonic()
+        try:
+            self.tell(promote(self.name))
+        except ScalingNoteError as error:
+            if not isinstance(error, PromotionError | ArtifactError):
+                self._seen = None  # a server that does not answer, not a verdict: try again at the next look
+            raise
+
+    def _tell_once(self, message: str) -> None:
+        if message != self._said:
+            self._said = message
+            self.tell({"status": "refused", "message": message, "warnings": ()})

@@ -1,0 +1,113 @@
+"""The promote flow's code in a process of its own, killed (SIGKILL) at random moments over a real store, and run once more."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from components.artifacts import Artifact
+from components.promotion.approval import approve
+from components.promotion.promote import promote, trusted
+from components.promotion.release import ReleaseManifest
+from components.promotion.verification import verify_release
+from components.tracking import registry
+from components.tracking.provenance import Provenance, version_tags
+from components.tracking.records import read_records
+from components.tracking.registry import RegisteredVersion
+from components.tracking.runs import StepRecord, open_flow_run, record_step
+from components.tracking.store import clear_caches
+from tests.unit.promotion_world import NAME, make_candidate
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+RELEASE = f"{NAME}-release"
+KILLS = int(os.environ.get("SCALINGNOTE_TEST_KILLS", "8"))
+PROVENANCE = Provenance(
+    code_revision="abc",
+    dirty=False,
+    patch_digest=None,
+    code_digest="c" * 64,
+    lock_digest="e" * 64,
+    python="3.11",
+    packages={},
+    platform="test",
+    user="somebody",
+)
+
+
+@pytest.fixture
+def register(home: Path) -> Callable[[str, Artifact], RegisteredVersion]:
+    parent = open_flow_run(NAME, "retrain", {}, PROVENANCE, {})
+
+    def into_mlflow(model: str, artifact: Artifact) -> RegisteredVersion:
+        run = record_step(parent, StepRecord(model, {}, artifact))
+        return registry.register(model, artifact, run, {}, version_tags(PROVENANCE, "d" * 64, {}, "flow-1"))
+
+    return into_mlflow
+
+
+def no_smoke(manifest: ReleaseManifest) -> None:
+    assert manifest.name == NAME
+
+
+def promote_alone() -> None:
+    clear_caches()  # a connection to the store must not be shared with the parent
+    promote(NAME, no_smoke)
+
+
+def seconds_of(kill_after: float | None) -> float:
+    """Promote in a forked process, killed after so many seconds; the seconds it took until its end."""
+    clear_caches()
+    process = multiprocessing.get_context("fork").Process(target=promote_alone)
+    started = time.monotonic()
+    process.start()
+    process.join(kill_after)
+    if process.is_alive() and process.pid is not None:
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return time.monotonic() - started
+
+
+def test_killed_at_random_moments_one_more_run_always_ends_in_the_new_release(
+    register: Callable[[str, Artifact], RegisteredVersion], tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        make_candidate(tmp_path / str(number), register)
+        approve(NAME, number, "Ada")
+        promote(NAME, no_smoke)
+    registry.copy_version(f"{NAME}-candidate", 2, RELEASE)
+    whole = seconds_of(None)
+    chance, interrupted, before = random.Random(5), 0, 3
+    for turn in range(KILLS):
+        old = trusted(NAME).version
+        new = registry.copy_version(f"{NAME}-candidate", 1 + turn % 2, RELEASE)
+        seconds_of(chance.uniform(0, whole))
+        assert trusted(NAME).version in (old, new)
+        interrupted += promote(NAME, no_smoke).status != "nothing"
+        assert trusted(NAME) == (new, None)
+        assert (registry.alias(RELEASE, "champion"), registry.alias(RELEASE, "previous")) == (new, old)
+        before += 1
+        assert [record["to_version"] for record in read_records(NAME)][-1] == new and len(read_records(NAME)) == before
+    assert interrupted > 0
+    assert [check for check in verify_release(NAME, "champion") if not check.ok] == []
+
+
+def test_two_at_once_make_one_record(register: Callable[[str, Artifact], RegisteredVersion], tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        make_candidate(tmp_path / str(number), register)
+        approve(NAME, number, "Ada")
+        clear_caches()
+        both = [multiprocessing.get_context("fork").Process(target=promote_alone) for _ in range(2)]
+        for process in both:
+            process.start()
+        for process in both:
+            process.join()
+        assert 0 in [process.exitcode for process in both]  # the other one may have been refused, or found nothing to do
+        assert [record["to_version"] for record in read_records(NAME)] == list(range(1, number + 1))
+        assert trusted(NAME) == (number, None)

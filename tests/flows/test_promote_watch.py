@@ -1,0 +1,166 @@
+"""promote --watch and the webhook receiver: when they look, what they tell, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+from urllib.error import HTTPError
+
+import pytest
+
+from components.errors import ConfigError, PromotionError
+from components.promotion.deliveries import DELIVERY_ID, MAX_BODY, SIGNATURE, TIMESTAMP, Deliveries, sign
+from components.tracking.store import TrackingError
+from flows import watch as watching
+from flows.watch import Watch
+from flows.webhook import receiving, secret
+from tests.flows.cli_world import assert_refused, scalingnote
+
+SECRET = "a secret that both sides share"
+BODY = json.dumps({"entity": "model_version", "action": "created", "data": {"name": "retriever-release"}}).encode()
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class Flow:
+    """Stands for the registry (`state`) and the promote flow, which ends as `outcome` says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.state: str | None = None
+        self.outcome: Exception | None = None
+        self.runs = 0
+        monkeypatch.setattr("components.promotion.waiting.pending", lambda name: self.state)
+        monkeypatch.setattr("flows.promote.promote", self._promote)
+
+    def _promote(self, name: str) -> dict[str, Any]:
+        self.runs += 1
+        if self.outcome is not None:
+            raise self.outcome
+        self.state = None
+        return {"status": "promoted", "message": f"{name} promoted", "warnings": ()}
+
+
+@pytest.fixture
+def flow(monkeypatch: pytest.MonkeyPatch) -> Flow:
+    return Flow(monkeypatch)
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def watch(flow: Flow, told: list[str]) -> Iterator[Watch]:
+    """A watch that looks every minute, running in a thread."""
+    made = Watch("retriever", 60, lambda change: told.append(f"{change['status']}: {change['message']}"))
+    thread = threading.Thread(target=made.run, daemon=True)
+    thread.start()
+    yield made
+    made.stop.set()
+    made.wake.set()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_flow_runs_only_when_something_waits(flow: Flow, told: list[str]) -> None:
+    made = Watch("retriever", 60, lambda change: told.append(change["message"]))
+    made.look()
+    assert flow.runs == 0
+    flow.state = "a"
+    made.look()
+    made.look()
+    assert (flow.runs, told) == (1, ["retriever promoted"])
+
+
+def test_refusal_is_told_once_and_tried_again_when_something_changed(flow: Flow, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Watch("retriever", 60, lambda change: told.append(change["message"]))
+    flow.state, flow.outcome = "a", PromotionError("no reason given")
+    for _ in range(3):
+        with pytest.raises(PromotionError) if flow.runs == 0 else pytest.MonkeyPatch.context():
+            made.look()
+    assert flow.runs == 1
+    flow.state = "b"
+    with pytest.raises(PromotionError):
+        made.look()
+    assert flow.runs == 2
+    monkeypatch.setattr(watching, "AGAIN_SECONDS", 0.0)
+    with pytest.raises(PromotionError):
+        made.look()
+    assert flow.runs == 3
+
+
+def test_server_that_does_not_answer_is_asked_again_at_every_look(flow: Flow) -> None:
+    made = Watch("retriever", 60, lambda change: None)
+    flow.state, flow.outcome = "a", TrackingError("no answer")
+    for runs in (1, 2):
+        with pytest.raises(TrackingError):
+            made.look()
+        assert flow.runs == runs
+
+
+def test_webhook_wakes_the_watch_and_refuses_what_is_not_signed_fresh_and_new(flow: Flow, watch: Watch, told: list[str]) -> None:
+    with receiving(("127.0.0.1", 0), Deliveries("retriever", SECRET), watch.wake.set) as port:
+        flow.state, flow.outcome = "a", PromotionError("no reason given")
+        assert post(port, "d-1") == 202
+        until(lambda: told == ["refused: no reason given"])
+        flow.state, flow.outcome = "b", None
+        assert post(port, "d-1") == 409
+        assert post(port, "d-2", stamp=int(time.time()) - 3600) == 401
+        assert post(port, "d-3", key="another secret of some length") == 401
+        assert post(port, "d-4", body=BODY.replace(b"retriever-", b"another-")) == 200
+        assert flow.runs == 1
+        assert post(port, "d-5") == 202
+        until(lambda: told[1:] == ["promoted: retriever promoted"])
+    with pytest.raises(OSError):
+        post(port, "d-6")
+
+
+def test_receiver_refuses_other_calls(flow: Flow) -> None:
+    woken: list[int] = []
+    with receiving(("127.0.0.1", 0), Deliveries("retriever", SECRET), lambda: woken.append(1)) as port:
+        assert call(urllib.request.Request(f"http://127.0.0.1:{port}/")) == 501
+        assert call(urllib.request.Request(f"http://127.0.0.1:{port}/", b"{}", {"Content-Length": str(MAX_BODY + 1)})) == 413
+        assert call(urllib.request.Request(f"http://127.0.0.1:{port}/", b"{}")) == 400
+        with (
+            pytest.raises(ConfigError, match=f"Nothing can listen on 127.0.0.1:{port}"),
+            receiving(("127.0.0.1", port), Deliveries("retriever", SECRET), lambda: None),
+        ):
+            pass
+    assert woken == []
+
+
+def test_commands_refuse_bad_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    monkeypatch.delenv("SCALINGNOTE_WEBHOOK_SECRET", raising=False)
+    with pytest.raises(ConfigError, match="SCALINGNOTE_WEBHOOK_SECRET is not set"):
+        secret()
+    assert_refused(scalingnote("webhook", "--port", "8080"), 2, "SCALINGNOTE_WEBHOOK_SECRET")
+    monkeypatch.setenv("SCALINGNOTE_WEBHOOK_SECRET", "short")
+    assert_refused(scalingnote("webhook", "--port", "8080"), 2, "at least 16")
+    for wrong in ("0", "-1", "1.5", "often"):
+        assert_refused(scalingnote("promote", f"--watch={wrong}"), 2, "whole seconds from 1 to 86400")
+
+
+def post(port: int, delivery: str, stamp: int | None = None, key: str = SECRET, body: bytes = BODY) -> int:
+    sent = str(stamp or int(time.time()))
+    headers = {SIGNATURE: sign(key, delivery, sent, body), TIMESTAMP: sent, DELIVERY_ID: delivery}
+    return call(urllib.request.Request(f"http://127.0.0.1:{port}/", body, headers))
+
+
+def call(request: urllib.request.Request) -> int:
+    try:
+        with OPENER.open(request, timeout=10) as response:
+            return int(response.status)
+    except HTTPError as error:
+        return error.code

@@ -1,0 +1,163 @@
+"""The gates against the champion: non-inferiority with power, overall and in slices, and speed in the same run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from components.evaluation.report import Evaluation
+from components.promotion.config import PolicyConfig
+from components.promotion.gates import Evidence, GateDecision, GateResult, decide
+from tests.unit.promotion_world import FACTS, GOOD, make_comparison, make_evaluation
+
+POLICY = PolicyConfig(min_queries=20, min_slice_queries=15)
+
+
+def decided(report: Evaluation, baseline: Evaluation | None, policy: PolicyConfig = POLICY, **changes: Any) -> GateDecision:
+    evidence = Evidence(report, baseline, make_comparison(), FACTS)
+    return decide(replace(evidence, **changes), policy)
+
+
+def gate(decision: GateDecision, name: str) -> GateResult:
+    return next(gate for gate in decision.gates if gate.name == name)
+
+
+def named(decision: GateDecision, start: str) -> list[GateResult]:
+    return [gate for gate in decision.gates if gate.name.startswith(start)]
+
+
+def shifted(gaps: np.ndarray) -> Evaluation:
+    """A report whose student differs from that of `make_evaluation` by these values per query."""
+    report = make_evaluation(queries=len(gaps))
+    rows = report.per_query
+    chosen = (rows["system"] == "student") & (rows["metric"] == "ndcg@10")
+    rows.loc[chosen, "value"] = rows.loc[chosen, "value"].to_numpy() + gaps
+    mean = float(rows.loc[chosen, "value"].mean())
+    systems = dict(report.summary.systems)
+    systems["student"] = systems["student"].model_copy(update={"metrics": {**systems["student"].metrics, "ndcg@10": mean}})
+    return replace(report, summary=report.summary.model_copy(update={"systems": systems}))
+
+
+def in_slices(report: Evaluation, **sizes: int) -> Evaluation:
+    """The report with one dimension, `language`, of these slices and numbers of queries."""
+    names = [name for name, size in sizes.items() for _ in range(size)]
+    ids = sorted(report.per_query["query_id"].unique())[: len(names)]
+    return replace(report, slices=pd.DataFrame({"query_id": ids, "dimension": "language", "slice": names}))
+
+
+def test_too_little_power_decides_nothing_even_when_the_interval_is_on_the_right_side() -> None:
+    gaps = np.tile([-0.1, 0.1], 100) + 0.03  # better by 0.03 with an interval from about 0.018: shown, but by luck as much as by merit
+    result = gate(decided(shifted(gaps), make_evaluation(queries=200)), "champion_non_inferior")
+    assert (result.status, result.queries) == ("not_decidable", 200)
+    assert result.value is not None and result.value > 0
+    assert result.power is not None and result.power == pytest.approx(0.408, abs=0.01)
+    assert "about 622 queries" in result.reason
+    unasked = POLICY.model_copy(update={"min_power": None})
+    assert gate(decided(shifted(gaps), make_evaluation(queries=200), unasked), "champion_non_inferior").status == "pass"
+
+
+def test_a_loss_that_is_shown_fails_however_little_power_there_is() -> None:
+    gaps = np.tile([-0.1, 0.1], 20) - 0.2
+    result = gate(decided(shifted(gaps), make_evaluation()), "champion_non_inferior")
+    assert result.status == "fail"
+    assert result.power is not None and result.power < 0.2
+    assert "Shown to be worse" in result.reason
+
+
+def test_one_bad_slice_fails_though_the_mean_over_all_is_fine() -> None:
+    gaps = np.where(np.arange(400) % 20 == 0, -0.1, 0.005)
+    report = in_slices(shifted(gaps), latin=400)
+    bad = pd.DataFrame({"query_id": [f"q{n:03d}" for n in range(0, 400, 20)], "dimension": "word", "slice": "rare"})
+    assert report.slices is not None
+    both = replace(report, slices=pd.concat([report.slices, bad], ignore_index=True))
+    decision = decided(both, make_evaluation(queries=400))
+    assert gate(decision, "champion_non_inferior").status == "pass"
+    result = gate(decision, "champion_non_inferior[word=rare]")
+    assert (result.status, result.slice, result.queries, result.threshold) == ("fail", "word=rare", 20, -0.05)
+    assert decision.verdict == "fail"
+
+
+def test_small_slices_are_judged_together() -> None:
+    decision = decided(in_slices(make_evaluation(), latin=20, greek=10, thai=10), make_evaluation())
+    found = {gate.slice: (gate.status, gate.queries) for gate in named(decision, "champion_non_inferior[")}
+    assert found == {"language=latin": ("pass", 20), "language=the others": ("pass", 20)}
+
+
+def test_slices_that_are_too_small_even_together_are_shown_and_not_judged() -> None:
+    decision = decided(in_slices(make_evaluation(), latin=38, thai=2), make_evaluation())
+    result = gate(decision, "champion_non_inferior[language=thai]")
+    assert (result.status, result.queries) == ("off", 2)
+    assert "2 queries, fewer than the 15" in result.reason
+    assert decision.verdict == "pass"
+
+
+@pytest.mark.parametrize("required", [("language=thai",), ("language",), ("language=klingon",), ("domain",)])
+def test_a_required_slice_that_is_small_or_empty_is_never_passed_over(required: tuple[str, ...]) -> None:
+    policy = POLICY.model_copy(update={"required_slices": required})
+    decision = decided(in_slices(make_evaluation(), latin=38, thai=2), make_evaluation(), policy)
+    assert decision.verdict == "not_decidable"
+    assert len(decision.open_gates()) == 1
+
+
+def test_a_dimension_without_any_slice_large_enough_is_not_decidable() -> None:
+    decision = decided(in_slices(make_evaluation(), latin=8, thai=6), make_evaluation())
+    assert [(gate.slice, gate.status) for gate in decision.open_gates()] == [("language=the others", "not_decidable")]
+
+
+@pytest.mark.parametrize("slices", [None, pd.DataFrame(columns=["query_id", "dimension", "slice"])])
+def test_a_report_without_slices_is_not_decidable(slices: pd.DataFrame | None) -> None:
+    decision = decided(replace(make_evaluation(), slices=slices), make_evaluation())
+    assert [gate.name for gate in decision.open_gates()] == ["champion_non_inferior[all]"]
+    unasked = POLICY.model_copy(update={"slice_margin": None})
+    assert decided(replace(make_evaluation(), slices=slices), make_evaluation(), unasked).verdict == "pass"
+
+
+def test_slices_of_other_queries_are_not_decidable() -> None:
+    strange = pd.DataFrame({"query_id": ["x"], "dimension": "language", "slice": "latin"})
+    assert decided(replace(make_evaluation(), slices=strange), make_evaluation()).verdict == "not_decidable"
+
+
+def test_a_slice_needs_power_too() -> None:
+    gaps = np.tile([-0.2, 0.2], 1000)
+    report = in_slices(shifted(gaps), latin=1980, thai=20)
+    decision = decided(report, make_evaluation(queries=2000), POLICY.model_copy(update={"margin": 0.02}))
+    assert gate(decision, "champion_non_inferior").status == "pass"
+    assert gate(decision, "champion_non_inferior[language=thai]").status == "not_decidable"
+
+
+@pytest.mark.parametrize(
+    ("comparison", "failing"),
+    [({"p95_ms": 3.1}, ["champion_p95"]), ({"qps": 60.0}, ["champion_qps"]), ({"p95_ms": 2.9, "qps": 70.0}, [])],
+)
+def test_speed_is_held_against_the_champion_of_the_same_run(comparison: dict[str, float], failing: list[str]) -> None:
+    decision = decided(make_evaluation(), make_evaluation(), comparison=make_comparison(**comparison))
+    assert [gate.name for gate in decision.open_gates()] == failing
+
+
+def test_times_that_are_missing_or_of_another_evaluation_are_not_decidable() -> None:
+    other = make_comparison().model_copy(update={"judgements_digest": "j2"})
+    still = make_comparison(p95_ms=0.0, qps=0.0)
+    for comparison in (None, other, still):
+        decision = decided(make_evaluation(), make_evaluation(), comparison=comparison)
+        assert [(gate.name, gate.status) for gate in decision.open_gates()] == [
+            ("champion_p95", "not_decidable"),
+            ("champion_qps", "not_decidable"),
+        ]
+
+
+def test_a_first_release_is_marked_in_every_gate_against_the_champion() -> None:
+    decision = decided(make_evaluation(), None)
+    names = {gate.name for gate in decision.gates if gate.status == "first_release"}
+    assert names == {"champion_non_inferior", "champion_non_inferior_in_slices", "champion_p95", "champion_qps"}
+    assert decision.verdict == "pass"
+
+
+def test_every_gate_has_a_name_of_its_own_and_says_why() -> None:
+    decision = decided(in_slices(make_evaluation(GOOD), latin=20, greek=20), make_evaluation())
+    names = [gate.name for gate in decision.gates]
+    assert len(names) == len(set(names))
+    assert all(gate.reason.endswith(".") for gate in decision.gates)

@@ -1,0 +1,261 @@
+"""Approval on a server with sign-in: the audit log alone says who acted, and nobody approves their own work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from components.errors import ArtifactError, PromotionError
+from components.promotion import approval, people
+from components.promotion.approval import approve, rejection
+from components.promotion.promote import Change, promote, rollback
+from components.promotion.release import ReleaseManifest
+from components.promotion.status import status_of
+from components.tracking.audit import head_file, read_audit
+from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World
+
+CANDIDATE, RELEASE = f"{NAME}-candidate", f"{NAME}-release"
+BAD = {**GOOD, "student": 0.5}
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    tracking = MemoryTracking(log=tmp_path / "audit.jsonl")
+    tracking.install(monkeypatch)
+    return World(tracking, tmp_path)
+
+
+def no_smoke(manifest: ReleaseManifest) -> None:
+    assert manifest.name == NAME
+
+
+def built(world: World, levels: dict[str, float] = GOOD) -> int:
+    """A candidate of the trainer tom."""
+    world.tracking.sign_in("tom", "trainer")
+    return world.candidate(levels)
+
+
+def promoted_copy(world: World, number: int) -> None:
+    """What "Promote model" does in the UI."""
+    world.tracking.copy_version(CANDIDATE, number, RELEASE)
+
+
+def promote_as_flow(world: World) -> Change:
+    world.tracking.sign_in("flow", "promoter")
+    return promote(NAME, no_smoke)
+
+
+def test_copy_of_a_reviewer_is_promoted_with_person_role_time_and_entry(world: World) -> None:
+    number = built(world)
+    world.tracking.sign_in("rita", "auditor", "reviewer")
+    promoted_copy(world, number)
+    promote_as_flow(world)
+    (record,) = world.tracking.records
+    assert world.tracking.log is not None
+    entry = next(e for e in read_audit(world.tracking.log) if e.is_of(RELEASE, 1) and e.action == "create_model_version")
+    assert (record["approved_by"], record["role"], record["approved_at"]) == ("rita", "reviewer", entry.at)
+    assert (record["authentication"], record["audit_sequence"], record["audit_digest"]) == ("basic", entry.sequence, entry.digest)
+    assert record["evidence_digest"] == record["manifest_digest"] == world.tracking.models[CANDIDATE][0].tags["scalingnote.digest"]
+    assert len(record["decision_digest"]) == 64 and record["decisions"] is None
+
+
+def test_approve_command_writes_nothing_but_the_copy(world: World) -> None:
+    number = built(world)
+    world.tracking.sign_in("rita", "reviewer")
+    first = approve(NAME, number, None)
+    assert (first.created, first.person, first.role, first.authentication) == (True, "rita", "reviewer", "basic")
+    assert "scalingnote.approved_by" not in world.tracking.models[RELEASE][0].tags
+    again = approve(NAME, number, "rita")
+    assert (again.created, again.release_version) == (False, 1)
+    with pytest.raises(PromotionError, match="signed in as 'rita' and cannot approve as 'Ada'"):
+        approve(NAME, number, "Ada")
+
+
+def test_trainers_copy_is_no_approval(world: World) -> None:
+    number = built(world)
+    world.tracking.sign_in("tim", "trainer")
+    promoted_copy(world, number)
+    with pytest.raises(PromotionError, match=r"'tim' \(roles: trainer; audit entry \d+\); only a reviewer's copy"):
+        promote_as_flow(world)
+    assert world.tracking.records == [] and world.tracking.aliases == {}
+    world.tracking.sign_in("rita", "reviewer")
+    assert approve(NAME, number, None).release_version == 2  # a copy of its own, not the trainer's
+    assert promote_as_flow(world).to_version == 2
+
+
+@pytest.mark.parametrize("made", [CANDIDATE, f"{NAME}-query-encoder"])
+def test_nobody_approves_their_own_work(world: World, made: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = built(world)
+    known = people.creator
+
+    def creator(entries: object, model: str, version: int) -> people.Act | None:
+        act = known(entries, model, version)  # type: ignore[arg-type]
+        return people.Act("rita", "reviewer", act.at, act.sequence, act.digest) if act and model == made else act
+
+    monkeypatch.setattr(people, "creator", creator)
+    world.tracking.sign_in("rita", "reviewer", "trainer")
+    with pytest.raises(PromotionError, match=f"'rita' made {made}/1 .* nobody approves their own work"):
+        approve(NAME, number, None)
+    assert RELEASE not in world.tracking.models
+    promoted_copy(world, number)
+    with pytest.raises(PromotionError, match="nobody approves their own work"):
+        promote_as_flow(world)
+    assert world.tracking.records == []
+
+
+def test_candidate_of_nobody_known_is_not_approved(world: World) -> None:
+    log, world.tracking.log = world.tracking.log, None
+    number = built(world)
+    world.tracking.log = log
+    world.tracking.sign_in("rita", "reviewer")
+    with pytest.raises(PromotionError, match="does not say who made retriever-candidate/1"):
+        promoted_copy(world, number)
+        promote_as_flow(world)
+
+
+def test_copy_written_past_the_server_is_refused(world: World) -> None:
+    number = built(world)
+    log, world.tracking.log = world.tracking.log, None
+    promoted_copy(world, number)
+    world.tracking.log = log
+    with pytest.raises(PromotionError, match="written past the server"):
+        promote_as_flow(world)
+
+
+def test_approval_without_sign_in_is_refused_where_there_is_a_log(world: World) -> None:
+    number = built(world)
+    world.tracking.user = None
+    with pytest.raises(PromotionError, match="has to come through its server, signed in"):
+        approve(NAME, number, "Ada")
+    assert RELEASE not in world.tracking.models
+
+
+def test_override_counts_only_as_a_reviewers_tag_on_the_release(world: World) -> None:
+    number = built(world, BAD)
+    for key in ("override", "approved_by", "approved_at"):  # set at creation, and copied along
+        world.tracking.models[CANDIDATE][0].tags[key] = "let it through"
+        world.tracking.models[CANDIDATE][0].tags["scalingnote." + key] = "2020-01-01"
+    world.tracking.sign_in("rita", "reviewer")
+    promoted_copy(world, number)
+    with pytest.raises(PromotionError, match="gives no reason"):
+        promote_as_flow(world)
+    world.tracking.sign_in("tom", "trainer")
+    world.tracking.set_review_tag(RELEASE, 1, "override", "let it through")
+    with pytest.raises(PromotionError, match="gives no reason"):
+        promote_as_flow(world)
+    world.tracking.sign_in("ron", "reviewer")
+    world.tracking.set_review_tag(RELEASE, 1, "override", "pilot for one ward\nonly")
+    promote_as_flow(world)
+    (record,) = world.tracking.records
+    assert (record["override"], record["override_by"], record["approved_by"]) == ("pilot for one ward\nonly", "ron", "rita")
+
+
+def test_override_of_the_trainer_is_refused_though_a_reviewer_too(world: World) -> None:
+    number = built(world, BAD)
+    world.tracking.sign_in("rita", "reviewer")
+    promoted_copy(world, number)
+    world.tracking.sign_in("tom", "reviewer", "trainer")
+    world.tracking.set_review_tag(RELEASE, 1, "override", "mine")
+    with pytest.raises(PromotionError, match="'tom' made"):
+        promote_as_flow(world)
+
+
+def test_long_reason_is_cut_in_the_log_alone(world: World) -> None:
+    number = built(world, BAD)
+    world.tracking.sign_in("rita", "reviewer")
+    reason = "because " * 100
+    promoted_copy(world, number)
+    world.tracking.models[RELEASE][0].tags["override"] = reason
+    world.tracking.note("set_version_tag", model=RELEASE, version=1, key="override", value=reason[: 500 - 12] + " … [cut off]")
+    promote_as_flow(world)
+    assert world.tracking.records[0]["override"] == reason.strip()
+
+
+def test_earlier_entries_must_still_be_in_the_log(world: World) -> None:
+    for _ in range(2):
+        number = built(world)
+        world.tracking.sign_in("rita", "reviewer")
+        promoted_copy(world, number)
+        if number == 1:
+            promote_as_flow(world)
+    log = world.tracking.log
+    assert log is not None
+    entries = log.read_bytes()
+    head_file(log).unlink()
+    log.unlink()
+    world.tracking.note("create_model_version", model=RELEASE, version=2)  # a new log in the old one's place
+    with pytest.raises(ArtifactError, match="Promotion record 1 rests on the audit entry"):
+        promote_as_flow(world)
+    log.write_bytes(entries)
+    head_file(log).unlink()
+    with pytest.raises(ArtifactError, match="head file is missing"):
+        promote_as_flow(world)
+    assert len(world.tracking.records) == 1
+
+
+def test_missing_log_is_refused_where_there_should_be_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = built(world)
+    world.tracking.log = None
+    world.tracking.sign_in("rita", "reviewer")
+    with pytest.raises(PromotionError, match=r"'rita' signs in to .* no audit log"):
+        approve(NAME, number, None)
+    world.tracking.user = None
+    promoted_copy(world, number)
+    monkeypatch.setenv("SCALINGNOTE_AUDIT_LOG", "/nowhere/audit.jsonl")
+    with pytest.raises(PromotionError, match=r"SCALINGNOTE_AUDIT_LOG names /nowhere/audit\.jsonl, but there is no audit log"):
+        promote(NAME, no_smoke)
+    monkeypatch.delenv("SCALINGNOTE_AUDIT_LOG")
+    world.tracking.records.append({"sequence": 1, "action": "promote", "to_version": 0, "audit_sequence": 3, "audit_digest": "x"})
+    with pytest.raises(PromotionError, match="record 1 rests on the entry 3 of an audit log"):
+        people.require_trail(world.tracking.records)
+
+
+def test_rollback_names_the_person_that_the_log_names(world: World) -> None:
+    for _ in range(2):
+        number = built(world)
+        world.tracking.sign_in("rita", "reviewer")
+        promoted_copy(world, number)
+        promote_as_flow(world)
+    world.tracking.sign_in("pat", "promoter")
+    rollback(NAME, "somebody else", "slow")
+    record = world.tracking.records[-1]
+    assert (record["approved_by"], record["role"], record["authentication"], record["reason"]) == ("pat", "promoter", "basic", "slow")
+    assert world.tracking.log is not None
+    assert read_audit(world.tracking.log)[record["audit_sequence"] - 1].digest == record["audit_digest"]
+    assert world.tracking.models[RELEASE][1].tags["scalingnote.rolled_back"] == "slow"
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"review": "rejected: wrong data"}, "wrong data"),
+        ({"scalingnote.review": "Rejected"}, "no reason given"),
+        ({"rejected": "old form"}, "old form"),
+        ({"review": "approved"}, None),
+        ({"review": "looks rejected: no"}, None),
+    ],
+)
+def test_forms_of_a_rejection(world: World, tags: dict[str, str], reason: str | None) -> None:
+    built(world)
+    info = world.tracking.models[CANDIDATE][0].model_copy(update={"tags": tags})
+    assert rejection(info) == reason
+
+
+def test_rejected_candidate_is_not_promoted_though_its_copy_was_approved_before(world: World) -> None:
+    number = built(world)
+    world.tracking.sign_in("rita", "reviewer")
+    promoted_copy(world, number)
+    world.tracking.set_review_tag(CANDIDATE, number, "review", "rejected: leaks test queries")
+    change = promote_as_flow(world)
+    assert change.status == "nothing" and "leaks test queries" in change.warnings[0]
+    assert status_of(NAME)["waiting_for_promotion"] == []
+
+
+def test_read_approval_without_an_entry_claims_nothing(world: World) -> None:
+    number = built(world)
+    promoted_copy(world, number)
+    (info,) = world.tracking.models[RELEASE]
+    info.tags.update({"scalingnote.approved_by": "Ada", "scalingnote.approved_at": "2026-01-01", "override": "x"})
+    found = approval.read_approval(NAME, info, None, [])
+    assert (found.person, found.override, found.authentication) == (None, None, "none")

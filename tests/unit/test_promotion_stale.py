@@ -1,0 +1,225 @@
+"""An approval whose champion changed, and what an override leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.artifacts import digest_of
+from components.errors import PromotionError
+from components.evaluation.comparison import ComparisonSummary
+from components.evaluation.report import EncoderSpeed
+from components.promotion.approval import approve
+from components.promotion.history import history_of, render_history
+from components.promotion.marks import RED
+from components.promotion.promote import promote, rollback
+from components.promotion.release import ReleaseManifest
+from components.promotion.stale import decide_again
+from components.promotion.status import render_status, status_of
+from components.promotion.waiting import pending
+from components.serving import timing
+from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, rewrite
+
+CANDIDATE, RELEASE = f"{NAME}-candidate", f"{NAME}-release"
+BAD = {**GOOD, "student": 0.5}
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    tracking = MemoryTracking()
+    tracking.install(monkeypatch)
+    return World(tracking, tmp_path)
+
+
+def no_smoke(manifest: ReleaseManifest) -> None:
+    assert manifest.name == NAME
+
+
+def with_better_champion(world: World) -> None:
+    """release/2 is champion and better than release/1; candidate/2 was compared with release/1 and is as good as that."""
+    for level in (0.70, 0.70, 0.71):
+        number = world.candidate({**GOOD, "student": level})
+        if number != 2:
+            approve(NAME, number, "Ada")
+        if number == 1:
+            promote(NAME, no_smoke)
+    promote(NAME, no_smoke)
+    assert world.tracking.aliases[RELEASE, "champion"] == 2
+
+
+def test_late_approval_is_decided_again_and_refused_when_it_is_worse_now(world: World) -> None:
+    with_better_champion(world)
+    approve(NAME, 2, "Ada")
+    with pytest.raises(PromotionError, match=r"compared this candidate with release/1; .* is release/2\. Compared again, it did not pass"):
+        promote(NAME, no_smoke)
+    with pytest.raises(PromotionError, match="has to be compared again"):
+        promote(NAME, no_smoke, compare_again=None)
+    assert len(world.tracking.records) == 2 and world.tracking.aliases[RELEASE, "champion"] == 2
+
+
+def test_reason_given_after_the_champion_came_lets_it_through_with_both_decisions(world: World) -> None:
+    with_better_champion(world)
+    approve(NAME, 2, "Ada")
+    approve(NAME, 2, "Rita", override="the better one leaks")
+    change = promote(NAME, no_smoke)
+    assert change.to_version == 3 and "Compared again: fail" in change.warnings[-1]
+    record = world.tracking.records[-1]
+    assert (record["verdict"], record["override"], record["override_by"]) == ("fail", "the better one leaks", "Rita")
+    first, again = record["decisions"]
+    assert (first["against"], first["decision"]["verdict"]) == (1, "pass")
+    assert (again["against"], again["decision"]["verdict"]) == (2, "fail")
+    assert record["decision_digest"] == first["digest"] == digest_of(first["decision"])
+
+
+def test_reason_that_is_older_than_the_champion_does_not_count(world: World) -> None:
+    with_better_champion(world)
+    number = world.candidate({**BAD, "teacher": 0.51})
+    approve(NAME, number, "Ada", override="worse, but small")
+    rollback(NAME, "Bob", "slow")
+    with pytest.raises(PromotionError, match="The reason that was given is older than that champion"):
+        promote(NAME, no_smoke)
+    again = approve(NAME, number, "Ada", override="worse, but small")
+    assert again.created and again.release_version == 3
+    assert promote(NAME, no_smoke).to_version == 3
+
+
+def test_stale_candidate_that_passes_again_says_so(world: World) -> None:
+    with_better_champion(world)
+    rollback(NAME, "Bob", "slow")
+    approve(NAME, world.candidate({**GOOD, "student": 0.71}), "Ada")
+    rollback_free = promote(NAME, no_smoke)
+    assert rollback_free.warnings == ()
+    approve(NAME, 3, "Ada")  # compared with release/1, and now release/3 with the same quality is champion
+    change = promote(NAME, no_smoke)
+    assert "Compared again: pass" in change.warnings[-1]
+    record = world.tracking.records[-1]
+    assert [entry["decision"]["verdict"] for entry in record["decisions"]] == ["pass", "pass"]
+    assert record["override"] is None
+
+
+def test_override_is_marked_on_the_page_and_in_all_that_is_told(world: World) -> None:
+    number = world.candidate(BAD)
+    approve(NAME, number, "Ada", override="pilot\nin one ward")
+    world.tracking.descriptions[RELEASE, 1] = "**Verdict: fail.**"
+    promote(NAME, no_smoke)
+    page = world.tracking.descriptions[RELEASE, 1]
+    assert page == f"{RED} **OVERRIDE: released although its gates said fail**, by Ada: pilot in one ward\n\n**Verdict: fail.**"
+    assert world.tracking.models[RELEASE][0].tags["scalingnote.overridden"] == "pilot\nin one ward"
+    told = render_history(NAME, history_of(NAME), colours=True)
+    assert f"\033[31m{RED} OVERRIDE by Ada, gates fail: pilot" in told
+    assert f"{RED} OVERRIDE" in render_status(status_of(NAME))
+
+
+def test_passed_release_is_not_marked(world: World) -> None:
+    approve(NAME, world.candidate(), "Ada", override="to be sure")
+    promote(NAME, no_smoke)
+    assert world.tracking.descriptions == {} and world.tracking.records[0]["override"] is None
+    assert world.tracking.records[0]["reason"] == "to be sure"
+    assert RED not in render_history(NAME, history_of(NAME)) + render_status(status_of(NAME))
+
+
+def test_override_set_as_a_tag_in_the_ui_without_sign_in(world: World) -> None:
+    world.tracking.copy_version(CANDIDATE, world.candidate(BAD), RELEASE)
+    world.tracking.models[RELEASE][0].tags["override"] = "pilot"
+    promote(NAME, no_smoke)
+    record = world.tracking.records[0]
+    assert (record["override"], record["override_by"], record["authentication"]) == ("pilot", None, "unauthenticated")
+    assert "by unauthenticated: pilot" in world.tracking.descriptions[RELEASE, 1]
+
+
+def test_copy_without_the_digest_of_what_was_approved_is_refused(world: World) -> None:
+    approve(NAME, world.candidate(), "Ada")
+    tags = world.tracking.models[RELEASE][0].tags
+    digest = tags.pop("scalingnote.digest")
+    with pytest.raises(PromotionError, match="does not name the digest"):
+        promote(NAME, no_smoke)
+    tags["scalingnote.digest"] = digest
+    world.tracking.models[CANDIDATE][0].tags["scalingnote.digest"] = "f" * 64
+    with pytest.raises(PromotionError, match="Somebody changed it after the approval"):
+        promote(NAME, no_smoke)
+
+
+def test_files_changed_after_the_approval_are_refused(world: World) -> None:
+    approve(NAME, world.candidate(), "Ada")
+    rewrite(world.root / "1" / "candidate", lambda content: content.update(flow_run_id="another"))  # sealed again: consistent in itself
+    with pytest.raises(PromotionError, match=r"expected the artifact .* It was replaced"):
+        promote(NAME, no_smoke)
+    assert world.tracking.records == []
+
+
+def test_deleted_release_and_candidate(world: World) -> None:
+    first, second = world.candidate(), world.candidate()
+    approve(NAME, first, "Ada")
+    approve(NAME, second, "Ada")
+    world.tracking.delete_version(RELEASE, 2)
+    world.tracking.delete_version(CANDIDATE, first)
+    assert promote(NAME, no_smoke).to_version == 1  # the approval stands: the copy holds the files
+    world.tracking.delete_version(RELEASE, 1)
+    assert promote(NAME, no_smoke).status == "reconciled"
+    assert world.tracking.aliases == {}
+
+
+def test_what_is_pending_changes_only_with_the_registry(world: World) -> None:
+    assert pending(NAME) is None
+    approve(NAME, world.candidate(BAD), "Ada", override="x")
+    first = pending(NAME)
+    assert first is not None and pending(NAME) == first
+    world.tracking.models[RELEASE][0].tags["override"] = "y"
+    assert pending(NAME) not in (None, first)
+    promote(NAME, no_smoke)
+    assert pending(NAME) is None
+    world.tracking.aliases[RELEASE, "previous"] = 1
+    assert pending(NAME) is not None
+
+
+def test_speeds_are_measured_when_the_policy_asks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_better_champion(world)
+    folder = world.root / "2" / "candidate"
+    speed = EncoderSpeed(p50_ms=1, p95_ms=2, qps=10, batch_size=1, queries=1)
+    measured: list[int] = []
+
+    def time_both(manifest: ReleaseManifest, champion: int) -> ComparisonSummary:
+        measured.append(champion)
+        digest = manifest.evaluation.judgements_digest
+        return ComparisonSummary(baseline_version=champion, judgements_digest=digest, queries=40, candidate=speed, champion=speed)
+
+    monkeypatch.setattr(timing, "time_both", time_both)
+    assert timing.compare_again(folder, 2).comparison is None and measured == []
+
+    def ask(content: dict[str, Any]) -> None:
+        content["config"]["policy"]["max_p95_ratio"] = 1.5
+
+    rewrite(folder, ask)
+    again = timing.compare_again(folder, 2)
+    assert again.comparison is not None and measured == [2]
+    gates = {gate.name: gate.status for gate in again.decision.gates}
+    assert gates["champion_p95"] == "pass"
+    untimed = {gate.name: gate.status for gate in decide_again(folder, 2).decision.gates}
+    assert untimed["champion_p95"] == "not_decidable"  # what the candidate was built with is about another champion
+
+
+def test_history_reads_records_of_older_versions(world: World) -> None:
+    world.tracking.records.append(
+        {
+            "sequence": 1,
+            "action": "promote",
+            "from_version": None,
+            "to_version": 1,
+            "candidate_version": 1,
+            "manifest_digest": "d" * 64,
+            "approved_by": "unauthenticated",
+            "override": None,
+            "reason": None,
+            "authentication": "unauthenticated",
+            "time": "2026-01-02T03:04:05+00:00",
+        }
+    )
+    (entry,) = history_of(NAME)
+    assert (entry["evidence_digest"], entry["role"], entry["overridden"]) == ("d" * 64, None, False)
+    assert render_history(NAME, [entry]).splitlines() == [
+        "  1  2026-01-02 03:04:05  promote: nothing -> release/1 (candidate/1)",
+        "     by nobody known (unauthenticated)",
+    ]
+    assert render_history(NAME, []) == "Nothing of 'retriever' was promoted yet."
