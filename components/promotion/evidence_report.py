@@ -7,11 +7,12 @@ from html import escape
 from pathlib import Path
 
 from components.artifacts import digest_of, write_atomic
-from components.promotion.evidence import REPORT_FILE, Dossier, require_measured
+from components.promotion.evidence import Dossier, require_measured
 from components.promotion.evidence_html import Safe, contents, details, page, section
 from components.promotion.evidence_queries import agreement_section, queries_section
 from components.promotion.evidence_running import contracts_section, cost_section, index_section, retention_section, speed_section
 from components.promotion.evidence_sections import banner, changes_section, gates_section, quality_section, slices_section
+from components.promotion.release import REPORT_PAGE
 
 _SECTIONS = (
     ("gates", "Gates", gates_section),
@@ -30,7 +31,7 @@ _SECTIONS = (
 
 def write_report_page(dossier: Dossier, folder: Path) -> None:
     """Write `report.html` into `folder`; raises PromotionError for an evaluation over no query."""
-    write_atomic(folder / REPORT_FILE, render_report(dossier).encode())
+    write_atomic(folder / REPORT_PAGE, render_report(dossier).encode())
 
 
 def render_report(dossier: Dossier) -> str:

@@ -7,7 +7,10 @@ from math import isfinite
 from typing import Any
 
 from components.data.report_html import contract_blocks
+from components.evaluation.comparison import CHAMPION
 from components.evaluation.report import EncoderSpeed
+from components.evaluation.significance import mean_interval
+from components.evaluation.summarize import CONFIDENCE
 from components.promotion.evidence import Dossier, StepCost
 from components.promotion.evidence_html import Cell, Safe, heading, section, table
 from components.promotion.evidence_plots import Curve, Point, Words, lines, scatter
@@ -57,7 +60,7 @@ def _quality_over_latency(dossier: Dossier) -> Safe:
 
 
 def _points(dossier: Dossier) -> list[Point]:
-    """Teacher and student as evaluated (encoding and search added), the champion's recall from its own evaluation on the same queries."""
+    """Teacher as evaluated (encoding and search added); student and champion too, or as they answered in one run."""
     summary, compared = dossier.evaluation.summary, dossier.compared.summary
     levels = {name: (s.metrics.get("recall@50"), s.intervals.get("recall@50")) for name, s in summary.systems.items()}
     times: dict[str, tuple[str, float]] = {}
@@ -66,12 +69,19 @@ def _points(dossier: Dossier) -> list[Point]:
         times = {n: (SYSTEMS[n], getattr(summary.speed, n).p50_ms + search) for n in ("teacher", "student")}
     if compared is not None:
         times["student"] = (SYSTEMS["student"], compared.candidate.p50_ms)
-        gap = next((found.difference for found in compared.metrics if found.metric == "recall@50"), None)
-        own = levels.get("student", (None, None))[0]
-        levels["champion"] = (None if gap is None or own is None else own - gap, None)
-        times["champion"] = (f"champion (release/{compared.baseline_version})", compared.champion.p50_ms)
+        times[CHAMPION] = (f"champion (release/{compared.baseline_version})", compared.champion.p50_ms)
+        levels |= _champion_level(dossier)
     named = [(words, time, levels[name]) for name, (words, time) in times.items() if name in levels]
     return [Point(words, time, y, *(ends or (None, None))) for words, time, (y, ends) in named if y is not None and time > 0]
+
+
+def _champion_level(dossier: Dossier) -> dict[str, tuple[float | None, tuple[float, float] | None]]:
+    """The champion's recall@50 with its interval, from the run that asked both."""
+    if (tables := dossier.compared.tables) is None:
+        return {}
+    rows = tables.per_query[(tables.per_query["system"] == CHAMPION) & (tables.per_query["metric"] == "recall@50")]
+    found = mean_interval(rows["value"].to_numpy(), confidence=CONFIDENCE)
+    return {CHAMPION: (found.difference, (found.low, found.high))}
 
 
 def _sizes(dossier: Dossier) -> Safe:

@@ -45,7 +45,7 @@ def gates_section(dossier: Dossier) -> Safe:
 
 
 def _gate_row(gate: GateResult) -> list[Cell]:
-    value, threshold = (number(found, 4) for found in (gate.value, gate.threshold))
+    value, threshold = ("" if found is None else f"{found:.4g}" for found in (gate.value, gate.threshold))
     queries, power = "" if gate.queries is None else f"{gate.queries:,}", share(gate.power)
     return [
         gate.name.replace("_", " "),
@@ -59,8 +59,13 @@ def _gate_row(gate: GateResult) -> list[Cell]:
     ]
 
 
+def gate_words(gate: GateResult) -> str:
+    """A gate's name for people, without the slice that stands beside it."""
+    return gate.name.partition("[")[0].replace("_", " ")
+
+
 def _gate_name(gate: GateResult) -> str:
-    return gate.name.replace("_", " ") + (f" ({gate.slice})" if gate.slice else "")
+    return gate_words(gate) + (f" ({gate.slice})" if gate.slice else "")
 
 
 def changes_section(dossier: Dossier) -> Safe:
@@ -126,7 +131,8 @@ def _note(delta: Delta) -> str:
 
 def delta_table(caption: str, found: Sequence[Delta]) -> Safe:
     """Differences with interval, sample size, power and what could have been shown."""
-    columns = ("Systems", "Metric", "Difference", "95 % interval", "Reading", "Queries", "Power at the margin", "Margin shown with 80 %")
+    first = "Slice" if found and "=" in found[0].name else "Systems"
+    columns = (first, "Metric", "Difference", "95 % interval", "Reading", "Queries", "Power at the margin", "Margin shown with 80 %")
     return table(caption, columns, [_delta_row(delta) for delta in found], numbers=5)
 
 
@@ -134,7 +140,7 @@ def _delta_row(d: Delta) -> list[Cell]:
     tone = Mark(d.name, d.difference, d.low, d.high, "").tone
     words: Cell = "too few queries" if d.low is None else _READINGS[tone]
     ends = [share(d.power), number(d.detectable, 4)]
-    return [systems_words(d.name), metric_words(d.metric), signed(d.difference), _interval(d), words, f"{d.queries:,}", *ends]
+    return [systems_words(d.name), metric_words(d.metric), signed(d.difference), ("tight", _interval(d)), words, f"{d.queries:,}", *ends]
 
 
 def _interval(delta: Delta) -> str:
