@@ -24,7 +24,7 @@ demo: $(VENV)/.demo ## build a retriever from the built-in data, show its measur
 	@echo "Gemma 3 270M is provided under and subject to the Gemma Terms of Use: https://ai.google.dev/gemma/terms"
 	@$(BIN)/scalingnote demo $(ARGS)
 
-test: $(VENV)/.test ## run all tests
+test: $(VENV)/.test ## run all tests; those in a browser where Chromium and its driver are installed
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.lint ## check style and types

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.flows.cli_world import SMALL, Built, at_home, done, write_collection
+
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
@@ -21,6 +23,15 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mlflow-template") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_registered_models()
     return path
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Built:
+    """The first build of the small collection: training it once is enough for all."""
+    folder = tmp_path_factory.mktemp("built")
+    data = write_collection(folder / "clinic")
+    with at_home(folder / "home", mlflow_template) as home:
+        return Built(home, data, done("retrain", *SMALL, "--data", data))
 
 
 @pytest.fixture
