@@ -41,9 +41,11 @@ from components.promotion.release import (
     write_candidate,
 )
 from components.towers.contract import EncodingContract, save_contract, space_id_of
-from components.tracking import labels
+from components.tracking import labels, registry
 from components.tracking.audit import append_entry, read_audit
+from components.tracking.provenance import Provenance, version_tags
 from components.tracking.registry import RegisteredVersion, VersionInfo
+from components.tracking.runs import StepRecord, open_flow_run, record_step
 
 NAME = "retriever"
 POLICY = PolicyConfig(min_queries=20, min_slice_queries=15, max_p95_ratio=None, min_qps_ratio=None)  # nothing is timed here
@@ -241,6 +243,28 @@ class MemoryTracking:
 
 
 Register = Callable[[str, Artifact], RegisteredVersion]
+PROVENANCE = Provenance(
+    code_revision="abc",
+    dirty=False,
+    patch_digest=None,
+    code_digest="c" * 64,
+    lock_digest="e" * 64,
+    python="3.11",
+    packages={},
+    platform="test",
+    user="somebody",
+)
+
+
+def into_mlflow() -> Register:
+    """Registers parts and candidates in the tracking store that the environment names, as steps of one flow run."""
+    parent = open_flow_run(NAME, "retrain", {}, PROVENANCE, {})
+
+    def register(model: str, artifact: Artifact) -> RegisteredVersion:
+        run = record_step(parent, StepRecord(model, {}, artifact))
+        return registry.register(model, artifact, run, {}, version_tags(PROVENANCE, "d" * 64, {}, "flow-1"))
+
+    return register
 
 
 def make_candidate(root: Path, register: Register, levels: Mapping[str, float] = GOOD) -> RegisteredVersion:
