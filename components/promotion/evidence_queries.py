@@ -9,6 +9,7 @@ from typing import Any
 from components.promotion.evidence import Dossier
 from components.promotion.evidence_html import Safe, details, heading, paragraph, section, table
 
+_NOT_LOGGED = "No query's text was logged while serving (SCALINGNOTE_ANSWER_LOG=full keeps it), so none could be replayed; others stand in."
 _OPEN = 3  # queries of each kind whose answers are shown without a click
 
 
@@ -66,5 +67,5 @@ def agreement_section(dossier: Dossier) -> Safe:
         "users will see change; it does not say which of both is right."
     )
     replayed = any(found.source.startswith("logged") for found in summary.agreement.values())
-    none = "" if replayed else "No query was logged while serving (or only its id), so none could be replayed; other queries stand in."
+    none = "" if replayed else _NOT_LOGGED
     return section("agreement", title, told, table("Agreement of candidate and champion", columns, rows, numbers=1), none)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ def story(built: Built, mlflow_template: Path) -> Iterator[Story]:
     build = ("retrain", *SMALL, "--data", built.data)
     changed = (*build, "--set", "distillation.refine_epochs=0")
     with at_home(built.home, mlflow_template):
+        os.environ["SCALINGNOTE_ANSWER_LOG"] = "full"  # gone with the home; only a query whose text was kept can be replayed
         yield {
             "first": built.first,
             "again": done(*build),
