@@ -193,5 +193,6 @@ def _scan(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
 
 
 def _whole(folders: list[Path]) -> list[Path]:
-    """Those that hold files: runs keep the manifests of artifacts alone."""
-    return [folder for folder in folders if any((folder / name).is_file() for name in read_manifest(folder).files)]
+    """Those that hold the most of their files: runs keep manifests, and single files to look at, of artifacts that lie elsewhere."""
+    held = {folder: sum((folder / name).is_file() for name in read_manifest(folder).files) for folder in folders}
+    return [folder for folder, files in held.items() if files and files == max(held.values())]
