@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from components.artifacts import Artifact, EncoderArtifact, IndexArtifact, open_artifact, read_manifest
+from components.artifacts import Artifact, open_artifact, read_manifest
 from components.errors import ScalingNoteError
 from components.promotion.baseline import Baseline
+from components.promotion.release import load_release
 from components.promotion.standing import release_model
 from components.tracking import registry
 from flows.config import RetrainConfig
@@ -19,57 +19,53 @@ from flows.steps import Step
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
     from components.evaluation.contest import Contender, Contest
+    from components.promotion.evidence import Compared, Dossier, Making, StepCost
+    from components.promotion.release import LineageNode, ReleaseManifest
     from components.serving.retriever import Retriever
+    from flows.registration import Parts
 
 REPLAYED = 1000  # queries of the log, the newest, that both releases answer
 _MEASURED = ("split", "depth", "latency_queries", "throughput_batch", "bootstrap_samples", "seed")
 
 
-class Compared(NamedTuple):
+class Outcome(NamedTuple):
     """The comparison with the champion, or in a sentence why there is none."""
 
     artifact: Artifact | None
     missing: str = ""
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """The parts of a candidate that answer queries, and the data it is measured on."""
-
-    dataset: Artifact
-    query_encoder: EncoderArtifact
-    index: IndexArtifact
-
-    def inputs(self) -> dict[str, Artifact]:
-        return {"dataset": self.dataset, "query_encoder": self.query_encoder, "index": self.index}
-
-
-def compare_with_champion(config: RetrainConfig, recorder: Recorder, candidate: Candidate, baseline: Baseline | None) -> Compared:
+def compare_with_champion(config: RetrainConfig, recorder: Recorder, parts: Parts, baseline: Baseline | None) -> Outcome:
     """Ask candidate and champion the same queries in one run. A champion that cannot be opened is no reason to build no candidate."""
     if baseline is None:
-        return Compared(None, "This is a first release: there is no champion to compare with.")
+        return Outcome(None, "This is a first release: there is no champion to compare with.")
     try:
-        return Compared(recorder.run(_comparison_step(config, candidate, baseline)))
+        return Outcome(recorder.run(_comparison_step(config, parts, baseline)))
     except ScalingNoteError as error:
-        return Compared(None, f"The comparison with release/{baseline.version} failed: {error}")
+        return Outcome(None, f"The comparison with release/{baseline.version} failed: {error}")
 
 
-def _comparison_step(config: RetrainConfig, candidate: Candidate, baseline: Baseline) -> Step:
+def _comparison_step(config: RetrainConfig, parts: Parts, baseline: Baseline) -> Step:
     """Queries that are logged later do not make a finished comparison anew: the same parts stay the same candidate."""
     champion = open_artifact(registry.artifact_folder(release_model(config.name), baseline.version))
-    inputs: dict[str, Artifact] = {**candidate.inputs(), "champion": champion}
+    inputs: dict[str, Artifact] = {**_answering(parts), "champion": champion}
 
     def make(folder: Path) -> Artifact:
         from components.evaluation.contest import hold_contest
 
-        parents = {role: artifact.digest for role, artifact in candidate.inputs().items()}
-        return hold_contest(_contest(config, candidate, baseline.version), config.evaluation, parents, folder)
+        parents = {role: artifact.digest for role, artifact in _answering(parts).items()}
+        return hold_contest(_contest(config, parts, baseline.version), config.evaluation, parents, folder)
 
     settings = {**config.evaluation.model_dump(include=set(_MEASURED)), "baseline_version": baseline.version}
     return Step("compare_with_champion", ("evaluation", "serving", "index", "distillation", "towers"), make, inputs, settings)
 
 
-def _contest(config: RetrainConfig, candidate: Candidate, version: int) -> Contest:
+def _answering(parts: Parts) -> dict[str, Artifact]:
+    """The parts of a candidate that answer queries, and the data it is measured on."""
+    return {"dataset": parts.dataset, "query_encoder": parts.query_encoder, "index": parts.index}
+
+
+def _contest(config: RetrainConfig, parts: Parts, version: int) -> Contest:
     from components.data.dataset import load_dataset
     from components.evaluation.contest import Contest
     from components.evaluation.summarize import judged_split
@@ -77,10 +73,10 @@ def _contest(config: RetrainConfig, candidate: Candidate, version: int) -> Conte
 
     opened = open_release(config.name, f"release/{version}")
     pins = opened.manifest.pins
-    dataset = load_dataset(candidate.dataset.path)
+    dataset = load_dataset(parts.dataset.path)
     source, replayed = replayed_queries(config.name, dataset)
     return Contest(
-        candidate=_contender(open_candidate(config, candidate), candidate.query_encoder.path, candidate.index.path),
+        candidate=_contender(open_candidate(config, parts), parts.query_encoder.path, parts.index.path),
         champion=_contender(opened.retriever, registry_folder(pins.query_encoder), registry_folder(pins.index)),
         baseline_version=version,
         judged=judged_split(dataset, config.evaluation.split),
@@ -99,13 +95,13 @@ def replayed_queries(name: str, dataset: Dataset) -> tuple[str, Sequence[str]]:
     return UNLABELLED, [str(text) for text in dataset.unlabelled["text"].head(REPLAYED)]
 
 
-def open_candidate(config: RetrainConfig, candidate: Candidate) -> Retriever:
+def open_candidate(config: RetrainConfig, parts: Parts) -> Retriever:
     """Query encoder and index of the candidate, every file verified."""
     from components.distillation.student import load_student
     from components.serving.retriever import Retriever
 
-    encoder = load_student(candidate.query_encoder.path)
-    return Retriever.open(encoder, candidate.query_encoder.path, candidate.index.path, config.index.probe_tolerance)
+    encoder = load_student(parts.query_encoder.path)
+    return Retriever.open(encoder, parts.query_encoder.path, parts.index.path, config.index.probe_tolerance)
 
 
 def _contender(retriever: Retriever, encoder_folder: Path, index_folder: Path) -> Contender:
@@ -120,3 +116,59 @@ def _contender(retriever: Retriever, encoder_folder: Path, index_folder: Path) -
 def bytes_of(folder: Path) -> int:
     """Bytes of an artifact's files."""
     return sum(entry.bytes for entry in read_manifest(folder).files.values())
+
+
+def dossier_of(parts: Parts, recorder: Recorder, manifest: ReleaseManifest, baseline: Baseline | None, outcome: Outcome) -> Dossier:
+    """All that report and description are made from."""
+    from components.data.validation import load_report
+    from components.evaluation.report import load_evaluation
+    from components.promotion.evidence import Champion, Dossier
+
+    folder = registry.artifact_folder(release_model(manifest.name), baseline.version) if baseline else None
+    champion = Champion(baseline.version, load_release(folder), baseline.evaluation) if baseline and folder else None
+    return Dossier(
+        manifest=manifest,
+        evaluation=load_evaluation(parts.evaluation.path),
+        validation=load_report(parts.validation),
+        champion=champion,
+        compared=_compared(outcome),
+        making=_making(parts, recorder),
+        notes=parts.notes,
+    )
+
+
+def _compared(outcome: Outcome) -> Compared:
+    from components.evaluation.comparison import load_comparison, load_tables
+    from components.promotion.evidence import Compared
+
+    if outcome.artifact is None:
+        return Compared(missing=outcome.missing)
+    return Compared(load_comparison(outcome.artifact.path), load_tables(outcome.artifact.path))
+
+
+def _making(parts: Parts, recorder: Recorder) -> Making:
+    from components.distillation.train import training_epochs
+    from components.promotion.evidence import Making
+    from components.towers.train import losses_of
+
+    losses, epochs = losses_of(parts.query_tower.path), training_epochs(parts.query_encoder.path)
+    timed = {node.name for node in recorder.lineage if node.digest in recorder.timings}
+    documents = parts.index.counts.get("documents")
+    return Making(
+        tower_losses=tuple(losses) if losses else None,
+        student_epochs=tuple(epochs) if epochs else None,
+        costs=tuple(_cost(node, recorder) for node in recorder.lineage if node.digest in recorder.timings),
+        adopted=tuple(dict.fromkeys(node.name for node in recorder.lineage if node.name not in timed)),
+        sizes={
+            "index": bytes_of(parts.index.path),
+            "encoder": bytes_of(parts.query_encoder.path),
+            **({"documents": documents} if documents else {}),
+        },
+    )
+
+
+def _cost(node: LineageNode, recorder: Recorder) -> StepCost:
+    from components.promotion.evidence import StepCost
+
+    timing = recorder.timings[node.digest]
+    return StepCost(node.name, timing.seconds, timing.attempts) if timing else StepCost(node.name, None)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact
+from components.evaluation.comparison import load_comparison
 from components.evaluation.report import load_evaluation
-from components.evaluation.table import render_shift
 from components.promotion.base_models import ENCODERS, base_models_of
 from components.promotion.baseline import Baseline, comparison_for
+from components.promotion.evidence_markdown import describe
+from components.promotion.evidence_report import write_report_page
 from components.promotion.facts import Facts, gather_facts, write_facts
 from components.promotion.gates import Evidence, GateDecision, decide
 from components.promotion.lineage_gaps import Origins
@@ -21,11 +23,14 @@ from components.promotion.release import (
     ReleaseManifest,
     ReleaseType,
     evaluation_pin,
+    load_release,
     write_candidate,
 )
 from components.promotion.standing import release_model
+from components.tracking.links import evidence_links
 from components.tracking.registry import RegisteredVersion, ensure_model, find_version, set_description
 from flows.config import RetrainConfig
+from flows.evidence import Outcome, compare_with_champion, dossier_of, open_candidate
 from flows.recorder import Recorder
 from flows.steps import Step
 
@@ -55,23 +60,28 @@ class Parts:
         return {role: getattr(self, role) for role in Pins.model_fields}
 
 
-_Decided = tuple[GateDecision, Baseline | None, Facts]
+@dataclass(frozen=True)
+class _Decided:
+    """What was decided, and from what."""
+
+    decision: GateDecision
+    baseline: Baseline | None
+    outcome: Outcome
+    facts: Facts
 
 
 def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) -> dict[str, Any]:
     """Decide, register, and return what comes next. With nothing changed it finds the candidate there is."""
     versions = _register_parts(recorder, parts)
     baseline = comparison_for(config.name, {role: version.digest for role, version in versions.items()})
-    evaluation = load_evaluation(parts.evaluation.path)
-    facts = gather_facts(parts.validation, _origins(config, recorder, parts), parts.pinned)
-    decision = decide(Evidence(evaluation, baseline.evaluation if baseline else None, facts=facts), config.policy)
-    step = _candidate_step(config, recorder, parts, versions, (decision, baseline, facts))
-    candidate = recorder.run(step)
+    decided = _decide(config, recorder, parts, baseline)
+    candidate = recorder.run(_candidate_step(config, recorder, parts, versions, decided))
     # The empty release model has to be there before a reviewer opens the first candidate: the dialog offers existing models only.
     ensure_model(release_model(config.name))
     registered = recorder.register("candidate", candidate, versions, parts.dataset.digest)
-    notes = "\n".join([*parts.notes, render_shift(evaluation.summary)]).strip()
-    set_description(registered.name, registered.version, describe(decision, registered, notes))
+    dossier = dossier_of(parts, recorder, load_release(candidate.path), baseline, decided.outcome)
+    set_description(registered.name, registered.version, describe(dossier, evidence_links(registered.name, registered.version)))
+    decision = decided.decision
     return {
         "name": config.name,
         "release_type": parts.release_type,
@@ -85,6 +95,15 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
         "cached": recorder.all_cached,
         "mlflow_run_id": recorder.run_id,
     }
+
+
+def _decide(config: RetrainConfig, recorder: Recorder, parts: Parts, baseline: Baseline | None) -> _Decided:
+    outcome = compare_with_champion(config, recorder, parts, baseline)
+    comparison = load_comparison(outcome.artifact.path) if outcome.artifact else None
+    facts = gather_facts(parts.validation, _origins(config, recorder, parts), parts.pinned)
+    evaluation = load_evaluation(parts.evaluation.path)
+    evidence = Evidence(evaluation, baseline.evaluation if baseline else None, comparison, facts)
+    return _Decided(decide(evidence, config.policy), baseline, outcome, facts)
 
 
 def _register_parts(recorder: Recorder, parts: Parts) -> dict[str, RegisteredVersion]:
@@ -109,22 +128,25 @@ def _candidate_step(
     versions: dict[str, RegisteredVersion],
     decided: _Decided,
 ) -> Step:
-    decision, baseline, facts = decided
+    comparison = decided.outcome.artifact
     settings = {
         "release_type": parts.release_type,
         "config": config.model_dump(mode="json"),
         "pins": {role: version.model_dump() for role, version in versions.items()},
-        "decision": decision.model_dump(mode="json"),
-        "baseline": baseline.version if baseline else None,
+        "decision": decided.decision.model_dump(mode="json"),
+        "baseline": decided.baseline.version if decided.baseline else None,
+        "uncompared": decided.outcome.missing,
     }
 
     def make(folder: Path) -> Artifact:
         manifest = _manifest(config, recorder, parts, versions, decided)
-        write_facts(folder, facts)
-        return write_candidate(manifest, parts.evaluation.path, parts.validation.path, folder)
+        write_facts(folder, decided.facts)
+        write_report_page(dossier_of(parts, recorder, manifest, decided.baseline, decided.outcome), folder)
+        return write_candidate(manifest, parts.evaluation.path, parts.validation.path, folder, comparison)
 
     inputs = {"evaluation": parts.evaluation, "validation": parts.validation, "query_encoder": parts.query_encoder, "index": parts.index}
-    return Step("write_candidate", ("promotion", "serving"), make, inputs, settings)
+    inputs |= {"comparison": comparison} if comparison else {}
+    return Step("write_candidate", ("promotion", "serving", "evaluation"), make, inputs, settings)
 
 
 def _manifest(
@@ -135,13 +157,9 @@ def _manifest(
     decided: _Decided,
 ) -> ReleaseManifest:
     from components.data.dataset import load_dataset
-    from components.distillation.student import load_student
-    from components.serving.retriever import Retriever
     from components.serving.smoke import record_smoke
 
-    decision, baseline, _ = decided
-    encoder = load_student(parts.query_encoder.path)
-    retriever = Retriever.open(encoder, parts.query_encoder.path, parts.index.path, config.index.probe_tolerance)
+    retriever = open_candidate(config, parts)
     queries = load_dataset(parts.dataset.path).judged_queries(config.evaluation.split)["text"].tolist()
     return ReleaseManifest(
         name=config.name,
@@ -150,8 +168,8 @@ def _manifest(
         pins=Pins(**{role: Pin(model=v.name, version=v.version, digest=v.digest) for role, v in versions.items()}),
         dataset=_dataset_pin(parts),
         evaluation=evaluation_pin(load_evaluation(parts.evaluation.path).summary, parts.evaluation.digest),
-        decision=decision,
-        baseline_version=baseline.version if baseline else None,
+        decision=decided.decision,
+        baseline_version=decided.baseline.version if decided.baseline else None,
         smoke=record_smoke(retriever, queries),
         provenance=recorder.origin,
         config=config.model_dump(mode="json"),
@@ -183,24 +201,3 @@ def _dataset_pin(parts: Parts) -> DatasetPin:
     return DatasetPin(
         name=str(attributes["name"]), digest=parts.dataset.digest, source_digest=str(attributes["source_digest"]), contracts=contracts
     )
-
-
-def describe(decision: GateDecision, registered: RegisteredVersion, shift: str = "") -> str:
-    """Markdown for the candidate's page: verdict, gates with their reasons, what the reviewer does next.
-
-    `shift` is plain text about what was refreshed, retention off the training distribution and the spread of the query vectors.
-    """
-    rows = [f"| {gate.name} | {gate.status} | {gate.reason} |" for gate in decision.gates]
-    first = " This is a first release: there is no champion to compare with, a person has to decide." if decision.first_release else ""
-    release = registered.name.removesuffix("-candidate") + "-release"
-    lines = [
-        f"**Verdict: {decision.verdict}.**{first}",
-        "",
-        "| gate | status | reason |",
-        "|---|---|---|",
-        *rows,
-        *(["", "```", shift, "```"] if shift else []),
-        "",
-        f"To approve: *Promote model* into `{release}`. The evidence lies in the artifacts of this version.",
-    ]
-    return "\n".join(lines)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import EncoderArtifact, Scalar, seal, write_json
+from components.artifacts import EncoderArtifact, Scalar, read_json, seal, write_json
 from components.distillation.config import DistillationConfig
 from components.distillation.health import log_entry, retention_of, spread_of
 from components.distillation.losses import alignment_loss, refinement_loss, similarity_loss
@@ -265,3 +265,8 @@ def _require_one_width(data: DistillationData) -> None:
     teacher, documents = data.teacher.shape[1], data.documents.shape[1]
     if teacher != documents:
         raise ModelError(f"The teacher's vectors have {teacher} dimensions, the documents' {documents}. Retrain the towers.")
+
+
+def training_epochs(folder: Path) -> list[dict[str, Any]] | None:
+    """The log of a finished student, one entry an epoch: phase, epoch, loss and what it reached on dev; None when it has no log."""
+    return list(read_json(folder / LOG)) if (folder / LOG).is_file() else None

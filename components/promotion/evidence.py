@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from components.evaluation.report import Evaluation
     from components.promotion.release import ReleaseManifest
 
-REPORT_FILE = "report.html"
-COMPARISON_FOLDER = "comparison"
-
 
 @dataclass(frozen=True)
 class Champion:

@@ -90,12 +90,14 @@ def _node(manifest: ReleaseManifest, digest: str) -> LineageNode | None:
 def _differing(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
     """`name: before -> after` for everything that is not equal."""
     names = [*new, *(name for name in old if name not in new)]
-    return [f"{name}: {_told(old, name)} -> {_told(new, name)}" for name in names if old.get(name) != new.get(name)]
+    return [f"{name}: {_told(old.get(name))} -> {_told(new.get(name))}" for name in names if _told(old.get(name)) != _told(new.get(name))]
 
 
-def _told(values: Mapping[str, Any], name: str) -> str:
-    value = values.get(name)
-    return "none" if value in (None, "") else f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+def _told(value: Any) -> str:
+    # Flattened settings are texts: a field that is null and one that an older version did not have are both "none".
+    if value in (None, "", "None", "[]", "{}"):
+        return "none"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _short(value: Any) -> Any:

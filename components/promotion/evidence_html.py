@@ -21,9 +21,10 @@ a { color: var(--blue); }
 .banner b, td.good, td.bad, td.warn { font-weight: 600; } caption { text-align: left; padding: .5rem .8rem; color: var(--soft); }
 td.good { color: var(--good); } td.bad { color: var(--bad); } td.warn { color: var(--warn); }
 thead th { position: sticky; top: 0; background: var(--card); } tbody th { color: var(--ink); font-weight: 500; font-size: inherit; }
-tr + tr th { border-top: 1px solid var(--line); } td { min-width: 4.5rem; } td.words { min-width: 20rem; }
+tr + tr th, thead + tbody th { border-top: 1px solid var(--line); } td.number, td.tight, tbody th { white-space: nowrap; }
+td.words { white-space: normal; min-width: 20rem; }
 th.number { text-align: right; } .plot { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
-  margin: .6rem 0; } .plot svg { display: block; width: 100%; min-width: 40rem; max-width: 60rem; font: 12.5px system-ui, sans-serif; }
+  margin: .6rem 0; } .plot svg { display: block; width: 100%; min-width: 46rem; font: 12.5px system-ui, sans-serif; }
 svg text { fill: var(--ink); } svg .note, svg .axis { fill: var(--soft); } svg line, svg polyline { fill: none; stroke-width: 2; }
 svg .grid { stroke: var(--line); stroke-width: 1; } svg .zero { stroke: var(--ink); stroke-width: 1.2; }
 svg .margin { stroke: var(--warn); stroke-width: 1.5; stroke-dasharray: 5 4; } svg line.better { stroke: var(--good); }

@@ -15,7 +15,7 @@ from typing import Literal
 
 from components.promotion.evidence_html import Safe
 
-WIDTH = 880  # units of the drawing; the page scales it
+WIDTH = 1040  # units of the drawing; the page scales it
 MOST_POINTS = 200  # of a curve: more than there are pixels says nothing more
 Tone = Literal["better", "worse", "open"]
 Scale = Callable[[float], float]
@@ -70,7 +70,7 @@ class Words:
 
 def forest(marks: Sequence[Mark], words: Words, margin: float | None = None) -> Safe:
     """Differences with their intervals below each other, around a line at 0 and, if given, one at the loss that is allowed."""
-    left, right, row, top = 250, 250, 26, 14
+    left, right, row, top = 270, 320, 26, 14
     ends = [end for m in marks for end in (m.low, m.value, m.high) if end is not None] + [0.0] + ([-margin] if margin else [])
     ticks = _ticks(min(ends), max(ends))
     across = _scale(ticks[0], ticks[-1], left, WIDTH - right)
@@ -95,7 +95,7 @@ def _mark(mark: Mark, across: Scale, y: float, left: int) -> str:
         "open": f'<circle class="{tone}" cx="{x:.1f}" cy="{y}" r="4.5"/>',
     }[tone]
     name = f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">{escape(_short(mark.label, 36))}</text>'
-    return f'<g>{name}{arm}{shape}<text class="note" x="{WIDTH - 240}" y="{y + 4}">{escape(mark.note)}</text></g>'
+    return f'<g>{name}{arm}{shape}<text class="note" x="{WIDTH - 308}" y="{y + 4}">{escape(mark.note)}</text></g>'
 
 
 def scatter(points: Sequence[Point], words: Words) -> Safe:

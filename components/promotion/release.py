@@ -1,7 +1,8 @@
 """The release manifest: one JSON file that pins encoders and index by version and digest, with the evidence beside it.
 
-A candidate artifact holds `release.json`, the folders `evaluation/` and `validation/` (whole artifacts, with their own manifests) and
-a manifest over everything, so its one digest covers the pins and the numbers a reviewer saw.
+A candidate artifact holds `release.json`, the folders `evaluation/`, `validation/` and, where there was a champion, `comparison/` (whole
+artifacts, with their own manifests), `facts.json`, the reviewer's `report.html` and a manifest over everything, so its one digest covers
+the pins and all that a reviewer saw.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from components.artifacts import Release, Scalar, read_versioned, seal, write_json
+from components.artifacts import Artifact, Release, Scalar, read_versioned, seal, write_json
 from components.errors import ArtifactError
 from components.promotion.gates import GateDecision
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 RELEASE_FILE = "release.json"
 EVALUATION_FOLDER = "evaluation"
 VALIDATION_FOLDER = "validation"
+COMPARISON_FOLDER = "comparison"
+REPORT_PAGE = "report.html"
+REPORTED_SINCE = 3  # candidates of older schema versions have no report
 SCHEMA_VERSION = 3
 ReleaseType = Literal["full", "index-refresh", "query-refresh"]
 PinRole = Literal["query_tower", "document_tower", "query_encoder", "index"]
@@ -144,18 +148,23 @@ def evaluation_pin(summary: Summary, digest: str) -> EvaluationPin:
     )
 
 
-def write_candidate(manifest: ReleaseManifest, evaluation_folder: Path, validation_folder: Path, folder: Path) -> Release:
-    """Write `release.json` and copies of both reports into `folder`, and seal it as a release artifact."""
-    for name, source in ((EVALUATION_FOLDER, evaluation_folder), (VALIDATION_FOLDER, validation_folder)):
+def write_candidate(
+    manifest: ReleaseManifest, evaluation_folder: Path, validation_folder: Path, folder: Path, comparison: Artifact | None = None
+) -> Release:
+    """Write `release.json` and copies of the reports into `folder`, and seal it with all that lies there as a release artifact."""
+    copied = {EVALUATION_FOLDER: evaluation_folder, VALIDATION_FOLDER: validation_folder}
+    copied |= {COMPARISON_FOLDER: comparison.path} if comparison else {}
+    for name, source in copied.items():
         shutil.rmtree(folder / name, ignore_errors=True)  # a killed attempt may have left other files there
         shutil.copytree(source, folder / name)
     write_json(folder / RELEASE_FILE, manifest.model_dump(mode="json"))
     parents = {role: pin.digest for role, pin in manifest.pins.items()}
+    measured = {"evaluation": manifest.evaluation.digest, **({"comparison": comparison.digest} if comparison else {})}
     artifact = seal(
         folder,
         "release",
         counts={"queries": manifest.evaluation.queries, "lineage": len(manifest.lineage)},
-        parents={**parents, "dataset": manifest.dataset.digest, "evaluation": manifest.evaluation.digest},
+        parents={**parents, "dataset": manifest.dataset.digest, **measured},
         attributes={
             "name": manifest.name,
             "space_id": manifest.space_id,
@@ -166,6 +175,12 @@ def write_candidate(manifest: ReleaseManifest, evaluation_folder: Path, validati
     )
     assert isinstance(artifact, Release)
     return artifact
+
+
+def require_report(folder: Path, manifest: ReleaseManifest) -> None:
+    """Raise ArtifactError for a candidate without the reviewer's report, unless it is from before there were any."""
+    if manifest.schema_version >= REPORTED_SINCE and not (folder / REPORT_PAGE).is_file():
+        raise ArtifactError(f"{folder} holds no {REPORT_PAGE}, so nobody can have judged it by its evidence. Build the candidate again.")
 
 
 def load_release(folder: Path) -> ReleaseManifest:

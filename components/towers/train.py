@@ -132,3 +132,8 @@ def _seal_towers(contracts: Mapping[Role, EncodingContract], parents: Mapping[st
 def training_losses(folder: Path) -> list[float]:
     """Loss of every step of a finished training."""
     return [float(x) for x in read_json(folder / LOG)["loss"]]
+
+
+def losses_of(tower: Path) -> list[float] | None:
+    """Loss of every step of the training that `tower` is a part of; None for a tower that lies apart from it, as in the registry."""
+    return training_losses(tower.parent) if (tower.parent / LOG).is_file() else None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 REPORT_KINDS = frozenset({"validation", "evaluation", "comparison", "study"})
+PAGE = "report.html"  # what people read of an artifact that has it: a run's page can be linked to, a model's files cannot
 _BATCH = 100  # the most parameters or tags that MLflow takes in one call
 
 
@@ -80,8 +81,8 @@ def log_report(run_id: str, folder: Path, text: str) -> None:
 def record_step(parent_run_id: str, record: StepRecord) -> str:
     """Write one finished step as a nested run and return that run's id.
 
-    Reports (`REPORT_KINDS`) are uploaded whole, of other artifacts the manifest alone: models travel by registration. A cached step does
-    not upload again; its tag names the run that holds the files.
+    Reports (`REPORT_KINDS`) are uploaded whole, of other artifacts the manifest and the page for people: models travel by registration. A
+    cached step does not upload again; its tag names the run that holds the files.
     """
     experiment = _experiment_of(settings.tracking_uri(), parent_run_id)
     holder = _earlier_upload(experiment, record.artifact.digest) if record.cached else None
@@ -143,7 +144,9 @@ def _upload(run_id: str, artifact: Artifact) -> None:
     if artifact.kind in REPORT_KINDS:
         client().log_artifacts(run_id, str(artifact.path), artifact.kind)
     else:
-        client().log_artifact(run_id, str(artifact.path / MANIFEST), artifact.kind)
+        for name in (MANIFEST, PAGE):
+            if (artifact.path / name).is_file():
+                client().log_artifact(run_id, str(artifact.path / name), artifact.kind)
     client().set_tag(run_id, labels.UPLOADED, "true")
 
 

@@ -1,14 +1,11 @@
-"""Commands that look: status, trace, verify, ui."""
+"""Commands that look: status, verify, ui."""
 
 from __future__ import annotations
 
 import argparse
-import re
 from dataclasses import asdict
 
 from flows.cli.output import retriever_name, show
-
-RELEASE_REF = re.compile(r"^(champion|previous|(candidate|release)/.*)$")
 
 
 def status(options: argparse.Namespace) -> int:
@@ -18,16 +15,6 @@ def status(options: argparse.Namespace) -> int:
     state = status_of(retriever_name(options))
     show(options, state, render_status(state))
     return 1 if state["alarm"] else 0
-
-
-def trace(options: argparse.Namespace) -> None:
-    """A release or document back to where it came from."""
-    from components.promotion import trace as tracing
-
-    name = retriever_name(options)
-    is_release = RELEASE_REF.match(options.ref)
-    found = tracing.trace(name, options.ref) if is_release else tracing.trace_document(name, options.release, options.ref)
-    show(options, found.to_json(), found.text())
 
 
 def verify(options: argparse.Namespace) -> int:

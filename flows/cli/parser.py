@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from flows.cli.trace import add_arguments as add_trace_arguments
 from flows.studies.registry import list_studies
 
 Command = Callable[[argparse.Namespace], int | None]
@@ -38,6 +39,8 @@ def _add_building(commands: Any) -> None:
         commands, "retrain", "build:retrain", "build a candidate: validate, train, distil, index, evaluate, decide, register"
     )
     _training_options(retrain, preset=None)
+    for parser in (demo, retrain):
+        _policy_option(parser)
     validate = _command(commands, "validate", "build:validate", "hold data against its contracts, without training")
     _training_options(validate, preset=None)
     study = _command(commands, "study", "study:study", "run an experiment on the data: a table with intervals and a plot")
@@ -65,7 +68,12 @@ def _add_refreshing(commands: Any) -> None:
     query.add_argument("--data", metavar="DIR", help="folder with the release's documents (default: the one it was built from)")
     for parser, example in ((index, "policy.margin=0.02"), (query, "distillation.epochs=4")):
         _release_option(parser)
+        _policy_option(parser)
         parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=f"one setting, such as {example}; repeatable")
+
+
+def _policy_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--policy", type=Path, metavar="FILE", help="the gates as YAML with a version of its own, instead of the preset's")
 
 
 def _add_promotion(commands: Any) -> None:
@@ -104,9 +112,9 @@ def _add_use(commands: Any) -> None:
 
 def _add_inspection(commands: Any) -> None:
     _command(commands, "status", "inspect:status", "what is champion, previous and candidate, and whether all is in order")
-    trace = _command(commands, "trace", "inspect:trace", "a release or a document back to data, code, configuration and approval")
-    trace.add_argument("ref", help="champion, previous, candidate/N, release/N, or the id of a document")
-    trace.add_argument("--release", default="champion", metavar="REF", help="release to look a document id up in (default champion)")
+    add_trace_arguments(
+        _command(commands, "trace", "trace:trace", "a release, model, document or answer back to data, code, configuration and approval")
+    )
     verify = _command(
         commands, "verify", "inspect:verify", "hash every file of a release again and check digests, spaces, decision, records"
     )

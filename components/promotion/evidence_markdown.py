@@ -1,0 +1,139 @@
+"""The description of a candidate in the MLflow UI: what a reviewer reads first, as Markdown that fits MLflow's limit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+from components.evaluation.table import render_shift
+from components.promotion.decision import GateResult
+from components.promotion.evidence import Dossier, require_measured
+from components.promotion.evidence_numbers import METRIC, Delta, against_champion, baseline_rivals, deltas
+from components.promotion.evidence_sections import STATUS_WORDS, changes_of, gate_words, metric_words, signed, systems_words
+from components.promotion.standing import release_model
+from components.tracking.links import version_link
+
+LIMIT = 4500  # of MLflow's 5,000 characters: what is put above it later, as the mark of an override, has to fit as well
+_LINES = 6  # of each subject that changed; the report has all of them
+_REASON, _PASSED, _CHANGE = 240, 130, 140  # characters of a reason, of that of a gate that passed, and of a change
+_MOST_GATES = 2000  # characters of the table; in a longer one the gates that passed are counted only
+_MORE = "The rest stands in the report."
+_SIGNS = {"pass": "\u2705 pass", "fail": "\u274c **FAIL**", "not_decidable": "\u26a0\ufe0f **not decidable**"}
+
+
+def describe(dossier: Dossier, links: Mapping[str, str]) -> str:
+    """Verdict, gates, differences with intervals, what changed, and the links (title -> address).
+
+    A block that would make it too long is left out, and a line says so; raises PromotionError for an evaluation over no query.
+    """
+    require_measured(dossier)
+    blocks = [_verdict(dossier), _links(links), _gates(dossier.manifest.decision.gates), _differences(dossier), _next(dossier)]
+    blocks += [_changes(dossier), _shift(dossier)]
+    kept: list[str] = []
+    for block in filter(None, blocks):
+        if len("\n\n".join([*kept, block, _MORE])) <= LIMIT:
+            kept.append(block)
+    return "\n\n".join(kept if len(kept) == sum(map(bool, blocks)) else [*kept, _MORE])
+
+
+def _verdict(dossier: Dossier) -> str:
+    decision, summary = dossier.manifest.decision, dossier.evaluation.summary
+    champion = "This is a first release: there is no champion to compare with, a person has to decide."
+    if dossier.champion is not None:
+        champion = f"Champion: [release/{dossier.champion.version}]({_champion_page(dossier)})."
+    measured = f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents."
+    return f"## Verdict: {_SIGNS[decision.verdict]}\n\n{dossier.manifest.release_type} release. {champion} {measured}"
+
+
+def _champion_page(dossier: Dossier) -> str:
+    return version_link(release_model(dossier.manifest.name), dossier.champion.version if dossier.champion else 0)
+
+
+def _links(links: Mapping[str, str]) -> str:
+    return " · ".join(f"[{title}]({address})" for title, address in links.items())
+
+
+def _gates(gates: Sequence[GateResult]) -> str:
+    """Open gates first, with their reasons; what does not fit of those that passed, slices first, and those that are off are counted."""
+    order = {"fail": 0, "not_decidable": 1, "first_release": 2, "pass": 3}
+    shown = sorted((gate for gate in gates if gate.status in order), key=lambda gate: (order[gate.status], gate.slice is not None))
+    opened = [gate for gate in shown if gate.status != "pass"]
+    while len(_gate_table(shown)) > _MOST_GATES and len(shown) > len(opened):
+        shown = shown[:-1]
+    passed = sum(gate.status == "pass" for gate in gates) - (len(shown) - len(opened))
+    counted = {"more passed": passed, "switched off by the policy": sum(gate.status == "off" for gate in gates)}
+    others = ", ".join(f"{count} {what}" for what, count in counted.items() if count)
+    return f"### Gates\n\n{_gate_table(shown)}" + (f"\n\nOther gates: {others}." if others else "")
+
+
+def _gate_table(gates: Sequence[GateResult]) -> str:
+    rows = [_row(gate_words(gate), _status(gate), _reason(gate)) for gate in gates]
+    return "\n".join(["| gate | status | reason |", "|---|---|---|", *rows])
+
+
+def _status(gate: GateResult) -> str:
+    return _SIGNS.get(gate.status, STATUS_WORDS[gate.status][1])
+
+
+def _reason(gate: GateResult) -> str:
+    text = f"{gate.slice}: {gate.reason}" if gate.slice else gate.reason
+    return _cut(text, _PASSED if gate.status == "pass" else _REASON)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _differences(dossier: Dossier) -> str:
+    rivals = against_champion(dossier)
+    found = deltas(rivals, dossier) if rivals else []
+    found = found or list(
+        chain.from_iterable(deltas(pair, dossier, (METRIC,)) for pair in baseline_rivals(dossier) if pair.first == "student")
+    )
+    if not found:
+        return ""
+    rows = [_row(systems_words(d.name), metric_words(d.metric), signed(d.difference), _ends(d), f"{d.queries:,}") for d in found]
+    head = ["| systems | metric | difference | 95 % interval | queries |", "|---|---|---:|---|---:|"]
+    return "### Differences\n\n" + "\n".join([*head, *rows])
+
+
+def _ends(delta: Delta) -> str:
+    return "too few queries" if delta.low is None or delta.high is None else f"{signed(delta.low)} to {signed(delta.high)}"
+
+
+def _changes(dossier: Dossier) -> str:
+    notes = [f"- {_plain(note)}" for note in dossier.notes]
+    found = changes_of(dossier)
+    if found is None:
+        return "\n".join(["### What changed", "", *notes]) if notes else ""
+    lines = [line for name, changes in found.subjects().items() for line in _subject(name, changes)]
+    return "\n".join(["### What changed since the champion", "", *notes, *lines])
+
+
+def _subject(name: str, changes: Sequence[str]) -> list[str]:
+    if not changes:
+        return [f"- **{name}**: unchanged"]
+    more = [f"  - and {len(changes) - _LINES} more"] if len(changes) > _LINES else []
+    return [f"- **{name}**:", *(f"  - {_plain(_cut(change, _CHANGE))}" for change in changes[:_LINES]), *more]
+
+
+def _shift(dossier: Dossier) -> str:
+    """Retention off the training distribution and the spread of the vectors, as a terminal shows them."""
+    text = render_shift(dossier.evaluation.summary)
+    return f"### Off the training distribution, and spread of the vectors\n\n```\n{text}\n```" if text else ""
+
+
+def _next(dossier: Dossier) -> str:
+    return (
+        f"To approve: *Promote model* into `{release_model(dossier.manifest.name)}`. To reject: the tag `review` with the value "
+        "`rejected: reason`."
+    )
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(_plain(cell) for cell in cells) + " |"
+
+
+def _plain(text: str) -> str:
+    """Text from outside, so that it starts no HTML and ends no cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

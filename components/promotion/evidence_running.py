@@ -1,0 +1,208 @@
+"""Sections of the reviewer's report about running and making: latency, size, index, contracts, retention, training, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+from components.data.report_html import contract_blocks
+from components.evaluation.comparison import CHAMPION
+from components.evaluation.report import EncoderSpeed
+from components.evaluation.significance import mean_interval
+from components.evaluation.summarize import CONFIDENCE
+from components.promotion.evidence import Dossier, StepCost
+from components.promotion.evidence_html import Cell, Safe, heading, section, table
+from components.promotion.evidence_plots import Curve, Point, Words, lines, scatter
+from components.promotion.evidence_sections import SYSTEMS, metric_words, with_interval
+
+_MILLION = 1_000_000
+_NO_SPEED = "No speed was measured: the evaluation did not have both teacher and student."
+_CURVES = ("ndcg@10", "recall@50", "mean_cosine")
+
+
+def speed_section(dossier: Dossier) -> Safe:
+    """Latency of the whole answer against the champion, of the encoders, sizes, and quality over latency."""
+    columns = ("What", "p50, batch 1 (ms)", "p95, batch 1 (ms)", "Queries timed", "Queries per second", "Batch")
+    rows = [_speed_row(name, speed) for name, speed in _speeds(dossier)]
+    compared, speed = dossier.compared.summary, dossier.evaluation.summary.speed
+    told = (
+        [f"Index search alone: p50 {speed.search_p50_ms:.2f} ms. {speed.speed_up:.1f} times the teacher's queries per second."]
+        if speed
+        else []
+    )
+    if compared is not None:
+        ratio, faster = compared.candidate.p95_ms / compared.champion.p95_ms, compared.candidate.qps / compared.champion.qps
+        told += [f"Candidate over champion, in turns on {compared.machine}: p95 {ratio:.2f}, queries per second {faster:.2f}."]
+    else:
+        told += [dossier.compared.missing]
+    timed = [table("Speed", columns, rows, numbers=1)] if rows else [_NO_SPEED]
+    return section("speed", "Latency and size", *timed, *told, _quality_over_latency(dossier), _sizes(dossier))
+
+
+def _speeds(dossier: Dossier) -> list[tuple[str, EncoderSpeed]]:
+    compared, speed = dossier.compared.summary, dossier.evaluation.summary.speed
+    depth = compared.answer_depth if compared else 0
+    both = [(f"{who}: whole answer, {depth} documents", getattr(compared, who)) for who in ("candidate", "champion")] if compared else []
+    return both + ([("candidate (student): encoding only", speed.student), ("teacher: encoding only", speed.teacher)] if speed else [])
+
+
+def _speed_row(name: str, speed: EncoderSpeed) -> list[Cell]:
+    return [name, f"{speed.p50_ms:.2f}", f"{speed.p95_ms:.2f}", f"{speed.queries:,}", f"{speed.qps:,.0f}", str(speed.batch_size)]
+
+
+def _quality_over_latency(dossier: Dossier) -> Safe:
+    points = _points(dossier)
+    if not points:
+        return Safe("")
+    told = "; ".join(f"{p.label}: recall@50 {p.y:.3f} at {p.x:.2f} ms" for p in points)
+    return scatter(points, Words("Recall over latency", told, "p50 of a whole answer in milliseconds (logarithmic)", "recall@50"))
+
+
+def _points(dossier: Dossier) -> list[Point]:
+    """Teacher as evaluated (encoding and search added); student and champion too, or as they answered in one run."""
+    summary, compared = dossier.evaluation.summary, dossier.compared.summary
+    levels = {name: (s.metrics.get("recall@50"), s.intervals.get("recall@50")) for name, s in summary.systems.items()}
+    times: dict[str, tuple[str, float]] = {}
+    if summary.speed is not None:
+        search = summary.speed.search_p50_ms
+        times = {n: (SYSTEMS[n], getattr(summary.speed, n).p50_ms + search) for n in ("teacher", "student")}
+    if compared is not None:
+        times["student"] = (SYSTEMS["student"], compared.candidate.p50_ms)
+        times[CHAMPION] = (f"champion (release/{compared.baseline_version})", compared.champion.p50_ms)
+        levels |= _champion_level(dossier)
+    named = [(words, time, levels[name]) for name, (words, time) in times.items() if name in levels]
+    return [Point(words, time, y, *(ends or (None, None))) for words, time, (y, ends) in named if y is not None and time > 0]
+
+
+def _champion_level(dossier: Dossier) -> dict[str, tuple[float | None, tuple[float, float] | None]]:
+    """The champion's recall@50 with its interval, from the run that asked both."""
+    if (tables := dossier.compared.tables) is None:
+        return {}
+    rows = tables.per_query[(tables.per_query["system"] == CHAMPION) & (tables.per_query["metric"] == "recall@50")]
+    found = mean_interval(rows["value"].to_numpy(), confidence=CONFIDENCE)
+    return {CHAMPION: (found.difference, (found.low, found.high))}
+
+
+def _sizes(dossier: Dossier) -> Safe:
+    compared = dossier.compared.summary
+    sizes: Mapping[str, Mapping[str, int]] = compared.sizes if compared and compared.sizes else {"candidate": dossier.making.sizes}
+    rows = [[who, _bytes(s.get("encoder")), _bytes(s.get("index")), _count(s.get("documents"))] for who, s in sizes.items() if s]
+    return table("Sizes", ("Release", "Query encoder", "Index", "Documents"), rows, numbers=1) if rows else Safe("")
+
+
+def index_section(dossier: Dossier) -> Safe:
+    """The index against exact search on the same vectors, which says nothing about the models."""
+    title, ann = "Index against exact search", dossier.evaluation.summary.ann
+    if ann is None:
+        return section("index", title, "It was not measured: the index keeps no vectors, or the report is from an older version.")
+    rows = [[metric_words(m), with_interval(value, ann.intervals.get(m))] for m, value in sorted(ann.recall.items())]
+    rows.append(["nDCG@10 lost by the student", with_interval(ann.ndcg_lost, ann.ndcg_lost_interval)])
+    caption = f"{ann.queries:,} queries, {ann.documents:,} documents, 95 % intervals"
+    told = "How much of what exact search finds on the same vectors the index finds too. A worse model cannot lower it."
+    return section("index", title, told, table(caption, ("Measure", "Value"), rows, numbers=1))
+
+
+def contracts_section(dossier: Dossier) -> Safe:
+    """What the data contracts found."""
+    report = dossier.validation
+    counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in report.counts.items())
+    found = f"{len(report.results)} rules checked: {len(report.errors)} errors, {len(report.warnings)} warnings."
+    told = f"{found} Data set {report.dataset}: {counts}."
+    return section("contracts", "Data contracts", told, Safe(contract_blocks(report)))
+
+
+def retention_section(dossier: Dossier) -> Safe:
+    """What the student keeps of the teacher on and off the training distribution, whether it collapsed, and how it was trained."""
+    told = "Share of the teacher's value that the student keeps, with 95 % intervals; the champion's beside it, as it was released."
+    rows = _retained(dossier)
+    blocks: list[str] = (
+        [told, table("Retention", ("Queries", "Metric", "Candidate", "Champion", "Number of queries"), rows, numbers=2)] if rows else []
+    )
+    extra = dossier.evaluation.summary.extra
+    blocks += [] if rows else ["No retention was measured: the teacher found nothing, or there is no teacher."]
+    blocks += (
+        [] if extra else ["Off the training distribution nothing was measured: evaluation.extra_splits names no further judged queries."]
+    )
+    return section("retention", "Distillation", *blocks, _health(dossier), *_curves(dossier))
+
+
+def _retained(dossier: Dossier) -> list[list[Cell]]:
+    summary, champion = dossier.evaluation.summary, dossier.champion.evaluation.summary if dossier.champion else None
+    rows: list[list[Cell]] = []
+    for metric, value in sorted(summary.retention.items()):
+        before = with_interval(champion.retention.get(metric), champion.retention_intervals.get(metric)) if champion else "none"
+        own = with_interval(value, summary.retention_intervals.get(metric))
+        rows.append([f"{summary.split} (training distribution)", metric_words(metric), own, before, f"{summary.queries:,}"])
+    for split, found in summary.extra.items():
+        former = champion.extra.get(split) if champion else None
+        for metric, value in sorted(found.retention.items()):
+            before = with_interval(former.retention.get(metric), former.retention_intervals.get(metric)) if former else "none"
+            own = with_interval(value, found.retention_intervals.get(metric))
+            rows.append([f"{split} (off the training distribution)", metric_words(metric), own, before, f"{found.queries:,}"])
+    return rows
+
+
+def _health(dossier: Dossier) -> Safe:
+    health = dossier.evaluation.summary.health
+    rows = [[n, f"{h.mean_cosine:.3f}", f"{h.effective_rank:.1f}", f"{h.queries:,}"] for n, h in sorted(health.items())]
+    caption = "Spread of the query vectors: a mean cosine far above the teacher's, or a far lower rank, is a sign of collapse"
+    return table(caption, ("Encoder", "Mean cosine", "Effective rank", "Queries"), rows, numbers=1) if rows else Safe("")
+
+
+def _curves(dossier: Dossier) -> list[str]:
+    losses, epochs = dossier.making.tower_losses, dossier.making.student_epochs
+    blocks: list[str] = [heading("Training curves")]
+    finite = [loss for loss in losses or () if isfinite(loss)]
+    if finite:
+        told = f"The loss of stage 1 over {len(finite):,} steps, from {finite[0]:.3f} to {finite[-1]:.3f}."
+        blocks.append(lines([Curve("loss", finite)], Words("Training of the towers", told, "step", "loss"), ("1", f"{len(finite):,}")))
+    else:
+        blocks.append("The towers were not trained in this run; their curve stands in the report of the release that they came from.")
+    return [*blocks, *_student_curves(epochs or ())]
+
+
+def _student_curves(epochs: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not epochs:
+        return ["The student's training log is not there, so it has no curve."]
+    curves = [
+        Curve(metric_words(name).replace("_", " "), [float(e[name]) for e in epochs]) for name in _CURVES if all(name in e for e in epochs)
+    ]
+    names = [f"{e.get('phase', '')} {e.get('epoch', '')}".strip() for e in epochs]
+    told = "; ".join(f"{c.label} from {c.values[0]:.3f} to {c.values[-1]:.3f}" for c in curves)
+    plot = lines(curves, Words("Training of the student, on dev queries", told, "epoch", "value"), (names[0], names[-1]))
+    rows = [
+        [name, f"{float(e['loss']):.4f}", *(f"{float(e[c]):.3f}" if c in e else "" for c in _CURVES)]
+        for name, e in zip(names, epochs, strict=True)
+    ]
+    return [plot, table("Epochs of the student", ("Epoch", "Loss", "nDCG@10", "recall@50", "Mean cosine"), rows, numbers=1)]
+
+
+def cost_section(dossier: Dossier) -> Safe:
+    """Seconds of every step, and machine hours per million queries."""
+    making = dossier.making
+    rows = [_cost_row(cost) for cost in making.costs]
+    total = sum(cost.seconds or 0 for cost in making.costs)
+    adopted = f"Taken over from earlier releases, and counted there: {', '.join(making.adopted)}." if making.adopted else ""
+    serving = [[name, f"{_MILLION / speed.qps / 3600:.2f}"] for name, speed in _speeds(dossier) if speed.qps > 0]
+    told = f"{_duration(total)} in all, as far as it was recorded, on {dossier.manifest.provenance.get('platform', 'an unnamed machine')}."
+    blocks = [table("Building: the last attempt of each step", ("Step", "Time", "Attempts"), rows, numbers=1), told] if rows else []
+    blocks += [table("Serving a million queries on this machine", ("What", "Machine hours"), serving, numbers=1)] if serving else []
+    money = "Hours are not money: scalingnote study cost-benefit puts stated watts and prices on them."
+    return section("cost", "Cost", *(blocks or ["No time was recorded."]), adopted, money)
+
+
+def _cost_row(cost: StepCost) -> list[Cell]:
+    return [cost.step.replace("_", " "), "not recorded" if cost.seconds is None else _duration(cost.seconds), str(cost.attempts)]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _bytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:,.2f} MB"
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
