@@ -37,8 +37,10 @@ def retrain(config: RetrainConfig) -> dict[str, Any]:
     Returns what a person or program needs next: candidate, verdict, gates, whether all came from the cache, MLflow run.
     """
     from components import settings
+    from components.tracking.registry import require_prepared
 
     settings.activate()
+    require_prepared(config.name)
     with recorded_flow(config.name, "retrain", config.model_dump(mode="json")) as recorder:
         parts = build_parts(config, recorder)
         return register_candidate(config, recorder, parts)

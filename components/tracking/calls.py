@@ -84,6 +84,8 @@ def subject_of(request: Any, action: str) -> dict[str, str]:
     found = {subject: cut(_text(body[name]), MAX_VALUE) for name, subject in _FIELDS.items() if body.get(name) not in (None, "")}
     if body.get("name"):
         found[_kind(request.path, action)] = cut(_text(body["name"]), MAX_VALUE)
+    if found.get("resource_type") == "registered_model" and "resource_id" in found:
+        found["model"] = found["resource_id"]  # whose permissions are given or taken
     return found
 
 

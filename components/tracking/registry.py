@@ -7,12 +7,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from components import settings
 from components.artifacts import Artifact
 from components.tracking import embedded, labels, lineage, packaging
 from components.tracking.files import COPY
 from components.tracking.files import artifact_folder as artifact_folder
 from components.tracking.files import share_file as share_file
-from components.tracking.store import client, error_code, translated
+from components.tracking.store import client, error_code, is_server, translated
 
 _DESCRIPTIONS = {
     "-query-tower": "Query tower: the LLM's query adapter with its encoding contract. Teacher of the query encoder.",
@@ -57,6 +58,12 @@ def ensure_model(name: str) -> None:
     except MlflowException as error:
         if error_code(error) != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+def require_prepared(name: str) -> None:
+    """Raise TrackingError before long work when a server would not let this user register a candidate of `name`: the model is missing."""
+    if is_server(settings.tracking_uri()):
+        ensure_model(f"{name}-candidate")
 
 
 @translated("register a model")

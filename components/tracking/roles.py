@@ -166,7 +166,8 @@ def _refused_by_rule(call: Call, name: str, permissions: Permissions, world: Wor
     if call.action == "create_registered_model":
         if world.exists(name):
             return None  # MLflow answers that it exists, which is what a step that makes sure of it wants to hear
-        return f"The model {name} is made by the administrator: scalingnote bootstrap."
+        ending = next(ending for ending in permissions.rules if name.endswith(ending))
+        return f"The model {name} is made by the administrator: scalingnote bootstrap --name {name.removesuffix(ending)}"
     return f"{_who(call)} may not {_words(call.action)} {name}; {_needed(allowed)}."
 
 

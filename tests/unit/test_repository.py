@@ -103,7 +103,10 @@ def test_compose_services_and_secrets() -> None:
     compose = yaml.safe_load(text)
     assert set(compose["services"]) == {"postgres", "mlflow", "prefect", "deploy", "worker"}
     secrets = re.findall(r"\$\{(\w*PASSWORD\w*)([^}]*)\}", text)
-    assert secrets and all(rest.startswith(":?") for _, rest in secrets), "a password must have no default"
+    # Required, or empty: an empty one of sign-in is refused by the server when sign-in is on.
+    assert secrets and all(rest.startswith(":?") or rest == ":-" for _, rest in secrets), "a password must have no default"
+    command = " ".join(compose["services"]["mlflow"]["command"])
+    assert "${MLFLOW_APP_NAME:+--app-name}" in command and "audit:/audit" in compose["services"]["mlflow"]["volumes"]
     for service in compose["services"].values():
         assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", []))
         assert set(service.get("depends_on", {})) <= set(compose["services"])

@@ -59,7 +59,7 @@ def test_nobody_approves_their_own() -> None:
         "models:/other-candidate/2",
         "models:/r-release/1",
         "models:/r-candidate@x",
-        "file:///tmp/x",
+        "file:///x",
         "models:/m-0a1b",
         "",
         "models:/r-index/2",
