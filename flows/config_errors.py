@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -58,17 +58,27 @@ def _line(found: Any, model: type[BaseModel]) -> str:
 
 
 def _locate(loc: Sequence[int | str], model: type[BaseModel]) -> tuple[type[BaseModel], list[str]]:
-    """The model that owns the field at `loc`, and the field's path; positions in a list and union branches are left out."""
+    """The model that owns the field at `loc`, and the field's path; positions in a list of values and union branches are left out."""
     owner, path = model, []
     for part in loc:
         path.append(str(part))
-        field = owner.model_fields.get(str(part))
-        inner = field.annotation if field is not None else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        if isinstance(part, int):  # in a list of sections
+            continue
+        field = owner.model_fields.get(part)
+        inner = _section(field.annotation) if field is not None else None
+        if inner is None:
             break
         if len(path) < len(loc):
             owner = inner
     return owner, path
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The model of a section, or of a list of sections."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
 
 
 def _unknown(path: list[str], owner: type[BaseModel], model: type[BaseModel]) -> str:

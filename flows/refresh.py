@@ -31,13 +31,14 @@ class RefreshConfig(StepConfig):
 def open_base(request: RefreshConfig, changeable: Sequence[str]) -> tuple[PinnedRelease, RetrainConfig]:
     """The release to start from, all that it pins verified, and the configuration of its refresh (see `configured`).
 
-    Raises as `open_pinned` and `configured` do, and ConfigError when its index cannot pass the policy's gates.
+    Raises as `open_pinned` and `configured` do, and ConfigError when the policy asks for what will not be measured or reached.
     """
-    from components.promotion.attainable import require_attainable
+    from components.promotion.attainable import require_attainable, require_measured
     from components.promotion.pinned import open_pinned
 
     base = open_pinned(request.name, request.release)
     config = configured(request, base.manifest, changeable)
+    require_measured(config.policy, config.evaluation)
     require_attainable(config.policy, config.index, str(base.index.attributes["index_key"]))
     return base, config
 

@@ -73,16 +73,18 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     """Refuse what would only fail after hours of training.
 
     Splits without judgements, sources without queries, a student that cannot be made, an index that FAISS does not know, that needs more
-    documents than there are, or that its gate could only refuse, a runner that is not installed.
+    documents than there are, or that its gate could only refuse, a policy that asks for what is not measured, a runner that is not
+    installed.
     """
     from components.data.dataset import load_dataset
     from components.distillation.sources import check_sources
     from components.distillation.student import check_before_towers, shape_of
     from components.evaluation.summarize import require_judged
     from components.index.kinds import usable_key
-    from components.promotion.attainable import require_attainable
+    from components.promotion.attainable import require_attainable, require_measured
     from flows.encoding import runner_of
 
+    require_measured(config.policy, config.evaluation)
     data = load_dataset(dataset.path)
     require_judged(data, (config.evaluation.split, *config.evaluation.extra_splits))
     check_sources(data, config.distillation)

@@ -36,6 +36,8 @@ class SliceConfig(StepConfig):
             raise ValueError(f"the edges of '{self.name}' must rise; got {list(self.edges)}")
         if (self.kind == "pattern") != bool(self.pattern):
             raise ValueError(f"the slices '{self.name}' of kind {self.kind} {'need a' if self.kind == 'pattern' else 'take no'} pattern")
+        if self.field and self.kind != "domain":
+            raise ValueError(f"the slices '{self.name}' of kind {self.kind} take no field; only domain does")
         try:
             re.compile(self.pattern)
         except re.error as error:

@@ -1,12 +1,32 @@
-"""Whether the policy asks of an index what it can reach at all, known before anything is trained."""
+"""Whether the policy asks for what can be reached and will be measured at all, known before anything is trained."""
 
 from __future__ import annotations
 
 from components.errors import ConfigError
+from components.evaluation.config import EvaluationConfig
 from components.index.config import IndexConfig
 from components.index.kinds import is_exact
 from components.promotion.config import PolicyConfig
 from components.promotion.gate_soundness import ANN_DEPTH
+
+
+def require_measured(policy: PolicyConfig, evaluation: EvaluationConfig) -> None:
+    """Raise ConfigError when the policy asks for an extra split or a slice that the evaluation will not measure."""
+    if policy.min_off_distribution_retention is not None and not evaluation.extra_splits:
+        raise ConfigError(
+            f"policy.min_off_distribution_retention is {policy.min_off_distribution_retention:g}, but evaluation.extra_splits names no "
+            "judged query set to measure it on. Name one, or set the first to null."
+        )
+    if policy.slice_margin is None:
+        return
+    dimensions = [definition.name for definition in evaluation.slices]
+    if not dimensions:
+        raise ConfigError(
+            f"policy.slice_margin is {policy.slice_margin:g}, but evaluation.slices is empty. Define slices, or set the first to null."
+        )
+    unknown = next((name for name in policy.required_slices if name.partition("=")[0] not in dimensions), None)
+    if unknown is not None:
+        raise ConfigError(f"policy.required_slices names '{unknown}', but evaluation.slices defines only {', '.join(dimensions)}.")
 
 
 def require_attainable(policy: PolicyConfig, index: IndexConfig, key: str) -> None:

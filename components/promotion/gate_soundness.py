@@ -36,8 +36,7 @@ def _contracts(facts: Facts | None, allowed: int) -> Outcome:
     errors = facts.contract_errors if facts else None
     if facts is None or errors is None:
         raise NotDecidable("Nothing says how many rules of the data contracts are broken; validate the data again.")
-    warnings = f", {facts.contract_warnings} warnings" if facts.contract_warnings else ""
-    text = f"The data breaks {errors} rules of its contracts{warnings}; {allowed} allowed."
+    text = f"Rules of the data contracts that are broken: {errors} errors ({allowed} allowed), {facts.contract_warnings or 0} warnings."
     return Outcome("pass" if errors <= allowed else "fail", text, float(errors))
 
 

@@ -15,6 +15,7 @@ from components.promotion.baseline import record_of
 from components.promotion.references import resolve
 from components.promotion.release import Pin, ReleaseManifest, load_release
 from components.promotion.standing import release_model
+from components.serving.answers import Served
 from components.serving.retriever import Retriever
 from components.tracking import registry
 from components.tracking.records import read_records
@@ -28,6 +29,12 @@ class Opened(NamedTuple):
     manifest: ReleaseManifest
     retriever: Retriever
     titles: Mapping[str, str]
+    digest: str
+
+    @property
+    def served(self) -> Served:
+        """What the log of answers keeps of the release."""
+        return Served(self.manifest.name, self.model, self.version, self.digest)
 
 
 def open_release(name: str, ref: str) -> Opened:
@@ -38,11 +45,11 @@ def open_release(name: str, ref: str) -> Opened:
     """
     model, version = resolve(name, ref)
     folder = registry.artifact_folder(model, version)
-    verify(folder, promoted_digest(name, model, version))
+    artifact = verify(folder, promoted_digest(name, model, version))
     manifest = load_release(folder)
     retriever = open_retriever(manifest)
     titles = read_titles(registry_folder(manifest.pins.index), retriever.index.rows)
-    return Opened(model, version, manifest, retriever, titles)
+    return Opened(model, version, manifest, retriever, titles, artifact.digest)
 
 
 def promoted_digest(name: str, model: str, version: int) -> str | None:

@@ -80,9 +80,14 @@ def link_consumers(experiment: str, producer: Run, digest: str, model_id: str) -
         return
     for run in client().search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=1000):
         uses = {value for key, value in run.data.tags.items() if key.startswith(labels.INPUT)}
-        linked = {used.model_id for used in (run.inputs.model_inputs if run.inputs else [])}
-        if digest in uses and model_id not in linked:
+        if digest in uses and model_id not in _linked_models(run.info.run_id):
             client().log_inputs(run.info.run_id, models=[LoggedModelInput(model_id)])
+
+
+def _linked_models(run_id: str) -> set[str]:
+    """Asked of the run itself: a search gives runs without their model inputs."""
+    run = client().get_run(run_id)
+    return {used.model_id for used in (run.inputs.model_inputs if run.inputs else [])}
 
 
 def _models_with(experiment: str, digest: str) -> list[LoggedModel]:

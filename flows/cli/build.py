@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import ConfigError
+from components.promotion.config import PolicyConfig
 from flows.cli.disk import require_space
 from flows.cli.output import only_result_on_stdout, show
-from flows.config import RetrainConfig, Settings, load_settings
+from flows.config import RetrainConfig, Settings, load_settings, read_yaml
 
 EXAMPLES = ("heart attack", "kidney stone")
 
@@ -62,10 +63,24 @@ def read_config(options: argparse.Namespace) -> RetrainConfig:
 
 def read_settings(options: argparse.Namespace, model: type[Settings]) -> Settings:
     """The configuration `model` that the command line names."""
-    overrides = parsed_settings(options)
+    overrides = {**policy_settings(options), **parsed_settings(options)}
     given = {"name": options.name, "data.source": options.data, "data.max_documents": options.max_documents}
     overrides.update({field: value for field, value in given.items() if value is not None})
     return load_settings(model, options.preset, options.config, overrides)
+
+
+def policy_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The policy in the file given with --policy, by dotted names; it stands alone, so what it leaves out has the default of its field.
+
+    Raises ConfigError for a file that cannot be read or names no version.
+    """
+    file: Path | None = getattr(options, "policy", None)  # commands that decide nothing have no such option
+    if file is None:
+        return {}
+    given = read_yaml(file)
+    if "version" not in given:
+        raise ConfigError(f"The policy {file} names no version. Add a line such as 'version: \"2026-1\"'; change it with any threshold.")
+    return {f"policy.{field}": value for field, value in {**PolicyConfig().model_dump(mode="json"), **given}.items()}
 
 
 def parsed_settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from flows.cli.build import next_steps, parsed_settings, report_of
+from flows.cli.build import next_steps, parsed_settings, policy_settings, report_of
 from flows.cli.disk import require_space
 from flows.cli.output import only_result_on_stdout, retriever_name, show
 from flows.refresh import RefreshConfig, configured
@@ -42,7 +42,8 @@ def _request(options: argparse.Namespace, changeable: Sequence[str]) -> RefreshC
 
     name = retriever_name(options)
     manifest = load_manifest(name, options.release)
-    request = RefreshConfig(name=name, release=options.release, data=options.data or "", settings=parsed_settings(options))
+    settings = {**policy_settings(options), **parsed_settings(options)}
+    request = RefreshConfig(name=name, release=options.release, data=options.data or "", settings=settings)
     source_digest(configured(request, manifest, changeable).data)
     require_space()
     return request

@@ -14,18 +14,29 @@ def search(options: argparse.Namespace) -> None:
     """Find documents for one query."""
     if not options.query.strip():
         raise DataError("The query is empty. Give a text to look for.")
-    hits = hits_of(retriever_name(options), options.release, options.query, options.k)
-    show(options, {"query": options.query, "release": options.release, "hits": hits}, render_hits(hits))
+    hits, answer_id = answered(retriever_name(options), options.release, options.query, options.k)
+    said = f"\nanswer:{answer_id}" if answer_id else ""
+    result = {"query": options.query, "release": options.release, "answer_id": answer_id, "hits": hits}
+    show(options, result, render_hits(hits) + said)
 
 
 def hits_of(name: str, ref: str, query: str, k: int) -> list[dict[str, Any]]:
     """The k best documents as rank, id, score and title."""
+    return answered(name, ref, query, k)[0]
+
+
+def answered(name: str, ref: str, query: str, k: int) -> tuple[list[dict[str, Any]], str | None]:
+    """The k best documents as rank, id, score and title, and the id of the answer in the log; None when the log is off."""
+    from components.serving.answers import log_answers, log_mode
     from components.serving.loader import open_release
 
+    log_mode()  # a wrong setting is refused before the release is opened
     opened = open_release(name, ref)
     found = opened.retriever.search([query], k)[0]
+    ids = log_answers(opened.served, [query], [found])
     titles = opened.titles
-    return [{"rank": i, "doc_id": h.doc_id, "score": round(h.score, 4), "title": titles.get(h.doc_id, "")} for i, h in enumerate(found, 1)]
+    hits = [{"rank": i, "doc_id": h.doc_id, "score": round(h.score, 4), "title": titles.get(h.doc_id, "")} for i, h in enumerate(found, 1)]
+    return hits, ids[0] if ids else None
 
 
 def render_hits(hits: list[dict[str, Any]]) -> str:
@@ -38,8 +49,10 @@ def run(options: argparse.Namespace) -> None:
     """Answer a file of queries."""
     from components.data.jsonl import read_queries
     from components.evaluation.trec import write_trec_run
+    from components.serving.answers import log_answers, log_mode
     from components.serving.loader import open_release
 
+    log_mode()
     queries = read_queries(options.queries)
     if queries.empty:
         raise DataError(f"{options.queries} holds no queries. Expected JSON lines with _id and text.")
@@ -51,11 +64,15 @@ def run(options: argparse.Namespace) -> None:
     found = opened.retriever.search(queries["text"].tolist(), options.k, progress="queries")
     ranking = {q: [(hit.doc_id, hit.score) for hit in hits] for q, hits in zip(queries["query_id"], found, strict=True)}
     write_trec_run(options.output, ranking, f"{opened.model}-{opened.version}")
+    ids = log_answers(opened.served, queries["text"].tolist(), found)
     seconds = time.monotonic() - started
     result = {
         "queries": len(queries),
         "release": f"{opened.model}/{opened.version}",
         "output": str(options.output),
         "seconds": round(seconds, 2),
+        "first_answer_id": ids[0] if ids else None,
     }
-    show(options, result, f"{len(queries):,} queries answered by {opened.model}/{opened.version} in {seconds:.1f} s: {options.output}")
+    logged = f"\nIds of the answers, in the order of the queries: answer:{ids[0]} to answer:{ids[-1]}" if ids else ""
+    answered_by = f"{len(queries):,} queries answered by {opened.model}/{opened.version} in {seconds:.1f} s: {options.output}"
+    show(options, result, answered_by + logged)

@@ -162,7 +162,7 @@ def test_typo_in_a_file_is_explained(installed: Path, tmp_path: Path) -> None:
         (("search", "heart", "--release", "newest"), 7, ("newest", "champion")),
         (("search", "heart", "--name", "nobody"), 7, ("nobody",)),
         (("approve", "candidate/9", "--as", "Ada"), 7, ("candidate/9", "candidate/1")),
-        (("approve", "candidate/1"), 2, ("--as",)),
+        (("approve", "candidate/1"), 7, ("--as NAME",)),
         (("approve", "candidate/1", "--as", " "), 7, ("--as NAME",)),
         (("rollback", "--as", "Ada"), 7, ("nothing to roll back to", "release/1")),
         (("verify", "release/9"), 7, ("release/9",)),

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from components.artifacts import Artifact
 from components.errors import PromotionError
 from components.promotion.approval import approve
 from components.promotion.deliveries import Deliveries
@@ -21,29 +20,15 @@ from components.promotion.release import ReleaseManifest
 from components.promotion.waiting import pending
 from components.tracking import registry
 from components.tracking.audit import read_audit
-from components.tracking.provenance import Provenance, version_tags
-from components.tracking.registry import RegisteredVersion
-from components.tracking.runs import StepRecord, open_flow_run, record_step
 from components.tracking.store import TrackingError
 from flows.webhook import receiving
 from tests.auth_world import AuthServer, auth_server
-from tests.unit.promotion_world import GOOD, NAME, make_candidate
+from tests.unit.promotion_world import GOOD, NAME, into_mlflow, make_candidate
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
 CANDIDATE, RELEASE = f"{NAME}-candidate", f"{NAME}-release"
 BAD = {**GOOD, "student": 0.5}
 SECRET = "a secret that both sides share"
-PROVENANCE = Provenance(
-    code_revision="abc",
-    dirty=False,
-    patch_digest=None,
-    code_digest="c" * 64,
-    lock_digest="e" * 64,
-    python="3.11",
-    packages={},
-    platform="test",
-    user="somebody",
-)
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +40,10 @@ def server(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> I
             yield running
 
 
-def build(server: AuthServer, folder: Path, levels: dict[str, float] = GOOD) -> int:
-    """A candidate of the trainer, registered through the server."""
-    with server.as_user("trainer"):
-        parent = open_flow_run(NAME, "retrain", {}, PROVENANCE, {})
-
-        def register(model: str, artifact: Artifact) -> RegisteredVersion:
-            run = record_step(parent, StepRecord(model, {}, artifact))
-            return registry.register(model, artifact, run, {}, version_tags(PROVENANCE, "d" * 64, {}, "flow-1"))
-
-        return make_candidate(folder, register, levels).version
+def build(server: AuthServer, folder: Path, levels: dict[str, float] = GOOD, user: str = "trainer") -> int:
+    """A candidate of `user`, registered through the server."""
+    with server.as_user(user):
+        return make_candidate(folder, into_mlflow(), levels).version
 
 
 def no_smoke(manifest: ReleaseManifest) -> None:
@@ -118,18 +97,11 @@ def test_commands_of_the_wrong_people(server: AuthServer, tmp_path: Path) -> Non
 
 
 def test_own_candidate_is_refused_by_the_server_and_by_the_command(server: AuthServer, tmp_path: Path) -> None:
-    with server.as_user("reviewer2"):
-        parent = open_flow_run(NAME, "retrain", {}, PROVENANCE, {})
-
-        def register(model: str, artifact: Artifact) -> RegisteredVersion:
-            run = record_step(parent, StepRecord(model, {}, artifact))
-            return registry.register(model, artifact, run, {}, version_tags(PROVENANCE, "d" * 64, {}, "flow-1"))
-
-        number = make_candidate(tmp_path / "own", register, GOOD).version
-        with pytest.raises(PromotionError, match="nobody approves their own work"):
-            approve(NAME, number, None)
-    status, said = copy_in_the_ui(server, "reviewer2", number)
-    assert status == 403 and "reviewer2" in said["message"]
+    number = build(server, tmp_path / "own", user="both")
+    with server.as_user("both"), pytest.raises(PromotionError, match="nobody approves their own work"):
+        approve(NAME, number, None)
+    status, said = copy_in_the_ui(server, "both", number)
+    assert status == 403 and "both" in said["message"]
 
 
 def test_override_by_a_tag_wakes_the_flow_through_the_webhook(server: AuthServer, tmp_path: Path) -> None:

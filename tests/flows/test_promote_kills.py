@@ -7,49 +7,27 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from components.artifacts import Artifact
 from components.promotion.approval import approve
 from components.promotion.promote import promote, trusted
 from components.promotion.release import ReleaseManifest
 from components.promotion.verification import verify_release
 from components.tracking import registry
-from components.tracking.provenance import Provenance, version_tags
 from components.tracking.records import read_records
-from components.tracking.registry import RegisteredVersion
-from components.tracking.runs import StepRecord, open_flow_run, record_step
 from components.tracking.store import clear_caches
-from tests.unit.promotion_world import NAME, make_candidate
+from tests.unit.promotion_world import NAME, Register, into_mlflow, make_candidate
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 RELEASE = f"{NAME}-release"
 KILLS = int(os.environ.get("SCALINGNOTE_TEST_KILLS", "8"))
-PROVENANCE = Provenance(
-    code_revision="abc",
-    dirty=False,
-    patch_digest=None,
-    code_digest="c" * 64,
-    lock_digest="e" * 64,
-    python="3.11",
-    packages={},
-    platform="test",
-    user="somebody",
-)
 
 
 @pytest.fixture
-def register(home: Path) -> Callable[[str, Artifact], RegisteredVersion]:
-    parent = open_flow_run(NAME, "retrain", {}, PROVENANCE, {})
-
-    def into_mlflow(model: str, artifact: Artifact) -> RegisteredVersion:
-        run = record_step(parent, StepRecord(model, {}, artifact))
-        return registry.register(model, artifact, run, {}, version_tags(PROVENANCE, "d" * 64, {}, "flow-1"))
-
-    return into_mlflow
+def register(home: Path) -> Register:
+    return into_mlflow()
 
 
 def no_smoke(manifest: ReleaseManifest) -> None:
@@ -74,9 +52,7 @@ def seconds_of(kill_after: float | None) -> float:
     return time.monotonic() - started
 
 
-def test_killed_at_random_moments_one_more_run_always_ends_in_the_new_release(
-    register: Callable[[str, Artifact], RegisteredVersion], tmp_path: Path
-) -> None:
+def test_killed_at_random_moments_one_more_run_always_ends_in_the_new_release(register: Register, tmp_path: Path) -> None:
     for number in (1, 2):
         make_candidate(tmp_path / str(number), register)
         approve(NAME, number, "Ada")
@@ -98,7 +74,7 @@ def test_killed_at_random_moments_one_more_run_always_ends_in_the_new_release(
     assert [check for check in verify_release(NAME, "champion") if not check.ok] == []
 
 
-def test_two_at_once_make_one_record(register: Callable[[str, Artifact], RegisteredVersion], tmp_path: Path) -> None:
+def test_two_at_once_make_one_record(register: Register, tmp_path: Path) -> None:
     for number in (1, 2, 3):
         make_candidate(tmp_path / str(number), register)
         approve(NAME, number, "Ada")

@@ -168,7 +168,7 @@ def test_refreshed_releases_verify_and_are_traced_to_the_release_before(story: S
     root = done("trace", "release/2", *NAME)["trace"]
     assert root["details"]["release_type"] == "index-refresh"
     index = next(child for child in root["children"] if child["title"].startswith("index: fresh-index/2"))
-    assert [child["title"] for child in index["children"]] == ["index: build_index", "vectors: encode_changes"]
+    assert [child["title"] for child in index["children"]] == ["dataset: snapshot_data", "index: build_index", "vectors: encode_changes"]
     assert [manifest_type(ref) for ref in ("release/1", "release/2", "release/3")] == ["full", "index-refresh", "query-refresh"]
 
 

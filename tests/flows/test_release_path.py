@@ -102,7 +102,7 @@ def test_trace_leads_to_data_contracts_code_configuration_and_approval(story: St
     parts = {child["title"]: child for child in root["children"]}
     assert parts["data: clinic"]["details"]["documents"] == len(TITLES)
     contracts = [child["title"] for child in parts["data: clinic"]["children"]]
-    assert contracts == ["contract documents", "contract judgements", "contract queries"]
+    assert contracts == ["contract documents", "contract judgements", "contract queries", "validation: validate_data"]
     assert parts["approval"]["children"][0]["details"]["approved_by"] == "Ada"
     assert parts["configuration"]["details"]["towers.steps"] == "8"
     # The second record is about the release that took its place for a while.

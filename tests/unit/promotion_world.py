@@ -41,9 +41,11 @@ from components.promotion.release import (
     write_candidate,
 )
 from components.towers.contract import EncodingContract, save_contract, space_id_of
-from components.tracking import labels
+from components.tracking import labels, registry
 from components.tracking.audit import append_entry, read_audit
+from components.tracking.provenance import Provenance, version_tags
 from components.tracking.registry import RegisteredVersion, VersionInfo
+from components.tracking.runs import StepRecord, open_flow_run, record_step
 
 NAME = "retriever"
 POLICY = PolicyConfig(min_queries=20, min_slice_queries=15, max_p95_ratio=None, min_qps_ratio=None)  # nothing is timed here
@@ -226,7 +228,7 @@ class MemoryTracking:
         self._change()
         self.descriptions[model_name, version] = markdown
 
-    def append_record(self, retriever_name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    def append_record(self, retriever_name: str, record: Mapping[str, Any], sign: Any = None) -> dict[str, Any]:
         self._change()
         self.records.append({"recorded_at": record["time"], **record, "sequence": len(self.records) + 1})
         return dict(self.records[-1])
@@ -241,11 +243,33 @@ class MemoryTracking:
 
 
 Register = Callable[[str, Artifact], RegisteredVersion]
+PROVENANCE = Provenance(
+    code_revision="abc",
+    dirty=False,
+    patch_digest=None,
+    code_digest="c" * 64,
+    lock_digest="e" * 64,
+    python="3.11",
+    packages={},
+    platform="test",
+    user="somebody",
+)
+
+
+def into_mlflow() -> Register:
+    """Registers parts and candidates in the tracking store that the environment names, as steps of one flow run."""
+    parent = open_flow_run(NAME, "retrain", {}, PROVENANCE, {})
+
+    def register(model: str, artifact: Artifact) -> RegisteredVersion:
+        run = record_step(parent, StepRecord(model, {}, artifact))
+        return registry.register(model, artifact, run, {}, version_tags(PROVENANCE, "d" * 64, {}, "flow-1"))
+
+    return register
 
 
 def make_candidate(root: Path, register: Register, levels: Mapping[str, float] = GOOD) -> RegisteredVersion:
     """Build and register one complete candidate under `root`, decided against the champion there is."""
-    pins = {role: register(f"{NAME}-{role.replace('_', '-')}", _part(root / role, role)) for role in Pins.model_fields}
+    pins = {role: register(f"{NAME}-{role.replace('_', '-')}", make_part(root / role, role)) for role in Pins.model_fields}
     evaluation = _evaluation(root / "evaluation", levels, {role: pin.digest for role, pin in pins.items()})
     validation = _folder(root / "validation")
     (validation / "report.json").write_text("{}")
@@ -270,7 +294,8 @@ def make_candidate(root: Path, register: Register, levels: Mapping[str, float] =
     return register(f"{NAME}-candidate", write_candidate(manifest, evaluation.path, validation, folder))
 
 
-def _part(folder: Path, role: str) -> Artifact:
+def make_part(folder: Path, role: str) -> Artifact:
+    """One of the four artifacts that a release pins, with next to nothing in it."""
     _folder(folder)
     if role == "index":
         ids = pd.DataFrame({"doc_id": ["d1", "d2"], "content_hash": ["h1", "h2"], "shard": pd.array([0, 1], dtype="int32")})

@@ -199,6 +199,17 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> set[str]:
         ({"distillation.form": "static", "distillation.layers": 2}, "a static student has no layers"),
         ({"distillation.prune_to": [2, 4]}, "must fall from step to step"),
         ({"distillation.source_shares": {"train": 2}}, "must lie between 0 and 1"),
+        (
+            {"evaluation.slices": [{"name": "a", "kind": "language", "edges": [1]}]},
+            "evaluation.slices.0: the slices 'a' of kind language have no",
+        ),
+        ({"evaluation.slices": [{"name": "a", "kind": "language"}] * 2}, "two dimensions of slices are named 'a'"),
+        (
+            {"evaluation.slices": [{"name": "a", "kind": "size"}]},
+            "evaluation.slices.0.kind: got 'size'; allowed: query_length or head_tail",
+        ),
+        ({"evaluation.slices": [{"name": "a", "kind": "language", "edge": 1}]}, "evaluation.slices.0.edge: unknown field; did you mean"),
+        ({"policy.floors": {"ndcg@5": 0.3}}, "known are recall@1, recall@10, recall@50, recall@100, ndcg@10, mrr@10"),
     ],
 )
 def test_fields_that_do_not_fit_together_are_refused_in_words(settings: dict[str, Any], words: str) -> None:

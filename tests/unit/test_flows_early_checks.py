@@ -55,6 +55,9 @@ def test_layers_that_do_not_exist_are_refused(dataset: DatasetArtifact) -> None:
         ({"index__index_key": "IVF4,PQ7x4fs"}, "index_key IVF4,PQ7x4fs"),
         ({"index__index_key": "IVF4096,Flat"}, r"4,096 lists.*Take at most .* lists"),
         ({"index__index_key": "HNSW8", "index__refine": "none"}, "keeps no vectors"),
+        ({"policy__min_off_distribution_retention": 0.9}, "extra_splits names no judged query set"),
+        ({"policy__required_slices": ["chapter=9"]}, r"names 'chapter=9', but evaluation\.slices defines only query_length, head_tail"),
+        ({"evaluation__slices": []}, r"slice_margin is 1, but evaluation\.slices is empty"),
         ({"index__index_key": "HNSW8", "index__target_recall": 0.8}, r"target_recall is 0\.8.*min_ann_recall asks for 0\.95"),
     ],
 )

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from components.index.rows import DocIds, Rows, read_rows, read_titles, write_deleted, write_rows
-from components.promotion.trace import find_document
+from components.promotion.trace_documents import find_document
 
 # The document b was changed: its former content stands in row 1, which is deleted.
 IDS = ["d", "b", "a", "é", "b"]

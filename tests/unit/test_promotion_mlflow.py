@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from components.artifacts import Artifact
 from components.promotion.approval import approve
 from components.promotion.promote import promote, rollback, trusted
 from components.promotion.release import ReleaseManifest
 from components.promotion.trace import trace, trace_document
 from components.promotion.verification import verify_release
 from components.tracking import registry
-from components.tracking.provenance import Provenance, version_tags
-from components.tracking.registry import RegisteredVersion
-from components.tracking.runs import StepRecord, open_flow_run, record_step
-from tests.unit.promotion_world import GOOD, NAME, make_candidate
+from tests.unit.promotion_world import GOOD, NAME, Register, into_mlflow, make_candidate
 
 RELEASE = f"{NAME}-release"
-PROVENANCE = Provenance(
-    code_revision="abc",
-    dirty=False,
-    patch_digest=None,
-    code_digest="c" * 64,
-    lock_digest="e" * 64,
-    python="3.11",
-    packages={},
-    platform="test",
-    user="somebody",
-)
 
 
 @pytest.fixture
-def register(home: Path) -> Callable[[str, Artifact], RegisteredVersion]:
-    parent = open_flow_run(NAME, "retrain", {}, PROVENANCE, {})
-
-    def into_mlflow(model: str, artifact: Artifact) -> RegisteredVersion:
-        run = record_step(parent, StepRecord(model, {}, artifact))
-        return registry.register(model, artifact, run, {}, version_tags(PROVENANCE, "d" * 64, {}, "flow-1"))
-
-    return into_mlflow
+def register(home: Path) -> Register:
+    return into_mlflow()
 
 
-def test_release_approved_promoted_and_rolled_back(register: Callable[[str, Artifact], RegisteredVersion], tmp_path: Path) -> None:
+def test_release_approved_promoted_and_rolled_back(register: Register, tmp_path: Path) -> None:
     seen: list[ReleaseManifest] = []
     for number in (1, 2):
         candidate = make_candidate(tmp_path / str(number), register, {**GOOD, "student": 0.70 + number / 1000})

@@ -9,8 +9,6 @@ import pytest
 
 from components.artifacts import digest_of
 from components.errors import PromotionError
-from components.evaluation.comparison import ComparisonSummary
-from components.evaluation.report import EncoderSpeed
 from components.promotion.approval import approve
 from components.promotion.history import history_of, render_history
 from components.promotion.marks import RED
@@ -177,23 +175,22 @@ def test_what_is_pending_changes_only_with_the_registry(world: World) -> None:
 def test_speeds_are_measured_when_the_policy_asks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with_better_champion(world)
     folder = world.root / "2" / "candidate"
-    speed = EncoderSpeed(p50_ms=1, p95_ms=2, qps=10, batch_size=1, queries=1)
-    measured: list[int] = []
+    asked: list[str] = []
 
-    def time_both(manifest: ReleaseManifest, champion: int) -> ComparisonSummary:
-        measured.append(champion)
-        digest = manifest.evaluation.judgements_digest
-        return ComparisonSummary(baseline_version=champion, judgements_digest=digest, queries=40, candidate=speed, champion=speed)
+    class Opened:
+        def search(self, queries: list[str], k: int) -> None:
+            asked.extend(queries)
 
-    monkeypatch.setattr(timing, "time_both", time_both)
-    assert timing.compare_again(folder, 2).comparison is None and measured == []
+    monkeypatch.setattr(timing, "open_retriever", lambda manifest: Opened())
+    monkeypatch.setattr(timing, "logged_queries", lambda name, limit: ["knee cyst"])
+    assert timing.compare_again(folder, 2).comparison is None and asked == []
 
     def ask(content: dict[str, Any]) -> None:
-        content["config"]["policy"]["max_p95_ratio"] = 1.5
+        content["config"]["policy"]["max_p95_ratio"] = 1000.0
 
     rewrite(folder, ask)
     again = timing.compare_again(folder, 2)
-    assert again.comparison is not None and measured == [2]
+    assert again.comparison is not None and set(asked) == {"heart attack", "knee cyst"}
     gates = {gate.name: gate.status for gate in again.decision.gates}
     assert gates["champion_p95"] == "pass"
     untimed = {gate.name: gate.status for gate in decide_again(folder, 2).decision.gates}

@@ -16,11 +16,14 @@ from components.errors import ArtifactError, DataError, PromotionError
 from components.promotion.approval import approve
 from components.promotion.promote import promote
 from components.promotion.release import SCHEMA_VERSION, load_release, write_candidate
-from components.promotion.trace import find_document, trace, trace_document
+from components.promotion.trace import trace, trace_document
+from components.promotion.trace_documents import find_document
 from components.promotion.verification import verify_release
 from tests.unit.promotion_world import NAME, MemoryTracking, World, rewrite
 
 RELEASE = f"{NAME}-release"
+OLD_POLICY = ("min_queries", "min_retention", "beat_bm25", "beat_untrained", "margin", "confidence", "min_speed_up")
+OLD_GATES = ("enough_queries", "retention", "beats_bm25", "beats_untrained", "champion_non_inferior", "speed_up")
 
 
 @pytest.fixture
@@ -175,6 +178,7 @@ def test_candidate_is_written_the_same_over_leftovers(world: World, tmp_path: Pa
     folder = tmp_path / "again"
     (folder / "evaluation").mkdir(parents=True)
     (folder / "evaluation" / "leftover.txt").write_text("half")
+    shutil.copyfile(source / "candidate" / "facts.json", folder / "facts.json")
     written = write_candidate(manifest, source / "evaluation", source / "validation", folder)
     assert written.digest == open_artifact(source / "candidate").digest
     assert verify(folder / "evaluation", manifest.evaluation.digest).kind == "evaluation"
@@ -196,8 +200,11 @@ def test_a_release_from_before_the_gate_of_the_index_still_verifies(world: World
 
     def older(content: dict[str, Any]) -> None:
         content["schema_version"] = 1
-        del content["release_type"], content["config"]["policy"]["min_ann_recall"]
-        content["decision"]["gates"] = [gate for gate in content["decision"]["gates"] if gate["name"] != "ann_recall"]
+        policy, decision = content["config"]["policy"], content["decision"]
+        content["config"]["policy"] = {key: value for key, value in policy.items() if key in OLD_POLICY}
+        gates = [{key: gate[key] for key in ("name", "status", "reason")} for gate in decision["gates"] if gate["name"] in OLD_GATES]
+        content["decision"] = {"verdict": decision["verdict"], "first_release": decision["first_release"], "gates": gates}
+        del content["release_type"], content["base_models"]
 
     rewrite(folder, older)
     world.tracking.models[RELEASE][0].tags["scalingnote.digest"] = open_artifact(folder).digest

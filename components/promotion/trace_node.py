@@ -1,0 +1,93 @@
+"""One line of a trace and what it came from: a tree for reading, and the graph that the tree unfolds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SHOWN = "shown above"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One line of a trace, what is known about it, and what it came from.
+
+    Nodes with the same `key` are the same thing: what was shown before is only named again. `kind` says what it is, such as encoder.
+    """
+
+    title: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+    children: tuple[Node, ...] = ()
+    kind: str = "note"
+    key: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The node and all below it as plain values."""
+        children = [child.to_dict() for child in self.children]
+        return {"title": self.title, "kind": self.kind, "key": self.key, "details": dict(self.details), "children": children}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A node of the graph: everything that the tree says about one thing."""
+
+    key: str
+    kind: str
+    title: str
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Points in the order of the tree, the root first, and edges (key, key of what it came from)."""
+
+    points: tuple[Point, ...]
+    edges: tuple[tuple[str, str], ...]
+
+
+def graph_of(root: Node) -> Graph:
+    """The graph of a tree; nodes without a key are things of their own."""
+    points: dict[str, Point] = {}
+    edges: dict[tuple[str, str], None] = {}
+    for key, node, parent in _walk(root):
+        if key not in points:
+            points[key] = Point(key, node.kind, node.title, dict(node.details))
+        elif node.details.get("note") != SHOWN:
+            points[key] = Point(key, node.kind, points[key].title, {**points[key].details, **node.details})
+        if parent is not None:
+            edges[parent, key] = None
+    return Graph(tuple(points.values()), tuple(edges))
+
+
+def text_of(root: Node) -> str:
+    """The tree with indented lines."""
+    return "\n".join(_lines(root))
+
+
+def value_text(value: Any) -> str:
+    """A detail as text: booleans as true and false, lists with commas."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(str(part) for part in value) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _walk(root: Node) -> Iterator[tuple[str, Node, str | None]]:
+    """Every node with its key and that of its parent, in the order of the text; nodes without a key get one of their place."""
+    waiting: list[tuple[str, Node, str | None]] = [(root.key or root.title, root, None)]
+    while waiting:
+        key, node, parent = waiting.pop()
+        yield key, node, parent
+        places = [(child.key or f"{key}/{number} {child.title}", child, key) for number, child in enumerate(node.children, start=1)]
+        waiting += reversed(places)
+
+
+def _lines(node: Node, indent: str = "", branch: str = "", below: str = "") -> list[str]:
+    lines = [f"{indent}{branch}{node.title}"]
+    inner = indent + below
+    bar = "│ " if node.children else "  "
+    lines += [f"{inner}{bar}  {key}: {value_text(value)}" for key, value in node.details.items() if value is not None]
+    for number, child in enumerate(node.children, start=1):
+        last = number == len(node.children)
+        lines += _lines(child, inner, "└─ " if last else "├─ ", "   " if last else "│  ")
+    return lines

@@ -1,0 +1,205 @@
+"""The tree of a release: what it pins and all that came before, data, code and machine, runs, configuration, approval, records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from components.artifacts import Artifact, digest_of, verify
+from components.errors import ScalingNoteError
+from components.promotion.approval import find_version
+from components.promotion.base_models import base_models_named_by
+from components.promotion.lineage_gaps import gaps_of, origins_of
+from components.promotion.release import BaseModelPin, LineageNode, Pin, ReleaseManifest, load_release
+from components.promotion.standing import CHAMPION, release_model
+from components.promotion.trace_node import SHOWN, Node
+from components.promotion.trace_people import Witness, approvals, call_witness
+from components.tracking import labels, registry
+from components.tracking import records as record_store
+from components.tracking.registry import VersionInfo
+
+ENCODER_ROLES = ("query_tower", "document_tower", "query_encoder")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A candidate or release whose files were hashed; `info` is its registered version, `base_models` those of its encoders by role."""
+
+    name: str
+    info: VersionInfo
+    artifact: Artifact
+    manifest: ReleaseManifest
+    base_models: Mapping[str, BaseModelPin]
+
+    @property
+    def title(self) -> str:
+        """Registered model and version."""
+        return f"{self.info.name}/{self.info.version}"
+
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        """What is missing on the way back; base models count that an older manifest does not name but its encoders do."""
+        return gaps_of(replace(origins_of(self.manifest), base_models=self.base_models))
+
+
+def open_version(name: str, model: str, version: int) -> Opened:
+    """Open a version of the candidate or release model; raises ArtifactError for changed files, ModelError for no such version."""
+    info = find_version(model, version)
+    folder = registry.artifact_folder(model, version)
+    artifact = verify(folder, info.tags.get(labels.DIGEST) if info is not None else None)
+    manifest = load_release(folder)
+    found = info or VersionInfo(name=model, version=version, tags={}, source="", run_id=None, created_ms=0, aliases=())
+    return Opened(name, found, artifact, manifest, _base_models(manifest))
+
+
+def release_node(opened: Opened) -> Node:
+    """The whole tree of a release."""
+    ancestry, witness = Ancestry(opened), call_witness()
+    pins = [ancestry.pin(role) for role, _ in opened.manifest.pins.items()]
+    evidence = [ancestry.node(role, digest) for role, digest in _evidence(opened.manifest)]
+    acts = (approvals(opened.name, opened.info, witness), promotions(opened))
+    children = (*pins, *evidence, *surroundings(opened), *acts)
+    return Node(opened.title, _details(opened, witness), children, "release", opened.artifact.digest)
+
+
+def surroundings(opened: Opened) -> tuple[Node, ...]:
+    """Data, code and machine, runs of the flow, and configuration."""
+    return _data(opened.manifest), _code(opened.manifest), _flow(opened.manifest), _config(opened.manifest)
+
+
+class Ancestry:
+    """The artifacts of a release with their parents; what was shown before is only named again."""
+
+    def __init__(self, opened: Opened) -> None:
+        self.nodes = {node.digest: node for node in opened.manifest.lineage}
+        self.pins: dict[str, Pin] = dict(opened.manifest.pins.items())
+        self.roles = {pin.digest: role for role, pin in self.pins.items()}
+        self.base_models = opened.base_models
+        self.champion = opened.manifest.baseline_version
+        self._seen: set[str] = set()
+
+    def pin(self, role: str) -> Node:
+        """A pinned artifact."""
+        return self.node(role.replace("_", " "), self.pins[role].digest)
+
+    def node(self, role: str, digest: str) -> Node:
+        """The artifact and its parents."""
+        entry = self.nodes.get(digest)
+        if entry is None:
+            return self._stranger(role, digest)
+        title = f"{role}: {self._name(entry)}"
+        if digest in self._seen:
+            return Node(title, {"digest": digest, "note": SHOWN}, kind=entry.kind, key=digest)
+        self._seen.add(digest)
+        parents = [self.node(parent, found) for parent, found in sorted(entry.parents.items())]
+        return Node(title, described(entry), (*parents, *self._bases(entry)), entry.kind, digest)
+
+    def _stranger(self, role: str, digest: str) -> Node:
+        """An artifact that is not of this lineage: the champion that the release was compared with, or a gap."""
+        if role == CHAMPION:
+            note = f"a release with a lineage of its own: scalingnote trace release/{self.champion}"
+            return Node(f"{role}: release/{self.champion}", {"digest": digest, "note": note}, (), "release", digest)
+        return Node(f"{role} {digest[:12]}", {"digest": digest, "note": "not described in the release's lineage"}, key=digest)
+
+    def _name(self, entry: LineageNode) -> str:
+        """The registered version that is pinned, or the step that made it."""
+        pin = self.pins.get(self.roles.get(entry.digest, ""))
+        return f"{pin.model}/{pin.version}" if pin else entry.name
+
+    def _bases(self, entry: LineageNode) -> Iterator[Node]:
+        """The published models that an encoder or a set of generated queries was made with."""
+        base = self.base_models.get(self.roles.get(entry.digest, ""))
+        if base is not None:
+            yield base_model_node(base)
+        if generator := entry.attributes.get("generator"):
+            yield base_model_node(BaseModelPin(name=str(generator), digest=str(entry.attributes.get("generator_digest") or "unknown")))
+
+
+def base_model_node(base: BaseModelPin) -> Node:
+    """A published model and the digest of its weights."""
+    return Node(f"base model: {base.name}", {"digest": base.digest}, kind="base_model", key=f"base:{base.name}:{base.digest}")
+
+
+def described(entry: LineageNode) -> dict[str, Any]:
+    """What the lineage says about one artifact."""
+    runs = {"run_id": entry.run_id, "task_run_id": entry.task_run_id, "recorded_at": entry.recorded_at}
+    details = {"digest": entry.digest, "kind": entry.kind, **runs, **entry.counts, **entry.attributes}
+    return {**details, "config_digest": digest_of(entry.config)} if entry.config else details
+
+
+def promotions(opened: Opened) -> Node:
+    """The promotion records that moved the champion to or from this release."""
+    if opened.info.name != release_model(opened.name):
+        return Node("promotion records", {"note": "a candidate has none"}, kind="record")
+    version = opened.info.version
+    about = [record for record in record_store.read_records(opened.name) if version in (record["to_version"], record["from_version"])]
+    children = tuple(Node(f"record {record['sequence']}: {record['action']}", record, kind="record") for record in about)
+    return Node("promotion records", {} if about else {"note": "not promoted"}, children, "record")
+
+
+def _evidence(manifest: ReleaseManifest) -> Iterator[tuple[str, str]]:
+    """Role and digest of what the gates decided on: the evaluation, and the comparison with the champion of that time."""
+    yield "evaluation", manifest.evaluation.digest
+    yield from (("comparison", node.digest) for node in manifest.lineage if node.kind == "comparison")
+
+
+def _details(opened: Opened, witness: Witness) -> dict[str, Any]:
+    manifest = opened.manifest
+    gaps = opened.gaps
+    return {
+        "digest": opened.artifact.digest,
+        "registered_by": witness.registered(opened.info.name, opened.info.version),
+        "release_type": manifest.release_type,
+        "space_id": manifest.space_id,
+        "verdict": manifest.decision.verdict,
+        "gates": [f"{gate.name} {gate.status}" for gate in manifest.decision.gates],
+        "first_release": manifest.decision.first_release,
+        "baseline_version": manifest.baseline_version,
+        "flow_run_id": manifest.flow_run_id,
+        "lineage": f"gaps: {' '.join(gaps)}" if gaps else "complete",
+    }
+
+
+def _data(manifest: ReleaseManifest) -> Node:
+    data = manifest.dataset
+    counts = next((node.counts for node in manifest.lineage if node.digest == data.digest), {})
+    contracts = [_contract(name, version) for name, version in sorted(data.contracts.items())]
+    details = {"digest": data.digest, "source_digest": data.source_digest, **counts}
+    return Node(f"data: {data.name}", details, (*contracts, *_validations(manifest.lineage, data.digest)), "dataset", data.digest)
+
+
+def _contract(name: str, version: str) -> Node:
+    return Node(f"contract {name}", {"version": version}, kind="contract", key=f"contract:{name}:{version}")
+
+
+def _validations(lineage: Iterable[LineageNode], data: str) -> Iterator[Node]:
+    """The reports of the contracts on this data; shown beside the data, for no artifact comes from them."""
+    for entry in lineage:
+        if entry.kind == "validation" and data in entry.parents.values():
+            yield Node(f"validation: {entry.name}", described(entry), kind=entry.kind, key=entry.digest)
+
+
+def _code(manifest: ReleaseManifest) -> Node:
+    known = manifest.provenance
+    children = tuple(Node(part, known[part], kind="code") for part in ("packages", "machine") if isinstance(known.get(part), Mapping))
+    details = {key: value for key, value in known.items() if key not in ("packages", "machine")}
+    return Node("code and machine", details, children, "code")
+
+
+def _flow(manifest: ReleaseManifest) -> Node:
+    prefect = manifest.provenance.get("prefect_flow_run_id")
+    details = {"mlflow_run_id": manifest.flow_run_id, "prefect_flow_run_id": prefect or "not recorded"}
+    return Node("flow run", details, kind="run")
+
+
+def _config(manifest: ReleaseManifest) -> Node:
+    return Node("configuration", {"digest": digest_of(manifest.config), **labels.flatten(manifest.config)}, kind="config")
+
+
+def _base_models(manifest: ReleaseManifest) -> Mapping[str, BaseModelPin]:
+    """None where an older manifest names no base model and its encoders cannot be read any more: that is a gap, not the trace's end."""
+    try:
+        return base_models_named_by(manifest)
+    except ScalingNoteError:
+        return {}

@@ -1,0 +1,94 @@
+"""Gaps in the lineage: each thing that can be missing is named, and a complete lineage has none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from components.promotion.lineage_gaps import Origins, gaps_of, lineage_gaps
+from components.promotion.release import BaseModelPin, DatasetPin, LineageNode
+from tests.unit.promotion_world import NAME, MemoryTracking, World
+
+PARENTS = {
+    "data": {},
+    "tower": {"dataset": "data"},
+    "vectors": {"dataset": "data", "document_tower": "tower"},
+    "index": {"vectors": "vectors"},
+    "student": {"dataset": "data", "index": "index"},
+    "evaluation": {"query_encoder": "student", "index": "index"},
+}
+KINDS = {"data": "dataset", "tower": "encoder", "student": "encoder"}
+NODES = {
+    digest: LineageNode(digest=digest, kind=KINDS.get(digest, digest), name=f"make_{digest}", parents=parents, run_id=f"run-{digest}")
+    for digest, parents in PARENTS.items()
+}
+COMPLETE = Origins(
+    lineage=tuple(NODES.values()),
+    pins={"document_tower": "tower", "query_encoder": "student", "index": "index"},
+    dataset=DatasetPin(name="toy", digest="data", source_digest="s", contracts={"documents": "1.0.0"}),
+    evaluation="evaluation",
+    provenance={"code_revision": "abc", "dirty": False, "lock_digest": "l", "platform": "test machine"},
+    config={"seed": 1},
+    flow_run_id="flow-1",
+    base_models={role: BaseModelPin(name="tiny", digest="b") for role in ("document_tower", "query_encoder")},
+)
+
+
+def changed(digest: str, **fields: Any) -> tuple[LineageNode, ...]:
+    return tuple(node.model_copy(update=fields) if node.digest == digest else node for node in COMPLETE.lineage)
+
+
+def without(digest: str) -> tuple[LineageNode, ...]:
+    return tuple(node for node in COMPLETE.lineage if node.digest != digest)
+
+
+def test_a_complete_lineage_has_no_gap() -> None:
+    assert gaps_of(COMPLETE) == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "gap"),
+    [
+        ({"lineage": without("vectors")}, "made from the vectors vectors, which is not described"),
+        ({"lineage": without("evaluation")}, "The evaluation (evaluation) is not described"),
+        ({"lineage": without("data")}, "The data set (data) is not described"),
+        ({"lineage": changed("tower", parents={})}, "The document tower (tower) cannot be followed to a data set"),
+        ({"lineage": changed("vectors", run_id=None)}, "The vectors of make_vectors (vectors) names no run"),
+        ({"lineage": changed("student", attributes={"generator": "gemma"})}, "written by the model 'gemma', whose digest"),
+        ({"dataset": COMPLETE.dataset.model_copy(update={"source_digest": ""})}, "The source of the data set 'toy' has no digest"),
+        ({"dataset": COMPLETE.dataset.model_copy(update={"contracts": {}})}, "held against no data contract"),
+        ({"dataset": COMPLETE.dataset.model_copy(update={"contracts": {"queries": ""}})}, "'queries' has no version"),
+        ({"provenance": {**COMPLETE.provenance, "code_revision": "unknown"}}, "Neither the revision nor the digest of the code"),
+        ({"provenance": {**COMPLETE.provenance, "dirty": True}}, "local changes whose digest is not known"),
+        ({"provenance": {**COMPLETE.provenance, "lock_digest": None}}, "The lock file"),
+        ({"provenance": {**COMPLETE.provenance, "platform": ""}}, "The machine is not described"),
+        ({"config": {}}, "The configuration is not kept"),
+        ({"flow_run_id": None}, "The run of the flow is not named"),
+        ({"base_models": {"query_encoder": BaseModelPin(name="tiny", digest="b")}}, "base model of the document tower has no digest"),
+    ],
+)
+def test_what_is_missing_is_named_once(fields: dict[str, Any], gap: str) -> None:
+    gaps = gaps_of(replace(COMPLETE, **fields))
+    assert [gap in found for found in gaps].count(True) == 1, gaps
+
+
+def test_code_without_a_revision_is_known_by_its_digest() -> None:
+    assert gaps_of(replace(COMPLETE, provenance={**COMPLETE.provenance, "code_revision": "unknown", "code_digest": "c"})) == ()
+
+
+def test_a_lineage_that_goes_in_a_circle_ends() -> None:
+    gaps = gaps_of(replace(COMPLETE, lineage=changed("tower", parents={"vectors": "vectors"})))
+    assert gaps == ()  # the vectors still lead to the data
+
+
+def test_the_manifest_itself_is_asked(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from components.promotion.release import load_release
+
+    tracking = MemoryTracking()
+    tracking.install(monkeypatch)
+    World(tracking, tmp_path).candidate()
+    gaps = lineage_gaps(load_release(tracking.folders[f"{NAME}-candidate", 1]))
+    assert any("local changes" in gap for gap in gaps)
+    assert any("base model of the query encoder" in gap for gap in gaps)
