@@ -8,39 +8,36 @@ from html import escape
 from components.data.report_html import STYLE
 
 _OWN_STYLE = """
-h1 { font-size: 1.7rem; } h2 { border-top: 1px solid var(--line); padding-top: 1.4rem; font-size: 1.25rem; }
-h3 { font-size: 1rem; margin: 1.4rem 0 .5rem; }
+h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; } h3 { font-size: 1rem; margin: 1.4rem 0 .5rem; } main { max-width: 76rem; }
 :root { --blue: #2457c5; --orange: #b45309; --violet: #7a3fb8; --teal: #0f766e; }
 @media (prefers-color-scheme: dark) { :root { --blue: #8ab0ff; --orange: #f0a35e; --violet: #c9a2f5; --teal: #5fd0c5; } }
-main { max-width: 76rem; } nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1rem; padding: 0; list-style: none; }
-a { color: var(--blue); }
 .banner { border: 1px solid var(--line); border-left: .5rem solid var(--soft); border-radius: .4rem; background: var(--card);
   padding: .7rem 1rem; margin: 1rem 0; font-size: 1.1rem; }
 .banner.good { border-left-color: var(--good); } .banner.bad { border-left-color: var(--bad); }
 .banner.warn { border-left-color: var(--warn); }
-.banner b, td.good, td.bad, td.warn { font-weight: 600; } caption { text-align: left; padding: .5rem .8rem; color: var(--soft); }
-td.good { color: var(--good); } td.bad { color: var(--bad); } td.warn { color: var(--warn); }
-thead th { position: sticky; top: 0; background: var(--card); } tbody th { color: var(--ink); font-weight: 500; font-size: inherit; }
-tr + tr th, thead + tbody th { border-top: 1px solid var(--line); } td.number, td.tight, tbody th { white-space: nowrap; }
-td.words { white-space: normal; min-width: 20rem; }
-th.number { text-align: right; } .plot { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
-  margin: .6rem 0; } .plot svg { display: block; width: 100%; min-width: 46rem; font: 12.5px system-ui, sans-serif; }
+caption { text-align: left; padding: .5rem .8rem; color: var(--soft); }
+thead th { background: var(--card); } th.number { text-align: right; }
+tbody th { color: var(--ink); font-weight: 500; font-size: inherit; min-width: 7rem; }
+tr + tr th, thead + tbody th { border-top: 1px solid var(--line); }
+td.good, td.bad, td.warn { font-weight: 600; } td.good { color: var(--good); } td.bad { color: var(--bad); } td.warn { color: var(--warn); }
+td.number, td.tight { white-space: nowrap; } td.words { min-width: 20rem; }
+.plot { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; margin: .6rem 0; }
+.plot svg { display: block; width: 100%; min-width: 46rem; font: 12.5px system-ui, sans-serif; }
 svg text { fill: var(--ink); } svg .note, svg .axis { fill: var(--soft); } svg line, svg polyline { fill: none; stroke-width: 2; }
 svg .grid { stroke: var(--line); stroke-width: 1; } svg .zero { stroke: var(--ink); stroke-width: 1.2; }
-svg .margin { stroke: var(--warn); stroke-width: 1.5; stroke-dasharray: 5 4; } svg line.better { stroke: var(--good); }
-svg line.worse { stroke: var(--bad); } svg line.open { stroke: var(--soft); } svg path.better { fill: var(--good); }
-svg path.worse { fill: var(--bad); }
+svg .margin { stroke: var(--warn); stroke-width: 1.5; stroke-dasharray: 5 4; }
+svg line.better { stroke: var(--good); } svg line.worse { stroke: var(--bad); } svg line.open { stroke: var(--soft); }
+svg path.better { fill: var(--good); } svg path.worse { fill: var(--bad); }
 svg circle.open { fill: var(--card); stroke: var(--soft); stroke-width: 2; } svg .dot { fill: var(--blue); }
 svg .line1 { stroke: var(--blue); } svg .line2 { stroke: var(--orange); } svg .line3 { stroke: var(--violet); }
 svg .line4 { stroke: var(--teal); }
-svg .fill1 { fill: var(--blue); } svg .fill2 { fill: var(--orange); } svg .fill3 { fill: var(--violet); }
-svg .fill4 { fill: var(--teal); }
+svg .fill1 { fill: var(--blue); } svg .fill2 { fill: var(--orange); } svg .fill3 { fill: var(--violet); } svg .fill4 { fill: var(--teal); }
 details { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; margin: .5rem 0; padding: .4rem .9rem; }
-summary { cursor: pointer; } .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2rem; }
-.pair ol { margin: .2rem 0; padding-left: 1.6rem; }
+summary { cursor: pointer; } details.section > summary > h2 { display: inline; }
+details.section { background: none; border: 0; border-top: 1px solid var(--line); border-radius: 0; margin: 1.2rem 0 0; padding: 1rem 0 0; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2rem; } .pair ol { margin: .2rem 0; padding-left: 1.6rem; }
 .pair li.right { font-weight: 600; } .mark { color: var(--good); } @media (max-width: 40rem) { .pair { grid-template-columns: 1fr; } }
-pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .7rem;
-font-size: .85rem; }
+pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .7rem; font-size: .85rem; }
 @media print { details { break-inside: avoid; } .wide, .plot { overflow: visible; } }
 """
 
@@ -64,15 +61,13 @@ def page(title: str, body: Sequence[str]) -> str:
 
 
 def section(anchor: str, title: str, *blocks: str) -> Safe:
-    """A heading and its blocks; blocks that are plain text become paragraphs."""
+    """A heading that folds its blocks; blocks that are plain text become paragraphs.
+
+    There are no links from a table of contents: the sandbox of MLflow's artifact viewer does not follow them, folding works there.
+    """
     inner = "\n".join(block if isinstance(block, Safe) else paragraph(block) for block in blocks if block)
-    return Safe(f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{escape(title)}</h2>\n{inner}</section>')
-
-
-def contents(entries: Sequence[tuple[str, str]]) -> Safe:
-    """Links to the sections (anchor, title)."""
-    links = "".join(f'<li><a href="#{anchor}">{escape(title)}</a></li>' for anchor, title in entries)
-    return Safe(f'<nav aria-label="Contents"><ul>{links}</ul></nav>')
+    head = f'<summary><h2 id="{anchor}">{escape(title)}</h2></summary>'
+    return Safe(f'<section aria-labelledby="{anchor}"><details class="section" open>{head}\n{inner}</details></section>')
 
 
 def paragraph(text: str) -> Safe:

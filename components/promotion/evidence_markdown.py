@@ -18,7 +18,7 @@ _LINES = 6  # of each subject that changed; the report has all of them
 _REASON, _PASSED, _CHANGE = 240, 130, 140  # characters of a reason, of that of a gate that passed, and of a change
 _MOST_GATES = 2000  # characters of the table; in a longer one the gates that passed are counted only
 _MORE = "The rest stands in the report."
-_SIGNS = {"pass": "\u2705 pass", "fail": "\u274c **FAIL**", "not_decidable": "\u26a0\ufe0f **not decidable**"}
+_SIGNS = {"pass": "\u2714 pass", "fail": "\u2718 **FAIL**", "not_decidable": "\u26a0 **not decidable**"}
 
 
 def describe(dossier: Dossier, links: Mapping[str, str]) -> str:

@@ -8,24 +8,24 @@ from pathlib import Path
 
 from components.artifacts import digest_of, write_atomic
 from components.promotion.evidence import Dossier, require_measured
-from components.promotion.evidence_html import Safe, contents, details, page, section
+from components.promotion.evidence_html import Safe, details, page, paragraph, section
 from components.promotion.evidence_queries import agreement_section, queries_section
 from components.promotion.evidence_running import contracts_section, cost_section, index_section, retention_section, speed_section
 from components.promotion.evidence_sections import banner, changes_section, gates_section, quality_section, slices_section
 from components.promotion.release import REPORT_PAGE
 
 _SECTIONS = (
-    ("gates", "Gates", gates_section),
-    ("changes", "What changed", changes_section),
-    ("quality", "Quality", quality_section),
-    ("slices", "Slices", slices_section),
-    ("queries", "Regressions and gains", queries_section),
-    ("agreement", "Agreement", agreement_section),
-    ("speed", "Latency and size", speed_section),
-    ("index", "Index", index_section),
-    ("contracts", "Data contracts", contracts_section),
-    ("retention", "Distillation", retention_section),
-    ("cost", "Cost", cost_section),
+    gates_section,
+    changes_section,
+    quality_section,
+    slices_section,
+    queries_section,
+    agreement_section,
+    speed_section,
+    index_section,
+    contracts_section,
+    retention_section,
+    cost_section,
 )
 
 
@@ -37,14 +37,8 @@ def write_report_page(dossier: Dossier, folder: Path) -> None:
 def render_report(dossier: Dossier) -> str:
     """The whole page, everything from outside escaped; raises PromotionError for an evaluation over no query."""
     require_measured(dossier)
-    links = [(anchor, title) for anchor, title, _ in _SECTIONS]
-    body = [
-        _head(dossier),
-        banner(dossier.manifest.decision),
-        contents([*links, ("origin", "Origin")]),
-        *(make(dossier) for *_, make in _SECTIONS),
-        _origin(dossier),
-    ]
+    told = paragraph("A click on a heading folds its section.")
+    body = [_head(dossier), banner(dossier.manifest.decision), told, *(make(dossier) for make in _SECTIONS), _origin(dossier)]
     return page(f"Candidate of {dossier.manifest.name}", body)
 
 

@@ -186,10 +186,10 @@ def cost_section(dossier: Dossier) -> Safe:
     adopted = f"Taken over from earlier releases, and counted there: {', '.join(making.adopted)}." if making.adopted else ""
     serving = [[name, f"{_MILLION / speed.qps / 3600:.2f}"] for name, speed in _speeds(dossier) if speed.qps > 0]
     told = f"{_duration(total)} in all, as far as it was recorded, on {dossier.manifest.provenance.get('platform', 'an unnamed machine')}."
-    blocks = [table("Building: the last attempt of each step", ("Step", "Time", "Attempts"), rows, numbers=1), told] if rows else []
+    blocks = [table("Building: the last attempt of each step", ("Step", "Time", "Attempts"), rows, numbers=1), told] if rows else ["No time was recorded."]
     blocks += [table("Serving a million queries on this machine", ("What", "Machine hours"), serving, numbers=1)] if serving else []
     money = "Hours are not money: scalingnote study cost-benefit puts stated watts and prices on them."
-    return section("cost", "Cost", *(blocks or ["No time was recorded."]), adopted, money)
+    return section("cost", "Cost", *blocks, adopted, money)
 
 
 def _cost_row(cost: StepCost) -> list[Cell]:

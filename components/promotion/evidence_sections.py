@@ -39,7 +39,7 @@ def gates_section(dossier: Dossier) -> Safe:
     """Every gate with its reason, and the policy it was decided by."""
     decision = dossier.manifest.decision
     rows = [_gate_row(gate) for gate in decision.gates]
-    columns = ("Gate", "Slice", "Status", "Reason", "Measured", "Threshold", "Queries", "Power")
+    columns = ("Gate", "Status", "Slice", "Reason", "Measured", "Threshold", "Queries", "Power")
     policy = f"Policy {decision.policy_version or 'without a version'}, digest {decision.policy_digest or 'not recorded'}."
     return section("gates", "Gates", table("All gates of the policy", columns, rows, numbers=4), policy)
 
@@ -48,9 +48,9 @@ def _gate_row(gate: GateResult) -> list[Cell]:
     value, threshold = ("" if found is None else f"{found:.4g}" for found in (gate.value, gate.threshold))
     queries, power = "" if gate.queries is None else f"{gate.queries:,}", share(gate.power)
     return [
-        gate.name.replace("_", " "),
-        gate.slice or "",
+        gate_words(gate),
         STATUS_WORDS[gate.status],
+        gate.slice or "",
         ("words", gate.reason),
         value,
         threshold,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from components.evaluation.comparison import load_comparison
+from components.tracking import registry
+from components.tracking.links import evidence_links
+from components.tracking.store import client
 from tests.flows.cli_world import SMALL, TITLES, Built, at_home, done, scalingnote
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -81,6 +86,28 @@ def test_changed_configuration_makes_a_candidate_that_is_held_against_the_champi
     assert gates["champion_non_inferior"] == "pass"
     assert (story["second promoted"]["from_version"], story["second promoted"]["to_version"]) == (1, 2)
     assert (story["status with two"]["champion"], story["status with two"]["previous"]) == (2, 1)
+
+
+def test_candidates_carry_the_evidence_that_a_reviewer_reads(story: Story) -> None:
+    first, second = (Path(story[chapter]["folder"]) for chapter in ("first", "changed"))
+    assert "This is a first release" in (first / "report.html").read_text(encoding="utf-8")
+    assert load_comparison(first / "comparison") is None
+    compared = load_comparison(second / "comparison")
+    assert compared is not None and (compared.baseline_version, compared.queries) == (1, 42)
+    assert compared.agreement["logged queries@10"].queries == 1  # the one that was searched for before
+    page = (second / "report.html").read_text(encoding="utf-8")
+    assert all(
+        words in page for words in ("release/1", "Training of the towers", "Candidate minus champion", "distillation.refine_epochs: 1 -> 0")
+    )
+
+
+def test_the_description_of_a_candidate_links_to_its_report(story: Story) -> None:
+    text = registry.description("retriever-candidate", 2)
+    assert text.startswith("## Verdict:")
+    for title, link in evidence_links("retriever-candidate", 2).items():
+        assert f"[{title}]({link})" in text
+    run, path = re.findall(r"/runs/(\w+)/artifacts/(\S+)\)", text)[0]
+    assert path in [file.path for file in client().list_artifacts(run, "release")]
 
 
 def test_rollback_returns_to_the_first_release_and_promote_leaves_it_there(story: Story) -> None:

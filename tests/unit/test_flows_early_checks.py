@@ -11,10 +11,7 @@ from components.artifacts import DatasetArtifact
 from components.data.config import DataConfig
 from components.data.dataset import snapshot
 from components.errors import ConfigError, DataError, ModelError
-from components.promotion.gates import GateDecision
-from components.tracking.registry import RegisteredVersion
 from flows.config import RetrainConfig, load_config, preset_names
-from flows.registration import describe
 from flows.retrain import require_usable
 from tests.data_world import write_folder
 
@@ -78,11 +75,3 @@ def test_every_preset_tunes_its_index_to_more_than_the_gate_asks_for(preset: str
     assert chosen.policy.min_ann_recall is not None
     assert chosen.index.target_recall > chosen.policy.min_ann_recall
     assert chosen.index.refine != "none"
-
-
-def test_the_candidates_page_shows_the_shift_as_it_is() -> None:
-    decision = GateDecision(verdict="pass", first_release=False, gates=())
-    registered = RegisteredVersion.model_construct(name="demo-candidate", version=1)
-    page = describe(decision, registered, "Extra judgements: other, 4 judged queries\nrecall@50  .9")
-    assert "```\nExtra judgements: other, 4 judged queries\nrecall@50  .9\n```" in page
-    assert "```" not in describe(decision, registered)

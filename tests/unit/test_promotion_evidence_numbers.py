@@ -1,0 +1,85 @@
+"""Figures and plots of the report against values worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from components.promotion.evidence import Compared, Dossier
+from components.promotion.evidence_numbers import METRIC, against_champion, deltas, slice_deltas
+from components.promotion.evidence_plots import Curve, Mark, Point, Words, forest, lines, scatter
+from tests.unit.evidence_world import make_dossier, slices
+from tests.unit.promotion_world import make_evaluation
+
+WORDS = Words("A <title>", "What it shows", "across", "up")
+
+
+@pytest.fixture
+def dossier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dossier:
+    return make_dossier(tmp_path, monkeypatch)
+
+
+def test_differences_are_paired_and_have_power(dossier: Dossier) -> None:
+    rivals = against_champion(dossier)
+    assert rivals is not None
+    found = next(delta for delta in deltas(rivals, dossier) if delta.metric == METRIC)
+    assert found.difference == pytest.approx((36 * 0.05 - 4 * 0.2) / 40)
+    assert (found.name, found.queries) == ("candidate - champion", 40)
+    assert found.low is not None and found.high is not None and found.low < found.difference < found.high
+    # The spread of 36 differences of 0.05 and four of -0.2: the margin of 0.01 is below its standard error of 0.012.
+    assert found.power is not None and 0.1 < found.power < 0.5
+    assert found.detectable is not None and found.detectable > dossier.policy.margin
+
+
+def test_a_slice_with_few_queries_has_no_interval(dossier: Dossier) -> None:
+    rivals = against_champion(dossier)
+    assert rivals is not None
+    short, long = slice_deltas(rivals, slices(), dossier)
+    assert (short.name, short.queries, short.difference) == ("length=short", 36, pytest.approx(0.05))
+    assert (long.name, long.queries, long.difference) == ("length=long", 4, pytest.approx(-0.2))
+    assert short.low == pytest.approx(0.05)
+    assert (long.low, long.power) == (None, None)
+
+
+def test_evaluations_on_other_judgements_are_not_compared(dossier: Dossier) -> None:
+    assert dossier.champion is not None
+    alone = replace(dossier, compared=Compared(missing="gone"))
+    rivals = against_champion(alone)
+    assert rivals is not None
+    assert float(np.mean(rivals.scores[METRIC][0] - rivals.scores[METRIC][1])) == pytest.approx(0.05)
+    other = replace(dossier.champion, evaluation=make_evaluation(judgements="j2"))
+    assert against_champion(replace(alone, champion=other)) is None
+    assert against_champion(replace(alone, champion=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "tone"), [(0.1, 0.3, "better"), (-0.3, -0.1, "worse"), (-0.1, 0.3, "open"), (0.0, 0.3, "open"), (None, None, "open")]
+)
+def test_a_mark_says_what_its_interval_says(low: float | None, high: float | None, tone: str) -> None:
+    assert Mark("a", 0.2, low, high, "").tone == tone
+
+
+def test_a_forest_has_a_shape_for_each_outcome_and_its_margin() -> None:
+    drawn = forest([Mark("up", 0.2, 0.1, 0.3, "n"), Mark("down", -0.2, -0.3, -0.1, "n"), Mark("<open>", 0, -0.1, 0.1, "n")], WORDS, 0.05)
+    assert drawn.count("<path") == 2
+    assert drawn.count('<circle class="open"') == 1
+    assert drawn.count('class="margin"') == 1
+    assert "&lt;open&gt;" in drawn
+    assert "<title>A &lt;title&gt;</title><desc>What it shows</desc>" in drawn
+
+
+def test_a_scatter_takes_one_point_and_equal_ones() -> None:
+    assert scatter([Point("only", 3.0, 0.5)], WORDS).count('<circle class="dot"') == 1
+    assert scatter([Point("a", 3.0, 0.5, 0.4, 0.6), Point("b", 3.0, 0.5)], WORDS).count('class="line1"') == 1
+    assert "nan" not in scatter([Point("a", 0.001, 0.0), Point("b", 5000.0, 0.0)], WORDS)
+
+
+def test_long_curves_are_thinned_and_short_ones_show_their_points() -> None:
+    long = lines([Curve("loss", [float(n) for n in range(10_000)])], WORDS, ("1", "10000"))
+    assert long.count(",") < 400
+    assert "<circle" not in long
+    assert lines([Curve("a", [1.0, 2.0]), Curve("b", [2.0, 2.0])], WORDS, ("1", "2")).count("<circle") == 4
+    assert "nan" not in lines([Curve("one", [1.0])], WORDS, ("1", "1"))
