@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
 if TYPE_CHECKING:
@@ -32,10 +32,11 @@ class Person:
     url: str
 
     def sign_in(self, user: str, password: str) -> str:
-        """Answer the browser's question for name and password; returns the text of the page that comes."""
+        """Answer the question for name and password; returns the title of the page that comes, empty for one that does not."""
         parts = urlsplit(self.url)
         self.browser.get(f"{parts.scheme}://{quote(user)}:{quote(password)}@{parts.netloc}/")
-        return self.text()
+        title: str = self.browser.title
+        return title
 
     def open(self, route: str) -> None:
         """Open a page by its hash route, from a blank one: else the app would only change what it shows."""
@@ -61,12 +62,16 @@ class Person:
         """Wait for an element that can be used."""
         from selenium.webdriver.common.by import By
 
-        def usable() -> Any:
-            return next(
-                (found for found in self.browser.find_elements(By.CSS_SELECTOR, css) if found.is_displayed() and found.is_enabled()), None
-            )
+        return self._usable(By.CSS_SELECTOR, css)
 
-        return self._wait(usable, css)
+    def follow(self, title: str) -> None:
+        """Click a link by its text; where it opens a page of its own, go on there."""
+        from selenium.webdriver.common.by import By
+
+        before = self.browser.current_url, len(self.browser.window_handles)
+        self._usable(By.LINK_TEXT, title).click()
+        self._wait(lambda: (self.browser.current_url, len(self.browser.window_handles)) != before, f"the page of '{title}'")
+        self.browser.switch_to.window(self.browser.window_handles[-1])
 
     def read_framed(self, *words: str) -> str:
         """Wait until `words` stand in the frame where the artifact viewer shows an HTML file; returns its text."""
@@ -87,6 +92,13 @@ class Person:
     def notice(self) -> str:
         """Wait for what MLflow says after `promote` when the server refused it."""
         return self._wait(lambda: "\n".join(self.browser.execute_script("return window.notices")), "a notice of a refusal")
+
+    def _usable(self, by: str, what: str) -> WebElement:
+        def usable() -> WebElement | None:
+            found = self.browser.find_elements(by, what)
+            return next((element for element in found if element.is_displayed() and element.is_enabled()), None)
+
+        return self._wait(usable, what)
 
     def _wait(self, look: Callable[[], T | bool | None], what: str) -> T:
         """The first thing that `look` finds; AssertionError with the page's text when it finds none in time."""
