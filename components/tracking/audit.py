@@ -161,17 +161,13 @@ def _next(last: AuditEntry | None, fields: Mapping[str, Any]) -> AuditEntry:
         "previous": last.digest if last else None,
     }
     open_entry = AuditEntry.model_validate({**fields, **chained, "digest": ""})
-    return open_entry.model_copy(update={"digest": _digest(open_entry)})
-
-
-def _digest(entry: AuditEntry) -> str:
-    return digest_of(entry.model_dump(exclude={"digest"}))
+    return open_entry.model_copy(update={"digest": digest_of(open_entry.model_dump(exclude={"digest"}))})
 
 
 def _linked(line: bytes, number: int, previous: str | None, place: str) -> AuditEntry:
     """The entry in `line`, if it is number `number`, whole, and follows `previous`."""
     entry = _parse(line)
-    if entry is None or canonical_json(entry.model_dump()) != line or _digest(entry) != entry.digest:
+    if entry is None:
         raise ArtifactError(f"{place}: entry {number} was edited. Restore the log from a backup.")
     if entry.sequence != number or entry.previous != previous:
         raise ArtifactError(f"{place}: in place of entry {number} stands entry {entry.sequence}: entries were cut out or reordered.")
@@ -179,12 +175,17 @@ def _linked(line: bytes, number: int, previous: str | None, place: str) -> Audit
 
 
 def _parse(line: bytes) -> AuditEntry | None:
+    """The entry in `line`, None when a byte of it was changed: it must be the canonical JSON that its own digest is of."""
     try:
         raw = json.loads(line)
     except ValueError:
         return None
-    if isinstance(raw, dict) and isinstance(version := raw.get("schema_version"), int) and version > SCHEMA_VERSION:
+    if not isinstance(raw, dict):
+        return None
+    if isinstance(version := raw.get("schema_version"), int) and version > SCHEMA_VERSION:
         raise ArtifactError(f"The audit log has entries of schema version {version}; this program reads up to {SCHEMA_VERSION}. Update it.")
+    if canonical_json(raw) != line or digest_of({key: value for key, value in raw.items() if key != "digest"}) != raw.get("digest"):
+        return None
     try:
         return AuditEntry.model_validate(raw)
     except ValidationError:
@@ -208,7 +209,7 @@ def _meets(last: AuditEntry | None, head: Head | None) -> bool:
     if last is None or head is None:
         return (last is None and head is None) or (last is not None and last.sequence == 1)
     before = {last.sequence: last.digest, last.sequence - 1: last.previous}
-    return _digest(last) == last.digest and last.sequence >= head.sequence and before.get(head.sequence, head.digest) == head.digest
+    return last.sequence >= head.sequence and before.get(head.sequence, head.digest) == head.digest
 
 
 def _last_line(log: Any, size: int) -> tuple[bytes, int]:
