@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 from collections.abc import Iterator
@@ -97,10 +98,9 @@ def test_candidates_carry_the_evidence_that_a_reviewer_reads(story: Story) -> No
     compared = load_comparison(second / "comparison")
     assert compared is not None and (compared.baseline_version, compared.queries) == (1, 42)
     assert compared.agreement["logged queries@10"].queries == 1  # the one that was searched for before
-    page = (second / "report.html").read_text(encoding="utf-8")
-    assert all(
-        words in page for words in ("release/1", "Training of the towers", "Candidate minus champion", "distillation.refine_epochs: 1 -> 0")
-    )
+    page = html.unescape((second / "report.html").read_text(encoding="utf-8"))
+    for words in ("release/1", "Training of the towers", "Candidate minus champion", "distillation.refine_epochs: 1 -> 0"):
+        assert words in page, words
 
 
 def test_the_description_of_a_candidate_links_to_its_report(story: Story) -> None:
