@@ -76,7 +76,7 @@ def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = stale.
     promotion = _examined(name, versions[-1], records, smoke, compare_again)
     if promotion.overridden:
         mark_override(promotion.approval, promotion.decisions[-1].decision.verdict)
-    record = append(name, promotion_record(name, promotion), sign)
+    record = append(name, promotion_record(name, promotion), records, sign)
     settle_aliases(name)
     version, candidate = promotion.release.version, promotion.approval.candidate_version
     warnings += stale.stale_note(promotion.decisions)
@@ -107,7 +107,7 @@ def rollback(name: str, person: str, reason: str, smoke: Smoke | None = None) ->
     manifest = _verified(name, target)
     if smoke is not None:
         _smoke(target, manifest, smoke)
-    record = append(name, rollback_record(name, records, (champion, target), person, reason), sign)
+    record = append(name, rollback_record(name, records, (champion, target), person, reason), records, sign)
     settle_aliases(name)
     warnings = (repaired.note,) if repaired.note else ()
     return Change("rolled_back", f"release/{target} is champion again.", champion, target, record["sequence"], warnings)

@@ -90,9 +90,12 @@ def rollback_record(name: str, records: Sequence[Record], versions: tuple[int, i
     }
 
 
-def append(name: str, content: dict[str, Any], sign: record_store.Signer | None) -> dict[str, Any]:
-    """Write the record with its time, signed where there is a key. It is the act that counts."""
-    return record_store.append_record(name, {**content, "time": datetime.now(UTC).isoformat()}, sign)
+def append(name: str, content: dict[str, Any], records: Sequence[Record], sign: record_store.Signer | None) -> dict[str, Any]:
+    """Write the record with its time, signed where there is a key. It is the act that counts.
+
+    Raises PromotionError when another record came since `records` were read: what was decided on them may no longer hold.
+    """
+    return record_store.append_record(name, {**content, "time": datetime.now(UTC).isoformat()}, sign, len(records))
 
 
 def _decided(decided: Decided) -> dict[str, Any]:

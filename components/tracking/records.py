@@ -25,10 +25,11 @@ Signer = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 @translated("write a promotion record")
-def append_record(retriever_name: str, record: Mapping[str, Any], sign: Signer | None = None) -> dict[str, Any]:
+def append_record(retriever_name: str, record: Mapping[str, Any], sign: Signer | None = None, after: int | None = None) -> dict[str, Any]:
     """Append `record` and return it with its sequence number, time, digest and the digest of the record before it.
 
-    `sign` makes the signature of the record from all that it says; without it the record has none.
+    `sign` makes the signature of the record from all that it says; without it the record has none. `after` is the number of records that
+    the decision behind this one was made on: with another one since, it was made on what is no longer true.
     Raises PromotionError when another writer took the place at the same time, ArtifactError when the chain is broken.
     """
     if taken := sorted(set(record) & set(_OWN)):
@@ -37,6 +38,8 @@ def append_record(retriever_name: str, record: Mapping[str, Any], sign: Signer |
     chain, existing = _read(retriever_name)
     if chain is None:
         raise ArtifactError(f"The experiment {_experiment(retriever_name)} vanished while a record was written; run the command again.")
+    if after is not None and len(existing) != after:
+        raise _overtaken(retriever_name)
     complete = _complete(retriever_name, record, existing, sign)
     run_id = _write_run(chain, complete)
     _claim(chain, run_id, complete)
@@ -116,10 +119,14 @@ def _claim(chain: Chain, run_id: str, record: Mapping[str, Any]) -> None:
         if error_code(error) != "INVALID_PARAMETER_VALUE":
             raise
         client().set_terminated(run_id, "KILLED")
-        raise PromotionError(
-            f"Another promotion or rollback of '{record['retriever']}' was recorded at the same time and this one was refused. "
-            "Look at `scalingnote status`, then run the command again if it is still wanted."
-        ) from None
+        raise _overtaken(record["retriever"]) from None
+
+
+def _overtaken(retriever_name: str) -> PromotionError:
+    return PromotionError(
+        f"Another promotion or rollback of '{retriever_name}' was recorded at the same time and this one was refused. "
+        "Look at `scalingnote status`, then run the command again if it is still wanted."
+    )
 
 
 @translated("make the chain of promotion records")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from components.errors import PromotionError
 from components.promotion.approval import approve
 from components.promotion.marks import RED
 from components.promotion.promote import Change, promote, rollback, trusted
@@ -217,8 +218,8 @@ def test_aliases_follow_the_promotion_that_came_between(world: World, monkeypatc
     approve(NAME, world.candidate(), "Ada")
     real = records.append_record
 
-    def overtaken(name: str, record: dict[str, Any], sign: Any = None) -> dict[str, Any]:
-        ours = real(name, record, sign)
+    def overtaken(name: str, *rest: Any) -> dict[str, Any]:
+        ours = real(name, *rest)
         monkeypatch.setattr(records, "append_record", real)
         approve(NAME, world.candidate(), "Ada")
         assert promote(NAME, no_smoke).to_version == 3
@@ -228,3 +229,16 @@ def test_aliases_follow_the_promotion_that_came_between(world: World, monkeypatc
     assert promote(NAME, no_smoke).to_version == 2
     assert aliases(world) == (3, 2)
     assert trusted(NAME) == (3, None)
+
+
+def test_promotion_that_was_overtaken_while_it_verified_is_refused(world: World) -> None:
+    """Another flow promotes the same release while we still verify it: one record, not two."""
+    approve(NAME, world.candidate(), "Ada")
+
+    def slow(manifest: ReleaseManifest) -> None:
+        promote(NAME, no_smoke)
+
+    with pytest.raises(PromotionError, match="at the same time"):
+        promote(NAME, slow)
+    assert [record["to_version"] for record in world.tracking.records] == [1]
+    assert promote(NAME, no_smoke).status == "nothing"
