@@ -19,6 +19,7 @@ from components.errors import ArtifactError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+SIGNATURE = "signature.dsse.json"  # of the manifest, so it cannot be listed in it: an artifact keeps its digest when it is signed
 Scalar = str | int | float | bool | None
 
 
@@ -145,7 +146,12 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON, atomically."""
-    write_atomic(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str) + "\n").encode())
+    write_atomic(path, readable_json(value))
+
+
+def readable_json(value: Any) -> bytes:
+    """UTF-8 JSON for people, the one form in which `write_json` writes a value."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:
@@ -211,6 +217,7 @@ def open_artifact(folder: Path) -> Artifact:
 def verify(folder: Path, expected_digest: str | None = None) -> Artifact:
     """Hash every file against the manifest; raises ArtifactError that names the first difference."""
     manifest = _expected_manifest(folder, expected_digest)
+    require_written(folder / MANIFEST)
     for name, entry in manifest.files.items():
         actual = file_sha256(folder / name)
         if actual != entry.sha256:
@@ -219,6 +226,15 @@ def verify(folder: Path, expected_digest: str | None = None) -> Artifact:
                 "Restore it or run the step again."
             )
     return _artifact(folder, manifest)
+
+
+def require_written(path: Path) -> None:
+    """Raise ArtifactError unless a JSON file holds the very bytes that `write_json` makes of its value.
+
+    A digest over the value cannot see a changed space, an escaped letter or a key that stands there twice.
+    """
+    if path.read_bytes() != readable_json(read_json(path)):
+        raise ArtifactError(f"{path} was changed: it does not read as it was written. Restore it or run the step again.")
 
 
 def verify_sizes(folder: Path, expected_digest: str | None = None) -> Artifact:
@@ -272,9 +288,9 @@ def _artifact(folder: Path, manifest: Manifest) -> Artifact:
 
 
 def _members(folder: Path) -> list[Path]:
-    """Files of an artifact in a fixed order; hidden files and the manifest itself do not belong to it."""
+    """Files of an artifact in a fixed order; hidden files, the manifest itself and its signature do not belong to it."""
     paths = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(p for p in paths if p != folder / MANIFEST and not p.name.startswith("."))
+    return sorted(p for p in paths if p not in (folder / MANIFEST, folder / SIGNATURE) and not p.name.startswith("."))
 
 
 def _fsync(path: Path) -> None:

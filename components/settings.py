@@ -26,6 +26,11 @@ def studies_folder() -> Path:
     return home() / "studies"
 
 
+def keys_folder() -> Path:
+    """The key that signs releases, and below it the public keys that are trusted."""
+    return home() / "keys"
+
+
 def tracking_uri() -> str:
     """The MLflow tracking server, or the embedded SQLite store."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"

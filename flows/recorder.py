@@ -12,6 +12,7 @@ from prefect.runtime import flow_run
 
 from components.artifacts import Artifact
 from components.promotion.release import LineageNode
+from components.promotion.signing_keys import load_signing_key
 from components.tracking.provenance import Provenance, collect_provenance, version_tags
 from components.tracking.registry import RegisteredVersion, register
 from components.tracking.runs import StepRecord, close_flow_run, log_report, open_flow_run, record_step
@@ -99,6 +100,7 @@ class Recorder:
 @contextmanager
 def recorded_flow(name: str, flow: str, parameters: Mapping[str, Any]) -> Iterator[Recorder]:
     """Open the flow's run in MLflow and close it as finished, failed or killed."""
+    load_signing_key()  # a key that cannot be used is found now, not after a day of training
     provenance = collect_provenance()
     run_id = open_flow_run(name, flow, parameters, provenance, {"prefect_flow_run_id": flow_run.id or "none"})
     try:

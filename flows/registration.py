@@ -9,6 +9,7 @@ from typing import Any
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact
 from components.evaluation.comparison import load_comparison
 from components.evaluation.report import load_evaluation
+from components.promotion.attestation import sign_release
 from components.promotion.base_models import ENCODERS, base_models_of
 from components.promotion.baseline import Baseline, comparison_for
 from components.promotion.evidence_markdown import describe
@@ -76,6 +77,7 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
     baseline = comparison_for(config.name, {role: version.digest for role, version in versions.items()})
     decided = _decide(config, recorder, parts, baseline)
     candidate = recorder.run(_candidate_step(config, recorder, parts, versions, decided))
+    sign_release(candidate.path)  # also one that was found finished: it may have been made without a key, or killed before this line
     # The empty release model has to be there before a reviewer opens the first candidate: the dialog offers existing models only.
     ensure_model(release_model(config.name))
     registered = recorder.register("candidate", candidate, versions, parts.dataset.digest)

@@ -54,8 +54,19 @@ def require_trail(records: Sequence[Record]) -> list[AuditEntry] | None:
             )
         return None
     for record in records:
-        _require_entry(record, entries)
+        require_entry(record, entries)
     return entries
+
+
+def require_entry(record: Record, entries: Sequence[AuditEntry]) -> None:
+    """Raise ArtifactError when the audit log does not hold the entry that a promotion record rests on."""
+    digest, number = record.get("audit_digest"), int(record.get("audit_sequence") or 0)
+    if digest is None or (0 < number <= len(entries) and entries[number - 1].digest == digest):
+        return
+    raise ArtifactError(
+        f"Promotion record {record['sequence']} rests on the audit entry {number} ({str(digest)[:12]}), which the audit log does not hold: "
+        "it was replaced or cut. Restore the log from a backup."
+    )
 
 
 def creator(entries: Sequence[AuditEntry], model: str, version: int) -> Act | None:
@@ -142,13 +153,3 @@ def _why_expected(records: Sequence[Record]) -> str | None:
     if "SCALINGNOTE_AUDIT_LOG" in os.environ:
         return f"SCALINGNOTE_AUDIT_LOG names {settings.audit_log()}"
     return None
-
-
-def _require_entry(record: Record, entries: Sequence[AuditEntry]) -> None:
-    digest, number = record.get("audit_digest"), int(record.get("audit_sequence") or 0)
-    if digest is None or (0 < number <= len(entries) and entries[number - 1].digest == digest):
-        return
-    raise ArtifactError(
-        f"Promotion record {record['sequence']} rests on the audit entry {number} ({str(digest)[:12]}), which the audit log does not hold: "
-        "it was replaced or cut. Restore the log from a backup."
-    )

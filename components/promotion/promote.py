@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from components.errors import PromotionError, ScalingNoteError
 from components.promotion import people, stale
 from components.promotion.approval import Approval, find_version, read_approval
+from components.promotion.attestation import record_signer
 from components.promotion.marks import mark_override
 from components.promotion.promotion_record import Promotion, append, promotion_record, rollback_record
 from components.promotion.references import resolve
@@ -64,6 +65,7 @@ def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = stale.
     nothing changed, for a version that is no reviewer's copy of a candidate, that does not verify, or whose gates did not pass without a
     reason.
     """
+    sign = record_signer()  # a key that cannot be used is found before anything is changed
     records = record_store.read_records(name)
     repaired = reconcile(name, records)
     champion = expected_aliases(records).champion
@@ -74,7 +76,7 @@ def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = stale.
     promotion = _examined(name, versions[-1], records, smoke, compare_again)
     if promotion.overridden:
         mark_override(promotion.approval, promotion.decisions[-1].decision.verdict)
-    record = append(name, promotion_record(name, promotion))
+    record = append(name, promotion_record(name, promotion), sign)
     settle_aliases(name)
     version, candidate = promotion.release.version, promotion.approval.candidate_version
     warnings += stale.stale_note(promotion.decisions)
@@ -91,6 +93,7 @@ def rollback(name: str, person: str, reason: str, smoke: Smoke | None = None) ->
     person, reason = person.strip(), reason.strip()
     if not person or not reason:
         raise PromotionError("A rollback needs the name of a person and a reason; give them with --as NAME and --reason REASON.")
+    sign = record_signer()
     records = record_store.read_records(name)
     repaired = reconcile(name, records)
     stack = replay(records)
@@ -104,7 +107,7 @@ def rollback(name: str, person: str, reason: str, smoke: Smoke | None = None) ->
     manifest = _verified(name, target)
     if smoke is not None:
         _smoke(target, manifest, smoke)
-    record = append(name, rollback_record(name, records, (champion, target), person, reason))
+    record = append(name, rollback_record(name, records, (champion, target), person, reason), sign)
     settle_aliases(name)
     warnings = (repaired.note,) if repaired.note else ()
     return Change("rolled_back", f"release/{target} is champion again.", champion, target, record["sequence"], warnings)

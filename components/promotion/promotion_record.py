@@ -90,9 +90,9 @@ def rollback_record(name: str, records: Sequence[Record], versions: tuple[int, i
     }
 
 
-def append(name: str, content: dict[str, Any]) -> dict[str, Any]:
-    """Write the record with its time. It is the act that counts."""
-    return record_store.append_record(name, {**content, "time": datetime.now(UTC).isoformat()})
+def append(name: str, content: dict[str, Any], sign: record_store.Signer | None) -> dict[str, Any]:
+    """Write the record with its time, signed where there is a key. It is the act that counts."""
+    return record_store.append_record(name, {**content, "time": datetime.now(UTC).isoformat()}, sign)
 
 
 def _decided(decided: Decided) -> dict[str, Any]:

@@ -1,28 +1,33 @@
-"""Checks of a candidate or release: every byte, digest, space and decision that it stands on, as a list of findings."""
+"""Checks of a candidate or release: every byte, digest, space, decision and signature that it stands on, as a list of findings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from components.artifacts import Artifact, open_artifact, verify
 from components.errors import ArtifactError, SpaceMismatch
 from components.evaluation.comparison import load_comparison
-from components.promotion.baseline import baseline_evaluation, record_of
+from components.promotion.attestation import check_audit, check_records, check_release
+from components.promotion.baseline import baseline_evaluation
 from components.promotion.facts import load_facts
 from components.promotion.gate_inputs import require_same_inputs
 from components.promotion.gates import Evidence, GateDecision, decide
 from components.promotion.policy import policy_digest, recorded_policy
 from components.promotion.references import resolve
 from components.promotion.release import EVALUATION_FOLDER, VALIDATION_FOLDER, Pin, ReleaseManifest, load_release
-from components.promotion.standing import CHAMPION, release_model, trusted
-from components.tracking import labels, registry
-from components.tracking import records as record_store
+from components.promotion.signing_keys import TrustedKey, trusted_keys
+from components.promotion.standing import CHAMPION, trusted
+from components.promotion.stores import FolderStore, RegistryStore, Store
+
+if TYPE_CHECKING:
+    from components.evaluation.report import Evaluation
 
 T = TypeVar("T")
+Baselines = Callable[[int], "Evaluation"]
 COMPARISON_FOLDER = "comparison"
 
 
@@ -51,9 +56,9 @@ class _Report:
 
 
 def verify_release(name: str, ref: str) -> list[Check]:
-    """Check what `ref` (champion, previous, candidate/N, release/N) names.
+    """Check what `ref` (champion, previous, candidate/N, release/N) names, and the signatures and the audit log that it rests on.
 
-    Findings are returned, never raised; PromotionError only when `ref` names nothing.
+    Findings are returned, never raised; PromotionError only when `ref` names nothing, ConfigError for trusted keys that are none.
     """
     try:
         model, version = resolve(name, ref)
@@ -61,46 +66,70 @@ def verify_release(name: str, ref: str) -> list[Check]:
     except ArtifactError as error:  # damaged records cannot tell what is champion, and that is the finding
         return [Check("promotion record", False, str(error))]
     alias = [Check("alias", alarm is None, alarm or "points where the newest promotion record says")] if ref == CHAMPION else []
-    return alias + check_version(name, model, version)
+    return alias + _all_checks(RegistryStore(name, model, version))
+
+
+def verify_folder(name: str, root: Path, ref: str = CHAMPION) -> list[Check]:
+    """`verify_release` from files alone (see `FolderStore`): no server, no database, no alias."""
+    return _all_checks(FolderStore(name, root, ref))
 
 
 def check_version(name: str, model: str, version: int) -> list[Check]:
-    """All checks of one registered version. After a failed one, those that build on it are left out."""
-    report = _Report()
-    report.run("promotion record", lambda: _recorded(name, model, version))
-    artifact = report.run("files", lambda: _manifest_artifact(model, version), lambda found: f"digest {found.digest[:12]}")
-    if artifact is None:
-        return report.checks
-    folder = artifact.path
-    manifest = report.run("manifest", lambda: _manifest(name, folder), lambda found: f"space {found.space_id[:12]}")
-    if manifest is not None:
-        _check_contents(report, name, manifest, folder)
+    """All checks of one registered version itself. After a failed one, those that build on it are left out."""
+    return _own_checks(RegistryStore(name, model, version))
+
+
+def _all_checks(store: Store) -> list[Check]:
+    report = _Report(_own_checks(store))
+    keys = trusted_keys()
+    report.run("signed records", lambda: check_records(store.records(), keys))
+    report.run("audit log", lambda: check_audit(store.records(), store.trail()))
     return report.checks
 
 
-def _check_contents(report: _Report, name: str, manifest: ReleaseManifest, folder: Path) -> None:
+def _own_checks(store: Store) -> list[Check]:
+    report, keys = _Report(), trusted_keys()
+    report.run("promotion record", lambda: _recorded(store))
+    artifacts = report.run("files", lambda: _files(store), lambda found: f"digest {found[0].digest[:12]}")
+    if artifacts is None:
+        return report.checks
+    folder = artifacts[0].path
+    report.run("signature", lambda: _signature([artifact.path for artifact in artifacts], keys))
+    manifest = report.run("manifest", lambda: _manifest(store.name, folder), lambda found: f"space {found.space_id[:12]}")
+    if manifest is not None:
+        _check_contents(report, store, manifest, folder)
+    return report.checks
+
+
+def _check_contents(report: _Report, store: Store, manifest: ReleaseManifest, folder: Path) -> None:
     for role, pin in manifest.pins.items():
-        report.run(role.replace("_", " "), partial(_pinned, role, pin, manifest))
+        report.run(role.replace("_", " "), partial(_pinned, store, role, pin, manifest))
     report.run("evaluation", lambda: _evaluation(folder, manifest))
     report.run("validation", lambda: f"digest {verify(folder / VALIDATION_FOLDER).digest[:12]}")
-    report.run("decision", lambda: _decision(name, manifest, folder))
+    report.run("decision", lambda: _decision(store, manifest, folder))
 
 
-def _recorded(name: str, model: str, version: int) -> str:
+def _recorded(store: Store) -> str:
     """The record chain holds, and names this version by the digest its files have now."""
-    records = record_store.read_records(name)
-    record = record_of(records, version) if model == release_model(name) else None
+    records, record = store.records(), store.record()
     if record is None:
         return f"{len(records)} records, none of them about this version"
-    found = open_artifact(registry.artifact_folder(model, version)).digest
-    if found != record["manifest_digest"]:
-        raise ArtifactError(f"Record {record['sequence']} names the digest {record['manifest_digest'][:12]}, the files have {found[:12]}.")
+    found = open_artifact(store.copies()[0])
+    if found.digest != record["manifest_digest"]:
+        raise ArtifactError(
+            f"Record {record['sequence']} names the digest {record['manifest_digest'][:12]}, the files have {found.digest[:12]}."
+        )
     return f"record {record['sequence']} of {len(records)}, claimed approval by {record['approved_by']}"
 
 
-def _manifest_artifact(model: str, version: int) -> Artifact:
-    tags = next((info.tags for info in registry.versions(model) if info.version == version), {})
-    return verify(registry.artifact_folder(model, version), tags.get(labels.DIGEST))
+def _files(store: Store) -> list[Artifact]:
+    expected = store.digest()
+    return [verify(folder, expected) for folder in store.copies()]
+
+
+def _signature(folders: Sequence[Path], keys: Mapping[str, TrustedKey]) -> str:
+    first, *_ = [check_release(folder, keys) for folder in folders]
+    return "unsigned: no signing key was configured" if first is None else str(first)
 
 
 def _manifest(name: str, folder: Path) -> ReleaseManifest:
@@ -110,16 +139,16 @@ def _manifest(name: str, folder: Path) -> ReleaseManifest:
     return manifest
 
 
-def _pinned(role: str, pin: Pin, manifest: ReleaseManifest) -> str:
-    folder = registry.artifact_folder(pin.model, pin.version)
-    artifact = verify(folder, pin.digest)
-    if artifact.space_id != manifest.space_id:
-        raise SpaceMismatch(
-            f"{pin.model}/{pin.version} belongs to the space {artifact.space_id[:12]}, the release to {manifest.space_id[:12]}."
-        )
-    if artifact.kind == "encoder":
-        _contract(role, folder, manifest.space_id)
-    return f"{pin.model}/{pin.version}, digest {artifact.digest[:12]}"
+def _pinned(store: Store, role: str, pin: Pin, manifest: ReleaseManifest) -> str:
+    for folder in store.parts(pin):
+        artifact = verify(folder, pin.digest)
+        if artifact.space_id != manifest.space_id:
+            raise SpaceMismatch(
+                f"{pin.model}/{pin.version} belongs to the space {artifact.space_id[:12]}, the release to {manifest.space_id[:12]}."
+            )
+        if artifact.kind == "encoder":
+            _contract(role, folder, manifest.space_id)
+    return f"{pin.model}/{pin.version}, digest {pin.digest[:12]}"
 
 
 def _contract(role: str, folder: Path, space_id: str) -> None:
@@ -142,9 +171,9 @@ def _evaluation(folder: Path, manifest: ReleaseManifest) -> str:
     return f"digest {report.digest[:12]}, {manifest.evaluation.queries} queries"
 
 
-def _decision(name: str, manifest: ReleaseManifest, folder: Path) -> str:
+def _decision(store: Store, manifest: ReleaseManifest, folder: Path) -> str:
     """The gates, decided again from the report, the policy and the same champion, end as the manifest says."""
-    again = recompute_decision(name, manifest, folder)
+    again = recompute_decision(store.name, manifest, folder, store.baseline)
     stated = manifest.decision
     if _outcome(again) != _outcome(stated):
         difference = _differences(again, stated)
@@ -152,16 +181,24 @@ def _decision(name: str, manifest: ReleaseManifest, folder: Path) -> str:
     return f"{stated.verdict}, the same when decided again"
 
 
-def recompute_decision(name: str, manifest: ReleaseManifest, folder: Path) -> GateDecision:
-    """Decide again from what lies in `folder`; raises ArtifactError when policy or baseline are not there, or are not those it names."""
-    from components.evaluation.report import load_evaluation
-
-    policy = recorded_policy(manifest.config)
-    baseline = None if manifest.baseline_version is None else baseline_evaluation(name, manifest.baseline_version)
-    report = load_evaluation(folder / EVALUATION_FOLDER)
-    again = decide(Evidence(report, baseline, load_comparison(folder / COMPARISON_FOLDER), load_facts(folder)), policy)
+def recompute_decision(name: str, manifest: ReleaseManifest, folder: Path, baseline_of: Baselines | None = None) -> GateDecision:
+    """`decide_on` what the release was decided on: raises ArtifactError when its decision names other inputs or another policy."""
+    again = decide_on(name, manifest, folder, baseline_of)
     require_same_inputs(manifest.decision, again, policy_digest(manifest.config["policy"]))
     return again
+
+
+def decide_on(name: str, manifest: ReleaseManifest, folder: Path, baseline_of: Baselines | None = None) -> GateDecision:
+    """Decide by the manifest's policy from what lies in `folder`; raises ArtifactError when policy or baseline are not there.
+
+    `baseline_of` gives the evaluation of an earlier champion by its version; without it the registry does.
+    """
+    from components.evaluation.report import load_evaluation
+
+    policy, find = recorded_policy(manifest.config), baseline_of or partial(baseline_evaluation, name)
+    baseline = None if manifest.baseline_version is None else find(manifest.baseline_version)
+    report = load_evaluation(folder / EVALUATION_FOLDER)
+    return decide(Evidence(report, baseline, load_comparison(folder / COMPARISON_FOLDER), load_facts(folder)), policy)
 
 
 def _outcome(decision: GateDecision) -> tuple[str, bool, dict[str, str]]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import read_json
 from components.errors import ArtifactError
 from components.tracking import embedded, labels
 from components.tracking.files import local_path
@@ -74,24 +73,35 @@ def read_file(chain: Chain, run_id: str, number: int) -> dict[str, Any]:
         raise ArtifactError(f"{chain.name}: the run of promotion record {number} was deleted ({run_id}).")
     folder = local_path(run.artifact_uri)
     try:
-        content = read_json(folder / RECORD_FILE) if folder is not None else _read_remote(run_id)
-    except ArtifactError as error:
+        content = (folder / RECORD_FILE).read_bytes() if folder is not None else _read_remote(run_id)
+    except (ArtifactError, OSError) as error:
         raise ArtifactError(f"{chain.name}: the file of promotion record {number} cannot be read. {error}") from None
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{chain.name}: the file of promotion record {number} does not hold a record.")
-    return content
+    return parse_record(content, f"Promotion record {number}")
 
 
-def _read_remote(run_id: str) -> Any:
+def parse_record(content: bytes, title: str) -> dict[str, Any]:
+    """The record in a file as `MlflowClient.log_dict` writes it; raises ArtifactError that names it by `title` for any other bytes.
+
+    A digest over the value cannot see a changed space, an escaped letter or a key that stands there twice.
+    """
+    try:
+        found = json.loads(content)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or json.dumps(found, indent=2).encode() != content:
+        raise ArtifactError(f"{title} was changed: its file does not read as it was written. Restore it from a backup.")
+    return found
+
+
+def _read_remote(run_id: str) -> bytes:
     import tempfile
 
     from mlflow.exceptions import MlflowException
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            path = client().download_artifacts(run_id, RECORD_FILE, folder)
-            return json.loads(Path(path).read_text(encoding="utf-8"))
-        except (MlflowException, OSError, ValueError) as error:
+            return Path(client().download_artifacts(run_id, RECORD_FILE, folder)).read_bytes()
+        except MlflowException as error:
             raise ArtifactError(str(error)) from None
 
 

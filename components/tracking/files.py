@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,6 +14,8 @@ from components.errors import ArtifactError, ModelError
 from components.tracking import embedded
 from components.tracking.packaging import SEALED_PATH
 from components.tracking.store import client, error_code, translated
+
+COPY = re.compile(r"^models:/+([^/]+)/(\d+)/?$")  # the source of a version that was copied from another
 
 
 @translated("read the files of a model version")
@@ -30,6 +33,18 @@ def artifact_folder(model_name: str, version: int) -> Path:
             f"The files of {model_name}/{version} are not at {folder}. Restore the artifact store, or register the artifact again."
         )
     return folder / SEALED_PATH
+
+
+@translated("add a file to a model version")
+def share_file(model_name: str, version: int, file_name: str) -> None:
+    """Send a file of `artifact_folder` that came after the registration to the store; nothing to do where that is local."""
+    if local_path(_location(model_name, version)) is not None:
+        return
+    found = client().get_model_version(model_name, str(version))
+    while copied := COPY.match(found.source or ""):
+        found = client().get_model_version(*copied.groups())
+    model_id = str(found.source).removeprefix("models:/")
+    client().log_model_artifact(model_id, str(artifact_folder(model_name, version) / file_name), SEALED_PATH)
 
 
 def local_path(location: str) -> Path | None:

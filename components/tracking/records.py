@@ -9,7 +9,7 @@ leaves only a run that nobody counts. Which run is the chain stands in a tag tha
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,13 +20,15 @@ from components.tracking.chain import ANCHOR, RECORD_FILE, RECORD_KEY, Chain, op
 from components.tracking.provenance import claimed_user
 from components.tracking.store import client, create_experiment, error_code, experiment_id, translated
 
-_OWN = ("sequence", "previous", "recorded_at", "retriever", "digest")
+_OWN = ("sequence", "previous", "recorded_at", "retriever", "signature", "digest")
+Signer = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 @translated("write a promotion record")
-def append_record(retriever_name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+def append_record(retriever_name: str, record: Mapping[str, Any], sign: Signer | None = None) -> dict[str, Any]:
     """Append `record` and return it with its sequence number, time, digest and the digest of the record before it.
 
+    `sign` makes the signature of the record from all that it says; without it the record has none.
     Raises PromotionError when another writer took the place at the same time, ArtifactError when the chain is broken.
     """
     if taken := sorted(set(record) & set(_OWN)):
@@ -35,7 +37,7 @@ def append_record(retriever_name: str, record: Mapping[str, Any]) -> dict[str, A
     chain, existing = _read(retriever_name)
     if chain is None:
         raise ArtifactError(f"The experiment {_experiment(retriever_name)} vanished while a record was written; run the command again.")
-    complete = _complete(retriever_name, record, existing)
+    complete = _complete(retriever_name, record, existing, sign)
     run_id = _write_run(chain, complete)
     _claim(chain, run_id, complete)
     client().set_terminated(run_id, "FINISHED")
@@ -81,7 +83,7 @@ def _check(content: dict[str, Any], number: int, digest: str, previous: str | No
         raise ArtifactError(f"Promotion record {number} does not follow the record before it; the chain is broken there.")
 
 
-def _complete(retriever_name: str, record: Mapping[str, Any], existing: list[dict[str, Any]]) -> dict[str, Any]:
+def _complete(retriever_name: str, record: Mapping[str, Any], existing: list[dict[str, Any]], sign: Signer | None) -> dict[str, Any]:
     """The record with the chain's own fields, in the form it will be read back: plain JSON values."""
     own = {
         "sequence": len(existing) + 1,
@@ -90,6 +92,8 @@ def _complete(retriever_name: str, record: Mapping[str, Any], existing: list[dic
         "retriever": retriever_name,
     }
     content: dict[str, Any] = json.loads(json.dumps({**record, **own}, default=str))
+    if sign is not None:
+        content["signature"] = dict(sign(content))
     return {**content, "digest": digest_of(content)}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +9,11 @@ from pydantic import BaseModel, ConfigDict
 
 from components.artifacts import Artifact
 from components.tracking import embedded, labels, lineage, packaging
+from components.tracking.files import COPY
 from components.tracking.files import artifact_folder as artifact_folder
+from components.tracking.files import share_file as share_file
 from components.tracking.store import client, error_code, translated
 
-_COPY = re.compile(r"^models:/+([^/]+)/(\d+)/?$")
 _DESCRIPTIONS = {
     "-query-tower": "Query tower: the LLM's query adapter with its encoding contract. Teacher of the query encoder.",
     "-document-tower": "Document tower: the LLM's document adapter with its encoding contract. It defines the vector space.",
@@ -139,7 +139,7 @@ def copy_version(source_name: str, source_version: int, target_name: str) -> int
 
 def copied_from(info: VersionInfo) -> tuple[str, int] | None:
     """Model and version that `info` was copied from; None for a version that was not copied."""
-    matched = _COPY.match(info.source)
+    matched = COPY.match(info.source)
     return (matched.group(1), int(matched.group(2))) if matched else None
 
 

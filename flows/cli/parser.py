@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_promotion(commands)
     _add_use(commands)
     _add_inspection(commands)
+    _add_proof(commands)
     return parser
 
 
@@ -115,10 +116,6 @@ def _add_inspection(commands: Any) -> None:
     add_trace_arguments(
         _command(commands, "trace", "trace:trace", "a release, model, document or answer back to data, code, configuration and approval")
     )
-    verify = _command(
-        commands, "verify", "inspect:verify", "hash every file of a release again and check digests, spaces, decision, records"
-    )
-    verify.add_argument("ref", nargs="?", default="champion", help="champion (default), previous, candidate/N or release/N")
     ui = _command(commands, "ui", "inspect:ui", "start the MLflow and Prefect servers on this machine until Ctrl-C")
     ui.add_argument("--mlflow-port", type=_port, default=5000, metavar="PORT", help="default 5000")
     ui.add_argument("--prefect-port", type=_port, default=4200, metavar="PORT", help="default 4200")
@@ -126,6 +123,22 @@ def _add_inspection(commands: Any) -> None:
     prepare = _command(commands, "bootstrap", "accounts:bootstrap", "make users, roles, models and experiments on a server with sign-in")
     prepare.add_argument("--users", type=Path, metavar="FILE", help="YAML file of users and their roles (default: one user for each role)")
     prepare.add_argument("--server", metavar="URL", help="default: the running `scalingnote ui --auth`, else MLFLOW_TRACKING_URI")
+
+
+def _add_proof(commands: Any) -> None:
+    verify = _command(
+        commands, "verify", "proof:verify", "hash a release again and check digests, signatures, decision, records, audit log"
+    )
+    verify.add_argument("ref", nargs="?", default="champion", help="champion (default), previous, candidate/N or release/N")
+    verify.add_argument("--folder", type=Path, metavar="DIR", help="verify from the files below DIR alone, such as a copy of the store")
+    keys = _command(commands, "keys", "proof:keys", "make the key that signs releases and records, list keys, sign a release")
+    keys.add_argument("action", choices=("new", "list", "sign"), help="make a key pair, list the keys, or sign a registered release")
+    keys.add_argument("ref", nargs="?", default="champion", help="for sign: champion (default), previous, candidate/N or release/N")
+    keys.add_argument("--to", type=Path, metavar="FILE", help="for new: where the private key goes (default: keys/signing.pem at home)")
+    replay = _command(commands, "replay", "proof:replay", "evaluate a release again from its record and compare every value")
+    replay.add_argument("ref", nargs="?", default="champion", help="champion (default), previous, candidate/N or release/N")
+    replay.add_argument("--build", action="store_true", help="also build it again from its data and compare the parts' digests")
+    replay.add_argument("--data", metavar="DIR", help="the data, when it does not lie any more where the release found it")
 
 
 def _training_options(parser: argparse.ArgumentParser, preset: str | None) -> None:

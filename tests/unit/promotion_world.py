@@ -226,7 +226,7 @@ class MemoryTracking:
         self._change()
         self.descriptions[model_name, version] = markdown
 
-    def append_record(self, retriever_name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    def append_record(self, retriever_name: str, record: Mapping[str, Any], sign: Any = None) -> dict[str, Any]:
         self._change()
         self.records.append({"recorded_at": record["time"], **record, "sequence": len(self.records) + 1})
         return dict(self.records[-1])
@@ -245,7 +245,7 @@ Register = Callable[[str, Artifact], RegisteredVersion]
 
 def make_candidate(root: Path, register: Register, levels: Mapping[str, float] = GOOD) -> RegisteredVersion:
     """Build and register one complete candidate under `root`, decided against the champion there is."""
-    pins = {role: register(f"{NAME}-{role.replace('_', '-')}", _part(root / role, role)) for role in Pins.model_fields}
+    pins = {role: register(f"{NAME}-{role.replace('_', '-')}", make_part(root / role, role)) for role in Pins.model_fields}
     evaluation = _evaluation(root / "evaluation", levels, {role: pin.digest for role, pin in pins.items()})
     validation = _folder(root / "validation")
     (validation / "report.json").write_text("{}")
@@ -270,7 +270,8 @@ def make_candidate(root: Path, register: Register, levels: Mapping[str, float] =
     return register(f"{NAME}-candidate", write_candidate(manifest, evaluation.path, validation, folder))
 
 
-def _part(folder: Path, role: str) -> Artifact:
+def make_part(folder: Path, role: str) -> Artifact:
+    """One of the four artifacts that a release pins, with next to nothing in it."""
     _folder(folder)
     if role == "index":
         ids = pd.DataFrame({"doc_id": ["d1", "d2"], "content_hash": ["h1", "h2"], "shard": pd.array([0, 1], dtype="int32")})

@@ -217,8 +217,8 @@ def test_aliases_follow_the_promotion_that_came_between(world: World, monkeypatc
     approve(NAME, world.candidate(), "Ada")
     real = records.append_record
 
-    def overtaken(name: str, record: dict[str, Any]) -> dict[str, Any]:
-        ours = real(name, record)
+    def overtaken(name: str, record: dict[str, Any], sign: Any = None) -> dict[str, Any]:
+        ours = real(name, record, sign)
         monkeypatch.setattr(records, "append_record", real)
         approve(NAME, world.candidate(), "Ada")
         assert promote(NAME, no_smoke).to_version == 3

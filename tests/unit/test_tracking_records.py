@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,28 @@ def test_a_file_with_a_matching_digest_of_its_own_breaks_the_chain(store: Path) 
     record_file(1).write_text(json.dumps(content))
     with pytest.raises(ArtifactError, match="record 1 was changed"):
         read_records("retriever")
+
+
+def test_a_changed_space_or_a_key_that_stands_twice_is_seen(store: Path) -> None:
+    append(1)
+    whole = record_file(1).read_text()
+    for changed in (whole.replace("{\n ", "{\n\t"), whole.replace('"action"', '"action": "promote", "action"')):
+        record_file(1).write_text(changed)
+        with pytest.raises(ArtifactError, match="record 1 was changed: its file does not read as it was written"):
+            read_records("retriever")
+
+
+def test_a_signature_is_part_of_the_record_and_says_all_but_the_digest(store: Path) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def sign(record: Mapping[str, Any]) -> dict[str, Any]:
+        seen.append(dict(record))
+        return {"sig": "s"}
+
+    written = append_record("retriever", {"action": "promote"}, sign)
+    assert read_records("retriever") == [written]
+    assert written["signature"] == {"sig": "s"}
+    assert {**seen[0], "signature": written["signature"], "digest": written["digest"]} == written
 
 
 def test_deletions_break_the_chain(store: Path) -> None:

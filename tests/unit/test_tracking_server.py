@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from components.artifacts import seal, verify
+from components.artifacts import SIGNATURE, seal, verify
 from components.errors import ArtifactError, ModelError, PromotionError
 from components.tracking import records
 from components.tracking.provenance import Provenance
 from components.tracking.records import append_record, read_records
-from components.tracking.registry import alias, artifact_folder, copied_from, copy_version, register, set_alias, versions
+from components.tracking.registry import alias, artifact_folder, copied_from, copy_version, register, set_alias, share_file, versions
 from components.tracking.runs import StepRecord, close_flow_run, open_flow_run, record_step
 from components.tracking.store import clear_caches, client
 
@@ -65,14 +65,14 @@ def server(tmp_path: Path, mlflow_template: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def _wait(uri: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(300):
+    for _ in range(1200):
         assert process.poll() is None, "the server ended while it started"
         try:
             urllib.request.urlopen(f"{uri}/health", timeout=1)
             return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
-    raise AssertionError("the server did not answer within 30 seconds")
+    raise AssertionError("the server did not answer within two minutes")
 
 
 def test_the_whole_path_through_a_server(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,18 @@ def test_the_whole_path_through_a_server(server: str, tmp_path: Path, monkeypatc
     assert versions("none") == []
     with pytest.raises(ModelError, match="no version 2"):
         artifact_folder("retriever-index", 2)
+    _signed_later(tmp_path, artifact.digest)
     _records(monkeypatch)
+
+
+def _signed_later(tmp_path: Path, digest: str) -> None:
+    """A signature that comes after the registration reaches everybody, also through a copy of the version."""
+    (artifact_folder("retriever-release", 1) / SIGNATURE).write_text("signed")
+    share_file("retriever-release", 1, SIGNATURE)
+    shutil.rmtree(tmp_path / "home" / "work" / "downloads")  # as another machine would see it
+    fetched = artifact_folder("retriever-index", 1)
+    assert (fetched / SIGNATURE).read_text() == "signed"
+    assert verify(fetched, digest).digest == digest
 
 
 def _records(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,137 @@
+"""What is signed: the manifest of a release, and each promotion record.
+
+A release's signature lies beside its `manifest.json` (SLSA provenance v1: the pins as subjects, data and code as what it was made from).
+A record carries its own: over all it says but the signature and the digest that the chain adds. As every record names the digest of the
+one before it, a signed record vouches for all before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.artifacts import (
+    MANIFEST,
+    SIGNATURE,
+    digest_of,
+    file_sha256,
+    open_artifact,
+    read_json,
+    require_written,
+    write_json,
+)
+from components.errors import ArtifactError
+from components.promotion.people import require_entry
+from components.promotion.release import ReleaseManifest, load_release
+from components.promotion.signing import Claim, Signed, check, sign
+from components.promotion.signing_keys import TrustedKey, load_signing_key
+
+if TYPE_CHECKING:
+    from components.tracking.audit import AuditEntry
+
+Record = Mapping[str, Any]
+RELEASE_PREDICATE = "https://slsa.dev/provenance/v1"
+RECORD_PREDICATE = "urn:scalingnote:promotion-record:v1"
+_HEADLINE = ("action", "from_version", "to_version", "manifest_digest", "approved_by")
+
+
+def sign_release(folder: Path) -> str | None:
+    """Sign the finished release in `folder` with the configured key; returns the key's id, None without a key.
+
+    A signature that is there is replaced. Raises ConfigError for a key that cannot be used.
+    """
+    key = load_signing_key()
+    if key is None:
+        return None
+    # The same release and key give the same bytes, so a run that was killed here is simply run again.
+    write_json(folder / SIGNATURE, sign(_release_claim(folder), _provenance(load_release(folder)), key))
+    return key.key_id
+
+
+def check_release(folder: Path, trusted: Mapping[str, TrustedKey]) -> Signed | None:
+    """Who signed the release in `folder`; None when it is unsigned and no trusted keys are configured.
+
+    Raises ArtifactError when the signature does not fit, or, with trusted keys, when it is missing or by another key.
+    """
+    path = folder / SIGNATURE
+    if path.is_file():
+        require_written(path)
+        return check(read_json(path), _release_claim(folder), trusted)
+    if trusted:
+        raise ArtifactError("It is not signed, and only releases signed by a trusted key count here. Sign it: scalingnote keys sign REF.")
+    return None
+
+
+def record_signer() -> Callable[[Record], dict[str, Any]] | None:
+    """Signs promotion records with the configured key; None without one. Raises ConfigError for a key that cannot be used."""
+    key = load_signing_key()
+    if key is None:
+        return None
+    return lambda record: sign(_record_claim(record), {field: record.get(field) for field in _HEADLINE}, key)
+
+
+def check_records(records: Sequence[Record], trusted: Mapping[str, TrustedKey]) -> str:
+    """Check the signatures of a chain of records; returns a sentence about them.
+
+    Raises ArtifactError for one that does not fit or is by another key, and, with trusted keys, for records that no signature covers.
+    """
+    covered, signed = 0, 0
+    for record in records:
+        if record.get("signature") is None:
+            continue
+        try:
+            check(record["signature"], _record_claim(record), trusted)
+        except ArtifactError as error:
+            raise ArtifactError(f"Promotion record {record.get('sequence')}: {error}") from None
+        covered, signed = int(record["sequence"]), signed + 1
+    if trusted and covered < len(records):
+        raise ArtifactError(
+            f"Promotion record {len(records)} is not signed, nor is one after it, and only signatures by a trusted key count here. "
+            "A promotion or rollback with a signing key signs all records before it."
+        )
+    return f"{signed} of {len(records)} records signed; each vouches for those before it" if signed else "unsigned: no key was configured"
+
+
+def check_audit(records: Sequence[Record], entries: Sequence[AuditEntry] | None) -> str:
+    """Check that the audit log holds every entry that a record rests on; returns a sentence about it. Raises ArtifactError otherwise."""
+    resting = [record for record in records if record.get("audit_digest")]
+    if entries is None and resting:
+        raise ArtifactError(f"Promotion record {resting[0]['sequence']} rests on an audit log, and there is none here. Restore it.")
+    for record in resting:
+        require_entry(record, entries or ())
+    if entries is None:
+        return "none: nobody was authenticated, names are as claimed"
+    return f"{len(entries)} entries, {len(resting)} of {len(records)} records rest on one of them"
+
+
+def _release_claim(folder: Path) -> Claim:
+    """The release's manifest file (which other tools can hash), its digest, and its pins."""
+    artifact, manifest = open_artifact(folder), load_release(folder)
+    subjects = {MANIFEST: file_sha256(folder / MANIFEST), f"{manifest.name} release": artifact.digest}
+    subjects |= {f"{pin.model}/{pin.version}": pin.digest for _, pin in manifest.pins.items()}
+    return Claim(subjects, RELEASE_PREDICATE)
+
+
+def _record_claim(record: Record) -> Claim:
+    """The digest of the record without signature and chain digest."""
+    plain = {key: value for key, value in record.items() if key not in ("signature", "digest")}
+    return Claim({f"{record.get('retriever')}-promotions/{record.get('sequence')}": digest_of(plain)}, RECORD_PREDICATE)
+
+
+def _provenance(manifest: ReleaseManifest) -> dict[str, Any]:
+    """SLSA provenance: how and from what the release was built, without times, so that signing again gives the same bytes."""
+    known = manifest.provenance
+    revision = known.get("code_revision")
+    code = {"gitCommit": None if revision == "unknown" else revision, "sha256": known.get("code_digest")}
+    materials: list[dict[str, Any]] = [{"name": manifest.dataset.name, "digest": {"sha256": manifest.dataset.digest}}]
+    materials.append({"name": "code", "digest": {kind: value for kind, value in code.items() if value}})
+    if lock := known.get("lock_digest"):
+        materials.append({"name": "requirements.lock", "digest": {"sha256": lock}})
+    definition = {
+        "buildType": f"urn:scalingnote:{manifest.release_type}:v1",
+        "externalParameters": {"config_digest": digest_of(manifest.config)},
+        "resolvedDependencies": materials,
+    }
+    details = {"builder": {"id": "urn:scalingnote:flow"}, "metadata": {"invocationId": manifest.flow_run_id or ""}}
+    return {"buildDefinition": definition, "runDetails": details}

@@ -1,0 +1,190 @@
+"""Keys that sign releases and promotion records (ed25519, RFC 8032), and the public keys whose signatures count.
+
+The signing key is a PEM file (PKCS 8): `SCALINGNOTE_SIGNING_KEY`, else `keys/signing.pem` in the home folder. Trusted public keys are PEM
+files: `SCALINGNOTE_TRUSTED_KEYS` (one file, or a folder of `*.pem`), else `keys/trusted/`. A key is named by its id, the sha256 of its
+32 raw bytes, so no file name has to be believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components import settings
+from components.artifacts import write_atomic
+from components.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+KEY_VARIABLE = "SCALINGNOTE_SIGNING_KEY"
+PASSWORD_VARIABLE = "SCALINGNOTE_SIGNING_KEY_PASSWORD"
+TRUSTED_VARIABLE = "SCALINGNOTE_TRUSTED_KEYS"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """A private key that was opened, and where it came from."""
+
+    path: Path
+    private: Ed25519PrivateKey
+
+    @property
+    def public(self) -> bytes:
+        """The 32 raw bytes of the public key."""
+        return self.private.public_key().public_bytes_raw()
+
+    @property
+    def key_id(self) -> str:
+        """Name of the key: sha256 (hex) of its public bytes."""
+        return key_id(self.public)
+
+    def sign(self, message: bytes) -> bytes:
+        """64 bytes; the same message and key always give the same ones."""
+        return self.private.sign(message)
+
+
+@dataclass(frozen=True)
+class TrustedKey:
+    """A public key (32 raw bytes) whose signatures count, and its file."""
+
+    path: Path
+    public: bytes
+
+
+def key_id(public: bytes) -> str:
+    """sha256 (hex) of the raw public key."""
+    return hashlib.sha256(public).hexdigest()
+
+
+def signing_key_path() -> Path | None:
+    """The file of the signing key; None when no key is configured. A file that `SCALINGNOTE_SIGNING_KEY` names need not be there."""
+    if named := os.environ.get(KEY_VARIABLE):
+        return Path(named).expanduser()
+    own = settings.keys_folder() / "signing.pem"
+    return own if own.exists() else None
+
+
+def load_signing_key() -> SigningKey | None:
+    """The configured key, None when there is none; a file that others may read is warned of.
+
+    Raises ConfigError for a missing file, one that holds no ed25519 private key, and a password that is wrong, missing or not needed.
+    """
+    path = signing_key_path()
+    if path is None:
+        return None
+    private = _private_key(path)
+    if warning := exposure(path):
+        _log.warning(warning)
+    return SigningKey(path, private)
+
+
+def exposure(path: Path) -> str | None:
+    """A warning when others than its owner may read or change a private key."""
+    mode = path.stat().st_mode & 0o777
+    if not mode & 0o077:
+        return None
+    return f"The private key {path} can be used by others on this machine (mode {mode:o}). Run: chmod 600 {path}"
+
+
+def trusted_keys() -> dict[str, TrustedKey]:
+    """Key id -> trusted public key; empty when none is configured. Raises ConfigError for a file that holds none."""
+    named = os.environ.get(TRUSTED_VARIABLE)
+    place = Path(named).expanduser() if named else settings.keys_folder() / "trusted"
+    if named and not place.exists():
+        raise ConfigError(
+            f"{TRUSTED_VARIABLE} names {place}, which does not exist. Give a file with a public key, or a folder of *.pem files."
+        )
+    files = sorted(place.glob("*.pem")) if place.is_dir() else [place] if place.is_file() else []
+    if named and not files:
+        raise ConfigError(f"{TRUSTED_VARIABLE} names {place}, which holds no *.pem file: nothing could be checked. Put a public key there.")
+    found = (TrustedKey(path, _public_key(path)) for path in files)
+    return {key_id(key.public): key for key in found}
+
+
+def make_key(path: Path) -> SigningKey:
+    """Make a key pair: the private key in `path` (mode 600), the public one in `public_file`.
+
+    The private key is encrypted when `SCALINGNOTE_SIGNING_KEY_PASSWORD` is set. Raises ConfigError when `path` exists.
+    """
+    from cryptography.hazmat.primitives import serialization as form
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    if path.exists():
+        raise ConfigError(f"{path} exists; a key that signed releases is not replaced. Move it away, or give another file with --to FILE.")
+    private, password = Ed25519PrivateKey.generate(), _password()
+    locked = form.BestAvailableEncryption(password) if password else form.NoEncryption()
+    _write_secret(path, private.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, locked))
+    key = SigningKey(path, private)
+    public = private.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+    write_atomic(public_file(key), public)
+    return key
+
+
+def public_file(key: SigningKey) -> Path:
+    """Where `make_key` puts the public half: among the trusted keys of the home folder, or beside a private key that lies elsewhere."""
+    if key.path.parent == settings.keys_folder():
+        return key.path.parent / "trusted" / f"{key.key_id[:16]}.pem"
+    return key.path.with_suffix(".public.pem")
+
+
+def _write_secret(path: Path, content: bytes) -> None:
+    """Readable by its owner alone from the first moment on."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _password() -> bytes | None:
+    return os.environ.get(PASSWORD_VARIABLE, "").encode() or None
+
+
+def _private_key(path: Path) -> Ed25519PrivateKey:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    content, password = _read(path), _password()
+    if b"PRIVATE KEY" not in content:
+        raise ConfigError(
+            f"{path} is not a private key in PEM form. Make one with `scalingnote keys new`, or name another in {KEY_VARIABLE}."
+        )
+    try:
+        found: Any = load_pem_private_key(content, password)
+    except TypeError:  # one was given and not needed, or the other way round
+        needed = "is not encrypted, but a password was given; unset" if password else "is encrypted; put its password into"
+        raise ConfigError(f"The key {path} {needed} {PASSWORD_VARIABLE}.") from None
+    except (ValueError, UnsupportedAlgorithm):
+        wrong = f"its password ({PASSWORD_VARIABLE}) is wrong or the file is damaged" if password else "the file is damaged"
+        raise ConfigError(f"The key {path} cannot be opened: {wrong}.") from None
+    if not isinstance(found, Ed25519PrivateKey):
+        raise ConfigError(f"{path} holds a key of another kind ({type(found).__name__}); ed25519 is expected: `scalingnote keys new`.")
+    return found
+
+
+def _public_key(path: Path) -> bytes:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        found: Any = load_pem_public_key(_read(path))
+    except (ValueError, UnsupportedAlgorithm):
+        found = None
+    if not isinstance(found, Ed25519PublicKey):
+        raise ConfigError(f"{path} holds no ed25519 public key in PEM form. Remove it from the trusted keys, or put the public key there.")
+    return found.public_bytes_raw()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"The key {path} cannot be read ({error.strerror}). Check {KEY_VARIABLE} and {TRUSTED_VARIABLE}.") from None

@@ -1,0 +1,95 @@
+"""Commands that prove: verify, keys, replay."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from flows.cli.output import only_result_on_stdout, retriever_name, show
+
+if TYPE_CHECKING:
+    from components.promotion.signing_keys import SigningKey
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Check everything a release stands on."""
+    from components.promotion.verification import verify_folder, verify_release
+
+    name = retriever_name(options)
+    checks = verify_folder(name, options.folder, options.ref) if options.folder else verify_release(name, options.ref)
+    good = all(check.ok for check in checks)
+    lines = [f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}" for check in checks]
+    lines.append(f"{options.ref}: {'verified' if good else 'NOT verified'}, {sum(c.ok for c in checks)} of {len(checks)} checks hold.")
+    show(options, {"ref": options.ref, "verified": good, "checks": [asdict(check) for check in checks]}, "\n".join(lines))
+    return 0 if good else 6
+
+
+def keys(options: argparse.Namespace) -> None:
+    """Make a key, list the keys, or sign a release that was registered unsigned."""
+    {"new": _new_key, "list": _list_keys, "sign": _sign}[options.action](options)
+
+
+def _new_key(options: argparse.Namespace) -> None:
+    from components import settings
+    from components.promotion.signing_keys import KEY_VARIABLE, PASSWORD_VARIABLE, make_key, public_file
+
+    key = make_key(options.to or settings.keys_folder() / "signing.pem")
+    lines = [f"Private key: {key.path} (readable by you alone)", f"Public key:  {public_file(key)}", f"Key id:      {key.key_id}"]
+    if options.to:
+        lines.append(
+            f"To sign with it: {KEY_VARIABLE}={key.path}; to trust it, copy the public key to {settings.keys_folder() / 'trusted'}."
+        )
+    else:
+        lines.append("From now on releases and promotion records are signed, and `verify` here counts signatures by trusted keys alone.")
+    lines.append(f"Give the public key to whoever verifies. {PASSWORD_VARIABLE}, set when a key is made, encrypts it.")
+    show(options, {"private": key.path, "public": public_file(key), "key_id": key.key_id}, "\n".join(lines))
+
+
+def _list_keys(options: argparse.Namespace) -> None:
+    from components.promotion.signing_keys import exposure, load_signing_key, trusted_keys
+
+    own, trusted = load_signing_key(), trusted_keys()
+    lines = [_own_line(own)]
+    if own and (warning := exposure(own.path)):
+        lines.append(f"Warning: {warning}")
+    lines += [f"trusted: {name[:16]}  {key.path}" for name, key in trusted.items()]
+    if not trusted:
+        lines.append("trusted: none; `verify` says who signed, but anybody's signature counts. `scalingnote keys new` makes a key.")
+    if own and trusted and own.key_id not in trusted:
+        lines.append("Warning: the signing key is not among the trusted keys, so what it signs does not verify here.")
+    signing: dict[str, Any] | None = {"key_id": own.key_id, "file": own.path} if own else None
+    found = {"signing": signing, "trusted": {name: key.path for name, key in trusted.items()}}
+    show(options, found, "\n".join(lines))
+
+
+def _own_line(own: SigningKey | None) -> str:
+    return f"signing: {own.key_id[:16]}  {own.path}" if own else "signing: none; releases and records stay unsigned"
+
+
+def _sign(options: argparse.Namespace) -> None:
+    from components.artifacts import SIGNATURE, verify
+    from components.errors import ConfigError
+    from components.promotion.attestation import sign_release
+    from components.promotion.pinned import recorded_digest
+    from components.promotion.references import resolve
+    from components.tracking import registry
+
+    name = retriever_name(options)
+    model, version = resolve(name, options.ref)
+    folder = verify(registry.artifact_folder(model, version), recorded_digest(name, model, version)).path
+    key_id = sign_release(folder)
+    if key_id is None:
+        raise ConfigError("There is no signing key. Make one with `scalingnote keys new`, or name one in SCALINGNOTE_SIGNING_KEY.")
+    registry.share_file(model, version, SIGNATURE)
+    show(options, {"release": f"{model}/{version}", "key_id": key_id}, f"{model}/{version} signed by {key_id[:16]}.")
+
+
+def replay(options: argparse.Namespace) -> int:
+    """Measure a release again, and on demand build it again."""
+    from flows.replay import replay as run_again
+
+    with only_result_on_stdout(options):
+        found = run_again(retriever_name(options), options.ref, options.data, options.build)
+    show(options, found.to_json(), found.text())
+    return 0 if found.outcome != "different" else 1

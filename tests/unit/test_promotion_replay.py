@@ -1,0 +1,107 @@
+"""Two evaluations held against each other: equal, within tolerance, different, and always the first difference by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from components.artifacts import read_json, write_json
+from components.errors import ArtifactError
+from components.evaluation.report import write_report
+from components.promotion.release import LineageNode
+from components.promotion.replay import compare_evaluations, compare_lineage
+from tests.unit.promotion_world import make_evaluation
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """The same evaluation twice."""
+    made = make_evaluation()
+    for name in ("recorded", "again"):
+        (tmp_path / name).mkdir()
+        write_report(tmp_path / name, made)
+    return tmp_path / "recorded", tmp_path / "again"
+
+
+def change_report(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = read_json(folder / "report.json")
+    change(content)
+    write_json(folder / "report.json", content)
+
+
+def change_query(folder: Path, value: float) -> None:
+    table = pd.read_parquet(folder / "per_query.parquet")
+    table.loc[0, "value"] = value
+    table.to_parquet(folder / "per_query.parquet", index=False)
+
+
+def test_the_same_values_are_equal_and_counted(folders: tuple[Path, Path]) -> None:
+    found = compare_evaluations(*folders)
+    assert (found.outcome, found.differing, found.first) == ("equal", 0, None)
+    assert found.values > 4 * 2 * 40  # every system, metric and query, and the figures above them
+    assert found.text().startswith("equal: ")
+
+
+def test_times_are_not_compared(folders: tuple[Path, Path]) -> None:
+    change_report(folders[1], lambda report: report["speed"]["student"].update(p50_ms=99.0))
+    assert compare_evaluations(*folders).outcome == "equal"
+
+
+def test_a_single_query_may_differ_while_the_figures_hold(folders: tuple[Path, Path]) -> None:
+    change_query(folders[1], 0.9)
+    found = compare_evaluations(*folders)
+    assert (found.outcome, found.differing) == ("within tolerance", 1)
+    assert found.first is not None and found.first.where == "query q000 student recall@50 (per_query.parquet)"
+    assert (found.first.recorded, found.first.found) == (pytest.approx(0.5), 0.9)
+
+
+def test_a_figure_is_held_against_the_tolerance(folders: tuple[Path, Path]) -> None:
+    change_report(folders[1], lambda report: report["systems"]["student"]["metrics"].update({"ndcg@10": 0.7005}))
+    assert compare_evaluations(*folders).outcome == "within tolerance"
+    found = compare_evaluations(*folders, tolerance=1e-4)
+    assert found.outcome == "different"
+    assert str(found.first) == "systems.student.metrics.ndcg@10: recorded 0.7, found 0.7005"
+
+
+def test_what_is_missing_or_of_another_kind_is_different(folders: tuple[Path, Path]) -> None:
+    change_report(folders[1], lambda report: report["systems"].pop("bm25"))
+    found = compare_evaluations(*folders)
+    assert found.outcome == "different" and "systems.bm25" in str(found.first) and "found nothing" in str(found.first)
+
+
+def test_a_missing_table_or_query_is_different(folders: tuple[Path, Path]) -> None:
+    table = pd.read_parquet(folders[1] / "per_query.parquet")
+    table.iloc[1:].to_parquet(folders[1] / "per_query.parquet", index=False)
+    assert compare_evaluations(*folders).outcome == "different"
+    table.to_parquet(folders[1] / "per_query.parquet", index=False)
+    (folders[1] / "ann.parquet").unlink()
+    found = compare_evaluations(*folders)
+    assert found.outcome == "different" and found.differing == 40 and "ann.parquet" in str(found.first)
+
+
+def test_figures_that_a_later_version_adds_are_left_out(folders: tuple[Path, Path]) -> None:
+    change_report(folders[1], lambda report: report.update(something_new=1))
+    assert compare_evaluations(*folders).outcome == "equal"
+
+
+def test_a_folder_without_a_report_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"report\.json is missing"):
+        compare_evaluations(folders[0], tmp_path / "nowhere")
+
+
+def node(name: str, digest: str, kind: str = "encoder") -> LineageNode:
+    return LineageNode(digest=digest, kind=kind, name=name)
+
+
+def test_a_build_is_compared_step_by_step() -> None:
+    recorded = [node("data", "a", "dataset"), node("towers", "b"), node("student", "c"), node("evaluate", "d", "evaluation")]
+    again = [node("data", "a", "dataset"), node("towers", "b"), node("student", "x"), node("evaluate", "y", "evaluation")]
+    assert compare_lineage(recorded, recorded) == (3, None)
+    equal, first = compare_lineage(recorded, again)
+    assert (equal, str(first)) == (2, "student (encoder): recorded c, found x")
+    assert str(compare_lineage(recorded, again[:2])[1]) == "number of artifacts: recorded 3, found 2"
+    assert str(compare_lineage(recorded, [*again[:1], node("index", "b", "index")])[1]).startswith("steps: recorded towers")

@@ -1,0 +1,242 @@
+"""Keys and signatures: what is signed, by whom, and every way in which a key or a signature can be wrong."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization as form
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from components.artifacts import SIGNATURE, file_sha256, open_artifact, read_json, verify, write_json
+from components.errors import ArtifactError, ConfigError
+from components.promotion.attestation import check_records, check_release, record_signer, sign_release
+from components.promotion.signing_keys import TRUSTED_VARIABLE, exposure, load_signing_key, make_key, public_file, trusted_keys
+from components.tracking.registry import RegisteredVersion
+from tests.unit.promotion_world import MemoryTracking, make_candidate
+
+KEY = "SCALINGNOTE_SIGNING_KEY"
+PASSWORD = "SCALINGNOTE_SIGNING_KEY_PASSWORD"
+
+
+@pytest.fixture
+def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The keys folder of a home of the test's own, empty."""
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path / "home"))
+    for variable in (KEY, PASSWORD, TRUSTED_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+    return tmp_path / "home" / "keys"
+
+
+@pytest.fixture
+def candidate(tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of an unsigned candidate."""
+    tracking = MemoryTracking()
+    tracking.install(monkeypatch)
+
+    def register(model: str, artifact: Any) -> RegisteredVersion:
+        return RegisteredVersion(name=model, version=tracking.add(model, artifact.path, artifact.digest), digest=artifact.digest)
+
+    make_candidate(tmp_path / "1", register)
+    return tmp_path / "1" / "candidate"
+
+
+def test_without_a_key_nothing_is_signed_and_nothing_trusted(candidate: Path) -> None:
+    assert (load_signing_key(), trusted_keys(), record_signer()) == (None, {}, None)
+    assert sign_release(candidate) is None
+    assert not (candidate / SIGNATURE).exists()
+    assert check_release(candidate, {}) is None
+
+
+def test_a_new_key_is_private_trusted_and_not_replaced(keys: Path) -> None:
+    key = make_key(keys / "signing.pem")
+    assert (keys / "signing.pem").stat().st_mode & 0o777 == 0o600
+    assert exposure(key.path) is None
+    assert list(trusted_keys()) == [key.key_id]
+    opened = load_signing_key()
+    assert opened is not None and opened.public == key.public
+    with pytest.raises(ConfigError, match="is not replaced"):
+        make_key(keys / "signing.pem")
+
+
+def test_a_signed_release_keeps_its_digest_and_names_what_it_vouches_for(candidate: Path, keys: Path) -> None:
+    before = open_artifact(candidate).digest
+    key = make_key(keys / "signing.pem")
+    assert sign_release(candidate) == key.key_id
+    assert verify(candidate, before).digest == before
+    written = (candidate / SIGNATURE).read_bytes()
+    sign_release(candidate)
+    assert (candidate / SIGNATURE).read_bytes() == written
+    signed = check_release(candidate, trusted_keys())
+    assert signed is not None and (signed.key_id, signed.trusted) == (key.key_id, True)
+    statement = json.loads(base64.b64decode(read_json(candidate / SIGNATURE)["payload"]))
+    subjects = {subject["name"]: subject["digest"]["sha256"] for subject in statement["subject"]}
+    assert subjects["manifest.json"] == file_sha256(candidate / "manifest.json")
+    assert subjects["retriever release"] == before
+    assert subjects["retriever-index/1"] == open_artifact(candidate.parent / "index").digest
+    assert statement["predicate"]["buildDefinition"]["resolvedDependencies"][0] == {"name": "toy", "digest": {"sha256": "d" * 64}}
+
+
+def test_the_envelope_is_that_of_dsse(candidate: Path, keys: Path) -> None:
+    """Checked by hand as the specification says, not with the code that made it."""
+    make_key(keys / "signing.pem")
+    sign_release(candidate)
+    envelope = read_json(candidate / SIGNATURE)
+    kind, payload = envelope["payloadType"].encode(), base64.b64decode(envelope["payload"])
+    message = b" ".join([b"DSSEv1", str(len(kind)).encode(), kind, str(len(payload)).encode(), payload])
+    public = form.load_pem_public_key(next((keys / "trusted").glob("*.pem")).read_bytes())
+    assert isinstance(public, Ed25519PublicKey)
+    public.verify(base64.b64decode(envelope["signatures"][0]["sig"]), message)
+    assert json.loads(payload)["_type"] == "https://in-toto.io/Statement/v1"
+
+
+def test_a_signature_by_another_key_is_refused_by_name(
+    candidate: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, other = make_key(keys / "signing.pem"), make_key(tmp_path / "mallory" / "signing.pem")
+    monkeypatch.setenv(KEY, str(other.path))
+    sign_release(candidate)
+    with pytest.raises(ArtifactError, match=f"signed by the key {other.key_id[:16]}, which is not trusted. Trusted are: {own.key_id[:16]}"):
+        check_release(candidate, trusted_keys())
+    untold = check_release(candidate, {})
+    assert untold is not None and not untold.trusted and "nothing here says whether to trust" in str(untold)
+    monkeypatch.setenv(TRUSTED_VARIABLE, str(public_file(other)))
+    assert str(check_release(candidate, trusted_keys())).endswith("a trusted key")
+
+
+def test_an_unsigned_release_fails_where_keys_are_trusted(candidate: Path, keys: Path) -> None:
+    make_key(keys / "signing.pem")
+    with pytest.raises(ArtifactError, match="keys sign"):
+        check_release(candidate, trusted_keys())
+
+
+def test_a_signature_does_not_move_to_another_release(candidate: Path, keys: Path) -> None:
+    make_key(keys / "signing.pem")
+    sign_release(candidate)
+    manifest = read_json(candidate / "manifest.json")
+    manifest["counts"]["queries"] += 1
+    write_json(candidate / "manifest.json", manifest)
+    with pytest.raises(ArtifactError, match="about other content than is there now"):
+        check_release(candidate, trusted_keys())
+
+
+def test_a_changed_byte_of_a_signature_is_found_without_any_trusted_key(candidate: Path, keys: Path) -> None:
+    make_key(keys / "signing.pem")
+    sign_release(candidate)
+    path = candidate / SIGNATURE
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 11):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(ArtifactError):
+            check_release(candidate, {})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda envelope: envelope.update(extra=1),
+        lambda envelope: envelope.update(payloadType="text/plain"),
+        lambda envelope: envelope.update(signatures=[]),
+        lambda envelope: envelope["signatures"][0].pop("public_key"),
+        lambda envelope: envelope["signatures"][0].update(sig=base64.b64encode(b"short").decode()),
+        lambda envelope: envelope.update(payload=7),
+    ],
+)
+def test_a_malformed_envelope_is_refused(candidate: Path, keys: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    make_key(keys / "signing.pem")
+    sign_release(candidate)
+    envelope = read_json(candidate / SIGNATURE)
+    change(envelope)
+    write_json(candidate / SIGNATURE, envelope)
+    with pytest.raises(ArtifactError):
+        check_release(candidate, trusted_keys())
+
+
+def test_a_wrong_missing_or_needless_password_is_told_apart(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PASSWORD, "right")
+    make_key(keys / "signing.pem")
+    assert b"ENCRYPTED" in (keys / "signing.pem").read_bytes()
+    assert load_signing_key() is not None
+    monkeypatch.setenv(PASSWORD, "wrong")
+    with pytest.raises(ConfigError, match="is wrong or the file is damaged"):
+        load_signing_key()
+    monkeypatch.delenv(PASSWORD)
+    with pytest.raises(ConfigError, match="is encrypted; put its password into"):
+        load_signing_key()
+    make_key(keys / "plain.pem")
+    monkeypatch.setenv(KEY, str(keys / "plain.pem"))
+    monkeypatch.setenv(PASSWORD, "right")
+    with pytest.raises(ConfigError, match="is not encrypted, but a password was given"):
+        load_signing_key()
+
+
+def test_a_file_that_is_no_key_is_refused(keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = make_key(keys / "signing.pem")
+    letter, torn, foreign = tmp_path / "letter.pem", tmp_path / "torn.pem", tmp_path / "rsa.pem"
+    letter.write_text("Dear Sir")
+    torn.write_bytes(key.path.read_bytes()[:60] + b"!" + key.path.read_bytes()[61:])
+    kinds = (form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
+    foreign.write_bytes(rsa.generate_private_key(65537, 2048).private_bytes(*kinds))
+    wrong = {letter: "not a private key", torn: "the file is damaged", foreign: "another kind", tmp_path / "none.pem": "cannot be read"}
+    for path, message in wrong.items():
+        monkeypatch.setenv(KEY, str(path))
+        with pytest.raises(ConfigError, match=message):
+            load_signing_key()
+
+
+def test_trusted_keys_that_are_none_are_refused(keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = make_key(keys / "signing.pem")
+    (keys / "trusted" / "private.pem").write_bytes(key.path.read_bytes())
+    with pytest.raises(ConfigError, match=r"private\.pem holds no ed25519 public key"):
+        trusted_keys()
+    monkeypatch.setenv(TRUSTED_VARIABLE, str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="does not exist"):
+        trusted_keys()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv(TRUSTED_VARIABLE, str(tmp_path / "empty"))
+    with pytest.raises(ConfigError, match=r"holds no \*\.pem file"):
+        trusted_keys()
+
+
+def test_a_key_that_others_may_read_is_warned_of(keys: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_key(keys / "signing.pem").path.chmod(0o644)
+    with caplog.at_level(logging.WARNING):
+        assert load_signing_key() is not None
+    assert "chmod 600" in caplog.text and "mode 644" in caplog.text
+
+
+def chain(signed: tuple[bool, ...]) -> list[dict[str, Any]]:
+    """Records as the store makes them, some of them signed with the configured key."""
+    made, sign = [], record_signer()
+    assert sign is not None
+    for number, with_key in enumerate(signed, 1):
+        record: dict[str, Any] = {"retriever": "retriever", "sequence": number, "action": "promote", "to_version": number}
+        made.append({**record, **({"signature": sign(record)} if with_key else {}), "digest": f"d{number}"})
+    return made
+
+
+def test_a_signed_record_vouches_for_those_before_it(keys: Path) -> None:
+    make_key(keys / "signing.pem")
+    assert check_records(chain((False, True, True)), trusted_keys()).startswith("2 of 3 records signed")
+    assert check_records([], trusted_keys()).startswith("unsigned")
+    for signed in ((True, False), (False,)):
+        with pytest.raises(ArtifactError, match=f"record {len(signed)} is not signed"):
+            check_records(chain(signed), trusted_keys())
+        check_records(chain(signed), {})
+
+
+def test_a_changed_or_foreign_record_is_refused_by_number(keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_key(keys / "signing.pem")
+    records = chain((True, True))
+    records[1]["to_version"] = 9
+    with pytest.raises(ArtifactError, match="record 2: The signature is about other content"):
+        check_records(records, trusted_keys())
+    monkeypatch.setenv(KEY, str(make_key(tmp_path / "other.pem").path))
+    with pytest.raises(ArtifactError, match=r"record 1: It is signed by the key .* not trusted"):
+        check_records(chain((True,)), trusted_keys())

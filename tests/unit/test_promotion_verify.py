@@ -1,0 +1,173 @@
+"""`verify`, through the registry and from files alone.
+
+Every changed byte is found: release, signature, pinned parts, audit log with its head, promotion records.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from components import settings
+from components.artifacts import SIGNATURE, read_json
+from components.errors import ConfigError, PromotionError
+from components.promotion.release import load_release
+from components.promotion.signing_keys import make_key, public_file
+from components.promotion.verification import Check, verify_folder, verify_release
+from components.tracking import registry
+from components.tracking.audit import append_entry, head_file
+from tests.unit.promotion_world import NAME
+from tests.unit.proof_world import Proven, call, proven_home
+
+POSITIONS = 200
+CHUNKS = 10
+
+
+@pytest.fixture(scope="module")
+def proven(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Iterator[Proven]:
+    with proven_home(tmp_path_factory.mktemp("fuzz"), mlflow_template) as world:
+        yield world
+
+
+def from_files(world: Proven) -> list[Check]:
+    return verify_folder(NAME, world.home / "mlflow")
+
+
+def from_store(world: Proven) -> list[Check]:
+    return verify_release(NAME, "champion")
+
+
+def groups(world: Proven) -> dict[str, list[Path]]:
+    """All files that a release stands on, by what they are: positions are drawn evenly from the groups, then from the bytes."""
+    release = registry.artifact_folder(f"{NAME}-release", 2)
+    parts = [registry.artifact_folder(pin.model, pin.version) for _, pin in load_release(release).pins.items()]
+    log = settings.audit_log()
+    return {
+        "release": [path for path in sorted(release.rglob("*")) if path.is_file() and path.name != SIGNATURE],
+        "signature": [release / SIGNATURE],
+        "parts": [path for part in parts for path in sorted(part.rglob("*")) if path.is_file()],
+        "audit": [log, head_file(log)],
+        "records": sorted((world.home / "mlflow").rglob("record.json")),
+    }
+
+
+def drawn(world: Proven) -> list[tuple[Path, int, int]]:
+    """(file, position, bits to flip), the same ones each time."""
+    rng = np.random.default_rng(7)
+    found, made = list(groups(world).values()), []
+    for number in range(POSITIONS):
+        files = found[number % len(found)]
+        path = files[int(rng.integers(len(files)))]
+        made.append((path, int(rng.integers(path.stat().st_size)), int(rng.integers(1, 256))))
+    return made
+
+
+def undetected(world: Proven, changes: list[tuple[Path, int, int]], verify: object) -> list[tuple[str, int]]:
+    """Change one byte at a time, verify, and put it back."""
+    assert callable(verify)
+    missed = []
+    for path, position, bits in changes:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ bits]) + whole[position + 1 :])
+        if all(check.ok for check in verify(world)):
+            missed.append((path.name, position))
+        path.write_bytes(whole)
+    return missed
+
+
+def test_unchanged_everything_holds(proven: Proven) -> None:
+    for verify in (from_files, from_store):
+        checks = verify(proven)
+        assert [check for check in checks if not check.ok] == []
+        assert {"files", "signature", "index", "decision", "signed records", "audit log"} <= {check.name for check in checks}
+    assert {name: len(files) for name, files in groups(proven).items()}["records"] == 3
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_every_changed_byte_is_found(proven: Proven, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The gates take most of the time, and what they find is only more: each byte has to be found by digests and signatures.
+    monkeypatch.setattr("components.promotion.verification._decision", lambda *_: "not decided again")
+    assert undetected(proven, drawn(proven)[chunk::CHUNKS], from_files) == []
+
+
+def test_a_changed_byte_is_found_through_the_registry(proven: Proven) -> None:
+    assert undetected(proven, drawn(proven)[:10], from_store) == []
+
+
+def finding(checks: list[Check], name: str) -> str:
+    """Detail of the one check of that name, which has to have failed."""
+    (check,) = [check for check in checks if check.name == name]
+    assert not check.ok, check
+    return check.detail
+
+
+@pytest.fixture
+def copied(proven: Proven, tmp_path: Path) -> Path:
+    """The store's files without its database."""
+    return Path(shutil.copytree(proven.home / "mlflow", tmp_path / "copy", ignore=shutil.ignore_patterns("*.db*")))
+
+
+def test_a_folder_is_verified_without_any_store(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    for ref in ("champion", "release/2"):
+        assert [check for check in verify_folder(NAME, copied, ref) if not check.ok] == []
+    with pytest.raises(PromotionError, match="not a folder"):
+        verify_folder(NAME, copied / "nowhere")
+    assert "name no 'release/7'" in finding(verify_folder(NAME, copied, "release/7"), "files")
+    assert "name no 'best'" in finding(verify_folder(NAME, copied, "best"), "files")
+
+
+def test_what_is_missing_from_a_folder_is_named(copied: Path) -> None:
+    shutil.rmtree(next(path.parent for path in copied.rglob("weights.bin") if b"2/query_encoder" in path.read_bytes()))
+    assert "retriever-query-encoder/2): it is missing or was changed" in finding(verify_folder(NAME, copied), "query encoder")
+    first = next(path for path in sorted(copied.rglob("record.json")) if read_json(path)["sequence"] == 2)
+    first.unlink()
+    assert "promotion record 2 is missing" in finding(verify_folder(NAME, copied), "promotion record")
+
+
+def test_a_release_alone_is_verified_when_it_is_the_only_one(copied: Path, tmp_path: Path) -> None:
+    with_parts = tmp_path / "one"
+    release = registry.artifact_folder(f"{NAME}-release", 1)
+    shutil.copytree(release, with_parts / "release")
+    for role, pin in load_release(release).pins.items():
+        shutil.copytree(registry.artifact_folder(pin.model, pin.version), with_parts / role)
+    checks = verify_folder(NAME, with_parts)
+    assert [check for check in checks if not check.ok] == []
+    assert next(check.detail for check in checks if check.name == "audit log").startswith("none")
+    shutil.copytree(registry.artifact_folder(f"{NAME}-release", 2), with_parts / "second")
+    assert "holds 2 releases and no promotion record" in finding(verify_folder(NAME, with_parts), "files")
+
+
+def test_a_record_that_rests_on_an_entry_the_log_does_not_hold_is_found(proven: Proven, copied: Path) -> None:
+    log = copied / "audit.jsonl"
+    log.unlink()
+    head_file(log).unlink()
+    assert "rests on an audit log" in finding(verify_folder(NAME, copied), "audit log")
+    for number in range(1, 6):
+        append_entry(log, call(number))  # a new chain that holds: only the record knows that it is another one
+    assert "rests on the audit entry 3" in finding(verify_folder(NAME, copied), "audit log")
+    shutil.copytree(proven.home / "mlflow" / "artifacts", copied / "again")
+    shutil.copy(log, copied / "again")
+    assert "holds 2 audit logs" in finding(verify_folder(NAME, copied), "audit log")
+
+
+def test_every_copy_in_a_folder_is_verified(proven: Proven, copied: Path) -> None:
+    second = Path(shutil.copytree(registry.artifact_folder(f"{NAME}-index", 1), copied / "second"))
+    assert [check for check in verify_folder(NAME, copied) if not check.ok] == []
+    (second / "doc_ids.parquet").write_bytes(b"other")
+    assert "doc_ids.parquet was changed" in finding(verify_folder(NAME, copied), "index")
+
+
+def test_untrusted_and_broken_keys(proven: Proven, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = make_key(tmp_path / "other.pem")
+    monkeypatch.setenv("SCALINGNOTE_TRUSTED_KEYS", str(public_file(other)))
+    checks = from_store(proven)
+    assert "which is not trusted" in finding(checks, "signature")
+    assert "record 1: It is signed by the key" in finding(checks, "signed records")
+    monkeypatch.setenv("SCALINGNOTE_TRUSTED_KEYS", str(other.path))
+    with pytest.raises(ConfigError, match="public key"):
+        from_store(proven)
