@@ -45,7 +45,7 @@ def test_untouched_release_verifies(world: World) -> None:
     checks = verify_release(NAME, "champion")
     assert all(check.ok for check in checks), findings()
     names = [check.name for check in checks]
-    assert names[:4] == ["alias", "promotion record", "files", "manifest"]
+    assert names[:5] == ["alias", "promotion record", "files", "signature", "manifest"]
     assert {"query tower", "document tower", "query encoder", "index", "evaluation", "validation", "decision"} <= set(names)
     assert findings("candidate/1") == {}
 
