@@ -18,7 +18,15 @@ from components.promotion.gate_inputs import require_same_inputs
 from components.promotion.gates import Evidence, GateDecision, decide
 from components.promotion.policy import policy_digest, recorded_policy
 from components.promotion.references import resolve
-from components.promotion.release import EVALUATION_FOLDER, VALIDATION_FOLDER, Pin, ReleaseManifest, load_release
+from components.promotion.release import (
+    COMPARISON_FOLDER,
+    EVALUATION_FOLDER,
+    VALIDATION_FOLDER,
+    Pin,
+    ReleaseManifest,
+    load_release,
+    require_report,
+)
 from components.promotion.signing_keys import TrustedKey, trusted_keys
 from components.promotion.standing import CHAMPION, trusted
 from components.promotion.stores import FolderStore, RegistryStore, Store
@@ -28,7 +36,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Baselines = Callable[[int], "Evaluation"]
-COMPARISON_FOLDER = "comparison"
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,17 @@ def _check_contents(report: _Report, store: Store, manifest: ReleaseManifest, fo
         report.run(role.replace("_", " "), partial(_pinned, store, role, pin, manifest))
     report.run("evaluation", lambda: _evaluation(folder, manifest))
     report.run("validation", lambda: f"digest {verify(folder / VALIDATION_FOLDER).digest[:12]}")
+    report.run("evidence", lambda: _evidence(folder, manifest))
     report.run("decision", lambda: _decision(store, manifest, folder))
+
+
+def _evidence(folder: Path, manifest: ReleaseManifest) -> str:
+    """The reviewer's report is there, and the comparison with the champion is the one that the release was written with."""
+    require_report(folder, manifest)
+    written_with = open_artifact(folder).parents.get(COMPARISON_FOLDER)
+    if written_with is None:
+        return "no comparison: there was no champion, or it could not be asked"
+    return f"comparison digest {verify(folder / COMPARISON_FOLDER, written_with).digest[:12]}"
 
 
 def _recorded(store: Store) -> str:

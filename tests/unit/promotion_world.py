@@ -29,6 +29,7 @@ from components.promotion.config import PolicyConfig
 from components.promotion.facts import Facts, write_facts
 from components.promotion.gates import Evidence, decide
 from components.promotion.release import (
+    REPORT_PAGE,
     DatasetPin,
     LineageNode,
     Pin,
@@ -169,6 +170,7 @@ def make_candidate(root: Path, register: Register, levels: Mapping[str, float] =
     )
     folder = _folder(root / "candidate")
     write_facts(folder, FACTS)
+    (folder / REPORT_PAGE).write_text("<!doctype html><title>evidence</title>")
     return register(f"{NAME}-candidate", write_candidate(manifest, evaluation.path, validation, folder))
 
 

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from components.artifacts import read_manifest
 from components.errors import ArtifactError, PromotionError
 from components.promotion.evidence import Compared, Dossier, Making
 from components.promotion.evidence_report import render_report, write_report_page
 from components.promotion.release import REPORT_PAGE, require_report
+from components.promotion.verification import check_version
+from components.tracking import labels
 from tests.unit.evidence_world import EVIL, make_dossier
-from tests.unit.promotion_world import make_evaluation
+from tests.unit.promotion_world import NAME, MemoryTracking, World, make_evaluation, rewrite
 
 SECTIONS = ("gates", "changes", "quality", "slices", "queries", "agreement", "speed", "index", "contracts", "retention", "cost", "origin")
 VOID = {"meta", "line", "circle", "path", "polyline"}
@@ -122,3 +125,18 @@ def test_a_candidate_without_a_report_is_refused_unless_it_is_old(dossier: Dossi
     require_report(folder, dossier.manifest.model_copy(update={"schema_version": 2}))
     write_report_page(dossier, folder)
     require_report(folder, dossier.manifest)
+
+
+def test_verification_refuses_a_release_without_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking = MemoryTracking()
+    tracking.install(monkeypatch)
+    version = World(tracking, tmp_path).candidate()
+    model = f"{NAME}-candidate"
+    assert all(check.ok for check in check_version(NAME, model, version))
+    folder = tracking.folders[model, version]
+    (folder / REPORT_PAGE).unlink()
+    rewrite(folder, lambda content: None)  # sealed again without it, as somebody with write access to the store could
+    info = tracking.models[model][0]
+    tracking.models[model][0] = info.model_copy(update={"tags": {**info.tags, labels.DIGEST: read_manifest(folder).digest}})
+    failed = {check.name: check.detail for check in check_version(NAME, model, version) if not check.ok}
+    assert list(failed) == ["evidence"] and REPORT_PAGE in failed["evidence"]
