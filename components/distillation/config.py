@@ -32,6 +32,9 @@ class DistillationConfig(StepConfig):
     prune_epochs: int = Field(1, ge=1, le=10_000, description="Passes over the alignment queries after each pruning")
     head: Literal["linear", "two_layer"] = Field("linear", description="The map from the encoder's width to the index's")
     head_width: int = Field(1024, ge=1, le=65536, description="Width between the two layers of a two_layer head")
+    pooling: Literal["mean", "cls", "last"] | None = Field(
+        None, description="Token states that stand for a text; null: as the encoder was trained. cls and last spare most of the last layer"
+    )
     max_query_length: int = Field(32, ge=4, le=512, description="Tokens of a query")
     query_prompt: str = Field("", description="Put before every query of the student")
     titles: int = Field(20_000, ge=0, description="Document titles used as additional queries, at most")
@@ -75,6 +78,10 @@ class DistillationConfig(StepConfig):
             raise ValueError(f"generated is {self.generated}, but no generator is named; name a decoder or set generated to 0")
         if self.form == "static" and (self.layers is not None or self.prune_to):
             raise ValueError("a static student has no layers; leave layers and prune_to empty")
+        if self.form == "static" and self.pooling not in (None, "mean"):
+            raise ValueError(f"a static student is the mean of its token vectors; pooling {self.pooling} has no meaning for it, set it to null")
+        if self.student == "teacher" and self.pooling == "cls":
+            raise ValueError("pooling cls takes the first token, which in a decoder sees no other; set it to last, mean or null")
         if any(later >= earlier for earlier, later in pairwise(self.prune_to)):
             raise ValueError(f"prune_to {list(self.prune_to)} must fall from step to step")
         if any(not 0 <= share <= 1 for share in self.source_shares.values()) or (

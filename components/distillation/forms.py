@@ -79,7 +79,7 @@ def _load_without_pooler(location: str) -> Any:
 def _of_an_encoder(source: Source) -> StudentEncoder:
     base = resolve_base(source.config.student, source.texts)
     model, tokenizer = load_small_encoder(base)
-    pooling = pooling_of(base.location)
+    pooling = source.config.pooling or pooling_of(base.location)
     contract = EncodingContract(
         role="query",
         base_model=base.name,
@@ -119,6 +119,7 @@ def _of_the_tower(source: Source) -> StudentEncoder:
     update = {
         "base_digest": given.adapter_digest,
         "adapter_digest": None,
+        "pooling": source.config.pooling or given.pooling,
         "prompt": source.config.query_prompt or given.prompt,
         "max_length": source.config.max_query_length,
         "dimension": tower.model.config.hidden_size,

@@ -2,7 +2,8 @@
 
 Queries of a batch differ in length, and with padding the longest sets the price of all: on 32 queries of 13 tokens in the mean the
 longest has 26. The linear maps, nine tenths of the work, need no padding. Our own code, since the libraries' unpadded attention needs a
-GPU. The arithmetic is that of `BertModel` in evaluation mode (tested against it); gradients flow as usual.
+GPU. The arithmetic is that of `BertModel` in evaluation mode (tested against it); gradients flow as usual. Where one token stands for
+the text (pooling cls or last), the last layer is worked out for that token alone: its other states would be thrown away.
 """
 
 from __future__ import annotations
@@ -40,9 +41,12 @@ def packed_vectors(model: Any, rows: Sequence[Sequence[int]], pooling: str, devi
     layout = _layout(rows, device)
     ids = torch.from_numpy(np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=len(layout.text))).to(device)
     states = _embed(model.embeddings, ids, layout.position)
-    for layer in model.encoder.layer:
+    *lower, highest = model.encoder.layer
+    for layer in lower:
         states = _layer(layer, states, layout)
-    return _pool(states, layout, pooling)
+    if pooling == "mean":
+        return _mean(_layer(highest, states, layout), layout)
+    return _layer_of_one_token(highest, states, layout, pooling).float()
 
 
 def _layout(rows: Sequence[Sequence[int]], device: torch.device) -> _Layout:
@@ -64,27 +68,43 @@ def _embed(embeddings: Any, ids: Tensor, position: Tensor) -> Tensor:
 
 
 def _layer(layer: Any, states: Tensor, layout: _Layout) -> Tensor:
-    attended = layer.attention.output.dense(_attention(layer.attention.self, states, layout))
-    states = layer.attention.output.LayerNorm(attended + states)
-    result: Tensor = layer.output.LayerNorm(
-        layer.output.dense(layer.intermediate.intermediate_act_fn(layer.intermediate.dense(states))) + states
-    )
+    return _after_attention(layer, _attention(layer.attention.self, states, layout), states)
+
+
+def _layer_of_one_token(layer: Any, states: Tensor, layout: _Layout, pooling: str) -> Tensor:
+    """The layer's states (texts, width) of the first or last token of each text, which attends to all."""
+    module, ends = layer.attention.self, layout.lengths.cumsum(0)
+    own = states[ends - layout.lengths if pooling == "cls" else ends - 1]
+    query = module.query(own).view(len(own), 1, module.num_attention_heads, -1).transpose(1, 2)
+    key, value = _by_head(module, (module.key, module.value), states, layout)
+    mixed = _mix(query, key, value, layout.real[:, None, None, :])
+    return _after_attention(layer, mixed.reshape(len(own), -1), own)
+
+
+def _after_attention(layer: Any, mixed: Tensor, states: Tensor) -> Tensor:
+    states = layer.attention.output.LayerNorm(layer.attention.output.dense(mixed) + states)
+    widened = layer.intermediate.intermediate_act_fn(layer.intermediate.dense(states))
+    result: Tensor = layer.output.LayerNorm(layer.output.dense(widened) + states)
     return result
 
 
 def _attention(module: Any, states: Tensor, layout: _Layout) -> Tensor:
     """Attention within each text (tokens, width): the only part that is padded."""
+    texts, longest = layout.real.shape
+    query, key, value = _by_head(module, (module.query, module.key, module.value), states, layout)
+    mixed = _mix(query, key, value, layout.real[:, None, None, :])
+    return mixed.transpose(1, 2).reshape(texts * longest, -1)[layout.place]
+
+
+def _by_head(module: Any, maps: Sequence[Any], states: Tensor, layout: _Layout) -> Tensor:
+    """What each map makes of the states, padded: (maps, texts, heads, longest, width of a head)."""
     import torch
     from torch.nn.functional import linear
 
-    maps = (module.query, module.key, module.value)
     joint = linear(states, torch.cat([m.weight for m in maps]), torch.cat([m.bias for m in maps]))
     texts, longest = layout.real.shape
-    heads = module.num_attention_heads
     grid = joint.new_zeros(texts * longest, joint.shape[1]).index_copy(0, layout.place, joint)
-    query, key, value = grid.view(texts, longest, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    mixed = _mix(query, key, value, layout.real[:, None, None, :])
-    return mixed.transpose(1, 2).reshape(texts * longest, -1)[layout.place]
+    return grid.view(texts, longest, len(maps), module.num_attention_heads, -1).permute(2, 0, 3, 1, 4)
 
 
 def _mix(query: Tensor, key: Tensor, value: Tensor, real: Tensor) -> Tensor:
@@ -98,9 +118,6 @@ def _mix(query: Tensor, key: Tensor, value: Tensor, real: Tensor) -> Tensor:
     return scores.masked_fill(~real, float("-inf")).softmax(-1).to(value.dtype) @ value
 
 
-def _pool(states: Tensor, layout: _Layout, pooling: str) -> Tensor:
-    ends = layout.lengths.cumsum(0)
-    if pooling == "mean":
-        sums = states.new_zeros(len(ends), states.shape[1]).float().index_add(0, layout.text, states.float())
-        return sums / layout.lengths[:, None]
-    return states[ends - layout.lengths if pooling == "cls" else ends - 1].float()
+def _mean(states: Tensor, layout: _Layout) -> Tensor:
+    sums = states.new_zeros(len(layout.lengths), states.shape[1]).float().index_add(0, layout.text, states.float())
+    return sums / layout.lengths[:, None]

@@ -20,7 +20,7 @@ def student_forms(context: Context) -> dict[str, StudySettings]:
     wanted = context.chosen([*(_name(count) for count in study.layers), *([STATIC] if study.static else [])])
     layers = layers_of(context.config)
     forms: dict[str, dict[str, Any]] = {_name(n): _cut(n, layers) for n in study.layers if n <= layers}
-    forms[STATIC] = {"form": "static", "layers": None}
+    forms[STATIC] = {"form": "static", "layers": None, "pooling": None}
     found = [name for name in wanted if name in forms]
     if not found:
         raise ConfigError(f"study.layers is {list(study.layers)}, but '{context.config.distillation.student}' has {layers} layers.")

@@ -35,10 +35,11 @@ def test_vectors_are_those_of_the_library(encoder: Any, pooling: str) -> None:
         torch.testing.assert_close(packed_vectors(encoder, ROWS, pooling, torch.device("cpu")), padded(encoder, pooling))
 
 
-def test_gradients_are_those_of_the_library(encoder: Any) -> None:
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_gradients_are_those_of_the_library(encoder: Any, pooling: str) -> None:
     weights = torch.randn(len(ROWS), encoder.config.hidden_size, generator=torch.Generator().manual_seed(1))
     found = []
-    for vectors in (packed_vectors(encoder, ROWS, "mean", torch.device("cpu")), padded(encoder, "mean")):
+    for vectors in (packed_vectors(encoder, ROWS, pooling, torch.device("cpu")), padded(encoder, pooling)):
         encoder.zero_grad()
         (vectors * weights).sum().backward()
         found.append({name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None})
