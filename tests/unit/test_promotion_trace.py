@@ -15,7 +15,7 @@ from components.artifacts import open_artifact, seal, verify
 from components.errors import ArtifactError, DataError, PromotionError
 from components.promotion.approval import approve
 from components.promotion.promote import promote
-from components.promotion.release import SCHEMA_VERSION, load_release, write_candidate
+from components.promotion.release import REPORT_PAGE, SCHEMA_VERSION, load_release, write_candidate
 from components.promotion.trace import trace, trace_document
 from components.promotion.trace_documents import find_document
 from components.promotion.verification import verify_release
@@ -178,7 +178,8 @@ def test_candidate_is_written_the_same_over_leftovers(world: World, tmp_path: Pa
     folder = tmp_path / "again"
     (folder / "evaluation").mkdir(parents=True)
     (folder / "evaluation" / "leftover.txt").write_text("half")
-    shutil.copyfile(source / "candidate" / "facts.json", folder / "facts.json")
+    for name in ("facts.json", REPORT_PAGE):
+        shutil.copyfile(source / "candidate" / name, folder / name)
     written = write_candidate(manifest, source / "evaluation", source / "validation", folder)
     assert written.digest == open_artifact(source / "candidate").digest
     assert verify(folder / "evaluation", manifest.evaluation.digest).kind == "evaluation"
