@@ -77,8 +77,11 @@ def search(options: argparse.Namespace) -> dict[str, Any]:
     _load_libraries(options.system)
     queries, exact = np.load(options.folder / QUERIES), np.load(options.folder / EXACT)
     before, fixed = resident(), anonymous()
-    points = [_measure(point, queries, exact, options) for point in OPEN[options.system](options, _index_folder(options))]
-    return {"points": points, "peak": peak() - before, "anonymous": anonymous() - fixed}
+    points, most = [], 0
+    for point in OPEN[options.system](options, _index_folder(options)):
+        points.append(_measure(point, queries, exact, options))
+        most = max(most, anonymous() - fixed)  # while the index is open: after the loop it is gone
+    return {"points": points, "peak": peak() - before, "anonymous": most}
 
 
 def _measure(point: Point, queries: Any, exact: Any, options: argparse.Namespace) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Search = Callable[[Floats], Any]
 # Of our tuned values: nprobe alone, then refine_factor alone.
 PROBES = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0)
-REFINES = (0.5, 2.0)
+REFINES = (0.5, 0.625, 0.75, 2.0)
 
 
 class Point(NamedTuple):
