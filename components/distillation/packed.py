@@ -77,7 +77,8 @@ def _layout(rows: Sequence[Sequence[int]], device: torch.device) -> _Layout:
     starts = lengths.cumsum() - lengths
     text = np.repeat(np.arange(len(rows)), lengths)
     parts = (text, np.arange(len(text)) - np.repeat(starts, lengths), lengths)
-    return _Layout(*(torch.from_numpy(part).to(device) for part in parts), tuple(_groups(lengths, device)))
+    tokens, position, sizes = (torch.from_numpy(part).to(device) for part in parts)
+    return _Layout(tokens, position, sizes, tuple(_groups(lengths, device)))
 
 
 def _groups(lengths: NDArray[np.int64], device: torch.device) -> Iterator[_Group]:
