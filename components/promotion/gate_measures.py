@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from components.evaluation.significance import Interval
 
 BOOTSTRAP_SAMPLES = 2000
+TAIL_SAMPLES = 20  # resamples beyond an end of an interval, below which the end is a matter of luck
 BOOTSTRAP_SEED = 13  # fixed: the same report and policy always give the same decision, so it can be recomputed
 SUMMARY_TOLERANCE = 1e-4  # absolute; a summary may be rounded to four digits, but not tell another story than its queries
 
@@ -107,7 +108,7 @@ def mean_bound(values: pd.Series, policy: PolicyConfig) -> Interval:
     """The mean over queries and the one-sided ends of its interval."""
     from components.evaluation.significance import mean_interval
 
-    return mean_interval(values.to_numpy(), BOOTSTRAP_SAMPLES, two_sided(policy), BOOTSTRAP_SEED)
+    return mean_interval(values.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED)
 
 
 def ratio_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
@@ -115,7 +116,7 @@ def ratio_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
     from components.evaluation.significance import ratio_interval
 
     require_paired(a, b)
-    return ratio_interval(a.to_numpy(), b.to_numpy(), BOOTSTRAP_SAMPLES, two_sided(policy), BOOTSTRAP_SEED)
+    return ratio_interval(a.to_numpy(), b.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED)
 
 
 def paired_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
@@ -123,7 +124,7 @@ def paired_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
     from components.evaluation.significance import paired_bootstrap
 
     require_paired(a, b)
-    interval = paired_bootstrap(a.to_numpy(), b.to_numpy(), BOOTSTRAP_SAMPLES, two_sided(policy), BOOTSTRAP_SEED)
+    interval = paired_bootstrap(a.to_numpy(), b.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED)
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         raise NotDecidable("The bootstrap gave no finite interval.")
     return interval
@@ -132,6 +133,10 @@ def paired_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
 def two_sided(policy: PolicyConfig) -> float:
     """The confidence of the two-sided interval whose ends are one-sided bounds at the policy's confidence."""
     return 2 * policy.confidence - 1
+
+
+def _samples(policy: PolicyConfig) -> int:
+    return max(BOOTSTRAP_SAMPLES, math.ceil(TAIL_SAMPLES / (1 - policy.confidence)))
 
 
 def require_paired(a: pd.Series, b: pd.Series) -> None:

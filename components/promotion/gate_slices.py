@@ -47,16 +47,17 @@ def judged_slices(report: Evaluation, policy: PolicyConfig) -> list[Part]:
 def _of_dimension(dimension: str, rows: pd.DataFrame, policy: PolicyConfig) -> Iterator[Part]:
     slices = {f"{dimension}={name}": frozenset(found["query_id"]) for name, found in rows.groupby("slice", sort=True)}
     small = [name for name, ids in slices.items() if len(ids) < policy.min_slice_queries and name not in policy.required_slices]
-    alone = [_part(name, ids, policy) for name, ids in slices.items() if name not in small]
+    alone = [part_of(name, ids, policy) for name, ids in slices.items() if name not in small]
     yield from alone
     if small:
         others = frozenset[str]().union(*(slices[name] for name in small))
         none_is_judged = all(part.problem for part in alone)
         name = small[0] if len(small) == 1 else f"{dimension}={OTHERS}"
-        yield _part(name, others, policy, none_is_judged or dimension in policy.required_slices)
+        yield part_of(name, others, policy, none_is_judged or dimension in policy.required_slices)
 
 
-def _part(name: str, ids: frozenset[str], policy: PolicyConfig, required: bool = False) -> Part:
+def part_of(name: str, ids: frozenset[str], policy: PolicyConfig, required: bool = False) -> Part:
+    """The slice, with its problem when it is too small; `required` says that it may not be left out then."""
     required = required or name in policy.required_slices
     if len(ids) >= policy.min_slice_queries:
         return Part(name, ids, required=required)

@@ -1,0 +1,142 @@
+"""What the gates compare: the values of the run that asked both, else those of the two evaluations, and never another champion's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from components.promotion.config import PolicyConfig
+from components.promotion.gate_rivals import SERVED_BY_BOTH
+from components.promotion.gates import Evidence, GateDecision, GateResult, decide
+from tests.unit.promotion_world import FACTS, GOOD, make_comparison, make_evaluation, make_values
+
+POLICY = PolicyConfig(min_queries=20, min_slice_queries=15)
+OLD = make_evaluation(judgements="j0")  # the champion's own evaluation, from before the judgements changed
+KNOWN = f"champion_non_inferior[{SERVED_BY_BOTH}]"
+
+
+def evidence(champion: float = 0.70, served: np.ndarray | None = None, **changes: Any) -> Evidence:
+    """A good candidate against a champion that reaches this level on the candidate's judgements, in the same run."""
+    report = make_evaluation()
+    values = make_values(report, make_evaluation({**GOOD, "student": champion}), served)
+    return replace(Evidence(report, OLD, make_comparison(), FACTS, values, 1), **changes)
+
+
+def gate(decision: GateDecision, name: str = "champion_non_inferior") -> GateResult:
+    return next(gate for gate in decision.gates if gate.name == name)
+
+
+def test_a_champion_of_older_judgements_is_compared_by_its_answers_to_todays() -> None:
+    decision = decide(evidence(), POLICY)
+    assert decision.verdict == "pass"
+    assert "Both were asked in one run, each with the documents that it serves." in gate(decision).reason
+    worse = decide(evidence(champion=0.74), POLICY)
+    assert {gate.name for gate in worse.open_gates()} == {"champion_non_inferior"}  # 0.05 is what a slice may lose
+    assert gate(worse).value == pytest.approx(-0.04)
+
+
+def test_the_run_counts_also_where_the_registered_evaluation_is_comparable() -> None:
+    assert gate(decide(evidence(champion=0.75, baseline=make_evaluation()), POLICY)).status == "fail"
+    assert gate(decide(evidence(champion=0.70, baseline=make_evaluation({**GOOD, "student": 0.75})), POLICY)).status == "pass"
+
+
+def test_a_champion_that_was_not_asked_is_compared_by_its_evaluation_or_not_at_all() -> None:
+    unasked = evidence(values=None, comparison=None, facts=FACTS.model_copy(update={"uncompared": "Its files are gone. Restore them."}))
+    decision = decide(unasked, POLICY)
+    assert decision.verdict == "not_decidable"
+    for name in ("champion_non_inferior", "champion_non_inferior[half=even]", "champion_p95", "champion_qps"):
+        assert gate(decision, name).status == "not_decidable"
+        assert "Its files are gone. Restore them." in gate(decision, name).reason
+    assert "Build the candidate again" in gate(decide(replace(unasked, facts=FACTS), POLICY)).reason
+    same = gate(decide(replace(unasked, baseline=make_evaluation()), POLICY))
+    assert (same.status, "From the evaluations of both" in same.reason) == ("pass", True)
+
+
+def rows(column: str, value: Any, count: int = 1, system: str = "champion") -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Put `value` into a column of the first rows of a system's nDCG@10."""
+
+    def spoil(table: pd.DataFrame) -> pd.DataFrame:
+        chosen = table.index[(table["system"] == system) & (table["metric"] == "ndcg@10")][:count]
+        table.loc[chosen, column] = value
+        return table
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda table: table.iloc[:0], "no ndcg@10 of the candidate"),
+        (lambda table: table[table["system"] != "champion"], "no ndcg@10 of the champion"),
+        (lambda table: table.iloc[:-1], "39 of 40"),
+        (rows("value", np.nan), "not a number for 1 queries"),
+        (rows("value", -np.inf), "not a number"),
+        (rows("query_id", "q001"), "more than one"),
+        (rows("query_id", "another"), "different queries"),
+        (rows("system", "somebody"), "39 of 40"),
+        (rows("value", 0.0, 40, "candidate"), "measured something else"),
+        (rows("value", np.nan, 1, "candidate"), "not a number"),
+    ],
+)
+def test_values_that_are_missing_or_strange_decide_nothing(spoil: Callable[[pd.DataFrame], pd.DataFrame], words: str) -> None:
+    found = evidence()
+    assert found.values is not None
+    decision = decide(replace(found, values=spoil(found.values.copy())), POLICY)
+    for name in ("champion_non_inferior", "champion_non_inferior[half=even]", "champion_non_inferior[half=odd]"):
+        assert gate(decision, name).status == "not_decidable"
+        assert words in gate(decision, name).reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"baseline_version": 2}, "compared with release/2, which is not the champion"),
+        ({"judgements_digest": "j7"}, "other judgements"),
+        ({"queries": 39}, "other judgements"),
+        (None, "without the comparison"),
+    ],
+)
+def test_a_comparison_of_another_champion_or_other_judgements_decides_nothing(changes: dict[str, Any] | None, words: str) -> None:
+    comparison = None if changes is None else make_comparison().model_copy(update=changes)
+    decision = decide(evidence(comparison=comparison), POLICY)
+    assert words in gate(decision).reason
+    names = ("champion_non_inferior", "champion_non_inferior[half=even]", "champion_p95", "champion_qps")
+    assert {gate(decision, name).status for name in names} == {"not_decidable"}
+
+
+@pytest.mark.parametrize("changes", [{"queries": 0}, {"batch_size": 1}])
+def test_times_of_no_queries_or_of_other_batches_decide_nothing(changes: dict[str, int]) -> None:
+    comparison = make_comparison()
+    comparison = comparison.model_copy(update={"champion": comparison.champion.model_copy(update=changes)})
+    decision = decide(evidence(comparison=comparison), POLICY)
+    assert {gate(decision, name).status for name in ("champion_p95", "champion_qps")} == {"not_decidable"}
+
+
+def test_documents_that_the_champion_lacks_are_told_and_hide_no_loss_on_the_others() -> None:
+    served = np.where(np.arange(40) < 20, 1.0, 0.0)
+    assert KNOWN not in {gate.name for gate in decide(evidence(served=np.ones(40)), POLICY).gates}
+    fair = decide(evidence(served=served), POLICY)
+    assert (fair.verdict, gate(fair, KNOWN).queries) == ("pass", 20)
+    assert "For 20 of the queries the champion lacks a relevant document" in gate(fair).reason
+    hidden = evidence(served=served)
+    assert hidden.values is not None
+    table = hidden.values.copy()
+    ours = (table["system"] == "champion") & (table["metric"] == "ndcg@10")
+    gaps = np.where(np.arange(40) < 20, 0.1, -0.3)  # it was better by 0.1 on what it knows, and finds little of the rest
+    table.loc[ours, "value"] = table.loc[ours, "value"].to_numpy() + gaps
+    decision = decide(replace(hidden, values=table), POLICY.model_copy(update={"min_power": None}))
+    assert gate(decision).status == "pass"
+    assert (gate(decision, KNOWN).status, decision.verdict) == ("fail", "fail")
+
+
+def test_a_champion_of_another_collection_decides_nothing() -> None:
+    decision = decide(evidence(served=np.zeros(40)), POLICY)
+    assert gate(decision).status == gate(decision, KNOWN).status == "not_decidable"
+    assert "serves none of the documents" in gate(decision).reason
+    few = np.where(np.arange(40) < 5, 1.0, 0.0)
+    assert gate(decide(evidence(served=few), POLICY), KNOWN).status == "not_decidable"
