@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from components.promotion.config import PolicyConfig
 from components.promotion.decision import Evidence, GateResult
 from components.promotion.gate_measures import NotDecidable, Outcome, bound_text, finite, gate, off, paired_bound
-from components.promotion.gate_rivals import Rivals, compared, rivals, served_by_both
-from components.promotion.gate_slices import Part, judged_slices
+from components.promotion.gate_rivals import Rivals, compared, known_queries, rivals
+from components.promotion.gate_slices import Part, judged_slices, served_by_both
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,33 +31,36 @@ NON_INFERIOR = "champion_non_inferior"
 
 def champion_gates(evidence: Evidence, policy: PolicyConfig) -> Iterator[GateResult]:
     """All gates of this module, those that are switched off too."""
-    yield gate(NON_INFERIOR, -policy.margin, lambda: _overall(evidence, policy))
-    yield from _slices(evidence, policy)
+    known, both = known_queries(evidence), cache(partial(rivals, evidence))
+    yield gate(NON_INFERIOR, -policy.margin, lambda: _first_release() if evidence.baseline is None else _overall(both(), known, policy))
+    if known is not None and evidence.baseline is not None:
+        yield _slice(served_by_both(known, policy), both, policy.margin, policy)
+    yield from _slices(evidence, both, known, policy)
     yield _ratio("champion_p95", policy.max_p95_ratio, evidence, _p95)
     yield _ratio("champion_qps", policy.min_qps_ratio, evidence, _qps)
 
 
-def _overall(evidence: Evidence, policy: PolicyConfig) -> Outcome:
-    if evidence.baseline is None:
-        return _first_release()
-    both = rivals(evidence)
-    outcome = non_inferior(both.candidate, both.champion, policy.margin, policy)
+def _overall(both: Rivals, known: frozenset[str] | None, policy: PolicyConfig) -> Outcome:
+    outcome = non_inferior(both.candidate, both.champion, policy.margin, policy, known)
     return replace(outcome, reason=f"{outcome.reason} {both.source}")
 
 
-def non_inferior(candidate: pd.Series, champion: pd.Series, margin: float, policy: PolicyConfig) -> Outcome:
-    """The test on values per query of the same queries; see the module for its outcomes."""
+def non_inferior(
+    candidate: pd.Series, champion: pd.Series, margin: float, policy: PolicyConfig, known: frozenset[str] | None = None
+) -> Outcome:
+    """The test on values per query of the same queries; see the module for its outcomes. The power stands on `known` queries, or all."""
     from components.evaluation.power import power, queries_needed
 
     interval, queries = paired_bound(candidate, champion, policy), len(candidate)
-    gaps = (candidate - champion).to_numpy()
-    strength = power(gaps, margin, policy.confidence) if queries > 1 else 0.0
+    between = candidate - champion
+    gaps = (between if known is None else between[between.index.isin(known)]).to_numpy()
+    strength = power(gaps, margin, policy.confidence) if len(gaps) > 1 else 0.0
     text = f"nDCG@10 of candidate minus champion: {bound_text(interval, policy, queries)}; a loss below {margin:g} is allowed."
     if interval.high < -margin:
         shown = f"{text} Shown to be worse: at most {interval.high:+.4f}."
         return Outcome("fail", shown, interval.low, queries, strength)
     if policy.min_power is not None and strength < policy.min_power:
-        needed = queries_needed(gaps, margin, policy.confidence, policy.min_power) if queries > 1 else policy.min_slice_queries
+        needed = queries_needed(gaps, margin, policy.confidence, policy.min_power) if len(gaps) > 1 else policy.min_slice_queries
         weak = (
             f"{text} Too few queries: an equal candidate would be shown to be equal with a chance of {strength:.0%} only, and "
             f"{policy.min_power:.0%} is asked. That takes about {needed:,} queries, or a larger margin."
@@ -70,7 +73,7 @@ def _first_release() -> Outcome:
     return Outcome("first_release", "There is no champion to compare with: this is a first release, and a person has to judge it.")
 
 
-def _slices(evidence: Evidence, policy: PolicyConfig) -> Iterator[GateResult]:
+def _slices(evidence: Evidence, both: Callable[[], Rivals], known: frozenset[str] | None, policy: PolicyConfig) -> Iterator[GateResult]:
     """One gate for every slice that is large enough; those that are not are shown, and count in the gate over all queries only."""
     margin = policy.slice_margin
     if margin is None:
@@ -79,9 +82,7 @@ def _slices(evidence: Evidence, policy: PolicyConfig) -> Iterator[GateResult]:
     if evidence.baseline is None:
         yield gate(f"{NON_INFERIOR}_in_slices", -margin, _first_release)
         return
-    both = cache(lambda: rivals(evidence))
-    known = served_by_both(evidence, policy)
-    for part in (*judged_slices(evidence.report, policy), *([known] if known else ())):
+    for part in judged_slices(evidence.report, policy, known):
         yield _slice(part, both, margin, policy)
 
 

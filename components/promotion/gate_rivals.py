@@ -2,8 +2,11 @@
 
 The champion is asked again rather than remembered, also where its own evaluation is about the same judgements: within one run there is
 one machine, one set of libraries and one set of judgements, and nothing but the two releases can make a difference. So new data needs no
-exception: a champion that was evaluated on older judgements answers today's. It answers with the documents that it serves; a document
-that is new counts against it, and the slice of the queries whose documents both serve (`served_by_both`) says how it is without those.
+exception: a champion that was evaluated on older judgements answers today's.
+
+It answers with the documents that it serves, and one that is new counts against it. So that new documents hide no loss on the others, the
+queries whose documents it serves as well (`known_queries`) are a part of their own, with the margin of all queries; the other slices, and
+the power, which asks how far equal candidates differ by chance, stand on them alone.
 
 The registered evaluation stands in for a champion that was not asked, if it is about the same judgements.
 """
@@ -14,10 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from components.evaluation.comparison import CANDIDATE, CHAMPION, SERVED
-from components.promotion.config import PolicyConfig
 from components.promotion.decision import Evidence
 from components.promotion.gate_measures import NotDecidable, require_paired, scores, values_per_query
-from components.promotion.gate_slices import Part, part_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from components.evaluation.comparison import ComparisonSummary
 
 METRIC = "ndcg@10"
-SERVED_BY_BOTH = "documents=served by both"
 RUN_TOLERANCE = 1e-3  # absolute, of a mean; another batch may turn a tie in a ranking, but not make another candidate
 _ASK = "Build the candidate again by the same command: finished steps come from the cache, and both are asked the same queries."
 
@@ -56,14 +56,13 @@ def compared(evidence: Evidence, missing: str) -> ComparisonSummary:
     return found
 
 
-def served_by_both(evidence: Evidence, policy: PolicyConfig) -> Part | None:
-    """The queries whose relevant documents the champion serves as well, where it lacks some: new documents must not hide a loss on them."""
+def known_queries(evidence: Evidence) -> frozenset[str] | None:
+    """The queries whose relevant documents the champion serves as well; None where these are all, or nobody looked."""
     shares = None if evidence.values is None else _served(evidence.values)
     if shares is None or not len(shares):
         return None
     known = frozenset(shares[shares >= 1].index)
-    everything = known == set(evidence.report.per_query["query_id"])
-    return None if everything else part_of(SERVED_BY_BOTH, known, policy, required=True)
+    return None if known == set(evidence.report.per_query["query_id"]) else known
 
 
 def _of_one_run(evidence: Evidence, table: pd.DataFrame) -> Rivals:

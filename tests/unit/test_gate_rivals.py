@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from components.promotion.config import PolicyConfig
-from components.promotion.gate_rivals import SERVED_BY_BOTH
+from components.promotion.gate_slices import SERVED_BY_BOTH
 from components.promotion.gates import Evidence, GateDecision, GateResult, decide
 from tests.unit.promotion_world import FACTS, GOOD, make_comparison, make_evaluation, make_values
 
@@ -123,15 +123,44 @@ def test_documents_that_the_champion_lacks_are_told_and_hide_no_loss_on_the_othe
     fair = decide(evidence(served=served), POLICY)
     assert (fair.verdict, gate(fair, KNOWN).queries) == ("pass", 20)
     assert "For 20 of the queries the champion lacks a relevant document" in gate(fair).reason
+    halves = gate(fair, "champion_non_inferior[half=the others]")  # ten known queries in each half are too few alone
+    assert (halves.status, halves.queries) == ("pass", 20)
     hidden = evidence(served=served)
     assert hidden.values is not None
     table = hidden.values.copy()
     ours = (table["system"] == "champion") & (table["metric"] == "ndcg@10")
-    gaps = np.where(np.arange(40) < 20, 0.1, -0.3)  # it was better by 0.1 on what it knows, and finds little of the rest
+    gaps = np.where(np.arange(40) < 20, 0.03, -0.3)  # it was better by 0.03 on what it knows, and finds little of the rest
     table.loc[ours, "value"] = table.loc[ours, "value"].to_numpy() + gaps
-    decision = decide(replace(hidden, values=table), POLICY.model_copy(update={"min_power": None}))
+    decision = decide(replace(hidden, values=table), POLICY)
     assert gate(decision).status == "pass"
     assert (gate(decision, KNOWN).status, decision.verdict) == ("fail", "fail")
+    assert gate(decision, KNOWN).threshold == -POLICY.margin
+
+
+def test_new_documents_take_no_power_away_from_an_equal_candidate() -> None:
+    served = np.where(np.arange(40) < 30, 1.0, 0.0)
+    found = evidence(served=served)
+    assert found.values is not None
+    table = found.values.copy()
+    ours = (table["system"] == "champion") & (table["metric"] == "ndcg@10")
+    table.loc[ours, "value"] = np.where(served == 1, table.loc[ours, "value"], 0.0)
+    decision = decide(replace(found, values=table), POLICY)
+    assert decision.verdict == "pass"
+    assert gate(decision).power == pytest.approx(1.0)
+    assert gate(decision).value is not None and gate(decision).value > 0  # type: ignore[operator]
+
+
+def test_a_slice_that_is_new_to_the_champion_is_shown_and_not_judged() -> None:
+    found = evidence(served=np.where(np.arange(40) < 20, 1.0, 0.0))
+    ids = [f"q{n:03d}" for n in range(40)]
+    slices = pd.DataFrame({"query_id": ids, "dimension": "domain", "slice": ["old"] * 20 + ["new"] * 20})
+    found = replace(found, report=replace(found.report, slices=slices))
+    decision = decide(found, POLICY)
+    fresh = gate(decision, "champion_non_inferior[domain=new]")
+    assert (decision.verdict, fresh.status, fresh.queries) == ("pass", "off", 20)
+    assert "lacks the documents of all its 20 queries" in fresh.reason
+    for required in ("domain=new", "domain"):
+        assert decide(found, POLICY.model_copy(update={"required_slices": (required,)})).verdict == "not_decidable"
 
 
 def test_a_champion_of_another_collection_decides_nothing() -> None:
