@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from components.evaluation.comparison import AGREEMENT_COLUMNS, SIDE_COLUMNS, ComparisonTables, write_comparison
+from components.evaluation.report import load_evaluation
 from components.promotion.config import PolicyConfig
 from components.promotion.gate_slices import SERVED_BY_BOTH
 from components.promotion.gates import Evidence, GateDecision, GateResult, decide
-from tests.unit.promotion_world import FACTS, GOOD, make_comparison, make_evaluation, make_values
+from components.promotion.release import COMPARISON_FOLDER, EVALUATION_FOLDER, load_release
+from components.promotion.verification import decide_on
+from tests.unit.promotion_world import FACTS, GOOD, MemoryTracking, World, make_comparison, make_evaluation, make_values
 
 POLICY = PolicyConfig(min_queries=20, min_slice_queries=15)
 OLD = make_evaluation(judgements="j0")  # the champion's own evaluation, from before the judgements changed
@@ -55,6 +60,27 @@ def test_a_champion_that_was_not_asked_is_compared_by_its_evaluation_or_not_at_a
     assert "Build the candidate again" in gate(decide(replace(unasked, facts=FACTS), POLICY)).reason
     same = gate(decide(replace(unasked, baseline=make_evaluation()), POLICY))
     assert (same.status, "From the evaluations of both" in same.reason) == ("pass", True)
+
+
+def test_a_decision_is_made_again_from_the_values_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking = MemoryTracking()
+    tracking.install(monkeypatch)
+    folder = tmp_path / str(World(tracking, tmp_path).candidate()) / "candidate"
+    found = evidence(champion=0.74)
+    assert found.values is not None
+    empty = pd.DataFrame(columns=[*SIDE_COLUMNS, *AGREEMENT_COLUMNS])
+    (folder / COMPARISON_FOLDER).mkdir()
+    write_comparison(folder / COMPARISON_FOLDER, make_comparison(), ComparisonTables(found.values, empty, empty))
+    report = load_evaluation(folder / EVALUATION_FOLDER)
+    stated = decide(replace(found, report=report), POLICY)
+    config = {"policy": POLICY.model_dump(mode="json")}
+    manifest = load_release(folder).model_copy(update={"decision": stated, "baseline_version": 1, "config": config})
+    assert decide_on("retriever", manifest, folder, lambda _: OLD) == stated
+    # A decision of an older version was made without them, though they lay there: it has to come out as it did.
+    before = stated.model_copy(update={"inputs": {name: digest for name, digest in stated.inputs.items() if name != "comparison_values"}})
+    again = decide_on("retriever", manifest.model_copy(update={"decision": before}), folder, lambda _: OLD)
+    assert (gate(stated).status, gate(again).status) == ("fail", "not_decidable")
+    assert set(again.inputs) == set(before.inputs)
 
 
 def rows(column: str, value: Any, count: int = 1, system: str = "champion") -> Callable[[pd.DataFrame], pd.DataFrame]:
