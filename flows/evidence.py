@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 REPLAYED = 1000  # queries of the log, the newest, that both releases answer
 _UNCOMPARED = (
-    "Restore what is missing and run the same command again: finished steps come from the cache. Or let a reviewer decide without it."
+    "When the champion can be opened again, run the same command: finished steps come from the cache. Or a reviewer decides without it."
 )
 _MEASURED = ("split", "depth", "latency_queries", "throughput_batch", "bootstrap_samples", "seed")
 

@@ -41,15 +41,16 @@ def _verdict(dossier: Dossier) -> str:
     decision, summary = dossier.manifest.decision, dossier.evaluation.summary
     champion = "This is a first release: there is no champion to compare with, a person has to decide."
     if dossier.champion is not None:
-        champion = f"Champion: [release/{dossier.champion.version}]({_champion_page(dossier)}).{_override(dossier.champion)}"
+        champion = f"Champion: [release/{dossier.champion.version}]({_champion_page(dossier)})."
     measured = f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents."
-    return f"## Verdict: {_SIGNS[decision.verdict]}\n\n{dossier.manifest.release_type} release. {champion} {measured}"
+    told = f"{dossier.manifest.release_type} release. {champion} {measured}"
+    return "\n\n".join(filter(None, [f"## Verdict: {_SIGNS[decision.verdict]}", told, _override(dossier.champion)]))
 
 
-def _override(champion: Champion) -> str:
-    if champion.override is None:
+def _override(champion: Champion | None) -> str:
+    if champion is None or champion.override is None:
         return ""
-    return f"\n\n{RED} **OVERRIDE: this champion was {champion.override.what}**, {_plain(_cut(champion.override.who, _REASON))}\n\n"
+    return f"{RED} **OVERRIDE: this champion was {champion.override.what}**, {_plain(_cut(champion.override.who, _REASON))}"
 
 
 def _champion_page(dossier: Dossier) -> str:

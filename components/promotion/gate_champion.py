@@ -90,7 +90,10 @@ def _slice(part: Part, both: Callable[[], Rivals], margin: float, policy: Policy
     def measure() -> Outcome:
         if part.problem:
             return Outcome("not_decidable" if part.required else "off", part.problem, queries=len(part.query_ids))
-        found, chosen = both(), sorted(part.query_ids)
+        try:
+            found, chosen = both(), sorted(part.query_ids)
+        except NotDecidable:
+            raise NotDecidable(f"Nothing to compare, for the reason that {NON_INFERIOR} gives.") from None
         if not set(chosen) <= set(found.candidate.index):
             raise NotDecidable("The slice holds queries that were not measured; evaluate again.")
         return non_inferior(found.candidate.loc[chosen], found.champion.loc[chosen], margin, policy)

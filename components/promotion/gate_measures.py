@@ -147,7 +147,7 @@ def require_paired(a: pd.Series, b: pd.Series) -> None:
 
 def bound_text(interval: Interval, policy: PolicyConfig, queries: int) -> str:
     """A difference with its lower end and sample size, as it stands in reasons."""
-    return f"{interval.difference:+.4f}, at least {interval.low:+.4f} with {policy.confidence:.0%} confidence, {queries} queries"
+    return f"{interval.difference:+.4f}, at least {interval.low:+.4f} with {100 * policy.confidence:g}% confidence, {queries} queries"
 
 
 def finite(value: Any, what: str) -> float:
