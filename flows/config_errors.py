@@ -54,7 +54,9 @@ def _line(found: Any, model: type[BaseModel]) -> str:
         return f"{field or 'the whole file'}: {found['ctx']['error']}"
     schema = _schema(owner, path[-1]) if path else {}
     about = f" ({schema['description']})" if "description" in schema else ""
-    return f"{field or 'the whole file'}: got {_shown(found['input'])}; allowed: {allowed(schema)}{about}"
+    text = found["type"] in ("float_type", "int_type") and isinstance(found["input"], str)
+    hint = "; this is a text: write numbers without quotes, and 1e-2 as 0.01" if text else ""
+    return f"{field or 'the whole file'}: got {_shown(found['input'])}; allowed: {allowed(schema)}{hint}{about}"
 
 
 def _locate(loc: Sequence[int | str], model: type[BaseModel]) -> tuple[type[BaseModel], list[str]]:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from components.artifacts import Artifact, open_artifact, read_manifest
 from components.errors import ScalingNoteError
 from components.promotion.baseline import Baseline
+from components.promotion.marks import override_of
 from components.promotion.release import load_release
 from components.promotion.standing import release_model
 from components.tracking import registry
+from components.tracking.records import read_records
 from flows.config import RetrainConfig
 from flows.recorder import Recorder
 from flows.steps import Step
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from flows.registration import Parts
 
 REPLAYED = 1000  # queries of the log, the newest, that both releases answer
+_UNCOMPARED = (
+    "When the champion can be opened again, run the same command: finished steps come from the cache. Or a reviewer decides without it."
+)
 _MEASURED = ("split", "depth", "latency_queries", "throughput_batch", "bootstrap_samples", "seed")
 
 
@@ -42,7 +47,7 @@ def compare_with_champion(config: RetrainConfig, recorder: Recorder, parts: Part
     try:
         return Outcome(recorder.run(_comparison_step(config, parts, baseline)))
     except ScalingNoteError as error:
-        return Outcome(None, f"The comparison with release/{baseline.version} failed: {error}")
+        return Outcome(None, f"The comparison with release/{baseline.version} failed: {error} {_UNCOMPARED}")
 
 
 def _comparison_step(config: RetrainConfig, parts: Parts, baseline: Baseline) -> Step:
@@ -125,7 +130,11 @@ def dossier_of(parts: Parts, recorder: Recorder, manifest: ReleaseManifest, base
     from components.promotion.evidence import Champion, Dossier
 
     folder = registry.artifact_folder(release_model(manifest.name), baseline.version) if baseline else None
-    champion = Champion(baseline.version, load_release(folder), baseline.evaluation) if baseline and folder else None
+    champion = None
+    if baseline and folder:
+        champion = Champion(
+            baseline.version, load_release(folder), baseline.evaluation, override_of(read_records(manifest.name), baseline.version)
+        )
     return Dossier(
         manifest=manifest,
         evaluation=load_evaluation(parts.evaluation.path),

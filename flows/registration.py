@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact
-from components.evaluation.comparison import load_comparison
+from components.evaluation.comparison import load_comparison, load_values
 from components.evaluation.report import load_evaluation
 from components.promotion.attestation import sign_release
 from components.promotion.base_models import ENCODERS, base_models_of
@@ -101,10 +101,14 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
 
 def _decide(config: RetrainConfig, recorder: Recorder, parts: Parts, baseline: Baseline | None) -> _Decided:
     outcome = compare_with_champion(config, recorder, parts, baseline)
-    comparison = load_comparison(outcome.artifact.path) if outcome.artifact else None
-    facts = gather_facts(parts.validation, _origins(config, recorder, parts), parts.pinned)
-    evaluation = load_evaluation(parts.evaluation.path)
-    evidence = Evidence(evaluation, baseline.evaluation if baseline else None, comparison, facts)
+    uncompared = outcome.missing if baseline else ""
+    facts = gather_facts(parts.validation, _origins(config, recorder, parts), parts.pinned, uncompared)
+    evidence = Evidence(load_evaluation(parts.evaluation.path), facts=facts)
+    if baseline is not None:
+        evidence = replace(evidence, baseline=baseline.evaluation, champion=baseline.version)
+    if outcome.artifact is not None:
+        compared = outcome.artifact.path
+        evidence = replace(evidence, comparison=load_comparison(compared), values=load_values(compared))
     return _Decided(decide(evidence, config.policy), baseline, outcome, facts)
 
 

@@ -1,8 +1,9 @@
 """The comparison of a candidate with the champion, both opened in one run: its figures and how they are read back.
 
-A folder of kind `comparison` holds `comparison.json`, `per_query.parquet` (every metric of every judged query for both),
-`side_by_side.parquet` (the queries that lost and gained most, with what both found) and `agreement.parquet` (the overlap of every query
-that was replayed). The text of a logged query stays in its log: here it has a digest.
+A folder of kind `comparison` holds `comparison.json`, `per_query.parquet` (every metric of every judged query for both, and the share
+of its relevant documents that each has in its index), `side_by_side.parquet` (the queries that lost and gained most, with what both
+found) and `agreement.parquet` (the overlap of every query that was replayed). The text of a logged query stays in its log: here it has a
+digest.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ CANDIDATE, CHAMPION = "candidate", "champion"
 SIDE_COLUMNS = ("query_id", "text", "difference", "relevant", CANDIDATE, CHAMPION)
 AGREEMENT_COLUMNS = ("source", "query", "k", "value")
 PER_QUERY_COLUMNS = ("query_id", "system", "metric", "value")
+SERVED = "relevant_served"  # beside the metrics: share of a query's relevant documents that the index of the system holds
 LOGGED, UNLABELLED, JUDGED = "logged queries", "unlabelled queries", "judged queries"
 
 
@@ -109,10 +111,15 @@ def load_comparison(folder: Path) -> ComparisonSummary | None:
         raise ArtifactError(f"{path} is not a comparison ({where}: {first['msg']}). Build the candidate again.") from None
 
 
+def load_values(folder: Path) -> pd.DataFrame:
+    """What both reached on every judged query, with `PER_QUERY_COLUMNS`; raises ArtifactError when the file cannot be read."""
+    return read_table(folder / PER_QUERY_FILE, PER_QUERY_COLUMNS)
+
+
 def load_tables(folder: Path) -> ComparisonTables:
     """The tables beside the figures; raises ArtifactError when one cannot be read."""
     return ComparisonTables(
-        per_query=read_table(folder / PER_QUERY_FILE, PER_QUERY_COLUMNS),
+        per_query=load_values(folder),
         side_by_side=read_table(folder / SIDE_BY_SIDE_FILE, SIDE_COLUMNS),
         agreement=read_table(folder / AGREEMENT_FILE, AGREEMENT_COLUMNS),
     )

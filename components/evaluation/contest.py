@@ -1,7 +1,8 @@
 """A candidate against the champion in one run: every judged query asked of both, logged queries replayed, speed measured in turns.
 
 Both are asked here and now, so neither another machine nor other judgements stand between them. Where they hold other documents, as after
-an index refresh, the champion is judged by the documents that it has.
+an index refresh, the champion is judged by the documents that it has: one that is new counts against it. How many of the relevant ones
+each has is kept beside the metrics.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from components.evaluation.comparison import (
     KIND,
     LOGGED,
     PER_QUERY_COLUMNS,
+    SERVED,
     SIDE_COLUMNS,
     Agreement,
     ComparisonSummary,
@@ -78,7 +80,7 @@ class Contest:
 def hold_contest(contest: Contest, config: EvaluationConfig, parents: Mapping[str, str], folder: Path) -> Artifact:
     """Ask both, write the comparison into `folder` and seal it. A ranking takes `config.depth` documents."""
     rankings = {name: _rankings(contender, contest.judged, config.depth) for name, contender in contest.contenders.items()}
-    per_query = _per_query(contest.judged, rankings)
+    per_query = _per_query(contest, rankings)
     agreement = _agreement(contest, rankings, config.depth)
     speeds = measure_speeds({n: Timed(_answering(c.ranker)) for n, c in contest.contenders.items()}, contest.judged.texts, config)
     summary = ComparisonSummary(
@@ -107,11 +109,20 @@ def _answering(ranker: DenseRanker) -> Answer:
     return lambda texts: ranker.rank_vectors(ranker.encoder.encode(texts, batch_size=len(texts)), ANSWER_DEPTH)
 
 
-def _per_query(judged: JudgedSplit, rankings: Mapping[str, Mapping[str, Ranking]]) -> pd.DataFrame:
+def _per_query(contest: Contest, rankings: Mapping[str, Mapping[str, Ranking]]) -> pd.DataFrame:
     import pandas as pd
 
-    tables = [per_query_metrics(judged.judgements, ranking).assign(system=name) for name, ranking in rankings.items()]
+    tables = [per_query_metrics(contest.judged.judgements, ranking).assign(system=name) for name, ranking in rankings.items()]
+    tables += [_served(contest.judged, contender.ranker).assign(system=name) for name, contender in contest.contenders.items()]
     return pd.concat(tables, ignore_index=True)[list(PER_QUERY_COLUMNS)]
+
+
+def _served(judged: JudgedSplit, ranker: DenseRanker) -> pd.DataFrame:
+    """The share of each query's relevant documents that the index holds, as one more metric."""
+    rows = judged.judgements[judged.judgements["score"] > 0]
+    held = [ranker.index.rows.row_of(str(doc_id)) is not None for doc_id in rows["doc_id"]]
+    shares = rows.assign(value=held).groupby("query_id", as_index=False)["value"].mean()
+    return shares.assign(query_id=shares["query_id"].astype(str), metric=SERVED)
 
 
 def _differences(per_query: pd.DataFrame, query_ids: list[str], config: EvaluationConfig) -> tuple[Comparison, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from components.config import StepConfig
 from components.evaluation.metrics import METRICS
@@ -14,8 +14,10 @@ class PolicyConfig(StepConfig):
     """Thresholds of the gates. A metric that a gate needs and does not find is never a pass; null switches a gate off.
 
     Whatever is known from a sample of queries is held against its threshold by the lower end of its interval, never by its mean alone.
+    Its values are taken as they stand there: a text is no number, nor is infinity a threshold.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     version: str = Field("1", min_length=1, max_length=60, description="Name of this policy; change it with any threshold")
     min_queries: int = Field(100, ge=1, description="Judged queries below which nothing can be decided")
     min_retention: float = Field(0.95, gt=0, le=2, description="Student's recall@50 over the teacher's, lower end")
@@ -29,7 +31,7 @@ class PolicyConfig(StepConfig):
     beat_bm25: bool = Field(True, description="Student's nDCG@10 must be above BM25's, its interval apart from zero")
     beat_untrained: bool = Field(True, description="Student's nDCG@10 must be above its untrained encoder's, interval apart from zero")
     margin: float = Field(0.01, gt=0, le=0.5, description="Largest loss of nDCG@10 against the champion that still counts as equal")
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence of the one-sided intervals")
+    confidence: float = Field(0.95, gt=0.5, le=0.999, description="Confidence of the one-sided intervals")
     min_power: float | None = Field(
         0.8,
         gt=0,
@@ -43,7 +45,9 @@ class PolicyConfig(StepConfig):
         description="Largest loss of nDCG@10 against the champion in a slice of the queries; null: slices are not judged",
     )
     min_slice_queries: int = Field(150, ge=2, description="Slices with fewer queries are judged together, as the others of their dimension")
-    required_slices: tuple[str, ...] = Field((), description="Dimensions, or dimension=slice, that must be there and large enough")
+    required_slices: tuple[str, ...] = Field(
+        (), strict=False, description="Dimensions, or dimension=slice, that must be there and large enough"
+    )
     min_speed_up: float = Field(1.0, ge=0, description="Student's queries per second over the teacher's")
     max_p95_ratio: float | None = Field(1.5, gt=0, description="95th percentile of the answer time over the champion's; null: not asked")
     min_qps_ratio: float | None = Field(0.67, ge=0, description="Queries per second over the champion's in the same run; null: not asked")

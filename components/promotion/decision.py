@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from components.evaluation.comparison import ComparisonSummary
     from components.evaluation.report import Evaluation
     from components.promotion.facts import Facts
@@ -21,7 +23,8 @@ Verdict = Literal["pass", "fail", "not_decidable"]
 class Evidence:
     """All that the gates look at. `baseline` is the champion's own evaluation, None when nothing was released yet.
 
-    `comparison` holds the speed of candidate and champion from one run; `facts` what was found out besides measurements. What is None
+    `comparison` holds the speed of candidate and champion from one run, `values` what both reached there on every judged query (query_id,
+    system, metric, value); `facts` what was found out besides measurements; `champion` is the version that `baseline` is of. What is None
     was not looked at, and no gate that needs it passes.
     """
 
@@ -29,6 +32,8 @@ class Evidence:
     baseline: Evaluation | None = None
     comparison: ComparisonSummary | None = None
     facts: Facts | None = None
+    values: pd.DataFrame | None = None
+    champion: int | None = None
 
 
 class GateResult(BaseModel):
@@ -52,8 +57,8 @@ class GateResult(BaseModel):
 class GateDecision(BaseModel):
     """All gates of a candidate. A first release may pass, but it was compared with no champion: a person has to look.
 
-    `policy_version` and `policy_digest` name the policy, `inputs` maps evaluation, baseline, comparison and facts to the digest of their
-    content; decisions of older versions have none of these.
+    `policy_version` and `policy_digest` name the policy, `inputs` maps evaluation, baseline, comparison, facts and comparison_values to the
+    digest of their content. Decisions of older versions have none of these, or were made without comparison_values.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -13,16 +13,18 @@ if TYPE_CHECKING:
     from components.data.validation_report import ValidationReport
     from components.evaluation.comparison import ComparisonSummary, ComparisonTables
     from components.evaluation.report import Evaluation
+    from components.promotion.marks import Override
     from components.promotion.release import ReleaseManifest
 
 
 @dataclass(frozen=True)
 class Champion:
-    """The release that the candidate is held against, and the evaluation it was released with."""
+    """The release that the candidate is held against, the evaluation it was released with, and how it came past gates that did not pass."""
 
     version: int
     manifest: ReleaseManifest
     evaluation: Evaluation
+    override: Override | None = None
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from itertools import chain
 
 from components.evaluation.table import render_shift
 from components.promotion.decision import GateResult
-from components.promotion.evidence import Dossier, require_measured
+from components.promotion.evidence import Champion, Dossier, require_measured
 from components.promotion.evidence_numbers import METRIC, Delta, against_champion, baseline_rivals, deltas
 from components.promotion.evidence_sections import STATUS_WORDS, changes_of, gate_words, metric_words, signed, systems_words
+from components.promotion.marks import RED
 from components.promotion.standing import release_model
 from components.tracking.links import version_link
 
@@ -42,7 +43,14 @@ def _verdict(dossier: Dossier) -> str:
     if dossier.champion is not None:
         champion = f"Champion: [release/{dossier.champion.version}]({_champion_page(dossier)})."
     measured = f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents."
-    return f"## Verdict: {_SIGNS[decision.verdict]}\n\n{dossier.manifest.release_type} release. {champion} {measured}"
+    told = f"{dossier.manifest.release_type} release. {champion} {measured}"
+    return "\n\n".join(filter(None, [f"## Verdict: {_SIGNS[decision.verdict]}", told, _override(dossier.champion)]))
+
+
+def _override(champion: Champion | None) -> str:
+    if champion is None or champion.override is None:
+        return ""
+    return f"{RED} **OVERRIDE: this champion was {champion.override.what}**, {_plain(_cut(champion.override.who, _REASON))}"
 
 
 def _champion_page(dossier: Dossier) -> str:

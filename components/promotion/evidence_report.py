@@ -11,7 +11,7 @@ from components.promotion.evidence import Dossier, require_measured
 from components.promotion.evidence_html import Safe, details, page, paragraph, section
 from components.promotion.evidence_queries import agreement_section, queries_section
 from components.promotion.evidence_running import contracts_section, cost_section, index_section, retention_section, speed_section
-from components.promotion.evidence_sections import banner, changes_section, gates_section, quality_section, slices_section
+from components.promotion.evidence_sections import banner, changes_section, gates_section, override_banner, quality_section, slices_section
 from components.promotion.release import REPORT_PAGE
 
 _SECTIONS = (
@@ -38,7 +38,14 @@ def render_report(dossier: Dossier) -> str:
     """The whole page, everything from outside escaped; raises PromotionError for an evaluation over no query."""
     require_measured(dossier)
     told = paragraph("A click on a heading folds its section.")
-    body = [_head(dossier), banner(dossier.manifest.decision), told, *(make(dossier) for make in _SECTIONS), _origin(dossier)]
+    body = [
+        _head(dossier),
+        banner(dossier.manifest.decision),
+        override_banner(dossier),
+        told,
+        *(make(dossier) for make in _SECTIONS),
+        _origin(dossier),
+    ]
     return page(f"Candidate of {dossier.manifest.name}", body)
 
 

@@ -11,6 +11,7 @@ from components.promotion.evidence_changes import Changes, changes_between
 from components.promotion.evidence_html import Cell, Safe, bullets, details, heading, paragraph, section, table
 from components.promotion.evidence_numbers import METRIC, Delta, Rivals, against_champion, baseline_rivals, deltas, slice_deltas
 from components.promotion.evidence_plots import Mark, Words, forest
+from components.promotion.marks import RED
 
 STATUS_WORDS = {
     "pass": ("good", "pass"),
@@ -33,6 +34,15 @@ def banner(decision: GateDecision) -> Safe:
     first = " This is a first release: there is no champion to compare with, a person has to decide." if decision.first_release else ""
     inner = paragraph(f"Verdict: {word}.{failed}{first}")
     return Safe(f'<div class="banner {style}" role="status">{inner}</div>')
+
+
+def override_banner(dossier: Dossier) -> Safe:
+    """In red that the champion itself is there by an override, so that being as good as it says less; empty for one that passed."""
+    champion = dossier.champion
+    if champion is None or champion.override is None:
+        return Safe("")
+    told = f"{RED} The champion, release/{champion.version}, is there by an OVERRIDE: {champion.override.what}, {champion.override.who}"
+    return Safe(f'<div class="banner bad" role="note">{paragraph(told)}</div>')
 
 
 def gates_section(dossier: Dossier) -> Safe:

@@ -22,7 +22,7 @@ class Facts(BaseModel):
     """Findings that are no measurement over queries; None means that it was not looked at, which a gate cannot decide on.
 
     `contract_errors` and `contract_warnings` count broken rules of the data contracts, `lineage_gaps` and `space_mismatches` are
-    sentences, one for each finding.
+    sentences, one for each finding. `uncompared` says why candidate and champion were not asked in one run, and what to do about it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,9 +31,10 @@ class Facts(BaseModel):
     contract_warnings: int | None = Field(None, ge=0)
     lineage_gaps: tuple[str, ...] | None = None
     space_mismatches: tuple[str, ...] | None = None
+    uncompared: str = ""
 
 
-def gather_facts(validation: Artifact, origins: Origins, parts: Mapping[str, Artifact]) -> Facts:
+def gather_facts(validation: Artifact, origins: Origins, parts: Mapping[str, Artifact], uncompared: str = "") -> Facts:
     """The facts about a candidate before its manifest is written; `parts` maps the role of encoders and index to their artifact."""
     from components.data.validation import load_report
     from components.promotion.lineage_gaps import gaps_of
@@ -45,6 +46,7 @@ def gather_facts(validation: Artifact, origins: Origins, parts: Mapping[str, Art
         contract_warnings=len(report.warnings),
         lineage_gaps=gaps_of(origins),
         space_mismatches=space_mismatches(parts),
+        uncompared=uncompared,
     )
 
 

@@ -1,6 +1,6 @@
 """Gates against the champion: non-inferiority over all queries and in every slice, answer time and throughput in the same run.
 
-Non-inferiority holds nDCG@10 per query, paired, against a margin. Its three outcomes:
+`gate_rivals` says which values are compared. Non-inferiority holds nDCG@10 per query, paired, against a margin. Its three outcomes:
 
 - fail when the loss is shown to be larger than the margin (the upper end of the interval lies below it), however few queries there are;
 - not decidable when the power is below the policy's: the comparison could hardly have shown that an equal candidate is equal, so what it
@@ -11,51 +11,56 @@ Non-inferiority holds nDCG@10 per query, paired, against a margin. Its three out
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from components.promotion.config import PolicyConfig
 from components.promotion.decision import Evidence, GateResult
-from components.promotion.gate_measures import NotDecidable, Outcome, bound_text, finite, gate, off, paired_bound, scores
-from components.promotion.gate_slices import Part, judged_slices
+from components.promotion.gate_measures import NotDecidable, Outcome, bound_text, finite, gate, off, paired_bound
+from components.promotion.gate_rivals import Rivals, compared, known_queries, rivals
+from components.promotion.gate_slices import Part, judged_slices, served_by_both
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from components.evaluation.comparison import ComparisonSummary
-    from components.evaluation.report import Evaluation
 
-METRIC = "ndcg@10"
 NON_INFERIOR = "champion_non_inferior"
 
 
 def champion_gates(evidence: Evidence, policy: PolicyConfig) -> Iterator[GateResult]:
     """All gates of this module, those that are switched off too."""
-    yield gate(NON_INFERIOR, -policy.margin, lambda: _overall(evidence, policy))
-    yield from _slices(evidence, policy)
+    known, both = known_queries(evidence), cache(partial(rivals, evidence))
+    yield gate(NON_INFERIOR, -policy.margin, lambda: _first_release() if evidence.baseline is None else _overall(both(), known, policy))
+    if known is not None and evidence.baseline is not None:
+        yield _slice(served_by_both(known, policy), both, policy.margin, policy)
+    yield from _slices(evidence, both, known, policy)
     yield _ratio("champion_p95", policy.max_p95_ratio, evidence, _p95)
     yield _ratio("champion_qps", policy.min_qps_ratio, evidence, _qps)
 
 
-def _overall(evidence: Evidence, policy: PolicyConfig) -> Outcome:
-    if evidence.baseline is None:
-        return _first_release()
-    candidate, champion = _pair(evidence.report, evidence.baseline)
-    return non_inferior(candidate, champion, policy.margin, policy)
+def _overall(both: Rivals, known: frozenset[str] | None, policy: PolicyConfig) -> Outcome:
+    outcome = non_inferior(both.candidate, both.champion, policy.margin, policy, known)
+    return replace(outcome, reason=f"{outcome.reason} {both.source}")
 
 
-def non_inferior(candidate: pd.Series, champion: pd.Series, margin: float, policy: PolicyConfig) -> Outcome:
-    """The test on values per query of the same queries; see the module for its outcomes."""
+def non_inferior(
+    candidate: pd.Series, champion: pd.Series, margin: float, policy: PolicyConfig, known: frozenset[str] | None = None
+) -> Outcome:
+    """The test on values per query of the same queries; see the module for its outcomes. The power stands on `known` queries, or all."""
     from components.evaluation.power import power, queries_needed
 
     interval, queries = paired_bound(candidate, champion, policy), len(candidate)
-    gaps = (candidate - champion).to_numpy()
-    strength = power(gaps, margin, policy.confidence) if queries > 1 else 0.0
+    between = candidate - champion
+    gaps = (between if known is None else between[between.index.isin(known)]).to_numpy()
+    strength = power(gaps, margin, policy.confidence) if len(gaps) > 1 else 0.0
     text = f"nDCG@10 of candidate minus champion: {bound_text(interval, policy, queries)}; a loss below {margin:g} is allowed."
     if interval.high < -margin:
         shown = f"{text} Shown to be worse: at most {interval.high:+.4f}."
         return Outcome("fail", shown, interval.low, queries, strength)
     if policy.min_power is not None and strength < policy.min_power:
-        needed = queries_needed(gaps, margin, policy.confidence, policy.min_power) if queries > 1 else policy.min_slice_queries
+        needed = queries_needed(gaps, margin, policy.confidence, policy.min_power) if len(gaps) > 1 else policy.min_slice_queries
         weak = (
             f"{text} Too few queries: an equal candidate would be shown to be equal with a chance of {strength:.0%} only, and "
             f"{policy.min_power:.0%} is asked. That takes about {needed:,} queries, or a larger margin."
@@ -64,42 +69,34 @@ def non_inferior(candidate: pd.Series, champion: pd.Series, margin: float, polic
     return Outcome("pass" if interval.low > -margin else "fail", f"{text} Power {strength:.0%}.", interval.low, queries, strength)
 
 
-def _pair(report: Evaluation, baseline: Evaluation) -> tuple[pd.Series, pd.Series]:
-    ours, theirs = report.summary.judgements_digest, baseline.summary.judgements_digest
-    if not ours or ours != theirs:
-        raise NotDecidable(
-            f"The champion was measured on other judgements ({str(theirs)[:12]}, the candidate on {str(ours)[:12]}); "
-            "evaluate both on the same ones to compare them."
-        )
-    return scores(report, "student", METRIC), scores(baseline, "student", METRIC, "champion's ")
-
-
 def _first_release() -> Outcome:
     return Outcome("first_release", "There is no champion to compare with: this is a first release, and a person has to judge it.")
 
 
-def _slices(evidence: Evidence, policy: PolicyConfig) -> Iterator[GateResult]:
+def _slices(evidence: Evidence, both: Callable[[], Rivals], known: frozenset[str] | None, policy: PolicyConfig) -> Iterator[GateResult]:
     """One gate for every slice that is large enough; those that are not are shown, and count in the gate over all queries only."""
-    margin, baseline = policy.slice_margin, evidence.baseline
+    margin = policy.slice_margin
     if margin is None:
         yield off(f"{NON_INFERIOR}_in_slices")
         return
-    if baseline is None:
+    if evidence.baseline is None:
         yield gate(f"{NON_INFERIOR}_in_slices", -margin, _first_release)
         return
-    for part in judged_slices(evidence.report, policy):
-        yield _slice(part, evidence.report, baseline, margin, policy)
+    for part in judged_slices(evidence.report, policy, known):
+        yield _slice(part, both, margin, policy)
 
 
-def _slice(part: Part, report: Evaluation, baseline: Evaluation, margin: float, policy: PolicyConfig) -> GateResult:
+def _slice(part: Part, both: Callable[[], Rivals], margin: float, policy: PolicyConfig) -> GateResult:
     def measure() -> Outcome:
         if part.problem:
             return Outcome("not_decidable" if part.required else "off", part.problem, queries=len(part.query_ids))
-        candidate, champion = _pair(report, baseline)
-        chosen = sorted(part.query_ids)
-        if not set(chosen) <= set(candidate.index) & set(champion.index):
+        try:
+            found, chosen = both(), sorted(part.query_ids)
+        except NotDecidable:
+            raise NotDecidable(f"Nothing to compare, for the reason that {NON_INFERIOR} gives.") from None
+        if not set(chosen) <= set(found.candidate.index):
             raise NotDecidable("The slice holds queries that were not measured; evaluate again.")
-        return non_inferior(candidate.loc[chosen], champion.loc[chosen], margin, policy)
+        return non_inferior(found.candidate.loc[chosen], found.champion.loc[chosen], margin, policy)
 
     return gate(NON_INFERIOR, -margin, measure, part.name)
 
@@ -111,12 +108,14 @@ def _ratio(name: str, asked: float | None, evidence: Evidence, measure: Callable
 
 
 def _speeds(evidence: Evidence) -> ComparisonSummary:
-    comparison = evidence.comparison
-    if comparison is None:
-        raise NotDecidable("Candidate and champion were not timed in one run; times of different runs say nothing about each other.")
-    if comparison.judgements_digest != evidence.report.summary.judgements_digest:
-        raise NotDecidable("Candidate and champion were timed for another evaluation than this one; compare them again.")
-    return comparison
+    found = compared(evidence, "Candidate and champion were not timed in one run; times of different runs say nothing about each other.")
+    ours, theirs = found.candidate, found.champion
+    if min(ours.queries, theirs.queries) < 1 or ours.batch_size != theirs.batch_size:
+        raise NotDecidable(
+            f"The candidate was timed with {ours.queries} queries in batches of {ours.batch_size}, the champion with {theirs.queries} in "
+            f"batches of {theirs.batch_size}; compare them again."
+        )
+    return found
 
 
 def _p95(speeds: ComparisonSummary, asked: float) -> Outcome:

@@ -16,11 +16,16 @@ if TYPE_CHECKING:
     from components.evaluation.report import Evaluation
 
 
+VALUES = "comparison_values"  # the input that decisions of older versions were made without
+
+
 def input_digests(evidence: Evidence) -> dict[str, str]:
     """Name of the input -> sha256 (hex) of its content; what is absent has none."""
     found = {"evaluation": _of_evaluation(evidence.report)}
     if evidence.baseline is not None:
         found["baseline"] = _of_evaluation(evidence.baseline)
+    if evidence.values is not None:
+        found[VALUES] = _of_table(evidence.values)
     sections: dict[str, BaseModel | None] = {"comparison": evidence.comparison, "facts": evidence.facts}
     return found | {name: digest_of(_content(section)) for name, section in sections.items() if section is not None}
 

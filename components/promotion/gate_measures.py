@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from components.evaluation.significance import Interval
 
 BOOTSTRAP_SAMPLES = 2000
+TAIL_SAMPLES = 20  # resamples beyond an end of an interval, below which the end is a matter of luck
 BOOTSTRAP_SEED = 13  # fixed: the same report and policy always give the same decision, so it can be recomputed
 SUMMARY_TOLERANCE = 1e-4  # absolute; a summary may be rounded to four digits, but not tell another story than its queries
 
@@ -107,7 +108,7 @@ def mean_bound(values: pd.Series, policy: PolicyConfig) -> Interval:
     """The mean over queries and the one-sided ends of its interval."""
     from components.evaluation.significance import mean_interval
 
-    return mean_interval(values.to_numpy(), BOOTSTRAP_SAMPLES, two_sided(policy), BOOTSTRAP_SEED)
+    return mean_interval(values.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED)
 
 
 def ratio_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
@@ -115,7 +116,7 @@ def ratio_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
     from components.evaluation.significance import ratio_interval
 
     require_paired(a, b)
-    return ratio_interval(a.to_numpy(), b.to_numpy(), BOOTSTRAP_SAMPLES, two_sided(policy), BOOTSTRAP_SEED)
+    return ratio_interval(a.to_numpy(), b.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED)
 
 
 def paired_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
@@ -123,7 +124,7 @@ def paired_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
     from components.evaluation.significance import paired_bootstrap
 
     require_paired(a, b)
-    interval = paired_bootstrap(a.to_numpy(), b.to_numpy(), BOOTSTRAP_SAMPLES, two_sided(policy), BOOTSTRAP_SEED)
+    interval = paired_bootstrap(a.to_numpy(), b.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED)
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         raise NotDecidable("The bootstrap gave no finite interval.")
     return interval
@@ -134,6 +135,10 @@ def two_sided(policy: PolicyConfig) -> float:
     return 2 * policy.confidence - 1
 
 
+def _samples(policy: PolicyConfig) -> int:
+    return max(BOOTSTRAP_SAMPLES, math.ceil(TAIL_SAMPLES / (1 - policy.confidence)))
+
+
 def require_paired(a: pd.Series, b: pd.Series) -> None:
     """Not decidable when the values are not of the same queries."""
     if not a.index.equals(b.index):
@@ -142,7 +147,7 @@ def require_paired(a: pd.Series, b: pd.Series) -> None:
 
 def bound_text(interval: Interval, policy: PolicyConfig, queries: int) -> str:
     """A difference with its lower end and sample size, as it stands in reasons."""
-    return f"{interval.difference:+.4f}, at least {interval.low:+.4f} with {policy.confidence:.0%} confidence, {queries} queries"
+    return f"{interval.difference:+.4f}, at least {interval.low:+.4f} with {100 * policy.confidence:g}% confidence, {queries} queries"
 
 
 def finite(value: Any, what: str) -> float:

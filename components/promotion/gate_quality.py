@@ -75,7 +75,7 @@ def _retained(pair: tuple[pd.Series, pd.Series], stated: float | None, asked: fl
     value = interval.difference if by_mean else interval.low
     text = (
         f"The student keeps {interval.difference:.1%} of the teacher's {RETAINED} ({student.mean():.3f} of {teacher.mean():.3f}), at least "
-        f"{interval.low:.1%} with {policy.confidence:.0%} confidence, {len(student)} queries; {asked:.1%} asked of "
+        f"{interval.low:.1%} with {100 * policy.confidence:g}% confidence, {len(student)} queries; {asked:.1%} asked of "
         f"{'the mean' if by_mean else 'the lower end'}."
     )
     return Outcome(at_least(value, asked), text, value, len(student))
@@ -120,8 +120,8 @@ def _floor(report: Evaluation, policy: PolicyConfig, metric: str, floor: float) 
         values = scores(report, "student", metric)
         interval = mean_bound(values, policy)
         text = (
-            f"The student's {metric} is {interval.difference:.4f}, at least {interval.low:.4f} with {policy.confidence:.0%} confidence, "
-            f"{len(values)} queries; {floor:g} is asked of the lower end."
+            f"The student's {metric} is {interval.difference:.4f}, at least {interval.low:.4f} with {100 * policy.confidence:g}% "
+            f"confidence, {len(values)} queries; {floor:g} is asked of the lower end."
         )
         return Outcome(at_least(interval.low, floor), text, interval.low, len(values))
 

@@ -5,12 +5,42 @@ MLflow's pages strip colours and styles from a description, so the red is a red 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from components.promotion.approval import Approval
-from components.promotion.standing import release_model
+from components.promotion.standing import Record, release_model
 from components.tracking import registry
 
 OVERRIDDEN = "overridden"
 RED = "\U0001f7e5"
+
+
+class Override(NamedTuple):
+    """Why a release was let through although its gates said `verdict`; `person` is None when nobody was signed in."""
+
+    reason: str
+    person: str | None
+    verdict: str
+
+    @property
+    def what(self) -> str:
+        """What was done."""
+        return f"released although its gates said {self.verdict}"
+
+    @property
+    def who(self) -> str:
+        """By whom and why, in one line: a line break would end a red line early."""
+        return f"by {self.person or 'unauthenticated'}: {' '.join(self.reason.split())}"
+
+
+def override_of(records: Sequence[Record], version: int) -> Override | None:
+    """The override that release `version` was promoted with, also after a rollback to it; None when its gates passed."""
+    promoted = [r for r in records if r["action"] == "promote" and int(r["to_version"]) == version and r.get("override")]
+    if not promoted:
+        return None
+    last = promoted[-1]
+    return Override(str(last["override"]), last.get("override_by"), str(last.get("verdict")))
 
 
 def mark_override(approval: Approval, verdict: str) -> None:
@@ -18,12 +48,7 @@ def mark_override(approval: Approval, verdict: str) -> None:
     model, version = release_model(approval.name), approval.release_version
     registry.set_version_tag(model, version, OVERRIDDEN, str(approval.override))
     text = registry.description(model, version)
-    line = override_line(str(approval.override), approval.override_by, verdict)
+    override = Override(str(approval.override), approval.override_by, verdict)
+    line = f"{RED} **OVERRIDE: {override.what}**, {override.who}"
     if not text.startswith(line):
         registry.set_description(model, version, f"{line}\n\n{text}")
-
-
-def override_line(reason: str, person: str | None, verdict: str) -> str:
-    """One line of markdown that says who released it against which verdict, and why."""
-    plain = " ".join(reason.split())  # a line break would end the red line early
-    return f"{RED} **OVERRIDE: released although its gates said {verdict}**, by {person or 'unauthenticated'}: {plain}"

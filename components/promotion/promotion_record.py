@@ -38,8 +38,8 @@ class Promotion:
 
     @property
     def overridden(self) -> bool:
-        """Whether it needs the reviewer's reason."""
-        return any(decided.decision.verdict != "pass" for decided in self.decisions)
+        """Whether it needs the reviewer's reason: the decision against the champion that it replaces did not pass."""
+        return self.decisions[-1].decision.verdict != "pass"
 
 
 def promotion_record(name: str, promotion: Promotion) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 A candidate is compared with the champion of its day. Approved late, it would replace another one, which may be better: then the gates
 decide again, on the candidate's evaluation and that of today's champion, both registered and digested. Speed alone is measured anew, by
-whoever can open both: times of different runs say nothing about each other.
+whoever can open both: times of different runs say nothing about each other. The judged queries themselves lie with the data and not with
+a release, so a champion that was evaluated on other judgements is not asked here: the candidate has to be built again.
 """
 
 from __future__ import annotations
@@ -44,18 +45,26 @@ class Decided(NamedTuple):
 CompareAgain = Callable[[Path, int | None], Decided]
 
 
-def decide_again(folder: Path, champion: int | None, comparison: ComparisonSummary | None = None) -> Decided:
+def decide_again(folder: Path, champion: int | None, comparison: ComparisonSummary | None = None, problem: str = "") -> Decided:
     """Decide about the release in `folder` as if `champion` had been there when it was built.
 
-    `comparison` holds their speeds if they were timed in one run; what the candidate was built with is about another champion. Raises
-    ArtifactError for a champion whose files were changed.
+    `comparison` holds their speeds if they were timed in one run, else `problem` says why they were not; what the candidate was built with
+    is about another champion. Raises ArtifactError for a champion whose files were changed.
     """
     from components.evaluation.report import load_evaluation
 
     manifest = load_release(folder)
     baseline = None if champion is None else baseline_evaluation(manifest.name, champion)
-    evidence = Evidence(load_evaluation(folder / EVALUATION_FOLDER), baseline, comparison, load_facts(folder))
+    facts = load_facts(folder)
+    if facts is not None:
+        facts = facts.model_copy(update={"uncompared": "" if champion is None else _uncompared(champion, problem)})
+    evidence = Evidence(load_evaluation(folder / EVALUATION_FOLDER), baseline, comparison, facts, champion=champion)
     return Decided(champion, decide(evidence, recorded_policy(manifest.config)), comparison)
+
+
+def _uncompared(champion: int, problem: str) -> str:
+    advice = f"Build the candidate again by the same command: finished steps come from the cache, and release/{champion} is asked as well."
+    return f"{problem} {advice}".strip()
 
 
 def decisions_for(manifest: ReleaseManifest, folder: Path, champion: int | None, compare_again: CompareAgain | None) -> tuple[Decided, ...]:

@@ -7,8 +7,7 @@ from typing import Any
 from components.errors import PromotionError, ScalingNoteError
 from components.evaluation.growth import tuning_warning
 from components.promotion.approval import rejection
-from components.promotion.baseline import record_of
-from components.promotion.marks import RED
+from components.promotion.marks import RED, override_of
 from components.promotion.release_index import champion_index
 from components.promotion.standing import candidate_model, expected_aliases, trusted
 from components.promotion.waiting import waiting_for_promotion
@@ -24,6 +23,7 @@ def status_of(name: str) -> dict[str, Any]:
     records = record_store.read_records(name)
     places = expected_aliases(records)
     candidates = registry.versions(candidate_model(name))
+    override = override_of(records, places.champion) if places.champion else None
     return {
         "name": name,
         "champion": places.champion,
@@ -32,7 +32,7 @@ def status_of(name: str) -> dict[str, Any]:
         "warning": _warning(name),
         "candidates": [_candidate(info) for info in candidates[-5:]],
         "waiting_for_promotion": [info.version for info in waiting_for_promotion(name, records).versions],
-        "override": (record_of(records, places.champion) or {}).get("override") if places.champion else None,
+        "override": override.reason if override else None,
         "last_record": dict(records[-1]) if records else None,
     }
 

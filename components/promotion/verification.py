@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from components.artifacts import Artifact, open_artifact, verify
 from components.errors import ArtifactError, SpaceMismatch
-from components.evaluation.comparison import load_comparison
+from components.evaluation.comparison import load_comparison, load_values
 from components.promotion.attestation import check_audit, check_records, check_release
 from components.promotion.baseline import baseline_evaluation
 from components.promotion.facts import load_facts
-from components.promotion.gate_inputs import require_same_inputs
+from components.promotion.gate_inputs import VALUES, require_same_inputs
 from components.promotion.gates import Evidence, GateDecision, decide
 from components.promotion.policy import policy_digest, recorded_policy
 from components.promotion.references import resolve
@@ -123,7 +123,9 @@ def _evidence(folder: Path, manifest: ReleaseManifest) -> str:
     written_with = open_artifact(folder).parents.get(COMPARISON_FOLDER)
     if written_with is None:
         return "no comparison: there was no champion, or it could not be asked"
-    return f"comparison digest {verify(folder / COMPARISON_FOLDER, written_with).digest[:12]}"
+    comparison = verify(folder / COMPARISON_FOLDER, written_with)
+    _require_own_parts(comparison, manifest, "comparison")
+    return f"comparison digest {comparison.digest[:12]}"
 
 
 def _recorded(store: Store) -> str:
@@ -181,11 +183,15 @@ def _contract(role: str, folder: Path, space_id: str) -> None:
 def _evaluation(folder: Path, manifest: ReleaseManifest) -> str:
     """The report is the one that was decided on, and it measured what this release pins."""
     report = verify(folder / EVALUATION_FOLDER, manifest.evaluation.digest)
+    _require_own_parts(report, manifest, "evaluation")
+    return f"digest {report.digest[:12]}, {manifest.evaluation.queries} queries"
+
+
+def _require_own_parts(measured: Artifact, manifest: ReleaseManifest, what: str) -> None:
     for role in ("query_encoder", "index"):
         pin: Pin = getattr(manifest.pins, role)
-        if pin.digest not in report.parents.values():
-            raise ArtifactError(f"The evaluation did not measure the {role} that the release pins ({pin.model}/{pin.version}).")
-    return f"digest {report.digest[:12]}, {manifest.evaluation.queries} queries"
+        if pin.digest not in measured.parents.values():
+            raise ArtifactError(f"The {what} did not measure the {role} that the release pins ({pin.model}/{pin.version}).")
 
 
 def _decision(store: Store, manifest: ReleaseManifest, folder: Path) -> str:
@@ -214,8 +220,11 @@ def decide_on(name: str, manifest: ReleaseManifest, folder: Path, baseline_of: B
 
     policy, find = recorded_policy(manifest.config), baseline_of or partial(baseline_evaluation, name)
     baseline = None if manifest.baseline_version is None else find(manifest.baseline_version)
-    report = load_evaluation(folder / EVALUATION_FOLDER)
-    return decide(Evidence(report, baseline, load_comparison(folder / COMPARISON_FOLDER), load_facts(folder)), policy)
+    report, compared = load_evaluation(folder / EVALUATION_FOLDER), folder / COMPARISON_FOLDER
+    # Decisions of older versions were made without these values, though they lay there.
+    values = load_values(compared) if VALUES in manifest.decision.inputs else None
+    evidence = Evidence(report, baseline, load_comparison(compared), load_facts(folder), values, manifest.baseline_version)
+    return decide(evidence, policy)
 
 
 def _outcome(decision: GateDecision) -> tuple[str, bool, dict[str, str]]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from components.artifacts import verify
-from components.distillation.student import load_student
-from components.errors import ArtifactError
+from components.distillation.student import StudentEncoder, load_student
+from components.errors import ArtifactError, ModelError, ScalingNoteError
 from components.index.config import IndexConfig
 from components.index.rows import read_titles
 from components.promotion.baseline import record_of
@@ -62,7 +62,7 @@ def open_retriever(manifest: ReleaseManifest) -> Retriever:
     """Query encoder and index of a manifest as one object, after every check."""
     encoder_folder = registry_folder(manifest.pins.query_encoder)
     verify(encoder_folder, manifest.pins.query_encoder.digest)
-    encoder = load_student(encoder_folder)
+    encoder = _student(manifest.pins.query_encoder, encoder_folder)
     index_folder = registry_folder(manifest.pins.index)
     tolerance = IndexConfig.model_validate(manifest.config.get("index", {})).probe_tolerance
     retriever = Retriever.open(encoder, encoder_folder, index_folder, tolerance, manifest.pins.index.digest)
@@ -71,6 +71,20 @@ def open_retriever(manifest: ReleaseManifest) -> Retriever:
             f"The release manifest names the space {manifest.space_id[:12]}, its index has {retriever.index.space_id[:12]}."
         )
     return retriever
+
+
+def _student(pin: Pin, folder: Path) -> StudentEncoder:
+    """The query encoder; whatever a library raises for weights or settings that it cannot read any more becomes a ModelError."""
+    try:
+        return load_student(folder)
+    except ScalingNoteError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise ModelError(
+            f"{pin.model}/{pin.version} is whole, but cannot be loaded ({type(error).__name__}: {reason}). Install the versions of the "
+            "libraries that it was made with, which its release names, or take another release."
+        ) from error
 
 
 def registry_folder(pin: Pin) -> Path:

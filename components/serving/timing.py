@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from components.errors import PromotionError
+from components.errors import PromotionError, ScalingNoteError
 from components.evaluation.comparison import CANDIDATE, CHAMPION, ComparisonSummary
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.contest import ANSWER_DEPTH
@@ -23,12 +23,18 @@ LOGGED = 200  # the newest queries of the log that both are asked, beside their 
 
 
 def compare_again(folder: Path, champion: int | None) -> Decided:
-    """`decide_again`, with both releases opened and timed in turns here and now if the policy asks how fast they are."""
+    """`decide_again`, with both releases opened and timed in turns here and now if the policy asks how fast they are.
+
+    One that cannot be opened leaves these gates undecided, with the reason: a reviewer can still let the release through.
+    """
     manifest = load_release(folder)
     policy = recorded_policy(manifest.config)
     if champion is None or (policy.max_p95_ratio is None and policy.min_qps_ratio is None):
         return decide_again(folder, champion)
-    return decide_again(folder, champion, time_both(manifest, champion))
+    try:
+        return decide_again(folder, champion, time_both(manifest, champion))
+    except ScalingNoteError as error:
+        return decide_again(folder, champion, problem=f"The comparison with release/{champion} failed: {error}")
 
 
 def time_both(manifest: ReleaseManifest, champion: int) -> ComparisonSummary:

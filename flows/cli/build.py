@@ -10,7 +10,7 @@ from typing import Any
 from components.errors import ConfigError
 from components.promotion.config import PolicyConfig
 from flows.cli.disk import require_space
-from flows.cli.output import only_result_on_stdout, show
+from flows.cli.output import name_option, only_result_on_stdout, show
 from flows.config import RetrainConfig, Settings, load_settings, read_yaml
 
 EXAMPLES = ("heart attack", "kidney stone")
@@ -134,7 +134,7 @@ def _answers(result: dict[str, Any], query: str) -> str:
 
 def next_steps(result: dict[str, Any]) -> str:
     """What a person does with the candidate."""
-    name = "" if result["name"] == "retriever" else f" --name {result['name']}"
+    name = name_option(result["name"])
     if result["verdict"] != "pass":
         return (
             f"{result['candidate']} did not pass its gates. To release it all the same, a person has to say why:\n"

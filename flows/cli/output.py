@@ -17,6 +17,11 @@ def retriever_name(options: argparse.Namespace) -> str:
     return options.name or DEFAULT_NAME
 
 
+def name_option(name: str) -> str:
+    """What a command that is proposed to the reader needs behind it to be about the retriever `name`."""
+    return "" if name == DEFAULT_NAME else f" --name {name}"
+
+
 def show(options: argparse.Namespace, value: Any, text: str) -> None:
     """Print `text`, or `value` as JSON."""
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str) if options.json else text)

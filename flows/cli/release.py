@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from flows.cli.disk import require_space
-from flows.cli.output import only_result_on_stdout, retriever_name, show
+from flows.cli.output import name_option, only_result_on_stdout, retriever_name, show
 
 if TYPE_CHECKING:
     from flows.watch import Watch
@@ -24,7 +24,7 @@ def approve(options: argparse.Namespace) -> None:
     state = "approved" if approval.created else "was approved before"
     proof = "unauthenticated" if approval.authentication == "none" else f"{approval.role}, signed in"
     text = f"candidate/{approval.candidate_version} {state} by {approval.person} ({proof}) as release/{approval.release_version}."
-    show(options, asdict(approval), text + "\nNext: scalingnote promote")
+    show(options, asdict(approval), f"{text}\nNext: scalingnote promote{name_option(approval.name)}")
 
 
 def promote(options: argparse.Namespace) -> None:

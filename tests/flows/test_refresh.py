@@ -54,16 +54,17 @@ def story(built: Built, mlflow_template: Path) -> Iterator[Story]:
 
 
 def edit(data: Path) -> Path:
-    """Two documents come, one gets another text, one goes with its queries."""
+    """Two documents come, one of them with a test query, one gets another text, one goes with its queries."""
     rows = [json.loads(line) for line in (data / "corpus.jsonl").read_text(encoding="utf-8").splitlines()]
     rows = [{**row, "text": "Something else entirely."} if row["_id"] == CHANGED else row for row in rows if row["_id"] != REMOVED]
     rows += [{"_id": doc_id, "title": title, "text": f"A patient with a {title.lower()}.", "metadata": {}} for doc_id, title in NEW.items()]
     write_rows(data / "corpus.jsonl", rows)
     asked = {f"q{REMOVED[1:]}", f"r{REMOVED[1:]}"}
     queries = [json.loads(line) for line in (data / "queries.jsonl").read_text(encoding="utf-8").splitlines()]
-    write_rows(data / "queries.jsonl", [row for row in queries if row["_id"] not in asked])
+    write_rows(data / "queries.jsonl", [*(row for row in queries if row["_id"] not in asked), {"_id": "qnew1", "text": "ear moonstone"}])
     for path in (data / "qrels").iterdir():
-        write_lines(path, [line for line in path.read_text(encoding="utf-8").splitlines() if line.split("\t")[1] != REMOVED])
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.split("\t")[1] != REMOVED]
+        write_lines(path, [*lines, "qnew1\tnew1\t1"] if path.stem == "test" else lines)
     return data
 
 
@@ -125,8 +126,12 @@ def test_the_same_refresh_again_encodes_nothing_and_finds_the_same_candidate(sto
 
 
 def test_a_refreshed_index_is_compared_with_the_champion_and_promoted(story: Story) -> None:
-    gates = {gate["name"]: gate["status"] for gate in story["refreshed"]["gates"]}
-    assert gates["champion_non_inferior"] == "pass"
+    gates = {gate["name"]: gate for gate in story["refreshed"]["gates"]}
+    # Its test queries are not those that the champion was evaluated on: the champion is asked them, and lacks one of the documents.
+    assert (gates["champion_non_inferior"]["status"], gates["champion_non_inferior"]["queries"]) == ("pass", 43)
+    assert "For 1 of the queries the champion lacks a relevant document" in gates["champion_non_inferior"]["reason"]
+    known = gates["champion_non_inferior[documents=served by both]"]
+    assert (known["status"], known["queries"]) == ("pass", 42)
     assert (story["status"]["champion"], story["status"]["alarm"]) == (2, None)
     before, after = pins("release/1"), pins("release/2")
     assert before.index != after.index

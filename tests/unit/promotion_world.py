@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from components.artifacts import Artifact, seal, write_json
-from components.evaluation.comparison import ComparisonSummary
+from components.evaluation.comparison import CANDIDATE, CHAMPION, SERVED, ComparisonSummary
 from components.evaluation.report import (
     AnnSummary,
     EncoderSpeed,
@@ -115,10 +115,20 @@ def _summary(levels: Mapping[str, float], queries: int, judgements: str, speed_u
     )
 
 
-def make_comparison(p95_ms: float = 2.0, qps: float = 100.0) -> ComparisonSummary:
+def make_values(candidate: Evaluation, champion: Evaluation, served: NDArray[np.float64] | None = None) -> pd.DataFrame:
+    """What the students of both reports reached, as the comparison keeps it; `served`: the champion's shares of relevant documents."""
+    sides = ((CANDIDATE, candidate), (CHAMPION, champion))
+    tables = [report.per_query[report.per_query["system"] == "student"].assign(system=name) for name, report in sides]
+    if served is not None:
+        ids = sorted(candidate.per_query["query_id"].unique())
+        tables.append(pd.DataFrame({"query_id": ids, "system": CHAMPION, "metric": SERVED, "value": served}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def make_comparison(p95_ms: float = 2.0, qps: float = 100.0, queries: int = 40) -> ComparisonSummary:
     """Candidate and champion timed in one run; the champion takes 2 ms and answers 100 queries per second."""
     speeds = [EncoderSpeed(p50_ms=1.0, p95_ms=p95, qps=rate, batch_size=32, queries=20) for p95, rate in ((p95_ms, qps), (2.0, 100.0))]
-    return ComparisonSummary(baseline_version=1, judgements_digest="j1", queries=40, candidate=speeds[0], champion=speeds[1])
+    return ComparisonSummary(baseline_version=1, judgements_digest="j1", queries=queries, candidate=speeds[0], champion=speeds[1])
 
 
 Register = Callable[[str, Artifact], RegisteredVersion]

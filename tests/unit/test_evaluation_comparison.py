@@ -10,7 +10,7 @@ import pytest
 
 from components.artifacts import read_json, verify, write_json
 from components.errors import ArtifactError
-from components.evaluation.comparison import COMPARISON_FILE, LOGGED, SIDE_BY_SIDE_FILE, load_comparison, load_tables
+from components.evaluation.comparison import COMPARISON_FILE, LOGGED, SERVED, SIDE_BY_SIDE_FILE, load_comparison, load_tables, load_values
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.contest import SHOWN, Contender, Contest, hold_contest
 from components.evaluation.rankers import DenseRanker
@@ -62,6 +62,16 @@ def test_the_figures_are_those_worked_out_by_hand(folder: Path) -> None:
     assert summary.agreement["logged queries@1"].mean == pytest.approx(1 / 2)  # eggs found alike, cheese not
     assert summary.agreement["logged queries@10"].mean == 1.0  # there are five documents only
     assert summary.sizes == {"candidate": SIZES, "champion": SIZES}
+
+
+def test_relevant_documents_that_a_release_lacks_are_kept_beside_the_metrics(tmp_path: Path) -> None:
+    asked = judged({word: f"d-{word}" for word in WORDS[:5]})
+    before = {doc_id: text for doc_id, text in RIGHT.items() if doc_id != "d-eggs"}
+    hold_contest(Contest(contender(RIGHT), contender(before), 3, asked), CONFIG, {}, tmp_path)
+    table = load_values(tmp_path)
+    served = table[table["metric"] == SERVED].pivot(index="query_id", columns="system", values="value")
+    assert served["candidate"].tolist() == [1.0] * 5
+    assert served["champion"][served["champion"] < 1].to_dict() == {"eggs": 0.0}
 
 
 def test_both_are_timed_with_the_same_queries(folder: Path) -> None:

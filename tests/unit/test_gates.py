@@ -18,7 +18,8 @@ POLICY = PolicyConfig(min_queries=20, min_slice_queries=15)
 
 
 def decide(report: Evaluation, baseline: Evaluation | None, policy: PolicyConfig) -> GateDecision:
-    return decide_on(Evidence(report, baseline, make_comparison() if baseline else None, FACTS), policy)
+    comparison = make_comparison(queries=report.summary.queries) if baseline else None
+    return decide_on(Evidence(report, baseline, comparison, FACTS, champion=1 if baseline else None), policy)
 
 
 def gate(decision: GateDecision, name: str) -> GateResult:

@@ -18,7 +18,7 @@ POLICY = PolicyConfig(min_queries=20, min_slice_queries=15)
 
 
 def decided(report: Evaluation, baseline: Evaluation | None, policy: PolicyConfig = POLICY, **changes: Any) -> GateDecision:
-    evidence = Evidence(report, baseline, make_comparison(), FACTS)
+    evidence = Evidence(report, baseline, make_comparison(queries=report.summary.queries), FACTS, champion=1)
     return decide(replace(evidence, **changes), policy)
 
 

@@ -18,7 +18,7 @@ from components.promotion.gate_inputs import require_same_inputs
 from components.promotion.gates import Evidence, GateDecision, GateResult, decide
 from components.promotion.policy import policy_digest, recorded_policy
 from flows.config import load_config
-from tests.unit.promotion_world import FACTS, make_comparison, make_evaluation
+from tests.unit.promotion_world import FACTS, make_comparison, make_evaluation, make_values
 
 POLICY = PolicyConfig(min_queries=20, min_slice_queries=15)
 SHIFTED = "off_distribution_retention[shifted]"
@@ -144,11 +144,13 @@ def test_facts_are_read_as_written_and_broken_ones_are_named(tmp_path: Path) -> 
 
 
 def test_the_decision_names_its_policy_and_its_inputs() -> None:
-    evidence = Evidence(make_evaluation(), make_evaluation(), make_comparison(), FACTS)
+    evidence = Evidence(make_evaluation(), make_evaluation(), make_comparison(), FACTS, champion=1)
     decision = decide(evidence, POLICY)
     assert decision.policy_version == POLICY.version
     assert decision.policy_digest == policy_digest(POLICY) == policy_digest(POLICY.model_dump(mode="json"))
     assert set(decision.inputs) == {"evaluation", "baseline", "comparison", "facts"}
+    values = make_values(make_evaluation(), make_evaluation())
+    assert set(decide(replace(evidence, values=values), POLICY).inputs) == {*decision.inputs, "comparison_values"}
     assert decide(evidence, POLICY.model_copy(update={"margin": 0.02})).policy_digest != decision.policy_digest
 
 

@@ -11,6 +11,8 @@ from components.promotion.decision import GateDecision, GateResult
 from components.promotion.evidence import Compared, Dossier
 from components.promotion.evidence_changes import changes_between
 from components.promotion.evidence_markdown import LIMIT, describe
+from components.promotion.evidence_report import render_report
+from components.promotion.marks import RED, Override
 from tests.unit.evidence_world import make_dossier
 
 LINKS = {"Full report": "#/experiments/1/runs/r/artifacts/release/report.html"}
@@ -35,6 +37,16 @@ def test_verdict_differences_changes_and_links_stand_there(dossier: Dossier) -> 
     assert "### What changed since the champion" in page
     assert "new query encoder: retriever-query-encoder/1 became retriever-query-encoder/2" in page
     assert "*Promote model* into `retriever-release`" in page
+
+
+def test_a_champion_that_is_there_by_an_override_is_marked_in_red(dossier: Dossier) -> None:
+    assert RED not in describe(dossier, LINKS) + render_report(dossier)
+    assert dossier.champion is not None
+    marked = replace(dossier, champion=replace(dossier.champion, override=Override("pilot\n<b>ward</b>", None, "fail")))
+    told = "released although its gates said fail"
+    assert f"{RED} **OVERRIDE: this champion was {told}**, by unauthenticated: pilot &lt;b>ward&lt;/b>\n" in describe(marked, LINKS)
+    page = render_report(marked)
+    assert f"{RED} The champion, release/1, is there by an OVERRIDE: {told}, by unauthenticated: pilot &lt;b&gt;ward" in page
 
 
 def test_open_gates_come_first_and_what_does_not_fit_is_counted(dossier: Dossier) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from components.artifacts import digest_of
-from components.errors import PromotionError
+from components.errors import ModelError, PromotionError
+from components.evaluation.report import load_evaluation, write_report
 from components.promotion.approval import approve
 from components.promotion.history import history_of, render_history
-from components.promotion.marks import RED
+from components.promotion.marks import RED, override_of
 from components.promotion.promote import promote, rollback
-from components.promotion.release import ReleaseManifest
+from components.promotion.release import EVALUATION_FOLDER, ReleaseManifest
 from components.promotion.stale import decide_again
 from components.promotion.status import render_status, status_of
 from components.promotion.waiting import pending
@@ -108,6 +110,60 @@ def test_override_is_marked_on_the_page_and_in_all_that_is_told(world: World) ->
     told = render_history(NAME, history_of(NAME), colours=True)
     assert f"\033[31m{RED} OVERRIDE by Ada, gates fail: pilot" in told
     assert f"{RED} OVERRIDE" in render_status(status_of(NAME))
+
+
+def test_mark_of_an_override_comes_back_with_the_release(world: World) -> None:
+    approve(NAME, world.candidate(BAD), "Ada", override="pilot")
+    promote(NAME, no_smoke)
+    approve(NAME, world.candidate(), "Ada")
+    promote(NAME, no_smoke)
+    assert RED not in render_status(status_of(NAME))
+    rollback(NAME, "Bob", "slow")
+    assert f"{RED} OVERRIDE: the champion was released although its gates did not pass: pilot" in render_status(status_of(NAME))
+    assert override_of(world.tracking.records, 1) == ("pilot", "Ada", "fail")
+    assert override_of(world.tracking.records, 2) is None
+
+
+def test_candidate_that_passes_against_todays_champion_needs_no_reason(world: World) -> None:
+    for level in (0.70, 0.75, 0.71):  # the third fails against release/2, which is taken back
+        number = world.candidate({**GOOD, "student": level})
+        if number < 3:
+            approve(NAME, number, "Ada")
+            promote(NAME, no_smoke)
+    rollback(NAME, "Bob", "slow")
+    world.tracking.copy_version(CANDIDATE, 3, RELEASE)  # as in the UI, which asks for no reason
+    change = promote(NAME, no_smoke)
+    assert (change.to_version, "Compared again: pass" in change.warnings[-1]) == (3, True)
+    record = world.tracking.records[-1]
+    assert (record["override"], record["verdict"]) == (None, "pass")
+    assert world.tracking.descriptions == {}
+
+
+def test_stale_candidate_on_other_judgements_is_to_be_built_again(world: World) -> None:
+    with_better_champion(world)
+    folder = world.root / "2" / "candidate"
+    report = load_evaluation(folder / EVALUATION_FOLDER)
+    write_report(folder / EVALUATION_FOLDER, replace(report, summary=report.summary.model_copy(update={"judgements_digest": "j2"})))
+    again = decide_again(folder, 2, problem="The comparison with release/2 failed: its files are gone.")
+    gates = {gate.name: gate for gate in again.decision.gates}
+    assert gates["champion_non_inferior"].status == gates["champion_non_inferior[half=even]"].status == "not_decidable"
+    for words in ("other judgements", "its files are gone. Build the candidate again by the same command", "release/2 is asked as well"):
+        assert words in gates["champion_non_inferior"].reason
+
+
+def test_champion_that_cannot_be_opened_leaves_its_gates_undecided(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_better_champion(world)
+    folder = world.root / "2" / "candidate"
+    rewrite(folder, lambda content: content["config"]["policy"].update(max_p95_ratio=2.0))
+
+    def gone(manifest: ReleaseManifest) -> None:
+        raise ModelError("The weights are gone.")
+
+    monkeypatch.setattr(timing, "open_retriever", gone)
+    monkeypatch.setattr(timing, "logged_queries", lambda name, limit: [])
+    gates = {gate.name: gate for gate in timing.compare_again(folder, 2).decision.gates}
+    assert gates["champion_p95"].status == "not_decidable"
+    assert "The comparison with release/2 failed: The weights are gone." in gates["champion_p95"].reason
 
 
 def test_passed_release_is_not_marked(world: World) -> None:
