@@ -80,7 +80,7 @@ class DistillationConfig(StepConfig):
             raise ValueError("a static student has no layers; leave layers and prune_to empty")
         if self.form == "static" and self.pooling not in (None, "mean"):
             raise ValueError(
-                f"a static student is the mean of its token vectors; pooling {self.pooling} has no meaning for it, leave it null"
+                f"a static student is the mean of its token vectors; pooling {self.pooling} does not fit, leave it null"
             )
         if self.student == "teacher" and self.pooling == "cls":
             raise ValueError("pooling cls takes the first token, which in a decoder sees no other; set it to last, mean or null")

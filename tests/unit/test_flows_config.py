@@ -198,7 +198,7 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> set[str]:
         ({"towers.processes": 3, "towers.batch_size": 32}, "cannot be shared equally by 3 processes"),
         ({"distillation.generated": 10}, "no generator is named"),
         ({"distillation.form": "static", "distillation.layers": 2}, "a static student has no layers"),
-        ({"distillation.form": "static", "distillation.pooling": "cls"}, "pooling cls has no meaning for it"),
+        ({"distillation.form": "static", "distillation.pooling": "cls"}, "pooling cls does not fit"),
         ({"distillation.student": "teacher", "distillation.pooling": "cls"}, "sees no other"),
         ({"distillation.prune_to": [2, 4]}, "must fall from step to step"),
         ({"distillation.source_shares": {"train": 2}}, "must lie between 0 and 1"),
