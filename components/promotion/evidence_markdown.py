@@ -8,12 +8,15 @@ from itertools import chain
 from components.evaluation.table import render_shift
 from components.promotion.decision import GateResult
 from components.promotion.evidence import Dossier, require_measured
+from components.promotion.evidence_glance import moved
 from components.promotion.evidence_numbers import METRIC, Delta, against_champion, baseline_rivals, deltas
-from components.promotion.evidence_sections import STATUS_WORDS, changes_of, gate_words, metric_words, signed, systems_words
+from components.promotion.evidence_sections import changes_of
+from components.promotion.evidence_words import STATUS_WORDS, gate_words, metric_words, signed, systems_words
 from components.promotion.standing import release_model
 from components.tracking.links import version_link
 
 LIMIT = 4500  # of MLflow's 5,000 characters: what is put above it later, as the mark of an override, has to fit as well
+_SENTENCES = 4  # of what is worse and better
 _LINES = 6  # of each subject that changed; the report has all of them
 _REASON, _PASSED, _CHANGE = 240, 130, 140  # characters of a reason, of that of a gate that passed, and of a change
 _MOST_GATES = 2000  # characters of the table; in a longer one the gates that passed are counted only
@@ -27,13 +30,22 @@ def describe(dossier: Dossier, links: Mapping[str, str]) -> str:
     A block that would make it too long is left out, and a line says so; raises PromotionError for an evaluation over no query.
     """
     require_measured(dossier)
-    blocks = [_verdict(dossier), _links(links), _gates(dossier.manifest.decision.gates), _differences(dossier), _next(dossier)]
-    blocks += [_changes(dossier), _shift(dossier)]
-    kept: list[str] = []
+    blocks = [_verdict(dossier), _links(links), _moved(dossier), _gates(dossier.manifest.decision.gates), _differences(dossier)]
+    kept, whole = _fitting([*blocks, _next(dossier)], [])
+    # What changed is never left out: of many changes fewer are named.
+    changes = [_changes(dossier, lines) for lines in range(_LINES, -1, -1)]
+    fitting = next((block for block in changes if not block or _fitting([block], kept)[1]), changes[-1])
+    kept, whole_end = _fitting([fitting, _shift(dossier)], kept)
+    return "\n\n".join(kept if whole and whole_end else [*kept, _MORE])
+
+
+def _fitting(blocks: Sequence[str], before: Sequence[str]) -> tuple[list[str], bool]:
+    """The blocks that fit behind those `before` them, with these, and whether all do; empty ones are passed over."""
+    kept = list(before)
     for block in filter(None, blocks):
         if len("\n\n".join([*kept, block, _MORE])) <= LIMIT:
             kept.append(block)
-    return "\n\n".join(kept if len(kept) == sum(map(bool, blocks)) else [*kept, _MORE])
+    return kept, len(kept) == len(before) + sum(map(bool, blocks))
 
 
 def _verdict(dossier: Dossier) -> str:
@@ -51,6 +63,18 @@ def _champion_page(dossier: Dossier) -> str:
 
 def _links(links: Mapping[str, str]) -> str:
     return " · ".join(f"[{title}]({address})" for title, address in links.items())
+
+
+def _moved(dossier: Dossier) -> str:
+    """What is worse and what is better than in the champion, beyond chance; the first few of each."""
+    if (found := moved(dossier)) is None:
+        return ""
+    rows = []
+    for word, lines in (("Worse", found.worse), ("Better", found.better)):
+        more = f"; and {len(lines) - _SENTENCES} more" if len(lines) > _SENTENCES else ""
+        told = "; ".join(_plain(_cut(line, _CHANGE)) for line in lines[:_SENTENCES])
+        rows.append(f"**{word} than the champion:** {told or 'nothing is shown to be'}{more}.")
+    return "\n\n".join(rows)
 
 
 def _gates(gates: Sequence[GateResult]) -> str:
@@ -101,20 +125,20 @@ def _ends(delta: Delta) -> str:
     return "too few queries" if delta.low is None or delta.high is None else f"{signed(delta.low)} to {signed(delta.high)}"
 
 
-def _changes(dossier: Dossier) -> str:
+def _changes(dossier: Dossier, most: int) -> str:
     notes = [f"- {_plain(note)}" for note in dossier.notes]
     found = changes_of(dossier)
     if found is None:
         return "\n".join(["### What changed", "", *notes]) if notes else ""
-    lines = [line for name, changes in found.subjects().items() for line in _subject(name, changes)]
+    lines = [line for name, changes in found.subjects().items() for line in _subject(name, changes, most)]
     return "\n".join(["### What changed since the champion", "", *notes, *lines])
 
 
-def _subject(name: str, changes: Sequence[str]) -> list[str]:
-    if not changes:
-        return [f"- **{name}**: unchanged"]
-    more = [f"  - and {len(changes) - _LINES} more"] if len(changes) > _LINES else []
-    return [f"- **{name}**:", *(f"  - {_plain(_cut(change, _CHANGE))}" for change in changes[:_LINES]), *more]
+def _subject(name: str, changes: Sequence[str], most: int) -> list[str]:
+    if not changes or not most:
+        return [f"- **{name}**: {f'{len(changes)} changes' if changes else 'unchanged'}"]
+    more = [f"  - and {len(changes) - most} more"] if len(changes) > most else []
+    return [f"- **{name}**:", *(f"  - {_plain(_cut(change, _CHANGE))}" for change in changes[:most]), *more]
 
 
 def _shift(dossier: Dossier) -> str:

@@ -29,13 +29,14 @@ class Delta:
     """Mean of one system minus another's over the same queries, with its two-sided interval (None: too few queries).
 
     `power` is the chance to show an equal system to be equal at the policy's margin, `detectable` the smallest margin that could be shown
-    with a chance of 80 %; both at the policy's one-sided confidence, and None for too few queries.
+    with a chance of 80 %; both at the policy's one-sided confidence, and None for too few queries. `means` are those of both systems.
     """
 
     name: str
     metric: str
     queries: int
     difference: float
+    means: tuple[float, float]
     low: float | None = None
     high: float | None = None
     power: float | None = None
@@ -69,6 +70,24 @@ def against_champion(dossier: Dossier) -> Rivals | None:
     return _rivals(both, (CANDIDATE, CHAMPION), "from the two evaluations, made at different times on the same judgements")
 
 
+@dataclass(frozen=True)
+class Tally:
+    """How many queries the first of two systems answers better, worse and equally well."""
+
+    better: int
+    worse: int
+    equal: int
+
+
+def tally(rivals: Rivals, metric: str = METRIC) -> Tally | None:
+    """Queries that gained, lost and kept their value; None when the metric was not measured on all."""
+    if metric not in rivals.scores:
+        return None
+    first, second = rivals.scores[metric]
+    better, worse = int((first > second).sum()), int((first < second).sum())
+    return Tally(better, worse, len(first) - better - worse)
+
+
 def baseline_rivals(dossier: Dossier) -> list[Rivals]:
     """The pairs of systems of the candidate's own evaluation."""
     table = dossier.evaluation.per_query
@@ -97,12 +116,12 @@ def slice_deltas(rivals: Rivals, slices: pd.DataFrame, dossier: Dossier) -> list
 def delta(name: str, metric: str, pair: tuple[NDArray[np.float64], NDArray[np.float64]], dossier: Dossier) -> Delta:
     """One difference, with interval and power where there are enough queries."""
     first, second = pair
-    gaps, policy = first - second, dossier.policy
+    gaps, policy, means = first - second, dossier.policy, (float(first.mean()), float(second.mean()))
     if len(gaps) < FEWEST:
-        return Delta(name, metric, len(gaps), float(gaps.mean()))
+        return Delta(name, metric, len(gaps), float(gaps.mean()), means)
     found = paired_bootstrap(first, second, confidence=CONFIDENCE)
     shown, needed = power(gaps, policy.margin, policy.confidence), min_detectable(gaps, policy.confidence)
-    return Delta(name, metric, len(gaps), found.difference, found.low, found.high, shown, needed)
+    return Delta(name, metric, len(gaps), found.difference, means, found.low, found.high, shown, needed)
 
 
 def _student(per_query: pd.DataFrame, name: str) -> pd.DataFrame:

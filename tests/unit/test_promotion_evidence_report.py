@@ -19,7 +19,8 @@ from components.tracking import labels
 from tests.unit.evidence_world import EVIL, make_dossier
 from tests.unit.promotion_world import NAME, MemoryTracking, World, make_evaluation, rewrite
 
-SECTIONS = ("gates", "changes", "quality", "slices", "queries", "agreement", "speed", "index", "contracts", "retention", "cost", "origin")
+SECTIONS = ("glance", "gates", "changes", "quality", "slices", "queries")
+SECTIONS += ("agreement", "speed", "index", "contracts", "retention", "cost", "origin")
 VOID = {"meta", "line", "circle", "path", "polyline"}
 
 

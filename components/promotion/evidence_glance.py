@@ -1,0 +1,128 @@
+"""What a reviewer has to know first: what is worse than in the champion, what is better, and the few figures that say most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from components.promotion.evidence import Dossier
+from components.promotion.evidence_html import Safe, bullets, foreign, heading, paragraph, section
+from components.promotion.evidence_numbers import METRIC, Delta, against_champion, baseline_rivals, deltas, slice_deltas, tally
+from components.promotion.evidence_words import interval_words, metric_words, signed, systems_words
+
+_NOISE = 0.1  # share by which two measurements of one time may differ without a reason
+_ASKED = (METRIC, "recall@50", "mrr@10")
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What is worse and what is better, as sentences, and of how many slices that was asked."""
+
+    worse: tuple[str, ...]
+    better: tuple[str, ...]
+    slices: int
+
+
+def moved(dossier: Dossier) -> Moved | None:
+    """Everything that was measured of both releases and whose difference is more than chance or noise; None without a champion."""
+    rivals = against_champion(dossier)
+    if dossier.champion is None:
+        return None
+    quality = deltas(rivals, dossier, _ASKED) if rivals else []
+    slices = dossier.evaluation.slices
+    parts = slice_deltas(rivals, slices, dossier) if rivals and slices is not None and METRIC in rivals.scores else []
+    worse, better = [_told(d) for d in (*quality, *parts) if _side(d) < 0], [_told(d) for d in (*quality, *parts) if _side(d) > 0]
+    for sentence, good in _running(dossier):
+        (better if good else worse).append(sentence)
+    return Moved(tuple(worse), tuple(better), sum(part.low is not None for part in parts))
+
+
+def _side(delta: Delta) -> int:
+    """-1 where the interval lies below 0, 1 where it lies above, 0 where it holds 0 or there is none."""
+    if delta.low is None or delta.high is None:
+        return 0
+    return int(delta.low > 0) - int(delta.high < 0)
+
+
+def _told(delta: Delta) -> str:
+    where = f" in {delta.name}" if "=" in delta.name else ""
+    return f"{metric_words(delta.metric)}{where}: {signed(delta.difference)} {interval_words(delta)}, {delta.queries:,} queries"
+
+
+def _running(dossier: Dossier) -> Iterator[tuple[str, bool]]:
+    """Speed and size of the whole answer, where they differ by more than a tenth, and whether that is good."""
+    compared = dossier.compared.summary
+    if compared is None:
+        return
+    ours, theirs = compared.candidate, compared.champion
+    yield from _compared("p95 of an answer", ours.p95_ms, theirs.p95_ms, "ms", smaller=True)
+    yield from _compared("queries per second", ours.qps, theirs.qps, "", smaller=False)
+    sizes = [compared.sizes.get(who, {}) for who in ("candidate", "champion")]
+    for part in ("encoder", "index"):
+        mine, other = (size.get(part, 0) / 1e6 for size in sizes)
+        yield from _compared(f"size of the {part}", mine, other, "MB", smaller=True)
+
+
+def _compared(name: str, ours: float, theirs: float, unit: str, smaller: bool) -> Iterator[tuple[str, bool]]:
+    if min(ours, theirs) > 0 and not 1 - _NOISE <= ours / theirs <= 1 + _NOISE:
+        digits = 0 if max(ours, theirs) >= 100 else 2
+        words = f"{name}: {ours:,.{digits}f} {unit}".rstrip() + f", the champion's {theirs:,.{digits}f} {unit}".rstrip()
+        yield f"{words} ({ours / theirs:.2f} times)", (ours < theirs) == smaller
+
+
+def glance_section(dossier: Dossier) -> Safe:
+    """Tiles with the figures, and what is worse and better in two columns."""
+    found = moved(dossier)
+    return section("glance", "At a glance", _tiles(_figures(dossier)), _halves(found) if found else Safe(""))
+
+
+def _halves(found: Moved) -> Safe:
+    columns = []
+    for title, lines, none in (
+        ("Worse than the champion", found.worse, "Nothing that was measured is shown to be worse."),
+        ("Better than the champion", found.better, "Nothing that was measured is shown to be better."),
+    ):
+        listed = bullets([foreign(line, 300) for line in lines]) if lines else paragraph(none)
+        columns.append(f"<div>{heading(title)}{listed}</div>")
+    chance = (
+        f"{found.slices} slices were compared at 95 %: about {found.slices * 0.05:.1f} of them stand here by chance."
+        if found.slices
+        else ""
+    )
+    return Safe(f'<div class="halves">{"".join(columns)}</div>' + (f'<p class="soft">{escape(chance)}</p>' if chance else ""))
+
+
+def _tiles(figures: Sequence[tuple[str, str, str]]) -> Safe:
+    """(name, value, what stands below it)"""
+    listed = "".join(f"<li>{escape(name)}<b>{escape(value)}</b><span>{escape(below)}</span></li>" for name, value, below in figures)
+    return Safe(f'<ul class="tiles">{listed}</ul>')
+
+
+def _figures(dossier: Dossier) -> list[tuple[str, str, str]]:
+    rivals, summary, compared = against_champion(dossier), dossier.evaluation.summary, dossier.compared.summary
+    shown = deltas(rivals, dossier, (METRIC, "recall@50")) if rivals else _from_baselines(dossier)
+    found = [_difference(delta, "champion" if rivals else "") for delta in shown]
+    if rivals and (count := tally(rivals)):
+        found.append(("Queries that gained / lost", f"{count.better:,} / {count.worse:,}", f"{count.equal:,} equal, by nDCG@10"))
+    for agreement in list(compared.agreement.values())[:3] if compared else []:
+        if agreement.k == 10:
+            found.append(("Documents shared, first 10", f"{agreement.mean:.0%}", f"{agreement.queries:,} {agreement.source}"))
+            break
+    if compared and compared.champion.p95_ms > 0:
+        below = f"{compared.candidate.p95_ms:.2f} ms against {compared.champion.p95_ms:.2f} ms"
+        found.append(("p95 of an answer", f"{compared.candidate.p95_ms / compared.champion.p95_ms:.2f} x", below))
+    if (kept := summary.retention.get("ndcg@10")) is not None:
+        ends = summary.retention_intervals.get("ndcg@10")
+        found.append(("nDCG@10 kept of the teacher", f"{kept:.1%}", f"[{ends[0]:.1%}, {ends[1]:.1%}]" if ends else "no interval"))
+    return found
+
+
+def _from_baselines(dossier: Dossier) -> list[Delta]:
+    """For a first release: the candidate against its baselines."""
+    return [delta for pair in baseline_rivals(dossier) if pair.first == "student" for delta in deltas(pair, dossier, (METRIC,))]
+
+
+def _difference(delta: Delta, rival: str) -> tuple[str, str, str]:
+    against = rival or systems_words(delta.name).partition(" - ")[2]
+    return f"{metric_words(delta.metric)} minus {against}", signed(delta.difference), f"{interval_words(delta)}, {delta.queries:,} queries"
