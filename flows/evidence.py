@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from components.artifacts import Artifact, open_artifact, read_manifest
 from components.errors import ScalingNoteError
-from components.promotion.baseline import Baseline
+from components.promotion.baseline import Baseline, override_of
 from components.promotion.release import load_release
 from components.promotion.standing import release_model
 from components.tracking import registry
@@ -125,7 +125,10 @@ def dossier_of(parts: Parts, recorder: Recorder, manifest: ReleaseManifest, base
     from components.promotion.evidence import Champion, Dossier
 
     folder = registry.artifact_folder(release_model(manifest.name), baseline.version) if baseline else None
-    champion = Champion(baseline.version, load_release(folder), baseline.evaluation) if baseline and folder else None
+    champion = None
+    if baseline and folder:
+        override = override_of(manifest.name, baseline.version)
+        champion = Champion(baseline.version, load_release(folder), baseline.evaluation, override)
     return Dossier(
         manifest=manifest,
         evaluation=load_evaluation(parts.evaluation.path),

@@ -58,6 +58,12 @@ def baseline_evaluation(name: str, version: int) -> Evaluation:
     return load_evaluation(folder / EVALUATION_FOLDER)
 
 
+def override_of(name: str, version: int) -> str | None:
+    """The reason for which a promoted release was let through although its gates did not pass; None where they passed."""
+    record = record_of(record_store.read_records(name), version)
+    return str(record["override"]) if record and record.get("override") else None
+
+
 def record_of(records: Sequence[Record], version: int) -> Record | None:
     """The newest record that moved the champion to `version`."""
     return next((record for record in reversed(records) if int(record["to_version"]) == version), None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from components.errors import PromotionError
+from components.evaluation.config import EvaluationConfig
 from components.promotion.config import PolicyConfig
 
 if TYPE_CHECKING:
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Champion:
-    """The release that the candidate is held against, and the evaluation it was released with."""
+    """The release that the candidate is held against, the evaluation it was released with, and the reason if its gates were overridden."""
 
     version: int
     manifest: ReleaseManifest
     evaluation: Evaluation
+    override: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,12 @@ class Dossier:
     def policy(self) -> PolicyConfig:
         """The policy that the gates decided by."""
         return PolicyConfig.model_validate(self.manifest.config.get("policy", {}))
+
+    @property
+    def resampling(self) -> tuple[int, int]:
+        """Draws and seed of the evaluation's intervals: the same differences then have the same intervals wherever they stand."""
+        config = EvaluationConfig.model_validate(self.manifest.config.get("evaluation", {}))
+        return config.bootstrap_samples, config.seed
 
 
 def require_measured(dossier: Dossier) -> None:

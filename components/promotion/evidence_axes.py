@@ -100,8 +100,9 @@ def ticks(low: float, high: float) -> list[float]:
 
 def decades(low: float, high: float) -> list[float]:
     """1, 2 and 5 times powers of ten that hold both ends."""
+    low, high = low * 0.95, high * 1.05  # no point on the frame
     powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
     steps = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
-    first = max(step for step in steps if step <= low * 1.000001)
+    first = max(step for step in steps if step <= low)
     last = min(step for step in steps if step >= high and step > first)
     return [step for step in steps if first <= step <= last]

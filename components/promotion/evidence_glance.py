@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from components.evaluation.comparison import JUDGED, LOGGED, UNLABELLED, Agreement
 from components.promotion.evidence import Dossier
 from components.promotion.evidence_html import Safe, bullets, foreign, heading, paragraph, section
 from components.promotion.evidence_numbers import METRIC, Delta, against_champion, baseline_rivals, deltas, slice_deltas, tally
@@ -32,17 +33,19 @@ def moved(dossier: Dossier) -> Moved | None:
     quality = deltas(rivals, dossier, _ASKED) if rivals else []
     slices = dossier.evaluation.slices
     parts = slice_deltas(rivals, slices, dossier) if rivals and slices is not None and METRIC in rivals.scores else []
-    worse, better = [_told(d) for d in (*quality, *parts) if _side(d) < 0], [_told(d) for d in (*quality, *parts) if _side(d) > 0]
+    parts = [part for part in parts if rivals and part.queries < len(rivals.query_ids)]  # a slice of all queries says nothing of its own
+    worse, better = ([_told(d) for d in (*quality, *parts) if d.tone == tone] for tone in ("worse", "better"))
     for sentence, good in _running(dossier):
         (better if good else worse).append(sentence)
     return Moved(tuple(worse), tuple(better), sum(part.low is not None for part in parts))
 
 
-def _side(delta: Delta) -> int:
-    """-1 where the interval lies below 0, 1 where it lies above, 0 where it holds 0 or there is none."""
-    if delta.low is None or delta.high is None:
-        return 0
-    return int(delta.low > 0) - int(delta.high < 0)
+def override_words(dossier: Dossier) -> str:
+    """That the champion was released against its own gates, and why; empty where it was not."""
+    champion = dossier.champion
+    if champion is None or champion.override is None:
+        return ""
+    return f"The champion release/{champion.version} was released by an override although its gates did not pass: {champion.override}"
 
 
 def _told(delta: Delta) -> str:
@@ -71,6 +74,13 @@ def _compared(name: str, ours: float, theirs: float, unit: str, smaller: bool) -
         yield f"{words} ({ours / theirs:.2f} times)", (ours < theirs) == smaller
 
 
+def agreements(dossier: Dossier, k: int | None = 10) -> list[Agreement]:
+    """How far both releases agree, on logged queries first; with `k` only that many documents."""
+    found = dossier.compared.summary.agreement.values() if dossier.compared.summary else []
+    order = (LOGGED, UNLABELLED, JUDGED)
+    return sorted((a for a in found if k in (None, a.k)), key=lambda a: (order.index(a.source) if a.source in order else 9, a.k))
+
+
 def glance_section(dossier: Dossier) -> Safe:
     """Tiles with the figures, and what is worse and better in two columns."""
     found = moved(dossier)
@@ -85,11 +95,7 @@ def _halves(found: Moved) -> Safe:
     ):
         listed = bullets([foreign(line, 300) for line in lines]) if lines else paragraph(none)
         columns.append(f"<div>{heading(title)}{listed}</div>")
-    chance = (
-        f"{found.slices} slices were compared at 95 %: about {found.slices * 0.05:.1f} of them stand here by chance."
-        if found.slices
-        else ""
-    )
+    chance = f"Of {found.slices} slices compared at 95 % about {found.slices * 0.05:.1f} differ by chance alone." if found.slices else ""
     return Safe(f'<div class="halves">{"".join(columns)}</div>' + (f'<p class="soft">{escape(chance)}</p>' if chance else ""))
 
 
@@ -105,13 +111,11 @@ def _figures(dossier: Dossier) -> list[tuple[str, str, str]]:
     found = [_difference(delta, "champion" if rivals else "") for delta in shown]
     if rivals and (count := tally(rivals)):
         found.append(("Queries that gained / lost", f"{count.better:,} / {count.worse:,}", f"{count.equal:,} equal, by nDCG@10"))
-    for agreement in list(compared.agreement.values())[:3] if compared else []:
-        if agreement.k == 10:
-            found.append(("Documents shared, first 10", f"{agreement.mean:.0%}", f"{agreement.queries:,} {agreement.source}"))
-            break
+    for agreement in agreements(dossier)[:1]:
+        found.append((f"Documents shared, first {agreement.k}", f"{agreement.mean:.0%}", f"{agreement.queries:,} {agreement.source}"))
     if compared and compared.champion.p95_ms > 0:
         below = f"{compared.candidate.p95_ms:.2f} ms against {compared.champion.p95_ms:.2f} ms"
-        found.append(("p95 of an answer", f"{compared.candidate.p95_ms / compared.champion.p95_ms:.2f} x", below))
+        found.append(("p95 of an answer", f"{compared.candidate.p95_ms / compared.champion.p95_ms:.2f}\u00d7", below))
     if (kept := summary.retention.get("ndcg@10")) is not None:
         ends = summary.retention_intervals.get("ndcg@10")
         found.append(("nDCG@10 kept of the teacher", f"{kept:.1%}", f"[{ends[0]:.1%}, {ends[1]:.1%}]" if ends else "no interval"))

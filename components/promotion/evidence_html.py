@@ -34,7 +34,8 @@ h1, p, li, summary, td, th, caption { overflow-wrap: break-word; } p, li, summar
 .banner b { font-size: 1.25rem; } .banner p + p { margin-top: .4rem; } .banner ul { margin: .3rem 0 0; padding-left: 1.2rem; }
 .banner.good { border-left-color: var(--good); } .banner.bad { border-left-color: var(--bad); }
 .banner.warn { border-left-color: var(--warn); } .banner.good b { color: var(--good); } .banner.bad b { color: var(--bad); }
-.banner.warn b { color: var(--warn); }
+.banner.warn b { color: var(--warn); } .banner p, .banner li { color: var(--ink); }
+.wide { margin: .6rem 0; }
 .tiles li { flex: 1 1 11rem; } .tiles span { display: block; color: var(--soft); font-size: .85rem; }
 .halves { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2rem; } .halves > div { min-width: 0; } .halves h3 { margin-top: .4rem; }
 caption { text-align: left; padding: .5rem .8rem; color: var(--soft); }

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
 from components.evaluation.table import render_shift
 from components.promotion.decision import GateResult
 from components.promotion.evidence import Dossier, require_measured
-from components.promotion.evidence_glance import moved
+from components.promotion.evidence_glance import moved, override_words
+from components.promotion.evidence_html import plain
 from components.promotion.evidence_numbers import METRIC, Delta, against_champion, baseline_rivals, deltas
 from components.promotion.evidence_sections import changes_of
-from components.promotion.evidence_words import STATUS_WORDS, gate_words, metric_words, signed, systems_words
+from components.promotion.evidence_words import STATUS_WORDS, gate_words, metric_words, release_words, signed, systems_words
+from components.promotion.marks import RED
 from components.promotion.standing import release_model
 from components.tracking.links import version_link
 
@@ -54,7 +57,9 @@ def _verdict(dossier: Dossier) -> str:
     if dossier.champion is not None:
         champion = f"Champion: [release/{dossier.champion.version}]({_champion_page(dossier)})."
     measured = f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents."
-    return f"## Verdict: {_SIGNS[decision.verdict]}\n\n{dossier.manifest.release_type} release. {champion} {measured}"
+    verdict = f"## Verdict: {_SIGNS[decision.verdict]}\n\n{release_words(dossier.manifest.release_type)}. {champion} {measured}"
+    overridden = override_words(dossier)
+    return f"{verdict}\n\n{RED} {_plain(_cut(overridden, _REASON))}" if overridden else verdict
 
 
 def _champion_page(dossier: Dossier) -> str:
@@ -91,7 +96,7 @@ def _gates(gates: Sequence[GateResult]) -> str:
 
 
 def _gate_table(gates: Sequence[GateResult]) -> str:
-    rows = [_row(gate_words(gate), _status(gate), _reason(gate)) for gate in gates]
+    rows = [_row(gate_words(gate), _status(gate), _plain(_reason(gate))) for gate in gates]
     return "\n".join(["| gate | status | reason |", "|---|---|---|", *rows])
 
 
@@ -148,16 +153,19 @@ def _shift(dossier: Dossier) -> str:
 
 
 def _next(dossier: Dossier) -> str:
+    passed = dossier.manifest.decision.verdict == "pass"
     return (
         f"To approve: *Promote model* into `{release_model(dossier.manifest.name)}`. To reject: the tag `review` with the value "
         "`rejected: reason`."
+        + ("" if passed else " As its gates did not pass, an approval takes a written reason: the tag `override` on the promoted version.")
     )
 
 
 def _row(*cells: str) -> str:
-    return "| " + " | ".join(_plain(cell) for cell in cells) + " |"
+    """Cells kept apart, which MLflow's style for tables does not."""
+    return "| " + " &ensp;| ".join(cells) + " |"
 
 
 def _plain(text: str) -> str:
-    """Text from outside, so that it starts no HTML and ends no cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    """Text from outside, so that it starts no HTML, no link and no emphasis, and ends no cell of a table."""
+    return re.sub(r"([\\|`*\[\]])", r"\\\1", " ".join(plain(text).split())).replace("<", "&lt;")

@@ -7,8 +7,9 @@ the charts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from components.artifacts import Artifact
 from components.evaluation.comparison import KIND as COMPARISON
@@ -40,7 +41,7 @@ def candidate_metrics(dossier: Dossier) -> Mapping[str, Measured]:
     found |= _retention(summary)
     if dossier.compared.summary is not None:
         found |= _compared(dossier.compared.summary)
-    return found | _differences(dossier)
+    return found | _differences(dossier) | _training(dossier.making.tower_losses or (), dossier.making.student_epochs or ())
 
 
 def _differences(dossier: Dossier) -> Metrics:
@@ -64,21 +65,23 @@ def _slice_name(name: str) -> str:
 def _towers(folder: Path) -> Metrics:
     from components.towers.train import losses_of
 
-    losses = losses_of(folder / "query_tower")
-    return {"training/loss": losses} if losses else {}
+    return _training(losses_of(folder / "query_tower") or (), ())
 
 
 def _student(folder: Path) -> Metrics:
-    """One step an epoch. Losses of two phases are different quantities, so each phase has a curve of its own."""
     from components.distillation.train import training_epochs
 
-    epochs = training_epochs(folder) or []
-    found: Metrics = {}
+    return _training((), training_epochs(folder) or ())
+
+
+def _training(losses: Sequence[float], epochs: Sequence[Mapping[str, Any]]) -> Metrics:
+    """Curves over the steps of stage 1 and the student's epochs. Losses of two phases are different quantities: each has its own curve."""
+    found: Metrics = {"training/towers_loss": losses} if losses else {}
     for phase in dict.fromkeys(epoch["phase"] for epoch in epochs):
-        found[f"training/loss_{phase}"] = [float(epoch["loss"]) for epoch in epochs if epoch["phase"] == phase]
+        found[f"training/student_loss_{phase}"] = [float(epoch["loss"]) for epoch in epochs if epoch["phase"] == phase]
     for name in ("ndcg@10", "recall@50", "mean_cosine"):
         if epochs and all(name in epoch for epoch in epochs):
-            found[f"dev/{name}"] = [float(epoch[name]) for epoch in epochs]
+            found[f"training/student_dev_{name}"] = [float(epoch[name]) for epoch in epochs]
     return found
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from components.evaluation.comparison import CANDIDATE, CHAMPION
 from components.evaluation.metrics import METRICS
 from components.evaluation.power import min_detectable, power
-from components.evaluation.significance import paired_bootstrap
+from components.evaluation.significance import Interval, paired_bootstrap
 from components.evaluation.summarize import COMPARED, CONFIDENCE, scores_of
 from components.promotion.evidence import Dossier
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 METRIC = "ndcg@10"
+Tone = Literal["better", "worse", "open"]
+_ROUNDING = 1e-9  # of means of values between 0 and 1
 FEWEST = 10  # queries below which an interval over queries means nothing
 Scores = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 
@@ -41,6 +44,18 @@ class Delta:
     high: float | None = None
     power: float | None = None
     detectable: float | None = None
+
+    @property
+    def tone(self) -> Tone:
+        """Whether the interval lies above 0 (better), below it (worse), or holds it or is missing (open)."""
+        return tone_of(self.low, self.high)
+
+
+def tone_of(low: float | None, high: float | None) -> Tone:
+    """What an interval says; an end that only rounding keeps from 0 holds 0."""
+    if low is None or high is None or (low <= _ROUNDING and high >= -_ROUNDING):
+        return "open"
+    return "better" if low > 0 else "worse"
 
 
 @dataclass(frozen=True)
@@ -119,9 +134,17 @@ def delta(name: str, metric: str, pair: tuple[NDArray[np.float64], NDArray[np.fl
     gaps, policy, means = first - second, dossier.policy, (float(first.mean()), float(second.mean()))
     if len(gaps) < FEWEST:
         return Delta(name, metric, len(gaps), float(gaps.mean()), means)
-    found = paired_bootstrap(first, second, confidence=CONFIDENCE)
+    samples, seed = dossier.resampling
+    found = _interval(gaps.tobytes(), samples, seed)
     shown, needed = power(gaps, policy.margin, policy.confidence), min_detectable(gaps, policy.confidence)
     return Delta(name, metric, len(gaps), found.difference, means, found.low, found.high, shown, needed)
+
+
+@lru_cache(maxsize=1024)  # plots, tables and words ask for the same differences
+def _interval(gaps: bytes, samples: int, seed: int) -> Interval:
+    """Of differences per query, float64."""
+    values = np.frombuffer(gaps, dtype=np.float64)
+    return paired_bootstrap(values, np.zeros_like(values), samples, CONFIDENCE, seed)
 
 
 def _student(per_query: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -130,7 +153,7 @@ def _student(per_query: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def _rivals(per_query: pd.DataFrame, pair: tuple[str, str], source: str) -> Rivals:
     rows = per_query[per_query["system"].isin(pair)]
-    ids = sorted({str(i) for i in rows["query_id"]})
+    ids = sorted(str(i) for i in rows["query_id"].unique())
     scores = scores_of(rows, ids)
     both = {m: (scores[pair[0], m], scores[pair[1], m]) for m in METRICS if (pair[0], m) in scores and (pair[1], m) in scores}
     # A query that one of them lacks would make every mean nan: such a metric cannot be compared in pairs.

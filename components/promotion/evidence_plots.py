@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 from components.promotion.evidence_axes import (
     WIDTH,
@@ -26,10 +25,10 @@ from components.promotion.evidence_axes import (
     vertical,
 )
 from components.promotion.evidence_html import Safe
+from components.promotion.evidence_numbers import Tone, tone_of
 
 MOST_POINTS = 200  # of a curve: more than there are pixels says nothing more
 MOST_NAMES = 12  # of points below an axis
-Tone = Literal["better", "worse", "open"]
 TONES: Mapping[Tone, str] = {
     "better": "better: the interval lies above 0",
     "worse": "worse: it lies below 0",
@@ -54,10 +53,8 @@ class Mark:
 
     @property
     def tone(self) -> Tone:
-        """Whether the interval lies above 0, below it, or holds it."""
-        if self.low is None or self.high is None or self.low <= 0 <= self.high:
-            return "open"
-        return "better" if self.low > 0 else "worse"
+        """What the interval says."""
+        return tone_of(self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -82,8 +79,11 @@ class Curve:
 def forest(marks: Sequence[Mark], words: Words) -> Safe:
     """Differences with their intervals below each other, around a line at 0; dashed where a loss is allowed."""
     frame = Frame(270, WIDTH - 320, 6, 6 + _ROW * len(marks))
-    ends = [end for m in marks for end in (m.low, m.value, m.high, -m.margin if m.margin else None) if end is not None]
-    levels = ticks(min(0.0, *ends), max(0.0, *ends))
+    ends = [0.0, *(end for m in marks for end in (m.low, m.value, m.high) if end is not None)]
+    widest = 2 * (max(ends) - min(ends))  # a margin beyond would press all intervals into a dot
+    marks = [mark if mark.margin and mark.margin <= widest else replace(mark, margin=None) for mark in marks]
+    ends += [-mark.margin for mark in marks if mark.margin]
+    levels = ticks(min(ends), max(ends))
     across = scale(levels[0], levels[-1], frame.left, frame.right)
     parts = [vertical(across(t), frame, f"{t:+g}" if t else "0", "grid" if t else "zero") for t in levels]
     parts += [_mark(mark, across, frame.top + _ROW * (i + 0.5), frame) for i, mark in enumerate(marks)]
@@ -162,7 +162,7 @@ def lines(curves: Sequence[Curve], words: Words, names: Sequence[str] = (), kept
     parts += [vertical(along(place), frame, name) for place, name in _point_names(length, names)]
     if kept is not None:
         parts.append(f'<line class="kept" x1="{along(kept + 1):.1f}" x2="{along(kept + 1):.1f}" y1="{frame.top}" y2="{frame.bottom}"/>')
-        parts.append(f'<text class="note" x="{along(kept + 1) + 6:.1f}" y="{frame.top + 12}">kept</text>')
+        parts.append(f'<text class="note" x="{along(kept + 1) - 6:.1f}" y="{frame.top + 12}" text-anchor="end">kept</text>')
     ends = _names_apart([(frame.right, up(c.values[-1])) for c in shown])
     for number, (curve, end) in enumerate(zip(shown, ends, strict=True), start=1):
         parts += _curve(number, curve.values, scale(0, max(1, len(curve.values) - 1), along(1), along(length)), up)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from components.promotion.evidence import Dossier
+from components.promotion.evidence_glance import agreements
 from components.promotion.evidence_html import Safe, details, foreign, heading, paragraph, section, table
 from components.promotion.evidence_numbers import against_champion, tally
 
@@ -79,7 +80,7 @@ def agreement_section(dossier: Dossier) -> Safe:
         return section("agreement", title, dossier.compared.missing or "There is no comparison with a champion.")
     rows = [
         [found.source, str(found.k), f"{found.mean:.1%}", f"[{found.low:.1%}, {found.high:.1%}]", f"{found.queries:,}"]
-        for found in summary.agreement.values()
+        for found in agreements(dossier, None)
     ]
     columns = ("Queries", "k", "Agreement@k", "95 % interval", "Number of queries")
     told = (

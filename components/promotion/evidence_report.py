@@ -10,8 +10,8 @@ from pathlib import Path
 from components.artifacts import digest_of, write_atomic
 from components.promotion.evidence import Dossier, require_measured
 from components.promotion.evidence_axes import standalone
-from components.promotion.evidence_glance import glance_section
-from components.promotion.evidence_html import Safe, details, page, paragraph, plain, section, table
+from components.promotion.evidence_glance import glance_section, override_words
+from components.promotion.evidence_html import Safe, details, foreign, page, paragraph, plain, section, table
 from components.promotion.evidence_queries import agreement_section, queries_section
 from components.promotion.evidence_running import contracts_section, cost_section, index_section, latency_plot, speed_section
 from components.promotion.evidence_sections import (
@@ -25,9 +25,11 @@ from components.promotion.evidence_sections import (
     slices_section,
 )
 from components.promotion.evidence_training import retention_section, student_plot, towers_plot
+from components.promotion.evidence_words import release_words
 from components.promotion.release import REPORT_PAGE
 from components.tracking.runs import PLOTS
 
+_OVERRIDE = 1000  # characters of its reason
 _SECTIONS = (
     glance_section,
     gates_section,
@@ -82,10 +84,12 @@ def _head(dossier: Dossier) -> Safe:
     when = f"Built until {made[:16].replace('T', ' ')} UTC" if made else "Built at an unrecorded time"
     local = " with uncommitted changes" if manifest.provenance.get("dirty") else ""
     code = f"from code {str(manifest.provenance.get('code_revision') or 'of unknown revision')[:12]}{local}"
+    overridden = override_words(dossier)
+    red = f'<div class="banner bad" role="note"><b>{foreign(overridden, _OVERRIDE)}</b></div>' if overridden else ""
     return Safe(
         f"<h1>Candidate of the retriever {escape(manifest.name)}</h1>"
-        f'<p class="soft">A {escape(manifest.release_type)} release, {escape(champion)}. {escape(when)} {escape(code)}. '
-        f"{summary.queries:,} judged queries ({escape(summary.split)}), {summary.documents:,} documents.</p>"
+        f'<p class="soft">{escape(release_words(manifest.release_type))}, {escape(champion)}. {escape(when)} {escape(code)}. '
+        f"{summary.queries:,} judged queries ({escape(summary.split)}), {summary.documents:,} documents.</p>{red}"
     )
 
 

@@ -10,7 +10,7 @@ from components.promotion.decision import GateDecision, GateResult
 from components.promotion.evidence import Dossier
 from components.promotion.evidence_axes import Words
 from components.promotion.evidence_changes import Changes, changes_between
-from components.promotion.evidence_html import Cell, Safe, bullets, details, foreign, heading, paragraph, section, table
+from components.promotion.evidence_html import Cell, Safe, bullets, details, foreign, heading, paragraph, section, shortened, table
 from components.promotion.evidence_numbers import METRIC, Delta, Rivals, against_champion, baseline_rivals, deltas, slice_deltas
 from components.promotion.evidence_plots import TONES, Mark, forest
 from components.promotion.evidence_words import (
@@ -34,7 +34,9 @@ _COUNTED = {
     "off": "are switched off",
 }
 _ORDER = ("fail", "not_decidable", "first_release", "pass", "off")
-_READINGS: dict[str, Cell] = {"better": ("good", "better"), "worse": ("bad", "worse"), "open": ("", "not told apart")}
+_NAME = 80  # characters of a slice's name, which may come from the data
+_CHANGE = 600  # characters of a change that are shown; the configuration stands at the end of the page
+_READINGS: dict[str, Cell] = {"better": ("good", "better"), "worse": ("bad", "worse"), "open": "not told apart"}
 
 
 def banner(decision: GateDecision) -> Safe:
@@ -64,7 +66,7 @@ def _gate_row(gate: GateResult) -> list[Cell]:
     return [
         gate_words(gate),
         STATUS_WORDS[gate.status],
-        foreign(gate.slice or "", 80),
+        foreign(gate.slice or "", _NAME),
         ("words", gate.reason),
         value,
         threshold,
@@ -79,7 +81,7 @@ def _gate_name(gate: GateResult) -> str:
 
 def changes_section(dossier: Dossier) -> Safe:
     """What is different from the champion."""
-    notes = bullets(dossier.notes) if dossier.notes else Safe("")
+    notes = bullets([foreign(note, _CHANGE) for note in dossier.notes]) if dossier.notes else Safe("")
     if dossier.champion is None:
         return section("changes", "What changed", notes, "This is a first release, so there is nothing before it.")
     found = changes_between(dossier.manifest, dossier.champion.manifest)
@@ -90,7 +92,8 @@ def changes_section(dossier: Dossier) -> Safe:
 def _subject(lines: Sequence[str]) -> Safe:
     if not lines:
         return paragraph("Unchanged.")
-    return bullets(lines) if len(lines) <= 20 else details(f"{len(lines)} differences", bullets(lines))
+    listed = bullets([foreign(line, _CHANGE) for line in lines])
+    return listed if len(lines) <= 20 else details(f"{len(lines)} differences", listed)
 
 
 def changes_of(dossier: Dossier) -> Changes | None:
@@ -155,7 +158,7 @@ def delta_plot(found: Sequence[Delta], title: str, margin: float | None = None) 
 
 def _label(delta: Delta, found: Sequence[Delta]) -> str:
     same = len({d.name for d in found}) == 1
-    return metric_words(delta.metric) if same else systems_words(delta.name)
+    return metric_words(delta.metric) if same else shortened(systems_words(delta.name), _NAME)
 
 
 def _note(delta: Delta) -> str:
@@ -165,15 +168,15 @@ def _note(delta: Delta) -> str:
 def delta_table(caption: str, found: Sequence[Delta]) -> Safe:
     """Differences with interval, sample size, power and what could have been shown."""
     first = "Slice" if found and "=" in found[0].name else "Systems"
-    columns = (first, "Metric", "First", "Second", "Difference", "95 % interval", "Reading", "Queries", "Power", "Margin shown with 80 %")
-    return table(caption, columns, [_delta_row(delta) for delta in found], numbers=2)
+    figures = ("First", "Second", "Difference", "95 % interval", "Queries", "Power", "Margin with 80 % power")
+    return table(caption, (first, "Metric", "Reading", *figures), [_delta_row(delta) for delta in found], numbers=3)
 
 
 def _delta_row(d: Delta) -> list[Cell]:
-    reading: Cell = ("", "too few queries") if d.low is None else _READINGS[Mark(d.name, d.difference, d.low, d.high, "").tone]
+    reading: Cell = "too few queries" if d.low is None else _READINGS[d.tone]
     means, power = [f"{mean:.3f}" for mean in d.means], [share(d.power), number(d.detectable, 4)]
-    named = [foreign(systems_words(d.name), 80), metric_words(d.metric)]
-    return [*named, *means, signed(d.difference), interval_words(d), reading, f"{d.queries:,}", *power]
+    named = [foreign(systems_words(d.name), _NAME), metric_words(d.metric)]
+    return [*named, reading, *means, signed(d.difference), interval_words(d), f"{d.queries:,}", *power]
 
 
 def _levels(dossier: Dossier) -> Safe:
@@ -214,7 +217,8 @@ def slices_plot(dossier: Dossier) -> Safe:
 
 
 def _who(rivals: Rivals) -> str:
-    return f"{SYSTEMS.get(rivals.first, rivals.first)} minus {SYSTEMS.get(rivals.second, rivals.second)}, nDCG@10"
+    first, second = (SYSTEMS.get(name, name) for name in (rivals.first, rivals.second))
+    return f"{first[0].upper()}{first[1:]} minus {second}, nDCG@10"
 
 
 def _teacher(dossier: Dossier) -> Rivals | None:

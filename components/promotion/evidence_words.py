@@ -16,6 +16,11 @@ SYSTEMS = {"bm25": "BM25", "student_untrained": "untrained student", "teacher": 
 _METRICS = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10"}
 
 
+def release_words(release_type: str) -> str:
+    """`An index-refresh release`."""
+    return f"{'An' if release_type[0] in 'aeiou' else 'A'} {release_type} release"
+
+
 def gate_words(gate: GateResult) -> str:
     """A gate's name for people, without the slice that stands beside it."""
     return gate.name.partition("[")[0].replace("_", " ")

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from components.promotion.evidence import Compared, Dossier
-from components.promotion.evidence_numbers import METRIC, against_champion, deltas, slice_deltas
 from components.promotion.evidence_axes import Words, standalone, ticks
+from components.promotion.evidence_numbers import METRIC, against_champion, deltas, slice_deltas
 from components.promotion.evidence_plots import Curve, Mark, Point, forest, lines, scatter
-from tests.unit.evidence_world import make_dossier, slices
+from tests.unit.evidence_world import slices, world_of
 from tests.unit.promotion_world import make_evaluation
 
 WORDS = Words("A <title>", "What it shows", "across", "up")
 
 
-@pytest.fixture
-def dossier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dossier:
-    return make_dossier(tmp_path, monkeypatch)
+@pytest.fixture(scope="module")
+def dossier(tmp_path_factory: pytest.TempPathFactory) -> Dossier:
+    return world_of(tmp_path_factory)
 
 
 def test_differences_are_paired_and_have_power(dossier: Dossier) -> None:
