@@ -9,7 +9,7 @@ from html import escape
 
 from components.promotion.evidence_html import PLOT_STYLE, Safe, plain
 
-WIDTH = 1040  # units of the drawing; the page scales it
+WIDTH = 900  # units of the drawing; the page scales it
 _HEAD = 34  # the place of the title above it
 _OPEN, _CLOSE = '<div class="plot">', "</div>"
 Scale = Callable[[float], float]

@@ -46,14 +46,14 @@ td.good, td.bad, td.warn { font-weight: 600; white-space: nowrap; } td.good { co
 td.warn { color: var(--warn); }
 td.number, td.tight { white-space: nowrap; font-variant-numeric: tabular-nums; } td.words { min-width: 20rem; }
 .plot { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; margin: .6rem 0; }
-.plot svg { display: block; width: 100%; min-width: 46rem; font: 12.5px system-ui, sans-serif; }
+.plot svg { display: block; width: 100%; min-width: 40rem; max-width: 64rem; font: 12.5px system-ui, sans-serif; }
 details { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; margin: .5rem 0; padding: .4rem .9rem; }
 summary { cursor: pointer; } details.section > summary > h2 { display: inline; }
 details.section { background: none; border: 0; border-top: 1px solid var(--line); border-radius: 0; margin: 1.2rem 0 0; padding: 1rem 0 0; }
 .halves ol { margin: .2rem 0; padding-left: 1.6rem; } .halves li.right { font-weight: 600; } .mark { color: var(--good); }
 .figure { font-variant-numeric: tabular-nums; }
 pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .7rem; font-size: .85rem; }
-@media (max-width: 44rem) { .halves { grid-template-columns: 1fr; } main { padding: 1rem .7rem 3rem; } }
+@media (max-width: 44rem) { .halves { grid-template-columns: 1fr; } main { padding: 1rem .7rem 3rem; } td.words { min-width: 13rem; } }
 @media print { body { background: none; } main { max-width: none; padding: 0; } .plot svg { min-width: 0; }
   .wide, .plot { overflow: visible; }
   .wide table { font-size: .75rem; } td.words { min-width: 0; } td.number, td.tight { white-space: normal; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,8 +32,9 @@ Scores = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 class Delta:
     """Mean of one system minus another's over the same queries, with its two-sided interval (None: too few queries).
 
-    `power` is the chance to show an equal system to be equal at the policy's margin, `detectable` the smallest margin that could be shown
-    with a chance of 80 %; both at the policy's one-sided confidence, and None for too few queries. `means` are those of both systems.
+    `power` is the chance to show an equal system to be equal at the policy's margin (in a slice: at that for slices), `detectable` the
+    smallest margin that could be shown with a chance of 80 %; both at the policy's one-sided confidence, and None for too few queries.
+    `means` are those of both systems.
     """
 
     name: str
@@ -121,22 +123,41 @@ def slice_deltas(rivals: Rivals, slices: pd.DataFrame, dossier: Dossier) -> list
     first, second = rivals.scores[METRIC]
     place = {query_id: i for i, query_id in enumerate(rivals.query_ids)}
     found = []
-    for (dimension, label), rows in slices.groupby(["dimension", "slice"], sort=False):
-        chosen = [place[str(query_id)] for query_id in rows["query_id"] if str(query_id) in place]
+    members = dict(list(slices.groupby(["dimension", "slice"], sort=False)["query_id"]))
+    for dimension, label in _in_order(slices):
+        chosen = [place[str(query_id)] for query_id in members[dimension, label] if str(query_id) in place]
         if chosen:
-            found.append(delta(f"{dimension}={label}", METRIC, (first[chosen], second[chosen]), dossier))
+            found.append(delta(f"{dimension}={label}", METRIC, (first[chosen], second[chosen]), dossier, dossier.policy.slice_margin))
     return found
 
 
-def delta(name: str, metric: str, pair: tuple[NDArray[np.float64], NDArray[np.float64]], dossier: Dossier) -> Delta:
-    """One difference, with interval and power where there are enough queries."""
+def _in_order(slices: pd.DataFrame) -> list[tuple[str, str]]:
+    """Dimension and slice: dimensions as they are defined, slices of numbers from low to high."""
+    pairs = slices[["dimension", "slice"]].drop_duplicates().itertuples(index=False, name=None)
+    place = {dimension: i for i, dimension in enumerate(slices["dimension"].unique())}
+    return sorted(pairs, key=lambda pair: (place[pair[0]], _lower_end(pair[1]), pair[1]))
+
+
+def _lower_end(label: str) -> float:
+    """That of `4 and above` or `4 to under 8`; `under 4` comes first, words last."""
+    first = label.partition(" ")[0]
+    try:
+        return -math.inf if first == "under" else float(first)
+    except ValueError:
+        return math.inf
+
+
+def delta(
+    name: str, metric: str, pair: tuple[NDArray[np.float64], NDArray[np.float64]], dossier: Dossier, margin: float | None = None
+) -> Delta:
+    """One difference, with interval and power where there are enough queries; `margin` instead of the policy's for all queries."""
     first, second = pair
     gaps, policy, means = first - second, dossier.policy, (float(first.mean()), float(second.mean()))
     if len(gaps) < FEWEST:
         return Delta(name, metric, len(gaps), float(gaps.mean()), means)
     samples, seed = dossier.resampling
     found = _interval(gaps.tobytes(), samples, seed)
-    shown, needed = power(gaps, policy.margin, policy.confidence), min_detectable(gaps, policy.confidence)
+    shown, needed = power(gaps, margin or policy.margin, policy.confidence), min_detectable(gaps, policy.confidence)
     return Delta(name, metric, len(gaps), found.difference, means, found.low, found.high, shown, needed)
 
 

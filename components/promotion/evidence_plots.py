@@ -78,7 +78,7 @@ class Curve:
 
 def forest(marks: Sequence[Mark], words: Words) -> Safe:
     """Differences with their intervals below each other, around a line at 0; dashed where a loss is allowed."""
-    frame = Frame(270, WIDTH - 320, 6, 6 + _ROW * len(marks))
+    frame = Frame(230, WIDTH - 240, 6, 6 + _ROW * len(marks))
     ends = [0.0, *(end for m in marks for end in (m.low, m.value, m.high) if end is not None)]
     widest = 2 * (max(ends) - min(ends))  # a margin beyond would press all intervals into a dot
     marks = [mark if mark.margin and mark.margin <= widest else replace(mark, margin=None) for mark in marks]
@@ -97,7 +97,7 @@ def _mark(mark: Mark, across: Scale, y: float, frame: Frame) -> str:
     if mark.margin:
         allowed = across(-mark.margin)
         arm += f'<line class="margin" x1="{allowed:.1f}" x2="{allowed:.1f}" y1="{y - _ROW / 2}" y2="{y + _ROW / 2}"/>'
-    name = f'<text x="{frame.left - 12}" y="{y + 4}" text-anchor="end">{text(_short(mark.label, 36))}</text>'
+    name = f'<text x="{frame.left - 12}" y="{y + 4}" text-anchor="end">{text(_short(mark.label, 32))}</text>'
     return f'<g>{name}{arm}{_shape(tone, x, y)}<text class="note" x="{frame.right + 12}" y="{y + 4}">{text(mark.note)}</text></g>'
 
 
@@ -113,7 +113,7 @@ def _legend(marks: Sequence[Mark], frame: Frame) -> str:
     y, x, parts = frame.bottom + 62, 28.0, []
     for tone, words in TONES.items():
         parts.append(f'{_shape(tone, x, y)}<text class="note" x="{x + 12}" y="{y + 4}">{words}</text>')
-        x += 260
+        x += 212
     if any(mark.margin for mark in marks):
         parts.append(f'<line class="margin" x1="{x}" x2="{x}" y1="{y - 9}" y2="{y + 9}"/>')
         parts.append(f'<text class="note" x="{x + 12}" y="{y + 4}">the loss that the policy allows</text>')
@@ -122,7 +122,7 @@ def _legend(marks: Sequence[Mark], frame: Frame) -> str:
 
 def scatter(points: Sequence[Point], words: Words) -> Safe:
     """Systems by a value with its interval over a logarithmic axis, each named where it stands."""
-    frame = Frame(70, WIDTH - 220, 6, 290)
+    frame = Frame(70, WIDTH - 190, 6, 290)
     steps = decades(min(p.x for p in points), max(p.x for p in points))
     ends = [end for p in points for end in (p.low, p.y, p.high) if end is not None]
     levels = ticks(min(ends), max(ends))
@@ -152,7 +152,7 @@ def _names_apart(places: Sequence[tuple[float, float]]) -> list[float]:
 
 def lines(curves: Sequence[Curve], words: Words, names: Sequence[str] = (), kept: int | None = None) -> Safe:
     """Curves over the same points, named at their ends. `names` are those of the points, else they are counted; `kept` is one of them."""
-    frame = Frame(70, WIDTH - 220, 6, 250)
+    frame = Frame(70, WIDTH - 190, 6, 250)
     length = max(len(c.values) for c in curves)
     along = scale(1, max(2, length), frame.left, frame.right)
     shown = [Curve(c.label, _thinned(c.values)) for c in curves]

@@ -11,7 +11,7 @@ from components.artifacts import digest_of, write_atomic
 from components.promotion.evidence import Dossier, require_measured
 from components.promotion.evidence_axes import standalone
 from components.promotion.evidence_glance import glance_section, override_words
-from components.promotion.evidence_html import Safe, details, foreign, page, paragraph, plain, section, table
+from components.promotion.evidence_html import Safe, details, foreign, page, paragraph, section, table
 from components.promotion.evidence_queries import agreement_section, queries_section
 from components.promotion.evidence_running import contracts_section, cost_section, index_section, latency_plot, speed_section
 from components.promotion.evidence_sections import (
@@ -104,6 +104,6 @@ def _origin(dossier: Dossier) -> Safe:
         f"Code revision {origin.get('code_revision', 'unknown')}{', with uncommitted changes' if origin.get('dirty') else ''}; flow run "
         f"{manifest.flow_run_id or 'unknown'} in MLflow; made by {origin.get('user') or 'nobody named'} (as the machine says)."
     )
-    config = Safe(f"<pre>{escape(plain(json.dumps(manifest.config, indent=2, sort_keys=True)))}</pre>")
+    config = Safe(f"<pre>{escape(json.dumps(manifest.config, indent=2, sort_keys=True))}</pre>")
     parts = table("What this candidate is made of", ("Part", "Version", "Digest"), rows)
     return section("origin", "Origin", parts, told, details("The whole configuration", config))

@@ -11,7 +11,7 @@ from components.promotion.evidence import Dossier
 from components.promotion.evidence_axes import Words
 from components.promotion.evidence_changes import Changes, changes_between
 from components.promotion.evidence_html import Cell, Safe, bullets, details, foreign, heading, paragraph, section, shortened, table
-from components.promotion.evidence_numbers import METRIC, Delta, Rivals, against_champion, baseline_rivals, deltas, slice_deltas
+from components.promotion.evidence_numbers import FEWEST, METRIC, Delta, Rivals, against_champion, baseline_rivals, deltas, slice_deltas
 from components.promotion.evidence_plots import TONES, Mark, forest
 from components.promotion.evidence_words import (
     STATUS_WORDS,
@@ -85,13 +85,13 @@ def changes_section(dossier: Dossier) -> Safe:
     if dossier.champion is None:
         return section("changes", "What changed", notes, "This is a first release, so there is nothing before it.")
     found = changes_between(dossier.manifest, dossier.champion.manifest)
-    blocks = [block for name, lines in found.subjects().items() for block in (heading(name), _subject(lines))]
-    return section("changes", f"What changed since the champion, release/{dossier.champion.version}", notes, *blocks)
+    blocks = [block for name, lines in found.subjects().items() if lines for block in (heading(name), _subject(lines))]
+    same = [name.lower() for name, lines in found.subjects().items() if not lines]
+    unchanged = f"Unchanged: {', '.join(same)}." if same else ""
+    return section("changes", f"What changed since the champion, release/{dossier.champion.version}", notes, *blocks, unchanged)
 
 
 def _subject(lines: Sequence[str]) -> Safe:
-    if not lines:
-        return paragraph("Unchanged.")
     listed = bullets([foreign(line, _CHANGE) for line in lines])
     return listed if len(lines) <= 20 else details(f"{len(lines)} differences", listed)
 
@@ -134,7 +134,8 @@ def _bounds(dossier: Dossier) -> str:
     policy = dossier.policy
     return (
         f"The gate looks at one end only, with a confidence of {policy.confidence:.0%}, so its bound lies within the interval shown here. "
-        f"Power: the chance that an equal candidate is shown to lose less than {policy.margin:g}."
+        f"Power: the chance that an equal candidate is shown to lose less than {policy.margin:g}. Smallest margin: what could be shown "
+        "with a power of 80 %."
     )
 
 
@@ -162,14 +163,17 @@ def _label(delta: Delta, found: Sequence[Delta]) -> str:
 
 
 def _note(delta: Delta) -> str:
-    return f"{signed(delta.difference)} {interval_words(delta)}, {delta.queries:,} queries"
+    return f"{signed(delta.difference)} {interval_words(delta)}, n = {delta.queries:,}"
 
 
 def delta_table(caption: str, found: Sequence[Delta]) -> Safe:
     """Differences with interval, sample size, power and what could have been shown."""
-    first = "Slice" if found and "=" in found[0].name else "Systems"
-    figures = ("First", "Second", "Difference", "95 % interval", "Queries", "Power", "Margin with 80 % power")
-    return table(caption, (first, "Metric", "Reading", *figures), [_delta_row(delta) for delta in found], numbers=3)
+    figures = ("First", "Second", "Difference", "95 % interval", "Queries", "Power", "Smallest margin")
+    rows = [_delta_row(delta) for delta in found]
+    if len({delta.name for delta in found}) == 1:  # the caption names the systems
+        return table(caption, ("Metric", "Reading", *figures), [row[1:] for row in rows], numbers=2)
+    first = "Slice" if "=" in found[0].name else "Systems"
+    return table(caption, (first, "Metric", "Reading", *figures), rows, numbers=3)
 
 
 def _delta_row(d: Delta) -> list[Cell]:
@@ -202,7 +206,9 @@ def slices_section(dossier: Dossier) -> Safe:
         return section("slices", title, "There are no two systems that could be compared on the slices.")
     who = _who(rivals)
     found = slice_deltas(rivals, slices, dossier)
-    note = "Slices with fewer than 10 queries have no interval. Which slices the policy judges stands in the gates."
+    margin = dossier.policy.slice_margin
+    power = f"Power: the chance to show that an equal candidate loses less than {margin:g} there. " if margin else ""
+    note = f"{power}Slices with fewer than {FEWEST} queries have no interval. Which slices the policy judges stands in the gates."
     told = f"{who}. Slices are defined in evaluation.slices."
     return section("slices", title, told, slices_plot(dossier), delta_table(f"{who}, by slice", found), note)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from components.promotion.evidence import Compared, Dossier
@@ -39,11 +40,24 @@ def test_differences_are_paired_and_have_power(dossier: Dossier) -> None:
 def test_a_slice_with_few_queries_has_no_interval(dossier: Dossier) -> None:
     rivals = against_champion(dossier)
     assert rivals is not None
-    short, long = slice_deltas(rivals, slices(), dossier)
+    long, short = slice_deltas(rivals, slices(), dossier)
     assert (short.name, short.queries, short.difference) == ("length=short", 36, pytest.approx(0.05))
     assert (long.name, long.queries, long.difference) == ("length=long", 4, pytest.approx(-0.2))
     assert short.low == pytest.approx(0.05)
     assert (long.low, long.power) == (None, None)
+
+
+def test_slices_stand_from_low_to_high_and_have_the_power_of_their_own_margin(dossier: Dossier) -> None:
+    rivals = against_champion(dossier)
+    assert rivals is not None
+    labels = ["10 and above", "under 4", "4 to under 10", "latin"] * 10
+    table = pd.DataFrame({"query_id": rivals.query_ids, "dimension": "b", "slice": labels})
+    table = pd.concat([table, table.assign(dimension="a", slice="all")], ignore_index=True)
+    found = slice_deltas(rivals, table, dossier)
+    assert [delta.name for delta in found] == ["b=under 4", "b=4 to under 10", "b=10 and above", "b=latin", "a=all"]
+    overall = next(delta for delta in deltas(rivals, dossier) if delta.metric == METRIC)
+    assert dossier.policy.slice_margin is not None and dossier.policy.slice_margin > dossier.policy.margin
+    assert found[-1].power is not None and overall.power is not None and found[-1].power > overall.power
 
 
 def test_evaluations_on_other_judgements_are_not_compared(dossier: Dossier) -> None:

@@ -144,7 +144,7 @@ def test_a_report_over_one_query_holds_back(dossier: Dossier) -> None:
     one = replace(dossier.champion, evaluation=make_evaluation(queries=1))
     text = render_report(replace(dossier, champion=one, evaluation=make_evaluation(queries=1), compared=Compared(missing="Not asked.")))
     _Page(text)
-    assert "too few queries" in text and "no interval, 1 queries" in text
+    assert "too few queries" in text and "no interval, n = 1" in text
     assert "nan" not in re.sub("<[^>]*>", "", text).lower().replace("scalingnote", "").split()
 
 
