@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
 from components.evaluation.comparison import JUDGED, LOGGED, UNLABELLED, Agreement
 from components.promotion.evidence import Dossier
 from components.promotion.evidence_html import Safe, bullets, foreign, heading, paragraph, section
-from components.promotion.evidence_numbers import METRIC, Delta, against_champion, baseline_rivals, deltas, slice_deltas, tally
+from components.promotion.evidence_numbers import METRIC, Delta, Tone, against_champion, baseline_rivals, deltas, slice_deltas, tally
 from components.promotion.evidence_words import interval_words, metric_words, signed, systems_words
 
+_TONES: dict[Tone, str] = {"better": "good", "worse": "bad", "open": ""}
 _NOISE = 0.1  # share by which two measurements of one time may differ without a reason
-_ASKED = (METRIC, "recall@50", "mrr@10")
+
+
+class Figure(NamedTuple):
+    """One tile: a name, its value, what stands below, and whether that is good news."""
+
+    name: str
+    value: str
+    below: str
+    tone: Tone = "open"
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,7 @@ def moved(dossier: Dossier) -> Moved | None:
     rivals = against_champion(dossier)
     if dossier.champion is None:
         return None
-    quality = deltas(rivals, dossier, _ASKED) if rivals else []
+    quality = deltas(rivals, dossier) if rivals else []
     slices = dossier.evaluation.slices
     parts = slice_deltas(rivals, slices, dossier) if rivals and slices is not None and METRIC in rivals.scores else []
     parts = [part for part in parts if rivals and part.queries < len(rivals.query_ids)]  # a slice of all queries says nothing of its own
@@ -99,26 +109,27 @@ def _halves(found: Moved) -> Safe:
     return Safe(f'<div class="halves">{"".join(columns)}</div>' + (f'<p class="soft">{escape(chance)}</p>' if chance else ""))
 
 
-def _tiles(figures: Sequence[tuple[str, str, str]]) -> Safe:
-    """(name, value, what stands below it)"""
-    listed = "".join(f"<li>{escape(name)}<b>{escape(value)}</b><span>{escape(below)}</span></li>" for name, value, below in figures)
+def _tiles(figures: Sequence[Figure]) -> Safe:
+    listed = "".join(
+        f'<li>{escape(f.name)}<b class="{_TONES[f.tone]}">{escape(f.value)}</b><span>{escape(f.below)}</span></li>' for f in figures
+    )
     return Safe(f'<ul class="tiles">{listed}</ul>')
 
 
-def _figures(dossier: Dossier) -> list[tuple[str, str, str]]:
+def _figures(dossier: Dossier) -> list[Figure]:
     rivals, summary, compared = against_champion(dossier), dossier.evaluation.summary, dossier.compared.summary
     shown = deltas(rivals, dossier, (METRIC, "recall@50")) if rivals else _from_baselines(dossier)
     found = [_difference(delta, "champion" if rivals else "") for delta in shown]
     if rivals and (count := tally(rivals)):
-        found.append(("Queries that gained / lost", f"{count.better:,} / {count.worse:,}", f"{count.equal:,} equal, by nDCG@10"))
+        found.append(Figure("Queries that gained / lost", f"{count.better:,} / {count.worse:,}", f"{count.equal:,} equal, by nDCG@10"))
     for agreement in agreements(dossier)[:1]:
-        found.append((f"Documents shared, first {agreement.k}", f"{agreement.mean:.0%}", f"{agreement.queries:,} {agreement.source}"))
+        found.append(Figure(f"Documents shared, first {agreement.k}", f"{agreement.mean:.0%}", f"{agreement.queries:,} {agreement.source}"))
     if compared and compared.champion.p95_ms > 0:
         below = f"{compared.candidate.p95_ms:.2f} ms against {compared.champion.p95_ms:.2f} ms"
-        found.append(("p95 of an answer", f"{compared.candidate.p95_ms / compared.champion.p95_ms:.2f}\u00d7", below))
+        found.append(Figure("p95 of an answer", f"{compared.candidate.p95_ms / compared.champion.p95_ms:.2f}\u00d7", below))
     if (kept := summary.retention.get("ndcg@10")) is not None:
         ends = summary.retention_intervals.get("ndcg@10")
-        found.append(("nDCG@10 kept of the teacher", f"{kept:.1%}", f"[{ends[0]:.1%}, {ends[1]:.1%}]" if ends else "no interval"))
+        found.append(Figure("nDCG@10 kept of the teacher", f"{kept:.1%}", f"[{ends[0]:.1%}, {ends[1]:.1%}]" if ends else "no interval"))
     return found
 
 
@@ -127,6 +138,7 @@ def _from_baselines(dossier: Dossier) -> list[Delta]:
     return [delta for pair in baseline_rivals(dossier) if pair.first == "student" for delta in deltas(pair, dossier, (METRIC,))]
 
 
-def _difference(delta: Delta, rival: str) -> tuple[str, str, str]:
+def _difference(delta: Delta, rival: str) -> Figure:
     against = rival or systems_words(delta.name).partition(" - ")[2]
-    return f"{metric_words(delta.metric)} minus {against}", signed(delta.difference), f"{interval_words(delta)}, {delta.queries:,} queries"
+    below = f"{interval_words(delta)}, {delta.queries:,} queries"
+    return Figure(f"{metric_words(delta.metric)} minus {against}", signed(delta.difference), below, delta.tone)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
@@ -10,11 +9,10 @@ from components.evaluation.table import render_shift
 from components.promotion.decision import GateResult
 from components.promotion.evidence import Dossier, require_measured
 from components.promotion.evidence_glance import moved, override_words
-from components.promotion.evidence_html import plain
 from components.promotion.evidence_numbers import METRIC, Delta, against_champion, baseline_rivals, deltas
 from components.promotion.evidence_sections import changes_of
 from components.promotion.evidence_words import STATUS_WORDS, gate_words, metric_words, release_words, signed, systems_words
-from components.promotion.marks import RED
+from components.promotion.marks import RED, as_text
 from components.promotion.standing import release_model
 from components.tracking.links import version_link
 
@@ -59,7 +57,7 @@ def _verdict(dossier: Dossier) -> str:
     measured = f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents."
     verdict = f"## Verdict: {_SIGNS[decision.verdict]}\n\n{release_words(dossier.manifest.release_type)}. {champion} {measured}"
     overridden = override_words(dossier)
-    return f"{verdict}\n\n{RED} {_plain(_cut(overridden, _REASON))}" if overridden else verdict
+    return f"{verdict}\n\n{RED} {as_text(_cut(overridden, _REASON))}" if overridden else verdict
 
 
 def _champion_page(dossier: Dossier) -> str:
@@ -77,7 +75,7 @@ def _moved(dossier: Dossier) -> str:
     rows = []
     for word, lines in (("Worse", found.worse), ("Better", found.better)):
         more = f"; and {len(lines) - _SENTENCES} more" if len(lines) > _SENTENCES else ""
-        told = "; ".join(_plain(_cut(line, _CHANGE)) for line in lines[:_SENTENCES])
+        told = "; ".join(as_text(_cut(line, _CHANGE)) for line in lines[:_SENTENCES])
         rows.append(f"**{word} than the champion:** {told or 'nothing is shown to be'}{more}.")
     return "\n\n".join(rows)
 
@@ -96,7 +94,7 @@ def _gates(gates: Sequence[GateResult]) -> str:
 
 
 def _gate_table(gates: Sequence[GateResult]) -> str:
-    rows = [_row(gate_words(gate), _status(gate), _plain(_reason(gate))) for gate in gates]
+    rows = [_row(gate_words(gate), _status(gate), as_text(_reason(gate))) for gate in gates]
     return "\n".join(["| gate | status | reason |", "|---|---|---|", *rows])
 
 
@@ -131,7 +129,7 @@ def _ends(delta: Delta) -> str:
 
 
 def _changes(dossier: Dossier, most: int) -> str:
-    notes = [f"- {_plain(note)}" for note in dossier.notes]
+    notes = [f"- {as_text(note)}" for note in dossier.notes]
     found = changes_of(dossier)
     if found is None:
         return "\n".join(["### What changed", "", *notes]) if notes else ""
@@ -143,7 +141,7 @@ def _subject(name: str, changes: Sequence[str], most: int) -> list[str]:
     if not changes or not most:
         return [f"- **{name}**: {f'{len(changes)} changes' if changes else 'unchanged'}"]
     more = [f"  - and {len(changes) - most} more"] if len(changes) > most else []
-    return [f"- **{name}**:", *(f"  - {_plain(_cut(change, _CHANGE))}" for change in changes[:most]), *more]
+    return [f"- **{name}**:", *(f"  - {as_text(_cut(change, _CHANGE))}" for change in changes[:most]), *more]
 
 
 def _shift(dossier: Dossier) -> str:
@@ -164,8 +162,3 @@ def _next(dossier: Dossier) -> str:
 def _row(*cells: str) -> str:
     """Cells kept apart, which MLflow's style for tables does not."""
     return "| " + " &ensp;| ".join(cells) + " |"
-
-
-def _plain(text: str) -> str:
-    """Text from outside, so that it starts no HTML, no link and no emphasis, and ends no cell of a table."""
-    return re.sub(r"([\\|`*\[\]])", r"\\\1", " ".join(plain(text).split())).replace("<", "&lt;")

@@ -5,7 +5,10 @@ MLflow's pages strip colours and styles from a description, so the red is a red 
 
 from __future__ import annotations
 
+import re
+
 from components.promotion.approval import Approval
+from components.promotion.evidence_html import plain
 from components.promotion.standing import release_model
 from components.tracking import registry
 
@@ -25,5 +28,9 @@ def mark_override(approval: Approval, verdict: str) -> None:
 
 def override_line(reason: str, person: str | None, verdict: str) -> str:
     """One line of markdown that says who released it against which verdict, and why."""
-    plain = " ".join(reason.split())  # a line break would end the red line early
-    return f"{RED} **OVERRIDE: released although its gates said {verdict}**, by {person or 'unauthenticated'}: {plain}"
+    return f"{RED} **OVERRIDE: released although its gates said {verdict}**, by {as_text(person or 'unauthenticated')}: {as_text(reason)}"
+
+
+def as_text(words: str) -> str:
+    """Words from outside as markdown that shows them: one line that starts no HTML, link or emphasis, and ends no cell of a table."""
+    return re.sub(r"([\\|`*\[\]])", r"\\\1", " ".join(plain(words).split())).replace("<", "&lt;")

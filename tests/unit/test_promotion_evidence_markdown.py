@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
@@ -11,6 +12,8 @@ from components.promotion.decision import GateDecision, GateResult
 from components.promotion.evidence import Compared, Dossier
 from components.promotion.evidence_changes import changes_between
 from components.promotion.evidence_markdown import LIMIT, describe
+from components.promotion.marks import override_line
+from components.promotion.release import ReleaseManifest
 from tests.unit.evidence_world import world_of
 
 LINKS = {"Full report": "#/experiments/1/runs/r/artifacts/release/report.html"}
@@ -111,3 +114,15 @@ def test_changes_name_data_code_configuration_and_models(dossier: Dossier) -> No
     assert found.configuration == ("towers.steps: none -> 5",)
     assert found.models == ()
     assert all(not lines for lines in changes_between(old, old).subjects().values())
+
+
+def test_a_list_that_was_read_back_did_not_change(dossier: Dossier) -> None:
+    config = {"evaluation": {"slices": ({"name": "length", "edges": (4.0,)},)}}
+    made = dossier.manifest.model_copy(update={"config": config})
+    read = ReleaseManifest.model_validate_json(json.dumps(made.model_dump(mode="json"), sort_keys=True))
+    assert changes_between(made, read).configuration == ()
+
+
+def test_the_reason_of_an_override_is_shown_as_it_was_written() -> None:
+    line = override_line("<b>late</b>\n[report](https://evil) *now*", "Ada", "fail")
+    assert line.endswith("by Ada: &lt;b>late&lt;/b> \\[report\\](https://evil) \\*now\\*")
