@@ -54,9 +54,11 @@ details.section { background: none; border: 0; border-top: 1px solid var(--line)
 .figure { font-variant-numeric: tabular-nums; }
 pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .7rem; font-size: .85rem; }
 @media (max-width: 44rem) { .halves { grid-template-columns: 1fr; } main { padding: 1rem .7rem 3rem; } td.words { min-width: 13rem; } }
+@page { size: A4 landscape; margin: 12mm; }
 @media print { body { background: none; } main { max-width: none; padding: 0; } .plot svg { min-width: 0; }
   .wide, .plot { overflow: visible; }
-  .wide table { font-size: .75rem; } td.words { min-width: 0; } td.number, td.tight { white-space: normal; }
+  .wide table, .wide th { font-size: .72rem; } .wide th, .wide td { padding: .25rem .4rem; } td.words { min-width: 18rem; }
+  .hint { display: none; }
   tr, .plot { break-inside: avoid; }
   details::details-content { content-visibility: visible; height: auto; } * { print-color-adjust: exact; } }
 """

@@ -30,9 +30,9 @@ from components.promotion.evidence_numbers import Tone, tone_of
 MOST_POINTS = 200  # of a curve: more than there are pixels says nothing more
 MOST_NAMES = 12  # of points below an axis
 TONES: Mapping[Tone, str] = {
-    "better": "better: the interval lies above 0",
-    "worse": "worse: it lies below 0",
-    "open": "not told apart: it holds 0",
+    "better": "better: interval above 0",
+    "worse": "worse: interval below 0",
+    "open": "not told apart: holds 0",
 }
 _ROW, _NAME_HEIGHT, _NAME_WIDTH = 26, 16, 200
 
@@ -78,7 +78,7 @@ class Curve:
 
 def forest(marks: Sequence[Mark], words: Words) -> Safe:
     """Differences with their intervals below each other, around a line at 0; dashed where a loss is allowed."""
-    frame = Frame(230, WIDTH - 240, 6, 6 + _ROW * len(marks))
+    frame = Frame(222, WIDTH - 262, 6, 6 + _ROW * len(marks))
     ends = [0.0, *(end for m in marks for end in (m.low, m.value, m.high) if end is not None)]
     widest = 2 * (max(ends) - min(ends))  # a margin beyond would press all intervals into a dot
     marks = [mark if mark.margin and mark.margin <= widest else replace(mark, margin=None) for mark in marks]

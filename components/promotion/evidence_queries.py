@@ -33,9 +33,7 @@ def _counted(dossier: Dossier) -> str:
     rivals = against_champion(dossier)
     if rivals is None or (found := tally(rivals)) is None:
         return ""
-    return (
-        f"By nDCG@10 {found.worse:,} queries are answered worse than by the champion, {found.better:,} better and {found.equal:,} equally."
-    )
+    return f"By nDCG@10, of {len(rivals.query_ids):,} queries: {found.worse:,} worse than with the champion, {found.better:,} better, {found.equal:,} equal."
 
 
 def _listed(title: str, rows: Sequence[Mapping[Any, Any]]) -> list[Safe]:

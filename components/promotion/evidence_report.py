@@ -11,7 +11,7 @@ from components.artifacts import digest_of, write_atomic
 from components.promotion.evidence import Dossier, require_measured
 from components.promotion.evidence_axes import standalone
 from components.promotion.evidence_glance import glance_section, override_words
-from components.promotion.evidence_html import Safe, details, foreign, page, paragraph, section, table
+from components.promotion.evidence_html import Safe, details, foreign, page, section, table
 from components.promotion.evidence_queries import agreement_section, queries_section
 from components.promotion.evidence_running import contracts_section, cost_section, index_section, latency_plot, speed_section
 from components.promotion.evidence_sections import (
@@ -72,7 +72,7 @@ def plots_of(dossier: Dossier) -> dict[str, Safe]:
 def render_report(dossier: Dossier) -> str:
     """The whole page, everything from outside escaped; raises PromotionError for an evaluation over no query."""
     require_measured(dossier)
-    told = paragraph("A click on a heading folds its section.")
+    told = Safe('<p class="soft hint">A click on a heading folds its section.</p>')
     body = [_head(dossier), banner(dossier.manifest.decision), told, *(make(dossier) for make in _SECTIONS), _origin(dossier)]
     return page(f"Candidate of {dossier.manifest.name}", body)
 
