@@ -97,7 +97,7 @@ def _mark(mark: Mark, across: Scale, y: float, frame: Frame) -> str:
     if mark.margin:
         allowed = across(-mark.margin)
         arm += f'<line class="margin" x1="{allowed:.1f}" x2="{allowed:.1f}" y1="{y - _ROW / 2}" y2="{y + _ROW / 2}"/>'
-    name = f'<text x="{frame.left - 12}" y="{y + 4}" text-anchor="end">{text(_short(mark.label, 32))}</text>'
+    name = f'<text x="{frame.left - 12}" y="{y + 4}" text-anchor="end">{text(_short(mark.label, 30))}</text>'
     return f'<g>{name}{arm}{_shape(tone, x, y)}<text class="note" x="{frame.right + 12}" y="{y + 4}">{text(mark.note)}</text></g>'
 
 

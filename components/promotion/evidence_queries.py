@@ -33,7 +33,8 @@ def _counted(dossier: Dossier) -> str:
     rivals = against_champion(dossier)
     if rivals is None or (found := tally(rivals)) is None:
         return ""
-    return f"By nDCG@10, of {len(rivals.query_ids):,} queries: {found.worse:,} worse than with the champion, {found.better:,} better, {found.equal:,} equal."
+    counts = f"{found.worse:,} worse than with the champion, {found.better:,} better, {found.equal:,} equal"
+    return f"By nDCG@10, of {len(rivals.query_ids):,} judged queries: {counts}."
 
 
 def _listed(title: str, rows: Sequence[Mapping[Any, Any]]) -> list[Safe]:

@@ -107,7 +107,11 @@ def quality_section(dossier: Dossier) -> Safe:
     main, others = champion_deltas(dossier), [d for pair in baseline_rivals(dossier) for d in deltas(pair, dossier, (METRIC, "recall@50"))]
     blocks: list[str] = [_said(dossier, rivals)]
     if main:
-        blocks += [champion_plot(dossier), delta_table("Candidate minus champion, all metrics", main), _bounds(dossier)]
+        blocks += [
+            champion_plot(dossier),
+            delta_table("Candidate minus champion, all metrics", main, ("Candidate", "Champion")),
+            _bounds(dossier),
+        ]
     if others:
         blocks += [heading("Against the baselines"), baseline_plot(dossier), delta_table("Differences from the baselines", others)]
     return section("quality", "Quality against champion and baselines", *blocks, heading("Levels"), _levels(dossier))
@@ -166,9 +170,9 @@ def _note(delta: Delta) -> str:
     return f"{signed(delta.difference)} {interval_words(delta)}, n = {delta.queries:,}"
 
 
-def delta_table(caption: str, found: Sequence[Delta]) -> Safe:
-    """Differences with interval, sample size, power and what could have been shown."""
-    figures = ("First", "Second", "Difference", "95 % interval", "Queries", "Power", "Smallest margin")
+def delta_table(caption: str, found: Sequence[Delta], systems: tuple[str, str] = ("First", "Second")) -> Safe:
+    """Differences between two `systems` with interval, sample size, power and what could have been shown."""
+    figures = (*systems, "Difference", "95 % interval", "Queries", "Power", "Smallest margin")
     rows = [_delta_row(delta) for delta in found]
     if len({delta.name for delta in found}) == 1:  # the caption names the systems
         return table(caption, ("Metric", "Reading", *figures), [row[1:] for row in rows], numbers=2)
@@ -210,7 +214,7 @@ def slices_section(dossier: Dossier) -> Safe:
     power = f"Power: the chance to show that an equal candidate loses less than {margin:g} there. " if margin else ""
     note = f"{power}Slices with fewer than {FEWEST} queries have no interval. Which slices the policy judges stands in the gates."
     told = f"{who}. Slices are defined in evaluation.slices."
-    return section("slices", title, told, slices_plot(dossier), delta_table(f"{who}, by slice", found), note)
+    return section("slices", title, told, slices_plot(dossier), delta_table(f"{who}, by slice", found, _names(rivals)), note)
 
 
 def slices_plot(dossier: Dossier) -> Safe:
@@ -223,8 +227,13 @@ def slices_plot(dossier: Dossier) -> Safe:
 
 
 def _who(rivals: Rivals) -> str:
+    first, second = _names(rivals)
+    return f"{first} minus {second.lower()}, nDCG@10"
+
+
+def _names(rivals: Rivals) -> tuple[str, str]:
     first, second = (SYSTEMS.get(name, name) for name in (rivals.first, rivals.second))
-    return f"{first[0].upper()}{first[1:]} minus {second}, nDCG@10"
+    return first.capitalize(), second.capitalize()
 
 
 def _teacher(dossier: Dossier) -> Rivals | None:
