@@ -11,11 +11,12 @@ from typing import Any
 from prefect.runtime import flow_run
 
 from components.artifacts import Artifact
+from components.promotion.evidence_metrics import step_metrics
 from components.promotion.release import LineageNode
 from components.promotion.signing_keys import load_signing_key
 from components.tracking.provenance import Provenance, collect_provenance, version_tags
 from components.tracking.registry import RegisteredVersion, register
-from components.tracking.runs import StepRecord, close_flow_run, log_report, open_flow_run, record_step
+from components.tracking.runs import Measured, StepRecord, close_flow_run, log_evidence, log_report, open_flow_run, record_step
 from flows.steps import Done, Step, Timing, run_step
 
 
@@ -40,7 +41,7 @@ class Recorder:
         """Whether every step so far was found finished."""
         return self.made == 0
 
-    def run(self, step: Step, metrics: Callable[[Artifact], Mapping[str, float]] = lambda _: {}) -> Artifact:
+    def run(self, step: Step, metrics: Callable[[Artifact], Mapping[str, Measured]] = step_metrics) -> Artifact:
         """Run a step, record it in MLflow with the `metrics` of its artifact, and return the artifact."""
         done = run_step(step)
         self.made += not done.cached
@@ -63,12 +64,16 @@ class Recorder:
         """Keep the files of a finished report with the flow's own run, and show its text there."""
         log_report(self.run_id, folder, text)
 
+    def show(self, candidate: Artifact, metrics: Mapping[str, Measured], text: str) -> None:
+        """Put the evidence about the candidate on the page of the flow's own run, where people look first."""
+        log_evidence(self.run_id, candidate.path, metrics, text)
+
     def register(self, role: str, artifact: Artifact, inputs: Mapping[str, RegisteredVersion], data_digest: str) -> RegisteredVersion:
         """Register an artifact as a version of `<name>-<role>`; unchanged ones keep their version."""
         tags = version_tags(self.provenance, data_digest, dict(self.parameters), self.run_id)
         return register(f"{self.name}-{role}", artifact, self._runs[artifact.digest], inputs, tags)
 
-    def _record(self, step: Step, done: Done, metrics: Mapping[str, float]) -> Artifact:
+    def _record(self, step: Step, done: Done, metrics: Mapping[str, Measured]) -> Artifact:
         artifact = done.artifact
         record = StepRecord(
             step.name, step.config, artifact, step.inputs, metrics, done.seconds, done.cached, self.run_id, done.task_run_id

@@ -13,6 +13,7 @@ from components.promotion.attestation import sign_release
 from components.promotion.base_models import ENCODERS, base_models_of
 from components.promotion.baseline import Baseline, comparison_for
 from components.promotion.evidence_markdown import describe
+from components.promotion.evidence_metrics import candidate_metrics
 from components.promotion.evidence_report import write_report_page
 from components.promotion.facts import Facts, gather_facts, write_facts
 from components.promotion.gates import Evidence, GateDecision, decide
@@ -82,7 +83,9 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
     ensure_model(release_model(config.name))
     registered = recorder.register("candidate", candidate, versions, parts.dataset.digest)
     dossier = dossier_of(parts, recorder, load_release(candidate.path), baseline, decided.outcome)
-    set_description(registered.name, registered.version, describe(dossier, evidence_links(registered.name, registered.version)))
+    text = describe(dossier, evidence_links(registered.name, registered.version))
+    set_description(registered.name, registered.version, text)
+    recorder.show(candidate, candidate_metrics(dossier), text)
     decision = decided.decision
     return {
         "name": config.name,

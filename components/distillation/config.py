@@ -79,9 +79,7 @@ class DistillationConfig(StepConfig):
         if self.form == "static" and (self.layers is not None or self.prune_to):
             raise ValueError("a static student has no layers; leave layers and prune_to empty")
         if self.form == "static" and self.pooling not in (None, "mean"):
-            raise ValueError(
-                f"a static student is the mean of its token vectors; pooling {self.pooling} does not fit, leave it null"
-            )
+            raise ValueError(f"a static student is the mean of its token vectors; pooling {self.pooling} does not fit, leave it null")
         if self.student == "teacher" and self.pooling == "cls":
             raise ValueError("pooling cls takes the first token, which in a decoder sees no other; set it to last, mean or null")
         if any(later >= earlier for earlier, later in pairwise(self.prune_to)):

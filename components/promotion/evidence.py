@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from components.errors import PromotionError
+from components.evaluation.config import EvaluationConfig
 from components.promotion.config import PolicyConfig
 
 if TYPE_CHECKING:
@@ -76,6 +77,12 @@ class Dossier:
     def policy(self) -> PolicyConfig:
         """The policy that the gates decided by."""
         return PolicyConfig.model_validate(self.manifest.config.get("policy", {}))
+
+    @property
+    def resampling(self) -> tuple[int, int]:
+        """Draws and seed of the evaluation's intervals: the same differences then have the same intervals wherever they stand."""
+        config = EvaluationConfig.model_validate(self.manifest.config.get("evaluation", {}))
+        return config.bootstrap_samples, config.seed
 
 
 def require_measured(dossier: Dossier) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,8 +59,13 @@ def _code(new: ReleaseManifest, old: ReleaseManifest) -> list[str]:
 
 
 def _configuration(new: ReleaseManifest, old: ReleaseManifest) -> list[str]:
-    found = _differing(flatten(new.config), flatten(old.config))
+    found = _differing(_settings(new), _settings(old))
     return sorted(found, key=lambda line: (line.startswith(_DECIDED_ELSEWHERE), line))
+
+
+def _settings(manifest: ReleaseManifest) -> dict[str, str]:
+    """Flat settings. One that was just made and one that was read back hold the same lists of fields in other orders."""
+    return flatten(json.loads(json.dumps(manifest.config, sort_keys=True)))
 
 
 def _models(new: ReleaseManifest, old: ReleaseManifest) -> list[str]:

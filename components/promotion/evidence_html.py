@@ -2,43 +2,65 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from html import escape
 
 from components.data.report_html import STYLE
 
-_OWN_STYLE = """
-h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; } h3 { font-size: 1rem; margin: 1.4rem 0 .5rem; } main { max-width: 76rem; }
+_COLOURS = """
 :root { --blue: #2457c5; --orange: #b45309; --violet: #7a3fb8; --teal: #0f766e; }
 @media (prefers-color-scheme: dark) { :root { --blue: #8ab0ff; --orange: #f0a35e; --violet: #c9a2f5; --teal: #5fd0c5; } }
-.banner { border: 1px solid var(--line); border-left: .5rem solid var(--soft); border-radius: .4rem; background: var(--card);
-  padding: .7rem 1rem; margin: 1rem 0; font-size: 1.1rem; }
-.banner.good { border-left-color: var(--good); } .banner.bad { border-left-color: var(--bad); }
-.banner.warn { border-left-color: var(--warn); }
-caption { text-align: left; padding: .5rem .8rem; color: var(--soft); }
-thead th { background: var(--card); } th.number { text-align: right; }
-tbody th { color: var(--ink); font-weight: 500; font-size: inherit; min-width: 7rem; }
-tr + tr th, thead + tbody th { border-top: 1px solid var(--line); }
-td.good, td.bad, td.warn { font-weight: 600; } td.good { color: var(--good); } td.bad { color: var(--bad); } td.warn { color: var(--warn); }
-td.number, td.tight { white-space: nowrap; } td.words { min-width: 20rem; }
-.plot { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; margin: .6rem 0; }
-.plot svg { display: block; width: 100%; min-width: 46rem; font: 12.5px system-ui, sans-serif; }
-svg text { fill: var(--ink); } svg .note, svg .axis { fill: var(--soft); } svg line, svg polyline { fill: none; stroke-width: 2; }
+"""
+_PLOTS = """
+svg text { fill: var(--ink); } svg .note, svg .axis { fill: var(--soft); } svg .title { font-size: 14.5px; font-weight: 600; }
+svg .paper { fill: var(--card); } svg line, svg polyline { fill: none; stroke-width: 2; }
 svg .grid { stroke: var(--line); stroke-width: 1; } svg .zero { stroke: var(--ink); stroke-width: 1.2; }
-svg .margin { stroke: var(--warn); stroke-width: 1.5; stroke-dasharray: 5 4; }
+svg .margin { stroke: var(--warn); stroke-width: 2; stroke-dasharray: 4 3; }
+svg .kept { stroke: var(--soft); stroke-width: 1.2; stroke-dasharray: 2 3; }
 svg line.better { stroke: var(--good); } svg line.worse { stroke: var(--bad); } svg line.open { stroke: var(--soft); }
 svg path.better { fill: var(--good); } svg path.worse { fill: var(--bad); }
-svg circle.open { fill: var(--card); stroke: var(--soft); stroke-width: 2; } svg .dot { fill: var(--blue); }
-svg .line1 { stroke: var(--blue); } svg .line2 { stroke: var(--orange); } svg .line3 { stroke: var(--violet); }
-svg .line4 { stroke: var(--teal); }
+svg circle.open { fill: var(--card); stroke: var(--soft); stroke-width: 2; }
+svg .line1 { stroke: var(--blue); } svg .line2 { stroke: var(--orange); stroke-dasharray: 9 4; }
+svg .line3 { stroke: var(--violet); stroke-dasharray: 2 3; } svg .line4 { stroke: var(--teal); stroke-dasharray: 9 3 2 3; }
 svg .fill1 { fill: var(--blue); } svg .fill2 { fill: var(--orange); } svg .fill3 { fill: var(--violet); } svg .fill4 { fill: var(--teal); }
+"""
+PLOT_STYLE = STYLE + _COLOURS + _PLOTS  # all that a plot needs, also one that stands alone
+_OWN_STYLE = """
+h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; } h3 { font-size: 1rem; margin: 1.4rem 0 .5rem; } main { max-width: 76rem; }
+h1, p, li, summary, td, th, caption { overflow-wrap: break-word; } p, li, summary { overflow-wrap: anywhere; }
+.banner { border: 1px solid var(--line); border-left: .5rem solid var(--soft); border-radius: .4rem; background: var(--card);
+  padding: .7rem 1rem; margin: 1rem 0; }
+.banner b { font-size: 1.25rem; } .banner p + p { margin-top: .4rem; } .banner ul { margin: .3rem 0 0; padding-left: 1.2rem; }
+.banner.good { border-left-color: var(--good); } .banner.bad { border-left-color: var(--bad); }
+.banner.warn { border-left-color: var(--warn); } .banner.good b { color: var(--good); } .banner.bad b { color: var(--bad); }
+.banner.warn b { color: var(--warn); } .banner p, .banner li { color: var(--ink); }
+.wide { margin: .6rem 0; }
+.tiles li { flex: 1 1 11rem; } .tiles span { display: block; color: var(--soft); font-size: .85rem; }
+.halves { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2rem; } .halves > div { min-width: 0; } .halves h3 { margin-top: .4rem; }
+caption { text-align: left; padding: .5rem .8rem; color: var(--soft); }
+thead th { background: var(--card); vertical-align: bottom; } th.number { text-align: right; }
+tbody th { color: var(--ink); font-weight: 500; font-size: inherit; min-width: 7rem; }
+tr + tr th, thead + tbody th { border-top: 1px solid var(--line); }
+td.good, td.bad, td.warn { font-weight: 600; white-space: nowrap; } td.good { color: var(--good); } td.bad { color: var(--bad); }
+td.warn { color: var(--warn); }
+td.number, td.tight { white-space: nowrap; font-variant-numeric: tabular-nums; } td.words { min-width: 20rem; }
+.plot { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; margin: .6rem 0; }
+.plot svg { display: block; width: 100%; min-width: 40rem; max-width: 64rem; font: 12.5px system-ui, sans-serif; }
 details { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; margin: .5rem 0; padding: .4rem .9rem; }
 summary { cursor: pointer; } details.section > summary > h2 { display: inline; }
 details.section { background: none; border: 0; border-top: 1px solid var(--line); border-radius: 0; margin: 1.2rem 0 0; padding: 1rem 0 0; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2rem; } .pair ol { margin: .2rem 0; padding-left: 1.6rem; }
-.pair li.right { font-weight: 600; } .mark { color: var(--good); } @media (max-width: 40rem) { .pair { grid-template-columns: 1fr; } }
+.halves ol { margin: .2rem 0; padding-left: 1.6rem; } .halves li.right { font-weight: 600; } .mark { color: var(--good); }
+.figure { font-variant-numeric: tabular-nums; }
 pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .7rem; font-size: .85rem; }
-@media print { details { break-inside: avoid; } .wide, .plot { overflow: visible; } }
+@media (max-width: 44rem) { .halves { grid-template-columns: 1fr; } main { padding: 1rem .7rem 3rem; } td.words { min-width: 13rem; } }
+@page { size: A4 landscape; margin: 12mm; }
+@media print { body { background: none; } main { max-width: none; padding: 0; } .plot svg { min-width: 0; }
+  .wide, .plot { overflow: visible; }
+  .wide table, .wide th { font-size: .72rem; } .wide th, .wide td { padding: .25rem .4rem; } td.words { min-width: 18rem; }
+  .hint { display: none; }
+  tr, .plot { break-inside: avoid; }
+  details::details-content { content-visibility: visible; height: auto; } * { print-color-adjust: exact; } }
 """
 
 
@@ -54,7 +76,7 @@ def page(title: str, body: Sequence[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}{_OWN_STYLE}</style></head>\n<body><main>\n"
+        f"<title>{escape(title)}</title><style>{PLOT_STYLE}{_OWN_STYLE}</style></head>\n<body><main>\n"
         + "\n".join(body)
         + "\n</main></body></html>\n"
     )
@@ -70,24 +92,39 @@ def section(anchor: str, title: str, *blocks: str) -> Safe:
     return Safe(f'<section aria-labelledby="{anchor}"><details class="section" open>{head}\n{inner}</details></section>')
 
 
+def plain(text: str) -> str:
+    """Text from anywhere without characters that no page or picture may hold, as zero bytes and halves of pairs; marks stand for them."""
+    return "".join(" " if c in "\t\n\r" else "\ufffd" if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
+
+
+def shortened(text: str, most: int) -> str:
+    """`text` in at most `most` characters, so that one of a million does not fill the page."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def foreign(text: str, most: int) -> Safe:
+    """Text from the data: cut, and kept from turning the direction in which the words around it are read."""
+    return Safe(f"<bdi>{escape(plain(shortened(text, most)))}</bdi>")
+
+
 def paragraph(text: str) -> Safe:
     """A paragraph of plain text."""
-    return Safe(f"<p>{escape(text)}</p>")
+    return Safe(f"<p>{_made(text)}</p>")
 
 
 def heading(text: str) -> Safe:
     """A heading within a section."""
-    return Safe(f"<h3>{escape(text)}</h3>")
+    return Safe(f"<h3>{_made(text)}</h3>")
 
 
 def bullets(items: Sequence[str]) -> Safe:
     """A list of plain texts."""
-    return Safe("<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>")
+    return Safe("<ul>" + "".join(f"<li>{_made(item)}</li>" for item in items) + "</ul>")
 
 
 def details(summary: str, inner: Safe, opened: bool = False) -> Safe:
     """A block that opens on a click, without a script."""
-    return Safe(f"<details{' open' if opened else ''}><summary>{escape(summary)}</summary>{inner}</details>")
+    return Safe(f"<details{' open' if opened else ''}><summary>{_made(summary)}</summary>{inner}</details>")
 
 
 def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], numbers: int | None = None) -> Safe:
@@ -111,7 +148,12 @@ def _row(row: Sequence[Cell], start: int) -> str:
 
 
 def _text(cell: Cell) -> str:
-    return escape(cell[1] if isinstance(cell, tuple) else cell)
+    return _made(cell[1] if isinstance(cell, tuple) else cell)
+
+
+def _made(text: str) -> str:
+    """HTML that was made here as it is, any other text escaped."""
+    return text if isinstance(text, Safe) else escape(plain(text))
 
 
 def _right(column: int, start: int) -> str:

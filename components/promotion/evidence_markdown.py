@@ -7,14 +7,17 @@ from itertools import chain
 
 from components.evaluation.table import render_shift
 from components.promotion.decision import GateResult
-from components.promotion.evidence import Champion, Dossier, require_measured
+from components.promotion.evidence import Dossier, require_measured
+from components.promotion.evidence_glance import moved, override_words
 from components.promotion.evidence_numbers import METRIC, Delta, against_champion, baseline_rivals, deltas
-from components.promotion.evidence_sections import STATUS_WORDS, changes_of, gate_words, metric_words, signed, systems_words
-from components.promotion.marks import RED
+from components.promotion.evidence_sections import changes_of
+from components.promotion.evidence_words import STATUS_WORDS, gate_words, metric_words, release_words, signed, systems_words
+from components.promotion.marks import RED, as_text
 from components.promotion.standing import release_model
 from components.tracking.links import version_link
 
 LIMIT = 4500  # of MLflow's 5,000 characters: what is put above it later, as the mark of an override, has to fit as well
+_SENTENCES = 4  # of what is worse and better
 _LINES = 6  # of each subject that changed; the report has all of them
 _REASON, _PASSED, _CHANGE = 240, 130, 140  # characters of a reason, of that of a gate that passed, and of a change
 _MOST_GATES = 2000  # characters of the table; in a longer one the gates that passed are counted only
@@ -28,13 +31,22 @@ def describe(dossier: Dossier, links: Mapping[str, str]) -> str:
     A block that would make it too long is left out, and a line says so; raises PromotionError for an evaluation over no query.
     """
     require_measured(dossier)
-    blocks = [_verdict(dossier), _links(links), _gates(dossier.manifest.decision.gates), _differences(dossier), _next(dossier)]
-    blocks += [_changes(dossier), _shift(dossier)]
-    kept: list[str] = []
+    blocks = [_verdict(dossier), _links(links), _moved(dossier), _gates(dossier.manifest.decision.gates), _differences(dossier)]
+    kept, whole = _fitting([*blocks, _next(dossier)], [])
+    # What changed is never left out: of many changes fewer are named.
+    changes = [_changes(dossier, lines) for lines in range(_LINES, -1, -1)]
+    fitting = next((block for block in changes if not block or _fitting([block], kept)[1]), changes[-1])
+    kept, whole_end = _fitting([fitting, _shift(dossier)], kept)
+    return "\n\n".join(kept if whole and whole_end else [*kept, _MORE])
+
+
+def _fitting(blocks: Sequence[str], before: Sequence[str]) -> tuple[list[str], bool]:
+    """The blocks that fit behind those `before` them, with these, and whether all do; empty ones are passed over."""
+    kept = list(before)
     for block in filter(None, blocks):
         if len("\n\n".join([*kept, block, _MORE])) <= LIMIT:
             kept.append(block)
-    return "\n\n".join(kept if len(kept) == sum(map(bool, blocks)) else [*kept, _MORE])
+    return kept, len(kept) == len(before) + sum(map(bool, blocks))
 
 
 def _verdict(dossier: Dossier) -> str:
@@ -43,14 +55,9 @@ def _verdict(dossier: Dossier) -> str:
     if dossier.champion is not None:
         champion = f"Champion: [release/{dossier.champion.version}]({_champion_page(dossier)})."
     measured = f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents."
-    told = f"{dossier.manifest.release_type} release. {champion} {measured}"
-    return "\n\n".join(filter(None, [f"## Verdict: {_SIGNS[decision.verdict]}", told, _override(dossier.champion)]))
-
-
-def _override(champion: Champion | None) -> str:
-    if champion is None or champion.override is None:
-        return ""
-    return f"{RED} **OVERRIDE: this champion was {champion.override.what}**, {_plain(_cut(champion.override.who, _REASON))}"
+    verdict = f"## Verdict: {_SIGNS[decision.verdict]}\n\n{release_words(dossier.manifest.release_type)}. {champion} {measured}"
+    overridden = override_words(dossier)
+    return f"{verdict}\n\n{RED} {as_text(_cut(overridden, _REASON))}" if overridden else verdict
 
 
 def _champion_page(dossier: Dossier) -> str:
@@ -59,6 +66,18 @@ def _champion_page(dossier: Dossier) -> str:
 
 def _links(links: Mapping[str, str]) -> str:
     return " · ".join(f"[{title}]({address})" for title, address in links.items())
+
+
+def _moved(dossier: Dossier) -> str:
+    """What is worse and what is better than in the champion, beyond chance; the first few of each."""
+    if (found := moved(dossier)) is None:
+        return ""
+    rows = []
+    for word, lines in (("Worse", found.worse), ("Better", found.better)):
+        more = f"; and {len(lines) - _SENTENCES} more" if len(lines) > _SENTENCES else ""
+        told = "; ".join(as_text(_cut(line, _CHANGE)) for line in lines[:_SENTENCES])
+        rows.append(f"**{word} than the champion:** {told or 'nothing is shown to be'}{more}.")
+    return "\n\n".join(rows)
 
 
 def _gates(gates: Sequence[GateResult]) -> str:
@@ -75,7 +94,7 @@ def _gates(gates: Sequence[GateResult]) -> str:
 
 
 def _gate_table(gates: Sequence[GateResult]) -> str:
-    rows = [_row(gate_words(gate), _status(gate), _reason(gate)) for gate in gates]
+    rows = [_row(gate_words(gate), _status(gate), as_text(_reason(gate))) for gate in gates]
     return "\n".join(["| gate | status | reason |", "|---|---|---|", *rows])
 
 
@@ -109,20 +128,20 @@ def _ends(delta: Delta) -> str:
     return "too few queries" if delta.low is None or delta.high is None else f"{signed(delta.low)} to {signed(delta.high)}"
 
 
-def _changes(dossier: Dossier) -> str:
-    notes = [f"- {_plain(note)}" for note in dossier.notes]
+def _changes(dossier: Dossier, most: int) -> str:
+    notes = [f"- {as_text(note)}" for note in dossier.notes]
     found = changes_of(dossier)
     if found is None:
         return "\n".join(["### What changed", "", *notes]) if notes else ""
-    lines = [line for name, changes in found.subjects().items() for line in _subject(name, changes)]
+    lines = [line for name, changes in found.subjects().items() for line in _subject(name, changes, most)]
     return "\n".join(["### What changed since the champion", "", *notes, *lines])
 
 
-def _subject(name: str, changes: Sequence[str]) -> list[str]:
-    if not changes:
-        return [f"- **{name}**: unchanged"]
-    more = [f"  - and {len(changes) - _LINES} more"] if len(changes) > _LINES else []
-    return [f"- **{name}**:", *(f"  - {_plain(_cut(change, _CHANGE))}" for change in changes[:_LINES]), *more]
+def _subject(name: str, changes: Sequence[str], most: int) -> list[str]:
+    if not changes or not most:
+        return [f"- **{name}**: {f'{len(changes)} changes' if changes else 'unchanged'}"]
+    more = [f"  - and {len(changes) - most} more"] if len(changes) > most else []
+    return [f"- **{name}**:", *(f"  - {as_text(_cut(change, _CHANGE))}" for change in changes[:most]), *more]
 
 
 def _shift(dossier: Dossier) -> str:
@@ -132,16 +151,14 @@ def _shift(dossier: Dossier) -> str:
 
 
 def _next(dossier: Dossier) -> str:
+    passed = dossier.manifest.decision.verdict == "pass"
     return (
         f"To approve: *Promote model* into `{release_model(dossier.manifest.name)}`. To reject: the tag `review` with the value "
         "`rejected: reason`."
+        + ("" if passed else " As its gates did not pass, an approval takes a written reason: the tag `override` on the promoted version.")
     )
 
 
 def _row(*cells: str) -> str:
-    return "| " + " | ".join(_plain(cell) for cell in cells) + " |"
-
-
-def _plain(text: str) -> str:
-    """Text from outside, so that it starts no HTML and ends no cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    """Cells kept apart, which MLflow's style for tables does not."""
+    return "| " + " &ensp;| ".join(cells) + " |"

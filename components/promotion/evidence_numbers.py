@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from components.evaluation.comparison import CANDIDATE, CHAMPION
 from components.evaluation.metrics import METRICS
 from components.evaluation.power import min_detectable, power
-from components.evaluation.significance import paired_bootstrap
+from components.evaluation.significance import Interval, paired_bootstrap
 from components.evaluation.summarize import COMPARED, CONFIDENCE, scores_of
 from components.promotion.evidence import Dossier
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 METRIC = "ndcg@10"
+Tone = Literal["better", "worse", "open"]
+_ROUNDING = 1e-9  # of means of values between 0 and 1
 FEWEST = 10  # queries below which an interval over queries means nothing
 Scores = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 
@@ -28,18 +32,32 @@ Scores = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 class Delta:
     """Mean of one system minus another's over the same queries, with its two-sided interval (None: too few queries).
 
-    `power` is the chance to show an equal system to be equal at the policy's margin, `detectable` the smallest margin that could be shown
-    with a chance of 80 %; both at the policy's one-sided confidence, and None for too few queries.
+    `power` is the chance to show an equal system to be equal at the policy's margin (in a slice: at that for slices), `detectable` the
+    smallest margin that could be shown with a chance of 80 %; both at the policy's one-sided confidence, and None for too few queries.
+    `means` are those of both systems.
     """
 
     name: str
     metric: str
     queries: int
     difference: float
+    means: tuple[float, float]
     low: float | None = None
     high: float | None = None
     power: float | None = None
     detectable: float | None = None
+
+    @property
+    def tone(self) -> Tone:
+        """Whether the interval lies above 0 (better), below it (worse), or holds it or is missing (open)."""
+        return tone_of(self.low, self.high)
+
+
+def tone_of(low: float | None, high: float | None) -> Tone:
+    """What an interval says; an end that only rounding keeps from 0 holds 0."""
+    if low is None or high is None or (low <= _ROUNDING and high >= -_ROUNDING):
+        return "open"
+    return "better" if low > 0 else "worse"
 
 
 @dataclass(frozen=True)
@@ -69,6 +87,24 @@ def against_champion(dossier: Dossier) -> Rivals | None:
     return _rivals(both, (CANDIDATE, CHAMPION), "from the two evaluations, made at different times on the same judgements")
 
 
+@dataclass(frozen=True)
+class Tally:
+    """How many queries the first of two systems answers better, worse and equally well."""
+
+    better: int
+    worse: int
+    equal: int
+
+
+def tally(rivals: Rivals, metric: str = METRIC) -> Tally | None:
+    """Queries that gained, lost and kept their value; None when the metric was not measured on all."""
+    if metric not in rivals.scores:
+        return None
+    first, second = rivals.scores[metric]
+    better, worse = int((first > second).sum()), int((first < second).sum())
+    return Tally(better, worse, len(first) - better - worse)
+
+
 def baseline_rivals(dossier: Dossier) -> list[Rivals]:
     """The pairs of systems of the candidate's own evaluation."""
     table = dossier.evaluation.per_query
@@ -87,22 +123,49 @@ def slice_deltas(rivals: Rivals, slices: pd.DataFrame, dossier: Dossier) -> list
     first, second = rivals.scores[METRIC]
     place = {query_id: i for i, query_id in enumerate(rivals.query_ids)}
     found = []
-    for (dimension, label), rows in slices.groupby(["dimension", "slice"], sort=False):
-        chosen = [place[str(query_id)] for query_id in rows["query_id"] if str(query_id) in place]
+    members = dict(list(slices.groupby(["dimension", "slice"], sort=False)["query_id"]))
+    for dimension, label in _in_order(slices):
+        chosen = [place[str(query_id)] for query_id in members[dimension, label] if str(query_id) in place]
         if chosen:
-            found.append(delta(f"{dimension}={label}", METRIC, (first[chosen], second[chosen]), dossier))
+            found.append(delta(f"{dimension}={label}", METRIC, (first[chosen], second[chosen]), dossier, dossier.policy.slice_margin))
     return found
 
 
-def delta(name: str, metric: str, pair: tuple[NDArray[np.float64], NDArray[np.float64]], dossier: Dossier) -> Delta:
-    """One difference, with interval and power where there are enough queries."""
+def _in_order(slices: pd.DataFrame) -> list[tuple[str, str]]:
+    """Dimension and slice: dimensions as they are defined, slices of numbers from low to high."""
+    pairs = slices[["dimension", "slice"]].drop_duplicates().itertuples(index=False, name=None)
+    place = {dimension: i for i, dimension in enumerate(slices["dimension"].unique())}
+    return sorted(pairs, key=lambda pair: (place[pair[0]], _lower_end(pair[1]), pair[1]))
+
+
+def _lower_end(label: str) -> float:
+    """That of `4 and above` or `4 to under 8`; `under 4` comes first, words last."""
+    first = label.partition(" ")[0]
+    try:
+        return -math.inf if first == "under" else float(first)
+    except ValueError:
+        return math.inf
+
+
+def delta(
+    name: str, metric: str, pair: tuple[NDArray[np.float64], NDArray[np.float64]], dossier: Dossier, margin: float | None = None
+) -> Delta:
+    """One difference, with interval and power where there are enough queries; `margin` instead of the policy's for all queries."""
     first, second = pair
-    gaps, policy = first - second, dossier.policy
+    gaps, policy, means = first - second, dossier.policy, (float(first.mean()), float(second.mean()))
     if len(gaps) < FEWEST:
-        return Delta(name, metric, len(gaps), float(gaps.mean()))
-    found = paired_bootstrap(first, second, confidence=CONFIDENCE)
-    shown, needed = power(gaps, policy.margin, policy.confidence), min_detectable(gaps, policy.confidence)
-    return Delta(name, metric, len(gaps), found.difference, found.low, found.high, shown, needed)
+        return Delta(name, metric, len(gaps), float(gaps.mean()), means)
+    samples, seed = dossier.resampling
+    found = _interval(gaps.tobytes(), samples, seed)
+    shown, needed = power(gaps, margin or policy.margin, policy.confidence), min_detectable(gaps, policy.confidence)
+    return Delta(name, metric, len(gaps), found.difference, means, found.low, found.high, shown, needed)
+
+
+@lru_cache(maxsize=1024)  # plots, tables and words ask for the same differences
+def _interval(gaps: bytes, samples: int, seed: int) -> Interval:
+    """Of differences per query, float64."""
+    values = np.frombuffer(gaps, dtype=np.float64)
+    return paired_bootstrap(values, np.zeros_like(values), samples, CONFIDENCE, seed)
 
 
 def _student(per_query: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -111,7 +174,7 @@ def _student(per_query: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def _rivals(per_query: pd.DataFrame, pair: tuple[str, str], source: str) -> Rivals:
     rows = per_query[per_query["system"].isin(pair)]
-    ids = sorted({str(i) for i in rows["query_id"]})
+    ids = sorted(str(i) for i in rows["query_id"].unique())
     scores = scores_of(rows, ids)
     both = {m: (scores[pair[0], m], scores[pair[1], m]) for m in METRICS if (pair[0], m) in scores and (pair[1], m) in scores}
     # A query that one of them lacks would make every mean nan: such a metric cannot be compared in pairs.

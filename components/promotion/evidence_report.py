@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import json
+import shutil
 from html import escape
 from pathlib import Path
 
 from components.artifacts import digest_of, write_atomic
 from components.promotion.evidence import Dossier, require_measured
-from components.promotion.evidence_html import Safe, details, page, paragraph, section
+from components.promotion.evidence_axes import standalone
+from components.promotion.evidence_glance import glance_section, override_words
+from components.promotion.evidence_html import Safe, details, foreign, page, section, table
 from components.promotion.evidence_queries import agreement_section, queries_section
-from components.promotion.evidence_running import contracts_section, cost_section, index_section, retention_section, speed_section
-from components.promotion.evidence_sections import banner, changes_section, gates_section, override_banner, quality_section, slices_section
+from components.promotion.evidence_running import contracts_section, cost_section, index_section, latency_plot, speed_section
+from components.promotion.evidence_sections import (
+    banner,
+    baseline_plot,
+    champion_plot,
+    changes_section,
+    gates_section,
+    quality_section,
+    slices_plot,
+    slices_section,
+)
+from components.promotion.evidence_training import retention_section, student_plot, towers_plot
+from components.promotion.evidence_words import release_words
 from components.promotion.release import REPORT_PAGE
+from components.tracking.runs import PLOTS
 
+_OVERRIDE = 1000  # characters of its reason
 _SECTIONS = (
+    glance_section,
     gates_section,
     changes_section,
     quality_section,
@@ -30,50 +47,63 @@ _SECTIONS = (
 
 
 def write_report_page(dossier: Dossier, folder: Path) -> None:
-    """Write `report.html` into `folder`; raises PromotionError for an evaluation over no query."""
-    write_atomic(folder / REPORT_PAGE, render_report(dossier).encode())
+    """Write `report.html` and its plots as pictures into `folder`; raises PromotionError for an evaluation over no query."""
+    page_text = render_report(dossier)
+    shutil.rmtree(folder / PLOTS, ignore_errors=True)  # a killed attempt may have left others there
+    (folder / PLOTS).mkdir(parents=True)
+    for name, plot in plots_of(dossier).items():
+        write_atomic(folder / PLOTS / f"{name}.svg", standalone(plot).encode())
+    write_atomic(folder / REPORT_PAGE, page_text.encode())
+
+
+def plots_of(dossier: Dossier) -> dict[str, Safe]:
+    """Name -> plot, those that can be drawn."""
+    made = {
+        "1_differences_from_champion": champion_plot(dossier),
+        "2_differences_from_baselines": baseline_plot(dossier),
+        "3_slices": slices_plot(dossier),
+        "4_recall_over_latency": latency_plot(dossier),
+        "5_training_of_towers": towers_plot(dossier),
+        "6_training_of_student": student_plot(dossier),
+    }
+    return {name: plot for name, plot in made.items() if plot}
 
 
 def render_report(dossier: Dossier) -> str:
     """The whole page, everything from outside escaped; raises PromotionError for an evaluation over no query."""
     require_measured(dossier)
-    told = paragraph("A click on a heading folds its section.")
-    body = [
-        _head(dossier),
-        banner(dossier.manifest.decision),
-        override_banner(dossier),
-        told,
-        *(make(dossier) for make in _SECTIONS),
-        _origin(dossier),
-    ]
+    told = Safe('<p class="soft hint">A click on a heading folds its section.</p>')
+    body = [_head(dossier), banner(dossier.manifest.decision), told, *(make(dossier) for make in _SECTIONS), _origin(dossier)]
     return page(f"Candidate of {dossier.manifest.name}", body)
 
 
 def _head(dossier: Dossier) -> Safe:
     manifest, summary = dossier.manifest, dossier.evaluation.summary
-    champion = f"against the champion release/{dossier.champion.version}" if dossier.champion else "with no champion before it"
+    champion = f"held against the champion release/{dossier.champion.version}" if dossier.champion else "with no champion before it"
+    made = max((node.recorded_at for node in manifest.lineage if node.recorded_at), default="")
+    when = f"Built until {made[:16].replace('T', ' ')} UTC" if made else "Built at an unrecorded time"
+    local = " with uncommitted changes" if manifest.provenance.get("dirty") else ""
+    code = f"from code {str(manifest.provenance.get('code_revision') or 'of unknown revision')[:12]}{local}"
+    overridden = override_words(dossier)
+    red = f'<div class="banner bad" role="note"><b>{foreign(overridden, _OVERRIDE)}</b></div>' if overridden else ""
     return Safe(
         f"<h1>Candidate of the retriever {escape(manifest.name)}</h1>"
-        f'<p class="soft">{escape(manifest.release_type)} release, {escape(champion)}. {summary.queries:,} judged queries '
-        f"({escape(summary.split)}), {summary.documents:,} documents. Space <code>{escape(manifest.space_id[:12])}</code>, evaluation "
-        f"<code>{escape(manifest.evaluation.digest[:12])}</code>.</p>"
+        f'<p class="soft">{escape(release_words(manifest.release_type))}, {escape(champion)}. {escape(when)} {escape(code)}. '
+        f"{summary.queries:,} judged queries ({escape(summary.split)}), {summary.documents:,} documents.</p>{red}"
     )
 
 
 def _origin(dossier: Dossier) -> Safe:
     """Digests to compare with the registry, and the whole configuration."""
-    manifest = dossier.manifest
-    pins = "".join(
-        f'<tr><th scope="row">{escape(role.replace("_", " "))}</th><td>{escape(pin.model)}/{pin.version}</td>'
-        f"<td><code>{escape(pin.digest)}</code></td></tr>"
-        for role, pin in manifest.pins.items()
-    )
-    head = '<thead><tr><th scope="col">Part</th><th scope="col">Version</th><th scope="col">Digest</th></tr></thead>'
-    parts = Safe(f'<div class="wide"><table><caption>What this candidate pins</caption>{head}<tbody>{pins}</tbody></table></div>')
-    revision = manifest.provenance.get("code_revision", "unknown")
-    local = ", with uncommitted changes" if manifest.provenance.get("dirty") else ""
+    manifest, summary = dossier.manifest, dossier.evaluation.summary
+    rows = [[role.replace("_", " "), f"{pin.model}/{pin.version}", pin.digest] for role, pin in manifest.pins.items()]
+    rows += [["data set", manifest.dataset.name, manifest.dataset.digest], ["evaluation", summary.split, manifest.evaluation.digest]]
+    rows += [["vector space", "", manifest.space_id], ["configuration", "", digest_of(manifest.config)]]
+    origin = manifest.provenance
     told = (
-        f"Code revision {revision}{local}; configuration digest {digest_of(manifest.config)}; flow run {manifest.flow_run_id or 'unknown'}."
+        f"Code revision {origin.get('code_revision', 'unknown')}{', with uncommitted changes' if origin.get('dirty') else ''}; flow run "
+        f"{manifest.flow_run_id or 'unknown'} in MLflow; made by {origin.get('user') or 'nobody named'} (as the machine says)."
     )
     config = Safe(f"<pre>{escape(json.dumps(manifest.config, indent=2, sort_keys=True))}</pre>")
+    parts = table("What this candidate is made of", ("Part", "Version", "Digest"), rows)
     return section("origin", "Origin", parts, told, details("The whole configuration", config))

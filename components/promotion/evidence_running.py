@@ -1,10 +1,8 @@
-"""Sections of the reviewer's report about running and making: latency, size, index, contracts, retention, training, cost."""
+"""Sections of the reviewer's report about running: latency, size, index against exact, contracts, cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import isfinite
-from typing import Any
+from collections.abc import Mapping
 
 from components.data.report_html import contract_blocks
 from components.evaluation.comparison import CHAMPION
@@ -12,13 +10,13 @@ from components.evaluation.report import EncoderSpeed
 from components.evaluation.significance import mean_interval
 from components.evaluation.summarize import CONFIDENCE
 from components.promotion.evidence import Dossier, StepCost
-from components.promotion.evidence_html import Cell, Safe, heading, section, table
-from components.promotion.evidence_plots import Curve, Point, Words, lines, scatter
-from components.promotion.evidence_sections import SYSTEMS, metric_words, with_interval
+from components.promotion.evidence_axes import Words
+from components.promotion.evidence_html import Cell, Safe, section, table
+from components.promotion.evidence_plots import Point, scatter
+from components.promotion.evidence_words import SYSTEMS, metric_words, with_interval
 
 _MILLION = 1_000_000
 _NO_SPEED = "No speed was measured: the evaluation did not have both teacher and student."
-_CURVES = ("ndcg@10", "recall@50", "mean_cosine")
 
 
 def speed_section(dossier: Dossier) -> Safe:
@@ -37,7 +35,7 @@ def speed_section(dossier: Dossier) -> Safe:
     else:
         told += [dossier.compared.missing]
     timed = [table("Speed", columns, rows, numbers=1)] if rows else [_NO_SPEED]
-    return section("speed", "Latency and size", *timed, *told, _quality_over_latency(dossier), _sizes(dossier))
+    return section("speed", "Latency and size", *timed, *told, latency_plot(dossier), _sizes(dossier))
 
 
 def _speeds(dossier: Dossier) -> list[tuple[str, EncoderSpeed]]:
@@ -51,7 +49,8 @@ def _speed_row(name: str, speed: EncoderSpeed) -> list[Cell]:
     return [name, f"{speed.p50_ms:.2f}", f"{speed.p95_ms:.2f}", f"{speed.queries:,}", f"{speed.qps:,.0f}", str(speed.batch_size)]
 
 
-def _quality_over_latency(dossier: Dossier) -> Safe:
+def latency_plot(dossier: Dossier) -> Safe:
+    """recall@50 over the time of an answer; empty where no time was taken."""
     points = _points(dossier)
     if not points:
         return Safe("")
@@ -96,11 +95,16 @@ def index_section(dossier: Dossier) -> Safe:
     title, ann = "Index against exact search", dossier.evaluation.summary.ann
     if ann is None:
         return section("index", title, "It was not measured: the index keeps no vectors, or the report is from an older version.")
-    rows = [[metric_words(m), with_interval(value, ann.intervals.get(m))] for m, value in sorted(ann.recall.items())]
+    rows = [[metric_words(m), with_interval(value, ann.intervals.get(m))] for m, value in sorted(ann.recall.items(), key=_depth)]
     rows.append(["nDCG@10 lost by the student", with_interval(ann.ndcg_lost, ann.ndcg_lost_interval)])
     caption = f"{ann.queries:,} queries, {ann.documents:,} documents, 95 % intervals"
     told = "How much of what exact search finds on the same vectors the index finds too. A worse model cannot lower it."
     return section("index", title, told, table(caption, ("Measure", "Value"), rows, numbers=1))
+
+
+def _depth(entry: tuple[str, float]) -> int:
+    """The k of `recall@k`."""
+    return int(entry[0].partition("@")[2] or 0)
 
 
 def contracts_section(dossier: Dossier) -> Safe:
@@ -110,72 +114,6 @@ def contracts_section(dossier: Dossier) -> Safe:
     found = f"{len(report.results)} rules checked: {len(report.errors)} errors, {len(report.warnings)} warnings."
     told = f"{found} Data set {report.dataset}: {counts}."
     return section("contracts", "Data contracts", told, Safe(contract_blocks(report)))
-
-
-def retention_section(dossier: Dossier) -> Safe:
-    """What the student keeps of the teacher on and off the training distribution, whether it collapsed, and how it was trained."""
-    told = "Share of the teacher's value that the student keeps, with 95 % intervals; the champion's beside it, as it was released."
-    rows = _retained(dossier)
-    blocks: list[str] = (
-        [told, table("Retention", ("Queries", "Metric", "Candidate", "Champion", "Number of queries"), rows, numbers=2)] if rows else []
-    )
-    extra = dossier.evaluation.summary.extra
-    blocks += [] if rows else ["No retention was measured: the teacher found nothing, or there is no teacher."]
-    blocks += (
-        [] if extra else ["Off the training distribution nothing was measured: evaluation.extra_splits names no further judged queries."]
-    )
-    return section("retention", "Distillation", *blocks, _health(dossier), *_curves(dossier))
-
-
-def _retained(dossier: Dossier) -> list[list[Cell]]:
-    summary, champion = dossier.evaluation.summary, dossier.champion.evaluation.summary if dossier.champion else None
-    rows: list[list[Cell]] = []
-    for metric, value in sorted(summary.retention.items()):
-        before = with_interval(champion.retention.get(metric), champion.retention_intervals.get(metric)) if champion else "none"
-        own = with_interval(value, summary.retention_intervals.get(metric))
-        rows.append([f"{summary.split} (training distribution)", metric_words(metric), own, before, f"{summary.queries:,}"])
-    for split, found in summary.extra.items():
-        former = champion.extra.get(split) if champion else None
-        for metric, value in sorted(found.retention.items()):
-            before = with_interval(former.retention.get(metric), former.retention_intervals.get(metric)) if former else "none"
-            own = with_interval(value, found.retention_intervals.get(metric))
-            rows.append([f"{split} (off the training distribution)", metric_words(metric), own, before, f"{found.queries:,}"])
-    return rows
-
-
-def _health(dossier: Dossier) -> Safe:
-    health = dossier.evaluation.summary.health
-    rows = [[n, f"{h.mean_cosine:.3f}", f"{h.effective_rank:.1f}", f"{h.queries:,}"] for n, h in sorted(health.items())]
-    caption = "Spread of the query vectors: a mean cosine far above the teacher's, or a far lower rank, is a sign of collapse"
-    return table(caption, ("Encoder", "Mean cosine", "Effective rank", "Queries"), rows, numbers=1) if rows else Safe("")
-
-
-def _curves(dossier: Dossier) -> list[str]:
-    losses, epochs = dossier.making.tower_losses, dossier.making.student_epochs
-    blocks: list[str] = [heading("Training curves")]
-    finite = [loss for loss in losses or () if isfinite(loss)]
-    if finite:
-        told = f"The loss of stage 1 over {len(finite):,} steps, from {finite[0]:.3f} to {finite[-1]:.3f}."
-        blocks.append(lines([Curve("loss", finite)], Words("Training of the towers", told, "step", "loss"), ("1", f"{len(finite):,}")))
-    else:
-        blocks.append("The towers were not trained in this run; their curve stands in the report of the release that they came from.")
-    return [*blocks, *_student_curves(epochs or ())]
-
-
-def _student_curves(epochs: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not epochs:
-        return ["The student's training log is not there, so it has no curve."]
-    curves = [
-        Curve(metric_words(name).replace("_", " "), [float(e[name]) for e in epochs]) for name in _CURVES if all(name in e for e in epochs)
-    ]
-    names = [f"{e.get('phase', '')} {e.get('epoch', '')}".strip() for e in epochs]
-    told = "; ".join(f"{c.label} from {c.values[0]:.3f} to {c.values[-1]:.3f}" for c in curves)
-    plot = lines(curves, Words("Training of the student, on dev queries", told, "epoch", "value"), (names[0], names[-1]))
-    rows = [
-        [name, f"{float(e['loss']):.4f}", *(f"{float(e[c]):.3f}" if c in e else "" for c in _CURVES)]
-        for name, e in zip(names, epochs, strict=True)
-    ]
-    return [plot, table("Epochs of the student", ("Epoch", "Loss", "nDCG@10", "recall@50", "Mean cosine"), rows, numbers=1)]
 
 
 def cost_section(dossier: Dossier) -> Safe:

@@ -2,53 +2,59 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from components.evaluation.metrics import METRICS
 from components.promotion.decision import GateDecision, GateResult
 from components.promotion.evidence import Dossier
+from components.promotion.evidence_axes import Words
 from components.promotion.evidence_changes import Changes, changes_between
-from components.promotion.evidence_html import Cell, Safe, bullets, details, heading, paragraph, section, table
-from components.promotion.evidence_numbers import METRIC, Delta, Rivals, against_champion, baseline_rivals, deltas, slice_deltas
-from components.promotion.evidence_plots import Mark, Words, forest
-from components.promotion.marks import RED
+from components.promotion.evidence_html import Cell, Safe, bullets, details, foreign, heading, paragraph, section, shortened, table
+from components.promotion.evidence_numbers import FEWEST, METRIC, Delta, Rivals, against_champion, baseline_rivals, deltas, slice_deltas
+from components.promotion.evidence_plots import TONES, Mark, forest
+from components.promotion.evidence_words import (
+    STATUS_WORDS,
+    SYSTEMS,
+    gate_words,
+    interval_words,
+    metric_words,
+    number,
+    share,
+    signed,
+    systems_words,
+    with_interval,
+)
 
-STATUS_WORDS = {
-    "pass": ("good", "pass"),
-    "fail": ("bad", "FAIL"),
-    "not_decidable": ("warn", "not decidable"),
-    "first_release": ("warn", "first release"),
-    "off": ("", "off"),
+_COUNTED = {
+    "pass": "passed",
+    "fail": "failed",
+    "not_decidable": "could not be decided",
+    "first_release": "need a champion",
+    "off": "are switched off",
 }
-SYSTEMS = {"bm25": "BM25", "student_untrained": "untrained student", "teacher": "teacher", "student": "candidate (student)"}
-METRIC_WORDS = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10"}
+_ORDER = ("fail", "not_decidable", "first_release", "pass", "off")
+_NAME = 80  # characters of a slice's name, which may come from the data
+_CHANGE = 600  # characters of a change that are shown; the configuration stands at the end of the page
 _READINGS: dict[str, Cell] = {"better": ("good", "better"), "worse": ("bad", "worse"), "open": "not told apart"}
-_SHAPES = "Triangle up: the interval lies above 0 (better). Triangle down: below 0 (worse). Circle: it holds 0 (not told apart)."
 
 
 def banner(decision: GateDecision) -> Safe:
     """The verdict in words, with what is open."""
     style, word = STATUS_WORDS[decision.verdict]
-    opened = decision.open_gates()
-    failed = f" {len(opened)} of {len(decision.gates)} gates are open: {', '.join(_gate_name(gate) for gate in opened)}." if opened else ""
-    first = " This is a first release: there is no champion to compare with, a person has to decide." if decision.first_release else ""
-    inner = paragraph(f"Verdict: {word}.{failed}{first}")
-    return Safe(f'<div class="banner {style}" role="status">{inner}</div>')
-
-
-def override_banner(dossier: Dossier) -> Safe:
-    """In red that the champion itself is there by an override, so that being as good as it says less; empty for one that passed."""
-    champion = dossier.champion
-    if champion is None or champion.override is None:
-        return Safe("")
-    told = f"{RED} The champion, release/{champion.version}, is there by an OVERRIDE: {champion.override.what}, {champion.override.who}"
-    return Safe(f'<div class="banner bad" role="note">{paragraph(told)}</div>')
+    counts = Counter[str](gate.status for gate in decision.gates)
+    counted = ", ".join(f"{counts[status]} {words}" for status, words in _COUNTED.items() if counts[status])
+    lines = [f"Of {len(decision.gates)} gates {counted}."]
+    lines += ["This is a first release: there is no champion to compare with, a person has to decide."] if decision.first_release else []
+    opened = bullets([foreign(f"{STATUS_WORDS[gate.status][1]}: {_gate_name(gate)}", 200) for gate in decision.open_gates()])
+    inner = "".join(map(paragraph, lines)) + (opened if decision.open_gates() else "")
+    return Safe(f'<div class="banner {style}" role="status"><b>Verdict: {word}</b>{inner}</div>')
 
 
 def gates_section(dossier: Dossier) -> Safe:
     """Every gate with its reason, and the policy it was decided by."""
     decision = dossier.manifest.decision
-    rows = [_gate_row(gate) for gate in decision.gates]
+    rows = [_gate_row(gate) for gate in sorted(decision.gates, key=lambda gate: _ORDER.index(gate.status))]
     columns = ("Gate", "Status", "Slice", "Reason", "Measured", "Threshold", "Queries", "Power")
     policy = f"Policy {decision.policy_version or 'without a version'}, digest {decision.policy_digest or 'not recorded'}."
     return section("gates", "Gates", table("All gates of the policy", columns, rows, numbers=4), policy)
@@ -60,7 +66,7 @@ def _gate_row(gate: GateResult) -> list[Cell]:
     return [
         gate_words(gate),
         STATUS_WORDS[gate.status],
-        gate.slice or "",
+        foreign(gate.slice or "", _NAME),
         ("words", gate.reason),
         value,
         threshold,
@@ -69,29 +75,25 @@ def _gate_row(gate: GateResult) -> list[Cell]:
     ]
 
 
-def gate_words(gate: GateResult) -> str:
-    """A gate's name for people, without the slice that stands beside it."""
-    return gate.name.partition("[")[0].replace("_", " ")
-
-
 def _gate_name(gate: GateResult) -> str:
     return gate_words(gate) + (f" ({gate.slice})" if gate.slice else "")
 
 
 def changes_section(dossier: Dossier) -> Safe:
     """What is different from the champion."""
-    notes = bullets(dossier.notes) if dossier.notes else Safe("")
+    notes = bullets([foreign(note, _CHANGE) for note in dossier.notes]) if dossier.notes else Safe("")
     if dossier.champion is None:
         return section("changes", "What changed", notes, "This is a first release, so there is nothing before it.")
     found = changes_between(dossier.manifest, dossier.champion.manifest)
-    blocks = [block for name, lines in found.subjects().items() for block in (heading(name), _subject(lines))]
-    return section("changes", f"What changed since the champion, release/{dossier.champion.version}", notes, *blocks)
+    blocks = [block for name, lines in found.subjects().items() if lines for block in (heading(name), _subject(lines))]
+    same = [name.lower() for name, lines in found.subjects().items() if not lines]
+    unchanged = f"Unchanged: {', '.join(same)}." if same else ""
+    return section("changes", f"What changed since the champion, release/{dossier.champion.version}", notes, *blocks, unchanged)
 
 
 def _subject(lines: Sequence[str]) -> Safe:
-    if not lines:
-        return paragraph("Unchanged.")
-    return bullets(lines) if len(lines) <= 20 else details(f"{len(lines)} differences", bullets(lines))
+    listed = bullets([foreign(line, _CHANGE) for line in lines])
+    return listed if len(lines) <= 20 else details(f"{len(lines)} differences", listed)
 
 
 def changes_of(dossier: Dossier) -> Changes | None:
@@ -102,13 +104,43 @@ def changes_of(dossier: Dossier) -> Changes | None:
 def quality_section(dossier: Dossier) -> Safe:
     """Levels of every system, differences from champion and baselines with intervals and power, and their plot."""
     rivals = against_champion(dossier)
-    main = deltas(rivals, dossier) if rivals else []
-    others = [delta for pair in baseline_rivals(dossier) for delta in deltas(pair, dossier, (METRIC, "recall@50"))]
-    said = _said(dossier, rivals)
-    blocks = [said, delta_plot(main, dossier), delta_table("Candidate minus champion, all metrics", main)] if main else [said]
-    blocks += [heading("Against the baselines"), delta_plot([d for d in others if d.metric == METRIC], None)] if others else []
-    blocks += [delta_table("Differences from the baselines", others)] if others else []
+    main, others = champion_deltas(dossier), [d for pair in baseline_rivals(dossier) for d in deltas(pair, dossier, (METRIC, "recall@50"))]
+    blocks: list[str] = [_said(dossier, rivals)]
+    if main:
+        blocks += [
+            champion_plot(dossier),
+            delta_table("Candidate minus champion, all metrics", main, ("Candidate", "Champion")),
+            _bounds(dossier),
+        ]
+    if others:
+        blocks += [heading("Against the baselines"), baseline_plot(dossier), delta_table("Differences from the baselines", others)]
     return section("quality", "Quality against champion and baselines", *blocks, heading("Levels"), _levels(dossier))
+
+
+def champion_deltas(dossier: Dossier) -> list[Delta]:
+    """Candidate minus champion in every metric; empty where they cannot be compared."""
+    rivals = against_champion(dossier)
+    return deltas(rivals, dossier) if rivals else []
+
+
+def champion_plot(dossier: Dossier) -> Safe:
+    """Candidate minus champion in every metric; empty where they cannot be compared."""
+    return delta_plot(champion_deltas(dossier), "Candidate minus champion", dossier.policy.margin)
+
+
+def baseline_plot(dossier: Dossier) -> Safe:
+    """The pairs of systems of the candidate's own evaluation, by nDCG@10."""
+    found = [delta for pair in baseline_rivals(dossier) for delta in deltas(pair, dossier, (METRIC,))]
+    return delta_plot(found, "Differences from the baselines, nDCG@10")
+
+
+def _bounds(dossier: Dossier) -> str:
+    policy = dossier.policy
+    return (
+        f"The gate looks at one end only, with a confidence of {policy.confidence:.0%}, so its bound lies within the interval shown here. "
+        f"Power: the chance that an equal candidate is shown to lose less than {policy.margin:g}. Smallest margin: what could be shown "
+        "with a power of 80 %."
+    )
 
 
 def _said(dossier: Dossier, rivals: Rivals | None) -> str:
@@ -119,42 +151,40 @@ def _said(dossier: Dossier, rivals: Rivals | None) -> str:
     return f"The champion cannot be compared query by query: it was evaluated on other judgements. {dossier.compared.missing}"
 
 
-def delta_plot(found: Sequence[Delta], dossier: Dossier | None, title: str = "Differences with their 95 % intervals") -> Safe:
-    """A forest plot; with a dossier the policy's margin is drawn."""
-    marks = [Mark(_label(d, found), d.difference, d.low, d.high, _note(d)) for d in found]
-    if not marks:
+def delta_plot(found: Sequence[Delta], title: str, margin: float | None = None) -> Safe:
+    """A forest plot; `margin` is the loss of nDCG@10 that the policy allows."""
+    if not found:
         return Safe("")
-    margin = dossier.policy.margin if dossier else None
-    line = f" The dashed line is the loss that the policy allows for nDCG@10, {margin:g}." if margin else ""
-    told = "; ".join(f"{mark.label} {mark.note}" for mark in marks)
-    return forest(marks, Words(title, f"{told}. {_SHAPES}{line}", "difference (right of 0: the first is better)"), margin)
+    marks = [Mark(_label(d, found), d.difference, d.low, d.high, _note(d), margin if d.metric == METRIC else None) for d in found]
+    line = f" Dashed: the loss that the policy allows, {margin:g}." if margin else ""
+    told = "; ".join(f"{mark.label} {mark.note}, {TONES[mark.tone].partition(':')[0]}" for mark in marks)
+    return forest(marks, Words(title, f"{told}.{line}", "difference with its 95 % interval (right of 0: the first is better)"))
 
 
 def _label(delta: Delta, found: Sequence[Delta]) -> str:
     same = len({d.name for d in found}) == 1
-    return metric_words(delta.metric) if same else systems_words(delta.name)
+    return metric_words(delta.metric) if same else shortened(systems_words(delta.name), _NAME)
 
 
 def _note(delta: Delta) -> str:
-    return f"{signed(delta.difference)} {_interval(delta)}, {delta.queries:,} queries"
+    return f"{signed(delta.difference)} {interval_words(delta)}, n = {delta.queries:,}"
 
 
-def delta_table(caption: str, found: Sequence[Delta]) -> Safe:
-    """Differences with interval, sample size, power and what could have been shown."""
-    first = "Slice" if found and "=" in found[0].name else "Systems"
-    columns = (first, "Metric", "Difference", "95 % interval", "Reading", "Queries", "Power at the margin", "Margin shown with 80 %")
-    return table(caption, columns, [_delta_row(delta) for delta in found], numbers=5)
+def delta_table(caption: str, found: Sequence[Delta], systems: tuple[str, str] = ("First", "Second")) -> Safe:
+    """Differences between two `systems` with interval, sample size, power and what could have been shown."""
+    figures = (*systems, "Difference", "95 % interval", "Queries", "Power", "Smallest margin")
+    rows = [_delta_row(delta) for delta in found]
+    if len({delta.name for delta in found}) == 1:  # the caption names the systems
+        return table(caption, ("Metric", "Reading", *figures), [row[1:] for row in rows], numbers=2)
+    first = "Slice" if "=" in found[0].name else "Systems"
+    return table(caption, (first, "Metric", "Reading", *figures), rows, numbers=3)
 
 
 def _delta_row(d: Delta) -> list[Cell]:
-    tone = Mark(d.name, d.difference, d.low, d.high, "").tone
-    words: Cell = "too few queries" if d.low is None else _READINGS[tone]
-    ends = [share(d.power), number(d.detectable, 4)]
-    return [systems_words(d.name), metric_words(d.metric), signed(d.difference), ("tight", _interval(d)), words, f"{d.queries:,}", *ends]
-
-
-def _interval(delta: Delta) -> str:
-    return "no interval" if delta.low is None or delta.high is None else f"[{signed(delta.low)}, {signed(delta.high)}]"
+    reading: Cell = "too few queries" if d.low is None else _READINGS[d.tone]
+    means, power = [f"{mean:.3f}" for mean in d.means], [share(d.power), number(d.detectable, 4)]
+    named = [foreign(systems_words(d.name), _NAME), metric_words(d.metric)]
+    return [*named, reading, *means, signed(d.difference), interval_words(d), f"{d.queries:,}", *power]
 
 
 def _levels(dossier: Dossier) -> Safe:
@@ -178,44 +208,33 @@ def slices_section(dossier: Dossier) -> Safe:
         )
     if rivals is None or METRIC not in rivals.scores:
         return section("slices", title, "There are no two systems that could be compared on the slices.")
+    who = _who(rivals)
     found = slice_deltas(rivals, slices, dossier)
-    who = f"{SYSTEMS.get(rivals.first, rivals.first)} minus {SYSTEMS.get(rivals.second, rivals.second)}, nDCG@10"
-    plot = delta_plot(found, None, f"{who}, by slice")
-    note = "Slices with fewer than 10 queries have no interval. Which slices the policy judges stands in the gates."
-    return section("slices", title, f"{who}. Slices are defined in evaluation.slices.", plot, delta_table(f"{who}, by slice", found), note)
+    margin = dossier.policy.slice_margin
+    power = f"Power: the chance to show that an equal candidate loses less than {margin:g} there. " if margin else ""
+    note = f"{power}Slices with fewer than {FEWEST} queries have no interval. Which slices the policy judges stands in the gates."
+    told = f"{who}. Slices are defined in evaluation.slices."
+    return section("slices", title, told, slices_plot(dossier), delta_table(f"{who}, by slice", found, _names(rivals)), note)
+
+
+def slices_plot(dossier: Dossier) -> Safe:
+    """Differences in nDCG@10 by slice; empty where there are none."""
+    slices, rivals = dossier.evaluation.slices, against_champion(dossier) or _teacher(dossier)
+    if slices is None or rivals is None or METRIC not in rivals.scores:
+        return Safe("")
+    margin = dossier.policy.slice_margin if dossier.champion else None
+    return delta_plot(slice_deltas(rivals, slices, dossier), f"{_who(rivals)}, by slice", margin)
+
+
+def _who(rivals: Rivals) -> str:
+    first, second = _names(rivals)
+    return f"{first} minus {second.lower()}, nDCG@10"
+
+
+def _names(rivals: Rivals) -> tuple[str, str]:
+    first, second = (SYSTEMS.get(name, name) for name in (rivals.first, rivals.second))
+    return first.capitalize(), second.capitalize()
 
 
 def _teacher(dossier: Dossier) -> Rivals | None:
     return next((pair for pair in baseline_rivals(dossier) if (pair.first, pair.second) == ("student", "teacher")), None)
-
-
-def systems_words(name: str) -> str:
-    """`student - bm25` for people."""
-    return " - ".join(SYSTEMS.get(part, part) for part in name.split(" - "))
-
-
-def metric_words(name: str) -> str:
-    """`ndcg@10` for people."""
-    return METRIC_WORDS.get(name, name)
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number with `digits` decimals; empty for None."""
-    return "" if value is None else f"{value:,.{digits}f}"
-
-
-def signed(value: float) -> str:
-    """A difference with its sign and four decimals."""
-    return f"{value:+.4f}"
-
-
-def share(value: float | None) -> str:
-    """A share as a percentage; empty for None."""
-    return "" if value is None else f"{value:.0%}"
-
-
-def with_interval(value: float | None, ends: tuple[float, float] | None) -> str:
-    """A value with the ends of its interval in brackets."""
-    if value is None:
-        return "missing"
-    return f"{value:.3f}" if ends is None else f"{value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"

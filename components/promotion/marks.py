@@ -5,10 +5,12 @@ MLflow's pages strip colours and styles from a description, so the red is a red 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from components.promotion.approval import Approval
+from components.promotion.evidence_html import plain
 from components.promotion.standing import Record, release_model
 from components.tracking import registry
 
@@ -33,6 +35,11 @@ class Override(NamedTuple):
         """By whom and why, in one line: a line break would end a red line early."""
         return f"by {self.person or 'unauthenticated'}: {' '.join(self.reason.split())}"
 
+    @property
+    def line(self) -> str:
+        """One line of markdown, in red as far as MLflow shows it."""
+        return f"{RED} **OVERRIDE: {self.what}**, {as_text(self.who)}"
+
 
 def override_of(records: Sequence[Record], version: int) -> Override | None:
     """The override that release `version` was promoted with, also after a rollback to it; None when its gates passed."""
@@ -48,7 +55,11 @@ def mark_override(approval: Approval, verdict: str) -> None:
     model, version = release_model(approval.name), approval.release_version
     registry.set_version_tag(model, version, OVERRIDDEN, str(approval.override))
     text = registry.description(model, version)
-    override = Override(str(approval.override), approval.override_by, verdict)
-    line = f"{RED} **OVERRIDE: {override.what}**, {override.who}"
+    line = Override(str(approval.override), approval.override_by, verdict).line
     if not text.startswith(line):
         registry.set_description(model, version, f"{line}\n\n{text}")
+
+
+def as_text(words: str) -> str:
+    """Words from outside as markdown that shows them: one line that starts no HTML, link or emphasis, and ends no cell of a table."""
+    return re.sub(r"([\\|`*\[\]])", r"\\\1", " ".join(plain(words).split())).replace("<", "&lt;")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from components import settings
 from components.artifacts import MANIFEST, Artifact, digest_of
@@ -18,13 +18,15 @@ from components.tracking import labels, lineage
 from components.tracking.provenance import Provenance, claimed_user, provenance_tags
 from components.tracking.store import client, experiment_id, translated
 
-if TYPE_CHECKING:
-    from mlflow.entities import Metric
-
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 REPORT_KINDS = frozenset({"validation", "evaluation", "comparison", "study"})
 PAGE = "report.html"  # what people read of an artifact that has it: a run's page can be linked to, a model's files cannot
+PLOTS = "plots"  # folder of its pictures
+Measured = float | Sequence[float]  # a number, or a curve: the values after step 1, 2 and so on
 _BATCH = 100  # the most parameters or tags that MLflow takes in one call
+_METRICS = 1000  # the most metrics that it takes in one call
+_NOTE = "mlflow.note.content"  # the tag that holds the text on a run's page
+_POINTS = 1000  # of a curve: its pages draw fewer
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class StepRecord:
     config: Mapping[str, Any]
     artifact: Artifact
     inputs: Mapping[str, Artifact] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, Measured] = field(default_factory=dict)
     seconds: float = 0.0
     cached: bool = False
     flow_run_id: str = ""
@@ -74,14 +76,22 @@ def close_flow_run(run_id: str, status: Status, error: str | None = None) -> Non
 def log_report(run_id: str, folder: Path, text: str) -> None:
     """Copy the files of `folder` to a flow's run and show `text` (Markdown) on the run's page."""
     client().log_artifacts(run_id, str(folder))
-    client().set_tag(run_id, "mlflow.note.content", labels.cut(text, labels.MAX_DESCRIPTION))
+    client().set_tag(run_id, _NOTE, labels.cut(text, labels.MAX_DESCRIPTION))
+
+
+@translated("log the evidence about a candidate")
+def log_evidence(run_id: str, folder: Path, metrics: Mapping[str, Measured], text: str) -> None:
+    """Show on the page of a flow's run what was found out about its candidate: `metrics`, page and plots of `folder`, `text` (Markdown)."""
+    _log_metrics(run_id, metrics, int(time.time() * 1000))
+    _upload_readable(run_id, folder)
+    client().set_tag(run_id, _NOTE, labels.cut(text, labels.MAX_DESCRIPTION))
 
 
 @translated("record a step")
 def record_step(parent_run_id: str, record: StepRecord) -> str:
     """Write one finished step as a nested run and return that run's id.
 
-    Reports (`REPORT_KINDS`) are uploaded whole, of other artifacts the manifest and the page for people: models travel by registration. A
+    Reports (`REPORT_KINDS`) are uploaded whole, of other artifacts the manifest and what people read: models travel by registration. A
     cached step does not upload again; its tag names the run that holds the files.
     """
     experiment = _experiment_of(settings.tracking_uri(), parent_run_id)
@@ -122,21 +132,34 @@ def _step_tags(parent_run_id: str, record: StepRecord, holder: str | None) -> di
 
 def _log_numbers(run_id: str, record: StepRecord, now_ms: int) -> None:
     """Parameters from the step's settings; metrics, counts and numeric attributes of its artifact."""
-    from mlflow.entities import Metric
-
     counts = {f"count.{key}": float(value) for key, value in record.artifact.counts.items()}
-    values = {**counts, **record.metrics, "seconds": record.seconds}
-    metrics = [Metric(labels.name(key), float(value), now_ms, 0) for key, value in values.items()]
-    _log_parameters(run_id, labels.flatten({**record.config, "artifact": record.artifact.attributes}), metrics)
+    _log_parameters(run_id, labels.flatten({**record.config, "artifact": record.artifact.attributes}))
+    _log_metrics(run_id, {**counts, **record.metrics, "seconds": record.seconds}, now_ms)
 
 
-def _log_parameters(run_id: str, parameters: Mapping[str, str], metrics: Sequence[Metric] = ()) -> None:
+def _log_parameters(run_id: str, parameters: Mapping[str, str]) -> None:
     from mlflow.entities import Param
 
     entries = [Param(key, value) for key, value in parameters.items()]
-    client().log_batch(run_id, metrics=metrics, params=entries[:_BATCH])
-    for start in range(_BATCH, len(entries), _BATCH):
+    for start in range(0, len(entries), _BATCH):
         client().log_batch(run_id, params=entries[start : start + _BATCH])
+
+
+def _log_metrics(run_id: str, metrics: Mapping[str, Measured], now_ms: int) -> None:
+    from mlflow.entities import Metric
+
+    entries = [Metric(labels.name(key), value, now_ms, step) for key, measured in metrics.items() for step, value in _steps(measured)]
+    for start in range(0, len(entries), _METRICS):
+        client().log_batch(run_id, metrics=entries[start : start + _METRICS])
+
+
+def _steps(measured: Measured) -> list[tuple[int, float]]:
+    """(step, value): step 0 for a number; of a long curve every n-th point and the last."""
+    if not isinstance(measured, Sequence):
+        return [(0, float(measured))]
+    every = max(1, -(-len(measured) // _POINTS))
+    kept = sorted({*range(0, len(measured), every), len(measured) - 1} & set(range(len(measured))))
+    return [(place + 1, float(measured[place])) for place in kept]
 
 
 def _upload(run_id: str, artifact: Artifact) -> None:
@@ -144,10 +167,17 @@ def _upload(run_id: str, artifact: Artifact) -> None:
     if artifact.kind in REPORT_KINDS:
         client().log_artifacts(run_id, str(artifact.path), artifact.kind)
     else:
-        for name in (MANIFEST, PAGE):
-            if (artifact.path / name).is_file():
-                client().log_artifact(run_id, str(artifact.path / name), artifact.kind)
+        client().log_artifact(run_id, str(artifact.path / MANIFEST), artifact.kind)
+        _upload_readable(run_id, artifact.path, artifact.kind)
     client().set_tag(run_id, labels.UPLOADED, "true")
+
+
+def _upload_readable(run_id: str, folder: Path, place: str | None = None) -> None:
+    """Copy page and plots, if there are any, into the folder `place` of the run."""
+    if (folder / PAGE).is_file():
+        client().log_artifact(run_id, str(folder / PAGE), place)
+    if (folder / PLOTS).is_dir():
+        client().log_artifacts(run_id, str(folder / PLOTS), f"{place}/{PLOTS}" if place else PLOTS)
 
 
 def _earlier_upload(experiment: str, digest: str) -> str | None:

@@ -103,6 +103,16 @@ def test_candidates_carry_the_evidence_that_a_reviewer_reads(story: Story) -> No
         assert words in page, words
 
 
+def test_the_run_of_the_flow_shows_figures_curves_and_plots(story: Story) -> None:
+    run = client().get_run(story["changed"]["mlflow_run_id"])
+    assert run.data.tags["mlflow.note.content"] == registry.description("retriever-candidate", 2)
+    assert {"minus_champion/ndcg_at_10", "minus_champion/ndcg_at_10_low", "gates/pass", "over_champion/p95"} <= set(run.data.metrics)
+    assert any(name.startswith("minus_champion_in_slices/") for name in run.data.metrics)
+    assert [point.step for point in client().get_metric_history(run.info.run_id, "training/towers_loss")] == list(range(1, 9))
+    plots = {entry.path for entry in client().list_artifacts(run.info.run_id, "plots")}
+    assert {"plots/1_differences_from_champion.svg", "plots/3_slices.svg", "plots/6_training_of_student.svg"} <= plots
+
+
 def test_the_description_of_a_candidate_links_to_its_report(story: Story) -> None:
     text = registry.description("retriever-candidate", 2)
     assert text.startswith("## Verdict:")

@@ -50,17 +50,23 @@ def make_dossier(root: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) ->
     return replace(dossier, **changes)
 
 
+def world_of(factory: pytest.TempPathFactory) -> Dossier:
+    """`make_dossier` once for many tests: nobody can change it."""
+    with pytest.MonkeyPatch.context() as patch:
+        return make_dossier(factory.mktemp("dossier"), patch)
+
+
 def slices() -> pd.DataFrame:
     """36 queries in one slice, four in the other."""
     return pd.DataFrame({"query_id": IDS, "dimension": "length", "slice": ["short"] * 36 + ["long"] * 4})
 
 
-def tables() -> ComparisonTables:
+def tables(queries: int = QUERIES) -> ComparisonTables:
     """The candidate has 0.05 more on every query, on the last four 0.2 less."""
-    champion = np.linspace(0.3, 0.7, QUERIES)
-    candidate = champion + np.where(np.arange(QUERIES) < 36, 0.05, -0.2)
+    champion, ids = np.linspace(0.3, 0.7, queries), [f"q{n:03d}" for n in range(queries)]
+    candidate = champion + np.where(np.arange(queries) < queries - 4, 0.05, -0.2)
     values = [(CANDIDATE, candidate), (CHAMPION, champion)]
-    rows = [(q, name, m, v) for name, found in values for m in ("ndcg@10", "recall@50") for q, v in zip(IDS, found, strict=True)]
+    rows = [(q, name, m, v) for name, found in values for m in ("ndcg@10", "recall@50") for q, v in zip(ids, found, strict=True)]
     hits = [
         {"doc_id": "d1", "title": EVIL, "score": 0.5, "relevant": True},
         {"doc_id": "d2", "title": "Two", "score": 0.4, "relevant": False},

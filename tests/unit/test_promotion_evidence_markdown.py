@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -11,16 +12,16 @@ from components.promotion.decision import GateDecision, GateResult
 from components.promotion.evidence import Compared, Dossier
 from components.promotion.evidence_changes import changes_between
 from components.promotion.evidence_markdown import LIMIT, describe
-from components.promotion.evidence_report import render_report
-from components.promotion.marks import RED, Override
-from tests.unit.evidence_world import make_dossier
+from components.promotion.marks import Override
+from components.promotion.release import ReleaseManifest
+from tests.unit.evidence_world import world_of
 
 LINKS = {"Full report": "#/experiments/1/runs/r/artifacts/release/report.html"}
 
 
-@pytest.fixture
-def dossier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dossier:
-    return make_dossier(tmp_path, monkeypatch)
+@pytest.fixture(scope="module")
+def dossier(tmp_path_factory: pytest.TempPathFactory) -> Dossier:
+    return world_of(tmp_path_factory)
 
 
 def decided(dossier: Dossier, *gates: GateResult) -> Dossier:
@@ -33,20 +34,12 @@ def test_verdict_differences_changes_and_links_stand_there(dossier: Dossier) -> 
     assert page.startswith("## Verdict:")
     assert "[Full report](#/experiments/1/runs/r/artifacts/release/report.html)" in page
     assert "[release/1](#/models/retriever-release/versions/1)" in page
-    assert "| candidate - champion | nDCG@10 | +0.0250 |" in page
+    assert re.search(r"\| candidate - champion &ensp;\| nDCG@10 &ensp;\| \+0.0250 &ensp;\|", page)
     assert "### What changed since the champion" in page
     assert "new query encoder: retriever-query-encoder/1 became retriever-query-encoder/2" in page
-    assert "*Promote model* into `retriever-release`" in page
-
-
-def test_a_champion_that_is_there_by_an_override_is_marked_in_red(dossier: Dossier) -> None:
-    assert RED not in describe(dossier, LINKS) + render_report(dossier)
-    assert dossier.champion is not None
-    marked = replace(dossier, champion=replace(dossier.champion, override=Override("pilot\n<b>ward</b>", None, "fail")))
-    told = "released although its gates said fail"
-    assert f"{RED} **OVERRIDE: this champion was {told}**, by unauthenticated: pilot &lt;b>ward&lt;/b>\n" in describe(marked, LINKS)
-    page = render_report(marked)
-    assert f"{RED} The champion, release/1, is there by an OVERRIDE: {told}, by unauthenticated: pilot &lt;b&gt;ward" in page
+    assert "*Promote model* into `retriever-release`" in page and "written reason" not in page
+    assert "**Worse than the champion:** nothing is shown to be." in page
+    assert "**Better than the champion:** nDCG@10 in length=short: +0.0500" in page
 
 
 def test_open_gates_come_first_and_what_does_not_fit_is_counted(dossier: Dossier) -> None:
@@ -56,9 +49,33 @@ def test_open_gates_come_first_and_what_does_not_fit_is_counted(dossier: Dossier
     page = describe(decided(dossier, *passed, off, failed), LINKS)
     assert len(page) <= LIMIT
     rows = [line for line in page.splitlines() if line.startswith("| ") and "gate | status" not in line]
-    assert rows[0].startswith("| retention | \u2718 **FAIL** | Too \\| low &lt;b>. |")
-    shown = page.count("| gate 0 |") + sum(f"| gate {n} |" in page for n in range(1, 60))
+    assert rows[0].startswith("| retention &ensp;| \u2718 **FAIL** &ensp;| Too \\| low &lt;b>. |")
+    shown = sum(f"| gate {n} &ensp;|" in page for n in range(60))
     assert f"Other gates: {60 - shown} more passed, 1 switched off by the policy." in page
+
+
+def test_what_changed_is_never_left_out(dossier: Dossier) -> None:
+    config = {**dossier.manifest.config, "data": {f"field_{n}": "word " * 30 for n in range(40)}}
+    manifest = dossier.manifest.model_copy(update={"config": config})
+    failed = [GateResult(name=f"gate_{n}", status="fail", reason="It fails. " * 40) for n in range(7)]
+    page = describe(decided(replace(dossier, manifest=manifest), *failed), LINKS)
+    assert len(page) <= LIMIT
+    assert "### What changed since the champion" in page
+    assert re.search(r"\*\*Configuration\*\*: 4\d changes|and \d+ more", page)
+    assert "an approval takes a written reason" in page
+
+
+def test_text_from_outside_makes_no_link_and_no_emphasis(dossier: Dossier) -> None:
+    page = describe(replace(dossier, notes=("[Full report](https://evil) **passed** `x` \x00 <img src=x>",)), LINKS)
+    assert "- \\[Full report\\](https://evil) \\*\\*passed\\*\\* \\`x\\` \ufffd &lt;img src=x>" in page
+
+
+def test_a_champion_that_was_overridden_is_said_to_be(dossier: Dossier) -> None:
+    assert dossier.champion is not None
+    page = describe(replace(dossier, champion=replace(dossier.champion, override=Override("the old one is\nbroken", None, "fail"))), LINKS)
+    line = next(line for line in page.splitlines() if line.startswith("\U0001f7e5"))
+    assert "release/1 is there by an OVERRIDE: released although its gates said fail, by unauthenticated" in line
+    assert line.endswith("the old one is broken")
 
 
 def test_a_description_that_is_too_long_says_that_the_rest_is_in_the_report(dossier: Dossier) -> None:
@@ -77,7 +94,7 @@ def test_the_spread_of_the_vectors_stands_as_a_terminal_shows_it(dossier: Dossie
 def test_a_first_release_is_shown_against_its_baselines(dossier: Dossier) -> None:
     page = describe(replace(dossier, champion=None, compared=Compared()), LINKS)
     assert "first release" in page
-    assert "| candidate (student) - BM25 | nDCG@10 | +0.3500 |" in page
+    assert "| candidate (student) - BM25 &ensp;| nDCG@10 &ensp;| +0.3500 &ensp;|" in page
 
 
 def test_changes_name_data_code_configuration_and_models(dossier: Dossier) -> None:
@@ -98,3 +115,15 @@ def test_changes_name_data_code_configuration_and_models(dossier: Dossier) -> No
     assert found.configuration == ("towers.steps: none -> 5",)
     assert found.models == ()
     assert all(not lines for lines in changes_between(old, old).subjects().values())
+
+
+def test_a_list_that_was_read_back_did_not_change(dossier: Dossier) -> None:
+    config = {"evaluation": {"slices": ({"name": "length", "edges": (4.0,)},)}}
+    made = dossier.manifest.model_copy(update={"config": config})
+    read = ReleaseManifest.model_validate_json(json.dumps(made.model_dump(mode="json"), sort_keys=True))
+    assert changes_between(made, read).configuration == ()
+
+
+def test_the_reason_of_an_override_is_shown_as_it_was_written() -> None:
+    line = Override("<b>late</b>\n[report](https://evil) *now*", "Ada", "fail").line
+    assert line.endswith("by Ada: &lt;b>late&lt;/b> \\[report\\](https://evil) \\*now\\*")

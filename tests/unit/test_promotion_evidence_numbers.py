@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
-from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from components.promotion.evidence import Compared, Dossier
+from components.promotion.evidence_axes import Words, standalone, ticks
 from components.promotion.evidence_numbers import METRIC, against_champion, deltas, slice_deltas
-from components.promotion.evidence_plots import Curve, Mark, Point, Words, forest, lines, scatter
-from tests.unit.evidence_world import make_dossier, slices
+from components.promotion.evidence_plots import Curve, Mark, Point, forest, lines, scatter
+from tests.unit.evidence_world import slices, world_of
 from tests.unit.promotion_world import make_evaluation
 
 WORDS = Words("A <title>", "What it shows", "across", "up")
 
 
-@pytest.fixture
-def dossier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dossier:
-    return make_dossier(tmp_path, monkeypatch)
+@pytest.fixture(scope="module")
+def dossier(tmp_path_factory: pytest.TempPathFactory) -> Dossier:
+    return world_of(tmp_path_factory)
 
 
 def test_differences_are_paired_and_have_power(dossier: Dossier) -> None:
@@ -37,11 +40,24 @@ def test_differences_are_paired_and_have_power(dossier: Dossier) -> None:
 def test_a_slice_with_few_queries_has_no_interval(dossier: Dossier) -> None:
     rivals = against_champion(dossier)
     assert rivals is not None
-    short, long = slice_deltas(rivals, slices(), dossier)
+    long, short = slice_deltas(rivals, slices(), dossier)
     assert (short.name, short.queries, short.difference) == ("length=short", 36, pytest.approx(0.05))
     assert (long.name, long.queries, long.difference) == ("length=long", 4, pytest.approx(-0.2))
     assert short.low == pytest.approx(0.05)
     assert (long.low, long.power) == (None, None)
+
+
+def test_slices_stand_from_low_to_high_and_have_the_power_of_their_own_margin(dossier: Dossier) -> None:
+    rivals = against_champion(dossier)
+    assert rivals is not None
+    labels = ["10 and above", "under 4", "4 to under 10", "latin"] * 10
+    table = pd.DataFrame({"query_id": rivals.query_ids, "dimension": "b", "slice": labels})
+    table = pd.concat([table, table.assign(dimension="a", slice="all")], ignore_index=True)
+    found = slice_deltas(rivals, table, dossier)
+    assert [delta.name for delta in found] == ["b=under 4", "b=4 to under 10", "b=10 and above", "b=latin", "a=all"]
+    overall = next(delta for delta in deltas(rivals, dossier) if delta.metric == METRIC)
+    assert dossier.policy.slice_margin is not None and dossier.policy.slice_margin > dossier.policy.margin
+    assert found[-1].power is not None and overall.power is not None and found[-1].power > overall.power
 
 
 def test_evaluations_on_other_judgements_are_not_compared(dossier: Dossier) -> None:
@@ -63,23 +79,48 @@ def test_a_mark_says_what_its_interval_says(low: float | None, high: float | Non
 
 
 def test_a_forest_has_a_shape_for_each_outcome_and_its_margin() -> None:
-    drawn = forest([Mark("up", 0.2, 0.1, 0.3, "n"), Mark("down", -0.2, -0.3, -0.1, "n"), Mark("<open>", 0, -0.1, 0.1, "n")], WORDS, 0.05)
-    assert drawn.count("<path") == 2
-    assert drawn.count('<circle class="open"') == 1
-    assert drawn.count('class="margin"') == 1
+    marks = [Mark("up", 0.2, 0.1, 0.3, "n"), Mark("down", -0.2, -0.3, -0.1, "n", 0.05), Mark("<open>", 0, -0.1, 0.1, "n")]
+    drawn = forest(marks, WORDS)
+    # Each shape stands in the legend, too, and the allowed loss in the row that it is allowed for.
+    assert drawn.count("<path") == 2 + 2
+    assert drawn.count('<circle class="open"') == 1 + 1
+    assert drawn.count('class="margin"') == 1 + 1
+    assert drawn.count('class="zero"') == 1
+    assert "the loss that the policy allows" in drawn
+    assert "the loss that the policy allows" not in forest(marks[:1], WORDS)
     assert "&lt;open&gt;" in drawn
     assert "<title>A &lt;title&gt;</title><desc>What it shows</desc>" in drawn
 
 
 def test_a_scatter_takes_one_point_and_equal_ones() -> None:
-    assert scatter([Point("only", 3.0, 0.5)], WORDS).count('<circle class="dot"') == 1
-    assert scatter([Point("a", 3.0, 0.5, 0.4, 0.6), Point("b", 3.0, 0.5)], WORDS).count('class="line1"') == 1
+    assert scatter([Point("only", 3.0, 0.5)], WORDS).count("<circle") == 1
+    equal = scatter([Point("a", 3.0, 0.5, 0.4, 0.6), Point("b", 3.0, 0.5)], WORDS)
+    assert equal.count('class="line1"') == 1
+    first, second = (float(y) for y in re.findall(r'<text class="fill\d" x="[\d.]+" y="([\d.]+)"', equal))
+    assert abs(first - second) >= 16  # their names do not cover each other
     assert "nan" not in scatter([Point("a", 0.001, 0.0), Point("b", 5000.0, 0.0)], WORDS)
 
 
 def test_long_curves_are_thinned_and_short_ones_show_their_points() -> None:
-    long = lines([Curve("loss", [float(n) for n in range(10_000)])], WORDS, ("1", "10000"))
-    assert long.count(",") < 400
-    assert "<circle" not in long
-    assert lines([Curve("a", [1.0, 2.0]), Curve("b", [2.0, 2.0])], WORDS, ("1", "2")).count("<circle") == 4
-    assert "nan" not in lines([Curve("one", [1.0])], WORDS, ("1", "1"))
+    long = lines([Curve("loss", [float(n) for n in range(10_000)])], WORDS)
+    assert len(re.findall(r"[\d.]+,[\d.]+", long)) <= 200 + 6  # points, and numbers with a comma below the axis
+    assert "<circle" not in long and ">10,000<" in long
+    two = lines([Curve("a", [1.0, 2.0]), Curve("b", [2.0, 2.0])], WORDS, ("align 1", "refine 1"), kept=1)
+    assert two.count("<circle") == 4
+    assert ">refine 1<" in two and ">kept<" in two
+    assert "nan" not in lines([Curve("one", [1.0])], WORDS)
+
+
+def test_a_plot_stands_alone_as_a_picture() -> None:
+    plot = forest([Mark("a < \x00\u202e", 0.2, 0.1, 0.3, "n & m", 0.01)], WORDS)
+    picture = ElementTree.fromstring(standalone(plot))
+    assert picture.tag == "{http://www.w3.org/2000/svg}svg"
+    assert (picture.get("width"), picture.get("height")) == tuple(str(picture.get("viewBox")).split()[2:])
+    assert any("var(--good)" in (style.text or "") for style in picture.iter("{http://www.w3.org/2000/svg}style"))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (-0.2, 0.05), (1e-9, 2e-9), (-3e5, 10.0), (0.5, 0.5)])
+def test_ticks_hold_both_ends(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert found[0] <= low + 1e-9 * abs(high - low) and found[-1] >= high - 1e-9 * abs(high - low)
+    assert 2 <= len(found) <= 8

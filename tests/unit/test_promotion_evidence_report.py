@@ -5,21 +5,28 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 
 from components.artifacts import read_manifest
 from components.errors import ArtifactError, PromotionError
+from components.evaluation.comparison import CANDIDATE, CHAMPION, SIDE_COLUMNS, ComparisonTables
 from components.promotion.evidence import Compared, Dossier, Making
 from components.promotion.evidence_report import render_report, write_report_page
+from components.promotion.marks import Override
 from components.promotion.release import REPORT_PAGE, require_report
 from components.promotion.verification import check_version
 from components.tracking import labels
-from tests.unit.evidence_world import EVIL, make_dossier
+from components.tracking.runs import PLOTS
+from tests.unit.evidence_world import EVIL, slices, tables, world_of
 from tests.unit.promotion_world import NAME, MemoryTracking, World, make_evaluation, rewrite
 
-SECTIONS = ("gates", "changes", "quality", "slices", "queries", "agreement", "speed", "index", "contracts", "retention", "cost", "origin")
+SECTIONS = ("glance", "gates", "changes", "quality", "slices", "queries")
+SECTIONS += ("agreement", "speed", "index", "contracts", "retention", "cost", "origin")
 VOID = {"meta", "line", "circle", "path", "polyline"}
 
 
@@ -45,9 +52,16 @@ class _Page(HTMLParser):
         assert self.stack.pop() == tag
 
 
-@pytest.fixture
-def dossier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dossier:
-    return make_dossier(tmp_path, monkeypatch)
+def swapped() -> ComparisonTables:
+    """Candidate and champion in each other's place."""
+    found = tables()
+    names = {CANDIDATE: CHAMPION, CHAMPION: CANDIDATE}
+    return replace(found, per_query=found.per_query.assign(system=found.per_query["system"].map(names)))
+
+
+@pytest.fixture(scope="module")
+def dossier(tmp_path_factory: pytest.TempPathFactory) -> Dossier:
+    return world_of(tmp_path_factory)
 
 
 def test_every_section_is_there_and_nothing_comes_from_outside(dossier: Dossier) -> None:
@@ -58,6 +72,96 @@ def test_every_section_is_there_and_nothing_comes_from_outside(dossier: Dossier)
     assert not tags & {"script", "link", "img", "iframe", "object", "form"}
     assert not re.search(r"https?:|url\(|@import|javascript:", text)
     assert all(not name.startswith("on") and name not in ("src", "href") for _, attributes in page.seen for name in attributes)
+
+
+def test_headings_stand_in_order(dossier: Dossier) -> None:
+    levels = [int(tag[1]) for tag, _ in _Page(render_report(dossier)).seen if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+def test_the_verdict_and_what_is_worse_stand_first(dossier: Dossier) -> None:
+    worse = replace(dossier, compared=replace(dossier.compared, tables=swapped()))
+    text = render_report(worse)
+    start = text[: text.index('id="gates"')]
+    assert "Verdict: \u2714 pass" in start
+    worse_list, _, better_list = start.partition("Better than the champion")
+    assert "nDCG@10 in length=short: -0.0500 [-0.0500, -0.0500], 36 queries" in worse_list
+    assert "p95 of an answer: 2.00 ms, the champion&#x27;s 4.00 ms (0.50 times)" in better_list
+    assert "4 / 36" in start  # gained and lost
+
+
+def test_an_override_of_the_champion_stands_in_red(dossier: Dossier) -> None:
+    assert dossier.champion is not None
+    text = render_report(replace(dossier, champion=replace(dossier.champion, override=Override("<i>late</i>", "Ada", "fail"))))
+    assert re.search(r'class="banner bad"[^>]*><b>.*release/1 is there by an OVERRIDE.*&lt;i&gt;late', text)
+
+
+HOSTILE = {
+    "html": "</td></table></svg><img src=x onerror=alert(1)>]]>&nbsp;",
+    "long": "W" * 100_000,
+    "right to left": "\u202e\u2067\u0645\u0631\u062d\u0628\u0627 \u202e",
+    "emoji": "\U0001f9d1\u200d\U0001f680" * 50,
+    "zero bytes": "a\x00b\x1b[31m\x7f",
+}
+
+
+@pytest.mark.parametrize("words", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_text_neither_runs_nor_spreads(dossier: Dossier, tmp_path: Path, words: str) -> None:
+    found = tables()
+    hit = {"doc_id": words, "title": words, "score": 0.5, "relevant": True}
+    row = {"query_id": words, "text": words, "difference": -0.2, "relevant": [hit], "candidate": [hit] * 10, "champion": [hit] * 10}
+    world = replace(
+        dossier,
+        compared=replace(dossier.compared, tables=replace(found, side_by_side=pd.DataFrame([row] * 20))),
+        evaluation=replace(dossier.evaluation, slices=slices().replace("short", words)),
+        notes=(words,),
+    )
+    write_report_page(world, tmp_path)
+    text = (tmp_path / REPORT_PAGE).read_text(encoding="utf-8")
+    page = _Page(text)
+    assert not {tag for tag, _ in page.seen} & {"script", "img"}
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
+    assert len(text) < 300_000
+    assert text.count("<bdi>") == text.count("</bdi>") > 400
+    for picture in (tmp_path / PLOTS).iterdir():
+        ElementTree.parse(picture)
+
+
+def test_the_report_of_two_thousand_queries_is_small(dossier: Dossier) -> None:
+    hits = [{"doc_id": f"document-{n}", "title": "word " * 100, "score": 0.5, "relevant": n == 3} for n in range(10)]
+    shown = [(f"q{n:03d}", "a long query " * 50, (n - 20) / 21, hits[:3], hits, hits) for n in range(40)]
+    found = replace(tables(2000), side_by_side=pd.DataFrame(shown, columns=list(SIDE_COLUMNS)))
+    rows = [(f"q{n:03d}", dimension, f"part {n % 7}") for n in range(2000) for dimension in ("length", "words")]
+    evaluation = replace(make_evaluation(queries=2000), slices=pd.DataFrame(rows, columns=["query_id", "dimension", "slice"]))
+    making = Making(tuple(float(n % 97) for n in range(100_000)), dossier.making.student_epochs)
+    text = render_report(replace(dossier, evaluation=evaluation, compared=replace(dossier.compared, tables=found), making=making))
+    assert len(text.encode()) < 500_000
+    assert "2,000 judged queries" in text
+
+
+def test_a_report_over_one_query_holds_back(dossier: Dossier) -> None:
+    assert dossier.champion is not None
+    one = replace(dossier.champion, evaluation=make_evaluation(queries=1))
+    text = render_report(replace(dossier, champion=one, evaluation=make_evaluation(queries=1), compared=Compared(missing="Not asked.")))
+    _Page(text)
+    assert "too few queries" in text and "no interval, n = 1" in text
+    assert "nan" not in re.sub("<[^>]*>", "", text).lower().replace("scalingnote", "").split()
+
+
+def test_plots_are_pictures_too(dossier: Dossier, tmp_path: Path) -> None:
+    write_report_page(dossier, tmp_path)
+    (tmp_path / PLOTS / "9_old.svg").write_text("left by an attempt that was killed")
+    write_report_page(dossier, tmp_path)
+    names = sorted(path.stem for path in (tmp_path / PLOTS).iterdir())
+    assert names == [
+        "1_differences_from_champion",
+        "2_differences_from_baselines",
+        "3_slices",
+        "4_recall_over_latency",
+        "5_training_of_towers",
+        "6_training_of_student",
+    ]
 
 
 def test_what_comes_from_the_data_is_escaped(dossier: Dossier) -> None:

@@ -12,7 +12,7 @@ from components.artifacts import Artifact, seal
 from components.tracking import labels
 from components.tracking.provenance import Provenance, collect_provenance
 from components.tracking.registry import register
-from components.tracking.runs import StepRecord, close_flow_run, open_flow_run, record_step
+from components.tracking.runs import StepRecord, close_flow_run, log_evidence, open_flow_run, record_step
 from components.tracking.store import client
 
 PROVENANCE = Provenance(
@@ -75,6 +75,33 @@ def test_step_is_nested_with_numbers_data_and_report(home: Path, tmp_path: Path)
         "evaluation/data.txt",
         "evaluation/manifest.json",
     }
+
+
+def test_a_list_becomes_a_curve_that_is_thinned_when_it_is_long(home: Path, tmp_path: Path) -> None:
+    towers = make_artifact(tmp_path / "towers", "towers")
+    curves = {"loss": [3.0, 2.5, 2.0], "long": [float(n) for n in range(2_500)], "none": []}
+    run_id = record_step(open_run(), StepRecord("train_towers", {}, towers, metrics=curves))
+    history = client().get_metric_history(run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(1, 3.0), (2, 2.5), (3, 2.0)]
+    long = {point.step: point.value for point in client().get_metric_history(run_id, "long")}
+    assert len(long) <= 1001
+    assert (long[1], long[2_500]) == (0.0, 2_499.0)
+    assert "none" not in client().get_run(run_id).data.metrics
+
+
+def test_the_page_of_the_flow_shows_the_evidence(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "candidate"
+    (folder / "plots").mkdir(parents=True)
+    (folder / "plots" / "1.svg").write_text("<svg/>")
+    (folder / "report.html").write_text("<p>evidence</p>")
+    (folder / "release.json").write_text("{}")
+    run_id = open_run()
+    log_evidence(run_id, folder, {"minus_champion/ndcg@10": -0.1}, "## Verdict")
+    run = client().get_run(run_id)
+    assert run.data.metrics == {"minus_champion/ndcg_at_10": -0.1}
+    assert run.data.tags["mlflow.note.content"] == "## Verdict"
+    paths = {entry.path for entry in client().list_artifacts(run_id)} | {entry.path for entry in client().list_artifacts(run_id, "plots")}
+    assert {"report.html", "plots/1.svg"} <= paths and "release.json" not in paths
 
 
 def test_cached_step_points_to_the_run_with_its_files(home: Path, tmp_path: Path) -> None:
