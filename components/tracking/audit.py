@@ -97,6 +97,16 @@ def read_audit(path: Path) -> list[AuditEntry]:
     return verified(content.split(b"\n")[:-1], head, str(path))
 
 
+def require_ended(path: Path) -> None:
+    """Raise ArtifactError for bytes after the last line: what a killed server left, which its next start removes, or somebody wrote."""
+    rest = path.read_bytes().rpartition(b"\n")[2]
+    if rest:
+        raise ArtifactError(
+            f"{path}: after the last entry stand {len(rest):,} bytes that are none. A server that is killed leaves such; its next start "
+            "(scalingnote ui --auth) removes them. Keep a copy first: somebody may have written there."
+        )
+
+
 def verified(lines: Iterable[bytes], head: Head | None, place: str) -> list[AuditEntry]:
     """The entries of `lines`, if they are one unbroken chain that reaches `head`; raises ArtifactError otherwise."""
     entries: list[AuditEntry] = []
