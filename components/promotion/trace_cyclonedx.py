@@ -1,6 +1,7 @@
 """A trace as a CycloneDX 1.6 bill of materials: models with model cards, base models, data, packages, and what depends on what.
 
-https://cyclonedx.org/docs/1.6/json. The serial number comes from the release's digest, so one release always gives the same document.
+https://cyclonedx.org/docs/1.6/json. The serial number comes from the release's digest. Each approval and each promotion record is an
+annotation, and makes a new version of the document.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ PREFIX = "scalingnote:"
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _SYSTEMS = {"query_encoder": "student", "query_tower": "teacher"}  # role -> its name in the evaluation
 _CODE = ("code_revision", "patch_digest", "code_digest", "lock_digest", "platform")  # of an earlier flow that made a part
-_RECORD = ("action", "sequence", "from_version", "to_version", "approved_by", "role", "authentication", "reason", "override")
-_RECORD += ("manifest_digest", "decision_digest", "audit_sequence", "audit_digest", "recorded_at", "digest")
+_RECORD = (
+    *("action", "sequence", "from_version", "to_version", "approved_by", "role", "authentication", "reason", "override"),
+    *("manifest_digest", "decision_digest", "audit_sequence", "audit_digest", "recorded_at", "digest"),
+)
 _TASKS = {"query_tower": "query encoding", "document_tower": "document encoding", "query_encoder": "query encoding"}
 
 
@@ -50,16 +53,17 @@ class _Bill:
         """The whole document."""
         digest = self.opened.artifact.digest
         bases = {_base_ref(base): base for base in self.opened.base_models.values()}
+        annotations = [*self._approvals(), *self._promotions()]
         parts = [*self._pinned(), *map(_base, bases.values()), *map(self._data, self._data_nodes()), *self._packages()]
         return {
             "bomFormat": "CycloneDX",
             "specVersion": SPECIFICATION,
             "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'{PREFIX}{digest}')}",
-            "version": 1,
+            "version": 1 + len(annotations),
             "metadata": {"timestamp": time_text(self.opened.info.created_ms), "component": self._release()},
             "components": parts,
             "dependencies": list(self._dependencies()),
-            "annotations": [*self._approvals(), *self._promotions()],
+            "annotations": annotations,
         }
 
     def _approvals(self) -> Iterator[dict[str, Any]]:
@@ -151,7 +155,7 @@ class _Bill:
         return {**head, "data": about, "properties": _properties(facts)}
 
     def _facts(self, node: LineageNode) -> dict[str, Any]:
-        made = {"kind": node.kind, "step": node.name, "run_id": node.run_id, "task_run_id": node.task_run_id}
+        made: dict[str, Any] = {"kind": node.kind, "step": node.name, "run_id": node.run_id, "task_run_id": node.task_run_id}
         earlier = self.manifest.earlier_flows.get(node.flow_run_id or "", {})
         made |= {"flow_run_id": node.flow_run_id, **{key: earlier.get(key) for key in _CODE}, "found_finished": node.reused or None}
         return {**made, "config_digest": digest_of(node.config), **node.counts, **node.attributes}

@@ -150,6 +150,8 @@ def described(entry: LineageNode) -> dict[str, Any]:
     runs = {"run_id": entry.run_id, "task_run_id": entry.task_run_id, "recorded_at": entry.recorded_at}
     details = {"digest": entry.digest, "kind": entry.kind, **runs, **entry.counts, **entry.attributes}
     details |= {"config_digest": digest_of(entry.config)} if entry.config else {}
+    if entry.flow_run_id:  # the configuration of the release is not what it was made with
+        details |= {f"config.{key}": value for key, value in labels.flatten(entry.config).items()}
     return {**details, "found_finished": True} if entry.reused else details
 
 

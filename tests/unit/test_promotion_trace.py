@@ -178,7 +178,8 @@ def test_candidate_is_written_the_same_over_leftovers(world: World, tmp_path: Pa
     folder = tmp_path / "again"
     (folder / "evaluation").mkdir(parents=True)
     (folder / "evaluation" / "leftover.txt").write_text("half")
-    shutil.copyfile(source / "candidate" / "facts.json", folder / "facts.json")
+    for name in ("facts.json", "report.html"):
+        shutil.copyfile(source / "candidate" / name, folder / name)
     written = write_candidate(manifest, source / "evaluation", source / "validation", folder)
     assert written.digest == open_artifact(source / "candidate").digest
     assert verify(folder / "evaluation", manifest.evaluation.digest).kind == "evaluation"
