@@ -35,7 +35,7 @@ table{border-collapse:collapse}th,td{text-align:left;vertical-align:top;padding:
 th{font-weight:500;color:var(--soft);white-space:nowrap}section:target h2{text-decoration:underline}
 a{color:inherit}
 .legend span{display:inline-block;margin:0 12px 4px 0;padding:1px 8px;border-radius:4px;color:var(--ink)}
-@media(max-width:600px){th,td{display:block;padding-right:0}th{padding-top:8px}}
+@media(max-width:600px){svg{width:100%;height:auto}th,td{display:block;padding-right:0}th{padding-top:8px}}
 """
 
 

@@ -210,8 +210,7 @@ ATTACKS: dict[str, tuple[str, Callable[[Path, Path], object]]] = {
 
 
 def relink(path: Path) -> None:
-    path.rename(path.parent.parent / "elsewhere")
-    path.symlink_to(path.parent.parent / "elsewhere")
+    path.symlink_to(path.rename(settings.home() / "elsewhere"))
 
 
 def set_back(log: Path, entries: int) -> None:
