@@ -18,8 +18,8 @@ from components.evaluation.report import Summary, load_summary
 from components.promotion.release import EVALUATION_FOLDER, BaseModelPin, LineageNode
 from components.promotion.trace import Trace
 from components.promotion.trace_node import time_text, value_text
-from components.promotion.trace_people import approvals, call_witness
-from components.promotion.trace_release import Opened, promotions
+from components.promotion.trace_people import approvals, call_witness, promotions
+from components.promotion.trace_release import Opened
 
 SPECIFICATION = "1.6"
 PREFIX = "scalingnote:"
@@ -45,6 +45,7 @@ class _Bill:
 
     def __init__(self, opened: Opened) -> None:
         self.opened, self.manifest = opened, opened.manifest
+        self.witness = call_witness(opened.name)
         self.pins = dict(self.manifest.pins.items())
         self.nodes = {node.digest: node for node in self.manifest.lineage}
         self.summary = load_summary(Path(opened.artifact.path) / EVALUATION_FOLDER)
@@ -68,13 +69,13 @@ class _Bill:
 
     def _approvals(self) -> Iterator[dict[str, Any]]:
         """Who approved, as annotations of the release."""
-        for node in approvals(self.opened.name, self.opened.info, call_witness()).children:
+        for node in approvals(self.opened.name, self.opened.info, self.witness).children:
             known = {key: value_text(value) for key, value in node.details.items() if value is not None}
             yield self._annotation(known["approved_by"], known.get("approved_at") or time_text(int(known["copied_ms"])), "approval", known)
 
     def _promotions(self) -> Iterator[dict[str, Any]]:
         """The promotion records about the release."""
-        for node in promotions(self.opened).children:
+        for node in promotions(self.opened.name, self.opened.info, self.witness).children:
             known = {key: node.details.get(key) for key in _RECORD if node.details.get(key) is not None}
             yield self._annotation(str(known["approved_by"]), str(known["recorded_at"]), str(known["action"]), known)
 

@@ -19,7 +19,6 @@ from components.promotion.trace_node import time_text
 from components.promotion.trace_people import approvals, call_witness
 from components.promotion.trace_release import Opened
 from components.tracking import labels
-from components.tracking import records as record_store
 
 SPECIFICATION = "https://openlineage.io/spec/2-0-2/OpenLineage.json"
 PRODUCER = "urn:scalingnote"
@@ -46,6 +45,7 @@ class _Events:
 
     def __init__(self, opened: Opened) -> None:
         self.opened, self.manifest = opened, opened.manifest
+        self.witness = call_witness(opened.name)
         self.namespace = f"scalingnote/{opened.name}"
         self.nodes = {node.digest: node for node in self.manifest.lineage}
         compared = {node.parents[CHAMPION]: release_model(opened.name) for node in self.manifest.lineage if CHAMPION in node.parents}
@@ -92,7 +92,7 @@ class _Events:
 
     def _approvals(self) -> Iterator[dict[str, Any]]:
         """The copies into the release model that this release is, or that were made of this candidate."""
-        for node in approvals(self.opened.name, self.opened.info, call_witness()).children:
+        for node in approvals(self.opened.name, self.opened.info, self.witness).children:
             known = {key: value for key, value in node.details.items() if value is not None}
             run = {"runId": _uuid(f"{node.key}:{self.opened.artifact.digest}"), "facets": {"scalingnote_approval": _own(**known)}}
             release = _dataset(self.namespace, release_model(self.opened.name), self.opened.artifact.digest)
@@ -101,7 +101,7 @@ class _Events:
 
     def _promotions(self) -> Iterator[dict[str, Any]]:
         """The records that made this release the champion."""
-        for record in record_store.read_records(self.opened.name) if self._is_release() else ():
+        for record in self.witness.records if self._is_release() else ():
             if int(record["to_version"]) != self.opened.info.version:
                 continue
             release = _dataset(self.namespace, self.opened.info.name, self.opened.artifact.digest)

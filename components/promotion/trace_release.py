@@ -15,9 +15,8 @@ from components.promotion.pinned import recorded_digest
 from components.promotion.release import BaseModelPin, LineageNode, Pin, ReleaseManifest, load_release
 from components.promotion.standing import CHAMPION, release_model
 from components.promotion.trace_node import SHOWN, Node
-from components.promotion.trace_people import Witness, approvals, call_witness
+from components.promotion.trace_people import Witness, approvals, call_witness, promotions
 from components.tracking import labels, registry
-from components.tracking import records as record_store
 from components.tracking.registry import VersionInfo
 
 ENCODER_ROLES = ("query_tower", "document_tower", "query_encoder")
@@ -50,19 +49,23 @@ def open_version(name: str, model: str, version: int) -> Opened:
     Its digest has to be that of its promotion record, where it has one: the tag beside it is no proof.
     """
     info = find_version(model, version)
-    folder = registry.artifact_folder(model, version)
-    artifact = verify(folder, recorded_digest(name, model, version))
+    return open_info(name, info or VersionInfo(name=model, version=version, tags={}, source="", run_id=None, created_ms=0, aliases=()))
+
+
+def open_info(name: str, info: VersionInfo) -> Opened:
+    """`open_version` of what the registry said before."""
+    folder, released = registry.artifact_folder(info.name, info.version), info.name == release_model(name)
+    artifact = verify(folder, recorded_digest(name, info.name, info.version) if released else info.tags.get(labels.DIGEST))
     manifest = load_release(folder)
-    found = info or VersionInfo(name=model, version=version, tags={}, source="", run_id=None, created_ms=0, aliases=())
-    return Opened(name, found, artifact, manifest, _base_models(manifest))
+    return Opened(name, info, artifact, manifest, _base_models(manifest))
 
 
 def release_node(opened: Opened) -> Node:
     """The whole tree of a release."""
-    ancestry, witness = Ancestry(opened), call_witness()
+    ancestry, witness = Ancestry(opened), call_witness(opened.name)
     pins = [ancestry.pin(role) for role, _ in opened.manifest.pins.items()]
     evidence = [ancestry.node(role, digest) for role, digest in _evidence(opened.manifest)]
-    acts = (approvals(opened.name, opened.info, witness), promotions(opened))
+    acts = (approvals(opened.name, opened.info, witness), promotions(opened.name, opened.info, witness))
     children = (*pins, *evidence, *surroundings(opened), *acts)
     return Node(opened.title, _details(opened, witness), children, "release", opened.artifact.digest)
 
@@ -153,16 +156,6 @@ def described(entry: LineageNode) -> dict[str, Any]:
     if entry.flow_run_id:  # the configuration of the release is not what it was made with
         details |= {f"config.{key}": value for key, value in labels.flatten(entry.config).items()}
     return {**details, "found_finished": True} if entry.reused else details
-
-
-def promotions(opened: Opened) -> Node:
-    """The promotion records that moved the champion to or from this release."""
-    if opened.info.name != release_model(opened.name):
-        return Node("promotion records", {"note": "a candidate has none"}, kind="record")
-    version = opened.info.version
-    about = [record for record in record_store.read_records(opened.name) if version in (record["to_version"], record["from_version"])]
-    children = tuple(Node(f"record {record['sequence']}: {record['action']}", record, kind="record") for record in about)
-    return Node("promotion records", {} if about else {"note": "not promoted"}, children, "record")
 
 
 def _evidence(manifest: ReleaseManifest) -> Iterator[tuple[str, str]]:

@@ -166,12 +166,24 @@ def test_every_copy_in_a_folder_is_verified(proven: Proven, copied: Path) -> Non
 
 
 @pytest.fixture
-def whole(proven: Proven, tmp_path: Path) -> Iterator[Proven]:
-    """A test may do to the store's files whatever it likes: they are put back from a copy."""
-    saved = shutil.copytree(proven.home, tmp_path / "saved")
+def whole(proven: Proven) -> Iterator[Proven]:
+    """A test may do what it likes to the release, its parts, the audit log and the keys: all is put back."""
+    saved = {path: path.read_bytes() for path in exposed(proven)}
     yield proven
-    shutil.rmtree(proven.home)
-    shutil.copytree(saved, proven.home)
+    for path in {*exposed(proven)} - set(saved):
+        path.unlink()
+    for path, content in saved.items():
+        if path.is_symlink() or not path.is_file() or path.read_bytes() != content:
+            path.unlink(missing_ok=True)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+
+
+def exposed(world: Proven) -> list[Path]:
+    """All files and links that an attack of these tests may leave."""
+    found = [path for files in groups(world).values() for path in files]
+    folders = [settings.keys_folder(), *(path.parent for path in found if path.name == "manifest.json")]
+    return [*found, *(path for folder in folders for path in folder.rglob("*") if path.is_symlink() or path.is_file())]
 
 
 def swap(first: Path, second: Path) -> None:
