@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from components.promotion.trace import Trace
@@ -10,6 +10,7 @@ from components.promotion.trace_layout import HEIGHT, WIDTH, Box, layout
 from components.promotion.trace_node import Graph, Point, graph_of, value_text
 
 LETTERS = 24  # that fit into a box
+MANY = 6  # like things that are drawn side by side
 TIP, SOFT = ' marker-end="url(#tip)"', ' class="soft"'
 LEGEND = {"release": "release", "model": "model or index", "data": "data", "proof": "evidence and people", "note": "code, run, settings"}
 _FAMILIES = {
@@ -58,12 +59,41 @@ def html_of(trace: Trace) -> str:
 
 
 def _svg(graph: Graph, names: Mapping[str, str]) -> str:
-    drawn = layout(graph)
+    shown = _without_many(graph)
+    drawn = layout(shown)
     arrows = "".join(f'<path d="{arrow.path}"{TIP if arrow.tip else ""}/>' for arrow in drawn.arrows)
-    shapes = "".join(_shape(point, drawn.boxes[point.key], names[point.key]) for point in graph.points)
+    shapes = "".join(_shape(point, drawn.boxes[point.key], names.get(point.key, "")) for point in shown.points)
     head = '<marker id="tip" markerWidth="8" markerHeight="8" refX="7" refY="4" orient="auto"><path d="M1 1L7 4L1 7"/></marker>'
     size = f'width="{drawn.width}" height="{drawn.height}" viewBox="0 0 {drawn.width} {drawn.height}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="Lineage graph" {size}><defs>{head}</defs>{arrows}{shapes}</svg>'
+
+
+def _without_many(graph: Graph) -> Graph:
+    """The graph with one box in the place of many like ones that came from or led to one thing; the text below has them all."""
+    points = {point.key: point for point in graph.points}
+    groups: dict[tuple[str, str], list[str]] = {}
+    for start, end in graph.edges:
+        groups.setdefault((start, points[end].kind), []).append(end)
+    edges: list[tuple[str, str]] = []
+    for (start, kind), ends in groups.items():
+        kept = ends if len(ends) <= MANY else ends[: MANY - 1]
+        edges += [(start, end) for end in kept]
+        if len(ends) > MANY:
+            more = Point(f"{start}/more {kind}", kind, f"and {len(ends) - len(kept)} more, below", {})
+            points[more.key] = more
+            edges.append((start, more.key))
+    reached = _reached(graph.points[0].key, edges)
+    return Graph(tuple(point for key, point in points.items() if key in reached), tuple(edge for edge in edges if edge[0] in reached))
+
+
+def _reached(root: str, edges: Sequence[tuple[str, str]]) -> set[str]:
+    found, waiting = {root}, [root]
+    while waiting:
+        place = waiting.pop()
+        new = [end for start, end in edges if start == place and end not in found]
+        found.update(new)
+        waiting += new
+    return found
 
 
 def _shape(point: Point, box: Box, name: str) -> str:

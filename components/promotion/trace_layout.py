@@ -6,7 +6,7 @@ Layers as in Sugiyama et al. 1981. Arrows to the same thing share their lane, so
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from components.promotion.trace_node import Graph
@@ -14,6 +14,7 @@ from components.promotion.trace_node import Graph
 WIDTH, HEIGHT = 172, 56  # of a box, in pixels
 LANE = 8  # width of a lane
 GAP, ROW, MARGIN = 9, HEIGHT + 52, 12
+IN_ROW = 6  # boxes that a page of 1400 pixels shows side by side
 SWEEPS = 8  # each sorts all rows once by where their arrows come from, or lead to
 
 Slot = tuple[str, int]  # a box, or the lane of an arrow to it: key of the box, and row
@@ -63,8 +64,20 @@ def _depths(graph: Graph) -> dict[str, int]:
         if not moved:
             break
         depths |= moved
+    _spread(depths, {start for start, _ in graph.edges})
     ranks = {depth: rank for rank, depth in enumerate(sorted(set(depths.values())))}  # a circle leaves rows empty
     return {key: ranks[depth] for key, depth in depths.items()}
+
+
+def _spread(depths: dict[str, int], starts: Collection[str]) -> None:
+    """Rows with many boxes leave those that lead nowhere to the next row; changes `depths`."""
+    depth = 0
+    while depth <= max(depths.values()):
+        row = [key for key, own in depths.items() if own == depth]
+        ends = [key for key in row if key not in starts]
+        for key in ends[max(0, len(ends) - max(0, len(row) - IN_ROW)) :]:
+            depths[key] += 1
+        depth += 1
 
 
 def _links(edges: Iterable[tuple[str, str]], depths: Mapping[str, int]) -> list[Link]:

@@ -12,7 +12,7 @@ from components.promotion.approval import find_version
 from components.promotion.base_models import base_models_named_by
 from components.promotion.lineage_gaps import DATA_KIND, VALIDATION_KIND, gaps_of, origins_of
 from components.promotion.pinned import recorded_digest
-from components.promotion.release import BaseModelPin, LineageNode, Pin, ReleaseManifest, load_release
+from components.promotion.release import FLOWS_SINCE, BaseModelPin, LineageNode, Pin, ReleaseManifest, load_release
 from components.promotion.standing import CHAMPION, release_model
 from components.promotion.trace_node import SHOWN, Node
 from components.promotion.trace_people import Witness, approvals, call_witness, promotions
@@ -40,7 +40,10 @@ class Opened:
     @property
     def gaps(self) -> tuple[str, ...]:
         """What is missing on the way back; base models count that an older manifest does not name but its encoders do."""
-        return gaps_of(replace(origins_of(self.manifest), base_models=self.base_models))
+        found = gaps_of(replace(origins_of(self.manifest), base_models=self.base_models))
+        if self.manifest.release_type == "full" or self.manifest.schema_version >= FLOWS_SINCE:
+            return found
+        return (*found, "This refresh is from before releases named the flow, and so the code, that made the parts they kept.")
 
 
 def open_version(name: str, model: str, version: int) -> Opened:

@@ -104,6 +104,21 @@ def test_an_arrow_that_passes_a_row_has_a_lane_beside_its_boxes() -> None:
         assert not drawn.boxes[row].x - 2 < x < drawn.boxes[row].x + WIDTH + 2
 
 
+def test_many_like_things_are_one_box_and_all_stand_below() -> None:
+    documents = tuple(Node(f"document d{number}", {"rank": number}, kind="document") for number in range(100))
+    text = html_of(Trace("toy", "answer:1", "toy-release", 1, Node("answer 1", {}, documents, "answer", "a")))
+    assert text.count("<rect") == 1 + 6 and "and 95 more, below" in text
+    assert all(f"<h2>document d{number}</h2>" in text for number in range(100))
+    page = Page(text)
+    assert all(link[1:] in page.ids for link in page.links if link)
+
+
+def test_a_wide_row_goes_on_below() -> None:
+    kinds = [Node(f"thing {number}", {}, kind=f"kind {number}") for number in range(20)]
+    drawn = layout(graph_of(Node("root", {}, tuple(kinds), "release", "r")))
+    assert drawn.width < 1366 and len({box.y for box in drawn.boxes.values()}) == 5
+
+
 def test_a_lineage_in_a_circle_is_drawn() -> None:
     circle = Node("a", {}, (Node("b", {}, (Node("a", {"note": SHOWN}, key="a"),), key="b"),), key="a")
     root = Node("r", {}, (circle,), "release", "r")
