@@ -9,7 +9,7 @@ from components.promotion.trace import Trace
 from components.promotion.trace_layout import HEIGHT, WIDTH, Box, layout
 from components.promotion.trace_node import Graph, Point, graph_of, value_text
 
-LETTERS = 24  # that fit into a box
+LETTERS = 22  # that fit into a box
 MANY = 6  # like things that are drawn side by side
 TIP, SOFT = ' marker-end="url(#tip)"', ' class="soft"'
 LEGEND = {"release": "release", "model": "model or index", "data": "data", "proof": "evidence and people", "note": "code, run, settings"}

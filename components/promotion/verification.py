@@ -172,9 +172,9 @@ def _pinned(store: Store, role: str, pin: Pin, manifest: ReleaseManifest) -> str
 
 def _packages(store: Store, manifest: ReleaseManifest) -> str:
     """The code with which MLflow loads the release and its parts, which lies around the artifacts, is what was registered."""
-    places = [(folder, store.package(None)) for folder in store.copies()]
-    places += [(folder, store.package(pin)) for _, pin in manifest.pins.items() for folder in store.parts(pin)]
-    held = sum(check_package(folder, expected) for folder, expected in places)
+    places = [(store.copies(), store.package(None))]
+    places += [(store.parts(pin), store.package(pin)) for _, pin in manifest.pins.items()]
+    held = sum(check_package(folders, expected) for folders, expected in places)
     return f"{held} of {len(places)} as registered" + ("" if held == len(places) else "; for the others no list of files is here")
 
 

@@ -6,6 +6,7 @@ version as a tag when it is made, and stands in the promotion record of the rele
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from components.artifacts import digest_of, file_sha256, read_json, require_written, write_json
@@ -24,22 +25,29 @@ def write_package(root: Path) -> str:
     return digest_of({"files": files})
 
 
-def check_package(sealed: Path, expected: str | None) -> bool:
-    """Hash the files around a sealed artifact; False where none lie there or none were listed, as for what was registered before.
+def check_package(folders: Sequence[Path], expected: str | None) -> bool:
+    """Hash the files around the copies of a sealed artifact; False where none are listed, as for what was registered before.
 
-    `expected`: the digest of the list, None when nothing names it. Raises ArtifactError that names the first difference. Byte code that
-    Python left beside the code is not looked at.
+    `expected`: the digest of the list, None when nothing names it. One copy has to have that list: another retriever may have registered
+    the same artifact, with a list of its own. Raises ArtifactError that names the first difference. Byte code that Python left beside
+    the code is not looked at.
     """
-    root = sealed.parents[1]
-    if sealed.relative_to(root).as_posix() != SEALED_PATH or (expected is None and not (root / LIST_FILE).is_file()):
-        return False
+    roots = [sealed.parents[1] for sealed in folders if sealed.relative_to(sealed.parents[1]).as_posix() == SEALED_PATH]
+    listed = {_checked(root) for root in roots if (root / LIST_FILE).is_file()}
+    if roots and expected is not None and expected not in listed:
+        raise ArtifactError(f"{roots[0] / LIST_FILE} was changed or removed after the version was registered. Restore it.")
+    return bool(listed)
+
+
+def _checked(root: Path) -> str:
+    """The digest of the list of a model's folder, whose files are those of the list."""
     listed = read_json(root / LIST_FILE)
     require_written(root / LIST_FILE)
     files = listed.get("files") if isinstance(listed, dict) else None
-    if not isinstance(files, dict) or (expected is not None and digest_of(listed) != expected):
-        raise ArtifactError(f"{root / LIST_FILE} was changed after the version was registered. Restore it.")
+    if not isinstance(files, dict):
+        raise ArtifactError(f"{root / LIST_FILE} is not a list of files. Restore it.")
     _compare(root, files, {path.relative_to(root).as_posix(): path for path in _members(root)})
-    return True
+    return digest_of(listed)
 
 
 def _compare(root: Path, listed: dict[str, str], found: dict[str, Path]) -> None:

@@ -167,11 +167,11 @@ def test_refreshed_releases_verify_and_are_traced_to_the_release_before(story: S
     index = next(child for child in root["children"] if child["title"].startswith("index: fresh-index/2"))
     assert [child["title"] for child in index["children"]] == ["dataset: snapshot_data", "index: build_index", "vectors: encode_changes"]
     first, second = (load_manifest("fresh", ref) for ref in ("release/1", "release/2"))
-    tower = next(child for child in root["children"] if child["title"].startswith("document tower:"))
-    made = next(child for child in tower["children"] if child["title"].startswith("made by an earlier flow"))
+    tower = next(child for child in root["children"] if child["title"].startswith("query tower:"))
+    data = next(child for child in tower["children"] if child["kind"] == "dataset")
+    made = next(child for child in data["children"] if child["title"].startswith("made by an earlier flow"))
     assert made["details"]["mlflow_run_id"] == first.flow_run_id != second.flow_run_id
     assert made["details"].items() >= {key: first.provenance[key] for key in ("code_revision", "lock_digest", "patch_digest")}.items()
-    data = next(child for child in tower["children"] if child["kind"] == "dataset")
     assert "documents 1" in next(child for child in data["children"] if child["kind"] == "validation")["details"]["contracts"]
     last = load_manifest("fresh", "release/3")
     assert set(last.earlier_flows) == {first.flow_run_id, second.flow_run_id}  # a chain keeps all of them

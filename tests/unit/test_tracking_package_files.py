@@ -28,7 +28,7 @@ def test_an_unchanged_package_holds_and_the_sealed_files_are_not_its_concern(pac
     (root / "registered_model_meta").write_text("written by MLflow when it loads the version")
     (root / "code" / "components" / "__pycache__").mkdir()
     (root / "code" / "components" / "__pycache__" / "retriever.pyc").write_bytes(b"byte code")
-    assert check_package(root / SEALED_PATH, digest) and check_package(root / SEALED_PATH, None)
+    assert check_package([root / SEALED_PATH], digest) and check_package([root / SEALED_PATH], None)
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,9 @@ def test_an_unchanged_package_holds_and_the_sealed_files_are_not_its_concern(pac
         ("MLmodel", None, "MLmodel, with which MLflow loads the version, is missing"),
         ("code/components/more.py", b"", "more.py, with which MLflow loads the version, does not belong there"),
         (LIST_FILE, b'{"files": {}}', "does not read as it was written"),
-        (LIST_FILE, readable_json({"files": {}}), "was changed after the version was registered"),
-        (LIST_FILE, readable_json([]), "was changed after the version was registered"),
-        (LIST_FILE, None, "is missing"),
+        (LIST_FILE, readable_json({"files": {}}), "MLmodel, with which MLflow loads the version, does not belong there"),
+        (LIST_FILE, readable_json([]), "is not a list of files"),
+        (LIST_FILE, None, "was changed or removed after the version was registered"),
     ],
 )
 def test_every_difference_is_named(package: tuple[Path, str], name: str, content: bytes | None, said: str) -> None:
@@ -50,11 +50,22 @@ def test_every_difference_is_named(package: tuple[Path, str], name: str, content
     else:
         (root / name).write_bytes(content)
     with pytest.raises(ArtifactError, match=said):
-        check_package(root / SEALED_PATH, digest)
+        check_package([root / SEALED_PATH], digest)
 
 
 def test_what_was_registered_before_there_were_lists_or_is_a_bare_copy_is_told_apart(package: tuple[Path, str], tmp_path: Path) -> None:
     root, digest = package
-    assert not check_package(Path(shutil.copytree(root / SEALED_PATH, tmp_path / "bare" / "copy")), digest)
+    assert not check_package([Path(shutil.copytree(root / SEALED_PATH, tmp_path / "bare" / "copy"))], digest)
     (root / LIST_FILE).unlink()
-    assert not check_package(root / SEALED_PATH, None)
+    assert not check_package([root / SEALED_PATH], None)
+
+
+def test_a_list_that_fits_changed_code_is_not_the_registered_one(package: tuple[Path, str], tmp_path: Path) -> None:
+    root, digest = package
+    same = Path(shutil.copytree(root, tmp_path / "another retriever's"))
+    (root / "MLmodel").write_text("changed")
+    forged = write_package(root)
+    with pytest.raises(ArtifactError, match="was changed or removed"):
+        check_package([root / SEALED_PATH], digest)
+    assert check_package([root / SEALED_PATH, same / SEALED_PATH], digest)  # the registered one is there
+    assert forged != digest
