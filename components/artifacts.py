@@ -258,6 +258,8 @@ def _expected_manifest(folder: Path, expected_digest: str | None) -> Manifest:
             f"{folder}: expected the artifact {expected_digest[:12]}, found {manifest.digest[:12]}. "
             "It was replaced after it was registered; restore it or retrain."
         )
+    if linked := [path for path in folder.rglob("*") if path.is_symlink()]:
+        raise ArtifactError(f"{linked[0]} is a link, and what it leads to can change. Put the file itself there.")
     present = {path.relative_to(folder).as_posix() for path in _members(folder)}
     if missing := [name for name in manifest.files if name not in present]:
         raise ArtifactError(f"{folder}: the file {missing[0]} is missing. Restore it or run the step again.")
@@ -276,8 +278,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def _artifact(folder: Path, manifest: Manifest) -> Artifact:
-    cls = _KINDS.get(manifest.kind, Artifact)
-    return cls(
+    return _KINDS.get(manifest.kind, Artifact)(
         kind=manifest.kind,
         path=folder,
         digest=manifest.digest,

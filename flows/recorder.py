@@ -26,15 +26,23 @@ class Recorder:
     def __init__(self, name: str, parameters: Mapping[str, Any], run_id: str, provenance: Provenance) -> None:
         self.name, self.parameters, self.run_id, self.provenance = name, parameters, run_id, provenance
         self.lineage: list[LineageNode] = []
+        self.earlier_flows: dict[str, dict[str, Any]] = {}
         self.made = 0  # steps that were not found finished
         self.timings: dict[str, Timing | None] = {}  # by the artifact's digest
         self._runs: dict[str, str] = {}
         self._tasks: dict[str, str | None] = {}
+        self._reused: set[str] = set()
 
     @property
     def origin(self) -> dict[str, Any]:
         """Code and machine as plain values, with the run of the flow in Prefect."""
         return {**self.provenance.model_dump(mode="json"), "prefect_flow_run_id": flow_run.id}
+
+    @property
+    def flows_of_lineage(self) -> dict[str, dict[str, Any]]:
+        """Those of the earlier flows that made something of the lineage."""
+        made = {node.flow_run_id for node in self.lineage}
+        return {run: known for run, known in self.earlier_flows.items() if run in made}
 
     @property
     def all_cached(self) -> bool:
@@ -51,11 +59,14 @@ class Recorder:
     def part(self, whole: Artifact, part: Artifact, step: Step) -> Artifact:
         """Make a part of a finished step (such as one of two towers) an artifact of its own in the lineage."""
         self._runs[part.digest], self._tasks[part.digest] = self._runs[whole.digest], self._tasks[whole.digest]
+        if whole.digest in self._reused:
+            self._reused.add(part.digest)
         self._remember(step, part, self._runs[whole.digest])
         return part
 
-    def adopt(self, lineage: Iterable[LineageNode]) -> None:
-        """Take over artifacts that an earlier flow made and registered, with the runs that made them."""
+    def adopt(self, lineage: Iterable[LineageNode], flows: Mapping[str, dict[str, Any]]) -> None:
+        """Take over artifacts that earlier flows made and registered, with the runs that made them, and what these `flows` ran on."""
+        self.earlier_flows.update(flows)
         for node in lineage:
             self._runs[node.digest] = node.run_id or self.run_id
             self._keep(node)
@@ -79,6 +90,8 @@ class Recorder:
             step.name, step.config, artifact, step.inputs, metrics, done.seconds, done.cached, self.run_id, done.task_run_id
         )
         self._runs[artifact.digest], self._tasks[artifact.digest] = record_step(self.run_id, record), done.task_run_id
+        if done.cached:
+            self._reused.add(artifact.digest)
         self._remember(step, artifact, self._runs[artifact.digest])
         return artifact
 
@@ -94,12 +107,15 @@ class Recorder:
             run_id=run_id,
             task_run_id=self._tasks[artifact.digest],
             recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            reused=artifact.digest in self._reused,
         )
         self._keep(node)
 
     def _keep(self, node: LineageNode) -> None:
-        """One node an artifact: what was taken over and is found again by a step of this flow stands there once."""
-        self.lineage = [*(known for known in self.lineage if known.digest != node.digest), node]
+        """One node an artifact. What was taken over and is only found again by a step of this flow keeps the flow that made it."""
+        known = next((other for other in self.lineage if other.digest == node.digest), None)
+        if known is None or not (known.flow_run_id and node.reused):
+            self.lineage = [*(other for other in self.lineage if other is not known), node]
 
 
 @contextmanager

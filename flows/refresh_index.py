@@ -48,7 +48,7 @@ def refresh_index(request: RefreshConfig) -> dict[str, Any]:
     started = time.monotonic()
     base, config = open_base(request, CHANGEABLE)
     with recorded_flow(config.name, "refresh-index", config.model_dump(mode="json")) as recorder:
-        recorder.adopt(base.ancestry())
+        recorder.adopt(base.ancestry(), base.flows())
         dataset, validation = checked_data(config, recorder)
         changes = changes_since(base.index.path, read_documents(dataset.path))
         print(f"Since {base.title}: {describe_changes(changes)}", flush=True)

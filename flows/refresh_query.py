@@ -13,7 +13,7 @@ from prefect import flow
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, open_artifact
 from components.errors import DataError
 from components.index.changes import changes_since, read_documents
-from components.promotion.pinned import PinnedRelease, ancestors
+from components.promotion.pinned import PinnedRelease
 from components.promotion.release import EVALUATION_FOLDER
 from flows.config import RetrainConfig, amend_config
 from flows.recorder import Recorder, recorded_flow
@@ -38,7 +38,7 @@ def refresh_query_tower(request: RefreshConfig) -> dict[str, Any]:
     started = time.monotonic()
     base, config = open_base(request, CHANGEABLE)
     with recorded_flow(config.name, "refresh-query-tower", config.model_dump(mode="json")) as recorder:
-        recorder.adopt(base.ancestry())
+        recorder.adopt(base.ancestry(), base.flows())
         dataset, validation = checked_data(config, recorder)
         require_same_documents(config, base, dataset)
         student = _new_student(config, recorder, base, dataset)
@@ -79,7 +79,7 @@ def _evaluation(config: RetrainConfig, recorder: Recorder, base: PinnedRelease, 
     inputs: dict[str, Artifact] = {"dataset": dataset, "query_tower": base.query_tower, "query_encoder": student, "index": base.index}
     earlier = open_artifact(base.artifact.path / EVALUATION_FOLDER)
     if _same_baselines(config, base, earlier, dataset):
-        recorder.adopt(ancestors(base.manifest.lineage, [earlier.digest]))
+        recorder.adopt(base.ancestry(earlier.digest), base.flows())
         inputs["earlier"] = earlier
     return evaluation_step(config, inputs)
 

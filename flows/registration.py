@@ -185,6 +185,7 @@ def _manifest(
         lineage=tuple(recorder.lineage),
         flow_run_id=recorder.run_id,
         base_models=base_models_of(parts.encoders),
+        earlier_flows=recorder.flows_of_lineage,
     )
 
 
@@ -199,6 +200,7 @@ def _origins(config: RetrainConfig, recorder: Recorder, parts: Parts) -> Origins
         config=config.model_dump(mode="json"),
         flow_run_id=recorder.run_id,
         base_models=base_models_of(parts.encoders),
+        earlier_flows=recorder.flows_of_lineage,
     )
 
 

@@ -76,6 +76,8 @@ def replay(name: str, ref: str, data: str | None = None, build: bool = False) ->
     """
     base = open_pinned(name, ref)
     config = amend_config(base.manifest.config, {"data.source": data} if data else {}, base.title)
+    if data:
+        _require_source(config)
     if build:
         _require_full(base)
     settings.work_folder().mkdir(parents=True, exist_ok=True)
@@ -83,6 +85,13 @@ def replay(name: str, ref: str, data: str | None = None, build: bool = False) ->
         evaluation, verdict = _evaluate(config, base, Path(folder))
         rebuilt = _build(config, base, Path(folder) / "home") if build else None
     return Replayed(f"{base.model}/{base.version}", evaluation, verdict, base.manifest.decision.verdict, rebuilt)
+
+
+def _require_source(config: RetrainConfig) -> None:
+    """Raise DataError when the data is not there, also where the working files still hold the tables."""
+    from components.data.sources import source_digest
+
+    source_digest(config.data)
 
 
 def _evaluate(config: RetrainConfig, base: PinnedRelease, folder: Path) -> tuple[Comparison, str]:

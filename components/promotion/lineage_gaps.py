@@ -10,15 +10,18 @@ if TYPE_CHECKING:
     from components.promotion.release import BaseModelPin, DatasetPin, LineageNode, ReleaseManifest
 
 DATA_KIND = "dataset"
+VALIDATION_KIND = "validation"
 INDEX_ROLE = "index"
+LEADS_TO = {"index": ("document_tower",), "query_encoder": ("query_tower",), "evaluation": ("query_encoder", "index")}
+MADE_FROM_DATA = ("vectors", "encoder", "evaluation")  # kinds whose step reads the tables themselves
 
 
 @dataclass(frozen=True)
 class Origins:
     """All that a release says about where it came from; known before its manifest is written.
 
-    `pins` maps a role to the digest of the artifact, `base_models` the role of an encoder to what it started from, `evaluation` is the
-    digest of the evaluation.
+    `pins` maps a role to the digest of the artifact, `base_models` the role of an encoder to what it started from, `earlier_flows` a flow
+    that made parts of an earlier release to its code and machine, `evaluation` is the digest of the evaluation.
     """
 
     lineage: tuple[LineageNode, ...]
@@ -29,6 +32,7 @@ class Origins:
     config: Mapping[str, Any]
     flow_run_id: str | None
     base_models: Mapping[str, BaseModelPin] = field(default_factory=dict)
+    earlier_flows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def lineage_gaps(manifest: ReleaseManifest) -> tuple[str, ...]:
@@ -47,6 +51,7 @@ def origins_of(manifest: ReleaseManifest) -> Origins:
         config=manifest.config,
         flow_run_id=manifest.flow_run_id,
         base_models=manifest.base_models,
+        earlier_flows=manifest.earlier_flows,
     )
 
 
@@ -54,8 +59,10 @@ def gaps_of(origins: Origins) -> tuple[str, ...]:
     """The gaps as sentences, each once; empty when every parent is known."""
     nodes = {node.digest: node for node in origins.lineage}
     heads = {**origins.pins, "evaluation": origins.evaluation, "data set": origins.dataset.digest}
-    found = [gap for role, digest in heads.items() for gap in _ancestry_gaps(role.replace("_", " "), digest, nodes)]
+    found = [gap for role, digest in heads.items() for gap in _ancestry_gaps(_words(role), digest, nodes)]
+    found += _edge_gaps(heads, nodes)
     found += [*_data_gaps(origins.dataset), *_code_gaps(origins.provenance), *_run_gaps(origins), *_base_model_gaps(origins)]
+    found += _earlier_gaps(origins)
     return tuple(dict.fromkeys(found))
 
 
@@ -69,11 +76,20 @@ def _ancestry_gaps(role: str, digest: str, nodes: Mapping[str, LineageNode]) -> 
         yield f"The {role} ({digest[:12]}) cannot be followed to a data set."
     for node in ancestry:
         yield from (
-            f"{_named(node)} was made from the {parent.replace('_', ' ')} {made_from[:12]}, which is not described in the lineage."
+            f"{_named(node)} was made from the {_words(parent)} {made_from[:12]}, which is not described in the lineage."
             for parent, made_from in node.parents.items()
             if made_from not in nodes
         )
-        yield from _node_gaps(node)
+        yield from _node_gaps(node, nodes)
+
+
+def _edge_gaps(heads: Mapping[str, str], nodes: Mapping[str, LineageNode]) -> Iterator[str]:
+    """Each part has to lead to the others that it is known to be made from, not to any data alone."""
+    for role, parents in LEADS_TO.items():
+        ancestry = {node.digest for node in _ancestry(heads.get(role, ""), nodes)}
+        for parent in parents:
+            if ancestry and heads.get(parent) not in {None, *ancestry}:
+                yield f"The {_words(role)} cannot be followed to the {_words(parent)} that the release pins ({heads[parent][:12]})."
 
 
 def _ancestry(digest: str, nodes: Mapping[str, LineageNode]) -> list[LineageNode]:
@@ -88,7 +104,10 @@ def _ancestry(digest: str, nodes: Mapping[str, LineageNode]) -> list[LineageNode
     return list(found.values())
 
 
-def _node_gaps(node: LineageNode) -> Iterator[str]:
+def _node_gaps(node: LineageNode, nodes: Mapping[str, LineageNode]) -> Iterator[str]:
+    data = (nodes[parent].kind for parent in node.parents.values() if parent in nodes)
+    if node.kind in MADE_FROM_DATA and DATA_KIND not in data:
+        yield f"{_named(node)} names no data set that it was made from."
     if node.run_id is None:
         yield f"{_named(node)} names no run that made it."
     if node.attributes.get("generator") and not node.attributes.get("generator_digest"):
@@ -115,6 +134,20 @@ def _code_gaps(provenance: Mapping[str, Any]) -> Iterator[str]:
         yield "The machine is not described."
 
 
+def _earlier_gaps(origins: Origins) -> Iterator[str]:
+    """Of what earlier flows made: their code and machine have to be known as well, and the contracts of their data."""
+    made = {node.flow_run_id: node for node in origins.lineage if node.flow_run_id}
+    for flow, node in made.items():
+        if flow not in origins.earlier_flows:
+            yield f"{_named(node)} was made by an earlier flow ({flow[:12]}), whose code and machine are not known."
+            continue
+        yield from (f"Of the earlier flow {flow[:12]}: {gap}" for gap in _code_gaps(origins.earlier_flows[flow]))
+    held = {digest for node in origins.lineage if node.kind == VALIDATION_KIND for digest in node.parents.values()}
+    for node in origins.lineage:
+        if node.kind == DATA_KIND and node.digest not in {*held, origins.dataset.digest}:
+            yield f"{_named(node)} was held against no data contract."
+
+
 def _run_gaps(origins: Origins) -> Iterator[str]:
     if not origins.flow_run_id:
         yield "The run of the flow is not named."
@@ -126,11 +159,15 @@ def _base_model_gaps(origins: Origins) -> Iterator[str]:
     for role in _encoders(origins.pins):
         base = origins.base_models.get(role)
         if base is None or not base.digest:
-            yield f"The base model of the {role.replace('_', ' ')} has no digest."
+            yield f"The base model of the {_words(role)} has no digest."
 
 
 def _encoders(roles: Iterable[str]) -> list[str]:
     return [role for role in roles if role != INDEX_ROLE]
+
+
+def _words(role: str) -> str:
+    return role.replace("_", " ")
 
 
 def _named(node: LineageNode) -> str:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from components.artifacts import Artifact, EncoderArtifact, IndexArtifact, verify
 from components.errors import ArtifactError, ModelError, SpaceMismatch
 from components.promotion.baseline import record_of
+from components.promotion.lineage_gaps import VALIDATION_KIND
 from components.promotion.references import resolve
-from components.promotion.release import LineageNode, Pin, ReleaseManifest, load_release
+from components.promotion.release import FLOWS_SINCE, LineageNode, Pin, ReleaseManifest, load_release
 from components.promotion.standing import release_model
 from components.tracking import labels, registry
-from components.tracking.records import read_records
+from components.tracking import records as record_store
+
+UNKNOWN_FLOW = "unknown"
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,27 @@ class PinnedRelease:
         """How people name it: release/2 or candidate/3."""
         return f"{self.model.rpartition('-')[2]}/{self.version}"
 
-    def ancestry(self) -> list[LineageNode]:
-        """The part of the release's lineage that its pinned artifacts come from, parents first."""
-        return ancestors(self.manifest.lineage, [pin.digest for _, pin in self.manifest.pins.items()])
+    def ancestry(self, *digests: str) -> list[LineageNode]:
+        """The part of the release's lineage that `digests` come from (default: its pins), parents first, each with the flow that made it.
+
+        The reports of the contracts on its data stand at the end.
+        """
+        heads = digests or [pin.digest for _, pin in self.manifest.pins.items()]
+        found = ancestors(self.manifest.lineage, heads)
+        made = {node.digest for node in found}
+        found += [node for node in self.manifest.lineage if node.kind == VALIDATION_KIND and made.issuperset(node.parents.values())]
+        return [node if node.flow_run_id else node.model_copy(update={"flow_run_id": self._own_flow}) for node in found]
+
+    def flows(self) -> dict[str, dict[str, Any]]:
+        """Run of a flow -> code and machine it ran on, for all flows that made what `ancestry` gives, as far as they are known."""
+        own = {} if self._own_flow == UNKNOWN_FLOW else {self._own_flow: self.manifest.provenance}
+        return {**self.manifest.earlier_flows, **own}
+
+    @property
+    def _own_flow(self) -> str:
+        """A refresh of before schema version 4 does not say what its own flow made and what an earlier one."""
+        known = self.manifest.release_type == "full" or self.manifest.schema_version >= FLOWS_SINCE
+        return (self.manifest.flow_run_id if known else None) or UNKNOWN_FLOW
 
 
 def open_pinned(name: str, ref: str) -> PinnedRelease:
@@ -59,7 +81,7 @@ def load_manifest(name: str, ref: str) -> ReleaseManifest:
 
 def recorded_digest(name: str, model: str, version: int) -> str | None:
     """The digest of a release in its promotion record, else the one it was registered with."""
-    record = record_of(read_records(name), version) if model == release_model(name) else None
+    record = record_of(record_store.read_records(name), version) if model == release_model(name) else None
     if record is not None:
         return str(record["manifest_digest"])
     return next((info.tags.get(labels.DIGEST) for info in registry.versions(model) if info.version == version), None)

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts import open_artifact
 from components.promotion import people
 from components.promotion.approval import Approval
+from components.promotion.release import load_release
 from components.promotion.stale import Decided
 from components.promotion.standing import Record, release_model
 from components.tracking import labels, registry
@@ -45,13 +47,15 @@ class Promotion:
 def promotion_record(name: str, promotion: Promotion) -> dict[str, Any]:
     """Content of the record of a promotion."""
     approval, last = promotion.approval, promotion.decisions[-1]
-    digest = open_artifact(registry.artifact_folder(release_model(name), promotion.release.version)).digest
+    folder = registry.artifact_folder(release_model(name), promotion.release.version)
+    digest = open_artifact(folder).digest
     return {
         "action": "promote",
         "from_version": promotion.champion,
         "to_version": promotion.release.version,
         "candidate_version": approval.candidate_version,
         "manifest_digest": digest,
+        "packages": _packages(name, promotion.release.version, folder),
         "evidence_digest": digest,  # the copy shares the files of its candidate: manifest, pins, evaluation, report under one digest
         "decision_digest": promotion.decisions[0].digest,
         "verdict": last.decision.verdict,
@@ -74,13 +78,15 @@ def rollback_record(name: str, records: Sequence[Record], versions: tuple[int, i
     promoted = next(r for r in reversed(records) if r["action"] == "promote" and int(r["to_version"]) == target)
     act = _proven_rollback(name, records, champion, reason)
     proof = _proof("none", None, None) if act is None else _proof("basic", act.sequence, act.digest)
-    digest = open_artifact(registry.artifact_folder(release_model(name), target)).digest
+    folder = registry.artifact_folder(release_model(name), target)
+    digest = open_artifact(folder).digest
     return {
         "action": "rollback",
         "from_version": champion,
         "to_version": target,
         "candidate_version": promoted["candidate_version"],
         "manifest_digest": digest,
+        "packages": _packages(name, target, folder),
         "evidence_digest": digest,
         "approved_by": act.person if act else person,
         "role": act.role if act else None,
@@ -96,6 +102,13 @@ def append(name: str, content: dict[str, Any], records: Sequence[Record], sign: 
     Raises PromotionError when another record came since `records` were read: what was decided on them may no longer hold.
     """
     return record_store.append_record(name, {**content, "time": datetime.now(UTC).isoformat()}, sign, len(records))
+
+
+def _packages(name: str, version: int, folder: Path) -> dict[str, str]:
+    """Digests of what lists the code of the release and of its parts; without those that were registered before there were lists."""
+    places = [(release_model(name), version), *((pin.model, pin.version) for _, pin in load_release(folder).pins.items())]
+    found = {f"{model}/{number}": registry.package_digest(model, number) for model, number in places}
+    return {place: digest for place, digest in found.items() if digest}
 
 
 def _decided(decided: Decided) -> dict[str, Any]:

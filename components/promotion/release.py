@@ -27,7 +27,8 @@ VALIDATION_FOLDER = "validation"
 COMPARISON_FOLDER = "comparison"
 REPORT_PAGE = "report.html"
 REPORTED_SINCE = 3  # candidates of older schema versions have no report
-SCHEMA_VERSION = 3
+FLOWS_SINCE = 4  # refreshes of older ones do not say which flow made the parts that they kept
+SCHEMA_VERSION = 4
 ReleaseType = Literal["full", "index-refresh", "query-refresh"]
 PinRole = Literal["query_tower", "document_tower", "query_encoder", "index"]
 
@@ -97,7 +98,9 @@ class LineageNode(_Part):
     """One artifact of the chain from data to release; `parents` maps a role to the digest of another node.
 
     `run_id` is its step's run in MLflow, `task_run_id` that in Prefect, `recorded_at` the time (UTC) at which the step was recorded. Nodes
-    of manifests before schema version 3 have neither of the last two.
+    of manifests before schema version 3 have neither of the last two. `flow_run_id` names the earlier flow that made it (see
+    `ReleaseManifest.earlier_flows`), None stands for the release's own. `reused`: the step was found finished, so an earlier run with the
+    same inputs, configuration, code of its rooms and libraries had made it.
     """
 
     digest: str
@@ -110,6 +113,8 @@ class LineageNode(_Part):
     run_id: str | None = None
     task_run_id: str | None = None
     recorded_at: str | None = None
+    flow_run_id: str | None = None
+    reused: bool = False
 
 
 class ReleaseManifest(_Part):
@@ -118,6 +123,8 @@ class ReleaseManifest(_Part):
     `baseline_version` is the version of the release model that was champion when the gates decided, None for a first release.
     `release_type` says what is new; manifests of schema version 1 do not name it, and are full ones.
     `base_models` maps the role of an encoder to what it started from; manifests before schema version 3 do not name them.
+    `earlier_flows` maps the run (in MLflow) of a flow that made parts of an earlier release to the code and machine it ran on; a refresh of
+    before schema version 4 does not name them.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -135,6 +142,7 @@ class ReleaseManifest(_Part):
     lineage: tuple[LineageNode, ...]
     flow_run_id: str | None = None
     base_models: dict[str, BaseModelPin] = Field(default_factory=dict)
+    earlier_flows: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 def evaluation_pin(summary: Summary, digest: str) -> EvaluationPin:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from components import settings
 from components.artifacts import MANIFEST, open_artifact, read_manifest, verify
 from components.errors import ArtifactError, PromotionError
 from components.promotion.baseline import baseline_evaluation, record_of
@@ -44,6 +45,9 @@ class Store(Protocol):
 
     def parts(self, pin: Pin) -> list[Path]:
         """Folders of a pinned part."""
+
+    def package(self, pin: Pin | None) -> str | None:
+        """Digest of the list of the files with which MLflow loads a part, or the release itself, as far as something says so."""
 
     def baseline(self, version: int) -> Evaluation:
         """The evaluation of an earlier champion, verified."""
@@ -82,13 +86,21 @@ class RegistryStore:
         """The one folder of the pinned version."""
         return [registry.artifact_folder(pin.model, pin.version)]
 
+    def package(self, pin: Pin | None) -> str | None:
+        """By the promotion record, else what the version was registered with."""
+        place = (pin.model, pin.version) if pin else (self.model, self.version)
+        return _recorded_package(self.record(), *place) or registry.package_digest(*place)
+
     def baseline(self, version: int) -> Evaluation:
         """By the promotion record of that version."""
         return baseline_evaluation(self.name, version)
 
     def trail(self) -> list[AuditEntry] | None:
         """Of the tracking store."""
-        return audit.trail()
+        entries, log = audit.trail(), settings.audit_log()
+        if log.exists():
+            audit.require_ended(log)
+        return entries
 
 
 class FolderStore:
@@ -141,6 +153,12 @@ class FolderStore:
         """Every whole copy below the folder."""
         return self._by_digest(pin.digest, f"{pin.model}/{pin.version}")
 
+    def package(self, pin: Pin | None) -> str | None:
+        """By the promotion record."""
+        record = self.record()
+        place = (pin.model, pin.version) if pin else (release_model(self.name), int(record["to_version"]) if record else 0)
+        return _recorded_package(record, *place)
+
     def baseline(self, version: int) -> Evaluation:
         """Of the release that the records name for `version`."""
         from components.evaluation.report import load_evaluation
@@ -160,7 +178,11 @@ class FolderStore:
         logs = sorted({path.with_name(AUDIT_FILE) for path in named})
         if len(logs) > 1:
             raise ArtifactError(f"{self.root} holds {len(logs)} audit logs; expected one.")
-        return audit.read_audit(logs[0]) if logs else None
+        if not logs:
+            return None
+        entries = audit.read_audit(logs[0])
+        audit.require_ended(logs[0])
+        return entries
 
     def _by_digest(self, digest: str, what: str) -> list[Path]:
         folders = _whole(self.found.get(digest, []))
@@ -170,6 +192,11 @@ class FolderStore:
 
     def _unread(self) -> str:
         return f" Unreadable: {self.unreadable[0]}" if self.unreadable else ""
+
+
+def _recorded_package(record: Record | None, model: str, version: int) -> str | None:
+    found = ((record or {}).get("packages") or {}).get(f"{model}/{version}")
+    return None if found is None else str(found)
 
 
 def _version(ref: str, records: list[Record]) -> int | None:

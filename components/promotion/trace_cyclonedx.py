@@ -1,6 +1,7 @@
 """A trace as a CycloneDX 1.6 bill of materials: models with model cards, base models, data, packages, and what depends on what.
 
-https://cyclonedx.org/docs/1.6/json. The serial number comes from the release's digest, so one release always gives the same document.
+https://cyclonedx.org/docs/1.6/json. The serial number comes from the release's digest. Each approval and each promotion record is an
+annotation, and makes a new version of the document.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,19 @@ from components.errors import ModelError
 from components.evaluation.report import Summary, load_summary
 from components.promotion.release import EVALUATION_FOLDER, BaseModelPin, LineageNode
 from components.promotion.trace import Trace
-from components.promotion.trace_node import value_text
+from components.promotion.trace_node import time_text, value_text
+from components.promotion.trace_people import approvals, call_witness, promotions
 from components.promotion.trace_release import Opened
 
 SPECIFICATION = "1.6"
 PREFIX = "scalingnote:"
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _SYSTEMS = {"query_encoder": "student", "query_tower": "teacher"}  # role -> its name in the evaluation
+_CODE = ("code_revision", "patch_digest", "code_digest", "lock_digest", "platform")  # of an earlier flow that made a part
+_RECORD = (
+    *("action", "sequence", "from_version", "to_version", "approved_by", "role", "authentication", "reason", "override"),
+    *("manifest_digest", "decision_digest", "audit_sequence", "audit_digest", "recorded_at", "digest"),
+)
 _TASKS = {"query_tower": "query encoding", "document_tower": "document encoding", "query_encoder": "query encoding"}
 
 
@@ -39,6 +45,7 @@ class _Bill:
 
     def __init__(self, opened: Opened) -> None:
         self.opened, self.manifest = opened, opened.manifest
+        self.witness = call_witness(opened.name)
         self.pins = dict(self.manifest.pins.items())
         self.nodes = {node.digest: node for node in self.manifest.lineage}
         self.summary = load_summary(Path(opened.artifact.path) / EVALUATION_FOLDER)
@@ -47,19 +54,35 @@ class _Bill:
         """The whole document."""
         digest = self.opened.artifact.digest
         bases = {_base_ref(base): base for base in self.opened.base_models.values()}
-        parts = [*self._pinned(), *map(_base, bases.values()), *map(_data, self._data_nodes()), *self._packages()]
+        annotations = [*self._approvals(), *self._promotions()]
+        parts = [*self._pinned(), *map(_base, bases.values()), *map(self._data, self._data_nodes()), *self._packages()]
         return {
             "bomFormat": "CycloneDX",
             "specVersion": SPECIFICATION,
             "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'{PREFIX}{digest}')}",
-            "version": 1,
-            "metadata": {"timestamp": self._time(), "component": self._release()},
+            "version": 1 + len(annotations),
+            "metadata": {"timestamp": time_text(self.opened.info.created_ms), "component": self._release()},
             "components": parts,
             "dependencies": list(self._dependencies()),
+            "annotations": annotations,
         }
 
-    def _time(self) -> str:
-        return datetime.fromtimestamp(self.opened.info.created_ms / 1000, UTC).isoformat(timespec="seconds")
+    def _approvals(self) -> Iterator[dict[str, Any]]:
+        """Who approved, as annotations of the release."""
+        for node in approvals(self.opened.name, self.opened.info, self.witness).children:
+            known = {key: value_text(value) for key, value in node.details.items() if value is not None}
+            yield self._annotation(known["approved_by"], known.get("approved_at") or time_text(int(known["copied_ms"])), "approval", known)
+
+    def _promotions(self) -> Iterator[dict[str, Any]]:
+        """The promotion records about the release."""
+        for node in promotions(self.opened.name, self.opened.info, self.witness).children:
+            known = {key: node.details.get(key) for key in _RECORD if node.details.get(key) is not None}
+            yield self._annotation(str(known["approved_by"]), str(known["recorded_at"]), str(known["action"]), known)
+
+    def _annotation(self, person: str, when: str, act: str, known: Mapping[str, Any]) -> dict[str, Any]:
+        said = "; ".join(f"{key} {value_text(value)}" for key, value in known.items())
+        about = {"subjects": [self.opened.artifact.digest], "annotator": {"individual": {"name": person}}}
+        return {**about, "timestamp": when, "text": f"{act}: {said}"}
 
     def _release(self) -> dict[str, Any]:
         known = {key: value for key, value in self.manifest.provenance.items() if key != "packages"}
@@ -92,7 +115,7 @@ class _Bill:
                 head["data"] = [{"type": "other", "name": "vector index", "description": "FAISS index over the vectors of the documents"}]
             else:
                 head["modelCard"] = self._card(role, node)
-            yield {**head, "properties": _properties(_facts(node) if node else {})}
+            yield {**head, "properties": _properties(self._facts(node) if node else {})}
 
     def _card(self, role: str, node: LineageNode | None) -> dict[str, Any]:
         base = self.opened.base_models.get(role)
@@ -123,6 +146,21 @@ class _Bill:
         pinned = {pin.digest for pin in self.pins.values()}
         return [node for node in self.manifest.lineage if node.digest not in pinned]
 
+    def _data(self, node: LineageNode) -> dict[str, Any]:
+        kind = "dataset" if node.kind in ("dataset", "queries", "vectors") else "other"
+        name = str(node.attributes.get("name") or node.name)
+        about = [{"type": kind, "name": name, "contents": {"properties": _properties(dict(node.counts))}}]
+        contracts = self.manifest.dataset.contracts if node.digest == self.manifest.dataset.digest else {}
+        facts = {**self._facts(node), **{f"contract.{contract}": version for contract, version in contracts.items()}}
+        head = {"type": "data", "bom-ref": node.digest, "name": name, "hashes": _hashes(node.digest)}
+        return {**head, "data": about, "properties": _properties(facts)}
+
+    def _facts(self, node: LineageNode) -> dict[str, Any]:
+        made: dict[str, Any] = {"kind": node.kind, "step": node.name, "run_id": node.run_id, "task_run_id": node.task_run_id}
+        earlier = self.manifest.earlier_flows.get(node.flow_run_id or "", {})
+        made |= {"flow_run_id": node.flow_run_id, **{key: earlier.get(key) for key in _CODE}, "found_finished": node.reused or None}
+        return {**made, "config_digest": digest_of(node.config), **node.counts, **node.attributes}
+
     def _packages(self) -> Iterator[dict[str, Any]]:
         for name, version in (self.manifest.provenance.get("packages") or {}).items():
             purl = f"pkg:pypi/{name}@{version.replace('+', '%2B')}"
@@ -147,19 +185,6 @@ def _base(base: BaseModelPin) -> dict[str, Any]:
 
 def _base_ref(base: BaseModelPin) -> str:
     return f"base:{base.name}:{base.digest}"
-
-
-def _data(node: LineageNode) -> dict[str, Any]:
-    kind = "dataset" if node.kind in ("dataset", "queries", "vectors") else "other"
-    name = str(node.attributes.get("name") or node.name)
-    about = [{"type": kind, "name": name, "contents": {"properties": _properties(dict(node.counts))}}]
-    head = {"type": "data", "bom-ref": node.digest, "name": name, "hashes": _hashes(node.digest)}
-    return {**head, "data": about, "properties": _properties(_facts(node))}
-
-
-def _facts(node: LineageNode) -> dict[str, Any]:
-    made = {"kind": node.kind, "step": node.name, "run_id": node.run_id, "task_run_id": node.task_run_id}
-    return {**made, "config_digest": digest_of(node.config), **node.counts, **node.attributes}
 
 
 def _metrics(summary: Summary, system: str) -> Iterator[dict[str, Any]]:

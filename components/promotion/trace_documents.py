@@ -10,6 +10,7 @@ from components.artifacts import file_sha256, read_manifest, verify_sizes
 from components.errors import ArtifactError, DataError
 from components.index.rows import DELETED_FILE, IDS_FILE, read_rows, read_table
 from components.promotion.release import Pin
+from components.promotion.trace import REFERENCES
 from components.tracking import registry
 
 if TYPE_CHECKING:
@@ -37,7 +38,10 @@ def find_document(index_folder: Path, doc_id: str) -> dict[str, Any]:
     rows = read_rows(index_folder)
     found = _found(index_folder, rows, [doc_id])[0]
     if found is None:
-        raise DataError(f"The index of this release has no document '{doc_id}'; it holds {rows.live:,} others. Check the id.")
+        raise DataError(
+            f"The index of this release has no document '{doc_id}'; it holds {rows.live:,} others. "
+            f"Check the id, or give another reference: {REFERENCES}."
+        )
     return found
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from components.errors import ModelError
 from components.promotion.approval import find_version
 from components.promotion.release import PinRole
-from components.promotion.standing import candidate_model, release_model
+from components.promotion.standing import candidate_model
 from components.promotion.trace_node import Node
-from components.promotion.trace_people import Witness, approvals, call_witness
-from components.promotion.trace_release import Ancestry, Opened, open_version, promotions, surroundings
+from components.promotion.trace_people import Witness, approvals, call_witness, copies, promotions
+from components.promotion.trace_release import Ancestry, Opened, open_info, surroundings
 from components.tracking import labels, registry
 from components.tracking.registry import VersionInfo
 
@@ -39,7 +37,7 @@ def model_node(model: str, version: int) -> tuple[Node, Opened | None]:
     if not users:
         return Node(f"{model}/{version}", _tags(info), (Node("used in", {"note": "no candidate pins it"}),), role), None
     built = users[0]
-    node, witness = Ancestry(built).pin(role), call_witness()
+    node, witness = Ancestry(built).pin(role), call_witness(name)
     by = witness.registered(model, version)
     title, details = f"{model}/{version}", {**node.details, "registered_by_run": info.run_id, "registered_by": by}
     used = Node("used in", {}, tuple(_use(user, witness) for user in users), "release")
@@ -49,8 +47,8 @@ def model_node(model: str, version: int) -> tuple[Node, Opened | None]:
 def _pinned_in(name: str, role: str, info: VersionInfo) -> list[Opened]:
     """Candidates that pin this version, oldest first. Tags only say where to look: the manifests, which are verified, decide."""
     digest = info.tags.get(labels.DIGEST)
-    tagged = [v.version for v in registry.versions(candidate_model(name)) if v.tags.get(labels.PARENT + role, digest) == digest]
-    opened = [open_version(name, candidate_model(name), version) for version in sorted(tagged)]
+    tagged = [found for found in registry.versions(candidate_model(name)) if found.tags.get(labels.PARENT + role, digest) == digest]
+    opened = [open_info(name, found) for found in tagged]
     return [candidate for candidate in opened if (info.name, info.version) == _pin(candidate, role)]
 
 
@@ -61,9 +59,7 @@ def _pin(candidate: Opened, role: str) -> tuple[str, int]:
 
 def _use(candidate: Opened, witness: Witness) -> Node:
     """A candidate, its approvals, and the records of the releases that it became."""
-    where = (candidate.info.name, candidate.info.version)
-    copies = [info for info in registry.versions(release_model(candidate.name)) if registry.copied_from(info) == where]
-    records = [promotions(replace(candidate, info=info)) for info in copies]
+    records = [promotions(candidate.name, info, witness) for info in copies(candidate.info, witness)]
     details = {"digest": candidate.artifact.digest, "verdict": candidate.manifest.decision.verdict}
     return Node(
         candidate.title, details, (approvals(candidate.name, candidate.info, witness), *records), "release", candidate.artifact.digest

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 SHOWN = "shown above"
@@ -66,10 +68,17 @@ def text_of(root: Node) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A detail as text: booleans as true and false, lists with commas."""
+    """A detail as text: booleans as true and false, lists with commas, mappings as JSON."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Mapping):
+        return json.dumps(dict(value), ensure_ascii=False, default=str)
     return ", ".join(str(part) for part in value) if isinstance(value, (list, tuple)) else str(value)
+
+
+def time_text(milliseconds: int) -> str:
+    """A time of the registry, in milliseconds since 1970, as ISO text in UTC."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
 
 
 def _walk(root: Node) -> Iterator[tuple[str, Node, str | None]]:

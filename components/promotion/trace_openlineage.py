@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from components.artifacts import digest_of
@@ -16,9 +15,10 @@ from components.errors import ModelError
 from components.promotion.release import LineageNode
 from components.promotion.standing import CHAMPION, release_model
 from components.promotion.trace import Trace
+from components.promotion.trace_node import time_text
+from components.promotion.trace_people import approvals, call_witness
 from components.promotion.trace_release import Opened
 from components.tracking import labels
-from components.tracking import records as record_store
 
 SPECIFICATION = "https://openlineage.io/spec/2-0-2/OpenLineage.json"
 PRODUCER = "urn:scalingnote"
@@ -45,6 +45,7 @@ class _Events:
 
     def __init__(self, opened: Opened) -> None:
         self.opened, self.manifest = opened, opened.manifest
+        self.witness = call_witness(opened.name)
         self.namespace = f"scalingnote/{opened.name}"
         self.nodes = {node.digest: node for node in self.manifest.lineage}
         compared = {node.parents[CHAMPION]: release_model(opened.name) for node in self.manifest.lineage if CHAMPION in node.parents}
@@ -56,14 +57,17 @@ class _Events:
         runs: dict[str, list[LineageNode]] = {}
         for node in self.manifest.lineage:
             runs.setdefault(node.run_id or node.digest, []).append(node)
-        return [*(self._step(made) for made in runs.values()), self._release(), *self._promotions()]
+        return [*(self._step(made) for made in runs.values()), self._release(), *self._approvals(), *self._promotions()]
 
     def _step(self, made: list[LineageNode]) -> dict[str, Any]:
         """A run that made one artifact, or several, as the training makes both towers."""
         outputs = {node.digest for node in made}
         inputs = dict.fromkeys(digest for node in made for digest in node.parents.values() if digest not in outputs)
         bases = [_dataset("models", base.name, base.digest) for base in self._bases(outputs)]
-        facets = {"parent": _facet("parent", run={"runId": _uuid(self.manifest.flow_run_id or "flow")}, job=self._job("release"))}
+        flow = made[0].flow_run_id or self.manifest.flow_run_id or "flow"
+        facets = {"parent": _facet("parent", run={"runId": _uuid(flow)}, job=self._job("release"))}
+        if earlier := self.manifest.earlier_flows.get(flow):
+            facets["scalingnote_provenance"] = _own(**earlier)
         facets["scalingnote_configuration"] = _own(digest=digest_of(made[0].config), settings=labels.flatten(made[0].config))
         facets["scalingnote_runs"] = _own(mlflowRunId=made[0].run_id, prefectTaskRunId=made[0].task_run_id)
         source = self._source(made)
@@ -84,27 +88,37 @@ class _Events:
             "scalingnote_decision": _own(**self.manifest.decision.model_dump(mode="json")),
         }
         run = {"runId": _uuid(self.manifest.flow_run_id or "flow"), "facets": facets}
-        release = _dataset(self.namespace, f"{self.opened.name}-candidate", self.opened.artifact.digest)
-        return _event(self.last, run, self._job("release", "DAG"), [self._artifact(digest) for digest in used], [release])
+        return _event(self.last, run, self._job("release", "DAG"), [self._artifact(digest) for digest in used], [self._candidate()])
+
+    def _approvals(self) -> Iterator[dict[str, Any]]:
+        """The copies into the release model that this release is, or that were made of this candidate."""
+        for node in approvals(self.opened.name, self.opened.info, self.witness).children:
+            known = {key: value for key, value in node.details.items() if value is not None}
+            run = {"runId": _uuid(f"{node.key}:{self.opened.artifact.digest}"), "facets": {"scalingnote_approval": _own(**known)}}
+            release = _dataset(self.namespace, release_model(self.opened.name), self.opened.artifact.digest)
+            when = str(known.get("approved_at") or time_text(known["copied_ms"]))
+            yield _event(when, run, self._job("approve", "TASK"), [self._candidate()], [release])
 
     def _promotions(self) -> Iterator[dict[str, Any]]:
         """The records that made this release the champion."""
-        for record in record_store.read_records(self.opened.name) if self._is_release() else ():
+        for record in self.witness.records if self._is_release() else ():
             if int(record["to_version"]) != self.opened.info.version:
                 continue
-            candidate = _dataset(self.namespace, f"{self.opened.name}-candidate", self.opened.artifact.digest)
             release = _dataset(self.namespace, self.opened.info.name, self.opened.artifact.digest)
             known = str(record.get("digest") or digest_of(record))
             run = {"runId": _uuid(known), "facets": {"scalingnote_record": _own(**record)}}
             when = str(record.get("recorded_at") or record.get("time") or self.last)
-            yield _event(when, run, self._job(str(record["action"]), "TASK"), [candidate], [release])
+            yield _event(when, run, self._job(str(record["action"]), "TASK"), [self._candidate()], [release])
+
+    def _candidate(self) -> dict[str, Any]:
+        return _dataset(self.namespace, f"{self.opened.name}-candidate", self.opened.artifact.digest)
 
     def _is_release(self) -> bool:
         return self.opened.info.name == release_model(self.opened.name)
 
     def _created(self) -> str:
         """When the version was registered: the steps of an older manifest name no time."""
-        return datetime.fromtimestamp(self.opened.info.created_ms / 1000, UTC).isoformat(timespec="seconds")
+        return time_text(self.opened.info.created_ms)
 
     def _job(self, name: str, kind: str | None = None) -> dict[str, Any]:
         job: dict[str, Any] = {"namespace": self.namespace, "name": name}
@@ -114,7 +128,10 @@ class _Events:
     def _artifact(self, digest: str) -> dict[str, Any]:
         node = self.nodes.get(digest)
         name = self.registered.get(digest) or (f"{node.name}.{node.kind}" if node else "not-described")
-        return _dataset(self.namespace, name, digest)
+        made = _dataset(self.namespace, name, digest)
+        if digest == (data := self.manifest.dataset).digest:
+            made["facets"]["scalingnote_contracts"] = _own(contracts=data.contracts, sourceDigest=data.source_digest)
+        return made
 
     def _bases(self, outputs: Iterable[str]) -> list[Any]:
         pins = dict(self.manifest.pins.items())

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from components.promotion import people
-from components.promotion.approval import find_version, read_approval
-from components.promotion.standing import candidate_model, release_model
+from components.promotion.approval import read_approval
+from components.promotion.standing import Record, candidate_model, release_model
 from components.promotion.trace_node import Node
 from components.tracking import audit, registry
+from components.tracking import records as record_store
 from components.tracking.store import TrackingError
 
 if TYPE_CHECKING:
@@ -22,10 +23,16 @@ NO_LOG = "unauthenticated: no audit log, names are as claimed"
 
 @dataclass(frozen=True)
 class Witness:
-    """The audit log as this user may see it; `entries` is None without one, and `note` says why."""
+    """What tells who did what to a retriever, read once for a whole trace: the registry's versions, the records, the audit log.
+
+    `entries` is the log as this user may see it, None without one, and `note` says why.
+    """
 
     entries: Sequence[AuditEntry] | None
-    note: str = NO_LOG
+    note: str
+    candidates: Mapping[int, VersionInfo]
+    releases: Sequence[VersionInfo]
+    records: Sequence[Record]
 
     def registered(self, model: str, version: int) -> str | None:
         """Who made a version and the entry that says so; None without a log."""
@@ -35,21 +42,36 @@ class Witness:
         return f"{act.person} at {act.at} (audit entry {act.sequence})" if act else "not in the audit log"
 
 
-def call_witness() -> Witness:
-    """Read the audit log; one that this user may not see is said to be there. Raises ArtifactError for a damaged one."""
+def call_witness(name: str) -> Witness:
+    """Read it for a retriever; an audit log that this user may not see is said to be there. Raises ArtifactError for damaged ones."""
+    candidates = {info.version: info for info in registry.versions(candidate_model(name))}
+    known = candidates, registry.versions(release_model(name)), record_store.read_records(name)
     try:
         entries = audit.trail()
     except TrackingError as error:
-        return Witness(None, f"as claimed: {error}")
-    return Witness(entries) if entries is None else Witness(entries, "basic")
+        return Witness(None, f"as claimed: {error}", *known)
+    return Witness(entries, NO_LOG if entries is None else "basic", *known)
+
+
+def copies(info: VersionInfo, witness: Witness) -> list[VersionInfo]:
+    """Of a candidate the versions of the release model that were copied from it, of a release itself."""
+    where = (info.name, info.version)
+    return [copy for copy in witness.releases if where in (_place(copy), registry.copied_from(copy))]
 
 
 def approvals(name: str, info: VersionInfo, witness: Witness) -> Node:
     """Of a release its own approval, of a candidate all of its copies."""
-    where = (info.name, info.version)
-    releases = [copy for copy in registry.versions(release_model(name)) if where in (_place(copy), registry.copied_from(copy))]
-    found = tuple(_approval(name, copy, witness) for copy in releases)
+    found = tuple(_approval(name, copy, witness) for copy in copies(info, witness))
     return Node("approval", {} if found else {"note": "not approved"}, found, "approval")
+
+
+def promotions(name: str, info: VersionInfo, witness: Witness) -> Node:
+    """The promotion records that moved the champion to or from a release."""
+    if info.name != release_model(name):
+        return Node("promotion records", {"note": "a candidate has none"}, kind="record")
+    about = [record for record in witness.records if info.version in (record["to_version"], record["from_version"])]
+    children = tuple(Node(f"record {record['sequence']}: {record['action']}", record, kind="record") for record in about)
+    return Node("promotion records", {} if about else {"note": "not promoted"}, children, "record")
 
 
 def _place(info: VersionInfo) -> tuple[str, int]:
@@ -58,7 +80,7 @@ def _place(info: VersionInfo) -> tuple[str, int]:
 
 def _approval(name: str, info: VersionInfo, witness: Witness) -> Node:
     origin = registry.copied_from(info)
-    candidate = find_version(*origin) if origin and origin[0] == candidate_model(name) else None
+    candidate = witness.candidates.get(origin[1]) if origin and origin[0] == candidate_model(name) else None
     known = read_approval(name, info, candidate, witness.entries)
     details: dict[str, Any] = {
         "from": f"{origin[0]}/{origin[1]}" if origin else None,

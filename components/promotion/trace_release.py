@@ -10,13 +10,13 @@ from components.artifacts import Artifact, digest_of, verify
 from components.errors import ScalingNoteError
 from components.promotion.approval import find_version
 from components.promotion.base_models import base_models_named_by
-from components.promotion.lineage_gaps import gaps_of, origins_of
-from components.promotion.release import BaseModelPin, LineageNode, Pin, ReleaseManifest, load_release
+from components.promotion.lineage_gaps import DATA_KIND, VALIDATION_KIND, gaps_of, origins_of
+from components.promotion.pinned import recorded_digest
+from components.promotion.release import FLOWS_SINCE, BaseModelPin, LineageNode, Pin, ReleaseManifest, load_release
 from components.promotion.standing import CHAMPION, release_model
 from components.promotion.trace_node import SHOWN, Node
-from components.promotion.trace_people import Witness, approvals, call_witness
+from components.promotion.trace_people import Witness, approvals, call_witness, promotions
 from components.tracking import labels, registry
-from components.tracking import records as record_store
 from components.tracking.registry import VersionInfo
 
 ENCODER_ROLES = ("query_tower", "document_tower", "query_encoder")
@@ -40,32 +40,42 @@ class Opened:
     @property
     def gaps(self) -> tuple[str, ...]:
         """What is missing on the way back; base models count that an older manifest does not name but its encoders do."""
-        return gaps_of(replace(origins_of(self.manifest), base_models=self.base_models))
+        found = gaps_of(replace(origins_of(self.manifest), base_models=self.base_models))
+        if self.manifest.release_type == "full" or self.manifest.schema_version >= FLOWS_SINCE:
+            return found
+        return (*found, "This refresh is from before releases named the flow, and so the code, that made the parts they kept.")
 
 
 def open_version(name: str, model: str, version: int) -> Opened:
-    """Open a version of the candidate or release model; raises ArtifactError for changed files, ModelError for no such version."""
+    """Open a version of the candidate or release model; raises ArtifactError for changed files, ModelError for no such version.
+
+    Its digest has to be that of its promotion record, where it has one: the tag beside it is no proof.
+    """
     info = find_version(model, version)
-    folder = registry.artifact_folder(model, version)
-    artifact = verify(folder, info.tags.get(labels.DIGEST) if info is not None else None)
+    return open_info(name, info or VersionInfo(name=model, version=version, tags={}, source="", run_id=None, created_ms=0, aliases=()))
+
+
+def open_info(name: str, info: VersionInfo) -> Opened:
+    """`open_version` of what the registry said before."""
+    folder, released = registry.artifact_folder(info.name, info.version), info.name == release_model(name)
+    artifact = verify(folder, recorded_digest(name, info.name, info.version) if released else info.tags.get(labels.DIGEST))
     manifest = load_release(folder)
-    found = info or VersionInfo(name=model, version=version, tags={}, source="", run_id=None, created_ms=0, aliases=())
-    return Opened(name, found, artifact, manifest, _base_models(manifest))
+    return Opened(name, info, artifact, manifest, _base_models(manifest))
 
 
 def release_node(opened: Opened) -> Node:
     """The whole tree of a release."""
-    ancestry, witness = Ancestry(opened), call_witness()
+    ancestry, witness = Ancestry(opened), call_witness(opened.name)
     pins = [ancestry.pin(role) for role, _ in opened.manifest.pins.items()]
     evidence = [ancestry.node(role, digest) for role, digest in _evidence(opened.manifest)]
-    acts = (approvals(opened.name, opened.info, witness), promotions(opened))
+    acts = (approvals(opened.name, opened.info, witness), promotions(opened.name, opened.info, witness))
     children = (*pins, *evidence, *surroundings(opened), *acts)
     return Node(opened.title, _details(opened, witness), children, "release", opened.artifact.digest)
 
 
 def surroundings(opened: Opened) -> tuple[Node, ...]:
     """Data, code and machine, runs of the flow, and configuration."""
-    return _data(opened.manifest), _code(opened.manifest), _flow(opened.manifest), _config(opened.manifest)
+    return _data(opened.manifest), _code(opened.manifest.provenance), _flow(opened.manifest), _config(opened.manifest)
 
 
 class Ancestry:
@@ -76,6 +86,8 @@ class Ancestry:
         self.pins: dict[str, Pin] = dict(opened.manifest.pins.items())
         self.roles = {pin.digest: role for role, pin in self.pins.items()}
         self.base_models = opened.base_models
+        self.data = opened.manifest.dataset.digest
+        self.flows = opened.manifest.earlier_flows
         self.champion = opened.manifest.baseline_version
         self._seen: set[str] = set()
 
@@ -93,7 +105,8 @@ class Ancestry:
             return Node(title, {"digest": digest, "note": SHOWN}, kind=entry.kind, key=digest)
         self._seen.add(digest)
         parents = [self.node(parent, found) for parent, found in sorted(entry.parents.items())]
-        return Node(title, described(entry), (*parents, *self._bases(entry)), entry.kind, digest)
+        own = (*self._bases(entry), *self._contracts(entry), *self._flow(entry))
+        return Node(title, described(entry), (*parents, *own), entry.kind, digest)
 
     def _stranger(self, role: str, digest: str) -> Node:
         """An artifact that is not of this lineage: the champion that the release was compared with, or a gap."""
@@ -115,6 +128,23 @@ class Ancestry:
         if generator := entry.attributes.get("generator"):
             yield base_model_node(BaseModelPin(name=str(generator), digest=str(entry.attributes.get("generator_digest") or "unknown")))
 
+    def _contracts(self, entry: LineageNode) -> Iterator[Node]:
+        """The contracts of data of an earlier release; those of the release's own data stand with it."""
+        if entry.kind == DATA_KIND and entry.digest != self.data:
+            yield from _validations(self.nodes.values(), entry.digest)
+
+    def _flow(self, entry: LineageNode) -> Iterator[Node]:
+        """The earlier flow that made it, with its code and machine: those of the release are not what it was made with."""
+        if entry.flow_run_id is None:
+            return
+        title, key = f"made by an earlier flow: {entry.flow_run_id[:12]}", f"flow:{entry.flow_run_id}"
+        known = self.flows.get(entry.flow_run_id)
+        if known and key not in self._seen:
+            self._seen.add(key)
+            yield _code(known, title, entry.flow_run_id)
+        else:
+            yield Node(title, {"note": SHOWN if known else "its code and machine are not known"}, kind="code", key=key)
+
 
 def base_model_node(base: BaseModelPin) -> Node:
     """A published model and the digest of its weights."""
@@ -125,17 +155,10 @@ def described(entry: LineageNode) -> dict[str, Any]:
     """What the lineage says about one artifact."""
     runs = {"run_id": entry.run_id, "task_run_id": entry.task_run_id, "recorded_at": entry.recorded_at}
     details = {"digest": entry.digest, "kind": entry.kind, **runs, **entry.counts, **entry.attributes}
-    return {**details, "config_digest": digest_of(entry.config)} if entry.config else details
-
-
-def promotions(opened: Opened) -> Node:
-    """The promotion records that moved the champion to or from this release."""
-    if opened.info.name != release_model(opened.name):
-        return Node("promotion records", {"note": "a candidate has none"}, kind="record")
-    version = opened.info.version
-    about = [record for record in record_store.read_records(opened.name) if version in (record["to_version"], record["from_version"])]
-    children = tuple(Node(f"record {record['sequence']}: {record['action']}", record, kind="record") for record in about)
-    return Node("promotion records", {} if about else {"note": "not promoted"}, children, "record")
+    details |= {"config_digest": digest_of(entry.config)} if entry.config else {}
+    if entry.flow_run_id:  # the configuration of the release is not what it was made with
+        details |= {f"config.{key}": value for key, value in labels.flatten(entry.config).items()}
+    return {**details, "found_finished": True} if entry.reused else details
 
 
 def _evidence(manifest: ReleaseManifest) -> Iterator[tuple[str, str]]:
@@ -176,15 +199,15 @@ def _contract(name: str, version: str) -> Node:
 def _validations(lineage: Iterable[LineageNode], data: str) -> Iterator[Node]:
     """The reports of the contracts on this data; shown beside the data, for no artifact comes from them."""
     for entry in lineage:
-        if entry.kind == "validation" and data in entry.parents.values():
+        if entry.kind == VALIDATION_KIND and data in entry.parents.values():
             yield Node(f"validation: {entry.name}", described(entry), kind=entry.kind, key=entry.digest)
 
 
-def _code(manifest: ReleaseManifest) -> Node:
-    known = manifest.provenance
+def _code(known: Mapping[str, Any], title: str = "code and machine", flow: str | None = None) -> Node:
+    """What a flow ran on; `flow` is its run in MLflow where it is not the release's own."""
     children = tuple(Node(part, known[part], kind="code") for part in ("packages", "machine") if isinstance(known.get(part), Mapping))
     details = {key: value for key, value in known.items() if key not in ("packages", "machine")}
-    return Node("code and machine", details, children, "code")
+    return Node(title, {"mlflow_run_id": flow, **details} if flow else details, children, "code", f"flow:{flow}" if flow else "")
 
 
 def _flow(manifest: ReleaseManifest) -> Node:

@@ -30,6 +30,7 @@ from components.promotion.release import (
 from components.promotion.signing_keys import TrustedKey, trusted_keys
 from components.promotion.standing import CHAMPION, trusted
 from components.promotion.stores import FolderStore, RegistryStore, Store
+from components.tracking.package_files import check_package
 
 if TYPE_CHECKING:
     from components.evaluation.report import Evaluation
@@ -114,6 +115,7 @@ def _check_contents(report: _Report, store: Store, manifest: ReleaseManifest, fo
     report.run("evaluation", lambda: _evaluation(folder, manifest))
     report.run("validation", lambda: f"digest {verify(folder / VALIDATION_FOLDER).digest[:12]}")
     report.run("evidence", lambda: _evidence(folder, manifest))
+    report.run("packages", lambda: _packages(store, manifest))
     report.run("decision", lambda: _decision(store, manifest, folder))
 
 
@@ -168,6 +170,14 @@ def _pinned(store: Store, role: str, pin: Pin, manifest: ReleaseManifest) -> str
         if artifact.kind == "encoder":
             _contract(role, folder, manifest.space_id)
     return f"{pin.model}/{pin.version}, digest {pin.digest[:12]}"
+
+
+def _packages(store: Store, manifest: ReleaseManifest) -> str:
+    """The code with which MLflow loads the release and its parts, which lies around the artifacts, is what was registered."""
+    places = [(store.copies(), store.package(None))]
+    places += [(store.parts(pin), store.package(pin)) for _, pin in manifest.pins.items()]
+    held = sum(check_package(folders, expected) for folders, expected in places)
+    return f"{held} of {len(places)} as registered" + ("" if held == len(places) else "; for the others no list of files is here")
 
 
 def _contract(role: str, folder: Path, space_id: str) -> None:

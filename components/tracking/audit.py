@@ -8,6 +8,7 @@ the entry they rest on, and a signed record cannot follow.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -97,6 +98,16 @@ def read_audit(path: Path) -> list[AuditEntry]:
     return verified(content.split(b"\n")[:-1], head, str(path))
 
 
+def require_ended(path: Path) -> None:
+    """Raise ArtifactError for bytes after the last line: what a killed server left, which its next start removes, or somebody wrote."""
+    rest = path.read_bytes().rpartition(b"\n")[2]
+    if rest:
+        raise ArtifactError(
+            f"{path}: after the last entry stand {len(rest):,} bytes that are none. A server that is killed leaves such; its next start "
+            "(scalingnote ui --auth) removes them. Keep a copy first: somebody may have written there."
+        )
+
+
 def verified(lines: Iterable[bytes], head: Head | None, place: str) -> list[AuditEntry]:
     """The entries of `lines`, if they are one unbroken chain that reaches `head`; raises ArtifactError otherwise."""
     entries: list[AuditEntry] = []
@@ -116,8 +127,8 @@ def creation_of(entries: Sequence[AuditEntry], model: str, version: int) -> Audi
 
     The newest one counts: a number is used again when the newest version was deleted.
     """
-    made = (entry for entry in actions_on(entries, model, version) if entry.action == "create_model_version")
-    return next((entry for entry in reversed(list(made)) if entry.outcome == "ok"), None)
+    made = (entry for entry in reversed(entries) if entry.action == "create_model_version" and entry.outcome == "ok")
+    return next((entry for entry in made if entry.is_of(model, version)), None)
 
 
 def actions_on(entries: Sequence[AuditEntry], model: str, version: int) -> list[AuditEntry]:
@@ -175,21 +186,27 @@ def _linked(line: bytes, number: int, previous: str | None, place: str) -> Audit
 
 
 def _parse(line: bytes) -> AuditEntry | None:
-    """The entry in `line`, None when a byte of it was changed: it must be the canonical JSON that its own digest is of."""
+    """The entry in `line`, None when a byte of it was changed: its digest is that of the line as it is written, without the digest."""
+    try:
+        entry = AuditEntry.model_validate_json(line)
+    except ValidationError:
+        _refuse_newer(line)
+        return None
+    if entry.schema_version > SCHEMA_VERSION:
+        _refuse_newer(line)
+    plain = line.replace(b'"digest":"%b",' % entry.digest.encode(), b"", 1)  # keys are sorted, and none before it holds an object
+    return entry if hashlib.sha256(plain).hexdigest() == entry.digest else None
+
+
+def _refuse_newer(line: bytes) -> None:
+    """Raise ArtifactError for an entry of a later version of this program, whose fields are not known."""
     try:
         raw = json.loads(line)
     except ValueError:
-        return None
-    if not isinstance(raw, dict):
-        return None
-    if isinstance(version := raw.get("schema_version"), int) and version > SCHEMA_VERSION:
+        return
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
         raise ArtifactError(f"The audit log has entries of schema version {version}; this program reads up to {SCHEMA_VERSION}. Update it.")
-    if canonical_json(raw) != line or digest_of({key: value for key, value in raw.items() if key != "digest"}) != raw.get("digest"):
-        return None
-    try:
-        return AuditEntry.model_validate(raw)
-    except ValidationError:
-        return None
 
 
 def _tail(path: Path, log: Any) -> AuditEntry | None:

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlparse
 from components import settings
 from components.errors import ArtifactError, ModelError
 from components.tracking import embedded
-from components.tracking.packaging import SEALED_PATH
+from components.tracking.package_files import SEALED_PATH
 from components.tracking.store import client, error_code, translated
 
 COPY = re.compile(r"^models:/+([^/]+)/(\d+)/?$")  # the source of a version that was copied from another

@@ -9,6 +9,7 @@ from typing import Any
 PREFIX = "scalingnote."
 DIGEST = PREFIX + "digest"
 KIND = PREFIX + "kind"
+PACKAGE = PREFIX + "package"
 STEP = PREFIX + "step"
 FLOW = PREFIX + "flow"
 FLOW_RUN = PREFIX + "flow_run_id"

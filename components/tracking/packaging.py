@@ -12,12 +12,13 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from components import settings
 from components.artifacts import Artifact
 from components.errors import ModelError
 from components.tracking import labels
+from components.tracking.package_files import SEALED, SEALED_PATH, write_package
 from components.tracking.provenance import installed
 from components.tracking.store import client
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.models import ModelSignature
 
-SEALED = "sealed"  # name of the artifact inside the pyfunc, and of the folder that holds it
-SEALED_PATH = f"artifacts/{SEALED}"
 _MODELS = Path(__file__).parent / "models"
 _COMMON = ("mlflow", "pydantic", "numpy", "pandas", "pyarrow")
 _ENCODER = ("torch", "transformers", "sentence-transformers", "peft", "safetensors", "tokenizers")
@@ -37,8 +36,15 @@ _REQUIREMENTS = {
 }
 
 
-def log_model(artifact: Artifact, name: str, experiment: str, run_id: str) -> str:
-    """Upload `artifact` as a LoggedModel, an output of the run, and return its id. It is READY only when all of it is there."""
+class Logged(NamedTuple):
+    """Id of a LoggedModel, and the digest of the list of its files around the artifact (see `package_files`)."""
+
+    model_id: str
+    package: str
+
+
+def log_model(artifact: Artifact, name: str, experiment: str, run_id: str) -> Logged:
+    """Upload `artifact` as a LoggedModel, an output of the run. It is READY only when all of it is there."""
     from mlflow.entities import LoggedModelOutput
 
     if artifact.kind not in _REQUIREMENTS:
@@ -49,19 +55,19 @@ def log_model(artifact: Artifact, name: str, experiment: str, run_id: str) -> st
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as staging:
         saved = Path(staging) / "model"
-        _save(artifact, model, run_id, saved)
+        package = _save(artifact, model, run_id, saved)
         client().log_model_artifacts(model_id, str(saved))
     client().finalize_logged_model(model_id, "READY")
     client().log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
-    return model_id
+    return Logged(model_id, package)
 
 
 def _model_tags(artifact: Artifact) -> dict[str, str]:
     return labels.prefixed({labels.DIGEST: artifact.digest, labels.KIND: artifact.kind})
 
 
-def _save(artifact: Artifact, logged: LoggedModel, run_id: str, target: Path) -> None:
-    """Write the pyfunc folder `target`; the artifact's files are linked, not copied."""
+def _save(artifact: Artifact, logged: LoggedModel, run_id: str, target: Path) -> str:
+    """Write the pyfunc folder `target`; the artifact's files are linked, not copied. Returns the digest of the list of all others."""
     import mlflow.pyfunc
     from mlflow.models import Model
 
@@ -83,6 +89,7 @@ def _save(artifact: Artifact, logged: LoggedModel, run_id: str, target: Path) ->
     entry = {SEALED: {"path": SEALED_PATH, "uri": f"sha256:{artifact.digest}"}}
     model.flavors["python_function"]["artifacts"] = entry
     model.save(str(target / "MLmodel"))
+    return write_package(target)
 
 
 def requirements(kind: str) -> list[str]:

@@ -81,17 +81,17 @@ def register(
     ensure_model(model_name)
     run = client().get_run(run_id)
     experiment = str(run.info.experiment_id)
-    model_id = packaging.log_model(artifact, model_name, experiment, run_id)
+    logged = packaging.log_model(artifact, model_name, experiment, run_id)
     _link_parents(run_id, experiment, inputs)
     created = client().create_model_version(
         model_name,
-        source=f"models:/{model_id}",
+        source=f"models:/{logged.model_id}",
         run_id=run_id,
-        tags=_version_tags(artifact, inputs, tags),
-        model_id=model_id,
+        tags=_version_tags(artifact, inputs, {**tags, labels.PACKAGE: logged.package}),
+        model_id=logged.model_id,
         await_creation_for=0,
     )
-    lineage.link_consumers(experiment, run, artifact.digest, model_id)
+    lineage.link_consumers(experiment, run, artifact.digest, logged.model_id)
     return RegisteredVersion(name=model_name, version=int(created.version), digest=artifact.digest)
 
 
@@ -101,6 +101,11 @@ def find_version(model_name: str, digest: str) -> RegisteredVersion | None:
         if info.tags.get(labels.DIGEST) == digest:
             return RegisteredVersion(name=model_name, version=info.version, digest=digest)
     return None
+
+
+def package_digest(model_name: str, version: int) -> str | None:
+    """What lists the files around a version's artifact had this digest when it was registered; None for an older version."""
+    return next((info.tags.get(labels.PACKAGE) for info in versions(model_name) if info.version == version), None)
 
 
 @translated("describe a model version")

@@ -27,8 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def trace(options: argparse.Namespace) -> None:
     """Back from a release, model, index, document or answer to where it came from."""
     form = _format(options)
-    if options.output and not options.output.absolute().parent.is_dir():
-        raise ConfigError(f"The folder of --output {options.output} does not exist. Make it, or give another file.")
+    if options.output and (options.output.is_dir() or not options.output.absolute().parent.is_dir()):
+        wrong = "is a folder" if options.output.is_dir() else "lies in a folder that does not exist"
+        raise ConfigError(f"--output {options.output} {wrong}. Give a file in a folder that is there.")
     content = _written(_traced(options), form)
     if options.output is None:
         print(content)

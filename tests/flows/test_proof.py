@@ -100,6 +100,10 @@ def test_replay_gives_the_recorded_values_again(home: Path) -> None:
     assert list((home / "work").glob("replay-*")) == []
 
 
+def test_replay_refuses_a_folder_that_is_not_there_though_it_has_the_tables(home: Path) -> None:
+    assert_refused(scalingnote("replay", "champion", *NAME, "--data", "/nowhere"), 3, "/nowhere does not exist")
+
+
 def test_replay_refuses_data_that_is_not_that_of_the_release(home: Path, built: Built, tmp_path: Path) -> None:
     other = shutil.copytree(built.data, tmp_path / "clinic")
     lines = (other / "corpus.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)

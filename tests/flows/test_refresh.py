@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from components.distillation.student import StudentEncoder
+from components.promotion.pinned import load_manifest
 from components.towers.encoder import TowerEncoder
 from components.towers.probes import PROBE_TEXTS
 from tests.data_world import write_lines, write_rows
@@ -100,14 +101,10 @@ def released(candidate: str) -> None:
 
 
 def pins(ref: str) -> Any:
-    from components.promotion.pinned import load_manifest
-
     return load_manifest("fresh", ref).pins
 
 
 def manifest_type(ref: str) -> str:
-    from components.promotion.pinned import load_manifest
-
     return load_manifest("fresh", ref).release_type
 
 
@@ -174,6 +171,17 @@ def test_refreshed_releases_verify_and_are_traced_to_the_release_before(story: S
     assert root["details"]["release_type"] == "index-refresh"
     index = next(child for child in root["children"] if child["title"].startswith("index: fresh-index/2"))
     assert [child["title"] for child in index["children"]] == ["dataset: snapshot_data", "index: build_index", "vectors: encode_changes"]
+    first, second = (load_manifest("fresh", ref) for ref in ("release/1", "release/2"))
+    tower = next(child for child in root["children"] if child["title"].startswith("query tower:"))
+    data = next(child for child in tower["children"] if child["kind"] == "dataset")
+    made = next(child for child in data["children"] if child["title"].startswith("made by an earlier flow"))
+    assert made["details"]["mlflow_run_id"] == first.flow_run_id != second.flow_run_id
+    assert made["details"].items() >= {key: first.provenance[key] for key in ("code_revision", "lock_digest", "patch_digest")}.items()
+    assert "documents 1" in next(child for child in data["children"] if child["kind"] == "validation")["details"]["contracts"]
+    last = load_manifest("fresh", "release/3")
+    assert set(last.earlier_flows) == {first.flow_run_id, second.flow_run_id}  # a chain keeps all of them
+    for ref in ("release/2", "release/3"):
+        assert done("trace", ref, *NAME)["trace"]["details"]["lineage"] == "complete"
     assert [manifest_type(ref) for ref in ("release/1", "release/2", "release/3")] == ["full", "index-refresh", "query-refresh"]
 
 

@@ -98,6 +98,8 @@ def test_parts_are_traced_by_name(home: Path) -> None:
         (("index/9",), 4, "its versions: 1"),
         (("model/nothing/1",), 4, "no such model"),
         (("champion", "--format", "html", "-o", "/nowhere/at/all.html"), 2, "does not exist"),
+        (("champion", "-o", "/"), 2, "is a folder"),
+        (("chmapion",), 3, "give another reference: a release (champion"),
         (("champion", "--format", "html", "--json"), 2, "--json"),
         (("champion", "--format", "pdf"), 2, "cyclonedx"),
     ],

@@ -16,24 +16,33 @@ PARENTS = {
     "tower": {"dataset": "data"},
     "vectors": {"dataset": "data", "document_tower": "tower"},
     "index": {"vectors": "vectors"},
-    "student": {"dataset": "data", "index": "index"},
-    "evaluation": {"query_encoder": "student", "index": "index"},
+    "teacher": {"dataset": "data"},
+    "targets": {"dataset": "data", "query_tower": "teacher"},
+    "student": {"dataset": "data", "targets": "targets", "index": "index"},
+    "evaluation": {"dataset": "data", "query_encoder": "student", "index": "index"},
 }
-KINDS = {"data": "dataset", "tower": "encoder", "student": "encoder"}
+KINDS = {"data": "dataset", "tower": "encoder", "teacher": "encoder", "student": "encoder", "targets": "vectors"}
 NODES = {
     digest: LineageNode(digest=digest, kind=KINDS.get(digest, digest), name=f"make_{digest}", parents=parents, run_id=f"run-{digest}")
     for digest, parents in PARENTS.items()
 }
 COMPLETE = Origins(
     lineage=tuple(NODES.values()),
-    pins={"document_tower": "tower", "query_encoder": "student", "index": "index"},
+    pins={"query_tower": "teacher", "document_tower": "tower", "query_encoder": "student", "index": "index"},
     dataset=DatasetPin(name="toy", digest="data", source_digest="s", contracts={"documents": "1.0.0"}),
     evaluation="evaluation",
     provenance={"code_revision": "abc", "dirty": False, "lock_digest": "l", "platform": "test machine"},
     config={"seed": 1},
     flow_run_id="flow-1",
-    base_models={role: BaseModelPin(name="tiny", digest="b") for role in ("document_tower", "query_encoder")},
+    base_models={role: BaseModelPin(name="tiny", digest="b") for role in ("query_tower", "document_tower", "query_encoder")},
 )
+
+
+OLD = LineageNode(digest="old", kind="dataset", name="make_old", run_id="run-old", flow_run_id="flow-0")
+
+
+def without_key(role: str) -> dict[str, BaseModelPin]:
+    return {known: base for known, base in COMPLETE.base_models.items() if known != role}
 
 
 def changed(digest: str, **fields: Any) -> tuple[LineageNode, ...]:
@@ -66,7 +75,23 @@ def test_a_complete_lineage_has_no_gap() -> None:
         ({"provenance": {**COMPLETE.provenance, "platform": ""}}, "The machine is not described"),
         ({"config": {}}, "The configuration is not kept"),
         ({"flow_run_id": None}, "The run of the flow is not named"),
-        ({"base_models": {"query_encoder": BaseModelPin(name="tiny", digest="b")}}, "base model of the document tower has no digest"),
+        ({"base_models": without_key("document_tower")}, "base model of the document tower has no digest"),
+        ({"lineage": changed("index", parents={"dataset": "data"})}, "The index cannot be followed to the document tower that the release"),
+        ({"lineage": changed("targets", parents={"dataset": "data"})}, "The query encoder cannot be followed to the query tower"),
+        (
+            {"lineage": changed("evaluation", parents={"dataset": "data", "index": "index"})},
+            "evaluation cannot be followed to the query",
+        ),
+        ({"lineage": changed("vectors", parents={"document_tower": "tower"})}, "make_vectors (vectors) names no data set"),
+        ({"lineage": changed("tower", flow_run_id="flow-0")}, "(tower) was made by an earlier flow (flow-0), whose code"),
+        (
+            {"lineage": changed("tower", flow_run_id="flow-0"), "earlier_flows": {"flow-0": {"code_revision": "a", "platform": "x"}}},
+            "Of the earlier flow flow-0: The lock file",
+        ),
+        (
+            {"lineage": (*changed("tower", parents={"dataset": "old"}), OLD), "earlier_flows": {"flow-0": COMPLETE.provenance}},
+            "The dataset of make_old (old) was held against no data contract",
+        ),
     ],
 )
 def test_what_is_missing_is_named_once(fields: dict[str, Any], gap: str) -> None:
@@ -74,12 +99,20 @@ def test_what_is_missing_is_named_once(fields: dict[str, Any], gap: str) -> None
     assert [gap in found for found in gaps].count(True) == 1, gaps
 
 
+def test_what_an_earlier_flow_made_is_complete_with_its_code_and_contracts() -> None:
+    report = LineageNode(
+        digest="report", kind="validation", name="validate_data", parents={"dataset": "old"}, run_id="r", flow_run_id="flow-0"
+    )
+    lineage = (*changed("tower", parents={"dataset": "old"}, flow_run_id="flow-0"), OLD, report)
+    assert gaps_of(replace(COMPLETE, lineage=lineage, earlier_flows={"flow-0": COMPLETE.provenance})) == ()
+
+
 def test_code_without_a_revision_is_known_by_its_digest() -> None:
     assert gaps_of(replace(COMPLETE, provenance={**COMPLETE.provenance, "code_revision": "unknown", "code_digest": "c"})) == ()
 
 
 def test_a_lineage_that_goes_in_a_circle_ends() -> None:
-    gaps = gaps_of(replace(COMPLETE, lineage=changed("tower", parents={"vectors": "vectors"})))
+    gaps = gaps_of(replace(COMPLETE, lineage=changed("tower", parents={"dataset": "data", "vectors": "vectors"})))
     assert gaps == ()  # the vectors still lead to the data
 
 

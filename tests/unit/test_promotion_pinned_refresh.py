@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from components.errors import ArtifactError, PromotionError
 from components.promotion.approval import approve
-from components.promotion.pinned import ancestors, open_pinned
+from components.promotion.pinned import UNKNOWN_FLOW, ancestors, open_pinned
 from components.promotion.promote import promote
 from components.promotion.release import LineageNode
 from tests.unit.promotion_world import NAME, SPACE, MemoryTracking, World
@@ -55,6 +56,24 @@ def test_a_tower_that_is_gone_or_changed_is_named_with_its_release(world: World)
 def test_the_lineage_that_is_taken_over_ends_at_the_pinned_parts(world: World) -> None:
     base = open_pinned(NAME, "candidate/1")
     assert [node.name for node in base.ancestry()] == ["toy", "corpus", "query_tower", "document_tower", "query_encoder", "index"]
+
+
+def test_what_is_taken_over_names_the_flow_that_made_it(world: World) -> None:
+    base = open_pinned(NAME, "candidate/1")
+    assert {node.flow_run_id for node in base.ancestry()} == {"flow-1"}
+    assert base.flows() == {"flow-1": base.manifest.provenance}
+    earlier = {"flow-0": {"code_revision": "older"}}
+    towers = [node.model_copy(update={"flow_run_id": "flow-0"}) if "tower" in node.name else node for node in base.manifest.lineage]
+    kept = {"lineage": tuple(towers), "earlier_flows": earlier, "release_type": "query-refresh"}
+    again = replace(base, manifest=base.manifest.model_copy(update=kept))
+    assert {node.name: node.flow_run_id for node in again.ancestry()}["query_tower"] == "flow-0"
+    assert again.flows() == {**earlier, "flow-1": base.manifest.provenance}
+
+
+def test_a_refresh_of_an_older_version_does_not_say_which_flow_made_its_parts(world: World) -> None:
+    base = open_pinned(NAME, "candidate/1")
+    old = replace(base, manifest=base.manifest.model_copy(update={"schema_version": 3, "release_type": "index-refresh"}))
+    assert {node.flow_run_id for node in old.ancestry()} == {UNKNOWN_FLOW} and old.flows() == {}
 
 
 def test_ancestors_of_a_chain_with_an_unknown_parent() -> None:

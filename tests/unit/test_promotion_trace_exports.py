@@ -38,7 +38,7 @@ def facets(value: Any) -> list[dict[str, Any]]:
 
 def test_every_event_has_what_the_specification_requires(found: Trace) -> None:
     events = json.loads(json.dumps(openlineage_of(found), default=str))
-    assert len(events) == 9  # seven artifacts, the release, its promotion
+    assert len(events) == 10  # seven artifacts, the release, its approval, its promotion
     for event in events:
         assert event["eventType"] == "COMPLETE" and event["schemaURL"].endswith("/2-0-2/OpenLineage.json#/$defs/RunEvent")
         assert datetime.fromisoformat(event["eventTime"]).tzinfo is not None
@@ -53,7 +53,10 @@ def test_the_events_form_one_chain(found: Trace) -> None:
     made = {output["facets"]["version"]["datasetVersion"] for event in events for output in event["outputs"]}
     used = {part["facets"]["version"]["datasetVersion"] for event in events for part in event["inputs"] if part["namespace"] != "models"}
     assert used <= made
-    assert [event["job"]["name"] for event in events[-2:]] == ["release", "promote"]
+    assert [event["job"]["name"] for event in events[-3:]] == ["release", "approve", "promote"]
+    assert events[-2]["run"]["facets"]["scalingnote_approval"]["approved_by"] == "Ada <script>"
+    data = events[0]["outputs"][0]["facets"]
+    assert data["scalingnote_contracts"]["contracts"] == {"documents": "1.0.0"}
     assert events[-1]["outputs"][0]["name"] == f"{NAME}-release"
     assert events[0]["outputs"][0]["outputFacets"]["outputStatistics"]["rowCount"] == 2
     record = events[-1]["run"]["facets"]["scalingnote_record"]
@@ -74,7 +77,11 @@ def test_a_run_of_mlflow_keeps_its_id_and_steps_of_one_run_are_one_event(found: 
 
 def test_bill_has_what_the_specification_requires(found: Trace) -> None:
     bill = json.loads(json.dumps(cyclonedx_of(found)))
-    assert (bill["bomFormat"], bill["specVersion"], bill["version"]) == ("CycloneDX", "1.6", 1)
+    assert (bill["bomFormat"], bill["specVersion"], bill["version"]) == ("CycloneDX", "1.6", 3)
+    approved, promoted = bill["annotations"]
+    assert {note["annotator"]["individual"]["name"] for note in (approved, promoted)} == {"Ada <script>"}
+    assert approved["text"].startswith("approval: from retriever-candidate/1") and promoted["text"].startswith("promote: action promote")
+    assert all(datetime.fromisoformat(note["timestamp"]).tzinfo for note in (approved, promoted))
     assert re.match(r"^urn:uuid:[0-9a-f-]{36}$", bill["serialNumber"])
     parts = [bill["metadata"]["component"], *bill["components"]]
     assert all(part["type"] and part["name"] for part in parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from components.promotion.trace import Trace
 from components.promotion.trace_html import html_of
+from components.promotion.trace_layout import HEIGHT, WIDTH, layout
 from components.promotion.trace_node import SHOWN, Node, graph_of, text_of
 from tests.unit.trace_world import champion_trace
 
@@ -81,13 +83,40 @@ def test_page_escapes_what_people_wrote(found: Trace) -> None:
     assert "Ada &lt;script&gt;" in text and "<script" not in text
 
 
-def test_boxes_do_not_lie_on_each_other_and_arrows_go_right(found: Trace) -> None:
-    from components.promotion.trace_html import _layout
-
+def test_boxes_do_not_lie_on_each_other_and_arrows_lead_down(found: Trace) -> None:
     graph = graph_of(found.root)
-    boxes = _layout(graph)
-    assert len(set(boxes.values())) == len(graph.points)
-    assert all(boxes[start].x < boxes[end].x for start, end in graph.edges)
+    drawn = layout(graph)
+    for one, other in itertools.combinations(drawn.boxes.values(), 2):
+        assert abs(one.x - other.x) >= WIDTH or abs(one.y - other.y) >= HEIGHT
+    assert all(drawn.boxes[start].y < drawn.boxes[end].y for start, end in graph.edges)
+    assert max(box.x for box in drawn.boxes.values()) + WIDTH < drawn.width
+    assert sum(arrow.tip for arrow in drawn.arrows) >= len(graph.points) - 1  # every box but the root's is led to
+
+
+def test_an_arrow_that_passes_a_row_has_a_lane_beside_its_boxes() -> None:
+    data = Node("data", {}, kind="dataset", key="d")
+    root = Node("r", {}, (Node("a", {}, (Node("b", {}, (data,), key="b"),), key="a"), data), "release", "r")
+    drawn = layout(graph_of(root))
+    passing = [arrow.path for arrow in drawn.arrows if not arrow.tip]
+    assert len(passing) == 2  # beside a and beside b, on the way from the root to the data
+    for path, row in zip(passing, ("a", "b"), strict=True):
+        x = int(path.rsplit("V", 1)[0].rsplit(" ", 2)[1])
+        assert not drawn.boxes[row].x - 2 < x < drawn.boxes[row].x + WIDTH + 2
+
+
+def test_many_like_things_are_one_box_and_all_stand_below() -> None:
+    documents = tuple(Node(f"document d{number}", {"rank": number}, kind="document") for number in range(100))
+    text = html_of(Trace("toy", "answer:1", "toy-release", 1, Node("answer 1", {}, documents, "answer", "a")))
+    assert text.count("<rect") == 1 + 6 and "and 95 more, below" in text
+    assert all(f"<h2>document d{number}</h2>" in text for number in range(100))
+    page = Page(text)
+    assert all(link[1:] in page.ids for link in page.links if link)
+
+
+def test_a_wide_row_goes_on_below() -> None:
+    kinds = [Node(f"thing {number}", {}, kind=f"kind {number}") for number in range(20)]
+    drawn = layout(graph_of(Node("root", {}, tuple(kinds), "release", "r")))
+    assert drawn.width < 1366 and len({box.y for box in drawn.boxes.values()}) == 5
 
 
 def test_a_lineage_in_a_circle_is_drawn() -> None:

@@ -5,8 +5,9 @@ Every changed byte is found: release, signature, pinned parts, audit log with it
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from components.promotion.release import load_release
 from components.promotion.signing_keys import make_key, public_file
 from components.promotion.verification import Check, verify_folder, verify_release
 from components.tracking import registry
-from components.tracking.audit import append_entry, head_file
+from components.tracking.audit import Head, append_entry, head_bytes, head_file
 from tests.unit.promotion_world import NAME
 from tests.unit.proof_world import Proven, call, proven_home
 
@@ -46,10 +47,12 @@ def groups(world: Proven) -> dict[str, list[Path]]:
     release = registry.artifact_folder(f"{NAME}-release", 2)
     parts = [registry.artifact_folder(pin.model, pin.version) for _, pin in load_release(release).pins.items()]
     log = settings.audit_log()
+    around = [path for part in (release, *parts) for path in part.parents[1].rglob("*") if path.is_file() and part not in path.parents]
     return {
         "release": [path for path in sorted(release.rglob("*")) if path.is_file() and path.name != SIGNATURE],
         "signature": [release / SIGNATURE],
         "parts": [path for part in parts for path in sorted(part.rglob("*")) if path.is_file()],
+        "packages": sorted(around),
         "audit": [log, head_file(log)],
         "records": sorted((world.home / "mlflow").rglob("record.json")),
     }
@@ -83,7 +86,7 @@ def test_unchanged_everything_holds(proven: Proven) -> None:
     for verify in (from_files, from_store):
         checks = verify(proven)
         assert [check for check in checks if not check.ok] == []
-        assert {"files", "signature", "index", "decision", "signed records", "audit log"} <= {check.name for check in checks}
+        assert {"files", "signature", "index", "packages", "decision", "signed records", "audit log"} <= {check.name for check in checks}
     assert {name: len(files) for name, files in groups(proven).items()}["records"] == 3
 
 
@@ -160,6 +163,97 @@ def test_every_copy_in_a_folder_is_verified(proven: Proven, copied: Path) -> Non
     assert [check for check in verify_folder(NAME, copied) if not check.ok] == []
     (second / "doc_ids.parquet").write_bytes(b"other")
     assert "doc_ids.parquet was changed" in finding(verify_folder(NAME, copied), "index")
+
+
+@pytest.fixture
+def whole(proven: Proven) -> Iterator[Proven]:
+    """A test may do what it likes to the release, its parts, the audit log and the keys: all is put back."""
+    saved = {path: path.read_bytes() for path in exposed(proven)}
+    yield proven
+    for path in {*exposed(proven)} - set(saved):
+        path.unlink()
+    for path, content in saved.items():
+        if path.is_symlink() or not path.is_file() or path.read_bytes() != content:
+            path.unlink(missing_ok=True)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+
+
+def exposed(world: Proven) -> list[Path]:
+    """All files and links that an attack of these tests may leave."""
+    found = [path for files in groups(world).values() for path in files]
+    folders = [settings.keys_folder(), *(path.parent for path in found if path.name == "manifest.json")]
+    return [*found, *(path for folder in folders for path in folder.rglob("*") if path.is_symlink() or path.is_file())]
+
+
+def swap(first: Path, second: Path) -> None:
+    """Each file gets the other's content."""
+    one, other = first.read_bytes(), second.read_bytes()
+    first.write_bytes(other)
+    second.write_bytes(one)
+
+
+def append(path: Path, content: bytes) -> None:
+    path.write_bytes(path.read_bytes() + content)
+
+
+ATTACKS: dict[str, tuple[str, Callable[[Path, Path], object]]] = {
+    "appended to a part": ("query tower", lambda release, part: append(part / "weights.bin", b"more")),
+    "cut off a part": ("query tower", lambda release, part: (part / "weights.bin").write_bytes(b"")),
+    "a file less": ("query tower", lambda release, part: (part / "weights.bin").unlink()),
+    "a file more": ("query tower", lambda release, part: (part / "weights-2.bin").write_bytes(b"")),
+    "a file renamed": ("query tower", lambda release, part: (part / "weights.bin").rename(part / "weights")),
+    "a link to the same content": ("query tower", lambda release, part: relink(part / "weights.bin")),
+    "a folder that is a link": ("query tower", lambda release, part: (part / "more").symlink_to(part)),
+    "code that MLflow runs": ("packages", lambda release, part: append(next(part.parents[1].glob("*_model.py")), b"\nimport os\n")),
+    "two reports swapped": ("files", lambda release, part: swap(release / "report.html", release / "facts.json")),
+    "the signature of another release": (
+        "signature",
+        lambda release, part: shutil.copy(registry.artifact_folder(f"{NAME}-release", 1) / SIGNATURE, release / SIGNATURE),
+    ),
+    "no signature": ("signature", lambda release, part: (release / SIGNATURE).unlink()),
+    "appended to the signature": ("signature", lambda release, part: append(release / SIGNATURE, b"\n")),
+    "appended to the audit log": ("audit log", lambda release, part: append(settings.audit_log(), b"x")),
+    "an empty line in the audit log": ("audit log", lambda release, part: append(settings.audit_log(), b"\n")),
+    "no head file": ("audit log", lambda release, part: head_file(settings.audit_log()).unlink()),
+    "no audit log": ("audit log", lambda release, part: settings.audit_log().unlink()),
+    "audit log and head set back together": ("audit log", lambda release, part: set_back(settings.audit_log(), 2)),
+}
+
+
+def relink(path: Path) -> None:
+    path.symlink_to(path.rename(settings.home() / "elsewhere"))
+
+
+def set_back(log: Path, entries: int) -> None:
+    """As somebody with an older backup of both files could: the chain holds, but ends before the entry that record 3 rests on."""
+    lines = log.read_bytes().splitlines(keepends=True)[:entries]
+    log.write_bytes(b"".join(lines))
+    last = json.loads(lines[-1])
+    head_file(log).write_bytes(head_bytes(Head(sequence=last["sequence"], digest=last["digest"])))
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_attack_on_the_files_is_found_by_name(whole: Proven, attack: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.promotion.verification._decision", lambda *_: "not decided again")
+    check, act = ATTACKS[attack]
+    release = registry.artifact_folder(f"{NAME}-release", 2)
+    pin = load_release(release).pins.query_tower
+    act(release, registry.artifact_folder(pin.model, pin.version))
+    checks = from_store(whole)
+    assert [found.name for found in checks if not found.ok] == [check], [found for found in checks if not found.ok]
+
+
+def test_a_trusted_key_that_was_removed_no_longer_counts(whole: Proven) -> None:
+    trusted = settings.keys_folder() / "trusted"
+    own = next(trusted.glob("*.pem"))
+    make_key(settings.keys_folder() / "other.pem")  # its public half lies among the trusted ones
+    own.unlink()
+    checks = from_store(whole)
+    assert "which is not trusted" in finding(checks, "signature") and "not trusted" in finding(checks, "signed records")
+    shutil.rmtree(trusted)
+    said = {check.name: check.detail for check in from_store(whole)}
+    assert "nothing here says whether to trust" in said["signature"]
 
 
 def test_untrusted_and_broken_keys(proven: Proven, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,71 @@
+"""The files with which MLflow loads a version: listed when it is registered, and every change of them found."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from components.artifacts import readable_json
+from components.errors import ArtifactError
+from components.tracking.package_files import LIST_FILE, SEALED_PATH, check_package, write_package
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> tuple[Path, str]:
+    """The folder of a model, and the digest of its list."""
+    root = tmp_path / "model"
+    for name in ("MLmodel", "code/components/retriever.py", f"{SEALED_PATH}/manifest.json"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"content of {name}")
+    return root, write_package(root)
+
+
+def test_an_unchanged_package_holds_and_the_sealed_files_are_not_its_concern(package: tuple[Path, str]) -> None:
+    root, digest = package
+    (root / SEALED_PATH / "manifest.json").write_text("other")  # its own digest covers it
+    (root / "registered_model_meta").write_text("written by MLflow when it loads the version")
+    (root / "code" / "components" / "__pycache__").mkdir()
+    (root / "code" / "components" / "__pycache__" / "retriever.pyc").write_bytes(b"byte code")
+    assert check_package([root / SEALED_PATH], digest) and check_package([root / SEALED_PATH], None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("code/components/retriever.py", b"import os", "retriever.py, with which MLflow loads the version, was changed"),
+        ("MLmodel", None, "MLmodel, with which MLflow loads the version, is missing"),
+        ("code/components/more.py", b"", "more.py, with which MLflow loads the version, does not belong there"),
+        (LIST_FILE, b'{"files": {}}', "does not read as it was written"),
+        (LIST_FILE, readable_json({"files": {}}), "MLmodel, with which MLflow loads the version, does not belong there"),
+        (LIST_FILE, readable_json([]), "is not a list of files"),
+        (LIST_FILE, None, "was changed or removed after the version was registered"),
+    ],
+)
+def test_every_difference_is_named(package: tuple[Path, str], name: str, content: bytes | None, said: str) -> None:
+    root, digest = package
+    if content is None:
+        (root / name).unlink()
+    else:
+        (root / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=said):
+        check_package([root / SEALED_PATH], digest)
+
+
+def test_what_was_registered_before_there_were_lists_or_is_a_bare_copy_is_told_apart(package: tuple[Path, str], tmp_path: Path) -> None:
+    root, digest = package
+    assert not check_package([Path(shutil.copytree(root / SEALED_PATH, tmp_path / "bare" / "copy"))], digest)
+    (root / LIST_FILE).unlink()
+    assert not check_package([root / SEALED_PATH], None)
+
+
+def test_a_list_that_fits_changed_code_is_not_the_registered_one(package: tuple[Path, str], tmp_path: Path) -> None:
+    root, digest = package
+    same = Path(shutil.copytree(root, tmp_path / "another retriever's"))
+    (root / "MLmodel").write_text("changed")
+    forged = write_package(root)
+    with pytest.raises(ArtifactError, match="was changed or removed"):
+        check_package([root / SEALED_PATH], digest)
+    assert check_package([root / SEALED_PATH, same / SEALED_PATH], digest)  # the registered one is there
+    assert forged != digest
