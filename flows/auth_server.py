@@ -25,7 +25,9 @@ def auth_plan(port: int) -> ServerPlan:
     if settings.audit_log().exists():
         audit.read_audit(settings.audit_log())
     plan = mlflow_plan(port)
-    return replace(plan, command=(*plan.command, "--app-name", APP), environment=plan.environment | _environment())
+    # Without a proxy in front anybody could name the address that the log then holds.
+    command = (*plan.command, "--app-name", APP, "--uvicorn-opts=--no-proxy-headers")
+    return replace(plan, command=command, environment=plan.environment | _environment())
 
 
 def _environment() -> dict[str, str]:
