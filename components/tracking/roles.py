@@ -136,6 +136,8 @@ def load_permissions(path: Path | None = None) -> Permissions:
         raise ConfigError(
             f"{path} is missing. It comes with the project's folder mlflow/; name another in SCALINGNOTE_PERMISSIONS."
         ) from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     try:
@@ -151,6 +153,8 @@ def first_problem(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"unknown field '{place}'. Remove it or correct its name."
     reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("model_type", "dict_type"):
+        reason = f"expected fields with values (`field: value`), got {first['input']!r}"
     return f"{place}: {reason}." if place else f"{reason}."
 
 

@@ -21,6 +21,7 @@ from components.promotion.waiting import pending
 from components.tracking import registry
 from components.tracking.audit import read_audit
 from components.tracking.store import TrackingError
+from flows.cli.main import main
 from flows.webhook import receiving
 from tests.auth_world import AuthServer, auth_server
 from tests.unit.promotion_world import GOOD, NAME, into_mlflow, make_candidate
@@ -81,12 +82,17 @@ def test_story_of_three_people(server: AuthServer, tmp_path: Path) -> None:
     assert any(e.user == "promoter" and e.action == "set_alias" and e.outcome == "ok" for e in entries)
 
 
-def test_commands_of_the_wrong_people(server: AuthServer, tmp_path: Path) -> None:
+def test_commands_of_the_wrong_people(server: AuthServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     number = build(server, tmp_path / "2")
+    with server.as_user("reviewer", "a wrong password"):
+        assert main(["approve", f"candidate/{number}"]) == 8
+        assert "does not accept the user name and password of 'reviewer'" in capsys.readouterr().err
     with server.as_user("trainer"), pytest.raises(TrackingError, match="trainer"):
         approve(NAME, number, None)
     with server.as_user("reviewer"):
         assert approve(NAME, number, None).person == "reviewer"
+        assert main(["approve", f"candidate/{number}"]) == 0
+        assert "was approved before by reviewer (reviewer, signed in)" in capsys.readouterr().out
         with pytest.raises(PromotionError, match="signed in as 'reviewer'"):
             approve(NAME, number, "promoter")
         with pytest.raises(TrackingError, match="reviewer"):

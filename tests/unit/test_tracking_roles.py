@@ -191,6 +191,8 @@ def test_a_permissions_file_that_is_missing_or_no_yaml(tmp_path: Path) -> None:
         ("users: {ada: {roles: []}}", "users.ada.roles"),
         ("users: {admin: {roles: [trainer]}}", "'admin' cannot be a user's name"),
         ("users: {'a/../b': {roles: [trainer]}}", "cannot be a user's name"),
+        ("users: {ada: trainer}", "users.ada: expected fields with values .*, got 'trainer'"),
+        ("", "expected fields with values .*, got None"),
         ("people: {}", "unknown field 'people'|users: Field required"),
     ],
 )
