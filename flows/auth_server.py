@@ -21,6 +21,8 @@ def auth_plan(port: int) -> ServerPlan:
     """The plan of `mlflow_plan` with our app in front; raises for a damaged audit log or permissions file before anything starts."""
     if APP not in entry_points(group="mlflow.app").names:
         raise ServerError(f"MLflow does not know the app '{APP}'. Install this project again: pip install -e {PROJECT}")
+    if url := sign_in.running_server():
+        raise ServerError(f"A server with sign-in runs over {settings.home()} already: {url}. Use it, or stop it first.")
     load_permissions()
     if settings.audit_log().exists():
         audit.read_audit(settings.audit_log())

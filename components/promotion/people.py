@@ -91,7 +91,7 @@ def require_independent(entries: Sequence[AuditEntry], candidate: tuple[str, int
         )
     for model, version in (candidate, *((pin.model, pin.version) for _, pin in manifest.pins.items())):
         made = creator(entries, model, version)
-        if made is not None and made.person == person:
+        if made is not None and made.person.casefold() == person.casefold():
             raise PromotionError(
                 f"'{person}' made {model}/{version} (audit entry {made.sequence}) and cannot approve it: nobody approves their own "
                 "work. Another reviewer has to."

@@ -134,6 +134,8 @@ def subject_of(request: Any, action: str) -> dict[str, str]:
     address = {_SAME.get(_snake(key), _snake(key)): value for key, value in request.args.items()}
     body = {**address, **body_of(request), **{_snake(key): value for key, value in (request.view_args or {}).items()}}
     found = fields_of(body)
+    if "version" in found:
+        found["version"] = _number(found["version"])
     if body.get("name"):
         found[_kind(request.path, action)] = cut(_text(body["name"]), MAX_VALUE)
     if action == "create_model_version" and (digest := tags_of(request).get(DIGEST)):
@@ -160,6 +162,14 @@ def _kind(path: str, action: str) -> str:
     if "registered-models" in path or "model-versions" in path:
         return "model"
     return next((kind for kind in ("experiment", "role", "logged_model") if kind in action), "name")
+
+
+def _number(version: str) -> str:
+    """MLflow takes `01` for version 1, and so must who looks for the calls about version 1."""
+    try:
+        return str(int(version))
+    except ValueError:
+        return version
 
 
 def _text(value: Any) -> str:

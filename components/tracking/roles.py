@@ -236,7 +236,7 @@ def _refused_approval(call: Call, model: str, permissions: Permissions, world: W
     creator = world.creator(wanted, version)
     if creator is None:
         return f"{wanted}/{version} was not created through this server, so nobody knows by whom. Build it again while signed in."
-    if creator == call.user:
+    if creator.casefold() == call.user.casefold():  # a database may let `Ada` sign in as `ada`
         return f"{call.user} created {wanted}/{version} and cannot approve it too: another reviewer has to."
     return None
 

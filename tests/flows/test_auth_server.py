@@ -169,7 +169,7 @@ def test_nobody_approves_their_own_candidate(server: AuthServer, log: Path) -> N
 
 
 def test_a_body_that_is_encoded_twice_is_understood_as_mlflow_does(server: AuthServer, release: tuple[str, str], log: Path) -> None:
-    body = {"name": CANDIDATE, "version": release[0], "alias": "champion"}
+    body = {"name": CANDIDATE, "version": f"0{release[0]}", "alias": "champion"}
     assert server.call("POST", f"{AJAX}registered-models/alias", json.dumps(body), "admin")[0] == 403
     assert audit.read_audit(log)[-1].subject == {"model": CANDIDATE, "version": release[0], "alias": "champion"}
 

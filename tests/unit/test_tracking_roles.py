@@ -53,6 +53,7 @@ def test_a_reviewer_approves_what_somebody_else_created() -> None:
 
 def test_nobody_approves_their_own() -> None:
     assert "ben created r-candidate/2 and cannot approve it too" in copied("reviewer trainer", world=FakeWorld("ben"))
+    assert "ben created r-candidate/2 and cannot approve it too" in copied("reviewer trainer", world=FakeWorld("Ben"))
     assert "was not created through this server" in copied(world=FakeWorld(None))
 
 
