@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+RETRIEVER_NAME = r"^[a-z0-9][a-z0-9-]{0,59}$"
+
 
 class StepConfig(BaseModel):
     """Refuses unknown fields and cannot be changed after it was checked."""

@@ -21,11 +21,15 @@ def auth_plan(port: int) -> ServerPlan:
     """The plan of `mlflow_plan` with our app in front; raises for a damaged audit log or permissions file before anything starts."""
     if APP not in entry_points(group="mlflow.app").names:
         raise ServerError(f"MLflow does not know the app '{APP}'. Install this project again: pip install -e {PROJECT}")
+    if url := sign_in.running_server():
+        raise ServerError(f"A server with sign-in runs over {settings.home()} already: {url}. Use it, or stop it first.")
     load_permissions()
     if settings.audit_log().exists():
         audit.read_audit(settings.audit_log())
     plan = mlflow_plan(port)
-    return replace(plan, command=(*plan.command, "--app-name", APP), environment=plan.environment | _environment())
+    # Without a proxy in front anybody could name the address that the log then holds.
+    command = (*plan.command, "--app-name", APP, "--uvicorn-opts=--no-proxy-headers")
+    return replace(plan, command=command, environment=plan.environment | _environment())
 
 
 def _environment() -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import Field, ValidationError
 
-from components.config import StepConfig
+from components.config import RETRIEVER_NAME, StepConfig
 from components.data.config import DataConfig
 from components.distillation.config import DistillationConfig
 from components.errors import ConfigError
@@ -30,7 +30,7 @@ class RetrainConfig(StepConfig):
 
     name: str = Field(
         "retriever",
-        pattern=r"^[a-z0-9][a-z0-9-]{0,59}$",
+        pattern=RETRIEVER_NAME,
         description="Name of the retriever: small letters, digits and hyphens; its registered models begin with it",
     )
     data: DataConfig = Field(default_factory=DataConfig, description="Which data the release is built from")

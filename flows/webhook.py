@@ -12,13 +12,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 from components.errors import ConfigError
 from components.promotion.deliveries import MAX_BODY, Deliveries, DeliveryError
 
 SECRET = "SCALINGNOTE_WEBHOOK_SECRET"
+MAX_DIGITS = 12
+MAX_DISCARDED = 20 * MAX_BODY  # bytes of a body that is too long
 Wake = Callable[[], None]
 
 
@@ -34,10 +38,9 @@ def secret() -> str:
 def receiving(address: tuple[str, int], deliveries: Deliveries, wake: Wake) -> Iterator[int]:
     """Receive in a thread of its own as long as the block runs; gives the port. `wake` is called for each event that may matter."""
     try:
-        server = ThreadingHTTPServer(address, _handler(deliveries, wake))
+        server = _Server(address, deliveries, wake)
     except OSError as error:
         raise ConfigError(f"Nothing can listen on {address[0]}:{address[1]}: {error.strerror}. Choose another --port or --host.") from None
-    server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, name="webhook", daemon=True)
     thread.start()
     try:
@@ -48,43 +51,74 @@ def receiving(address: tuple[str, int], deliveries: Deliveries, wake: Wake) -> I
         thread.join()
 
 
-def _handler(deliveries: Deliveries, wake: Wake) -> type[BaseHTTPRequestHandler]:
-    lock = threading.Lock()
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
 
-    class Handler(BaseHTTPRequestHandler):
-        """One delivery: 202 when it wakes the flow, 200 when it is about something else, 4xx when it is refused."""
+    def __init__(self, address: tuple[str, int], deliveries: Deliveries, wake: Wake) -> None:
+        self.deliveries, self.wake, self.lock = deliveries, wake, threading.Lock()
+        super().__init__(address, _Handler)
 
-        timeout = 10  # seconds: a sender that stops half-way must not keep its thread
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: a sender that hangs up while it is answered is no failure of ours."""
 
-        def do_POST(self) -> None:
-            try:
-                body = self._body()
-                with lock:  # two deliveries with one id at the same moment
-                    matters = deliveries.accept(dict(self.headers.items()), body, time.time())
-            except DeliveryError as error:
-                self._answer(error.status, str(error))
-                return
-            if matters:
-                wake()
-            self._answer(202 if matters else 200, "looking" if matters else "not about this retriever")
 
-        def _body(self) -> bytes:
-            length = self.headers.get("Content-Length", "")
-            if not length.isdigit():
-                raise DeliveryError(411, "The header Content-Length is missing.")
-            if int(length) > MAX_BODY:
-                raise DeliveryError(413, f"The body has {length} bytes; at most {MAX_BODY} are read.")
-            return self.rfile.read(int(length))
+class _Handler(BaseHTTPRequestHandler):
+    """One delivery: 202 when it wakes the flow, 200 when it is about something else, 4xx when it is refused."""
 
-        def _answer(self, status: int, message: str) -> None:
-            content = json.dumps({"message": message}).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
+    server: _Server
+    timeout = 10  # seconds: a sender that stops half-way must not keep its thread
+    error_content_type = "application/json"
+    error_message_format = '{"message": "%(explain)s"}'
+
+    def do_POST(self) -> None:
+        try:
+            matters = self._accept()
+        except DeliveryError as error:
+            self._answer(error.status, str(error))
+            return
+        if matters:
+            self.server.wake()
+        self._answer(202 if matters else 200, "looking" if matters else "not about this retriever")
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Every method but POST comes here as "not implemented"."""
+        if code == HTTPStatus.NOT_IMPLEMENTED:
+            self._answer(405, "Deliveries are sent with POST.")
+        else:
+            super().send_error(code, message, explain)
+
+    def _accept(self) -> bool:
+        body = self._body()
+        if urlsplit(self.path).path != "/":
+            raise DeliveryError(404, "Deliveries are received at the path / alone.")
+        with self.server.lock:  # two deliveries with one id at the same moment
+            return self.server.deliveries.accept(dict(self.headers.items()), body, time.time())
+
+    def _body(self) -> bytes:
+        given = self.headers.get("Content-Length", "")
+        if not (given.isascii() and given.isdigit()):
+            raise DeliveryError(411, "The header Content-Length is missing or holds no number.")
+        if len(given) > MAX_DIGITS or int(given) > MAX_BODY:
+            self._discard(int(given[:MAX_DIGITS]))
+            raise DeliveryError(413, f"The body is longer than {MAX_BODY} bytes, which no delivery of MLflow is.")
+        return self.rfile.read(int(given))
+
+    def _discard(self, length: int) -> None:
+        """Read what is sent, up to a limit: a sender that is cut off while it sends never sees the answer."""
+        left = min(length, MAX_DISCARDED)
+        while left and (chunk := self.rfile.read(min(left, 1 << 16))):
+            left -= len(chunk)
+
+    def _answer(self, status: int, message: str) -> None:
+        content = json.dumps({"message": message}).encode()
+        self.send_response(status)
+        if status == 405:
+            self.send_header("Allow", "POST")
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
             self.wfile.write(content)
 
-        def log_message(self, format: str, *arguments: Any) -> None:
-            """Nothing: stdout holds what the flow did, and a flood of wrong deliveries must not fill a disk."""
-
-    return Handler
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Nothing: stdout holds what the flow did, and a flood of wrong deliveries must not fill a disk."""

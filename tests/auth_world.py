@@ -23,7 +23,14 @@ from urllib.error import HTTPError
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
 PASSWORD = "a password for tests"
 USERS = {
     **{role: (role,) for role in ("trainer", "reviewer", "promoter", "auditor")},
@@ -57,15 +64,20 @@ class AuthServer:
     url: str
     home: Path
 
-    def call(self, method: str, path: str, body: Any = None, user: str | None = None, password: str = PASSWORD) -> tuple[int, Any]:
-        """Status and JSON (or bytes) of one call to `/api/2.0/mlflow/<path>`, or to `path` when it starts with a slash."""
+    def call(
+        self, method: str, path: str, body: Any = None, user: str | None = None, password: str = PASSWORD, **headers: str
+    ) -> tuple[int, Any]:
+        """Status and JSON (or bytes) of one call to `/api/2.0/mlflow/<path>`, or to `path` when it starts with a slash.
+
+        `headers` are more headers, with _ for -. A redirect is not followed.
+        """
         url = self.url + (path if path.startswith("/") else f"/api/2.0/mlflow/{path}")
-        headers = {"content-type": "application/json"}
+        sent = {"content-type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
         if user:
-            headers["authorization"] = "Basic " + b64encode(f"{user}:{password}".encode()).decode()
+            sent["authorization"] = "Basic " + b64encode(f"{user}:{password}".encode()).decode()
         data = None if body is None else json.dumps(body).encode()
         try:
-            with OPENER.open(urllib.request.Request(url, data, headers, method=method), timeout=60) as response:
+            with OPENER.open(urllib.request.Request(url, data, sent, method=method), timeout=60) as response:
                 return response.status, _content(response)
         except HTTPError as error:
             return error.code, _content(error)

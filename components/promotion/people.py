@@ -91,7 +91,7 @@ def require_independent(entries: Sequence[AuditEntry], candidate: tuple[str, int
         )
     for model, version in (candidate, *((pin.model, pin.version) for _, pin in manifest.pins.items())):
         made = creator(entries, model, version)
-        if made is not None and made.person == person:
+        if made is not None and made.person.casefold() == person.casefold():
             raise PromotionError(
                 f"'{person}' made {model}/{version} (audit entry {made.sequence}) and cannot approve it: nobody approves their own "
                 "work. Another reviewer has to."
@@ -114,8 +114,19 @@ def require_reviewer(entries: Sequence[AuditEntry], release: VersionInfo, manife
             f"{where} was made by '{act.person}' (roles: {roles}; audit entry {act.sequence}); only a reviewer's copy is an approval. "
             "Reject that version (tag `review`) and let a reviewer approve the candidate."
         )
+    _require_logged_digest(entry, release)
     require_independent(entries, candidate, manifest, act.person)
     return act
+
+
+def _require_logged_digest(entry: AuditEntry, release: VersionInfo) -> None:
+    """Entries of an older log do not hold the digest."""
+    logged, now = entry.subject.get("digest"), release.tags.get(labels.DIGEST)
+    if logged is not None and logged != now:
+        raise PromotionError(
+            f"{release.name}/{release.version} was approved with the digest {logged[:12]} (audit entry {entry.sequence}); its tag now says "
+            f"{str(now)[:12]}. Somebody changed it past the server: reject that version, and approve the candidate again."
+        )
 
 
 def override_tag(tags: Mapping[str, str]) -> tuple[str, str] | None:

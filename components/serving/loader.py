@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,10 +11,12 @@ from components.distillation.student import StudentEncoder, load_student
 from components.errors import ArtifactError, ModelError, ScalingNoteError
 from components.index.config import IndexConfig
 from components.index.rows import read_titles
+from components.promotion.attestation import check_records
 from components.promotion.baseline import record_of
 from components.promotion.references import resolve
 from components.promotion.release import Pin, ReleaseManifest, load_release
-from components.promotion.standing import release_model
+from components.promotion.signing_keys import trusted_keys
+from components.promotion.standing import CHAMPION, PREVIOUS, Record, release_model
 from components.serving.answers import Served
 from components.serving.retriever import Retriever
 from components.tracking import registry
@@ -41,20 +43,37 @@ def open_release(name: str, ref: str) -> Opened:
     """Open `ref` (champion, previous, candidate/N, release/N) of the retriever `name`.
 
     Raises PromotionError for an unknown reference, ArtifactError, SpaceMismatch or ProbeMismatch when a part is not what the
-    manifest pins.
+    manifest pins, ArtifactError when trusted keys are configured and did not sign the records that say what is champion or previous.
     """
     model, version = resolve(name, ref)
+    records = read_records(name)
+    if ref in (CHAMPION, PREVIOUS):
+        require_signed(records, ref)
     folder = registry.artifact_folder(model, version)
-    artifact = verify(folder, promoted_digest(name, model, version))
+    artifact = verify(folder, promoted_digest(records, name, model, version))
     manifest = load_release(folder)
     retriever = open_retriever(manifest)
     titles = read_titles(registry_folder(manifest.pins.index), retriever.index.rows)
     return Opened(model, version, manifest, retriever, titles, artifact.digest)
 
 
-def promoted_digest(name: str, model: str, version: int) -> str | None:
+def require_signed(records: Sequence[Record], ref: str) -> None:
+    """Raise ArtifactError when trusted keys are configured and one of `records` is signed by another key, or the newest by none."""
+    keys = trusted_keys()
+    if not keys:
+        return
+    try:
+        check_records(records, keys)
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"'{ref}' is not served: trusted keys are configured, and they do not vouch for the promotion records. {error} "
+            "See `scalingnote keys list` and `scalingnote history`; release/N serves a version that you choose yourself."
+        ) from None
+
+
+def promoted_digest(records: Sequence[Record], name: str, model: str, version: int) -> str | None:
     """Digest that the promotion record of a release names; None for a candidate or a release that was not promoted yet."""
-    record = record_of(read_records(name), version) if model == release_model(name) else None
+    record = record_of(records, version) if model == release_model(name) else None
     return None if record is None else str(record["manifest_digest"])
 
 

@@ -7,34 +7,31 @@ mutating call through while the log is damaged. Both are wired to internals of M
 
 from __future__ import annotations
 
-import json
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from components import settings
 from components.errors import ArtifactError, ConfigError, ScalingNoteError
 from components.tracking import audit
-from components.tracking.calls import action_of, changes_something, native_action, subject_of
+from components.tracking.audit_answer import Answer, Seen, Send
+from components.tracking.calls import (
+    SAFE_METHODS,
+    action_of,
+    changes_something,
+    contradiction,
+    fields_of,
+    is_reading,
+    native_action,
+    subject_of,
+    tags_of,
+)
 from components.tracking.roles import Call, Permissions, load_permissions, refusal
 from components.tracking.server_world import ServerWorld, roles_of
 
-Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
+ASSISTANT = "/mlflow/assistant/"
 App = Callable[[Any, Any, Any], Awaitable[None]]
-
-
-@dataclass
-class Seen:
-    """What the Flask hooks learned of a call. `changes` stays None for a call that did not reach Flask."""
-
-    action: str = ""
-    changes: bool | None = None
-    subject: dict[str, str] = field(default_factory=dict)
-    user: str | None = None
-    roles: tuple[str, ...] = ()
 
 
 _seen: ContextVar[Seen] = ContextVar("seen")
@@ -55,6 +52,7 @@ def create_app() -> App:
     flask_app.before_request(lambda: _enforce(permissions, world))
     flask_app.after_request(_note_user)
     _serve_audit(flask_app, path, permissions)
+    _narrow_native_routes(permissions)
     return AuditLayer(inner, path)
 
 
@@ -77,19 +75,30 @@ def _enforce(permissions: Permissions, world: ServerWorld) -> Any:
 
     seen = _seen.get(None)
     user = g.get("mlflow_authenticated_user")
-    if seen is None or user is None:
+    if seen is None:
+        return _refused_read(request)
+    if user is None:
         return None
     seen.user = user
     if not seen.changes:
         return None
     seen.roles = roles_of(user)
     subject = seen.subject = world.complete(seen.subject)
-    call = Call(user, seen.roles, seen.action, subject, _tags(request))
+    if field := contradiction(request):
+        return _refused(f"The call gives the field '{field}' twice with different values. Give it once.", 400, "INVALID_PARAMETER_VALUE")
+    call = Call(user, seen.roles, seen.action, subject, tags_of(request))
     try:
         reason = refusal(call, permissions, world)
     except ArtifactError as error:
         reason = str(error)
     return _refused(reason) if reason else None
+
+
+def _refused_read(request: Any) -> Any:
+    """A GET that would change something: its body may hold a mutation of GraphQL. It is refused, so there is nothing to log."""
+    if not changes_something(request, action_of(request)):
+        return None
+    return _refused("Send a mutation with POST.", 405, "INVALID_PARAMETER_VALUE")
 
 
 def _note_user(response: Any) -> Any:
@@ -102,27 +111,46 @@ def _note_user(response: Any) -> Any:
     return response
 
 
-def _tags(request: Any) -> Mapping[str, str]:
-    from components.tracking.calls import body_of
-
-    listed = body_of(request).get("tags")
-    found = listed if isinstance(listed, list) else []
-    return {str(tag.get("key")): str(tag.get("value", "")) for tag in found if isinstance(tag, dict)}
-
-
-def _refused(reason: str) -> Any:
+def _refused(reason: str, status: int = 403, code: str = "PERMISSION_DENIED") -> Any:
     from flask import jsonify
 
-    answer = jsonify(error_code="PERMISSION_DENIED", message=reason)
-    answer.status_code = 403
+    answer = jsonify(error_code=code, message=reason)
+    answer.status_code = status
     return answer
+
+
+def _narrow_native_routes(permissions: Permissions) -> None:
+    """Calls that FastAPI serves itself never reach the Flask hooks: put what binds there before MLflow's own check of each of them.
+
+    The assistant works with the rights of the server's process, on its files and on the log, so it is left to the administrator, whom
+    MLflow does not check.
+    """
+    import anyio
+    from mlflow.server import auth
+
+    find = auth._find_fastapi_validator
+
+    def narrowed(path: str, method: str) -> Any:
+        inner = find(path, method)
+        if inner is None or method in SAFE_METHODS:
+            return inner
+
+        async def validator(username: str, request: Any) -> bool:
+            roles = await anyio.to_thread.run_sync(roles_of, username)
+            return ASSISTANT not in path and not permissions.only_reads(roles) and bool(await inner(username, request))
+
+        return validator
+
+    auth._find_fastapi_validator = narrowed
 
 
 def _serve_audit(flask_app: Any, path: Path, permissions: Permissions) -> None:
     """A route that gives the log's head and lines to the roles that may read it."""
     from flask import Response, g
     from mlflow.server.auth import BEFORE_REQUEST_VALIDATORS
+    from mlflow.server.handlers import _add_static_prefix
 
+    address = _add_static_prefix(audit.ENDPOINT)
     readers = {name for name, role in permissions.roles.items() if role.reads_audit}
 
     def give() -> Any:
@@ -131,8 +159,8 @@ def _serve_audit(flask_app: Any, path: Path, permissions: Permissions) -> None:
         first = audit.head_bytes(head) if head else b""
         return Response(first + b"\n" + lines, mimetype="application/x-ndjson")
 
-    flask_app.add_url_rule(audit.ENDPOINT, "scalingnote_audit", give)
-    BEFORE_REQUEST_VALIDATORS[audit.ENDPOINT, "GET"] = lambda: bool(readers & set(roles_of(g.mlflow_authenticated_user)))
+    flask_app.add_url_rule(address, "scalingnote_audit", give)
+    BEFORE_REQUEST_VALIDATORS[address, "GET"] = lambda: bool(readers & set(roles_of(g.mlflow_authenticated_user)))
 
 
 class AuditLayer:
@@ -144,7 +172,7 @@ class AuditLayer:
 
     async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
         """Pass reading calls through; hold the answer of others until they are logged."""
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        if scope["type"] != "http" or scope["method"] in SAFE_METHODS:
             await self.inner(scope, receive, send)
             return
         scope.setdefault("state", {})
@@ -174,7 +202,7 @@ class AuditLayer:
     async def _log(self, scope: Any, seen: Seen, answer: Answer) -> None:
         import anyio
 
-        if answer.unlogged or seen.changes is False or (seen.changes is None and scope["path"].endswith("/search")):
+        if answer.unlogged or seen.changes is False or (seen.changes is None and _only_reads(scope)):
             return
         answer.explain_refusal(seen)
         fields = _fields(scope, seen, answer)
@@ -184,77 +212,27 @@ class AuditLayer:
             answer.replace(500, "INTERNAL_ERROR", f"The call was carried out, but its audit entry could not be written: {error}")
 
 
-@dataclass
-class Answer:
-    """The answer of the inner app, held back. `unlogged` marks one that stands for a log that cannot be written."""
-
-    status: int = 500
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
-    body: bytearray = field(default_factory=bytearray)
-    unlogged: bool = False
-
-    async def hold(self, message: Message) -> None:
-        """Keep one message of the inner app."""
-        if message["type"] == "http.response.start":
-            self.status, self.headers = message["status"], list(message.get("headers", ()))
-        elif message["type"] == "http.response.body":
-            self.body += message.get("body", b"")
-
-    async def release(self, send: Send) -> None:
-        """Send what was kept."""
-        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
-        await send({"type": "http.response.body", "body": bytes(self.body)})
-
-    def replace(self, status: int, code: str, message: str) -> None:
-        """Put an error in the form of MLflow's in place of the answer."""
-        self.status, self.unlogged = status, True
-        self.body = bytearray(json.dumps({"error_code": code, "message": message}).encode())
-        self.headers = [(b"content-type", b"application/json"), (b"content-length", str(len(self.body)).encode())]
-
-    def explain_refusal(self, seen: Seen) -> None:
-        """MLflow refuses with two plain words, which its own page shows as an internal error; say who may not do what."""
-        if self.status == 403 and b"application/json" not in dict(self.headers).get(b"content-type", b""):
-            who = f"{seen.user} ({', '.join(seen.roles) or 'no role'})" if seen.user else "This user"
-            target = seen.subject.get("model") or seen.subject.get("experiment")
-            what = (seen.action or "this call").replace("_", " ") + (f" on {target}" if target else "")
-            self.replace(403, "PERMISSION_DENIED", f"{who} has no permission for: {what}.")
-            self.unlogged = False
-
-    def value(self) -> Mapping[str, Any]:
-        """The JSON object in the answer, empty when there is none."""
-        try:
-            found = json.loads(self.body)
-        except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
+def _only_reads(scope: Any) -> bool:
+    """Whether a call that Flask did not serve went to a function that only reads; the path alone says nothing."""
+    served = scope.get("endpoint")
+    return hasattr(served, "__name__") and is_reading(native_action(scope["method"], scope["path"], served))
 
 
 def _fields(scope: Any, seen: Seen, answer: Answer) -> dict[str, Any]:
     headers = dict(scope["headers"])
     client = scope.get("client")
     user = seen.user or scope["state"].get("username")
-    outcome = "ok" if answer.status < 400 else "refused" if answer.status in (401, 403) else "failed"
+    outcome = "ok" if answer.status < 300 else "refused" if answer.status in (401, 403) else "failed"  # a redirect did nothing
+    subject = seen.subject or fields_of(scope.get("path_params") or {})
     return {
         "user": user,
         "roles": seen.roles or (roles_of(user) if user else ()),
         "method": scope["method"],
         "path": scope["path"][:500],
-        "action": seen.action or native_action(scope["method"], scope["path"]),
-        "subject": seen.subject | (_made(answer.value()) if outcome == "ok" else {}),
+        "action": seen.action or native_action(scope["method"], scope["path"], scope.get("endpoint")),
+        "subject": subject | (answer.made() if outcome == "ok" else {}),
         "address": client[0] if client else None,
         "user_agent": headers.get(b"user-agent", b"").decode("latin-1")[:200] or None,
         "status": answer.status,
         "outcome": outcome,
     }
-
-
-def _made(answer: Mapping[str, Any]) -> dict[str, str]:
-    """Names that the server gave: version, run, experiment, logged model."""
-    run, version, logged = answer.get("run", {}), answer.get("model_version", {}), answer.get("model", {})
-    found = {
-        "version": version.get("version"),
-        "run": run.get("info", {}).get("run_id"),
-        "experiment_id": answer.get("experiment_id"),
-        "logged_model": logged.get("info", {}).get("model_id"),
-    }
-    return {key: str(value) for key, value in found.items() if value}

@@ -25,6 +25,7 @@ from components.tracking.store import TrackingError, clear_caches, client, error
 
 PARTS = ("-query-tower", "-document-tower", "-query-encoder", "-index", "-candidate", "-release")
 WORKSPACE = "default"
+MIN_PASSWORD = 12  # MLflow's own limit
 _CURRENT_USER = "/api/2.0/mlflow/users/current"
 
 
@@ -69,6 +70,8 @@ def load_users(path: Path | None, permissions: Permissions) -> Users:
         users = Users.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ConfigError(f"--users: {path} is missing.") from None
+    except OSError as error:
+        raise ConfigError(f"--users: {path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--users: {path} is not YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
@@ -129,8 +132,13 @@ def _known_admin_password() -> str:
 
 def _require_passwords(users: Users) -> None:
     for name, user in users.users.items():
-        if user.password_env and not os.environ.get(user.password_env):
+        given = os.environ.get(user.password_env, "") if user.password_env else None
+        if given == "":
             raise ConfigError(f"The password of '{name}' is to come from the environment variable {user.password_env}, which is not set.")
+        if given is not None and len(given) < MIN_PASSWORD:
+            raise ConfigError(
+                f"The password of '{name}' ({user.password_env}) has {len(given)} characters; at least {MIN_PASSWORD} are needed."
+            )
 
 
 def _require_running(server: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,8 +21,11 @@ from components.tracking import labels
 SCHEMA_VERSION = 1
 ADMIN = "admin"
 RUN_ACTION = "run"
+OWN_PASSWORD = "update_user_password"  # MLflow lets everybody change their own
+OTHER_ACTION = "other"  # of a model: every change that has no rule of its own
 PERMISSIONS_FILE = Path(__file__).resolve().parents[2] / "mlflow" / "permissions.yaml"
-_COPY = re.compile(r"^models:/+([^/@]+)/(\d+)/?$")
+_COPY = re.compile(r"models:/+([^/@]+)/([0-9]+)/?")
+_REGISTERED = re.compile(r"models:/+[^/@]+[/@]", re.IGNORECASE)  # of a registered model; `models:/m-1` is a logged one
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 Resource = Literal["workspace", "experiment", "registered_model", "registered_model_version", "run", "logged_model"]
 
@@ -43,6 +46,11 @@ class Role(BaseModel):
     description: str
     reads_audit: bool = False
     grants: tuple[Grant, ...] = ()
+
+    @property
+    def changes(self) -> bool:
+        """Whether its holders may change anything."""
+        return any(grant.permission in ("EDIT", "MANAGE") for grant in self.grants)
 
 
 class Verdicts(BaseModel):
@@ -66,6 +74,7 @@ class Permissions(BaseModel):
     roles: dict[str, Role] = Field(min_length=1)
     rules: dict[str, dict[str, tuple[str, ...]]]
     verdicts: Verdicts
+    sealed: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _roles_are_known(self) -> Permissions:
@@ -80,10 +89,16 @@ class Permissions(BaseModel):
 
     def rule(self, name: str, action: str) -> tuple[str, ...] | None:
         """Roles that may do `action` to the model or experiment `name`; None when the grants alone decide."""
-        for ending, actions in self.rules.items():
-            if name.endswith(ending):
-                return actions.get(action)
-        return None
+        ending = self.ending(name)
+        return self.rules[ending].get(action) if ending else None
+
+    def only_reads(self, roles: Sequence[str]) -> bool:
+        """Whether all of `roles` are for reading. MLflow would let their holders make experiments and models of their own."""
+        return bool(roles) and all(name in self.roles and not self.roles[name].changes for name in roles)
+
+    def ending(self, name: str) -> str | None:
+        """The end of `name` that has rules; None when the grants alone decide."""
+        return next((ending for ending in self.rules if name.endswith(ending)), None)
 
 
 @dataclass(frozen=True)
@@ -121,6 +136,8 @@ def load_permissions(path: Path | None = None) -> Permissions:
         raise ConfigError(
             f"{path} is missing. It comes with the project's folder mlflow/; name another in SCALINGNOTE_PERMISSIONS."
         ) from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     try:
@@ -136,17 +153,21 @@ def first_problem(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"unknown field '{place}'. Remove it or correct its name."
     reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("model_type", "dict_type"):
+        reason = f"expected fields with values (`field: value`), got {first['input']!r}"
     return f"{place}: {reason}." if place else f"{reason}."
 
 
 def refusal(call: Call, permissions: Permissions, world: World) -> str | None:
     """Why `call` breaks a rule, in a sentence for the person who asked; None when it does not."""
     for name in _names(call):
+        if name != call.subject.get("experiment") and permissions.ending(name) is None and permissions.ending(name.strip().casefold()):
+            return f"The name '{name}' would end like a model that has rules but for capitals or spaces, which some databases overlook."
         if reason := _refused_by_rule(call, name, permissions, world):
             return reason
-    if call.action == "create_model_version":
-        return _refused_version(call, permissions, world)
-    return None
+    if permissions.only_reads(call.roles) and call.action != OWN_PASSWORD:
+        return f"{_who(call)} may read and change nothing."
+    return _refused_version(call, permissions, world) if call.action == "create_model_version" else None
 
 
 def _names(call: Call) -> list[str]:
@@ -159,15 +180,20 @@ def _refused_by_rule(call: Call, name: str, permissions: Permissions, world: Wor
     allowed = permissions.rule(name, call.action)
     if allowed is None and (call.action == "create_run" or "run" in call.subject):
         allowed = permissions.rule(name, RUN_ACTION)
-    if call.action in ("set_version_tag", "delete_version_tag") and permissions.verdicts.covers(name, call.subject.get("key", "")):
+    if allowed is None and name == call.subject.get("model"):
+        allowed = permissions.rule(name, OTHER_ACTION)
+    key = call.subject.get("key", "") if call.action in ("set_version_tag", "delete_version_tag") else ""
+    if key in permissions.sealed and permissions.ending(name):
+        return f"The tag '{key}' is set when a version of {name} is created; nobody may change it."
+    if permissions.verdicts.covers(name, key):
         return _refused_verdict(call, permissions.verdicts)
     if allowed is None or set(allowed) & set(call.roles):
         return None
     if call.action == "create_registered_model":
         if world.exists(name):
             return None  # MLflow answers that it exists, which is what a step that makes sure of it wants to hear
-        ending = next(ending for ending in permissions.rules if name.endswith(ending))
-        return f"The model {name} is made by the administrator: scalingnote bootstrap --name {name.removesuffix(ending)}"
+        retriever = name.removesuffix(permissions.ending(name) or "")
+        return f"The model {name} is made by the administrator: scalingnote bootstrap --name {retriever}"
     return f"{_who(call)} may not {_words(call.action)} {name}; {_needed(allowed)}."
 
 
@@ -184,29 +210,33 @@ def _refused_version(call: Call, permissions: Permissions, world: World) -> str 
     model = call.subject.get("model", "")
     if not model.endswith(permissions.verdicts.models):
         return None
-    if not model.endswith("-release"):
-        given = [tag for tag in call.tags if permissions.verdicts.covers(model, tag)]
-        return f"A version of {model} cannot be created with the tag '{given[0]}': a reviewer sets it." if given else None
-    return _refused_approval(call, model, permissions.verdicts, world)
+    if model.endswith("-release"):
+        return _refused_approval(call, model, permissions, world)
+    if _REGISTERED.match(call.subject.get("source", "")):
+        return f"A version of {model} cannot be a copy: who copies it is not who made it. Build it."
+    given = [tag for tag in call.tags if permissions.verdicts.covers(model, tag)]
+    return f"A version of {model} cannot be created with the tag '{given[0]}': a reviewer sets it." if given else None
 
 
-def _refused_approval(call: Call, model: str, verdicts: Verdicts, world: World) -> str | None:
+def _refused_approval(call: Call, model: str, permissions: Permissions, world: World) -> str | None:
     """A release is the copy of a candidate of the same retriever, which another person created, with that one's tags."""
     wanted = model.removesuffix("-release") + "-candidate"
-    matched = _COPY.match(call.subject.get("source", ""))
+    matched = _COPY.fullmatch(call.subject.get("source", ""))
     if matched is None or matched.group(1) != wanted:
         return f"A version of {model} can only be a copy of a version of {wanted}: use Promote model on the candidate's page."
     version = int(matched.group(2))
     source = world.tags(wanted, version)
-    added = [tag for tag, value in call.tags.items() if verdicts.covers(model, tag) and source.get(tag) != value]
+    added = [tag for tag, value in call.tags.items() if permissions.verdicts.covers(model, tag) and source.get(tag) != value]
     if added:
         return f"A version of {model} cannot be created with the tag '{added[0]}'."
+    if other := [tag for tag in permissions.sealed if call.tags.get(tag) != source.get(tag)]:
+        return f"The tag '{other[0]}' of {wanted}/{version} is not that of this copy: it has changed, or was left out. Load the page again."
     if reason := _rejected(source):
         return f"{wanted}/{version} was rejected ({reason}). Approve another candidate."
     creator = world.creator(wanted, version)
     if creator is None:
         return f"{wanted}/{version} was not created through this server, so nobody knows by whom. Build it again while signed in."
-    if creator == call.user:
+    if creator.casefold() == call.user.casefold():  # a database may let `Ada` sign in as `ada`
         return f"{call.user} created {wanted}/{version} and cannot approve it too: another reviewer has to."
     return None
 

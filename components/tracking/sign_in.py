@@ -54,7 +54,7 @@ def keep_secret(path: Path) -> str:
 @contextmanager
 def announced(url: str) -> Iterator[None]:
     """Note the address of a server with sign-in as long as the block runs."""
-    write_json(_note(), {"url": url})
+    write_json(_note(), {"url": url, "pid": os.getpid()})
     try:
         yield
     finally:
@@ -62,12 +62,24 @@ def announced(url: str) -> Iterator[None]:
 
 
 def running_server() -> str | None:
-    """Address of the server with sign-in that runs over this home folder, None when none answers."""
+    """Address of the server with sign-in that runs over this home folder, None when none answers.
+
+    The note of one that was killed is not followed: whoever listens there now must not be sent a password.
+    """
     try:
-        url = str(read_json(_note())["url"])
-    except (ArtifactError, KeyError, TypeError):
+        note = read_json(_note())
+        url, pid = str(note["url"]), int(note["pid"])
+    except (ArtifactError, KeyError, TypeError, ValueError):
         return None
-    return url if answers(url) else None
+    return url if _is_alive(pid) and answers(url) else None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:  # gone, or somebody else's by now
+        return False
+    return True
 
 
 def answers(url: str) -> bool:

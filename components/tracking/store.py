@@ -38,6 +38,12 @@ def translated(action: str) -> Iterator[None]:
         if type(error).__module__.partition(".")[0] not in _FOREIGN:
             raise
         reason = str(error).strip().partition("\n")[0]
+        if "failed with error code 401" in reason:
+            who = signed_in_as() or "nobody"
+            raise TrackingError(
+                f"Could not {action}: {settings.tracking_uri()} does not accept the user name and password of '{who}'. "
+                "Check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+            ) from error
         raise TrackingError(f"Could not {action} at {settings.tracking_uri()}: {reason}") from error
 
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
+
+from components.config import RETRIEVER_NAME
+from components.errors import ConfigError
 
 DEFAULT_NAME = "retriever"
 
 
 def retriever_name(options: argparse.Namespace) -> str:
-    """The retriever that a command is about."""
-    return options.name or DEFAULT_NAME
+    """The retriever that a command is about; raises ConfigError for a name that none can have."""
+    name: str = options.name or DEFAULT_NAME
+    if not re.fullmatch(RETRIEVER_NAME, name):
+        raise ConfigError(f"--name: got '{name}'; allowed: small letters, digits and hyphens, at most 60.")
+    return name
 
 
 def name_option(name: str) -> str:

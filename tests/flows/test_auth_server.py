@@ -6,11 +6,8 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
-from urllib.parse import urlparse
 
 import pytest
 
@@ -18,7 +15,8 @@ from components.errors import ArtifactError
 from components.tracking import audit, sign_in
 from components.tracking.bootstrap import bootstrap
 from components.tracking.store import TrackingError
-from tests.auth_world import PASSWORD, AuthServer, auth_server, free_port
+from tests.auth_world import PASSWORD, AuthServer, auth_server
+from tests.flows.client_session import record_requests, session
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]  # hundreds of calls, on a machine that may be busy
 CANDIDATE, RELEASE = "retriever-candidate", "retriever-release"
@@ -171,7 +169,7 @@ def test_nobody_approves_their_own_candidate(server: AuthServer, log: Path) -> N
 
 
 def test_a_body_that_is_encoded_twice_is_understood_as_mlflow_does(server: AuthServer, release: tuple[str, str], log: Path) -> None:
-    body = {"name": CANDIDATE, "version": release[0], "alias": "champion"}
+    body = {"name": CANDIDATE, "version": f"0{release[0]}", "alias": "champion"}
     assert server.call("POST", f"{AJAX}registered-models/alias", json.dumps(body), "admin")[0] == 403
     assert audit.read_audit(log)[-1].subject == {"model": CANDIDATE, "version": release[0], "alias": "champion"}
 
@@ -200,57 +198,6 @@ def test_a_scripted_session_of_the_plain_client_is_in_the_log_call_by_call(
     assert by_action["set_version_tag"].subject["key"] == "note"
     assert by_action["log_batch"].subject["experiment"] == "retriever"
     assert PASSWORD not in log.read_text()
-
-
-def record_requests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
-    """Every request that leaves this process through `requests`: user, method, path."""
-    import requests
-
-    sent: list[tuple[str, str, str]] = []
-    inner = requests.Session.send
-
-    def send(session: Any, request: Any, **options: Any) -> Any:
-        sent.append((os.environ["MLFLOW_TRACKING_USERNAME"], request.method, urlparse(request.url).path))
-        return inner(session, request, **options)
-
-    monkeypatch.setattr(requests.Session, "send", send)
-    return sent
-
-
-def session(folder: Path, url: str) -> str:
-    """What a training does, by MLflow's own client; the number of the candidate."""
-    import mlflow
-    from mlflow import MlflowClient
-    from mlflow.entities import LoggedModelInput, Metric
-
-    client = MlflowClient(url)
-    found = client.get_experiment_by_name("retriever")
-    run = client.create_run(found.experiment_id, tags={"a": "b"})
-    number = run.info.run_id
-    client.log_param(number, "p", "1")
-    client.log_metric(number, "m", 1.0)
-    client.log_batch(number, metrics=[Metric("n", 2.0, 1, 0)])
-    client.set_tag(number, "t", "1")
-    client.delete_tag(number, "t")
-    client.log_dict(number, {"a": 1}, "a.json")
-    model = client.create_logged_model(found.experiment_id, "encoder", number, params={"x": "1"}, tags={"t": "1"})
-    client.set_logged_model_tags(model.model_id, {"u": "1"})
-    client.finalize_logged_model(model.model_id, "READY")
-    client.log_inputs(number, models=[LoggedModelInput(model.model_id)])
-    client.log_inputs(number, datasets=[mlflow.entities.DatasetInput(mlflow.entities.Dataset("d", "1", "local", "{}"), [])])
-    client.set_experiment_tag(found.experiment_id, "e", "1")
-    client.search_runs([found.experiment_id])
-    for _ in range(2):
-        with pytest.raises(mlflow.exceptions.MlflowException, match="already exists"):
-            client.create_registered_model(CANDIDATE)
-    version = client.create_model_version(CANDIDATE, f"{run.info.artifact_uri}/x", number, tags={"scalingnote.digest": "d"})
-    client.set_model_version_tag(CANDIDATE, version.version, "note", "1")
-    client.set_model_version_tag(CANDIDATE, version.version, "note", "2")
-    client.update_model_version(CANDIDATE, version.version, "text")
-    client.set_terminated(number)
-    other = client.create_run(found.experiment_id).info.run_id
-    client.update_run(other, "FAILED", "name")
-    return str(version.version)
 
 
 def test_graphql_and_native_routes_are_logged_when_they_change_something(server: AuthServer, log: Path) -> None:
@@ -321,53 +268,3 @@ def test_commands_go_through_the_running_server_with_the_account_of_their_role(s
     monkeypatch.setattr(sign_in, "stored_password", {"trainer": "secret"}.get)
     sign_in.sign_in("trainer")
     assert [os.environ[name] for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME")] == [server.url, "trainer"]
-
-
-@pytest.mark.parametrize(
-    ("statuses", "message"),
-    [
-        ({"/health": 200}, "runs without sign-in"),
-        ({"/health": 200, "/api/2.0/mlflow/users/current": 401}, "does not accept this user name and password"),
-        ({"/health": 200, "/api/2.0/mlflow/users/current": 200}, "is not an administrator"),
-    ],
-)
-def test_bootstrap_says_what_is_wrong_with_a_server(
-    home: Path, monkeypatch: pytest.MonkeyPatch, statuses: dict[str, int], message: str
-) -> None:
-    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", PASSWORD)
-    with StandIn(statuses) as url, pytest.raises(TrackingError, match=message):
-        bootstrap("retriever", url)
-
-
-def test_bootstrap_needs_a_server_and_a_password(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(TrackingError, match="No server answers at"):
-        bootstrap("retriever", f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(TrackingError, match="is no server"):
-        bootstrap("retriever", "sqlite:///x.db")
-    monkeypatch.delenv("MLFLOW_AUTH_ADMIN_PASSWORD", raising=False)
-    with StandIn({"/health": 200}) as url, pytest.raises(TrackingError, match="No administrator's password is known here"):
-        bootstrap("retriever", url)
-
-
-class StandIn:
-    """A server that gives the listed statuses, else 404, as MLflow without sign-in does for its routes of users."""
-
-    def __init__(self, statuses: dict[str, int]) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(statuses.get(self.path, 404))
-                self.end_headers()
-                self.wfile.write(b"{}")
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-
-    def __enter__(self) -> str:
-        Thread(target=self.server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-    def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()

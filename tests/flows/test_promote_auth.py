@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -23,6 +25,7 @@ from components.tracking.audit import read_audit
 from components.tracking.store import TrackingError
 from flows.webhook import receiving
 from tests.auth_world import AuthServer, auth_server
+from tests.flows.cli_world import assert_refused, scalingnote
 from tests.unit.promotion_world import GOOD, NAME, into_mlflow, make_candidate
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -83,10 +86,15 @@ def test_story_of_three_people(server: AuthServer, tmp_path: Path) -> None:
 
 def test_commands_of_the_wrong_people(server: AuthServer, tmp_path: Path) -> None:
     number = build(server, tmp_path / "2")
+    with server.as_user("reviewer", "a wrong password"), mock.patch.dict(os.environ):
+        assert_refused(scalingnote("approve", f"candidate/{number}"), 8, "does not accept the user name and password of 'reviewer'")
     with server.as_user("trainer"), pytest.raises(TrackingError, match="trainer"):
         approve(NAME, number, None)
     with server.as_user("reviewer"):
         assert approve(NAME, number, None).person == "reviewer"
+        with mock.patch.dict(os.environ):
+            said = scalingnote("approve", f"candidate/{number}")
+        assert said.status == 0 and "was approved before by reviewer (reviewer, signed in)" in said.out
         with pytest.raises(PromotionError, match="signed in as 'reviewer'"):
             approve(NAME, number, "promoter")
         with pytest.raises(TrackingError, match="reviewer"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import threading
 import time
 import urllib.request
@@ -126,18 +128,48 @@ def test_webhook_wakes_the_watch_and_refuses_what_is_not_signed_fresh_and_new(fl
         post(port, "d-6")
 
 
-def test_receiver_refuses_other_calls(flow: Flow) -> None:
+def test_receiver_refuses_other_calls_in_words_and_goes_on(flow: Flow, capfd: pytest.CaptureFixture[str]) -> None:
     woken: list[int] = []
     with receiving(("127.0.0.1", 0), Deliveries("retriever", SECRET), lambda: woken.append(1)) as port:
-        assert call(urllib.request.Request(f"http://127.0.0.1:{port}/")) == 501
-        assert call(urllib.request.Request(f"http://127.0.0.1:{port}/", b"{}", {"Content-Length": str(MAX_BODY + 1)})) == 413
-        assert call(urllib.request.Request(f"http://127.0.0.1:{port}/", b"{}")) == 400
+        for method in ("GET", "PUT", "DELETE", "PATCH", "BREW"):
+            assert said(port, "/", method) == (405, "Deliveries are sent with POST.")
+        assert said(port, "/", body=b"x" * (MAX_BODY + 1))[0] == 413
+        assert said(port, "/", body=b"{}")[0] == 400
+        assert said(port, "/elsewhere", body=b"{}") == (404, "Deliveries are received at the path / alone.")
+        for length in ("", "²".encode("latin-1"), "-1", "1 2", "x"):
+            assert said(port, "/", length=length)[0] == 411
+        assert said(port, "/", length="9" * 5000, close=True)[0] == 413
+        hang_up(port)
         with (
             pytest.raises(ConfigError, match=f"Nothing can listen on 127.0.0.1:{port}"),
             receiving(("127.0.0.1", port), Deliveries("retriever", SECRET), lambda: None),
         ):
             pass
-    assert woken == []
+        assert woken == [] and post(port, "d-1") == 202 and woken == [1]
+    assert capfd.readouterr().err == ""
+
+
+def said(
+    port: int, path: str, method: str = "POST", body: bytes = b"", length: str | bytes | None = None, close: bool = False
+) -> tuple[int, str]:
+    """Status and message of a call by hand, with whatever Content-Length; `close`: nothing more will be sent."""
+    given = str(len(body)) if length is None else length
+    line = given if isinstance(given, bytes) else given.encode()
+    with socket.create_connection(("127.0.0.1", port), 10) as connection:
+        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\n".encode()
+        connection.sendall(head + (b"Content-Length: " + line + b"\r\n" if line else b"") + b"\r\n" + body)
+        if close:
+            connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    head, _, content = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), str(json.loads(content)["message"])
+
+
+def hang_up(port: int) -> None:
+    """Promise a body, send half of it and reset the connection."""
+    with socket.create_connection(("127.0.0.1", port), 10) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\n12345")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def test_commands_refuse_bad_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

@@ -43,13 +43,17 @@ def copied(roles: str = "reviewer", source: str = f"models:/{CANDIDATE}/2", **op
 
 def test_a_reviewer_approves_what_somebody_else_created() -> None:
     assert copied() == ""
-    assert copied(tags={"scalingnote.digest": "d"}) == ""
+    digest = {"scalingnote.digest": "d"}
+    assert copied(tags=digest, world=FakeWorld(tags=digest)) == ""
+    for tags in ({}, {"scalingnote.digest": "e"}):
+        assert "'scalingnote.digest' of r-candidate/2 is not that of this copy" in copied(tags=tags, world=FakeWorld(tags=digest))
     for roles in ("trainer", "promoter", "auditor", "admin", ""):
         assert "may not create a version of r-release; allowed: reviewer" in copied(roles)
 
 
 def test_nobody_approves_their_own() -> None:
     assert "ben created r-candidate/2 and cannot approve it too" in copied("reviewer trainer", world=FakeWorld("ben"))
+    assert "ben created r-candidate/2 and cannot approve it too" in copied("reviewer trainer", world=FakeWorld("Ben"))
     assert "was not created through this server" in copied(world=FakeWorld(None))
 
 
@@ -77,6 +81,41 @@ def test_a_rejected_candidate_and_an_approval_tag_at_creation_are_refused() -> N
         refused = asked("create_model_version", "trainer", model=CANDIDATE, source="models:/m-1", tags={tag: "yes"})
         assert f"cannot be created with the tag '{tag}'" in refused
     assert asked("create_model_version", "trainer", model=CANDIDATE, source="models:/m-1", tags={"scalingnote.digest": "d"}) == ""
+
+
+@pytest.mark.parametrize("source", ["models:/r-candidate/3", "models:/r-index/1", "MODELS:/r-candidate@x", "models:///r-release/2"])
+def test_a_candidate_is_no_copy(source: str) -> None:
+    assert "cannot be a copy" in asked("create_model_version", "trainer", model=CANDIDATE, source=source)
+
+
+def test_the_digest_is_sealed_for_everybody() -> None:
+    for model in (CANDIDATE, RELEASE, "r-index", "r-query-encoder"):
+        for action in ("set_version_tag", "delete_version_tag"):
+            assert "nobody may change it" in asked(
+                action, "admin reviewer trainer promoter", model=model, version="1", key="scalingnote.digest"
+            )
+    assert asked("set_version_tag", "trainer", model="something else", version="1", key="scalingnote.digest") == ""
+
+
+def test_what_has_no_rule_of_its_own() -> None:
+    for roles, may in (("promoter", True), ("admin", True), ("reviewer", False), ("trainer", False)):
+        assert (asked("a_route_of_tomorrow", roles, model=RELEASE) == "") is may
+    assert asked("transition_stage", "reviewer trainer", model=CANDIDATE, version="1")
+    assert asked("create_run", "trainer", experiment="my-index") == ""  # experiments of a retriever may end like a model
+    assert asked("delete_version", "trainer", model="r-index", version="1")
+
+
+@pytest.mark.parametrize("name", ["r-RELEASE", "r-release ", " r-Candidate"])
+def test_names_that_a_database_may_take_for_another(name: str) -> None:
+    assert "but for capitals or spaces" in asked("set_alias", "trainer admin", model=name, alias="champion", version="1")
+    assert "but for capitals or spaces" in asked("rename_registered_model", "admin", model="x", new_name=name)
+
+
+def test_who_has_reading_roles_alone_changes_nothing() -> None:
+    assert "ben (auditor) may read and change nothing" in asked("create_experiment", "auditor", experiment="x")
+    assert asked("update_user_password", "auditor", username="ben") == ""
+    for roles in ("", "trainer", "auditor trainer", "a role of somebody else"):
+        assert asked("create_experiment", roles, experiment="x") == ""
 
 
 @pytest.mark.parametrize("action", ["set_alias", "delete_alias"])
@@ -153,6 +192,8 @@ def test_a_permissions_file_that_is_missing_or_no_yaml(tmp_path: Path) -> None:
         ("users: {ada: {roles: []}}", "users.ada.roles"),
         ("users: {admin: {roles: [trainer]}}", "'admin' cannot be a user's name"),
         ("users: {'a/../b': {roles: [trainer]}}", "cannot be a user's name"),
+        ("users: {ada: trainer}", "users.ada: expected fields with values .*, got 'trainer'"),
+        ("", "expected fields with values .*, got None"),
         ("people: {}", "unknown field 'people'|users: Field required"),
     ],
 )

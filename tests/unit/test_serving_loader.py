@@ -1,0 +1,55 @@
+"""Serving follows the promotion records, and those only as far as the trusted keys vouch for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from components import settings
+from components.errors import ArtifactError
+from components.promotion.approval import approve
+from components.promotion.attestation import sign_release
+from components.promotion.promote import promote
+from components.promotion.release import ReleaseManifest
+from components.promotion.signing_keys import KEY_VARIABLE, TRUSTED_VARIABLE, make_key, public_file
+from components.serving import loader
+from components.tracking import registry
+from tests.unit.promotion_world import NAME, into_mlflow, make_candidate
+
+
+def no_smoke(manifest: ReleaseManifest) -> None:
+    assert manifest.name == NAME
+
+
+def test_champion_that_no_trusted_key_vouches_for_is_not_served(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "open_retriever", lambda manifest: SimpleNamespace(index=SimpleNamespace(rows=[])))
+    monkeypatch.setattr(loader, "read_titles", lambda folder, rows: {})
+    ours, other = (make_key(tmp_path / f"{name}.pem") for name in ("ours", "other"))
+    make_candidate(tmp_path / "1", into_mlflow())
+    approve(NAME, 1, "Ada")
+    promote(NAME, no_smoke)
+    assert loader.open_release(NAME, "champion").version == 1  # without trusted keys the records alone decide
+
+    monkeypatch.setenv(TRUSTED_VARIABLE, str(public_file(ours)))
+    with pytest.raises(ArtifactError, match=r"'champion' is not served.*record 1 is not signed"):
+        loader.open_release(NAME, "champion")
+    assert loader.open_release(NAME, "release/1").version == 1  # chosen by the caller, and checked by its digest
+
+    monkeypatch.setenv(KEY_VARIABLE, str(ours.path))
+    registry.copy_version(f"{NAME}-candidate", 1, f"{NAME}-release")
+    sign_release(registry.artifact_folder(f"{NAME}-release", 2))
+    promote(NAME, no_smoke)
+    assert [loader.open_release(NAME, ref).version for ref in ("champion", "previous")] == [2, 1]
+
+    monkeypatch.setenv(TRUSTED_VARIABLE, str(public_file(other)))
+    for ref in ("champion", "previous"):
+        with pytest.raises(ArtifactError, match=f"'{ref}' is not served.*which is not trusted"):
+            loader.open_release(NAME, ref)
+
+    monkeypatch.delenv(TRUSTED_VARIABLE)
+    assert loader.open_release(NAME, "champion").version == 2
+    make_key(settings.keys_folder() / "signing.pem")  # its public half is trusted from then on
+    with pytest.raises(ArtifactError, match="'champion' is not served"):
+        loader.open_release(NAME, "champion")

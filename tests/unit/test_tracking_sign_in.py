@@ -1,0 +1,58 @@
+"""Which server a command is sent to: the one that runs over this home folder, and not whoever came after it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from components.artifacts import write_json
+from components.tracking import sign_in
+from flows import auth_server
+from flows.servers import ServerError
+
+URL = "http://127.0.0.1:5000"
+
+
+@pytest.fixture
+def note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(sign_in, "answers", lambda url: url == URL)
+    return tmp_path / "mlflow" / "server.json"
+
+
+def test_running_server_is_found_as_long_as_it_is_announced(note: Path) -> None:
+    assert sign_in.running_server() is None
+    with sign_in.announced(URL):
+        assert sign_in.running_server() == URL
+    assert sign_in.running_server() is None and not note.exists()
+
+
+def test_nobody_is_sent_a_password_after_the_server_was_killed(note: Path) -> None:
+    gone = multiprocessing.get_context("fork").Process(target=os.getpid)
+    gone.start()
+    gone.join()
+    for left in (
+        {"url": URL, "pid": gone.pid},
+        {"url": URL},
+        {"url": URL, "pid": "x"},
+        {"url": "http://127.0.0.1:1", "pid": os.getpid()},
+        [],
+    ):
+        write_json(note, left)
+        assert sign_in.running_server() is None
+    sign_in.sign_in("trainer")
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_second_server_over_one_home_is_refused(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Known:
+        names = (auth_server.APP,)
+
+    monkeypatch.setattr(auth_server, "entry_points", lambda group: Known)
+    with sign_in.announced(URL), pytest.raises(ServerError, match=f"already: {URL}"):
+        auth_server.auth_plan(5001)
+    assert auth_server.auth_plan(5001).command[-1] == "--uvicorn-opts=--no-proxy-headers"
