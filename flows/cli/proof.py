@@ -42,6 +42,7 @@ def _new_key(options: argparse.Namespace) -> None:
         )
     else:
         lines.append("From now on releases and promotion records are signed, and `verify` here counts signatures by trusted keys alone.")
+        lines.append("A champion that was promoted before has no signature and is not served from now on: approve and promote it once more.")
     lines.append(f"Give the public key to whoever verifies. {PASSWORD_VARIABLE}, set when a key is made, encrypts it.")
     show(options, {"private": key.path, "public": public_file(key), "key_id": key.key_id}, "\n".join(lines))
 
