@@ -47,12 +47,12 @@ def groups(world: Proven) -> dict[str, list[Path]]:
     release = registry.artifact_folder(f"{NAME}-release", 2)
     parts = [registry.artifact_folder(pin.model, pin.version) for _, pin in load_release(release).pins.items()]
     log = settings.audit_log()
-    around = [path for part in (release, *parts) for path in part.parents[1].rglob("*") if path.is_file() and part not in path.parents]
+    beside = [path for part in (release, *parts) for path in part.parents[1].rglob("*") if path.is_file() and part not in path.parents]
     return {
         "release": [path for path in sorted(release.rglob("*")) if path.is_file() and path.name != SIGNATURE],
         "signature": [release / SIGNATURE],
         "parts": [path for part in parts for path in sorted(part.rglob("*")) if path.is_file()],
-        "packages": sorted(around),
+        "packages": sorted(path for path in beside if path.stat().st_size),  # an empty __init__.py has no byte to change
         "audit": [log, head_file(log)],
         "records": sorted((world.home / "mlflow").rglob("record.json")),
     }
