@@ -88,7 +88,7 @@ def check_records(records: Sequence[Record], trusted: Mapping[str, TrustedKey]) 
     if trusted and covered < len(records):
         raise ArtifactError(
             f"Promotion record {len(records)} is not signed, nor is one after it, and only signatures by a trusted key count here. "
-            "A promotion or rollback with a signing key signs all records before it."
+            "A promotion or rollback with a signing key signs all records before it, and so does `scalingnote keys sign champion`."
         )
     return f"{signed} of {len(records)} records signed; each vouches for those before it" if signed else "unsigned: no key was configured"
 

@@ -19,6 +19,7 @@ _FIELDS = (
     "authentication",
     "approved_at",
     "promoted_by",
+    "vouched_by",
     "reason",
     "override",
     "override_by",
@@ -62,6 +63,8 @@ def _entry(record: dict[str, Any]) -> dict[str, Any]:
 def _lines(entry: dict[str, Any], colours: bool) -> list[str]:
     before = f"release/{entry['from_version']}" if entry["from_version"] else "nothing"
     what = f"{entry['action']}: {before} -> release/{entry['to_version']} (candidate/{entry['candidate_version']})"
+    if entry["action"] == "vouch":
+        what = f"vouch: release/{entry['to_version']} and the records before, signed afterwards by {entry['vouched_by']}"
     lines = [f"{entry['sequence']:>3}  {str(entry['when'])[:19].replace('T', ' ')}  {what}", f"     {_who(entry)}"]
     if again := entry["compared_again"]:
         lines.append(f"     the champion had changed: compared again with release/{again['against']}, {again['verdict']}")

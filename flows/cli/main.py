@@ -24,7 +24,7 @@ from flows.cli.parser import build_parser
 ROLES = {
     **dict.fromkeys(("demo", "retrain", "study", "refresh-index", "refresh-query-tower"), "trainer"),
     "approve": "reviewer",
-    **dict.fromkeys(("promote", "webhook", "rollback"), "promoter"),
+    **dict.fromkeys(("promote", "webhook", "rollback", "keys"), "promoter"),
 }
 
 

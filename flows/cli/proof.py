@@ -42,7 +42,7 @@ def _new_key(options: argparse.Namespace) -> None:
         )
     else:
         lines.append("From now on releases and promotion records are signed, and `verify` here counts signatures by trusted keys alone.")
-        lines.append("A champion that was promoted before has no signature and is not served from now on: approve and promote it once more.")
+        lines.append("A champion that was promoted before is not served until it is signed as well: scalingnote keys sign champion")
     lines.append(f"Give the public key to whoever verifies. {PASSWORD_VARIABLE}, set when a key is made, encrypts it.")
     show(options, {"private": key.path, "public": public_file(key), "key_id": key.key_id}, "\n".join(lines))
 
@@ -69,21 +69,13 @@ def _own_line(own: SigningKey | None) -> str:
 
 
 def _sign(options: argparse.Namespace) -> None:
-    from components.artifacts import SIGNATURE, verify
-    from components.errors import ConfigError
-    from components.promotion.attestation import sign_release
-    from components.promotion.pinned import recorded_digest
-    from components.promotion.references import resolve
-    from components.tracking import registry
+    from components.promotion.vouch import vouch
 
-    name = retriever_name(options)
-    model, version = resolve(name, options.ref)
-    folder = verify(registry.artifact_folder(model, version), recorded_digest(name, model, version)).path
-    key_id = sign_release(folder)
-    if key_id is None:
-        raise ConfigError("There is no signing key. Make one with `scalingnote keys new`, or name one in SCALINGNOTE_SIGNING_KEY.")
-    registry.share_file(model, version, SIGNATURE)
-    show(options, {"release": f"{model}/{version}", "key_id": key_id}, f"{model}/{version} signed by {key_id[:16]}.")
+    done = vouch(retriever_name(options), options.ref)
+    line = f"{done.model}/{done.version} signed by {done.key_id[:16]}."
+    if done.sequence is not None:
+        line += f" Promotion record {done.sequence}, signed too, vouches for those before it."
+    show(options, {"release": f"{done.model}/{done.version}", "key_id": done.key_id, "record": done.sequence}, line)
 
 
 def replay(options: argparse.Namespace) -> int:

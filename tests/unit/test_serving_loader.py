@@ -8,12 +8,15 @@ from types import SimpleNamespace
 import pytest
 
 from components import settings
-from components.errors import ArtifactError
+from components.errors import ArtifactError, ConfigError, PromotionError
 from components.promotion.approval import approve
 from components.promotion.attestation import sign_release
-from components.promotion.promote import promote
+from components.promotion.history import history_of, render_history
+from components.promotion.promote import promote, rollback
 from components.promotion.release import ReleaseManifest
 from components.promotion.signing_keys import KEY_VARIABLE, TRUSTED_VARIABLE, make_key, public_file
+from components.promotion.verification import verify_release
+from components.promotion.vouch import vouch
 from components.serving import loader
 from components.tracking import registry
 from tests.unit.promotion_world import NAME, into_mlflow, make_candidate
@@ -53,3 +56,38 @@ def test_champion_that_no_trusted_key_vouches_for_is_not_served(home: Path, tmp_
     make_key(settings.keys_folder() / "signing.pem")  # its public half is trusted from then on
     with pytest.raises(ArtifactError, match="'champion' is not served"):
         loader.open_release(NAME, "champion")
+
+
+def test_a_champion_from_before_the_key_is_served_once_vouched_for(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "open_retriever", lambda manifest: SimpleNamespace(index=SimpleNamespace(rows=[])))
+    monkeypatch.setattr(loader, "read_titles", lambda folder, rows: {})
+    make_candidate(tmp_path / "1", into_mlflow())
+    approve(NAME, 1, "Ada")
+    promote(NAME, no_smoke)
+    with pytest.raises(ConfigError, match="no signing key"):
+        vouch(NAME, "champion")
+    make_key(settings.keys_folder() / "signing.pem")
+    with pytest.raises(ArtifactError, match="keys sign champion"):
+        loader.open_release(NAME, "champion")
+    assert vouch(NAME, "candidate/1").sequence is None
+    assert vouch(NAME, "champion").sequence == 2
+    assert loader.open_release(NAME, "champion").version == 1
+    assert vouch(NAME, "champion").sequence is None  # doing it again adds nothing
+    first, second = history_of(NAME)
+    assert (second["action"], second["from_version"], second["to_version"]) == ("vouch", 1, 1)
+    assert (second["approved_by"], second["decision_digest"]) == (first["approved_by"], first["decision_digest"])
+    assert "signed afterwards by" in render_history(NAME, [first, second])
+    assert all(check.ok for check in verify_release(NAME, "champion"))
+    with pytest.raises(PromotionError, match="first release"):
+        rollback(NAME, "Ada", "slow")
+
+
+def test_a_changed_record_is_not_vouched_for(home: Path, tmp_path: Path) -> None:
+    make_candidate(tmp_path / "1", into_mlflow())
+    approve(NAME, 1, "Ada")
+    promote(NAME, no_smoke)
+    make_key(settings.keys_folder() / "signing.pem")
+    (path,) = (home / "mlflow").rglob("record.json")
+    path.write_text(path.read_text().replace("Ada", "Eve"))
+    with pytest.raises(ArtifactError, match="was changed"):
+        vouch(NAME, "champion")

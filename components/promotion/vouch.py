@@ -1,0 +1,57 @@
+"""Signing what was promoted before there was a key: the release, and one more record that vouches for the chain up to it.
+
+A record cannot be signed afterwards, since the next one names its digest. So a record of the action `vouch` repeats the newest one, moves
+nothing, and is signed: as every record names the one before it, its signature holds for all.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from components.artifacts import SIGNATURE, verify
+from components.errors import ConfigError
+from components.promotion.attestation import record_signer, sign_release
+from components.promotion.pinned import recorded_digest
+from components.promotion.promotion_record import append
+from components.promotion.references import resolve
+from components.promotion.standing import Record, expected_aliases, release_model
+from components.tracking import records as record_store
+from components.tracking import registry
+from components.tracking.provenance import claimed_user
+
+# What the chain gives every record itself, or what is said anew.
+_OWN = {"sequence", "previous", "recorded_at", "retriever", "digest", "signature", "time"}
+
+
+class Vouched(NamedTuple):
+    """The version that was signed, with which key, and the number of the record that vouches; None where none was needed."""
+
+    model: str
+    version: int
+    key_id: str
+    sequence: int | None
+
+
+def vouch(name: str, ref: str) -> Vouched:
+    """Sign the release `ref`; where it is the champion and the newest promotion record has no signature, vouch for the records too.
+
+    Raises ConfigError without a key, ArtifactError for a release that was changed or a chain that is broken, PromotionError for an
+    unknown reference.
+    """
+    sign = record_signer()
+    model, version = resolve(name, ref)
+    folder = verify(registry.artifact_folder(model, version), recorded_digest(name, model, version)).path
+    key_id = sign_release(folder)
+    if sign is None or key_id is None:
+        raise ConfigError("There is no signing key. Make one with `scalingnote keys new`, or name one in SCALINGNOTE_SIGNING_KEY.")
+    registry.share_file(model, version, SIGNATURE)
+    records = record_store.read_records(name)
+    standing = model == release_model(name) and expected_aliases(records).champion == version
+    if not standing or records[-1].get("signature") is not None:
+        return Vouched(model, version, key_id, None)
+    return Vouched(model, version, key_id, int(append(name, _repeated(records[-1]), records, sign)["sequence"]))
+
+
+def _repeated(newest: Record) -> dict[str, Any]:
+    content = {field: value for field, value in newest.items() if field not in _OWN}
+    return {**content, "action": "vouch", "from_version": newest["to_version"], "vouched_by": claimed_user()}
