@@ -73,7 +73,12 @@ def part_of(name: str, ids: frozenset[str], policy: PolicyConfig, required: bool
     if len(ids) >= policy.min_slice_queries:
         return Part(name, ids, required=required)
     rule = "so it cannot be decided on" if required else "so it is not judged; its queries count in the gate over all of them"
-    return Part(name, ids, f"{len(ids)} queries, fewer than the {policy.min_slice_queries} that a slice needs, {rule}.", required)
+    return Part(
+        name,
+        ids,
+        f"{len(ids)} {'query' if len(ids) == 1 else 'queries'}, fewer than the {policy.min_slice_queries} that a slice needs, {rule}.",
+        required,
+    )
 
 
 def _new(whole: pd.DataFrame, known: pd.DataFrame, policy: PolicyConfig) -> Iterator[Part]:

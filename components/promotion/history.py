@@ -15,6 +15,7 @@ _FIELDS = (
     "to_version",
     "candidate_version",
     "approved_by",
+    "claimed_by",
     "role",
     "authentication",
     "approved_at",
@@ -78,6 +79,8 @@ def _lines(entry: dict[str, Any], colours: bool) -> list[str]:
 
 def _who(entry: dict[str, Any]) -> str:
     if entry["audit_digest"]:
-        return f"by {entry['approved_by']} ({entry['role']}, signed in), audit entry {entry['audit_sequence']} {entry['audit_digest'][:12]}"
+        named = f" for {entry['claimed_by']} (as claimed)" if entry["claimed_by"] not in (None, entry["approved_by"]) else ""
+        signed_in = f"by {entry['approved_by']} ({entry['role']}, signed in){named}"
+        return f"{signed_in}, audit entry {entry['audit_sequence']} {entry['audit_digest'][:12]}"
     person = entry["approved_by"]
     return "by nobody known (unauthenticated)" if person == "unauthenticated" else f"by {person} (as claimed, unauthenticated)"

@@ -89,6 +89,7 @@ def rollback_record(name: str, records: Sequence[Record], versions: tuple[int, i
         "packages": _packages(name, target, folder),
         "evidence_digest": digest,
         "approved_by": act.person if act else person,
+        "claimed_by": person,
         "role": act.role if act else None,
         "override": None,
         "reason": reason,

@@ -70,8 +70,15 @@ def promotions(name: str, info: VersionInfo, witness: Witness) -> Node:
     if info.name != release_model(name):
         return Node("promotion records", {"note": "a candidate has none"}, kind="record")
     about = [record for record in witness.records if info.version in (record["to_version"], record["from_version"])]
-    children = tuple(Node(f"record {record['sequence']}: {record['action']}", record, kind="record") for record in about)
+    children = tuple(Node(f"record {record['sequence']}: {record['action']}", _readable(record), kind="record") for record in about)
     return Node("promotion records", {} if about else {"note": "not promoted"}, children, "record")
+
+
+def _readable(record: Record) -> dict[str, Any]:
+    """The record with the ids of the keys in place of its signature, which `verify` reads from the record itself."""
+    signed = [str(one.get("keyid")) for one in (record.get("signature") or {}).get("signatures", [])]
+    shown = {field: value for field, value in record.items() if field != "signature"}
+    return {**shown, **({"signed_by": ", ".join(signed)} if signed else {})}
 
 
 def _place(info: VersionInfo) -> tuple[str, int]:
