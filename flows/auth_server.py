@@ -11,7 +11,7 @@ from components import settings
 from components.artifacts import write_atomic
 from components.tracking import audit, sign_in
 from components.tracking.roles import PERMISSIONS_FILE, load_permissions
-from flows.servers import ServerError, ServerPlan, mlflow_plan
+from flows.server_plans import ServerError, ServerPlan, mlflow_plan
 
 APP = "scalingnote"
 PROJECT = Path(__file__).resolve().parents[1]

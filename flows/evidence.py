@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from components.promotion.evidence import Compared, Dossier, Making, StepCost
     from components.promotion.release import LineageNode, ReleaseManifest
     from components.serving.retriever import Retriever
-    from flows.registration import Parts
+    from flows.parts import Parts
 
 REPLAYED = 1000  # queries of the log, the newest, that both releases answer
 _UNCOMPARED = (

@@ -18,9 +18,10 @@ from components.promotion.pinned import PinnedRelease
 from components.promotion.standing import candidate_model
 from components.tracking.registry import find_version
 from flows.config import RetrainConfig
+from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
 from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base
-from flows.registration import Parts, register_candidate
+from flows.registration import register_candidate
 from flows.release_steps import encoding_key, evaluation_step, typed
 from flows.steps import Step
 

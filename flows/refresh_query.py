@@ -16,9 +16,10 @@ from components.index.changes import changes_since, read_documents
 from components.promotion.pinned import PinnedRelease
 from components.promotion.release import EVALUATION_FOLDER
 from flows.config import RetrainConfig, amend_config
+from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
 from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base
-from flows.registration import Parts, register_candidate
+from flows.registration import register_candidate
 from flows.release_steps import evaluation_step, generation_step, student_step, targets_step, typed
 from flows.steps import Step
 

@@ -6,16 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact
+from components.artifacts import Artifact, IndexArtifact
 from components.evaluation.comparison import load_comparison, load_values
 from components.evaluation.report import load_evaluation
 from components.promotion.attestation import sign_release
-from components.promotion.base_models import ENCODERS, base_models_of
+from components.promotion.base_models import base_models_of
 from components.promotion.baseline import Baseline, comparison_for
 from components.promotion.evidence_markdown import describe
 from components.promotion.evidence_metrics import candidate_metrics
 from components.promotion.evidence_report import write_report_page
-from components.promotion.facts import Facts, gather_facts, write_facts
+from components.promotion.fact_finding import gather_facts
+from components.promotion.facts import Facts, write_facts
 from components.promotion.gates import Evidence, GateDecision, decide
 from components.promotion.lineage_gaps import Origins
 from components.promotion.release import (
@@ -23,7 +24,6 @@ from components.promotion.release import (
     Pin,
     Pins,
     ReleaseManifest,
-    ReleaseType,
     evaluation_pin,
     load_release,
     write_candidate,
@@ -33,33 +33,9 @@ from components.tracking.links import evidence_links
 from components.tracking.registry import RegisteredVersion, ensure_model, find_version, set_description
 from flows.config import RetrainConfig
 from flows.evidence import Outcome, compare_with_champion, dossier_of, open_candidate
+from flows.parts import Parts
 from flows.recorder import Recorder
 from flows.steps import Step
-
-
-@dataclass(frozen=True)
-class Parts:
-    """All that a release is made of. `notes` are lines about a refresh for the reviewer, as plain text."""
-
-    dataset: DatasetArtifact
-    validation: Artifact
-    query_tower: EncoderArtifact
-    document_tower: EncoderArtifact
-    query_encoder: EncoderArtifact
-    index: IndexArtifact
-    evaluation: Artifact
-    release_type: ReleaseType = "full"
-    notes: tuple[str, ...] = ()
-
-    @property
-    def encoders(self) -> dict[str, Path]:
-        """Role -> folder of the encoders."""
-        return {role: getattr(self, role).path for role in ENCODERS}
-
-    @property
-    def pinned(self) -> dict[str, Artifact]:
-        """Role -> artifact of all that a release pins."""
-        return {role: getattr(self, role) for role in Pins.model_fields}
 
 
 @dataclass(frozen=True)

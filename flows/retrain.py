@@ -13,8 +13,9 @@ from prefect import flow
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
 from flows.config import RetrainConfig
+from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
-from flows.registration import Parts, register_candidate
+from flows.registration import register_candidate
 from flows.release_steps import (
     evaluation_step,
     generation_step,

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from components.artifacts import Artifact, read_versioned, write_json
+from components.artifacts import read_versioned, write_json
 from components.errors import ArtifactError
-
-if TYPE_CHECKING:
-    from components.promotion.lineage_gaps import Origins
 
 SCHEMA_VERSION = 1
 FACTS_FILE = "facts.json"
@@ -32,22 +27,6 @@ class Facts(BaseModel):
     lineage_gaps: tuple[str, ...] | None = None
     space_mismatches: tuple[str, ...] | None = None
     uncompared: str = ""
-
-
-def gather_facts(validation: Artifact, origins: Origins, parts: Mapping[str, Artifact], uncompared: str = "") -> Facts:
-    """The facts about a candidate before its manifest is written; `parts` maps the role of encoders and index to their artifact."""
-    from components.data.validation import load_report
-    from components.promotion.lineage_gaps import gaps_of
-    from components.promotion.spaces import space_mismatches
-
-    report = load_report(validation)
-    return Facts(
-        contract_errors=len(report.errors),
-        contract_warnings=len(report.warnings),
-        lineage_gaps=gaps_of(origins),
-        space_mismatches=space_mismatches(parts),
-        uncompared=uncompared,
-    )
 
 
 def write_facts(folder: Path, facts: Facts) -> None:

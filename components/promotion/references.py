@@ -7,6 +7,7 @@ from components.promotion.standing import CHAMPION, PREVIOUS, candidate_model, e
 from components.tracking import records as record_store
 from components.tracking import registry
 
+TRACED = "a release (champion, previous, candidate/N, release/N), model/NAME/N, index/N, answer:ID, or the id of a document"
 FORMS = "champion, previous, candidate/N or release/N (N a number or 'latest')"
 
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.errors import PromotionError
-from components.promotion.references import resolve
+from components.promotion.references import TRACED, resolve
 from components.promotion.trace_model import model_node, role_of
 from components.promotion.trace_node import Node, text_of
 from components.promotion.trace_release import Opened, open_version, release_node
 
-REFERENCES = "a release (champion, previous, candidate/N, release/N), model/NAME/N, index/N, answer:ID, or the id of a document"
 _RELEASE = re.compile(r"^(champion|previous|(candidate|release)/.*)$")
 _MODEL = re.compile(r"^model/([^/]+)/(.*)$")
 _PART = re.compile(r"^(index|query-encoder|query-tower|document-tower)/(.*)$")
@@ -44,7 +43,7 @@ class Trace:
 
 
 def follow(name: str, ref: str, release: str = "champion") -> Trace:
-    """Trace whatever `ref` names (see REFERENCES) but an answer; a document is looked up in `release`.
+    """Trace whatever `ref` names (see TRACED) but an answer; a document is looked up in `release`.
 
     Raises PromotionError, ModelError or DataError for a reference that names nothing, ArtifactError for changed files.
     """
@@ -88,5 +87,5 @@ def trace_document(name: str, ref: str, doc_id: str) -> Trace:
 
 def _number(text: str, ref: str) -> int:
     if not text.isascii() or not text.isdigit():
-        raise PromotionError(f"'{ref}' names no version: expected a number after the last slash. Known are {REFERENCES}.")
+        raise PromotionError(f"'{ref}' names no version: expected a number after the last slash. Known are {TRACED}.")
     return int(text)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from components.artifacts import file_sha256, read_manifest, verify_sizes
 from components.errors import ArtifactError, DataError
 from components.index.rows import DELETED_FILE, IDS_FILE, read_rows, read_table
+from components.promotion.references import TRACED
 from components.promotion.release import Pin
-from components.promotion.trace import REFERENCES
 from components.tracking import registry
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def find_document(index_folder: Path, doc_id: str) -> dict[str, Any]:
     if found is None:
         raise DataError(
             f"The index of this release has no document '{doc_id}'; it holds {rows.live:,} others. "
-            f"Check the id, or give another reference: {REFERENCES}."
+            f"Check the id, or give another reference: {TRACED}."
         )
     return found
 

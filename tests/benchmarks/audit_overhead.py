@@ -43,7 +43,8 @@ def measure_servers(folder: Path, calls: int) -> None:
     """Writing and reading calls, one to each server in turn."""
     from mlflow import MlflowClient
 
-    from flows.servers import mlflow_plan, running
+    from flows.server_plans import mlflow_plan
+    from flows.servers import running
 
     template = folder / "template.db"
     MlflowClient(f"sqlite:///{template}").search_registered_models()

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from flows.servers import prefect_plan, running
+from flows.server_plans import prefect_plan
+from flows.servers import running
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("retrain", "refresh-index", "refresh-query-tower", "promote")

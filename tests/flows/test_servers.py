@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from components.errors import ConfigError
-from flows.servers import ServerError, ServerPlan, check_ports, mlflow_plan, prefect_plan, running, serve
+from flows.server_plans import ServerError, ServerPlan, mlflow_plan, prefect_plan
+from flows.servers import check_ports, running, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))

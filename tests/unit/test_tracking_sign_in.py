@@ -11,7 +11,7 @@ import pytest
 from components.artifacts import write_json
 from components.tracking import sign_in
 from flows import auth_server
-from flows.servers import ServerError
+from flows.server_plans import ServerError
 
 URL = "http://127.0.0.1:5000"
 

@@ -1,0 +1,35 @@
+"""The finished parts of a release, before they are registered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact
+from components.promotion.base_models import ENCODERS
+from components.promotion.release import Pins, ReleaseType
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a release is made of. `notes` are lines about a refresh for the reviewer, as plain text."""
+
+    dataset: DatasetArtifact
+    validation: Artifact
+    query_tower: EncoderArtifact
+    document_tower: EncoderArtifact
+    query_encoder: EncoderArtifact
+    index: IndexArtifact
+    evaluation: Artifact
+    release_type: ReleaseType = "full"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def encoders(self) -> dict[str, Path]:
+        """Role -> folder of the encoders."""
+        return {role: getattr(self, role).path for role in ENCODERS}
+
+    @property
+    def pinned(self) -> dict[str, Artifact]:
+        """Role -> artifact of all that a release pins."""
+        return {role: getattr(self, role) for role in Pins.model_fields}
