@@ -83,6 +83,8 @@ def test_values_of_queries(where: tuple[str, str | None, str], queries: set[int]
     if name == "per_query" and how == "rename" and queries == set(range(40)):
         return  # every query of one system under another name: seen in the gates that pair it only
     for gate in NEEDED[where]:
+        if how == "rename" and gate.startswith("floor"):
+            continue  # it stands on the mean of one system alone, too
         assert found[gate] != "pass", gate
 
 
