@@ -14,6 +14,7 @@ from components.promotion.attestation import record_signer, sign_release
 from components.promotion.pinned import recorded_digest
 from components.promotion.promotion_record import append
 from components.promotion.references import resolve
+from components.promotion.signing_keys import trusted_keys
 from components.promotion.standing import Record, expected_aliases, release_model
 from components.tracking import records as record_store
 from components.tracking import registry
@@ -35,8 +36,8 @@ class Vouched(NamedTuple):
 def vouch(name: str, ref: str) -> Vouched:
     """Sign the release `ref`; where it is the champion and the newest promotion record has no signature, vouch for the records too.
 
-    Raises ConfigError without a key, ArtifactError for a release that was changed or a chain that is broken, PromotionError for an
-    unknown reference.
+    Raises ConfigError without a key, or with one that is not trusted where others are, ArtifactError for a release that was changed or a
+    chain that is broken, PromotionError for an unknown reference.
     """
     sign = record_signer()
     model, version = resolve(name, ref)
@@ -49,6 +50,11 @@ def vouch(name: str, ref: str) -> Vouched:
     standing = model == release_model(name) and expected_aliases(records).champion == version
     if not standing or records[-1].get("signature") is not None:
         return Vouched(model, version, key_id, None)
+    if (trusted := trusted_keys()) and key_id not in trusted:
+        raise ConfigError(
+            f"The release is signed, its promotion records are not: the signing key {key_id[:16]} is not among the trusted keys, and a "
+            "record signed by it would keep every champion from being served. Trust its public key first, or sign with a trusted key."
+        )
     return Vouched(model, version, key_id, int(append(name, _repeated(records[-1]), records, sign)["sequence"]))
 
 

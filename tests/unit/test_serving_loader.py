@@ -66,7 +66,11 @@ def test_a_champion_from_before_the_key_is_served_once_vouched_for(home: Path, t
     promote(NAME, no_smoke)
     with pytest.raises(ConfigError, match="no signing key"):
         vouch(NAME, "champion")
+    monkeypatch.setenv(KEY_VARIABLE, str(make_key(tmp_path / "other.pem").path))
     make_key(settings.keys_folder() / "signing.pem")
+    with pytest.raises(ConfigError, match="not among the trusted keys"):
+        vouch(NAME, "champion")
+    monkeypatch.delenv(KEY_VARIABLE)
     with pytest.raises(ArtifactError, match="keys sign champion"):
         loader.open_release(NAME, "champion")
     assert vouch(NAME, "candidate/1").sequence is None
