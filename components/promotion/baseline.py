@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from components.artifacts import verify
@@ -47,13 +48,17 @@ def comparison_for(name: str, pins: Mapping[str, str]) -> Baseline | None:
 
 def baseline_evaluation(name: str, version: int) -> Evaluation:
     """The evaluation of a promoted release, checked against the digest in its promotion record."""
-    from components.evaluation.report import load_evaluation
-
     record = record_of(record_store.read_records(name), version)
     if record is None:
         raise ArtifactError(f"{release_model(name)}/{version} was never promoted, so it cannot be a baseline.")
-    folder = registry.artifact_folder(release_model(name), version)
-    verify(folder, record["manifest_digest"])
+    return verified_evaluation(registry.artifact_folder(release_model(name), version), str(record["manifest_digest"]))
+
+
+def verified_evaluation(folder: Path, digest: str) -> Evaluation:
+    """The evaluation in a release's folder; raises ArtifactError unless release and evaluation are whole and the release is `digest`."""
+    from components.evaluation.report import load_evaluation
+
+    verify(folder, digest)
     verify(folder / EVALUATION_FOLDER, load_release(folder).evaluation.digest)
     return load_evaluation(folder / EVALUATION_FOLDER)
 

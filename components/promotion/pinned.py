@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from components.promotion.baseline import record_of
 from components.promotion.lineage_gaps import VALIDATION_KIND
 from components.promotion.references import resolve
 from components.promotion.release import FLOWS_SINCE, LineageNode, Pin, ReleaseManifest, load_release
-from components.promotion.standing import release_model
+from components.promotion.standing import Record, release_model
 from components.tracking import labels, registry
 from components.tracking import records as record_store
 
@@ -79,9 +79,11 @@ def load_manifest(name: str, ref: str) -> ReleaseManifest:
     return load_release(registry.artifact_folder(*resolve(name, ref)))
 
 
-def recorded_digest(name: str, model: str, version: int) -> str | None:
-    """The digest of a release in its promotion record, else the one it was registered with."""
-    record = record_of(record_store.read_records(name), version) if model == release_model(name) else None
+def recorded_digest(name: str, model: str, version: int, records: Sequence[Record] | None = None) -> str | None:
+    """The digest of a release in its promotion record (of `records` where they were read before), else the one it was registered with."""
+    record = None
+    if model == release_model(name):
+        record = record_of(record_store.read_records(name) if records is None else records, version)
     if record is not None:
         return str(record["manifest_digest"])
     return next((info.tags.get(labels.DIGEST) for info in registry.versions(model) if info.version == version), None)

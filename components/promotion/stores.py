@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from components import settings
-from components.artifacts import MANIFEST, open_artifact, read_manifest, verify
+from components.artifacts import MANIFEST, open_artifact, read_manifest
 from components.errors import ArtifactError, PromotionError
-from components.promotion.baseline import baseline_evaluation, record_of
-from components.promotion.release import EVALUATION_FOLDER, RELEASE_FILE, Pin, load_release
+from components.promotion.baseline import baseline_evaluation, record_of, verified_evaluation
+from components.promotion.release import RELEASE_FILE, Pin
 from components.promotion.standing import CHAMPION, PREVIOUS, Record, expected_aliases, release_model
 from components.tracking import audit, labels, registry
 from components.tracking import records as record_store
@@ -161,15 +161,11 @@ class FolderStore:
 
     def baseline(self, version: int) -> Evaluation:
         """Of the release that the records name for `version`."""
-        from components.evaluation.report import load_evaluation
-
         record = record_of(self.records(), version)
         if record is None:
             raise ArtifactError(f"No promotion record below {self.root} names release/{version}, which it was compared with.")
-        folder = self._by_digest(str(record["manifest_digest"]), f"release/{version}, which it was compared with")[0]
-        verify(folder, str(record["manifest_digest"]))
-        verify(folder / EVALUATION_FOLDER, load_release(folder).evaluation.digest)
-        return load_evaluation(folder / EVALUATION_FOLDER)
+        digest = str(record["manifest_digest"])
+        return verified_evaluation(self._by_digest(digest, f"release/{version}, which it was compared with")[0], digest)
 
     def trail(self) -> list[AuditEntry] | None:
         """The one audit log below the folder."""

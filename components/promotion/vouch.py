@@ -6,6 +6,7 @@ nothing, and is signed: as every record names the one before it, its signature h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from components.artifacts import SIGNATURE, verify
@@ -14,7 +15,7 @@ from components.promotion.attestation import record_signer, sign_release
 from components.promotion.pinned import recorded_digest
 from components.promotion.promotion_record import append
 from components.promotion.references import resolve
-from components.promotion.signing_keys import trusted_keys
+from components.promotion.signing_keys import SigningKey, load_signing_key, trusted_keys
 from components.promotion.standing import Record, expected_aliases, release_model
 from components.tracking import records as record_store
 from components.tracking import registry
@@ -39,23 +40,32 @@ def vouch(name: str, ref: str) -> Vouched:
     Raises ConfigError without a key, or with one that is not trusted where others are, ArtifactError for a release that was changed or a
     chain that is broken, PromotionError for an unknown reference.
     """
-    sign = record_signer()
-    model, version = resolve(name, ref)
-    folder = verify(registry.artifact_folder(model, version), recorded_digest(name, model, version)).path
-    key_id = sign_release(folder)
-    if sign is None or key_id is None:
+    key, sign = load_signing_key(), record_signer()
+    if key is None or sign is None:
         raise ConfigError("There is no signing key. Make one with `scalingnote keys new`, or name one in SCALINGNOTE_SIGNING_KEY.")
-    registry.share_file(model, version, SIGNATURE)
+    model, version = resolve(name, ref)
     records = record_store.read_records(name)
-    standing = model == release_model(name) and expected_aliases(records).champion == version
-    if not standing or records[-1].get("signature") is not None:
-        return Vouched(model, version, key_id, None)
-    if (trusted := trusted_keys()) and key_id not in trusted:
+    unsigned = model == release_model(name) and _is_unsigned(records, version)
+    if unsigned:
+        _require_trusted(key)
+    folder = verify(registry.artifact_folder(model, version), recorded_digest(name, model, version, records)).path
+    sign_release(folder)
+    registry.share_file(model, version, SIGNATURE)
+    record = append(name, _repeated(records[-1]), records, sign) if unsigned else None
+    return Vouched(model, version, key.key_id, None if record is None else int(record["sequence"]))
+
+
+def _is_unsigned(records: Sequence[Record], version: int) -> bool:
+    """Whether the release is the champion by records of which nobody signed the newest."""
+    return expected_aliases(records).champion == version and records[-1].get("signature") is None
+
+
+def _require_trusted(key: SigningKey) -> None:
+    if (trusted := trusted_keys()) and key.key_id not in trusted:
         raise ConfigError(
-            f"The release is signed, its promotion records are not: the signing key {key_id[:16]} is not among the trusted keys, and a "
-            "record signed by it would keep every champion from being served. Trust its public key first, or sign with a trusted key."
+            f"The signing key {key.key_id[:16]} is not among the trusted keys: with a promotion record signed by it no champion would be "
+            "served. Nothing was signed. Trust its public key first, or sign with a trusted key."
         )
-    return Vouched(model, version, key_id, int(append(name, _repeated(records[-1]), records, sign)["sequence"]))
 
 
 def _repeated(newest: Record) -> dict[str, Any]:

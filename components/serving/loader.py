@@ -12,11 +12,11 @@ from components.errors import ArtifactError, ModelError, ScalingNoteError
 from components.index.config import IndexConfig
 from components.index.rows import read_titles
 from components.promotion.attestation import check_records
-from components.promotion.baseline import record_of
+from components.promotion.pinned import recorded_digest
 from components.promotion.references import resolve
 from components.promotion.release import Pin, ReleaseManifest, load_release
 from components.promotion.signing_keys import trusted_keys
-from components.promotion.standing import CHAMPION, PREVIOUS, Record, release_model
+from components.promotion.standing import CHAMPION, PREVIOUS, Record
 from components.serving.answers import Served
 from components.serving.retriever import Retriever
 from components.tracking import registry
@@ -50,7 +50,7 @@ def open_release(name: str, ref: str) -> Opened:
     if ref in (CHAMPION, PREVIOUS):
         require_signed(records, ref)
     folder = registry.artifact_folder(model, version)
-    artifact = verify(folder, promoted_digest(records, name, model, version))
+    artifact = verify(folder, recorded_digest(name, model, version, records))
     manifest = load_release(folder)
     retriever = open_retriever(manifest)
     titles = read_titles(registry_folder(manifest.pins.index), retriever.index.rows)
@@ -69,12 +69,6 @@ def require_signed(records: Sequence[Record], ref: str) -> None:
             f"'{ref}' is not served: trusted keys are configured, and they do not vouch for the promotion records. {error} "
             "See `scalingnote keys list` and `scalingnote history`; release/N serves a version that you choose yourself."
         ) from None
-
-
-def promoted_digest(records: Sequence[Record], name: str, model: str, version: int) -> str | None:
-    """Digest that the promotion record of a release names; None for a candidate or a release that was not promoted yet."""
-    record = record_of(records, version) if model == release_model(name) else None
-    return None if record is None else str(record["manifest_digest"])
 
 
 def open_retriever(manifest: ReleaseManifest) -> Retriever:

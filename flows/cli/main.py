@@ -24,7 +24,7 @@ from flows.cli.parser import build_parser
 ROLES = {
     **dict.fromkeys(("demo", "retrain", "study", "refresh-index", "refresh-query-tower"), "trainer"),
     "approve": "reviewer",
-    **dict.fromkeys(("promote", "webhook", "rollback", "keys"), "promoter"),
+    **dict.fromkeys(("promote", "webhook", "rollback", "keys sign"), "promoter"),
 }
 
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     _quiet_libraries(options.verbose)
     try:
-        if role := ROLES.get(options.command):
+        if role := ROLES.get(f"{options.command} {getattr(options, 'action', '')}".strip()):
             sign_in(role)
         settings.activate()
         return int(options.run(options) or 0)

@@ -18,7 +18,6 @@ from components.promotion.approval import approve
 from components.promotion.deliveries import Deliveries
 from components.promotion.history import history_of
 from components.promotion.promote import promote, rollback
-from components.promotion.release import ReleaseManifest
 from components.promotion.waiting import pending
 from components.tracking import registry
 from components.tracking.audit import read_audit
@@ -26,7 +25,7 @@ from components.tracking.store import TrackingError
 from flows.webhook import receiving
 from tests.auth_world import AuthServer, auth_server
 from tests.flows.cli_world import assert_refused, scalingnote
-from tests.unit.promotion_world import GOOD, NAME, into_mlflow, make_candidate
+from tests.unit.promotion_world import GOOD, NAME, into_mlflow, make_candidate, no_smoke
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
 CANDIDATE, RELEASE = f"{NAME}-candidate", f"{NAME}-release"
@@ -47,10 +46,6 @@ def build(server: AuthServer, folder: Path, levels: dict[str, float] = GOOD, use
     """A candidate of `user`, registered through the server."""
     with server.as_user(user):
         return make_candidate(folder, into_mlflow(), levels).version
-
-
-def no_smoke(manifest: ReleaseManifest) -> None:
-    assert manifest.name == NAME
 
 
 def copy_in_the_ui(server: AuthServer, user: str, number: int) -> tuple[int, Any]:

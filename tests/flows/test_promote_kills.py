@@ -14,12 +14,11 @@ import pytest
 
 from components.promotion.approval import approve
 from components.promotion.promote import promote, trusted
-from components.promotion.release import ReleaseManifest
 from components.promotion.verification import verify_release
 from components.tracking import registry
 from components.tracking.records import read_records
 from components.tracking.store import clear_caches
-from tests.unit.promotion_world import NAME, Register, into_mlflow, make_candidate
+from tests.unit.promotion_world import NAME, Register, into_mlflow, make_candidate, no_smoke
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 RELEASE = f"{NAME}-release"
@@ -29,10 +28,6 @@ KILLS = int(os.environ.get("SCALINGNOTE_TEST_KILLS", "8"))
 @pytest.fixture
 def register(home: Path) -> Register:
     return into_mlflow()
-
-
-def no_smoke(manifest: ReleaseManifest) -> None:
-    assert manifest.name == NAME
 
 
 def promote_alone() -> None:

@@ -121,3 +121,13 @@ def test_replay_builds_again(home: Path) -> None:
     assert found["build"]["first"] is None, found["build"]
     assert (found["outcome"], found["build"]["evaluation"]["outcome"]) == ("equal", "equal")
     assert done("status", *NAME)["champion"] == 1
+
+
+def test_only_signing_signs_in(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("flows.cli.main.sign_in", asked.append)
+    scalingnote("keys", "list")
+    scalingnote("keys", "new", "--to", home / "other.pem")
+    assert asked == []
+    scalingnote("keys", "sign", "champion", *NAME)
+    assert asked == ["promoter"]

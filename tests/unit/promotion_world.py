@@ -131,6 +131,11 @@ def make_comparison(p95_ms: float = 2.0, qps: float = 100.0, queries: int = 40) 
     return ComparisonSummary(baseline_version=1, judgements_digest="j1", queries=queries, candidate=speeds[0], champion=speeds[1])
 
 
+def no_smoke(manifest: ReleaseManifest) -> None:
+    """In place of the smoke queries of a promotion, where no release can answer any."""
+    assert manifest.name == NAME
+
+
 Register = Callable[[str, Artifact], RegisteredVersion]
 PROVENANCE = Provenance(
     code_revision="abc",

@@ -19,22 +19,10 @@ from components.promotion.promote import promote
 from components.promotion.signing_keys import make_key
 from components.tracking import records, registry
 from components.tracking.audit import append_entry
-from components.tracking.provenance import Provenance, version_tags
+from components.tracking.provenance import version_tags
 from components.tracking.registry import RegisteredVersion
 from components.tracking.runs import StepRecord, open_flow_run, record_step
-from tests.unit.promotion_world import GOOD, NAME, make_candidate
-
-PROVENANCE = Provenance(
-    code_revision="abc",
-    dirty=False,
-    patch_digest=None,
-    code_digest="c" * 64,
-    lock_digest="e" * 64,
-    python="3.11",
-    packages={},
-    platform="test",
-    user="somebody",
-)
+from tests.unit.promotion_world import GOOD, NAME, PROVENANCE, make_candidate
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from components.promotion.marks import RED
 from components.promotion.promote import Change, promote, rollback, trusted
 from components.promotion.release import ReleaseManifest
 from components.tracking import audit, records, registry
-from tests.unit.promotion_world import GOOD, NAME, Killed, MemoryTracking, World
+from tests.unit.promotion_world import GOOD, NAME, Killed, MemoryTracking, World, no_smoke
 
 RELEASE = f"{NAME}-release"
 BAD = {**GOOD, "student": 0.5}
@@ -28,10 +28,6 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     tracking = MemoryTracking()
     tracking.install(monkeypatch)
     return World(tracking, tmp_path)
-
-
-def no_smoke(manifest: ReleaseManifest) -> None:
-    assert manifest.name == NAME
 
 
 def release(world: World) -> Change:

@@ -10,10 +10,9 @@ from components.errors import ArtifactError, PromotionError
 from components.promotion import approval, people
 from components.promotion.approval import approve, rejection
 from components.promotion.promote import Change, promote, rollback
-from components.promotion.release import ReleaseManifest
 from components.promotion.status import status_of
 from components.tracking.audit import head_file, read_audit
-from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World
+from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, no_smoke
 
 CANDIDATE, RELEASE = f"{NAME}-candidate", f"{NAME}-release"
 BAD = {**GOOD, "student": 0.5}
@@ -24,10 +23,6 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     tracking = MemoryTracking(log=tmp_path / "audit.jsonl")
     tracking.install(monkeypatch)
     return World(tracking, tmp_path)
-
-
-def no_smoke(manifest: ReleaseManifest) -> None:
-    assert manifest.name == NAME
 
 
 def built(world: World, levels: dict[str, float] = GOOD) -> int:

@@ -20,7 +20,7 @@ from components.promotion.stale import decide_again
 from components.promotion.status import render_status, status_of
 from components.promotion.waiting import pending
 from components.serving import timing
-from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, rewrite
+from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, no_smoke, rewrite
 
 CANDIDATE, RELEASE = f"{NAME}-candidate", f"{NAME}-release"
 BAD = {**GOOD, "student": 0.5}
@@ -31,10 +31,6 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     tracking = MemoryTracking()
     tracking.install(monkeypatch)
     return World(tracking, tmp_path)
-
-
-def no_smoke(manifest: ReleaseManifest) -> None:
-    assert manifest.name == NAME
 
 
 def with_better_champion(world: World) -> None:

@@ -13,17 +13,12 @@ from components.promotion.approval import approve
 from components.promotion.attestation import sign_release
 from components.promotion.history import history_of, render_history
 from components.promotion.promote import promote, rollback
-from components.promotion.release import ReleaseManifest
 from components.promotion.signing_keys import KEY_VARIABLE, TRUSTED_VARIABLE, make_key, public_file
 from components.promotion.verification import verify_release
 from components.promotion.vouch import vouch
 from components.serving import loader
 from components.tracking import registry
-from tests.unit.promotion_world import NAME, into_mlflow, make_candidate
-
-
-def no_smoke(manifest: ReleaseManifest) -> None:
-    assert manifest.name == NAME
+from tests.unit.promotion_world import NAME, into_mlflow, make_candidate, no_smoke
 
 
 def test_champion_that_no_trusted_key_vouches_for_is_not_served(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

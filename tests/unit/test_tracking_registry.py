@@ -14,7 +14,7 @@ import pytest
 from components.artifacts import Artifact, seal, verify
 from components.errors import ArtifactError, ModelError
 from components.tracking import embedded, registry
-from components.tracking.provenance import Provenance, version_tags
+from components.tracking.provenance import version_tags
 from components.tracking.registry import (
     RegisteredVersion,
     alias,
@@ -28,18 +28,8 @@ from components.tracking.registry import (
 )
 from components.tracking.runs import StepRecord, open_flow_run, record_step
 from components.tracking.store import TrackingError, client
+from tests.unit.promotion_world import PROVENANCE
 
-PROVENANCE = Provenance(
-    code_revision="abc",
-    dirty=False,
-    patch_digest=None,
-    code_digest="c" * 64,
-    lock_digest="e" * 64,
-    python="3.11",
-    packages={},
-    platform="test",
-    user="somebody",
-)
 MODEL = "retriever-index"
 
 
