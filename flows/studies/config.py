@@ -22,7 +22,9 @@ class StudyConfig(StepConfig):
         (1, 2, 4, 6), description="retention: numbers of layers kept; those the encoder does not have are left out"
     )
     static: bool = Field(True, description="retention: also the static student, which has no transformer")
-    seeds: tuple[int, ...] = Field((), description="distillation_ablation: seeds each cell is trained with; empty: distillation.seed alone")
+    seeds: tuple[int, ...] = Field(
+        (), description="tower_ablation, distillation_ablation: seeds each cell is trained with; empty: the seed of the section alone"
+    )
     noise: dict[NoiseKind, tuple[Rate, ...]] = Field(
         {"typos": (0.1, 0.3), "dropped_words": (0.1, 0.3), "upper_case": (1.0,), "lower_case": (1.0,), "verbosity": (1.0,)},
         description="robustness: typos, dropped_words, upper_case, lower_case, verbosity, each with the shares from 0 to 1 of the words "

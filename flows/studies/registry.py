@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 STUDIES = {
     "baselines": "every way to build a retriever, from BM25 to the refined student, at equal training pairs",
     "retention": "students of several sizes: quality kept of the teacher, and speed",
+    "tower_ablation": "what each choice of the towers' training gives: mined negatives, filter, query prediction, pooling",
     "distillation_ablation": "what each choice of the distillation gives: losses, refinement, sources, batch size",
     "scaling_law": "how the contrastive entropy falls with model and data size, and what the next size should give",
     "robustness": "noisy queries and foreign documents: what teacher and student lose against clean ones",

@@ -94,6 +94,17 @@ def test_ablation_and_cost_on_the_same_teacher(home: Path, clinic: Path) -> None
     assert student["USD per million queries"] == pytest.approx(1e6 / student["queries/s"] / 3600 * 1.03)
 
 
+def test_tower_ablation_compares_teachers(home: Path, clinic: Path) -> None:
+    result = done("study", "tower_ablation", *STUDY, "--data", clinic, "--cells", "mined,mined-unfiltered,query-prediction-0.1")
+    rows = by_system(result)
+    assert list(rows) == ["base", "mined", "mined-unfiltered", "query-prediction-0.1"]
+    for row in rows.values():
+        assert row["nDCG@10"] - rows["base"]["nDCG@10"] == pytest.approx(row["over base nDCG@10"] or 0, abs=1e-6)
+    gained = rows["mined"]["nDCG@10"] - rows["mined-unfiltered"]["nDCG@10"]
+    assert f"filter minus without it: R@50 {rows['mined']['R@50'] - rows['mined-unfiltered']['R@50']:+.3f}" in result["text"]
+    assert f"nDCG@10 {gained:+.3f} [" in result["text"]
+
+
 def test_corpus_growth_measures_sizes_and_says_what_is_synthetic(home: Path, clinic: Path) -> None:
     sizes = ("--set", "study.growth_sizes=[200, 300, 1000]", "--set", "index.index_key=IVF4,Flat")
     result = done("study", "corpus_growth", *STUDY, "--data", clinic, *sizes)

@@ -11,7 +11,7 @@ from components.artifacts import Artifact, seal
 from components.errors import CollapseError, ConfigError
 from flows.config import load_settings
 from flows.steps import Step, _made, make_step
-from flows.studies import cost_benefit, distillation_ablation
+from flows.studies import cost_benefit, distillation_ablation, tower_ablation
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
 from flows.studies.framework import Cell, require, run_cells
@@ -104,6 +104,24 @@ def test_every_ablation_is_a_valid_configuration(layers: int) -> None:
 def test_ablation_trains_each_cell_with_each_seed_beside_teacher_and_base() -> None:
     cells = distillation_ablation.cells(context("mse-only", seeds=[1, 2]))
     assert [cell.name for cell in cells] == ["teacher", "base@1", "base@2", "mse-only@1", "mse-only@2"]
+
+
+@pytest.mark.parametrize("mining", [{}, {"hard_negatives": 1, "positive_share": None}])
+def test_every_change_of_the_towers_is_a_valid_configuration(mining: dict[str, Any]) -> None:
+    config = context().changed(towers=mining)
+    found = tower_ablation.changes(config)
+    settings = {name: context().changed(towers={**mining, **fields}).towers for name, fields in found.items()}
+    assert settings["base"] == config.towers and settings["in-batch-only"].hard_negatives == 0
+    mined, unfiltered = settings["mined"], settings["mined-unfiltered"]
+    assert mined.hard_negatives == (mining.get("hard_negatives") or tower_ablation.HARD_NEGATIVES)
+    assert mined.positive_share == tower_ablation.POSITIVE_SHARE and unfiltered.positive_share is None
+    assert mined.model_copy(update={"positive_share": None}) == unfiltered
+    assert mined.mining_start < config.towers.steps or mining
+
+
+def test_tower_ablation_trains_base_and_cells_with_each_seed() -> None:
+    cells = tower_ablation.cells(context("mined", seeds=[1, 2]))
+    assert [cell.name for cell in cells] == ["base@1", "base@2", "mined@1", "mined@2"]
 
 
 def _artifact(tmp_path: Path) -> Artifact:

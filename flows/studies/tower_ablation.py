@@ -1,0 +1,104 @@
+"""Ablation of the towers' training: each cell changes one thing of stage 1, and the table says what the teacher gains or loses by it.
+
+All cells take as many steps with as many pairs as the base. Mined negatives are more documents to read in each step, so their cells
+take longer; the last note says what the positive-aware filter alone gives.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from components.artifacts import Artifact
+from components.towers.config import TowerConfig
+from flows.studies.config import StudySettings
+from flows.studies.context import Context
+from flows.studies.framework import Cell, Results, about_queries
+from flows.studies.one_change import Changes, by_variant, cells_of, decided_note, means_of, over_base, plot_changes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HARD_NEGATIVES = 2  # of each pair, in the cells that mine, where the configuration itself has none
+POSITIVE_SHARE = 0.95  # of the positive-aware filter, where the configuration itself has none
+FILTERED, UNFILTERED = "mined", "mined-unfiltered"
+
+OBJECTIVES: Changes = {
+    **{f"temperature-{t:g}": {"temperature": t} for t in (0.02, 0.05, 0.1)},
+    **{f"query-prediction-{weight:g}": {"query_prediction_weight": weight} for weight in (0.03, 0.1, 0.3)},
+    "suspects-not-masked": {"suspect_margin": None},
+}
+ENCODINGS: Changes = {
+    "mean-pooling": {"pooling": "mean"},
+    "bidirectional": {"attention": "bidirectional"},
+}
+
+
+def changes(config: StudySettings) -> Changes:
+    """Name of every cell -> the fields of the section towers that it changes."""
+    return {"base": {}, **_negatives(config.towers), **OBJECTIVES, **ENCODINGS}
+
+
+def _negatives(towers: TowerConfig) -> Changes:
+    """In-batch negatives alone, and mined ones with and without the filter, mined after a third of the steps and after two thirds."""
+    third = max(1, towers.steps // 3)
+    mined = {"hard_negatives": HARD_NEGATIVES, "mining_start": third, "mining_interval": third} if not towers.hard_negatives else {}
+    return {
+        "in-batch-only": {"hard_negatives": 0},
+        FILTERED: {**mined, "positive_share": towers.positive_share or POSITIVE_SHARE},
+        UNFILTERED: {**mined, "positive_share": None},
+    }
+
+
+def cells(context: Context) -> list[Cell]:
+    """The base and every cell that is wanted, with each seed; each teacher searches the index of its own document tower."""
+    settings = cells_of(context, "towers", changes(context.config))
+    return [Cell(name, partial(_score, context, name, changed)) for name, changed in settings.items()]
+
+
+def _score(context: Context, name: str, config: StudySettings) -> Artifact:
+    return context.scores(name, context.towers(config)[0], context.index(config))
+
+
+def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
+    """One row a cell, averaged over its seeds: quality of the teacher and difference to the base."""
+    import pandas as pd
+
+    from components.evaluation.comparisons import levels
+
+    runs = by_variant(results)
+    means = means_of(runs)
+    rows = [
+        {"system": name, "seeds": len(runs[name]), **levels(scores, config.evaluation), **over_base(name, means, config)}
+        for name, scores in means.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def plot(frame: pd.DataFrame, path: Path) -> None:
+    """What each change gains or loses."""
+    plot_changes(frame, path, "Towers: one change at a time")
+
+
+def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[str]:
+    """What was compared, which differences are none, and what the filter of the mined negatives gives."""
+    trained = f"{config.towers.steps:,} steps of {config.towers.batch_size} pairs"
+    return [
+        about_queries(next(iter(results.values())), config),
+        f"Every cell changes the base's section towers in the way its name says; all take {trained}. Teacher on its own index, no student.",
+        decided_note(frame),
+        *_filter_note(results, config),
+    ]
+
+
+def _filter_note(results: Results, config: StudySettings) -> list[str]:
+    from components.evaluation.comparisons import gained
+    from components.evaluation.study_report import HIGH, LOW
+
+    means = means_of(by_variant(results))
+    if FILTERED not in means or UNFILTERED not in means:
+        return []
+    row = gained(means[FILTERED], means[UNFILTERED], config.evaluation, "")
+    said = ", ".join(f"{name} {row[name]:+.3f} [{row[name + LOW]:.3f} {row[name + HIGH]:.3f}]" for name in ("R@50", "nDCG@10"))
+    return [f"Mined negatives with the positive-aware filter minus without it: {said}."]
