@@ -40,18 +40,14 @@ def vouch(name: str, ref: str) -> Vouched:
     Raises ConfigError without a key, or with one that is not trusted where others are, ArtifactError for a release that was changed or a
     chain that is broken, PromotionError for an unknown reference.
     """
-    key, sign = load_signing_key(), record_signer()
-    if key is None or sign is None:
-        raise ConfigError("There is no signing key. Make one with `scalingnote keys new`, or name one in SCALINGNOTE_SIGNING_KEY.")
+    key = _trusted_key()
     model, version = resolve(name, ref)
     records = record_store.read_records(name)
-    unsigned = model == release_model(name) and _is_unsigned(records, version)
-    if unsigned:
-        _require_trusted(key)
     folder = verify(registry.artifact_folder(model, version), recorded_digest(name, model, version, records)).path
     sign_release(folder)
     registry.share_file(model, version, SIGNATURE)
-    record = append(name, _repeated(records[-1]), records, sign) if unsigned else None
+    unsigned = model == release_model(name) and _is_unsigned(records, version)
+    record = append(name, _repeated(records[-1]), records, record_signer()) if unsigned else None
     return Vouched(model, version, key.key_id, None if record is None else int(record["sequence"]))
 
 
@@ -60,12 +56,17 @@ def _is_unsigned(records: Sequence[Record], version: int) -> bool:
     return expected_aliases(records).champion == version and records[-1].get("signature") is None
 
 
-def _require_trusted(key: SigningKey) -> None:
+def _trusted_key() -> SigningKey:
+    """The configured key. Another one's signature would not count, and would take the place of one that does."""
+    key = load_signing_key()
+    if key is None:
+        raise ConfigError("There is no signing key. Make one with `scalingnote keys new`, or name one in SCALINGNOTE_SIGNING_KEY.")
     if (trusted := trusted_keys()) and key.key_id not in trusted:
         raise ConfigError(
-            f"The signing key {key.key_id[:16]} is not among the trusted keys: with a promotion record signed by it no champion would be "
-            "served. Nothing was signed. Trust its public key first, or sign with a trusted key."
+            f"The signing key {key.key_id[:16]} is not among the trusted keys: its signatures do not count, and a champion whose promotion "
+            "record carries one is not served. Nothing was signed. Trust its public key first, or sign with a trusted key."
         )
+    return key
 
 
 def _repeated(newest: Record) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flows.studies.config import StudySettings
@@ -58,7 +59,7 @@ def over_base(name: str, means: Mapping[str, Scores], config: StudySettings) -> 
     return {} if name == BASE else gained(means[name], means[BASE], config.evaluation, "over base ")
 
 
-def plot_changes(frame: pd.DataFrame, path: Any, title: str) -> None:
+def plot_changes(frame: pd.DataFrame, path: Path, title: str) -> None:
     """What each change gains or loses."""
     from components.evaluation.study_plots import bars
 

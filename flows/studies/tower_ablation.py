@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HARD_NEGATIVES = 2  # of each pair, in the cells that mine, where the configuration itself has none
-POSITIVE_SHARE = 0.95  # of the positive-aware filter, where the configuration itself has none
+POSITIVE_SHARE = TowerConfig.model_fields["positive_share"].default  # of the filter, where the configuration itself has none
 FILTERED, UNFILTERED = "mined", "mined-unfiltered"
 
 OBJECTIVES: Changes = {

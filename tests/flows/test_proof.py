@@ -64,7 +64,12 @@ def test_once_keys_are_trusted_an_unsigned_release_fails_until_it_is_signed(home
 def test_a_signature_by_another_key_fails_by_name(home: Path, key: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = done("keys", "new", "--to", tmp_path / "mallory.pem")
     monkeypatch.setenv("SCALINGNOTE_SIGNING_KEY", other["private"])
+    before = failed()
+    assert_refused(scalingnote("keys", "sign", "champion", *NAME), 2, other["key_id"][:16], "Nothing was signed")
+    assert failed() == before
+    monkeypatch.setenv("SCALINGNOTE_TRUSTED_KEYS", other["public"])  # who signs trusts the own key, nobody else does
     done("keys", "sign", "champion", *NAME)
+    monkeypatch.delenv("SCALINGNOTE_TRUSTED_KEYS")
     assert f"signed by the key {other['key_id'][:16]}, which is not trusted" in failed()["signature"]
     monkeypatch.setenv("SCALINGNOTE_TRUSTED_KEYS", other["public"])
     assert "signature" not in failed()

@@ -131,6 +131,8 @@ def test_corpus_growth_measures_sizes_and_says_what_is_synthetic(home: Path, cli
         (("retention", "--set", "evaluation.extra_splits=[nl]"), 3, ("'nl'", "dev, test, train")),
         (("corpus_growth", "--set", "study.growth_sizes=[10]"), 2, ("study.growth_sizes", "200")),
         (("corpus_growth", "--cells", "5k"), 2, ("5k", "10k")),
+        (("tower_ablation", "--cells", "mind"), 2, ("mind", "did you mean 'mined'")),
+        (("tower_ablation", "--cells", "mined", "--set", "towers.mining_depth=1"), 2, ("hard_negatives 2", "mining_depth 1")),
         (("robustness", "--set", "study.foreign_documents=nowhere"), 3, ("nowhere", "does not exist")),
         (("retention", "--data", "nowhere"), 3, ("nowhere", "does not exist")),
     ],

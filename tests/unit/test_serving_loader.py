@@ -72,6 +72,11 @@ def test_a_champion_from_before_the_key_is_served_once_vouched_for(home: Path, t
     assert vouch(NAME, "champion").sequence == 2
     assert loader.open_release(NAME, "champion").version == 1
     assert vouch(NAME, "champion").sequence is None  # doing it again adds nothing
+    monkeypatch.setenv(KEY_VARIABLE, str(tmp_path / "other.pem"))
+    for ref in ("champion", "candidate/1"):  # it would replace the signature that counts
+        with pytest.raises(ConfigError, match="Nothing was signed"):
+            vouch(NAME, ref)
+    monkeypatch.delenv(KEY_VARIABLE)
     first, second = history_of(NAME)
     assert (second["action"], second["from_version"], second["to_version"]) == ("vouch", 1, 1)
     assert (second["approved_by"], second["decision_digest"]) == (first["approved_by"], first["decision_digest"])
