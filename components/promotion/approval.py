@@ -1,15 +1,15 @@
 """Approval: a reviewer's copy of a candidate into the release model, and what the audit log or, without one, its tags say about it.
 
 The copy is the approval, the same one that "Promote model" in the MLflow UI makes. Where the server keeps an audit log, the person is
-the one who was signed in. Without one, tags only carry what the person claims. Copies keep the tags of their source, so a tag that the
-candidate already had counts for nothing: only an approval time that differs does.
+the one who was signed in. Without one, tags only carry what the person claims. Copies keep the tags of their source, and MLflow does not
+say when a tag was set, so the claim names the copy by the moment it was made: no tag that the candidate had before can know it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
 from components.artifacts import verify
@@ -18,7 +18,7 @@ from components.promotion import people
 from components.promotion.people import OVERRIDE
 from components.promotion.references import candidate_number, describe_versions
 from components.promotion.release import load_release
-from components.promotion.standing import Record, candidate_model, release_model
+from components.promotion.standing import Record, candidate_model, expected_aliases, release_model
 from components.tracking import labels, registry, store
 from components.tracking import records as record_store
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from components.tracking.registry import VersionInfo
 
 APPROVED_BY = "approved_by"
-APPROVED_AT = "approved_at"  # written last: an approval without it was interrupted and claims nothing
-REJECTED = "rejected"
-REVIEW = "review"
+APPROVED_AT = "approved_at"
+APPROVED_COPY = "approved_copy"  # written last: a claim without it was interrupted, or came along with the copy, and counts for nothing
+CLOCK_SLACK = timedelta(minutes=5)  # between the clocks of two machines
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def approve(name: str, candidate_version: int | str, person: str | None, overrid
     _require_signed_in()
     manifest = load_release(registry.artifact_folder(candidate.name, candidate.version))
     people.require_independent(entries, (candidate.name, candidate.version), manifest, who)
-    known = read_approval(name, copy, candidate, entries) if copy is not None else None
+    known = read_approval(name, copy, entries) if copy is not None else None
     return _approve_signed_in(name, candidate, known, records, reason)
 
 
@@ -100,7 +100,7 @@ def _approve_claimed(
     if copy is None:
         version = registry.copy_version(candidate.name, candidate.version, release_model(name))
         return _claim(name, candidate.version, version, person, reason)
-    claim = claimed_approval(name, copy, candidate)
+    claim = claimed_approval(name, copy)
     if claim.approved_at is not None and not _adds_reason(claim, records, reason):
         return claim
     return claim if _promoted(claim, records) else _claim(name, candidate.version, copy.version, person, reason)
@@ -119,7 +119,7 @@ def _approve_signed_in(name: str, candidate: VersionInfo, known: Approval | None
     release = find_version(model, version)
     if release is None:
         raise PromotionError(f"{model}/{version} was deleted while it was approved. Approve the candidate again.")
-    return replace(read_approval(name, release, candidate, people.require_trail(records)), created=True)
+    return replace(read_approval(name, release, people.require_trail(records)), created=True)
 
 
 def _promoted(approval: Approval, records: Sequence[Record]) -> bool:
@@ -132,9 +132,9 @@ def _adds_reason(approval: Approval, records: Sequence[Record], reason: str) -> 
     return bool(reason) and (approval.override is None or not given_since(approval.override_at, records))
 
 
-def read_approval(name: str, release: VersionInfo, candidate: VersionInfo | None, entries: Sequence[AuditEntry] | None) -> Approval:
+def read_approval(name: str, release: VersionInfo, entries: Sequence[AuditEntry] | None) -> Approval:
     """What is known about the approval of a release version: from the audit log `entries`, or what tags claim when there is none."""
-    claim = claimed_approval(name, release, candidate)
+    claim = claimed_approval(name, release)
     if entries is None:
         return claim
     bare = replace(claim, person=None, approved_at=None, override=None, override_at=None)
@@ -151,27 +151,33 @@ def given_since(moment: str | None, records: Sequence[Record]) -> bool:
     """Whether something happened after the newest promotion or rollback, so that whoever did it knew today's champion."""
     if not records:
         return True
-    return moment is not None and datetime.fromisoformat(moment) > datetime.fromisoformat(str(records[-1]["time"]))
+    given, before = _time(moment), _time(str(records[-1]["time"]))
+    return given is not None and before is not None and before < given <= datetime.now(UTC) + CLOCK_SLACK
 
 
-def claimed_approval(name: str, release: VersionInfo, candidate: VersionInfo | None) -> Approval:
-    """What the tags of a release version claim, leaving out what was only copied from the candidate's own tags."""
-    inherited: Mapping[str, str] = candidate.tags if candidate is not None else {}
-    time = release.tags.get(labels.PREFIX + APPROVED_AT)
-    complete = bool(time) and time != inherited.get(labels.PREFIX + APPROVED_AT)
-    tags = release.tags if complete else {}
+def _time(text: str | None) -> datetime | None:
+    """A moment with its time zone; None for what is none, which proves nothing."""
+    try:
+        found = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return found if found.tzinfo is not None else None
+
+
+def claimed_approval(name: str, release: VersionInfo) -> Approval:
+    """What the tags of a release version claim, leaving out what came along from the candidate's own tags."""
+    complete = release.tags.get(labels.PREFIX + APPROVED_COPY) == _copy_mark(release)
+    tags: Mapping[str, str] = release.tags if complete else {}
+    time = tags.get(labels.PREFIX + APPROVED_AT)
     origin = registry.copied_from(release)
     person = (tags.get(labels.PREFIX + APPROVED_BY) or "").strip() or None
     reason, by, at = (tags.get(labels.PREFIX + OVERRIDE) or "").strip() or None, person, time
-    own = release.tags.get(OVERRIDE, "").strip()
-    if reason is None and own and own != inherited.get(OVERRIDE, "").strip():
-        reason, by, at = own, None, None  # set in the MLflow UI, which keeps no time
     return Approval(
         name=name,
         candidate_version=origin[1] if origin else 0,
         release_version=release.version,
         person=person,
-        approved_at=time if complete else None,
+        approved_at=time,
         override=reason,
         override_by=by if reason else None,
         override_at=at if reason else None,
@@ -184,17 +190,8 @@ def find_version(model: str, version: int) -> VersionInfo | None:
 
 
 def rejection(info: VersionInfo) -> str | None:
-    """The reason in a tag that a reviewer may set in the MLflow UI: `review` = `rejected: reason`, or `rejected` = the reason.
-
-    With or without the project's prefix. A rejection needs no proof: it is the one claim that cannot let anything through.
-    """
-    for prefix in (labels.PREFIX, ""):
-        if reason := info.tags.get(prefix + REJECTED):
-            return reason
-        verdict, _, reason = info.tags.get(prefix + REVIEW, "").partition(":")
-        if verdict.strip().lower() == REJECTED:
-            return reason.strip() or "no reason given"
-    return None
+    """Why a reviewer rejected a version, None when nobody did (see `components.tracking.labels.rejection`)."""
+    return labels.rejection(info.tags)
 
 
 def _person(given: str | None) -> str:
@@ -235,18 +232,23 @@ def _require_approvable(name: str, candidate: VersionInfo, reason: str) -> None:
 def _standing_copy(name: str, candidate: VersionInfo, records: Sequence[Record]) -> VersionInfo | None:
     """The newest copy of the candidate that can still be, or already was, promoted.
 
-    A copy does not stand any more when it was rejected, rolled back from, or passed over by the promotion of a newer one.
+    A copy does not stand any more when it was rejected, rolled back from, replaced as champion, or passed over by the promotion of a newer
+    one: to serve its candidate again, it is approved again.
     """
-    rolled_back = {int(record["from_version"]) for record in records if record["action"] == "rollback"}
-    recorded = {int(record["to_version"]) for record in records}
-    newest = max(recorded, default=0)
+    champion = expected_aliases(records).champion
+    newest = max((int(record["to_version"]) for record in records), default=0)
     for info in sorted(registry.versions(release_model(name)), key=lambda info: -info.version):
         if registry.copied_from(info) != (candidate.name, candidate.version):
             continue
-        if rejection(info) or info.version in rolled_back or (info.version < newest and info.version not in recorded):
+        if rejection(info) or (info.version <= newest and info.version != champion):
             continue
         return info
     return None
+
+
+def _copy_mark(release: VersionInfo) -> str:
+    """Names a copy by its number and the millisecond at which the registry made it."""
+    return f"{release.version}:{release.created_ms}"
 
 
 def _claim(name: str, candidate_version: int, version: int, person: str, reason: str) -> Approval:
@@ -255,5 +257,9 @@ def _claim(name: str, candidate_version: int, version: int, person: str, reason:
     registry.set_version_tag(model, version, OVERRIDE, reason)  # always written, so that a copied one does not stay
     registry.set_version_tag(model, version, APPROVED_BY, person)
     registry.set_version_tag(model, version, APPROVED_AT, now)
+    release = find_version(model, version)
+    if release is None:
+        raise PromotionError(f"{model}/{version} was deleted while it was approved. Approve the candidate again.")
+    registry.set_version_tag(model, version, APPROVED_COPY, _copy_mark(release))
     claimed = Approval(name, candidate_version, version, person, now, reason or None, created=True)
     return replace(claimed, override_by=person, override_at=now) if reason else claimed

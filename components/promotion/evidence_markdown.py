@@ -151,11 +151,15 @@ def _shift(dossier: Dossier) -> str:
 
 
 def _next(dossier: Dossier) -> str:
-    passed = dossier.manifest.decision.verdict == "pass"
-    return (
+    text = (
         f"To approve: *Promote model* into `{release_model(dossier.manifest.name)}`. To reject: the tag `review` with the value "
         "`rejected: reason`."
-        + ("" if passed else " As its gates did not pass, an approval takes a written reason: the tag `override` on the promoted version.")
+    )
+    if dossier.manifest.decision.verdict == "pass":
+        return text
+    return (
+        f"{text} Its gates did not pass, so an approval takes a written reason: the tag `override` on the promoted version where people "
+        "sign in, else `scalingnote approve --override REASON`."
     )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from components.plain_text import one_line
 from components.promotion.marks import RED
 from components.tracking import records as record_store
 
-_RED, _PLAIN = "\033[31m", "\033[0m"
 _FIELDS = (
     "sequence",
     "action",
@@ -43,11 +43,12 @@ def history_of(name: str) -> list[dict[str, Any]]:
     return [_entry(record) for record in record_store.read_records(name)]
 
 
-def render_history(name: str, entries: list[dict[str, Any]], colours: bool = False) -> str:
-    """A paragraph of lines for each entry; overrides stand in red, also without colours."""
+def render_history(name: str, entries: list[dict[str, Any]]) -> str:
+    """A paragraph of lines for each entry; overrides carry a red mark. No name or reason can begin a line of its own."""
     if not entries:
         return f"Nothing of '{name}' was promoted yet."
-    return "\n".join(line for entry in entries for line in _lines(entry, colours))
+    shown = [{key: one_line(value) if isinstance(value, str) else value for key, value in entry.items()} for entry in entries]
+    return "\n".join(line for entry in shown for line in _lines(entry))
 
 
 def _entry(record: dict[str, Any]) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def _entry(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _lines(entry: dict[str, Any], colours: bool) -> list[str]:
+def _lines(entry: dict[str, Any]) -> list[str]:
     before = f"release/{entry['from_version']}" if entry["from_version"] else "nothing"
     what = f"{entry['action']}: {before} -> release/{entry['to_version']} (candidate/{entry['candidate_version']})"
     if entry["action"] == "vouch":
@@ -70,9 +71,9 @@ def _lines(entry: dict[str, Any], colours: bool) -> list[str]:
     if again := entry["compared_again"]:
         lines.append(f"     the champion had changed: compared again with release/{again['against']}, {again['verdict']}")
     if entry["overridden"]:
-        text = f"{RED} OVERRIDE by {entry['override_by'] or entry['approved_by']}, gates {entry['verdict']}: {entry['reason']}"
-        lines.append(f"     {_RED}{text}{_PLAIN}" if colours else f"     {text}")
-    elif entry["reason"]:
+        although = "served although it was rejected" if entry["action"] == "rollback" else f"gates {entry['verdict']}"
+        lines.append(f"     {RED} OVERRIDE by {entry['override_by'] or entry['approved_by']}, {although}: {entry['override']}")
+    if entry["reason"] and not (entry["overridden"] and entry["reason"] == entry["override"]):
         lines.append(f"     reason: {entry['reason']}")
     return lines
 

@@ -33,7 +33,7 @@ from components.promotion.standing import (
     trusted_version,
 )
 from components.promotion.verification import check_version
-from components.promotion.waiting import waiting_for_promotion
+from components.promotion.waiting import rejection_of, waiting_for_promotion
 from components.tracking import labels, registry
 from components.tracking import records as record_store
 
@@ -84,11 +84,12 @@ def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = stale.
     return Change("promoted", message, champion, version, record["sequence"], tuple(warnings))
 
 
-def rollback(name: str, person: str, reason: str, smoke: Smoke | None = None) -> Change:
+def rollback(name: str, person: str, reason: str, smoke: Smoke | None = None, override: str | None = None) -> Change:
     """Go back to the release that the champion replaced; each further call goes one further back.
 
-    A rollback that was killed after its record is finished, and no second one is made. Raises PromotionError, with nothing changed,
-    when there is nothing to roll back to, a name or reason is missing, or the release to go back to does not verify.
+    A rollback that was killed after its record is finished, and no second one is made. `override` is the reason to go back to a release
+    that a reviewer has rejected since. Raises PromotionError, with nothing changed, when there is nothing to roll back to, a name or
+    reason is missing, the release to go back to is rejected and no override was given, or it does not verify.
     """
     person, reason = person.strip(), reason.strip()
     if not person or not reason:
@@ -104,13 +105,28 @@ def rollback(name: str, person: str, reason: str, smoke: Smoke | None = None) ->
         state = f"release/{stack[0]} is the first release" if stack else "no release was promoted yet"
         raise PromotionError(f"There is nothing to roll back to: {state} of '{name}'.")
     champion, target = stack[-1], stack[-2]
+    overridden = _reason_for_rejected(name, target, override)
     manifest = _verified(name, target)
     if smoke is not None:
         _smoke(target, manifest, smoke)
-    record = append(name, rollback_record(name, records, (champion, target), person, reason), records, sign)
+    record = append(name, rollback_record(name, records, (champion, target), person, reason, overridden), records, sign)
     settle_aliases(name)
     warnings = (repaired.note,) if repaired.note else ()
     return Change("rolled_back", f"release/{target} is champion again.", champion, target, record["sequence"], warnings)
+
+
+def _reason_for_rejected(name: str, target: int, override: str | None) -> str | None:
+    """The reason to serve a rejected release all the same; None for a release that nobody rejected."""
+    release = find_version(release_model(name), target)
+    rejected = None if release is None else rejection_of(name, release)
+    if rejected is None:
+        return None
+    if not (override or "").strip():
+        raise PromotionError(
+            f"release/{target} of '{name}' was rejected ({rejected}), so nothing was rolled back. To serve it all the same, say why: "
+            "--override REASON; it is kept in the promotion record."
+        )
+    return str(override).strip()
 
 
 def _examined(name: str, release: VersionInfo, records: Sequence[Record], smoke: Smoke, compare_again: CompareAgain | None) -> Promotion:
@@ -119,7 +135,7 @@ def _examined(name: str, release: VersionInfo, records: Sequence[Record], smoke:
     candidate = find_version(*origin)  # None when it was deleted since
     _require_same_artifact(release, candidate)
     manifest = _verified(name, release.version)
-    approval = _approval(name, release, candidate, manifest, records)
+    approval = _approval(name, release, manifest, records)
     champion = expected_aliases(records).champion
     folder = registry.artifact_folder(release.name, release.version)
     decisions = stale.decisions_for(manifest, folder, champion, compare_again)
@@ -128,12 +144,10 @@ def _examined(name: str, release: VersionInfo, records: Sequence[Record], smoke:
     return Promotion(release, approval, decisions, champion)
 
 
-def _approval(
-    name: str, release: VersionInfo, candidate: VersionInfo | None, manifest: ReleaseManifest, records: Sequence[Record]
-) -> Approval:
+def _approval(name: str, release: VersionInfo, manifest: ReleaseManifest, records: Sequence[Record]) -> Approval:
     """The approval, by the right person where the server knows persons."""
     entries = people.require_trail(records)
-    approval = read_approval(name, release, candidate, entries)
+    approval = read_approval(name, release, entries)
     if entries is not None:
         made = (candidate_model(name), approval.candidate_version)
         people.require_reviewer(entries, release, manifest, made)

@@ -72,8 +72,13 @@ def promotion_record(name: str, promotion: Promotion) -> dict[str, Any]:
     }
 
 
-def rollback_record(name: str, records: Sequence[Record], versions: tuple[int, int], person: str, reason: str) -> dict[str, Any]:
-    """Content of the record of a rollback. Where there is an audit log, the tag with the reason is the act that names the person."""
+def rollback_record(
+    name: str, records: Sequence[Record], versions: tuple[int, int], person: str, reason: str, override: str | None = None
+) -> dict[str, Any]:
+    """Content of the record of a rollback. Where there is an audit log, the tag with the reason is the act that names the person.
+
+    `override`: why a release is served again that a reviewer has rejected.
+    """
     champion, target = versions
     promoted = next(r for r in reversed(records) if r["action"] == "promote" and int(r["to_version"]) == target)
     act = _proven_rollback(name, records, champion, reason)
@@ -91,7 +96,8 @@ def rollback_record(name: str, records: Sequence[Record], versions: tuple[int, i
         "approved_by": act.person if act else person,
         "claimed_by": person,
         "role": act.role if act else None,
-        "override": None,
+        "override": override,
+        "override_by": person if override else None,
         "reason": reason,
         **proof,
     }

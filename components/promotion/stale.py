@@ -92,8 +92,8 @@ def require_decided(version: int, decisions: Sequence[Decided], approval: Approv
     before = " The reason that was given is older than that champion, or has no time." if approval.override else ""
     raise PromotionError(
         f"{subject} did not pass its gates ({last.decision.verdict}): {gates} Its approval gives no reason to release it all the same."
-        f"{before} Give one: scalingnote approve candidate/{approval.candidate_version} --override REASON, or the tag `override` on "
-        f"release/{version} in the MLflow UI. Or reject it: the tag `review` = `rejected: REASON`."
+        f"{before} Give one: scalingnote approve candidate/{approval.candidate_version} --override REASON, or, where people "
+        f"sign in, the tag `override` on release/{version} in the MLflow UI. Or reject it: the tag `review` = `rejected: REASON`."
     )
 
 

@@ -137,8 +137,9 @@ def place_aliases(name: str, want: Aliases, have: Aliases) -> None:
 def trusted(name: str) -> Trusted:
     """The release that may be served, and an alarm if the alias `champion` does not match the newest promotion record.
 
-    After an interrupted change the alias' version is still good: it is the release the newest record started from. In every other
-    case the record decides. Raises PromotionError when nothing was ever promoted, ArtifactError when the records are damaged.
+    What was decided last is served, also where its change was interrupted before the aliases followed: aliases that somebody moved back
+    by hand look the same, and after a rollback they would lead to the withdrawn release. Raises PromotionError when nothing was ever
+    promoted, ArtifactError when the records are damaged.
     """
     records = record_store.read_records(name)
     want, have = expected_aliases(records), current_aliases(name)
@@ -149,15 +150,11 @@ def trusted(name: str) -> Trusted:
         )
     if have.champion == want.champion:
         return Trusted(want.champion, None)
-    if have.champion is not None and was_interrupted(records, have):
-        return Trusted(
-            have.champion,
-            f"A change from release/{have.champion} to release/{want.champion} was interrupted; run 'scalingnote promote' to finish it.",
-        )
+    cause = "a change was interrupted, or the alias was moved by hand" if was_interrupted(records, have) else "the alias was moved by hand"
     return Trusted(
         want.champion,
         f"The alias 'champion' points at {_place(have.champion)}, the newest promotion record names release/{want.champion}, "
-        "which is served. Run 'scalingnote promote' to put the alias back.",
+        f"which is served: {cause}. Run 'scalingnote promote' to put the alias right.",
     )
 
 

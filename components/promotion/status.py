@@ -6,6 +6,7 @@ from typing import Any
 
 from components.errors import PromotionError, ScalingNoteError
 from components.evaluation.growth import tuning_warning
+from components.plain_text import one_line
 from components.promotion.approval import rejection
 from components.promotion.marks import RED, override_of
 from components.promotion.release_index import champion_index
@@ -41,8 +42,9 @@ def render_status(state: dict[str, Any]) -> str:
     """The status in a few lines."""
     champion = f"release/{state['champion']}" if state["champion"] else "none"
     previous = f"release/{state['previous']}" if state["previous"] else "none"
+    state = {key: one_line(value) if isinstance(value, str) else value for key, value in state.items()}
     lines = [f"Retriever {state['name']}: champion {champion}, previous {previous}"]
-    lines += [f"  candidate/{c['version']}: {c['verdict']}{' (rejected)' if c['rejected'] else ''}" for c in state["candidates"]]
+    lines += [f"  candidate/{c['version']}: {one_line(c['verdict'])}{' (rejected)' if c['rejected'] else ''}" for c in state["candidates"]]
     if not state["candidates"]:
         lines.append("  no candidates yet: scalingnote demo, or scalingnote retrain")
     lines += [f"  release/{v} is approved and waits: scalingnote promote" for v in state["waiting_for_promotion"]]

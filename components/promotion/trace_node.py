@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from components.plain_text import one_line
+
 SHOWN = "shown above"
 
 
@@ -92,10 +94,10 @@ def _walk(root: Node) -> Iterator[tuple[str, Node, str | None]]:
 
 
 def _lines(node: Node, indent: str = "", branch: str = "", below: str = "") -> list[str]:
-    lines = [f"{indent}{branch}{node.title}"]
+    lines = [f"{indent}{branch}{one_line(node.title)}"]
     inner = indent + below
     bar = "│ " if node.children else "  "
-    lines += [f"{inner}{bar}  {key}: {value_text(value)}" for key, value in node.details.items() if value is not None]
+    lines += [f"{inner}{bar}  {one_line(key)}: {one_line(value_text(value))}" for key, value in node.details.items() if value is not None]
     for number, child in enumerate(node.children, start=1):
         last = number == len(node.children)
         lines += _lines(child, inner, "└─ " if last else "├─ ", "   " if last else "│  ")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.promotion import people
 from components.promotion.approval import read_approval
+from components.promotion.baseline import record_of
 from components.promotion.standing import Record, candidate_model, release_model
 from components.promotion.trace_node import Node
 from components.tracking import audit, registry
@@ -87,11 +88,11 @@ def _place(info: VersionInfo) -> tuple[str, int]:
 
 def _approval(name: str, info: VersionInfo, witness: Witness) -> Node:
     origin = registry.copied_from(info)
-    candidate = witness.candidates.get(origin[1]) if origin and origin[0] == candidate_model(name) else None
-    known = read_approval(name, info, candidate, witness.entries)
+    known = read_approval(name, info, witness.entries)
+    recorded = record_of(witness.records, info.version) if info.name == release_model(name) else None
     details: dict[str, Any] = {
         "from": f"{origin[0]}/{origin[1]}" if origin else None,
-        "approved_by": known.person or "unauthenticated (copied outside of 'scalingnote approve')",
+        "approved_by": known.person or (recorded or {}).get("approved_by") or "unauthenticated (copied outside of 'scalingnote approve')",
         "role": known.role,
         "approved_at": known.approved_at,
         "copied_ms": info.created_ms,

@@ -26,7 +26,7 @@ def waiting_for_promotion(name: str, records: Sequence[Record]) -> Waiting:
     """Approved and not rejected, neither itself nor its candidate. Versions below the newest promoted one were passed over for good."""
     newest = max((int(record["to_version"]) for record in records), default=0)
     fresh = [info for info in registry.versions(release_model(name)) if info.version > newest]
-    candidates = {info.version: info for info in registry.versions(candidate_model(name))} if fresh else {}
+    candidates = _candidates(name) if fresh else {}
     found = Waiting([], [])
     for info in fresh:
         reason = rejection(info) or _candidate_rejection(name, info, candidates)
@@ -35,6 +35,15 @@ def waiting_for_promotion(name: str, records: Sequence[Record]) -> Waiting:
         else:
             found.rejected.append(f"release/{info.version} is marked as rejected ({reason}) and was left out.")
     return found
+
+
+def rejection_of(name: str, release: VersionInfo) -> str | None:
+    """Why a reviewer rejected a release or the candidate that it is a copy of; None when nobody did."""
+    return rejection(release) or _candidate_rejection(name, release, _candidates(name))
+
+
+def _candidates(name: str) -> dict[int, VersionInfo]:
+    return {info.version: info for info in registry.versions(candidate_model(name))}
 
 
 def pending(name: str) -> str | None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -231,7 +231,7 @@ def _refused_approval(call: Call, model: str, permissions: Permissions, world: W
         return f"A version of {model} cannot be created with the tag '{added[0]}'."
     if other := [tag for tag in permissions.sealed if call.tags.get(tag) != source.get(tag)]:
         return f"The tag '{other[0]}' of {wanted}/{version} is not that of this copy: it has changed, or was left out. Load the page again."
-    if reason := _rejected(source):
+    if reason := labels.rejection(source):
         return f"{wanted}/{version} was rejected ({reason}). Approve another candidate."
     creator = world.creator(wanted, version)
     if creator is None:
@@ -239,12 +239,6 @@ def _refused_approval(call: Call, model: str, permissions: Permissions, world: W
     if creator.casefold() == call.user.casefold():  # a database may let `Ada` sign in as `ada`
         return f"{call.user} created {wanted}/{version} and cannot approve it too: another reviewer has to."
     return None
-
-
-def _rejected(tags: Mapping[str, str]) -> str | None:
-    plain: dict[str, Any] = {key.removeprefix(labels.PREFIX): value for key, value in tags.items()}
-    review = str(plain.get("review", ""))
-    return plain.get("rejected") or (review if review.lower().startswith("rejected") else None)
 
 
 def _who(call: Call) -> str:

@@ -7,7 +7,6 @@ Exit status: 0 done; 1 unexpected failure or a finding; 2 wrong arguments or con
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import traceback
@@ -16,6 +15,7 @@ from typing import Any
 
 from components import settings
 from components.errors import ScalingNoteError
+from components.plain_text import as_json, visible
 from components.tracking.sign_in import sign_in
 from flows.cli.disk import DiskFull, is_disk_full
 from flows.cli.parser import build_parser
@@ -63,8 +63,8 @@ def _explain(options: argparse.Namespace, error: Exception) -> int:
 
 def _fail(options: argparse.Namespace, message: str, status: int) -> int:
     if getattr(options, "json", False):
-        print(json.dumps({"error": message, "exit_status": status}))
-    print(f"scalingnote: {message}", file=sys.stderr)
+        print(as_json({"error": message, "exit_status": status}))
+    print(f"scalingnote: {visible(message)}", file=sys.stderr)
     return status
 
 

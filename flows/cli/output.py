@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -12,8 +12,10 @@ from typing import Any
 
 from components.config import RETRIEVER_NAME
 from components.errors import ConfigError
+from components.plain_text import as_json, visible
 
 DEFAULT_NAME = "retriever"
+RED = "\U0001f7e5"  # begins every line about an override
 
 
 def retriever_name(options: argparse.Namespace) -> str:
@@ -30,8 +32,15 @@ def name_option(name: str) -> str:
 
 
 def show(options: argparse.Namespace, value: Any, text: str) -> None:
-    """Print `text`, or `value` as JSON."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str) if options.json else text)
+    """Print `text`, or `value` as JSON; what came from outside cannot command the terminal. Colours of ours are put on by `coloured`."""
+    print(as_json(value, indent=2) if options.json else coloured(visible(text)))
+
+
+def coloured(text: str) -> str:
+    """Lines that begin with the red mark, in red where somebody looks at a terminal that has colours."""
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return "\n".join(f"\033[31m{line}\033[0m" if line.lstrip().startswith(RED) else line for line in text.split("\n"))
 
 
 @contextlib.contextmanager

@@ -89,8 +89,9 @@ def _add_promotion(commands: Any) -> None:
     hook.add_argument("--host", default="127.0.0.1", help="address to receive on (default 127.0.0.1)")
     hook.add_argument("--watch", type=_seconds, default=60.0, metavar="SECONDS", help="look this often by itself (default 60)")
     rollback = _command(commands, "rollback", "release:rollback", "go back to the release that the champion replaced")
-    rollback.add_argument("--as", dest="person", metavar="NAME", help="who rolls back (default: the system's user name)")
-    rollback.add_argument("--reason", default="no reason given", metavar="TEXT", help="why; kept in the promotion record")
+    rollback.add_argument("--as", dest="person", required=True, metavar="NAME", help="who rolls back")
+    rollback.add_argument("--reason", required=True, metavar="TEXT", help="why; kept in the promotion record")
+    rollback.add_argument("--override", metavar="REASON", help="go back to a release that a reviewer has rejected since")
     _command(commands, "history", "release:history", "who promoted what, when and why; overrides stand out")
 
 

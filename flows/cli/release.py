@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from components.plain_text import as_json, visible
 from flows.cli.disk import require_space
 from flows.cli.output import name_option, only_result_on_stdout, retriever_name, show
 
@@ -57,9 +57,8 @@ def rollback(options: argparse.Namespace) -> None:
     """Go back one release."""
     from components.promotion.promote import rollback as change_back
     from components.serving.smoke import check_smoke
-    from components.tracking.provenance import claimed_user
 
-    change = change_back(retriever_name(options), options.person or claimed_user(), options.reason, check_smoke)
+    change = change_back(retriever_name(options), options.person, options.reason, check_smoke, options.override)
     show(options, asdict(change), change.message + _warnings(change.warnings))
 
 
@@ -69,7 +68,7 @@ def history(options: argparse.Namespace) -> None:
 
     name = retriever_name(options)
     entries = history_of(name)
-    show(options, {"name": name, "history": entries}, render_history(name, entries, colours=sys.stdout.isatty()))
+    show(options, {"name": name, "history": entries}, render_history(name, entries))
 
 
 def _watch(options: argparse.Namespace) -> Watch:
@@ -79,7 +78,7 @@ def _watch(options: argparse.Namespace) -> Watch:
 
     def tell(change: dict[str, Any]) -> None:
         text = f"{change['status']}: {change['message']}{_warnings(change['warnings'])}"
-        print(json.dumps(change, default=str) if options.json else text, file=out, flush=True)
+        print(as_json(change) if options.json else visible(text), file=out, flush=True)
 
     return Watch(retriever_name(options), options.watch, tell)
 

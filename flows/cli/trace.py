@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import ConfigError
+from components.plain_text import as_json, visible
 from flows.cli.output import retriever_name
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ def trace(options: argparse.Namespace) -> None:
         raise ConfigError(f"--output {options.output} {wrong}. Give a file in a folder that is there.")
     content = _written(_traced(options), form)
     if options.output is None:
-        print(content)
+        print(content if form == "html" else visible(content))
         return
     from components.artifacts import write_atomic
 
     write_atomic(options.output, f"{content}\n".encode())
     written = {"ref": options.ref, "format": form, "output": str(options.output), "bytes": len(content.encode()) + 1}
-    print(json.dumps(written) if options.json else f"{options.ref} traced, as {form}: {options.output}")
+    print(as_json(written) if options.json else f"{options.ref} traced, as {form}: {options.output}")
 
 
 def _format(options: argparse.Namespace) -> str:
@@ -52,7 +52,7 @@ def _traced(options: argparse.Namespace) -> Trace:
     if options.ref.startswith("answer:"):
         from components.serving.trace_answer import trace_answer
 
-        return trace_answer(options.ref, options.name)
+        return trace_answer(options.ref, retriever_name(options) if options.name else None)
     from components.promotion.trace import follow
 
     return follow(retriever_name(options), options.ref, options.release)
@@ -65,7 +65,7 @@ def _written(found: Trace, form: str) -> str:
         from components.promotion.trace_html import html_of
 
         return html_of(found)
-    return json.dumps(_values(found, form), indent=2, ensure_ascii=False, default=str)
+    return as_json(_values(found, form), indent=2)
 
 
 def _values(found: Trace, form: str) -> Any:

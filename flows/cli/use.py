@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from components.errors import DataError
+from components.plain_text import one_line
 from flows.cli.output import retriever_name, show
 
 
@@ -41,8 +42,9 @@ def answered(name: str, ref: str, query: str, k: int) -> tuple[list[dict[str, An
 
 def render_hits(hits: list[dict[str, Any]]) -> str:
     """One line a document."""
-    width = max((len(hit["doc_id"]) for hit in hits), default=0)
-    return "\n".join(f"{hit['rank']:>3}  {hit['score']:.3f}  {hit['doc_id']:<{width}}  {hit['title']}" for hit in hits)
+    shown = [(hit["rank"], hit["score"], one_line(hit["doc_id"]), one_line(hit["title"])) for hit in hits]
+    width = max((len(doc_id) for _, _, doc_id, _ in shown), default=0)
+    return "\n".join(f"{rank:>3}  {score:.3f}  {doc_id:<{width}}  {title}" for rank, score, doc_id, title in shown)
 
 
 def run(options: argparse.Namespace) -> None:

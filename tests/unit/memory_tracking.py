@@ -72,7 +72,17 @@ class MemoryTracking:
         infos = self.models.setdefault(model, [])
         version = infos[-1].version + 1 if infos else 1
         own = {**(tags or {}), labels.DIGEST: digest}
-        infos.append(VersionInfo(name=model, version=version, tags=own, source=source, run_id="r", created_ms=0, aliases=()))
+        infos.append(
+            VersionInfo(
+                name=model,
+                version=version,
+                tags=own,
+                source=source,
+                run_id="r",
+                created_ms=1_000 + sum(map(len, self.models.values())),
+                aliases=(),
+            )
+        )
         self.folders[model, version] = folder
         self.note("create_model_version", model=model, version=version, source=source)
         return version

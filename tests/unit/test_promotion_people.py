@@ -228,7 +228,7 @@ def test_rollback_names_the_person_that_the_log_names(world: World) -> None:
         ({"scalingnote.review": "Rejected"}, "no reason given"),
         ({"rejected": "old form"}, "old form"),
         ({"review": "approved"}, None),
-        ({"review": "looks rejected: no"}, None),
+        ({"review": "looks fine"}, "the tag review says 'looks fine', which is no plain approval and counts as a rejection"),
     ],
 )
 def test_forms_of_a_rejection(world: World, tags: dict[str, str], reason: str | None) -> None:
@@ -252,5 +252,5 @@ def test_read_approval_without_an_entry_claims_nothing(world: World) -> None:
     promoted_copy(world, number)
     (info,) = world.tracking.models[RELEASE]
     info.tags.update({"scalingnote.approved_by": "Ada", "scalingnote.approved_at": "2026-01-01", "override": "x"})
-    found = approval.read_approval(NAME, info, None, [])
+    found = approval.read_approval(NAME, info, [])
     assert (found.person, found.override, found.authentication) == (None, None, "none")

@@ -74,7 +74,7 @@ def test_a_release_is_a_copy_of_a_candidate_of_its_own_retriever(source: str) ->
 
 
 def test_a_rejected_candidate_and_an_approval_tag_at_creation_are_refused() -> None:
-    assert "was rejected (rejected: too slow)" in copied(world=FakeWorld(tags={"review": "rejected: too slow"}))
+    assert "was rejected (too slow)" in copied(world=FakeWorld(tags={"review": "rejected: too slow"}))
     assert "was rejected (slow)" in copied(world=FakeWorld(tags={"scalingnote.rejected": "slow"}))
     assert "cannot be created with the tag 'scalingnote.approved_by'" in copied(tags={"scalingnote.approved_by": "ben"})
     for tag in ("review", "override", "approved_at", "scalingnote.override"):
