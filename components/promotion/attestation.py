@@ -25,7 +25,7 @@ from components.errors import ArtifactError
 from components.promotion.people import require_entry
 from components.promotion.release import ReleaseManifest, load_release
 from components.promotion.signing import Claim, Signed, check, sign
-from components.promotion.signing_keys import TrustedKey, load_signing_key
+from components.promotion.signing_keys import TrustedKey, load_signing_key, usable_key
 
 if TYPE_CHECKING:
     from components.tracking.audit import AuditEntry
@@ -64,8 +64,8 @@ def check_release(folder: Path, trusted: Mapping[str, TrustedKey]) -> Signed | N
 
 
 def record_signer() -> Callable[[Record], dict[str, Any]] | None:
-    """Signs promotion records with the configured key; None without one. Raises ConfigError for a key that cannot be used."""
-    key = load_signing_key()
+    """Signs promotion records with the configured key; None where nothing is signed. Raises ConfigError as `usable_key` does."""
+    key = usable_key()
     if key is None:
         return None
     return lambda record: sign(_record_claim(record), {field: record.get(field) for field in _HEADLINE}, key)
@@ -74,23 +74,38 @@ def record_signer() -> Callable[[Record], dict[str, Any]] | None:
 def check_records(records: Sequence[Record], trusted: Mapping[str, TrustedKey]) -> str:
     """Check the signatures of a chain of records; returns a sentence about them.
 
-    Raises ArtifactError for one that does not fit or is by another key, and, with trusted keys, for records that no signature covers.
+    With trusted keys a signature by another key counts as none: a key that was withdrawn, or one that signed by mistake. Each signature
+    vouches for the records before it, so one by a trusted key that covers the newest record is enough. Raises ArtifactError for a
+    signature that is false, and, with trusted keys, for records that none covers.
     """
-    covered, signed = 0, 0
+    covered = covered_records(records, trusted)
+    signed = sum(1 for record in records if record.get("signature") is not None)
+    if trusted and covered < len(records):
+        foreign = next((record for record in reversed(records[covered:]) if record.get("signature")), None)
+        state = f"{covered + 1} is not signed"
+        if foreign is not None:
+            key = foreign["signature"]["signatures"][0]["keyid"][:16]
+            state = f"{foreign['sequence']}: It is signed by the key {key}, which is not trusted"
+        raise ArtifactError(
+            f"Promotion record {state}, and no trusted key signed one after it; only their signatures count here. "
+            "Look at `scalingnote history`; if all records are right, `scalingnote keys sign champion` vouches for them."
+        )
+    return f"{signed} of {len(records)} records signed; each vouches for those before it" if signed else "unsigned: no key was configured"
+
+
+def covered_records(records: Sequence[Record], trusted: Mapping[str, TrustedKey]) -> int:
+    """How many records, from the first on, a signature that counts vouches for; raises ArtifactError for one that is false."""
+    covered = 0
     for record in records:
         if record.get("signature") is None:
             continue
         try:
-            check(record["signature"], _record_claim(record), trusted)
+            signer = check(record["signature"], _record_claim(record), {})
         except ArtifactError as error:
             raise ArtifactError(f"Promotion record {record.get('sequence')}: {error}") from None
-        covered, signed = int(record["sequence"]), signed + 1
-    if trusted and covered < len(records):
-        raise ArtifactError(
-            f"Promotion record {len(records)} is not signed, nor is one after it, and only signatures by a trusted key count here. "
-            "A promotion or rollback with a signing key signs all records before it, and so does `scalingnote keys sign champion`."
-        )
-    return f"{signed} of {len(records)} records signed; each vouches for those before it" if signed else "unsigned: no key was configured"
+        if not trusted or signer.key_id in trusted:
+            covered = int(record["sequence"])
+    return covered
 
 
 def check_audit(records: Sequence[Record], entries: Sequence[AuditEntry] | None) -> str:

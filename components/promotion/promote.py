@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from components.errors import PromotionError, ScalingNoteError
+from components.errors import ArtifactError, PromotionError, ScalingNoteError
 from components.promotion import people, stale
 from components.promotion.approval import Approval, find_version, read_approval
-from components.promotion.attestation import record_signer
+from components.promotion.attestation import check_records, record_signer
 from components.promotion.marks import mark_override
 from components.promotion.promotion_record import Promotion, append, promotion_record, rollback_record
 from components.promotion.references import resolve
 from components.promotion.release import ReleaseManifest, load_release
+from components.promotion.signing_keys import trusted_keys
 from components.promotion.stale import CompareAgain
 from components.promotion.standing import (
     Reconciled,
@@ -66,7 +67,7 @@ def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = stale.
     reason.
     """
     sign = record_signer()  # a key that cannot be used is found before anything is changed
-    records = record_store.read_records(name)
+    records = _vouched_records(name)
     repaired = reconcile(name, records)
     champion = expected_aliases(records).champion
     versions, notes = waiting_for_promotion(name, records)
@@ -95,7 +96,7 @@ def rollback(name: str, person: str, reason: str, smoke: Smoke | None = None, ov
     if not person or not reason:
         raise PromotionError("A rollback needs the name of a person and a reason; give them with --as NAME and --reason REASON.")
     sign = record_signer()
-    records = record_store.read_records(name)
+    records = _vouched_records(name)
     repaired = reconcile(name, records)
     stack = replay(records)
     if repaired.kind == "finished" and records[-1]["action"] == "rollback":
@@ -113,6 +114,17 @@ def rollback(name: str, person: str, reason: str, smoke: Smoke | None = None, ov
     settle_aliases(name)
     warnings = (repaired.note,) if repaired.note else ()
     return Change("rolled_back", f"release/{target} is champion again.", champion, target, record["sequence"], warnings)
+
+
+def _vouched_records(name: str) -> list[dict[str, Any]]:
+    """The records that are built on: a signed one vouches for all before it, so what no trusted key vouched for is not signed over."""
+    records, trusted_by = record_store.read_records(name), trusted_keys()
+    if trusted_by:
+        try:
+            check_records(records, trusted_by)
+        except ArtifactError as error:
+            raise PromotionError(f"Nothing was changed: the promotion records of '{name}' are not vouched for. {error}") from None
+    return records
 
 
 def _reason_for_rejected(name: str, target: int, override: str | None) -> str | None:

@@ -84,6 +84,26 @@ def load_signing_key() -> SigningKey | None:
     return SigningKey(path, private)
 
 
+def usable_key() -> SigningKey | None:
+    """The configured key, whose signatures count here; None where nothing is signed and no key is trusted.
+
+    Asked before anything is written: a record that no trusted key signs stops its release from being served. Raises ConfigError for a key
+    that is not among the trusted ones, and when keys are trusted and none signs.
+    """
+    key, trusted = load_signing_key(), trusted_keys()
+    if key is None and trusted:
+        raise ConfigError(
+            f"Keys are trusted here ({', '.join(name[:16] for name in sorted(trusted))}), so what is not signed would not be served, and "
+            f"there is no signing key. Nothing was changed. Name it in {KEY_VARIABLE}."
+        )
+    if key is not None and trusted and key.key_id not in trusted:
+        raise ConfigError(
+            f"The signing key {key.key_id[:16]} is not among the trusted keys: its signatures do not count, and a champion whose promotion "
+            "record carries one is not served. Nothing was signed or changed. Trust its public key first, or sign with a trusted key."
+        )
+    return key
+
+
 def exposure(path: Path) -> str | None:
     """A warning when others than its owner may read or change a private key."""
     mode = path.stat().st_mode & 0o777

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from components.artifacts import SIGNATURE, verify
 from components.errors import ConfigError
-from components.promotion.attestation import record_signer, sign_release
+from components.promotion.attestation import covered_records, record_signer, sign_release
 from components.promotion.pinned import recorded_digest
 from components.promotion.promotion_record import append
 from components.promotion.references import resolve
-from components.promotion.signing_keys import SigningKey, load_signing_key, trusted_keys
+from components.promotion.signing_keys import trusted_keys, usable_key
 from components.promotion.standing import Record, expected_aliases, release_model
 from components.tracking import records as record_store
 from components.tracking import registry
@@ -40,33 +40,22 @@ def vouch(name: str, ref: str) -> Vouched:
     Raises ConfigError without a key, or with one that is not trusted where others are, ArtifactError for a release that was changed or a
     chain that is broken, PromotionError for an unknown reference.
     """
-    key = _trusted_key()
+    key = usable_key()
+    if key is None:
+        raise ConfigError("There is no signing key. Make one with `scalingnote keys new`, or name one in SCALINGNOTE_SIGNING_KEY.")
     model, version = resolve(name, ref)
     records = record_store.read_records(name)
     folder = verify(registry.artifact_folder(model, version), recorded_digest(name, model, version, records)).path
     sign_release(folder)
     registry.share_file(model, version, SIGNATURE)
-    unsigned = model == release_model(name) and _is_unsigned(records, version)
+    unsigned = model == release_model(name) and _is_uncovered(records, version)
     record = append(name, _repeated(records[-1]), records, record_signer()) if unsigned else None
     return Vouched(model, version, key.key_id, None if record is None else int(record["sequence"]))
 
 
-def _is_unsigned(records: Sequence[Record], version: int) -> bool:
-    """Whether the release is the champion by records of which nobody signed the newest."""
-    return expected_aliases(records).champion == version and records[-1].get("signature") is None
-
-
-def _trusted_key() -> SigningKey:
-    """The configured key. Another one's signature would not count, and would take the place of one that does."""
-    key = load_signing_key()
-    if key is None:
-        raise ConfigError("There is no signing key. Make one with `scalingnote keys new`, or name one in SCALINGNOTE_SIGNING_KEY.")
-    if (trusted := trusted_keys()) and key.key_id not in trusted:
-        raise ConfigError(
-            f"The signing key {key.key_id[:16]} is not among the trusted keys: its signatures do not count, and a champion whose promotion "
-            "record carries one is not served. Nothing was signed. Trust its public key first, or sign with a trusted key."
-        )
-    return key
+def _is_uncovered(records: Sequence[Record], version: int) -> bool:
+    """Whether the release is the champion by records of which no signature that counts covers the newest."""
+    return expected_aliases(records).champion == version and covered_records(records, trusted_keys()) < len(records)
 
 
 def _repeated(newest: Record) -> dict[str, Any]:

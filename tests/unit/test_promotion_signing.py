@@ -237,6 +237,14 @@ def test_a_changed_or_foreign_record_is_refused_by_number(keys: Path, tmp_path: 
     records[1]["to_version"] = 9
     with pytest.raises(ArtifactError, match="record 2: The signature is about other content"):
         check_records(records, trusted_keys())
-    monkeypatch.setenv(KEY, str(make_key(tmp_path / "other.pem").path))
+    other = make_key(tmp_path / "other.pem")
+    monkeypatch.setenv(KEY, str(other.path))
+    monkeypatch.setenv(TRUSTED_VARIABLE, str(public_file(other)))
+    foreign = chain((True,))
+    monkeypatch.delenv(TRUSTED_VARIABLE)
     with pytest.raises(ArtifactError, match=r"record 1: It is signed by the key .* not trusted"):
-        check_records(chain((True,)), trusted_keys())
+        check_records(foreign, trusted_keys())
+    with pytest.raises(ConfigError, match="is not among the trusted keys"):
+        record_signer()  # found before anything is written
+    monkeypatch.delenv(KEY)
+    assert check_records([*foreign, *chain((False, True))[1:]], trusted_keys()).startswith("2 of 2 records signed")

@@ -38,6 +38,9 @@ def test_champion_that_no_trusted_key_vouches_for_is_not_served(home: Path, tmp_
     monkeypatch.setenv(KEY_VARIABLE, str(ours.path))
     registry.copy_version(f"{NAME}-candidate", 1, f"{NAME}-release")
     sign_release(registry.artifact_folder(f"{NAME}-release", 2))
+    with pytest.raises(PromotionError, match="keys sign champion"):  # a signed promotion would vouch for what nobody looked at
+        promote(NAME, no_smoke)
+    vouch(NAME, "champion")
     promote(NAME, no_smoke)
     assert [loader.open_release(NAME, ref).version for ref in ("champion", "previous")] == [2, 1]
 

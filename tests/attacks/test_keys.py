@@ -1,0 +1,96 @@
+"""Attacks on signatures: a key that is not trusted, a record that nobody signed, a key that was withdrawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from components import settings
+from components.errors import ConfigError, PromotionError
+from components.promotion.approval import approve
+from components.promotion.promote import promote, rollback, trusted
+from components.promotion.signing_keys import KEY_VARIABLE, make_key, public_file
+from components.promotion.verification import verify_release
+from components.promotion.vouch import vouch
+from components.serving.loader import require_signed
+from components.tracking import records as record_store
+from tests.unit.promotion_world import GOOD, NAME, into_mlflow, make_candidate, no_smoke
+
+
+@pytest.fixture
+def champion(home: Path, tmp_path: Path) -> int:
+    """release/1, promoted with a key that is trusted; candidate/2 is approved."""
+    make_key(settings.keys_folder() / "signing.pem")
+    register = into_mlflow()
+    for number in (1, 2):
+        make_candidate(tmp_path / str(number), register, {**GOOD, "student": 0.70 + number / 1000})
+        approve(NAME, number, "Ada")
+        vouch(NAME, f"release/{number}")
+        if number == 1:
+            promote(NAME, no_smoke)
+    return 1
+
+
+def served() -> int:
+    require_signed(record_store.read_records(NAME), "champion")
+    return trusted(NAME).version
+
+
+def test_a_promotion_with_a_key_that_is_not_trusted_changes_nothing(champion: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, str(make_key(tmp_path / "foreign.pem").path))
+    with pytest.raises(ConfigError, match="is not among the trusted keys"):
+        promote(NAME, no_smoke)
+    assert len(record_store.read_records(NAME)) == 1 and served() == 1
+
+
+def test_a_promotion_without_a_key_where_keys_are_trusted_changes_nothing(champion: int, tmp_path: Path) -> None:
+    key = settings.keys_folder() / "signing.pem"
+    key.rename(tmp_path / "away.pem")
+    for change in (lambda: promote(NAME, no_smoke), lambda: rollback(NAME, "Bob", "slow")):
+        with pytest.raises(ConfigError, match="there is no signing key"):
+            change()
+    assert len(record_store.read_records(NAME)) == 1 and served() == 1
+
+
+def test_a_forged_record_is_not_signed_over_by_the_next_promotion(champion: int) -> None:
+    record_store.append_record(NAME, {"action": "promote", "from_version": 1, "to_version": 2, "candidate_version": 2})
+    for change in (lambda: promote(NAME, no_smoke), lambda: rollback(NAME, "Bob", "slow")):
+        with pytest.raises(PromotionError, match="record 2 is not signed"):
+            change()
+    assert len(record_store.read_records(NAME)) == 2
+    assert not all(check.ok for check in verify_release(NAME, "champion"))
+
+
+def test_a_key_that_was_withdrawn_leaves_without_stopping_what_is_served(champion: int) -> None:
+    former = settings.keys_folder() / "signing.pem"
+    public = next((settings.keys_folder() / "trusted").glob("*.pem"))
+    former.rename(former.with_name("former.pem"))
+    make_key(settings.keys_folder() / "signing.pem")
+    vouch(NAME, "release/2")
+    promote(NAME, no_smoke)  # the former key is still trusted, so what it signed is built on
+    public.unlink()
+    assert served() == 2
+    vouch(NAME, "release/1")
+    assert rollback(NAME, "Bob", "slow").to_version == 1
+    assert served() == 1 and all(check.ok for check in verify_release(NAME, "champion"))
+
+
+def test_the_way_back_from_a_record_of_a_foreign_key_is_an_open_vouch(
+    champion: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an earlier version could leave it: the newest record is signed by a key that was never trusted."""
+    from components.promotion.attestation import record_signer
+
+    foreign = make_key(tmp_path / "foreign.pem")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv(KEY_VARIABLE, str(foreign.path))
+        elsewhere.setenv("SCALINGNOTE_TRUSTED_KEYS", str(public_file(foreign)))
+        sign = record_signer()
+    newest = record_store.read_records(NAME)[-1]
+    kept = {key: newest[key] for key in ("action", "to_version", "candidate_version", "manifest_digest", "packages", "evidence_digest")}
+    record_store.append_record(NAME, {**kept, "from_version": 1, "action": "vouch", "time": newest["time"]}, sign)
+    with pytest.raises(PromotionError, match="record 2: It is signed by the key"):
+        promote(NAME, no_smoke)
+    assert vouch(NAME, "champion").sequence == 3
+    assert promote(NAME, no_smoke).to_version == 2 and served() == 2
