@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
-from components.config import RETRIEVER_NAME, StepConfig
+from components.config import RETRIEVER_NAME, StepConfig, checked_retriever_name
 from components.data.config import DataConfig
 from components.distillation.config import DistillationConfig
 from components.errors import ConfigError
@@ -40,6 +40,11 @@ class RetrainConfig(StepConfig):
     index: IndexConfig = Field(default_factory=IndexConfig, description="The index")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="What is measured")
     policy: PolicyConfig = Field(default_factory=PolicyConfig, description="The gates")
+
+    @field_validator("name")
+    @classmethod
+    def _own_name(cls, name: str) -> str:
+        return checked_retriever_name(name)
 
 
 Settings = TypeVar("Settings", bound=RetrainConfig)

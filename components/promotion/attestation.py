@@ -22,7 +22,7 @@ from components.artifacts import (
     write_json,
 )
 from components.errors import ArtifactError
-from components.promotion.people import require_entry
+from components.promotion.people import require_entry, require_logged_heads
 from components.promotion.release import ReleaseManifest, load_release
 from components.promotion.signing import Claim, Signed, check, sign
 from components.promotion.signing_keys import TrustedKey, load_signing_key, usable_key
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 RELEASE_PREDICATE = "https://slsa.dev/provenance/v1"
 RECORD_PREDICATE = "urn:scalingnote:promotion-record:v1"
-_HEADLINE = ("action", "from_version", "to_version", "manifest_digest", "approved_by")
+_HEADLINE = ("sequence", "previous", "action", "from_version", "to_version", "manifest_digest", "approved_by")
 
 
 def sign_release(folder: Path) -> str | None:
@@ -115,6 +115,7 @@ def check_audit(records: Sequence[Record], entries: Sequence[AuditEntry] | None)
         raise ArtifactError(f"Promotion record {resting[0]['sequence']} rests on an audit log, and there is none here. Restore it.")
     for record in resting:
         require_entry(record, entries or ())
+    require_logged_heads(records, entries or ())
     if entries is None:
         return "none: nobody was authenticated, names are as claimed"
     return f"{len(entries)} entries, {len(resting)} of {len(records)} records rest on one of them"

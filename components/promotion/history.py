@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+from components.artifacts import write_json
+from components.errors import ConfigError
 from components.plain_text import one_line
 from components.promotion.marks import RED
 from components.tracking import records as record_store
@@ -41,6 +45,45 @@ def history_of(name: str) -> list[dict[str, Any]]:
     was another one than it was built against. Raises ArtifactError that names the record where the chain is broken.
     """
     return [_entry(record) for record in record_store.read_records(name)]
+
+
+def compare_anchor(name: str, path: Path) -> str:
+    """Hold the records against the newest one that an auditor kept in `path`, then keep today's newest there; returns a sentence.
+
+    The file is the auditor's own: who writes the records cannot write it, so records that were cut off or replaced show. It is made when
+    it is not there. Raises ConfigError for a file that is no anchor of `name`, ArtifactError when the record in it is not in the chain.
+    """
+    records, kept = record_store.read_records(name), _read_anchor(name, path)
+    if kept is not None:
+        record_store.require_head(records, kept["sequence"], kept["digest"], f"the anchor {path}")
+    if not records:
+        return f"Nothing of '{name}' was promoted yet, so there is no record to keep in {path}."
+    newest = {"retriever": name, "sequence": records[-1]["sequence"], "digest": records[-1]["digest"]}
+    try:
+        write_json(path, newest)
+    except OSError as error:
+        raise ConfigError(f"The anchor {path} cannot be written ({error.strerror}). Give a file in a folder of your own.") from None
+    held = "was made" if kept is None else f"holds: record {kept['sequence']} is where it was"
+    return (
+        f"The anchor {path} {held}. It now names record {newest['sequence']} ({newest['digest'][:12]}); keep it where nobody else writes."
+    )
+
+
+def _read_anchor(name: str, path: Path) -> dict[str, Any] | None:
+    try:
+        kept = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"The anchor {path} cannot be read ({error.strerror}). Give a file of your own.") from None
+    except ValueError:
+        kept = None
+    form = isinstance(kept, dict) and isinstance(kept.get("sequence"), int) and isinstance(kept.get("digest"), str)
+    if not form:
+        raise ConfigError(f"{path} is no anchor: expected retriever, sequence and digest as JSON, as `history --anchor` writes them.")
+    if kept.get("retriever") != name:
+        raise ConfigError(f"{path} is the anchor of the retriever '{kept.get('retriever')}', not of '{name}'. Give another file.")
+    return dict(kept)
 
 
 def render_history(name: str, entries: list[dict[str, Any]]) -> str:

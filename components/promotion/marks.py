@@ -9,10 +9,9 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from components.promotion.approval import Approval
 from components.promotion.evidence_html import plain
 from components.promotion.standing import Record, release_model
-from components.tracking import registry
+from components.tracking import labels, registry
 
 OVERRIDDEN = "overridden"
 RED = "\U0001f7e5"
@@ -50,14 +49,20 @@ def override_of(records: Sequence[Record], version: int) -> Override | None:
     return Override(str(last["override"]), last.get("override_by"), str(last.get("verdict")))
 
 
-def mark_override(approval: Approval, verdict: str) -> None:
-    """Put the reason into a tag and above the description of the release; doing it again changes nothing."""
-    model, version = release_model(approval.name), approval.release_version
-    registry.set_version_tag(model, version, OVERRIDDEN, str(approval.override))
+def mark_override(name: str, records: Sequence[Record]) -> None:
+    """Put the reason of the newest promotion's override into a tag and above the description of its release; else nothing.
+
+    Only a promotion that has a record is marked. One that was killed before its mark gets it from the next.
+    """
+    model, version = release_model(name), next((int(r["to_version"]) for r in reversed(records) if r["action"] == "promote"), 0)
+    override = override_of(records, version)
+    release = next((info for info in registry.versions(model) if info.version == version), None)
+    if override is None or release is None or release.tags.get(labels.PREFIX + OVERRIDDEN) == labels.cut(override.reason, labels.MAX_TAG):
+        return
     text = registry.description(model, version)
-    line = Override(str(approval.override), approval.override_by, verdict).line
-    if not text.startswith(line):
-        registry.set_description(model, version, f"{line}\n\n{text}")
+    if not text.startswith(override.line):
+        registry.set_description(model, version, f"{override.line}\n\n{text}")
+    registry.set_version_tag(model, version, OVERRIDDEN, override.reason)
 
 
 def as_text(words: str) -> str:

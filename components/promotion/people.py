@@ -15,6 +15,7 @@ from components import settings
 from components.errors import ArtifactError, PromotionError
 from components.promotion.standing import Record
 from components.tracking import audit, labels, store
+from components.tracking import records as record_store
 from components.tracking.calls import MAX_VALUE
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 REVIEWER = "reviewer"
 OVERRIDE = "override"
+ROLLED_BACK = "rolled_back"  # the tag whose entry in the log proves who rolled back
 OVERRIDE_KEYS = (OVERRIDE, labels.PREFIX + OVERRIDE)
 _TAGGED = frozenset({"set_version_tag", "delete_version_tag"})
 
@@ -59,14 +61,51 @@ def require_trail(records: Sequence[Record]) -> list[AuditEntry] | None:
 
 
 def require_entry(record: Record, entries: Sequence[AuditEntry]) -> None:
-    """Raise ArtifactError when the audit log does not hold the entry that a promotion record rests on."""
+    """Raise ArtifactError when the audit log does not hold the entry that a promotion record rests on, or it proves something else."""
     digest, number = record.get("audit_digest"), int(record.get("audit_sequence") or 0)
-    if digest is None or (0 < number <= len(entries) and entries[number - 1].digest == digest):
+    if digest is None:
         return
-    raise ArtifactError(
-        f"Promotion record {record['sequence']} rests on the audit entry {number} ({str(digest)[:12]}), which the audit log does not hold: "
-        "it was replaced or cut. Restore the log from a backup."
+    if not (0 < number <= len(entries) and entries[number - 1].digest == digest):
+        raise ArtifactError(
+            f"Promotion record {record['sequence']} rests on the audit entry {number} ({str(digest)[:12]}), which the audit log does not "
+            "hold: it was replaced or cut. Restore the log from a backup."
+        )
+    if wrong := _not_proven(record, entries[number - 1]):
+        raise ArtifactError(f"Promotion record {record['sequence']} rests on the audit entry {number}, which does not prove it: {wrong}.")
+
+
+def _not_proven(record: Record, entry: AuditEntry) -> str | None:
+    """What the entry does not say of what the record claims: that `approved_by`, in `role`, copied or rolled back this release."""
+    said = record.get("approved_by"), record.get("role")
+    act = act_of(entry)
+    if act is None or entry.outcome != "ok":
+        return f"it is a call that was {entry.outcome}" if act else "nobody was signed in"
+    if (act.person, act.role) != said:
+        return f"it is an act of {act.person} ({act.role}), the record names {said[0]} ({said[1]})"
+    copied = entry.action == "create_model_version" and entry.is_of(f"{record.get('retriever')}-release", int(record["to_version"]))
+    left = None if record["action"] == "vouch" else int(record.get("from_version") or 0)
+    rolled_back = (
+        entry.action == "set_version_tag"
+        and entry.is_of(f"{record.get('retriever')}-release", left)
+        and entry.subject.get("key") == labels.PREFIX + ROLLED_BACK
     )
+    proofs = {"promote": copied, "rollback": rolled_back, "vouch": copied or rolled_back}
+    if proofs.get(str(record["action"]), False):
+        return None
+    return f"it is the call {entry.action} on {entry.subject.get('model')}/{entry.subject.get('version')}"
+
+
+def require_logged_heads(records: Sequence[Record], entries: Sequence[AuditEntry]) -> None:
+    """Raise ArtifactError when the log knows of a promotion record that is not there: each record's head was set as a tag on the server."""
+    for entry in entries:
+        stated = record_store.HEAD_FORM.fullmatch(entry.subject.get("value", "")) if entry.subject.get("key") == record_store.HEAD else None
+        model = entry.subject.get("model", "")
+        if stated is None or entry.outcome != "ok" or entry.action != "set_version_tag":
+            continue
+        if records and model != f"{records[0].get('retriever')}-release":
+            continue
+        witness = f"the audit entry {entry.sequence} ({entry.user} on {model}/{stated[1]})"
+        record_store.require_head(records, int(stated[3]), stated[4], witness)
 
 
 def creator(entries: Sequence[AuditEntry], model: str, version: int) -> Act | None:

@@ -69,15 +69,15 @@ def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = stale.
     sign = record_signer()  # a key that cannot be used is found before anything is changed
     records = _vouched_records(name)
     repaired = reconcile(name, records)
+    mark_override(name, records)
     champion = expected_aliases(records).champion
     versions, notes = waiting_for_promotion(name, records)
     warnings = [repaired.note, *notes] if repaired.note else notes
     if not versions:
         return _nothing(repaired, champion, warnings)
     promotion = _examined(name, versions[-1], records, smoke, compare_again)
-    if promotion.overridden:
-        mark_override(promotion.approval, promotion.decisions[-1].decision.verdict)
     record = append(name, promotion_record(name, promotion), records, sign)
+    mark_override(name, [*records, record])
     settle_aliases(name)
     version, candidate = promotion.release.version, promotion.approval.candidate_version
     warnings += stale.stale_note(promotion.decisions)
@@ -153,7 +153,7 @@ def _examined(name: str, release: VersionInfo, records: Sequence[Record], smoke:
     decisions = stale.decisions_for(manifest, folder, champion, compare_again)
     stale.require_decided(release.version, decisions, approval, records)
     _smoke(release.version, manifest, smoke)
-    return Promotion(release, approval, decisions, champion)
+    return Promotion(release, str(release.tags[labels.DIGEST]), approval, decisions, champion)
 
 
 def _approval(name: str, release: VersionInfo, manifest: ReleaseManifest, records: Sequence[Record]) -> Approval:

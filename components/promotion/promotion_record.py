@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.artifacts import open_artifact
+from components.artifacts import verify
 from components.promotion import people
 from components.promotion.approval import Approval
 from components.promotion.release import load_release
@@ -26,14 +26,17 @@ if TYPE_CHECKING:
     from components.tracking.registry import VersionInfo
 
 UNAUTHENTICATED = "unauthenticated"
-ROLLED_BACK = "rolled_back"
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """A verified release that is about to become champion. `decisions`: its own, and one against today's champion if that changed."""
+    """A verified release that is about to become champion. `decisions`: its own, and one against today's champion if that changed.
+
+    `digest` is the one that was approved and verified; files that were swapped since make the record fail.
+    """
 
     release: VersionInfo
+    digest: str
     approval: Approval
     decisions: tuple[Decided, ...]
     champion: int | None
@@ -45,10 +48,9 @@ class Promotion:
 
 
 def promotion_record(name: str, promotion: Promotion) -> dict[str, Any]:
-    """Content of the record of a promotion."""
-    approval, last = promotion.approval, promotion.decisions[-1]
-    folder = registry.artifact_folder(release_model(name), promotion.release.version)
-    digest = open_artifact(folder).digest
+    """Content of the record of a promotion. Raises ArtifactError for files that are not those that were verified any more."""
+    approval, last, digest = promotion.approval, promotion.decisions[-1], promotion.digest
+    folder = verify(registry.artifact_folder(release_model(name), promotion.release.version), digest).path
     return {
         "action": "promote",
         "from_version": promotion.champion,
@@ -83,8 +85,8 @@ def rollback_record(
     promoted = next(r for r in reversed(records) if r["action"] == "promote" and int(r["to_version"]) == target)
     act = _proven_rollback(name, records, champion, reason)
     proof = _proof("none", None, None) if act is None else _proof("basic", act.sequence, act.digest)
-    folder = registry.artifact_folder(release_model(name), target)
-    digest = open_artifact(folder).digest
+    digest = str(promoted["manifest_digest"])
+    folder = verify(registry.artifact_folder(release_model(name), target), digest).path
     return {
         "action": "rollback",
         "from_version": champion,
@@ -134,7 +136,7 @@ def _proven_rollback(name: str, records: Sequence[Record], champion: int, reason
     """Tag the release that is left, so that the server's log says who did it; None where there is no log."""
     if people.require_trail(records) is None:
         return None
-    registry.set_version_tag(release_model(name), champion, ROLLED_BACK, reason)
+    registry.set_version_tag(release_model(name), champion, people.ROLLED_BACK, reason)
     entries = people.require_trail(records) or []
     release = next((info for info in registry.versions(release_model(name)) if info.version == champion), None)
-    return people.tag_act(entries, release, labels.PREFIX + ROLLED_BACK) if release is not None else None
+    return people.tag_act(entries, release, labels.PREFIX + people.ROLLED_BACK) if release is not None else None

@@ -100,6 +100,7 @@ def reconcile(name: str, records: Sequence[Record]) -> Reconciled:
     A version that was deleted from the registry gets no alias, and the note says so; a newer one can still be promoted.
     """
     want, have = expected_aliases(records), current_aliases(name)
+    record_store.state_head(name, records)
     possible, gone = _registered(name, want)
     if possible == have and not gone:
         return Reconciled("clean")
@@ -116,7 +117,9 @@ def reconcile(name: str, records: Sequence[Record]) -> Reconciled:
 def settle_aliases(name: str) -> None:
     """Make the aliases follow the records as they are now: another promotion may have come between the record and this."""
     for _ in range(3):
-        want, have = expected_aliases(record_store.read_records(name)), current_aliases(name)
+        records = record_store.read_records(name)
+        record_store.state_head(name, records)
+        want, have = expected_aliases(records), current_aliases(name)
         if want == have:
             return
         place_aliases(name, want, have)

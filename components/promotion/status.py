@@ -60,6 +60,11 @@ def render_status(state: dict[str, Any]) -> str:
 
 
 def _alarm(name: str) -> str | None:
+    if foreign := record_store.foreign_runs(name):
+        return (
+            f"{len(foreign)} runs in the experiment {name}-promotions are no promotion records ({foreign[0]}). They change nothing; "
+            "find out who writes there, and delete them."
+        )
     try:
         return trusted(name).alarm
     except PromotionError:

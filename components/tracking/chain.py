@@ -15,6 +15,8 @@ from components.tracking.store import client
 
 ANCHOR = labels.PREFIX + "chain_run_id"
 RECORD_FILE = "record.json"
+SEQUENCE = labels.PREFIX + "sequence"  # a tag that every run of a record has from its creation on
+OVERTAKEN_FILE = "overtaken.json"  # beside the record of a writer that came second, for whoever has the files alone
 RECORD_KEY = "record-{:06d}"
 _PLACE = re.compile(r"^record-(\d{6,})$")
 _CLAIM = re.compile(r"^([0-9a-f]{32}):([0-9a-f]{64})$")
@@ -22,12 +24,13 @@ _CLAIM = re.compile(r"^([0-9a-f]{32}):([0-9a-f]{64})$")
 
 @dataclass(frozen=True)
 class RunState:
-    """What the chain needs to know of a run."""
+    """What the chain needs to know of a run. `sequence`: the place that a record's run was made for; None for any other run."""
 
     run_id: str
     status: str
     active: bool
     artifact_uri: str
+    sequence: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,20 @@ class Chain:
             raise ArtifactError(f"{self.name}: the claim of promotion record {parsed.index(None) + 1} is unreadable.")
         return [(found.group(1), found.group(2)) for found in parsed if found]
 
-    def strangers(self) -> set[str]:
-        """Ids of finished runs of records that hold no place in the chain."""
-        placed = {run_id for run_id, _ in self.places()}
-        return {run.run_id for run in self.runs.values() if run.status == "FINISHED"} - placed
+    def outside(self) -> set[str]:
+        """Ids of runs of records that are in no place of the chain, though only a changed store can leave them so.
+
+        A writer that was killed leaves a running one, and one that another writer overtook leaves one for a place that is taken.
+        """
+        places = self.places()
+        placed = {run_id for run_id, _ in places}
+        ended = [run for run in self.runs.values() if run.sequence is not None and run.status != "RUNNING"]
+        return {run.run_id for run in ended if run.status == "FINISHED" or int(run.sequence or 0) > len(places)} - placed
+
+    def foreign(self) -> list[str]:
+        """Ids of the runs in the experiment that are no runs of records at all: anybody may make one there, so they change nothing."""
+        placed = {run_id for run_id, _ in self.places()} | {self.run_id}
+        return sorted(run.run_id for run in self.runs.values() if run.active and run.sequence is None and run.run_id not in placed)
 
 
 def open_chain(name: str) -> Chain | None:
@@ -114,7 +127,11 @@ def _from_embedded(view: embedded.Reader, name: str) -> Chain | None:
     state = view.run(anchor)
     _require(name, experiment["lifecycle_stage"] == "active", anchor, state is not None and state["lifecycle_stage"] == "active")
     claims = view.parameters(anchor)  # before the runs: each claim's run then is among them
-    runs = [RunState(r["run_uuid"], r["status"], r["lifecycle_stage"] == "active", r["artifact_uri"]) for r in view.runs(number)]
+    tags = view.run_tags(number, SEQUENCE)
+    runs = [
+        RunState(r["run_uuid"], r["status"], r["lifecycle_stage"] == "active", r["artifact_uri"], _number(tags.get(r["run_uuid"])))
+        for r in view.runs(number)
+    ]
     return Chain(name, str(number), anchor, claims, {run.run_id: run for run in runs})
 
 
@@ -130,11 +147,21 @@ def _from_client(name: str) -> Chain | None:
     runs, token = [], None
     while True:
         page = client().search_runs([number], run_view_type=ViewType.ALL, max_results=1000, page_token=token)
-        runs += [RunState(r.info.run_id, r.info.status, r.info.lifecycle_stage == "active", r.info.artifact_uri) for r in page]
+        runs += [_run_state(run) for run in page]
         token = page.token
         if not token:
             break
     return Chain(name, number, anchor, dict(state.data.params) if state else {}, {run.run_id: run for run in runs})
+
+
+def _run_state(run: Any) -> RunState:
+    info = run.info
+    return RunState(info.run_id, info.status, info.lifecycle_stage == "active", info.artifact_uri, _number(run.data.tags.get(SEQUENCE)))
+
+
+def _number(tag: str | None) -> int | None:
+    """The place in a tag; 0 for a tag that names none, which is still the tag of a record."""
+    return None if tag is None else int(tag) if tag.isascii() and tag.isdigit() else 0
 
 
 def _get_run(run_id: str) -> Any:

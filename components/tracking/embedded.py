@@ -75,6 +75,11 @@ class Reader:
         found = self.rows("SELECT run_uuid, status, lifecycle_stage, artifact_uri FROM runs WHERE run_uuid = ?", run_id)
         return found[0] if found else None
 
+    def run_tags(self, experiment: int, key: str) -> dict[str, str]:
+        """Run id -> value of the tag `key`, for the runs of an experiment that have it."""
+        statement = "SELECT t.run_uuid, t.value FROM tags t JOIN runs r ON r.run_uuid = t.run_uuid WHERE r.experiment_id = ? AND t.key = ?"
+        return {row["run_uuid"]: row["value"] for row in self.rows(statement, experiment, key)}
+
     def parameters(self, run_id: str) -> dict[str, str]:
         """Parameters of a run."""
         return {row["key"]: row["value"] for row in self.rows("SELECT key, value FROM params WHERE run_uuid = ?", run_id)}

@@ -4,23 +4,31 @@ Each record is one run of the experiment `<name>-promotions` with the artifact `
 place in the chain is claimed: a parameter of the chain's own run, `record-000007 = <run id>:<digest>`. MLflow never lets a
 parameter change, so of two writers that want the same place the second is refused, and a writer that is killed before the claim
 leaves only a run that nobody counts. Which run is the chain stands in a tag that is set in the act that makes the experiment.
+
+Who may write to that experiment could name a shorter chain there. So the head of the chain (number and digest of the newest record) also
+stands in a tag of the release that the record made champion, and every reading compares (`state_head`); an auditor keeps one as well.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from components.artifacts import digest_of
 from components.errors import ArtifactError, PromotionError
-from components.tracking import labels
-from components.tracking.chain import ANCHOR, RECORD_FILE, RECORD_KEY, Chain, open_chain, read_file
+from components.tracking import labels, registry
+from components.tracking.chain import ANCHOR, OVERTAKEN_FILE, RECORD_FILE, RECORD_KEY, Chain, open_chain, read_file
 from components.tracking.provenance import claimed_user
 from components.tracking.store import client, create_experiment, error_code, experiment_id, translated
 
 _OWN = ("sequence", "previous", "recorded_at", "retriever", "signature", "digest")
+HEAD = labels.PREFIX + "chain_head"
+HEAD_FORM = re.compile(r"(\d+):(\d+):(\d+):([0-9a-f]{64})")
+_log = logging.getLogger(__name__)
 Signer = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
@@ -54,25 +62,80 @@ def read_records(retriever_name: str) -> list[dict[str, Any]]:
 
 
 def _read(retriever_name: str) -> tuple[Chain | None, list[dict[str, Any]]]:
+    heads = stated_heads(retriever_name)  # before the chain, which only grows
     chain = open_chain(_experiment(retriever_name))
-    if chain is None:
-        return None, []
     records: list[dict[str, Any]] = []
-    for number, (run_id, digest) in enumerate(chain.places(), start=1):
+    for number, (run_id, digest) in enumerate(chain.places() if chain else [], start=1):
+        assert chain is not None
         content = read_file(chain, run_id, number)
         _check(content, number, digest, records[-1]["digest"] if records else None)
+        if content.get("retriever") != retriever_name:
+            raise ArtifactError(
+                f"{chain.name}: promotion record {number} is one of the retriever '{content.get('retriever')}': its experiment was "
+                "renamed. Give both experiments their own names again in MLflow."
+            )
         records.append(content)
-    _refuse_strangers(chain)
+    if chain is not None:
+        _refuse_outside(chain)
+    for place, (sequence, digest) in heads.items():
+        require_head(records, sequence, digest, f"{retriever_name}-release/{place}")
     return chain, records
 
 
-def _refuse_strangers(chain: Chain) -> None:
+def _refuse_outside(chain: Chain) -> None:
     """A finished record that holds no place was in the chain once, or never: either way somebody changed the store."""
-    if strangers := chain.strangers():
+    if outside := chain.outside():
         # Read again: another writer may have claimed and finished between our reading of the claims and of the runs.
         again = open_chain(chain.name)
-        for run_id in strangers if again is None else strangers & again.strangers():
-            raise ArtifactError(f"{chain.name}: the run {run_id} is a finished promotion record outside the chain.")
+        for run_id in outside if again is None else outside & again.outside():
+            raise ArtifactError(
+                f"{chain.name}: the run {run_id} is a promotion record outside the chain, so records were cut off, or one was put beside "
+                "them. Restore the experiment from a backup; `scalingnote history --anchor FILE` tells which records there were."
+            )
+
+
+def foreign_runs(retriever_name: str) -> list[str]:
+    """Ids of runs in the experiment of the records that are none: they change nothing, but somebody writes there who should not."""
+    chain = open_chain(_experiment(retriever_name))
+    return [] if chain is None else chain.foreign()
+
+
+def stated_heads(retriever_name: str) -> dict[int, tuple[int, str]]:
+    """Version of the release model -> (sequence, digest) that its tag names as the head of the chain when it became champion.
+
+    A tag that came along with a copy names another version or moment, and counts for nothing.
+    """
+    found = {}
+    for info in registry.versions(f"{retriever_name}-release"):
+        stated = HEAD_FORM.fullmatch(info.tags.get(HEAD, ""))
+        if stated and (int(stated[1]), int(stated[2])) == (info.version, info.created_ms):
+            found[info.version] = (int(stated[3]), stated[4])
+    return found
+
+
+def state_head(retriever_name: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write the head of the chain into a tag of the release that the newest record made champion; done again it changes nothing."""
+    if not records:
+        return
+    there = {info.version: info for info in registry.versions(f"{retriever_name}-release")}
+    version = int(records[-1]["to_version"])
+    release = there.get(version) or there.get(max(there, default=0))  # the newest one, where the champion was deleted
+    if release is None:
+        return
+    head = f"{release.version}:{release.created_ms}:{records[-1]['sequence']}:{records[-1]['digest']}"
+    if release.tags.get(HEAD) != head:
+        registry.set_version_tag(release.name, release.version, HEAD, head)
+
+
+def require_head(records: Sequence[Mapping[str, Any]], sequence: int, digest: str, witness: str) -> None:
+    """Raise ArtifactError unless record `sequence` is there with the digest that `witness` names."""
+    if 0 < sequence <= len(records) and records[sequence - 1]["digest"] == digest:
+        return
+    there = f"there are {len(records)}" if sequence > len(records) else f"record {sequence} is {records[sequence - 1]['digest'][:12]}"
+    raise ArtifactError(
+        f"The promotion records were cut or replaced: {witness} names record {sequence} ({digest[:12]}), and {there}. "
+        "Somebody moved or renamed the experiment of the records; restore it in MLflow, or from a backup."
+    )
 
 
 def _check(content: dict[str, Any], number: int, digest: str, previous: str | None) -> None:
@@ -118,6 +181,7 @@ def _claim(chain: Chain, run_id: str, record: Mapping[str, Any]) -> None:
     except MlflowException as error:
         if error_code(error) != "INVALID_PARAMETER_VALUE":
             raise
+        client().log_dict(run_id, {"overtaken": record["sequence"]}, OVERTAKEN_FILE)
         client().set_terminated(run_id, "KILLED")
         raise _overtaken(record["retriever"]) from None
 

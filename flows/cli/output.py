@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-from components.config import RETRIEVER_NAME
+from components.config import checked_retriever_name
 from components.errors import ConfigError
 from components.plain_text import as_json, visible
 
@@ -21,9 +20,10 @@ RED = "\U0001f7e5"  # begins every line about an override
 def retriever_name(options: argparse.Namespace) -> str:
     """The retriever that a command is about; raises ConfigError for a name that none can have."""
     name: str = options.name or DEFAULT_NAME
-    if not re.fullmatch(RETRIEVER_NAME, name):
-        raise ConfigError(f"--name: got '{name}'; allowed: small letters, digits and hyphens, at most 60.")
-    return name
+    try:
+        return checked_retriever_name(name)
+    except ValueError as error:
+        raise ConfigError(f"--name: {error}.") from None
 
 
 def name_option(name: str) -> str:

@@ -92,7 +92,10 @@ def _add_promotion(commands: Any) -> None:
     rollback.add_argument("--as", dest="person", required=True, metavar="NAME", help="who rolls back")
     rollback.add_argument("--reason", required=True, metavar="TEXT", help="why; kept in the promotion record")
     rollback.add_argument("--override", metavar="REASON", help="go back to a release that a reviewer has rejected since")
-    _command(commands, "history", "release:history", "who promoted what, when and why; overrides stand out")
+    history = _command(commands, "history", "release:history", "who promoted what, when and why; overrides stand out")
+    history.add_argument(
+        "--anchor", type=Path, metavar="FILE", help="an auditor's own file: compare the newest record kept there, then keep today's"
+    )
 
 
 def _add_use(commands: Any) -> None:

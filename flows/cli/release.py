@@ -64,11 +64,13 @@ def rollback(options: argparse.Namespace) -> None:
 
 def history(options: argparse.Namespace) -> None:
     """All promotions and rollbacks with their people and reasons."""
-    from components.promotion.history import history_of, render_history
+    from components.promotion.history import compare_anchor, history_of, render_history
 
     name = retriever_name(options)
     entries = history_of(name)
-    show(options, {"name": name, "history": entries}, render_history(name, entries))
+    anchor = compare_anchor(name, options.anchor) if options.anchor else None
+    told = render_history(name, entries) + (f"\n{anchor}" if anchor else "")
+    show(options, {"name": name, "history": entries, **({"anchor": anchor} if anchor else {})}, told)
 
 
 def _watch(options: argparse.Namespace) -> Watch:

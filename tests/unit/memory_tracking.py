@@ -45,7 +45,7 @@ class MemoryTracking:
             monkeypatch.setattr(f"components.tracking.registry.{name}", getattr(self, name))
         monkeypatch.setattr("components.tracking.audit.trail", lambda: read_audit(self.log) if self.log else None)
         monkeypatch.setattr("components.tracking.store.signed_in_as", lambda: self.user)
-        for name in ("append_record", "read_records"):
+        for name in ("append_record", "read_records", "foreign_runs"):
             monkeypatch.setattr(f"components.tracking.records.{name}", getattr(self, name))
 
     def sign_in(self, user: str, *roles: str) -> None:
@@ -137,11 +137,16 @@ class MemoryTracking:
         if after not in (None, len(self.records)):
             raise PromotionError("Another promotion or rollback was recorded at the same time.")
         self._change()
-        self.records.append({"recorded_at": record["time"], **record, "sequence": len(self.records) + 1})
+        number = len(self.records) + 1
+        own = {"sequence": number, "digest": f"{number:064x}", "retriever": retriever_name}
+        self.records.append({"recorded_at": record["time"], **record, **own})
         return dict(self.records[-1])
 
     def read_records(self, retriever_name: str) -> list[dict[str, Any]]:
         return copy.deepcopy(self.records)
+
+    def foreign_runs(self, retriever_name: str) -> list[str]:
+        return []
 
     def _change(self) -> None:
         if self.kill_at == self.changes:

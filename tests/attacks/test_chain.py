@@ -1,0 +1,258 @@
+"""Attacks on the chain of promotion records with plain MLflow calls, on a real store: cut, renamed, written into, copied."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from components import settings
+from components.artifacts import digest_of, seal
+from components.config import RESERVED_ENDINGS
+from components.errors import ArtifactError, ConfigError, PromotionError
+from components.promotion.approval import approve
+from components.promotion.history import compare_anchor
+from components.promotion.promote import promote, rollback, trusted
+from components.promotion.status import status_of
+from components.tracking import chain, embedded, records, registry
+from components.tracking.chain import ANCHOR, open_chain
+from components.tracking.record_files import read_record_files
+from components.tracking.store import client
+from flows.config import RetrainConfig
+from tests.unit.memory_tracking import MemoryTracking
+from tests.unit.promotion_world import GOOD, NAME, World, no_smoke
+
+RELEASE, EXPERIMENT = f"{NAME}-release", f"{NAME}-promotions"
+
+
+@pytest.fixture(params=["embedded view", "client"])
+def store(request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two promotions and a rollback from release/2 to release/1, read by both ways that there are."""
+    if request.param == "client":
+        monkeypatch.setattr(embedded, "KNOWN_SCHEMAS", frozenset())
+        monkeypatch.setattr(chain, "local_path", lambda location: None)
+    registry.ensure_model(RELEASE)
+    for number in (1, 2):
+        client().create_model_version(RELEASE, source=str(home), await_creation_for=0)
+        record("promote", number)
+    record("rollback", 1)
+    return home
+
+
+def record(action: str, version: int) -> dict[str, Any]:
+    written = records.append_record(NAME, {"action": action, "to_version": version})
+    records.state_head(NAME, records.read_records(NAME))
+    return written
+
+
+def cut(keep: int) -> None:
+    """A shorter chain in the place of the true one, as its writer could make it; the runs that are left over look like killed ones."""
+    opened = open_chain(EXPERIMENT)
+    assert opened is not None
+    shorter = client().create_run(opened.experiment)
+    for number in range(1, keep + 1):
+        key = f"record-{number:06d}"
+        client().log_param(shorter.info.run_id, key, opened.claims[key])
+    for run_id, _ in opened.places()[keep:]:
+        client().set_terminated(run_id, "KILLED")
+        client().delete_tag(run_id, chain.SEQUENCE)
+    client().set_experiment_tag(opened.experiment, ANCHOR, shorter.info.run_id)
+
+
+def test_a_chain_that_was_cut_is_found_by_the_tag_of_the_release(store: Path) -> None:
+    cut(2)
+    with pytest.raises(ArtifactError, match=r"were cut or replaced: retriever-release/1 names record 3"):
+        records.read_records(NAME)
+
+
+def test_a_chain_that_was_cut_is_found_by_the_run_that_was_left_over(store: Path) -> None:
+    opened = open_chain(EXPERIMENT)
+    assert opened is not None
+    left = opened.places()[2][0]
+    cut(2)
+    client().set_tag(left, chain.SEQUENCE, "3")
+    client().delete_model_version_tag(RELEASE, "1", records.HEAD)
+    with pytest.raises(ArtifactError, match=f"run {left} is a promotion record outside the chain"):
+        records.read_records(NAME)
+
+
+def test_a_renamed_experiment_is_no_empty_chain(store: Path) -> None:
+    experiment = client().get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    client().rename_experiment(experiment.experiment_id, "elsewhere")
+    with pytest.raises(ArtifactError, match=r"were cut or replaced: .* there are 0"):
+        records.read_records(NAME)
+    with pytest.raises(ArtifactError, match="were cut or replaced"):
+        records.append_record(NAME, {"action": "promote", "to_version": 2})
+
+
+def test_records_of_another_retriever_are_not_read_as_ones_own(store: Path) -> None:
+    records.append_record("other", {"action": "promote", "to_version": 1})
+    mine, other = (client().get_experiment_by_name(f"{name}-promotions") for name in (NAME, "other"))
+    assert mine is not None and other is not None
+    client().rename_experiment(mine.experiment_id, "away")
+    client().rename_experiment(other.experiment_id, EXPERIMENT)
+    with pytest.raises(ArtifactError, match="record 1 is one of the retriever 'other'"):
+        records.read_records(NAME)
+
+
+def test_an_auditors_anchor_finds_what_was_cut_with_all_tags(store: Path, tmp_path: Path) -> None:
+    anchor = tmp_path / "anchor.json"
+    assert "was made" in compare_anchor(NAME, anchor)
+    assert "record 3 is where it was" in compare_anchor(NAME, anchor)
+    kept = anchor.read_bytes()
+    cut(2)
+    for version in ("1", "2"):
+        client().delete_model_version_tag(RELEASE, version, records.HEAD)
+    assert len(records.read_records(NAME)) == 2  # nothing in the store tells any more
+    with pytest.raises(ArtifactError, match=r"the anchor .* names record 3"):
+        compare_anchor(NAME, anchor)
+    assert anchor.read_bytes() == kept
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"retriever": "retriever", "sequence": "3", "digest": "a"}', "\udc80"])
+def test_a_file_that_is_no_anchor_is_refused_and_left_alone(home: Path, tmp_path: Path, content: str) -> None:
+    anchor = tmp_path / "anchor.json"
+    anchor.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ConfigError, match="is no anchor"):
+        compare_anchor(NAME, anchor)
+    assert anchor.read_bytes() == content.encode(errors="surrogateescape")
+
+
+def test_the_anchor_of_another_retriever_or_a_folder_is_refused(home: Path, tmp_path: Path) -> None:
+    anchor = tmp_path / "anchor.json"
+    anchor.write_text(json.dumps({"retriever": "other", "sequence": 1, "digest": "a"}))
+    with pytest.raises(ConfigError, match="anchor of the retriever 'other'"):
+        compare_anchor(NAME, anchor)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        compare_anchor(NAME, tmp_path)
+
+
+def test_a_foreign_run_among_the_records_is_an_alarm_and_stops_nothing(store: Path) -> None:
+    experiment = client().get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    run = client().create_run(experiment.experiment_id)
+    client().set_terminated(run.info.run_id, "FINISHED")
+    assert len(records.read_records(NAME)) == 3
+    assert records.foreign_runs(NAME) == [run.info.run_id]
+    client().delete_run(run.info.run_id)
+    assert records.foreign_runs(NAME) == []
+
+
+def test_a_head_that_a_candidate_brings_along_stops_nothing(store: Path) -> None:
+    client().create_model_version(RELEASE, source=str(store), tags={records.HEAD: f"3:1:99:{'f' * 64}"}, await_creation_for=0)
+    client().set_model_version_tag(RELEASE, "2", records.HEAD, "no head")
+    assert len(records.read_records(NAME)) == 3
+
+
+def test_the_status_names_runs_that_are_no_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking = MemoryTracking()
+    tracking.install(monkeypatch)
+    monkeypatch.setattr(records, "foreign_runs", lambda name: ["abc"])
+    assert "1 runs in the experiment retriever-promotions are no promotion records (abc)" in status_of(NAME)["alarm"]
+
+
+@pytest.mark.parametrize("ending", RESERVED_ENDINGS)
+def test_no_retriever_bears_the_name_of_what_belongs_to_another(ending: str) -> None:
+    with pytest.raises(ValidationError, match="is where the retriever 'mine' keeps its"):
+        RetrainConfig(name=f"mine-{ending}")
+    assert RetrainConfig(name=ending).name == ending
+
+
+def artifacts() -> Path:
+    return settings.artifact_root()
+
+
+def test_the_files_alone_follow_no_record_that_a_training_wrote(home: Path) -> None:
+    honest = [records.append_record(NAME, {"action": "promote", "to_version": number}) for number in (1, 2)]
+    forged = {**honest[-1], "to_version": 7, "sequence": 3, "previous": honest[-1]["digest"]}
+    forged["digest"] = digest_of({key: value for key, value in forged.items() if key != "digest"})
+    for place in (f"{NAME}/run/artifacts", f"{NAME}/run/artifacts/notes", f"{EXPERIMENT}/run/artifacts/notes", "7/run/artifacts"):
+        folder = artifacts() / place
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(json.dumps(forged, indent=2))
+    (artifacts() / "7" / "run" / "artifacts" / "record.json").write_text("no record at all")
+    assert read_record_files(artifacts(), NAME) == honest
+
+
+def test_on_a_server_the_files_follow_the_folder_with_the_first_record(home: Path) -> None:
+    honest = [records.append_record(NAME, {"action": "promote", "to_version": number}) for number in (1, 2)]
+    (artifacts() / EXPERIMENT).rename(artifacts() / "12")
+    forged = {**honest[-1], "sequence": 3, "previous": honest[-1]["digest"]}
+    forged["digest"] = digest_of({key: value for key, value in forged.items() if key != "digest"})
+    other = artifacts() / "3" / "run" / "artifacts"
+    other.mkdir(parents=True)
+    (other / "record.json").write_text(json.dumps(forged, indent=2))
+    assert read_record_files(artifacts(), NAME) == honest
+    shutil.copytree(artifacts() / "12", artifacts() / "13")
+    with pytest.raises(ArtifactError, match="in 2 folders"):
+        read_record_files(artifacts(), NAME)
+
+
+def test_an_honest_copy_verifies_after_a_race_of_two_promoters(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records.append_record(NAME, {"action": "promote", "to_version": 1})
+    claim: Callable[..., None] = records._claim
+
+    def late(*arguments: Any) -> None:
+        monkeypatch.setattr(records, "_claim", claim)
+        records.append_record(NAME, {"action": "promote", "to_version": 2})
+        claim(*arguments)
+
+    monkeypatch.setattr(records, "_claim", late)
+    with pytest.raises(PromotionError, match="at the same time"):
+        records.append_record(NAME, {"action": "rollback", "to_version": 9})
+    assert read_record_files(artifacts(), NAME) == records.read_records(NAME)
+
+
+def test_a_mark_as_overtaken_alone_takes_no_record_away(home: Path) -> None:
+    honest = [records.append_record(NAME, {"action": "promote", "to_version": number}) for number in (1, 2)]
+    for path in artifacts().rglob("record.json"):
+        path.with_name("overtaken.json").write_text("{}")
+    assert read_record_files(artifacts(), NAME) == honest
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    tracking = MemoryTracking()
+    tracking.install(monkeypatch)
+    return World(tracking, tmp_path)
+
+
+def test_files_that_were_swapped_after_the_check_are_not_promoted(world: World) -> None:
+    approve(NAME, world.candidate(), "Ada")
+    folder = world.tracking.artifact_folder(RELEASE, 1)
+
+    def swap(manifest: Any) -> None:
+        (folder / "note.txt").write_text("swapped while the smoke queries ran")
+        seal(folder, "release", parents={}, attributes={})
+
+    with pytest.raises(ArtifactError, match="expected"):
+        promote(NAME, swap)
+    assert world.tracking.records == []
+
+
+def test_an_override_that_lost_the_race_leaves_no_mark(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    approve(NAME, world.candidate({**GOOD, "student": 0.5}), "Ada", override="wanted")
+
+    def refused(*arguments: Any, **named: Any) -> None:
+        raise PromotionError("overtaken")
+
+    with monkeypatch.context() as race, pytest.raises(PromotionError, match="overtaken"):
+        race.setattr(records, "append_record", refused)
+        promote(NAME, no_smoke)
+    assert "scalingnote.overridden" not in world.tracking.models[RELEASE][0].tags
+    assert promote(NAME, no_smoke).status == "promoted" and trusted(NAME).version == 1
+    assert world.tracking.models[RELEASE][0].tags["scalingnote.overridden"] == "wanted"
+
+
+def test_a_rollback_names_the_digest_that_was_checked(world: World) -> None:
+    for _ in range(2):
+        approve(NAME, world.candidate(), "Ada")
+        promote(NAME, no_smoke)
+    rollback(NAME, "Bob", "slow")
+    assert world.tracking.records[-1]["manifest_digest"] == world.tracking.records[0]["manifest_digest"]
