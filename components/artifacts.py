@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -130,18 +130,27 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write beside, fsync, rename: a reader sees the old file or the new one, never a part."""
+def write_atomic(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write beside, fsync, rename: a reader sees the old file or the new one, never a part. `mode` is narrowed by the umask."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("wb") as handle:
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as handle:
             handle.write(content)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def open_private(path: Path) -> BinaryIO:
+    """A file to append to and read, which its owner alone may read. The wider mode of an older version is closed."""
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    state = os.fstat(handle)
+    if state.st_mode & 0o077 and state.st_uid == os.geteuid():
+        os.fchmod(handle, 0o600)
+    return os.fdopen(handle, "a+b")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import re
+
+_CREDENTIALS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s/:@?#]*):[^\s/?#]+@")
+
+
+def masked(text: str) -> str:
+    """`text` with `***` in the place of every password in an address, such as that of a tracking store."""
+    return _CREDENTIALS.sub(r"\1:***@", text)
+
 
 class ScalingNoteError(Exception):
     """Base of all expected failures: the message says what was expected, what came, and what to do.
 
-    `exit_code` is the exit status of the command that meets the error.
+    `exit_code` is the exit status of the command that meets the error. A password in an address is masked, wherever the message goes.
     """
 
     exit_code = 1
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(masked(part) if isinstance(part, str) else part for part in parts))
 
 
 class ConfigError(ScalingNoteError):

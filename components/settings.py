@@ -53,6 +53,7 @@ def activate() -> None:
     A value that is already set wins, so a team's servers, caches and proxies are left alone.
     """
     root = home()
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)  # queries, names and the store lie there, and are nobody else's
     for folder in (work_folder(), models_folder(), artifact_root(), root / "prefect", root / "cache"):
         folder.mkdir(parents=True, exist_ok=True)
     defaults = {

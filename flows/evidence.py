@@ -44,6 +44,8 @@ def compare_with_champion(config: RetrainConfig, recorder: Recorder, parts: Part
     """Ask candidate and champion the same queries in one run. A champion that cannot be opened is no reason to build no candidate."""
     if baseline is None:
         return Outcome(None, "This is a first release: there is no champion to compare with.")
+    if baseline.lost:
+        return Outcome(None, f"{baseline.lost} {_UNCOMPARED}")
     try:
         return Outcome(recorder.run(_comparison_step(config, parts, baseline)))
     except ScalingNoteError as error:
@@ -129,12 +131,10 @@ def dossier_of(parts: Parts, recorder: Recorder, manifest: ReleaseManifest, base
     from components.evaluation.report import load_evaluation
     from components.promotion.evidence import Champion, Dossier
 
-    folder = registry.artifact_folder(release_model(manifest.name), baseline.version) if baseline else None
     champion = None
-    if baseline and folder:
-        champion = Champion(
-            baseline.version, load_release(folder), baseline.evaluation, override_of(read_records(manifest.name), baseline.version)
-        )
+    if baseline and baseline.evaluation is not None:
+        released = load_release(registry.artifact_folder(release_model(manifest.name), baseline.version))
+        champion = Champion(baseline.version, released, baseline.evaluation, override_of(read_records(manifest.name), baseline.version))
     return Dossier(
         manifest=manifest,
         evaluation=load_evaluation(parts.evaluation.path),

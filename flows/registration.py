@@ -51,7 +51,8 @@ class _Decided:
 def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) -> dict[str, Any]:
     """Decide, register, and return what comes next. With nothing changed it finds the candidate there is."""
     versions = _register_parts(recorder, parts)
-    baseline = comparison_for(config.name, {role: version.digest for role, version in versions.items()})
+    pins = {role: version.digest for role, version in versions.items()}
+    baseline = comparison_for(config.name, pins, parts.evaluation.digest, config.policy)
     decided = _decide(config, recorder, parts, baseline)
     candidate = recorder.run(_candidate_step(config, recorder, parts, versions, decided))
     sign_release(candidate.path)  # also one that was found finished: it may have been made without a key, or killed before this line
@@ -81,10 +82,10 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
 def _decide(config: RetrainConfig, recorder: Recorder, parts: Parts, baseline: Baseline | None) -> _Decided:
     outcome = compare_with_champion(config, recorder, parts, baseline)
     uncompared = outcome.missing if baseline else ""
-    facts = gather_facts(parts.validation, _origins(config, recorder, parts), parts.pinned, uncompared)
+    facts = gather_facts(parts.validation, _origins(config, recorder, parts), parts.pinned, config.policy, uncompared)
     evidence = Evidence(load_evaluation(parts.evaluation.path), facts=facts)
     if baseline is not None:
-        evidence = replace(evidence, baseline=baseline.evaluation, champion=baseline.version)
+        evidence = replace(evidence, baseline=baseline.evaluation, champion=baseline.version, lost=baseline.lost)
     if outcome.artifact is not None:
         compared = outcome.artifact.path
         evidence = replace(evidence, comparison=load_comparison(compared), values=load_values(compared))

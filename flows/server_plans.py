@@ -47,10 +47,14 @@ def mlflow_plan(port: int) -> ServerPlan:
     """
     command = (
         *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", settings.tracking_uri()),
         *("--no-serve-artifacts", "--default-artifact-root", settings.artifact_root().as_uri()),
     )
-    return ServerPlan("MLflow", port, command, "/health", {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "INFO"})
+    environment = {
+        "MLFLOW_BACKEND_STORE_URI": settings.tracking_uri(),  # not an argument: it may hold a password, and arguments are everybody's
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_LOGGING_LEVEL": "INFO",
+    }
+    return ServerPlan("MLflow", port, command, "/health", environment)
 
 
 def prefect_plan(port: int) -> ServerPlan:

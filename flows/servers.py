@@ -15,7 +15,7 @@ from types import FrameType
 from urllib.error import URLError
 
 from components import settings
-from components.errors import ConfigError
+from components.errors import ConfigError, masked
 from components.tracking import sign_in
 from components.tracking.store import is_server
 from flows.server_plans import HOST, ServerError, ServerPlan, mlflow_plan, prefect_plan
@@ -91,7 +91,7 @@ def _plans(mlflow_port: int, prefect_port: int, auth: bool) -> list[ServerPlan]:
             raise ConfigError(f"--auth starts a server, but MLFLOW_TRACKING_URI names {settings.tracking_uri()} already. Unset it first.")
         plans.append(auth_plan(mlflow_port))
     elif is_server(settings.tracking_uri()):
-        print(f"MLflow   {settings.tracking_uri()} (from MLFLOW_TRACKING_URI; not started here)", flush=True)
+        print(f"MLflow   {masked(settings.tracking_uri())} (from MLFLOW_TRACKING_URI; not started here)", flush=True)
     else:
         plans.append(mlflow_plan(mlflow_port))
     if given := os.environ.get("PREFECT_API_URL"):

@@ -25,6 +25,14 @@ class EvaluationConfig(StepConfig):
     bootstrap_samples: int = Field(2000, ge=200, le=100_000, description="Resamples of the paired bootstrap")
     seed: int = Field(13, ge=0, description="Seed of the bootstrap")
 
+    @field_validator("split", "extra_splits")
+    @classmethod
+    def _not_trained_on(cls, splits: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for split in (splits,) if isinstance(splits, str) else splits:
+            if split.strip().casefold() == "train":
+                raise ValueError("the models were trained on the split 'train', so nothing can be decided by it; name another one")
+        return splits
+
     @field_validator("slices")
     @classmethod
     def _different_names(cls, slices: tuple[SliceConfig, ...]) -> tuple[SliceConfig, ...]:

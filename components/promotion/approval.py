@@ -16,6 +16,7 @@ from components.artifacts import verify
 from components.errors import PromotionError
 from components.promotion import people
 from components.promotion.people import OVERRIDE
+from components.promotion.policy import foreign_policy
 from components.promotion.references import candidate_number, describe_versions
 from components.promotion.release import load_release
 from components.promotion.standing import Record, candidate_model, expected_aliases, release_model
@@ -219,9 +220,15 @@ def _require_approvable(name: str, candidate: VersionInfo, reason: str) -> None:
         raise PromotionError(f"candidate/{candidate.version} of '{name}' was rejected: {rejected}. Approve another one.")
     folder = registry.artifact_folder(candidate.name, candidate.version)
     verify(folder)
-    decision = load_release(folder).decision
-    if decision.verdict == "pass" or reason:
+    manifest = load_release(folder)
+    decision, foreign = manifest.decision, foreign_policy(manifest.config.get("policy", {}))
+    if reason or (decision.verdict == "pass" and not foreign):
         return
+    if decision.verdict == "pass":
+        raise PromotionError(
+            f"candidate/{candidate.version} of '{name}' passed gates that are not this installation's. {foreign} To approve it all the "
+            "same, give the reason with --override REASON; it is kept in the promotion record."
+        )
     open_gates = "; ".join(f"{gate.name}: {gate.reason}" for gate in decision.open_gates())
     raise PromotionError(
         f"candidate/{candidate.version} of '{name}' did not pass its gates ({decision.verdict}): {open_gates} "

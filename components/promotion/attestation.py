@@ -25,7 +25,7 @@ from components.errors import ArtifactError
 from components.promotion.people import require_entry, require_logged_heads
 from components.promotion.release import ReleaseManifest, load_release
 from components.promotion.signing import Claim, Signed, check, sign
-from components.promotion.signing_keys import TrustedKey, load_signing_key, usable_key
+from components.promotion.signing_keys import SigningKey, TrustedKey, load_signing_key, usable_key
 
 if TYPE_CHECKING:
     from components.tracking.audit import AuditEntry
@@ -36,12 +36,12 @@ RECORD_PREDICATE = "urn:scalingnote:promotion-record:v1"
 _HEADLINE = ("sequence", "previous", "action", "from_version", "to_version", "manifest_digest", "approved_by")
 
 
-def sign_release(folder: Path) -> str | None:
-    """Sign the finished release in `folder` with the configured key; returns the key's id, None without a key.
+def sign_release(folder: Path, key: SigningKey | None = None) -> str | None:
+    """Sign the finished release in `folder` with `key`, else the configured one; returns the key's id, None without a key.
 
     A signature that is there is replaced. Raises ConfigError for a key that cannot be used.
     """
-    key = load_signing_key()
+    key = key or load_signing_key()
     if key is None:
         return None
     # The same release and key give the same bytes, so a run that was killed here is simply run again.
@@ -63,9 +63,9 @@ def check_release(folder: Path, trusted: Mapping[str, TrustedKey]) -> Signed | N
     return None
 
 
-def record_signer() -> Callable[[Record], dict[str, Any]] | None:
-    """Signs promotion records with the configured key; None where nothing is signed. Raises ConfigError as `usable_key` does."""
-    key = usable_key()
+def record_signer(key: SigningKey | None = None) -> Callable[[Record], dict[str, Any]] | None:
+    """Signs promotion records with `key`, else the configured one; None where there is none. Raises ConfigError as `usable_key` does."""
+    key = key or usable_key()
     if key is None:
         return None
     return lambda record: sign(_record_claim(record), {field: record.get(field) for field in _HEADLINE}, key)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from components.artifacts import verify
-from components.errors import ArtifactError
+from components.errors import ArtifactError, ModelError
+from components.promotion.config import PolicyConfig
+from components.promotion.policy import policy_digest
 from components.promotion.release import EVALUATION_FOLDER, load_release
 from components.promotion.standing import Record, expected_aliases, release_model
 from components.tracking import records as record_store
@@ -18,32 +20,48 @@ if TYPE_CHECKING:
 
 
 class Baseline(NamedTuple):
-    """The version of the release model that is champion, and the evaluation it was released with."""
+    """The version of the release model that is champion, and the evaluation it was released with.
+
+    Without an evaluation the champion was deleted or damaged, and `lost` says so: its gates stay undecided.
+    """
 
     version: int
-    evaluation: Evaluation
+    evaluation: Evaluation | None
+    lost: str = ""
 
 
 def load_baseline(name: str) -> Baseline | None:
-    """The champion by the promotion records, None before the first promotion; raises ArtifactError when it was changed."""
+    """The champion by the promotion records, without its evaluation where it is lost; None before the first promotion."""
     version = expected_aliases(record_store.read_records(name)).champion
-    return None if version is None else Baseline(version, baseline_evaluation(name, version))
+    return None if version is None else _baseline(name, version)
 
 
-def comparison_for(name: str, pins: Mapping[str, str]) -> Baseline | None:
-    """What a release with the artifacts `pins` (role -> digest) is held against: the champion.
+def _baseline(name: str, version: int) -> Baseline:
+    try:
+        return Baseline(version, baseline_evaluation(name, version))
+    except (ArtifactError, ModelError) as error:
+        return Baseline(version, None, f"release/{version} of '{name}' cannot be opened: {error}")
+
+
+def lost(name: str, version: int) -> str:
+    """Why the evaluation of a promoted release cannot be read: it was deleted, or a file of it is damaged; empty when it can."""
+    return _baseline(name, version).lost
+
+
+def comparison_for(name: str, pins: Mapping[str, str], evaluation: str, policy: PolicyConfig) -> Baseline | None:
+    """What a release with the artifacts `pins` (role -> digest), its evaluation (digest) and policy is held against: the champion.
 
     A release that is the champion itself is held against what the champion was compared with, so that building it again decides
-    and registers nothing new.
+    and registers nothing new. A champion that is lost leaves its gates undecided, and builds a candidate all the same.
     """
     champion = load_baseline(name)
-    if champion is None:
-        return None
-    manifest = load_release(registry.artifact_folder(release_model(name), champion.version))
-    if {role: pin.digest for role, pin in manifest.pins.items()} != dict(pins):
+    if champion is None or champion.lost:
         return champion
-    before = manifest.baseline_version
-    return None if before is None else Baseline(before, baseline_evaluation(name, before))
+    manifest = load_release(registry.artifact_folder(release_model(name), champion.version))
+    same = {role: pin.digest for role, pin in manifest.pins.items()} == dict(pins)
+    if not (same and manifest.evaluation.digest == evaluation and policy_digest(policy) == policy_digest(manifest.config["policy"])):
+        return champion
+    return None if manifest.baseline_version is None else _baseline(name, manifest.baseline_version)
 
 
 def baseline_evaluation(name: str, version: int) -> Evaluation:

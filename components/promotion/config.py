@@ -19,6 +19,9 @@ class PolicyConfig(StepConfig):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     version: str = Field("1", min_length=1, max_length=60, description="Name of this policy; change it with any threshold")
+    split: str | None = Field(
+        "test", min_length=1, max_length=60, description="Judgements that the gates are measured on (evaluation.split); null: not asked"
+    )
     min_queries: int = Field(100, ge=1, description="Judged queries below which nothing can be decided")
     min_retention: float = Field(0.95, gt=0, le=2, description="Student's recall@50 over the teacher's, lower end")
     retention_by: Literal["lower_end", "mean"] = Field(

@@ -23,6 +23,8 @@ Verdict = Literal["pass", "fail", "not_decidable"]
 class Evidence:
     """All that the gates look at. `baseline` is the champion's own evaluation, None when nothing was released yet.
 
+    A champion without a baseline is lost, and `lost` says why; its gates are not decidable.
+
     `comparison` holds the speed of candidate and champion from one run, `values` what both reached there on every judged query (query_id,
     system, metric, value); `facts` what was found out besides measurements; `champion` is the version that `baseline` is of. What is None
     was not looked at, and no gate that needs it passes.
@@ -34,6 +36,7 @@ class Evidence:
     facts: Facts | None = None
     values: pd.DataFrame | None = None
     champion: int | None = None
+    lost: str = ""
 
 
 class GateResult(BaseModel):

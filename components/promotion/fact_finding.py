@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from components.artifacts import Artifact
+from components.promotion.config import PolicyConfig
 from components.promotion.facts import Facts
 from components.promotion.lineage_gaps import Origins, gaps_of
+from components.promotion.policy import allowed_policies, foreign_policy
 from components.promotion.spaces import space_mismatches
 
 
-def gather_facts(validation: Artifact, origins: Origins, parts: Mapping[str, Artifact], uncompared: str = "") -> Facts:
+def gather_facts(
+    validation: Artifact, origins: Origins, parts: Mapping[str, Artifact], policy: PolicyConfig, uncompared: str = ""
+) -> Facts:
     """The facts about a candidate before its manifest is written; `parts` maps the role of encoders and index to their artifact."""
     from components.data.validation import load_report
 
@@ -21,4 +25,5 @@ def gather_facts(validation: Artifact, origins: Origins, parts: Mapping[str, Art
         lineage_gaps=gaps_of(origins),
         space_mismatches=space_mismatches(parts),
         uncompared=uncompared,
+        foreign_policy=None if allowed_policies() is None else foreign_policy(policy) or "",
     )

@@ -18,6 +18,7 @@ class Facts(BaseModel):
 
     `contract_errors` and `contract_warnings` count broken rules of the data contracts, `lineage_gaps` and `space_mismatches` are
     sentences, one for each finding. `uncompared` says why candidate and champion were not asked in one run, and what to do about it.
+    `foreign_policy` says that the policy is none of the installation's; "" that it is one, None that the installation names none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,6 +28,7 @@ class Facts(BaseModel):
     lineage_gaps: tuple[str, ...] | None = None
     space_mismatches: tuple[str, ...] | None = None
     uncompared: str = ""
+    foreign_policy: str | None = None
 
 
 def write_facts(folder: Path, facts: Facts) -> None:

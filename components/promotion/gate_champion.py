@@ -32,7 +32,7 @@ NON_INFERIOR = "champion_non_inferior"
 def champion_gates(evidence: Evidence, policy: PolicyConfig) -> Iterator[GateResult]:
     """All gates of this module, those that are switched off too."""
     known, both = known_queries(evidence), cache(partial(rivals, evidence))
-    yield gate(NON_INFERIOR, -policy.margin, lambda: _first_release() if evidence.baseline is None else _overall(both(), known, policy))
+    yield gate(NON_INFERIOR, -policy.margin, lambda: _no_champion(evidence) or _overall(both(), known, policy))
     if known is not None and evidence.baseline is not None:
         yield _slice(served_by_both(known, policy), both, policy.margin, policy)
     yield from _slices(evidence, both, known, policy)
@@ -69,7 +69,15 @@ def non_inferior(
     return Outcome("pass" if interval.low > -margin else "fail", f"{text} Power {strength:.0%}.", interval.low, queries, strength)
 
 
-def _first_release() -> Outcome:
+def _no_champion(evidence: Evidence) -> Outcome | None:
+    """A first release, None where there is a champion; not decidable where it was lost, so that its loss is no way around it."""
+    if evidence.lost:
+        raise NotDecidable(
+            f"There is a champion, but {evidence.lost} Restore it and build again, or release without the comparison: a reviewer's "
+            "override, and then scalingnote promote --without-champion REASON."
+        )
+    if evidence.baseline is not None:
+        return None
     return Outcome("first_release", "There is no champion to compare with: this is a first release, and a person has to judge it.")
 
 
@@ -80,7 +88,7 @@ def _slices(evidence: Evidence, both: Callable[[], Rivals], known: frozenset[str
         yield off(f"{NON_INFERIOR}_in_slices")
         return
     if evidence.baseline is None:
-        yield gate(f"{NON_INFERIOR}_in_slices", -margin, _first_release)
+        yield gate(f"{NON_INFERIOR}_in_slices", -margin, lambda: _no_champion(evidence) or _overall(both(), known, policy))
         return
     for part in judged_slices(evidence.report, policy, known):
         yield _slice(part, both, margin, policy)
@@ -104,7 +112,7 @@ def _slice(part: Part, both: Callable[[], Rivals], margin: float, policy: Policy
 def _ratio(name: str, asked: float | None, evidence: Evidence, measure: Callable[[ComparisonSummary, float], Outcome]) -> GateResult:
     if asked is None:
         return off(name)
-    return gate(name, asked, lambda: _first_release() if evidence.baseline is None else measure(_speeds(evidence), asked))
+    return gate(name, asked, lambda: _no_champion(evidence) or measure(_speeds(evidence), asked))
 
 
 def _speeds(evidence: Evidence) -> ComparisonSummary:

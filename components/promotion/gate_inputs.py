@@ -35,12 +35,17 @@ def require_same_inputs(stated: GateDecision, again: GateDecision, policy: str) 
 
     Decisions of older versions name none.
     """
-    if stated.policy_digest not in (None, policy):
-        raise ArtifactError(f"The decision names the policy {str(stated.policy_digest)[:12]}, the manifest holds {policy[:12]}.")
+    require_policy(stated, policy)
     for name in sorted(set(stated.inputs) | set(again.inputs)) if stated.inputs else ():
         before, found = stated.inputs.get(name), again.inputs.get(name)
         if before != found:
             raise ArtifactError(f"The decision was made from the {name} {str(before)[:12]}, now there is {str(found)[:12]}.")
+
+
+def require_policy(stated: GateDecision, policy: str) -> None:
+    """Raise ArtifactError when a recorded decision names another policy than `policy` (digest)."""
+    if stated.policy_digest not in (None, policy):
+        raise ArtifactError(f"The decision names the policy {str(stated.policy_digest)[:12]}, the manifest holds {policy[:12]}.")
 
 
 def _of_evaluation(report: Evaluation) -> str:

@@ -30,6 +30,9 @@ def soundness_gates(evidence: Evidence, policy: PolicyConfig) -> Iterator[GateRe
     yield off("contracts") if errors is None else gate("contracts", errors, lambda: _contracts(facts, errors))
     yield gate("lineage_complete", 0, lambda: _lineage(facts)) if policy.require_lineage else off("lineage_complete")
     yield gate("space_compatible", 0, lambda: _space(facts)) if policy.require_space else off("space_compatible")
+    split, known = policy.split, facts.foreign_policy if facts else None
+    yield off("split") if split is None else gate("split", None, lambda: _split(evidence.report.summary.split, split))
+    yield off("policy", "This installation names no policy.") if known is None else gate("policy", None, lambda: _policy(known))
 
 
 def _contracts(facts: Facts | None, allowed: int) -> Outcome:
@@ -50,6 +53,16 @@ def _space(facts: Facts | None) -> Outcome:
     if facts is None or facts.space_mismatches is None:
         raise NotDecidable("The vector spaces of encoders and index were not compared; build the candidate again.")
     return _none_of(facts.space_mismatches, "Encoders and index belong to one vector space.", "parts of another vector space")
+
+
+def _split(measured: str, asked: str) -> Outcome:
+    if measured == asked:
+        return Outcome("pass", f"Measured on the split '{asked}', as the policy asks.")
+    return Outcome("fail", f"Measured on the split '{measured}'; the policy asks '{asked}', on which nothing was chosen. Evaluate on it.")
+
+
+def _policy(foreign: str) -> Outcome:
+    return Outcome("fail", foreign) if foreign else Outcome("pass", "The policy is one of this installation's.")
 
 
 def _none_of(found: Sequence[str], fine: str, what: str) -> Outcome:

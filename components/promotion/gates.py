@@ -31,7 +31,7 @@ def decide(evidence: Evidence, policy: PolicyConfig) -> GateDecision:
     verdict: Verdict = "fail" if "fail" in statuses else "not_decidable" if "not_decidable" in statuses else "pass"
     return GateDecision(
         verdict=verdict,
-        first_release=evidence.baseline is None,
+        first_release=evidence.baseline is None and not evidence.lost,
         gates=gates,
         policy_version=policy.version,
         policy_digest=policy_digest(policy),

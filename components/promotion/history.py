@@ -29,6 +29,9 @@ _FIELDS = (
     "override",
     "override_by",
     "verdict",
+    "foreign_policy",
+    "without_champion",
+    "skipped",
     "first_release",
     "evidence_digest",
     "decision_digest",
@@ -113,8 +116,13 @@ def _lines(entry: dict[str, Any]) -> list[str]:
     lines = [f"{entry['sequence']:>3}  {str(entry['when'])[:19].replace('T', ' ')}  {what}", f"     {_who(entry)}"]
     if again := entry["compared_again"]:
         lines.append(f"     the champion had changed: compared again with release/{again['against']}, {again['verdict']}")
+    if entry["without_champion"]:
+        lines.append(f"     {RED} without a comparison, as the champion could not be opened: {entry['without_champion']}")
+    for version, why in (entry["skipped"] or {}).items():
+        lines.append(f"     {RED} past release/{version}, which could not be served: {one_line(why)}")
     if entry["overridden"]:
         although = "served although it was rejected" if entry["action"] == "rollback" else f"gates {entry['verdict']}"
+        although += ", by a policy that is not the installation's" if entry["foreign_policy"] else ""
         lines.append(f"     {RED} OVERRIDE by {entry['override_by'] or entry['approved_by']}, {although}: {entry['override']}")
     if entry["reason"] and not (entry["overridden"] and entry["reason"] == entry["override"]):
         lines.append(f"     reason: {entry['reason']}")

@@ -18,16 +18,20 @@ RED = "\U0001f7e5"
 
 
 class Override(NamedTuple):
-    """Why a release was let through although its gates said `verdict`; `person` is None when nobody was signed in."""
+    """Why a release was let through although its gates said `verdict`; `person` is None when nobody was signed in.
+
+    `foreign`: they were decided by a policy that is not the installation's.
+    """
 
     reason: str
     person: str | None
     verdict: str
+    foreign: bool = False
 
     @property
     def what(self) -> str:
         """What was done."""
-        return f"released although its gates said {self.verdict}"
+        return f"released although its gates said {self.verdict}" + (", by a policy that is not the installation's" if self.foreign else "")
 
     @property
     def who(self) -> str:
@@ -46,7 +50,7 @@ def override_of(records: Sequence[Record], version: int) -> Override | None:
     if not promoted:
         return None
     last = promoted[-1]
-    return Override(str(last["override"]), last.get("override_by"), str(last.get("verdict")))
+    return Override(str(last["override"]), last.get("override_by"), str(last.get("verdict")), bool(last.get("foreign_policy")))
 
 
 def mark_override(name: str, records: Sequence[Record]) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from components.artifacts import Artifact, EncoderArtifact, IndexArtifact, verify
+from components.artifacts import Artifact, EncoderArtifact, IndexArtifact, read_json, verify
 from components.errors import ArtifactError, ModelError, SpaceMismatch
+from components.promotion.attestation import check_records
 from components.promotion.baseline import record_of
 from components.promotion.lineage_gaps import VALIDATION_KIND
 from components.promotion.references import resolve
-from components.promotion.release import FLOWS_SINCE, LineageNode, Pin, ReleaseManifest, load_release
-from components.promotion.standing import Record, release_model
+from components.promotion.release import FLOWS_SINCE, RELEASE_FILE, LineageNode, Pin, ReleaseManifest, load_release
+from components.promotion.signing_keys import trusted_keys
+from components.promotion.standing import CHAMPION, Record, candidate_model, expected_aliases, release_model
 from components.tracking import labels, registry
 from components.tracking import records as record_store
+from components.tracking.package_files import packaged_digest
 
 UNKNOWN_FLOW = "unknown"
 
@@ -72,6 +76,35 @@ def open_pinned(name: str, ref: str) -> PinnedRelease:
     parts = {role: _fetch(role, pin, manifest, f"{model}/{version}") for role, pin in manifest.pins.items()}
     encoders = {role: EncoderArtifact(**part.model_dump()) for role, part in parts.items() if role != "index"}
     return PinnedRelease(model, version, artifact, manifest, index=IndexArtifact(**parts["index"].model_dump()), **encoders)
+
+
+def require_as_registered(folder: Path) -> Artifact:
+    """The release in the package that MLflow loads by itself, if it is the registered one and no alias that was moved by hand led there.
+
+    MLflow follows the alias alone and asks for no record, and does not tell the model by which way it was loaded. So a release that the
+    alias `champion` names against the promotion records is not loaded at all. Raises ArtifactError in all these cases, and where trusted
+    keys do not vouch for the records that say so.
+    """
+    artifact = verify(folder, packaged_digest(folder))
+    name = str(read_json(folder / RELEASE_FILE).get("name"))
+    releases = registry.versions(release_model(name))
+    digests = {info.version: info.tags.get(labels.DIGEST) for info in releases}
+    if artifact.digest not in {*digests.values(), *(info.tags.get(labels.DIGEST) for info in registry.versions(candidate_model(name)))}:
+        raise ArtifactError(
+            f"{folder}: no candidate or release of '{name}' is registered with the digest {artifact.digest[:12]}. It was made or changed "
+            "past the registry; restore the artifact store."
+        )
+    records = record_store.read_records(name)
+    champion, alias = expected_aliases(records).champion, registry.alias(release_model(name), CHAMPION)
+    if alias != champion and digests.get(alias or 0) == artifact.digest != digests.get(champion or 0):
+        decided = f"release/{champion} is champion" if champion else "nothing was promoted"
+        raise ArtifactError(
+            f"The alias 'champion' of {release_model(name)} points at release/{alias}, but by the promotion records {decided}: it was "
+            "moved by hand, or a change was interrupted. Nothing is served; run `scalingnote promote` to put the alias right."
+        )
+    if digests.get(champion or 0) == artifact.digest and (keys := trusted_keys()):
+        check_records(records, keys)
+    return artifact
 
 
 def load_manifest(name: str, ref: str) -> ReleaseManifest:

@@ -1,16 +1,24 @@
-"""The policy as a record: its digest, and the policy of a release that was decided on by an older version."""
+"""The policy as a record: its digest, the policies that this installation allows, and the one that an older version decided by.
+
+Gates are decided by the policy in the candidate's own configuration, which is whoever builds it who writes. So an installation names the
+policies that it allows: `SCALINGNOTE_POLICY`, a YAML file, or a folder of `*.yaml` where earlier ones stay allowed. Another one needs an
+override, at registration and again at promotion.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from components.artifacts import digest_of
-from components.errors import ArtifactError
+from components.errors import ArtifactError, ConfigError
 from components.promotion.config import PolicyConfig
 
+POLICY_VARIABLE = "SCALINGNOTE_POLICY"
 # What policies without a version were decided without. Without the first line a manifest from before the gate of the index would be
 # held against a threshold that nobody had set.
 BEFORE_VERSIONS: Mapping[str, Any] = {
@@ -28,6 +36,42 @@ BEFORE_VERSIONS: Mapping[str, Any] = {
 }
 
 
+def allowed_policies() -> dict[str, Path] | None:
+    """Digest -> file of each policy that this installation allows; None where it names none.
+
+    Raises ConfigError for a place that is not there or holds none, and for a file that is no policy.
+    """
+    named = os.environ.get(POLICY_VARIABLE)
+    if not named:
+        return None
+    place = Path(named).expanduser()
+    files = sorted(place.glob("*.yaml")) if place.is_dir() else [place] if place.is_file() else []
+    if not files:
+        raise ConfigError(f"{POLICY_VARIABLE} names {place}, which is no YAML file with a policy and no folder of them. Correct it.")
+    return {policy_digest(_policy_file(file)): file for file in files}
+
+
+def foreign_policy(policy: PolicyConfig | Mapping[str, Any]) -> str | None:
+    """A sentence when this is none of the installation's policies; None when it is one, or the installation names none."""
+    allowed = allowed_policies()
+    if allowed is None or policy_digest(policy) in allowed:
+        return None
+    version = policy.version if isinstance(policy, PolicyConfig) else policy.get("version")
+    known = ", ".join(f"{digest[:12]} ({file.name})" for digest, file in allowed.items())
+    named = f"{policy_digest(policy)[:12]} (version {version})"
+    return f"It was decided on by the policy {named}, which is none of this installation's: {known}."
+
+
+def _policy_file(file: Path) -> PolicyConfig:
+    import yaml
+
+    try:
+        return PolicyConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
+        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).partition("\n")[0]
+        raise ConfigError(f"{file} ({POLICY_VARIABLE}) is no policy: {first}. Give the fields of `policy` as YAML.") from None
+
+
 def policy_digest(policy: PolicyConfig | Mapping[str, Any]) -> str:
     """sha256 (hex) of every field of a policy, or of the mapping that a manifest holds of it."""
     return digest_of(policy.model_dump(mode="json") if isinstance(policy, PolicyConfig) else dict(policy))
@@ -42,7 +86,8 @@ def recorded_policy(config: Mapping[str, Any]) -> PolicyConfig:
     if not isinstance(recorded, Mapping):
         raise ArtifactError("The manifest's configuration has no policy, so its decision cannot be checked. Retrain.")
     try:
-        return PolicyConfig.model_validate(dict(recorded) if "version" in recorded else {**BEFORE_VERSIONS, **recorded})
+        known = {"split": None} if "version" in recorded else {"split": None, **BEFORE_VERSIONS}
+        return PolicyConfig.model_validate({**known, **recorded})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -8,14 +8,16 @@ never promoted are passed over for good, and a new approval of the same candidat
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from components.errors import ArtifactError, PromotionError, ScalingNoteError
+from components.errors import ArtifactError, ModelError, PromotionError, ScalingNoteError
 from components.promotion import people, stale
 from components.promotion.approval import Approval, find_version, read_approval
 from components.promotion.attestation import check_records, record_signer
+from components.promotion.baseline import lost
 from components.promotion.marks import mark_override
+from components.promotion.policy import foreign_policy
 from components.promotion.promotion_record import Promotion, append, promotion_record, rollback_record
 from components.promotion.references import resolve
 from components.promotion.release import ReleaseManifest, load_release
@@ -58,13 +60,16 @@ class Change:
     warnings: tuple[str, ...] = ()
 
 
-def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = stale.decide_again) -> Change:
+def promote(
+    name: str, smoke: Smoke, compare_again: CompareAgain | None = stale.decide_again, without_champion: str | None = None
+) -> Change:
     """Make the newest approved version of `<name>-release` the champion; finishes what a killed run began.
 
     `smoke` gets the manifest and raises when the release does not answer its smoke queries as recorded. `compare_again` decides when
-    the champion is another one than the candidate was compared with; with None such an approval is refused. Raises PromotionError, with
-    nothing changed, for a version that is no reviewer's copy of a candidate, that does not verify, or whose gates did not pass without a
-    reason.
+    the champion is another one than the candidate was compared with; with None such an approval is refused. `without_champion` is the
+    reason to promote although the champion was deleted or damaged, so that nothing can be compared with it any more. Raises
+    PromotionError, with nothing changed, for a version that is no reviewer's copy of a candidate, that does not verify, or whose gates
+    did not pass without a reason.
     """
     sign = record_signer()  # a key that cannot be used is found before anything is changed
     records = _vouched_records(name)
@@ -75,7 +80,9 @@ def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = stale.
     warnings = [repaired.note, *notes] if repaired.note else notes
     if not versions:
         return _nothing(repaired, champion, warnings)
-    promotion = _examined(name, versions[-1], records, smoke, compare_again)
+    gone = _lost_champion(name, champion, (without_champion or "").strip())
+    promotion = _examined(name, versions[-1], records, smoke, stale.decide_again if gone else compare_again, gone)
+    promotion = replace(promotion, without_champion=(without_champion or "").strip() or None)
     record = append(name, promotion_record(name, promotion), records, sign)
     mark_override(name, [*records, record])
     settle_aliases(name)
@@ -85,12 +92,29 @@ def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = stale.
     return Change("promoted", message, champion, version, record["sequence"], tuple(warnings))
 
 
-def rollback(name: str, person: str, reason: str, smoke: Smoke | None = None, override: str | None = None) -> Change:
+def _lost_champion(name: str, champion: int | None, reason: str) -> str:
+    """Why the champion cannot be opened, empty when it can; raises PromotionError when that and the reason do not fit together."""
+    gone = "" if champion is None else lost(name, champion)
+    if gone and not reason:
+        raise PromotionError(
+            f"{gone} Nothing was changed. Restore it; or go back to an earlier release (scalingnote rollback); or promote without "
+            "comparing, which is kept in the promotion record: scalingnote promote --without-champion REASON."
+        )
+    if reason and not gone:
+        state = f"release/{champion} is champion and can be opened" if champion else "there is no champion yet"
+        raise PromotionError(f"{state}, so a candidate is compared with it as always. Leave --without-champion out.")
+    return gone
+
+
+def rollback(
+    name: str, person: str, reason: str, smoke: Smoke | None = None, override: str | None = None, past_lost: bool = False
+) -> Change:
     """Go back to the release that the champion replaced; each further call goes one further back.
 
     A rollback that was killed after its record is finished, and no second one is made. `override` is the reason to go back to a release
-    that a reviewer has rejected since. Raises PromotionError, with nothing changed, when there is nothing to roll back to, a name or
-    reason is missing, the release to go back to is rejected and no override was given, or it does not verify.
+    that a reviewer has rejected since; with `past_lost` releases that do not verify any more are passed over. Raises PromotionError, with
+    nothing changed, when there is nothing to roll back to, a name or reason is missing, the release to go back to is rejected and no
+    override was given, or it does not verify.
     """
     person, reason = person.strip(), reason.strip()
     if not person or not reason:
@@ -105,15 +129,34 @@ def rollback(name: str, person: str, reason: str, smoke: Smoke | None = None, ov
     if len(stack) < 2:
         state = f"release/{stack[0]} is the first release" if stack else "no release was promoted yet"
         raise PromotionError(f"There is nothing to roll back to: {state} of '{name}'.")
-    champion, target = stack[-1], stack[-2]
+    champion, (target, manifest, skipped) = stack[-1], _way_back(name, stack[:-1], past_lost)
     overridden = _reason_for_rejected(name, target, override)
-    manifest = _verified(name, target)
     if smoke is not None:
         _smoke(target, manifest, smoke)
-    record = append(name, rollback_record(name, records, (champion, target), person, reason, overridden), records, sign)
+    record = append(name, rollback_record(name, records, (champion, target), person, reason, overridden, skipped), records, sign)
     settle_aliases(name)
     warnings = (repaired.note,) if repaired.note else ()
     return Change("rolled_back", f"release/{target} is champion again.", champion, target, record["sequence"], warnings)
+
+
+def _way_back(name: str, before: Sequence[int], past_lost: bool) -> tuple[int, ReleaseManifest, dict[int, str]]:
+    """The newest of the releases `before` that verifies, its manifest, and why newer ones do not; only the newest without `past_lost`."""
+    skipped: dict[int, str] = {}
+    for target in reversed(before):
+        try:
+            return target, _verified(name, target, _lost_baseline(name, target)), skipped
+        except (PromotionError, ArtifactError, ModelError) as error:
+            skipped[target] = str(error)
+            if not past_lost:
+                more = " To go back past it: add --past-lost." if len(before) > 1 else ""
+                raise PromotionError(f"{error}{more}") from error
+    raise PromotionError(f"None of the earlier releases verifies, nothing was changed. {skipped[before[-1]]}")
+
+
+def _lost_baseline(name: str, version: int) -> str:
+    """Why what a release was once compared with cannot be opened: it stood then, and its record says so."""
+    manifest = load_release(registry.artifact_folder(release_model(name), version))
+    return "" if manifest.baseline_version is None else lost(name, manifest.baseline_version)
 
 
 def _vouched_records(name: str) -> list[dict[str, Any]]:
@@ -141,19 +184,27 @@ def _reason_for_rejected(name: str, target: int, override: str | None) -> str | 
     return str(override).strip()
 
 
-def _examined(name: str, release: VersionInfo, records: Sequence[Record], smoke: Smoke, compare_again: CompareAgain | None) -> Promotion:
+def _examined(
+    name: str, release: VersionInfo, records: Sequence[Record], smoke: Smoke, compare_again: CompareAgain | None, gone: str
+) -> Promotion:
     """The release after every check, with what it is promoted on; the costly ones come last."""
     origin = _origin_of(name, release)
     candidate = find_version(*origin)  # None when it was deleted since
     _require_same_artifact(release, candidate)
-    manifest = _verified(name, release.version)
+    manifest = _verified(name, release.version, _lost_baseline(name, release.version) if gone else "")
     approval = _approval(name, release, manifest, records)
     champion = expected_aliases(records).champion
     folder = registry.artifact_folder(release.name, release.version)
     decisions = stale.decisions_for(manifest, folder, champion, compare_again)
     stale.require_decided(release.version, decisions, approval, records)
+    foreign = foreign_policy(manifest.config.get("policy", {}))
+    if foreign and not approval.override:
+        raise PromotionError(
+            f"release/{release.version} of '{name}' is not promoted. {foreign} Its approval gives no reason to release it all the same: "
+            f"scalingnote approve candidate/{approval.candidate_version} --override REASON, or the tag `override` where people sign in."
+        )
     _smoke(release.version, manifest, smoke)
-    return Promotion(release, str(release.tags[labels.DIGEST]), approval, decisions, champion)
+    return Promotion(release, str(release.tags[labels.DIGEST]), approval, decisions, champion, foreign)
 
 
 def _approval(name: str, release: VersionInfo, manifest: ReleaseManifest, records: Sequence[Record]) -> Approval:
@@ -196,9 +247,9 @@ def _origin_of(name: str, release: VersionInfo) -> tuple[str, int]:
     return origin
 
 
-def _verified(name: str, version: int) -> ReleaseManifest:
-    """The manifest of a release whose every check holds."""
-    failed = [check for check in check_version(name, release_model(name), version) if not check.ok]
+def _verified(name: str, version: int, lost: str = "") -> ReleaseManifest:
+    """The manifest of a release whose every check holds; `lost` as `check_version` has it."""
+    failed = [check for check in check_version(name, release_model(name), version, lost) if not check.ok]
     if failed:
         findings = "; ".join(f"{check.name}: {check.detail}" for check in failed)
         raise PromotionError(f"release/{version} of '{name}' does not verify, nothing was changed. {findings}")

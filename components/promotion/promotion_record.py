@@ -5,7 +5,7 @@ Fields that were added later have no default in older records: read them with `.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +32,8 @@ UNAUTHENTICATED = "unauthenticated"
 class Promotion:
     """A verified release that is about to become champion. `decisions`: its own, and one against today's champion if that changed.
 
-    `digest` is the one that was approved and verified; files that were swapped since make the record fail.
+    `digest` is the one that was approved and verified; files that were swapped since make the record fail. `foreign_policy` is None where
+    the policy is the installation's, `without_champion` the reason to promote although the champion cannot be opened.
     """
 
     release: VersionInfo
@@ -40,11 +41,13 @@ class Promotion:
     approval: Approval
     decisions: tuple[Decided, ...]
     champion: int | None
+    foreign_policy: str | None = None
+    without_champion: str | None = None
 
     @property
     def overridden(self) -> bool:
-        """Whether it needs the reviewer's reason: the decision against the champion that it replaces did not pass."""
-        return self.decisions[-1].decision.verdict != "pass"
+        """Whether it needs the reviewer's reason: the decision against the champion did not pass, or was another policy's."""
+        return self.decisions[-1].decision.verdict != "pass" or self.foreign_policy is not None
 
 
 def promotion_record(name: str, promotion: Promotion) -> dict[str, Any]:
@@ -70,16 +73,24 @@ def promotion_record(name: str, promotion: Promotion) -> dict[str, Any]:
         "override_by": approval.override_by if promotion.overridden else None,
         "reason": approval.override,
         "promoted_by": claimed_user(),
+        "foreign_policy": promotion.foreign_policy,
+        "without_champion": promotion.without_champion,
         **_proof(approval.authentication, approval.audit_sequence, approval.audit_digest),
     }
 
 
 def rollback_record(
-    name: str, records: Sequence[Record], versions: tuple[int, int], person: str, reason: str, override: str | None = None
+    name: str,
+    records: Sequence[Record],
+    versions: tuple[int, int],
+    person: str,
+    reason: str,
+    override: str | None = None,
+    skipped: Mapping[int, str] | None = None,
 ) -> dict[str, Any]:
     """Content of the record of a rollback. Where there is an audit log, the tag with the reason is the act that names the person.
 
-    `override`: why a release is served again that a reviewer has rejected.
+    `override`: why a release is served again that a reviewer has rejected; `skipped`: releases between that cannot be served, and why.
     """
     champion, target = versions
     promoted = next(r for r in reversed(records) if r["action"] == "promote" and int(r["to_version"]) == target)
@@ -101,6 +112,7 @@ def rollback_record(
         "override": override,
         "override_by": person if override else None,
         "reason": reason,
+        "skipped": {str(version): why for version, why in skipped.items()} if skipped else None,
         **proof,
     }
 

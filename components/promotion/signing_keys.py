@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "SCALINGNOTE_SIGNING_KEY"
 PASSWORD_VARIABLE = "SCALINGNOTE_SIGNING_KEY_PASSWORD"
 TRUSTED_VARIABLE = "SCALINGNOTE_TRUSTED_KEYS"
+NEXT_FILE = "signing.next.pem"
 _log = logging.getLogger(__name__)
 
 
@@ -144,6 +145,43 @@ def make_key(path: Path) -> SigningKey:
     public = private.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
     write_atomic(public_file(key), public)
     return key
+
+
+def rotation_key() -> SigningKey:
+    """The key that takes over from `keys/signing.pem`, made once and trusted from then on; a rotation that was killed finds it again.
+
+    Raises ConfigError where this home has no key of its own to rotate, or other places say which key signs and which are trusted.
+    """
+    own, following = settings.keys_folder() / "signing.pem", settings.keys_folder() / NEXT_FILE
+    if named := next((variable for variable in (KEY_VARIABLE, TRUSTED_VARIABLE) if os.environ.get(variable)), None):
+        raise ConfigError(
+            f"{named} is set, and a rotation changes the key and the trusted keys of the home folder alone. By hand: make a key (keys new "
+            "--to FILE), trust its public key, sign what is served with it (keys sign), then take the former public key away."
+        )
+    if not own.exists() and not following.exists():
+        raise ConfigError(f"There is no key in {settings.keys_folder()} to rotate. Make one with `scalingnote keys new`.")
+    if not following.exists():
+        return make_key(following)
+    return SigningKey(following, _private_key(following))
+
+
+def take_over(following: SigningKey) -> list[Path]:
+    """Make `following` the signing key of the home; the former keys go to `keys/withdrawn`. Returns the files there.
+
+    Each step is one rename, and doing it again after a kill finishes it.
+    """
+    folder = settings.keys_folder()
+    own, withdrawn = folder / "signing.pem", folder / "withdrawn"
+    withdrawn.mkdir(mode=0o700, exist_ok=True)
+    if own.exists():
+        former = SigningKey(own, _private_key(own))
+        own.replace(withdrawn / f"{former.key_id[:16]}.private.pem")
+    for kept in withdrawn.glob("*.private.pem"):
+        public = folder / "trusted" / kept.name.replace(".private", "")
+        if public.exists() and not kept.name.startswith(following.key_id[:16]):
+            public.replace(withdrawn / public.name)
+    following.path.replace(own)  # last: as long as it has the other name, the rotation is not finished
+    return sorted(withdrawn.glob("*.pem"))
 
 
 def public_file(key: SigningKey) -> Path:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from components.artifacts import digest_of
 from components.errors import PromotionError
 from components.promotion.approval import Approval, given_since
-from components.promotion.baseline import baseline_evaluation
+from components.promotion.baseline import baseline_evaluation, lost
 from components.promotion.facts import load_facts
 from components.promotion.gates import Evidence, GateDecision, decide
 from components.promotion.policy import recorded_policy
@@ -49,16 +49,17 @@ def decide_again(folder: Path, champion: int | None, comparison: ComparisonSumma
     """Decide about the release in `folder` as if `champion` had been there when it was built.
 
     `comparison` holds their speeds if they were timed in one run, else `problem` says why they were not; what the candidate was built with
-    is about another champion. Raises ArtifactError for a champion whose files were changed.
+    is about another champion. One that was deleted or whose files were changed leaves its gates undecided.
     """
     from components.evaluation.report import load_evaluation
 
     manifest = load_release(folder)
-    baseline = None if champion is None else baseline_evaluation(manifest.name, champion)
+    gone = "" if champion is None else lost(manifest.name, champion)
+    baseline = None if champion is None or gone else baseline_evaluation(manifest.name, champion)
     facts = load_facts(folder)
     if facts is not None:
         facts = facts.model_copy(update={"uncompared": "" if champion is None else _uncompared(champion, problem)})
-    evidence = Evidence(load_evaluation(folder / EVALUATION_FOLDER), baseline, comparison, facts, champion=champion)
+    evidence = Evidence(load_evaluation(folder / EVALUATION_FOLDER), baseline, comparison, facts, champion=champion, lost=gone)
     return Decided(champion, decide(evidence, recorded_policy(manifest.config)), comparison)
 
 

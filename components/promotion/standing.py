@@ -55,6 +55,8 @@ def release_model(name: str) -> str:
 def replay(records: Sequence[Record]) -> list[int]:
     """The stack of releases after `records`, the champion last; raises ArtifactError for a rollback to where nothing stood.
 
+    A rollback names the releases that it passed over, because they could not be served any more.
+
     A record that two processes wrote at the same time counts once.
     """
     stack: list[int] = []
@@ -65,7 +67,10 @@ def replay(records: Sequence[Record]) -> list[int]:
         if record["action"] == "promote":
             stack.append(target)
             continue
+        passed_over = {int(version) for version in record.get("skipped") or {}}
         stack = stack[:-1]
+        while stack and stack[-1] != target and stack[-1] in passed_over:
+            stack = stack[:-1]
         if not stack or stack[-1] != target:
             raise ArtifactError(f"Promotion record {record.get('sequence')} rolls back to release/{target}, which was not the one before.")
     return stack
@@ -119,7 +124,7 @@ def settle_aliases(name: str) -> None:
     for _ in range(3):
         records = record_store.read_records(name)
         record_store.state_head(name, records)
-        want, have = expected_aliases(records), current_aliases(name)
+        (want, _), have = _registered(name, expected_aliases(records)), current_aliases(name)
         if want == have:
             return
         place_aliases(name, want, have)

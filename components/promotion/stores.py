@@ -49,6 +49,9 @@ class Store(Protocol):
     def package(self, pin: Pin | None) -> str | None:
         """Digest of the list of the files with which MLflow loads a part, or the release itself, as far as something says so."""
 
+    def origin(self) -> int | None:
+        """Number of the candidate that the release is a copy of, as far as something outside its files and records says so."""
+
     def baseline(self, version: int) -> Evaluation:
         """The evaluation of an earlier champion, verified."""
 
@@ -62,6 +65,7 @@ class RegistryStore:
     def __init__(self, name: str, model: str, version: int) -> None:
         self.name, self.model, self.version = name, model, version
         self._records: list[Record] | None = None
+        self._folders: dict[tuple[str, int], Path] = {}
 
     def records(self) -> list[Record]:
         """From MLflow, with the claims of the chain; read once, so that all checks see the same."""
@@ -75,7 +79,7 @@ class RegistryStore:
 
     def copies(self) -> list[Path]:
         """The one folder of the version."""
-        return [registry.artifact_folder(self.model, self.version)]
+        return [self._folder(self.model, self.version)]
 
     def digest(self) -> str | None:
         """The digest that the version was registered with."""
@@ -84,16 +88,28 @@ class RegistryStore:
 
     def parts(self, pin: Pin) -> list[Path]:
         """The one folder of the pinned version."""
-        return [registry.artifact_folder(pin.model, pin.version)]
+        return [self._folder(pin.model, pin.version)]
 
     def package(self, pin: Pin | None) -> str | None:
         """By the promotion record, else what the version was registered with."""
         place = (pin.model, pin.version) if pin else (self.model, self.version)
         return _recorded_package(self.record(), *place) or registry.package_digest(*place)
 
+    def origin(self) -> int | None:
+        """By the source of the version, as the registry has it."""
+        found = next((info for info in registry.versions(self.model) if info.version == self.version), None)
+        copied = None if found is None else registry.copied_from(found)
+        return None if copied is None else copied[1]
+
     def baseline(self, version: int) -> Evaluation:
         """By the promotion record of that version."""
         return baseline_evaluation(self.name, version)
+
+    def _folder(self, model: str, version: int) -> Path:
+        """What the store holds now, not what this machine has kept of it; fetched once, so that all checks see the same."""
+        if (model, version) not in self._folders:
+            self._folders[model, version] = registry.artifact_folder(model, version, fresh=True)
+        return self._folders[model, version]
 
     def trail(self) -> list[AuditEntry] | None:
         """Of the tracking store."""
@@ -158,6 +174,10 @@ class FolderStore:
         record = self.record()
         place = (pin.model, pin.version) if pin else (release_model(self.name), int(record["to_version"]) if record else 0)
         return _recorded_package(record, *place)
+
+    def origin(self) -> int | None:
+        """Nothing but records and files is here."""
+        return None
 
     def baseline(self, version: int) -> Evaluation:
         """Of the release that the records name for `version`."""

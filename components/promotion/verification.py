@@ -8,19 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from components.artifacts import Artifact, open_artifact, verify
+from components.artifacts import Artifact, digest_of, open_artifact, read_json, verify
 from components.errors import ArtifactError, SpaceMismatch
 from components.evaluation.comparison import load_comparison, load_values
 from components.promotion.attestation import check_audit, check_records, check_release
 from components.promotion.baseline import baseline_evaluation
 from components.promotion.facts import load_facts
-from components.promotion.gate_inputs import VALUES, require_same_inputs
+from components.promotion.gate_inputs import VALUES, require_policy, require_same_inputs
 from components.promotion.gates import Evidence, GateDecision, decide
-from components.promotion.policy import policy_digest, recorded_policy
+from components.promotion.marks import RED
+from components.promotion.policy import POLICY_VARIABLE, allowed_policies, foreign_policy, policy_digest, recorded_policy
 from components.promotion.references import resolve
 from components.promotion.release import (
     COMPARISON_FOLDER,
     EVALUATION_FOLDER,
+    RELEASE_FILE,
     VALIDATION_FOLDER,
     Pin,
     ReleaseManifest,
@@ -28,7 +30,7 @@ from components.promotion.release import (
     require_report,
 )
 from components.promotion.signing_keys import TrustedKey, trusted_keys
-from components.promotion.standing import CHAMPION, trusted
+from components.promotion.standing import CHAMPION, Record, trusted
 from components.promotion.stores import FolderStore, RegistryStore, Store
 from components.tracking.package_files import check_package
 
@@ -82,9 +84,12 @@ def verify_folder(name: str, root: Path, ref: str = CHAMPION) -> list[Check]:
     return _all_checks(FolderStore(name, root, ref))
 
 
-def check_version(name: str, model: str, version: int) -> list[Check]:
-    """All checks of one registered version itself. After a failed one, those that build on it are left out."""
-    return _own_checks(RegistryStore(name, model, version))
+def check_version(name: str, model: str, version: int, lost: str = "") -> list[Check]:
+    """All checks of one registered version itself. After a failed one, those that build on it are left out.
+
+    `lost`: why the champion that it was compared with cannot be opened; the gates about it then are not decided again, all others are.
+    """
+    return _own_checks(RegistryStore(name, model, version), lost)
 
 
 def _all_checks(store: Store) -> list[Check]:
@@ -92,10 +97,25 @@ def _all_checks(store: Store) -> list[Check]:
     keys = trusted_keys()
     report.run("signed records", lambda: check_records(store.records(), keys))
     report.run("audit log", lambda: check_audit(store.records(), store.trail()))
+    report.run("policy", lambda: _installed_policy(store))
     return report.checks
 
 
-def _own_checks(store: Store) -> list[Check]:
+def _installed_policy(store: Store) -> str:
+    """It was decided by a policy that this installation allows, or let through with a reason."""
+    if allowed_policies() is None:
+        return f"the candidate's own decided: this installation names none ({POLICY_VARIABLE})"
+    foreign = foreign_policy(load_release(store.copies()[0]).config.get("policy", {}))
+    if foreign is None:
+        return "one of this installation's"
+    record = store.record() or {}
+    promoted = [r for r in store.records() if r["action"] == "promote" and r["to_version"] == record.get("to_version")]
+    if promoted and (why := promoted[-1].get("override")):
+        return f"{RED} let through by {promoted[-1].get('override_by') or promoted[-1].get('approved_by')}: {why}. {foreign}"
+    raise ArtifactError(f"{foreign} Keep the policies of earlier releases in the folder that {POLICY_VARIABLE} names.")
+
+
+def _own_checks(store: Store, lost: str = "") -> list[Check]:
     report, keys = _Report(), trusted_keys()
     report.run("promotion record", lambda: _recorded(store))
     artifacts = report.run("files", lambda: _files(store), lambda found: f"digest {found[0].digest[:12]}")
@@ -106,17 +126,18 @@ def _own_checks(store: Store) -> list[Check]:
     manifest = report.run("manifest", lambda: _manifest(store.name, folder), lambda found: f"space {found.space_id[:12]}")
     if manifest is not None:
         _check_contents(report, store, manifest, folder)
+        report.run("decision", lambda: _others_decided(store, manifest, folder, lost) if lost else _decision(store, manifest, folder))
     return report.checks
 
 
 def _check_contents(report: _Report, store: Store, manifest: ReleaseManifest, folder: Path) -> None:
     for role, pin in manifest.pins.items():
         report.run(role.replace("_", " "), partial(_pinned, store, role, pin, manifest))
+    report.run("claims", lambda: _claims(store, manifest, folder))
     report.run("evaluation", lambda: _evaluation(folder, manifest))
     report.run("validation", lambda: f"digest {verify(folder / VALIDATION_FOLDER).digest[:12]}")
     report.run("evidence", lambda: _evidence(folder, manifest))
     report.run("packages", lambda: _packages(store, manifest))
-    report.run("decision", lambda: _decision(store, manifest, folder))
 
 
 def _evidence(folder: Path, manifest: ReleaseManifest) -> str:
@@ -141,6 +162,46 @@ def _recorded(store: Store) -> str:
             f"Record {record['sequence']} names the digest {record['manifest_digest'][:12]}, the files have {found.digest[:12]}."
         )
     return f"record {record['sequence']} of {len(records)}, claimed approval by {record['approved_by']}"
+
+
+def _claims(store: Store, manifest: ReleaseManifest, folder: Path) -> str:
+    """What the records say of this release is what its manifest and the registry say: candidate, digests, decision, verdict, override."""
+    record = store.record()
+    if record is None:
+        return "no record makes any"
+    about = [found for found in store.records() if int(found["to_version"]) == int(record["to_version"])]
+    promoted = next((found for found in about if found["action"] == "promote"), None)
+    if promoted is None:
+        raise ArtifactError(f"Record {record['sequence']} leads to release/{record['to_version']}, which no record ever promoted.")
+    for found in about:
+        for what, value in {"candidate_version": store.origin(), "manifest_digest": open_artifact(folder).digest}.items():
+            if value is not None and what in found and found[what] != value:
+                raise ArtifactError(f"Record {found['sequence']} names the {what} {str(found[what])[:12]}, true is {str(value)[:12]}.")
+        if "evidence_digest" in found and found["evidence_digest"] != found["manifest_digest"]:
+            raise ArtifactError(f"Record {found['sequence']} names evidence of another digest than the release that holds it.")
+    for found in about:
+        if found["action"] == "promote":
+            _require_true_decision(found, manifest, folder)
+    return f"{len(about)} records say of release/{record['to_version']} what it says itself"
+
+
+def _require_true_decision(record: Record, manifest: ReleaseManifest, folder: Path) -> None:
+    """A record of a promotion claims the decision in the manifest, or one more, and an override exactly where one was needed."""
+    where, again = f"Record {record['sequence']}", record.get("decisions") or []
+    own = {digest_of(manifest.decision.model_dump(mode="json")), digest_of(read_json(folder / RELEASE_FILE)["decision"])}
+    if "decision_digest" in record and record["decision_digest"] not in own:
+        raise ArtifactError(f"{where} names the decision {str(record['decision_digest'])[:12]}, which is not that of the manifest.")
+    for decided in again:
+        if digest_of(decided["decision"]) != decided["digest"]:
+            raise ArtifactError(f"{where} holds a decision that does not fit its digest.")
+    if again and (again[0]["digest"] not in own or again[-1]["against"] != record.get("from_version")):
+        raise ArtifactError(f"{where} holds decisions that are not about this release and the champion that it replaced.")
+    last = GateDecision.model_validate(again[-1]["decision"]) if again else manifest.decision
+    for what in ("verdict", "first_release"):
+        if what in record and record[what] != getattr(last, what):
+            raise ArtifactError(f"{where} says {what} {record[what]}, the decision that it rests on {getattr(last, what)}.")
+    if (last.verdict != "pass" or record.get("foreign_policy")) and not str(record.get("override") or "").strip():
+        raise ArtifactError(f"{where} promotes a release whose gates said {last.verdict}, and names no reason for it (override).")
 
 
 def _files(store: Store) -> list[Artifact]:
@@ -214,6 +275,17 @@ def _decision(store: Store, manifest: ReleaseManifest, folder: Path) -> str:
     return f"{stated.verdict}, the same when decided again"
 
 
+def _others_decided(store: Store, manifest: ReleaseManifest, folder: Path, lost: str) -> str:
+    """The gates that are not about the champion, decided again, end as the manifest says."""
+    again = decide_on(store.name, manifest, folder, lost=lost)
+    require_policy(manifest.decision, policy_digest(manifest.config["policy"]))
+    before, now = _statuses(manifest.decision), _statuses(again)
+    wrong = sorted(name for name in {*before, *now} if not name.startswith("champion_") and before.get(name) != now.get(name))
+    if wrong:
+        raise ArtifactError(f"{wrong[0]} is '{before.get(wrong[0])}' in the manifest, decided again '{now.get(wrong[0])}'.")
+    return f"{manifest.decision.verdict}; the gates against the champion cannot be decided again: {lost}"
+
+
 def recompute_decision(name: str, manifest: ReleaseManifest, folder: Path, baseline_of: Baselines | None = None) -> GateDecision:
     """`decide_on` what the release was decided on: raises ArtifactError when its decision names other inputs or another policy."""
     again = decide_on(name, manifest, folder, baseline_of)
@@ -221,19 +293,23 @@ def recompute_decision(name: str, manifest: ReleaseManifest, folder: Path, basel
     return again
 
 
-def decide_on(name: str, manifest: ReleaseManifest, folder: Path, baseline_of: Baselines | None = None) -> GateDecision:
+def decide_on(name: str, manifest: ReleaseManifest, folder: Path, baseline_of: Baselines | None = None, lost: str = "") -> GateDecision:
     """Decide by the manifest's policy from what lies in `folder`; raises ArtifactError when policy or baseline are not there.
 
-    `baseline_of` gives the evaluation of an earlier champion by its version; without it the registry does.
+    `baseline_of` gives the evaluation of an earlier champion by its version; without it the registry does. It is not asked when it is
+    `lost`, nor where it was when the manifest was written.
     """
     from components.evaluation.report import load_evaluation
 
     policy, find = recorded_policy(manifest.config), baseline_of or partial(baseline_evaluation, name)
-    baseline = None if manifest.baseline_version is None else find(manifest.baseline_version)
+    version, stated = manifest.baseline_version, manifest.decision.inputs
+    if version is not None and stated and "baseline" not in stated:
+        lost = lost or f"release/{version} could not be opened when the candidate was built."
+    baseline = None if version is None or lost else find(version)
     report, compared = load_evaluation(folder / EVALUATION_FOLDER), folder / COMPARISON_FOLDER
     # Decisions of older versions were made without these values, though they lay there.
     values = load_values(compared) if VALUES in manifest.decision.inputs else None
-    evidence = Evidence(report, baseline, load_comparison(compared), load_facts(folder), values, manifest.baseline_version)
+    evidence = Evidence(report, baseline, load_comparison(compared), load_facts(folder), values, version, lost)
     return decide(evidence, policy)
 
 

@@ -1,4 +1,6 @@
-"""Signing what was promoted before there was a key: the release, and one more record that vouches for the chain up to it.
+"""Signing afterwards what was promoted before there was a key, or with one that is withdrawn now.
+
+That is the release, and one more record that vouches for the chain up to it.
 
 A record cannot be signed afterwards, since the next one names its digest. So a record of the action `vouch` repeats the newest one, moves
 nothing, and is signed: as every record names the one before it, its signature holds for all.
@@ -7,19 +9,23 @@ nothing, and is signed: as every record names the one before it, its signature h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from components.artifacts import SIGNATURE, verify
-from components.errors import ConfigError
-from components.promotion.attestation import covered_records, record_signer, sign_release
+from components.errors import ArtifactError, ConfigError, ModelError
+from components.promotion.attestation import check_records, check_release, covered_records, record_signer, sign_release
 from components.promotion.pinned import recorded_digest
 from components.promotion.promotion_record import append
 from components.promotion.references import resolve
-from components.promotion.signing_keys import trusted_keys, usable_key
-from components.promotion.standing import Record, expected_aliases, release_model
+from components.promotion.signing_keys import SigningKey, TrustedKey, rotation_key, take_over, trusted_keys, usable_key
+from components.promotion.standing import Record, candidate_model, expected_aliases, release_model
 from components.tracking import records as record_store
 from components.tracking import registry
 from components.tracking.provenance import claimed_user
+
+if TYPE_CHECKING:
+    from components.tracking.registry import VersionInfo
 
 # What the chain gives every record itself, or what is said anew.
 _OWN = {"sequence", "previous", "recorded_at", "retriever", "digest", "signature", "time"}
@@ -51,6 +57,53 @@ def vouch(name: str, ref: str) -> Vouched:
     unsigned = model == release_model(name) and _is_uncovered(records, version)
     record = append(name, _repeated(records[-1]), records, record_signer()) if unsigned else None
     return Vouched(model, version, key.key_id, None if record is None else int(record["sequence"]))
+
+
+class Rotated(NamedTuple):
+    """The key that signs from now on, what it signed again, and what was left as it is, with the reason."""
+
+    key_id: str
+    signed: list[str]
+    left: list[str]
+    withdrawn: list[Path]
+
+
+def rotate() -> Rotated:
+    """Give this home a new signing key: all that a trusted key had signed is signed again, then the former key is withdrawn.
+
+    Of every retriever in the tracking store: candidates and releases, and one more record that vouches for the chain. Nothing stops being
+    served on the way: both keys are trusted until the new one has signed all. A rotation that was killed is finished by the next.
+    Raises ConfigError as `rotation_key` does, ArtifactError for a chain that no trusted key vouches for: look at it first.
+    """
+    key = rotation_key()
+    signed: list[str] = []
+    left: list[str] = []
+    for name in registry.retrievers():
+        records = record_store.read_records(name)
+        if records:
+            check_records(records, trusted_keys())
+        for model in (candidate_model(name), release_model(name)):
+            for info in registry.versions(model):
+                place = f"{model}/{info.version}"
+                try:
+                    _sign_again(name, info, records, key)
+                    signed.append(place)
+                except (ArtifactError, ModelError) as error:
+                    left.append(f"{place}: {error}")
+        if records and covered_records(records, {key.key_id: TrustedKey(key.path, key.public)}) < len(records):
+            signed.append(f"{name}-promotions/{append(name, _repeated(records[-1]), records, record_signer(key))['sequence']}")
+    return Rotated(key.key_id, signed, left, take_over(key))
+
+
+def _sign_again(name: str, info: VersionInfo, records: Sequence[Record], key: SigningKey) -> None:
+    """Sign a version with `key` that is whole and that a trusted key had signed; another one is for a person to look at."""
+    folder = verify(registry.artifact_folder(info.name, info.version), recorded_digest(name, info.name, info.version, records)).path
+    if not (folder / SIGNATURE).is_file():
+        raise ArtifactError("It was not signed, and stays so. Sign it: scalingnote keys sign REF.")
+    if (found := check_release(folder, trusted_keys())) and found.key_id == key.key_id:
+        return
+    sign_release(folder, key)
+    registry.share_file(info.name, info.version, SIGNATURE)
 
 
 def _is_uncovered(records: Sequence[Record], version: int) -> bool:

@@ -8,20 +8,21 @@ of the text: whoever has the query can show that this answer was to it.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import mmap
 import os
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components import settings
-from components.artifacts import digest_of
+from components.artifacts import digest_of, open_private, write_atomic
 from components.errors import ArtifactError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ SCHEMA_VERSION = 1
 SETTING = "SCALINGNOTE_ANSWER_LOG"
 MODES = ("off", "ids", "full")
 Mode = Literal["off", "ids", "full"]
+RETENTION_DAYS = 183
 BLOCK = 1 << 20  # bytes read at once from the end of the log
 _ID = re.compile(r"^[0-9a-f]{16}(\.\d+)?$")
 
@@ -95,6 +97,49 @@ def log_answers(served: Served, queries: Sequence[str], found: Sequence[Sequence
     return ids
 
 
+class Pruned(NamedTuple):
+    """What a pruning removed: answers, the time of the first and the last one, and how many stay."""
+
+    removed: int
+    first: str | None
+    last: str | None
+    kept: int
+
+
+def prune_answers(name: str, days: int = RETENTION_DAYS) -> Pruned:
+    """Remove the answers of `name` that are older than `days`, and append to `pruned_file` what was removed; an open log waits meanwhile.
+
+    183 days is what providers and deployers of high-risk systems keep at least (EU AI Act, articles 19 and 26). The record holds no
+    query: number and times of the answers, and the sha256 of their lines. Raises ConfigError for less than one day, ArtifactError for
+    a line that is no answer.
+    """
+    if days < 1:
+        raise ConfigError(f"Answers are kept for at least one day; got {days}.")
+    path, oldest = answers_file(name), (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="milliseconds")
+    if not path.exists():
+        return Pruned(0, None, None, 0)
+    with open_private(path) as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        log.seek(0)
+        lines = [line for line in log.read().split(b"\n") if line.endswith(b"}")]
+        times = [_parsed(path, line).at for line in lines]
+        old = [line for line, at in zip(lines, times, strict=True) if at < oldest]
+        gone = sorted(at for at in times if at < oldest)
+        if not old:
+            return Pruned(0, None, None, len(lines))
+        found = Pruned(len(old), gone[0], gone[-1], len(lines) - len(old))
+        digest = hashlib.sha256(b"".join(line + b"\n" for line in old)).hexdigest()
+        record = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "days": days, **found._asdict(), "sha256": digest}
+        _append(pruned_file(name), json.dumps(record) + "\n")
+        write_atomic(path, b"".join(line + b"\n" for line, at in zip(lines, times, strict=True) if at >= oldest), 0o600)
+    return found
+
+
+def pruned_file(name: str) -> Path:
+    """What was removed from the log of the retriever `name`, one JSON line for each pruning."""
+    return settings.home() / "answers" / f"{name}.pruned"
+
+
 def query_digest(answer_id: str, query: str) -> str:
     """sha256 over the query together with the answer's id, so that equal queries of two answers cannot be told by it."""
     return digest_of([answer_id, query])
@@ -116,9 +161,15 @@ def find_answer(answer_id: str, name: str | None = None) -> Answer:
         if line is not None:
             return _parsed(log, line)
     raise DataError(
-        f"No answer {answer_id} is logged in {folder}. Logs of other machines lie in their own home folders; with "
+        f"No answer {answer_id} is logged in {folder}.{_pruned_before(folder)} Logs of other machines lie in their own home folders; with "
         f"{SETTING}=off none is written."
     )
+
+
+def _pruned_before(folder: Path) -> str:
+    """A sentence about the newest answer that a pruning removed."""
+    last = [json.loads(line)["last"] for file in folder.glob("*.pruned") for line in file.read_bytes().split(b"\n") if line.endswith(b"}")]
+    return f" Answers up to {max(last)[:10]} were removed by a pruning." if last else ""
 
 
 def logged_queries(name: str, limit: int) -> list[str]:
@@ -135,8 +186,11 @@ def logged_queries(name: str, limit: int) -> list[str]:
 def _append(path: Path, lines: str) -> None:
     """One write under a lock: lines of two processes never mix. A line that a killed writer left half is ended first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as log:
+    with open_private(path) as log:
         fcntl.flock(log, fcntl.LOCK_EX)
+        if not path.exists() or os.fstat(log.fileno()).st_ino != path.stat().st_ino:
+            _append(path, lines)  # a pruning put another file there while this one was waited for
+            return
         if log.seek(0, os.SEEK_END) > 0:
             log.seek(-1, os.SEEK_END)
             lines = lines if log.read(1) == b"\n" else "\n" + lines

@@ -49,9 +49,14 @@ def open_release(name: str, ref: str) -> Opened:
     records = read_records(name)
     if ref in (CHAMPION, PREVIOUS):
         require_signed(records, ref)
-    folder = registry.artifact_folder(model, version)
-    artifact = verify(folder, recorded_digest(name, model, version, records))
-    manifest = load_release(folder)
+    expected = recorded_digest(name, model, version, records)
+    try:
+        artifact = verify(registry.artifact_folder(model, version), expected)
+    except ArtifactError:
+        if not registry.forget_download(model, version):
+            raise
+        artifact = verify(registry.artifact_folder(model, version), expected)
+    manifest = load_release(artifact.path)
     retriever = open_retriever(manifest)
     titles = read_titles(registry_folder(manifest.pins.index), retriever.index.rows)
     return Opened(model, version, manifest, retriever, titles, artifact.digest)
@@ -72,7 +77,17 @@ def require_signed(records: Sequence[Record], ref: str) -> None:
 
 
 def open_retriever(manifest: ReleaseManifest) -> Retriever:
-    """Query encoder and index of a manifest as one object, after every check."""
+    """Query encoder and index of a manifest as one object, after every check. A damaged local copy of a remote store is fetched again."""
+    try:
+        return _open_parts(manifest)
+    except ArtifactError:
+        forgotten = [registry.forget_download(pin.model, pin.version) for pin in (manifest.pins.query_encoder, manifest.pins.index)]
+        if not any(forgotten):
+            raise
+        return _open_parts(manifest)
+
+
+def _open_parts(manifest: ReleaseManifest) -> Retriever:
     encoder_folder = registry_folder(manifest.pins.query_encoder)
     verify(encoder_folder, manifest.pins.query_encoder.digest)
     encoder = _student(manifest.pins.query_encoder, encoder_folder)

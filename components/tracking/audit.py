@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components import settings
-from components.artifacts import canonical_json, digest_of
+from components.artifacts import canonical_json, digest_of, open_private
 from components.errors import ArtifactError
 from components.tracking.store import TrackingError, is_server, translated
 
@@ -70,7 +70,7 @@ def append_entry(path: Path, fields: Mapping[str, Any]) -> AuditEntry:
     Raises ArtifactError when the end of the log is not the head that was written with it: nothing is appended to a damaged log.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path), path.open("a+b") as log:
+    with _locked(path), open_private(path) as log:
         last = _tail(path, log)
         entry = _next(last, fields)
         log.seek(0, os.SEEK_END)
@@ -84,7 +84,7 @@ def append_entry(path: Path, fields: Mapping[str, Any]) -> AuditEntry:
 def check_end(path: Path) -> None:
     """Raise ArtifactError when `append_entry` would refuse, OSError when the log cannot be written. Removes a torn last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path), path.open("a+b") as log:
+    with _locked(path), open_private(path) as log:
         _tail(path, log)
 
 
@@ -244,7 +244,9 @@ def _last_line(log: Any, size: int) -> tuple[bytes, int]:
 def _write_head(path: Path, head: Head) -> None:
     """Without fsync: after a power cut the head may be older than the log, never newer, and the log was synced."""
     beside = path.with_name(path.name + ".head.tmp")
-    beside.write_bytes(head_bytes(head))
+    with open_private(beside) as file:
+        file.truncate(0)
+        file.write(head_bytes(head))
     os.replace(beside, head_file(path))
 
 

@@ -29,14 +29,29 @@ def check_package(folders: Sequence[Path], expected: str | None) -> bool:
     """Hash the files around the copies of a sealed artifact; False where none are listed, as for what was registered before.
 
     `expected`: the digest of the list, None when nothing names it. One copy has to have that list: another retriever may have registered
-    the same artifact, with a list of its own. Raises ArtifactError that names the first difference. Byte code that Python left beside
-    the code is not looked at.
+    the same artifact, with a list of its own. Raises ArtifactError that names the first difference, and for byte code beside the
+    code, which Python would run in its place.
     """
     roots = [sealed.parents[1] for sealed in folders if sealed.relative_to(sealed.parents[1]).as_posix() == SEALED_PATH]
     listed = {_checked(root) for root in roots if (root / LIST_FILE).is_file()}
     if roots and expected is not None and expected not in listed:
         raise ArtifactError(f"{roots[0] / LIST_FILE} was changed or removed after the version was registered. Restore it.")
     return bool(listed)
+
+
+def packaged_digest(sealed: Path) -> str:
+    """The digest that the file MLmodel around a sealed artifact names for it; raises ArtifactError where it names none."""
+    import yaml
+
+    place = sealed.parents[1] / "MLmodel"
+    try:
+        entry = yaml.safe_load(place.read_text(encoding="utf-8"))["flavors"]["python_function"]["artifacts"][SEALED]["uri"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        entry = ""
+    scheme, _, digest = str(entry).partition(":")
+    if scheme != "sha256" or not digest:
+        raise ArtifactError(f"{place} does not name the digest of the artifact that belongs to it. Restore the model's folder.")
+    return digest
 
 
 def _checked(root: Path) -> str:
@@ -51,6 +66,11 @@ def _checked(root: Path) -> str:
 
 
 def _compare(root: Path, listed: dict[str, str], found: dict[str, Path]) -> None:
+    if cached := sorted(name for name in set(found) - set(listed) if name.endswith(".pyc") or "__pycache__" in name.split("/")):
+        raise ArtifactError(
+            f"{root}: {cached[0]} is byte code, which Python runs in place of the source that was registered. Delete every folder "
+            "__pycache__ there. Versions of today leave none when MLflow loads them; older ones do."
+        )
     if strange := sorted(set(listed) ^ set(found)):
         what = "is missing" if strange[0] in listed else "does not belong there"
         raise ArtifactError(f"{root}: the file {strange[0]}, with which MLflow loads the version, {what}. Restore the model's folder.")
@@ -61,4 +81,4 @@ def _compare(root: Path, listed: dict[str, str], found: dict[str, Path]) -> None
 
 def _members(root: Path) -> list[Path]:
     files = sorted(path for path in root.rglob("*") if path.is_file() and not path.is_relative_to(root / SEALED_PATH))
-    return [path for path in files if path.parent.name != "__pycache__" and path not in (root / LIST_FILE, root / _META_FILE)]
+    return [path for path in files if path not in (root / LIST_FILE, root / _META_FILE)]

@@ -12,6 +12,7 @@ from components.artifacts import Artifact
 from components.tracking import embedded, labels, lineage, packaging
 from components.tracking.files import COPY
 from components.tracking.files import artifact_folder as artifact_folder
+from components.tracking.files import forget_download as forget_download
 from components.tracking.files import share_file as share_file
 from components.tracking.store import client, error_code, is_server, translated
 
@@ -124,6 +125,18 @@ def versions(model_name: str) -> list[VersionInfo]:
         return []
     found = [_info(entry, aliases) for entry in _search(model_name)]
     return sorted(found, key=lambda info: info.version)
+
+
+@translated("list the retrievers")
+def retrievers() -> list[str]:
+    """Names of the retrievers that have releases, in alphabetical order."""
+    found, token = [], None
+    while True:
+        page = client().search_registered_models("name LIKE '%-release'", max_results=1000, page_token=token)
+        found += [model.name.removesuffix("-release") for model in page]
+        token = page.token
+        if not token:
+            return sorted(found)
 
 
 @translated("read the description of a model version")

@@ -84,6 +84,9 @@ def _add_promotion(commands: Any) -> None:
     approve.add_argument("--override", metavar="REASON", help="approve although gates did not pass; the reason is kept for ever")
     promote = _command(commands, "promote", "release:promote", "make the newest approved release the champion, after verifying it again")
     promote.add_argument("--watch", type=_seconds, metavar="SECONDS", help="go on until Ctrl-C and look this often, from 1")
+    promote.add_argument(
+        "--without-champion", metavar="REASON", help="where the champion was deleted or damaged: promote without comparing with it"
+    )
     hook = _command(commands, "webhook", "release:webhook", "promote --watch that a signed webhook of MLflow wakes at once")
     hook.add_argument("--port", type=_port, required=True, metavar="PORT", help="port to receive on")
     hook.add_argument("--host", default="127.0.0.1", help="address to receive on (default 127.0.0.1)")
@@ -92,6 +95,7 @@ def _add_promotion(commands: Any) -> None:
     rollback.add_argument("--as", dest="person", required=True, metavar="NAME", help="who rolls back")
     rollback.add_argument("--reason", required=True, metavar="TEXT", help="why; kept in the promotion record")
     rollback.add_argument("--override", metavar="REASON", help="go back to a release that a reviewer has rejected since")
+    rollback.add_argument("--past-lost", action="store_true", help="pass over releases that were deleted or damaged")
     history = _command(commands, "history", "release:history", "who promoted what, when and why; overrides stand out")
     history.add_argument(
         "--anchor", type=Path, metavar="FILE", help="an auditor's own file: compare the newest record kept there, then keep today's"
@@ -108,6 +112,8 @@ def _add_use(commands: Any) -> None:
     run.add_argument("--output", type=Path, required=True, metavar="FILE", help="TREC run file to write")
     run.add_argument("-k", type=_positive, default=100, help="documents per query (default 100)")
     _release_option(run)
+    answers = _command(commands, "prune-answers", "use:answers", "remove answers from the log that are older than the retention")
+    answers.add_argument("--days", type=_positive, default=183, help="keep the answers of so many days (default 183)")
     export = _command(commands, "export", "export:export", "write a release's vectors and metadata as Parquet shards, or into Qdrant")
     export.add_argument("--to", type=Path, metavar="FOLDER", help="new or empty folder for the Parquet shards")
     export.add_argument("--qdrant", metavar="PATH|URL", help="Qdrant server, or folder of an embedded store; needs the extra 'qdrant'")
@@ -136,7 +142,11 @@ def _add_proof(commands: Any) -> None:
     verify.add_argument("ref", nargs="?", default="champion", help="champion (default), previous, candidate/N or release/N")
     verify.add_argument("--folder", type=Path, metavar="DIR", help="verify from the files below DIR alone, such as a copy of the store")
     keys = _command(commands, "keys", "proof:keys", "make the key that signs releases and records, list keys, sign a release")
-    keys.add_argument("action", choices=("new", "list", "sign"), help="make a key pair, list the keys, or sign a registered release")
+    keys.add_argument(
+        "action",
+        choices=("new", "list", "sign", "rotate"),
+        help="make a key pair, list the keys, sign a registered release, or change to a new key",
+    )
     keys.add_argument("ref", nargs="?", default="champion", help="for sign: champion (default), previous, candidate/N or release/N")
     keys.add_argument("--to", type=Path, metavar="FILE", help="for new: where the private key goes (default: keys/signing.pem at home)")
     replay = _command(commands, "replay", "proof:replay", "evaluate a release again from its record and compare every value")

@@ -26,8 +26,8 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def keys(options: argparse.Namespace) -> None:
-    """Make a key, list the keys, or sign a release that was registered unsigned."""
-    {"new": _new_key, "list": _list_keys, "sign": _sign}[options.action](options)
+    """Make a key, list the keys, sign a release that was registered unsigned, or change to a new key."""
+    {"new": _new_key, "list": _list_keys, "sign": _sign, "rotate": _rotate}[options.action](options)
 
 
 def _new_key(options: argparse.Namespace) -> None:
@@ -76,6 +76,18 @@ def _sign(options: argparse.Namespace) -> None:
     if done.sequence is not None:
         line += f" Promotion record {done.sequence}, signed too, vouches for those before it."
     show(options, {"release": f"{done.model}/{done.version}", "key_id": done.key_id, "record": done.sequence}, line)
+
+
+def _rotate(options: argparse.Namespace) -> None:
+    from components.promotion.vouch import rotate
+
+    done = rotate()
+    lines = [f"From now on {done.key_id[:16]} signs. Signed again with it: {', '.join(done.signed) or 'nothing, as nothing was signed'}."]
+    lines += [f"Left as it is: {line}" for line in done.left]
+    lines.append("The former keys are withdrawn, and their signatures count no more here. Take their public keys away from all who verify,")
+    lines.append("give them the new one, and destroy the former private key when nobody needs it:")
+    lines += [f"  {path}" for path in done.withdrawn]
+    show(options, {"key_id": done.key_id, "signed": done.signed, "left": done.left, "withdrawn": done.withdrawn}, "\n".join(lines))
 
 
 def replay(options: argparse.Namespace) -> int:

@@ -36,7 +36,7 @@ def promote(options: argparse.Namespace) -> None:
     from flows.promote import promote as flow
 
     with only_result_on_stdout(options):
-        result = flow(retriever_name(options))
+        result = flow(retriever_name(options), options.without_champion)
     show(options, result, f"Status: {result['status']}{_warnings(result['warnings'])}")
 
 
@@ -58,7 +58,7 @@ def rollback(options: argparse.Namespace) -> None:
     from components.promotion.promote import rollback as change_back
     from components.serving.smoke import check_smoke
 
-    change = change_back(retriever_name(options), options.person, options.reason, check_smoke, options.override)
+    change = change_back(retriever_name(options), options.person, options.reason, check_smoke, options.override, options.past_lost)
     show(options, asdict(change), change.message + _warnings(change.warnings))
 
 

@@ -47,6 +47,18 @@ def render_hits(hits: list[dict[str, Any]]) -> str:
     return "\n".join(f"{rank:>3}  {score:.3f}  {doc_id:<{width}}  {title}" for rank, score, doc_id, title in shown)
 
 
+def answers(options: argparse.Namespace) -> None:
+    """Remove answers that are older than the retention from the log."""
+    from components.serving.answers import prune_answers, pruned_file
+
+    name = retriever_name(options)
+    done = prune_answers(name, options.days)
+    text = f"{done.removed:,} answers were older than {options.days} days and were removed; {done.kept:,} are kept."
+    if done.removed:
+        text += f" What was removed stands in {pruned_file(name)}."
+    show(options, done._asdict(), text)
+
+
 def run(options: argparse.Namespace) -> None:
     """Answer a file of queries."""
     from components.data.jsonl import read_queries

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from components import settings
-from components.errors import ConfigError, PromotionError
+from components.errors import ArtifactError, ConfigError, PromotionError
 from components.promotion.approval import approve
 from components.promotion.promote import promote, rollback, trusted
-from components.promotion.signing_keys import KEY_VARIABLE, make_key, public_file
+from components.promotion.signing_keys import KEY_VARIABLE, SigningKey, load_signing_key, make_key, public_file, trusted_keys
 from components.promotion.verification import verify_release
-from components.promotion.vouch import vouch
+from components.promotion.vouch import rotate, vouch
 from components.serving.loader import require_signed
 from components.tracking import records as record_store
-from tests.unit.promotion_world import GOOD, NAME, into_mlflow, make_candidate, no_smoke
+from tests.unit.promotion_world import GOOD, NAME, Killed, into_mlflow, make_candidate, no_smoke
 
 
 @pytest.fixture
@@ -94,3 +96,92 @@ def test_the_way_back_from_a_record_of_a_foreign_key_is_an_open_vouch(
         promote(NAME, no_smoke)
     assert vouch(NAME, "champion").sequence == 3
     assert promote(NAME, no_smoke).to_version == 2 and served() == 2
+
+
+def own_key() -> SigningKey:
+    key = load_signing_key()
+    assert key is not None
+    return key
+
+
+def holds() -> bool:
+    return all(check.ok for check in verify_release(NAME, "champion"))
+
+
+def test_a_rotation_signs_again_what_is_served_and_withdraws_the_former_key(champion: int) -> None:
+    former = own_key()
+    done = rotate()
+    assert done.key_id == own_key().key_id != former.key_id and set(trusted_keys()) == {done.key_id}
+    assert {path.name for path in done.withdrawn} == {f"{former.key_id[:16]}{end}.pem" for end in ("", ".private")}
+    assert f"{NAME}-release/1" in done.signed and f"{NAME}-promotions/2" in done.signed
+    assert served() == 1 and holds()
+    assert promote(NAME, no_smoke).to_version == 2  # approved before the rotation
+    assert rollback(NAME, "Bob", "slow").to_version == 1 and served() == 1 and holds()
+    again = rotate()
+    assert again.key_id not in (done.key_id, former.key_id) and served() == 1 and holds()
+
+
+@pytest.mark.parametrize("step", range(7))
+def test_a_rotation_that_is_killed_serves_on_and_is_finished_by_the_next(champion: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before its n-th change of a file or record: a signature, a vouching record, a rename of a key."""
+    from components.promotion import vouch as room
+
+    done = 0
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            nonlocal done
+            if done == step:
+                raise Killed
+            done += 1
+            return call(*arguments, **named)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "sign_release", counted(room.sign_release))
+        patch.setattr(room, "append", counted(room.append))
+        patch.setattr(Path, "replace", counted(Path.replace))
+        try:
+            rotate()
+        except Killed:
+            assert served() == 1
+    former = set(trusted_keys())
+    final = rotate()
+    assert set(trusted_keys()) == {final.key_id} and former and served() == 1 and holds()
+    assert not (settings.keys_folder() / "signing.next.pem").exists()
+
+
+def test_a_rotation_does_not_sign_over_records_that_nobody_vouched_for(champion: int) -> None:
+    record_store.append_record(NAME, {"action": "promote", "from_version": 1, "to_version": 2, "candidate_version": 2})
+    with pytest.raises(ArtifactError, match="record 2 is not signed"):
+        rotate()
+    assert len(record_store.read_records(NAME)) == 2
+
+
+def test_a_release_that_was_changed_is_left_as_it_is_and_named(champion: int) -> None:
+    from components.tracking import registry
+
+    (registry.artifact_folder(f"{NAME}-release", 2) / "report.html").write_text("changed")
+    done = rotate()
+    assert any(line.startswith(f"{NAME}-release/2: ") and "was changed" in line for line in done.left)
+    assert served() == 1
+
+
+def test_a_rotation_where_others_say_which_keys_count_is_refused(champion: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALINGNOTE_TRUSTED_KEYS", str(settings.keys_folder() / "trusted"))
+    with pytest.raises(ConfigError, match="SCALINGNOTE_TRUSTED_KEYS is set"):
+        rotate()
+    monkeypatch.delenv("SCALINGNOTE_TRUSTED_KEYS")
+    (settings.keys_folder() / "signing.pem").rename(tmp_path / "away.pem")
+    with pytest.raises(ConfigError, match="There is no key"):
+        rotate()
+
+
+def test_half_a_key_is_refused_and_changes_nothing(champion: int) -> None:
+    place = settings.keys_folder() / "signing.pem"
+    place.write_bytes(place.read_bytes()[:60])
+    for change in (lambda: promote(NAME, no_smoke), rotate):
+        with pytest.raises(ConfigError, match="cannot be opened: the file is damaged"):
+            change()
+    assert len(record_store.read_records(NAME)) == 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from components.errors import PromotionError
+from components.errors import ModelError, PromotionError
 from components.tracking import labels
 from components.tracking.audit import append_entry, read_audit
 from components.tracking.registry import VersionInfo
@@ -94,7 +94,9 @@ class MemoryTracking:
     def versions(self, model_name: str) -> list[VersionInfo]:
         return copy.deepcopy(self.models.get(model_name, []))
 
-    def artifact_folder(self, model_name: str, version: int) -> Path:
+    def artifact_folder(self, model_name: str, version: int, fresh: bool = False) -> Path:
+        if not any(info.version == version for info in self.models.get(model_name, [])):
+            raise ModelError(f"There is no version {version} of '{model_name}'.")
         return self.folders[model_name, version]
 
     def copy_version(self, source_name: str, source_version: int, target_name: str) -> int:

@@ -24,7 +24,7 @@ from components.evaluation.report import (
     load_evaluation,
     write_report,
 )
-from components.promotion.baseline import load_baseline
+from components.promotion.baseline import Baseline, load_baseline
 from components.promotion.config import PolicyConfig
 from components.promotion.facts import Facts, write_facts
 from components.promotion.gates import Evidence, decide
@@ -175,7 +175,7 @@ def make_candidate(root: Path, register: Register, levels: Mapping[str, float] =
         pins=Pins(**{role: Pin(model=pin.name, version=pin.version, digest=pin.digest) for role, pin in pins.items()}),
         dataset=DatasetPin(name="toy", digest="d" * 64, source_digest="s" * 64, contracts={"documents": "1.0.0"}),
         evaluation=evaluation_pin(report.summary, evaluation.digest),
-        decision=decide(Evidence(report, baseline.evaluation if baseline else None, facts=FACTS), POLICY),
+        decision=decide(_evidence(report, baseline), POLICY),
         baseline_version=baseline.version if baseline else None,
         smoke=(SmokeQuery(query="heart attack", doc_ids=("d1",)),),
         provenance={"code_revision": "abc", "dirty": True, "lock_digest": "l", "platform": "test machine", "packages": {"numpy": "2"}},
@@ -187,6 +187,12 @@ def make_candidate(root: Path, register: Register, levels: Mapping[str, float] =
     write_facts(folder, FACTS)
     (folder / REPORT_PAGE).write_text("<!doctype html><title>evidence</title>")
     return register(f"{NAME}-candidate", write_candidate(manifest, evaluation.path, validation, folder))
+
+
+def _evidence(report: Evaluation, baseline: Baseline | None) -> Evidence:
+    if baseline is None:
+        return Evidence(report, facts=FACTS)
+    return Evidence(report, baseline.evaluation, facts=FACTS, champion=baseline.version, lost=baseline.lost)
 
 
 def make_part(folder: Path, role: str) -> Artifact:

@@ -258,7 +258,10 @@ def test_deleted_champion_does_not_block_the_next_promotion(world: World) -> Non
     world.tracking.delete_version(RELEASE, 2)
     change = promote(NAME, no_smoke)
     assert "was deleted from the registry" in change.warnings[0]
-    assert rollback(NAME, "Bob", "deleted").to_version == 1
+    approve(NAME, world.candidate(), "Ada")
+    assert promote(NAME, no_smoke, without_champion="deleted").to_version == 3
+    assert aliases(world) == (3, None)  # release/2 is gone, so no alias leads there
+    assert rollback(NAME, "Bob", "slow", past_lost=True).to_version == 1
     assert aliases(world) == (1, None)
 
 

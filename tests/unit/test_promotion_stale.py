@@ -115,7 +115,7 @@ def test_mark_of_an_override_comes_back_with_the_release(world: World) -> None:
     assert RED not in render_status(status_of(NAME))
     rollback(NAME, "Bob", "slow")
     assert f"{RED} OVERRIDE: the champion was released although its gates did not pass: pilot" in render_status(status_of(NAME))
-    assert override_of(world.tracking.records, 1) == ("pilot", "Ada", "fail")
+    assert override_of(world.tracking.records, 1) == ("pilot", "Ada", "fail", False)
     assert override_of(world.tracking.records, 2) is None
 
 

@@ -26,9 +26,16 @@ def test_an_unchanged_package_holds_and_the_sealed_files_are_not_its_concern(pac
     root, digest = package
     (root / SEALED_PATH / "manifest.json").write_text("other")  # its own digest covers it
     (root / "registered_model_meta").write_text("written by MLflow when it loads the version")
-    (root / "code" / "components" / "__pycache__").mkdir()
-    (root / "code" / "components" / "__pycache__" / "retriever.pyc").write_bytes(b"byte code")
     assert check_package([root / SEALED_PATH], digest) and check_package([root / SEALED_PATH], None)
+
+
+@pytest.mark.parametrize("place", ["code/components/__pycache__/retriever.cpython-311.pyc", "code/components/retriever.pyc"])
+def test_byte_code_that_python_would_run_in_place_of_the_source_is_refused(package: tuple[Path, str], place: str) -> None:
+    root, digest = package
+    (root / place).parent.mkdir(exist_ok=True)
+    (root / place).write_bytes(b"byte code")
+    with pytest.raises(ArtifactError, match="is byte code, which Python runs in place of the source"):
+        check_package([root / SEALED_PATH], digest)
 
 
 @pytest.mark.parametrize(

@@ -252,7 +252,7 @@ def test_release_pyfunc_opens_the_pinned_versions(home: Path, tmp_path: Path, fa
         role: {"model": pin.name, "version": pin.version, "digest": pin.digest}
         for role, pin in {"query_encoder": encoder, "index": index}.items()
     }
-    register_kind(tmp_path / "release", "release", "retriever-candidate", {"release.json": {"pins": pins}})
+    register_kind(tmp_path / "release", "release", "retriever-candidate", {"release.json": {"name": "retriever", "pins": pins}})
     model = load("retriever-candidate")
     assert model.predict(["heart"], params={"k": 2}) == [["heart-0", "heart-1"]]
     assert len(model.predict(["heart"])[0]) == 10

@@ -6,6 +6,8 @@ and nothing of the room itself depends on it.
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,10 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
+# Python runs byte code in place of the source, and only the source was registered and is hashed by `verify`: none is left here.
+sys.dont_write_bytecode = True
+shutil.rmtree(Path(__file__).parent / "__pycache__", ignore_errors=True)
+
 
 class EncoderModel(PythonModel):  # type: ignore[misc, unused-ignore]
     """Verifies the sealed folder, then encodes with the towers' or the students' own loader."""
@@ -23,9 +29,10 @@ class EncoderModel(PythonModel):  # type: ignore[misc, unused-ignore]
         """Raises ArtifactError when a file differs from the manifest."""
         from components.artifacts import verify
         from components.distillation.student import load_encoder
+        from components.tracking.package_files import packaged_digest
 
         folder = Path(context.artifacts["sealed"])
-        verify(folder)
+        verify(folder, packaged_digest(folder))
         self.encoder = load_encoder(folder)
 
     def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> NDArray[np.float32]:

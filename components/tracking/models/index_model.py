@@ -6,12 +6,18 @@ and nothing of the room itself depends on it.
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
+
+# Python runs byte code in place of the source, and only the source was registered and is hashed by `verify`: none is left here.
+sys.dont_write_bytecode = True
+shutil.rmtree(Path(__file__).parent / "__pycache__", ignore_errors=True)
 
 
 class IndexModel(PythonModel):  # type: ignore[misc, unused-ignore]
@@ -21,9 +27,10 @@ class IndexModel(PythonModel):  # type: ignore[misc, unused-ignore]
         """Raises ArtifactError when a file differs from the manifest."""
         from components.artifacts import verify
         from components.index.search import load_index
+        from components.tracking.package_files import packaged_digest
 
         folder = Path(context.artifacts["sealed"])
-        artifact = verify(folder)
+        artifact = verify(folder, packaged_digest(folder))
         self.index = load_index(folder, artifact.space_id)
 
     def predict(self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None) -> list[list[str]]:

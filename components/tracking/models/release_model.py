@@ -6,12 +6,18 @@ and nothing of the room itself depends on it. The pinned versions are resolved t
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
+
+# Python runs byte code in place of the source, and only the source was registered and is hashed by `verify`: none is left here.
+sys.dont_write_bytecode = True
+shutil.rmtree(Path(__file__).parent / "__pycache__", ignore_errors=True)
 
 
 def _open_pin(release: dict[str, Any], role: str) -> Path:
@@ -27,14 +33,18 @@ class ReleaseModel(PythonModel):  # type: ignore[misc, unused-ignore]
     """Query encoder and index of one release as one object."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Raises ArtifactError for a changed file, SpaceMismatch and ProbeMismatch as the retriever does."""
-        from components.artifacts import read_json, verify
+        """Raises ArtifactError for a changed file, an artifact that is not registered, and where the alias `champion` was moved by hand.
+
+        SpaceMismatch and ProbeMismatch as the retriever does.
+        """
+        from components.artifacts import read_json
         from components.distillation.student import load_encoder
         from components.index.config import IndexConfig
+        from components.promotion.pinned import require_as_registered
         from components.serving.retriever import Retriever
 
         folder = Path(context.artifacts["sealed"])
-        verify(folder)
+        require_as_registered(folder)
         release = read_json(folder / "release.json")
         encoder, index = _open_pin(release, "query_encoder"), _open_pin(release, "index")
         tolerance = IndexConfig.model_validate(release.get("config", {}).get("index", {})).probe_tolerance

@@ -1,0 +1,149 @@
+"""Attacks on the gates: a policy of one's own, a split that the models know, a comparison that is left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from components.errors import ConfigError, PromotionError
+from components.evaluation.config import EvaluationConfig
+from components.promotion.approval import approve
+from components.promotion.baseline import comparison_for
+from components.promotion.config import PolicyConfig
+from components.promotion.facts import Facts
+from components.promotion.gates import Evidence, GateDecision, decide
+from components.promotion.history import history_of, render_history
+from components.promotion.marks import RED, override_of
+from components.promotion.policy import POLICY_VARIABLE, allowed_policies, foreign_policy, recorded_policy
+from components.promotion.promote import promote
+from components.promotion.release import load_release
+from components.promotion.verification import verify_release
+from tests.unit.promotion_world import FACTS, NAME, POLICY, MemoryTracking, World, make_evaluation, no_smoke
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    tracking = MemoryTracking()
+    tracking.install(monkeypatch)
+    return World(tracking, tmp_path)
+
+
+def install(folder: Path, *policies: PolicyConfig) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number, policy in enumerate(policies):
+        (folder / f"{number}.yaml").write_text(yaml.safe_dump(policy.model_dump(mode="json")))
+    return folder
+
+
+STRICT = POLICY.model_copy(update={"version": "strict", "min_retention": 0.99})
+
+
+def test_a_candidate_that_chose_its_own_gates_is_not_approved_or_promoted(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = world.candidate()
+    monkeypatch.setenv(POLICY_VARIABLE, str(install(tmp_path / "policies", STRICT)))
+    with pytest.raises(PromotionError, match="passed gates that are not this installation's"):
+        approve(NAME, number, "Ada")
+    monkeypatch.delenv(POLICY_VARIABLE)
+    approve(NAME, number, "Ada")  # as a reviewer whose environment names no policy
+    monkeypatch.setenv(POLICY_VARIABLE, str(tmp_path / "policies"))
+    with pytest.raises(PromotionError, match="which is none of this installation's"):
+        promote(NAME, no_smoke)
+    assert world.tracking.records == []
+
+
+def test_an_override_of_the_policy_is_recorded_and_shown_in_red(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(POLICY_VARIABLE, str(install(tmp_path / "policies", STRICT)))
+    approve(NAME, world.candidate(), "Ada", override="pilot")
+    promote(NAME, no_smoke)
+    record = world.tracking.records[-1]
+    assert "none of this installation's" in record["foreign_policy"] and record["override"] == "pilot"
+    found = override_of(world.tracking.records, 1)
+    assert found is not None and "by a policy that is not the installation's" in found.what
+    line = next(line for line in render_history(NAME, history_of(NAME)).splitlines() if RED in line)
+    assert "by a policy that is not the installation's: pilot" in line
+    assert world.tracking.models[f"{NAME}-release"][0].tags["scalingnote.overridden"] == "pilot"
+    check = next(check for check in verify_release(NAME, "champion") if check.name == "policy")
+    assert check.ok and check.detail.startswith(f"{RED} let through by Ada: pilot")
+
+
+def test_a_policy_that_was_installed_after_the_release_shows_in_verify(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    approve(NAME, world.candidate(), "Ada")
+    promote(NAME, no_smoke)
+    assert "this installation names none" in next(check.detail for check in verify_release(NAME, "champion") if check.name == "policy")
+    monkeypatch.setenv(POLICY_VARIABLE, str(install(tmp_path / "policies", STRICT)))
+    assert not next(check.ok for check in verify_release(NAME, "champion") if check.name == "policy")
+    install(tmp_path / "policies", STRICT, POLICY)  # the earlier one is kept beside
+    assert next(check.ok for check in verify_release(NAME, "champion") if check.name == "policy")
+
+
+def test_every_gate_switched_off_is_another_policy_though_its_version_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(POLICY_VARIABLE, str(install(tmp_path / "policies", PolicyConfig())))
+    loose = PolicyConfig(min_retention=0.0001, margin=0.5, beat_bm25=False, beat_untrained=False, min_ann_recall=None, min_power=None)
+    assert loose.version == PolicyConfig().version
+    assert foreign_policy(PolicyConfig()) is None and "none of this installation's" in str(foreign_policy(loose))
+
+
+def decided(facts: Facts, policy: PolicyConfig = POLICY) -> GateDecision:
+    return decide(Evidence(make_evaluation(), facts=facts), policy)
+
+
+def test_a_foreign_policy_is_an_open_gate_of_the_candidate() -> None:
+    assert decided(FACTS).verdict == "pass"
+    assert decided(FACTS.model_copy(update={"foreign_policy": ""})).verdict == "pass"
+    refused = decided(FACTS.model_copy(update={"foreign_policy": "Another policy."}))
+    assert [gate.name for gate in refused.open_gates()] == ["policy"] and refused.verdict == "fail"
+
+
+def test_gates_on_another_split_than_the_policys_are_open() -> None:
+    other = decided(FACTS, POLICY.model_copy(update={"split": "dev"}))
+    assert [gate.name for gate in other.open_gates()] == ["split"]
+    assert "Measured on the split 'test'; the policy asks 'dev'" in other.open_gates()[0].reason
+    assert decided(FACTS, POLICY.model_copy(update={"split": None})).verdict == "pass"
+
+
+@pytest.mark.parametrize("split", ["train", "Train", " train "])
+def test_no_gate_is_measured_on_what_the_models_were_trained_on(split: str) -> None:
+    for values in ({"split": split}, {"extra_splits": ("ood", split)}):
+        with pytest.raises(ValidationError, match="trained on the split 'train'"):
+            EvaluationConfig.model_validate(values)
+
+
+def test_the_policy_of_an_older_release_asks_for_no_split() -> None:
+    before = {key: value for key, value in POLICY.model_dump(mode="json").items() if key != "split"}
+    assert recorded_policy({"policy": before}).split is None
+
+
+@pytest.mark.parametrize("content", [None, "", "[1]", "min_retention: high", "unknown: 1", "a: [", "\udc80"])
+def test_a_policy_that_is_none_is_refused_and_never_taken_for_no_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    place = tmp_path / "policy.yaml"
+    if content is not None:
+        place.write_bytes(content.encode(errors="surrogateescape"))
+    monkeypatch.setenv(POLICY_VARIABLE, str(place))
+    with pytest.raises(ConfigError, match=POLICY_VARIABLE):
+        allowed_policies()
+
+
+def test_a_folder_without_policies_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(POLICY_VARIABLE, str(tmp_path))
+    with pytest.raises(ConfigError, match="no folder of them"):
+        allowed_policies()
+
+
+def test_equal_parts_with_another_evaluation_or_policy_are_compared_with_the_champion(world: World) -> None:
+    approve(NAME, world.candidate(), "Ada")
+    promote(NAME, no_smoke)
+    manifest = load_release(world.tracking.artifact_folder(f"{NAME}-release", 1))
+    pins = {role: pin.digest for role, pin in manifest.pins.items()}
+    assert comparison_for(NAME, pins, manifest.evaluation.digest, POLICY) is None  # the champion itself, built again
+    for evaluation, policy in (("0" * 64, POLICY), (manifest.evaluation.digest, STRICT)):
+        found = comparison_for(NAME, pins, evaluation, policy)
+        assert found is not None and found.version == 1
