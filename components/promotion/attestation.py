@@ -108,14 +108,14 @@ def covered_records(records: Sequence[Record], trusted: Mapping[str, TrustedKey]
     return covered
 
 
-def check_audit(records: Sequence[Record], entries: Sequence[AuditEntry] | None) -> str:
-    """Check that the audit log holds every entry that a record rests on; returns a sentence about it. Raises ArtifactError otherwise."""
+def check_audit(name: str, records: Sequence[Record], entries: Sequence[AuditEntry] | None) -> str:
+    """Check that the audit log holds every entry that a record rests on, and knows of no record that is not there; returns a sentence about it. Raises ArtifactError otherwise."""
     resting = [record for record in records if record.get("audit_digest")]
     if entries is None and resting:
         raise ArtifactError(f"Promotion record {resting[0]['sequence']} rests on an audit log, and there is none here. Restore it.")
     for record in resting:
         require_entry(record, entries or ())
-    require_logged_heads(records, entries or ())
+    require_logged_heads(name, records, entries or ())
     if entries is None:
         return "none: nobody was authenticated, names are as claimed"
     return f"{len(entries)} entries, {len(resting)} of {len(records)} records rest on one of them"

@@ -95,14 +95,12 @@ def _not_proven(record: Record, entry: AuditEntry) -> str | None:
     return f"it is the call {entry.action} on {entry.subject.get('model')}/{entry.subject.get('version')}"
 
 
-def require_logged_heads(records: Sequence[Record], entries: Sequence[AuditEntry]) -> None:
+def require_logged_heads(name: str, records: Sequence[Record], entries: Sequence[AuditEntry]) -> None:
     """Raise ArtifactError when the log knows of a promotion record that is not there: each record's head was set as a tag on the server."""
     for entry in entries:
         stated = record_store.HEAD_FORM.fullmatch(entry.subject.get("value", "")) if entry.subject.get("key") == record_store.HEAD else None
         model = entry.subject.get("model", "")
-        if stated is None or entry.outcome != "ok" or entry.action != "set_version_tag":
-            continue
-        if records and model != f"{records[0].get('retriever')}-release":
+        if stated is None or entry.outcome != "ok" or entry.action != "set_version_tag" or model != f"{name}-release":
             continue
         witness = f"the audit entry {entry.sequence} ({entry.user} on {model}/{stated[1]})"
         record_store.require_head(records, int(stated[3]), stated[4], witness)

@@ -96,7 +96,7 @@ def _all_checks(store: Store) -> list[Check]:
     report = _Report(_own_checks(store))
     keys = trusted_keys()
     report.run("signed records", lambda: check_records(store.records(), keys))
-    report.run("audit log", lambda: check_audit(store.records(), store.trail()))
+    report.run("audit log", lambda: check_audit(store.name, store.records(), store.trail()))
     report.run("policy", lambda: _installed_policy(store))
     return report.checks
 

@@ -16,10 +16,12 @@ from components.artifacts import digest_of, seal
 from components.config import RESERVED_ENDINGS
 from components.errors import ArtifactError, ConfigError, PromotionError
 from components.promotion.approval import approve
+from components.promotion.attestation import check_audit
 from components.promotion.history import compare_anchor
 from components.promotion.promote import promote, rollback, trusted
 from components.promotion.status import status_of
 from components.tracking import chain, embedded, records, registry
+from components.tracking.audit import AuditEntry
 from components.tracking.chain import ANCHOR, open_chain
 from components.tracking.record_files import read_record_files
 from components.tracking.store import client
@@ -113,6 +115,21 @@ def test_an_auditors_anchor_finds_what_was_cut_with_all_tags(store: Path, tmp_pa
     with pytest.raises(ArtifactError, match=r"the anchor .* names record 3"):
         compare_anchor(NAME, anchor)
     assert anchor.read_bytes() == kept
+
+
+def test_the_audit_log_knows_of_records_that_were_cut() -> None:
+    chain_of = [{"retriever": NAME, "sequence": number, "digest": f"{number:064x}"} for number in (1, 2, 3)]
+    subject = {"model": RELEASE, "version": "1", "key": records.HEAD, "value": f"1:1000:3:{3:064x}"}
+    fields: dict[str, Any] = {"at": "t", "user": "flow", "method": "POST", "path": "/x", "status": 200, "previous": None, "digest": "d"}
+    entry = AuditEntry(sequence=7, action="set_version_tag", subject=subject, outcome="ok", **fields)
+    check_audit(NAME, chain_of, [entry])
+    for cut_off in (chain_of[:2], [], [*chain_of[:2], {**chain_of[2], "digest": "0" * 64}]):
+        with pytest.raises(ArtifactError, match=r"the audit entry 7 \(flow on retriever-release/1\) names record 3"):
+            check_audit(NAME, cut_off, [entry])
+    others = entry.model_copy(update={"subject": {**subject, "model": "other-release"}})
+    refused = entry.model_copy(update={"outcome": "refused"})
+    check_audit(NAME, chain_of[:2], [others, refused])
+    check_audit(NAME, [], [others, refused])
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"retriever": "retriever", "sequence": "3", "digest": "a"}', "\udc80"])
