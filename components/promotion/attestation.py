@@ -109,7 +109,10 @@ def covered_records(records: Sequence[Record], trusted: Mapping[str, TrustedKey]
 
 
 def check_audit(name: str, records: Sequence[Record], entries: Sequence[AuditEntry] | None) -> str:
-    """Check that the audit log holds every entry that a record rests on, and knows of no record that is not there; returns a sentence about it. Raises ArtifactError otherwise."""
+    """Check that the audit log holds every entry that a record rests on, and knows of no record that is gone; returns a sentence.
+
+    Raises ArtifactError otherwise.
+    """
     resting = [record for record in records if record.get("audit_digest")]
     if entries is None and resting:
         raise ArtifactError(f"Promotion record {resting[0]['sequence']} rests on an audit log, and there is none here. Restore it.")
