@@ -11,7 +11,7 @@ from components.errors import ConfigError
 from components.promotion.config import PolicyConfig
 from flows.cli.disk import require_space
 from flows.cli.output import name_option, only_result_on_stdout, show
-from flows.config import RetrainConfig, Settings, load_settings, read_yaml
+from flows.config import Layer, RetrainConfig, Settings, layers_of, nested, read_yaml, settle
 
 EXAMPLES = ("heart attack", "kidney stone")
 
@@ -63,10 +63,19 @@ def read_config(options: argparse.Namespace) -> RetrainConfig:
 
 def read_settings(options: argparse.Namespace, model: type[Settings]) -> Settings:
     """The configuration `model` that the command line names."""
-    overrides = {**policy_settings(options), **parsed_settings(options)}
+    return settle(model, read_layers(options))
+
+
+def read_layers(options: argparse.Namespace) -> list[Layer]:
+    """What the command line lays over the defaults, the one that wins last: preset, file, policy, single settings."""
     given = {"name": options.name, "data.source": options.data, "data.max_documents": options.max_documents}
-    overrides.update({field: value for field, value in given.items() if value is not None})
-    return load_settings(model, options.preset, options.config, overrides)
+    single = {**parsed_settings(options), **{field: value for field, value in given.items() if value is not None}}
+    policy = policy_settings(options)
+    layers = layers_of(options.preset, options.config)
+    if policy:  # it stands alone: no floor of a preset's policy may stay beside its own
+        layers = [Layer(layer.source, {key: values for key, values in layer.values.items() if key != "policy"}) for layer in layers]
+        layers.append(Layer(f"policy {options.policy}", nested(policy)))
+    return [*layers, *layers_of(overrides=single)]
 
 
 def policy_settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_promotion(commands)
     _add_use(commands)
     _add_inspection(commands)
+    _add_configuration(commands)
     _add_proof(commands)
     return parser
 
@@ -123,6 +124,22 @@ def _add_inspection(commands: Any) -> None:
     prepare = _command(commands, "bootstrap", "accounts:bootstrap", "make users, roles, models and experiments on a server with sign-in")
     prepare.add_argument("--users", type=Path, metavar="FILE", help="YAML file of users and their roles (default: one user for each role)")
     prepare.add_argument("--server", metavar="URL", help="default: the running `scalingnote ui --auth`, else MLFLOW_TRACKING_URI")
+
+
+def _add_configuration(commands: Any) -> None:
+    config = commands.add_parser("config", help="show all settings with meaning, bounds and origin, or compare two configurations")
+    actions = config.add_subparsers(dest="action", required=True, metavar="ACTION")
+    show = _command(actions, "show", "config:show_config", "every setting: its value, where that comes from, meaning and bounds")
+    _training_options(show, preset=None)
+    _policy_option(show)
+    show.add_argument("--changed", action="store_true", help="only what differs from the defaults")
+    show.add_argument("--write", type=Path, metavar="FILE", help="write all values to a YAML file for --config, each with its meaning")
+    diff = _command(actions, "diff", "config:diff_configs", "what two configurations have different; the exit status is 0 either way")
+    diff.epilog = (
+        "A and B: the id of a flow's run in MLflow, champion, previous, candidate/N, release/N, the name of a preset, or a YAML file."
+    )
+    for place in ("a", "b"):
+        diff.add_argument(place, metavar=place.upper(), help="run id, champion, previous, candidate/N, release/N, preset or YAML file")
 
 
 def _add_proof(commands: Any) -> None:
