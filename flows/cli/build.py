@@ -120,7 +120,7 @@ def _build(options: argparse.Namespace, config: RetrainConfig) -> dict[str, Any]
     from flows.retrain import retrain as flow
 
     with only_result_on_stdout(options):
-        result: dict[str, Any] = flow(config)
+        result: dict[str, Any] = flow(config=config)
     return result
 
 

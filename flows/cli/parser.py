@@ -71,6 +71,7 @@ def _add_refreshing(commands: Any) -> None:
     for parser, example in ((index, "policy.margin=0.02"), (query, "distillation.epochs=4")):
         _release_option(parser)
         _policy_option(parser)
+        parser.add_argument("--preset", metavar="NAME", help="take what the refresh may change from this preset, gates apart")
         parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=f"one setting, such as {example}; repeatable")
 
 

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from components.errors import ConfigError
 from flows.config import PRESETS, RetrainConfig, load_config, preset_names
 from flows.config_errors import field_paths
-from flows.refresh import RefreshConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -167,15 +166,6 @@ def test_any_value_gives_a_configuration_or_a_refusal(value: Any, field: str) ->
 def test_configuration_survives_json() -> None:
     config = load_config("gpu")
     assert RetrainConfig.model_validate(json.loads(config.model_dump_json())) == config
-
-
-def test_deployment_parameters_are_valid() -> None:
-    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
-    given_config = next(d for d in deployments if d["name"] == "retrain")["parameters"]["config"]
-    assert RetrainConfig.model_validate(given_config).data == load_config("demo").data
-    for name in ("refresh-index", "refresh-query-tower"):
-        request = next(d for d in deployments if d["name"] == name)["parameters"]["request"]
-        assert RefreshConfig.model_validate(request).release == "champion"
 
 
 def test_import_is_cheap() -> None:

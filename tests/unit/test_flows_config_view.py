@@ -20,8 +20,15 @@ from tests.flows.cli_world import assert_refused, done, scalingnote
 from tests.unit.test_tracking_runs import make_artifact
 
 PROVENANCE = Provenance(
-    **{"code_revision": "abc", "dirty": False, "patch_digest": None, "code_digest": "c", "lock_digest": None},
-    **{"python": "3", "packages": {}, "platform": "test", "user": "somebody"},
+    code_revision="abc",
+    dirty=False,
+    patch_digest=None,
+    code_digest="c",
+    lock_digest=None,
+    python="3",
+    packages={},
+    platform="test",
+    user="somebody",
 )
 
 
