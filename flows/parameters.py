@@ -39,6 +39,7 @@ class SettingsForm:
         return core_schema.no_info_before_validator_function(_mapping, handler(source))
 
     def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        from flows.config_errors import allowed
         from flows.config_view import field_schemas, shown
 
         sections: dict[str, Any] = {}
@@ -47,8 +48,11 @@ class SettingsForm:
             section, _, field = path.rpartition(".")
             if not section or (self.changeable and not {path, section} & set(self.changeable)):
                 continue
-            about = f"{schema['description']} (default {shown(schema['default'])})" if "default" in schema else schema["description"]
+            default = f"; default {shown(schema['default'])}" if "default" in schema else ""
+            about = f"{schema['description']} ({allowed(schema)}{default})"  # the page shows no bounds of its own
             typed = {**{key: value for key, value in schema.items() if key != "default"}, "description": about}
+            if typed.get("type") == "boolean":  # the page sends false for a switch that nobody touched: it would switch gates off
+                typed = {**{key: value for key, value in typed.items() if key != "type"}, "enum": [True, False]}
             sections.setdefault(section, _section(section))["properties"][field] = typed
             dotted[rf"^{section}\.{field}$"] = typed
         wanted = f"one of the sections {', '.join(sections)}, or SECTION.FIELD as `scalingnote config show` lists them"

@@ -102,7 +102,10 @@ def test_schedules_limits_and_types_are_deployed(installation: Installation) -> 
         assert form["preset"]["anyOf"][0]["enum"] == preset_names()
         assert all(form[parameter]["description"] for parameter in ("preset", "data", "name", "settings"))
     field = deployments["retrain"]["parameter_openapi_schema"]["properties"]["settings"]["properties"]["towers"]["properties"]["batch_size"]
-    assert (field["minimum"], field["description"]) == (2, "Pairs that are negatives for each other (default 32)")
+    assert (field["minimum"], field["description"]) == (
+        2,
+        "Pairs that are negatives for each other (a whole number, at least 2 and at most 1000000; default 32)",
+    )
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,14 @@ def test_form_of_the_settings_describes_and_bounds_every_field_and_fills_none_in
     assert set(fields) == set(field_paths(RetrainConfig)) - {"name"}
     assert [field for field, found in fields.items() if not found["description"] or "default" in found] == []
     steps = fields["towers.steps"]
-    assert (steps["minimum"], steps["maximum"], steps["description"]) == (1, 10_000_000, "Optimizer steps (default 150)")
+    assert (steps["minimum"], steps["maximum"], steps["description"]) == (
+        1,
+        10_000_000,
+        "Optimizer steps (a whole number, at least 1 and at most 10000000; default 150)",
+    )
+    # The page sends false for every untouched switch, and so would switch gates off.
+    assert [field for field, found in fields.items() if found.get("type") == "boolean"] == []
+    assert fields["policy.beat_bm25"]["enum"] == [True, False]
     assert fields["index.layout"]["enum"] == ["merged", "shards"]
     assert list(schema_of(refresh_query_tower)["properties"]["settings"]["properties"]) == ["distillation", "evaluation", "policy"]
     assert set(schema_of(refresh_index)["properties"]["settings"]["properties"]["index"]["properties"]) == {
@@ -93,6 +100,8 @@ def test_form_of_the_settings_describes_and_bounds_every_field_and_fills_none_in
         ({"settings": "towers.steps=3"}, "is not of type 'object'"),
         ({"settings": ["towers.steps"]}, "is not of type 'object'"),
         ({"settings": {"index.layout": "files"}}, "is not one of ['merged', 'shards']"),
+        ({"settings": {"policy.beat_bm25": "maybe"}}, "is not one of [True, False]"),
+        ({"settings": {"policy": {"beat_bm25": 1}}}, "is not one of [True, False]"),
         ({"preset": "dmo"}, "'dmo' is not one of ['cluster', 'demo'"),
         ({"name": "My Retriever"}, "does not match"),
         ({"data": 5}, "5 is not of type 'string'"),
