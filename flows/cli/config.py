@@ -74,16 +74,18 @@ def _heading(options: argparse.Namespace) -> list[str]:
     given += [("--name", options.name), ("--max-documents", options.max_documents), *(("--set", entry) for entry in options.set)]
     words = [word for option, value in given if value is not None for word in (option, str(value))]
     command = shlex.join(["scalingnote", "config", "show", *words])
-    shown = [f"    {line}" for line in command.splitlines()]
-    return ["All settings, as this command found them:", *shown, "Build with them: scalingnote retrain --config FILE", ""]
+    # YAML refuses control characters even in comments.
+    readable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in command)
+    return ["All settings, as this command found them:", f"    {readable}", "Build with them: scalingnote retrain --config FILE", ""]
 
 
 def _write(options: argparse.Namespace, content: str) -> str:
     from components.artifacts import write_atomic
 
     target: Path = options.write
-    if target.is_dir() or not target.absolute().parent.is_dir():
-        wrong = "is a folder" if target.is_dir() else "lies in a folder that does not exist"
+    other = target.exists() and not target.is_file()
+    if other or not target.absolute().parent.is_dir():
+        wrong = "is no file" if other else "lies in a folder that does not exist"
         raise ConfigError(f"--write {target} {wrong}. Give a file in a folder that is there.")
     for option, given in (("--config", options.config), ("--policy", options.policy)):
         if given and target.resolve() == given.resolve():

@@ -22,6 +22,8 @@ from flows.config import load_config, preset_names
 from flows.parameters import requested_config
 from flows.server_plans import prefect_plan
 from flows.servers import running
+from tests.browser.chromium import chromium, missing
+from tests.browser.pages import Person
 from tests.flows.cli_world import write_collection
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,6 +126,24 @@ def test_a_wrong_parameter_is_refused_before_a_run(installation: Installation, n
     with pytest.raises(urllib.error.HTTPError) as caught:
         installation.start(name, parameters)
     assert caught.value.code == 409 and words in json.loads(caught.value.read())["detail"]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(missing() is not None, reason=missing() or "")
+def test_form_that_nobody_touched_asks_for_nothing_beside_the_deployments_own_parameters(
+    installation: Installation, tmp_path: Path
+) -> None:
+    found = next(found for found in installation.post("/deployments/filter", {}) if found["name"] == "refresh-query-tower")
+    with chromium(tmp_path / "profile") as browser:
+        page = Person(browser, installation.api.removesuffix("/api"))
+        browser.get(f"{page.url}/deployments/deployment/{found['id']}/run")
+        page.see("Passes over the alignment queries (a whole number, at least 1 and at most 10000; default 4)", "Beat Bm25")
+        browser.execute_script("[...document.querySelectorAll('button')].find(b => b.innerText.trim() == 'Submit').click()")
+        runs = _wait_for(lambda: installation.runs("refresh-query-tower", "SCHEDULED", "PENDING", "RUNNING", "FAILED"), 60)
+    asked = runs[0]["parameters"]
+    # A switch that the page sent as false without anybody's doing would switch gates off.
+    assert [section for section, given in asked.pop("settings").items() if given] == []
+    assert asked == {"name": "retriever", "release": "champion", "data": "", "preset": None, "request": None}
 
 
 @pytest.mark.parametrize("deployment", ["retrain", "promote"])

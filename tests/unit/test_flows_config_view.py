@@ -127,7 +127,7 @@ def test_policy_file_stands_alone_in_the_place_of_the_policy_before_it(tmp_path:
         (("--set", "towers.steps"), ["--set expects FIELD=VALUE"]),
         (("--set", "policy.margin=2"), ["policy.margin: got 2", "at most 0.5"]),
         (("--config", "none.yaml"), ["none.yaml does not exist"]),
-        (("--write", "."), ["--write . is a folder"]),
+        (("--write", "."), ["--write . is no file"]),
         (("--write", "no/such/folder.yaml"), ["lies in a folder that does not exist"]),
         (("--name", "My Retriever"), ["name: got 'My Retriever'"]),
     ],
@@ -135,6 +135,15 @@ def test_policy_file_stands_alone_in_the_place_of_the_policy_before_it(tmp_path:
 def test_show_refuses_bad_input_in_words(arguments: tuple[str, ...], words: list[str], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     assert_refused(scalingnote("config", "show", *arguments), 2, *words)
+
+
+def test_odd_characters_of_the_command_line_leave_the_file_readable(tmp_path: Path) -> None:
+    target = tmp_path / "complete.yaml"
+    prompt = "\x01\udcff\n\u2028\x7f"  # as bytes that are no text arrive from a shell
+    outcome = scalingnote("config", "show", "--set", f"towers.query_prompt={json.dumps(prompt)}", "--name", "mine", "--write", target)
+    assert outcome.status == 0, outcome.err
+    assert load_config(None, target).towers.query_prompt == prompt
+    assert_refused(scalingnote("config", "show", "--data", "caf\udcff", "--write", target), 2, "data.source: got 'caf\\udcff'")
 
 
 def test_show_never_writes_over_the_file_it_read(tmp_path: Path) -> None:
