@@ -17,6 +17,7 @@ from typing import Any, Literal
 from components import settings
 from components.artifacts import MANIFEST, Artifact, digest_of
 from components.tracking import labels, lineage
+from components.tracking.files import local_path
 from components.tracking.provenance import Provenance, claimed_user, provenance_tags
 from components.tracking.store import client, error_code, experiment_id, translated
 
@@ -107,15 +108,18 @@ def read_flow_run(run_id: str) -> FlowRun | None:
     title = tags.get(labels.FLOW) or tags.get(labels.STEP) or str(run.info.run_name)
     started = time.strftime("%Y-%m-%d %H:%M", time.gmtime(run.info.start_time / 1000))
     parent = tags.get("mlflow.parentRunId")
-    return FlowRun(run_id, title, str(run.info.status), started, tags, parent, None if parent else _recorded_config(run_id))
+    config = None if parent else _recorded_config(run_id, str(run.info.artifact_uri))
+    return FlowRun(run_id, title, str(run.info.status), started, tags, parent, config)
 
 
-def _recorded_config(run_id: str) -> dict[str, Any] | None:
+def _recorded_config(run_id: str, location: str) -> dict[str, Any] | None:
     from mlflow.exceptions import MlflowException
 
+    stored = local_path(location)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = json.loads(Path(client().download_artifacts(run_id, _CONFIG, folder)).read_bytes())
+            file = stored / _CONFIG if stored else Path(client().download_artifacts(run_id, _CONFIG, folder))
+            found = json.loads(file.read_bytes())
         except (MlflowException, OSError, ValueError):
             return None
     return found if isinstance(found, dict) else None
