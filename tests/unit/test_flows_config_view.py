@@ -10,26 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from components.tracking.provenance import Provenance
 from components.tracking.runs import StepRecord, close_flow_run, open_flow_run, record_step
 from components.tracking.store import client
 from flows.config import Layer, RetrainConfig, load_config, preset_names
 from flows.config_errors import field_paths
 from flows.config_view import as_yaml, differences, field_schemas, render_settings, same, settings_of, shown
 from tests.flows.cli_world import assert_refused, done, scalingnote
-from tests.unit.test_tracking_runs import make_artifact
-
-PROVENANCE = Provenance(
-    code_revision="abc",
-    dirty=False,
-    patch_digest=None,
-    code_digest="c",
-    lock_digest=None,
-    python="3",
-    packages={},
-    platform="test",
-    user="somebody",
-)
+from tests.unit.test_tracking_runs import PROVENANCE, make_artifact
 
 
 @pytest.fixture(autouse=True)
