@@ -51,7 +51,10 @@ def configured(request: RefreshConfig, manifest: ReleaseManifest, changeable: Se
     given = nested(request.settings)
     _require_changeable(given, changeable)
     data = {"data.source": request.data} if request.data else {}
-    return amend_config(manifest.config, {**request.settings, **data}, "the release")
+    settings = {**request.settings, **data}
+    if "student" in given.get("distillation", {}) and "revision" not in given["distillation"]:
+        settings["distillation.revision"] = None  # the recorded commit is one of the former student
+    return amend_config(manifest.config, settings, "the release")
 
 
 def checked_data(config: RetrainConfig, recorder: Recorder) -> tuple[DatasetArtifact, Artifact]:

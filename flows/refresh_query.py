@@ -20,10 +20,10 @@ from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
 from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base
 from flows.registration import register_candidate
-from flows.release_steps import evaluation_step, generation_step, student_step, targets_step, typed
+from flows.release_steps import at_commits, evaluation_step, generation_step, student_step, targets_step, typed
 from flows.steps import Step
 
-UNTRAINED = ("student", "form", "layers", "query_prompt")  # settings that the student's encoder before training depends on
+UNTRAINED = ("student", "revision", "form", "layers", "query_prompt")  # settings that the student's encoder before training depends on
 CHANGEABLE = ("distillation", "evaluation", "policy")
 
 
@@ -38,6 +38,7 @@ def refresh_query_tower(request: RefreshConfig) -> dict[str, Any]:
     settings.activate()
     started = time.monotonic()
     base, config = open_base(request, CHANGEABLE)
+    config = at_commits(config)
     with recorded_flow(config.name, "refresh-query-tower", config.model_dump(mode="json")) as recorder:
         recorder.adopt(base.ancestry(), base.flows())
         dataset, validation = checked_data(config, recorder)

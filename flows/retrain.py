@@ -17,6 +17,7 @@ from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
 from flows.registration import register_candidate
 from flows.release_steps import (
+    at_commits,
     evaluation_step,
     generation_step,
     index_step,
@@ -42,6 +43,7 @@ def retrain(config: RetrainConfig) -> dict[str, Any]:
 
     settings.activate()
     require_prepared(config.name)
+    config = at_commits(config)
     with recorded_flow(config.name, "retrain", config.model_dump(mode="json")) as recorder:
         parts = build_parts(config, recorder)
         return register_candidate(config, recorder, parts)
@@ -90,7 +92,9 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     require_judged(data, (config.evaluation.split, *config.evaluation.extra_splits))
     check_sources(data, config.distillation)
     check_before_towers(config.distillation, config.towers)
-    key = usable_key(config.index, len(data.documents), config.towers.dimension or shape_of(config.towers.base_model).width)
+    key = usable_key(
+        config.index, len(data.documents), config.towers.dimension or shape_of(config.towers.base_model, config.towers.revision).width
+    )
     require_attainable(config.policy, config.index, key)
     runner_of(config.encoding)
 

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import digest_of
 from components.errors import ConfigError, ModelError
 from components.towers.adapters import Adapters
 from components.towers.attention import check_attention, set_attention
-from components.towers.base_models import BaseModel
+from components.towers.base_models import BaseModel, load_config, why_unloadable
 from components.towers.config import TowerConfig
-from components.towers.contract import ROLES, EncodingContract, Role
+from components.towers.contract import ROLES, EncodingContract, Role, tokenizer_digest
 from components.towers.distributed import collected, current_world, like, sum_over_processes
 from components.towers.full import FullModels
 from components.towers.layers import keep_layers
@@ -39,11 +38,14 @@ def load_decoder(base: BaseModel, precision: str, attention: str = "causal") -> 
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    load_config(base)
     try:
-        model = AutoModel.from_pretrained(base.location, dtype=pick_dtype(precision))
-        tokenizer = AutoTokenizer.from_pretrained(base.location)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"The model '{base.name}' cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        model = AutoModel.from_pretrained(base.location, dtype=pick_dtype(precision), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(base.location, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"The model '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ModelError(f"'{base.name}' has an encoder and a decoder; name a model that is one of them alone.")
     if base.layers is not None:
         keep_layers(model, base.layers, base.name)
     model.config.use_cache = False
@@ -60,8 +62,9 @@ def draft_contract(base: BaseModel, tokenizer: Any, width: int, config: TowerCon
         role=role,
         base_model=base.name,
         base_digest=base.digest,
+        base_revision=base.revision,
         adapter_digest=None,
-        tokenizer_digest=digest_of(tokenizer.get_vocab()),
+        tokenizer_digest=tokenizer_digest(tokenizer),
         pooling=config.pooling,
         normalize=True,
         prompt=config.query_prompt if role == "query" else config.document_prompt,

@@ -21,11 +21,9 @@ def first_and_last(count: int, total: int) -> tuple[int, ...]:
     return (*range(first), *range(total - (count - first), total))
 
 
-def configured_layers(location: str, name: str) -> int:
-    """Number of layers that the configuration at `location` states; raises ModelError when it states none."""
-    from transformers import AutoConfig
-
-    layers = getattr(AutoConfig.from_pretrained(location).get_text_config(), "num_hidden_layers", None)
+def configured_layers(config: Any, name: str) -> int:
+    """Number of layers that a text model's configuration states; raises ModelError when it states none."""
+    layers = getattr(config, "num_hidden_layers", None)
     if not isinstance(layers, int):
         raise ModelError(f"The configuration of '{name}' does not say how many layers it has; name another model, or take it whole.")
     return layers

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from components.towers.base_models import BaseModel, resolve_base
+from components.towers.base_models import BaseModel, load_config, resolve_base
 from components.towers.layers import configured_layers, keep_layers
 
 
-def count_layers(name: str) -> int:
+def count_layers(name: str, revision: str | None = None) -> int:
     """Layers of the base model `name`; raises ModelError when it cannot be found or its configuration does not say."""
     # The models built here are built from texts; their number of layers does not depend on which.
-    base = resolve_base(name, ["any text"])
-    return len(base.layers) if base.layers is not None else configured_layers(base.location, base.name)
+    base = resolve_base(name, ["any text"], revision)
+    return len(base.layers) if base.layers is not None else configured_layers(load_config(base), base.name)
 
 
 def non_embedding_parameters(base: BaseModel) -> int:
@@ -19,10 +19,10 @@ def non_embedding_parameters(base: BaseModel) -> int:
     Counted on a model without memory, so that sizes are known before anything is loaded.
     """
     import torch
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
     with torch.device("meta"):
-        model = AutoModel.from_config(AutoConfig.from_pretrained(base.location))
+        model = AutoModel.from_config(load_config(base))
     if base.layers is not None:
         keep_layers(model, base.layers, base.name)
     embeddings = {id(p) for p in model.get_input_embeddings().parameters()}

@@ -82,7 +82,7 @@ def _untrained(context: Context) -> Artifact:
 
         return untrained_ranker(load_dataset(context.dataset), small, None)
 
-    return context.scores_of(UNTRAINED, ranker, {}, small.model_dump(include={"student", "form", "layers", "query_prompt"}))
+    return context.scores_of(UNTRAINED, ranker, {}, small.model_dump(include={"student", "revision", "form", "layers", "query_prompt"}))
 
 
 def _symmetric(context: Context) -> Artifact:
