@@ -13,7 +13,7 @@ from components.errors import ModelError
 from components.towers.base_models import load_config, resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import load_contract
-from components.towers.model_size import count_layers
+from components.towers.model_size import count_layers, require_positions
 
 
 class Shape(NamedTuple):
@@ -26,6 +26,12 @@ class Shape(NamedTuple):
 def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None:
     """Refuse a student that cannot be made, before the towers are trained; raises ModelError."""
     shape = shape_of(towers.base_model, towers.revision)
+    teacher = resolve_base(towers.base_model, ["any text"], towers.revision)
+    require_positions(teacher, towers.max_document_length, "towers.max_document_length")
+    require_positions(teacher, towers.max_query_length, "towers.max_query_length")
+    if config.form != "static":
+        student = teacher if config.student == TEACHER else resolve_base(config.student, ["any text"], config.revision)
+        require_positions(student, config.max_query_length, "distillation.max_query_length")
     _check(config, towers.dimension or shape.width, shape)
 
 

@@ -18,7 +18,7 @@ from components.towers.attention import measured_attention
 from components.towers.base_models import BaseModel, load_config, resolve_base, why_unloadable
 from components.towers.contract import EncodingContract, tokenizer_digest
 from components.towers.encoder import load_tower
-from components.towers.layers import keep_layers
+from components.towers.layers import keep_layers, position_limit
 from components.towers.precision import autocast, pick_device, pick_dtype
 
 TEACHER = "teacher"
@@ -45,6 +45,12 @@ def bare_student(source: Source) -> StudentEncoder:
         return _static(student, source)
     keep_layers(student.model, choose_layers(config.layers, student.layer_count, config.student), config.student)
     return student
+
+
+def at_most_positions(student: StudentEncoder, length: int) -> int:
+    """`length` in tokens, or the longest text that the student's encoder has positions for."""
+    limit = None if student.is_static else position_limit(student.model)
+    return length if limit is None else min(length, limit)
 
 
 def load_small_encoder(base: BaseModel) -> tuple[Any, Any]:

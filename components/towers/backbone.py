@@ -24,7 +24,7 @@ from components.towers.full import FullModels
 from components.towers.layers import keep_layers
 from components.towers.pooling import cut, normalize, pool
 from components.towers.precision import autocast, pick_device, pick_dtype
-from components.towers.tokens import batches_by_tokens, pad_batch, token_ids
+from components.towers.tokens import batches_by_tokens, ends_by_itself, needs_end_token, pad_batch, token_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +68,7 @@ def draft_contract(base: BaseModel, tokenizer: Any, width: int, config: TowerCon
         pooling=config.pooling,
         normalize=True,
         prompt=config.query_prompt if role == "query" else config.document_prompt,
-        append_eos=tokenizer.eos_token_id is not None,
+        append_eos=needs_end_token(tokenizer),
         max_length=config.max_query_length if role == "query" else config.max_document_length,
         dimension=config.dimension or width,
         attention=config.attention,
@@ -99,15 +99,15 @@ class TwoTowers:
         check_attention(decoder, base.name, config.attention)
         self.contracts = {role: draft_contract(base, self.tokenizer, self.width, config, role) for role in ROLES}
         self._whole = {role: contract.model_copy(update={"dimension": self.width}) for role, contract in self.contracts.items()}
-        self._weights = self._made_trainable(decoder, base.name, config)
+        self._weights = self._made_trainable(decoder, base, config)
         self._tokens_per_batch = config.chunk_size * config.max_document_length
 
-    def _made_trainable(self, decoder: Any, name: str, config: TowerConfig) -> Adapters | FullModels:
+    def _made_trainable(self, decoder: Any, base: BaseModel, config: TowerConfig) -> Adapters | FullModels:
         if config.training == "lora":
-            adapters = Adapters(decoder, config, name)
+            adapters = Adapters(decoder, config, base)
             adapters.model.to(self.device)
             return adapters
-        models = FullModels(decoder, self.tokenizer, name)
+        models = FullModels(decoder, self.tokenizer, base.name)
         if config.sharding == "fsdp":
             models.shard(self.device, self.dtype)
         else:
@@ -200,7 +200,7 @@ def _check_width(name: str, width: int, config: TowerConfig) -> None:
 
 
 def _check_pooling(name: str, tokenizer: Any, config: TowerConfig) -> None:
-    if config.pooling == "last" and tokenizer.eos_token_id is None:
+    if config.pooling == "last" and tokenizer.eos_token_id is None and not ends_by_itself(tokenizer):
         raise ModelError(
             f"towers.pooling is last, but the tokenizer of '{name}' has no end token whose state could be taken. "
             "Set towers.pooling to mean, or use another model."

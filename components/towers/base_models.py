@@ -72,7 +72,7 @@ def is_on_hub(name: str) -> bool:
     whole, at, count = name.rpartition("@")
     if at and count.isdecimal() and not Path(name).is_dir():
         return is_on_hub(whole)
-    if name in (GEMMA, MINILM, TINY_ENCODER) or decoder_shape(name) or Path(name).expanduser().is_dir():
+    if name in (GEMMA, MINILM, TINY_ENCODER) or decoder_shape(name) or _folder(name):
         return False
     return hub.is_hub_name(name) and not ("/" not in name and (models_folder() / name).is_dir())
 
@@ -86,8 +86,17 @@ def pinned_revision(name: str, revision: str | None) -> str | None:
 
 def folder_identity(name: str) -> dict[str, str]:
     """What a folder of the user's own holds, for the key of a step: its name alone would hide a change. Empty for other models."""
-    folder = Path(name.rpartition("@")[0] or name).expanduser()
-    return {"base_folder": folder_digest(folder)} if "/" in name and folder.is_dir() else {}
+    folder = _folder(name) or _folder(name.rpartition("@")[0])
+    return {"base_folder": folder_digest(folder)} if folder else {}
+
+
+def _folder(name: str) -> Path | None:
+    """The user's own model folder of this name; None when there is none."""
+    try:
+        folder = Path(name).expanduser()
+        return folder if name and folder.is_dir() else None
+    except (RuntimeError, OSError, ValueError):  # the home of nobody, a name too long, a NUL
+        return None
 
 
 def _local(name: str, texts: Sequence[str]) -> BaseModel:
@@ -99,10 +108,10 @@ def _local(name: str, texts: Sequence[str]) -> BaseModel:
         return _built(name, texts)
     if "/" not in name and (built := models_folder() / name).is_dir():
         return BaseModel(name, str(built), open_artifact(built).digest)
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
+    folder = _folder(name)
+    if folder is None:
         raise ModelError(
-            f"The model '{name}' is no folder that exists, and not of the form of a name on a model hub (model or owner/model). "
+            f"The model folder '{name}' does not exist, and the name has not the form of one on a model hub (model or owner/model). "
             f"Built in: {', '.join(BUILT_IN)}."
         )
     return BaseModel(name, str(folder), folder_digest(folder))

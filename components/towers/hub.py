@@ -6,7 +6,6 @@ recorded, and what was trained on it loads the folder of that commit in the cach
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -219,9 +218,9 @@ def _is_silence(error: Exception) -> bool:
 
 
 def _in_words(error: Exception, name: str, revision: str) -> ModelError:
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
-    hub = os.environ.get("HF_ENDPOINT") or "huggingface.co"
+    hub = constants.ENDPOINT
     if isinstance(error, errors.GatedRepoError):
         return ModelError(f"The model '{name}' is gated: accept its terms on its page, then run `hf auth login` or set HF_TOKEN.")
     if isinstance(error, errors.RevisionNotFoundError):

@@ -29,6 +29,20 @@ def configured_layers(config: Any, name: str) -> int:
     return layers
 
 
+def position_limit(model: Any) -> int | None:
+    """The longest text in tokens that `model` has positions for; None where its configuration states none.
+
+    A table of positions that counts from behind the padding token (RoBERTa and its kin) has fewer places than rows: 512 of 514.
+    """
+    from torch.nn import Embedding
+
+    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(stated, int) or stated < 1:
+        return None
+    tables = [m for name, m in model.named_modules() if isinstance(m, Embedding) and m.num_embeddings == stated and "position" in name]
+    return min((stated - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=stated)
+
+
 def layer_stack(model: Any, name: str) -> tuple[Any, str]:
     """The module that owns the model's list of layers, and the list's name in it; raises ModelError when none is known."""
     from torch.nn import ModuleList
