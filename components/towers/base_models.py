@@ -129,7 +129,9 @@ def _hub(name: str, revision: str | None) -> BaseModel:
     try:
         found = hub.find(name, revision)
     except ModelError as error:
-        raise ModelError(f"{error} Built in: {', '.join(BUILT_IN)}.") from None if "/" not in name else error
+        if "/" in name:
+            raise
+        raise ModelError(f"{error} Built in: {', '.join(BUILT_IN)}.") from None  # the name may be a slip of one of these
     return BaseModel(name, str(found.folder), found.digest, revision=found.commit)
 
 

@@ -135,10 +135,10 @@ def weights_digest(folder: Path) -> str:
     return digest_of({path.name: _sha256(path) for path in _identity(folder)})
 
 
-def verify(model: HubModel) -> list[str]:
-    """Hash every large file of the model in the cache and return, in words, each whose content is not what its name in the cache says."""
+def verify(folder: Path) -> list[str]:
+    """Hash every large file of a model's folder in the cache; returns, in words, each whose content is not what it is named for."""
     found = []
-    for path in _identity(model.folder):
+    for path in _identity(folder):
         named = path.resolve().name
         if _SHA256.fullmatch(named) and (actual := file_sha256(path)) != named:
             found.append(
@@ -238,7 +238,7 @@ def _in_words(error: Exception, name: str, revision: str) -> ModelError:
         return ModelError(
             f"{hub} refused access to '{name}' (status {status}): run `hf auth login` or set HF_TOKEN to a token that may read it."
         )
-    missing = f"and '{name}' ({_short(revision)}) is not whole in the cache {cache_folder()}"
+    missing = f"and '{name}' ({_short(revision)}) is not (or not whole) in the cache {cache_folder()}"
     if _offline():
         return ModelError(f"HF_HUB_OFFLINE is set {missing}. Unset it, or run `scalingnote models pull` where there is a network.")
     if status is not None:

@@ -338,7 +338,7 @@ def test_verify_finds_a_blob_whose_content_is_not_what_its_name_says(cache: Path
     keep_in_cache(cache, "acme/mini", decoder)
     use_cache(monkeypatch, cache)
     model = hub.find("acme/mini")
-    assert hub.verify(model) == []
+    assert hub.verify(model.folder) == []
     weights = (model.folder / "model.safetensors").resolve()
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    assert len(found := hub.verify(model)) == 1 and "model.safetensors" in found[0]
+    assert len(found := hub.verify(model.folder)) == 1 and "model.safetensors" in found[0]
