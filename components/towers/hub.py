@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
@@ -82,13 +83,26 @@ def commit_of(name: str, revision: str | None = None) -> str:
         raise ModelError(f"The model '{name}' is called '{info.id}' on the hub now. Name it so.")
     if not is_commit(info.sha):
         raise ModelError(f"The hub names no commit for '{name}' ({asked}), so what is trained on it could never be traced.")
+    _remember(name, asked, info.sha)
     return str(info.sha)
+
+
+def _remember(name: str, revision: str, commit: str) -> None:
+    """Keep what a branch or tag stands for where the hub's client looks it up without a network; it does so itself for names alone."""
+    path = _repository(name) / "refs" / revision
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(commit, encoding="utf-8")
+
+
+def _repository(name: str) -> Path:
+    return cache_folder() / f"models--{name.replace('/', '--')}"
 
 
 @cache
 def _folder(name: str, commit: str) -> Path:
     """The folder of the commit in the cache; what is missing there is fetched."""
-    folder = cache_folder() / f"models--{name.replace('/', '--')}" / "snapshots" / commit
+    folder = _repository(name) / "snapshots" / commit
     for patterns in (WANTED, (*WANTED, WEIGHTS[1])):
         if _is_whole(folder):
             return folder
@@ -185,7 +199,7 @@ def _sha256(path: Path) -> str:
 
 def _cached_ref(name: str, revision: str) -> str | None:
     """The commit that `revision` had when the cache last heard of it, if its files are there."""
-    folder = cache_folder() / f"models--{name.replace('/', '--')}"
+    folder = _repository(name)
     try:
         commit = (folder / "refs" / revision).read_text(encoding="utf-8").strip()
     except OSError:
