@@ -67,7 +67,10 @@ def configured(request: RefreshConfig, manifest: ReleaseManifest, changeable: Se
     _require_changeable(given, changeable)
     base, source = (manifest.config, "the release") if request.preset is None else _with_preset(manifest, request.preset, changeable)
     data = {"data.source": request.data} if request.data else {}
-    return amend_config(base, {**request.settings, **data}, source)
+    settings = {**request.settings, **data}
+    if "student" in given.get("distillation", {}) and "revision" not in given["distillation"]:
+        settings["distillation.revision"] = None  # the recorded commit is one of the former student
+    return amend_config(base, settings, source)
 
 
 def _with_preset(manifest: ReleaseManifest, preset: str, changeable: Sequence[str]) -> tuple[dict[str, Any], str]:

@@ -21,10 +21,10 @@ from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
 from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base, requested_refresh
 from flows.registration import register_candidate
-from flows.release_steps import evaluation_step, generation_step, student_step, targets_step, typed
+from flows.release_steps import at_commits, evaluation_step, generation_step, student_step, targets_step, typed
 from flows.steps import Step
 
-UNTRAINED = ("student", "form", "layers", "query_prompt")  # settings that the student's encoder before training depends on
+UNTRAINED = ("student", "revision", "form", "layers", "query_prompt")  # settings that the student's encoder before training depends on
 CHANGEABLE = ("distillation", "evaluation", "policy")
 Settings = Annotated[dict[str, Any], SettingsForm(CHANGEABLE)]
 
@@ -56,6 +56,7 @@ def refresh_query_tower(
     activate()
     started = time.monotonic()
     base, config = open_base(chosen, CHANGEABLE)
+    config = at_commits(config)
     with recorded_flow(config.name, "refresh-query-tower", config.model_dump(mode="json")) as recorder:
         recorder.adopt(base.ancestry(), base.flows())
         dataset, validation = checked_data(config, recorder)

@@ -18,6 +18,7 @@ from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
 from flows.registration import register_candidate
 from flows.release_steps import (
+    at_commits,
     evaluation_step,
     generation_step,
     index_step,
@@ -60,6 +61,7 @@ def retrain(
     chosen = requested_config(preset, data, name, settings, config)
     activate()
     require_prepared(chosen.name)
+    chosen = at_commits(chosen)
     with recorded_flow(chosen.name, "retrain", chosen.model_dump(mode="json")) as recorder:
         parts = build_parts(chosen, recorder)
         return register_candidate(chosen, recorder, parts)
@@ -108,7 +110,9 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     require_judged(data, (config.evaluation.split, *config.evaluation.extra_splits))
     check_sources(data, config.distillation)
     check_before_towers(config.distillation, config.towers)
-    key = usable_key(config.index, len(data.documents), config.towers.dimension or shape_of(config.towers.base_model).width)
+    key = usable_key(
+        config.index, len(data.documents), config.towers.dimension or shape_of(config.towers.base_model, config.towers.revision).width
+    )
     require_attainable(config.policy, config.index, key)
     runner_of(config.encoding)
 

@@ -37,6 +37,22 @@ def _rows(tokenizer: Any, texts: list[str], max_length: int) -> list[list[int]]:
     return [encoding.ids for encoding in backend.encode_batch_fast(texts)]
 
 
+def ends_by_itself(tokenizer: Any) -> bool:
+    """Whether the tokenizer itself ends every text with a special token, as those of embedding models do."""
+    added = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+    return bool(added) and added[-1] == 1
+
+
+def needs_end_token(tokenizer: Any) -> bool:
+    """Whether the end token is to be appended: not where the tokenizer ends texts with a token of another name.
+
+    Qwen3-Embedding's ends with <|endoftext|> while its `eos_token` is <|im_end|>: the model was trained to be pooled at the former.
+    """
+    if tokenizer.eos_token_id is None:
+        return False
+    return not ends_by_itself(tokenizer) or tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+
+
 def pad_batch(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
     """Right-padded int64 `input_ids` and `attention_mask`, both (len(rows), longest row).
 

@@ -45,6 +45,10 @@ def _add_building(commands: Any) -> None:
         _policy_option(parser)
     validate = _command(commands, "validate", "build:validate", "hold data against its contracts, without training")
     _training_options(validate, preset=None)
+    models = _command(commands, "models", "models:models", "fetch, list or verify the base models that a configuration names")
+    models.add_argument("action", choices=("pull", "list", "verify"), help="fetch from the hub; list the hub's cache; hash the files again")
+    models.add_argument("models", nargs="*", metavar="NAME[@REVISION]", help="models (default: those of the configuration)")
+    _training_options(models, preset=None)
     study = _command(commands, "study", "study:study", "run an experiment on the data: a table with intervals and a plot")
     study.formatter_class = argparse.RawDescriptionHelpFormatter
     study.epilog = f"studies:\n{list_studies()}\n\nA killed study continues when it is run again; a finished one only reads."
