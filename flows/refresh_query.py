@@ -24,7 +24,7 @@ from flows.release_steps import evaluation_step, generation_step, student_step, 
 from flows.steps import Step
 
 UNTRAINED = ("student", "form", "layers", "query_prompt")  # settings that the student's encoder before training depends on
-CHANGEABLE = ("distillation", "evaluation", "policy")
+CHANGEABLE = ("data.on_violation", "data.max_dropped_share", "distillation", "evaluation", "policy")
 
 
 @flow(name="refresh-query-tower", persist_result=False, validate_parameters=True)
