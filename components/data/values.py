@@ -108,6 +108,8 @@ def identifier(value: Any, name: str, where: str) -> str:
 
 def storable(value: str, name: str, where: str) -> str:
     """`value` when it can be written as UTF-8."""
+    if value.isascii():
+        return value
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
@@ -122,7 +124,7 @@ def metadata_text(value: Any, where: str) -> str:
     if not isinstance(value, Mapping):
         raise DataError(f'{where}: the field metadata must be an object, such as {{"source": "web"}}; found {value!r:.60}.')
     try:
-        text = json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False, default=str)
+        text = _ENCODER.encode(value)
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{where}: the field metadata is no JSON object ({error}). Write null where a number is missing.") from None
     return storable(text, "metadata", where)
@@ -184,3 +186,4 @@ def _constant(name: str) -> NoReturn:
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, allow_nan=False, default=str)  # made once: json.dumps makes one a call
