@@ -85,7 +85,11 @@ def parquet(folder: Path, places: tuple[str, str, Callable[[str], str]], score: 
 
 
 def hub(folder: Path) -> None:
-    places = ("corpus/corpus-00000-of-00001.parquet", "queries/queries-00000-of-00001.parquet", lambda s: f"data/{s}-00000-of-00001.parquet")
+    places = (
+        "corpus/corpus-00000-of-00001.parquet",
+        "queries/queries-00000-of-00001.parquet",
+        lambda s: f"data/{s}-00000-of-00001.parquet",
+    )
     parquet(folder, places, float)
     (folder / "README.md").write_text("# a card")
 
@@ -95,7 +99,9 @@ def converted(folder: Path) -> None:
 
 
 def spark(folder: Path) -> None:
-    parquet(folder, ("corpus.parquet/part-0.snappy.parquet", "queries.parquet/part-0.parquet", lambda s: f"qrels/{s}.parquet/part-0.parquet"))
+    parquet(
+        folder, ("corpus.parquet/part-0.snappy.parquet", "queries.parquet/part-0.parquet", lambda s: f"qrels/{s}.parquet/part-0.parquet")
+    )
     for name in ("corpus.parquet", "qrels/test.parquet"):
         (folder / name / "_SUCCESS").write_text("")
 
@@ -124,7 +130,9 @@ FORMATS: dict[str, Callable[[Path], None]] = {
         folder, lambda s: f"{s}.tsv", lambda s: ["query-id\tscore\tcorpus-id", *(f"{q}\t{n}\t{d}" for q, d, n in rows_of(s))]
     ),
     "header with further columns": lambda folder: write_split(
-        folder, lambda s: f"{s}.tsv", lambda s: ["\tdoc_id\tquery_id\tnote\trelevance", *(f"7\t{d}\t{q}\tx\t{n}.0" for q, d, n in rows_of(s))]
+        folder,
+        lambda s: f"{s}.tsv",
+        lambda s: ["\tdoc_id\tquery_id\tnote\trelevance", *(f"7\t{d}\t{q}\tx\t{n}.0" for q, d, n in rows_of(s))],
     ),
     "quoted, as R writes": lambda folder: write_split(
         folder, lambda s: f"{s}.tsv", lambda s: ['"query-id"\t"corpus-id"\t"score"', *(f'"{q}"\t"{d}"\t"{n}"' for q, d, n in rows_of(s))]
@@ -134,7 +142,9 @@ FORMATS: dict[str, Callable[[Path], None]] = {
         folder, lambda s: f"{s}.tsv", lambda s: ["\ufeffquery-id\tcorpus-id\tscore\r", *(f"{line}\r" for line in qrels(s))]
     ),
     "grades as 1.0, +1 and 1e0": lambda folder: write_split(
-        folder, lambda s: f"{s}.tsv", lambda s: [f"{q}\t{d}\t{grade}" for (q, d, _), grade in zip(rows_of(s), ["1.0", "+1", "1e0", " 1 "] * 40)]
+        folder,
+        lambda s: f"{s}.tsv",
+        lambda s: [f"{q}\t{d}\t{grade}" for (q, d, _), grade in zip(rows_of(s), ["1.0", "+1", "1e0", " 1 "] * 40, strict=False)],
     ),
     "validation for dev": lambda folder: write_split(folder, lambda s: f"{'validation' if s == 'dev' else s}.tsv", qrels),
     "judgements in JSON Lines": mteb,
