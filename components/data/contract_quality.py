@@ -124,11 +124,11 @@ def _check_place(check: Check, place: Place) -> None:
 
 def _check_side(parameters: Mapping[str, Any], place: Place) -> None:
     """Raises ConfigError for a leakage rule about no rows of its own table: what it finds could not be shown there."""
-    sides = ["unlabelled" if parameters[side] == "unlabelled" else "queries" for side in ("held_out", "seen")]
-    if place.table not in sides:
-        raise ConfigError(f"{place}: a rule of {parameters['held_out']} and {parameters['seen']} belongs under the table {sides[0]}.")
-    if sides == ["unlabelled", "unlabelled"] or parameters["held_out"] == parameters["seen"]:
-        raise ConfigError(f"{place}: held_out and seen are both {parameters['seen']}; a query always equals itself. Name two splits.")
+    held_out, seen = parameters["held_out"], parameters["seen"]
+    if held_out == seen:
+        raise ConfigError(f"{place}: held_out and seen are both {seen}; a query always equals itself. Name two splits.")
+    if place.table == "unlabelled" and "unlabelled" not in (held_out, seen):
+        raise ConfigError(f"{place}: a rule of {held_out} and {seen} belongs under the table queries.")
 
 
 def _given(quality: DataQuality) -> dict[str, Any]:

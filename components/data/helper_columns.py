@@ -15,6 +15,7 @@ import pandas as pd
 from components.data.dataset import Dataset
 from components.data.rules import Rule
 from components.data.tables import normalise_text
+from components.data.values import on_one_line
 
 UNLABELLED = "unlabelled"
 # Several rules compare the same queries; forget_texts() lets go of them.
@@ -72,14 +73,14 @@ def _missing_targets(dataset: Dataset, rule: Rule) -> pd.Series:
     if not any(missing) and "" not in missing:
         return pd.Series(None, index=rows.index, dtype=object)
     stripped = {target.strip(): target for target in targets if isinstance(target, str)}
-    explained = [None if value is None else f"there is no {column} '{value}'{_near(value, stripped)}" for value in missing]
+    explained = [None if value is None else f"there is no {column} '{on_one_line(value)}'{_near(value, stripped)}" for value in missing]
     return pd.Series(explained, index=rows.index, dtype=object)
 
 
 def _near(value: str, stripped: Mapping[str, str]) -> str:
     """A hint where an id differs in the white space at its ends alone, which nobody sees."""
     near = stripped.get(value.strip())
-    return "" if near is None else f", but there is '{near}': they differ in white space at an end"
+    return "" if near is None else f", but there is '{on_one_line(near)}': they differ in white space at an end"
 
 
 def _leaks(dataset: Dataset, rule: Rule) -> pd.Series:

@@ -16,6 +16,7 @@ import pandas as pd
 from components.artifacts import read_json, write_atomic, write_json
 from components.data.config import DataConfig
 from components.data.tables import LeftOut, RawTables, is_blank
+from components.data.values import on_one_line
 from components.errors import DataError
 
 SUMMARY_FILE, QUARANTINE_FILE = "left_out.json", "quarantine.jsonl"
@@ -47,7 +48,7 @@ def leave_out(tables: RawTables, config: DataConfig) -> RawTables:
         rows = kept[fault.table].loc[fault.rows]
         kept[fault.table] = kept[fault.table].loc[~fault.rows]
         found += _by_split(fault, rows, frames[fault.table])
-    found = _with_unanswered(found, kept["judgements"])
+    found = _with_unanswered(found, kept["judgements"], set(kept["queries"]["query_id"]))
     _require_few(found, config.max_dropped_share)
     return replace(tables, **{name: frame.reset_index(drop=True) for name, frame in kept.items()}, left_out=tuple(found))
 
@@ -99,15 +100,15 @@ def _by_split(fault: _Fault, rows: pd.DataFrame, whole: pd.DataFrame) -> Iterato
         yield LeftOut(fault.rule, fault.table, str(split), fault.reason, part, int(sizes[split]))
 
 
-def _with_unanswered(found: Sequence[LeftOut], after: pd.DataFrame) -> list[LeftOut]:
-    """Each entry with the number of queries that have no relevant document `after` all, under the first entry that took one from them."""
+def _with_unanswered(found: Sequence[LeftOut], after: pd.DataFrame, queries: set[str]) -> list[LeftOut]:
+    """Each entry with the number of `queries` that have no relevant document `after` all, under the first entry that took one from them."""
     answered = {split: set(rows["query_id"]) for split, rows in after.loc[after["score"] > 0].groupby("split")}
     counted: list[LeftOut] = []
     seen: set[tuple[str, str]] = set()
     for entry in found:
         lost: set[tuple[str, str]] = set()
         if entry.table == "judgements":
-            relevant = set(entry.rows.loc[entry.rows["score"] > 0, "query_id"])
+            relevant = queries.intersection(entry.rows.loc[entry.rows["score"] > 0, "query_id"])
             lost = {(entry.split, query) for query in relevant - answered.get(entry.split, set())} - seen
         counted.append(replace(entry, unanswered=len(lost)))
         seen |= lost
@@ -131,7 +132,7 @@ def _require_few(found: Sequence[LeftOut], most: float) -> None:
 
 def _first(entry: LeftOut) -> str:
     row = entry.rows.iloc[0]
-    return ", ".join(f"{name} '{row[name]}'" for name in ("query_id", "doc_id") if name in row)
+    return ", ".join(f"{name} '{on_one_line(str(row[name]))}'" for name in ("query_id", "doc_id") if name in row)
 
 
 def write_left_out(left_out: Sequence[LeftOut], folder: Path) -> None:

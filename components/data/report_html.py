@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from itertools import groupby
 
-from components.data.validation_report import RowsLeftOut, RuleResult, ValidationReport
+from components.data.validation_report import RuleResult, ValidationReport
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2433; --soft: #5b6475; --paper: #f6f7f9; --card: #ffffff; --line: #dfe3ea;
@@ -72,7 +72,7 @@ def _left_out(report: ValidationReport, level: int = 2) -> str:
         return ""
     rows = "".join(
         f"<tr><td><code>{escape(entry.rule)}</code></td><td>{escape(entry.reason)}; first {escape(entry.first)}"
-        f"{_unanswered(entry)}</td><td>{escape(' '.join(filter(None, (entry.source, entry.table, entry.split))))}</td>"
+        f"{f'; {entry.lost}' if entry.lost else ''}</td><td>{escape(' '.join(filter(None, (entry.source, entry.table, entry.split))))}</td>"
         f'<td class="number">{entry.rows:,} of {entry.total:,}</td></tr>'
         for entry in report.left_out
     )
@@ -82,10 +82,6 @@ def _left_out(report: ValidationReport, level: int = 2) -> str:
         f'<div class="wide"><table><thead><tr><th scope="col">Rule</th><th scope="col">Reason</th><th scope="col">Where</th>'
         f'<th scope="col">Rows</th></tr></thead><tbody>{rows}</tbody></table></div>\n'
     )
-
-
-def _unanswered(entry: RowsLeftOut) -> str:
-    return f"; {entry.unanswered:,} queries lost their last relevant document" if entry.unanswered else ""
 
 
 def _section(title: str, results: Sequence[RuleResult], level: int = 2) -> str:

@@ -27,6 +27,7 @@ from components.data.validation_report import (
     ValidationReport,
     requirement,
 )
+from components.data.values import on_one_line
 from components.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
@@ -202,5 +203,5 @@ def _explain(rule: Rule, value: object) -> str:
 
 
 def _shown(value: object) -> str:
-    text = "(missing)" if value is None or value != value else str(value)
+    text = "(missing)" if value is None or value != value else on_one_line(str(value))
     return text if len(text) <= _FOUND_LENGTH else f"{text[:_FOUND_LENGTH]}…"

@@ -76,9 +76,15 @@ class RowsLeftOut(_Frozen):
     def summary(self) -> str:
         """One sentence with count, place, rule and the ids of the first row."""
         of = f"{self.table} of the split {self.split}" if self.split else self.table
-        lost = f" {self.unanswered:,} queries lost their last relevant document." if self.unanswered else ""
+        lost = f" {self.lost}." if self.lost else ""
         origin = f"{self.source}: " if self.source else ""
         return f"{origin}{self.rows:,} of {self.total:,} {of}: {self.reason} ({self.rule}), first {self.first}.{lost}"
+
+    @property
+    def lost(self) -> str:
+        """What it means for the queries; empty when none is without an answer now."""
+        queries = "1 query has" if self.unanswered == 1 else f"{self.unanswered:,} queries have"
+        return f"{queries} no relevant document left" if self.unanswered else ""
 
 
 class ValidationReport(_Frozen):

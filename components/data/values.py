@@ -26,6 +26,7 @@ QRELS_FIELDS = {
     "doc_id": ("corpusid", "docid", "documentid", "docno", "pid", "passageid", "did", "doc", "document"),
     "score": ("score", "relevance", "rel", "label", "grade", "judgment", "judgement", "rating"),
 }
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SCORE_LIMIT = 2**31
 # What every language writes alike: Python alone would also take 1_0 for 10, and digits of other scripts.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -104,6 +105,11 @@ def identifier(value: Any, name: str, where: str) -> str:
     if "\0" in found:
         raise DataError(f"{where}: the id {found!r:.80} holds the character NUL. Remove it; a file in UTF-16 has to be converted to UTF-8.")
     return found
+
+
+def on_one_line(text: str) -> str:
+    """`text` with its control characters and line breaks written out, as an error or a report can show it."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def storable(value: str, name: str, where: str) -> str:

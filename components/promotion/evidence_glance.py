@@ -132,7 +132,7 @@ def _figures(dossier: Dossier) -> list[Figure]:
         found.append(Figure("nDCG@10 kept of the teacher", f"{kept:.1%}", f"[{ends[0]:.1%}, {ends[1]:.1%}]" if ends else "no interval"))
     if left_out := dossier.validation.left_out:
         lost = sum(entry.unanswered for entry in left_out)
-        found.append(Figure("Rows left out of the data", f"{dossier.validation.dropped:,}", f"{lost:,} queries lost their answer"))
+        found.append(Figure("Rows left out of the data", f"{dossier.validation.dropped:,}", f"queries without an answer now: {lost:,}"))
     return found
 
 
