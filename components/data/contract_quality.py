@@ -141,8 +141,6 @@ def _bounds(quality: DataQuality, place: Place) -> dict[str, Any]:
     if len(given) != 1 or not set(given) <= set(_OPERATORS):
         raise ConfigError(f"{place}: rowCount needs exactly one of {', '.join(_OPERATORS)}; found {', '.join(given) or 'none'}.")
     name, value = next(iter(given.items()))
-    if name == "mustBeBetween" and len(value) != 2:
-        raise ConfigError(f"{place}: mustBeBetween needs two numbers, the smallest and the largest; found {value}.")
     low, high = value if name == "mustBeBetween" else (value, value)
     bounds = {} if name in _UPPER else {"min": low}
     if name not in _LOWER:
