@@ -79,6 +79,13 @@ BROKEN: dict[str, tuple[Change, str, int, str]] = {
         1,
         "there is no query_id 'q9', but there is 'q9\\n': they differ in white space at an end",
     ),
+    "id with a blank within": (changed_rows("corpus.jsonl", documents(), row250={"_id": "d 250"}), "doc_id.no_spaces", 1, "doc_id 'd 250'"),
+    "id with a blank at its end": (
+        changed_rows("queries.jsonl", queries(), row150={"_id": "q150 "}),
+        "query_id.no_spaces",
+        1,
+        "query_id 'q150 '",
+    ),
     "document of letters that nobody sees": (
         changed_rows("corpus.jsonl", documents(), row7={"text": "\u200b\u00ad"}),
         "text.not_blank",
@@ -93,7 +100,7 @@ def test_data_that_breaks_nothing_is_accepted(tmp_path: Path) -> None:
     validation = check(write_folder(tmp_path / "data"))
     assert validation.attributes["passed"] is True
     assert (validation.attributes["errors"], validation.attributes["warnings"]) == (0, 0)
-    assert validation.attributes["contracts"] == "documents 1.0.0, judgements 1.0.0, queries 1.0.0"
+    assert validation.attributes["contracts"] == "documents 1.1.0, judgements 1.0.0, queries 1.1.0"
     assert validation.counts["rules"] > 60
     verify(validation.path)
     require_valid(validation)
@@ -111,7 +118,7 @@ def test_broken_data_is_refused_by_rule_count_and_row(tmp_path: Path, name: str)
     with pytest.raises(DataError) as caught:
         require_valid(validation)
     line = next(line for line in str(caught.value).splitlines() if f"rule {rule}:" in line)
-    assert line.startswith(f"  - contract {broken[rule].contract} 1.0.0, rule {rule}: ")
+    assert line.startswith(f"  - contract {broken[rule].contract} {broken[rule].version}, rule {rule}: ")
     assert row in line
 
 
