@@ -65,7 +65,7 @@ def _faults(kept: Mapping[str, pd.DataFrame], config: DataConfig) -> Iterator[_F
     blank: dict[str, set[str]] = {}
     if chosen.blank_texts == "drop":
         for table, identifier in _ID.items():
-            empty = kept[table]["text"].map(is_blank).astype(bool)
+            empty = kept[table]["text"].map(lambda text: not isinstance(text, str) or is_blank(text)).astype(bool)
             blank[table] = set(kept[table].loc[empty, identifier]) - set(kept[table].loc[~empty, identifier])
             yield _Fault(f"blank_{_SINGULAR[table].replace(' ', '_')}", table, "the text is blank", empty)
     for table, identifier in (("documents", "doc_id"), ("queries", "query_id")):

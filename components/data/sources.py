@@ -109,6 +109,7 @@ def _read_folder(files: SourceFiles, repeats: bool) -> RawTables:
         queries=pd.concat(queries, ignore_index=True),
         judgements=pd.concat(qrels, ignore_index=True),
         unlabelled=pd.concat([query_table([], []), *unlabelled], ignore_index=True),
+        notes={"remarks": " ".join(files.remarks)} if files.remarks else {},
     )
 
 

@@ -16,12 +16,14 @@ DOCUMENT_COLUMNS = ("doc_id", "title", "text", "metadata")
 QUERY_COLUMNS = ("query_id", "text")
 JUDGEMENT_COLUMNS = ("query_id", "doc_id", "score", "split")
 
-# White space, control characters, and letters that nobody sees: joiners, marks of direction, fillers, variation selectors, tags.
-BLANK = (
-    r"\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800"
-    r"\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+# What nobody sees: Unicode's Default_Ignorable_Code_Point (soft hyphen, zero-width letters and joiners, Hangul fillers, variation
+# selectors, marks of direction, tags), the interlinear marks and the blank of Braille. As the inside of a character class.
+INVISIBLE = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0"
+    "\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
-_BLANK_TEXT = re.compile(f"[{BLANK}]*")
+VISIBLE = rf"[^\s\x00-\x1f\x7f-\x9f{INVISIBLE}]"
+_VISIBLE = re.compile(VISIBLE)
 # + and # stay: "C++" and "C#" ask for different things.
 _NO_WORD = re.compile(r"(?:[^\w+#]|_)+")
 
@@ -78,9 +80,9 @@ def normalise_text(text: str | None) -> str:
     return _NO_WORD.sub(" ", unicodedata.normalize("NFKC", text or "").casefold()).strip()
 
 
-def is_blank(text: object) -> bool:
-    """Whether a text is missing or nobody could see any of it."""
-    return not isinstance(text, str) or _BLANK_TEXT.fullmatch(text) is not None
+def is_blank(text: str) -> bool:
+    """Whether a reader sees nothing of `text`: it is empty, white space, or letters that have no form."""
+    return _VISIBLE.search(text) is None
 
 
 def content_hash(text: str) -> str:

@@ -246,6 +246,12 @@ def test_queries_of_punctuation_alone_do_not_count_as_equal(tmp_path: Path) -> N
     require_valid(check(folder))
 
 
+def test_a_text_that_begins_with_white_space_is_not_blank(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    changed_rows("corpus.jsonl", documents(), row0={"text": "\n\u200b \u00a0 words"})(folder)
+    require_valid(check(folder))
+
+
 def test_missing_values_of_a_parquet_source_are_found(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "data")
     (folder / "corpus.jsonl").unlink()

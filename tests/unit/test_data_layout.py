@@ -44,6 +44,7 @@ def test_validation_is_taken_for_dev_and_that_is_said(folder: Path, name: str) -
     tables = read_source(DataConfig(source=str(folder)))
     assert tables.judgements.query("split == 'dev'")["query_id"].tolist() == [f"q{n}" for n in range(120, 140)]
     assert "dev_held_out_of_train" not in tables.notes
+    assert tables.notes.get("remarks") == (None if name == "DEV.TSV" else f"qrels/{name} is read as the split dev.")
     assert remarks(folder) == ("" if name == "DEV.TSV" else f"data: qrels/{name} is read as the split dev.")
 
 

@@ -169,9 +169,9 @@ def test_a_title_that_is_null_is_empty_in_every_format(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " \n", "\u200b\u00ad", "\ufeff", "\u3164", "\u2800\u00a0", "\x00\x1f", "\ufe0f", "\U000e0041", None, 5]
+    "text", ["", " \n", "\u200b\u00ad", "\ufeff", "\u3164", "\u2800\u00a0", "\x00\x1f", "\ufe0f", "\U000e0041"]
 )
-def test_what_nobody_sees_is_blank(text: object) -> None:
+def test_what_nobody_sees_is_blank(text: str) -> None:
     assert is_blank(text)
 
 
