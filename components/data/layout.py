@@ -6,11 +6,13 @@ files may stand side by side. Judgements lie in `qrels/`, or where data sets of 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from components.data.values import on_one_line
 from components.errors import DataError
 
 DOCUMENT_NAMES = ("corpus", "documents")
@@ -127,7 +129,9 @@ def _require_file(path: Path) -> Path:
 
 
 def _require_content(path: Path) -> None:
-    """Raises DataError for a stand-in that version control keeps in the place of a large file."""
+    """Raises DataError for a stand-in that version control keeps in the place of a large file, and for a name that cannot be recorded."""
+    if printable(path) != path.as_posix():
+        raise DataError(f"The name of {printable(path)} is no plain text in UTF-8. Rename the file.")
     with path.open("rb") as handle:
         start = handle.read(64)
     if start.startswith(_POINTERS):
@@ -197,7 +201,12 @@ def _unread(folder: Path, place: str, read: Sequence[Path]) -> dict[str, str]:
     known = {*read, *(parent for path in read for parent in path.parents)}
     places = [folder, folder / place]
     found = [path for where in places for path in _entries(where) if path not in known]
-    return {path.relative_to(folder).as_posix(): _reason(path, folder, place) for path in found}
+    return {printable(path.relative_to(folder)): _reason(path, folder, place) for path in found}
+
+
+def printable(path: Path) -> str:
+    """A path as text that every terminal and file can take: bytes of a name that are no UTF-8 and line breaks are written out."""
+    return on_one_line(os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace"))
 
 
 def _reason(path: Path, folder: Path, place: str) -> str:

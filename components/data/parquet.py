@@ -51,6 +51,10 @@ def read_qrels(path: Path, split: str) -> pd.DataFrame:
 
 
 def _scores(column: pa.ChunkedArray, path: Path) -> list[int]:
+    import pyarrow as pa
+
+    if pa.types.is_nested(column.type):
+        raise DataError(f"{path}, score: expected a column of whole numbers; found {column.type}.")
     grades: dict[Any, int] = {}
     scores = []
     for row, value in enumerate(column.to_pylist(), start=1):

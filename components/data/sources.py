@@ -101,7 +101,7 @@ def _read_folder(files: SourceFiles, repeats: bool) -> RawTables:
     if not repeats:
         _require_apart(files.documents, [frame["doc_id"] for frame in documents], "document")
         _require_apart(files.queries, [frame["query_id"] for frame in queries], "query")
-    qrels = [_reader(path).read_qrels(path, split) for split, paths in files.qrels.items() for path in paths]
+    qrels = [_judgements(split, paths) for split, paths in files.qrels.items()]
     numbered = [UNLABELLED_ID] if len(files.unlabelled) == 1 else [f"{UNLABELLED_ID}-{n}" for n in range(1, len(files.unlabelled) + 1)]
     unlabelled = [_reader(path).read_queries(path, name) for path, name in zip(files.unlabelled, numbered, strict=True)]
     return RawTables(
@@ -111,6 +111,14 @@ def _read_folder(files: SourceFiles, repeats: bool) -> RawTables:
         unlabelled=pd.concat([query_table([], []), *unlabelled], ignore_index=True),
         notes={"remarks": " ".join(files.remarks)} if files.remarks else {},
     )
+
+
+def _judgements(split: str, paths: Sequence[Path]) -> pd.DataFrame:
+    """The judgements of one split. A file without any is no split: dev would be held out of train in its place without a word."""
+    table = pd.concat([_reader(path).read_qrels(path, split) for path in paths], ignore_index=True)
+    if table.empty:
+        raise DataError(f"{paths[0]} holds no judgements. Fill it, or remove the file.")
+    return table
 
 
 def _require_apart(shards: Sequence[Path], ids: Sequence[pd.Series], what: str) -> None:

@@ -120,6 +120,20 @@ def test_what_is_neither_file_nor_folder_is_refused(folder: Path) -> None:
     assert "dev.tsv is neither a file nor a folder" in refused(folder)
 
 
+def test_a_split_without_a_judgement_is_refused(folder: Path) -> None:
+    for text in ("", "query-id\tcorpus-id\tscore\n"):
+        (folder / "qrels" / "dev.tsv").write_text(text)
+        with pytest.raises(DataError, match=r"dev\.tsv holds no judgements"):
+            read_source(DataConfig(source=str(folder)))
+
+
+def test_names_that_are_no_utf_8_are_written_out_and_refused_where_a_table_is_read(folder: Path) -> None:
+    Path(os.fsdecode(os.fsencode(folder) + b"/t\xff.bin")).write_text("x")
+    assert "data: t\\xff.bin is not read" in remarks(folder)
+    Path(os.fsdecode(os.fsencode(folder) + b"/qrels/t\xff.tsv")).write_text("q1\td1\t1\n")
+    assert "qrels/t\\xff.tsv is no plain text in UTF-8. Rename the file." in refused(folder)
+
+
 def test_an_empty_folder_in_the_place_of_a_split_is_refused(folder: Path) -> None:
     (folder / "qrels" / "dev.tsv").unlink()
     (folder / "qrels" / "dev.tsv").mkdir()

@@ -150,6 +150,14 @@ def test_a_column_that_is_no_text_is_named(folder: Path, columns: dict[str, Any]
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("score", [[1], {"a": 1}, True, 0.5, float("nan"), None, "1_0"])
+def test_a_grade_in_parquet_that_is_no_whole_number_is_refused(folder: Path, score: object) -> None:
+    (folder / "qrels" / "test.tsv").unlink()
+    pq.write_table(pa.table({"query-id": ["q1"], "corpus-id": ["d1"], "score": [score]}), folder / "qrels" / "test.parquet")
+    with pytest.raises(DataError, match=r"test\.parquet, (row 1: the score must be|score: expected a column of whole numbers)"):
+        read_source(DataConfig(source=str(folder)))
+
+
 def test_two_columns_of_one_name_are_refused(folder: Path) -> None:
     (folder / "corpus.jsonl").unlink()
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["x"]), pa.array(["y"])], names=["_id", "text", "text"])
@@ -168,9 +176,7 @@ def test_a_title_that_is_null_is_empty_in_every_format(folder: Path) -> None:
     assert as_json.iloc[3]["title"] == ""
 
 
-@pytest.mark.parametrize(
-    "text", ["", " \n", "\u200b\u00ad", "\ufeff", "\u3164", "\u2800\u00a0", "\x00\x1f", "\ufe0f", "\U000e0041"]
-)
+@pytest.mark.parametrize("text", ["", " \n", "\u200b\u00ad", "\ufeff", "\u3164", "\u2800\u00a0", "\x00\x1f", "\ufe0f", "\U000e0041"])
 def test_what_nobody_sees_is_blank(text: str) -> None:
     assert is_blank(text)
 
