@@ -6,11 +6,14 @@ import csv
 import gzip
 import io
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from components.data.config import DataConfig
 from components.data.delimited import read_qrels
@@ -199,6 +202,22 @@ def qrels_of(path: Path, *lines: str) -> list[tuple[str, str, int]]:
     write_lines(path, list(lines))
     found = read_qrels(path, "train")
     return list(found[["query_id", "doc_id", "score"]].itertuples(index=False, name=None))
+
+
+IDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n\ufeff"), max_size=6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(IDS, IDS, st.integers(-5, 5)), min_size=1, max_size=5), st.sampled_from(["tsv", "csv"]), st.booleans())
+def test_what_a_writer_of_such_files_wrote_is_read_back(rows: list[tuple[str, str, int]], ending: str, header: bool) -> None:
+    out = io.StringIO()
+    named = [("query-id", "corpus-id", "score")] if header or ending == "csv" else []
+    csv.writer(out, delimiter="," if ending == "csv" else "\t", lineterminator="\n").writerows([*named, *rows])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"train.{ending}"
+        path.write_text(out.getvalue(), encoding="utf-8")
+        found = read_qrels(path, "train")
+    assert list(found[["query_id", "doc_id", "score"]].itertuples(index=False, name=None)) == rows
 
 
 @pytest.mark.parametrize("word", ["query", "qid", "query-id", "topic"])
