@@ -27,6 +27,8 @@ from flows.release_steps import encoding_key, evaluation_step, typed
 from flows.steps import Step
 
 CHANGEABLE = (
+    "data.on_violation",
+    "data.max_dropped_share",
     "encoding",
     "evaluation",
     "policy",

@@ -25,7 +25,7 @@ from flows.release_steps import at_commits, evaluation_step, generation_step, st
 from flows.steps import Step
 
 UNTRAINED = ("student", "revision", "form", "layers", "query_prompt")  # settings that the student's encoder before training depends on
-CHANGEABLE = ("distillation", "evaluation", "policy")
+CHANGEABLE = ("data.on_violation", "data.max_dropped_share", "distillation", "evaluation", "policy")
 Settings = Annotated[dict[str, Any], SettingsForm(CHANGEABLE)]
 
 

@@ -34,12 +34,18 @@ def at_commits(config: Config) -> Config:
 
 
 def snapshot_step(config: RetrainConfig) -> Step:
-    """Read the source and keep it as tables; the key holds the digest of the source's files."""
-    from components.data.dataset import snapshot
-    from components.data.sources import source_digest
+    """Read the source and keep it as tables; the key holds the digest of the source's files.
 
-    settings = {**config.data.model_dump(), "source_digest": source_digest(config.data)}
-    return Step("snapshot_data", ("data",), lambda folder: snapshot(config.data, folder), config=settings)
+    What was not read of the folder is said every time: it is no part of the data, so a change of it makes nothing anew.
+    """
+    from components.data.dataset import snapshot
+    from components.data.sources import remarks_on, source_digest
+
+    for remark in remarks_on(config.data):
+        print(f"[snapshot_data] {remark}", flush=True)
+    digest = source_digest(config.data)
+    settings = {**config.data.model_dump(), "source_digest": digest}
+    return Step("snapshot_data", ("data",), lambda folder: snapshot(config.data, folder, digest), config=settings)
 
 
 def validation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:

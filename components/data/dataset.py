@@ -13,6 +13,7 @@ import pandas as pd
 
 from components.artifacts import Artifact, DatasetArtifact, Scalar, open_artifact, seal
 from components.data.config import DataConfig
+from components.data.left_out import counts_of, write_left_out
 from components.data.sources import read_source, source_digest, source_name
 from components.data.tables import DOCUMENT_COLUMNS, JUDGEMENT_COLUMNS, QUERY_COLUMNS, RawTables, content_hash, document_text, origin_of
 from components.errors import ArtifactError, DataError
@@ -72,17 +73,27 @@ class Dataset:
         return _texts(self.documents)
 
 
-def snapshot(config: DataConfig, folder: Path) -> DatasetArtifact:
-    """Write the source's tables as Parquet into `folder`, broken rows included, and seal them; raises DataError."""
+def snapshot(config: DataConfig, folder: Path, expected: str | None = None) -> DatasetArtifact:
+    """Write the source's tables as Parquet into `folder`, broken rows included, and seal them.
+
+    Beside them lie the rows that the configuration drops, with reasons. Raises DataError, also when the files are not those of the
+    digest `expected` (None: of the digest they have now) once they have been read.
+    """
+    expected = expected or source_digest(config)
     tables = read_source(config)
+    read_from = source_digest(config)
+    if read_from != expected:
+        raise DataError(f"The data {config.source} changed while it was read. Run the command again when nobody writes to it.")
     documents = tables.documents.assign(content_hash=[content_hash(text) for text in _texts(tables.documents)])
     frames = {"documents": documents, "queries": tables.queries, "judgements": tables.judgements, "unlabelled": tables.unlabelled}
     for name, frame in frames.items():
         write_table(frame, folder / f"{name}.parquet")
+    write_left_out(tables.left_out, folder)
     sizes = {key: value for key, value in tables.notes.items() if isinstance(value, int)}
     labels = {key: value for key, value in tables.notes.items() if key not in sizes}
-    attributes = {"name": source_name(config), "source_digest": source_digest(config), **labels, **_sources_attribute(tables)}
-    return cast("DatasetArtifact", seal(folder, "dataset", counts={**_counts(tables), **sizes}, attributes=attributes))
+    attributes = {"name": source_name(config), "source_digest": read_from, **labels, **_sources_attribute(tables)}
+    counts = {**_counts(tables), **sizes, **counts_of(tables.left_out)}
+    return cast("DatasetArtifact", seal(folder, "dataset", counts=counts, attributes=attributes))
 
 
 def load_dataset(dataset: Artifact | Path) -> Dataset:

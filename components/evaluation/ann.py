@@ -96,7 +96,7 @@ def _recall(found: Sequence[str], near: Neighbours, k: int) -> float:
     scores = list(near.values())
     wanted = min(k, len(scores))
     lowest = scores[wanted - 1] - TIE
-    return min(sum(near.get(doc_id, -np.inf) >= lowest for doc_id in found), wanted) / wanted
+    return min(sum(near.get(doc_id, -np.inf) >= lowest for doc_id in set(found)), wanted) / wanted
 
 
 def _ndcg_exact(judgements: pd.DataFrame, query_ids: Sequence[str], nearest: Sequence[Neighbours]) -> NDArray[np.float64]:

@@ -40,6 +40,8 @@ def demo(options: argparse.Namespace) -> None:
 
 def validate(options: argparse.Namespace) -> None:
     """Hold data against its contracts and say where the report lies."""
+    from components.data.left_out import QUARANTINE_FILE
+    from components.data.sources import remarks_on
     from components.data.validation import load_report, require_valid
     from flows.release_steps import snapshot_step, validation_step
     from flows.steps import make_step
@@ -53,7 +55,10 @@ def validate(options: argparse.Namespace) -> None:
     require_valid(validation)
     report = load_report(validation)
     warnings = f"{validation.attributes['warnings']} warnings" if validation.attributes["warnings"] else "no warnings"
-    show(options, report.model_dump(mode="json"), f"The data keeps its contracts, {warnings}.")
+    dropped = [f"Left out: {entry.summary}" for entry in report.left_out]
+    kept_at = [f"All rows left out, with reasons: {dataset.path / QUARANTINE_FILE}"] if dropped else []
+    result = {**report.model_dump(mode="json"), "remarks": remarks_on(config.data)}
+    show(options, result, "\n".join([*dropped, *kept_at, f"The data keeps its contracts, {warnings}."]))
 
 
 def read_config(options: argparse.Namespace) -> RetrainConfig:
