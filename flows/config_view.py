@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
@@ -33,8 +33,14 @@ class Setting:
 
     @property
     def section(self) -> str:
-        """The part before the dot; empty for a field of the whole."""
-        return self.field.rpartition(".")[0]
+        """The part before the first dot; empty for a field of the whole."""
+        section, dot, _ = self.field.partition(".")
+        return section if dot else ""
+
+    @property
+    def name(self) -> str:
+        """The field within its section; with dots where the section has parts of its own."""
+        return self.field.partition(".")[2] or self.field
 
     @property
     def changed(self) -> bool:
@@ -55,12 +61,12 @@ class Difference:
 
 def settings_of(layers: Sequence[Layer]) -> list[Setting]:
     """All fields of a retraining in the order of their sections, with what `layers` give; raises ConfigError for wrong settings."""
-    values, defaults = _plain(settle(RetrainConfig, layers)), _plain(RetrainConfig())
+    values, defaults = settle(RetrainConfig, layers).model_dump(mode="json"), RetrainConfig().model_dump(mode="json")
     found = []
     for field, schema in field_schemas(RetrainConfig).items():
         given = [layer.source for layer in layers if _gives(layer.values, field.split("."))]
         source = given[-1] if given else DEFAULT
-        found.append(Setting(field, values[field], defaults[field], source, schema.get("description", ""), allowed(schema)))
+        found.append(Setting(field, _at(values, field), _at(defaults, field), source, schema.get("description", ""), allowed(schema)))
     return found
 
 
@@ -75,7 +81,7 @@ def render_settings(settings: Sequence[Setting], width: int) -> str:
     """A table for each section, `width` columns wide or somewhat more."""
     blocks = []
     for section, group in groupby(settings, key=lambda setting: setting.section):
-        rows = [(s.field.rpartition(".")[2], shown(s.value), s.source, _meaning(s)) for s in group]
+        rows = [(s.name, shown(s.value), s.source, _meaning(s)) for s in group]
         about = RetrainConfig.model_fields[section].description if section else "the retriever as a whole"
         table = _table(("field", "value", "from", "meaning"), rows, (_VALUE_WIDTH, _SOURCE_WIDTH), width)
         blocks.append(f"{section or GENERAL}: {about}\n{table}")
@@ -85,13 +91,23 @@ def render_settings(settings: Sequence[Setting], width: int) -> str:
 def as_yaml(settings: Sequence[Setting], heading: Sequence[str]) -> str:
     """The settings as a file for `--config`, each with its meaning as a comment; `heading` becomes the first lines."""
     lines = [f"# {line}".rstrip() for line in heading]
-    for section, group in groupby(settings, key=lambda setting: setting.section):
-        lines += [f"{section}:"] if section else []
-        for setting in group:
-            entry = yaml.safe_dump({setting.field.rpartition(".")[2]: setting.value}, allow_unicode=True, sort_keys=False, width=2**30)
-            comment = "\n".join(textwrap.wrap(_meaning(setting), 120, initial_indent="# ", subsequent_indent="# "))
-            lines.append(textwrap.indent(f"{comment}\n{entry}".rstrip("\n"), "  " if section else ""))
+    open_sections: list[str] = []
+    for setting in settings:
+        *sections, name = setting.field.split(".")
+        shared = next((depth for depth, pair in enumerate(zip(open_sections, sections, strict=False)) if pair[0] != pair[1]), None)
+        shared = min(len(open_sections), len(sections)) if shared is None else shared
+        lines += [f"{'  ' * depth}{sections[depth]}:" for depth in range(shared, len(sections))]
+        open_sections = sections
+        entry = yaml.safe_dump({name: setting.value}, allow_unicode=True, sort_keys=False, width=2**30)
+        comment = "\n".join(textwrap.wrap(_meaning(setting), 120, initial_indent="# ", subsequent_indent="# "))
+        lines.append(textwrap.indent(f"{comment}\n{entry}".rstrip("\n"), "  " * len(sections)))
     return "\n".join(lines) + "\n"
+
+
+def _at(values: Mapping[str, Any], path: str) -> Any:
+    for part in path.split("."):
+        values = values[part]
+    return values
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
@@ -119,11 +135,17 @@ def render_differences(found: Sequence[Difference], names: tuple[str, str], widt
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections as `section.field`; a mapping that is a field's own value stays whole."""
-    found: dict[str, Any] = {}
+    """Sections and their parts by dotted paths; a mapping that is a field's own value stays whole."""
+    return dict(_flat(values, "", {field.rpartition(".")[0] for field in field_schemas(RetrainConfig)}))
+
+
+def _flat(values: Mapping[str, Any], prefix: str, sections: Collection[str]) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        found.update({f"{key}.{field}": inner for field, inner in value.items()} if isinstance(value, Mapping) else {key: value})
-    return found
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and (not prefix or path in sections):  # older releases have sections that are gone
+            yield from _flat(value, f"{path}.", sections)
+        else:
+            yield path, value
 
 
 def same(a: Any, b: Any) -> bool:
@@ -156,10 +178,6 @@ def _kinds(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _kinds(inner) for key, inner in value.items()}
     return [_kinds(inner) for inner in value] if isinstance(value, list | tuple) else isinstance(value, bool)
-
-
-def _plain(config: RetrainConfig) -> dict[str, Any]:
-    return flat(config.model_dump(mode="json"))
 
 
 def _gives(values: Any, path: Sequence[str]) -> bool:

@@ -45,16 +45,20 @@ class SettingsForm:
         sections: dict[str, Any] = {}
         dotted: dict[str, Any] = {}
         for path, schema in field_schemas(RetrainConfig).items():
-            section, _, field = path.rpartition(".")
-            if not section or (self.changeable and not {path, section} & set(self.changeable)):
+            *outer, field = path.split(".")
+            enclosing = {".".join(outer[: depth + 1]) for depth in range(len(outer))}
+            if not outer or (self.changeable and not {path, *enclosing} & set(self.changeable)):
                 continue
             default = f"; default {shown(schema['default'])}" if "default" in schema else ""
             about = f"{schema['description']} ({allowed(schema)}{default})"  # the page shows no bounds of its own
             typed = {**{key: value for key, value in schema.items() if key != "default"}, "description": about}
             if typed.get("type") == "boolean":  # the page sends false for a switch that nobody touched: it would switch gates off
                 typed = {**{key: value for key, value in typed.items() if key != "type"}, "enum": [True, False]}
-            sections.setdefault(section, _section(section))["properties"][field] = typed
-            dotted[rf"^{section}\.{field}$"] = typed
+            section = sections.setdefault(outer[0], _section(outer[0]))
+            for part in outer[1:]:
+                section = section["properties"].setdefault(part, {"type": "object", "title": part, "properties": {}})
+            section["properties"][field] = typed
+            dotted["^" + path.replace(".", r"\.") + "$"] = typed
         wanted = f"one of the sections {', '.join(sections)}, or SECTION.FIELD as `scalingnote config show` lists them"
         return {
             "type": "object",

@@ -14,7 +14,7 @@ from components.tracking.runs import StepRecord, close_flow_run, open_flow_run, 
 from components.tracking.store import client
 from flows.config import Layer, RetrainConfig, load_config, preset_names
 from flows.config_errors import field_paths
-from flows.config_view import as_yaml, differences, field_schemas, render_settings, same, settings_of, shown
+from flows.config_view import as_yaml, differences, field_schemas, flat, render_settings, same, settings_of, shown
 from tests.flows.cli_world import assert_refused, done, scalingnote
 from tests.unit.test_tracking_runs import PROVENANCE, make_artifact
 
@@ -89,9 +89,7 @@ def test_written_file_gives_the_same_configuration_again(tmp_path: Path, preset:
     outcome = scalingnote("config", "show", *options, "--write", target)
     assert outcome.status == 0 and f"Written to {target}." in outcome.out
     given = yaml.safe_load(target.read_text(encoding="utf-8"))
-    assert {f"{section}.{field}" for section, fields in given.items() if section != "name" for field in fields} | {"name"} == set(
-        field_paths(RetrainConfig)
-    )
+    assert set(flat(given)) == set(field_paths(RetrainConfig))
     assert done("config", "diff", target, target)["equal"]
     assert load_config(None, target).model_dump() == RetrainConfig(**done("config", "show", *options)["config"]).model_dump()
     assert load_config(None, target).towers.query_prompt == "a: 'b' # c\n  d\t\u202e "

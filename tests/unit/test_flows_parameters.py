@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -66,11 +67,17 @@ def test_builds_and_refreshes_take_the_same_typed_parameters(name: str) -> None:
     assert properties["settings"]["type"] == "object"
 
 
+def leaves(properties: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, found in properties.items():
+        if "properties" in found:
+            yield from leaves(found["properties"], f"{prefix}{name}.")
+        else:
+            yield prefix + name, found
+
+
 def test_form_of_the_settings_describes_and_bounds_every_field_and_fills_none_in() -> None:
     settings = schema_of(retrain)["properties"]["settings"]
-    fields = {
-        f"{section}.{field}": found for section, part in settings["properties"].items() for field, found in part["properties"].items()
-    }
+    fields = dict(leaves(settings["properties"]))
     assert set(fields) == set(field_paths(RetrainConfig)) - {"name"}
     assert [field for field, found in fields.items() if not found["description"] or "default" in found] == []
     steps = fields["towers.steps"]
