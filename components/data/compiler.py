@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.data.helper_columns import helper_column_name
 from components.data.rules import Check, Contract, Rule
+from components.data.tables import VISIBLE
 
 if TYPE_CHECKING:
     from great_expectations import ExpectationSuite
@@ -58,7 +59,7 @@ _COMPILERS: dict[Check, Callable[[Rule], tuple[str, dict[str, Any]]]] = {
     "pattern": lambda rule: ("ExpectColumnValuesToMatchRegex", {**_column(rule), "regex": rule.parameters["pattern"]}),
     "range": lambda rule: ("ExpectColumnValuesToBeBetween", {**_column(rule), **_bounds(rule)}),
     "allowed_values": lambda rule: ("ExpectColumnValuesToBeInSet", {**_column(rule), "value_set": list(rule.parameters["values"])}),
-    "not_blank": lambda rule: ("ExpectColumnValuesToMatchRegex", {**_column(rule), "regex": r"\S"}),
+    "not_blank": lambda rule: ("ExpectColumnValuesToMatchRegex", {**_column(rule), "regex": VISIBLE}),
     "row_count": lambda rule: ("ExpectTableRowCountToBeBetween", _bounds(rule)),
     "references": lambda rule: ("ExpectColumnValuesToBeNull", _helper(rule)),
     "no_leakage": lambda rule: ("ExpectColumnValuesToBeNull", _helper(rule)),
