@@ -81,9 +81,10 @@ def own_documents(opened: Opened, queries: Mapping[str, str], policy: IgnoreIden
     table = read_table(registry_folder(opened.manifest.pins.index), ("content_hash", "title"))
     found = []
     for query, row in rows.items():
-        title = str(table["title"][row].as_py()) if "title" in table.column_names else ""
-        contents = {content_hash(document_text(title, queries[query])), content_hash(document_text("", queries[query]))}
-        if table["content_hash"][row].as_py() in contents or (titles_count and reads_as(queries[query], title)):
+        title, text = str(table["title"][row].as_py()) if "title" in table.column_names else "", queries[query]
+        # The index keeps no texts: the query is held against the digest of its document as it stands, and as what follows the title.
+        said = {document_text("", text), document_text(title, text), document_text(title, text.strip().removeprefix(title))}
+        if table["content_hash"][row].as_py() in map(content_hash, said) or (titles_count and reads_as(text, title)):
             found.append(query)
     return frozenset(found)
 
