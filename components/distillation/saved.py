@@ -14,7 +14,7 @@ from components.distillation.student_encoder import StudentEncoder
 from components.errors import ArtifactError
 from components.towers.contract import EncodingContract, load_contract
 from components.towers.precision import pick_dtype
-from components.towers.tokens import has_control_token
+from components.towers.tokens import has_control_token, words_only
 
 WEIGHTS = "model.safetensors"
 MODULES = "modules.json"
@@ -58,24 +58,12 @@ def _save_tokenizer(student: StudentEncoder, folder: Path) -> None:
     else:
         backend.no_truncation()
     # sentence-transformers encodes prompt and text in one way, so control tokens of a prompt are kept at the price of those in texts.
-    split = contract.split_special_tokens and not has_control_token(backend, contract.prompt)
+    split = contract.split_special_tokens and not has_control_token(tokenizer, contract.prompt)
     tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = split
     tokenizer.save_pretrained(folder)
     if student.is_static and split:
-        _forget_control_tokens(folder / TOKENIZER)
-
-
-def _forget_control_tokens(path: Path) -> None:
-    """Make plain words of the control tokens, under their ids: StaticEmbedding reads this file alone, and it would find their names.
-
-    A static student has no use for them, and no text holds such a word: its characters are parted before words are looked up.
-    """
-    content = read_json(path)
-    added, words = content["added_tokens"], content["model"]["vocab"]
-    if isinstance(words, dict):
-        words.update({token["content"]: token["id"] for token in added if token["special"]})
-    content |= {"added_tokens": [token for token in added if not token["special"]], "post_processor": None}
-    write_json(path, content)
+        # StaticEmbedding reads this file alone, and it has no use for control tokens, whose names it would find in texts.
+        write_json(folder / TOKENIZER, words_only(read_json(folder / TOKENIZER)))
 
 
 def _append_end_token(tokenizer: Any) -> None:

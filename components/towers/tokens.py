@@ -7,9 +7,11 @@ a vocabulary, such as Gemma's line breaks and HTML tags, are words of it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -17,6 +19,9 @@ from components.towers.contract import EncodingContract
 
 if TYPE_CHECKING:
     import torch
+
+NO_CHARACTER = "\ufdd0"
+_PLAIN: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # made once for a tokenizer, and only if a text asks for it
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str], contract: EncodingContract) -> list[list[int]]:
@@ -47,42 +52,79 @@ def rows_of(tokenizer: Any, texts: Sequence[str], contract: EncodingContract, ad
         return [row[:length] for row in tokenizer(prompted, truncation=True, max_length=length, **options)["input_ids"]]
     backend.no_padding()
     backend.enable_truncation(length)
-    controlled = contract.split_special_tokens and has_control_token(backend, contract.prompt)
+    controlled = contract.split_special_tokens and has_control_token(tokenizer, contract.prompt)
     backend.encode_special_tokens = contract.split_special_tokens and not controlled
     # A tokenizer does not cut at all where its own tokens alone are more than the longest row.
     rows = [encoding.ids[:length] for encoding in backend.encode_batch_fast(prompted, add_special_tokens=add_special_tokens)]
-    if controlled:
-        for number in (n for n, text in enumerate(texts) if has_control_token(backend, text)):
-            rows[number] = _behind_control_tokens(backend, contract, texts[number], add_special_tokens)
+    if controlled or (contract.split_special_tokens and _is_unigram(backend)):
+        for number in (n for n, text in enumerate(texts) if has_control_token(tokenizer, text)):
+            rows[number] = _encoded_apart(tokenizer, contract, texts[number], add_special_tokens)
     return rows
 
 
-def has_control_token(backend: Any, text: str) -> bool:
-    """Whether the compiled tokenizer finds the name of a control token in `text`; it is left with names standing for tokens."""
+def has_control_token(tokenizer: Any, text: str) -> bool:
+    """Whether the compiled tokenizer takes a part of `text` for a control token if nobody stops it."""
+    backend = tokenizer.backend_tokenizer
+    if _is_unigram(backend):
+        return any(token.content in text for token in backend.get_added_tokens_decoder().values() if token.special)
     found = []
-    for split in (True, False):
+    for split in (True, False):  # Gemma has thousands of control tokens: two encodings are quicker than a look for each
         backend.encode_special_tokens = split
         found.append(backend.encode(text, add_special_tokens=False).ids)
     return bool(found[0] != found[1])
 
 
-def _behind_control_tokens(backend: Any, contract: EncodingContract, text: str, add_special_tokens: bool) -> list[int]:
-    """The row of a prompt that holds control tokens before a text that holds names of such: the two are encoded apart.
+def words_only(state: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of a compiled tokenizer that knows control tokens as plain words under their ids, which no text is made of.
+
+    The characters of such a word are parted before words are looked up; but a unigram model looks everywhere in a text, so there it gets
+    a name that no text holds.
+    """
+    names = {token["content"]: token["id"] for token in state["added_tokens"] if token["special"]}
+    words = state["model"]["vocab"]
+    if isinstance(words, dict):
+        words = {**words, **names}
+    else:
+        words = [[NO_CHARACTER + word if word in names else word, score] for word, score in words]
+    plain = [token for token in state["added_tokens"] if not token["special"]]
+    return {**state, "added_tokens": plain, "post_processor": None, "model": {**state["model"], "vocab": words}}
+
+
+def _is_unigram(backend: Any) -> bool:
+    """Whether the names of control tokens are found by the model itself, so that `encode_special_tokens` does not help."""
+    return type(backend.model).__name__ == "Unigram"
+
+
+def _encoded_apart(tokenizer: Any, contract: EncodingContract, text: str, add_special_tokens: bool) -> list[int]:
+    """The row of a text that holds names of control tokens, behind a prompt that may hold such tokens: the two are encoded apart.
 
     What stands behind the prompt's last control token goes with the text: a control token parts a text anyway, but not its words.
     """
+    backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.encode_special_tokens = False
     control = {number for number, token in backend.get_added_tokens_decoder().items() if token.special}
     prompt = backend.encode(contract.prompt, add_special_tokens=False)
-    border = max(end for token, (_, end) in zip(prompt.ids, prompt.offsets, strict=True) if token in control)
-    head = backend.encode(contract.prompt[:border], add_special_tokens=add_special_tokens)
-    backend.encode_special_tokens = True
-    rest = backend.encode(contract.prompt[border:] + text, add_special_tokens=False).ids
-    added = head.special_tokens_mask
-    closing = head.ids[len(added) - next((n for n, own in enumerate(reversed(added)) if not own), 0) :]
-    opened = [*head.ids[: len(head.ids) - len(closing)], *rest]
+    border = max((end for token, (_, end) in zip(prompt.ids, prompt.offsets, strict=True) if token in control), default=0)
+    head = backend.encode(contract.prompt[:border], add_special_tokens=False).ids
+    frame = backend.encode("a", add_special_tokens=add_special_tokens)
+    inside = [place for place, own in enumerate(frame.special_tokens_mask) if not own]
+    rest = _plain(tokenizer).encode(contract.prompt[border:] + text, add_special_tokens=False).ids
+    opened, closing = [*frame.ids[: inside[0]], *head, *rest], frame.ids[inside[-1] + 1 :]
     return [*opened[: max(0, contract.max_length - len(closing))], *closing][: contract.max_length]
+
+
+def _plain(tokenizer: Any) -> Any:
+    """A compiled tokenizer to which the names of control tokens are text."""
+    from tokenizers import Tokenizer
+
+    backend = tokenizer.backend_tokenizer
+    if not _is_unigram(backend):
+        backend.encode_special_tokens = True
+        return backend
+    if tokenizer not in _PLAIN:
+        _PLAIN[tokenizer] = Tokenizer.from_str(json.dumps(words_only(json.loads(backend.to_str()))))
+    return _PLAIN[tokenizer]
 
 
 def _stand_in(tokenizer: Any) -> list[int]:

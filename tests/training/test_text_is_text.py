@@ -40,6 +40,21 @@ def gemma(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
 
 
+def unigram() -> Any:
+    """A tokenizer as XLM-R's and T5's: its model finds control tokens among its own words, whatever it is told about special ones."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    control = [("<bos>", 0.0), ("<pad>", 0.0), ("<eos>", 0.0), ("<unk>", 0.0)]
+    letters = sorted({letter for text in (*NAMES, *queries(), "▁hatck") for letter in text if letter != " "})
+    words = [*control, *((letter, -8.0) for letter in letters), ("▁heart", -5.0), ("▁attack", -5.0), ("▁kidney", -5.0), ("▁stone", -5.0)]
+    tokenizer = Tokenizer(models.Unigram(words, unk_id=3, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A <eos>", special_tokens=[("<bos>", 0), ("<eos>", 2)])
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Tokenizers by name, as far as their packages are installed, the tiny one always."""
@@ -51,12 +66,13 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         found = {"tiny": AutoTokenizer.from_pretrained(tiny.location)}
         if find_spec(MINILM_PACKAGE):
             found["minilm"] = AutoTokenizer.from_pretrained(resolve_base("all-minilm-l6-v2").location)
+        found["unigram"] = unigram()
     if find_spec(GEMMA_PACKAGE) and find_spec("gguf"):
         found["gemma"] = gemma(tmp_path_factory.mktemp("gemma"))
     return found
 
 
-@pytest.fixture(params=["tiny", "minilm", "gemma"])
+@pytest.fixture(params=["tiny", "unigram", "minilm", "gemma"])
 def tokenizer(request: pytest.FixtureRequest, tokenizers: dict[str, Any]) -> Any:
     if request.param not in tokenizers:
         pytest.skip(f"the package with the tokenizer of {request.param} is not installed")
