@@ -73,15 +73,16 @@ def normalise_text(text: str | None) -> str:
     """`text` without case, punctuation, width variants, invisible letters and repeated spaces: wordings that differ only there are equal.
 
     Kept is what a reader would miss: letters with their marks (the vowels of Hindi, the tones of Thai, the points of Hebrew and Arabic),
-    numbers with sign, point and power, and signs such as < > = % & * / $ °. Unicode's NFKC and full case folding; the dot that folding
-    leaves over the Turkish capital İ goes with it.
+    numbers with sign, point and power, and signs such as < > = % & * / $ °; of a text that has neither letter nor number nothing is.
+    Unicode's NFKC and full case folding; the dot that folding leaves over the Turkish capital İ goes with it.
     """
     folded = (text or "").casefold()
     if not folded.isascii():
         plain = _UNSEEN.sub("", (text or "").translate(_DECORATION))
         plain = unicodedata.normalize("NFKC", _FRACTION.sub(" ", _POWER.sub("^", plain)))
         folded = unicodedata.normalize("NFKC", plain.casefold()).replace("i\u0307", "i").translate(_SAME_SIGN)
-    return " ".join(_MEANT.sub(lambda found: _KEPT[found[0]], folded).translate(_READ).split())
+    read = " ".join(_MEANT.sub(lambda found: _KEPT[found[0]], folded).translate(_READ).split())
+    return read if any(map(str.isalnum, read)) else ""
 
 
 def is_blank(text: str) -> bool:

@@ -72,7 +72,7 @@ def test_what_reads_the_same_is_the_same_text(texts: tuple[str, ...]) -> None:
     assert len({normalise_text(text) for text in texts}) == 1
 
 
-@pytest.mark.parametrize("text", ["", "?!", "...", " \u200b ", "\ufdd0", "\u0640", "\x00\x07"])
+@pytest.mark.parametrize("text", ["", "?!", "...", "$?", "< >", "🙂", " \u200b ", "\ufdd0", "\u0640", "\x00\x07"])
 def test_a_text_without_letters_or_signs_normalises_to_nothing(text: str) -> None:
     assert normalise_text(text) == "" == normalise_text(None)
 
