@@ -11,20 +11,13 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from components.artifacts import Scalar
+from components.visible import INVISIBLE
 
 DOCUMENT_COLUMNS = ("doc_id", "title", "text", "metadata")
 QUERY_COLUMNS = ("query_id", "text")
 JUDGEMENT_COLUMNS = ("query_id", "doc_id", "score", "split")
 
-# What nobody sees: Unicode's Default_Ignorable_Code_Point (soft hyphen, zero-width letters and joiners, Hangul fillers, variation
-# selectors, marks of direction, tags), the interlinear marks and the blank of Braille. As the inside of a character class.
-INVISIBLE = (
-    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0"
-    "\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
-)
-VISIBLE = rf"[^\s\x00-\x1f\x7f-\x9f{INVISIBLE}]"
 _UNSEEN = re.compile(f"[{INVISIBLE}\ufdd0-\ufdef\u0640]")  # and no characters, and the Arabic tatweel, which only makes a word longer
-_VISIBLE = re.compile(VISIBLE)
 # Before NFKC, which would make 10² the number 102, 1½ the number 11/2, and letters of a trade mark.
 _POWER = re.compile("(?<=\\d)(?=[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻])")
 _FRACTION = re.compile("(?<=\\d)(?=[¼-¾⅐-⅟↉])")
@@ -83,11 +76,6 @@ def normalise_text(text: str | None) -> str:
         folded = unicodedata.normalize("NFKC", plain.casefold()).replace("i\u0307", "i").translate(_SAME_SIGN)
     read = " ".join(_MEANT.sub(lambda found: _KEPT[found[0]], folded).translate(_READ).split())
     return read if any(map(str.isalnum, read)) else ""
-
-
-def is_blank(text: str) -> bool:
-    """Whether a reader sees nothing of `text`: it is empty, white space, or letters that have no form."""
-    return _VISIBLE.search(text) is None
 
 
 class _Reading(dict[int, str]):

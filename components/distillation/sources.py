@@ -18,6 +18,7 @@ from components.distillation.selection import DevSet, Search
 from components.distillation.teacher_targets import read_held_out, read_sources, read_teacher_targets
 from components.distillation.train import DistillationData
 from components.errors import DataError
+from components.visible import is_blank
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
@@ -38,7 +39,7 @@ class DocumentSide:
 def query_sources(dataset: Dataset, config: DistillationConfig, generated: Sequence[str] = ()) -> dict[str, list[str]]:
     """Texts for the alignment by source: train queries, unlabelled queries, titles, sentences (seeded samples), generated queries."""
     titles = dataset.documents["title"]
-    titles = titles[titles.str.strip() != ""].drop_duplicates()
+    titles = titles[[not is_blank(title) for title in titles.fillna("")]].drop_duplicates()
     if len(titles) > config.titles:
         titles = titles.sample(config.titles, random_state=config.seed)
     return {

@@ -7,13 +7,12 @@ import time
 from typing import Any
 
 from components.errors import DataError
+from components.visible import is_blank
 from flows.cli.output import retriever_name, show
 
 
 def search(options: argparse.Namespace) -> None:
     """Find documents for one query."""
-    from components.data.tables import is_blank
-
     if is_blank(options.query):
         raise DataError("The query is empty: it holds nothing that can be seen. Give a text to look for.")
     hits, answer_id = answered(retriever_name(options), options.release, options.query, options.k)
@@ -50,7 +49,6 @@ def render_hits(hits: list[dict[str, Any]]) -> str:
 def run(options: argparse.Namespace) -> None:
     """Answer a file of queries."""
     from components.data.jsonl import read_queries
-    from components.data.tables import is_blank
     from components.evaluation.trec import write_trec_run
     from components.serving.answers import log_answers, log_mode
     from components.serving.loader import open_release, own_documents

@@ -11,9 +11,10 @@ import pytest
 from components.data.config import DataConfig
 from components.data.contracts import contracts_folder
 from components.data.dataset import snapshot
-from components.data.tables import is_blank, normalise_text
+from components.data.tables import normalise_text
 from components.data.validation import load_report, validate
 from components.evaluation.slices import words_of
+from components.visible import is_blank, written
 from tests.data_world import Row, queries, write_folder, write_rows
 
 DIFFERENT = {
@@ -94,6 +95,8 @@ def test_letters_that_nobody_sees_are_blank(letter: str) -> None:
     assert is_blank(letter)
     assert is_blank(f" {letter}\n{letter}")
     assert not is_blank(f"{letter}a{letter}")
+    assert written(f"{letter} a{letter}b \n{letter}") == f"a{letter}b"
+    assert written(letter) == written(None) == ""
 
 
 def validated(folder: Path, rows: list[Row], data: Path) -> dict[str, int]:
