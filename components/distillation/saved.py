@@ -58,6 +58,7 @@ def _save_tokenizer(student: StudentEncoder, folder: Path) -> None:
     else:
         backend.no_truncation()
     # sentence-transformers encodes prompt and text in one way, so control tokens of a prompt are kept at the price of those in texts.
+    # With a unigram tokenizer (XLM-R's) it finds them in texts all the same; this project's own loaders do not.
     split = contract.split_special_tokens and not has_control_token(tokenizer, contract.prompt)
     tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = split
     tokenizer.save_pretrained(folder)

@@ -52,7 +52,7 @@ def rows_of(tokenizer: Any, texts: Sequence[str], contract: EncodingContract, ad
         return [row[:length] for row in tokenizer(prompted, truncation=True, max_length=length, **options)["input_ids"]]
     backend.no_padding()
     backend.enable_truncation(length)
-    controlled = contract.split_special_tokens and has_control_token(tokenizer, contract.prompt)
+    controlled = contract.split_special_tokens and contract.prompt != "" and has_control_token(tokenizer, contract.prompt)
     backend.encode_special_tokens = contract.split_special_tokens and not controlled
     # A tokenizer does not cut at all where its own tokens alone are more than the longest row.
     rows = [encoding.ids[:length] for encoding in backend.encode_batch_fast(prompted, add_special_tokens=add_special_tokens)]

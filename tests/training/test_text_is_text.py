@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -106,6 +107,17 @@ def test_all_other_texts_keep_their_tokens(tokenizer: Any) -> None:
         assert token_ids(tokenizer, PLAIN, after) == token_ids(tokenizer, PLAIN, before)
 
 
+def test_an_added_word_stays_one_token_and_an_added_control_token_is_text(tokenizers: dict[str, Any]) -> None:
+    for name in ("tiny", "unigram"):
+        own = copy.deepcopy(tokenizers[name])
+        own.add_tokens(["stent-graft"])
+        own.add_special_tokens({"additional_special_tokens": ["<|tool|>"]})
+        word, control = own.convert_tokens_to_ids(["stent-graft", "<|tool|>"])
+        (row,) = token_ids(own, ["a stent-graft of the <|tool|> heart"], contract(own, prompt=""))
+        assert row.count(word) == 1, name
+        assert control not in row, name
+
+
 def test_a_contract_from_before_still_reads_names_as_tokens(tokenizer: Any) -> None:
     before = contract(tokenizer, split_special_tokens=False, append_eos=False, prompt="")
     name = tokenizer.pad_token
@@ -135,8 +147,6 @@ def test_no_row_is_empty_or_longer_than_the_longest(tokenizer: Any, longest: int
 
 
 def test_a_tokenizer_that_adds_nothing_gives_an_empty_text_a_token_that_is_no_padding(tokenizers: dict[str, Any]) -> None:
-    import copy
-
     bare = copy.deepcopy(tokenizers["tiny"])
     bare.backend_tokenizer.post_processor = None
     rows = token_ids(bare, ["", "kidney"], contract(bare, prompt="", append_eos=False))
