@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.data.helper_columns import helper_column_name
 from components.data.rules import Check, Contract, Rule
-from components.data.tables import VISIBLE
+from components.visible import VISIBLE
 
 if TYPE_CHECKING:
     from great_expectations import ExpectationSuite

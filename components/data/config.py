@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from components.config import StepConfig
 
+IgnoreIdenticalIds = Literal["same_text", "always", "never"]
 OnRule = Literal["refuse", "drop"]
 
 
@@ -38,6 +39,11 @@ class DataConfig(StepConfig):
     mix: tuple[str, ...] = Field((), description="Further folders mixed in; their ids get the folder's name in front")
     max_documents: int | None = Field(None, ge=50, description="Keep at most this many documents, judged ones first")
     dev_share: float = Field(0.1, gt=0, lt=0.5, description="Share of train queries held out when the data has no dev judgements")
+    ignore_identical_ids: IgnoreIdenticalIds = Field(
+        "same_text",
+        description="The document of a query's own id is no answer to it: same_text (if it reads the same and is not judged relevant), "
+        "always (whatever it says, as BEIR does) or never",
+    )
     contracts: str = Field("", description="Folder of ODCS contracts; empty for the ones that come with the project")
     on_violation: ViolationConfig = Field(
         default_factory=ViolationConfig,

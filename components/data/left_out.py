@@ -15,9 +15,10 @@ import pandas as pd
 
 from components.artifacts import read_json, write_atomic, write_json
 from components.data.config import DataConfig
-from components.data.tables import LeftOut, RawTables, is_blank
+from components.data.tables import LeftOut, RawTables
 from components.data.values import on_one_line
 from components.errors import DataError
+from components.visible import is_blank
 
 SUMMARY_FILE, QUARANTINE_FILE = "left_out.json", "quarantine.jsonl"
 _SINGULAR = {"documents": "document", "queries": "query", "unlabelled": "unlabelled query", "judgements": "judgement"}

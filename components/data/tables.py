@@ -11,21 +11,27 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from components.artifacts import Scalar
+from components.visible import INVISIBLE
 
 DOCUMENT_COLUMNS = ("doc_id", "title", "text", "metadata")
 QUERY_COLUMNS = ("query_id", "text")
 JUDGEMENT_COLUMNS = ("query_id", "doc_id", "score", "split")
 
-# What nobody sees: Unicode's Default_Ignorable_Code_Point (soft hyphen, zero-width letters and joiners, Hangul fillers, variation
-# selectors, marks of direction, tags), the interlinear marks and the blank of Braille. As the inside of a character class.
-INVISIBLE = (
-    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0"
-    "\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+_UNSEEN = re.compile(f"[{INVISIBLE}\ufdd0-\ufdef\u0640]")  # and no characters, and the Arabic tatweel, which only makes a word longer
+# Before NFKC, which would make 10² the number 102, 1½ the number 11/2, and letters of a trade mark.
+_POWER = re.compile("(?<=\\d)(?=[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻])")
+_FRACTION = re.compile("(?<=\\d)(?=[¼-¾⅐-⅟↉])")
+_DECORATION = str.maketrans(dict.fromkeys("®©℗™℠\u00b4\u00a8\u00af\u00b8", " "))
+_ALIKE = {"\u2044": "/", "\u2215": "/", "\u066a": "%"}  # other slashes, the Arabic per cent
+_ALIKE |= dict.fromkeys("\u05be\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u2e3a\u2e3b", "-")  # dashes, the minus, the Hebrew maqaf
+_SAME_SIGN = str.maketrans(_ALIKE)
+# Punctuation that changes what is meant: in numbers and before them, before a name (.net, !ready), in != and between factors.
+_MEANT = re.compile(
+    "(?<=\\d)[.,:\u066b\u066c-](?=\\d)|(?<![\\w).-])-(?=\\.?\\d)|(?<![\\w.])[.](?=\\w)|(?<!\\w)!(?=[\\w(])|!(?= ?=)"
+    "|(?<=\\w)[*](?=\\w)|(?<=\\w )[*](?= \\w)"
 )
-VISIBLE = rf"[^\s\x00-\x1f\x7f-\x9f{INVISIBLE}]"
-_VISIBLE = re.compile(VISIBLE)
-# + and # stay: "C++" and "C#" ask for different things.
-_NO_WORD = re.compile(r"(?:[^\w+#]|_)+")
+_KEPT = {mark: chr(0xFDD0 + place) for place, mark in enumerate(".,:\u066b\u066c-!*")}  # stands for it: a code point that no text may hold
+_SIGNS = frozenset("%‰‱&@/\\§\u2032")  # beside all symbols, such as < = $ ° and €; the last is the prime of feet and minutes
 
 
 @dataclass(frozen=True)
@@ -76,13 +82,35 @@ def document_text(title: str | None, text: str | None) -> str:
 
 
 def normalise_text(text: str | None) -> str:
-    """`text` without case, punctuation (but + and #), width variants and repeated spaces: wordings that differ only there are equal."""
-    return _NO_WORD.sub(" ", unicodedata.normalize("NFKC", text or "").casefold()).strip()
+    """`text` without case, punctuation, width variants, invisible letters and repeated spaces: wordings that differ only there are equal.
+
+    Kept is what a reader would miss: letters with their marks (the vowels of Hindi, the tones of Thai, the points of Hebrew and Arabic),
+    numbers with sign, point and power, and signs such as < > = % & * / $ °; of a text that has neither letter nor number nothing is.
+    Unicode's NFKC and full case folding; the dot that folding leaves over the Turkish capital İ goes with it.
+    """
+    folded = (text or "").casefold()
+    if not folded.isascii():
+        plain = _UNSEEN.sub("", (text or "").translate(_DECORATION))
+        plain = unicodedata.normalize("NFKC", _FRACTION.sub(" ", _POWER.sub("^", plain)))
+        folded = unicodedata.normalize("NFKC", plain.casefold()).replace("i\u0307", "i").translate(_SAME_SIGN)
+    read = " ".join(_MEANT.sub(lambda found: _KEPT[found[0]], folded).translate(_READ).split())
+    return read if any(map(str.isalnum, read)) else ""
 
 
-def is_blank(text: str) -> bool:
-    """Whether a reader sees nothing of `text`: it is empty, white space, or letters that have no form."""
-    return _VISIBLE.search(text) is None
+class _Reading(dict[int, str]):
+    """What stands for each character in a normalised text, by code point; worked out when it is met for the first time."""
+
+    def __missing__(self, point: int) -> str:
+        letter, kind = chr(point), unicodedata.category(chr(point))
+        if kind[0] in "LNM" or letter in "+#":
+            read = letter
+        else:
+            read = f" {letter} " if letter in _SIGNS or (kind[0] == "S" and letter != "`") else " "
+        self[point] = read
+        return read
+
+
+_READ = _Reading({ord(kept): {"*": " * ", "!": " !"}.get(mark, mark) for mark, kept in _KEPT.items()})
 
 
 def content_hash(text: str) -> str:

@@ -129,7 +129,8 @@ class _Generator:
         import torch
         from transformers import StoppingCriteriaList
 
-        rows = self._tokenizer(list(prompts))["input_ids"]
+        # Documents and examples are texts: what looks like a control token in them is none.
+        rows = self._tokenizer(list(prompts), split_special_tokens=True)["input_ids"]
         # Some tokenizers close a text with the end token; a text that is to go on must not have one.
         open_ended = [row[:-1] if row[-1] == self._tokenizer.eos_token_id else row for row in rows]
         batch = self._tokenizer.pad({"input_ids": open_ended}, return_tensors="pt").to(self._device)

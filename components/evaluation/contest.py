@@ -30,7 +30,7 @@ from components.evaluation.comparison import (
 )
 from components.evaluation.latency import Answer, Timed, measure_speeds
 from components.evaluation.machine import describe_machine
-from components.evaluation.metrics import METRICS, Ranking, first_places, per_query_metrics
+from components.evaluation.metrics import METRICS, Ranking, per_query_metrics
 from components.evaluation.report import Comparison
 from components.evaluation.significance import mean_interval
 from components.evaluation.summarize import CONFIDENCE, JudgedSplit, compare_scores, scores_of
@@ -101,8 +101,7 @@ def hold_contest(contest: Contest, config: EvaluationConfig, parents: Mapping[st
 
 
 def _rankings(contender: Contender, judged: JudgedSplit, depth: int) -> dict[str, Ranking]:
-    found = contender.ranker.rank(judged.texts, depth)
-    return {query_id: first_places(ranking) for query_id, ranking in zip(judged.query_ids, found, strict=True)}
+    return judged.rankings(contender.ranker.rank(judged.texts, judged.asked(depth)), depth)
 
 
 def _answering(ranker: DenseRanker) -> Answer:

@@ -54,7 +54,8 @@ def _verdict(dossier: Dossier) -> str:
     champion = "This is a first release: there is no champion to compare with, a person has to decide."
     if dossier.champion is not None:
         champion = f"Champion: [release/{dossier.champion.version}]({_champion_page(dossier)})."
-    measured = f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents.{_left_out(dossier)}"
+    own = f" {summary.own_documents.words}" if summary.own_documents else ""
+    measured = f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents.{own}{_left_out(dossier)}"
     verdict = f"## Verdict: {_SIGNS[decision.verdict]}\n\n{release_words(dossier.manifest.release_type)}. {champion} {measured}"
     overridden = override_words(dossier)
     return f"{verdict}\n\n{RED} {as_text(_cut(overridden, _REASON))}" if overridden else verdict

@@ -36,6 +36,7 @@ from components.promotion.verification import check_version
 from components.promotion.waiting import waiting_for_promotion
 from components.tracking import labels, registry
 from components.tracking import records as record_store
+from components.visible import written
 
 if TYPE_CHECKING:
     from components.tracking.registry import VersionInfo
@@ -90,7 +91,7 @@ def rollback(name: str, person: str, reason: str, smoke: Smoke | None = None) ->
     A rollback that was killed after its record is finished, and no second one is made. Raises PromotionError, with nothing changed,
     when there is nothing to roll back to, a name or reason is missing, or the release to go back to does not verify.
     """
-    person, reason = person.strip(), reason.strip()
+    person, reason = written(person), written(reason)
     if not person or not reason:
         raise PromotionError("A rollback needs the name of a person and a reason; give them with --as NAME and --reason REASON.")
     sign = record_signer()

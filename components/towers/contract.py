@@ -23,7 +23,11 @@ ROLES: tuple[Role, Role] = ("query", "document")
 
 
 class EncodingContract(BaseModel):
-    """How one encoder turns a text into a vector."""
+    """How one encoder turns a text into a vector.
+
+    `split_special_tokens`: the name of a control token in a text is ordinary text (see `components.towers.tokens`). It is False for
+    encoders that were made before there was a choice, which keep encoding as they were trained.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     role: Role
@@ -41,6 +45,7 @@ class EncodingContract(BaseModel):
     similarity: Literal["cosine"] = "cosine"
     attention: Literal["causal", "bidirectional"] = "causal"
     form: Literal["transformer", "static"] = "transformer"
+    split_special_tokens: bool = True
 
 
 class TextEncoder(Protocol):
@@ -58,8 +63,10 @@ def space_id_of(document_contract: EncodingContract) -> str:
     """Identity of a vector space: the digest of its document encoder's contract, weights' digests included."""
     if document_contract.role != "document":
         raise ArtifactError(f"A space is named by its document encoder; this contract is for the role '{document_contract.role}'.")
-    # The commit says where the base came from; what it is stands in its digest, which another commit may share.
-    return digest_of(document_contract.model_dump(exclude={"base_revision"}))
+    # The commit says where the base came from; what it is stands in its digest, which another commit may share. Contracts of before had no
+    # field `split_special_tokens`; without it their spaces keep their names.
+    later = set() if document_contract.split_special_tokens else {"split_special_tokens"}
+    return digest_of(document_contract.model_dump(exclude={"base_revision", *later}))
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -99,6 +106,6 @@ def load_contract(folder: Path) -> tuple[EncodingContract, str]:
     """The contract and space_id of the encoder in `folder`; raises ArtifactError when unreadable."""
     raw = read_json(folder / CONTRACT_FILE)
     try:
-        return EncodingContract.model_validate(raw["contract"]), str(raw["space_id"])
+        return EncodingContract.model_validate({"split_special_tokens": False, **raw["contract"]}), str(raw["space_id"])
     except (ValidationError, KeyError, TypeError) as error:
         raise ArtifactError(f"{folder / CONTRACT_FILE} is not an encoding contract: {error}") from None

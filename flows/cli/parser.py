@@ -109,6 +109,12 @@ def _add_use(commands: Any) -> None:
     run.add_argument("--queries", type=Path, required=True, metavar="FILE", help="queries as JSON lines (_id, text), gz accepted")
     run.add_argument("--output", type=Path, required=True, metavar="FILE", help="TREC run file to write")
     run.add_argument("-k", type=_positive, default=100, help="documents per query (default 100)")
+    run.add_argument(
+        "--identical-ids",
+        choices=("same_text", "always", "never"),
+        help="leave out the document that has the query's id: if it reads the same, always (as BEIR does), or never (default: as the "
+        "release was evaluated)",
+    )
     _release_option(run)
     export = _command(commands, "export", "export:export", "write a release's vectors and metadata as Parquet shards, or into Qdrant")
     export.add_argument("--to", type=Path, metavar="FOLDER", help="new or empty folder for the Parquet shards")

@@ -90,7 +90,7 @@ def test_form_of_the_settings_describes_and_bounds_every_field_and_fills_none_in
     assert [field for field, found in fields.items() if found.get("type") == "boolean"] == []
     assert fields["policy.beat_bm25"]["enum"] == [True, False]
     assert fields["index.layout"]["enum"] == ["merged", "shards"]
-    assert list(schema_of(refresh_query_tower)["properties"]["settings"]["properties"]) == ["distillation", "evaluation", "policy"]
+    assert list(schema_of(refresh_query_tower)["properties"]["settings"]["properties"]) == ["data", "distillation", "evaluation", "policy"]
     assert set(schema_of(refresh_index)["properties"]["settings"]["properties"]["index"]["properties"]) == {
         path.partition(".")[2] for path in INDEX_CHANGEABLE if path.startswith("index.")
     }
