@@ -66,7 +66,6 @@ def activate() -> None:
         # The server inside the process takes 6 s to start, but a loaded machine has made it miss the default of 20 s.
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
         "GX_ANALYTICS_ENABLED": "false",
-        "HF_HOME": str(root / "cache" / "huggingface"),
         "IR_DATASETS_HOME": str(root / "cache" / "ir_datasets"),
         "IR_MEASURES_HOME": str(root / "cache" / "ir_measures"),
         "MPLCONFIGDIR": str(root / "cache" / "matplotlib"),

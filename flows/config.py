@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
@@ -23,6 +23,7 @@ from components.towers.config import TowerConfig
 from flows.config_errors import did_you_mean, explain
 
 PRESETS = Path(__file__).parent / "presets"
+COMMAND_LINE = "command line"
 
 
 class RetrainConfig(StepConfig):
@@ -50,6 +51,13 @@ class RetrainConfig(StepConfig):
 Settings = TypeVar("Settings", bound=RetrainConfig)
 
 
+class Layer(NamedTuple):
+    """Settings that one place gives (a preset, a file, the command line), nested like the YAML."""
+
+    source: str
+    values: Mapping[str, Any]
+
+
 def preset_names() -> list[str]:
     """Names of the presets that come with the project, in alphabetical order."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
@@ -62,7 +70,7 @@ def load_config(preset: str | None = None, file: Path | None = None, overrides: 
 
 def amend_config(recorded: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> RetrainConfig:
     """A configuration that was recorded in `source`, with `overrides` (as for `load_settings`) laid over it; raises ConfigError."""
-    return _checked(RetrainConfig, _merged(recorded, nested(overrides)), [source, "command line"])
+    return _checked(RetrainConfig, _merged(recorded, nested(overrides)), [source, COMMAND_LINE])
 
 
 def load_settings(
@@ -73,15 +81,27 @@ def load_settings(
     `overrides` are nested like the YAML, or have dotted keys (`towers.steps`), or both.
     Raises ConfigError that names each wrong field, what was given and what is allowed.
     """
-    values: dict[str, Any] = {}
-    sources = []
+    return settle(model, layers_of(preset, file, overrides))
+
+
+def layers_of(preset: str | None = None, file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> list[Layer]:
+    """What `load_settings` lays over the defaults, the one that wins last; raises ConfigError for what cannot be read."""
+    layers = []
     if preset is not None:
-        values, sources = read_yaml(_preset_path(preset)), [f"preset {preset}"]
+        layers.append(Layer(f"preset {preset}", read_yaml(_preset_path(preset))))
     if file is not None:
-        values, sources = _merged(values, read_yaml(file)), [*sources, str(file)]
+        layers.append(Layer(str(file), read_yaml(file)))
     if overrides:
-        values, sources = _merged(values, nested(overrides)), [*sources, "command line"]
-    return _checked(model, values, sources)
+        layers.append(Layer(COMMAND_LINE, nested(overrides)))
+    return layers
+
+
+def settle(model: type[Settings], layers: Sequence[Layer]) -> Settings:
+    """The configuration `model` with `layers` over its defaults; raises ConfigError as `load_settings` does."""
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values = _merged(values, layer.values)
+    return _checked(model, values, [layer.source for layer in layers])
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

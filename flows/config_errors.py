@@ -36,6 +36,8 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 
 def allowed(schema: dict[str, Any]) -> str:
     """The values that a field's JSON schema allows, in words."""
+    if isinstance(schema.get("additionalProperties"), dict):
+        return f"names, each with {allowed(schema['additionalProperties'])}"
     if "$ref" in schema or schema.get("type") == "object":
         return "a section with its own fields"
     if "anyOf" in schema:
@@ -121,6 +123,8 @@ def _bounds(schema: dict[str, Any]) -> str:
 
 def _items(schema: dict[str, Any]) -> str:
     items = schema.get("items", {})
+    if "$ref" in items or items.get("type") == "object":
+        return " of sections"
     return f" of {allowed(items).removeprefix('a ')}s" if "type" in items else ""
 
 

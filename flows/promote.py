@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
+
+from flows.parameters import Name
 
 
 @task(name="promote_newest_approved", cache_policy=NO_CACHE, persist_result=False)
@@ -20,14 +23,25 @@ def promote_newest_approved(name: str, without_champion: str | None = None) -> d
 
 
 @flow(name="promote", persist_result=False, validate_parameters=True)
-def promote(name: str = "retriever", without_champion: str | None = None) -> dict[str, Any]:
-    """Promote the newest approved release of the retriever `name`; returns what was done, with a message.
+def promote(name: Name = "retriever", retry: bool = True, without_champion: str | None = None) -> dict[str, Any]:
+    """Promote the newest approved release of a retriever; returns what was done, with a message.
 
-    `without_champion`: the reason to do so although the champion was deleted or damaged, and nothing can be compared with it.
+    Args:
+        name: Name of the retriever
+        retry: Examine an approval that was refused before although nothing changed since; schedules do not
+        without_champion: Reason to promote although the champion was deleted or damaged, so that nothing is compared with it
     """
-    from components import settings
+    from components.promotion.waiting import refusal_remembered, refused_before
+    from components.settings import activate
 
-    settings.activate()
-    done = promote_newest_approved(name, without_champion)
+    activate()
+    if not retry and (reason := refused_before(name)) is not None:
+        message = f"Refused as before, nothing changed since: {reason}"
+        print(message, flush=True)
+        # The run's page shows name and message of the state that a flow returns, and the caller gets its data.
+        refused: Any = Completed(name="Refused before", message=message, data={"status": "refused", "message": message, "warnings": ()})
+        return cast("dict[str, Any]", refused)
+    with refusal_remembered(name):
+        done = promote_newest_approved(name, without_champion)
     print(done["message"], flush=True)
     return done

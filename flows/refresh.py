@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from components.config import StepConfig
+from components.config import RETRIEVER_NAME, StepConfig
 from components.errors import ConfigError
-from flows.config import RetrainConfig, amend_config, nested
+from flows.config import RetrainConfig, amend_config, load_config, nested
 
 if TYPE_CHECKING:
     from components.artifacts import Artifact, DatasetArtifact
@@ -22,10 +22,25 @@ if TYPE_CHECKING:
 class RefreshConfig(StepConfig):
     """Which release is refreshed, from which data, with which settings in the place of the release's own."""
 
-    name: str = Field("retriever", pattern=r"^[a-z0-9][a-z0-9-]{0,59}$", description="Name of the retriever")
+    name: str = Field("retriever", pattern=RETRIEVER_NAME, description="Name of the retriever")
     release: str = Field("champion", min_length=1, description="Release to start from: champion, previous, candidate/N or release/N")
     data: str = Field("", description="Data folder; empty: the one that the release was built from")
+    preset: str | None = Field(
+        None, description="Preset that what the refresh may change is taken from, gates apart; none: the release's own settings"
+    )
     settings: dict[str, Any] = Field(default_factory=dict, description="Settings changed for this refresh, such as distillation.epochs: 4")
+
+
+def requested_refresh(request: RefreshConfig | None, **given: Any) -> RefreshConfig:
+    """The parameters of a refresh as one: those of the form (`given`, fields of RefreshConfig), or `request`, which holds them all.
+
+    Raises ConfigError when both say something.
+    """
+    flat = RefreshConfig(**given)
+    if request is not None and flat != RefreshConfig():
+        stated = ", ".join(field for field in RefreshConfig.model_fields if getattr(flat, field) != getattr(RefreshConfig(), field))
+        raise ConfigError(f"Both request and {stated} are given. Put all into the single parameters, and leave request out.")
+    return request or flat
 
 
 def open_base(request: RefreshConfig, changeable: Sequence[str]) -> tuple[PinnedRelease, RetrainConfig]:
@@ -44,14 +59,33 @@ def open_base(request: RefreshConfig, changeable: Sequence[str]) -> tuple[Pinned
 
 
 def configured(request: RefreshConfig, manifest: ReleaseManifest, changeable: Sequence[str]) -> RetrainConfig:
-    """The release's own configuration with the request's data and settings laid over it.
+    """The release's own configuration with the request's preset, settings and data laid over it.
 
     `changeable` are sections or `section.field` that the refresh may change; raises ConfigError for any other, and for wrong values.
     """
     given = nested(request.settings)
     _require_changeable(given, changeable)
+    base, source = (manifest.config, "the release") if request.preset is None else _with_preset(manifest, request.preset, changeable)
     data = {"data.source": request.data} if request.data else {}
-    return amend_config(manifest.config, {**request.settings, **data}, "the release")
+    settings = {**request.settings, **data}
+    if "student" in given.get("distillation", {}) and "revision" not in given["distillation"]:
+        settings["distillation.revision"] = None  # the recorded commit is one of the former student
+    return amend_config(base, settings, source)
+
+
+def _with_preset(manifest: ReleaseManifest, preset: str, changeable: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """The release's configuration with whole sections and fields of a preset in the place of its own, where a refresh may change them.
+
+    The gates stay: a policy belongs to the installation, and changes only where somebody names it.
+    """
+    values = {section: dict(fields) if isinstance(fields, Mapping) else fields for section, fields in manifest.config.items()}
+    taken = load_config(preset).model_dump(mode="json")
+    for section, _, field in (path.partition(".") for path in changeable if path != "policy"):
+        if field:
+            values[section][field] = taken[section][field]
+        else:
+            values[section] = taken[section]
+    return values, f"the release, preset {preset}"
 
 
 def checked_data(config: RetrainConfig, recorder: Recorder) -> tuple[DatasetArtifact, Artifact]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
 
@@ -18,14 +18,17 @@ from components.promotion.pinned import PinnedRelease
 from components.promotion.standing import candidate_model
 from components.tracking.registry import find_version
 from flows.config import RetrainConfig
+from flows.parameters import NO_SETTINGS, Name, Preset, ReleaseRef, SettingsForm
 from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
-from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base
+from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base, requested_refresh
 from flows.registration import register_candidate
 from flows.release_steps import encoding_key, evaluation_step, typed
 from flows.steps import Step
 
 CHANGEABLE = (
+    "data.on_violation",
+    "data.max_dropped_share",
     "encoding",
     "evaluation",
     "policy",
@@ -34,20 +37,37 @@ CHANGEABLE = (
     "index.max_distance",
     "index.max_recall_loss",
 )
+Settings = Annotated[dict[str, Any], SettingsForm(CHANGEABLE)]
 
 
 @flow(name="refresh-index", persist_result=False, validate_parameters=True)
-def refresh_index(request: RefreshConfig) -> dict[str, Any]:
-    """Bring a release's index up to date with the documents in `request.data` and register the candidate.
+def refresh_index(
+    name: Name = "retriever",
+    release: ReleaseRef = "champion",
+    data: str = "",
+    preset: Preset | None = None,
+    settings: Settings = NO_SETTINGS,
+    request: RefreshConfig | None = None,
+) -> dict[str, Any]:
+    """Bring a release's index up to date with the documents in `data` and register the candidate.
 
     Returns what `retrain` returns, with `changes` (added, changed, removed, unchanged), `encoded` (documents), `seconds` and `guard`.
     When no document changed nothing is encoded, and the candidate is the one that the release is.
-    """
-    from components import settings
 
-    settings.activate()
+    Args:
+        name: Name of the retriever
+        release: Release to start from: champion, previous, candidate/N or release/N
+        data: Data folder; empty: the one that the release was built from
+        preset: Preset that what this refresh may change is taken from, gates apart; none: the release's own settings
+        settings: Settings over the release's, as sections or by dotted names
+        request: All of these in one, instead of the others
+    """
+    from components.settings import activate
+
+    chosen = requested_refresh(request, name=name, release=release, data=data, preset=preset, settings=settings)
+    activate()
     started = time.monotonic()
-    base, config = open_base(request, CHANGEABLE)
+    base, config = open_base(chosen, CHANGEABLE)
     with recorded_flow(config.name, "refresh-index", config.model_dump(mode="json")) as recorder:
         recorder.adopt(base.ancestry(), base.flows())
         dataset, validation = checked_data(config, recorder)

@@ -6,7 +6,7 @@ snapshot -> validate -> generate -> teacher queries -> distil and refine against
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
 
@@ -16,28 +16,47 @@ from components.index.changes import changes_since, read_documents
 from components.promotion.pinned import PinnedRelease
 from components.promotion.release import EVALUATION_FOLDER
 from flows.config import RetrainConfig, amend_config
+from flows.parameters import NO_SETTINGS, Name, Preset, ReleaseRef, SettingsForm
 from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
-from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base
+from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base, requested_refresh
 from flows.registration import register_candidate
-from flows.release_steps import evaluation_step, generation_step, student_step, targets_step, typed
+from flows.release_steps import at_commits, evaluation_step, generation_step, student_step, targets_step, typed
 from flows.steps import Step
 
-UNTRAINED = ("student", "form", "layers", "query_prompt")  # settings that the student's encoder before training depends on
-CHANGEABLE = ("distillation", "evaluation", "policy")
+UNTRAINED = ("student", "revision", "form", "layers", "query_prompt")  # settings that the student's encoder before training depends on
+CHANGEABLE = ("data.on_violation", "data.max_dropped_share", "distillation", "evaluation", "policy")
+Settings = Annotated[dict[str, Any], SettingsForm(CHANGEABLE)]
 
 
 @flow(name="refresh-query-tower", persist_result=False, validate_parameters=True)
-def refresh_query_tower(request: RefreshConfig) -> dict[str, Any]:
+def refresh_query_tower(
+    name: Name = "retriever",
+    release: ReleaseRef = "champion",
+    data: str = "",
+    preset: Preset | None = None,
+    settings: Settings = NO_SETTINGS,
+    request: RefreshConfig | None = None,
+) -> dict[str, Any]:
     """Teach a new student the query tower of a release and register the candidate; index version and digest stay.
 
     Returns what `retrain` returns, with the release it started from and the seconds. The documents have to be those of the index.
-    """
-    from components import settings
 
-    settings.activate()
+    Args:
+        name: Name of the retriever
+        release: Release to start from: champion, previous, candidate/N or release/N
+        data: Data folder; empty: the one that the release was built from
+        preset: Preset that what this refresh may change is taken from, gates apart; none: the release's own settings
+        settings: Settings over the release's, as sections or by dotted names
+        request: All of these in one, instead of the others
+    """
+    from components.settings import activate
+
+    chosen = requested_refresh(request, name=name, release=release, data=data, preset=preset, settings=settings)
+    activate()
     started = time.monotonic()
-    base, config = open_base(request, CHANGEABLE)
+    base, config = open_base(chosen, CHANGEABLE)
+    config = at_commits(config)
     with recorded_flow(config.name, "refresh-query-tower", config.model_dump(mode="json")) as recorder:
         recorder.adopt(base.ancestry(), base.flows())
         dataset, validation = checked_data(config, recorder)

@@ -146,7 +146,9 @@ def _manifest(
     from components.serving.smoke import record_smoke
 
     retriever = open_candidate(config, parts)
-    queries = load_dataset(parts.dataset.path).judged_queries(config.evaluation.split)["text"].tolist()
+    dataset, split = load_dataset(parts.dataset.path), config.evaluation.split
+    queries, left_out = dataset.judged_queries(split), dataset.own_documents(split).left_out
+    own = [query if query in left_out else None for query in queries["query_id"]]
     return ReleaseManifest(
         name=config.name,
         release_type=parts.release_type,
@@ -156,7 +158,7 @@ def _manifest(
         evaluation=evaluation_pin(load_evaluation(parts.evaluation.path).summary, parts.evaluation.digest),
         decision=decided.decision,
         baseline_version=decided.baseline.version if decided.baseline else None,
-        smoke=record_smoke(retriever, queries),
+        smoke=record_smoke(retriever, queries["text"].tolist(), own),
         provenance=recorder.origin,
         config=config.model_dump(mode="json"),
         lineage=tuple(recorder.lineage),

@@ -6,21 +6,46 @@ The heavy imports stand inside the functions: a flow that finds every step finis
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, EvalReport, VectorShards
 from components.index.config import EncodingConfig
 from flows.config import RetrainConfig
 from flows.steps import Step
 
+Config = TypeVar("Config", bound=RetrainConfig)
+
+
+def at_commits(config: Config) -> Config:
+    """The configuration with every model of a hub pinned to the commit that its name stands for now.
+
+    It is recorded so, and the steps' keys hold the commits: a model that moved on the hub is trained on anew, never taken for the old one.
+    Raises ModelError for a model that is not there.
+    """
+    from components.towers.base_models import pinned_revision
+
+    towers, student = config.towers, config.distillation
+    towers = towers.model_copy(update={"revision": pinned_revision(towers.base_model, towers.revision)})
+    named = {"revision": student.student, "generator_revision": student.generator if student.generated else ""}
+    found = {
+        field: pinned_revision(name, getattr(student, field)) if name not in ("", "teacher") else None for field, name in named.items()
+    }
+    return config.model_copy(update={"towers": towers, "distillation": student.model_copy(update=found)})
+
 
 def snapshot_step(config: RetrainConfig) -> Step:
-    """Read the source and keep it as tables; the key holds the digest of the source's files."""
-    from components.data.dataset import snapshot
-    from components.data.sources import source_digest
+    """Read the source and keep it as tables; the key holds the digest of the source's files.
 
-    settings = {**config.data.model_dump(), "source_digest": source_digest(config.data)}
-    return Step("snapshot_data", ("data",), lambda folder: snapshot(config.data, folder), config=settings)
+    What was not read of the folder is said every time: it is no part of the data, so a change of it makes nothing anew.
+    """
+    from components.data.dataset import snapshot
+    from components.data.sources import remarks_on, source_digest
+
+    for remark in remarks_on(config.data):
+        print(f"[snapshot_data] {remark}", flush=True)
+    digest = source_digest(config.data)
+    settings = {**config.data.model_dump(), "source_digest": digest}
+    return Step("snapshot_data", ("data",), lambda folder: snapshot(config.data, folder, digest), config=settings)
 
 
 def validation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
@@ -43,7 +68,14 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
 
         return train_towers(training_pairs(load_dataset(dataset.path)), config.towers, {"dataset": dataset.digest}, folder)
 
-    return Step("train_towers", ("towers",), make, {"dataset": dataset}, config.towers.model_dump())
+    settings = {**config.towers.model_dump(), **_folders(config.towers.base_model)}
+    return Step("train_towers", ("towers",), make, {"dataset": dataset}, settings)
+
+
+def _folders(*models: str) -> dict[str, str]:
+    from components.towers.base_models import folder_identity
+
+    return {key: value for name in models for key, value in folder_identity(name).items()}
 
 
 def vectors_step(config: RetrainConfig, dataset: DatasetArtifact, document_tower: EncoderArtifact) -> Step:
@@ -96,7 +128,8 @@ def needs_queries(config: RetrainConfig, vectors: VectorShards) -> bool:
 
 def generation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
     """Let a decoder write queries for documents. It needs no tower, so towers that are trained again find it finished."""
-    settings = {key: getattr(config.distillation, key) for key in ("generated", "generator", "precision", "seed")}
+    keys = {key: getattr(config.distillation, key) for key in ("generated", "generator", "generator_revision", "precision", "seed")}
+    settings = {**keys, **_folders(config.distillation.generator)}
 
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
@@ -153,7 +186,13 @@ def student_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
         data = distillation_data(dataset, targets, documents, config.distillation, tower)
         return train_student(data, config.distillation, {role: a.digest for role, a in inputs.items()}, folder)
 
-    return Step("distil_query_tower", ("distillation", "towers"), make, inputs, config.distillation.model_dump())
+    return Step(
+        "distil_query_tower",
+        ("distillation", "towers"),
+        make,
+        inputs,
+        {**config.distillation.model_dump(), **_folders(config.distillation.student)},
+    )
 
 
 def evaluation_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
@@ -164,8 +203,8 @@ def evaluation_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
 
         return evaluate_release(inputs, config.distillation, config.evaluation, folder)
 
-    untrained = {key: getattr(config.distillation, key) for key in ("student", "form", "layers")}
-    settings = {**config.evaluation.model_dump(), **untrained}
+    untrained = {key: getattr(config.distillation, key) for key in ("student", "revision", "form", "layers")}
+    settings = {**config.evaluation.model_dump(), **untrained, **_folders(config.distillation.student)}
     return Step("evaluate", ("evaluation", "index", "distillation", "towers"), make, inputs, settings)
 
 

@@ -146,7 +146,7 @@ def _build(config: RetrainConfig, base: PinnedRelease, home: Path) -> Rebuilt:
     from flows.retrain import retrain
 
     with _other_home(home):
-        made = Path(retrain(config)["folder"])
+        made = Path(retrain(config=config)["folder"])
     equal, first = compare_lineage(base.manifest.lineage, load_release(made).lineage)
     return Rebuilt(equal, first, compare_evaluations(base.artifact.path / EVALUATION_FOLDER, made / EVALUATION_FOLDER))
 

@@ -7,16 +7,18 @@ snapshot -> validate -> train towers -> encode corpus -> build index
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
 from flows.config import RetrainConfig
+from flows.parameters import NO_SETTINGS, NameOrEmpty, Preset, SettingsForm, requested_config
 from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
 from flows.registration import register_candidate
 from flows.release_steps import (
+    at_commits,
     evaluation_step,
     generation_step,
     index_step,
@@ -30,21 +32,39 @@ from flows.release_steps import (
     vectors_step,
 )
 
+Settings = Annotated[dict[str, Any], SettingsForm()]
+
 
 @flow(name="retrain", persist_result=False, validate_parameters=True)
-def retrain(config: RetrainConfig) -> dict[str, Any]:
+def retrain(
+    preset: Preset | None = None,
+    data: str = "",
+    name: NameOrEmpty = "",
+    settings: Settings = NO_SETTINGS,
+    config: RetrainConfig | None = None,
+) -> dict[str, Any]:
     """Build a candidate and register it; finished steps are taken from the cache, a killed one continues.
 
     Returns what a person or program needs next: candidate, verdict, gates, whether all came from the cache, MLflow run.
+    Raises ConfigError for parameters that do not fit (see `requested_config`).
+
+    Args:
+        preset: Settings to start from; none: the defaults of all fields
+        data: Data folder, or icd10cm for the built-in set; empty: the preset's
+        name: Name of the retriever, small letters, digits and hyphens; empty: the preset's
+        settings: Settings over the preset, as sections or by dotted names such as towers.steps
+        config: A whole configuration, instead of a preset
     """
-    from components import settings
+    from components.settings import activate
     from components.tracking.registry import require_prepared
 
-    settings.activate()
-    require_prepared(config.name)
-    with recorded_flow(config.name, "retrain", config.model_dump(mode="json")) as recorder:
-        parts = build_parts(config, recorder)
-        return register_candidate(config, recorder, parts)
+    chosen = requested_config(preset, data, name, settings, config)
+    activate()
+    require_prepared(chosen.name)
+    chosen = at_commits(chosen)
+    with recorded_flow(chosen.name, "retrain", chosen.model_dump(mode="json")) as recorder:
+        parts = build_parts(chosen, recorder)
+        return register_candidate(chosen, recorder, parts)
 
 
 def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
@@ -90,7 +110,9 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     require_judged(data, (config.evaluation.split, *config.evaluation.extra_splits))
     check_sources(data, config.distillation)
     check_before_towers(config.distillation, config.towers)
-    key = usable_key(config.index, len(data.documents), config.towers.dimension or shape_of(config.towers.base_model).width)
+    key = usable_key(
+        config.index, len(data.documents), config.towers.dimension or shape_of(config.towers.base_model, config.towers.revision).width
+    )
     require_attainable(config.policy, config.index, key)
     runner_of(config.encoding)
 

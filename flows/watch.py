@@ -7,14 +7,12 @@ state that matters: killed at any point, it is started again.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from components.errors import ArtifactError, PromotionError, ScalingNoteError
+from components.errors import ScalingNoteError
 
-AGAIN_SECONDS = 600.0  # a refusal that nothing in the registry explains, such as a file that somebody restored, is tried again so often
 Tell = Callable[[dict[str, Any]], None]
 
 
@@ -27,8 +25,6 @@ class Watch:
     tell: Tell
     wake: threading.Event = field(default_factory=threading.Event)
     stop: threading.Event = field(default_factory=threading.Event)
-    _seen: str | None = None
-    _tried: float = 0.0
     _said: str | None = None
 
     def run(self) -> None:
@@ -42,23 +38,16 @@ class Watch:
             self.wake.wait(self.seconds)
 
     def look(self) -> None:
-        """Promote when something waits that was not tried in this state before."""
-        from components.promotion.waiting import pending
-        from flows.promote import promote
+        """Promote when something waits that was not refused in this state before (see `refused_before`)."""
+        from components.promotion.waiting import pending, refused_before
 
-        state = pending(self.name)
-        if state is None:
-            self._seen = self._said = None
+        if pending(self.name) is None:
+            self._said = None
             return
-        if state == self._seen and time.monotonic() - self._tried < AGAIN_SECONDS:
-            return
-        self._seen, self._tried = state, time.monotonic()
-        try:
+        if refused_before(self.name) is None:
+            from flows.promote import promote  # with Prefect, which a process that only looks does without
+
             self.tell(promote(self.name))
-        except ScalingNoteError as error:
-            if not isinstance(error, PromotionError | ArtifactError):
-                self._seen = None  # a server that does not answer, not a verdict: try again at the next look
-            raise
 
     def _tell_once(self, message: str) -> None:
         if message != self._said:

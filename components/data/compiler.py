@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any
 
 from components.data.helper_columns import helper_column_name
 from components.data.rules import Check, Contract, Rule
+from components.visible import VISIBLE
 
 if TYPE_CHECKING:
     from great_expectations import ExpectationSuite
@@ -18,12 +19,12 @@ _PHYSICAL_TYPES = {"string": ["str"], "integer": ["int64"], "number": ["int64", 
 _SEVERITIES = {"error": "critical", "warning": "warning"}
 
 
-def compile_suite(contract: Contract, table: str) -> ExpectationSuite:
-    """The suite of one table, one expectation for each rule, in the contract's order."""
+def compile_suite(contract: Contract, table: str, without: Container[str] = ()) -> ExpectationSuite:
+    """The suite of one table, one expectation for each rule but those named in `without`, in the contract's order."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx
 
-    rules = [rule for rule in contract.rules if rule.table == table]
+    rules = [rule for rule in contract.rules if rule.table == table and rule.name not in without]
     return gx.ExpectationSuite(name=f"{contract.name}-{contract.version}-{table}", expectations=[_expectation(rule) for rule in rules])
 
 
@@ -58,7 +59,7 @@ _COMPILERS: dict[Check, Callable[[Rule], tuple[str, dict[str, Any]]]] = {
     "pattern": lambda rule: ("ExpectColumnValuesToMatchRegex", {**_column(rule), "regex": rule.parameters["pattern"]}),
     "range": lambda rule: ("ExpectColumnValuesToBeBetween", {**_column(rule), **_bounds(rule)}),
     "allowed_values": lambda rule: ("ExpectColumnValuesToBeInSet", {**_column(rule), "value_set": list(rule.parameters["values"])}),
-    "not_blank": lambda rule: ("ExpectColumnValuesToMatchRegex", {**_column(rule), "regex": r"\S"}),
+    "not_blank": lambda rule: ("ExpectColumnValuesToMatchRegex", {**_column(rule), "regex": VISIBLE}),
     "row_count": lambda rule: ("ExpectTableRowCountToBeBetween", _bounds(rule)),
     "references": lambda rule: ("ExpectColumnValuesToBeNull", _helper(rule)),
     "no_leakage": lambda rule: ("ExpectColumnValuesToBeNull", _helper(rule)),

@@ -23,6 +23,8 @@ CUSTOM_RULES: dict[Check, tuple[frozenset[str], frozenset[str]]] = {
     "judged_queries": (frozenset({"split", "min"}), frozenset({"split", "min"})),
 }
 MATCHES = ("exact", "normalised")
+# An escaped character, a set of characters, or the end: $ means itself in the first two.
+_TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\$", re.DOTALL)
 _COLUMN_RULES = ("not_blank", "length")
 _TABLES_OF = {"no_leakage": ("queries", "unlabelled"), "judged_queries": ("judgements",)}
 _LOWER = {"mustBeGreaterOrEqualTo": 0, "mustBeGreaterThan": 1}
@@ -78,6 +80,8 @@ def _custom(quality: DataQuality, place: Place) -> tuple[Check, dict[str, Any]]:
         raise ConfigError(f"{place}: unknown rule '{implementation.get('rule')}'. Allowed: {', '.join(CUSTOM_RULES)}.")
     _check_parameters(check, parameters, place)
     _check_place(check, place)
+    if check == "no_leakage":
+        _check_side(parameters, place)
     return check, parameters
 
 
@@ -91,7 +95,14 @@ def _check_parameters(check: Check, parameters: Mapping[str, Any], place: Place)
         raise ConfigError(f"{place}: the rule length needs min, max or both.")
     if check == "no_leakage" and parameters["match"] not in MATCHES:
         raise ConfigError(f"{place}: the rule no_leakage has no match '{parameters['match']}'. Allowed: {', '.join(MATCHES)}.")
-    check_numbers({name: value for name, value in parameters.items() if name in ("min", "max")}, place)
+    check_counts({name: value for name, value in parameters.items() if name in ("min", "max")}, place)
+
+
+def check_counts(parameters: Mapping[str, Any], place: Place) -> None:
+    """Raises ConfigError for a bound that no number of rows, queries or characters can be held against."""
+    check_numbers(parameters, place)
+    if below := next((name for name, value in parameters.items() if value < 0), None):
+        raise ConfigError(f"{place}: the bound {below} counts something and cannot be below 0; found {parameters[below]}.")
 
 
 def check_numbers(parameters: Mapping[str, Any], place: Place) -> None:
@@ -99,7 +110,7 @@ def check_numbers(parameters: Mapping[str, Any], place: Place) -> None:
     for name, value in parameters.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise ConfigError(f"{place}: the bound {name} must be a whole number; found '{value}'.")
-    if parameters.get("min", 0) > parameters.get("max", float("inf")):
+    if parameters.get("min", float("-inf")) > parameters.get("max", float("inf")):
         raise ConfigError(f"{place}: the smallest allowed value {parameters['min']} is above the largest, {parameters['max']}.")
 
 
@@ -109,6 +120,15 @@ def _check_place(check: Check, place: Place) -> None:
     tables = _TABLES_OF.get(check)
     if tables and (place.column is not None or place.table not in tables):
         raise ConfigError(f"{place}: the rule {check} belongs under the table {' or '.join(tables)}, not under a column.")
+
+
+def _check_side(parameters: Mapping[str, Any], place: Place) -> None:
+    """Raises ConfigError for a leakage rule about no rows of its own table: what it finds could not be shown there."""
+    held_out, seen = parameters["held_out"], parameters["seen"]
+    if held_out == seen:
+        raise ConfigError(f"{place}: held_out and seen are both {seen}; a query always equals itself. Name two splits.")
+    if place.table == "unlabelled" and "unlabelled" not in (held_out, seen):
+        raise ConfigError(f"{place}: a rule of {held_out} and {seen} belongs under the table queries.")
 
 
 def _given(quality: DataQuality) -> dict[str, Any]:
@@ -127,7 +147,9 @@ def _bounds(quality: DataQuality, place: Place) -> dict[str, Any]:
         bounds["max"] = high
     check_numbers(bounds, place)
     shift = {**_LOWER, **_UPPER}.get(name, 0)
-    return {key: bound + shift for key, bound in bounds.items()}
+    shifted = {key: bound + shift for key, bound in bounds.items()}
+    check_counts(shifted, place)
+    return shifted
 
 
 def _columns(arguments: Mapping[str, Any], place: Place) -> list[str]:
@@ -147,8 +169,14 @@ def _valid_values(arguments: Mapping[str, Any], place: Place) -> tuple[Check, di
 
 
 def regular_expression(pattern: Any, place: Place) -> str:
-    """`pattern` when it is a regular expression; raises ConfigError otherwise."""
+    """`pattern` with its $ meaning the very end, as in the standard's own expressions; raises ConfigError for what is none.
+
+    Python's $ also stands before a line break at the end, so that an id ending in one would pass.
+    """
     try:
-        return re.compile(str(pattern)).pattern
+        compiled = re.compile(str(pattern))
     except re.error as error:
         raise ConfigError(f"{place}: '{pattern}' is not a regular expression ({error}).") from None
+    if compiled.flags & re.MULTILINE:
+        return compiled.pattern
+    return _TOKEN.sub(lambda token: r"\Z" if token[0] == "$" else token[0], compiled.pattern)

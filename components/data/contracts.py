@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts import digest_of, file_sha256
-from components.data.contract_quality import check_numbers, quality_rule, regular_expression
+from components.data.contract_quality import check_counts, check_numbers, quality_rule, regular_expression
 from components.data.dataset import TABLES
 from components.data.rules import Contract, Place, Rule
 from components.errors import ConfigError
@@ -39,6 +39,9 @@ def contracts_digest(folder: Path) -> str:
 def load_contracts(folder: Path) -> list[Contract]:
     """Every contract of `folder`; raises ConfigError with file and place for what cannot be checked."""
     contracts = [_load(path) for path in _files(folder)]
+    if twice := _first_repeated((contract.name, "") for contract in contracts):
+        files = " and ".join(contract.file for contract in contracts if contract.name == twice[0])
+        raise ConfigError(f"{folder} has two contracts of the name '{twice[0]}': {files}. Give each its own name, or remove one.")
     covered = {rule.table for contract in contracts for rule in contract.rules}
     if missing := [table for table in REQUIRED_TABLES if table not in covered]:
         raise ConfigError(f"{folder} has no contract for the table {missing[0]}. Every one of {', '.join(REQUIRED_TABLES)} needs one.")
@@ -131,7 +134,8 @@ def _option_rules(options: Mapping[str, Any], place: Place) -> list[Rule]:
         raise ConfigError(f"{place}: the option '{unknown[0]}' cannot be checked. Allowed: {', '.join(_OPTIONS)}.")
     length = {short: options[option] for option, short in LENGTH_OPTIONS.items() if option in options}
     bounds = {short: options[option] for option, short in RANGE_OPTIONS.items() if option in options}
-    check_numbers({**length, **bounds}, place)
+    check_counts(length, place)
+    check_numbers(bounds, place)
     rules = [place.derived("length", "length", **length)] if length else []
     if bounds:
         rules.append(place.derived("range", "range", **bounds))

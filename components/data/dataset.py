@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -13,6 +14,8 @@ import pandas as pd
 
 from components.artifacts import Artifact, DatasetArtifact, Scalar, open_artifact, seal
 from components.data.config import DataConfig
+from components.data.left_out import counts_of, write_left_out
+from components.data.own_documents import POLICIES, IdenticalIds, IgnoreIdenticalIds, OwnDocuments, identical_ids
 from components.data.sources import read_source, source_digest, source_name
 from components.data.tables import DOCUMENT_COLUMNS, JUDGEMENT_COLUMNS, QUERY_COLUMNS, RawTables, content_hash, document_text, origin_of
 from components.errors import ArtifactError, DataError
@@ -27,6 +30,7 @@ TABLES = {
     "unlabelled": QUERY_COLUMNS,
 }
 SOURCES = "sources"
+IDENTICAL = "ignore_identical_ids"
 # Rows that have to be read to get at one of them: documents are read again a shard at a time, by many workers.
 ROW_GROUP = 8192
 
@@ -37,6 +41,7 @@ class Dataset:
 
     documents: doc_id, title, text, metadata (JSON), content_hash. queries and unlabelled: query_id, text.
     all_judgements: query_id, doc_id, score (int64), split. sources: names of the data sets when several are mixed.
+    ignore_identical_ids: which documents are left out as a query's own (see `components.data.own_documents`).
     """
 
     documents: pd.DataFrame
@@ -44,6 +49,7 @@ class Dataset:
     all_judgements: pd.DataFrame
     unlabelled: pd.DataFrame
     sources: tuple[str, ...] = ()
+    ignore_identical_ids: IgnoreIdenticalIds = "same_text"
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -63,6 +69,19 @@ class Dataset:
         judged = set(judgements.loc[judgements["score"] > 0, "query_id"])
         return self.queries.loc[self.queries["query_id"].isin(judged)].reset_index(drop=True)
 
+    def own_documents(self, split: str) -> OwnDocuments:
+        """Which of the split's judged queries are documents themselves, whose own document is neither answer nor negative of theirs."""
+        judged = self.judgements(split)
+        judged = judged[judged["score"] > 0]
+        to_itself = frozenset(judged.loc[judged["query_id"] == judged["doc_id"], "query_id"])
+        asked = frozenset(judged["query_id"])
+        found = IdenticalIds(*(ids & asked for ids in self._identical_ids))
+        return OwnDocuments.of(found, to_itself, self.ignore_identical_ids)
+
+    @cached_property
+    def _identical_ids(self) -> IdenticalIds:
+        return identical_ids(self.documents, self.queries)
+
     def origin_of(self, identifier: str) -> str:
         """The data set that a query's or document's id comes from; "" when nothing is mixed."""
         return origin_of(identifier, self.sources)
@@ -72,17 +91,28 @@ class Dataset:
         return _texts(self.documents)
 
 
-def snapshot(config: DataConfig, folder: Path) -> DatasetArtifact:
-    """Write the source's tables as Parquet into `folder`, broken rows included, and seal them; raises DataError."""
+def snapshot(config: DataConfig, folder: Path, expected: str | None = None) -> DatasetArtifact:
+    """Write the source's tables as Parquet into `folder`, broken rows included, and seal them.
+
+    Beside them lie the rows that the configuration drops, with reasons. Raises DataError, also when the files are not those of the
+    digest `expected` (None: of the digest they have now) once they have been read.
+    """
+    expected = expected or source_digest(config)
     tables = read_source(config)
+    read_from = source_digest(config)
+    if read_from != expected:
+        raise DataError(f"The data {config.source} changed while it was read. Run the command again when nobody writes to it.")
     documents = tables.documents.assign(content_hash=[content_hash(text) for text in _texts(tables.documents)])
     frames = {"documents": documents, "queries": tables.queries, "judgements": tables.judgements, "unlabelled": tables.unlabelled}
     for name, frame in frames.items():
         write_table(frame, folder / f"{name}.parquet")
+    write_left_out(tables.left_out, folder)
     sizes = {key: value for key, value in tables.notes.items() if isinstance(value, int)}
     labels = {key: value for key, value in tables.notes.items() if key not in sizes}
-    attributes = {"name": source_name(config), "source_digest": source_digest(config), **labels, **_sources_attribute(tables)}
-    return cast("DatasetArtifact", seal(folder, "dataset", counts={**_counts(tables), **sizes}, attributes=attributes))
+    attributes = {"name": source_name(config), "source_digest": read_from, **labels, **_sources_attribute(tables)}
+    attributes[IDENTICAL] = config.ignore_identical_ids
+    counts = {**_counts(tables), **sizes, **counts_of(tables.left_out)}
+    return cast("DatasetArtifact", seal(folder, "dataset", counts=counts, attributes=attributes))
 
 
 def load_dataset(dataset: Artifact | Path) -> Dataset:
@@ -92,7 +122,9 @@ def load_dataset(dataset: Artifact | Path) -> Dataset:
         raise ArtifactError(f"{artifact.path} is an artifact of kind '{artifact.kind}'; expected a dataset.")
     frames = {name: _read(artifact.path / f"{name}.parquet") for name in TABLES}
     sources = tuple(str(artifact.attributes.get(SOURCES, "")).split("/")) if SOURCES in artifact.attributes else ()
-    return Dataset(frames["documents"], frames["queries"], frames["judgements"], frames["unlabelled"], sources)
+    # Data sets of before name no policy: nothing was left out of what was measured on them.
+    policy: IgnoreIdenticalIds = next((name for name in POLICIES if name == artifact.attributes.get(IDENTICAL)), "never")
+    return Dataset(frames["documents"], frames["queries"], frames["judgements"], frames["unlabelled"], sources, policy)
 
 
 def _sources_attribute(tables: RawTables) -> dict[str, Scalar]:
@@ -111,7 +143,15 @@ def _counts(tables: RawTables) -> dict[str, int]:
         "unlabelled": len(tables.unlabelled),
         **{f"{split}_queries": count for split, count in splits.items()},
         **_counts_by_source(tables),
+        **_counts_of_identical_ids(tables),
     }
+
+
+def _counts_of_identical_ids(tables: RawTables) -> dict[str, int]:
+    """Queries that have the id of a document, where there are any: of one that reads the same, and of another."""
+    found = identical_ids(tables.documents, tables.queries)
+    counts = {"queries_that_are_documents": len(found.same_text), "queries_with_the_id_of_another_document": len(found.other_text)}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _counts_by_source(tables: RawTables) -> dict[str, int]:

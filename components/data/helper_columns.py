@@ -6,6 +6,7 @@ ids that count). So the suite itself only checks single columns, which stays fas
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
@@ -14,6 +15,7 @@ import pandas as pd
 from components.data.dataset import Dataset
 from components.data.rules import Rule
 from components.data.tables import normalise_text
+from components.data.values import on_one_line
 
 UNLABELLED = "unlabelled"
 # Several rules compare the same queries; forget_texts() lets go of them.
@@ -50,13 +52,35 @@ def forget_texts() -> None:
     _normalised.cache_clear()
 
 
+def cannot_check(dataset: Dataset, rule: Rule) -> str:
+    """Why a rule about splits would pass without having looked at anything: a split that the data does not have; else empty.
+
+    A pattern such as test_* may match nothing: it speaks of splits that there may be.
+    """
+    named = [str(rule.parameters[side]) for side in ("held_out", "seen")] if rule.check == "no_leakage" else []
+    for split in named:
+        if split != UNLABELLED and not any(mark in split for mark in "*?[") and split not in dataset.splits:
+            return f"no judgement is of the split '{split}'; the data has {', '.join(dataset.splits) or 'no splits'}"
+    return ""
+
+
 def _missing_targets(dataset: Dataset, rule: Rule) -> pd.Series:
     table, column = str(rule.parameters["to"]).split(".")
     # Sets of Python strings: `isin` on pandas' string columns is several times slower.
     targets = set(table_of(dataset, table)[column].tolist())
     rows = table_of(dataset, rule.table)[str(rule.column)]
-    explained = [f"there is no {column} '{value}'" if isinstance(value, str) and value not in targets else None for value in rows.tolist()]
+    missing = [value if isinstance(value, str) and value not in targets else None for value in rows.tolist()]
+    if not any(missing) and "" not in missing:
+        return pd.Series(None, index=rows.index, dtype=object)
+    stripped = {target.strip(): target for target in targets if isinstance(target, str)}
+    explained = [None if value is None else f"there is no {column} '{on_one_line(value)}'{_near(value, stripped)}" for value in missing]
     return pd.Series(explained, index=rows.index, dtype=object)
+
+
+def _near(value: str, stripped: Mapping[str, str]) -> str:
+    """A hint where an id differs in the white space at its ends alone, which nobody sees."""
+    near = stripped.get(value.strip())
+    return "" if near is None else f", but there is '{on_one_line(near)}': they differ in white space at an end"
 
 
 def _leaks(dataset: Dataset, rule: Rule) -> pd.Series:
@@ -64,15 +88,16 @@ def _leaks(dataset: Dataset, rule: Rule) -> pd.Series:
     held_out, seen = str(rule.parameters["held_out"]), str(rule.parameters["seen"])
     normalised = rule.parameters["match"] == "normalised"
     sides = (_queries_of(dataset, held_out), _queries_of(dataset, seen))
-    # The rule may stand under either table; the offending rows are that table's.
-    rows, others = (sides[1], sides[0]) if rule.table == UNLABELLED and seen == UNLABELLED else sides
+    # The offending rows are those of the rule's own table; the contract's reader refuses a rule whose table is on neither side.
+    of_seen = (held_out == UNLABELLED) != (rule.table == UNLABELLED)
+    rows, others = (sides[1], sides[0]) if of_seen else sides
     known = {
         key: query
         for query, text in zip(others["query_id"].tolist(), others["text"].tolist(), strict=True)
         if (key := _key(text, normalised))
     }
     found = [known.get(_key(text, normalised)) for text in rows["text"].tolist()]
-    where = held_out if rows is sides[1] else seen
+    where = held_out if of_seen else seen
     explained = [None if query is None else f"same text as {query} in {where}" for query in found]
     return pd.Series(explained, index=rows.index, dtype=object).reindex(table_of(dataset, rule.table).index)
 

@@ -1,48 +1,66 @@
-"""Which files of a data folder hold which table. JSON Lines, tab-separated and Parquet files may stand side by side.
+"""Which files of a data folder hold which table, and which files of it hold none.
 
-The documents are one file, or a folder `corpus` of many: shards of one table, in the order of their names.
+Every table is one file, or a folder of many: shards of one table, in the order of their names. JSON Lines, CSV, tab-separated and Parquet
+files may stand side by side. Judgements lie in `qrels/`, or where data sets of the hubs have them, in `data/` or `default/`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from components.data.values import on_one_line
 from components.errors import DataError
 
 DOCUMENT_NAMES = ("corpus", "documents")
 QUERY_NAMES = ("queries",)
 UNLABELLED_NAMES = ("queries_unlabelled",)
-TABLE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-QRELS_SUFFIXES = (".tsv", ".tsv.gz", ".parquet")
+QRELS_FOLDERS = ("qrels", "data", "default")
+TABLE_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+QRELS_SUFFIXES = (*TABLE_SUFFIXES, *(end + gz for end in (".txt", ".trec", ".qrels", ".qrel") for gz in ("", ".gz")))
+# The words of the hubs for the queries that checkpoints are chosen by.
+DEV_WORDS = ("dev", "validation", "valid", "val")
+_SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
+_POINTERS = (b"version https://git-lfs.github.com/spec/", b"/annex/objects/")
 _EXPECTED = "a folder with corpus.jsonl, queries.jsonl and qrels/"
 
 
 @dataclass(frozen=True)
 class SourceFiles:
-    """The files of one data folder; `qrels` maps a split's name to its file."""
+    """The files of one data folder.
+
+    `qrels` maps a split's name to its files. `remarks` says in sentences which file was read as something else than its name says, and
+    `unread` maps every other file and folder, by its name in the folder, to the reason why it was not read.
+    """
 
     documents: tuple[Path, ...]
-    queries: Path
-    qrels: dict[str, Path]
-    unlabelled: Path | None
+    queries: tuple[Path, ...]
+    qrels: dict[str, tuple[Path, ...]]
+    unlabelled: tuple[Path, ...]
+    remarks: tuple[str, ...]
+    unread: dict[str, str]
 
     def all(self) -> list[Path]:
         """Every file that is read, in a fixed order."""
-        optional = [self.unlabelled] if self.unlabelled else []
-        return [*self.documents, self.queries, *self.qrels.values(), *optional]
+        return [*self.documents, *self.queries, *(path for paths in self.qrels.values() for path in paths), *self.unlabelled]
 
 
 def locate(folder: Path) -> SourceFiles:
-    """Find the tables of `folder`; raises DataError that names what is missing or stands there twice."""
-    _require_folder(folder)
-    return SourceFiles(
-        documents=_documents(folder),
-        queries=_required(folder, QUERY_NAMES, "queries.jsonl"),
-        qrels=_qrels(folder),
-        unlabelled=_only(folder, UNLABELLED_NAMES),
-    )
+    """Find the tables of `folder`; raises DataError that names what is missing, cannot be read, or stands there twice."""
+    try:
+        _require_folder(folder)
+        documents, queries = _required(folder, DOCUMENT_NAMES, "corpus.jsonl"), _required(folder, QUERY_NAMES, "queries.jsonl")
+        place, qrels = _qrels(folder)
+        unlabelled = _table(folder, UNLABELLED_NAMES)
+        read = [*documents, *queries, *(path for paths in qrels.values() for path in paths), *unlabelled]
+        for path in read:
+            _require_content(path)
+        return SourceFiles(documents, queries, qrels, unlabelled, tuple(_remarks(place, qrels)), _unread(folder, place, read))
+    except OSError as error:
+        raise DataError(f"The data folder {folder} cannot be read: {error.strerror}: {error.filename}. Check its permissions.") from None
 
 
 def _require_folder(folder: Path) -> None:
@@ -52,64 +70,154 @@ def _require_folder(folder: Path) -> None:
         raise DataError(f"{folder} is a file; expected {_EXPECTED}. Give the folder that holds it.")
 
 
-def _documents(folder: Path) -> tuple[Path, ...]:
-    """The file of the documents, or their shards."""
-    shards = [path for name in DOCUMENT_NAMES if (path := folder / name).is_dir()]
-    if not shards:
-        return (_required(folder, DOCUMENT_NAMES, "corpus.jsonl"),)
-    other = _only(folder, DOCUMENT_NAMES) or (shards[1] if len(shards) > 1 else None)
-    if other is not None:
-        raise DataError(f"{folder} holds the same table twice: the folder {shards[0].name} and {other.name}. Keep the one that counts.")
-    return _shards(shards[0])
-
-
-def _shards(folder: Path) -> tuple[Path, ...]:
-    """Every file of `folder`; what cannot be read is refused, since its documents would be missed by nobody."""
-    # Writers of many shards leave marks such as _SUCCESS and .part.crc.
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")))
-    if not paths:
-        raise DataError(f"{folder} holds no documents. Put .jsonl, .jsonl.gz or .parquet files there, or remove the folder.")
-    foreign = next((path for path in paths if not path.is_file() or not path.name.endswith(TABLE_SUFFIXES)), None)
-    if foreign is not None:
-        raise DataError(f"{foreign}: expected only files named .jsonl, .jsonl.gz or .parquet in {folder.name}. Convert or move it.")
-    return tuple(paths)
-
-
-def _required(folder: Path, names: Sequence[str], usual: str) -> Path:
-    path = _only(folder, names)
-    if path is None:
+def _required(folder: Path, names: Sequence[str], usual: str) -> tuple[Path, ...]:
+    found = _table(folder, names)
+    if not found:
         others = ", ".join(name + suffix for name in names for suffix in TABLE_SUFFIXES if name + suffix != usual)
         raise DataError(
-            f"{folder / usual} is missing (also accepted: {others}, or a folder corpus of such files). Add it, or give another data folder."
+            f"{folder / usual} is missing (also accepted: {others}, or a folder {names[0]} of such files). "
+            "Add it, or give another data folder."
         )
+    return found
+
+
+def _table(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
+    """The files of the table that goes by one of `names`; none when it is not there."""
+    found = [
+        path for path in _entries(folder) if _stem(path, TABLE_SUFFIXES).lower() in names or (path.name in names and not path.is_file())
+    ]
+    if len(found) > 1:
+        first, second = sorted(found, key=lambda path: not path.is_dir())[:2]
+        both = f"{'the folder ' if first.is_dir() else ''}{first.name} and {second.name}"
+        raise DataError(f"{folder} holds the same table twice: {both}. Keep the one that counts.")
+    return _files(found[0], TABLE_SUFFIXES) if found else ()
+
+
+def _files(path: Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
+    """The file itself, or the shards of a folder; what cannot be read is refused, since its rows would be missed by nobody."""
+    if not path.is_dir():
+        return (_require_file(path),)
+    entries = _entries(path)
+    if [entry.name for entry in entries] == [path.name] and entries[0].is_dir():  # corpus/corpus/0000.parquet, as hubs convert data sets
+        return _files(entries[0], suffixes)
+    if not entries:
+        raise DataError(f"{path} holds no {'documents' if path.name in DOCUMENT_NAMES else 'files'}. Put some there, or remove the folder.")
+    foreign = next((entry for entry in entries if not _stem(entry, suffixes) or entry.is_dir()), None)
+    if foreign is not None:
+        raise DataError(f"{foreign}: expected only files named {', '.join(TABLE_SUFFIXES)} in {path.name}. Convert or move it.")
+    _require_all_shards(entries, suffixes)
+    return tuple(_require_file(entry) for entry in entries)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What stands in `folder`, by name; without what is hidden and the marks that writers of many shards leave, such as _SUCCESS."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")))
+
+
+def _stem(path: Path, suffixes: Sequence[str]) -> str:
+    """A file's name without its ending; empty when it ends in none of `suffixes`."""
+    name = path.name.lower()
+    return next((path.name[: -len(end)] for end in sorted(suffixes, key=len, reverse=True) if name.endswith(end)), "")
+
+
+def _require_file(path: Path) -> Path:
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{path} is a link to {path.readlink()}, which is not there. Fetch that file, or remove the link.")
+    if not path.is_file():
+        raise DataError(f"{path} is neither a file nor a folder. Put a file in its place.")
     return path
 
 
-def _only(folder: Path, names: Sequence[str]) -> Path | None:
-    found = [path for name in names for suffix in TABLE_SUFFIXES if (path := folder / (name + suffix)).is_file()]
-    if len(found) > 1:
-        raise DataError(f"{folder} holds the same table twice: {found[0].name} and {found[1].name}. Keep the one that counts.")
-    return found[0] if found else None
+def _require_content(path: Path) -> None:
+    """Raises DataError for a stand-in that version control keeps in the place of a large file, and for a name that cannot be recorded."""
+    if printable(path) != path.as_posix():
+        raise DataError(f"The name of {printable(path)} is no plain text in UTF-8. Rename the file.")
+    with path.open("rb") as handle:
+        start = handle.read(64)
+    if start.startswith(_POINTERS):
+        raise DataError(f"{path} is a pointer of Git LFS or git-annex, not the file itself. Fetch it: git lfs pull, or git annex get.")
 
 
-def _qrels(folder: Path) -> dict[str, Path]:
-    splits: dict[str, Path] = {}
-    for path in sorted((folder / "qrels").glob("*")):
-        split = _split_name(path)
-        if split is None:
-            continue
-        if split in splits:
-            both = f"{splits[split].name} and {path.name}"
-            raise DataError(f"{path.parent} holds the split '{split}' twice: {both}. Keep the one that counts.")
-        splits[split] = path
-    if not splits:
-        raise DataError(
-            f"{folder / 'qrels'} holds no judgements. Expected train.tsv, test.tsv and, if there is one, dev.tsv (or .parquet)."
-        )
-    return splits
+def _require_all_shards(paths: Sequence[Path], suffixes: Sequence[str]) -> None:
+    """Raises DataError when the names say how many shards there are (NAME-00000-of-00002) and one is not there."""
+    there = {stem for path in paths if (stem := _stem(path, suffixes))}
+    for match in filter(None, map(_SHARD.fullmatch, sorted(there))):
+        wanted = [f"{match['name']}-{number:05}-of-{match['count']}" for number in range(int(match["count"]))]
+        if missing := [name for name in wanted if name not in there]:
+            raise DataError(f"{paths[0].parent} lacks {len(missing)} of {len(wanted)} shards, first {missing[0]}. Fetch all of them.")
 
 
-def _split_name(path: Path) -> str | None:
-    if path.name.startswith(".") or not path.is_file():
-        return None
-    return next((path.name.removesuffix(suffix) for suffix in QRELS_SUFFIXES if path.name.endswith(suffix)), None)
+def _qrels(folder: Path) -> tuple[str, dict[str, tuple[Path, ...]]]:
+    """The folder that holds the judgements, and the files of each split."""
+    for place in QRELS_FOLDERS:
+        if (folder / place).is_symlink() or (folder / place).is_dir():
+            if not (folder / place).is_dir():
+                _require_file(folder / place)
+            if splits := _splits(folder / place):
+                return place, splits
+    raise DataError(
+        f"{folder / 'qrels'} holds no judgements. Expected train.tsv, test.tsv and, if there is one, dev.tsv (or .jsonl, .csv, .parquet, "
+        "or .txt as TREC has them)."
+    )
+
+
+def _splits(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """The files of each split, in the order of their names."""
+    groups: dict[str, dict[str, list[Path]]] = {}
+    for path in _entries(folder):
+        stem = _stem(path, QRELS_SUFFIXES) or (path.name if path.is_dir() and any(_stem(p, QRELS_SUFFIXES) for p in path.iterdir()) else "")
+        if stem:
+            shard = _SHARD.fullmatch(stem)
+            origin = f"{shard['name']}{path.name[len(stem) :]}" if shard else path.name
+            groups.setdefault(split_of(stem), {}).setdefault(origin, []).append(path)
+    for split, origins in groups.items():
+        if len(origins) > 1:
+            both = " and ".join(sorted(origins)[:2])
+            raise DataError(f"{folder} holds the split '{split}' twice: {both}. Keep the one that counts.")
+    found = {split: next(iter(origins.values())) for split, origins in groups.items()}
+    for paths in found.values():
+        _require_all_shards(paths, QRELS_SUFFIXES)
+    return {split: tuple(file for path in paths for file in _files(path, QRELS_SUFFIXES)) for split, paths in found.items()}
+
+
+def split_of(stem: str) -> str:
+    """The split that a file's name without its ending stands for: validation is dev, and the number of a shard is no part of the name."""
+    shard = _SHARD.fullmatch(stem)
+    name = shard["name"] if shard else stem
+    if name.lower() in DEV_WORDS:
+        return "dev"
+    return name.lower() if name.lower() in ("train", "test") else name
+
+
+def _remarks(place: str, qrels: dict[str, tuple[Path, ...]]) -> Iterator[str]:
+    for path in qrels.get("dev", ()):
+        word = path.parent.name if path.parent.name != place else path.name
+        if not word.lower().startswith("dev"):
+            yield f"{place}/{word} is read as the split dev."
+
+
+def _unread(folder: Path, place: str, read: Sequence[Path]) -> dict[str, str]:
+    """Every file and folder that no table was read from, with the reason."""
+    known = {*read, *(parent for path in read for parent in path.parents)}
+    places = [folder, folder / place]
+    found = [path for where in places for path in _entries(where) if path not in known]
+    return {printable(path.relative_to(folder)): _reason(path, folder, place) for path in found}
+
+
+def printable(path: Path) -> str:
+    """A path as text that every terminal and file can take: bytes of a name that are no UTF-8 and line breaks are written out."""
+    return on_one_line(os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace"))
+
+
+def _reason(path: Path, folder: Path, place: str) -> str:
+    if path.is_symlink() and not path.exists():
+        return "a link to a file that is not there"
+    if path.parent != folder:
+        return f"a split is a file that ends in {', '.join(QRELS_SUFFIXES)}"
+    if path.name in QRELS_FOLDERS:
+        return f"the judgements are read from {place}"
+    if path.is_dir():
+        return "a folder of this name holds no table"
+    if path.name.partition(".")[0] in (*DOCUMENT_NAMES, *QUERY_NAMES, *UNLABELLED_NAMES):
+        return f"it ends in none of {', '.join(TABLE_SUFFIXES)}"
+    return "a file of this name is no table; judgements belong into qrels"

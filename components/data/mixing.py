@@ -48,6 +48,7 @@ def mix(parts: Mapping[str, RawTables]) -> RawTables:
         unlabelled=pd.concat([t.unlabelled for t in tables], ignore_index=True),
         notes=base.notes,
         sources=tuple(parts),
+        left_out=tuple(replace(entry, source=name) for name, part in parts.items() for entry in part.left_out),
     )
 
 

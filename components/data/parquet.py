@@ -1,46 +1,41 @@
-"""Read documents, queries and judgements from Parquet files, by the column names of BEIR or by our own."""
+"""Read documents, queries and judgements from Parquet files, by the column names of BEIR, of the hubs, or by our own."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from components.data.jsonl import parse_score
 from components.data.tables import DOCUMENT_COLUMNS, judgement_table, query_table
+from components.data.values import FIELDS, known_fields, metadata_from_text, metadata_text, parse_score
 from components.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_DOCUMENT = {"doc_id": ("doc_id", "_id", "id", "corpus-id"), "text": ("text",), "title": ("title",), "metadata": ("metadata",)}
-_QUERY = {"query_id": ("query_id", "_id", "id", "query-id"), "text": ("text", "query")}
-_QRELS = {
-    "query_id": ("query_id", "query-id"),
-    "doc_id": ("doc_id", "corpus-id", "corpus_id"),
-    "score": ("score", "relevance"),
-}
+_USUAL = {"doc_id": "_id, doc_id or id", "query_id": "_id, query_id or id"}
 
 
 def read_documents(path: Path) -> pd.DataFrame:
     """Columns doc_id, title, text, metadata; title and metadata may be missing in the file. Raises DataError."""
-    columns = _columns(path, _DOCUMENT, optional=("title", "metadata"))
+    columns = _columns(path, "documents", optional=("title", "metadata"))
     size = len(columns["doc_id"])
+    # A title that is missing is an empty one, as in JSON Lines; a missing text is a fault for the contracts to find.
+    titles = [title or "" for title in _strings(columns["title"], f"{path}, title")] if "title" in columns else [""] * size
     table = {
         "doc_id": _strings(columns["doc_id"], f"{path}, doc_id"),
-        "title": _strings(columns["title"], f"{path}, title") if "title" in columns else [""] * size,
+        "title": titles,
         "text": _strings(columns["text"], f"{path}, text"),
-        "metadata": _metadata(columns["metadata"]) if "metadata" in columns else ["{}"] * size,
+        "metadata": _metadata(columns["metadata"], f"{path}, metadata") if "metadata" in columns else ["{}"] * size,
     }
     return pd.DataFrame(table, columns=list(DOCUMENT_COLUMNS)).astype("str")
 
 
 def read_queries(path: Path, default_id: str | None = None) -> pd.DataFrame:
     """Columns query_id, text. With `default_id`, a table without ids is numbered under that name."""
-    columns = _columns(path, _QUERY, optional=("query_id",) if default_id else ())
+    columns = _columns(path, "queries", optional=("query_id",) if default_id else ())
     texts = _strings(columns["text"], f"{path}, text")
     if "query_id" in columns:
         return query_table(_strings(columns["query_id"], f"{path}, query_id"), texts)
@@ -49,41 +44,91 @@ def read_queries(path: Path, default_id: str | None = None) -> pd.DataFrame:
 
 def read_qrels(path: Path, split: str) -> pd.DataFrame:
     """Columns query_id, doc_id, score, split."""
-    columns = _columns(path, _QRELS)
-    queries = _strings(columns["query_id"], f"{path}, query_id")
-    documents = _strings(columns["doc_id"], f"{path}, doc_id")
-    scores = [parse_score(value, f"{path}, row {row}") for row, value in enumerate(columns["score"].to_pylist(), start=1)]
-    return judgement_table([(q or "", d or "", s) for q, d, s in zip(queries, documents, scores, strict=True)], split)
+    columns = _columns(path, "qrels")
+    queries = [value or "" for value in _strings(columns["query_id"], f"{path}, query_id")]
+    documents = [value or "" for value in _strings(columns["doc_id"], f"{path}, doc_id")]
+    return judgement_table(list(zip(queries, documents, _scores(columns["score"], path), strict=True)), split)
 
 
-def _columns(path: Path, aliases: Mapping[str, Sequence[str]], optional: Sequence[str] = ()) -> dict[str, pa.ChunkedArray]:
+def _scores(column: pa.ChunkedArray, path: Path) -> list[int]:
+    import pyarrow as pa
+
+    if pa.types.is_nested(column.type):
+        raise DataError(f"{path}, score: expected a column of whole numbers; found {column.type}.")
+    grades: dict[Any, int] = {}
+    scores = []
+    for row, value in enumerate(column.to_pylist(), start=1):
+        key = (type(value), value)
+        if key not in grades:
+            grades[key] = parse_score(value, f"{path}, row {row}")
+        scores.append(grades[key])
+    return scores
+
+
+def _columns(path: Path, table: str, optional: Sequence[str] = ()) -> dict[str, pa.ChunkedArray]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            there = file.schema_arrow.names
+            names = known_fields(there, FIELDS[table])
+            if missing := next((field for field in FIELDS[table] if field not in names and field not in optional), None):
+                wanted = _USUAL.get(missing, missing)
+                raise DataError(f"{path}: expected a column {wanted}; found {', '.join(there) or 'none'}.")
+            if twice := next((name for name in names.values() if there.count(name) > 1), None):
+                raise DataError(f"{path}: two columns are named '{twice}'. Rename or remove one of them.")
+            read = file.read(columns=[name for name in names.values() if name in there])
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as Parquet ({str(error)[:160]}). Write the file again.") from None
-    found = {}
-    for name, accepted in aliases.items():
-        column = next((alias for alias in accepted if alias in table.column_names), None)
-        if column is not None:
-            found[name] = table.column(column)
-        elif name not in optional:
-            raise DataError(f"{path}: expected a column {' or '.join(accepted)}; found {', '.join(table.column_names) or 'none'}.")
-    return found
+    return {field: read.column(name) for field, name in names.items()}
 
 
 def _strings(column: pa.ChunkedArray, where: str) -> list[str | None]:
-    """Text and whole numbers as text; missing values stay missing, for the contracts to judge."""
+    """Text, bytes of UTF-8 and whole numbers as text; missing values stay missing, for the contracts to judge. Raises DataError."""
     import pyarrow as pa
 
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind)
-    if not text and not pa.types.is_integer(kind):
-        raise DataError(f"{where}: expected a column of text; found {column.type}.")
-    return [None if value is None else str(value) for value in column.to_pylist()]
+    if pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0):
+        return [None if value is None else str(value) for value in column.to_pylist()]
+    if not (pa.types.is_null(kind) or any(is_kind(kind) for is_kind in _text_kinds())):
+        raise DataError(f"{where}: expected a column of text; found {column.type}. Cast it to text when the file is written.")
+    try:
+        return [value.decode() if isinstance(value, bytes) else value for value in column.to_pylist()]
+    except UnicodeDecodeError:
+        raise DataError(f"{where}, row {_first_broken(column)}: not UTF-8. Convert the column to UTF-8 when the file is written.") from None
 
 
-def _metadata(column: pa.ChunkedArray) -> list[str]:
-    return [value if isinstance(value, str) else json.dumps(value or {}, sort_keys=True, default=str) for value in column.to_pylist()]
+def _text_kinds() -> tuple[Any, ...]:
+    """Kinds of text, and of bytes: Hive, Impala and Spark write text without saying that it is some."""
+    from pyarrow import types
+
+    text = (types.is_string, types.is_large_string, types.is_string_view)
+    return (*text, types.is_binary, types.is_large_binary, types.is_binary_view)
+
+
+def _first_broken(column: pa.ChunkedArray) -> int:
+    """Number of the first row, from 1, whose bytes are no UTF-8."""
+    for number, value in enumerate((value for chunk in column.chunks for value in chunk), start=1):
+        try:
+            found = value.as_py()
+            if isinstance(found, bytes):
+                found.decode()
+        except UnicodeDecodeError:
+            return number
+    return 0
+
+
+def _metadata(column: pa.ChunkedArray, where: str) -> list[str]:
+    """Structures, maps and texts that hold JSON, as JSON text."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_map(kind):
+        values: list[Any] = [None if value is None else dict(value) for value in column.to_pylist()]
+    elif pa.types.is_struct(kind):
+        values = column.to_pylist()
+    else:
+        texts = enumerate(_strings(column, where), start=1)
+        return [metadata_from_text(text, f"{where}, row {row}") for row, text in texts]
+    return [metadata_text(value, f"{where}, row {row}") for row, value in enumerate(values, start=1)]

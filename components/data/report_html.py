@@ -38,20 +38,22 @@ def render(report: ValidationReport) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Data validation: {escape(report.dataset)}</title><style>{STYLE}</style></head>\n<body><main>\n"
-        f"{_head(report)}\n{_problems(report)}\n{''.join(sections)}\n{_contracts(report)}\n</main></body></html>\n"
+        f"{_head(report)}\n{_problems(report)}\n{_left_out(report)}\n{''.join(sections)}\n{_contracts(report)}\n</main></body></html>\n"
     )
 
 
 def contract_blocks(report: ValidationReport) -> str:
-    """What a page about something else shows of the validation: broken rules, every rule behind a click, and the contracts."""
+    """What a page about something else shows of the validation: broken rules, dropped rows, every rule behind a click, the contracts."""
     rules = f"<details><summary>All {len(report.results)} rules</summary>{_section('Rules', report.results, 3)}</details>"
-    return f"{_problems(report, 3)}\n{rules}\n{_contracts(report, 3)}"
+    return f"{_problems(report, 3)}\n{_left_out(report, 3)}\n{rules}\n{_contracts(report, 3)}"
 
 
 def _head(report: ValidationReport) -> str:
     errors, warnings = len(report.errors), len(report.warnings)
     verdict = ("bad", "Refused: the data must not be trained on.") if errors else ("good", "Accepted.")
-    tiles = {"rules checked": len(report.results), "errors": errors, "warnings": warnings, **report.counts}
+    left_out = {"rows left out": report.dropped} if report.left_out else {}
+    counts = {name: count for name, count in report.counts.items() if not name.startswith("dropped_")}
+    tiles = {"rules checked": len(report.results), "errors": errors, "warnings": warnings, **left_out, **counts}
     listed = "".join(f"<li><b>{value:,}</b>{escape(name.replace('_', ' '))}</li>" for name, value in tiles.items())
     return (
         f"<h1>Data validation: {escape(report.dataset)}</h1>"
@@ -63,6 +65,23 @@ def _head(report: ValidationReport) -> str:
 def _problems(report: ValidationReport, level: int = 2) -> str:
     broken = [*report.errors, *report.warnings]
     return _section("What to look at", broken, level) if broken else ""
+
+
+def _left_out(report: ValidationReport, level: int = 2) -> str:
+    if not report.left_out:
+        return ""
+    rows = "".join(
+        f"<tr><td><code>{escape(entry.rule)}</code></td><td>{escape(entry.reason)}; first {escape(entry.first)}"
+        f"{f'; {entry.lost}' if entry.lost else ''}</td><td>{escape(' '.join(filter(None, (entry.source, entry.table, entry.split))))}</td>"
+        f'<td class="number">{entry.rows:,} of {entry.total:,}</td></tr>'
+        for entry in report.left_out
+    )
+    return (
+        f'<h{level}>Rows left out of the data</h{level}><p class="soft">The configuration drops them (data.on_violation); '
+        f"quarantine.jsonl beside the data's tables holds every one.</p>"
+        f'<div class="wide"><table><thead><tr><th scope="col">Rule</th><th scope="col">Reason</th><th scope="col">Where</th>'
+        f'<th scope="col">Rows</th></tr></thead><tbody>{rows}</tbody></table></div>\n'
+    )
 
 
 def _section(title: str, results: Sequence[RuleResult], level: int = 2) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,10 @@ from types import ModuleType
 import pandas as pd
 
 from components.artifacts import digest_of, file_sha256
-from components.data import icd10cm, jsonl, parquet
+from components.data import delimited, icd10cm, jsonl, parquet
 from components.data.config import DataConfig
 from components.data.layout import SourceFiles, locate
+from components.data.left_out import leave_out
 from components.data.mixing import mix, mixed_name, require_different
 from components.data.subset import hold_out_dev, keep_documents
 from components.data.tables import RawTables, query_table
@@ -57,15 +59,31 @@ def _parts(config: DataConfig) -> dict[str, DataConfig]:
     return dict(zip(names, single, strict=True))
 
 
+def remarks_on(config: DataConfig) -> list[str]:
+    """In sentences: which files were read as something else than their names say, and which files of the folders were not read, and why."""
+    said = []
+    for name, part in _parts(config).items() if not _built_in(config) or config.mix else ():
+        if not _built_in(part):
+            files = locate(_folder(part))
+            said += [f"{name}: {remark}" for remark in files.remarks]
+            said += [f"{name}: {path} is not read: {reason}." for path, reason in files.unread.items()]
+    return said
+
+
 def _read_one(config: DataConfig) -> RawTables:
-    return icd10cm.build(config.scope) if _built_in(config) else _read_folder(locate(_folder(config)))
+    if _built_in(config):
+        return leave_out(icd10cm.build(config.scope), config)
+    return leave_out(_read_folder(locate(_folder(config)), config.on_violation.exact_duplicates == "drop"), config)
 
 
 def _digest_of_one(config: DataConfig) -> str:
     if _built_in(config):
         return icd10cm.source_digest()
     folder = _folder(config)
-    return digest_of({path.relative_to(folder).as_posix(): file_sha256(path) for path in locate(folder).all()})
+    try:
+        return digest_of({path.relative_to(folder).as_posix(): file_sha256(path) for path in locate(folder).all()})
+    except OSError as error:
+        raise DataError(f"The data folder {folder} cannot be read: {error.strerror}: {error.filename}. Check its permissions.") from None
 
 
 def _built_in(config: DataConfig) -> bool:
@@ -73,37 +91,51 @@ def _built_in(config: DataConfig) -> bool:
 
 
 def _folder(config: DataConfig) -> Path:
-    return Path(config.source).expanduser()
+    return Path(os.path.expanduser(config.source))  # noqa: PTH111 - Path's own raises for a user that there is not
 
 
-def _read_folder(files: SourceFiles) -> RawTables:
-    unlabelled = files.unlabelled
-    qrels = [_reader(path).read_qrels(path, split) for split, path in files.qrels.items()]
+def _read_folder(files: SourceFiles, repeats: bool) -> RawTables:
+    """The tables of the files. With `repeats`, an id may stand in two shards of a table: what to do about it is decided later."""
+    documents = [_reader(path).read_documents(path) for path in files.documents]
+    queries = [_reader(path).read_queries(path) for path in files.queries]
+    if not repeats:
+        _require_apart(files.documents, [frame["doc_id"] for frame in documents], "document")
+        _require_apart(files.queries, [frame["query_id"] for frame in queries], "query")
+    qrels = [_judgements(split, paths) for split, paths in files.qrels.items()]
+    numbered = [UNLABELLED_ID] if len(files.unlabelled) == 1 else [f"{UNLABELLED_ID}-{n}" for n in range(1, len(files.unlabelled) + 1)]
+    unlabelled = [_reader(path).read_queries(path, name) for path, name in zip(files.unlabelled, numbered, strict=True)]
     return RawTables(
-        documents=_read_documents(files.documents),
-        queries=_reader(files.queries).read_queries(files.queries),
+        documents=pd.concat(documents, ignore_index=True),
+        queries=pd.concat(queries, ignore_index=True),
         judgements=pd.concat(qrels, ignore_index=True),
-        unlabelled=_reader(unlabelled).read_queries(unlabelled, UNLABELLED_ID) if unlabelled else query_table([], []),
+        unlabelled=pd.concat([query_table([], []), *unlabelled], ignore_index=True),
+        notes={"remarks": " ".join(files.remarks)} if files.remarks else {},
     )
 
 
-def _read_documents(shards: Sequence[Path]) -> pd.DataFrame:
-    """The documents of all shards, one after the other. An id that stands twice in one file is left to the contracts."""
-    frames = [_reader(path).read_documents(path) for path in shards]
-    _require_apart(shards, [frame["doc_id"] for frame in frames])
-    return pd.concat(frames, ignore_index=True)
+def _judgements(split: str, paths: Sequence[Path]) -> pd.DataFrame:
+    """The judgements of one split. A file without any is no split: dev would be held out of train in its place without a word."""
+    table = pd.concat([_reader(path).read_qrels(path, split) for path in paths], ignore_index=True)
+    if table.empty:
+        raise DataError(f"{paths[0]} holds no judgements. Fill it, or remove the file.")
+    return table
 
 
-def _require_apart(shards: Sequence[Path], ids: Sequence[pd.Series]) -> None:
-    """Raises DataError with both files of an id that stands in two of them."""
-    known = pd.concat(ids, keys=range(len(ids)), names=["shard", "row"]).dropna().reset_index("shard")
-    first = known.groupby("doc_id")["shard"].transform("min")
+def _require_apart(shards: Sequence[Path], ids: Sequence[pd.Series], what: str) -> None:
+    """Raises DataError with both files of an id that stands in two of them; one that stands twice in one file is left to the contracts."""
+    if len(shards) == 1:
+        return
+    known = pd.concat(ids, keys=range(len(ids)), names=["shard", "row"]).rename("id").dropna().reset_index("shard")
+    first = known.groupby("id")["shard"].transform("min")
     again = known.loc[known["shard"] != first]
     if len(again):
-        doc_id, second = again.iloc[0]["doc_id"], again.iloc[0]["shard"]
+        identifier, second = again.iloc[0]["id"], again.iloc[0]["shard"]
         both = f"{shards[int(first.loc[known['shard'] != first].iloc[0])]} and {shards[int(second)]}"
-        raise DataError(f"The document id '{doc_id}' stands in two files: {both} ({len(again)} such rows). Keep one of them.")
+        raise DataError(f"The {what} id '{identifier}' stands in two files: {both} ({len(again)} such rows). Keep one of them.")
 
 
 def _reader(path: Path) -> ModuleType:
-    return parquet if path.suffix == ".parquet" else jsonl
+    name = path.name.lower().removesuffix(".gz")
+    if name.endswith(".parquet"):
+        return parquet
+    return jsonl if name.endswith(".jsonl") else delimited

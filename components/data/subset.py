@@ -59,7 +59,7 @@ def _chosen_documents(tables: RawTables, known: set[str], maximum: int, seed: in
         wanted.setdefault(query, set()).add(document)
     kept: set[str] = set()
     for query in stable_order(wanted, seed):
-        if len(kept | wanted[query]) <= maximum:
+        if len(kept) + len(wanted[query] - kept) <= maximum:
             kept |= wanted[query]
     others = stable_order(known - kept, seed)
     return kept | set(others[: maximum - len(kept)])

@@ -11,13 +11,44 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from components.artifacts import Scalar
+from components.visible import INVISIBLE
 
 DOCUMENT_COLUMNS = ("doc_id", "title", "text", "metadata")
 QUERY_COLUMNS = ("query_id", "text")
 JUDGEMENT_COLUMNS = ("query_id", "doc_id", "score", "split")
 
-# + and # stay: "C++" and "C#" ask for different things.
-_NO_WORD = re.compile(r"(?:[^\w+#]|_)+")
+_UNSEEN = re.compile(f"[{INVISIBLE}\ufdd0-\ufdef\u0640]")  # and no characters, and the Arabic tatweel, which only makes a word longer
+# Before NFKC, which would make 10² the number 102, 1½ the number 11/2, and letters of a trade mark.
+_POWER = re.compile("(?<=\\d)(?=[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻])")
+_FRACTION = re.compile("(?<=\\d)(?=[¼-¾⅐-⅟↉])")
+_DECORATION = str.maketrans(dict.fromkeys("®©℗™℠\u00b4\u00a8\u00af\u00b8", " "))
+_ALIKE = {"\u2044": "/", "\u2215": "/", "\u066a": "%"}  # other slashes, the Arabic per cent
+_ALIKE |= dict.fromkeys("\u05be\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u2e3a\u2e3b", "-")  # dashes, the minus, the Hebrew maqaf
+_SAME_SIGN = str.maketrans(_ALIKE)
+# Punctuation that changes what is meant: in numbers and before them, before a name (.net, !ready), in != and between factors.
+_MEANT = re.compile(
+    "(?<=\\d)[.,:\u066b\u066c-](?=\\d)|(?<![\\w).-])-(?=\\.?\\d)|(?<![\\w.])[.](?=\\w)|(?<!\\w)!(?=[\\w(])|!(?= ?=)"
+    "|(?<=\\w)[*](?=\\w)|(?<=\\w )[*](?= \\w)"
+)
+_KEPT = {mark: chr(0xFDD0 + place) for place, mark in enumerate(".,:\u066b\u066c-!*")}  # stands for it: a code point that no text may hold
+_SIGNS = frozenset("%‰‱&@/\\§\u2032")  # beside all symbols, such as < = $ ° and €; the last is the prime of feet and minutes
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Rows of a table (of one split, for judgements) that were dropped for one reason, of `total` rows that it had.
+
+    `unanswered`: queries that lost their last relevant document with them.
+    """
+
+    rule: str
+    table: str
+    split: str
+    reason: str
+    rows: pd.DataFrame
+    total: int
+    unanswered: int = 0
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -27,6 +58,7 @@ class RawTables:
     documents: doc_id, title, text, metadata (a JSON object as a string). queries and unlabelled: query_id, text.
     judgements: query_id, doc_id, score (int64), split. All else is text. `notes` says what was cut or held out.
     `sources`: names of the data sets when several are mixed, the first of them the one whose ids have no name in front.
+    `left_out`: rows that were dropped as the configuration asks.
     """
 
     documents: pd.DataFrame
@@ -35,6 +67,7 @@ class RawTables:
     unlabelled: pd.DataFrame
     notes: Mapping[str, Scalar] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def origin_of(identifier: str, sources: Sequence[str]) -> str:
@@ -49,8 +82,35 @@ def document_text(title: str | None, text: str | None) -> str:
 
 
 def normalise_text(text: str | None) -> str:
-    """`text` without case, punctuation (but + and #), width variants and repeated spaces: wordings that differ only there are equal."""
-    return _NO_WORD.sub(" ", unicodedata.normalize("NFKC", text or "").casefold()).strip()
+    """`text` without case, punctuation, width variants, invisible letters and repeated spaces: wordings that differ only there are equal.
+
+    Kept is what a reader would miss: letters with their marks (the vowels of Hindi, the tones of Thai, the points of Hebrew and Arabic),
+    numbers with sign, point and power, and signs such as < > = % & * / $ °; of a text that has neither letter nor number nothing is.
+    Unicode's NFKC and full case folding; the dot that folding leaves over the Turkish capital İ goes with it.
+    """
+    folded = (text or "").casefold()
+    if not folded.isascii():
+        plain = _UNSEEN.sub("", (text or "").translate(_DECORATION))
+        plain = unicodedata.normalize("NFKC", _FRACTION.sub(" ", _POWER.sub("^", plain)))
+        folded = unicodedata.normalize("NFKC", plain.casefold()).replace("i\u0307", "i").translate(_SAME_SIGN)
+    read = " ".join(_MEANT.sub(lambda found: _KEPT[found[0]], folded).translate(_READ).split())
+    return read if any(map(str.isalnum, read)) else ""
+
+
+class _Reading(dict[int, str]):
+    """What stands for each character in a normalised text, by code point; worked out when it is met for the first time."""
+
+    def __missing__(self, point: int) -> str:
+        letter, kind = chr(point), unicodedata.category(chr(point))
+        if kind[0] in "LNM" or letter in "+#":
+            read = letter
+        else:
+            read = f" {letter} " if letter in _SIGNS or (kind[0] == "S" and letter != "`") else " "
+        self[point] = read
+        return read
+
+
+_READ = _Reading({ord(kept): {"*": " * ", "!": " !"}.get(mark, mark) for mark, kept in _KEPT.items()})
 
 
 def content_hash(text: str) -> str:

@@ -14,10 +14,20 @@ from components.artifacts import Artifact, DatasetArtifact, Scalar, file_sha256,
 from components.data.compiler import compile_suite
 from components.data.contracts import load_contracts
 from components.data.dataset import Dataset, load_dataset
-from components.data.helper_columns import forget_texts, with_helper_columns
+from components.data.helper_columns import cannot_check, forget_texts, with_helper_columns
+from components.data.left_out import read_left_out
 from components.data.report_html import render
 from components.data.rules import Contract, Rule
-from components.data.validation_report import SCHEMA_VERSION, ContractUsed, Offender, RuleResult, ValidationReport, requirement
+from components.data.validation_report import (
+    SCHEMA_VERSION,
+    ContractUsed,
+    Offender,
+    RowsLeftOut,
+    RuleResult,
+    ValidationReport,
+    requirement,
+)
+from components.data.values import on_one_line
 from components.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
@@ -28,6 +38,17 @@ REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
 SHOWN = 5
 _FOUND_LENGTH = 100
+# Rules whose broken rows data.on_violation can drop, and by which of its fields.
+_DROPPABLE = {
+    ("references", "judgements"): "dangling_judgements",
+    ("unique_together", "judgements"): "exact_duplicates",
+    ("unique", "documents"): "exact_duplicates",
+    ("unique", "queries"): "exact_duplicates",
+    ("unique", "unlabelled"): "exact_duplicates",
+    ("not_blank", "documents"): "blank_texts",
+    ("not_blank", "queries"): "blank_texts",
+    ("not_blank", "unlabelled"): "blank_texts",
+}
 _IDS = {
     "documents": ["doc_id"],
     "queries": ["query_id"],
@@ -48,6 +69,7 @@ def validate(dataset: DatasetArtifact, contracts: Path, folder: Path) -> Artifac
         counts=dataset.counts,
         contracts=tuple(ContractUsed(name=c.name, version=c.version, file=c.file, sha256=file_sha256(contracts / c.file)) for c in loaded),
         results=tuple(check_contracts(load_dataset(dataset), loaded)),
+        left_out=tuple(RowsLeftOut.model_validate(entry) for entry in read_left_out(dataset.path)),
     )
     write_json(folder / REPORT_JSON, report.model_dump(mode="json"))
     write_atomic(folder / REPORT_HTML, render(report).encode())
@@ -57,7 +79,8 @@ def validate(dataset: DatasetArtifact, contracts: Path, folder: Path) -> Artifac
         "warnings": len(report.warnings),
         "contracts": ", ".join(f"{contract.name} {contract.version}" for contract in report.contracts),
     }
-    return seal(folder, "validation", counts={"rules": len(report.results)}, parents={"dataset": dataset.digest}, attributes=attributes)
+    counts = {"rules": len(report.results), **({"rows_left_out": report.dropped} if report.left_out else {})}
+    return seal(folder, "validation", counts=counts, parents={"dataset": dataset.digest}, attributes=attributes)
 
 
 def load_report(validation: Artifact | Path) -> ValidationReport:
@@ -76,9 +99,11 @@ def require_valid(validation: Artifact) -> None:
         return
     rules = "rule" if len(report.errors) == 1 else "rules"
     listed = "\n".join(f"  - {result.summary}" for result in report.errors)
+    droppable = dict.fromkeys(result.droppable for result in report.errors if result.droppable)
+    drop = f", leave such rows out ({' '.join(f'--set data.on_violation.{name}=drop' for name in droppable)})" if droppable else ""
     raise DataError(
         f"The data '{report.dataset}' breaks {len(report.errors)} {rules} of its contracts; nothing was trained.\n{listed}\n"
-        f"Correct the data, or change the rule in a copy of the contracts. Full report: {validation.path / REPORT_HTML}"
+        f"Correct the data{drop}, or change the rule in a copy of the contracts. Full report: {validation.path / REPORT_HTML}"
     )
 
 
@@ -107,37 +132,46 @@ def _quiet_context() -> AbstractDataContext:
 
 def _check_table(context: AbstractDataContext, dataset: Dataset, contract: Contract, table: str) -> list[RuleResult]:
     rules = {rule.name: rule for rule in contract.rules if rule.table == table}
-    frame = with_helper_columns(dataset, table, tuple(rules.values()))
+    unchecked = {name: why for name, rule in rules.items() if (why := cannot_check(dataset, rule))}
+    frame = with_helper_columns(dataset, table, tuple(rule for name, rule in rules.items() if name not in unchecked))
     source = context.data_sources.add_pandas(f"{contract.name}-{table}")
     batch = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
     outcome = batch.validate(
-        compile_suite(contract, table),
+        compile_suite(contract, table, without=unchecked),
         result_format={"result_format": "SUMMARY", "unexpected_index_column_names": _IDS[table], "partial_unexpected_count": SHOWN},
     )
     found = {result.expectation_config.meta["rule"]: result.to_json_dict() for result in outcome.results}
-    return [_result(rule, found[name], frame) for name, rule in rules.items()]
+    return [_unchecked(rule, unchecked[name]) if name in unchecked else _result(rule, found[name], frame) for name, rule in rules.items()]
+
+
+def _unchecked(rule: Rule, why: str) -> RuleResult:
+    """A rule that could not be checked is broken: what passes without a check would be believed."""
+    return _rule_result(rule, passed=False, count=1, checked=0, found=f"could not be checked: {why}")
 
 
 def _result(rule: Rule, outcome: Mapping[str, Any], frame: pd.DataFrame) -> RuleResult:
     details = outcome["result"]
     passed = bool(outcome["success"])
-    return RuleResult(
-        contract=rule.contract,
-        version=rule.version,
-        table=rule.table,
-        rule=rule.name,
-        severity=rule.severity,
-        requirement=requirement(rule),
+    return _rule_result(
+        rule,
         passed=passed,
         count=0 if passed else int(details.get("unexpected_count") or 1),
         checked=len(frame),
-        found=_found(outcome),
+        found=_found(rule, outcome),
         offenders=() if passed else tuple(_offenders(rule, details)),
     )
 
 
-def _found(outcome: Mapping[str, Any]) -> str:
+def _rule_result(rule: Rule, **outcome: Any) -> RuleResult:
+    asked = {"requirement": requirement(rule), "droppable": _DROPPABLE.get((rule.check, rule.table), "")}
+    named = {"contract": rule.contract, "version": rule.version, "table": rule.table, "rule": rule.name, "severity": rule.severity}
+    return RuleResult(**named, **asked, **outcome)
+
+
+def _found(rule: Rule, outcome: Mapping[str, Any]) -> str:
     """The measured value of a rule about the whole table, or why the rule could not be checked."""
+    if rule.check == "column_exists":
+        return "" if outcome["success"] else "no such column"
     if "observed_value" in outcome["result"]:
         return str(outcome["result"]["observed_value"])
     if outcome["success"] or outcome["result"]:
@@ -159,11 +193,15 @@ def _offenders(rule: Rule, details: Mapping[str, Any]) -> list[Offender]:
 
 def _explain(rule: Rule, value: object) -> str:
     """What stands in the offending row, unless the ids have said it."""
+    if rule.check in ("references", "no_leakage"):
+        return str(value)
+    if rule.check == "length":
+        return f"{rule.column} has {len(str(value)):,} characters"
     if rule.check in ("unique_together", "not_null") or rule.column in _IDS[rule.table]:
-        return "" if rule.check != "references" else str(value)
-    return str(value) if rule.check in ("references", "no_leakage") else f"{rule.column} is {_shown(value)!r}"
+        return ""
+    return f"{rule.column} is {_shown(value)!r}"
 
 
 def _shown(value: object) -> str:
-    text = "(missing)" if value is None or value != value else str(value)
+    text = "(missing)" if value is None or value != value else on_one_line(str(value))
     return text if len(text) <= _FOUND_LENGTH else f"{text[:_FOUND_LENGTH]}…"

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from components.data.rules import Rule, Severity
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class _Frozen(BaseModel):
@@ -38,6 +38,7 @@ class RuleResult(_Frozen):
     checked: int
     found: str = ""
     offenders: tuple[Offender, ...] = ()
+    droppable: str = ""  # the field of data.on_violation that can leave such rows out
 
     @property
     def summary(self) -> str:
@@ -46,7 +47,7 @@ class RuleResult(_Frozen):
         if self.offenders:
             rows = "row breaks" if self.count == 1 else "rows break"
             return f"{text}{self.count:,} {rows} it, first {'; '.join(str(offender) for offender in self.offenders)}"
-        return f"{text}Found: {self.found or f'{self.count:,} rows that break it'}"
+        return f"{text}Found: {self.found or f'rows that break it: {self.count:,}'}"
 
 
 class ContractUsed(_Frozen):
@@ -58,8 +59,36 @@ class ContractUsed(_Frozen):
     sha256: str
 
 
+class RowsLeftOut(_Frozen):
+    """Rows that were dropped before the contracts were checked: `rows` of `total` of a table, or of the judgements of a split."""
+
+    rule: str
+    table: str
+    split: str = ""
+    reason: str
+    rows: int
+    total: int
+    unanswered: int = 0
+    source: str = ""
+    first: str = ""
+
+    @property
+    def summary(self) -> str:
+        """One sentence with count, place, rule and the ids of the first row."""
+        of = f"{self.table} of the split {self.split}" if self.split else self.table
+        lost = f" {self.lost}." if self.lost else ""
+        origin = f"{self.source}: " if self.source else ""
+        return f"{origin}{self.rows:,} of {self.total:,} {of}: {self.reason} ({self.rule}), first {self.first}.{lost}"
+
+    @property
+    def lost(self) -> str:
+        """What it means for the queries; empty when none is without an answer now."""
+        queries = "1 query has" if self.unanswered == 1 else f"{self.unanswered:,} queries have"
+        return f"{queries} no relevant document left" if self.unanswered else ""
+
+
 class ValidationReport(_Frozen):
-    """Every rule of every contract about one dataset."""
+    """Every rule of every contract about one dataset, and what was left out of it before."""
 
     schema_version: int = SCHEMA_VERSION
     dataset: str
@@ -67,6 +96,7 @@ class ValidationReport(_Frozen):
     counts: dict[str, int]
     contracts: tuple[ContractUsed, ...]
     results: tuple[RuleResult, ...]
+    left_out: tuple[RowsLeftOut, ...] = ()
 
     @property
     def errors(self) -> tuple[RuleResult, ...]:
@@ -78,12 +108,19 @@ class ValidationReport(_Frozen):
         """Broken rules that are only reported."""
         return tuple(result for result in self.results if not result.passed and result.severity == "warning")
 
+    @property
+    def dropped(self) -> int:
+        """Rows that were left out, of all tables."""
+        return sum(entry.rows for entry in self.left_out)
+
 
 def requirement(rule: Rule) -> str:
-    """What `rule` asks for, as a sentence: the contract's own words, or some that follow from the check."""
-    if rule.description:
-        return rule.description if rule.description.endswith(".") else f"{rule.description}."
-    return _SENTENCES[rule.check].format(table=rule.table, column=rule.column, bounds=_bounds(rule), **_worded(rule))
+    """What `rule` asks for: the contract's own words, and the check itself with its numbers, which those words may not say."""
+    asked = _SENTENCES[rule.check].format(table=rule.table, column=rule.column, bounds=_bounds(rule), **_worded(rule))
+    if not rule.description:
+        return asked
+    said = rule.description if rule.description.endswith((".", "!", "?")) else f"{rule.description}."
+    return f"{said} Asked: {asked}"
 
 
 def _worded(rule: Rule) -> dict[str, str]:
@@ -94,24 +131,27 @@ def _worded(rule: Rule) -> dict[str, str]:
 
 def _bounds(rule: Rule) -> str:
     low, high = rule.parameters.get("min"), rule.parameters.get("max")
+    shown = [f"{bound:,}" if isinstance(bound, int | float) else "" for bound in (low, high)]
     if low is None:
-        return f"at most {high}"
-    return f"at least {low}" if high is None else f"from {low} to {high}"
+        return f"at most {shown[1]}"
+    if high is None:
+        return f"at least {shown[0]}"
+    return f"exactly {shown[0]}" if low == high else f"from {shown[0]} to {shown[1]}"
 
 
 _SENTENCES: dict[str, str] = {
-    "column_exists": "The table {table} has a column {column}.",
+    "column_exists": "the table {table} has a column {column}.",
     "type": "{column} is of the type {type}.",
     "not_null": "{column} is never missing.",
     "unique": "{column} is there once only.",
     "unique_together": "{columns} together are there once only.",
-    "length": "{column} has {bounds} characters.",
+    "length": "the number of characters of {column} is {bounds}.",
     "pattern": "{column} matches {pattern}.",
     "range": "{column} is {bounds}.",
     "allowed_values": "{column} is one of {values}.",
-    "not_blank": "{column} is more than white space.",
-    "row_count": "{table} has {bounds} rows.",
+    "not_blank": "{column} has a visible character.",
+    "row_count": "the number of rows of {table} is {bounds}.",
     "references": "{column} is one of {to}.",
-    "no_leakage": "No query of {held_out} stands in {seen}.",
-    "judged_queries": "The split {split} has {bounds} judged queries.",
+    "no_leakage": "no text of a query of {held_out} stands in {seen} ({match}).",
+    "judged_queries": "the number of queries of the split {split} with a relevant document is {bounds}.",
 }

@@ -79,7 +79,7 @@ def train_asymmetric(
     the LLM's whole width. Raises ModelError for an unusable model or too few pairs.
     """
     config, small = without_auxiliary(configs[0]), configs[1]
-    towers = TwoTowers(resolve_base(config.base_model, [*pairs.documents, *pairs.queries]), config)
+    towers = TwoTowers(resolve_base(config.base_model, [*pairs.documents, *pairs.queries], config.revision), config)
     texts = list(dict.fromkeys(pairs.queries))[:FIT_QUERIES]
     untrained = towers.encode(towers.tokens(texts, "query"), "query", "queries with the untrained LLM")
     student = new_student(texts, untrained, "in training", small, None)

@@ -10,10 +10,10 @@ from components.distillation.config import DistillationConfig
 from components.distillation.forms import TEACHER
 from components.distillation.layers import choose_layers
 from components.errors import ModelError
-from components.towers.base_models import resolve_base
+from components.towers.base_models import load_config, resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import load_contract
-from components.towers.model_size import count_layers
+from components.towers.model_size import count_layers, require_positions
 
 
 class Shape(NamedTuple):
@@ -25,7 +25,13 @@ class Shape(NamedTuple):
 
 def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None:
     """Refuse a student that cannot be made, before the towers are trained; raises ModelError."""
-    shape = shape_of(towers.base_model)
+    shape = shape_of(towers.base_model, towers.revision)
+    teacher = resolve_base(towers.base_model, ["any text"], towers.revision)
+    require_positions(teacher, towers.max_document_length, "towers.max_document_length")
+    require_positions(teacher, towers.max_query_length, "towers.max_query_length")
+    if config.form != "static":
+        student = teacher if config.student == TEACHER else resolve_base(config.student, ["any text"], config.revision)
+        require_positions(student, config.max_query_length, "distillation.max_query_length")
     _check(config, towers.dimension or shape.width, shape)
 
 
@@ -38,26 +44,23 @@ def check_student(config: DistillationConfig, index_dimension: int, query_tower_
     if config.student == TEACHER:
         if query_tower_folder is None:
             raise ModelError("distillation.student is teacher, but no query tower was given; train the towers first.")
-        tower = shape_of(load_contract(query_tower_folder)[0].base_model)
+        contract = load_contract(query_tower_folder)[0]
+        tower = shape_of(contract.base_model, contract.base_revision)
     _check(config, index_dimension, tower)
 
 
 @cache  # finding a model hashes its files, and a study asks for every student
-def shape_of(name: str) -> Shape:
+def shape_of(name: str, revision: str | None = None) -> Shape:
     """Layers and width of the base model `name`, from its configuration alone."""
-    from transformers import AutoConfig
-
     # The models built here are built from texts; their size does not depend on which.
-    base = resolve_base(name, ["any text"])
-    try:
-        config = AutoConfig.from_pretrained(base.location).get_text_config()
-        return Shape(count_layers(name), config.hidden_size)
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"The configuration of '{name}' names no layers and width: {str(error).strip().splitlines()[0]}") from None
+    width = getattr(load_config(resolve_base(name, ["any text"], revision)), "hidden_size", None)
+    if not isinstance(width, int):
+        raise ModelError(f"The configuration of '{name}' does not say how wide its vectors are; name another model.")
+    return Shape(count_layers(name, revision), width)
 
 
 def _check(config: DistillationConfig, dimension: int, tower: Shape | None) -> None:
-    shape = tower if config.student == TEACHER and tower else shape_of(config.student)
+    shape = tower if config.student == TEACHER and tower else shape_of(config.student, config.revision)
     if config.student != TEACHER and shape.width > dimension:
         raise ModelError(
             f"The student '{config.student}' is {shape.width} wide, the index {dimension}: a student must not be wider than its index. "

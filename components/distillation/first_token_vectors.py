@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from components.distillation.heads import ridge
 from components.distillation.student_encoder import StudentEncoder
-from components.towers.tokens import token_ids
+from components.towers.tokens import rows_of, token_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +41,8 @@ def initial_vectors(source: StudentEncoder, rows: Sequence[Sequence[int]]) -> Te
 
 
 def _vectors_of_single_tokens(source: StudentEncoder, tokens: Sequence[int]) -> NDArray[np.float32]:
-    empty, word = token_ids(source.tokenizer, ["", "a"], source.contract)
+    # Without an end token `token_ids` would give the empty text a token that no other text has.
+    rows = (token_ids if source.contract.append_eos else rows_of)(source.tokenizer, ["", "a"], source.contract)
+    empty, word = rows
     before = next((i for i, (x, y) in enumerate(zip(empty, word, strict=False)) if x != y), len(empty))
     return source.encode_rows([[*empty[:before], token, *empty[before:]] for token in tokens], progress="token vectors")

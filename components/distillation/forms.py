@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import digest_of
+from components.artifacts import read_json
 from components.distillation.config import DistillationConfig
 from components.distillation.first_token_vectors import initial_vectors
 from components.distillation.layers import choose_layers
@@ -16,10 +15,10 @@ from components.distillation.static import static_model, static_tokens
 from components.distillation.student_encoder import StudentEncoder
 from components.errors import ModelError
 from components.towers.attention import measured_attention
-from components.towers.base_models import BaseModel, resolve_base
-from components.towers.contract import EncodingContract
+from components.towers.base_models import BaseModel, load_config, resolve_base, why_unloadable
+from components.towers.contract import EncodingContract, tokenizer_digest
 from components.towers.encoder import load_tower
-from components.towers.layers import keep_layers
+from components.towers.layers import keep_layers, position_limit
 from components.towers.precision import autocast, pick_device, pick_dtype
 
 TEACHER = "teacher"
@@ -48,6 +47,12 @@ def bare_student(source: Source) -> StudentEncoder:
     return student
 
 
+def at_most_positions(student: StudentEncoder, length: int) -> int:
+    """`length` in tokens, or the longest text that the student's encoder has positions for."""
+    limit = None if student.is_static else position_limit(student.model)
+    return length if limit is None else min(length, limit)
+
+
 def load_small_encoder(base: BaseModel) -> tuple[Any, Any]:
     """An encoder in float32 without its pooler, and its tokenizer; raises ModelError for a model that cannot be loaded as one."""
     from transformers import AutoTokenizer
@@ -55,10 +60,12 @@ def load_small_encoder(base: BaseModel) -> tuple[Any, Any]:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    load_config(base)
     try:
-        model, tokenizer = _load_without_pooler(base.location), AutoTokenizer.from_pretrained(base.location)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"The student '{base.name}' cannot be loaded as an encoder: {str(error).strip().splitlines()[0]}") from None
+        model = _load_without_pooler(base.location)
+        tokenizer = AutoTokenizer.from_pretrained(base.location, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"The student '{base.name}' cannot be loaded as an encoder: {why_unloadable(error)}") from None
     if model.config.is_encoder_decoder:
         raise ModelError(f"The student '{base.name}' has an encoder and a decoder; name a model that is an encoder alone.")
     return model, tokenizer
@@ -71,21 +78,22 @@ def _load_without_pooler(location: str) -> Any:
     # The fused attention's backward pass takes 40 % of a training step on a CPU at query lengths; the plain one next to nothing.
     options = {"dtype": torch.float32, "attn_implementation": "eager" if pick_device().type == "cpu" else "sdpa"}
     try:
-        return AutoModel.from_pretrained(location, add_pooling_layer=False, **options)
+        return AutoModel.from_pretrained(location, add_pooling_layer=False, trust_remote_code=False, **options)
     except TypeError:  # most architectures have no pooler to leave out
-        return AutoModel.from_pretrained(location, **options)
+        return AutoModel.from_pretrained(location, trust_remote_code=False, **options)
 
 
 def _of_an_encoder(source: Source) -> StudentEncoder:
-    base = resolve_base(source.config.student, source.texts)
+    base = resolve_base(source.config.student, source.texts, source.config.revision)
     model, tokenizer = load_small_encoder(base)
     pooling = source.config.pooling or pooling_of(base.location)
     contract = EncodingContract(
         role="query",
         base_model=base.name,
         base_digest=base.digest,
+        base_revision=base.revision,
         adapter_digest=None,
-        tokenizer_digest=digest_of(tokenizer.get_vocab()),
+        tokenizer_digest=tokenizer_digest(tokenizer),
         pooling=pooling,
         normalize=True,
         prompt=source.config.query_prompt,
@@ -99,12 +107,10 @@ def _of_an_encoder(source: Source) -> StudentEncoder:
 
 def pooling_of(location: str) -> str:
     """The pooling that the encoder was trained with, where a sentence-transformers' configuration names it; else mean."""
-    from transformers.utils import cached_file
-
-    path = cached_file(location, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
-    if path is None:
+    path = Path(location) / "1_Pooling" / "config.json"
+    if not path.is_file():
         return "mean"
-    config = json.loads(Path(path).read_text(encoding="utf-8"))
+    config = read_json(path)
     old = {"pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "lasttoken"}
     named = config.get("pooling_mode") or next((name for key, name in old.items() if config.get(key)), "mean")
     return POOLINGS.get(named, "mean") if isinstance(named, str) else "mean"

@@ -17,7 +17,7 @@ import numpy as np
 from components.artifacts import Artifact, Scalar, seal, write_atomic
 from components.distillation.config import DistillationConfig
 from components.errors import DataError, ModelError
-from components.towers.base_models import BaseModel, resolve_base
+from components.towers.base_models import BaseModel, resolve_base, why_unloadable
 from components.towers.precision import pick_device, pick_dtype
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def generate_queries(dataset: Dataset, config: DistillationConfig, parents: Mapp
     path = folder / GENERATED
     finished = _keep_finished(path, ids)
     texts = [*dataset.document_texts(), *dataset.queries["text"]]
-    base = resolve_base(config.generator, texts)
+    base = resolve_base(config.generator, texts, config.generator_revision)
     generator = _Generator(base, config) if finished < len(ids) else None
     with path.open("a", encoding="utf-8") as lines, tqdm(total=len(ids), initial=finished, desc="generate queries", unit="query") as bar:
         for start in range(finished, len(ids), BATCH):
@@ -53,7 +53,12 @@ def generate_queries(dataset: Dataset, config: DistillationConfig, parents: Mapp
             bar.update(len(answers))
     if not (queries := read_generated(folder)):
         raise ModelError(f"The generator '{config.generator}' wrote no query for any of {len(ids)} documents. Name another decoder.")
-    attributes: dict[str, Scalar] = {"generator": config.generator, "generator_digest": base.digest, "seed": config.seed}
+    attributes: dict[str, Scalar] = {
+        "generator": config.generator,
+        "generator_digest": base.digest,
+        **({"generator_revision": base.revision} if base.revision else {}),
+        "seed": config.seed,
+    }
     return seal(folder, "queries", counts={"queries": len(queries)}, parents=parents, attributes=attributes)
 
 
@@ -124,7 +129,8 @@ class _Generator:
         import torch
         from transformers import StoppingCriteriaList
 
-        rows = self._tokenizer(list(prompts))["input_ids"]
+        # Documents and examples are texts: what looks like a control token in them is none.
+        rows = self._tokenizer(list(prompts), split_special_tokens=True)["input_ids"]
         # Some tokenizers close a text with the end token; a text that is to go on must not have one.
         open_ended = [row[:-1] if row[-1] == self._tokenizer.eos_token_id else row for row in rows]
         batch = self._tokenizer.pad({"input_ids": open_ended}, return_tensors="pt").to(self._device)
@@ -161,10 +167,11 @@ def _load(base: BaseModel, precision: str) -> tuple[Any, Any]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(base.location, dtype=pick_dtype(precision), output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(base.location, padding_side="left")
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"The generator '{base.name}' cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        options = {"dtype": pick_dtype(precision), "trust_remote_code": False}
+        model, report = AutoModelForCausalLM.from_pretrained(base.location, output_loading_info=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(base.location, padding_side="left", trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"The generator '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])[0]
         raise ModelError(f"The generator '{base.name}' cannot write: it was saved without {missing}. Name one with its language head.")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.distillation.config import DistillationConfig
-from components.distillation.forms import Source, bare_student
+from components.distillation.forms import Source, at_most_positions, bare_student
 from components.distillation.heads import new_head, ridge
 from components.distillation.student_encoder import StudentEncoder
 from components.towers.precision import autocast, pick_dtype
@@ -41,5 +41,7 @@ def untrained_student(config: DistillationConfig, texts: Sequence[str], teacher_
     """The student's encoder as it was before training: no head, a space of its own; `texts` as in `new_student`."""
     wanted = config.model_copy(update={"max_query_length": max_length})
     student = bare_student(Source(wanted, texts, teacher_folder))
+    # It also encodes documents, which may be longer than what it has positions for.
+    student.contract = student.contract.model_copy(update={"max_length": at_most_positions(student, max_length)})
     student.model.to(pick_dtype("auto"))
     return student

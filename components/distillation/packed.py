@@ -49,9 +49,14 @@ def can_pack(model: Any) -> bool:
 
 
 def packed_vectors(model: Any, rows: Sequence[Sequence[int]], pooling: str, device: torch.device) -> Tensor:
-    """Pooled states (len(rows), width) float32 of token id rows, no row empty; `pooling` is mean, cls or last."""
+    """Pooled states (len(rows), width) float32 of token id rows, zeros for an empty one; `pooling` is mean, cls or last."""
     import torch
 
+    if not all(rows):
+        full = [number for number, row in enumerate(rows) if row]
+        vectors = torch.zeros(len(rows), model.config.hidden_size, device=device)
+        found = packed_vectors(model, [rows[number] for number in full], pooling, device) if full else vectors[:0]
+        return vectors.index_copy(0, torch.tensor(full, dtype=torch.long, device=device), found)
     order = np.argsort([len(row) for row in rows], kind="stable")
     packed = [rows[number] for number in order]
     layout = _layout(packed, device)

@@ -14,9 +14,11 @@ from components.distillation.student_encoder import StudentEncoder
 from components.errors import ArtifactError
 from components.towers.contract import EncodingContract, load_contract
 from components.towers.precision import pick_dtype
+from components.towers.tokens import has_control_token, words_only
 
 WEIGHTS = "model.safetensors"
 MODULES = "modules.json"
+TOKENIZER = "tokenizer.json"
 POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}  # our names and sentence-transformers'
 
 
@@ -49,13 +51,20 @@ def _save_tokenizer(student: StudentEncoder, folder: Path) -> None:
     contract = student.contract
     if contract.append_eos:
         _append_end_token(student.tokenizer)
-    backend = student.tokenizer.backend_tokenizer
+    tokenizer, backend = student.tokenizer, student.tokenizer.backend_tokenizer
     backend.no_padding()
     if student.is_static:
         backend.enable_truncation(contract.max_length)  # StaticEmbedding has no other place for the longest text
     else:
         backend.no_truncation()
-    student.tokenizer.save_pretrained(folder)
+    # sentence-transformers encodes prompt and text in one way, so control tokens of a prompt are kept at the price of those in texts.
+    # With a unigram tokenizer (XLM-R's) it finds them in texts all the same; this project's own loaders do not.
+    split = contract.split_special_tokens and not has_control_token(tokenizer, contract.prompt)
+    tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = split
+    tokenizer.save_pretrained(folder)
+    if student.is_static and split:
+        # StaticEmbedding reads this file alone, and it has no use for control tokens, whose names it would find in texts.
+        write_json(folder / TOKENIZER, words_only(read_json(folder / TOKENIZER)))
 
 
 def _append_end_token(tokenizer: Any) -> None:

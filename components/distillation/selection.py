@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +16,15 @@ DEPTH = 50
 class DevSet:
     """Dev queries, their relevant document ids, and the search over the real index (vectors, k) -> ids per query.
 
-    `teacher` holds the teacher's vectors of the queries, unit float32 (n, d), where they are known.
+    `teacher` holds the teacher's vectors of the queries, unit float32 (n, d), where they are known. `own` maps the place of a query that is
+    a document itself to that document, which is left out of what it finds.
     """
 
     queries: Sequence[str]
     relevant: Sequence[frozenset[str]]
     search: Search
     teacher: NDArray[np.float32] | None = None
+    own: Mapping[int, str] = field(default_factory=dict)
 
 
 def dev_metrics(vectors: NDArray[np.float32], dev: DevSet) -> Mapping[str, float]:
@@ -30,7 +32,10 @@ def dev_metrics(vectors: NDArray[np.float32], dev: DevSet) -> Mapping[str, float
 
     The sum, since recall alone is blind to the top ranks, where distillation loses first.
     """
-    found = dev.search(vectors, DEPTH)
+    found = list(dev.search(vectors, DEPTH + bool(dev.own)))
+    for place, own in dev.own.items():
+        found[place] = [doc_id for doc_id in found[place] if doc_id != own]
+    found = [ids[:DEPTH] for ids in found]
     recall = float(np.mean([len(r & set(ids)) / len(r) for r, ids in zip(dev.relevant, found, strict=True)]))
     ndcg = float(np.mean([_ndcg(r, ids[:10]) for r, ids in zip(dev.relevant, found, strict=True)]))
     return {"recall@50": recall, "ndcg@10": ndcg, "score": recall + ndcg}

@@ -18,6 +18,7 @@ from components.distillation.selection import DevSet, Search
 from components.distillation.teacher_targets import read_held_out, read_sources, read_teacher_targets
 from components.distillation.train import DistillationData
 from components.errors import DataError
+from components.visible import is_blank
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
@@ -38,7 +39,7 @@ class DocumentSide:
 def query_sources(dataset: Dataset, config: DistillationConfig, generated: Sequence[str] = ()) -> dict[str, list[str]]:
     """Texts for the alignment by source: train queries, unlabelled queries, titles, sentences (seeded samples), generated queries."""
     titles = dataset.documents["title"]
-    titles = titles[titles.str.strip() != ""].drop_duplicates()
+    titles = titles[[not is_blank(title) for title in titles.fillna("")]].drop_duplicates()
     if len(titles) > config.titles:
         titles = titles.sample(config.titles, random_state=config.seed)
     return {
@@ -95,6 +96,7 @@ def distillation_data(
         texts=texts,
         teacher=teacher,
         pairs=refinement_pairs(dataset, texts, config.refine_titles),
+        own=own_pairs(dataset, texts),
         documents=documents.vectors,
         space_id=documents.space_id,
         dev=dev_set(dataset, documents.search, read_held_out(targets)),
@@ -114,6 +116,18 @@ def refinement_pairs(dataset: Dataset, texts: Sequence[str], titles: bool) -> li
     return list(dict.fromkeys(pairs))
 
 
+def own_pairs(dataset: Dataset, texts: Sequence[str]) -> list[tuple[int, int]]:
+    """(text number, document number) of the train queries among `texts` that are documents themselves."""
+    left_out = dataset.own_documents("train").left_out
+    if not left_out:
+        return []
+    text_row = {text: i for i, text in enumerate(texts)}
+    document_row = {d: i for i, d in enumerate(dataset.documents["doc_id"])}
+    queries = dataset.judged_queries("train")
+    found = zip(queries["query_id"], queries["text"], strict=True)
+    return [(text_row[text], document_row[query]) for query, text in found if query in left_out and text in text_row]
+
+
 def dev_queries(dataset: Dataset) -> list[str]:
     """The texts of the judged dev queries, in the order of their ids."""
     texts: list[str] = _relevant(dataset, "dev").groupby("query_id", sort=True)["text"].first().tolist()
@@ -131,7 +145,10 @@ def dev_set(dataset: Dataset, search: Search, teacher: Mapping[str, NDArray[np.f
     relevant = [frozenset(ids) for ids in judged.groupby("query_id", sort=True)["doc_id"].agg(list)]
     queries = dev_queries(dataset)
     known = teacher is not None and all(text in teacher for text in queries)
-    return DevSet(queries, relevant, search, np.stack([teacher[text] for text in queries]) if teacher is not None and known else None)
+    vectors = np.stack([teacher[text] for text in queries]) if teacher is not None and known else None
+    left_out = dataset.own_documents("dev").left_out
+    own = {place: query for place, query in enumerate(sorted(set(judged["query_id"]))) if query in left_out}
+    return DevSet(queries, relevant, search, vectors, own)
 
 
 def _relevant(dataset: Dataset, split: str) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from components.towers.contract import EncodingContract
+from components.towers.tokens import rows_of
 
 if TYPE_CHECKING:
     import torch
@@ -23,11 +24,8 @@ def static_model(weight: Tensor) -> Any:
 
 
 def static_tokens(tokenizer: Any, texts: Sequence[str], contract: EncodingContract) -> list[list[int]]:
-    """Token ids without the special tokens, which would be the same in every text."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.enable_truncation(contract.max_length)
-    return [e.ids for e in backend.encode_batch_fast([contract.prompt + t for t in texts], add_special_tokens=False)]
+    """Token ids without the special tokens, which would be the same in every text; a row may be empty."""
+    return rows_of(tokenizer, texts, contract, add_special_tokens=False)
 
 
 def mean_vectors(model: Any, rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from components.artifacts import EncoderArtifact, Scalar, seal
 from components.distillation.config import DistillationConfig
 from components.distillation.contrastive import train_pair, without_auxiliary
-from components.distillation.forms import Source, bare_student
+from components.distillation.forms import Source, at_most_positions, bare_student
 from components.distillation.heads import linear_head
 from components.distillation.saved import load_student, save_student
 from components.distillation.student_encoder import StudentEncoder
@@ -117,7 +117,6 @@ def _with_identity(pairs: Pairs, towers: TowerConfig, small: DistillationConfig)
 
     source = Source(small.model_copy(update={"query_prompt": ""}), [*pairs.documents, *pairs.queries], None)
     bare = bare_student(source)
-    positions = getattr(getattr(bare.model, "config", None), "max_position_embeddings", towers.max_document_length)
-    update = {"role": "document", "max_length": min(towers.max_document_length, positions)}
+    update = {"role": "document", "max_length": at_most_positions(bare, towers.max_document_length)}
     head = linear_head(torch.eye(bare.contract.dimension))
     return StudentEncoder(bare.model, bare.tokenizer, head, bare.contract.model_copy(update=update), "in training")

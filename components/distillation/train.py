@@ -45,7 +45,8 @@ LOG = "training_log.json"
 class DistillationData:
     """Texts with teacher vectors (n, d), judged pairs (text number, document number), and document vectors (m, d); unit float32.
 
-    `sources` names where each text comes from; `teacher_folder` is the teacher's query tower, for a student cut from it.
+    `sources` names where each text comes from; `teacher_folder` is the teacher's query tower, for a student cut from it; `own` are pairs
+    of a text and the document that it is itself, which is no negative of it.
     """
 
     texts: Sequence[str]
@@ -56,6 +57,7 @@ class DistillationData:
     dev: DevSet
     sources: Sequence[str] = ()
     teacher_folder: Path | None = None
+    own: Sequence[tuple[int, int]] = ()
 
 
 def train_student(data: DistillationData, config: DistillationConfig, parents: Mapping[str, str], folder: Path) -> EncoderArtifact:
@@ -120,7 +122,7 @@ class _Distillation:
         self.rows = self.student.tokens(data.texts)
         self.teacher = self._tensor(data.teacher)
         self.documents = self._tensor(data.documents)
-        self.refinement = Refinement(self.documents, self.teacher, data.pairs, config.refine_positive_share)
+        self.refinement = Refinement(self.documents, self.teacher, data.pairs, config.refine_positive_share, data.own)
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
         self.epochs = make_plan(len(data.texts), len(data.pairs), config)

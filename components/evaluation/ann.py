@@ -53,7 +53,7 @@ def measure_ann(
     nearest = exact_neighbours(index, sample, max(DEPTHS))
     values = {f"recall@{k}": recall_at(index, sample, k, nearest) for k in DEPTHS}
     found = {m: mean_interval(v, config.bootstrap_samples, CONFIDENCE, config.seed) for m, v in values.items()}
-    exact, served = _ndcg_exact(judged.judgements, query_ids, nearest), _ndcg_served(per_query, query_ids)
+    exact, served = _ndcg_exact(judged, query_ids, nearest), _ndcg_served(per_query, query_ids)
     lost = paired_bootstrap(exact, served, config.bootstrap_samples, CONFIDENCE, config.seed)
     summary = AnnSummary(
         queries=len(query_ids),
@@ -96,13 +96,14 @@ def _recall(found: Sequence[str], near: Neighbours, k: int) -> float:
     scores = list(near.values())
     wanted = min(k, len(scores))
     lowest = scores[wanted - 1] - TIE
-    return min(sum(near.get(doc_id, -np.inf) >= lowest for doc_id in found), wanted) / wanted
+    return min(sum(near.get(doc_id, -np.inf) >= lowest for doc_id in set(found)), wanted) / wanted
 
 
-def _ndcg_exact(judgements: pd.DataFrame, query_ids: Sequence[str], nearest: Sequence[Neighbours]) -> NDArray[np.float64]:
+def _ndcg_exact(judged: JudgedSplit, query_ids: Sequence[str], nearest: Sequence[Neighbours]) -> NDArray[np.float64]:
     """What the student would reach if the index lost nothing."""
-    rankings = {query_id: list(near.items())[: max(DEPTHS)] for query_id, near in zip(query_ids, nearest, strict=True)}
-    return _ndcg_served(per_query_metrics(judgements[judgements["query_id"].astype(str).isin(query_ids)], rankings), query_ids)
+    rankings = {query: judged.without_own(query, list(near.items()))[: max(DEPTHS)] for query, near in zip(query_ids, nearest, strict=True)}
+    judgements = judged.judgements[judged.judgements["query_id"].astype(str).isin(query_ids)]
+    return _ndcg_served(per_query_metrics(judgements, rankings), query_ids)
 
 
 def _ndcg_served(per_query: pd.DataFrame, query_ids: Sequence[str]) -> NDArray[np.float64]:

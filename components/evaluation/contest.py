@@ -101,7 +101,7 @@ def hold_contest(contest: Contest, config: EvaluationConfig, parents: Mapping[st
 
 
 def _rankings(contender: Contender, judged: JudgedSplit, depth: int) -> dict[str, Ranking]:
-    return dict(zip(judged.query_ids, contender.ranker.rank(judged.texts, depth), strict=True))
+    return judged.rankings(contender.ranker.rank(judged.texts, judged.asked(depth)), depth)
 
 
 def _answering(ranker: DenseRanker) -> Answer:

@@ -14,7 +14,7 @@ from components.artifacts import EvalReport, seal
 from components.evaluation.ann import AnnMeasured, measure_ann
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.latency import measure_speed
-from components.evaluation.metrics import Ranking, per_query_metrics
+from components.evaluation.metrics import per_query_metrics
 from components.evaluation.rankers import DenseRanker, Ranker
 from components.evaluation.report import Evaluation, HealthSummary, SpeedSummary, write_report
 from components.evaluation.slices import assign_slices
@@ -88,11 +88,11 @@ def _measure(systems: Mapping[str, Ranker], judged: JudgedSplit, depth: int, run
     for name, ranker in systems.items():
         if isinstance(ranker, DenseRanker):
             encoded = ranker.encode(judged.texts)
-            found = ranker.rank_vectors(encoded, depth)
+            found = ranker.rank_vectors(encoded, judged.asked(depth))
             vectors.update({name: encoded} if name in MEASURED_HEALTH else {})
         else:
-            found = ranker.rank(judged.texts, depth)
-        ranking: dict[str, Ranking] = dict(zip(judged.query_ids, found, strict=True))
+            found = ranker.rank(judged.texts, judged.asked(depth))
+        ranking = judged.rankings(found, depth)
         write_trec_run(Path(f"{run_files}{name}.trec"), ranking, name)
         tables.append(per_query_metrics(judged.judgements, ranking).assign(system=name))
     per_query = pd.concat(tables, ignore_index=True)[["query_id", "system", "metric", "value"]]

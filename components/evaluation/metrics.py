@@ -18,7 +18,8 @@ def per_query_metrics(judgements: pd.DataFrame, rankings: Mapping[str, Ranking])
 
     `judgements` has query_id, doc_id, score; a document is relevant when its score is above 0, and nDCG takes the score as its gain.
     A judged query that has no ranking, or no relevant document, counts 0: leaving it out would raise the mean. Rankings are taken in
-    their order: their scores are replaced by the place, because measures break equal scores in different ways.
+    their order: their scores are replaced by the place, because measures break equal scores in different ways. A document that stands
+    in a ranking twice counts at its first place, and the others move up (`first_places`).
     """
     import ir_measures
     import pandas as pd
@@ -45,9 +46,17 @@ def _qrels(judgements: pd.DataFrame) -> dict[str, dict[str, int]]:
     return qrels
 
 
+def first_places(ranking: Ranking) -> list[tuple[str, float]]:
+    """The ranking with every document at its first place alone."""
+    found: dict[str, float] = {}
+    for doc_id, score in ranking:
+        found.setdefault(doc_id, score)
+    return list(found.items())
+
+
 def _run(rankings: Mapping[str, Ranking], judged: set[str]) -> dict[str, dict[str, Any]]:
     return {
-        query_id: {doc_id: float(len(ranking) - place) for place, (doc_id, _) in enumerate(ranking)}
+        query_id: {doc_id: float(len(ranking) - place) for place, (doc_id, _) in enumerate(first_places(ranking))}
         for query_id, ranking in rankings.items()
         if query_id in judged
     }

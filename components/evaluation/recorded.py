@@ -32,7 +32,10 @@ def recorded_ranker(folder: Path, system: str, dataset: Dataset, config: Evaluat
         judged, found = judged_split(dataset, split), _read(folder / name)
         if not all(query in found for query in judged.query_ids):
             return None
-        rankings |= {text: found[query] for query, text in zip(judged.query_ids, judged.texts, strict=True)}
+        for query, text in zip(judged.query_ids, judged.texts, strict=True):
+            # Two queries of one text differ where one of them is a document, which its own ranking leaves out.
+            if rankings.setdefault(text, found[query]) != found[query]:
+                return None
     return RecordedRanker(rankings)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.artifacts import read_versioned, write_atomic, write_json
+from components.data.config import IgnoreIdenticalIds
 from components.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -71,6 +72,36 @@ class SpeedSummary(_Section):
     search_p50_ms: float
 
 
+class OwnSummary(_Section):
+    """Numbers of judged queries that have the id of a document (see `components.data.own_documents`), and what was made of them."""
+
+    policy: IgnoreIdenticalIds
+    left_out: int
+    same_text: int
+    relevant: int
+    other_text: int
+
+    @property
+    def words(self) -> str:
+        """One to three sentences."""
+        if self.policy == "never":
+            told = (
+                [f"{self.same_text:,} queries are documents themselves: that document stays in what they find."] if self.same_text else []
+            )
+        elif self.policy == "always":
+            told = [f"{self.left_out:,} queries have the id of a document, which is left out of what they find."] if self.left_out else []
+        else:
+            told = (
+                [f"{self.left_out:,} queries are documents themselves: that document is left out of what they find."]
+                if self.left_out
+                else []
+            )
+            told += [f"{self.relevant:,} are documents judged relevant to themselves, which stay."] if self.relevant else []
+        return " ".join(
+            [*told, *([f"{self.other_text:,} queries have the id of a document that reads otherwise."] if self.other_text else [])]
+        )
+
+
 class ExtraSummary(_Section):
     """A further judged query set on the same documents: how the systems do off the training distribution. `retention` as in Summary."""
 
@@ -79,6 +110,7 @@ class ExtraSummary(_Section):
     systems: dict[str, SystemSummary]
     retention: dict[str, float]
     retention_intervals: dict[str, tuple[float, float]]
+    own_documents: OwnSummary | None = None
 
 
 class HealthSummary(_Section):
@@ -109,7 +141,7 @@ class Summary(_Section):
 
     `retention` is the student's mean over the teacher's; a metric in which the teacher has 0 is absent. `confidence` is that of every
     two-sided interval. `extra` maps a split to its figures, `health` teacher and student to theirs, `ann` is the index's recall; reports of
-    older versions have none of these.
+    older versions have none of these. `own_documents` is there when queries have ids of documents.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -127,6 +159,7 @@ class Summary(_Section):
     extra: dict[str, ExtraSummary] = Field(default_factory=dict)
     health: dict[str, HealthSummary] = Field(default_factory=dict)
     ann: AnnSummary | None = None
+    own_documents: OwnSummary | None = None
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def require_measurable(dataset: Artifact, split: str, negatives: int) -> None:
     tables = load_dataset(dataset)
     judged = judged_split(tables, split)
     doc_ids = [str(i) for i in tables.documents["doc_id"]]
-    require_negatives(relevant_rows(_relevant(judged), doc_ids), len(doc_ids), negatives)
+    require_negatives(relevant_rows(_no_negatives(judged), doc_ids), len(doc_ids), negatives)
 
 
 def measure_cell(inputs: Mapping[str, Artifact], config: EvaluationConfig, rule: EntropyRule, folder: Path) -> dict[str, Any]:
@@ -58,11 +58,12 @@ def measure_cell(inputs: Mapping[str, Artifact], config: EvaluationConfig, rule:
     tower = load_tower(inputs["query_tower"].path)
     queries = tower.encode(judged.texts, progress="queries")
     relevant = relevant_rows(_relevant(judged), documents.doc_ids)
-    drawn = draw_negatives(relevant, len(documents.doc_ids), rule.negatives, rule.seed)
+    excluded = relevant_rows(_no_negatives(judged), documents.doc_ids)
+    drawn = draw_negatives(excluded, len(documents.doc_ids), rule.negatives, rule.seed)
     entropy = contrastive_entropy(queries, documents.vectors, relevant, drawn, rule.temperature)
     index = load_index(inputs["index"].path, tower.space_id, inputs["index"].digest)
-    ranked = DenseRanker(tower, index).rank(judged.texts, config.depth)
-    metrics = per_query_metrics(judged.judgements, dict(zip(judged.query_ids, ranked, strict=True)))
+    ranked = DenseRanker(tower, index).rank(judged.texts, judged.asked(config.depth))
+    metrics = per_query_metrics(judged.judgements, judged.rankings(ranked, config.depth))
     _write(judged.query_ids, entropy, metrics, folder)
     interval = mean_interval(entropy, config.bootstrap_samples, CONFIDENCE, config.seed)
     means = metrics.groupby("metric")["value"].mean()
@@ -77,6 +78,11 @@ def _relevant(judged: JudgedSplit) -> dict[str, list[str]]:
     for query, document in zip(rows["query_id"], rows["doc_id"], strict=True):
         found[str(query)].append(str(document))
     return found
+
+
+def _no_negatives(judged: JudgedSplit) -> dict[str, list[str]]:
+    """Of each query the documents that are no negatives of it: the relevant ones, and the one that it is itself."""
+    return {query: [*found, *([query] if query in judged.own.left_out else [])] for query, found in _relevant(judged).items()}
 
 
 def _write(query_ids: Sequence[str], entropy: NDArray[np.float64], metrics: Any, folder: Path) -> None:

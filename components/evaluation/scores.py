@@ -58,7 +58,7 @@ def write_scores(
 def _split_scores(ranker: Ranker, dataset: Dataset, split: str, depth: int, noise: Noise | None) -> pd.DataFrame:
     judged = judged_split(dataset, split)
     texts = judged.texts if noise is None else add_noise(judged.texts, noise)
-    ranking = dict(zip(judged.query_ids, ranker.rank(texts, depth), strict=True))
+    ranking = judged.rankings(ranker.rank(texts, judged.asked(depth)), depth)
     return per_query_metrics(judged.judgements, ranking).assign(split=split)
 
 

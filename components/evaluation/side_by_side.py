@@ -38,7 +38,7 @@ def side_by_side(systems: Mapping[str, Scores], reference: str, config: Evaluati
 def mean_metrics(ranker: Ranker, dataset: Dataset, split: str, depth: int) -> dict[str, float]:
     """Every metric's mean over the judged queries of a split."""
     judged = judged_split(dataset, split)
-    ranking = dict(zip(judged.query_ids, ranker.rank(judged.texts, depth), strict=True))
+    ranking = judged.rankings(ranker.rank(judged.texts, judged.asked(depth)), depth)
     means = per_query_metrics(judged.judgements, ranking).groupby("metric")["value"].mean()
     return {str(metric): float(value) for metric, value in means.items()}
 

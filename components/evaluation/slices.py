@@ -76,8 +76,8 @@ _Labels = Sequence[str | None]
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case."""
-    return _NO_SPACES.sub(r" \1 ", normalise_text(text)).split()
+    """The words of a text in lower case; signs that stand alone, such as % and <, are none."""
+    return [word for word in _NO_SPACES.sub(r" \1 ", normalise_text(text)).split() if any(letter.isalnum() for letter in word)]
 
 
 def _query_length(world: _World, definition: SliceConfig) -> _Labels:

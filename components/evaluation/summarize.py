@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from components.artifacts import digest_of
+from components.data.own_documents import OwnDocuments
 from components.errors import DataError
-from components.evaluation.metrics import METRICS, RETAINED
-from components.evaluation.report import Comparison, ExtraSummary, Summary, SystemSummary
+from components.evaluation.metrics import METRICS, RETAINED, Ranking, first_places
+from components.evaluation.report import Comparison, ExtraSummary, OwnSummary, Summary, SystemSummary
 from components.evaluation.significance import mean_interval, paired_bootstrap, ratio_interval
 
 if TYPE_CHECKING:
@@ -27,18 +28,35 @@ COMPARED = (("student", "bm25"), ("student", "student_untrained"), ("student", "
 
 @dataclass(frozen=True)
 class JudgedSplit:
-    """The judged queries of one split in the order of their ids, and their judgements."""
+    """The judged queries of one split in the order of their ids, their judgements, and which of them are documents themselves.
+
+    Whoever ranks for them asks for `asked(depth)` documents and takes `rankings` of the answers, which leave out a query's own document.
+    """
 
     query_ids: list[str]
     texts: list[str]
     judgements: pd.DataFrame
+    own: OwnDocuments = field(default_factory=OwnDocuments)
 
     @property
     def digest(self) -> str:
-        """sha256 over query texts and judgements, whatever their order: equal means that two reports are comparable."""
+        """sha256 over query texts, judgements and what is left out, whatever their order: equal means that two reports are comparable."""
         rows = zip(self.judgements["query_id"], self.judgements["doc_id"], self.judgements["score"], strict=True)
         judgements = sorted([str(query), str(doc), int(score)] for query, doc, score in rows)
-        return digest_of({"queries": list(zip(self.query_ids, self.texts, strict=True)), "judgements": judgements})
+        left_out = {"left_out": sorted(self.own.left_out)} if self.own.left_out else {}
+        return digest_of({"queries": list(zip(self.query_ids, self.texts, strict=True)), "judgements": judgements, **left_out})
+
+    def asked(self, depth: int) -> int:
+        """How many documents to ask for, so that `depth` are left."""
+        return depth + bool(self.own.left_out)
+
+    def rankings(self, found: Iterable[Ranking], depth: int) -> dict[str, Ranking]:
+        """Query id -> at most `depth` different documents found for it (one ranking a query, in their order) without its own."""
+        return {query: self.without_own(query, first_places(ranking))[:depth] for query, ranking in zip(self.query_ids, found, strict=True)}
+
+    def without_own(self, query: str, ranking: Ranking) -> Ranking:
+        """The ranking without the document that the query is."""
+        return [hit for hit in ranking if hit[0] != query] if query in self.own.left_out else ranking
 
 
 def judged_split(dataset: Dataset, split: str) -> JudgedSplit:
@@ -58,7 +76,7 @@ def judged_split(dataset: Dataset, split: str) -> JudgedSplit:
     texts = {str(i): str(text) for i, text in zip(queries["query_id"], queries["text"], strict=True)}
     if lost := [i for i in wanted if i not in texts]:
         raise DataError(f"{len(lost)} judged queries of the split '{split}' have no text, the first is '{lost[0]}'. Add or remove them.")
-    return JudgedSplit(wanted, [texts[i] for i in wanted], judgements)
+    return JudgedSplit(wanted, [texts[i] for i in wanted], judgements, dataset.own_documents(split))
 
 
 def require_judged(dataset: Dataset, splits: Iterable[str]) -> None:
@@ -89,6 +107,7 @@ def summarize(per_query: pd.DataFrame, judged: JudgedSplit, documents: int, conf
         retention={metric: value for metric, (value, _, _) in retention.items()},
         retention_intervals={metric: (low, high) for metric, (_, low, high) in retention.items()},
         speed=None,
+        own_documents=_own(judged),
     )
 
 
@@ -102,7 +121,13 @@ def summarize_extra(per_query: pd.DataFrame, judged: JudgedSplit, config: Evalua
         systems={name: _system(scores, name, config) for name in dict.fromkeys(per_query["system"])},
         retention={metric: value for metric, (value, _, _) in retention.items()},
         retention_intervals={metric: (low, high) for metric, (_, low, high) in retention.items()},
+        own_documents=_own(judged),
     )
+
+
+def _own(judged: JudgedSplit) -> OwnSummary | None:
+    own = judged.own
+    return OwnSummary(**{**own._asdict(), "left_out": len(own.left_out)}) if own.same_text or own.other_text else None
 
 
 def scores_of(per_query: pd.DataFrame, query_ids: list[str]) -> Scores:

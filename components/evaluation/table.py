@@ -29,10 +29,11 @@ def render_table(summary: Summary) -> str:
 
 
 def _heading(summary: Summary) -> str:
-    return (
+    heading = (
         f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents; "
         f"in brackets: {summary.confidence:.0%} interval"
     )
+    return heading if summary.own_documents is None else f"{heading}\n{summary.own_documents.words}"
 
 
 def _quality(summary: Summary) -> str:
@@ -91,6 +92,7 @@ def _extra(split: str, found: ExtraSummary) -> str:
     for metric in RETAINED:
         rows.append([_metric(metric), *(_cell(found.systems[n].metrics[metric], found.systems[n].intervals[metric]) for n in names)])
     heading = f"Extra judgements: {split}, {found.queries:,} judged queries"
+    heading += f"\n{found.own_documents.words}" if found.own_documents else ""
     return "\n".join(block for block in (heading, _columns(rows), _columns(_retained(found))) if block)
 
 

@@ -9,15 +9,15 @@ import numpy as np
 
 from components.artifacts import write_atomic
 from components.errors import DataError
-from components.evaluation.metrics import Ranking
+from components.evaluation.metrics import Ranking, first_places
 
 
 def write_trec_run(path: Path, rankings: Mapping[str, Ranking], tag: str) -> None:
     """Write the rankings (query_id -> best first) atomically, in the order of the mapping; ranks count from 1.
 
     A score that is not below the one before it is lowered to the next smaller float32: trec_eval ignores the rank, sorts by score and
-    breaks ties in its own way, so it would otherwise see another order. Raises DataError for an id with white space, which the format
-    cannot hold.
+    breaks ties in its own way, so it would otherwise see another order. A document that a ranking holds twice is written at its first
+    place alone, as it is measured. Raises DataError for an id with white space, which the format cannot hold.
     """
     lines = (line for query_id, ranking in rankings.items() for line in _lines(query_id, ranking, tag))
     write_atomic(path, "".join(lines).encode())
@@ -26,7 +26,7 @@ def write_trec_run(path: Path, rankings: Mapping[str, Ranking], tag: str) -> Non
 def _lines(query_id: str, ranking: Ranking, tag: str) -> Iterator[str]:
     _require_one_word(query_id, tag, *(doc_id for doc_id, _ in ranking))
     above = np.float32(np.inf)
-    for rank, (doc_id, score) in enumerate(ranking, start=1):
+    for rank, (doc_id, score) in enumerate(first_places(ranking), start=1):
         above = min(np.float32(score), np.nextafter(above, np.float32(-np.inf)))
         yield f"{query_id} Q0 {doc_id} {rank} {float(above):.9g} {tag}\n"
 

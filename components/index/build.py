@@ -25,6 +25,7 @@ from components.index.rows import write_rows
 from components.index.search import VectorIndex, vector_index
 from components.index.template import Template, centroid_distances, imbalance, list_sizes, train_template
 from components.index.tuning import Tuned, tune
+from components.visible import is_blank
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -90,7 +91,7 @@ def build_index(
 def display_titles(dataset: Dataset) -> dict[str, str]:
     """Document id -> its title, or the start of its text when it has none."""
     frame = dataset.documents
-    shown = frame["title"].where(frame["title"].str.strip() != "", frame["text"].str.slice(0, TITLE_LENGTH))
+    shown = frame["title"].mask([is_blank(title) for title in frame["title"].fillna("")], frame["text"].str.slice(0, TITLE_LENGTH))
     return dict(zip(frame["doc_id"], shown, strict=True))
 
 

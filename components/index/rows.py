@@ -82,6 +82,15 @@ class Rows:
                 return row
         return None
 
+    def live_rows_of(self, doc_ids: Sequence[str]) -> dict[str, int]:
+        """The rows of those of the ids whose documents are there and not deleted, found in one pass over all ids."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        wanted = pa.array(doc_ids, pa.large_string())
+        rows = np.flatnonzero(pc.is_in(self.doc_ids.column.cast(pa.large_string()), value_set=wanted).to_numpy(zero_copy_only=False))
+        return {self.doc_ids[int(row)]: int(row) for row in np.setdiff1d(rows, self.deleted, assume_unique=True)}
+
     @cached_property
     def _by_id(self) -> NDArray[np.int64]:
         """Row numbers in the order of the ids."""

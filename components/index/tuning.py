@@ -65,7 +65,7 @@ def mean_recall(index: VectorIndex, queries: NDArray[np.float32], exact: NDArray
 def recall_against_exact(approximate_ids: Sequence[Sequence[Hashable]], exact_ids: Sequence[Sequence[Hashable]]) -> NDArray[np.float64]:
     """Share of each query's exact neighbours that the index found, (n,); 1 for a query without any."""
     pairs = zip(approximate_ids, exact_ids, strict=True)
-    return np.array([len(set(found) & set(true)) / len(true) if true else 1.0 for found, true in pairs])
+    return np.array([len(set(found) & set(true)) / len(set(true)) if true else 1.0 for found, true in pairs])
 
 
 def smallest_reaching(reaches: Callable[[int], bool], most: int) -> int | None:

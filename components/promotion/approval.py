@@ -22,6 +22,7 @@ from components.promotion.release import load_release
 from components.promotion.standing import Record, candidate_model, expected_aliases, release_model
 from components.tracking import labels, registry, store
 from components.tracking import records as record_store
+from components.visible import written
 
 if TYPE_CHECKING:
     from components.tracking.audit import AuditEntry
@@ -63,7 +64,7 @@ def approve(name: str, candidate_version: int | str, person: str | None, overrid
     needs a reason in `override`. Raises PromotionError for an unknown or rejected candidate, a missing name, another name than the
     signed-in one, one's own work, or a missing reason; ArtifactError when the candidate's files were changed.
     """
-    who, reason = _person(person), (override or "").strip()
+    who, reason = _person(person), written(override)
     candidate = _candidate(name, candidate_version)
     _require_approvable(name, candidate, reason)
     records = record_store.read_records(name)
@@ -171,8 +172,8 @@ def claimed_approval(name: str, release: VersionInfo) -> Approval:
     tags: Mapping[str, str] = release.tags if complete else {}
     time = tags.get(labels.PREFIX + APPROVED_AT)
     origin = registry.copied_from(release)
-    person = (tags.get(labels.PREFIX + APPROVED_BY) or "").strip() or None
-    reason, by, at = (tags.get(labels.PREFIX + OVERRIDE) or "").strip() or None, person, time
+    person = written(tags.get(labels.PREFIX + APPROVED_BY)) or None
+    reason, by, at = written(tags.get(labels.PREFIX + OVERRIDE)) or None, person, time
     return Approval(
         name=name,
         candidate_version=origin[1] if origin else 0,
@@ -197,7 +198,7 @@ def rejection(info: VersionInfo) -> str | None:
 
 def _person(given: str | None) -> str:
     """The name of who approves; a signed-in person cannot be somebody else."""
-    person, signed_in = (given or "").strip(), store.signed_in_as()
+    person, signed_in = written(given), store.signed_in_as()
     if person and signed_in and person != signed_in:
         raise PromotionError(f"You are signed in as '{signed_in}' and cannot approve as '{person}'. Leave --as out.")
     if not (person or signed_in):

@@ -15,7 +15,7 @@ ENCODERS = ("query_tower", "document_tower", "query_encoder")
 def base_models_of(folders: Mapping[str, Path]) -> dict[str, BaseModelPin]:
     """Role -> base model, for the encoders among `folders` (role -> folder); raises ArtifactError for an unreadable contract."""
     contracts = {role: load_contract(folder)[0] for role, folder in folders.items() if role in ENCODERS}
-    return {role: BaseModelPin(name=contract.base_model, digest=contract.base_digest) for role, contract in contracts.items()}
+    return {role: BaseModelPin(name=c.base_model, digest=c.base_digest, revision=c.base_revision) for role, c in contracts.items()}
 
 
 def base_models_named_by(manifest: ReleaseManifest) -> dict[str, BaseModelPin]:

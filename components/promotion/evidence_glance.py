@@ -130,6 +130,9 @@ def _figures(dossier: Dossier) -> list[Figure]:
     if (kept := summary.retention.get("ndcg@10")) is not None:
         ends = summary.retention_intervals.get("ndcg@10")
         found.append(Figure("nDCG@10 kept of the teacher", f"{kept:.1%}", f"[{ends[0]:.1%}, {ends[1]:.1%}]" if ends else "no interval"))
+    if left_out := dossier.validation.left_out:
+        lost = sum(entry.unanswered for entry in left_out)
+        found.append(Figure("Rows left out of the data", f"{dossier.validation.dropped:,}", f"queries without an answer now: {lost:,}"))
     return found
 
 

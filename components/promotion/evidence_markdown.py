@@ -54,10 +54,20 @@ def _verdict(dossier: Dossier) -> str:
     champion = "This is a first release: there is no champion to compare with, a person has to decide."
     if dossier.champion is not None:
         champion = f"Champion: [release/{dossier.champion.version}]({_champion_page(dossier)})."
-    measured = f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents."
+    own = f" {summary.own_documents.words}" if summary.own_documents else ""
+    measured = f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents.{own}{_left_out(dossier)}"
     verdict = f"## Verdict: {_SIGNS[decision.verdict]}\n\n{release_words(dossier.manifest.release_type)}. {champion} {measured}"
     overridden = override_words(dossier)
     return f"{verdict}\n\n{RED} {as_text(_cut(overridden, _REASON))}" if overridden else verdict
+
+
+def _left_out(dossier: Dossier) -> str:
+    """The rows that the data lacks because they were dropped, by rule; what was measured was measured without them."""
+    counts: dict[str, int] = {}
+    for entry in dossier.validation.left_out:
+        counts[entry.rule] = counts.get(entry.rule, 0) + entry.rows
+    told = ", ".join(f"{rows:,} {as_text(rule)}" for rule, rows in counts.items())
+    return f" **Left out of the data:** {sum(counts.values()):,} rows ({told})." if counts else ""
 
 
 def _champion_page(dossier: Dossier) -> str:

@@ -85,11 +85,12 @@ def _head(dossier: Dossier) -> Safe:
     local = " with uncommitted changes" if manifest.provenance.get("dirty") else ""
     code = f"from code {str(manifest.provenance.get('code_revision') or 'of unknown revision')[:12]}{local}"
     overridden = override_words(dossier)
+    own = f" {summary.own_documents.words}" if summary.own_documents else ""
     red = f'<div class="banner bad" role="note"><b>{foreign(overridden, _OVERRIDE)}</b></div>' if overridden else ""
     return Safe(
         f"<h1>Candidate of the retriever {escape(manifest.name)}</h1>"
         f'<p class="soft">{escape(release_words(manifest.release_type))}, {escape(champion)}. {escape(when)} {escape(code)}. '
-        f"{summary.queries:,} judged queries ({escape(summary.split)}), {summary.documents:,} documents.</p>{red}"
+        f"{summary.queries:,} judged queries ({escape(summary.split)}), {summary.documents:,} documents.{escape(own)}</p>{red}"
     )
 
 

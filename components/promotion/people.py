@@ -17,6 +17,7 @@ from components.promotion.standing import Record
 from components.tracking import audit, labels, store
 from components.tracking import records as record_store
 from components.tracking.calls import MAX_VALUE
+from components.visible import written
 
 if TYPE_CHECKING:
     from components.promotion.release import ReleaseManifest
@@ -168,7 +169,7 @@ def _require_logged_digest(entry: AuditEntry, release: VersionInfo) -> None:
 
 def override_tag(tags: Mapping[str, str]) -> tuple[str, str] | None:
     """Key and text of the tag that overrides failed gates; None when it is missing or blank."""
-    found = ((key, tags.get(key, "").strip()) for key in OVERRIDE_KEYS)
+    found = ((key, written(tags.get(key))) for key in OVERRIDE_KEYS)
     return next(((key, text) for key, text in found if text), None)
 
 

@@ -39,6 +39,7 @@ from components.promotion.verification import check_version
 from components.promotion.waiting import rejection_of, waiting_for_promotion
 from components.tracking import labels, registry
 from components.tracking import records as record_store
+from components.visible import written
 
 if TYPE_CHECKING:
     from components.tracking.registry import VersionInfo
@@ -80,9 +81,10 @@ def promote(
     warnings = [repaired.note, *notes] if repaired.note else notes
     if not versions:
         return _nothing(repaired, champion, warnings)
-    gone = _lost_champion(name, champion, (without_champion or "").strip())
+    without_champion = written(without_champion) or None
+    gone = _lost_champion(name, champion, without_champion)
     promotion = _examined(name, versions[-1], records, smoke, stale.decide_again if gone else compare_again, gone)
-    promotion = replace(promotion, without_champion=(without_champion or "").strip() or None)
+    promotion = replace(promotion, without_champion=without_champion)
     record = append(name, promotion_record(name, promotion), records, sign)
     mark_override(name, [*records, record])
     settle_aliases(name)
@@ -92,7 +94,7 @@ def promote(
     return Change("promoted", message, champion, version, record["sequence"], tuple(warnings))
 
 
-def _lost_champion(name: str, champion: int | None, reason: str) -> str:
+def _lost_champion(name: str, champion: int | None, reason: str | None) -> str:
     """Why the champion cannot be opened, empty when it can; raises PromotionError when that and the reason do not fit together."""
     gone = "" if champion is None else lost(name, champion)
     if gone and not reason:
@@ -116,7 +118,7 @@ def rollback(
     nothing changed, when there is nothing to roll back to, a name or reason is missing, the release to go back to is rejected and no
     override was given, or it does not verify.
     """
-    person, reason = person.strip(), reason.strip()
+    person, reason = written(person), written(reason)
     if not person or not reason:
         raise PromotionError("A rollback needs the name of a person and a reason; give them with --as NAME and --reason REASON.")
     sign = record_signer()
@@ -176,12 +178,12 @@ def _reason_for_rejected(name: str, target: int, override: str | None) -> str | 
     rejected = None if release is None else rejection_of(name, release)
     if rejected is None:
         return None
-    if not (override or "").strip():
+    if not written(override):
         raise PromotionError(
             f"release/{target} of '{name}' was rejected ({rejected}), so nothing was rolled back. To serve it all the same, say why: "
             "--override REASON; it is kept in the promotion record."
         )
-    return str(override).strip()
+    return written(override)
 
 
 def _examined(

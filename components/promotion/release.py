@@ -28,7 +28,7 @@ COMPARISON_FOLDER = "comparison"
 REPORT_PAGE = "report.html"
 REPORTED_SINCE = 3  # candidates of older schema versions have no report
 FLOWS_SINCE = 4  # refreshes of older ones do not say which flow made the parts that they kept
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 ReleaseType = Literal["full", "index-refresh", "query-refresh"]
 PinRole = Literal["query_tower", "document_tower", "query_encoder", "index"]
 
@@ -88,10 +88,11 @@ class SmokeQuery(_Part):
 
 
 class BaseModelPin(_Part):
-    """The published model that an encoder started from; `digest` is that of its weights, or the commit of a model hub."""
+    """The published model that an encoder started from: the digest of its weights, and its commit if it came from a model hub."""
 
     name: str
     digest: str
+    revision: str | None = None
 
 
 class LineageNode(_Part):

@@ -180,6 +180,8 @@ class _Bill:
 
 def _base(base: BaseModelPin) -> dict[str, Any]:
     head = {"type": "machine-learning-model", "bom-ref": _base_ref(base), "name": base.name}
+    if base.revision:
+        head |= {"version": base.revision, "purl": f"pkg:huggingface/{base.name.partition('@')[0]}@{base.revision}"}
     return {**head, "hashes": _hashes(base.digest), "properties": _properties({"role": "base model", "digest": base.digest})}
 
 

@@ -126,7 +126,10 @@ class Ancestry:
         if base is not None:
             yield base_model_node(base)
         if generator := entry.attributes.get("generator"):
-            yield base_model_node(BaseModelPin(name=str(generator), digest=str(entry.attributes.get("generator_digest") or "unknown")))
+            about = entry.attributes
+            commit = about.get("generator_revision")
+            digest = str(about.get("generator_digest") or "unknown")
+            yield base_model_node(BaseModelPin(name=str(generator), digest=digest, revision=str(commit) if commit else None))
 
     def _contracts(self, entry: LineageNode) -> Iterator[Node]:
         """The contracts of data of an earlier release; those of the release's own data stand with it."""
@@ -147,8 +150,9 @@ class Ancestry:
 
 
 def base_model_node(base: BaseModelPin) -> Node:
-    """A published model and the digest of its weights."""
-    return Node(f"base model: {base.name}", {"digest": base.digest}, kind="base_model", key=f"base:{base.name}:{base.digest}")
+    """A published model, the digest of its weights, and its commit if it came from a model hub."""
+    details = {"digest": base.digest, **({"commit": base.revision} if base.revision else {})}
+    return Node(f"base model: {base.name}", details, kind="base_model", key=f"base:{base.name}:{base.digest}")
 
 
 def described(entry: LineageNode) -> dict[str, Any]:

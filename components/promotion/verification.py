@@ -33,6 +33,7 @@ from components.promotion.signing_keys import TrustedKey, trusted_keys
 from components.promotion.standing import CHAMPION, Record, trusted
 from components.promotion.stores import FolderStore, RegistryStore, Store
 from components.tracking.package_files import check_package
+from components.visible import written
 
 if TYPE_CHECKING:
     from components.evaluation.report import Evaluation
@@ -200,7 +201,7 @@ def _require_true_decision(record: Record, manifest: ReleaseManifest, folder: Pa
     for what in ("verdict", "first_release"):
         if what in record and record[what] != getattr(last, what):
             raise ArtifactError(f"{where} says {what} {record[what]}, the decision that it rests on {getattr(last, what)}.")
-    if (last.verdict != "pass" or record.get("foreign_policy")) and not str(record.get("override") or "").strip():
+    if (last.verdict != "pass" or record.get("foreign_policy")) and not written(record.get("override")):
         raise ArtifactError(f"{where} promotes a release whose gates said {last.verdict}, and names no reason for it (override).")
 
 

@@ -1,11 +1,20 @@
-"""What waits for the promote flow: approved versions newer than any that was promoted, without those that a reviewer rejected."""
+"""What waits for the promote flow: approved versions newer than any that was promoted, without those that a reviewer rejected.
+
+What was refused is remembered on this machine, so that who looks again and again verifies it anew only when something changed, or after a
+pause that grows from ten minutes to a day: nothing in the registry shows a file that somebody restored.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from components.artifacts import digest_of
+from components import settings
+from components.artifacts import digest_of, read_json, write_json
+from components.errors import ArtifactError, PromotionError
 from components.promotion.approval import rejection
 from components.promotion.standing import Record, candidate_model, current_aliases, expected_aliases, release_model
 from components.tracking import records as record_store
@@ -13,6 +22,8 @@ from components.tracking import registry
 
 if TYPE_CHECKING:
     from components.tracking.registry import VersionInfo
+
+FIRST_PAUSE, LONGEST_PAUSE = 600.0, 86_400.0  # seconds until an unchanged refusal is examined again; each time twice as long
 
 
 class Waiting(NamedTuple):
@@ -57,6 +68,42 @@ def pending(name: str) -> str | None:
         return None
     seen = [(info.version, info.tags) for info in waiting.versions]
     return digest_of({"waiting": seen, "records": len(records), "aliases": list(aliases)})
+
+
+def refused_before(name: str) -> str | None:
+    """Why what waits now was refused when it was last examined; None when nothing waits, something changed, or the pause is over."""
+    state, known = pending(name), _refusal(name)
+    if state is None or known is None or known["state"] != state:
+        return None
+    paused = 0 <= time.time() - known["at"] < min(FIRST_PAUSE * 2 ** (known["times"] - 1), LONGEST_PAUSE)
+    return str(known["message"]) if paused else None
+
+
+@contextmanager
+def refusal_remembered(name: str) -> Iterator[None]:
+    """Remember a refusal that the block raises, and forget an earlier one when it ends well. A server that does not answer is none."""
+    state = pending(name)  # before the examination: what comes meanwhile is another state, and is looked at next
+    try:
+        yield
+    except (PromotionError, ArtifactError) as error:
+        known = _refusal(name)
+        times = int(known["times"]) + 1 if known and known["state"] == state else 1
+        write_json(_refusal_file(name), {"state": state, "message": str(error), "at": time.time(), "times": min(times, 32)})
+        raise
+    _refusal_file(name).unlink(missing_ok=True)
+
+
+def _refusal(name: str) -> dict[str, Any] | None:
+    """What was remembered; a file that cannot be read is no more than a refusal that is examined again."""
+    try:
+        found = read_json(_refusal_file(name))
+        return {"state": found["state"], "message": found["message"], "at": float(found["at"]), "times": int(found["times"])}
+    except (ArtifactError, KeyError, TypeError, ValueError, OSError):
+        return None
+
+
+def _refusal_file(name: str) -> Path:
+    return settings.home() / "promotion" / f"{name}.refused.json"
 
 
 def _candidate_rejection(name: str, release: VersionInfo, candidates: dict[int, VersionInfo]) -> str | None:

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from components.artifacts import verify
+from components.data.config import IgnoreIdenticalIds
+from components.data.own_documents import reads_as
+from components.data.tables import content_hash, document_text
 from components.distillation.student import StudentEncoder, load_student
 from components.errors import ArtifactError, ModelError, ScalingNoteError
+from components.evaluation.report import load_summary
 from components.index.config import IndexConfig
-from components.index.rows import read_titles
+from components.index.rows import read_table, read_titles
 from components.promotion.attestation import check_records
 from components.promotion.pinned import recorded_digest
 from components.promotion.references import resolve
-from components.promotion.release import Pin, ReleaseManifest, load_release
+from components.promotion.release import EVALUATION_FOLDER, Pin, ReleaseManifest, load_release
 from components.promotion.signing_keys import trusted_keys
 from components.promotion.standing import CHAMPION, PREVIOUS, Record
 from components.serving.answers import Served
@@ -60,6 +64,34 @@ def open_release(name: str, ref: str) -> Opened:
     retriever = open_retriever(manifest)
     titles = read_titles(registry_folder(manifest.pins.index), retriever.index.rows)
     return Opened(model, version, manifest, retriever, titles, artifact.digest)
+
+
+def own_documents(opened: Opened, queries: Mapping[str, str], policy: IgnoreIdenticalIds | None = None) -> frozenset[str]:
+    """Those of `queries` (id -> text) that are documents of the release, whose own document is no answer to them.
+
+    Nobody has judged these queries, so without a `policy` the release's evaluation decides: where it left own documents out, they are;
+    where all were judged relevant to themselves, none is; where it met no such query, a document has to say all that the query says, and a
+    title alone does not count.
+    """
+    if policy == "never" or not (rows := opened.retriever.index.rows.live_rows_of(list(queries))):
+        return frozenset()
+    if policy == "always":
+        return frozenset(rows)
+    titles_count = policy is not None
+    if policy is None:
+        evaluated = load_summary(registry.artifact_folder(opened.model, opened.version) / EVALUATION_FOLDER).own_documents
+        if evaluated is not None and evaluated.same_text and not evaluated.left_out:
+            return frozenset()
+        titles_count = evaluated is not None and bool(evaluated.left_out)
+    table = read_table(registry_folder(opened.manifest.pins.index), ("content_hash", "title"))
+    found = []
+    for query, row in rows.items():
+        title, text = str(table["title"][row].as_py()) if "title" in table.column_names else "", queries[query]
+        # The index keeps no texts: the query is held against the digest of its document as it stands, and as what follows the title.
+        said = {document_text("", text), document_text(title, text), document_text(title, text.strip().removeprefix(title))}
+        if table["content_hash"][row].as_py() in map(content_hash, said) or (titles_count and reads_as(text, title)):
+            found.append(query)
+    return frozenset(found)
 
 
 def require_signed(records: Sequence[Record], ref: str) -> None:

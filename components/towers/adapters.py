@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from components.artifacts import file_sha256, read_json, write_json
 from components.errors import ModelError
+from components.towers.base_models import BaseModel
 from components.towers.config import TowerConfig
 from components.towers.contract import ROLES, Role
+from components.towers.layers import layer_stack
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
 
-LINEAR_MAPS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ADAPTER = "adapter"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -21,19 +22,16 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 class Adapters:
     """A frozen model with an adapter for each role, of which one is active at a time (see `FullModels` for the other way)."""
 
-    def __init__(self, decoder: Any, config: TowerConfig, name: str) -> None:
-        """Raises ModelError when the model has none of the maps that adapters are put on."""
+    def __init__(self, decoder: Any, config: TowerConfig, base: BaseModel) -> None:
+        """Raises ModelError for a model with weights in its layers that adapters cannot be put on (see `adapted_maps`)."""
         from peft import LoraConfig, get_peft_model
 
-        self._name = name
-        lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=0.0, target_modules=LINEAR_MAPS)
-        try:
-            self.model: Any = get_peft_model(decoder, lora, adapter_name=ROLES[0])
-        except ValueError as error:
-            raise ModelError(
-                f"'{name}' has none of the linear maps that adapters need ({', '.join(LINEAR_MAPS)}): {error}. "
-                "Use another model, or set towers.training to full."
-            ) from None
+        self._base = base
+        modules, experts = adapted_maps(decoder, base.name)
+        lora = LoraConfig(
+            r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=0.0, target_modules=modules, target_parameters=experts or None
+        )
+        self.model: Any = get_peft_model(decoder, lora, adapter_name=ROLES[0])
         self.model.add_adapter(ROLES[1], lora)
         _leave_number_format_to_autocast(self.model)
         self.trained: dict[str, Parameter] = {n: p for n, p in sorted(self.model.named_parameters()) if ".lora_" in n}
@@ -55,8 +53,34 @@ class Adapters:
         (folder / role).rename(target)
         (folder / "README.md").unlink(missing_ok=True)
         (target / "README.md").unlink(missing_ok=True)
-        _make_portable(target / "adapter_config.json", self._name)
+        _make_portable(target / "adapter_config.json", self._base)
         return adapter_digest(folder)
+
+
+def adapted_maps(decoder: Any, name: str) -> tuple[list[str], list[str]]:
+    """Names of all linear maps in the layers of a decoder, and of the fused maps of its experts, where it has any.
+
+    peft adapts the names it is given and says nothing of the rest: with a fixed list a model with fused maps (Phi-3) would train a part
+    of itself. The small router that chooses experts stays as it is. Raises ModelError for any other weight that would be left out.
+    """
+    from torch.nn import Embedding, Linear
+
+    owner, attribute = layer_stack(decoder, name)
+    modules, experts, left_out = set(), set(), set()
+    for layer in getattr(owner, attribute):
+        for path, module in layer.named_modules():
+            if isinstance(module, Linear):
+                modules.add(path.rpartition(".")[2])
+                continue
+            for parameter, weight in module.named_parameters(recurse=False):
+                if weight.dim() == 3 and path.endswith("experts"):
+                    experts.add(f"{path}.{parameter}")
+                elif weight.dim() > 1 and not isinstance(module, Embedding) and "router" not in type(module).__name__.lower():
+                    left_out.add(f"{path}.{parameter}")
+    if left_out or not modules:
+        what = f"weights that adapters cannot be put on ({', '.join(sorted(left_out))})" if left_out else "no linear maps in its layers"
+        raise ModelError(f"'{name}' has {what}. Use another model, or set towers.training to full.")
+    return sorted(modules), sorted(experts)
 
 
 def _leave_number_format_to_autocast(model: Any) -> None:
@@ -71,7 +95,7 @@ def adapter_digest(folder: Path) -> str:
     return file_sha256(folder / ADAPTER / ADAPTER_WEIGHTS)
 
 
-def _make_portable(path: Path, base_model: str) -> None:
+def _make_portable(path: Path, base: BaseModel) -> None:
     """peft writes the base model's folder on this machine and a list in random order: equal adapters would have unequal digests."""
-    config = read_json(path)
-    write_json(path, {**config, "base_model_name_or_path": base_model, "target_modules": sorted(config["target_modules"])})
+    config = {**read_json(path), "base_model_name_or_path": base.name, "revision": base.revision}
+    write_json(path, {**config, "target_modules": sorted(config["target_modules"])})

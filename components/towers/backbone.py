@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import digest_of
 from components.errors import ConfigError, ModelError
 from components.towers.adapters import Adapters
 from components.towers.attention import check_attention, set_attention
-from components.towers.base_models import BaseModel
+from components.towers.base_models import BaseModel, load_config, why_unloadable
 from components.towers.config import TowerConfig
-from components.towers.contract import ROLES, EncodingContract, Role
+from components.towers.contract import ROLES, EncodingContract, Role, tokenizer_digest
 from components.towers.distributed import collected, current_world, like, sum_over_processes
 from components.towers.full import FullModels
 from components.towers.layers import keep_layers
 from components.towers.pooling import cut, normalize, pool
 from components.towers.precision import autocast, pick_device, pick_dtype
-from components.towers.tokens import batches_by_tokens, pad_batch, token_ids
+from components.towers.tokens import batches_by_tokens, ends_by_itself, needs_end_token, pad_batch, token_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,11 +38,14 @@ def load_decoder(base: BaseModel, precision: str, attention: str = "causal") -> 
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    load_config(base)
     try:
-        model = AutoModel.from_pretrained(base.location, dtype=pick_dtype(precision))
-        tokenizer = AutoTokenizer.from_pretrained(base.location)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"The model '{base.name}' cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        model = AutoModel.from_pretrained(base.location, dtype=pick_dtype(precision), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(base.location, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"The model '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ModelError(f"'{base.name}' has an encoder and a decoder; name a model that is one of them alone.")
     if base.layers is not None:
         keep_layers(model, base.layers, base.name)
     model.config.use_cache = False
@@ -60,12 +62,13 @@ def draft_contract(base: BaseModel, tokenizer: Any, width: int, config: TowerCon
         role=role,
         base_model=base.name,
         base_digest=base.digest,
+        base_revision=base.revision,
         adapter_digest=None,
-        tokenizer_digest=digest_of(tokenizer.get_vocab()),
+        tokenizer_digest=tokenizer_digest(tokenizer),
         pooling=config.pooling,
         normalize=True,
         prompt=config.query_prompt if role == "query" else config.document_prompt,
-        append_eos=tokenizer.eos_token_id is not None,
+        append_eos=needs_end_token(tokenizer),
         max_length=config.max_query_length if role == "query" else config.max_document_length,
         dimension=config.dimension or width,
         attention=config.attention,
@@ -96,15 +99,15 @@ class TwoTowers:
         check_attention(decoder, base.name, config.attention)
         self.contracts = {role: draft_contract(base, self.tokenizer, self.width, config, role) for role in ROLES}
         self._whole = {role: contract.model_copy(update={"dimension": self.width}) for role, contract in self.contracts.items()}
-        self._weights = self._made_trainable(decoder, base.name, config)
+        self._weights = self._made_trainable(decoder, base, config)
         self._tokens_per_batch = config.chunk_size * config.max_document_length
 
-    def _made_trainable(self, decoder: Any, name: str, config: TowerConfig) -> Adapters | FullModels:
+    def _made_trainable(self, decoder: Any, base: BaseModel, config: TowerConfig) -> Adapters | FullModels:
         if config.training == "lora":
-            adapters = Adapters(decoder, config, name)
+            adapters = Adapters(decoder, config, base)
             adapters.model.to(self.device)
             return adapters
-        models = FullModels(decoder, self.tokenizer, name)
+        models = FullModels(decoder, self.tokenizer, base.name)
         if config.sharding == "fsdp":
             models.shard(self.device, self.dtype)
         else:
@@ -197,7 +200,7 @@ def _check_width(name: str, width: int, config: TowerConfig) -> None:
 
 
 def _check_pooling(name: str, tokenizer: Any, config: TowerConfig) -> None:
-    if config.pooling == "last" and tokenizer.eos_token_id is None:
+    if config.pooling == "last" and tokenizer.eos_token_id is None and not ends_by_itself(tokenizer):
         raise ModelError(
             f"towers.pooling is last, but the tokenizer of '{name}' has no end token whose state could be taken. "
             "Set towers.pooling to mean, or use another model."

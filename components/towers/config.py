@@ -17,6 +17,11 @@ class TowerConfig(StepConfig):
         min_length=1,
         description="Hugging Face name or local path of a decoder, or gemma3-270m (carried by the package of that name)",
     )
+    revision: str | None = Field(
+        None,
+        min_length=1,
+        description="Branch, tag or commit of a model from a hub; null: its main branch. The commit is recorded and loaded ever after",
+    )
     pooling: Literal["last", "mean"] = Field("last", description="Which token states make the embedding")
     query_prompt: str = Field("query: ", description="Put before every query")
     document_prompt: str = Field("document: ", description="Put before every document")

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import digest_of
 from components.errors import ArtifactError
 from components.towers.adapters import ADAPTER, adapter_digest
 from components.towers.backbone import load_decoder, pooled
 from components.towers.base_models import BaseModel, resolve_base
-from components.towers.contract import EncodingContract, load_contract
+from components.towers.contract import EncodingContract, is_tokenizer_of, load_contract
 from components.towers.full import WEIGHTS, full_digest
 from components.towers.precision import pick_device
 from components.towers.tokens import batches_by_tokens, pad_batch, token_ids
@@ -66,7 +65,7 @@ def load_tower(folder: Path, precision: str = "auto") -> TowerEncoder:
     contract, space_id = load_contract(folder)
     load = _with_adapter if (folder / ADAPTER).is_dir() else _fully_trained
     model, tokenizer = load(folder, contract, precision)
-    if digest_of(tokenizer.get_vocab()) != contract.tokenizer_digest:
+    if not is_tokenizer_of(contract, tokenizer):
         raise ArtifactError(f"{folder}: the tokenizer of '{contract.base_model}' has changed. Restore it, or retrain.")
     return TowerEncoder(model, tokenizer, contract, space_id)
 
@@ -74,7 +73,7 @@ def load_tower(folder: Path, precision: str = "auto") -> TowerEncoder:
 def _with_adapter(folder: Path, contract: EncodingContract, precision: str) -> tuple[Any, Any]:
     from peft import PeftModel
 
-    base = resolve_base(contract.base_model)
+    base = resolve_base(contract.base_model, revision=contract.base_revision)
     if base.digest != contract.base_digest:
         raise ArtifactError(
             f"{folder}: made on '{contract.base_model}' with digest {contract.base_digest[:12]}, but that model is now "

@@ -158,7 +158,10 @@ def _end_with_launcher() -> None:
 def write_pairs(pairs: Pairs, path: Path) -> None:
     """Write the training pairs as one JSON file."""
     relevant = [[query, sorted(documents)] for query, documents in pairs.relevant.items()]
-    content = {name: list(getattr(pairs, name)) for name in ("queries", "documents", "pairs", "origins")} | {"relevant": relevant}
+    content = {name: list(getattr(pairs, name)) for name in ("queries", "documents", "pairs", "origins")} | {
+        "relevant": relevant,
+        "own": list(pairs.own.items()),
+    }
     write_atomic(path, json.dumps(content, ensure_ascii=False).encode())
 
 
@@ -172,6 +175,7 @@ def read_pairs(path: Path) -> Pairs:
             pairs=[(query, document) for query, document in raw["pairs"]],
             relevant={query: frozenset(documents) for query, documents in raw["relevant"]},
             origins=raw["origins"],
+            own=dict(raw["own"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} does not hold training pairs as write_pairs writes them: {error!r}. Write it again.") from None

@@ -21,14 +21,26 @@ def first_and_last(count: int, total: int) -> tuple[int, ...]:
     return (*range(first), *range(total - (count - first), total))
 
 
-def configured_layers(location: str, name: str) -> int:
-    """Number of layers that the configuration at `location` states; raises ModelError when it states none."""
-    from transformers import AutoConfig
-
-    layers = getattr(AutoConfig.from_pretrained(location).get_text_config(), "num_hidden_layers", None)
+def configured_layers(config: Any, name: str) -> int:
+    """Number of layers that a text model's configuration states; raises ModelError when it states none."""
+    layers = getattr(config, "num_hidden_layers", None)
     if not isinstance(layers, int):
         raise ModelError(f"The configuration of '{name}' does not say how many layers it has; name another model, or take it whole.")
     return layers
+
+
+def position_limit(model: Any) -> int | None:
+    """The longest text in tokens that `model` has positions for; None where its configuration states none.
+
+    A table of positions that counts from behind the padding token (RoBERTa and its kin) has fewer places than rows: 512 of 514.
+    """
+    from torch.nn import Embedding
+
+    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(stated, int) or stated < 1:
+        return None
+    tables = [m for name, m in model.named_modules() if isinstance(m, Embedding) and m.num_embeddings == stated and "position" in name]
+    return min((stated - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=stated)
 
 
 def layer_stack(model: Any, name: str) -> tuple[Any, str]:

@@ -14,7 +14,7 @@ _SHOWN = 160
 _TITLES = {
     "kept": "Kept: could be drawn",
     "relevant": "Dropped: judged relevant",
-    "same_text": "Dropped: same text as a relevant one",
+    "same_text": "Dropped: same text as a relevant one, or the query's own document",
     "above_positive_share": "Dropped: too near to the positive's score",
 }
 

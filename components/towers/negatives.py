@@ -2,7 +2,7 @@
 
 The nearest documents of a query are its hardest negatives, and the likeliest to be unjudged positives. So a candidate that scores
 above a share of the positive's score is dropped (positive-aware mining, Moreira et al. 2024, "NV-Retriever"), and so is a document
-whose text equals a relevant one's. What is left is drawn from at random.
+whose text equals a relevant one's, or which the query is itself. What is left is drawn from at random.
 """
 
 from __future__ import annotations

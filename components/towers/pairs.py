@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ class Pairs:
     """Queries and documents as texts, relevant (query number, document number) pairs, and per query all its relevant documents.
 
     `origins`: for each pair the data set it comes from, when several are mixed; empty for one data set, which then has the name "".
+    `own`: the document number of each query that is a document itself, which is no answer to it.
     """
 
     queries: Sequence[str]
@@ -28,6 +29,7 @@ class Pairs:
     pairs: Sequence[tuple[int, int]]
     relevant: Mapping[int, frozenset[int]]
     origins: Sequence[str] = ()
+    own: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.origins:
@@ -40,14 +42,17 @@ class Pairs:
 
     @cached_property
     def known_groups(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Query numbers and groups of documents known to be relevant to them, sorted by query, then group, without repetition.
+        """Query numbers and groups of documents known to be no negatives of them, sorted by query, then group, without repetition.
 
-        Known are the documents judged for the query or for a query of the same text, and every document of the same text as these.
+        Known are the documents judged for the query or for a query of the same text, the document that such a query is itself, and every
+        document of the same text as these.
         """
         query_groups = _groups(self.queries)
         by_text: dict[int, set[int]] = {}
         for query, documents in self.relevant.items():
             by_text.setdefault(int(query_groups[query]), set()).update(int(self.document_groups[d]) for d in documents)
+        for query, document in self.own.items():
+            by_text.setdefault(int(query_groups[query]), set()).add(int(self.document_groups[document]))
         known = [(query, group) for query, text in enumerate(query_groups) for group in sorted(by_text.get(int(text), ()))]
         rows = np.array(known, np.int64).reshape(-1, 2)
         return rows[:, 0], rows[:, 1]
@@ -77,4 +82,5 @@ def training_pairs(dataset: Dataset) -> Pairs:
         pairs=pairs,
         relevant={q: frozenset(d) for q, d in relevant.items()},
         origins=[dataset.origin_of(query) for query in judged["query_id"]],
+        own={query_row[query]: document_row[query] for query in sorted(dataset.own_documents("train").left_out)},
     )

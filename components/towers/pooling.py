@@ -11,16 +11,20 @@ if TYPE_CHECKING:
 def pool(states: Tensor, mask: Tensor, how: str) -> Tensor:
     """Pool token states (n, tokens, width) under a right-padded mask (n, tokens) to float32 (n, width).
 
-    `last`: the state of the last real token; `mean`: the mean over real tokens; `cls`: the state of the first token.
+    `last`: the state of the last real token; `mean`: the mean over real tokens; `cls`: the state of the first token. Zeros for a row
+    without a real token, whose states may be anything.
     """
     import torch
 
+    counts = mask.sum(1)
     if how == "last":
-        return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1].float()
-    if how == "cls":
-        return states[:, 0].float()
-    weights = mask.unsqueeze(-1).float()
-    return (states.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
+        pooled = states[torch.arange(len(states), device=states.device), (counts - 1).clamp(min=0)].float()
+    elif how == "cls":
+        pooled = states[:, 0].float()
+    else:
+        weights = mask.unsqueeze(-1).float()
+        pooled = (states.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
+    return pooled.where(counts[:, None] > 0, 0.0)
 
 
 def normalize(vectors: Tensor) -> Tensor:

@@ -75,8 +75,9 @@ def _check_shares(config: TowerConfig) -> None:
 def _resolved(pairs: Pairs, config: TowerConfig) -> BaseModel:
     """The base model; the main process looks first, since looking may build or convert the model."""
     texts = [*pairs.documents, *pairs.queries]
-    found = from_main(lambda: resolve_base(config.base_model, texts))
-    return found if current_world().main else resolve_base(config.base_model, texts)
+    found = from_main(lambda: resolve_base(config.base_model, texts, config.revision))
+    # The commit that the main process found: a branch may move before the others ask.
+    return found if current_world().main else resolve_base(config.base_model, texts, found.revision)
 
 
 def _identity(pairs: Pairs, config: TowerConfig, base: BaseModel, folder: Path) -> str:

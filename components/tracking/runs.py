@@ -6,6 +6,8 @@ Every call names its run. MLflow's active run is never used: tasks on other thre
 from __future__ import annotations
 
 import functools
+import json
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +17,16 @@ from typing import Any, Literal
 from components import settings
 from components.artifacts import MANIFEST, Artifact, digest_of
 from components.tracking import labels, lineage
+from components.tracking.files import local_path
 from components.tracking.provenance import Provenance, claimed_user, provenance_tags
-from components.tracking.store import client, experiment_id, translated
+from components.tracking.store import client, error_code, experiment_id, translated
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 REPORT_KINDS = frozenset({"validation", "evaluation", "comparison", "study"})
 PAGE = "report.html"  # what people read of an artifact that has it: a run's page can be linked to, a model's files cannot
 PLOTS = "plots"  # folder of its pictures
 Measured = float | Sequence[float]  # a number, or a curve: the values after step 1, 2 and so on
+_CONFIG = "config.json"  # the file that holds a flow's whole configuration, beside the run's parameters
 _BATCH = 100  # the most parameters or tags that MLflow takes in one call
 _METRICS = 1000  # the most metrics that it takes in one call
 _NOTE = "mlflow.note.content"  # the tag that holds the text on a run's page
@@ -47,6 +51,23 @@ class StepRecord:
     task_run_id: str | None = None
 
 
+@dataclass(frozen=True)
+class FlowRun:
+    """A run as MLflow has it: the flow or step that it is the run of, its status, start (UTC) and tags.
+
+    `config` is the configuration that the flow recorded, None where it recorded none or its file is gone; the run of a step never has
+    one, and `parent` names the run of its flow.
+    """
+
+    run_id: str
+    title: str
+    status: str
+    started: str
+    tags: Mapping[str, str]
+    parent: str | None
+    config: dict[str, Any] | None
+
+
 @translated("open a run for the flow")
 def open_flow_run(name: str, flow: str, parameters: Mapping[str, Any], provenance: Provenance, tags: Mapping[str, Any]) -> str:
     """Open the run of a flow in the experiment `name` and return its id; `tags` become tags."""
@@ -60,7 +81,7 @@ def open_flow_run(name: str, flow: str, parameters: Mapping[str, Any], provenanc
     run_id = str(run.info.run_id)
     _log_parameters(run_id, labels.flatten(parameters))
     client().log_dict(run_id, provenance.model_dump(), "provenance.json")
-    client().log_dict(run_id, dict(parameters), "config.json")
+    client().log_dict(run_id, dict(parameters), _CONFIG)
     return run_id
 
 
@@ -70,6 +91,38 @@ def close_flow_run(run_id: str, status: Status, error: str | None = None) -> Non
     if error:
         client().set_tag(run_id, labels.ERROR, labels.cut(error, labels.MAX_TAG))
     client().set_terminated(run_id, status)
+
+
+@translated("read a run")
+def read_flow_run(run_id: str) -> FlowRun | None:
+    """The run `run_id` with the configuration that its flow recorded; None when there is no such run."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client().get_run(run_id)
+    except MlflowException as error:
+        if error_code(error) not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
+    tags = run.data.tags
+    title = tags.get(labels.FLOW) or tags.get(labels.STEP) or str(run.info.run_name)
+    started = time.strftime("%Y-%m-%d %H:%M", time.gmtime(run.info.start_time / 1000))
+    parent = tags.get("mlflow.parentRunId")
+    config = None if parent else _recorded_config(run_id, str(run.info.artifact_uri))
+    return FlowRun(run_id, title, str(run.info.status), started, tags, parent, config)
+
+
+def _recorded_config(run_id: str, location: str) -> dict[str, Any] | None:
+    from mlflow.exceptions import MlflowException
+
+    stored = local_path(location)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            file = stored / _CONFIG if stored else Path(client().download_artifacts(run_id, _CONFIG, folder))
+            found = json.loads(file.read_bytes())
+        except (MlflowException, OSError, ValueError):
+            return None
+    return found if isinstance(found, dict) else None
 
 
 @translated("log a report")

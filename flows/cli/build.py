@@ -11,7 +11,7 @@ from components.errors import ConfigError
 from components.promotion.config import PolicyConfig
 from flows.cli.disk import require_space
 from flows.cli.output import name_option, only_result_on_stdout, show
-from flows.config import RetrainConfig, Settings, load_settings, read_yaml
+from flows.config import Layer, RetrainConfig, Settings, layers_of, nested, read_yaml, settle
 
 EXAMPLES = ("heart attack", "kidney stone")
 
@@ -40,6 +40,8 @@ def demo(options: argparse.Namespace) -> None:
 
 def validate(options: argparse.Namespace) -> None:
     """Hold data against its contracts and say where the report lies."""
+    from components.data.left_out import QUARANTINE_FILE
+    from components.data.sources import remarks_on
     from components.data.validation import load_report, require_valid
     from flows.release_steps import snapshot_step, validation_step
     from flows.steps import make_step
@@ -53,7 +55,10 @@ def validate(options: argparse.Namespace) -> None:
     require_valid(validation)
     report = load_report(validation)
     warnings = f"{validation.attributes['warnings']} warnings" if validation.attributes["warnings"] else "no warnings"
-    show(options, report.model_dump(mode="json"), f"The data keeps its contracts, {warnings}.")
+    dropped = [f"Left out: {entry.summary}" for entry in report.left_out]
+    kept_at = [f"All rows left out, with reasons: {dataset.path / QUARANTINE_FILE}"] if dropped else []
+    result = {**report.model_dump(mode="json"), "remarks": remarks_on(config.data)}
+    show(options, result, "\n".join([*dropped, *kept_at, f"The data keeps its contracts, {warnings}."]))
 
 
 def read_config(options: argparse.Namespace) -> RetrainConfig:
@@ -63,10 +68,19 @@ def read_config(options: argparse.Namespace) -> RetrainConfig:
 
 def read_settings(options: argparse.Namespace, model: type[Settings]) -> Settings:
     """The configuration `model` that the command line names."""
-    overrides = {**policy_settings(options), **parsed_settings(options)}
+    return settle(model, read_layers(options))
+
+
+def read_layers(options: argparse.Namespace) -> list[Layer]:
+    """What the command line lays over the defaults, the one that wins last: preset, file, policy, single settings."""
     given = {"name": options.name, "data.source": options.data, "data.max_documents": options.max_documents}
-    overrides.update({field: value for field, value in given.items() if value is not None})
-    return load_settings(model, options.preset, options.config, overrides)
+    single = {**parsed_settings(options), **{field: value for field, value in given.items() if value is not None}}
+    policy = policy_settings(options)
+    layers = layers_of(options.preset, options.config)
+    if policy:  # it stands alone: no floor of a preset's policy may stay beside its own
+        layers = [Layer(layer.source, {key: values for key, values in layer.values.items() if key != "policy"}) for layer in layers]
+        layers.append(Layer(f"policy {options.policy}", nested(policy)))
+    return [*layers, *layers_of(overrides=single)]
 
 
 def policy_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -111,7 +125,7 @@ def _build(options: argparse.Namespace, config: RetrainConfig) -> dict[str, Any]
     from flows.retrain import retrain as flow
 
     with only_result_on_stdout(options):
-        result: dict[str, Any] = flow(config)
+        result: dict[str, Any] = flow(config=config)
     return result
 
 

@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_promotion(commands)
     _add_use(commands)
     _add_inspection(commands)
+    _add_configuration(commands)
     _add_proof(commands)
     return parser
 
@@ -44,6 +45,10 @@ def _add_building(commands: Any) -> None:
         _policy_option(parser)
     validate = _command(commands, "validate", "build:validate", "hold data against its contracts, without training")
     _training_options(validate, preset=None)
+    models = _command(commands, "models", "models:models", "fetch, list or verify the base models that a configuration names")
+    models.add_argument("action", choices=("pull", "list", "verify"), help="fetch from the hub; list the hub's cache; hash the files again")
+    models.add_argument("models", nargs="*", metavar="NAME[@REVISION]", help="models (default: those of the configuration)")
+    _training_options(models, preset=None)
     study = _command(commands, "study", "study:study", "run an experiment on the data: a table with intervals and a plot")
     study.formatter_class = argparse.RawDescriptionHelpFormatter
     study.epilog = f"studies:\n{list_studies()}\n\nA killed study continues when it is run again; a finished one only reads."
@@ -70,6 +75,7 @@ def _add_refreshing(commands: Any) -> None:
     for parser, example in ((index, "policy.margin=0.02"), (query, "distillation.epochs=4")):
         _release_option(parser)
         _policy_option(parser)
+        parser.add_argument("--preset", metavar="NAME", help="take what the refresh may change from this preset, gates apart")
         parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=f"one setting, such as {example}; repeatable")
 
 
@@ -111,6 +117,12 @@ def _add_use(commands: Any) -> None:
     run.add_argument("--queries", type=Path, required=True, metavar="FILE", help="queries as JSON lines (_id, text), gz accepted")
     run.add_argument("--output", type=Path, required=True, metavar="FILE", help="TREC run file to write")
     run.add_argument("-k", type=_positive, default=100, help="documents per query (default 100)")
+    run.add_argument(
+        "--identical-ids",
+        choices=("same_text", "always", "never"),
+        help="leave out the document that has the query's id: if it reads the same, always (as BEIR does), or never (default: as the "
+        "release was evaluated)",
+    )
     _release_option(run)
     answers = _command(commands, "prune-answers", "use:answers", "remove answers from the log that are older than the retention")
     answers.add_argument("--days", type=_positive, default=183, help="keep the answers of so many days (default 183)")
@@ -133,6 +145,22 @@ def _add_inspection(commands: Any) -> None:
     prepare = _command(commands, "bootstrap", "accounts:bootstrap", "make users, roles, models and experiments on a server with sign-in")
     prepare.add_argument("--users", type=Path, metavar="FILE", help="YAML file of users and their roles (default: one user for each role)")
     prepare.add_argument("--server", metavar="URL", help="default: the running `scalingnote ui --auth`, else MLFLOW_TRACKING_URI")
+
+
+def _add_configuration(commands: Any) -> None:
+    config = commands.add_parser("config", help="show all settings with meaning, bounds and origin, or compare two configurations")
+    actions = config.add_subparsers(dest="action", required=True, metavar="ACTION")
+    show = _command(actions, "show", "config:show_config", "every setting: its value, where that comes from, meaning and bounds")
+    _training_options(show, preset=None)
+    _policy_option(show)
+    show.add_argument("--changed", action="store_true", help="only what differs from the defaults")
+    show.add_argument("--write", type=Path, metavar="FILE", help="write all values to a YAML file for --config, each with its meaning")
+    diff = _command(actions, "diff", "config:diff_configs", "what two configurations have different; the exit status is 0 either way")
+    diff.epilog = (
+        "A and B: the id of a flow's run in MLflow, champion, previous, candidate/N, release/N, the name of a preset, or a YAML file."
+    )
+    for place in ("a", "b"):
+        diff.add_argument(place, metavar=place.upper(), help="run id, champion, previous, candidate/N, release/N, preset or YAML file")
 
 
 def _add_proof(commands: Any) -> None:

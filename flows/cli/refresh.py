@@ -19,7 +19,7 @@ def refresh_index(options: argparse.Namespace) -> None:
 
     request = _request(options, CHANGEABLE)
     with only_result_on_stdout(options):
-        result = flow(request)
+        result = flow(request=request)
     show(options, result, _index_text(result))
 
 
@@ -30,7 +30,7 @@ def refresh_query_tower(options: argparse.Namespace) -> None:
 
     request = _request(options, CHANGEABLE)
     with only_result_on_stdout(options):
-        result = flow(request)
+        result = flow(request=request)
     text = f"A new query encoder for {result['base']} in {result['seconds']:.1f} s; no document was encoded, its index stays."
     show(options, result, "\n\n".join([text, report_of(result), next_steps(result)]))
 
@@ -43,7 +43,7 @@ def _request(options: argparse.Namespace, changeable: Sequence[str]) -> RefreshC
     name = retriever_name(options)
     manifest = load_manifest(name, options.release)
     settings = {**policy_settings(options), **parsed_settings(options)}
-    request = RefreshConfig(name=name, release=options.release, data=options.data or "", settings=settings)
+    request = RefreshConfig(name=name, release=options.release, data=options.data or "", preset=options.preset, settings=settings)
     source_digest(configured(request, manifest, changeable).data)
     require_space()
     return request

@@ -36,7 +36,7 @@ def promote(options: argparse.Namespace) -> None:
     from flows.promote import promote as flow
 
     with only_result_on_stdout(options):
-        result = flow(retriever_name(options), options.without_champion)
+        result = flow(retriever_name(options), without_champion=options.without_champion)
     show(options, result, f"Status: {result['status']}{_warnings(result['warnings'])}")
 
 

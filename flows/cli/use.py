@@ -8,13 +8,14 @@ from typing import Any
 
 from components.errors import DataError
 from components.plain_text import one_line
+from components.visible import is_blank
 from flows.cli.output import retriever_name, show
 
 
 def search(options: argparse.Namespace) -> None:
     """Find documents for one query."""
-    if not options.query.strip():
-        raise DataError("The query is empty. Give a text to look for.")
+    if is_blank(options.query):
+        raise DataError("The query is empty: it holds nothing that can be seen. Give a text to look for.")
     hits, answer_id = answered(retriever_name(options), options.release, options.query, options.k)
     said = f"\nanswer:{answer_id}" if answer_id else ""
     result = {"query": options.query, "release": options.release, "answer_id": answer_id, "hits": hits}
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
     from components.data.jsonl import read_queries
     from components.evaluation.trec import write_trec_run
     from components.serving.answers import log_answers, log_mode
-    from components.serving.loader import open_release
+    from components.serving.loader import open_release, own_documents
 
     log_mode()
     queries = read_queries(options.queries)
@@ -73,9 +74,16 @@ def run(options: argparse.Namespace) -> None:
     if queries["query_id"].duplicated().any():
         first = queries["query_id"][queries["query_id"].duplicated()].iloc[0]
         raise DataError(f"{options.queries}: the query id '{first}' stands there twice. Ids must be unique in a run.")
+    if blank := [query for query, text in zip(queries["query_id"], queries["text"], strict=True) if is_blank(text)]:
+        raise DataError(
+            f"{options.queries}: {len(blank)} queries are blank, the first is '{blank[0]}'. Remove them, or write what they ask."
+        )
     opened = open_release(retriever_name(options), options.release)
     started = time.monotonic()
-    found = opened.retriever.search(queries["text"].tolist(), options.k, progress="queries")
+    own = own_documents(opened, dict(zip(queries["query_id"], queries["text"], strict=True)), options.identical_ids)
+    hits = opened.retriever.search(queries["text"].tolist(), options.k + bool(own), progress="queries")
+    asked = zip(queries["query_id"], hits, strict=True)
+    found = [[hit for hit in row if query not in own or hit.doc_id != query][: options.k] for query, row in asked]
     ranking = {q: [(hit.doc_id, hit.score) for hit in hits] for q, hits in zip(queries["query_id"], found, strict=True)}
     write_trec_run(options.output, ranking, f"{opened.model}-{opened.version}")
     ids = log_answers(opened.served, queries["text"].tolist(), found)
@@ -85,8 +93,10 @@ def run(options: argparse.Namespace) -> None:
         "release": f"{opened.model}/{opened.version}",
         "output": str(options.output),
         "seconds": round(seconds, 2),
+        "own_documents_left_out": len(own),
         "first_answer_id": ids[0] if ids else None,
     }
     logged = f"\nIds of the answers, in the order of the queries: answer:{ids[0]} to answer:{ids[-1]}" if ids else ""
+    left_out = f"\n{len(own):,} of them are documents themselves: that document is left out of their answers." if own else ""
     answered_by = f"{len(queries):,} queries answered by {opened.model}/{opened.version} in {seconds:.1f} s: {options.output}"
-    show(options, result, answered_by + logged)
+    show(options, result, answered_by + left_out + logged)

@@ -54,7 +54,8 @@ def small_encoder(config: StudySettings) -> DistillationConfig:
     """The encoder of the baselines: the student's, in the student's form and final size."""
     student = config.distillation
     layers = student.prune_to[-1] if student.prune_to else student.layers
-    changes = {"student": config.study.small_encoder or student.student, "layers": layers, "prune_to": ()}
+    named = config.study.small_encoder
+    changes = {"student": named or student.student, "revision": None if named else student.revision, "layers": layers, "prune_to": ()}
     return student.model_copy(update=changes)
 
 
@@ -82,7 +83,7 @@ def _untrained(context: Context) -> Artifact:
 
         return untrained_ranker(load_dataset(context.dataset), small, None)
 
-    return context.scores_of(UNTRAINED, ranker, {}, small.model_dump(include={"student", "form", "layers", "query_prompt"}))
+    return context.scores_of(UNTRAINED, ranker, {}, small.model_dump(include={"student", "revision", "form", "layers", "query_prompt"}))
 
 
 def _symmetric(context: Context) -> Artifact:

@@ -15,6 +15,7 @@ from components.errors import CollapseError, ConfigError
 from flows.config_errors import did_you_mean, explain
 from flows.recorder import Recorder
 from flows.release_steps import (
+    at_commits,
     generation_step,
     index_step,
     needs_queries,
@@ -42,7 +43,7 @@ class Context:
 
     def __init__(self, config: StudySettings, recorder: Recorder, wanted: Sequence[str] = ()) -> None:
         """`wanted` are the cells that the user asked for; none: all."""
-        self.config, self.recorder, self._wanted = config, recorder, list(wanted)
+        self.config, self.recorder, self._wanted = at_commits(config), recorder, list(wanted)
         self._done: dict[Path, Artifact | CollapseError] = {}
 
     def chosen(self, names: Sequence[str]) -> list[str]:
@@ -56,9 +57,11 @@ class Context:
         """The study's configuration with other fields: changed(distillation={"epochs": 1}). Fields are checked as in a file."""
         values = self.config.model_dump()
         for section, fields in sections.items():
-            values[section] = {**values[section], **fields}
+            # The commit of a model says nothing about another one.
+            moved = {"revision": None} if {"base_model", "student"} & set(fields) else {}
+            values[section] = {**values[section], **moved, **fields}
         try:
-            return StudySettings.model_validate(values)
+            return at_commits(StudySettings.model_validate(values))
         except ValidationError as error:
             raise ConfigError(explain(error, StudySettings, "as the study changes it")) from None
 

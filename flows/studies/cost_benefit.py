@@ -53,7 +53,7 @@ def _parts(context: Context, names: Sequence[str]) -> dict[str, Artifact]:
 
 def _encoder_settings(context: Context, names: Sequence[str]) -> dict[str, Any]:
     """What names the untrained encoder, which is no artifact."""
-    return context.config.distillation.model_dump(include={"student", "form", "layers"}) if UNTRAINED in names else {}
+    return context.config.distillation.model_dump(include={"student", "revision", "form", "layers"}) if UNTRAINED in names else {}
 
 
 def _open(context: Context, name: str) -> Ranker:

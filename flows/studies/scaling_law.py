@@ -84,7 +84,7 @@ def _sizes(config: StudySettings) -> dict[str, int]:
 
     names = config.study.scaling_models or _layer_subsets(config)
     # The models built here are built from texts; their size does not depend on which.
-    sizes = {name: non_embedding_parameters(resolve_base(name, ["any text"])) for name in names}
+    sizes = {name: non_embedding_parameters(resolve_base(name, ["any text"], _revision(name, config))) for name in names}
     if len(set(sizes.values())) < len(sizes):
         raise ConfigError(f"Two of the models have the same size, which no law of size can tell apart: {sizes}.")
     return sizes
@@ -94,8 +94,14 @@ def _layer_subsets(config: StudySettings) -> list[str]:
     from components.towers.model_size import count_layers
 
     base = config.towers.base_model
-    total = count_layers(base)
+    total = count_layers(base, config.towers.revision)
     return [*(f"{base}@{count}" for count in sorted(set(config.study.scaling_layers)) if 1 <= count < total), base]
+
+
+def _revision(name: str, config: StudySettings) -> str | None:
+    """The commit of the configured base model for it and its cuts; any other model is asked for as it is on its hub now."""
+    base = config.towers.base_model
+    return config.towers.revision if name == base or name.startswith(f"{base}@") else None
 
 
 def _shares(config: StudySettings) -> list[float]:
@@ -120,6 +126,7 @@ def _settings_of(context: Context, point: Point) -> StudySettings:
     towers = context.config.towers
     changes: dict[str, Any] = {
         "base_model": point.model,
+        "revision": _revision(point.model, context.config),
         "steps": point.steps,
         "mining_start": round(towers.mining_start * point.share),
         "mining_interval": max(1, round(towers.mining_interval * point.share)) if towers.mining_interval else 0,

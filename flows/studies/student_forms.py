@@ -40,8 +40,8 @@ def layers_of(config: StudySettings) -> int:
     """Layers of the student's encoder; of the towers' model for the student `teacher`."""
     from components.towers.model_size import count_layers
 
-    student = config.distillation.student
-    return count_layers(config.towers.base_model if student == TEACHER else student)
+    towers, student = config.towers, config.distillation
+    return count_layers(*((towers.base_model, towers.revision) if student.student == TEACHER else (student.student, student.revision)))
 
 
 def _name(count: int) -> str:

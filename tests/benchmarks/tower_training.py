@@ -134,7 +134,6 @@ def _sentence_transformer(options: argparse.Namespace) -> Any:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
-    from components.towers.adapters import LINEAR_MAPS
     from components.towers.base_models import resolve_base
     from components.towers.precision import pick_dtype
 
@@ -146,7 +145,7 @@ def _sentence_transformer(options: argparse.Namespace) -> Any:
     )
     pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
     model = SentenceTransformer(modules=[transformer, pooling, Normalize()])
-    model.add_adapter(LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=LINEAR_MAPS))
+    model.add_adapter(LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear"))
     return model
 
 

@@ -12,7 +12,9 @@ import yaml
 from open_data_contract_standard.model import OpenDataContractStandard
 
 from components.data.compiler import compile_suite
+from components.data.contract_quality import regular_expression
 from components.data.contracts import contracts_digest, contracts_folder, load_contracts
+from components.data.rules import Place
 from components.errors import ConfigError
 
 OURS = contracts_folder("")
@@ -39,6 +41,11 @@ def quality(**fields: Any) -> Change:
     return lambda table: table["quality"].append(fields)
 
 
+def leakage(held_out: str, seen: str) -> Change:
+    implementation = {"rule": "no_leakage", "held_out": held_out, "seen": seen, "match": "exact"}
+    return quality(type="custom", engine="scalingnote", implementation=implementation)
+
+
 @pytest.mark.parametrize("path", sorted(OURS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_our_contracts_follow_the_standard(path: Path) -> None:
     contract = yaml.safe_load(path.read_text())
@@ -54,7 +61,7 @@ def test_every_rule_is_compiled_and_names_its_contract() -> None:
             assert [expectation.meta["rule"] for expectation in suite.expectations] == [rule.name for rule in rules]
             for expectation, rule in zip(suite.expectations, rules, strict=True):
                 assert expectation.meta["contract"] == contract.name
-                assert expectation.meta["version"] == contract.version == "1.0.0"
+                assert expectation.meta["version"] == contract.version
                 assert expectation.severity.value == {"error": "critical", "warning": "warning"}[rule.severity]
 
 
@@ -103,6 +110,11 @@ def test_what_the_contracts_cover() -> None:
         ("documents", lambda table: table["properties"][2].update(requird=True), "schema.0.properties.2.requird is no field"),
         ("documents", lambda table: table["properties"][2]["quality"][0].update(severty="error"), "quality.0.severty is no field"),
         ("queries", lambda table: table["quality"].append(table["quality"][0]), "two rules named 'queries.minimum'"),
+        ("queries", quality(type="library", metric="rowCount", mustBeLessThan=0), "counts something and cannot be below 0; found -1"),
+        ("documents", lambda table: table["properties"][1].update(logicalTypeOptions={"maxLength": -1}), "cannot be below 0; found -1"),
+        ("judgements", lambda table: table["properties"][2].update(logicalTypeOptions={"minimum": 1, "maximum": -1}), "1 is above the"),
+        ("queries", leakage("unlabelled", "unlabelled"), "a query always equals itself. Name two splits"),
+        ("queries", leakage("train", "train"), "a query always equals itself. Name two splits"),
     ],
 )
 def test_a_contract_that_cannot_be_checked_is_refused(folder: Path, name: str, change: Change, message: str) -> None:
@@ -136,3 +148,33 @@ def test_the_digest_of_the_contracts_follows_their_content(folder: Path) -> None
     with (folder / "queries.yaml").open("a") as handle:
         handle.write("# a remark\n")
     assert contracts_digest(folder) != contracts_digest(OURS)
+
+
+def test_two_contracts_of_one_name_are_refused_with_both_files(folder: Path) -> None:
+    shutil.copy(folder / "documents.yaml", folder / "documents-old.yaml")
+    with pytest.raises(ConfigError, match=r"two contracts of the name 'documents': documents-old\.yaml and documents\.yaml"):
+        load_contracts(folder)
+
+
+def test_a_leakage_rule_about_no_row_of_its_table_is_refused(folder: Path) -> None:
+    contract = yaml.safe_load((folder / "queries.yaml").read_text())
+    leakage("test", "train")(contract["schema"][1])
+    (folder / "queries.yaml").write_text(yaml.safe_dump(contract))
+    with pytest.raises(ConfigError, match="a rule of test and train belongs under the table queries"):
+        load_contracts(folder)
+
+
+def test_a_bound_below_zero_is_a_number_like_any_other(folder: Path) -> None:
+    contract = yaml.safe_load((folder / "judgements.yaml").read_text())
+    contract["schema"][0]["properties"][2]["logicalTypeOptions"] = {"maximum": -1}
+    (folder / "judgements.yaml").write_text(yaml.safe_dump(contract))
+    (rule,) = (rule for loaded in load_contracts(folder) for rule in loaded.rules if rule.name == "score.range")
+    assert rule.parameters == {"max": -1}
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [(r"^\S*$", r"^\S*\Z"), (r"^a$|^b$", r"^a\Z|^b\Z"), (r"[$]\$", r"[$]\$"), (r"[]$]$", r"[]$]\Z"), ("(?m)^a$", "(?m)^a$")],
+)
+def test_the_end_of_a_pattern_is_the_end_of_the_text(written: str, meant: str) -> None:
+    assert regular_expression(written, Place("c", "1", "f", "documents")) == meant

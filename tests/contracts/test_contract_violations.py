@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -72,6 +73,25 @@ BROKEN: dict[str, tuple[Change, str, int, str]] = {
         "Found: 7",
     ),
     "no train queries": (lambda folder: (folder / "qrels" / "train.tsv").unlink(), "judgements.train_queries", 1, "Found: 0"),
+    "id that ends in a line break": (
+        changed_rows("queries.jsonl", queries(), row9={"_id": "q9\n"}),
+        "query_id.references",
+        1,
+        "there is no query_id 'q9', but there is 'q9\\n': they differ in white space at an end",
+    ),
+    "id with a blank within": (changed_rows("corpus.jsonl", documents(), row250={"_id": "d 250"}), "doc_id.no_spaces", 1, "doc_id 'd 250'"),
+    "id with a blank at its end": (
+        changed_rows("queries.jsonl", queries(), row150={"_id": "q150 "}),
+        "query_id.no_spaces",
+        1,
+        "query_id 'q150 '",
+    ),
+    "document of letters that nobody sees": (
+        changed_rows("corpus.jsonl", documents(), row7={"text": "\u200b\u00ad"}),
+        "text.not_blank",
+        1,
+        "doc_id 'd7'",
+    ),
     "too few documents": (lambda folder: write_rows(folder / "corpus.jsonl", documents()[:3]), "documents.minimum", 1, "Found: 3"),
 }
 
@@ -80,7 +100,7 @@ def test_data_that_breaks_nothing_is_accepted(tmp_path: Path) -> None:
     validation = check(write_folder(tmp_path / "data"))
     assert validation.attributes["passed"] is True
     assert (validation.attributes["errors"], validation.attributes["warnings"]) == (0, 0)
-    assert validation.attributes["contracts"] == "documents 1.0.0, judgements 1.0.0, queries 1.0.0"
+    assert validation.attributes["contracts"] == "documents 1.1.0, judgements 1.0.0, queries 1.1.0"
     assert validation.counts["rules"] > 60
     verify(validation.path)
     require_valid(validation)
@@ -98,7 +118,7 @@ def test_broken_data_is_refused_by_rule_count_and_row(tmp_path: Path, name: str)
     with pytest.raises(DataError) as caught:
         require_valid(validation)
     line = next(line for line in str(caught.value).splitlines() if f"rule {rule}:" in line)
-    assert line.startswith(f"  - contract {broken[rule].contract} 1.0.0, rule {rule}: ")
+    assert line.startswith(f"  - contract {broken[rule].contract} {broken[rule].version}, rule {rule}: ")
     assert row in line
 
 
@@ -123,9 +143,112 @@ def test_equal_documents_long_texts_and_further_leaks_only_warn(tmp_path: Path) 
     assert str(found["leakage.test_in_unlabelled.normalised"].offenders[0]) == "query_id 'u1': same text as q141 in test"
 
 
+def with_contract(tmp_path: Path, name: str, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Our contracts with one of them changed."""
+    contracts = tmp_path / "contracts"
+    contracts.mkdir(exist_ok=True)
+    for path in contracts_folder("").glob("*.yaml"):
+        (contracts / path.name).write_text(path.read_text())
+    contract = yaml.safe_load((contracts / f"{name}.yaml").read_text())
+    change(contract["schema"])
+    (contracts / f"{name}.yaml").write_text(yaml.safe_dump(contract))
+    return contracts
+
+
+@pytest.mark.parametrize(
+    ("held_out", "seen", "found"),
+    [("tset", "train", "no judgement is of the split 'tset'; the data has dev, test, train"), ("test", "trian", "the split 'trian'")],
+)
+def test_a_leakage_rule_about_a_split_that_is_not_there_does_not_pass(tmp_path: Path, held_out: str, seen: str, found: str) -> None:
+    implementation = {"rule": "no_leakage", "held_out": held_out, "seen": seen, "match": "exact"}
+    rule = {"name": "mine", "type": "custom", "engine": "scalingnote", "implementation": implementation}
+    contracts = with_contract(tmp_path, "queries", lambda tables: tables[0]["quality"].append(rule))
+    (broken,) = load_report(check(write_folder(tmp_path / "data"), contracts)).errors
+    assert broken.rule == "mine"
+    assert "Found: could not be checked: " in broken.summary and found in broken.summary
+
+
+def test_unlabelled_queries_can_be_the_held_out_side_under_either_table(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    unlabelled = [{"_id": f"u{n}", "text": f"something else {n}"} for n in range(300)]
+    unlabelled[250]["text"] = "where is number 170?"
+    write_rows(folder / "queries_unlabelled.jsonl", unlabelled)
+    implementation = {"rule": "no_leakage", "held_out": "unlabelled", "seen": "test", "match": "exact"}
+    rule = {"name": "mine", "type": "custom", "engine": "scalingnote", "implementation": implementation}
+    for table, row in ((0, "query_id 'q170': same text as u250 in unlabelled"), (1, "query_id 'u250': same text as q170 in test")):
+        contracts = with_contract(tmp_path, "queries", lambda tables, table=table: tables[table]["quality"].append(rule))
+        (broken,) = load_report(check(folder, contracts)).errors
+        assert (broken.rule, broken.count, str(broken.offenders[0])) == ("mine", 1, row)
+
+
+ASKED: dict[str, tuple[Change, str, list[str]]] = {
+    "row_count": (
+        lambda folder: write_rows(folder / "corpus.jsonl", documents()[:12]),
+        "documents.minimum",
+        ["rows of documents is at least 20", "Found: 12"],
+    ),
+    "judged_queries": (
+        lambda folder: write_lines(folder / "qrels" / "test.tsv", qrels("test")[:12]),
+        "judgements.test_queries",
+        ["queries of the split test with a relevant document is at least 20", "Found: 12"],
+    ),
+    "length": (
+        changed_rows("corpus.jsonl", documents(), row259={"_id": "x" * 600}),
+        "doc_id.length",
+        ["number of characters of doc_id is from 1 to 512", "doc_id has 600 characters"],
+    ),
+    "pattern": (changed_rows("corpus.jsonl", documents(), row259={"_id": "d 259"}), "doc_id.no_spaces", [r"doc_id matches ^\S*\Z"]),
+    "range": (added_lines("qrels/test.tsv", "q140\td1\t101"), "score.range", ["score is from 0 to 100", "score is '101'"]),
+    "references": (added_lines("qrels/test.tsv", "q1\tx\t1"), "doc_id.references", ["doc_id is one of documents.doc_id"]),
+    "unique": (changed_rows("queries.jsonl", queries(), row9={"_id": "q8"}), "query_id.unique", ["query_id is there once only"]),
+    "unique_together": (
+        added_lines("qrels/test.tsv", "q140\td140\t2"),
+        "judgements.one_score_per_pair",
+        ["split, query_id, doc_id together are there once only"],
+    ),
+    "not_blank": (changed_rows("queries.jsonl", queries(), row4={"text": ""}), "text.not_blank", ["text has a visible character"]),
+    "no_leakage": (
+        changed_rows("queries.jsonl", queries(), row150={"text": "where is number 3?"}),
+        "leakage.test_in_train.exact",
+        ["no text of a query of test stands in train (exact)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("check_name", ASKED)
+def test_every_message_states_what_was_asked_and_what_was_found(tmp_path: Path, check_name: str) -> None:
+    change, name, words = ASKED[check_name]
+    folder = write_folder(tmp_path / "data")
+    change(folder)
+    report = load_report(check(folder))
+    (broken,) = (result for result in (*report.errors, *report.warnings) if result.rule == name)
+    for word in words:
+        assert word in broken.summary
+
+
+def test_the_rules_of_a_contract_of_ones_own_state_what_they_ask(tmp_path: Path) -> None:
+    def change(tables: list[dict[str, Any]]) -> None:
+        score, split = (next(c for c in tables[0]["properties"] if c["name"] == name) for name in ("score", "split"))
+        score["logicalTypeOptions"] = {"minimum": 5, "maximum": 5}
+        split["enum"] = [{"value": "train"}, {"value": "eval"}]
+        tables[0]["quality"].append({"name": "mine", "type": "library", "metric": "rowCount", "mustBeLessThan": 10, "description": "Few"})
+
+    contracts = with_contract(tmp_path, "judgements", change)
+    broken = {result.rule: result.summary for result in load_report(check(write_folder(tmp_path / "data"), contracts)).errors}
+    assert "score is exactly 5." in broken["score.range"]
+    assert "split is one of train, eval." in broken["split.allowed_values"]
+    assert "Few. Asked: the number of rows of judgements is at most 9. Found: 260" in broken["mine"]
+
+
 def test_queries_of_punctuation_alone_do_not_count_as_equal(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "data")
     changed_rows("queries.jsonl", queries(), row0={"text": "$?"}, row150={"text": "$!"})(folder)
+    require_valid(check(folder))
+
+
+def test_a_text_that_begins_with_white_space_is_not_blank(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    changed_rows("corpus.jsonl", documents(), row0={"text": "\n\u200b \u00a0 words"})(folder)
     require_valid(check(folder))
 
 

@@ -17,8 +17,14 @@ from typing import Any
 
 import pytest
 
+from components.promotion.pinned import load_manifest
+from flows.config import load_config, preset_names
+from flows.parameters import requested_config
 from flows.server_plans import prefect_plan
 from flows.servers import running
+from tests.browser.chromium import chromium, missing
+from tests.browser.pages import Person
+from tests.flows.cli_world import write_collection
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("retrain", "refresh-index", "refresh-query-tower", "promote")
@@ -46,6 +52,12 @@ class Installation:
         }
         found: list[dict[str, Any]] = self.post("/flow_runs/filter", body)
         return found
+
+    def start(self, name: str, parameters: dict[str, Any]) -> str:
+        """Make a run of the deployment `name`, to be started at once, and give its id."""
+        deployment = next(found for found in self.post("/deployments/filter", {}) if found["name"] == name)
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        return str(self.post(f"/deployments/{deployment['id']}/create_flow_run", body)["id"])
 
     def prefect(self, *arguments: str) -> str:
         """Output of a `prefect` command; the test fails when it does."""
@@ -84,18 +96,54 @@ def installation(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path
 def test_schedules_limits_and_types_are_deployed(installation: Installation) -> None:
     deployments = {found["name"]: found for found in installation.post("/deployments/filter", {})}
     assert {name: found["global_concurrency_limit"]["limit"] for name, found in deployments.items()} == dict.fromkeys(NAMES, 1)
-    assert [s["schedule"]["cron"] for s in deployments["retrain"]["schedules"]] == ["0 3 * * 0"]
-    assert deployments["retrain"]["enforce_parameter_schema"]
-    schema = deployments["retrain"]["parameter_openapi_schema"]
-    assert schema["definitions"]["TowerConfig"]["properties"]["batch_size"]["minimum"] == 2
+    crons = {name: [s["schedule"]["cron"] for s in found["schedules"] if s["active"]] for name, found in deployments.items()}
+    assert crons == {"retrain": ["0 3 * * 0"], "refresh-index": [], "refresh-query-tower": [], "promote": ["30 * * * *"]}
+    assert all(found["enforce_parameter_schema"] for found in deployments.values())
+    for name in ("retrain", "refresh-index", "refresh-query-tower"):
+        form = deployments[name]["parameter_openapi_schema"]["properties"]
+        assert form["preset"]["anyOf"][0]["enum"] == preset_names()
+        assert all(form[parameter]["description"] for parameter in ("preset", "data", "name", "settings"))
+    field = deployments["retrain"]["parameter_openapi_schema"]["properties"]["settings"]["properties"]["towers"]["properties"]["batch_size"]
+    assert (field["minimum"], field["description"]) == (
+        2,
+        "Pairs that are negatives for each other (a whole number, at least 2 and at most 1000000; default 32)",
+    )
 
 
-def test_a_wrong_parameter_is_refused_before_a_run(installation: Installation) -> None:
-    deployment = next(d for d in installation.post("/deployments/filter", {}) if d["name"] == "retrain")
-    body = {"parameters": {"config": {"towers": {"batch_size": 0}}}, "state": {"type": "SCHEDULED"}}
+@pytest.mark.parametrize(
+    ("name", "parameters", "words"),
+    [
+        ("retrain", {"settings": {"towers.batch_size": 0}}, "less than the minimum of 2"),
+        ("retrain", {"settings": {"towers": {"batch_size": 0}}}, "less than the minimum of 2"),
+        ("retrain", {"settings": {"towers": {"stepz": 5}}}, "'stepz' was unexpected"),
+        ("retrain", {"settings": "towers.steps=5"}, "is not of type 'object'"),
+        ("retrain", {"preset": "dmo"}, "is not one of ['cluster', 'demo'"),
+        ("refresh-query-tower", {"settings": {"towers.steps": 5}}, "one of the sections distillation, evaluation, policy"),
+        ("promote", {"name": "My Retriever"}, "does not match"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_before_a_run(installation: Installation, name: str, parameters: dict[str, Any], words: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
-        installation.post(f"/deployments/{deployment['id']}/create_flow_run", body)
-    assert caught.value.code == 409 and "minimum" in caught.value.read().decode()
+        installation.start(name, parameters)
+    assert caught.value.code == 409 and words in json.loads(caught.value.read())["detail"]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(missing() is not None, reason=missing() or "")
+def test_form_that_nobody_touched_asks_for_nothing_beside_the_deployments_own_parameters(
+    installation: Installation, tmp_path: Path
+) -> None:
+    found = next(found for found in installation.post("/deployments/filter", {}) if found["name"] == "refresh-query-tower")
+    with chromium(tmp_path / "profile") as browser:
+        page = Person(browser, installation.api.removesuffix("/api"))
+        browser.get(f"{page.url}/deployments/deployment/{found['id']}/run")
+        page.see("Passes over the alignment queries (a whole number, at least 1 and at most 10000; default 4)", "Beat Bm25")
+        browser.execute_script("[...document.querySelectorAll('button')].find(b => b.innerText.trim() == 'Submit').click()")
+        runs = _wait_for(lambda: installation.runs("refresh-query-tower", "SCHEDULED", "PENDING", "RUNNING", "FAILED"), 60)
+    asked = runs[0]["parameters"]
+    # A switch that the page sent as false without anybody's doing would switch gates off.
+    assert [section for section, given in asked.pop("settings").items() if given] == []
+    assert asked == {"name": "retriever", "release": "champion", "data": "", "preset": None, "request": None}
 
 
 @pytest.mark.parametrize("deployment", ["retrain", "promote"])
@@ -104,24 +152,59 @@ def test_the_schedule_makes_runs(installation: Installation, deployment: str) ->
     assert _wait_for(lambda: installation.runs(deployment, "SCHEDULED", "PENDING", "RUNNING", "COMPLETED"), 45)
 
 
-def test_a_worker_completes_a_run(installation: Installation, tmp_path: Path) -> None:
-    installation.prefect("deployment", "run", "promote/promote", "--param", "name=nothing-yet")
-    log = tmp_path / "worker.log"
+@pytest.fixture(scope="module")
+def worker(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A worker of the pool; gives the file of what it and its runs print."""
+    folder = tmp_path_factory.mktemp("worker")
+    log = folder / "worker.log"
     with log.open("wb") as out:
-        worker = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "prefect", "worker", "start", "--pool", "scalingnote", "--type", "process"],
-            cwd=tmp_path,
+            cwd=folder,
             env={**installation.environment, "PREFECT_WORKER_QUERY_SECONDS": "1"},
             stdout=out,
             stderr=subprocess.STDOUT,
         )
     try:
-        finished = _wait_for(lambda: installation.runs("promote", "COMPLETED", "FAILED", "CRASHED"), 75)
+        yield log
     finally:
-        _stop(worker)
-    text = log.read_text(encoding="utf-8", errors="replace")
-    assert finished and finished[0]["state_type"] == "COMPLETED", text[-3000:]
+        _stop(process)
+
+
+def finished(installation: Installation, run_id: str, seconds: float) -> dict[str, Any]:
+    """The flow run once it has ended."""
+    body = {"flow_runs": {"id": {"any_": [run_id]}, "state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]}}}}
+    return next(iter(_wait_for(lambda: installation.post("/flow_runs/filter", body), seconds)), {})
+
+
+def test_a_worker_completes_a_run(installation: Installation, worker: Path) -> None:
+    run = finished(installation, installation.start("promote", {"name": "nothing-yet"}), 75)
+    text = worker.read_text(encoding="utf-8", errors="replace")
+    assert run.get("state_type") == "COMPLETED", text[-3000:]
     assert "Nothing to promote" in text
+
+
+@pytest.mark.timeout(600)
+def test_a_run_by_preset_data_name_and_settings_builds_what_the_command_line_would(
+    installation: Installation, worker: Path, tmp_path: Path
+) -> None:
+    data = str(write_collection(tmp_path / "clinic"))
+    settings = {"towers": {"steps": 4, "batch_size": 8}, "distillation.epochs": 1, "evaluation.latency_queries": 20}
+    asked = {"preset": "smoke", "data": data, "name": "deployed", "settings": settings}
+    run = finished(installation, installation.start("retrain", asked), 450)
+    assert run.get("state_type") == "COMPLETED", worker.read_text(encoding="utf-8", errors="replace")[-3000:]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("SCALINGNOTE_HOME", "MLFLOW_TRACKING_URI"):
+            patch.setenv(name, installation.environment[name])
+        recorded = load_manifest("deployed", "candidate/1").config
+    assert recorded == requested_config(**asked).model_dump(mode="json")
+
+
+def test_parameters_that_only_the_flow_can_judge_fail_the_run_in_words(installation: Installation, worker: Path) -> None:
+    both = {"preset": "smoke", "config": load_config("smoke").model_dump(mode="json")}
+    run = finished(installation, installation.start("retrain", both), 75)
+    assert run.get("state_type") == "FAILED", worker.read_text(encoding="utf-8", errors="replace")[-3000:]
+    assert "Both preset (smoke) and config are given" in run["state"]["message"]
 
 
 def _stop(worker: subprocess.Popen[bytes]) -> None:

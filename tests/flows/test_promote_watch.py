@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
 import pytest
 
 from components.errors import ConfigError, PromotionError
+from components.promotion import waiting
 from components.promotion.deliveries import DELIVERY_ID, MAX_BODY, SIGNATURE, TIMESTAMP, Deliveries, sign
 from components.tracking.store import TrackingError
-from flows import watch as watching
 from flows.watch import Watch
 from flows.webhook import receiving, secret
 from tests.flows.cli_world import assert_refused, scalingnote
@@ -30,7 +34,8 @@ OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class Flow:
     """Stands for the registry (`state`) and the promote flow, which ends as `outcome` says."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+        monkeypatch.setenv("SCALINGNOTE_HOME", str(home))
         self.state: str | None = None
         self.outcome: Exception | None = None
         self.runs = 0
@@ -39,15 +44,16 @@ class Flow:
 
     def _promote(self, name: str) -> dict[str, Any]:
         self.runs += 1
-        if self.outcome is not None:
-            raise self.outcome
+        with waiting.refusal_remembered(name):
+            if self.outcome is not None:
+                raise self.outcome
         self.state = None
         return {"status": "promoted", "message": f"{name} promoted", "warnings": ()}
 
 
 @pytest.fixture
-def flow(monkeypatch: pytest.MonkeyPatch) -> Flow:
-    return Flow(monkeypatch)
+def flow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Flow:
+    return Flow(monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -85,21 +91,70 @@ def test_flow_runs_only_when_something_waits(flow: Flow, told: list[str]) -> Non
     assert (flow.runs, told) == (1, ["retriever promoted"])
 
 
-def test_refusal_is_told_once_and_tried_again_when_something_changed(flow: Flow, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Watch("retriever", 60, lambda change: told.append(change["message"]))
+def test_refusal_is_examined_again_when_something_changed_and_after_a_pause_that_grows_to_a_day(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_000_000.0
+    monkeypatch.setattr("time.time", lambda: now)
     flow.state, flow.outcome = "a", PromotionError("no reason given")
-    for _ in range(3):
-        with pytest.raises(PromotionError) if flow.runs == 0 else pytest.MonkeyPatch.context():
-            made.look()
-    assert flow.runs == 1
+    examined = []
+    for minute in range(3 * 24 * 60):
+        now = 1_000_000.0 + 60 * minute
+        before = flow.runs
+        with contextlib.suppress(PromotionError):
+            Watch("retriever", 60, lambda change: None).look()  # a new one each time: a restart forgets nothing
+        examined += [minute] if flow.runs > before else []
+    assert examined[:4] == [0, 10, 30, 70] and len(examined) == 10 and examined[-1] - examined[-2] == 24 * 60
     flow.state = "b"
     with pytest.raises(PromotionError):
-        made.look()
-    assert flow.runs == 2
-    monkeypatch.setattr(watching, "AGAIN_SECONDS", 0.0)
+        Watch("retriever", 60, lambda change: None).look()
+    now -= 10 * 86_400  # a clock that was set back must not stop the looking
     with pytest.raises(PromotionError):
-        made.look()
-    assert flow.runs == 3
+        Watch("retriever", 60, lambda change: None).look()
+
+
+def test_what_was_promoted_leaves_no_refusal_behind_and_a_broken_memory_is_none(flow: Flow, tmp_path: Path) -> None:
+    flow.state, flow.outcome = "a", PromotionError("no reason given")
+    with pytest.raises(PromotionError):
+        Watch("retriever", 60, lambda change: None).look()
+    assert waiting.refused_before("retriever") == "no reason given" and waiting.refused_before("another") is None
+    memory = tmp_path / "promotion" / "retriever.refused.json"
+    for content in ("", "[]", '{"state": "a"}', '{"state": "a", "message": "", "at": "noon", "times": 1}'):
+        memory.write_text(content)
+        assert waiting.refused_before("retriever") is None
+    flow.outcome = None
+    Watch("retriever", 60, lambda change: None).look()
+    assert not memory.exists()
+
+
+def test_a_scheduled_run_ends_at_once_where_nothing_changed_since_the_refusal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from flows import promote as module
+
+    examined: list[str] = []
+
+    def refuse(name: str) -> dict[str, Any]:
+        examined.append(name)
+        raise PromotionError("no reason given")
+
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    monkeypatch.setattr("components.promotion.waiting.pending", lambda name: "a")
+    monkeypatch.setattr(module, "promote_newest_approved", refuse)
+    with pytest.raises(PromotionError):
+        module.promote.fn("mine", retry=False)
+    ended: Any = module.promote.fn("mine", retry=False)
+    assert (ended.name, ended.is_completed(), examined) == ("Refused before", True, ["mine"])
+    assert ended.message == "Refused as before, nothing changed since: no reason given"
+    with pytest.raises(PromotionError):
+        module.promote.fn("mine")  # a person who asks gets it examined
+    assert examined == ["mine", "mine"]
+
+
+def test_a_look_that_finds_nothing_loads_no_prefect(tmp_path: Path) -> None:
+    code = (
+        "import sys, components.promotion.waiting as w; w.pending = lambda name: None\n"
+        "from flows.watch import Watch; Watch('retriever', 60, print).look(); print('prefect' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout == "False\n"
 
 
 def test_server_that_does_not_answer_is_asked_again_at_every_look(flow: Flow) -> None:

@@ -245,3 +245,12 @@ def test_a_release_whose_tower_is_gone_from_the_registry_is_named(story: Story, 
     assert_refused(
         outcome, 6, "its document tower, fresh-document-tower/1, is not in the registry as it was released", "scalingnote retrain"
     )
+
+
+def test_config_diff_names_what_a_refresh_changed_between_releases_and_runs(story: Story) -> None:
+    found = done("config", "diff", "candidate/1", "champion", *NAME)
+    assert set(found["different"]) == {"data.source", "distillation.refine_epochs"} and found["only_in_a"] == found["only_in_b"] == {}
+    assert (found["facts_that_differ"], found["b"]["title"]) == (["data"], "champion, release/3 of 'fresh' (query-refresh)")
+    assert done("config", "diff", story["first"]["mlflow_run_id"], "release/1", *NAME)["equal"]
+    text = scalingnote("config", "diff", "candidate/1", "champion", *NAME).out
+    assert "2 settings differ." in text and "data differs: " in text and "towers.steps" not in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -162,6 +163,24 @@ def test_run_writes_one_line_for_each_document_of_each_query(story: Story, tmp_p
     rows = [line.split() for line in output.read_text(encoding="utf-8").splitlines()]
     assert [row[0] for row in rows] == ["a"] * 7 + ["b"] * 7
     assert all(row[2] in TITLES for row in rows)
+
+
+def test_a_run_leaves_out_the_document_that_asks_and_refuses_a_blank_query(story: Story, tmp_path: Path) -> None:
+    queries, output = tmp_path / "queries.jsonl", tmp_path / "out.trec"
+    trouble, _, part = TITLES["d7"].lower().partition(" of the ")
+    itself = f"{TITLES['d7']}\nA patient with {trouble}, found in the {part}."
+    rows = [{"_id": "d7", "text": itself}, {"_id": "d8", "text": itself}, {"_id": "a", "text": itself}]
+    queries.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    told = done("run", "--queries", queries, "--output", output, "-k", str(len(TITLES)))
+    found = [(query, doc_id) for query, _, doc_id, *_ in (line.split() for line in output.read_text(encoding="utf-8").splitlines())]
+    assert told["own_documents_left_out"] == 1
+    assert ("d7", "d7") not in found
+    assert {("d8", "d7"), ("d8", "d8"), ("a", "d7")} <= set(found)
+    assert len(found) == 3 * len(TITLES) - 1
+    assert done("run", "--queries", queries, "--output", output, "--identical-ids", "never")["own_documents_left_out"] == 0
+    queries.write_text(json.dumps({"_id": "b", "text": "\u3164"}) + "\n", encoding="utf-8")
+    refused = scalingnote("run", "--queries", queries, "--output", output)
+    assert refused.status == 3 and "the first is 'b'" in refused.err
 
 
 def test_export_writes_the_documents_of_a_release_once(story: Story, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from components.data.validation_report import ContractUsed, RuleResult, ValidationReport
+from components.data.validation_report import ContractUsed, RowsLeftOut, RuleResult, ValidationReport
 from components.evaluation.comparison import (
     AGREEMENT_COLUMNS,
     CANDIDATE,
@@ -121,3 +121,18 @@ def validation() -> ValidationReport:
         contracts=(ContractUsed(name="documents", version="1", file="documents.yaml", sha256="s"),),
         results=(rule, rule.model_copy(update={"rule": "text", "passed": False, "count": 1, "found": EVIL})),
     )
+
+
+def validation_with_dropped_rows() -> ValidationReport:
+    """The same, of data that lost three rows of 200; what names their first row comes from the data."""
+    dropped = RowsLeftOut(
+        rule="dangling_document",
+        table="judgements",
+        split="test",
+        reason="there is no such document",
+        rows=3,
+        total=200,
+        unanswered=1,
+        first=f"doc_id '{EVIL}'",
+    )
+    return validation().model_copy(update={"left_out": (dropped,)})

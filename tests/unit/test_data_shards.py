@@ -79,9 +79,9 @@ def test_a_truncated_shard_is_named(folder: Path) -> None:
 
 
 def test_a_shard_that_would_be_missed_is_refused(folder: Path) -> None:
-    (folder / "corpus" / "part-3.csv").write_text("id,text")
-    assert "part-3.csv: expected only files named .jsonl, .jsonl.gz or .parquet in corpus" in refused(folder)
-    (folder / "corpus" / "part-3.csv").unlink()
+    (folder / "corpus" / "part-3.xlsx").write_text("id,text")
+    assert "part-3.xlsx: expected only files named .jsonl, .jsonl.gz, .csv" in refused(folder)
+    (folder / "corpus" / "part-3.xlsx").unlink()
     (folder / "corpus" / "lang=en").mkdir()
     assert "lang=en: expected only files" in refused(folder)
 

@@ -65,6 +65,15 @@ def test_recall_is_the_share_of_the_true_neighbours_that_are_found(k: int, share
     assert recall_at(index, ALONG, k, nearest).tolist() == [pytest.approx(share)]
 
 
+def test_a_document_that_an_index_returns_twice_is_found_once() -> None:
+    class Stammering:
+        def search(self, vectors: np.ndarray, k: int) -> tuple[None, list[list[str]]]:
+            return None, [["d000", "d000", "d001", "d001"]]
+
+    nearest = [{"d000": 0.9, "d001": 0.8, "d002": 0.7, "d003": 0.6}]
+    assert recall_at(Stammering(), ALONG, 4, nearest).tolist() == [0.5]  # type: ignore[arg-type]
+
+
 def test_fewer_documents_than_asked_for_are_all_wanted() -> None:
     index = lossy(circle(8), ["d003", "d007"])
     assert recall_at(index, ALONG, 100, exact_neighbours(index, ALONG, 100)).tolist() == [6 / 8]

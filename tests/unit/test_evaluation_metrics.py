@@ -57,3 +57,12 @@ def test_cut_offs() -> None:
     ranking[60] = ("b", ranking[60][1])
     found = values(judgements(("q", "a", 1), ("q", "b", 1)), {"q": ranking})
     assert [found["q", m] for m in METRICS] == [0, 0, 0.5, 1, 0, 0]
+
+
+def test_a_document_that_stands_twice_in_a_ranking_counts_at_its_first_place() -> None:
+    twice = [("a", 9.0), ("x", 8.0), ("a", 7.0), ("y", 6.0), ("b", 5.0)]
+    once = [("a", 9.0), ("x", 8.0), ("y", 6.0), ("b", 5.0)]
+    rows = judgements(("q", "a", 2), ("q", "b", 1))
+    assert values(rows, {"q": twice}) == values(rows, {"q": once})
+    assert values(rows, {"q": twice})["q", "mrr@10"] == 1
+    assert values(judgements(("q", "c", 1)), {"q": [("a", 1.0)] * 9 + [("b", 0.5), ("c", 0.1)]})["q", "recall@10"] == 1

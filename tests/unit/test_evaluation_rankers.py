@@ -83,3 +83,9 @@ def test_an_id_with_white_space_is_refused_and_leaves_the_old_file(tmp_path: Pat
         write_trec_run(path, {"q": [("x", 2.0), ("a b", 1.0)]}, "t")
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_file_names_a_document_once_at_its_first_place(tmp_path: Path) -> None:
+    write_trec_run(tmp_path / "run.trec", {"q": [("a", 3.0), ("b", 2.0), ("a", 1.0), ("c", 0.5)]}, "t")
+    written = [line.split() for line in (tmp_path / "run.trec").read_text().splitlines()]
+    assert [(row[2], row[3]) for row in written] == [("a", "1"), ("b", "2"), ("c", "3")]

@@ -218,6 +218,20 @@ def test_rollback_needs_a_person_a_reason_and_a_release(world: World) -> None:
         rollback(NAME, "Bob", " ")
 
 
+@pytest.mark.parametrize("unseen", ["\u200b", " \u2060\ufeff ", "\u3164"])
+def test_letters_that_nobody_sees_are_no_name_and_no_reason(world: World, unseen: str) -> None:
+    number = world.candidate(BAD)
+    with pytest.raises(PromotionError, match="--override"):
+        approve(NAME, number, "Ada", override=unseen)
+    with pytest.raises(PromotionError, match="name of a person"):
+        approve(NAME, number, unseen, override="pilot")
+    assert approve(NAME, number, f"Ada{unseen}", override=f"{unseen}pilot").release_version == 1
+    with pytest.raises(PromotionError, match="reason"):
+        rollback(NAME, "Bob", unseen)
+    with pytest.raises(PromotionError, match="reason"):
+        rollback(NAME, unseen, "slow")
+
+
 def test_rollback_to_a_changed_release_is_refused(world: World) -> None:
     release(world)
     release(world)

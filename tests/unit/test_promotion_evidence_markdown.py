@@ -14,7 +14,7 @@ from components.promotion.evidence_changes import changes_between
 from components.promotion.evidence_markdown import LIMIT, describe
 from components.promotion.marks import Override
 from components.promotion.release import ReleaseManifest
-from tests.unit.evidence_world import world_of
+from tests.unit.evidence_world import validation_with_dropped_rows, world_of
 
 LINKS = {"Full report": "#/experiments/1/runs/r/artifacts/release/report.html"}
 
@@ -127,3 +127,9 @@ def test_a_list_that_was_read_back_did_not_change(dossier: Dossier) -> None:
 def test_the_reason_of_an_override_is_shown_as_it_was_written() -> None:
     line = Override("<b>late</b>\n[report](https://evil) *now*", "Ada", "fail").line
     assert line.endswith("by Ada: &lt;b>late&lt;/b> \\[report\\](https://evil) \\*now\\*")
+
+
+def test_rows_that_the_data_lost_are_said_with_the_verdict(dossier: Dossier) -> None:
+    assert "Left out of the data" not in describe(dossier, LINKS)
+    page = describe(replace(dossier, validation=validation_with_dropped_rows()), LINKS)
+    assert "**Left out of the data:** 3 rows (3 dangling" in page.partition("### ")[0]

@@ -22,7 +22,7 @@ from components.promotion.release import REPORT_PAGE, require_report
 from components.promotion.verification import check_version
 from components.tracking import labels
 from components.tracking.runs import PLOTS
-from tests.unit.evidence_world import EVIL, slices, tables, world_of
+from tests.unit.evidence_world import EVIL, slices, tables, validation_with_dropped_rows, world_of
 from tests.unit.promotion_world import NAME, MemoryTracking, World, make_evaluation, rewrite
 
 SECTIONS = ("glance", "gates", "changes", "quality", "slices", "queries")
@@ -244,3 +244,12 @@ def test_verification_refuses_a_release_without_its_report(tmp_path: Path, monke
     tracking.models[model][0] = info.model_copy(update={"tags": {**info.tags, labels.DIGEST: read_manifest(folder).digest}})
     failed = {check.name: check.detail for check in check_version(NAME, model, version) if not check.ok}
     assert list(failed) == ["evidence"] and REPORT_PAGE in failed["evidence"]
+
+
+def test_rows_that_the_data_lost_stand_at_a_glance_and_with_the_contracts(dossier: Dossier) -> None:
+    assert "left out of the data" not in render_report(dossier)
+    page = render_report(replace(dossier, validation=validation_with_dropped_rows()))
+    _Page(page)
+    assert 'Rows left out of the data<b class="">3</b><span>queries without an answer now: 1</span>' in page
+    assert "3 of 200" in page and "dangling_document" in page and "1 query has no relevant document left" in page
+    assert "<script>" not in page

@@ -101,7 +101,7 @@ def test_tracked_text_names_no_machine_path() -> None:
 def test_compose_services_and_secrets() -> None:
     text = (ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8")
     compose = yaml.safe_load(text)
-    assert set(compose["services"]) == {"postgres", "mlflow", "prefect", "deploy", "worker"}
+    assert set(compose["services"]) == {"postgres", "mlflow", "prefect", "deploy", "worker", "promote"}
     secrets = re.findall(r"\$\{(\w*PASSWORD\w*)([^}]*)\}", text)
     # Required, or empty: an empty one of sign-in is refused by the server when sign-in is on.
     assert secrets and all(rest.startswith(":?") or rest == ":-" for _, rest in secrets), "a password must have no default"

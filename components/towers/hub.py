@@ -1,0 +1,267 @@
+"""Models of a Hugging Face hub: known by commit and weights, found in the user's own cache, fetched when they are not there.
+
+A name such as `Qwen/Qwen3-0.6B` means whatever its branch `main` holds today. So a name is resolved to a commit once, that commit is
+recorded, and what was trained on it loads the folder of that commit in the cache for ever, without asking the hub again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from components.artifacts import digest_of, file_sha256, read_json
+from components.errors import ModelError
+
+ANSWER_SECONDS = 5.0
+MAIN = "main"
+# What transformers and sentence-transformers read of a repository; the same weights for other runtimes are left out.
+WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+UNWANTED = ("onnx/*", "openvino/*", "original/*", "consolidated*", "coreml/*", "*.msgpack", "*.h5")
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # of weights in several files
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model of the hub at one commit: its folder in the cache, and the digest of its configuration and weights."""
+
+    name: str
+    commit: str
+    folder: Path
+    digest: str
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `name` has the form of a model's name on a hub: `model` or `owner/model`, no path."""
+    return bool(_NAME.fullmatch(name)) and len(name) <= 96 and "--" not in name and ".." not in name
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether `revision` is a commit's full sha, which never means anything else later."""
+    return revision is not None and bool(_COMMIT.fullmatch(revision))
+
+
+def find(name: str, revision: str | None = None) -> HubModel:
+    """The model `name` at `revision` (branch, tag or commit; None: the branch main), from the cache or else from the hub.
+
+    Raises ModelError, in one sentence and within seconds, for a name, revision or access that does not work.
+    """
+    commit = commit_of(name, revision)
+    folder = _folder(name, commit)
+    return HubModel(name, commit, folder, weights_digest(folder))
+
+
+@cache
+def commit_of(name: str, revision: str | None = None) -> str:
+    """The commit that `revision` of `name` stands for: asked of the hub, or of the cache where the hub cannot be asked.
+
+    One answer holds for the whole process, so configuration, tokenizer and weights are of one commit although the branch may move.
+    """
+    if is_commit(revision):
+        return str(revision)
+    asked = revision or MAIN
+    cached = _cached_ref(name, asked)
+    try:
+        info = _api().model_info(name, revision=asked, timeout=ANSWER_SECONDS)
+    except Exception as error:
+        if cached is None or not _is_silence(error):
+            raise _in_words(error, name, asked) from None
+        if not _offline():
+            print(f"The model hub does not answer; '{name}' is taken from the cache at commit {cached[:12]}.", flush=True)
+        return cached
+    if info.id and info.id.lower() != name.lower():
+        raise ModelError(f"The model '{name}' is called '{info.id}' on the hub now. Name it so.")
+    if not is_commit(info.sha):
+        raise ModelError(f"The hub names no commit for '{name}' ({asked}), so what is trained on it could never be traced.")
+    _remember(name, asked, info.sha)
+    return str(info.sha)
+
+
+def _remember(name: str, revision: str, commit: str) -> None:
+    """Keep what a branch or tag stands for where the hub's client looks it up without a network; it does so itself for names alone."""
+    path = _repository(name) / "refs" / revision
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(commit, encoding="utf-8")
+
+
+def _repository(name: str) -> Path:
+    return cache_folder() / f"models--{name.replace('/', '--')}"
+
+
+@cache
+def _folder(name: str, commit: str) -> Path:
+    """The folder of the commit in the cache; what is missing there is fetched."""
+    folder = _repository(name) / "snapshots" / commit
+    for patterns in (WANTED, (*WANTED, WEIGHTS[1])):
+        if _is_whole(folder):
+            return folder
+        folder = _download(name, commit, patterns)
+        if not (folder / "config.json").is_file():
+            raise ModelError(_no_model(name, folder))
+    if not _is_whole(folder):
+        raise ModelError(
+            f"'{name}' at commit {commit[:12]} lacks weights that transformers loads ({' or '.join(WEIGHTS)}), or a tokenizer."
+        )
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether configuration, tokenizer and every file of the weights are there: other programs leave only what they used."""
+    if not (folder / "config.json").is_file() or not any((folder / name).is_file() for name in TOKENIZERS):
+        return False
+    index = next((path for path in map(folder.joinpath, INDEXES) if path.is_file()), None)
+    if index is None:
+        return any(any(folder.glob(weights)) for weights in WEIGHTS)
+    return all((folder / shard).is_file() for shard in set(read_json(index)["weight_map"].values()))
+
+
+def _download(name: str, commit: str, patterns: tuple[str, ...]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        if not _offline():
+            print(f"Fetching '{name}' at commit {commit[:12]} from the model hub, if it is not in {cache_folder()} yet", flush=True)
+        return Path(
+            snapshot_download(
+                name, revision=commit, allow_patterns=list(patterns), ignore_patterns=list(UNWANTED), etag_timeout=ANSWER_SECONDS
+            )
+        )
+    except Exception as error:
+        raise _in_words(error, name, commit) from None
+
+
+def weights_digest(folder: Path) -> str:
+    """Digest over names and sha256 of configuration and weights in a folder of the cache.
+
+    The cache names a large file's blob by its sha256, which was checked when it was fetched; `verify` hashes it again.
+    """
+    return digest_of({path.name: _sha256(path) for path in _identity(folder)})
+
+
+def verify(folder: Path) -> list[str]:
+    """Hash every large file of a model's folder in the cache; returns, in words, each whose content is not what it is named for."""
+    found = []
+    for path in _identity(folder):
+        named = path.resolve().name
+        if _SHA256.fullmatch(named) and (actual := file_sha256(path)) != named:
+            found.append(
+                f"{path.name}: its content has the sha256 {actual[:12]}, the hub named {named[:12]}; remove {path.resolve()} and pull again"
+            )
+    return found
+
+
+def cached_models() -> Iterator[tuple[str, str, int]]:
+    """Name, commit and bytes of every model revision in the cache, by name."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return
+    for repository in sorted(repositories, key=lambda r: r.repo_id):
+        for revision in sorted(repository.revisions, key=lambda r: r.commit_hash):
+            if repository.repo_type == "model":
+                yield repository.repo_id, revision.commit_hash, revision.size_on_disk
+
+
+def cache_folder() -> Path:
+    """The folder in which Hugging Face's libraries keep models: HF_HUB_CACHE, HF_HOME/hub or ~/.cache/huggingface/hub."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _identity(folder: Path) -> list[Path]:
+    """The files that decide the vectors, beside the tokenizer, which the contract knows by a digest of its own."""
+    files = [p for p in folder.iterdir() if p.is_file() and any(fnmatch(p.name, wanted) for wanted in ("config.json", *WEIGHTS))]
+    if any(p.name.endswith(".safetensors") for p in files):
+        files = [p for p in files if not p.name.endswith(".bin")]  # transformers prefers the former, and the latter may not be there
+    return sorted(files)
+
+
+@cache
+def _sha256(path: Path) -> str:
+    blob = path.resolve().name
+    return blob if _SHA256.fullmatch(blob) else file_sha256(path)
+
+
+def _cached_ref(name: str, revision: str) -> str | None:
+    """The commit that `revision` had when the cache last heard of it, if its files are there."""
+    folder = _repository(name)
+    try:
+        commit = (folder / "refs" / revision).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return commit if is_commit(commit) and (folder / "snapshots" / commit).is_dir() else None
+
+
+def _no_model(name: str, folder: Path) -> str:
+    if (folder / "adapter_config.json").is_file():
+        return f"'{name}' is an adapter, not a model. Name the model that it was trained on, or a merged one."
+    return f"'{name}' has no config.json: transformers cannot load it as a model. A GGUF repository names the original model on its page."
+
+
+def _api() -> Any:
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="scalingnote")
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _is_silence(error: Exception) -> bool:
+    """Whether the hub could not be asked, or is broken: no answer about the model itself."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status is None or status >= 500 or status == 429
+
+
+def _in_words(error: Exception, name: str, revision: str) -> ModelError:
+    from huggingface_hub import constants, errors
+
+    hub = constants.ENDPOINT
+    if isinstance(error, errors.GatedRepoError):
+        return ModelError(f"The model '{name}' is gated: accept its terms on its page, then run `hf auth login` or set HF_TOKEN.")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ModelError(
+            f"The model '{name}' has no revision '{revision}'. Name a branch, a tag or a full commit, or leave it out for main."
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ModelError(
+            f"The model '{name}' is not on {hub}, or is private: check the name; for a private one run `hf auth login` or set HF_TOKEN."
+        )
+    if isinstance(error, errors.DisabledRepoError):
+        return ModelError(f"The model '{name}' has been disabled on {hub}.")
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return ModelError(
+            f"{hub} refused access to '{name}' (status {status}): run `hf auth login` or set HF_TOKEN to a token that may read it."
+        )
+    missing = f"and '{name}' ({_short(revision)}) is not (or not whole) in the cache {cache_folder()}"
+    if _offline():
+        return ModelError(f"HF_HUB_OFFLINE is set {missing}. Unset it, or run `scalingnote models pull` where there is a network.")
+    if status is not None:
+        return ModelError(f"{hub} answered '{name}' with status {status} {missing}. Try again later.")
+    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    return ModelError(
+        f"The model hub {hub} cannot be reached ({type(error).__name__}: {reason}), {missing}. Check the network or set HF_ENDPOINT."
+    )
+
+
+def _short(revision: str) -> str:
+    return revision[:12] if is_commit(revision) else revision

@@ -1,0 +1,136 @@
+"""The families of models that people name: what each has to do as a teacher or as a student, on tiny models with tokenizers of its kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from components.distillation.config import DistillationConfig
+from components.distillation.forms import Source, bare_student
+from components.distillation.saved import load_student, save_student
+from components.errors import ModelError
+from components.towers.backbone import TwoTowers
+from components.towers.base_models import resolve_base
+from components.towers.config import TowerConfig
+from components.towers.contract import save_contract, space_id_of
+from components.towers.encoder import load_tower
+from components.towers.model_size import require_positions
+from tests.families import STUDENTS, TEACHERS
+from tests.training.tiny_world import documents, queries
+
+TEXTS = [*documents(), *queries()]
+LONG = " ".join(documents())
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The folder of each family's model."""
+    root = tmp_path_factory.mktemp("families")
+    for name, family in {**TEACHERS, **STUDENTS}.items():
+        (root / name).mkdir()
+        family.write(TEXTS, root / name)
+    return {name: str(root / name) for name in (*TEACHERS, *STUDENTS)}
+
+
+def towers_on(folder: str, **changes: Any) -> TwoTowers:
+    given = {"base_model": folder, "lora_rank": 2, "max_query_length": 16, "max_document_length": 24, "precision": "float32", **changes}
+    return TwoTowers(resolve_base(folder), TowerConfig(**given))
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_every_linear_map_of_every_layer_learns(name: str, families: dict[str, str], home: Path) -> None:
+    from torch.nn import Linear
+
+    towers = towers_on(families[name])
+    maps = [n for n, m in towers.model.named_modules() if isinstance(m, Linear) and ".layers." in n and "lora_" not in n]
+    assert maps and all(n.endswith("base_layer") for n in maps), "a linear map without an adapter"
+    rows = towers.tokens(documents()[:4], "document")
+    (towers.embed(rows, "document")[:, 0]).sum().backward()
+    learned = {n for n, p in towers._weights.trained.items() if ".document" in n and "lora_B" in n}
+    gradients = {n: towers._weights.trained[n].grad for n in learned}
+    assert learned and not [n for n, gradient in gradients.items() if gradient is None or not gradient.abs().sum() > 0]
+    if "moe" in name:
+        assert any("experts" in n for n in learned)
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_a_text_ends_with_the_token_that_its_tokenizer_means(name: str, families: dict[str, str], home: Path) -> None:
+    towers = towers_on(families[name])
+    end = towers.tokenizer.convert_tokens_to_ids(TEACHERS[name].end)
+    short, long = towers.tokens(["kidney stone", LONG], "document")
+    assert len(long) == 24 and len(short) < 24
+    for row in (short, long):
+        assert row[-1] == end and row.count(end) == (2 if row[0] == end else 1)
+        assert len(row) - len(towers.tokenizer("", add_special_tokens=True)["input_ids"]) > 1
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+@pytest.mark.parametrize("name", TEACHERS)
+def test_the_saved_tower_encodes_as_the_one_in_training(
+    name: str, attention: str, families: dict[str, str], tmp_path: Path, home: Path
+) -> None:
+    import torch
+
+    towers = towers_on(families[name], attention=attention)
+    with torch.no_grad():
+        for parameter in towers.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
+    texts = [documents()[0], LONG, "x"]
+    wanted = {role: towers.encode(towers.tokens(texts, role), role) for role in ("query", "document")}  # type: ignore[arg-type]
+    assert np.abs(wanted["query"] - wanted["document"]).max() > 1e-3
+    for role, expected in wanted.items():
+        contract = towers.save(role, tmp_path / role)  # type: ignore[arg-type]
+        assert contract is not None
+        save_contract(tmp_path / role, contract, space_id_of(contract.model_copy(update={"role": "document"})))
+        loaded = load_tower(tmp_path / role, "float32")
+        assert np.abs(loaded.encode(texts) - expected).max() < 1e-4
+        for text, vector in zip(texts, expected, strict=True):  # alone, without padding
+            assert np.abs(loaded.encode([text])[0] - vector).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_student_of_the_family_is_saved_and_loaded_and_opened_by_sentence_transformers(
+    name: str, families: dict[str, str], tmp_path: Path, home: Path
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    from components.distillation.initial import new_student
+
+    config = DistillationConfig(student=families[name], precision="float32", max_query_length=20)
+    vectors = np.random.default_rng(1).normal(size=(len(TEXTS), 32)).astype(np.float32)
+    student = new_student(TEXTS, vectors, "space", config, None)
+    texts = ["kidney stone", LONG]
+    expected = student.encode(texts)
+    save_contract(tmp_path, save_student(student, tmp_path), "space")
+    assert np.abs(load_student(tmp_path, "float32").encode(texts) - expected).max() < 1e-5
+    assert np.abs(SentenceTransformer(str(tmp_path), device="cpu").encode(texts) - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize(("name", "limit"), [("bert", 64), ("roberta", 64), ("xlm-roberta", 64), ("distilbert", 64), ("qwen3", 64)])
+def test_texts_longer_than_the_positions_are_refused_before_training_and_the_longest_works(
+    name: str, limit: int, families: dict[str, str], home: Path
+) -> None:
+    base = resolve_base(families[name])
+    require_positions(base, limit, "distillation.max_query_length")
+    with pytest.raises(ModelError, match=f"max_query_length is {limit + 1}, but .* has positions for {limit} tokens"):
+        require_positions(base, limit + 1, "distillation.max_query_length")
+    if name in STUDENTS:
+        student = bare_student(Source(DistillationConfig(student=families[name], max_query_length=limit, precision="float32"), TEXTS, None))
+        rows = student.tokens([LONG])
+        assert len(rows[0]) == limit
+        assert np.isfinite(student.encode([LONG])).all()
+
+
+def test_weights_that_adapters_cannot_reach_are_refused_by_name(families: dict[str, str], home: Path) -> None:
+    import torch
+
+    from components.towers.adapters import adapted_maps
+    from components.towers.backbone import load_decoder
+
+    model, _ = load_decoder(resolve_base(families["qwen3"]), "float32")
+    model.layers[1].mlp.convolution = torch.nn.Conv1d(4, 4, 3)
+    with pytest.raises(ModelError, match=r"adapters cannot be put on \(mlp.convolution.weight\).*towers.training to full"):
+        adapted_maps(model, "odd")

@@ -1,0 +1,344 @@
+"""Models of a hub: names, commits, the user's cache, and all that a hub can answer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from components.errors import ModelError
+from components.towers import hub
+from components.towers.base_models import is_on_hub, load_config, pinned_revision, resolve_base
+from components.towers.tiny import build_decoder, build_tiny_encoder
+from tests.hub_world import hub_on_loopback, keep_in_cache, use_cache
+from tests.training.tiny_world import documents, queries
+
+TEXTS = [*documents(), *queries()]
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("decoder")
+    build_decoder(TEXTS, folder, 64, 2)
+    return folder
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """Another state of the same model: other weights under the same names."""
+    build_decoder(TEXTS[:100], tmp_path / "other", 64, 3)
+    return tmp_path / "other"
+
+
+@pytest.fixture
+def cache(home: Path, tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen/Qwen3-0.6B", "meta-llama/Llama-3.2-1B", "BAAI/bge-base-en-v1.5", "gpt2", "Qwen/Qwen2.5-0.5B", "google/gemma-3-1b-pt@6"]
+)
+def test_names_with_dots_and_digits_are_names_on_a_hub(name: str, home: Path) -> None:
+    assert is_on_hub(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["gemma3-270m", "all-minilm-l6-v2", "tiny-decoder", "decoder-64x2", "a/b/c", "./model", "/x", "~/x", "a b", ""]
+)
+def test_built_in_names_and_paths_are_not(name: str, home: Path) -> None:
+    assert not is_on_hub(name)
+
+
+def test_a_model_in_the_users_cache_is_found_offline_with_its_commit(cache: Path, decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = keep_in_cache(cache, "Acme/Mini-0.6B", decoder)
+    use_cache(monkeypatch, cache)
+    base = resolve_base("Acme/Mini-0.6B")
+    assert (base.name, base.revision) == ("Acme/Mini-0.6B", commit)
+    assert Path(base.location).parts[-2:] == ("snapshots", commit)
+    assert load_config(base).num_hidden_layers == 2
+
+
+def test_a_cut_model_of_a_hub_keeps_its_commit(cache: Path, decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = keep_in_cache(cache, "acme/mini", decoder)
+    use_cache(monkeypatch, cache)
+    cut = resolve_base("acme/mini@1")
+    assert (cut.name, cut.layers, cut.revision) == ("acme/mini@1", (0,), commit)
+
+
+def test_weights_decide_the_digest_and_the_rest_of_the_repository_does_not(
+    cache: Path, decoder: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_readme = tmp_path / "readme"
+    shutil.copytree(decoder, with_readme)
+    (with_readme / "README.md").write_text("A new picture.")
+    keep_in_cache(cache, "acme/mini", decoder, "a" * 40)
+    keep_in_cache(cache, "acme/mini", with_readme, "b" * 40)
+    keep_in_cache(cache, "acme/mini", other, "c" * 40)
+    use_cache(monkeypatch, cache)
+    before, described, changed = (resolve_base("acme/mini", revision=letter * 40) for letter in "abc")
+    assert before.digest == described.digest != changed.digest
+    assert len({before.revision, described.revision, changed.revision}) == 3
+
+
+def test_a_tower_loads_its_own_commit_after_main_has_moved(
+    cache: Path, decoder: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from components.towers.backbone import TwoTowers
+    from components.towers.config import TowerConfig
+    from components.towers.contract import save_contract, space_id_of
+    from components.towers.encoder import load_tower
+
+    commit = keep_in_cache(cache, "acme/mini", decoder)
+    use_cache(monkeypatch, cache)
+    towers = TwoTowers(resolve_base("acme/mini"), TowerConfig(base_model="acme/mini", lora_rank=2))
+    contract = towers.save("document", tmp_path / "tower")
+    assert contract is not None and contract.base_revision == commit
+    save_contract(tmp_path / "tower", contract, space_id_of(contract))
+    keep_in_cache(cache, "acme/mini", other, "d" * 40)  # main is another model now
+    use_cache(monkeypatch, cache)
+    assert resolve_base("acme/mini").revision == "d" * 40
+    vector = load_tower(tmp_path / "tower", "float32").encode(["kidney stone"])
+    assert vector.shape == (1, 64)
+    adapter = json.loads((tmp_path / "tower" / "adapter" / "adapter_config.json").read_text())
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("acme/mini", commit)
+    shutil.rmtree(cache / "models--acme--mini" / "snapshots" / commit)
+    use_cache(monkeypatch, cache)
+    with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set"):
+        load_tower(tmp_path / "tower")
+
+
+def test_the_commit_takes_no_part_in_the_identity_of_a_space(cache: Path, decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from components.towers.backbone import TwoTowers
+    from components.towers.config import TowerConfig
+    from components.towers.contract import space_id_of
+
+    keep_in_cache(cache, "acme/mini", decoder)
+    use_cache(monkeypatch, cache)
+    contract = TwoTowers(resolve_base("acme/mini"), TowerConfig(base_model="acme/mini")).contracts["document"]
+    assert space_id_of(contract) == space_id_of(contract.model_copy(update={"base_revision": None}))
+    assert space_id_of(contract) != space_id_of(contract.model_copy(update={"base_digest": "0"}))
+
+
+def test_an_incomplete_cache_is_completed_from_the_hub_and_not_asked_for_again(
+    cache: Path, decoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub_on_loopback(monkeypatch, cache) as server:
+        commit = server.add("acme/mini-1.5", decoder)
+        kept = cache / "models--acme--mini-1.5" / "snapshots" / commit
+        kept.mkdir(parents=True)
+        shutil.copyfile(decoder / "config.json", kept / "config.json")  # all that some other program ever read
+        base = resolve_base("acme/mini-1.5")
+        assert base.revision == commit
+        assert (Path(base.location) / "model.safetensors").is_file()
+        hub._folder.cache_clear()
+        before = len(server.requests)
+        assert resolve_base("acme/mini-1.5", revision=commit) == base
+        assert len(server.requests) == before
+
+
+def test_one_commit_holds_for_the_whole_process_although_main_moves(
+    cache: Path, decoder: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub_on_loopback(monkeypatch, cache) as server:
+        first = server.add("acme/mini", decoder)
+        assert pinned_revision("acme/mini", None) == first
+        server.add("acme/mini", other)
+        base = resolve_base("acme/mini")
+        assert base.revision == first and load_config(base).num_hidden_layers == 2
+
+
+def test_a_flow_pins_every_model_of_a_hub_to_its_commit(
+    cache: Path, decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.config import load_config as read_settings
+    from flows.release_steps import at_commits
+
+    with hub_on_loopback(monkeypatch, cache) as server:
+        tower, student = server.add("acme/llm-0.6B", decoder), server.add("acme/small-v1.5", decoder)
+        settings = {"towers.base_model": "acme/llm-0.6B", "distillation.student": "acme/small-v1.5"}
+        config = at_commits(read_settings("smoke", None, settings))
+    assert (config.towers.revision, config.distillation.revision, config.distillation.generator_revision) == (tower, student, None)
+    builtin = at_commits(read_settings("smoke"))
+    assert (builtin.towers.revision, builtin.distillation.revision) == (None, None)
+
+
+def test_the_changed_folder_of_a_users_own_model_is_another_model(decoder: Path, other: Path, home: Path) -> None:
+    from components.towers.base_models import folder_identity
+
+    assert folder_identity(str(decoder)) == folder_identity(f"{decoder}@1") != folder_identity(str(other))
+    assert folder_identity("acme/mini") == folder_identity("tiny-decoder") == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (401, "RepoNotFound", "is not on http.*or is private"),
+        (403, "GatedRepo", "is gated: accept its terms"),
+        (403, "", "refused access"),
+        (503, "", "status 503"),
+        (404, "RevisionNotFound", "has no revision 'main'"),
+    ],
+)
+def test_a_refusal_of_the_hub_is_one_sentence_at_once(
+    status: int, code: str, words: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub_on_loopback(monkeypatch, cache) as server:
+        server.status["acme/mini"] = (status, code)
+        with pytest.raises(ModelError, match=words) as error:
+            resolve_base("acme/mini")
+        assert len(server.requests) <= 2  # no retries
+    assert "\n" not in str(error.value)
+
+
+def test_a_renamed_model_is_asked_for_by_its_new_name(cache: Path, decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub_on_loopback(monkeypatch, cache) as server:
+        server.add("acme/new-name", decoder)
+        server.renamed["acme/old-name"] = "acme/new-name"
+        with pytest.raises(ModelError, match="is called 'acme/new-name' on the hub now"):
+            resolve_base("acme/old-name")
+
+
+def test_a_revision_that_does_not_exist_is_refused(cache: Path, decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub_on_loopback(monkeypatch, cache) as server:
+        server.add("acme/mini", decoder)
+        with pytest.raises(ModelError, match="has no revision 'v9'"):
+            resolve_base("acme/mini", revision="v9")
+        with pytest.raises(ModelError, match="has no revision '" + "e" * 40):
+            resolve_base("acme/mini", revision="e" * 40)
+
+
+def test_a_revision_of_a_model_that_is_on_no_hub_is_refused(home: Path) -> None:
+    with pytest.raises(ModelError, match="is no model of a hub, so it has no revision 'main'"):
+        resolve_base("tiny-decoder", TEXTS, "main")
+
+
+def test_a_download_that_breaks_leaves_a_sentence_and_is_continued(cache: Path, decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub_on_loopback(monkeypatch, cache) as server:
+        server.add("acme/mini", decoder)
+        server.broken.add("acme/mini")
+        with pytest.raises(ModelError, match="acme/mini"):
+            resolve_base("acme/mini")
+        server.broken.clear()
+        assert load_config(resolve_base("acme/mini")).num_hidden_layers == 2
+
+
+def test_a_silent_hub_ends_in_a_sentence_or_in_the_cache(
+    cache: Path, decoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hub, "ANSWER_SECONDS", 0.2)
+    with hub_on_loopback(monkeypatch, cache) as server:
+        server.delay = 2.0
+        started = time.monotonic()
+        with pytest.raises(ModelError, match="cannot be reached"):
+            resolve_base("acme/mini")
+        assert time.monotonic() - started < 60  # one try, not five; generous, since the machine may be busy
+        assert len(server.requests) == 1
+        commit = keep_in_cache(cache, "acme/mini", decoder)
+        assert resolve_base("acme/mini").revision == commit
+    assert f"does not answer; 'acme/mini' is taken from the cache at commit {commit[:12]}" in capsys.readouterr().out
+
+
+def test_a_hub_that_refuses_is_not_answered_from_the_cache(cache: Path, decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_in_cache(cache, "acme/mini", decoder)
+    with hub_on_loopback(monkeypatch, cache) as server:
+        server.status["acme/mini"] = (403, "GatedRepo")
+        with pytest.raises(ModelError, match="gated"):
+            resolve_base("acme/mini")
+
+
+def test_offline_without_the_model_names_the_cache_that_was_searched(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_cache(monkeypatch, cache)
+    with pytest.raises(ModelError) as error:
+        resolve_base("acme/mini")
+    assert str(cache) in str(error.value) and "scalingnote models pull" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"model.gguf": b"GGUF", "README.md": b"x"}, "no config.json.*GGUF"),
+        ({"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"}, "is an adapter, not a model"),
+        ({"config.json": b'{"model_type": "bert"}', "tokenizer.json": b"{}"}, "lacks weights"),
+    ],
+)
+def test_repositories_that_hold_no_model_are_named_for_what_they_are(
+    files: dict[str, bytes], words: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    with hub_on_loopback(monkeypatch, cache) as server:
+        server.add("acme/thing", folder)
+        with pytest.raises(ModelError, match=words):
+            resolve_base("acme/thing")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architectures": ["BertForSequenceClassification"]}, "cross-encoder or classifier"),
+        ({"model_type": "vit", "architectures": ["ViTModel"], "vocab_size": None}, "does not read text"),
+        ({"model_type": "newformer", "auto_map": {"AutoConfig": "configuration_new.NewConfig"}}, "brings Python code of its own"),
+        ({"model_type": "newformer"}, "newformer"),
+    ],
+)
+def test_models_that_cannot_encode_texts_here_are_refused(changes: dict[str, object], words: str, tmp_path: Path, home: Path) -> None:
+    build_tiny_encoder(TEXTS, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(ModelError, match=words) as error:
+        load_config(resolve_base(str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "./no/such/model", "/no/such", "~nosuchuser/model", "a b", "org/mo..del"])
+def test_a_name_of_neither_form_says_both_forms(name: str, home: Path) -> None:
+    with pytest.raises(ModelError, match="does not exist, and the name has not the form of one on a model hub"):
+        resolve_base(name)
+
+
+def test_a_changed_post_processor_is_another_tokenizer_although_the_vocabulary_is_the_same(decoder: Path, tmp_path: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    from components.artifacts import digest_of
+    from components.towers.contract import tokenizer_digest
+
+    before, after = (AutoTokenizer.from_pretrained(decoder) for _ in range(2))
+    assert tokenizer_digest(before) == tokenizer_digest(after)
+    before(["some text"], truncation=True, max_length=4, padding=True)  # how it is used is no part of what it is
+    assert tokenizer_digest(before) == tokenizer_digest(after)
+    after.backend_tokenizer.post_processor = TemplateProcessing(single="$A [SEP]:0 [SEP]:0", special_tokens=[("[SEP]", 2)])
+    assert digest_of(before.get_vocab()) == digest_of(after.get_vocab())
+    assert tokenizer_digest(before) != tokenizer_digest(after)
+
+
+def test_a_tower_is_refused_when_its_tokenizer_has_changed_and_an_old_contract_is_still_read(
+    decoder: Path, tmp_path: Path, home: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    from components.artifacts import digest_of
+    from components.towers.contract import is_tokenizer_of, tokenizer_digest
+    from tests.encoders import contract_of
+
+    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    today = contract_of("document", "x").model_copy(update={"tokenizer_digest": tokenizer_digest(tokenizer)})
+    old = today.model_copy(update={"tokenizer_digest": digest_of(tokenizer.get_vocab())})
+    assert is_tokenizer_of(today, tokenizer) and is_tokenizer_of(old, tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<new>"]})
+    assert not is_tokenizer_of(today, tokenizer) and not is_tokenizer_of(old, tokenizer)
+
+
+def test_verify_finds_a_blob_whose_content_is_not_what_its_name_says(cache: Path, decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_in_cache(cache, "acme/mini", decoder)
+    use_cache(monkeypatch, cache)
+    model = hub.find("acme/mini")
+    assert hub.verify(model.folder) == []
+    weights = (model.folder / "model.safetensors").resolve()
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert len(found := hub.verify(model.folder)) == 1 and "model.safetensors" in found[0]

@@ -1,0 +1,181 @@
+"""Which files of a data folder are read, and that none is passed over in silence."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from components.data.config import DataConfig
+from components.data.layout import locate, split_of
+from components.data.sources import read_source, remarks_on, source_digest
+from components.errors import DataError
+from tests.data_world import documents, qrels, queries, write_folder, write_lines, write_rows
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "data")
+
+
+def refused(folder: Path) -> str:
+    """The message of the first look, which is taken before anything is trained."""
+    with pytest.raises(DataError) as caught:
+        source_digest(DataConfig(source=str(folder)))
+    return str(caught.value)
+
+
+def remarks(folder: Path) -> str:
+    return "\n".join(remarks_on(DataConfig(source=str(folder))))
+
+
+def test_a_folder_that_is_read_whole_needs_no_remark(folder: Path) -> None:
+    (folder / ".gitattributes").write_text("")
+    assert remarks(folder) == ""
+
+
+@pytest.mark.parametrize("name", ["validation.tsv", "Validation.TSV", "valid.tsv", "val.tsv", "validation-00000-of-00001.tsv", "DEV.TSV"])
+def test_validation_is_taken_for_dev_and_that_is_said(folder: Path, name: str) -> None:
+    (folder / "qrels" / "dev.tsv").rename(folder / "qrels" / name)
+    tables = read_source(DataConfig(source=str(folder)))
+    assert tables.judgements.query("split == 'dev'")["query_id"].tolist() == [f"q{n}" for n in range(120, 140)]
+    assert "dev_held_out_of_train" not in tables.notes
+    assert tables.notes.get("remarks") == (None if name == "DEV.TSV" else f"qrels/{name} is read as the split dev.")
+    assert remarks(folder) == ("" if name == "DEV.TSV" else f"data: qrels/{name} is read as the split dev.")
+
+
+def test_dev_and_validation_together_are_refused(folder: Path) -> None:
+    write_lines(folder / "qrels" / "validation.tsv", qrels("dev"))
+    assert "holds the split 'dev' twice: dev.tsv and validation.tsv" in refused(folder)
+
+
+def test_a_split_keeps_a_name_of_its_own() -> None:
+    assert [split_of(stem) for stem in ("test_far", "dev1", "Test", "en-00003-of-00004")] == ["test_far", "dev1", "test", "en"]
+
+
+def test_every_file_that_is_not_read_is_named_with_the_reason(folder: Path) -> None:
+    for name in ("notes.txt", "corpus.json", "train.tsv", "qrels/dev2.tsv.bz2", "qrels/README"):
+        (folder / name).write_text("x")
+    (folder / "old").mkdir()
+    (folder / "data").mkdir()
+    (folder / "qrels" / "archive").mkdir()
+    (folder / "gone.txt").symlink_to("/nowhere/at/all")
+    unread = locate(folder).unread
+    assert unread["notes.txt"] == unread["train.tsv"] == "a file of this name is no table; judgements belong into qrels"
+    assert unread["corpus.json"].startswith("it ends in none of .jsonl, .jsonl.gz, .csv")
+    assert unread["qrels/dev2.tsv.bz2"] == unread["qrels/README"] == unread["qrels/archive"]
+    assert unread["qrels/archive"].startswith("a split is a file that ends in .jsonl")
+    assert unread["old"] == "a folder of this name holds no table"
+    assert unread["data"] == "the judgements are read from qrels"
+    assert unread["gone.txt"] == "a link to a file that is not there"
+    assert "data: qrels/dev2.tsv.bz2 is not read: a split is a file that ends in" in remarks(folder)
+
+
+def test_a_file_that_is_not_read_makes_nothing_anew(folder: Path) -> None:
+    before = source_digest(DataConfig(source=str(folder)))
+    (folder / "qrels" / "README").write_text("x")
+    assert source_digest(DataConfig(source=str(folder))) == before
+
+
+@pytest.mark.parametrize("name", ["qrels/dev.tsv", "queries_unlabelled.jsonl", "corpus.jsonl", "queries.jsonl", "qrels/test_far.parquet"])
+def test_a_link_that_leads_nowhere_is_refused_by_name(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("/gone/file")
+    assert f"{folder / name} is a link to /gone/file, which is not there" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["qrels", "corpus"])
+def test_a_folder_link_that_leads_nowhere_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_rows(folder / "queries.jsonl", queries())
+    if name == "qrels":
+        write_rows(folder / "corpus.jsonl", documents())
+    (folder / name).symlink_to("/gone/folder")
+    assert f"{folder / name} is a link to /gone/folder, which is not there" in refused(folder)
+
+
+def test_links_that_lead_somewhere_are_followed(folder: Path, tmp_path: Path) -> None:
+    (folder / "corpus.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    (folder / "corpus.jsonl").symlink_to(tmp_path / "elsewhere.jsonl")
+    assert len(read_source(DataConfig(source=str(folder))).documents) == 260
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "qrels/dev.tsv", "corpus.parquet"])
+@pytest.mark.parametrize("text", [POINTER, "/annex/objects/MD5-s12345--4d7a\n"])
+def test_a_pointer_of_version_control_is_no_data(folder: Path, name: str, text: str) -> None:
+    if name == "corpus.parquet":
+        (folder / "corpus.jsonl").unlink()
+    (folder / name).write_text(text)
+    assert f"{folder / name} is a pointer of Git LFS or git-annex, not the file itself. Fetch it: git lfs pull" in refused(folder)
+
+
+def test_what_is_neither_file_nor_folder_is_refused(folder: Path) -> None:
+    (folder / "qrels" / "dev.tsv").unlink()
+    os.mkfifo(folder / "qrels" / "dev.tsv")
+    assert "dev.tsv is neither a file nor a folder" in refused(folder)
+
+
+def test_a_split_without_a_judgement_is_refused(folder: Path) -> None:
+    for text in ("", "query-id\tcorpus-id\tscore\n"):
+        (folder / "qrels" / "dev.tsv").write_text(text)
+        with pytest.raises(DataError, match=r"dev\.tsv holds no judgements"):
+            read_source(DataConfig(source=str(folder)))
+
+
+def test_names_that_are_no_utf_8_are_written_out_and_refused_where_a_table_is_read(folder: Path) -> None:
+    Path(os.fsdecode(os.fsencode(folder) + b"/t\xff.bin")).write_text("x")
+    assert "data: t\\xff.bin is not read" in remarks(folder)
+    Path(os.fsdecode(os.fsencode(folder) + b"/qrels/t\xff.tsv")).write_text("q1\td1\t1\n")
+    assert "qrels/t\\xff.tsv is no plain text in UTF-8. Rename the file." in refused(folder)
+
+
+def test_an_empty_folder_in_the_place_of_a_split_is_refused(folder: Path) -> None:
+    (folder / "qrels" / "dev.tsv").unlink()
+    (folder / "qrels" / "dev.tsv").mkdir()
+    assert "dev.tsv holds no files" in refused(folder)
+
+
+def test_a_shard_that_the_names_promise_has_to_be_there(folder: Path) -> None:
+    (folder / "corpus.jsonl").unlink()
+    for number in (0, 2):
+        write_rows(folder / "corpus" / f"corpus-{number:05}-of-00003.jsonl", documents()[number * 100 : number * 100 + 60])
+    assert "corpus lacks 1 of 3 shards, first corpus-00001-of-00003" in refused(folder)
+    write_rows(folder / "corpus" / "corpus-00001-of-00003.jsonl", documents()[60:100])
+    assert len(read_source(DataConfig(source=str(folder))).documents) == 160
+
+
+def test_the_shards_of_a_split_are_one_table(folder: Path) -> None:
+    (folder / "qrels" / "train.tsv").unlink()
+    for number, lines in enumerate((qrels("train")[:50], qrels("train")[50:])):
+        write_lines(folder / "qrels" / f"train-{number:05}-of-00002.tsv", lines)
+    assert len(read_source(DataConfig(source=str(folder))).judgements.query("split == 'train'")) == 120
+    (folder / "qrels" / "train-00001-of-00002.tsv").unlink()
+    assert "qrels lacks 1 of 2 shards, first train-00001-of-00002" in refused(folder)
+
+
+def test_an_id_in_two_files_of_queries_is_refused_with_both(folder: Path) -> None:
+    (folder / "queries.jsonl").unlink()
+    write_rows(folder / "queries" / "a.jsonl", queries()[:200])
+    pd.DataFrame(queries()[199:]).to_parquet(folder / "queries" / "b.parquet")
+    with pytest.raises(DataError, match=r"query id 'q199' stands in two files: .*a\.jsonl and .*b\.parquet"):
+        read_source(DataConfig(source=str(folder)))
+
+
+def test_unlabelled_queries_without_ids_of_two_files_get_names_of_their_own(folder: Path) -> None:
+    for name in ("a", "b"):
+        write_rows(folder / "queries_unlabelled" / f"{name}.jsonl", [{"text": f"one of {name}"}])
+    assert read_source(DataConfig(source=str(folder))).unlabelled["query_id"].tolist() == ["unlabelled-1-1", "unlabelled-2-1"]
+
+
+def test_a_user_that_there_is_not_is_a_folder_that_does_not_exist() -> None:
+    with pytest.raises(DataError, match="~nosuchuser/x does not exist"):
+        source_digest(DataConfig(source="~nosuchuser/x"))
+
+
+def test_the_built_in_set_has_no_files_to_remark_on() -> None:
+    assert remarks_on(DataConfig()) == []

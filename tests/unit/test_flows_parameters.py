@@ -1,0 +1,193 @@
+"""The parameters of the deployments: what the form of the Prefect page is made from, and the configuration that they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import pytest
+import yaml
+from prefect.exceptions import ParameterTypeError
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import ValidationError, validate
+
+from components.errors import ConfigError
+from flows.config import RetrainConfig, load_config, preset_names
+from flows.config_errors import field_paths
+from flows.parameters import Preset, requested_config
+from flows.promote import promote
+from flows.refresh import RefreshConfig, configured, requested_refresh
+from flows.refresh_index import CHANGEABLE as INDEX_CHANGEABLE
+from flows.refresh_index import refresh_index
+from flows.refresh_query import CHANGEABLE as QUERY_CHANGEABLE
+from flows.refresh_query import refresh_query_tower
+from flows.retrain import retrain
+
+ROOT = Path(__file__).resolve().parents[2]
+FLOWS: dict[str, Any] = {
+    "retrain": retrain,
+    "refresh-index": refresh_index,
+    "refresh-query-tower": refresh_query_tower,
+    "promote": promote,
+}
+
+
+def schema_of(flow: Any) -> dict[str, Any]:
+    return parameter_schema(flow.fn).model_dump_for_openapi()
+
+
+def check(flow: Any, parameters: dict[str, Any]) -> None:
+    """As Prefect's server does when a run is made."""
+    validate(parameters, schema_of(flow), raise_on_error=True, ignore_required=True)
+
+
+def test_presets_of_the_form_are_those_there_are() -> None:
+    assert list(get_args(Preset)) == preset_names()
+
+
+@pytest.mark.parametrize("name", sorted(FLOWS))
+def test_every_parameter_of_a_deployment_is_described_and_its_own_parameters_are_valid(name: str) -> None:
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    assert sorted(deployment["name"] for deployment in deployments) == sorted(FLOWS)
+    parameters = next(deployment for deployment in deployments if deployment["name"] == name)["parameters"]
+    schema = schema_of(FLOWS[name])
+    assert set(parameters) <= set(schema["properties"])
+    assert [key for key, found in schema["properties"].items() if not found.get("description")] == []
+    check(FLOWS[name], parameters)
+    FLOWS[name].validate_parameters(parameters)
+
+
+@pytest.mark.parametrize("name", ["retrain", "refresh-index", "refresh-query-tower"])
+def test_builds_and_refreshes_take_the_same_typed_parameters(name: str) -> None:
+    properties = schema_of(FLOWS[name])["properties"]
+    assert {"preset", "data", "name", "settings"} <= set(properties)
+    assert properties["preset"]["anyOf"][0]["enum"] == preset_names()
+    assert properties["settings"]["type"] == "object"
+
+
+def leaves(properties: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, found in properties.items():
+        if "properties" in found:
+            yield from leaves(found["properties"], f"{prefix}{name}.")
+        else:
+            yield prefix + name, found
+
+
+def test_form_of_the_settings_describes_and_bounds_every_field_and_fills_none_in() -> None:
+    settings = schema_of(retrain)["properties"]["settings"]
+    fields = dict(leaves(settings["properties"]))
+    assert set(fields) == set(field_paths(RetrainConfig)) - {"name"}
+    assert [field for field, found in fields.items() if not found["description"] or "default" in found] == []
+    steps = fields["towers.steps"]
+    assert (steps["minimum"], steps["maximum"], steps["description"]) == (
+        1,
+        10_000_000,
+        "Optimizer steps (a whole number, at least 1 and at most 10000000; default 150)",
+    )
+    # The page sends false for every untouched switch, and so would switch gates off.
+    assert [field for field, found in fields.items() if found.get("type") == "boolean"] == []
+    assert fields["policy.beat_bm25"]["enum"] == [True, False]
+    assert fields["index.layout"]["enum"] == ["merged", "shards"]
+    assert list(schema_of(refresh_query_tower)["properties"]["settings"]["properties"]) == ["data", "distillation", "evaluation", "policy"]
+    assert set(schema_of(refresh_index)["properties"]["settings"]["properties"]["index"]["properties"]) == {
+        path.partition(".")[2] for path in INDEX_CHANGEABLE if path.startswith("index.")
+    }
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"settings": {"towers.batch_size": 0}}, "0 is less than the minimum of 2"),
+        ({"settings": {"towers": {"batch_size": 0}}}, "0 is less than the minimum of 2"),
+        ({"settings": {"towers": {"stepz": 3}}}, "'stepz' was unexpected"),
+        ({"settings": {"towers.stepz": 3}}, "one of the sections data, towers"),
+        ({"settings": {"tower": {"steps": 3}}}, "one of the sections data, towers"),
+        ({"settings": "towers.steps=3"}, "is not of type 'object'"),
+        ({"settings": ["towers.steps"]}, "is not of type 'object'"),
+        ({"settings": {"index.layout": "files"}}, "is not one of ['merged', 'shards']"),
+        ({"settings": {"policy.beat_bm25": "maybe"}}, "is not one of [True, False]"),
+        ({"settings": {"policy": {"beat_bm25": 1}}}, "is not one of [True, False]"),
+        ({"preset": "dmo"}, "'dmo' is not one of ['cluster', 'demo'"),
+        ({"name": "My Retriever"}, "does not match"),
+        ({"data": 5}, "5 is not of type 'string'"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_when_a_run_is_made(parameters: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        check(retrain, parameters)
+    assert words in str(caught.value)
+
+
+def test_a_refresh_is_refused_what_its_release_keeps() -> None:
+    check(refresh_index, {"settings": {"index.compact_share": 0.5, "encoding": {"workers": 2}}})
+    for settings in ({"index.index_key": "Flat"}, {"index": {"index_key": "Flat"}}, {"towers": {"steps": 3}}):
+        with pytest.raises(ValidationError):
+            check(refresh_index, {"settings": settings})
+
+
+@pytest.mark.parametrize("settings", ["towers.steps=3", 3, ["towers"]])
+def test_settings_that_are_no_mapping_are_refused_by_the_flow_with_an_example(settings: Any) -> None:
+    with pytest.raises(ParameterTypeError, match=r"settings are a mapping such as \{towers.steps: 80\}"):
+        retrain.validate_parameters({"settings": settings})
+
+
+def test_parameters_give_what_the_command_line_gives() -> None:
+    asked = requested_config("demo", "DIR", "mine", {"towers.steps": 9, "towers": {"lora_rank": 2}, "distillation.epochs": 3})
+    given = {"towers.steps": 9, "towers.lora_rank": 2, "distillation.epochs": 3, "data.source": "DIR", "name": "mine"}
+    assert asked == load_config("demo", None, given)
+    assert requested_config(None, "", "", {}) == RetrainConfig()
+    assert requested_config("smoke", "", "", {}).name == "smoke"
+
+
+def test_data_and_name_win_over_settings_however_these_are_written() -> None:
+    for settings in ({"data.source": "A", "data": {"source": "B"}}, {"data": {"source": "B"}, "name": "b"}):
+        asked = requested_config("demo", "C", "c", settings)
+        assert (asked.data.source, asked.name) == ("C", "c")
+
+
+def test_a_whole_configuration_stands_in_the_place_of_a_preset() -> None:
+    config = load_config("smoke")
+    assert requested_config(None, "", "", {}, config) == config
+    assert requested_config(None, "", "", {"towers.steps": 3}, config).towers.steps == 3
+    with pytest.raises(ConfigError, match=r"Both preset \(demo\) and config are given"):
+        requested_config("demo", "", "", {}, config)
+
+
+def test_flow_itself_refuses_both_and_unknown_settings_before_anything_starts() -> None:
+    with pytest.raises(ConfigError, match="Both preset"):
+        retrain.fn(preset="demo", config=load_config("smoke"))
+    with pytest.raises(ConfigError, match=r"\(preset demo, settings\).*\n.*towers.stepz: unknown field; did you mean 'towers.steps'"):
+        retrain.fn(preset="demo", settings={"towers.stepz": 3})
+
+
+def release(config: RetrainConfig) -> Any:
+    return SimpleNamespace(config=config.model_dump(mode="json"))
+
+
+def test_a_refresh_takes_from_a_preset_what_it_may_change_but_never_the_gates() -> None:
+    base = load_config("smoke", None, {"policy.margin": 0.3, "distillation.layers": 1, "data.source": "MINE"})
+    asked = requested_refresh(None, preset="pages", settings={"distillation.epochs": 5})
+    found, pages = configured(asked, release(base), QUERY_CHANGEABLE), load_config("pages")
+    assert found.distillation == pages.distillation.model_copy(update={"epochs": 5}) and found.evaluation == pages.evaluation
+    assert (found.policy, found.towers, found.index, found.data) == (base.policy, base.towers, base.index, base.data)
+    index = configured(requested_refresh(None, preset="gpu"), release(base), INDEX_CHANGEABLE)
+    assert (index.encoding, index.distillation, index.index) == (load_config("gpu").encoding, base.distillation, base.index)
+
+
+def test_a_refresh_keeps_its_releases_settings_without_a_preset() -> None:
+    base = load_config("smoke")
+    found = configured(RefreshConfig(settings={"policy.margin": 0.1}), release(base), QUERY_CHANGEABLE)
+    assert found == load_config("smoke", None, {"policy.margin": 0.1})
+
+
+def test_a_refresh_refuses_a_request_beside_single_parameters_and_unknown_presets() -> None:
+    whole = RefreshConfig(name="mine")
+    nothing = {"name": "retriever", "release": "champion", "data": "", "preset": None, "settings": {}}
+    assert requested_refresh(whole, **nothing) == whole
+    assert requested_refresh(None, **{**nothing, "name": "mine"}) == whole
+    with pytest.raises(ConfigError, match="Both request and data, settings are given"):
+        requested_refresh(whole, **{**nothing, "data": "DIR", "settings": {"policy.margin": 0.1}})
+    with pytest.raises(ConfigError, match="Unknown preset 'dmo'; did you mean 'demo'"):
+        configured(RefreshConfig(preset="dmo"), release(load_config("smoke")), QUERY_CHANGEABLE)
