@@ -208,10 +208,10 @@ def _person(given: str | None) -> str:
 
 def _candidate(name: str, ref: int | str) -> VersionInfo:
     model = candidate_model(name)
-    number = candidate_number(ref)
+    numbers = [info.version for info in registry.versions(model)]
+    number = candidate_number(ref, numbers)
     found = find_version(model, number) if number is not None else None
     if found is None:
-        numbers = [info.version for info in registry.versions(model)]
         raise PromotionError(f"There is no candidate '{ref}'. {describe_versions(name, 'candidate', numbers)}")
     return found
 

@@ -126,6 +126,8 @@ def _code_gaps(provenance: Mapping[str, Any]) -> Iterator[str]:
     revision = provenance.get("code_revision")
     if revision in (None, "", "unknown") and not provenance.get("code_digest"):
         yield "Neither the revision nor the digest of the code is known."
+    if problem := provenance.get("code_problem"):
+        yield f"The revision of the code is not known: {problem}"
     if provenance.get("dirty") and not provenance.get("patch_digest"):
         yield "The code had local changes whose digest is not known."
     if not provenance.get("lock_digest"):

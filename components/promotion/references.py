@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from components.errors import PromotionError
 from components.promotion.standing import CHAMPION, PREVIOUS, candidate_model, expected_aliases, release_model, trusted_version
 from components.tracking import records as record_store
@@ -28,8 +30,10 @@ def resolve(name: str, ref: str) -> tuple[str, int]:
     return models[kind], _existing(name, kind, models[kind], number)
 
 
-def candidate_number(ref: str | int) -> int | None:
-    """N of `candidate/N` or of a bare number; None for anything else."""
+def candidate_number(ref: str | int, there: Sequence[int]) -> int | None:
+    """N of `candidate/N`, a bare number or, of those that are `there`, `candidate/latest`; None for anything else."""
+    if ref in ("latest", "candidate/latest"):
+        return max(there, default=None)
     kind, _, number = str(ref).rpartition("/")
     return int(number) if kind in ("", "candidate") and number.isascii() and number.isdigit() else None
 

@@ -160,6 +160,8 @@ def rotation_key() -> SigningKey:
         )
     if not own.exists() and not following.exists():
         raise ConfigError(f"There is no key in {settings.keys_folder()} to rotate. Make one with `scalingnote keys new`.")
+    if own.exists():
+        _private_key(own)  # one that cannot be opened is found before anything is signed
     if not following.exists():
         return make_key(following)
     return SigningKey(following, _private_key(following))

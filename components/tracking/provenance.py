@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import getpass
 import hashlib
+import logging
 import os
 import platform
 import subprocess
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,6 +19,12 @@ from components.artifacts import digest_of, file_sha256
 from components.tracking.machine import describe_host
 
 LOCK_FILE = "requirements.lock"
+# Whoever configured colours, another diff program or other prefixes gets the same digest as everybody else.
+_PLAIN_DIFF = (
+    *("--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--binary", "--full-index", "--unified=3", "--no-relative"),
+    *("--src-prefix=a/", "--dst-prefix=b/", "--diff-algorithm=myers", "--ignore-submodules=none", "--inter-hunk-context=0"),
+)
+_log = logging.getLogger(__name__)
 KEY_PACKAGES = (
     "torch",
     "transformers",
@@ -35,7 +42,11 @@ KEY_PACKAGES = (
 
 
 class Provenance(BaseModel):
-    """Identity of the code and its surroundings. `user` is what the machine claims, not proof of a person."""
+    """Identity of the code and its surroundings. `user` is what the machine claims, not proof of a person.
+
+    `revision_claimed`: there is no git history here, and the revision is what `SCALINGNOTE_REVISION` says. `code_problem` says why git
+    could not be asked though its history is here; empty where it was asked, and where there is none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     code_revision: str
@@ -48,17 +59,25 @@ class Provenance(BaseModel):
     platform: str
     user: str
     machine: dict[str, str | int | float] = Field(default_factory=dict)
+    revision_claimed: bool = False
+    code_problem: str = ""
 
 
 def collect_provenance() -> Provenance:
-    """Read the provenance of this process. Without git, `SCALINGNOTE_REVISION` names the revision, for example in an image."""
+    """Read the provenance of this process.
+
+    Without git, `SCALINGNOTE_REVISION` names the revision, for example in an image; one that ends in `-dirty`, as `git describe --dirty`
+    writes it, says that the code was not all committed.
+    """
     root = project_root()
-    inside_git = _git(root, "rev-parse", "--show-toplevel") == str(root)
-    patch = _patch_digest(root) if inside_git else None
+    revision, dirty, patch, problem = _revision(root)
+    claimed = os.environ.get("SCALINGNOTE_REVISION", "") if not revision and not problem else ""
+    if problem:
+        _log.warning("The revision of the code is not known: %s", problem)
     lock = root / LOCK_FILE
     return Provenance(
-        code_revision=os.environ.get("SCALINGNOTE_REVISION") or (_git(root, "rev-parse", "HEAD") if inside_git else "") or "unknown",
-        dirty=patch is not None,
+        code_revision=revision or claimed.removesuffix("-dirty") or "unknown",
+        dirty=dirty or claimed.endswith("-dirty"),
         patch_digest=patch,
         code_digest=code_digest(root),
         lock_digest=file_sha256(lock) if lock.is_file() else None,
@@ -67,6 +86,8 @@ def collect_provenance() -> Provenance:
         platform=platform.platform(),
         user=claimed_user(),
         machine=describe_host(),
+        revision_claimed=bool(claimed),
+        code_problem=problem,
     )
 
 
@@ -113,24 +134,50 @@ def claimed_user() -> str:
         return "unknown"
 
 
+class _Revision(NamedTuple):
+    """Commit (empty where there is no git history), whether the code differs from it, sha256 of the difference, why git failed."""
+
+    commit: str = ""
+    dirty: bool = False
+    patch: str | None = None
+    problem: str = ""
+
+
+def _revision(root: Path) -> _Revision:
+    """What git says of the code in `root`, which may be a folder of a larger repository."""
+    if not any((folder / ".git").exists() for folder in (root, *root.parents)):
+        return _Revision()
+    try:
+        if _git(root, "ls-files", "--", "components/__init__.py") == b"":
+            return _Revision()  # the repository around it is somebody else's
+        commit = _git(root, "rev-parse", "HEAD").decode().strip()
+        patch = _patch_digest(root)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().partition("\n")[0]
+        return _Revision(problem=f"git could not be asked about {root} ({said or error}).")
+    return _Revision(commit, patch is not None, patch)
+
+
 def _patch_digest(root: Path) -> str | None:
     """sha256 over the uncommitted changes and the untracked files; None for a clean tree."""
-    changes = _git(root, "diff", "HEAD", "--binary")
-    untracked = _git(root, "ls-files", "--others", "--exclude-standard").splitlines()
+    changes = _git(root, "diff", *_PLAIN_DIFF, "HEAD", "--", ".")
+    untracked = _git(root, "ls-files", "-z", "--others", "--exclude-standard").split(b"\0")[:-1]
     if not changes and not untracked:
         return None
-    digest = hashlib.sha256(changes.encode())
+    digest = hashlib.sha256(changes)
     for name in untracked:
-        path = root / name
-        digest.update(f"{name}\0{file_sha256(path) if path.is_file() else ''}\0".encode())
+        path = root / os.fsdecode(name)
+        digest.update(name + f"\0{file_sha256(path) if path.is_file() else ''}\0".encode())
     return digest.hexdigest()
 
 
-def _git(root: Path, *arguments: str) -> str:
-    """Output of a git command in `root`; an empty string when git or the repository is missing."""
-    command = ["git", "-c", "core.quotePath=false", "-C", str(root), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.decode(errors="replace").strip()
+def _git(root: Path, *arguments: str) -> bytes:
+    """Output of a git command in `root`, whatever repository and settings the user's environment names."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    # A checkout that belongs to another account is read all the same: this process runs its code already.
+    command = ["git", "-c", "core.quotePath=false", "-c", "core.fsmonitor=false", "-c", f"safe.directory={_top(root)}", "-C", str(root)]
+    return subprocess.run([*command, *arguments], capture_output=True, timeout=30, check=True, env=environment).stdout
+
+
+def _top(root: Path) -> Path:
+    return next(folder for folder in (root, *root.parents) if (folder / ".git").exists())

@@ -177,7 +177,7 @@ def _claim(chain: Chain, run_id: str, record: Mapping[str, Any]) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client().log_param(chain.run_id, RECORD_KEY.format(record["sequence"]), f"{run_id}:{record['digest']}")
+        client().log_param(chain.run_id, RECORD_KEY.format(record["sequence"]), f"{run_id}:{record['digest']}", synchronous=True)
     except MlflowException as error:
         if error_code(error) != "INVALID_PARAMETER_VALUE":
             raise

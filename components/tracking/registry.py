@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fcntl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -76,9 +78,23 @@ def register(
     Run again with the same artifact it returns the existing version. Digest, kind, parents and attributes become tags beside
     `tags` (see `provenance.version_tags`); they are given at creation, so a version never exists without them.
     """
-    existing = find_version(model_name, artifact.digest)
-    if existing is not None:
-        return existing
+    with _one_at_a_time(model_name):
+        return find_version(model_name, artifact.digest) or _register_new(model_name, artifact, run_id, inputs, tags)
+
+
+@contextmanager
+def _one_at_a_time(model_name: str) -> Iterator[None]:
+    """Of two equal runs on one home the second finds what the first registered; the system frees the lock when its holder dies."""
+    folder = settings.work_folder() / "registering"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{model_name}.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _register_new(
+    model_name: str, artifact: Artifact, run_id: str, inputs: Mapping[str, RegisteredVersion], tags: Mapping[str, Any]
+) -> RegisteredVersion:
     ensure_model(model_name)
     run = client().get_run(run_id)
     experiment = str(run.info.experiment_id)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from components import settings
-from components.errors import ScalingNoteError
+from components.errors import ConfigError, ScalingNoteError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -64,16 +64,27 @@ def signed_in_as() -> str | None:
 def client() -> MlflowClient:
     """The client of the tracking store in `settings.tracking_uri()`, opened once per process."""
     uri = settings.tracking_uri()
+    _require_one_store(uri)
     with translated("open the tracking store"):
         opened = _open(uri)
         _announce(uri)
     return opened
 
 
+def _require_one_store(uri: str) -> None:
+    """Records, runs and registered models belong together; with the registry elsewhere nothing would find its other half."""
+    registry = os.environ.get("MLFLOW_REGISTRY_URI")
+    if registry and registry != uri:
+        raise ConfigError(f"MLFLOW_REGISTRY_URI names {registry}, the tracking store is {uri}; both have to be one. Unset it.")
+    if (workspace := os.environ.get("MLFLOW_WORKSPACE")) not in (None, "", "default"):
+        raise ConfigError(f"MLFLOW_WORKSPACE names '{workspace}'; retrievers are kept in the default workspace. Unset it.")
+
+
 @functools.lru_cache(maxsize=32)
 def _open(uri: str) -> MlflowClient:
     # Unset, an unreachable server is tried for four minutes before the error shows.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ["MLFLOW_ENABLE_ASYNC_LOGGING"] = "false"  # a place in the chain of records that is taken has to be refused at once
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # else two lines for every run that ends on a server

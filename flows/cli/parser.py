@@ -85,7 +85,7 @@ def _policy_option(parser: argparse.ArgumentParser) -> None:
 
 def _add_promotion(commands: Any) -> None:
     approve = _command(commands, "approve", "release:approve", "approve a candidate as a named person (what Promote does in the MLflow UI)")
-    approve.add_argument("candidate", help="candidate/N, or N")
+    approve.add_argument("candidate", help="candidate/N, N, or latest")
     approve.add_argument("--as", dest="person", metavar="NAME", help="who approves (default: who is signed in to the server)")
     approve.add_argument("--override", metavar="REASON", help="approve although gates did not pass; the reason is kept for ever")
     promote = _command(commands, "promote", "release:promote", "make the newest approved release the champion, after verifying it again")

@@ -273,3 +273,31 @@ def test_a_rollback_names_the_digest_that_was_checked(world: World) -> None:
         promote(NAME, no_smoke)
     rollback(NAME, "Bob", "slow")
     assert world.tracking.records[-1]["manifest_digest"] == world.tracking.records[0]["manifest_digest"]
+
+
+def test_asynchronous_logging_lets_no_two_records_take_one_place(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
+    records.append_record(NAME, {"action": "promote", "to_version": 1})
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")  # as if set after the store was opened
+    claim: Callable[..., None] = records._claim
+
+    def late(*arguments: Any) -> None:
+        monkeypatch.setattr(records, "_claim", claim)
+        records.append_record(NAME, {"action": "promote", "to_version": 2})
+        claim(*arguments)
+
+    monkeypatch.setattr(records, "_claim", late)
+    with pytest.raises(PromotionError, match="at the same time"):
+        records.append_record(NAME, {"action": "promote", "to_version": 3})
+    assert [found["to_version"] for found in records.read_records(NAME)] == [1, 2]
+
+
+@pytest.mark.parametrize(("variable", "value"), [("MLFLOW_REGISTRY_URI", "databricks-uc"), ("MLFLOW_WORKSPACE", "team")])
+def test_a_registry_or_workspace_elsewhere_is_refused_at_the_start(
+    home: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=f"{variable} names"):
+        client()
+    monkeypatch.setenv(variable, settings.tracking_uri() if variable == "MLFLOW_REGISTRY_URI" else "default")
+    assert client()

@@ -139,3 +139,11 @@ def test_a_reason_cannot_forge_a_line_of_the_history_or_command_the_terminal(wor
     assert not set("\x1b\x9b\u202e\u2028") & set(told)
     assert "\\x1b[8m\\u202e" in told
     assert not set("\x1b\x9b\u202e") & set(render_status(status_of(NAME)))
+
+
+def test_the_newest_candidate_is_approved_by_its_name(world: World) -> None:
+    with pytest.raises(PromotionError, match="There is no candidate"):
+        approve(NAME, "candidate/latest", "Ada")
+    world.candidate()
+    newest = world.candidate()
+    assert approve(NAME, "candidate/latest", "Ada").candidate_version == approve(NAME, "latest", "Ada").candidate_version == newest

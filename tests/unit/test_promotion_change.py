@@ -272,7 +272,7 @@ def test_deleted_champion_does_not_block_the_next_promotion(world: World) -> Non
     world.tracking.delete_version(RELEASE, 2)
     change = promote(NAME, no_smoke)
     assert "was deleted from the registry" in change.warnings[0]
-    approve(NAME, world.candidate(), "Ada")
+    approve(NAME, world.candidate(), "Ada", override="the champion is gone")
     assert promote(NAME, no_smoke, without_champion="deleted").to_version == 3
     assert aliases(world) == (3, None)  # release/2 is gone, so no alias leads there
     assert rollback(NAME, "Bob", "slow", past_lost=True).to_version == 1

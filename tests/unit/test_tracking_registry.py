@@ -269,3 +269,13 @@ def test_stored_model_needs_no_checkout_and_names_its_requirements(home: Path, t
     assert (model / "code" / "components" / "artifacts.py").is_file()
     assert any(line.startswith("faiss-cpu==") for line in (model / "requirements.txt").read_text().splitlines())
     assert str(tmp_path) not in (model / "MLmodel").read_text().replace(model.parent.as_uri(), "")
+
+
+def test_two_equal_runs_at_once_register_one_version(home: Path, tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    artifact = make_index(tmp_path / "index")
+    steps = [record_step(open_flow_run("retriever", "retrain", {}, PROVENANCE, {}), StepRecord("index", {}, artifact)) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda step: register(MODEL, artifact, step, {}, {}), steps))
+    assert len(versions(MODEL)) == 1 and {one.version for one in found} == {1}

@@ -165,5 +165,3 @@ def test_provenance_of_this_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(provenance.code_digest) == 64
     assert provenance.dirty == (provenance.patch_digest is not None)
     assert "pydantic" in provenance.packages
-    monkeypatch.setenv("SCALINGNOTE_REVISION", "image-7")
-    assert collect_provenance().code_revision == "image-7"
