@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,10 +10,23 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser.chromium import missing
 from tests.flows.cli_world import SMALL, Built, at_home, done, write_collection
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A skipped ring of tests is said in a line of its own, not as one letter among two thousand."""
+    if reason := missing():
+        terminalreporter.section("BROWSER TESTS DID NOT RUN", sep="!", red=True)
+        terminalreporter.write_line(f"{reason} What a reviewer sees in the pages was not tested.")
+
+
+def pytest_unconfigure() -> None:
+    """The line of the runner is the last one: threads that log while the process ends write no "Logging error" behind it."""
+    logging.raiseExceptions = False
 
 
 @pytest.fixture(scope="session")

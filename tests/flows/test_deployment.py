@@ -27,6 +27,7 @@ from tests.browser.pages import Person
 from tests.flows.cli_world import write_collection
 
 ROOT = Path(__file__).resolve().parents[2]
+POOLS = ("scalingnote", "scalingnote-promote")
 NAMES = ("retrain", "refresh-index", "refresh-query-tower", "promote")
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -88,7 +89,8 @@ def installation(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path
         with running([plan]):
             environment = {**os.environ, "PREFECT_API_URL": f"{plan.url}/api"}
             installed = Installation(f"{plan.url}/api", environment)
-            installed.prefect("work-pool", "create", "scalingnote", "--type", "process")
+            for pool in POOLS:
+                installed.prefect("work-pool", "create", pool, "--type", "process")
             installed.prefect("deploy", "--all")
             yield installed
 
@@ -154,21 +156,25 @@ def test_the_schedule_makes_runs(installation: Installation, deployment: str) ->
 
 @pytest.fixture(scope="module")
 def worker(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A worker of the pool; gives the file of what it and its runs print."""
+    """A worker of each pool; gives the file of what they and their runs print."""
     folder = tmp_path_factory.mktemp("worker")
     log = folder / "worker.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "worker", "start", "--pool", "scalingnote", "--type", "process"],
-            cwd=folder,
-            env={**installation.environment, "PREFECT_WORKER_QUERY_SECONDS": "1"},
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"],
+                cwd=folder,
+                env={**installation.environment, "PREFECT_WORKER_QUERY_SECONDS": "1"},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+            for pool in POOLS
+        ]
     try:
         yield log
     finally:
-        _stop(process)
+        for process in processes:
+            _stop(process)
 
 
 def finished(installation: Installation, run_id: str, seconds: float) -> dict[str, Any]:

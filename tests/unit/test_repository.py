@@ -101,7 +101,7 @@ def test_tracked_text_names_no_machine_path() -> None:
 def test_compose_services_and_secrets() -> None:
     text = (ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8")
     compose = yaml.safe_load(text)
-    assert set(compose["services"]) == {"postgres", "mlflow", "prefect", "deploy", "worker", "promote"}
+    assert set(compose["services"]) == {"postgres", "mlflow", "prefect", "deploy", "worker", "promote", "promotion-worker"}
     secrets = re.findall(r"\$\{(\w*PASSWORD\w*)([^}]*)\}", text)
     # Required, or empty: an empty one of sign-in is refused by the server when sign-in is on.
     assert secrets and all(rest.startswith(":?") or rest == ":-" for _, rest in secrets), "a password must have no default"
@@ -110,6 +110,24 @@ def test_compose_services_and_secrets() -> None:
     for service in compose["services"].values():
         assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", []))
         assert set(service.get("depends_on", {})) <= set(compose["services"])
+
+
+def test_who_trains_in_compose_can_neither_promote_nor_reach_the_orchestrator_without_a_password() -> None:
+    services = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    server = services["prefect"]
+    assert "${PREFECT_API_PASSWORD:?" in server["environment"]["PREFECT_SERVER_API_AUTH_STRING"]
+    assert server["environment"]["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"].endswith("lease_storage.filesystem")
+    assert "prefect:/state" in server["volumes"]  # where the leases lie
+    trainer, promoters = services["worker"], [services["promote"], services["promotion-worker"]]
+    assert "PROMOTER" not in str(trainer) and "promoter" not in str(trainer["volumes"])
+    for service in promoters:
+        assert "TRAINER" not in str(service) and "state:/state" not in [str(volume) for volume in service["volumes"]]
+        assert "MLFLOW_PROMOTER_USERNAME" in service["environment"]["MLFLOW_TRACKING_USERNAME"]
+    for service in (trainer, services["deploy"], *promoters):
+        assert "${PREFECT_API_PASSWORD:?" in service["environment"]["PREFECT_API_AUTH_STRING"]
+    pools = {entry["name"]: entry["work_pool"]["name"] for entry in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
+    assert {name for name, pool in pools.items() if pool == "scalingnote-promote"} == {"promote"}
+    assert services["promotion-worker"]["command"][4] == "scalingnote-promote" and trainer["command"][4] == "scalingnote"
 
 
 def test_named_volumes_of_compose_are_declared() -> None:
@@ -128,7 +146,7 @@ def test_image_installs_with_the_lock_and_runs_as_a_plain_user() -> None:
 def test_continuous_integration_runs_the_test_command() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
-    assert script.read_text(encoding="utf-8").splitlines()[-1] == "exec make test"
+    assert script.read_text(encoding="utf-8").splitlines()[-2:] == ["make lint", "exec make test"]
 
 
 def test_make_without_a_target_explains_each_target() -> None:
