@@ -21,7 +21,7 @@ from components.promotion.trace_release import Opened
 from components.tracking import labels
 
 SPECIFICATION = "https://openlineage.io/spec/2-0-2/OpenLineage.json"
-PRODUCER = "urn:scalingnote"
+PRODUCER = "urn:scalingnote:trace"  # RFC 8141: a name follows the namespace
 FACETS = {
     "version": "https://openlineage.io/spec/facets/1-0-1/DatasetVersionDatasetFacet.json#/$defs/DatasetVersionDatasetFacet",
     "parent": "https://openlineage.io/spec/facets/1-2-0/ParentRunFacet.json#/$defs/ParentRunFacet",

@@ -55,8 +55,7 @@ def vouch(name: str, ref: str) -> Vouched:
     sign_release(folder)
     registry.share_file(model, version, SIGNATURE)
     unsigned = model == release_model(name) and _is_uncovered(records, version)
-    record = append(name, _repeated(records[-1]), records, record_signer()) if unsigned else None
-    return Vouched(model, version, key.key_id, None if record is None else int(record["sequence"]))
+    return Vouched(model, version, key.key_id, _append_vouch(name, records, key) if unsigned else None)
 
 
 class Rotated(NamedTuple):
@@ -91,7 +90,7 @@ def rotate() -> Rotated:
                 except (ArtifactError, ModelError) as error:
                     left.append(f"{place}: {error}")
         if records and covered_records(records, {key.key_id: TrustedKey(key.path, key.public)}) < len(records):
-            signed.append(f"{name}-promotions/{append(name, _repeated(records[-1]), records, record_signer(key))['sequence']}")
+            signed.append(f"{name}-promotions/{_append_vouch(name, records, key)}")
     return Rotated(key.key_id, signed, left, take_over(key))
 
 
@@ -109,6 +108,13 @@ def _sign_again(name: str, info: VersionInfo, records: Sequence[Record], key: Si
 def _is_uncovered(records: Sequence[Record], version: int) -> bool:
     """Whether the release is the champion by records of which no signature that counts covers the newest."""
     return expected_aliases(records).champion == version and covered_records(records, trusted_keys()) < len(records)
+
+
+def _append_vouch(name: str, records: Sequence[Record], key: SigningKey) -> int:
+    """The number of one more record, signed with `key`, that says what the newest says."""
+    record = append(name, _repeated(records[-1]), records, record_signer(key))
+    record_store.state_head(name, [*records, record])
+    return int(record["sequence"])
 
 
 def _repeated(newest: Record) -> dict[str, Any]:

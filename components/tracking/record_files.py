@@ -41,10 +41,10 @@ def _record_paths(root: Path, retriever_name: str) -> list[Path]:
         found.setdefault(path.parents[2], []).append(path)
     named = [folder for folder in found if folder.name == f"{retriever_name}-promotions"]
     firsts = named or [folder for folder, paths in found.items() if any(_place(path) == (retriever_name, 1) for path in paths)]
-    if len(firsts) > 1:
+    if len({frozenset(path.read_bytes() for path in found[folder]) for folder in firsts}) > 1:
         raise ArtifactError(
-            f"{root} holds promotion records of '{retriever_name}' in {len(firsts)} folders: {firsts[0]} and {firsts[1]}. One of them was "
-            "not written by the promote flow, or is a second copy; give a folder without it."
+            f"{root} holds promotion records of '{retriever_name}' in {len(firsts)} folders: {firsts[0]} and {firsts[1]}. They differ, so "
+            "one of them was not written by the promote flow or is older; give a folder without it."
         )
     if firsts:
         return found[firsts[0]]

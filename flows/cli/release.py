@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from components.errors import ConfigError
 from components.plain_text import as_json, visible
 from flows.cli.disk import require_space
 from flows.cli.output import name_option, only_result_on_stdout, retriever_name, show
@@ -31,6 +32,8 @@ def promote(options: argparse.Namespace) -> None:
     """Promote the newest approved release, once or again and again."""
     require_space()
     if options.watch is not None:
+        if options.without_champion:
+            raise ConfigError("--without-champion is about one approval that somebody looked at; run it without --watch.")
         _run(_watch(options), options)
         return
     from flows.promote import promote as flow

@@ -207,6 +207,8 @@ def test_on_a_server_the_files_follow_the_folder_with_the_first_record(home: Pat
     (other / "record.json").write_text(json.dumps(forged, indent=2))
     assert read_record_files(artifacts(), NAME) == honest
     shutil.copytree(artifacts() / "12", artifacts() / "13")
+    assert read_record_files(artifacts(), NAME) == honest  # the same twice
+    next((artifacts() / "13").rglob("record.json")).write_text(json.dumps({**honest[0], "to_version": 9}, indent=2))
     with pytest.raises(ArtifactError, match="in 2 folders"):
         read_record_files(artifacts(), NAME)
 

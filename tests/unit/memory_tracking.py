@@ -70,7 +70,7 @@ class MemoryTracking:
 
     def add(self, model: str, folder: Path, digest: str, source: str = "", tags: Mapping[str, str] | None = None) -> int:
         infos = self.models.setdefault(model, [])
-        version = infos[-1].version + 1 if infos else 1
+        version = 1 + max((number for name, number in self.folders if name == model), default=0)  # as MLflow, never one that was deleted
         own = {**(tags or {}), labels.DIGEST: digest}
         infos.append(
             VersionInfo(

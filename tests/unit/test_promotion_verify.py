@@ -261,7 +261,7 @@ def test_untrusted_and_broken_keys(proven: Proven, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("SCALINGNOTE_TRUSTED_KEYS", str(public_file(other)))
     checks = from_store(proven)
     assert "which is not trusted" in finding(checks, "signature")
-    assert "record 1: It is signed by the key" in finding(checks, "signed records")
+    assert "record 3: It is signed by the key" in finding(checks, "signed records")
     monkeypatch.setenv("SCALINGNOTE_TRUSTED_KEYS", str(other.path))
     with pytest.raises(ConfigError, match="public key"):
         from_store(proven)
