@@ -175,7 +175,7 @@ def _claims(store: Store, manifest: ReleaseManifest, folder: Path) -> str:
     if promoted is None:
         raise ArtifactError(f"Record {record['sequence']} leads to release/{record['to_version']}, which no record ever promoted.")
     for found in about:
-        for what, value in {"candidate_version": store.origin(), "manifest_digest": open_artifact(folder).digest}.items():
+        for what, value in {"candidate_version": store.origin(), "manifest_digest": record["manifest_digest"]}.items():
             if value is not None and what in found and found[what] != value:
                 raise ArtifactError(f"Record {found['sequence']} names the {what} {str(found[what])[:12]}, true is {str(value)[:12]}.")
         if "evidence_digest" in found and found["evidence_digest"] != found["manifest_digest"]:

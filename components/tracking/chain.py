@@ -14,6 +14,7 @@ from components.tracking.files import local_path
 from components.tracking.store import client
 
 ANCHOR = labels.PREFIX + "chain_run_id"
+CHAIN = labels.PREFIX + "chain"  # a tag of the chain's run: the experiment that it was made for
 RECORD_FILE = "record.json"
 SEQUENCE = labels.PREFIX + "sequence"  # a tag that every run of a record has from its creation on
 OVERTAKEN_FILE = "overtaken.json"  # beside the record of a writer that came second, for whoever has the files alone
@@ -77,6 +78,23 @@ def open_chain(name: str) -> Chain | None:
     if found is not None and found.run_id == "":
         raise ArtifactError(f"The experiment {name} does not name its chain of promotion records; it was not made by this program.")
     return found
+
+
+def renamed_to(name: str) -> str | None:
+    """The experiment that holds the chain made for the experiment `name`, when that one was renamed; None when there is none."""
+    view = embedded.reader()
+    if view is not None:
+        return view.experiment_of_run_tag(ANCHOR, CHAIN, name)
+    found: list[Any] = []
+    token = None
+    while True:
+        page = client().search_experiments(max_results=1000, page_token=token)
+        found += [experiment for experiment in page if ANCHOR in experiment.tags]
+        token = page.token
+        if not token:
+            break
+    made = ((experiment.name, _get_run(experiment.tags[ANCHOR])) for experiment in found)
+    return next((str(title) for title, run in made if run is not None and run.data.tags.get(CHAIN) == name), None)
 
 
 def read_file(chain: Chain, run_id: str, number: int) -> dict[str, Any]:

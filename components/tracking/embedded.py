@@ -62,6 +62,15 @@ class Reader:
         found = self.rows("SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = ? AND workspace = 'default'", name)
         return found[0] if found else None
 
+    def experiment_of_run_tag(self, anchor: str, key: str, value: str) -> str | None:
+        """Name of an experiment whose tag `anchor` names a run that has the tag `key` = `value`."""
+        found = self.rows(
+            "SELECT e.name FROM experiments e JOIN experiment_tags a ON a.experiment_id = e.experiment_id AND a.key = ? "
+            "JOIN tags t ON t.run_uuid = a.value AND t.key = ? AND t.value = ? WHERE e.lifecycle_stage = 'active' ORDER BY e.name",
+            *(anchor, key, value),
+        )
+        return str(found[0]["name"]) if found else None
+
     def experiment_tags(self, experiment: int) -> dict[str, str]:
         """Tags of an experiment."""
         return {row["key"]: row["value"] for row in self.rows("SELECT key, value FROM experiment_tags WHERE experiment_id = ?", experiment)}

@@ -21,7 +21,7 @@ from typing import Any
 from components.artifacts import digest_of
 from components.errors import ArtifactError, PromotionError
 from components.tracking import labels, registry
-from components.tracking.chain import ANCHOR, OVERTAKEN_FILE, RECORD_FILE, RECORD_KEY, Chain, open_chain, read_file
+from components.tracking.chain import ANCHOR, CHAIN, OVERTAKEN_FILE, RECORD_FILE, RECORD_KEY, Chain, open_chain, read_file, renamed_to
 from components.tracking.provenance import claimed_user
 from components.tracking.store import client, create_experiment, error_code, experiment_id, translated
 
@@ -64,6 +64,8 @@ def read_records(retriever_name: str) -> list[dict[str, Any]]:
 def _read(retriever_name: str) -> tuple[Chain | None, list[dict[str, Any]]]:
     heads = stated_heads(retriever_name)  # before the chain, which only grows
     chain = open_chain(_experiment(retriever_name))
+    if chain is None:
+        _refuse_renamed(retriever_name)
     records: list[dict[str, Any]] = []
     for number, (run_id, digest) in enumerate(chain.places() if chain else [], start=1):
         assert chain is not None
@@ -80,6 +82,13 @@ def _read(retriever_name: str) -> tuple[Chain | None, list[dict[str, Any]]]:
     for place, (sequence, digest) in heads.items():
         require_head(records, sequence, digest, f"{retriever_name}-release/{place}")
     return chain, records
+
+
+def _refuse_renamed(retriever_name: str) -> None:
+    """An experiment that is not there was never made, or has another name now: then nothing is begun anew in its place."""
+    name = _experiment(retriever_name)
+    if (now := renamed_to(name)) is not None:
+        raise ArtifactError(f"The experiment {name} with the promotion records is named '{now}' now. Give it its name again in MLflow.")
 
 
 def _refuse_outside(chain: Chain) -> None:
@@ -199,7 +208,8 @@ def ensure_chain(retriever_name: str) -> None:
     name = _experiment(retriever_name)
     if open_chain(name) is not None:
         return
-    run = client().create_run(experiment_id(retriever_name), run_name=f"{name}-chain", tags=labels.prefixed({"chain": name}))
+    _refuse_renamed(retriever_name)
+    run = client().create_run(experiment_id(retriever_name), run_name=f"{name}-chain", tags={CHAIN: name})
     if create_experiment(name, {ANCHOR: str(run.info.run_id)}) is None:
         client().delete_run(run.info.run_id)
     else:

@@ -87,10 +87,23 @@ def test_a_renamed_experiment_is_no_empty_chain(store: Path) -> None:
     experiment = client().get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     client().rename_experiment(experiment.experiment_id, "elsewhere")
+    client().rename_registered_model(RELEASE, "elsewhere-release")  # with the tags that name the head
+    for read in (records.read_records, records.ensure_chain, lambda name: records.append_record(name, {"to_version": 2})):
+        with pytest.raises(ArtifactError, match="with the promotion records is named 'elsewhere' now"):
+            read(NAME)
+    client().rename_experiment(experiment.experiment_id, EXPERIMENT)
+    client().rename_registered_model("elsewhere-release", RELEASE)
+    assert len(records.read_records(NAME)) == 3
+
+
+def test_an_experiment_that_was_replaced_by_a_new_one_is_no_empty_chain(store: Path) -> None:
+    experiment = client().get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    client().rename_experiment(experiment.experiment_id, "elsewhere")
+    fresh = client().create_run(experiment.experiment_id)
+    client().create_experiment(EXPERIMENT, tags={ANCHOR: fresh.info.run_id})
     with pytest.raises(ArtifactError, match=r"were cut or replaced: .* there are 0"):
         records.read_records(NAME)
-    with pytest.raises(ArtifactError, match="were cut or replaced"):
-        records.append_record(NAME, {"action": "promote", "to_version": 2})
 
 
 def test_records_of_another_retriever_are_not_read_as_ones_own(store: Path) -> None:
