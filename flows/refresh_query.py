@@ -63,7 +63,7 @@ def require_same_documents(config: RetrainConfig, base: PinnedRelease, dataset: 
 
 def _new_student(config: RetrainConfig, recorder: Recorder, base: PinnedRelease, dataset: DatasetArtifact) -> EncoderArtifact:
     from components.data.dataset import load_dataset
-    from components.distillation.sources import check_sources
+    from components.distillation.material import check_sources
     from components.distillation.student import check_student
 
     check_sources(load_dataset(dataset.path), config.distillation)

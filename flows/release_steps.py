@@ -16,7 +16,7 @@ from flows.steps import Step
 
 def snapshot_step(config: RetrainConfig) -> Step:
     """Read the source and keep it as tables; the key holds the digest of the source's files."""
-    from components.data.dataset import snapshot
+    from components.data.snapshot import snapshot
     from components.data.sources import source_digest
 
     settings = {**config.data.model_dump(), "source_digest": source_digest(config.data)}
@@ -135,7 +135,7 @@ def student_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
 
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
-        from components.distillation.sources import DocumentSide, distillation_data
+        from components.distillation.material import DocumentSide, distillation_data
         from components.distillation.student import check_student
         from components.distillation.train import train_student
         from components.index.lookup import vectors_of

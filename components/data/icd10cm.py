@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from components.artifacts import digest_of, file_sha256
+from components.code import tree_digest
 from components.data.tables import DOCUMENT_COLUMNS, JUDGEMENT_COLUMNS, RawTables, normalise_text, query_table
 from components.errors import DataError
 
@@ -72,7 +73,7 @@ def build(scope: str) -> RawTables:
 
 def source_digest() -> str:
     """sha256 over the tabular list and the code that turns it into tables."""
-    return digest_of({"list": file_sha256(tabular_list()), "code": file_sha256(Path(__file__))})
+    return digest_of({"list": file_sha256(tabular_list()), "code": tree_digest(Path(__file__))})
 
 
 def tabular_list() -> Path:

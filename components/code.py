@@ -1,0 +1,525 @@
+"""What code a result depends on: the modules that a function reaches through their imports, each by a digest.
+
+The digest is taken of the syntax tree, so comments, docstrings, layout and descriptions of settings do not change it. Modules of
+`components/` count as a whole. Those of `flows/` wire many steps in one file, so of them only the definitions count that are reached.
+Imports inside functions count, those under TYPE_CHECKING do not: nothing runs them.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+from components import settings
+from components.artifacts import digest_of, file_sha256, read_json, write_json
+from components.errors import ArtifactError
+
+ROOT = Path(__file__).resolve().parents[1]
+WHOLE, WIRING = "components", "flows"
+# Modules (or rooms) that decide no result, with the reason. They are neither counted nor followed.
+UNDECIDING: Mapping[str, str] = {
+    "components.errors": "a step that fails has no result",
+    "components.settings": "says where files lie, not what is in them",
+    "components.code": "makes the keys themselves",
+    "components.tracking": "records and finds results; what it finds has its digest in the key",
+    "components.config": "the values of all settings that a step reads are in its key",
+    "components.data.config": "the values of all settings that a step reads are in its key",
+    "components.towers.config": "the values of all settings that a step reads are in its key",
+    "components.distillation.config": "the values of all settings that a step reads are in its key",
+    "components.index.config": "the values of all settings that a step reads are in its key",
+    "components.evaluation.config": "the values of all settings that a step reads are in its key",
+    "components.promotion.config": "the values of all settings that a step reads are in its key",
+    "components.index.progress": "a progress bar",
+    "components.index.workers": "says how many threads a worker takes",
+    "flows.encoding": "says where shards are encoded; every runner calls the same function",
+}
+# Imports that are not followed: (importing module, module or room) -> reason. Other ways to the same module count.
+UNFOLLOWED: Mapping[tuple[str, str], str] = {
+    ("components.serving.loader", "components.promotion"): "finds and verifies a release, whose digest is in the key",
+}
+# What a module loads by a name that is not in its import statements.
+LOADED_BY_NAME: Mapping[str, tuple[str, ...]] = {
+    "components.towers.base_models": (),  # the packages of Gemma and MiniLM; their weights are held against a digest in the module
+}
+DISTRIBUTIONS = {"faiss": "faiss-cpu", "yaml": "pyyaml"}
+# Libraries that decide no result, with the reason.
+UNDECIDING_LIBRARIES: Mapping[str, str] = {
+    "tqdm": "progress bars",
+    "pydantic": "checks values, which are in the key",
+    "prefect": "runs the steps",
+    "prefect_dask": "runs the steps",
+    "dask": "runs the steps",
+    "distributed": "runs the steps",
+    "mlflow": "records and finds results",
+    "cryptography": "signs results",
+}
+KNOWN_FILES = 2000  # entries of the file of known digests, beyond which it is begun anew
+
+
+@dataclass(frozen=True)
+class Import:
+    """One name of an import statement: `from module import name`, or `import module` when `name` is empty."""
+
+    module: str
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What matters of one file: its digest, and what it imports when it runs."""
+
+    digest: str
+    imports: tuple[Import, ...]
+
+
+@dataclass
+class Reached:
+    """What a function reaches: digests of modules and definitions by their place, and versions of libraries by name."""
+
+    code: dict[str, str] = field(default_factory=dict)
+    libraries: dict[str, str] = field(default_factory=dict)
+
+
+def reached_by(function: Callable[..., Any], root: Path = ROOT) -> Reached:
+    """The code that a call of `function` can run, its closure's functions and modules included, as it stands in the files below `root`.
+
+    Raises ArtifactError for a module that is gone or cannot be read. A function from outside the project reaches nothing by itself.
+    """
+    walk = _Walk(_project(root))
+    walk.function(function)
+    walk.project.keep_known()
+    return Reached(dict(sorted(walk.code.items())), library_versions(frozenset(walk.libraries)))
+
+
+def tree_digest(path: Path) -> str:
+    """sha256 (hex) of a Python file's syntax tree, which comments, docstrings and layout do not change; raises ArtifactError."""
+    return _digest(_parsed(path))
+
+
+@cache
+def library_versions(names: frozenset[str]) -> dict[str, str]:
+    """Versions of the libraries that are imported by these names; 'absent' where one is not installed."""
+    found = {}
+    for name in sorted(names - set(UNDECIDING_LIBRARIES)):
+        distribution = DISTRIBUTIONS.get(name, name.replace("_", "-"))
+        try:
+            found[distribution] = version(distribution)
+        except PackageNotFoundError:  # such as faiss from faiss-gpu; looking all of them up is slow
+            others = packages_distributions().get(name, ())
+            found[distribution] = version(others[0]) if others else "absent"
+    return found
+
+
+@cache
+def _project(root: Path) -> _Project:
+    return _Project(root)
+
+
+class _Project:
+    """The files of the project, each read once in this process."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._sources: dict[str, Source] = {}
+        self._trees: dict[str, ast.Module] = {}
+        self._names: dict[str, dict[str, list[ast.stmt]]] = {}
+        self._known: dict[str, Any] | None = None
+        self._new = False
+
+    def path(self, module: str) -> Path | None:
+        """The file of a module or package; None when there is none."""
+        place = self.root.joinpath(*module.split("."))
+        return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+
+    def file(self, module: str, importer: str) -> Path:
+        """The file of a module that has to be there."""
+        path = self.path(module)
+        if path is None:
+            raise ArtifactError(
+                f"The code is incomplete: there is no module {module}, which {importer} needs. Restore it, or install scalingnote again."
+            )
+        return path
+
+    def place(self, module: str) -> str:
+        """Its file as people write it: components/towers/losses.py."""
+        return self.file(module, module).relative_to(self.root).as_posix()
+
+    def source(self, module: str, importer: str) -> Source:
+        """Digest and imports of a module. They are kept in a file by the digest of the bytes, since parsing 100 modules takes 0.4 s."""
+        if module not in self._sources:
+            path = self.file(module, importer)
+            package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+            key = hashlib.sha256(f"{package}\0".encode() + path.read_bytes()).hexdigest()
+            known = _as_source(self._known_files().get(key))
+            if known is None:
+                tree = _parsed(path)
+                known = Source(_digest(tree), tuple(_imports(tree, package)))
+                self._known_files()[key] = [known.digest, [[found.module, found.name] for found in known.imports]]
+                self._new = True
+            self._sources[module] = known
+        return self._sources[module]
+
+    def tree(self, module: str, importer: str) -> ast.Module:
+        """Its syntax tree, for modules whose definitions are looked at one by one."""
+        if module not in self._trees:
+            self._trees[module] = _parsed(self.file(module, importer))
+        return self._trees[module]
+
+    def named(self, module: str, importer: str) -> dict[str, list[ast.stmt]]:
+        """The statements at a module's top that give a name its value."""
+        if module not in self._names:
+            names: dict[str, list[ast.stmt]] = {}
+            for statement in _top_level(self.tree(module, importer).body):
+                for name in _bound(statement):
+                    names.setdefault(name, []).append(statement)
+            self._names[module] = names
+        return self._names[module]
+
+    def keep_known(self) -> None:
+        """Write the digests that were found anew; a file that cannot be written costs the next run time and nothing else."""
+        if not self._new:
+            return
+        self._new = False
+        known = self._known_files()
+        kept = known if len(known) <= KNOWN_FILES else {}
+        try:
+            write_json(_known_path(), {"format": _known_format(), "files": kept})
+        except OSError:
+            return
+
+    def _known_files(self) -> dict[str, Any]:
+        if self._known is None:
+            try:
+                raw = read_json(_known_path())
+            except (ArtifactError, OSError):
+                raw = None
+            fits = isinstance(raw, dict) and raw.get("format") == _known_format() and isinstance(raw.get("files"), dict)
+            self._known = raw["files"] if fits else {}
+        return self._known
+
+
+class _Walk:
+    """Follows imports and names from a function on, and gathers what it meets."""
+
+    def __init__(self, project: _Project) -> None:
+        self.project = project
+        self.code: dict[str, str] = {}
+        self.libraries: set[str] = set()
+        self._seen: set[object] = set()
+
+    def function(self, function: Any) -> None:
+        """A function, method or partial: its own definition, what its names stand for, and the functions that it was closed over."""
+        if isinstance(function, partial):
+            for part in (function.func, *function.args, *function.keywords.values()):
+                self._value(part)
+            return
+        if isinstance(function, MethodType):
+            function = function.__func__
+        if not isinstance(function, FunctionType) or function in self._seen:
+            return
+        self._seen.add(function)
+        attributes: set[str] = set()
+        if _ours(function.__module__) and not _covered(function.__module__, UNDECIDING):
+            self._wired(function)
+            attributes = {name for node in self._nodes(function) for name in _attributes(node)}
+        for cell in function.__closure__ or ():
+            try:
+                self._value(cell.cell_contents, attributes)
+            except ValueError:  # a name that gets its value later
+                continue
+
+    def _value(self, value: Any, attributes: Iterable[str] = ()) -> None:
+        """A value that a function was closed over: functions and modules are code, all else is in the key or decides nothing."""
+        if isinstance(value, ModuleType) and value.__name__.split(".")[0] == WHOLE:
+            self.module(value.__name__, value.__name__)
+        elif isinstance(value, ModuleType) and _ours(value.__name__):
+            for name in attributes:
+                self.definition(value.__name__, name, value.__name__, optional=True)
+        elif isinstance(value, FunctionType | MethodType | partial):
+            self.function(value)
+
+    def _wired(self, function: FunctionType) -> None:
+        module = function.__module__
+        if module.split(".")[0] == WHOLE:
+            self.module(module, module)
+            return
+        outer, _, _ = function.__qualname__.partition(".<locals>")
+        nodes = _find(self.project.tree(module, module), outer.split("."))
+        self.code[f"{self.project.place(module)}:{outer}"] = digest_of([_digest(node) for node in nodes])
+        for node in self._nodes(function):
+            self._names_in(node, module)
+
+    def _nodes(self, function: FunctionType) -> list[ast.AST]:
+        """The function in its module's tree; raises ArtifactError when the file has changed since it was loaded."""
+        module = function.__module__
+        names = [name for name in function.__qualname__.split(".") if name == "<lambda>" or not name.startswith("<")]
+        found = _find(self.project.tree(module, module), names)
+        if not found:
+            raise ArtifactError(
+                f"{self.project.place(module)} has no {function.__qualname__} any more: it was changed while this program ran. "
+                "Start it again."
+            )
+        return found
+
+    def definition(self, module: str, name: str, importer: str, *, optional: bool = False) -> None:
+        """A name at the top of a module of `flows/`, and what it refers to."""
+        if _covered(module, UNDECIDING) or (module, name) in self._seen:
+            return
+        self._seen.add((module, name))
+        statements = self.project.named(module, importer).get(name, [])
+        if not statements and not optional and self.project.path(f"{module}.{name}") is None:
+            raise ArtifactError(f"The code is incomplete: {module} has no {name}, which {importer} needs. Restore it, or install again.")
+        for statement in statements:
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                imports = _imports(statement, module.rpartition(".")[0])
+                self._imported([found for found in imports if _binds(statement, found, name)], module)
+            else:
+                key = f"{self.project.place(module)}:{name}"
+                self.code[key] = digest_of([self.code.get(key), _digest(statement)])
+                self._names_in(statement, module)
+
+    def _names_in(self, node: ast.AST, module: str) -> None:
+        """Follow the imports within `node` and the names of the module's top that it uses. Annotations are not evaluated."""
+        self._imported(_imports(node, module.rpartition(".")[0]), module)
+        for name in _used(node) & self.project.named(module, module).keys():
+            self.definition(module, name, module)
+
+    def _imported(self, imports: Iterable[Import], importer: str) -> None:
+        for found in imports:
+            top = found.module.split(".")[0]
+            if _ours(found.module):
+                self._own_import(found, importer)
+            elif top not in sys.stdlib_module_names:
+                self.libraries.add(top)
+
+    def _own_import(self, found: Import, importer: str) -> None:
+        target = f"{found.module}.{found.name}" if found.name and self.project.path(f"{found.module}.{found.name}") else found.module
+        if _covered(target, UNDECIDING) or any(importer == start and _covered(target, (end,)) for start, end in UNFOLLOWED):
+            return
+        if target.split(".")[0] == WHOLE:
+            self._require_name(found, target, importer)
+            self.module(target, importer)
+        elif found.name and target == found.module:
+            self.definition(target, found.name, importer)
+        else:  # the module itself, whose parts can be reached by any name
+            for name in self.project.named(target, importer):
+                self.definition(target, name, importer)
+
+    def _require_name(self, found: Import, target: str, importer: str) -> None:
+        """`from components.towers import gone` is an error, where a room without that module would be no more than an empty package."""
+        path = self.project.file(target, importer)
+        of_package = found.name not in ("", "*") and target == found.module and path.name == "__init__.py"
+        if of_package and found.name not in self.project.named(target, importer):
+            self.project.file(f"{found.module}.{found.name}", importer)
+
+    def module(self, module: str, importer: str) -> None:
+        """A module of `components/` as a whole, with the packages above it, and all that it imports."""
+        if module in self._seen:
+            return
+        self._seen.add(module)
+        source = self.project.source(module, importer)
+        path = self.project.place(module)
+        if source.digest != _EMPTY or not path.endswith("__init__.py"):
+            self.code[path] = source.digest
+        if "." in module:
+            self.module(module.rpartition(".")[0], module)
+        self.libraries.update(LOADED_BY_NAME.get(module, ()))
+        self._imported(source.imports, module)
+
+
+def _ours(module: str) -> bool:
+    return module.split(".")[0] in (WHOLE, WIRING)
+
+
+def _covered(module: str, names: Iterable[str]) -> bool:
+    """Whether `module` is one of `names` or lies below one."""
+    return any(module == name or module.startswith(f"{name}.") for name in names)
+
+
+def _parsed(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise ArtifactError(f"{path} is not Python that can be read ({error}). Restore it, or install scalingnote again.") from None
+
+
+def _top_level(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements at a module's top, those in branches of `if`, `try` and `with` included."""
+    for statement in body:
+        yield statement
+        if isinstance(statement, ast.If):
+            yield from _top_level([*_run(statement), *statement.orelse])
+        elif isinstance(statement, ast.Try):
+            handled = [inner for handler in statement.handlers for inner in handler.body]
+            yield from _top_level([*statement.body, *handled, *statement.orelse, *statement.finalbody])
+        elif isinstance(statement, ast.With | ast.For | ast.While):
+            yield from _top_level(statement.body)
+
+
+def _run(statement: ast.If) -> list[ast.stmt]:
+    """The body of an `if`; nothing for one that only type checkers enter."""
+    test = statement.test
+    name = test.id if isinstance(test, ast.Name) else test.attr if isinstance(test, ast.Attribute) else ""
+    return [] if name == "TYPE_CHECKING" else statement.body
+
+
+def _bound(statement: ast.stmt) -> set[str]:
+    """Names to which a statement at a module's top gives a value."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {statement.name}
+    if isinstance(statement, ast.Import):
+        return {alias.asname or alias.name.split(".")[0] for alias in statement.names}
+    if isinstance(statement, ast.ImportFrom):
+        return {alias.asname or alias.name for alias in statement.names}
+    if isinstance(statement, ast.If | ast.Try | ast.With | ast.For | ast.While):
+        return set()  # their statements are looked at one by one
+    return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def _binds(statement: ast.Import | ast.ImportFrom, found: Import, name: str) -> bool:
+    """Whether the import `found` of `statement` is what `name` stands for."""
+    for alias in statement.names:
+        bound = alias.asname or (alias.name.split(".")[0] if isinstance(statement, ast.Import) else alias.name)
+        if bound == name and alias.name == (found.name or found.module):
+            return True
+    return False
+
+
+def _imports(node: ast.AST, package: str) -> list[Import]:
+    """All imports within `node` that can run. `package` is what relative ones start from."""
+    found: list[Import] = []
+    waiting: list[ast.AST] = [node]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, ast.Import):
+            found += [Import(alias.name) for alias in current.names]
+        elif isinstance(current, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - current.level] if current.level else []
+            module = ".".join([*above, *([current.module] if current.module else [])])
+            found += [Import(module, alias.name) for alias in current.names]
+        elif isinstance(current, ast.If):
+            waiting += [*_run(current), *current.orelse, current.test]
+        else:
+            waiting += list(ast.iter_child_nodes(current))
+    return list(dict.fromkeys(found))
+
+
+def _used(node: ast.AST) -> set[str]:
+    """Names that `node` reads when it runs: annotations of functions are left out, which nobody evaluates."""
+    names: set[str] = set()
+    waiting: list[ast.AST] = [node]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, ast.Name):
+            names.add(current.id)
+        skipped = ("annotation", "returns") if isinstance(current, ast.arg | ast.FunctionDef | ast.AsyncFunctionDef) else ()
+        for name, value in ast.iter_fields(current):
+            if name not in skipped:
+                waiting += [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, ast.AST)]
+    return names
+
+
+def _attributes(node: ast.AST) -> Iterator[str]:
+    """Names that `node` asks objects for: `x.name` and getattr(x, "name")."""
+    for current in ast.walk(node):
+        if isinstance(current, ast.Attribute):
+            yield current.attr
+        elif isinstance(current, ast.Call) and isinstance(current.func, ast.Name) and current.func.id in ("getattr", "hasattr"):
+            yield from (word.value for word in current.args if isinstance(word, ast.Constant) and isinstance(word.value, str))
+
+
+def _find(tree: ast.AST, names: list[str]) -> list[ast.AST]:
+    """The definitions of the qualified name `names` in `tree`; of lambdas, which have no name, all in their place."""
+    found: list[ast.AST] = [tree]
+    for name in names:
+        found = [node for outer in found for node in _inside(outer) if _name_of(node) == name]
+    return found
+
+
+def _inside(outer: ast.AST) -> Iterator[ast.AST]:
+    """Functions and classes directly within `outer`, not those within others of them."""
+    waiting = list(ast.iter_child_nodes(outer))
+    while waiting:
+        node = waiting.pop()
+        if _name_of(node):
+            yield node
+        else:
+            waiting += list(ast.iter_child_nodes(node))
+
+
+def _name_of(node: ast.AST) -> str:
+    if isinstance(node, ast.Lambda):
+        return "<lambda>"
+    return node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else ""
+
+
+def _digest(node: ast.AST) -> str:
+    words: list[str] = []
+    _write(node, words)
+    return hashlib.sha256("\0".join(words).encode(errors="surrogatepass")).hexdigest()
+
+
+def _write(value: Any, words: list[str]) -> None:
+    """The tree as words, the same under every version of Python: fields that are empty are left out, so new ones change nothing."""
+    if isinstance(value, ast.AST):
+        words.append(type(value).__name__)
+        words.append("(")
+        for name, child in ast.iter_fields(value):
+            kept = _deciding(value, name, child)
+            if kept is not None and kept != [] and name not in ("ctx", "kind", "type_comment"):
+                words.append(name)
+                _write(kept, words)
+        words.append(")")
+    elif isinstance(value, list):
+        words.append("[")
+        for item in value:
+            _write(item, words)
+        words.append("]")
+    else:
+        words.append(repr(value))
+
+
+def _deciding(node: ast.AST, name: str, child: Any) -> Any:
+    """A field without what changes no result: docstrings and other bare strings, blocks for type checkers, descriptions of settings."""
+    if isinstance(node, ast.If) and name == "body":
+        child = _run(node)
+    if name in ("body", "orelse", "finalbody") and isinstance(child, list):
+        return [item for item in child if not _is_idle(item)]
+    if isinstance(node, ast.Call) and name == "keywords" and isinstance(node.func, ast.Name) and node.func.id == "Field":
+        return [item for item in child if item.arg != "description"]
+    return child
+
+
+def _is_idle(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.If):
+        return not _run(statement) and not statement.orelse
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
+
+
+_EMPTY = _digest(ast.parse(""))
+
+
+def _known_path() -> Path:
+    return settings.home() / "cache" / "code.json"
+
+
+@cache
+def _known_format() -> str:
+    """The digests of another version of this module, or of another Python, may be others."""
+    return f"{sys.version_info.major}.{sys.version_info.minor} {file_sha256(Path(__file__))}"
+
+
+def _as_source(raw: Any) -> Source | None:
+    try:
+        digest, imports = raw
+        return Source(str(digest), tuple(Import(str(module), str(name)) for module, name in imports))
+    except (TypeError, ValueError):
+        return None
