@@ -62,7 +62,7 @@ def _comparison_step(config: RetrainConfig, parts: Parts, baseline: Baseline) ->
         return hold_contest(_contest(config, parts, baseline.version), config.evaluation, parents, folder)
 
     settings = {**config.evaluation.model_dump(include=set(_MEASURED)), "baseline_version": baseline.version}
-    return Step("compare_with_champion", ("evaluation", "serving", "index", "distillation", "towers"), make, inputs, settings)
+    return Step("compare_with_champion", make, inputs, settings)
 
 
 def _answering(parts: Parts) -> dict[str, Artifact]:

@@ -22,7 +22,7 @@ from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
 from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base
 from flows.registration import register_candidate
-from flows.release_steps import encoding_key, evaluation_step, typed
+from flows.release_steps import SHARD_FILES, encoding_key, evaluation_step, typed
 from flows.steps import Step
 
 CHANGEABLE = (
@@ -79,7 +79,7 @@ def delta_step(config: RetrainConfig, dataset: DatasetArtifact, base: PinnedRele
         return encode_shards(job, {"dataset": dataset.digest, "document_tower": base.document_tower.digest}, runner_of(encoding))
 
     inputs = {"dataset": dataset, "document_tower": base.document_tower, "index": base.index}
-    return Step("encode_changes", ("index", "towers"), make, inputs, encoding_key(encoding))
+    return Step("encode_changes", make, inputs, encoding_key(encoding), resumes=SHARD_FILES)
 
 
 def refresh_step(
@@ -95,7 +95,7 @@ def refresh_step(
         return refresh_index(base.index, delta, changes, config.index, folder, display_titles(load_dataset(dataset.path)))
 
     inputs: dict[str, Artifact] = {"dataset": dataset, "index": base.index, **({"vectors": delta} if delta else {})}
-    return Step("refresh_index", ("index",), make, inputs, config.index.model_dump())
+    return Step("refresh_index", make, inputs, config.index.model_dump())
 
 
 def _encoded(

@@ -1,6 +1,7 @@
-"""The steps of a full release: what each is made from, by which rooms, and by which function of `components/`.
+"""The steps of a full release: what each is made from, and by which function of `components/`.
 
-The heavy imports stand inside the functions: a flow that finds every step finished never loads torch.
+The heavy imports stand inside the functions: a flow that finds every step finished never loads torch. What `make` imports is also the
+code by which a step is keyed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from components.index.config import EncodingConfig
 from flows.config import RetrainConfig
 from flows.steps import Step
 
+# What a killed attempt leaves for the next one to continue from.
+TRAINING_FILES = ("checkpoint.pt", "negatives_*.npy", "mining_report.json")
+SHARD_FILES = ("vectors-*.parquet", "shard-*.json")
+
 
 def snapshot_step(config: RetrainConfig) -> Step:
     """Read the source and keep it as tables; the key holds the digest of the source's files."""
@@ -20,7 +25,7 @@ def snapshot_step(config: RetrainConfig) -> Step:
     from components.data.sources import source_digest
 
     settings = {**config.data.model_dump(), "source_digest": source_digest(config.data)}
-    return Step("snapshot_data", ("data",), lambda folder: snapshot(config.data, folder), config=settings)
+    return Step("snapshot_data", lambda folder: snapshot(config.data, folder), config=settings)
 
 
 def validation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
@@ -30,7 +35,7 @@ def validation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
 
     contracts = contracts_folder(config.data.contracts)
     settings = {"contracts": contracts_digest(contracts)}
-    return Step("validate_data", ("data",), lambda folder: validate(dataset, contracts, folder), {"dataset": dataset}, settings)
+    return Step("validate_data", lambda folder: validate(dataset, contracts, folder), {"dataset": dataset}, settings)
 
 
 def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
@@ -43,7 +48,7 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
 
         return train_towers(training_pairs(load_dataset(dataset.path)), config.towers, {"dataset": dataset.digest}, folder)
 
-    return Step("train_towers", ("towers",), make, {"dataset": dataset}, config.towers.model_dump())
+    return Step("train_towers", make, {"dataset": dataset}, config.towers.model_dump(), resumes=TRAINING_FILES)
 
 
 def vectors_step(config: RetrainConfig, dataset: DatasetArtifact, document_tower: EncoderArtifact) -> Step:
@@ -60,7 +65,7 @@ def vectors_step(config: RetrainConfig, dataset: DatasetArtifact, document_tower
         return encode_shards(job, {"dataset": dataset.digest, "document_tower": document_tower.digest}, runner_of(encoding))
 
     inputs = {"dataset": dataset, "document_tower": document_tower}
-    return Step("encode_corpus", ("index", "towers"), make, inputs, encoding_key(encoding))
+    return Step("encode_corpus", make, inputs, encoding_key(encoding), resumes=SHARD_FILES)
 
 
 def encoding_key(encoding: EncodingConfig) -> dict[str, Any]:
@@ -84,7 +89,7 @@ def index_step(config: RetrainConfig, vectors: VectorShards, dataset: DatasetArt
         queries = held_out_vectors(targets.path) if targets else None
         return build_index(vectors, config.index, folder, display_titles(load_dataset(dataset.path)), queries)
 
-    return Step("build_index", ("index",), make, inputs, config.index.model_dump())
+    return Step("build_index", make, inputs, config.index.model_dump())
 
 
 def needs_queries(config: RetrainConfig, vectors: VectorShards) -> bool:
@@ -104,7 +109,7 @@ def generation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
 
         return generate_queries(load_dataset(dataset.path), config.distillation, {"dataset": dataset.digest}, folder)
 
-    return Step("generate_queries", ("distillation", "towers"), make, {"dataset": dataset}, settings)
+    return Step("generate_queries", make, {"dataset": dataset}, settings, resumes=("generated_queries.jsonl",))
 
 
 def targets_step(config: RetrainConfig, dataset: DatasetArtifact, query_tower: EncoderArtifact, generated: Artifact | None = None) -> Step:
@@ -124,7 +129,7 @@ def targets_step(config: RetrainConfig, dataset: DatasetArtifact, query_tower: E
         parents = {role: artifact.digest for role, artifact in inputs.items()}
         return write_teacher_targets(load_tower(query_tower.path), sources, parents, folder, dev_queries(data))
 
-    return Step("encode_teacher_queries", ("distillation", "towers"), make, inputs, chosen)
+    return Step("encode_teacher_queries", make, inputs, chosen)
 
 
 def student_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
@@ -153,7 +158,7 @@ def student_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
         data = distillation_data(dataset, targets, documents, config.distillation, tower)
         return train_student(data, config.distillation, {role: a.digest for role, a in inputs.items()}, folder)
 
-    return Step("distil_query_tower", ("distillation", "towers"), make, inputs, config.distillation.model_dump())
+    return Step("distil_query_tower", make, inputs, config.distillation.model_dump(), resumes=("checkpoint.pt",))
 
 
 def evaluation_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
@@ -166,7 +171,7 @@ def evaluation_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
 
     untrained = {key: getattr(config.distillation, key) for key in ("student", "form", "layers")}
     settings = {**config.evaluation.model_dump(), **untrained}
-    return Step("evaluate", ("evaluation", "index", "distillation", "towers"), make, inputs, settings)
+    return Step("evaluate", make, inputs, settings)
 
 
 def typed(artifact: Artifact, kind: type[Any]) -> Any:

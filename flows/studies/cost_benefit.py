@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact
 from flows.studies.config import StudySettings
-from flows.studies.context import RANKING_ROOMS, Context
+from flows.studies.context import Context
 from flows.studies.framework import Cell, Results, about_queries, require
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _building(context: Context, names: Sequence[str]) -> Artifact:
         steps |= {"encode_teacher_queries": context.targets(), "distil_query_tower": context.student()}
         steps |= {"generate_queries": made} if (made := context.generated()) else {}
     timings = {name: context.timing(artifact) for name, artifact in steps.items()}
-    return context.measure("building", ("evaluation",), lambda _: {"steps": timings}, steps, {"timings": timings})
+    return context.measure("building", lambda _: {"steps": timings}, steps, {"timings": timings})
 
 
 def _serving(context: Context, names: Sequence[str]) -> Artifact:
@@ -84,7 +84,7 @@ def _serving(context: Context, names: Sequence[str]) -> Artifact:
 
     settings = evaluation.model_dump(include={"split", "depth", "latency_queries", "throughput_batch", "seed"})
     inputs = {"dataset": context.dataset, **_parts(context, names)}
-    return context.measure("serving", RANKING_ROOMS, numbers, inputs, {**settings, **_encoder_settings(context, names), "systems": names})
+    return context.measure("serving", numbers, inputs, {**settings, **_encoder_settings(context, names), "systems": names})
 
 
 def building_seconds(name: str, steps: Mapping[str, Any], opening_seconds: float) -> float | None:
