@@ -35,10 +35,17 @@ UNDECIDING: Mapping[str, str] = {
     "components.towers.config": "the values of all settings that a step reads are in its key",
     "components.distillation.config": "the values of all settings that a step reads are in its key",
     "components.index.config": "the values of all settings that a step reads are in its key",
+    "components.evaluation.slice_config": "the values of all settings that a step reads are in its key",
     "components.evaluation.config": "the values of all settings that a step reads are in its key",
     "components.promotion.config": "the values of all settings that a step reads are in its key",
     "components.index.progress": "a progress bar",
     "components.index.workers": "says how many threads a worker takes",
+    "flows.config": "the values of all settings that a step reads are in its key",
+    "flows.studies.config": "the values of all settings that a step reads are in its key",
+    "flows.studies.context": "hands out artifacts, whose digests are in the key",
+    "flows.parts": "hands over artifacts, whose digests are in the key",
+    "flows.recorder": "hands over what is recorded about a release: provenance and lineage",
+    "flows.steps": "runs the steps",
     "flows.encoding": "says where shards are encoded; every runner calls the same function",
 }
 # Imports that are not followed: (importing module, module or room) -> reason. Other ways to the same module count.
@@ -222,6 +229,7 @@ class _Walk:
                 self._value(part)
             return
         if isinstance(function, MethodType):
+            self._value(function.__self__)
             function = function.__func__
         if not isinstance(function, FunctionType) or function in self._seen:
             return
@@ -237,7 +245,7 @@ class _Walk:
                 continue
 
     def _value(self, value: Any, attributes: Iterable[str] = ()) -> None:
-        """A value that a function was closed over: functions and modules are code, all else is in the key or decides nothing."""
+        """A value that a function was closed over: functions, modules and classes are code; what they hold is in the key."""
         if isinstance(value, ModuleType) and value.__name__.split(".")[0] == WHOLE:
             self.module(value.__name__, value.__name__)
         elif isinstance(value, ModuleType) and _ours(value.__name__):
@@ -245,6 +253,8 @@ class _Walk:
                 self.definition(value.__name__, name, value.__name__, optional=True)
         elif isinstance(value, FunctionType | MethodType | partial):
             self.function(value)
+        elif _ours(type(value).__module__):
+            self._own_import(Import(type(value).__module__, type(value).__qualname__.partition(".")[0]), type(value).__module__)
 
     def _wired(self, function: FunctionType) -> None:
         module = function.__module__

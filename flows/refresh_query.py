@@ -20,10 +20,9 @@ from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
 from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base
 from flows.registration import register_candidate
-from flows.release_steps import evaluation_step, generation_step, student_step, targets_step, typed
+from flows.release_steps import evaluation_step, generation_step, student_step, targets_step, typed, untrained_key
 from flows.steps import Step
 
-UNTRAINED = ("student", "form", "layers", "query_prompt")  # settings that the student's encoder before training depends on
 CHANGEABLE = ("distillation", "evaluation", "policy")
 
 
@@ -88,5 +87,5 @@ def _evaluation(config: RetrainConfig, recorder: Recorder, base: PinnedRelease, 
 def _same_baselines(config: RetrainConfig, base: PinnedRelease, earlier: Artifact, dataset: DatasetArtifact) -> bool:
     """Whether the release's evaluation measured the same untrained encoder on the same data, to the same depth."""
     before = amend_config(base.manifest.config, {}, base.title)
-    encoder = all(getattr(before.distillation, key) == getattr(config.distillation, key) for key in UNTRAINED)
+    encoder = untrained_key(before.distillation) == untrained_key(config.distillation)
     return encoder and earlier.parents.get("dataset") == dataset.digest and before.evaluation.depth == config.evaluation.depth

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, EvalReport, VectorShards
+from components.distillation.config import DistillationConfig
 from components.index.config import EncodingConfig
 from flows.config import RetrainConfig
 from flows.steps import Step
@@ -169,9 +170,13 @@ def evaluation_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
 
         return evaluate_release(inputs, config.distillation, config.evaluation, folder)
 
-    untrained = {key: getattr(config.distillation, key) for key in ("student", "form", "layers")}
-    settings = {**config.evaluation.model_dump(), **untrained}
+    settings = {**config.evaluation.model_dump(), **untrained_key(config.distillation)}
     return Step("evaluate", make, inputs, settings)
+
+
+def untrained_key(distillation: DistillationConfig) -> dict[str, Any]:
+    """The settings that the student's encoder before training depends on, which is no artifact."""
+    return distillation.model_dump(include={"student", "form", "layers", "query_prompt", "pooling"})
 
 
 def typed(artifact: Artifact, kind: type[Any]) -> Any:

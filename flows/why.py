@@ -72,7 +72,7 @@ def keep_use(folder: Path, retriever: str, flow_run: str) -> None:
     """Note that a finished result was taken for `retriever`: what its next result is compared with."""
     with suppress(ArtifactError, OSError):  # without a readable record there is nothing to note it in, and no reason to fail
         record = _read(_place(folder))
-        write_json(_place(folder), record | {"uses": record["uses"] | _use(retriever, flow_run)})
+        write_json(_place(folder), record | {"uses": record["uses"] | _use(retriever, flow_run, _now())})
 
 
 def keep_begin(folder: Path, parts: Mapping[str, Any], retriever: str, flow_run: str, damage: str) -> list[Reason]:
@@ -80,14 +80,14 @@ def keep_begin(folder: Path, parts: Mapping[str, Any], retriever: str, flow_run:
 
     `damage` says what is wrong with the finished result that was there, if one was.
     """
-    place, uses = _place(folder), {}
+    place, uses, now = _place(folder), {}, _now()
     with suppress(ArtifactError):
         uses = _read(place)["uses"]
     parts = json.loads(json.dumps(parts, default=str))  # as it will be read again: a tuple would differ from its own list
     earlier = _last_used(folder, retriever)
     reasons = [Reason("files", damage)] if damage else _differences(parts, earlier["parts"]) if earlier else []
-    begun = {"at": _now(), "retriever": retriever, "flow_run": flow_run, "reasons": [vars(reason) for reason in reasons]}
-    record = {"schema_version": SCHEMA_VERSION, "parts": parts, "begun": begun, "uses": uses | _use(retriever, flow_run)}
+    begun = {"at": now, "retriever": retriever, "flow_run": flow_run, "reasons": [vars(reason) for reason in reasons]}
+    record = {"schema_version": SCHEMA_VERSION, "parts": parts, "begun": begun, "uses": uses | _use(retriever, flow_run, now)}
     with suppress(OSError):
         write_json(place, record)
     return reasons
@@ -255,8 +255,8 @@ def _place(folder: Path) -> Path:
     return folder.with_name(folder.name + SUFFIX)
 
 
-def _use(retriever: str, flow_run: str) -> dict[str, dict[str, str]]:
-    return {retriever: {"at": _now(), "flow_run": flow_run}} if retriever else {}
+def _use(retriever: str, flow_run: str, at: str) -> dict[str, dict[str, str]]:
+    return {retriever: {"at": at, "flow_run": flow_run}} if retriever else {}
 
 
 def _now() -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from components.artifacts import Artifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
 from components.distillation.config import DistillationConfig
 from components.errors import ConfigError
-from flows.release_steps import TRAINING_FILES, index_step, typed, vectors_step
+from flows.release_steps import TRAINING_FILES, index_step, typed, untrained_key, vectors_step
 from flows.steps import Step
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
@@ -81,7 +81,7 @@ def _untrained(context: Context) -> Artifact:
 
         return untrained_ranker(load_dataset(context.dataset), small, None)
 
-    return context.scores_of(UNTRAINED, ranker, {}, small.model_dump(include={"student", "form", "layers", "query_prompt"}))
+    return context.scores_of(UNTRAINED, ranker, {}, untrained_key(small))
 
 
 def _symmetric(context: Context) -> Artifact:
