@@ -40,13 +40,15 @@ UNDECIDING: Mapping[str, str] = {
     "components.promotion.config": "the values of all settings that a step reads are in its key",
     "components.index.progress": "a progress bar",
     "components.index.workers": "says how many threads a worker takes",
+    "flows.encoding": "says where shards are encoded; every runner calls the same function",
+}
+# Modules of `flows/` whose classes decide no result when a value of them is at hand, with the reason. Their functions count as all others.
+HANDED: Mapping[str, str] = {
     "flows.config": "the values of all settings that a step reads are in its key",
     "flows.studies.config": "the values of all settings that a step reads are in its key",
     "flows.studies.context": "hands out artifacts, whose digests are in the key",
-    "flows.parts": "hands over artifacts, whose digests are in the key",
-    "flows.recorder": "hands over what is recorded about a release: provenance and lineage",
-    "flows.steps": "runs the steps",
-    "flows.encoding": "says where shards are encoded; every runner calls the same function",
+    "flows.parts": "hands out artifacts, whose digests are in the key",
+    "flows.recorder": "hands out what is recorded about a release: provenance and lineage",
 }
 # Imports that are not followed: (importing module, module or room) -> reason. Other ways to the same module count.
 UNFOLLOWED: Mapping[tuple[str, str], str] = {
@@ -235,7 +237,7 @@ class _Walk:
             return
         self._seen.add(function)
         attributes: set[str] = set()
-        if _ours(function.__module__) and not _covered(function.__module__, UNDECIDING):
+        if _ours(function.__module__):
             self._wired(function)
             attributes = {name for node in self._nodes(function) for name in _attributes(node)}
         for cell in function.__closure__ or ():
@@ -247,19 +249,19 @@ class _Walk:
     def _value(self, value: Any, attributes: Iterable[str] = ()) -> None:
         """A value that a function was closed over: functions, modules and classes are code; what they hold is in the key."""
         if isinstance(value, ModuleType) and value.__name__.split(".")[0] == WHOLE:
-            self.module(value.__name__, value.__name__)
+            self._own_import(Import(value.__name__), value.__name__)
         elif isinstance(value, ModuleType) and _ours(value.__name__):
             for name in attributes:
                 self.definition(value.__name__, name, value.__name__, optional=True)
         elif isinstance(value, FunctionType | MethodType | partial):
             self.function(value)
-        elif _ours(type(value).__module__):
+        elif _ours(type(value).__module__) and type(value).__module__ not in HANDED:
             self._own_import(Import(type(value).__module__, type(value).__qualname__.partition(".")[0]), type(value).__module__)
 
     def _wired(self, function: FunctionType) -> None:
         module = function.__module__
         if module.split(".")[0] == WHOLE:
-            self.module(module, module)
+            self._own_import(Import(module), module)
             return
         outer, _, _ = function.__qualname__.partition(".<locals>")
         nodes = _find(self.project.tree(module, module), outer.split("."))

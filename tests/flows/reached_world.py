@@ -30,7 +30,7 @@ class Observer:
         self._met.add(frame.f_code)  # most calls are not the project's, and are met millions of times
         if frame.f_code.co_filename.startswith((f"{ROOT}/components/", f"{ROOT}/flows/")):
             place = Path(frame.f_code.co_filename).relative_to(ROOT).as_posix()
-            self.executed.add((place, frame.f_code.co_qualname.partition(".<locals>")[0]))
+            self.executed.add((place, frame.f_code.co_qualname))
 
     def begin(self) -> None:
         self.executed, self.settings, self._met, self.on = set(), set(), set(), True

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from components.code import ROOT, UNDECIDING, UNFOLLOWED
+from components.code import HANDED, ROOT, UNDECIDING, UNFOLLOWED
 from flows.config import RetrainConfig
 from flows.why import STEPS
 from tests.flows.cli_world import SMALL, environment, write_collection
@@ -104,6 +104,9 @@ def _counted(step: dict[str, Any], place: str, name: str) -> bool:
     module = place.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     unfollowed = [end for start, end in UNFOLLOWED if f"{start.replace('.', '/')}.py" in step["code"]]
     if any(module == known or module.startswith(f"{known}.") for known in (*UNDECIDING, *unfollowed)):
+        return True
+    name, within, _ = name.partition(".<locals>")
+    if module == "flows.steps" or (module in HANDED and not within):  # what runs the steps, and methods of what they are handed
         return True
     if place.startswith("components/"):
         return place in step["code"] or place.endswith("__init__.py")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from components.artifacts import Artifact
-from components.code import LOADED_BY_NAME, ROOT, UNDECIDING, UNFOLLOWED, Reached, _project, reached_by, tree_digest
+from components.code import HANDED, LOADED_BY_NAME, ROOT, UNDECIDING, UNFOLLOWED, Reached, _project, reached_by, tree_digest
 from components.errors import ArtifactError
 from flows.config import load_config
 from flows.release_steps import (
@@ -312,6 +312,19 @@ def test_of_a_module_that_a_step_is_closed_over_what_it_asks_for_counts(tmp_path
     assert found.libraries == {}
 
 
+def test_the_class_of_a_value_that_a_step_is_closed_over_counts(tmp_path: Path) -> None:
+    from components.towers.config import TowerConfig
+    from components.towers.contract import EncodingContract  # of the real ones, since a class has to be loaded
+
+    project(tmp_path, {"components/towers/contract.py": "", "components/towers/config.py": "", "flows/parts.py": ""})
+    wiring = "def step(value):\n    def make(folder):\n        return value.anything\n    return make\n"
+    contract, config = EncodingContract.model_construct(), TowerConfig()
+    assert set(reached(tmp_path, wiring, "step(value)", value=contract).code) == {"components/towers/contract.py", "flows/wiring.py:step"}
+    assert set(reached(tmp_path, wiring, "step(value)", value=config).code) == {"flows/wiring.py:step"}
+    bound = reached(tmp_path, wiring, "step(value.model_dump)", value=contract).code
+    assert set(bound) == {"components/towers/contract.py", "flows/wiring.py:step"}
+
+
 def test_a_library_that_is_not_installed_is_absent(tmp_path: Path) -> None:
     assert reached(tmp_path, "def make(f):\n    import no_such_library.part, os, numpy\n").libraries.keys() == {"no-such-library", "numpy"}
     assert reached(tmp_path / "b", "def make(f):\n    import no_such_library, tqdm\n").libraries == {"no-such-library": "absent"}
@@ -381,7 +394,7 @@ def modules() -> Iterator[tuple[str, ast.Module]]:
 
 
 def test_what_is_left_out_exists_and_has_its_reason() -> None:
-    for name, reason in {**UNDECIDING, **{end: why for (_, end), why in UNFOLLOWED.items()}}.items():
+    for name, reason in {**UNDECIDING, **HANDED, **{end: why for (_, end), why in UNFOLLOWED.items()}}.items():
         place = ROOT.joinpath(*name.split("."))
         assert (place.is_dir() or place.with_suffix(".py").is_file()) and reason, name
     for start, end in UNFOLLOWED:
