@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
@@ -18,9 +18,21 @@ from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
-from components import settings
+from components import settings, syntax
 from components.artifacts import digest_of, file_sha256, read_json, write_json
 from components.errors import ArtifactError
+from components.syntax import (
+    Import,
+    asked_for,
+    binds,
+    bound_names,
+    digest_of_tree,
+    find_definition,
+    imports_in,
+    parsed,
+    top_level,
+    used_names,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE, WIRING = "components", "flows"
@@ -29,6 +41,7 @@ UNDECIDING: Mapping[str, str] = {
     "components.errors": "a step that fails has no result",
     "components.settings": "says where files lie, not what is in them",
     "components.code": "makes the keys themselves",
+    "components.syntax": "makes the keys themselves",
     "components.tracking": "records and finds results; what it finds has its digest in the key",
     "components.config": "the values of all settings that a step reads are in its key",
     "components.data.config": "the values of all settings that a step reads are in its key",
@@ -74,14 +87,6 @@ KNOWN_FILES = 2000  # entries of the file of known digests, beyond which it is b
 
 
 @dataclass(frozen=True)
-class Import:
-    """One name of an import statement: `from module import name`, or `import module` when `name` is empty."""
-
-    module: str
-    name: str = ""
-
-
-@dataclass(frozen=True)
 class Source:
     """What matters of one file: its digest, and what it imports when it runs."""
 
@@ -106,11 +111,6 @@ def reached_by(function: Callable[..., Any], root: Path = ROOT) -> Reached:
     walk.function(function)
     walk.project.keep_known()
     return Reached(dict(sorted(walk.code.items())), library_versions(frozenset(walk.libraries)))
-
-
-def tree_digest(path: Path) -> str:
-    """sha256 (hex) of a Python file's syntax tree, which comments, docstrings and layout do not change; raises ArtifactError."""
-    return _digest(_parsed(path))
 
 
 @cache
@@ -146,7 +146,7 @@ class _Project:
     def path(self, module: str) -> Path | None:
         """The file of a module or package; None when there is none."""
         place = self.root.joinpath(*module.split("."))
-        return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+        return next((path for path in (place / "__init__.py", place.with_suffix(".py")) if path.is_file()), None)
 
     def file(self, module: str, importer: str) -> Path:
         """The file of a module that has to be there."""
@@ -169,8 +169,8 @@ class _Project:
             key = hashlib.sha256(f"{package}\0".encode() + path.read_bytes()).hexdigest()
             known = _as_source(self._known_files().get(key))
             if known is None:
-                tree = _parsed(path)
-                known = Source(_digest(tree), tuple(_imports(tree, package)))
+                tree = parsed(path)
+                known = Source(digest_of_tree(tree), tuple(imports_in(tree, package)))
                 self._known_files()[key] = [known.digest, [[found.module, found.name] for found in known.imports]]
                 self._new = True
             self._sources[module] = known
@@ -179,15 +179,15 @@ class _Project:
     def tree(self, module: str, importer: str) -> ast.Module:
         """Its syntax tree, for modules whose definitions are looked at one by one."""
         if module not in self._trees:
-            self._trees[module] = _parsed(self.file(module, importer))
+            self._trees[module] = parsed(self.file(module, importer))
         return self._trees[module]
 
     def named(self, module: str, importer: str) -> dict[str, list[ast.stmt]]:
         """The statements at a module's top that give a name its value."""
         if module not in self._names:
             names: dict[str, list[ast.stmt]] = {}
-            for statement in _top_level(self.tree(module, importer).body):
-                for name in _bound(statement):
+            for statement in top_level(self.tree(module, importer).body):
+                for name in bound_names(statement):
                     names.setdefault(name, []).append(statement)
             self._names[module] = names
         return self._names[module]
@@ -239,7 +239,7 @@ class _Walk:
         attributes: set[str] = set()
         if _ours(function.__module__):
             self._wired(function)
-            attributes = {name for node in self._nodes(function) for name in _attributes(node)}
+            attributes = {name for node in self._nodes(function) for name in asked_for(node)}
         for cell in function.__closure__ or ():
             try:
                 self._value(cell.cell_contents, attributes)
@@ -264,8 +264,8 @@ class _Walk:
             self._own_import(Import(module), module)
             return
         outer, _, _ = function.__qualname__.partition(".<locals>")
-        nodes = _find(self.project.tree(module, module), outer.split("."))
-        self.code[f"{self.project.place(module)}:{outer}"] = digest_of([_digest(node) for node in nodes])
+        nodes = find_definition(self.project.tree(module, module), outer.split("."))
+        self.code[f"{self.project.place(module)}:{outer}"] = digest_of([digest_of_tree(node) for node in nodes])
         for node in self._nodes(function):
             self._names_in(node, module)
 
@@ -273,7 +273,7 @@ class _Walk:
         """The function in its module's tree; raises ArtifactError when the file has changed since it was loaded."""
         module = function.__module__
         names = [name for name in function.__qualname__.split(".") if name == "<lambda>" or not name.startswith("<")]
-        found = _find(self.project.tree(module, module), names)
+        found = find_definition(self.project.tree(module, module), names)
         if not found:
             raise ArtifactError(
                 f"{self.project.place(module)} has no {function.__qualname__} any more: it was changed while this program ran. "
@@ -291,17 +291,17 @@ class _Walk:
             raise ArtifactError(f"The code is incomplete: {module} has no {name}, which {importer} needs. Restore it, or install again.")
         for statement in statements:
             if isinstance(statement, ast.Import | ast.ImportFrom):
-                imports = _imports(statement, module.rpartition(".")[0])
-                self._imported([found for found in imports if _binds(statement, found, name)], module)
+                imports = imports_in(statement, module.rpartition(".")[0])
+                self._imported([found for found in imports if binds(statement, found, name)], module)
             else:
                 key = f"{self.project.place(module)}:{name}"
-                self.code[key] = digest_of([self.code.get(key), _digest(statement)])
+                self.code[key] = digest_of([self.code.get(key), digest_of_tree(statement)])
                 self._names_in(statement, module)
 
     def _names_in(self, node: ast.AST, module: str) -> None:
         """Follow the imports within `node` and the names of the module's top that it uses. Annotations are not evaluated."""
-        self._imported(_imports(node, module.rpartition(".")[0]), module)
-        for name in _used(node) & self.project.named(module, module).keys():
+        self._imported(imports_in(node, module.rpartition(".")[0]), module)
+        for name in used_names(node) & self.project.named(module, module).keys():
             self.definition(module, name, module)
 
     def _imported(self, imports: Iterable[Import], importer: str) -> None:
@@ -356,167 +356,7 @@ def _covered(module: str, names: Iterable[str]) -> bool:
     return any(module == name or module.startswith(f"{name}.") for name in names)
 
 
-def _parsed(path: Path) -> ast.Module:
-    try:
-        return ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError) as error:
-        raise ArtifactError(f"{path} is not Python that can be read ({error}). Restore it, or install scalingnote again.") from None
-
-
-def _top_level(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements at a module's top, those in branches of `if`, `try` and `with` included."""
-    for statement in body:
-        yield statement
-        if isinstance(statement, ast.If):
-            yield from _top_level([*_run(statement), *statement.orelse])
-        elif isinstance(statement, ast.Try):
-            handled = [inner for handler in statement.handlers for inner in handler.body]
-            yield from _top_level([*statement.body, *handled, *statement.orelse, *statement.finalbody])
-        elif isinstance(statement, ast.With | ast.For | ast.While):
-            yield from _top_level(statement.body)
-
-
-def _run(statement: ast.If) -> list[ast.stmt]:
-    """The body of an `if`; nothing for one that only type checkers enter."""
-    test = statement.test
-    name = test.id if isinstance(test, ast.Name) else test.attr if isinstance(test, ast.Attribute) else ""
-    return [] if name == "TYPE_CHECKING" else statement.body
-
-
-def _bound(statement: ast.stmt) -> set[str]:
-    """Names to which a statement at a module's top gives a value."""
-    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return {statement.name}
-    if isinstance(statement, ast.Import):
-        return {alias.asname or alias.name.split(".")[0] for alias in statement.names}
-    if isinstance(statement, ast.ImportFrom):
-        return {alias.asname or alias.name for alias in statement.names}
-    if isinstance(statement, ast.If | ast.Try | ast.With | ast.For | ast.While):
-        return set()  # their statements are looked at one by one
-    return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-
-
-def _binds(statement: ast.Import | ast.ImportFrom, found: Import, name: str) -> bool:
-    """Whether the import `found` of `statement` is what `name` stands for."""
-    for alias in statement.names:
-        bound = alias.asname or (alias.name.split(".")[0] if isinstance(statement, ast.Import) else alias.name)
-        if bound == name and alias.name == (found.name or found.module):
-            return True
-    return False
-
-
-def _imports(node: ast.AST, package: str) -> list[Import]:
-    """All imports within `node` that can run. `package` is what relative ones start from."""
-    found: list[Import] = []
-    waiting: list[ast.AST] = [node]
-    while waiting:
-        current = waiting.pop()
-        if isinstance(current, ast.Import):
-            found += [Import(alias.name) for alias in current.names]
-        elif isinstance(current, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) + 1 - current.level] if current.level else []
-            module = ".".join([*above, *([current.module] if current.module else [])])
-            found += [Import(module, alias.name) for alias in current.names]
-        elif isinstance(current, ast.If):
-            waiting += [*_run(current), *current.orelse, current.test]
-        else:
-            waiting += list(ast.iter_child_nodes(current))
-    return list(dict.fromkeys(found))
-
-
-def _used(node: ast.AST) -> set[str]:
-    """Names that `node` reads when it runs: annotations of functions are left out, which nobody evaluates."""
-    names: set[str] = set()
-    waiting: list[ast.AST] = [node]
-    while waiting:
-        current = waiting.pop()
-        if isinstance(current, ast.Name):
-            names.add(current.id)
-        skipped = ("annotation", "returns") if isinstance(current, ast.arg | ast.FunctionDef | ast.AsyncFunctionDef) else ()
-        for name, value in ast.iter_fields(current):
-            if name not in skipped:
-                waiting += [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, ast.AST)]
-    return names
-
-
-def _attributes(node: ast.AST) -> Iterator[str]:
-    """Names that `node` asks objects for: `x.name` and getattr(x, "name")."""
-    for current in ast.walk(node):
-        if isinstance(current, ast.Attribute):
-            yield current.attr
-        elif isinstance(current, ast.Call) and isinstance(current.func, ast.Name) and current.func.id in ("getattr", "hasattr"):
-            yield from (word.value for word in current.args if isinstance(word, ast.Constant) and isinstance(word.value, str))
-
-
-def _find(tree: ast.AST, names: list[str]) -> list[ast.AST]:
-    """The definitions of the qualified name `names` in `tree`; of lambdas, which have no name, all in their place."""
-    found: list[ast.AST] = [tree]
-    for name in names:
-        found = [node for outer in found for node in _inside(outer) if _name_of(node) == name]
-    return found
-
-
-def _inside(outer: ast.AST) -> Iterator[ast.AST]:
-    """Functions and classes directly within `outer`, not those within others of them."""
-    waiting = list(ast.iter_child_nodes(outer))
-    while waiting:
-        node = waiting.pop()
-        if _name_of(node):
-            yield node
-        else:
-            waiting += list(ast.iter_child_nodes(node))
-
-
-def _name_of(node: ast.AST) -> str:
-    if isinstance(node, ast.Lambda):
-        return "<lambda>"
-    return node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else ""
-
-
-def _digest(node: ast.AST) -> str:
-    words: list[str] = []
-    _write(node, words)
-    return hashlib.sha256("\0".join(words).encode(errors="surrogatepass")).hexdigest()
-
-
-def _write(value: Any, words: list[str]) -> None:
-    """The tree as words, the same under every version of Python: fields that are empty are left out, so new ones change nothing."""
-    if isinstance(value, ast.AST):
-        words.append(type(value).__name__)
-        words.append("(")
-        for name, child in ast.iter_fields(value):
-            kept = _deciding(value, name, child)
-            if kept is not None and kept != [] and name not in ("ctx", "kind", "type_comment"):
-                words.append(name)
-                _write(kept, words)
-        words.append(")")
-    elif isinstance(value, list):
-        words.append("[")
-        for item in value:
-            _write(item, words)
-        words.append("]")
-    else:
-        words.append(repr(value))
-
-
-def _deciding(node: ast.AST, name: str, child: Any) -> Any:
-    """A field without what changes no result: docstrings and other bare strings, blocks for type checkers, descriptions of settings."""
-    if isinstance(node, ast.If) and name == "body":
-        child = _run(node)
-    if name in ("body", "orelse", "finalbody") and isinstance(child, list):
-        return [item for item in child if not _is_idle(item)]
-    if isinstance(node, ast.Call) and name == "keywords" and isinstance(node.func, ast.Name) and node.func.id == "Field":
-        return [item for item in child if item.arg != "description"]
-    return child
-
-
-def _is_idle(statement: ast.stmt) -> bool:
-    if isinstance(statement, ast.If):
-        return not _run(statement) and not statement.orelse
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
-
-
-_EMPTY = _digest(ast.parse(""))
+_EMPTY = syntax.digest_of_tree(ast.parse(""))
 
 
 def _known_path() -> Path:
@@ -525,8 +365,8 @@ def _known_path() -> Path:
 
 @cache
 def _known_format() -> str:
-    """The digests of another version of this module, or of another Python, may be others."""
-    return f"{sys.version_info.major}.{sys.version_info.minor} {file_sha256(Path(__file__))}"
+    """The digests of another version of the module that makes them, or of another Python, may be others."""
+    return f"{sys.version_info.major}.{sys.version_info.minor} {file_sha256(Path(syntax.__file__))}"
 
 
 def _as_source(raw: Any) -> Source | None:

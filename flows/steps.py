@@ -26,10 +26,11 @@ from components import settings
 from components.artifacts import MANIFEST, SIGNATURE, Artifact, digest_of, read_json, read_manifest, verify, write_json
 from components.code import Reached, reached_by
 from components.errors import ArtifactError
-from flows.why import at_start, keep_begin, keep_use, made_by, named_settings
+from flows.why import at_start, keep_begin, keep_end, keep_use, made_by, named_settings
 
 if TYPE_CHECKING:
     from prefect.states import State
+
 
 @dataclass(frozen=True)
 class Step:
@@ -137,6 +138,7 @@ def _made(step: Step, retriever: str = "", flow_run: str = "") -> Done:
         because = at_start(step.name, keep_begin(step.folder, step.parts, retriever, flow_run, damage))
         print(f"[{step.name}] started{f': {because}' if because else ''}", flush=True)
         artifact, timing = _timed(step)
+        keep_end(step.folder)
     print(f"[{step.name}] done in {timing.seconds:.1f} s: {_counts(artifact)}", flush=True)
     return Done(artifact, False, time.monotonic() - started, timing)
 

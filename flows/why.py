@@ -80,17 +80,26 @@ def keep_begin(folder: Path, parts: Mapping[str, Any], retriever: str, flow_run:
 
     `damage` says what is wrong with the finished result that was there, if one was.
     """
-    place, uses, now = _place(folder), {}, _now()
+    place, own, now = _place(folder), {}, _now()
     with suppress(ArtifactError):
-        uses = _read(place)["uses"]
+        own = _read(place)
+    if own.get("finished_at") and not damage:
+        damage = "the result is not there any more"
     parts = json.loads(json.dumps(parts, default=str))  # as it will be read again: a tuple would differ from its own list
     earlier = _last_used(folder, retriever)
     reasons = [Reason("files", damage)] if damage else _differences(parts, earlier["parts"]) if earlier else []
     begun = {"at": now, "retriever": retriever, "flow_run": flow_run, "reasons": [vars(reason) for reason in reasons]}
-    record = {"schema_version": SCHEMA_VERSION, "parts": parts, "begun": begun, "uses": uses | _use(retriever, flow_run, now)}
+    uses = own.get("uses", {}) | _use(retriever, flow_run, now)
+    record = {"schema_version": SCHEMA_VERSION, "parts": parts, "begun": begun, "uses": uses}
     with suppress(OSError):
         write_json(place, record)
     return reasons
+
+
+def keep_end(folder: Path) -> None:
+    """Note that the result was finished: one that is missing later was removed."""
+    with suppress(ArtifactError, OSError):
+        write_json(_place(folder), _read(_place(folder)) | {"finished_at": _now()})
 
 
 def at_start(step: str, reasons: Sequence[Reason]) -> str:
@@ -121,7 +130,7 @@ def made_by(artifact: Artifact) -> dict[str, str]:
 def why(retriever: str, step: str = "") -> dict[str, Any]:
     """When and why the steps of `retriever` were made last, or only `step`; raises ConfigError for a step that there is not.
 
-    `steps`: for each its name, state (made, begun, found or never), times, reasons, and a sentence. `unreadable`: the records
+    `steps`: for each its name, state (made, begun, removed, found or never), times, reasons, and a sentence. `unreadable`: the records
     that cannot be read.
     """
     known = [*STEPS, *sorted(set(_recorded_steps()) - set(STEPS))]
@@ -144,7 +153,8 @@ def _account(retriever: str, step: str) -> dict[str, Any]:
     records, unreadable = _records(step)
     own = [record for record in records if record["begun"]["retriever"] == retriever]
     used = [record for record in records if retriever in record["uses"]]
-    account: dict[str, Any] = {"step": step, "state": "never", "at": None, "key": None, "reasons": [], "unreadable": unreadable}
+    account: dict[str, Any] = {"step": step, "state": "never", **dict.fromkeys(("at", "key", "flow_run")), "reasons": []}
+    account["unreadable"] = unreadable
     if not used:
         return account | {"text": f"{step} has not run for the retriever '{retriever}' yet."}
     last = max(used, key=lambda record: record["uses"][retriever]["at"])
@@ -155,18 +165,21 @@ def _account(retriever: str, step: str) -> dict[str, Any]:
     newest = max(own, key=lambda record: record["begun"]["at"])
     begun, finished = newest["begun"], newest["finished"]
     reasons = [Reason(**reason) for reason in begun["reasons"]]
-    about = {"state": "made" if finished else "begun", "at": begun["at"], "key": newest["key"]}
+    state = "made" if finished else "removed" if newest.get("finished_at") else "begun"
+    about = {"state": state, "at": begun["at"], "key": newest["key"], "flow_run": begun["flow_run"]}
     about["reasons"] = [{**vars(reason), "text": reason.words} for reason in reasons]
-    text = _sentence(step, begun["at"], reasons, finished)
+    text = _sentence(step, begun["at"], reasons, state)
     if finished and last["uses"][retriever]["at"] > begun["at"]:
         which = "" if last is newest else f" a result of {_day(last['begun']['at'])},"
         text += f" The last run took{which or ' it'} from the cache, on {_day(last['uses'][retriever]['at'])}."
     return account | about | {"text": text}
 
 
-def _sentence(step: str, at: str, reasons: Sequence[Reason], finished: bool) -> str:
+def _sentence(step: str, at: str, reasons: Sequence[Reason], state: str) -> str:
     because = f" because {'; '.join(reason.words for reason in reasons)}" if reasons else ""
-    if not finished:
+    if state == "removed":
+        return f"{step} was made on {_day(at)}{because}; its result is not there any more, so the next run makes it again."
+    if state == "begun":
         return f"{step} was begun on {_day(at)}{because}, and is not finished: the next run goes on with it."
     if not reasons:
         return f"{step} was made on {_day(at)}; there was no earlier result to compare with."
@@ -203,7 +216,7 @@ def _behind(after: Mapping[str, str], before: Mapping[str, str], seen: frozenset
     if not step or step != before.get("step") or key in seen:
         return []
     try:
-        new, old = (_read(settings.work_folder() / step / f"{name}{SUFFIX}") for name in (key, before["key"]))
+        new, old = (_read(settings.work_folder() / step / f"{name}{SUFFIX}") for name in (key, before.get("key")))
     except ArtifactError:
         return []
     return _differences(new["parts"], old["parts"], step, seen | {key})
@@ -238,17 +251,15 @@ def _read(path: Path) -> dict[str, Any]:
         parts, begun = record["parts"], record["begun"]
         groups = [parts[name] for name in ("version", "settings", "inputs", "code", "libraries")]
         whole = all(isinstance(group, dict) for group in [*groups, *parts["inputs"].values(), *record["uses"].values()])
-        whole = whole and all(isinstance(text, str) for text in (begun["at"], begun["retriever"], *_times(record["uses"])))
+        digests = [made["digest"] for made in parts["inputs"].values()]
+        texts = [begun["at"], begun["retriever"], begun["flow_run"], *digests, *(use["at"] for use in record["uses"].values())]
+        whole = whole and all(isinstance(text, str) for text in texts)
         [Reason(**reason) for reason in begun["reasons"]]
     except (OSError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}). Remove it; nothing but status --why needs it.") from None
     if not whole:
         raise ArtifactError(f"{path} is not the record of a step's key. Remove it; nothing but status --why needs it.")
     return record
-
-
-def _times(uses: Mapping[str, Mapping[str, str]]) -> list[str]:
-    return [use["at"] for use in uses.values()]
 
 
 def _place(folder: Path) -> Path:

@@ -19,9 +19,9 @@ from pathlib import Path
 import pandas as pd
 
 from components.artifacts import digest_of, file_sha256
-from components.code import tree_digest
 from components.data.tables import DOCUMENT_COLUMNS, JUDGEMENT_COLUMNS, RawTables, normalise_text, query_table
 from components.errors import DataError
+from components.syntax import tree_digest
 
 NAME = "icd10cm"
 DEMO_CHAPTERS = frozenset({"3", "4", "5", "6", "9", "10", "11", "14", "16", "17"})

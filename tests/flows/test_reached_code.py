@@ -105,7 +105,8 @@ def _counted(step: dict[str, Any], place: str, name: str) -> bool:
     unfollowed = [end for start, end in UNFOLLOWED if f"{start.replace('.', '/')}.py" in step["code"]]
     if any(module == known or module.startswith(f"{known}.") for known in (*UNDECIDING, *unfollowed)):
         return True
-    name, within, _ = name.partition(".<locals>")
+    name, _, within = name.partition(".<locals>.")
+    within = "" if within.startswith("<") and not within.startswith("<lambda>") else within  # a comprehension is a part of its method
     if module == "flows.steps" or (module in HANDED and not within):  # what runs the steps, and methods of what they are handed
         return True
     if place.startswith("components/"):

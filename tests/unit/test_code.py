@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from components.artifacts import Artifact
-from components.code import HANDED, LOADED_BY_NAME, ROOT, UNDECIDING, UNFOLLOWED, Reached, _project, reached_by, tree_digest
+from components.code import HANDED, LOADED_BY_NAME, ROOT, UNDECIDING, UNFOLLOWED, Reached, _project, reached_by
 from components.errors import ArtifactError
+from components.syntax import tree_digest
 from flows.config import load_config
 from flows.release_steps import (
     evaluation_step,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -218,6 +219,17 @@ def test_a_step_that_was_killed_is_begun_and_keeps_its_reason() -> None:
     assert account["state"] == "begun" and "steps changed from 80 to 100, and is not finished: the next run goes on" in account["text"]
 
 
+def test_a_result_that_was_removed_is_made_again_for_that_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    make(step(config={"steps": 80}))
+    make(step(config={"steps": 100}))
+    shutil.rmtree(step(config={"steps": 100}).folder)
+    (account,) = why("retriever", "train_towers")["steps"]
+    assert account["state"] == "removed" and "its result is not there any more, so the next run makes it again" in account["text"]
+    make(step(config={"steps": 100}))
+    assert started(capsys)[-1] == "[train_towers] started: its files were changed or removed (the result is not there any more)"
+    assert why("retriever", "train_towers")["steps"][0]["state"] == "made"
+
+
 def test_results_of_an_earlier_version_without_records_are_no_reason_to_fail(capsys: pytest.CaptureFixture[str]) -> None:
     old = step().folder.parent / "0123456789abcdef01234567"
     old.mkdir(parents=True)
@@ -248,7 +260,8 @@ def test_a_record_with_any_part_missing_or_wrong_is_refused_in_words() -> None:
     whole = json.loads(path.read_text())
     broken: list[Any] = [{**whole, name: value} for name in ("parts", "begun", "uses") for value in (None, [], 3, "x", {"a": 1})]
     broken += [{**whole, "parts": {**whole["parts"], name: 3}} for name in whole["parts"]]
-    broken += [{**whole, "begun": {**whole["begun"], name: 3}} for name in ("at", "retriever", "reasons")]
+    broken += [{**whole, "begun": {**whole["begun"], name: 3}} for name in ("at", "retriever", "flow_run", "reasons")]
+    broken += [{**whole, "parts": {**whole["parts"], "inputs": {"dataset": wrong}}} for wrong in ({}, {"digest": 3}, 3)]
     broken += [{**whole, "begun": {**whole["begun"], "reasons": [{"kind": 1, "unknown": 2}]}}]
     for value in broken:
         path.write_text(json.dumps(value))
