@@ -66,10 +66,12 @@ HANDED: Mapping[str, str] = {
 # Imports that are not followed: (importing module, module or room) -> reason. Other ways to the same module count.
 UNFOLLOWED: Mapping[tuple[str, str], str] = {
     ("components.serving.loader", "components.promotion"): "finds and verifies a release, whose digest is in the key",
+    ("flows.evidence", "components.towers.train"): "reads the log of a finished training, whose digest is in the key",
+    ("flows.evidence", "components.distillation.train"): "reads the log of a finished training, whose digest is in the key",
 }
-# What a module loads by a name that is not in its import statements.
-LOADED_BY_NAME: Mapping[str, tuple[str, ...]] = {
-    "components.towers.base_models": (),  # the packages of Gemma and MiniLM; their weights are held against a digest in the module
+# Modules that load others by a name which is in no import statement, with the reason why that needs no place in a key.
+LOADED_BY_NAME: Mapping[str, str] = {
+    "components.towers.base_models": "packages of models, whose weights are held against a digest in the module itself",
 }
 DISTRIBUTIONS = {"faiss": "faiss-cpu", "yaml": "pyyaml"}
 # Libraries that decide no result, with the reason.
@@ -343,7 +345,6 @@ class _Walk:
             self.code[path] = source.digest
         if "." in module:
             self.module(module.rpartition(".")[0], module)
-        self.libraries.update(LOADED_BY_NAME.get(module, ()))
         self._imported(source.imports, module)
 
 

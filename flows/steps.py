@@ -8,6 +8,7 @@ step itself continues from what a killed attempt left there.
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -150,7 +151,7 @@ def _finished(step: Step) -> tuple[Artifact | None, str]:
             return None, ""
         named = {*read_manifest(step.folder).files, MANIFEST, SIGNATURE}
         for stray in _remove_all_but(step.folder, named.__contains__):
-            print(f"[{step.name}] removed {stray}, which is none of its files", flush=True)
+            print(f"[{step.name}] removed {os.fsencode(stray).decode(errors='replace')}, which is none of its files", flush=True)
         return verify(step.folder), ""
     except ArtifactError as error:
         return None, str(error).removeprefix(f"{step.folder}: ").partition(". ")[0]

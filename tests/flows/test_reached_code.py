@@ -102,7 +102,8 @@ def test_no_setting_is_read_that_is_not_in_the_key(seen: Seen) -> None:
 def _counted(step: dict[str, Any], place: str, name: str) -> bool:
     """Whether an executed function is in the step's code, or left out with a reason."""
     module = place.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    unfollowed = [end for start, end in UNFOLLOWED if f"{start.replace('.', '/')}.py" in step["code"]]
+    places = {counted.partition(":")[0] for counted in step["code"]}
+    unfollowed = [end for start, end in UNFOLLOWED if f"{start.replace('.', '/')}.py" in places]
     if any(module == known or module.startswith(f"{known}.") for known in (*UNDECIDING, *unfollowed)):
         return True
     name, _, within = name.partition(".<locals>.")

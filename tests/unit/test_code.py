@@ -389,6 +389,12 @@ def test_a_home_that_cannot_be_written_costs_only_time(tree: Path, fresh: Path) 
     assert reached_by(STEPS["train_towers"].make, tree) == STEPS["train_towers"].reached
 
 
+def test_no_file_but_code_decides_a_result() -> None:
+    """A template or a prompt in a file of its own would be in no key: it needs a place in the settings of its step, as contracts have."""
+    others = [path for path in (ROOT / "components").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".md")]
+    assert not others, others
+
+
 def modules() -> Iterator[tuple[str, ast.Module]]:
     for path in sorted((ROOT / "components").rglob("*.py")):
         yield path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."), ast.parse(path.read_bytes())

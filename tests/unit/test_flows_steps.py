@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -80,6 +81,7 @@ def test_a_stray_file_in_a_finished_folder_is_removed_and_nothing_is_made_again(
     (folder / "deeper").mkdir()
     (folder / "deeper" / "more [1].txt").write_text("mine")
     (folder / "link").symlink_to("/etc")
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xff")).write_text("no UTF-8")
     (folder / ".hidden").write_text("stays")
     again = make(step())
     assert again.cached and again.artifact.digest == first.artifact.digest
