@@ -11,6 +11,7 @@ import ast
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
@@ -159,6 +160,10 @@ class _Project:
             )
         return path
 
+    def package(self, module: str, importer: str) -> str:
+        """What relative imports of a module start from."""
+        return module if self.file(module, importer).name == "__init__.py" else module.rpartition(".")[0]
+
     def place(self, module: str) -> str:
         """Its file as people write it: components/towers/losses.py."""
         return self.file(module, module).relative_to(self.root).as_posix()
@@ -166,8 +171,7 @@ class _Project:
     def source(self, module: str, importer: str) -> Source:
         """Digest and imports of a module. They are kept in a file by the digest of the bytes, since parsing 100 modules takes 0.4 s."""
         if module not in self._sources:
-            path = self.file(module, importer)
-            package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+            path, package = self.file(module, importer), self.package(module, importer)
             key = hashlib.sha256(f"{package}\0".encode() + path.read_bytes()).hexdigest()
             known = _as_source(self._known_files().get(key))
             if known is None:
@@ -201,10 +205,8 @@ class _Project:
         self._new = False
         known = self._known_files()
         kept = known if len(known) <= KNOWN_FILES else {}
-        try:
+        with suppress(OSError):
             write_json(_known_path(), {"format": _known_format(), "files": kept})
-        except OSError:
-            return
 
     def _known_files(self) -> dict[str, Any]:
         if self._known is None:
@@ -227,7 +229,7 @@ class _Walk:
         self._seen: set[object] = set()
 
     def function(self, function: Any) -> None:
-        """A function, method or partial: its own definition, what its names stand for, and the functions that it was closed over."""
+        """A function, method or partial: its own definition, what its names stand for, and the values that it was closed over."""
         if isinstance(function, partial):
             for part in (function.func, *function.args, *function.keywords.values()):
                 self._value(part)
@@ -243,22 +245,31 @@ class _Walk:
             self._wired(function)
             attributes = {name for node in self._nodes(function) for name in asked_for(node)}
         for cell in function.__closure__ or ():
-            try:
+            with suppress(ValueError):  # a name that gets its value later
                 self._value(cell.cell_contents, attributes)
-            except ValueError:  # a name that gets its value later
-                continue
+        for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+            self._value(value, attributes)
 
     def _value(self, value: Any, attributes: Iterable[str] = ()) -> None:
         """A value that a function was closed over: functions, modules and classes are code; what they hold is in the key."""
-        if isinstance(value, ModuleType) and value.__name__.split(".")[0] == WHOLE:
+        if isinstance(value, list | tuple | set | frozenset | Mapping):
+            if id(value) not in self._seen:
+                self._seen.add(id(value))
+                for item in [*value, *(value.values() if isinstance(value, Mapping) else ())]:
+                    self._value(item, attributes)
+        elif isinstance(value, ModuleType) and value.__name__.split(".")[0] == WHOLE:
             self._own_import(Import(value.__name__), value.__name__)
         elif isinstance(value, ModuleType) and _ours(value.__name__):
             for name in attributes:
                 self.definition(value.__name__, name, value.__name__, optional=True)
         elif isinstance(value, FunctionType | MethodType | partial):
             self.function(value)
-        elif _ours(type(value).__module__) and type(value).__module__ not in HANDED:
-            self._own_import(Import(type(value).__module__, type(value).__qualname__.partition(".")[0]), type(value).__module__)
+        elif isinstance(wrapped := getattr(value, "__wrapped__", None), FunctionType):  # such as a function with a cache
+            self.function(wrapped)
+        else:
+            owner = value if isinstance(value, type) else type(value)
+            if _ours(owner.__module__) and owner.__module__ not in HANDED:
+                self._own_import(Import(owner.__module__, owner.__qualname__.partition(".")[0]), owner.__module__)
 
     def _wired(self, function: FunctionType) -> None:
         module = function.__module__
@@ -293,7 +304,7 @@ class _Walk:
             raise ArtifactError(f"The code is incomplete: {module} has no {name}, which {importer} needs. Restore it, or install again.")
         for statement in statements:
             if isinstance(statement, ast.Import | ast.ImportFrom):
-                imports = imports_in(statement, module.rpartition(".")[0])
+                imports = imports_in(statement, self.project.package(module, module))
                 self._imported([found for found in imports if binds(statement, found, name)], module)
             else:
                 key = f"{self.project.place(module)}:{name}"
@@ -302,7 +313,7 @@ class _Walk:
 
     def _names_in(self, node: ast.AST, module: str) -> None:
         """Follow the imports within `node` and the names of the module's top that it uses. Annotations are not evaluated."""
-        self._imported(imports_in(node, module.rpartition(".")[0]), module)
+        self._imported(imports_in(node, self.project.package(module, module)), module)
         for name in used_names(node) & self.project.named(module, module).keys():
             self.definition(module, name, module)
 
@@ -348,8 +359,8 @@ class _Walk:
         self._imported(source.imports, module)
 
 
-def _ours(module: str) -> bool:
-    return module.split(".")[0] in (WHOLE, WIRING)
+def _ours(module: str | None) -> bool:
+    return bool(module) and str(module).split(".")[0] in (WHOLE, WIRING)
 
 
 def _covered(module: str, names: Iterable[str]) -> bool:

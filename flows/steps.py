@@ -133,7 +133,7 @@ def _made(step: Step, retriever: str = "", flow_run: str = "") -> Done:
     with _alone(step.folder):
         artifact, damage = _finished(step)
         if artifact is not None:
-            keep_use(step.folder, retriever, flow_run)
+            keep_use(step.folder, step.inputs, retriever, flow_run)
             print(f"[{step.name}] unchanged, taken from the cache", flush=True)
             return Done(artifact, True, time.monotonic() - started, _read_timing(step.folder))
         because = at_start(step.name, keep_begin(step.folder, step.parts, retriever, flow_run, damage))

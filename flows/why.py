@@ -68,10 +68,14 @@ class Reason:
         return "is no longer used" if self.after is None and self.kind != "setting" else changed
 
 
-def keep_use(folder: Path, retriever: str, flow_run: str) -> None:
-    """Note that a finished result was taken for `retriever`: what its next result is compared with."""
+def keep_use(folder: Path, inputs: Mapping[str, Artifact], retriever: str, flow_run: str) -> None:
+    """Note that a finished result was taken for `retriever`: what its next result is compared with.
+
+    Of its inputs, the same as ever, those steps are noted that gave them now: they may have been made again and come out alike.
+    """
     with suppress(ArtifactError, OSError):  # without a readable record there is nothing to note it in, and no reason to fail
         record = _read(_place(folder))
+        record["parts"]["inputs"] = {role: made_by(artifact) for role, artifact in inputs.items()}
         write_json(_place(folder), record | {"uses": record["uses"] | _use(retriever, flow_run, _now())})
 
 
@@ -130,20 +134,24 @@ def made_by(artifact: Artifact) -> dict[str, str]:
 def why(retriever: str, step: str = "") -> dict[str, Any]:
     """When and why the steps of `retriever` were made last, or only `step`; raises ConfigError for a step that there is not.
 
-    `steps`: for each its name, state (made, begun, removed, found or never), times, reasons, and a sentence. `unreadable`: the records
-    that cannot be read.
+    `steps`: for each its name, state (made, begun, removed, found or never), time, key, run of the flow, reasons, and a sentence.
+    `other_retrievers`: for whom else steps have run. `unreadable`: the records that cannot be read.
     """
     known = [*STEPS, *sorted(set(_recorded_steps()) - set(STEPS))]
     if step and step not in known:
         raise ConfigError(f"Unknown step '{step}'{did_you_mean(step, known) or '.'} Steps: {', '.join(known)}.")
     found = [_account(retriever, name) for name in ([step] if step else known)]
     unreadable = [path for account in found for path in account.pop("unreadable")]
-    return {"name": retriever, "steps": [a for a in found if step or a["state"] != "never"], "unreadable": unreadable}
+    others = sorted({name for each in known for record in _records(each)[0] for name in record["uses"]} - {retriever})
+    steps = [account for account in found if step or account["state"] != "never"]
+    return {"name": retriever, "steps": steps, "unreadable": unreadable, "other_retrievers": others}
 
 
 def render_why(answer: Mapping[str, Any]) -> str:
     """The answer as text, one step a line."""
     lines = [account["text"] for account in answer["steps"]] or [f"No step has run for the retriever '{answer['name']}' yet."]
+    if answer["other_retrievers"] and all(account["state"] == "never" for account in answer["steps"]):
+        lines.append(f"Steps have run for: {', '.join(answer['other_retrievers'])} (--name).")
     lines += [f"{path} cannot be read and was left out." for path in answer["unreadable"]]
     return "\n".join(lines)
 
@@ -207,7 +215,13 @@ def _differences(new: Mapping[str, Any], old: Mapping[str, Any], step: str = "",
                 found += deeper
                 continue
         found.append(Reason("input", role, before and before["digest"], after and after["digest"], step))
-    return list({(reason.kind, reason.subject): reason for reason in reversed(found)}.values())[::-1]
+    once = list({(reason.kind, reason.subject): reason for reason in reversed(found)}.values())[::-1]
+    return sorted(once, key=_derived)
+
+
+def _derived(reason: Reason) -> bool:
+    """Whether a setting is no one's choice but the result of an earlier step, such as the version of a part."""
+    return reason.kind == "setting" and reason.subject.partition(".")[0] not in _sections() and reason.subject != "source_digest"
 
 
 def _behind(after: Mapping[str, str], before: Mapping[str, str], seen: frozenset[str]) -> list[Reason]:

@@ -278,7 +278,7 @@ def test_of_the_wiring_only_what_is_reached_counts(tmp_path: Path) -> None:
 def test_functions_that_a_step_is_closed_over_count(tmp_path: Path) -> None:
     project(tmp_path, {"components/room/leaf.py": "", "components/room/other.py": "", "components/room/third.py": ""})
     wiring = """
-from functools import partial
+from functools import cache, partial
 def step(inner, *more):
     def make(folder):
         return inner(more)
@@ -288,13 +288,22 @@ def ranker():
 def timed(function):
     from components.room import other
     return function
+def given(function):
+    def inner(first, f=function, *, g=function):
+        pass
+    return inner
+def round_and_round():
+    values = [ranker]
+    values.append(values)
+    return values
 def lambdas():
     return lambda: __import__("json") or ranker()
 """
     leaf, other = "components/room/leaf.py", "components/room/other.py"
     for call, expected in (
         ("step(ranker)", {leaf}), ("step(partial(timed, ranker))", {leaf, other}), ("step(lambdas())", {leaf}),
-        ("partial(step(ranker), 1)", {leaf}), ("step(len)", set()), ("step(3)", set()),
+        ("partial(step(ranker), 1)", {leaf}), ("step(len)", set()), ("step(3)", set()), ("step(cache(ranker))", {leaf}),
+        ("step(0, {1: [ranker]}, (timed,))", {leaf, other}), ("step(given(timed))", {other}), ("step(round_and_round())", {leaf}),
     ):  # fmt: skip
         found = reached(tmp_path, wiring, call).code
         assert {place for place in found if place.startswith("components")} == expected, call

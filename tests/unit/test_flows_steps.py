@@ -166,6 +166,26 @@ def test_an_input_is_followed_to_the_setting_that_changed_it() -> None:
     ]  # fmt: skip
 
 
+def test_an_input_that_was_made_again_and_came_out_alike_is_no_reason(reaches: Reaches) -> None:
+    reaches({"components/a.py": "1"})
+    make(chain(80))
+    reaches({"components/a.py": "2"})
+    towers = {"query_tower": open_artifact(make(step(config={"steps": 80})).artifact.path)}
+    reaches({"components/a.py": "1"})
+    student = {"epochs": 1, "refine_epochs": 1, "cycles": 1}
+    assert make(step("distil_query_tower", towers, config=student)).cached
+    make(step("distil_query_tower", towers, config={**student, "epochs": 3}))
+    text = why("retriever", "distil_query_tower")["steps"][0]["text"]
+    assert text.endswith("because distillation.epochs changed from 1 to 3.")
+
+
+def test_what_earlier_steps_gave_comes_after_what_a_person_changed() -> None:
+    for version, steps in ((1, 80), (2, 100)):
+        make(step("write_candidate", config={"pins": {"index": version}, "config": {"towers": {"steps": steps}}}))
+    subjects = [reason["subject"] for reason in why("retriever", "write_candidate")["steps"][0]["reasons"]]
+    assert subjects == ["towers.steps", "pins.index"]
+
+
 def test_an_input_whose_record_is_gone_is_named_itself() -> None:
     make(chain(80))
     two = chain(100)
@@ -290,6 +310,8 @@ def test_status_says_of_all_steps_or_of_one_as_text_or_json(capsys: pytest.Captu
     assert main(["status", "--why", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert [account["step"] for account in answer["steps"]] == ["train_towers", "study_scores"]
+    assert main(["status", "--why", "--name", "other"]) == 0
+    assert capsys.readouterr().out.endswith("for the retriever 'other' yet.\nSteps have run for: retriever (--name).\n")
     assert main(["status", "--why", "study_scores"]) == 0
     assert capsys.readouterr().out.startswith("study_scores was made on ")
 
