@@ -108,8 +108,9 @@ def keep_end(folder: Path) -> None:
 
 def at_start(step: str, reasons: Sequence[Reason]) -> str:
     """The reasons in a few words, for the line that a step begins with."""
-    shown = "; ".join(reason.words for reason in reasons[:SHOWN_AT_START])
-    more = len(reasons) - SHOWN_AT_START
+    told = _told(reasons)
+    shown = "; ".join(reason.words for reason in told[:SHOWN_AT_START])
+    more = len(told) - SHOWN_AT_START
     return f"{shown}; and {more} more (scalingnote status --why {step})" if more > 0 else shown
 
 
@@ -184,7 +185,7 @@ def _account(retriever: str, step: str) -> dict[str, Any]:
 
 
 def _sentence(step: str, at: str, reasons: Sequence[Reason], state: str) -> str:
-    because = f" because {'; '.join(reason.words for reason in reasons)}" if reasons else ""
+    because = f" because {'; '.join(reason.words for reason in _told(reasons))}" if reasons else ""
     if state == "removed":
         return f"{step} was made on {_day(at)}{because}; its result is not there any more, so the next run makes it again."
     if state == "begun":
@@ -215,8 +216,12 @@ def _differences(new: Mapping[str, Any], old: Mapping[str, Any], step: str = "",
                 found += deeper
                 continue
         found.append(Reason("input", role, before and before["digest"], after and after["digest"], step))
-    once = list({(reason.kind, reason.subject): reason for reason in reversed(found)}.values())[::-1]
-    return sorted(once, key=_derived)
+    return list({(reason.kind, reason.subject): reason for reason in reversed(found)}.values())[::-1]
+
+
+def _told(reasons: Sequence[Reason]) -> Sequence[Reason]:
+    """The reasons that are told: what earlier steps gave, such as the versions of parts, says nothing beside what a person changed."""
+    return [reason for reason in reasons if not _derived(reason)] or reasons
 
 
 def _derived(reason: Reason) -> bool:

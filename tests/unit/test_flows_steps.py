@@ -179,11 +179,14 @@ def test_an_input_that_was_made_again_and_came_out_alike_is_no_reason(reaches: R
     assert text.endswith("because distillation.epochs changed from 1 to 3.")
 
 
-def test_what_earlier_steps_gave_comes_after_what_a_person_changed() -> None:
+def test_what_earlier_steps_gave_is_not_told_beside_what_a_person_changed(capsys: pytest.CaptureFixture[str]) -> None:
     for version, steps in ((1, 80), (2, 100)):
         make(step("write_candidate", config={"pins": {"index": version}, "config": {"towers": {"steps": steps}}}))
-    subjects = [reason["subject"] for reason in why("retriever", "write_candidate")["steps"][0]["reasons"]]
-    assert subjects == ["towers.steps", "pins.index"]
+    assert started(capsys)[-1] == "[write_candidate] started: towers.steps changed from 80 to 100"
+    (account,) = why("retriever", "write_candidate")["steps"]
+    assert {reason["subject"] for reason in account["reasons"]} == {"towers.steps", "pins.index"} and "pins" not in account["text"]
+    make(step("write_candidate", config={"pins": {"index": 3}, "config": {"towers": {"steps": 100}}}))
+    assert started(capsys)[-1] == "[write_candidate] started: pins.index changed from 2 to 3"
 
 
 def test_an_input_whose_record_is_gone_is_named_itself() -> None:
