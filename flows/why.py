@@ -31,6 +31,7 @@ STEPS = (
     "snapshot_data", "validate_data", "generate_queries", "train_towers", "encode_corpus", "build_index", "encode_teacher_queries",
     "distil_query_tower", "evaluate", "encode_changes", "refresh_index", "compare_with_champion", "write_candidate",
 )  # fmt: skip
+GIVEN = ("pins", "decision", "baseline", "baseline_version", "timings")  # settings that are no one's choice: earlier steps gave them
 SHOWN_AT_START = 3  # reasons in the line that a step begins with
 VALUE_LENGTH = 60  # characters of a setting's value
 _DIGEST = re.compile(r"[0-9a-f]{40,64}")
@@ -221,12 +222,7 @@ def _differences(new: Mapping[str, Any], old: Mapping[str, Any], step: str = "",
 
 def _told(reasons: Sequence[Reason]) -> Sequence[Reason]:
     """The reasons that are told: what earlier steps gave, such as the versions of parts, says nothing beside what a person changed."""
-    return [reason for reason in reasons if not _derived(reason)] or reasons
-
-
-def _derived(reason: Reason) -> bool:
-    """Whether a setting is no one's choice but the result of an earlier step, such as the version of a part."""
-    return reason.kind == "setting" and reason.subject.partition(".")[0] not in _sections() and reason.subject != "source_digest"
+    return [reason for reason in reasons if reason.kind != "setting" or reason.subject.partition(".")[0] not in GIVEN] or reasons
 
 
 def _behind(after: Mapping[str, str], before: Mapping[str, str], seen: frozenset[str]) -> list[Reason]:
