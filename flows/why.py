@@ -205,7 +205,7 @@ def _differences(new: Mapping[str, Any], old: Mapping[str, Any], step: str = "",
     found = [
         Reason(kind, subject, old[group].get(subject), new[group].get(subject), step)
         for kind, group in (("version", "version"), ("setting", "settings"), ("code", "code"), ("library", "libraries"))
-        for subject in [*new[group], *(old[group].keys() - new[group].keys())]
+        for subject in [*new[group], *sorted(old[group].keys() - new[group].keys())]
         if new[group].get(subject) != old[group].get(subject)
     ]
     for role in [*new["inputs"], *sorted(old["inputs"].keys() - new["inputs"].keys())]:
@@ -266,8 +266,8 @@ def _read(path: Path) -> dict[str, Any]:
         parts, begun = record["parts"], record["begun"]
         groups = [parts[name] for name in ("version", "settings", "inputs", "code", "libraries")]
         whole = all(isinstance(group, dict) for group in [*groups, *parts["inputs"].values(), *record["uses"].values()])
-        digests = [made["digest"] for made in parts["inputs"].values()]
-        texts = [begun["at"], begun["retriever"], begun["flow_run"], *digests, *(use["at"] for use in record["uses"].values())]
+        inputs = [text for made in parts["inputs"].values() for text in (made["digest"], *made.values())]
+        texts = [begun["at"], begun["retriever"], begun["flow_run"], *inputs, *(use["at"] for use in record["uses"].values())]
         whole = whole and all(isinstance(text, str) for text in texts)
         [Reason(**reason) for reason in begun["reasons"]]
     except (OSError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:

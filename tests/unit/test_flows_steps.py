@@ -286,7 +286,8 @@ def test_a_record_with_any_part_missing_or_wrong_is_refused_in_words() -> None:
     broken: list[Any] = [{**whole, name: value} for name in ("parts", "begun", "uses") for value in (None, [], 3, "x", {"a": 1})]
     broken += [{**whole, "parts": {**whole["parts"], name: 3}} for name in whole["parts"]]
     broken += [{**whole, "begun": {**whole["begun"], name: 3}} for name in ("at", "retriever", "flow_run", "reasons")]
-    broken += [{**whole, "parts": {**whole["parts"], "inputs": {"dataset": wrong}}} for wrong in ({}, {"digest": 3}, 3)]
+    wrong: list[Any] = [{}, {"digest": 3}, {"digest": "a", "step": []}, 3]
+    broken += [{**whole, "parts": {**whole["parts"], "inputs": {"dataset": value}}} for value in wrong]
     broken += [{**whole, "begun": {**whole["begun"], "reasons": [{"kind": 1, "unknown": 2}]}}]
     for value in broken:
         path.write_text(json.dumps(value))
