@@ -85,6 +85,7 @@ UNDECIDING_LIBRARIES: Mapping[str, str] = {
     "distributed": "runs the steps",
     "mlflow": "records and finds results",
     "cryptography": "signs results",
+    "huggingface_hub": "fetches models, whose commit is in the key",
 }
 KNOWN_FILES = 2000  # entries of the file of known digests, beyond which it is begun anew
 
