@@ -56,15 +56,16 @@ def _comparison_step(config: RetrainConfig, parts: Parts, baseline: Baseline) ->
     """Queries that are logged later do not make a finished comparison anew: the same parts stay the same candidate."""
     champion = open_artifact(registry.artifact_folder(release_model(config.name), baseline.version))
     inputs: dict[str, Artifact] = {**_answering(parts), "champion": champion}
+    version = baseline.version
 
     def make(folder: Path) -> Artifact:
         from components.evaluation.contest import hold_contest
 
         parents = {role: artifact.digest for role, artifact in _answering(parts).items()}
-        return hold_contest(_contest(config, parts, baseline.version), config.evaluation, parents, folder)
+        return hold_contest(_contest(config, parts, version), config.evaluation, parents, folder)
 
-    settings = {**config.evaluation.model_dump(include=set(_MEASURED)), "baseline_version": baseline.version}
-    return Step("compare_with_champion", ("evaluation", "serving", "index", "distillation", "towers"), make, inputs, settings)
+    settings = {**config.evaluation.model_dump(include=set(_MEASURED)), "baseline_version": version}
+    return Step("compare_with_champion", make, inputs, settings)
 
 
 def _answering(parts: Parts) -> dict[str, Artifact]:

@@ -51,7 +51,7 @@ class Recorder:
 
     def run(self, step: Step, metrics: Callable[[Artifact], Mapping[str, Measured]] = step_metrics) -> Artifact:
         """Run a step, record it in MLflow with the `metrics` of its artifact, and return the artifact."""
-        done = run_step(step)
+        done = run_step(step, self.name, self.run_id)
         self.made += not done.cached
         self.timings[done.artifact.digest] = done.timing
         return self._record(step, done, metrics(done.artifact))

@@ -23,7 +23,7 @@ from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
 from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base, requested_refresh
 from flows.registration import register_candidate
-from flows.release_steps import encoding_key, evaluation_step, typed
+from flows.release_steps import SHARD_FILES, encoding_key, evaluation_step, typed
 from flows.steps import Step
 
 CHANGEABLE = (
@@ -86,7 +86,7 @@ def refresh_index(
 
 def delta_step(config: RetrainConfig, dataset: DatasetArtifact, base: PinnedRelease, changes: Changes) -> Step:
     """Encode the added and changed documents with the release's own document tower."""
-    encoding = config.encoding
+    encoding, document_tower = config.encoding, base.document_tower
 
     def make(folder: Path) -> Artifact:
         from components.index.delta import ChosenDocuments
@@ -94,28 +94,29 @@ def delta_step(config: RetrainConfig, dataset: DatasetArtifact, base: PinnedRele
         from flows.encoding import runner_of
 
         documents = ChosenDocuments(dataset.path / "documents.parquet", changes.encoded, encoding.shard_size)
-        tower = StoredTower(base.document_tower.path, config.index.probe_tolerance)
+        tower = StoredTower(document_tower.path, config.index.probe_tolerance)
         job = ShardJob(tower, documents, encoding.tokens_per_batch, folder)
-        return encode_shards(job, {"dataset": dataset.digest, "document_tower": base.document_tower.digest}, runner_of(encoding))
+        return encode_shards(job, {"dataset": dataset.digest, "document_tower": document_tower.digest}, runner_of(encoding))
 
-    inputs = {"dataset": dataset, "document_tower": base.document_tower, "index": base.index}
-    return Step("encode_changes", ("index", "towers"), make, inputs, encoding_key(encoding))
+    inputs = {"dataset": dataset, "document_tower": document_tower, "index": base.index}
+    return Step("encode_changes", make, inputs, encoding_key(encoding), resumes=SHARD_FILES)
 
 
 def refresh_step(
     config: RetrainConfig, dataset: DatasetArtifact, base: PinnedRelease, delta: VectorShards | None, changes: Changes
 ) -> Step:
     """Carry the release's index over, without what was removed and with what was encoded."""
+    index = base.index
 
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
         from components.index.build import display_titles
         from components.index.refresh import refresh_index
 
-        return refresh_index(base.index, delta, changes, config.index, folder, display_titles(load_dataset(dataset.path)))
+        return refresh_index(index, delta, changes, config.index, folder, display_titles(load_dataset(dataset.path)))
 
-    inputs: dict[str, Artifact] = {"dataset": dataset, "index": base.index, **({"vectors": delta} if delta else {})}
-    return Step("refresh_index", ("index",), make, inputs, config.index.model_dump())
+    inputs: dict[str, Artifact] = {"dataset": dataset, "index": index, **({"vectors": delta} if delta else {})}
+    return Step("refresh_index", make, inputs, config.index.model_dump())
 
 
 def _encoded(

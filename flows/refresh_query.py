@@ -21,10 +21,9 @@ from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
 from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base, requested_refresh
 from flows.registration import register_candidate
-from flows.release_steps import at_commits, evaluation_step, generation_step, student_step, targets_step, typed
+from flows.release_steps import at_commits, evaluation_step, generation_step, student_step, targets_step, typed, untrained_key
 from flows.steps import Step
 
-UNTRAINED = ("student", "revision", "form", "layers", "query_prompt")  # settings that the student's encoder before training depends on
 CHANGEABLE = ("data.on_violation", "data.max_dropped_share", "distillation", "evaluation", "policy")
 Settings = Annotated[dict[str, Any], SettingsForm(CHANGEABLE)]
 
@@ -82,7 +81,7 @@ def require_same_documents(config: RetrainConfig, base: PinnedRelease, dataset: 
 
 def _new_student(config: RetrainConfig, recorder: Recorder, base: PinnedRelease, dataset: DatasetArtifact) -> EncoderArtifact:
     from components.data.dataset import load_dataset
-    from components.distillation.sources import check_sources
+    from components.distillation.material import check_sources
     from components.distillation.student import check_student
 
     check_sources(load_dataset(dataset.path), config.distillation)
@@ -107,5 +106,5 @@ def _evaluation(config: RetrainConfig, recorder: Recorder, base: PinnedRelease, 
 def _same_baselines(config: RetrainConfig, base: PinnedRelease, earlier: Artifact, dataset: DatasetArtifact) -> bool:
     """Whether the release's evaluation measured the same untrained encoder on the same data, to the same depth."""
     before = amend_config(base.manifest.config, {}, base.title)
-    encoder = all(getattr(before.distillation, key) == getattr(config.distillation, key) for key in UNTRAINED)
+    encoder = untrained_key(before.distillation) == untrained_key(config.distillation)
     return encoder and earlier.parents.get("dataset") == dataset.digest and before.evaluation.depth == config.evaluation.depth

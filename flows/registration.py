@@ -132,7 +132,7 @@ def _candidate_step(
 
     inputs = {"evaluation": parts.evaluation, "validation": parts.validation, "query_encoder": parts.query_encoder, "index": parts.index}
     inputs |= {"comparison": comparison} if comparison else {}
-    return Step("write_candidate", ("promotion", "serving", "evaluation"), make, inputs, settings)
+    return Step("write_candidate", make, inputs, settings)
 
 
 def _manifest(

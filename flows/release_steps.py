@@ -1,6 +1,7 @@
-"""The steps of a full release: what each is made from, by which rooms, and by which function of `components/`.
+"""The steps of a full release: what each is made from, and by which function of `components/`.
 
-The heavy imports stand inside the functions: a flow that finds every step finished never loads torch.
+The heavy imports stand inside the functions: a flow that finds every step finished never loads torch. What `make` imports is also the
+code by which a step is keyed.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, EvalReport, VectorShards
+from components.distillation.config import DistillationConfig
 from components.index.config import EncodingConfig
 from flows.config import RetrainConfig
 from flows.steps import Step
 
 Config = TypeVar("Config", bound=RetrainConfig)
+# What a killed attempt leaves for the next one to continue from.
+TRAINING_FILES = ("checkpoint.pt", "negatives_*.npy", "mining_report.json")
+SHARD_FILES = ("vectors-*.parquet", "shard-*.json")
 
 
 def at_commits(config: Config) -> Config:
@@ -38,14 +43,14 @@ def snapshot_step(config: RetrainConfig) -> Step:
 
     What was not read of the folder is said every time: it is no part of the data, so a change of it makes nothing anew.
     """
-    from components.data.dataset import snapshot
+    from components.data.snapshot import snapshot
     from components.data.sources import remarks_on, source_digest
 
     for remark in remarks_on(config.data):
         print(f"[snapshot_data] {remark}", flush=True)
     digest = source_digest(config.data)
     settings = {**config.data.model_dump(), "source_digest": digest}
-    return Step("snapshot_data", ("data",), lambda folder: snapshot(config.data, folder, digest), config=settings)
+    return Step("snapshot_data", lambda folder: snapshot(config.data, folder, digest), config=settings)
 
 
 def validation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
@@ -55,7 +60,7 @@ def validation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
 
     contracts = contracts_folder(config.data.contracts)
     settings = {"contracts": contracts_digest(contracts)}
-    return Step("validate_data", ("data",), lambda folder: validate(dataset, contracts, folder), {"dataset": dataset}, settings)
+    return Step("validate_data", lambda folder: validate(dataset, contracts, folder), {"dataset": dataset}, settings)
 
 
 def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
@@ -69,7 +74,7 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
         return train_towers(training_pairs(load_dataset(dataset.path)), config.towers, {"dataset": dataset.digest}, folder)
 
     settings = {**config.towers.model_dump(), **_folders(config.towers.base_model)}
-    return Step("train_towers", ("towers",), make, {"dataset": dataset}, settings)
+    return Step("train_towers", make, {"dataset": dataset}, settings, resumes=TRAINING_FILES)
 
 
 def _folders(*models: str) -> dict[str, str]:
@@ -92,7 +97,7 @@ def vectors_step(config: RetrainConfig, dataset: DatasetArtifact, document_tower
         return encode_shards(job, {"dataset": dataset.digest, "document_tower": document_tower.digest}, runner_of(encoding))
 
     inputs = {"dataset": dataset, "document_tower": document_tower}
-    return Step("encode_corpus", ("index", "towers"), make, inputs, encoding_key(encoding))
+    return Step("encode_corpus", make, inputs, encoding_key(encoding), resumes=SHARD_FILES)
 
 
 def encoding_key(encoding: EncodingConfig) -> dict[str, Any]:
@@ -116,7 +121,7 @@ def index_step(config: RetrainConfig, vectors: VectorShards, dataset: DatasetArt
         queries = held_out_vectors(targets.path) if targets else None
         return build_index(vectors, config.index, folder, display_titles(load_dataset(dataset.path)), queries)
 
-    return Step("build_index", ("index",), make, inputs, config.index.model_dump())
+    return Step("build_index", make, inputs, config.index.model_dump())
 
 
 def needs_queries(config: RetrainConfig, vectors: VectorShards) -> bool:
@@ -137,7 +142,7 @@ def generation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
 
         return generate_queries(load_dataset(dataset.path), config.distillation, {"dataset": dataset.digest}, folder)
 
-    return Step("generate_queries", ("distillation", "towers"), make, {"dataset": dataset}, settings)
+    return Step("generate_queries", make, {"dataset": dataset}, settings, resumes=("generated_queries.jsonl",))
 
 
 def targets_step(config: RetrainConfig, dataset: DatasetArtifact, query_tower: EncoderArtifact, generated: Artifact | None = None) -> Step:
@@ -157,7 +162,7 @@ def targets_step(config: RetrainConfig, dataset: DatasetArtifact, query_tower: E
         parents = {role: artifact.digest for role, artifact in inputs.items()}
         return write_teacher_targets(load_tower(query_tower.path), sources, parents, folder, dev_queries(data))
 
-    return Step("encode_teacher_queries", ("distillation", "towers"), make, inputs, chosen)
+    return Step("encode_teacher_queries", make, inputs, chosen)
 
 
 def student_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
@@ -168,7 +173,7 @@ def student_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
 
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
-        from components.distillation.sources import DocumentSide, distillation_data
+        from components.distillation.material import DocumentSide, distillation_data
         from components.distillation.student import check_student
         from components.distillation.train import train_student
         from components.index.lookup import vectors_of
@@ -186,13 +191,8 @@ def student_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
         data = distillation_data(dataset, targets, documents, config.distillation, tower)
         return train_student(data, config.distillation, {role: a.digest for role, a in inputs.items()}, folder)
 
-    return Step(
-        "distil_query_tower",
-        ("distillation", "towers"),
-        make,
-        inputs,
-        {**config.distillation.model_dump(), **_folders(config.distillation.student)},
-    )
+    settings = {**config.distillation.model_dump(), **_folders(config.distillation.student)}
+    return Step("distil_query_tower", make, inputs, settings, resumes=("checkpoint.pt",))
 
 
 def evaluation_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
@@ -203,9 +203,14 @@ def evaluation_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
 
         return evaluate_release(inputs, config.distillation, config.evaluation, folder)
 
-    untrained = {key: getattr(config.distillation, key) for key in ("student", "revision", "form", "layers")}
-    settings = {**config.evaluation.model_dump(), **untrained, **_folders(config.distillation.student)}
-    return Step("evaluate", ("evaluation", "index", "distillation", "towers"), make, inputs, settings)
+    settings = {**config.evaluation.model_dump(), **untrained_key(config.distillation)}
+    return Step("evaluate", make, inputs, settings)
+
+
+def untrained_key(distillation: DistillationConfig) -> dict[str, Any]:
+    """What the student's encoder before training depends on, which is no artifact."""
+    settings = distillation.model_dump(include={"student", "revision", "form", "layers", "query_prompt", "pooling"})
+    return {**settings, **_folders(distillation.student)}
 
 
 def typed(artifact: Artifact, kind: type[Any]) -> Any:

@@ -108,7 +108,7 @@ def _evaluate(config: RetrainConfig, base: PinnedRelease, folder: Path) -> tuple
 
 def _dataset(config: RetrainConfig, base: PinnedRelease, folder: Path) -> DatasetArtifact:
     """The tables with the digest of the record: from the working files, else read again."""
-    from components.data.dataset import snapshot
+    from components.data.snapshot import snapshot
 
     wanted = base.manifest.dataset.digest
     if kept := next(_kept(wanted), None):

@@ -98,7 +98,7 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     installed.
     """
     from components.data.dataset import load_dataset
-    from components.distillation.sources import check_sources
+    from components.distillation.material import check_sources
     from components.distillation.student import check_before_towers, shape_of
     from components.evaluation.summarize import require_judged
     from components.index.kinds import usable_key

@@ -1,19 +1,20 @@
 """How a step runs inside a flow: found finished or made, shown in Prefect, and its lineage recorded in MLflow.
 
-A step's folder is named by the digest of all that determines its result: configuration, inputs, the code of the rooms that make it,
-and the versions of the libraries beneath. A folder whose manifest verifies is the result; any other is (re)made, and the step itself
-continues from what a killed attempt left there.
+A step's folder is named by the digest of all that determines its result: configuration, inputs, the code that its making reaches, and
+the versions of the libraries which that code imports. A folder whose manifest verifies is the result; any other is (re)made, and the
+step itself continues from what a killed attempt left there.
 """
 
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from fnmatch import fnmatch
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,39 +24,60 @@ from prefect.runtime import task_run
 from prefect.states import Completed
 
 from components import settings
-from components.artifacts import Artifact, digest_of, file_sha256, is_complete, read_json, verify, write_json
+from components.artifacts import MANIFEST, SIGNATURE, Artifact, digest_of, read_json, read_manifest, verify, write_json
+from components.code import Reached, reached_by
 from components.errors import ArtifactError
+from flows.why import at_start, keep_begin, keep_end, keep_use, made_by, named_settings
 
 if TYPE_CHECKING:
     from prefect.states import State
 
-COMPONENTS = Path(__file__).resolve().parents[1] / "components"
-STUDIES_ROOM = "flows/studies"
-LIBRARIES = ("torch", "transformers", "peft", "sentence-transformers", "faiss-cpu", "great-expectations", "bm25s", "numpy")
-
 
 @dataclass(frozen=True)
 class Step:
-    """One step: its name, the rooms whose code makes it, its configuration and inputs, and the function that makes it."""
+    """One step: its name, the function that makes it, its inputs and configuration.
+
+    What `make` and the functions it is closed over import, and all that is imported from there, is the step's code (see
+    components.code). `version` is raised by hand when results have to be made anew although nothing in their key has changed.
+    `resumes` are the patterns of files that a killed attempt may leave for the next one; all others are removed before it begins.
+    """
 
     name: str
-    rooms: tuple[str, ...]
     make: Callable[[Path], Artifact]
     inputs: Mapping[str, Artifact] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    version: int = 1
+    resumes: tuple[str, ...] = ()
 
-    @property
+    @cached_property
+    def reached(self) -> Reached:
+        """Code and libraries that the making of the step reaches."""
+        return reached_by(self.make)
+
+    @cached_property
     def folder(self) -> Path:
         """The step's own folder under the working files, named by its key."""
         key = digest_of(
             {
                 "config": dict(self.config),
                 "inputs": {role: artifact.digest for role, artifact in self.inputs.items()},
-                "code": {room: code_digest(room) for room in self.rooms},
-                "libraries": library_versions(),
+                "code": self.reached.code,
+                "libraries": self.reached.libraries,
+                "version": self.version,
             }
         )
         return settings.work_folder() / self.name / key[:24]
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The parts of the key as people know them, by which two results are compared."""
+        return {
+            "settings": named_settings(self.config),
+            "inputs": {role: made_by(artifact) for role, artifact in self.inputs.items()},
+            "code": self.reached.code,
+            "libraries": self.reached.libraries,
+            "version": {"the step's version": self.version},
+        }
 
 
 @dataclass(frozen=True)
@@ -80,30 +102,13 @@ class Done:
     task_run_id: str | None = None
 
 
-@cache
-def code_digest(room: str) -> str:
-    """Digest of the Python files of a room of `components/`, or of the studies for `STUDIES_ROOM`."""
-    root = COMPONENTS.parent if room == STUDIES_ROOM else COMPONENTS
-    files = sorted((root / room).rglob("*.py"))
-    return digest_of({f.relative_to(root).as_posix(): file_sha256(f) for f in files})
+def run_step(step: Step, retriever: str = "", flow_run: str = "") -> Done:
+    """Run `step` as a Prefect task: at once if its folder verifies (state `Cached`), else by making it.
 
-
-@cache
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that a result depends on; 'absent' where one is not installed."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    return found
-
-
-def run_step(step: Step) -> Done:
-    """Run `step` as a Prefect task: at once if its folder verifies (state `Cached`), else by making it."""
+    `retriever` and `flow_run` (in MLflow) say for whom, so that its next result can be compared with this one.
+    """
     # The state is asked for, since a task that returns a state of its own (Cached) gives its caller that state.
-    done: Done = _as_task(step.name)(step, return_state=True).result()
+    done: Done = _as_task(step.name)(step, retriever, flow_run, return_state=True).result()
     return done
 
 
@@ -118,21 +123,52 @@ def make_step(step: Step) -> Artifact:
     return _made(step).artifact
 
 
-def _execute(step: Step) -> State[Done] | Done:
-    done = replace(_made(step), task_run_id=task_run.id)
+def _execute(step: Step, retriever: str, flow_run: str) -> State[Done] | Done:
+    done = replace(_made(step, retriever, flow_run), task_run_id=task_run.id)
     return Completed(name="Cached", message="its manifest verified", data=done) if done.cached else done
 
 
-def _made(step: Step) -> Done:
+def _made(step: Step, retriever: str = "", flow_run: str = "") -> Done:
     started = time.monotonic()
     with _alone(step.folder):
-        if is_complete(step.folder):
+        artifact, damage = _finished(step)
+        if artifact is not None:
+            keep_use(step.folder, step.inputs, retriever, flow_run)
             print(f"[{step.name}] unchanged, taken from the cache", flush=True)
-            return Done(verify(step.folder), True, time.monotonic() - started, _read_timing(step.folder))
-        print(f"[{step.name}] started", flush=True)
+            return Done(artifact, True, time.monotonic() - started, _read_timing(step.folder))
+        because = at_start(step.name, keep_begin(step.folder, step.parts, retriever, flow_run, damage))
+        print(f"[{step.name}] started{f': {because}' if because else ''}", flush=True)
         artifact, timing = _timed(step)
+        keep_end(step.folder)
     print(f"[{step.name}] done in {timing.seconds:.1f} s: {_counts(artifact)}", flush=True)
     return Done(artifact, False, time.monotonic() - started, timing)
+
+
+def _finished(step: Step) -> tuple[Artifact | None, str]:
+    """The step's artifact, or None with what is wrong with it. Files that it does not name are removed: they are no part of it."""
+    try:
+        if not (step.folder / MANIFEST).exists():
+            return None, ""
+        named = {*read_manifest(step.folder).files, MANIFEST, SIGNATURE}
+        for stray in _remove_all_but(step.folder, named.__contains__):
+            print(f"[{step.name}] removed {os.fsencode(stray).decode(errors='replace')}, which is none of its files", flush=True)
+        return verify(step.folder), ""
+    except ArtifactError as error:
+        return None, str(error).removeprefix(f"{step.folder}: ").partition(". ")[0]
+
+
+def _remove_all_but(folder: Path, keep: Callable[[str], bool]) -> list[str]:
+    """Remove the files of `folder` whose path within it is not to be kept, and return those paths; hidden ones stay.
+
+    A link is removed as one, whatever it leads to.
+    """
+    removed = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if (path.is_file() or path.is_symlink()) and not path.name.startswith(".") and not keep(name):
+            path.unlink()
+            removed.append(name)
+    return removed
 
 
 def _timed(step: Step) -> tuple[Artifact, Timing]:
@@ -140,6 +176,8 @@ def _timed(step: Step) -> tuple[Artifact, Timing]:
     earlier = _read_timing(step.folder) if any(step.folder.iterdir()) else None
     attempts = earlier.attempts + 1 if earlier else 1
     write_json(_timing_file(step.folder), asdict(Timing(0.0, attempts)))
+    # The seal would take in a stray file, and every later step would be made anew.
+    _remove_all_but(step.folder, lambda name: any(fnmatch(name, pattern) for pattern in step.resumes))
     started = time.monotonic()
     artifact = step.make(step.folder)
     timing = Timing(time.monotonic() - started, attempts)

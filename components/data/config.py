@@ -21,11 +21,6 @@ class ViolationConfig(StepConfig):
     )
     blank_texts: OnRule = Field("refuse", description="Documents and queries without a visible letter, and with them their judgements")
 
-    @property
-    def drops(self) -> bool:
-        """Whether any rows are left out."""
-        return "drop" in (self.dangling_judgements, self.exact_duplicates, self.blank_texts)
-
 
 class DataConfig(StepConfig):
     """Which data a release is built from."""

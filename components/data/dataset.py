@@ -1,23 +1,19 @@
-"""Write a source as a dataset artifact, and read one: the tables that every later step works on."""
+"""The tables of a dataset artifact, which every later step works on: read, and written one by one."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from components.artifacts import Artifact, DatasetArtifact, Scalar, open_artifact, seal
-from components.data.config import DataConfig
-from components.data.left_out import counts_of, write_left_out
+from components.artifacts import Artifact, open_artifact
 from components.data.own_documents import POLICIES, IdenticalIds, IgnoreIdenticalIds, OwnDocuments, identical_ids
-from components.data.sources import read_source, source_digest, source_name
-from components.data.tables import DOCUMENT_COLUMNS, JUDGEMENT_COLUMNS, QUERY_COLUMNS, RawTables, content_hash, document_text, origin_of
+from components.data.tables import DOCUMENT_COLUMNS, JUDGEMENT_COLUMNS, QUERY_COLUMNS, document_text, origin_of
 from components.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
@@ -88,31 +84,7 @@ class Dataset:
 
     def document_texts(self) -> list[str]:
         """What an encoder reads of each document, in the order of the documents."""
-        return _texts(self.documents)
-
-
-def snapshot(config: DataConfig, folder: Path, expected: str | None = None) -> DatasetArtifact:
-    """Write the source's tables as Parquet into `folder`, broken rows included, and seal them.
-
-    Beside them lie the rows that the configuration drops, with reasons. Raises DataError, also when the files are not those of the
-    digest `expected` (None: of the digest they have now) once they have been read.
-    """
-    expected = expected or source_digest(config)
-    tables = read_source(config)
-    read_from = source_digest(config)
-    if read_from != expected:
-        raise DataError(f"The data {config.source} changed while it was read. Run the command again when nobody writes to it.")
-    documents = tables.documents.assign(content_hash=[content_hash(text) for text in _texts(tables.documents)])
-    frames = {"documents": documents, "queries": tables.queries, "judgements": tables.judgements, "unlabelled": tables.unlabelled}
-    for name, frame in frames.items():
-        write_table(frame, folder / f"{name}.parquet")
-    write_left_out(tables.left_out, folder)
-    sizes = {key: value for key, value in tables.notes.items() if isinstance(value, int)}
-    labels = {key: value for key, value in tables.notes.items() if key not in sizes}
-    attributes = {"name": source_name(config), "source_digest": read_from, **labels, **_sources_attribute(tables)}
-    attributes[IDENTICAL] = config.ignore_identical_ids
-    counts = {**_counts(tables), **sizes, **counts_of(tables.left_out)}
-    return cast("DatasetArtifact", seal(folder, "dataset", counts=counts, attributes=attributes))
+        return texts_of(self.documents)
 
 
 def load_dataset(dataset: Artifact | Path) -> Dataset:
@@ -127,44 +99,8 @@ def load_dataset(dataset: Artifact | Path) -> Dataset:
     return Dataset(frames["documents"], frames["queries"], frames["judgements"], frames["unlabelled"], sources, policy)
 
 
-def _sources_attribute(tables: RawTables) -> dict[str, Scalar]:
-    """Names of folders hold no slash, so one stands between them."""
-    return {SOURCES: "/".join(tables.sources)} if tables.sources else {}
-
-
-def _counts(tables: RawTables) -> dict[str, int]:
-    relevant = tables.judgements.loc[tables.judgements["score"] > 0]
-    judged: Mapping[str, int] = relevant.groupby("split")["query_id"].nunique().to_dict()
-    splits = {"train": 0, "dev": 0, "test": 0, **{str(split): int(count) for split, count in judged.items()}}
-    return {
-        "documents": len(tables.documents),
-        "queries": len(tables.queries),
-        "judgements": len(tables.judgements),
-        "unlabelled": len(tables.unlabelled),
-        **{f"{split}_queries": count for split, count in splits.items()},
-        **_counts_by_source(tables),
-        **_counts_of_identical_ids(tables),
-    }
-
-
-def _counts_of_identical_ids(tables: RawTables) -> dict[str, int]:
-    """Queries that have the id of a document, where there are any: of one that reads the same, and of another."""
-    found = identical_ids(tables.documents, tables.queries)
-    counts = {"queries_that_are_documents": len(found.same_text), "queries_with_the_id_of_another_document": len(found.other_text)}
-    return {name: count for name, count in counts.items() if count}
-
-
-def _counts_by_source(tables: RawTables) -> dict[str, int]:
-    """Documents and train queries of each of the mixed data sets."""
-    train = tables.judgements.loc[(tables.judgements["score"] > 0) & (tables.judgements["split"] == "train"), "query_id"].unique()
-    found: dict[str, int] = {}
-    for label, ids in (("documents", tables.documents["doc_id"]), ("train_queries", train)):
-        origins = Counter(origin_of(str(identifier), tables.sources) for identifier in ids)
-        found |= {f"{label}_of_{name}": origins[name] for name in tables.sources}
-    return found
-
-
-def _texts(documents: pd.DataFrame) -> list[str]:
+def texts_of(documents: pd.DataFrame) -> list[str]:
+    """What an encoder reads of each row of a table of documents."""
     columns = documents[["title", "text"]].fillna("")
     return [document_text(title, text) for title, text in zip(columns["title"], columns["text"], strict=True)]
 

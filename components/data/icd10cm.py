@@ -21,6 +21,7 @@ import pandas as pd
 from components.artifacts import digest_of, file_sha256
 from components.data.tables import DOCUMENT_COLUMNS, JUDGEMENT_COLUMNS, RawTables, normalise_text, query_table
 from components.errors import DataError
+from components.syntax import tree_digest
 
 NAME = "icd10cm"
 DEMO_CHAPTERS = frozenset({"3", "4", "5", "6", "9", "10", "11", "14", "16", "17"})
@@ -72,7 +73,7 @@ def build(scope: str) -> RawTables:
 
 def source_digest() -> str:
     """sha256 over the tabular list and the code that turns it into tables."""
-    return digest_of({"list": file_sha256(tabular_list()), "code": file_sha256(Path(__file__))})
+    return digest_of({"list": file_sha256(tabular_list()), "code": tree_digest(Path(__file__))})
 
 
 def tabular_list() -> Path:

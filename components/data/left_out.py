@@ -40,7 +40,7 @@ def leave_out(tables: RawTables, config: DataConfig) -> RawTables:
 
     Raises DataError when they are more than `config.max_dropped_share` of a table, or of the judgements of a split.
     """
-    if not config.on_violation.drops:
+    if "drop" not in config.on_violation.model_dump().values():
         return tables
     frames = {name: getattr(tables, name) for name in _SINGULAR}
     found: list[LeftOut] = []

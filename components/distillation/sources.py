@@ -1,39 +1,23 @@
-"""What a student learns from: query texts by source, and the pieces of one distillation run put together."""
+"""Query texts by source: what a student learns from, and what the teacher encodes for it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
 from components.distillation.config import DistillationConfig
-from components.distillation.plan import texts_per_source
-from components.distillation.selection import DevSet, Search
-from components.distillation.teacher_targets import read_held_out, read_sources, read_teacher_targets
-from components.distillation.train import DistillationData
-from components.errors import DataError
 from components.visible import is_blank
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from components.data.dataset import Dataset
 
 SENTENCE_WORDS = (3, 40)  # shorter ones are headings and numbers, longer ones are no queries
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\s*\n\s*")
-
-
-@dataclass(frozen=True)
-class DocumentSide:
-    """The frozen documents: unit vectors float32 (m, d) in the data set's order, their space, and the search over the real index."""
-
-    vectors: NDArray[np.float32]
-    space_id: str
-    search: Search
 
 
 def query_sources(dataset: Dataset, config: DistillationConfig, generated: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -73,84 +57,13 @@ def _sentences(text: str) -> Iterator[str]:
             yield sentence.strip()
 
 
-def check_sources(dataset: Dataset, config: DistillationConfig) -> None:
-    """Raise DataError when the data cannot feed the distillation: no dev judgements, or a share for a source without texts.
-
-    Cheap, and meant to be asked before anything is trained.
-    """
-    if _relevant(dataset, "dev").empty:
-        raise DataError("The data has no relevant dev judgements; checkpoints cannot be chosen. Add qrels/dev.tsv.")
-    sources = query_sources(dataset, config, ["a query"] if config.generated else [])
-    texts_per_source({name: len(texts) for name, texts in sources.items()}, config.source_shares)
-
-
-def distillation_data(
-    dataset: Dataset, targets: Path, documents: DocumentSide, config: DistillationConfig, teacher_folder: Path | None = None
-) -> DistillationData:
-    """Join teacher targets, pairs for the refinement, and the frozen document vectors, whose rows follow the data set's documents.
-
-    `teacher_folder` is the teacher's query tower, which a student cut from it needs.
-    """
-    texts, teacher = read_teacher_targets(targets)
-    return DistillationData(
-        texts=texts,
-        teacher=teacher,
-        pairs=refinement_pairs(dataset, texts, config.refine_titles),
-        own=own_pairs(dataset, texts),
-        documents=documents.vectors,
-        space_id=documents.space_id,
-        dev=dev_set(dataset, documents.search, read_held_out(targets)),
-        sources=read_sources(targets),
-        teacher_folder=teacher_folder,
-    )
-
-
-def refinement_pairs(dataset: Dataset, texts: Sequence[str], titles: bool) -> list[tuple[int, int]]:
-    """(text number, document number) of the relevant train judgements and, if wanted, of every title among `texts`."""
-    text_row = {text: i for i, text in enumerate(texts)}
-    document_row = {d: i for i, d in enumerate(dataset.documents["doc_id"])}
-    train = _relevant(dataset, "train")
-    pairs = [(text_row[t], document_row[d]) for t, d in zip(train["text"], train["doc_id"], strict=True)]
-    if titles:
-        pairs += [(text_row[t], i) for i, t in enumerate(dataset.documents["title"]) if t in text_row]
-    return list(dict.fromkeys(pairs))
-
-
-def own_pairs(dataset: Dataset, texts: Sequence[str]) -> list[tuple[int, int]]:
-    """(text number, document number) of the train queries among `texts` that are documents themselves."""
-    left_out = dataset.own_documents("train").left_out
-    if not left_out:
-        return []
-    text_row = {text: i for i, text in enumerate(texts)}
-    document_row = {d: i for i, d in enumerate(dataset.documents["doc_id"])}
-    queries = dataset.judged_queries("train")
-    found = zip(queries["query_id"], queries["text"], strict=True)
-    return [(text_row[text], document_row[query]) for query, text in found if query in left_out and text in text_row]
-
-
 def dev_queries(dataset: Dataset) -> list[str]:
     """The texts of the judged dev queries, in the order of their ids."""
-    texts: list[str] = _relevant(dataset, "dev").groupby("query_id", sort=True)["text"].first().tolist()
+    texts: list[str] = relevant(dataset, "dev").groupby("query_id", sort=True)["text"].first().tolist()
     return texts
 
 
-def dev_set(dataset: Dataset, search: Search, teacher: Mapping[str, NDArray[np.float32]] | None = None) -> DevSet:
-    """The dev judgements with the search that scores them, and the teacher's vectors of the queries when all are given.
-
-    Raises DataError when there are no dev judgements.
-    """
-    judged = _relevant(dataset, "dev")
-    if judged.empty:
-        raise DataError("The data has no relevant dev judgements; checkpoints cannot be chosen. Add qrels/dev.tsv.")
-    relevant = [frozenset(ids) for ids in judged.groupby("query_id", sort=True)["doc_id"].agg(list)]
-    queries = dev_queries(dataset)
-    known = teacher is not None and all(text in teacher for text in queries)
-    vectors = np.stack([teacher[text] for text in queries]) if teacher is not None and known else None
-    left_out = dataset.own_documents("dev").left_out
-    own = {place: query for place, query in enumerate(sorted(set(judged["query_id"]))) if query in left_out}
-    return DevSet(queries, relevant, search, vectors, own)
-
-
-def _relevant(dataset: Dataset, split: str) -> pd.DataFrame:
+def relevant(dataset: Dataset, split: str) -> pd.DataFrame:
+    """query_id, doc_id, score and text of the judgements of a split that say relevant."""
     judged = dataset.judgements(split)
     return judged[judged["score"] > 0].merge(dataset.judged_queries(split), on="query_id")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +20,12 @@ from components.artifacts import EncoderArtifact, Scalar, read_json, seal, write
 from components.distillation.config import DistillationConfig
 from components.distillation.health import log_entry, retention_of, spread_of
 from components.distillation.losses import alignment_loss, refinement_loss, similarity_loss
+from components.distillation.material import DistillationData
 from components.distillation.optimizer import StudentOptimizer
 from components.distillation.plan import Epoch, learning_rate, make_plan, order_of, texts_per_source
 from components.distillation.pruning import prune
 from components.distillation.refine import Refinement
-from components.distillation.selection import DevSet, dev_metrics
+from components.distillation.selection import dev_metrics
 from components.distillation.student import load_student, new_student, save_student
 from components.errors import CollapseError, ModelError
 from components.towers.checks import Spread, refuse_collapse
@@ -39,25 +39,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "training_log.json"
-
-
-@dataclass(frozen=True)
-class DistillationData:
-    """Texts with teacher vectors (n, d), judged pairs (text number, document number), and document vectors (m, d); unit float32.
-
-    `sources` names where each text comes from; `teacher_folder` is the teacher's query tower, for a student cut from it; `own` are pairs
-    of a text and the document that it is itself, which is no negative of it.
-    """
-
-    texts: Sequence[str]
-    teacher: NDArray[np.float32]
-    pairs: Sequence[tuple[int, int]]
-    documents: NDArray[np.float32]
-    space_id: str
-    dev: DevSet
-    sources: Sequence[str] = ()
-    teacher_folder: Path | None = None
-    own: Sequence[tuple[int, int]] = ()
 
 
 def train_student(data: DistillationData, config: DistillationConfig, parents: Mapping[str, str], folder: Path) -> EncoderArtifact:

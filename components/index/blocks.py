@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from components.artifacts import VectorShards
 from components.errors import ArtifactError
-from components.index.refine import unit_rows
+from components.index.numbers import unit_rows
 from components.index.shards import half_vectors, read_shard, read_shard_manifest
 
 if TYPE_CHECKING:

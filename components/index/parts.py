@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from components.artifacts import file_sha256, read_versioned, write_json
 from components.errors import ArtifactError, SpaceMismatch
 from components.index.kinds import graph, inverted_file
-from components.index.refine import StoredVectors, to_int8, unit_rows
+from components.index.numbers import to_int8, unit_rows
+from components.index.refine import StoredVectors
 from components.index.template import TEMPLATE_FILE, Template, read_faiss, write_faiss
 
 INDEX_FILE = "index.faiss"

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from components.artifacts import Artifact, digest_of, file_sha256, read_versioned, write_atomic, write_json
 from components.data.dataset import reading
 from components.errors import ArtifactError, SpaceMismatch
-from components.index.refine import unit_rows
+from components.index.numbers import unit_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -101,7 +101,7 @@ class LineageNode(_Part):
     `run_id` is its step's run in MLflow, `task_run_id` that in Prefect, `recorded_at` the time (UTC) at which the step was recorded. Nodes
     of manifests before schema version 3 have neither of the last two. `flow_run_id` names the earlier flow that made it (see
     `ReleaseManifest.earlier_flows`), None stands for the release's own. `reused`: the step was found finished, so an earlier run with the
-    same inputs, configuration, code of its rooms and libraries had made it.
+    same inputs, configuration, code that it reaches and libraries had made it.
     """
 
     digest: str

@@ -8,7 +8,13 @@ from flows.cli.output import retriever_name, show
 
 
 def status(options: argparse.Namespace) -> int:
-    """What is served and what waits."""
+    """What is served and what waits; with --why, what made the steps run again."""
+    if options.why is not None:
+        from flows.why import render_why, why
+
+        answer = why(retriever_name(options), options.why)
+        show(options, answer, render_why(answer))
+        return 0
     from components.promotion.status import render_status, status_of
 
     state = status_of(retriever_name(options))

@@ -134,7 +134,10 @@ def _add_use(commands: Any) -> None:
 
 
 def _add_inspection(commands: Any) -> None:
-    _command(commands, "status", "inspect:status", "what is champion, previous and candidate, and whether all is in order")
+    status = _command(commands, "status", "inspect:status", "what is champion, previous and candidate, and whether all is in order")
+    status.add_argument(
+        "--why", nargs="?", const="", metavar="STEP", help="instead: when and why a step was made last, such as train_towers; no STEP: all"
+    )
     add_trace_arguments(
         _command(commands, "trace", "trace:trace", "a release, model, document or answer back to data, code, configuration and approval")
     )

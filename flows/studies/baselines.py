@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from components.artifacts import Artifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
 from components.distillation.config import DistillationConfig
 from components.errors import ConfigError
-from flows.release_steps import index_step, typed, vectors_step
+from flows.release_steps import TRAINING_FILES, index_step, typed, untrained_key, vectors_step
 from flows.steps import Step
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 BM25, UNTRAINED, SYMMETRIC, END_TO_END = "bm25", "untrained", "symmetric", "end-to-end"
 TEACHER, ALIGNED, STUDENT = "teacher", "student-aligned", "student"
-TRAINING_ROOMS = ("distillation", "towers")
 System = tuple[Callable[[], "Ranker"], dict[str, Artifact]]  # what opens a ranker, and the artifacts that it is made of
 
 
@@ -83,7 +82,7 @@ def _untrained(context: Context) -> Artifact:
 
         return untrained_ranker(load_dataset(context.dataset), small, None)
 
-    return context.scores_of(UNTRAINED, ranker, {}, small.model_dump(include={"student", "revision", "form", "layers", "query_prompt"}))
+    return context.scores_of(UNTRAINED, ranker, {}, untrained_key(small))
 
 
 def _symmetric(context: Context) -> Artifact:
@@ -129,7 +128,7 @@ def _training_step(context: Context, name: str, rate: float) -> Step:
         return train(training_pairs(load_dataset(dataset)), configs, rate, {"dataset": dataset.digest}, folder)
 
     settings = {"towers": configs[0].model_dump(), "small": configs[1].model_dump(), "learning_rate": rate}
-    return Step(f"train_{name.replace('-', '_')}", TRAINING_ROOMS, make, {"dataset": dataset}, settings)
+    return Step(f"train_{name.replace('-', '_')}", make, {"dataset": dataset}, settings, resumes=TRAINING_FILES)
 
 
 def _best_on_dev(context: Context, name: str, system: Callable[[Artifact], System]) -> Artifact:
@@ -153,8 +152,7 @@ def _dev_score(context: Context, system: System) -> float:
     from components.evaluation.scores import read_result
 
     everything = {"dataset": context.dataset, **inputs}
-    rooms = ("evaluation", "index", *TRAINING_ROOMS)
-    found = read_result(context.measure("dev", rooms, numbers, everything, {"depth": context.config.evaluation.depth}).path)
+    found = read_result(context.measure("dev", numbers, everything, {"depth": context.config.evaluation.depth}).path)
     return float(found["recall@50"] + found["ndcg@10"])
 
 

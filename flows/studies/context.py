@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from components.evaluation.noise import Noise
     from components.evaluation.rankers import Ranker
 
-RANKING_ROOMS = ("evaluation", "index", "distillation", "towers", "data")
-
 
 class Context:
     """Runs every step once and records it in the study's run. Where a method takes `config`, None stands for the study's own."""
@@ -174,12 +172,11 @@ class Context:
             return write_scores(ranker(), everything, config, folder, noise)
 
         noisy = {"noise": noise._asdict()} if noise else {}
-        return self.run(Step("study_scores", RANKING_ROOMS, make, everything, {**measured, **noisy, **(settings or {})}))
+        return self.run(Step("study_scores", make, everything, {**measured, **noisy, **(settings or {})}))
 
     def measure(
         self,
         name: str,
-        rooms: tuple[str, ...],
         numbers: Callable[[Path], Mapping[str, Any]],
         inputs: Mapping[str, Artifact],
         settings: Mapping[str, Any] | None = None,
@@ -192,7 +189,7 @@ class Context:
             values = numbers(folder)
             return write_result(values, folder, {role: artifact.digest for role, artifact in inputs.items()})
 
-        return self.run(Step(f"study_{name}", rooms, make, inputs, settings or {}))
+        return self.run(Step(f"study_{name}", make, inputs, settings or {}))
 
 
 def metrics_of(artifact: Artifact) -> Mapping[str, float]:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PRODUCTION = "production"
-ROOMS = ("evaluation", "index", "towers", "data")
 
 
 def cells(context: Context) -> list[Cell]:
@@ -50,7 +49,7 @@ def _queries(context: Context) -> Artifact:
         return write_growth_queries(dataset, tower, split, (count, tuning, seed), folder)
 
     settings = {"split": split, "count": count, "seed": seed, "tuning": tuning}
-    return context.measure("growth_queries", ROOMS, numbers, {"dataset": dataset, "query_tower": tower}, settings)
+    return context.measure("growth_queries", numbers, {"dataset": dataset, "query_tower": tower}, settings)
 
 
 def _measure(context: Context, size: int) -> Artifact:
@@ -63,7 +62,7 @@ def _measure(context: Context, size: int) -> Artifact:
         return measure_size(vectors, size, GrowthRule(queries.path, config.index, **rule), folder)
 
     settings = {"documents": size, **rule, "index": config.index.model_dump()}
-    return context.measure("growth", ROOMS, numbers, {"vectors": vectors, "queries": queries}, settings)
+    return context.measure("growth", numbers, {"vectors": vectors, "queries": queries}, settings)
 
 
 def _production(context: Context) -> Artifact:
@@ -78,7 +77,7 @@ def _production(context: Context) -> Artifact:
 
         return {**about, "warning": tuning_warning(documents, champion["tuned_documents"]) if champion else None}
 
-    return context.measure("growth_production", ("evaluation",), numbers, {"dataset": context.dataset}, about)
+    return context.measure("growth_production", numbers, {"dataset": context.dataset}, about)
 
 
 def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact
+from components.distillation.config import DistillationConfig
+from flows.release_steps import untrained_key
 from flows.studies.config import StudySettings
-from flows.studies.context import RANKING_ROOMS, Context
+from flows.studies.context import Context
 from flows.studies.framework import Cell, Results, about_queries, require
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ def cells(context: Context) -> list[Cell]:
 
 
 def _quality(context: Context, name: str) -> Artifact:
-    return context.scores_of(name, lambda: _open(context, name), _parts(context, [name]), _encoder_settings(context, [name]))
+    inputs, distillation = {"dataset": context.dataset, **_parts(context, [name])}, context.config.distillation
+    return context.scores_of(name, lambda: _open(name, inputs, distillation), inputs, _encoder_settings(context, [name]))
 
 
 def _parts(context: Context, names: Sequence[str]) -> dict[str, Artifact]:
@@ -53,13 +56,13 @@ def _parts(context: Context, names: Sequence[str]) -> dict[str, Artifact]:
 
 def _encoder_settings(context: Context, names: Sequence[str]) -> dict[str, Any]:
     """What names the untrained encoder, which is no artifact."""
-    return context.config.distillation.model_dump(include={"student", "revision", "form", "layers"}) if UNTRAINED in names else {}
+    return untrained_key(context.config.distillation) if UNTRAINED in names else {}
 
 
-def _open(context: Context, name: str) -> Ranker:
+def _open(name: str, inputs: Mapping[str, Artifact], distillation: DistillationConfig) -> Ranker:
     from components.evaluation.systems import open_system
 
-    return open_system(name, {"dataset": context.dataset, **_parts(context, [name])}, context.config.distillation)
+    return open_system(name, inputs, distillation)
 
 
 def _building(context: Context, names: Sequence[str]) -> Artifact:
@@ -71,20 +74,20 @@ def _building(context: Context, names: Sequence[str]) -> Artifact:
         steps |= {"encode_teacher_queries": context.targets(), "distil_query_tower": context.student()}
         steps |= {"generate_queries": made} if (made := context.generated()) else {}
     timings = {name: context.timing(artifact) for name, artifact in steps.items()}
-    return context.measure("building", ("evaluation",), lambda _: {"steps": timings}, steps, {"timings": timings})
+    return context.measure("building", lambda _: {"steps": timings}, steps, {"timings": timings})
 
 
 def _serving(context: Context, names: Sequence[str]) -> Artifact:
-    evaluation = context.config.evaluation
+    evaluation, distillation = context.config.evaluation, context.config.distillation
+    inputs = {"dataset": context.dataset, **_parts(context, names)}
 
     def numbers(_: Path) -> dict[str, Any]:
         from components.evaluation.encoder_speed import serving_speeds
 
-        return serving_speeds({name: partial(_open, context, name) for name in names}, context.dataset, evaluation)
+        return serving_speeds({name: partial(_open, name, inputs, distillation) for name in names}, inputs["dataset"], evaluation)
 
     settings = evaluation.model_dump(include={"split", "depth", "latency_queries", "throughput_batch", "seed"})
-    inputs = {"dataset": context.dataset, **_parts(context, names)}
-    return context.measure("serving", RANKING_ROOMS, numbers, inputs, {**settings, **_encoder_settings(context, names), "systems": names})
+    return context.measure("serving", numbers, inputs, {**settings, **_encoder_settings(context, names), "systems": names})
 
 
 def building_seconds(name: str, steps: Mapping[str, Any], opening_seconds: float) -> float | None:

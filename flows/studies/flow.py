@@ -10,7 +10,7 @@ from prefect import flow
 
 from components.artifacts import Artifact, read_manifest, write_json
 from flows.recorder import recorded_flow
-from flows.steps import STUDIES_ROOM, Step
+from flows.steps import Step
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
 from flows.studies.framework import Ran, Results, Study, run_cells
@@ -45,7 +45,7 @@ def run_study(study: str, config: StudySettings, cells: tuple[str, ...] = ()) ->
 
 
 def report_step(name: str, study: Study, ran: Ran, config: StudySettings) -> Step:
-    """Table, notes and plot from the measurements; keyed by them, by the settings, and by the studies' own code."""
+    """Table, notes and plot from the measurements; keyed by them, by the settings, and by the code of the study."""
 
     def make(folder: Path) -> Artifact:
         from components.evaluation.study_report import write_study_report
@@ -58,7 +58,7 @@ def report_step(name: str, study: Study, ran: Ran, config: StudySettings) -> Ste
         return write_study_report(name, frame, notes, study.plot, parents, folder)
 
     settings = {"study": name, "config": config.model_dump(mode="json"), "collapsed": ran.collapsed}
-    return Step("study_report", ("evaluation", STUDIES_ROOM), make, ran.results, settings)
+    return Step("study_report", make, ran.results, settings)
 
 
 def _no_files(results: Results, config: StudySettings) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def _speed(context: Context, students: Mapping[str, StudySettings]) -> Artifact:
 
     settings = evaluation.model_dump(include={"split", "latency_queries", "throughput_batch", "seed"})
     inputs = {**encoders, "dataset": context.dataset}
-    return context.measure("speed", ("evaluation", "distillation", "towers"), numbers, inputs, settings)
+    return context.measure("speed", numbers, inputs, settings)
 
 
 def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:

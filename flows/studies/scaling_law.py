@@ -152,7 +152,7 @@ def _measure(context: Context, point: Point) -> Artifact:
         return {**about, **measure_cell(inputs, config.evaluation, EntropyRule(*rule), folder)}
 
     measured = config.evaluation.model_dump(include={"split", "depth", "bootstrap_samples", "seed"})
-    return context.measure("scaling", ("evaluation", "index", "towers", "data"), numbers, inputs, {**about, "rule": rule, **measured})
+    return context.measure("scaling", numbers, inputs, {**about, "rule": rule, **measured})
 
 
 def _share(context: Context, share: float) -> DatasetArtifact:
@@ -167,7 +167,7 @@ def _share(context: Context, share: float) -> DatasetArtifact:
         return write_train_share(dataset, share, seed, folder)
 
     found: DatasetArtifact = typed(
-        context.run(Step("keep_train_share", ("data",), make, {"dataset": dataset}, {"share": share, "seed": seed})), DatasetArtifact
+        context.run(Step("keep_train_share", make, {"dataset": dataset}, {"share": share, "seed": seed})), DatasetArtifact
     )
     return found
 
@@ -183,7 +183,7 @@ def _predict(context: Context, small: Sequence[Cell], large: Sequence[Point]) ->
 
         return foretell(_numbers(inputs), wanted, seed, refits)
 
-    return context.measure(PREDICTION, ("evaluation",), numbers, inputs, {"wanted": wanted, "seed": seed, "refits": refits})
+    return context.measure(PREDICTION, numbers, inputs, {"wanted": wanted, "seed": seed, "refits": refits})
 
 
 def _fit(context: Context, everything: Sequence[Cell]) -> Artifact:
@@ -196,7 +196,7 @@ def _fit(context: Context, everything: Sequence[Cell]) -> Artifact:
 
         return {name: fit.describe() for name, fit in fit_all(_numbers(inputs), seed, refits).items()}
 
-    return context.measure(FITS, ("evaluation",), numbers, inputs, {"seed": seed, "refits": refits})
+    return context.measure(FITS, numbers, inputs, {"seed": seed, "refits": refits})
 
 
 def _finished(cells: Sequence[Cell]) -> dict[str, Artifact]:

@@ -12,7 +12,7 @@ import yaml
 from components.artifacts import Artifact, verify
 from components.data.config import DataConfig
 from components.data.contracts import contracts_folder
-from components.data.dataset import snapshot
+from components.data.snapshot import snapshot
 from components.data.validation import load_report, require_valid, validate
 from components.data.validation_report import RuleResult
 from components.errors import DataError

@@ -109,7 +109,7 @@ def contents(home: Path) -> dict[str, str]:
     """sha256 of what the release is made of, by step and file; without the files that name their own folder or other artifacts."""
     files = [path for step in COMPARED for path in (home / "work" / step).rglob("*") if path.is_file()]
     named = {"manifest.json", "adapter_config.json"}
-    beside = (".lock", ".timing.json")
+    beside = (".lock", ".timing.json", ".key.json")
     chosen = [path for path in files if path.name not in named and not path.name.endswith(beside) and not path.name.startswith(".")]
     assert chosen
     return {_place(home, path): file_sha256(path) for path in chosen}

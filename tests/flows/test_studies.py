@@ -118,7 +118,7 @@ def test_corpus_growth_measures_sizes_and_says_what_is_synthetic(home: Path, cli
     assert (Path(result["folder"]) / "laws.json").is_file()
     # Corpus and index of each size are gone, only the numbers are kept.
     kept = {path.name for path in (home / "work" / "study_growth").rglob("*") if path.is_file()}
-    assert {name for name in kept if not name.endswith((".lock", ".timing.json"))} == {"manifest.json", "result.json"}
+    assert {name for name in kept if not name.endswith((".lock", ".timing.json", ".key.json"))} == {"manifest.json", "result.json"}
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,8 @@ from components.data.tables import content_hash
 from components.distillation import generation
 from components.distillation.config import DistillationConfig
 from components.distillation.generation import GENERATED, generate_queries, read_generated
-from components.distillation.sources import (
-    DocumentSide,
-    check_sources,
-    dev_queries,
-    distillation_data,
-    document_sentences,
-    query_sources,
-)
+from components.distillation.material import DocumentSide, check_sources, distillation_data
+from components.distillation.sources import dev_queries, document_sentences, query_sources
 from components.distillation.teacher_targets import read_held_out, read_sources, read_teacher_targets, write_teacher_targets
 from components.errors import DataError, ModelError
 from tests.encoders import WordEncoder

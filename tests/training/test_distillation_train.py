@@ -11,8 +11,9 @@ import pytest
 from components.artifacts import read_json
 from components.distillation.config import DistillationConfig
 from components.distillation.health import collapse_signs, retention_of, spread_of
+from components.distillation.material import DistillationData
 from components.distillation.student import load_student
-from components.distillation.train import LOG, DistillationData, _Distillation, train_student
+from components.distillation.train import LOG, _Distillation, train_student
 from components.errors import CollapseError, DataError
 from components.towers.checks import Spread
 from tests.training.student_world import word_data

@@ -18,7 +18,7 @@ from components.index.build import build_index
 from components.index.changes import Changes, changes_since
 from components.index.config import EncodingConfig, IndexConfig
 from components.index.encode import encode_corpus
-from components.index.refine import unit_rows
+from components.index.numbers import unit_rows
 from components.index.refresh import refresh_index
 from components.index.search import VectorIndex, index_in_memory, load_index
 from tests.encoders import WORDS, WordEncoder, dataset_of

@@ -220,7 +220,7 @@ def test_one_word_stands_for_all_classes_and_others_are_refused() -> None:
     drop = ViolationConfig(dangling_judgements="drop", exact_duplicates="drop", blank_texts="drop")
     assert load_config(overrides={"data.on_violation": "drop"}).data.on_violation == drop
     assert load_config(overrides={"data.on_violation.blank_texts": "drop"}).data.on_violation == ViolationConfig(blank_texts="drop")
-    assert not DataConfig().on_violation.drops
+    assert set(DataConfig().on_violation.model_dump().values()) == {"refuse"}
     for field, value in (("data.on_violation", "ignore"), ("data.on_violation.blank_text", "drop"), ("data.max_dropped_share", 0.9)):
         with pytest.raises(ConfigError, match=field):
             load_config(overrides={field: value})

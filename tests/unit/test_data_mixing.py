@@ -9,8 +9,9 @@ from components.artifacts import verify
 from components.data import icd10cm
 from components.data.config import DataConfig
 from components.data.contracts import contracts_folder
-from components.data.dataset import load_dataset, snapshot
+from components.data.dataset import load_dataset
 from components.data.mixing import mix
+from components.data.snapshot import snapshot
 from components.data.sources import read_source, source_digest, source_name
 from components.data.tables import RawTables, judgement_table, query_table
 from components.data.validation import load_report, require_valid, validate

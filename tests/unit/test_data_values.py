@@ -14,8 +14,8 @@ import pytest
 from components.data.config import DataConfig
 from components.data.dataset import load_dataset, snapshot
 from components.data.sources import read_source
-from components.data.tables import is_blank
 from components.errors import DataError
+from components.visible import is_blank
 from tests.data_world import documents, queries, write_folder, write_rows
 
 

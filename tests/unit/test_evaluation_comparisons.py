@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from components.artifacts import Artifact, seal
-from components.data.dataset import snapshot
+from components.data.snapshot import snapshot
 from components.evaluation.comparisons import average, gained, kept, levels
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.noise import Noise

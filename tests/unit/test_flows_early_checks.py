@@ -9,7 +9,7 @@ import pytest
 
 from components.artifacts import DatasetArtifact
 from components.data.config import DataConfig
-from components.data.dataset import snapshot
+from components.data.snapshot import snapshot
 from components.errors import ConfigError, DataError, ModelError
 from flows.config import RetrainConfig, load_config, preset_names
 from flows.retrain import require_usable

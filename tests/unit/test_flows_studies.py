@@ -140,7 +140,7 @@ def test_a_collapsed_cell_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_the_seconds_of_a_step_outlive_the_process_and_leave_its_digest_alone() -> None:
-    step = Step("probe", (), lambda folder: seal(folder, "study"))
+    step = Step("probe", lambda folder: seal(folder, "study"))
     first, second = _made(step), _made(step)
     assert (first.cached, second.cached) == (False, True)
     assert first.timing is not None and first.timing.attempts == 1
@@ -157,7 +157,7 @@ def test_a_step_that_failed_before_counts_its_attempts() -> None:
             raise OSError("gone")
         return seal(folder, "study")
 
-    step = Step("probe", (), make)
+    step = Step("probe", make)
     with pytest.raises(OSError, match="gone"):
         make_step(step)
     fails = False

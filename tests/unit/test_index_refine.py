@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 
 from components.index import refine
-from components.index.refine import StoredVectors, to_float32, to_int8, unit_rows
+from components.index.numbers import to_float32, to_int8, unit_rows
+from components.index.refine import StoredVectors
 from tests.unit.index_world import clustered
 
 

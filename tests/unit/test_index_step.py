@@ -8,7 +8,7 @@ import pytest
 
 from components.artifacts import Artifact, DatasetArtifact, VectorShards
 from components.data.config import DataConfig
-from components.data.dataset import snapshot
+from components.data.snapshot import snapshot
 from components.distillation.teacher_targets import held_out_vectors, write_teacher_targets
 from components.index.config import EncodingConfig
 from components.index.encode import encode_corpus
