@@ -41,7 +41,7 @@ def whole() -> Evidence:
     split = ExtraSummary(queries=40, judgements_digest="j9", systems={}, retention=report.summary.retention, retention_intervals={})
     report = replace(report, extra=extra, summary=report.summary.model_copy(update={"extra": {"shifted": split}}))
     values = make_values(report, make_evaluation())
-    return Evidence(report, make_evaluation(judgements="j0"), make_comparison(), FACTS, values, 1)
+    return Evidence(report, make_evaluation(judgements="j0"), make_comparison(), FACTS.model_copy(update={"foreign_policy": ""}), values, 1)
 
 
 def statuses(evidence: Evidence) -> dict[str, str]:
