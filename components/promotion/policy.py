@@ -53,12 +53,14 @@ def allowed_policies() -> dict[str, Path] | None:
 
 def foreign_policy(policy: PolicyConfig | Mapping[str, Any]) -> str | None:
     """A sentence when this is none of the installation's policies; None when it is one, or the installation names none."""
-    allowed = allowed_policies()
-    if allowed is None or policy_digest(policy) in allowed:
+    if (allowed := allowed_policies()) is None:
         return None
-    version = policy.version if isinstance(policy, PolicyConfig) else policy.get("version")
+    # As the gates take it: a field that an older version did not have is what `recorded_policy` says, and a file can say the same.
+    taken = policy if isinstance(policy, PolicyConfig) else recorded_policy({"policy": policy})
+    if policy_digest(taken) in allowed:
+        return None
     known = ", ".join(f"{digest[:12]} ({file.name})" for digest, file in allowed.items())
-    named = f"{policy_digest(policy)[:12]} (version {version})"
+    named = f"{policy_digest(taken)[:12]} (version {taken.version})"
     return f"It was decided on by the policy {named}, which is none of this installation's: {known}."
 
 

@@ -90,6 +90,16 @@ def test_every_gate_switched_off_is_another_policy_though_its_version_is_the_sam
     assert foreign_policy(PolicyConfig()) is None and "none of this installation's" in str(foreign_policy(loose))
 
 
+def test_the_policy_of_an_older_version_is_allowed_by_a_file_that_says_what_it_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {key: value for key, value in POLICY.model_dump(mode="json").items() if key != "split"}
+    monkeypatch.setenv(POLICY_VARIABLE, str(install(tmp_path / "policies", POLICY)))
+    assert "none of this installation's" in str(foreign_policy(before))
+    install(tmp_path / "policies", POLICY, POLICY.model_copy(update={"split": None}))
+    assert foreign_policy(before) is None
+
+
 def decided(facts: Facts, policy: PolicyConfig = POLICY) -> GateDecision:
     return decide(Evidence(make_evaluation(), facts=facts), policy)
 
