@@ -132,7 +132,7 @@ def test_a_scheduled_run_ends_at_once_where_nothing_changed_since_the_refusal(mo
 
     examined: list[str] = []
 
-    def refuse(name: str) -> dict[str, Any]:
+    def refuse(name: str, without_champion: str | None) -> dict[str, Any]:
         examined.append(name)
         raise PromotionError("no reason given")
 
