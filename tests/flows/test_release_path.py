@@ -162,7 +162,12 @@ def test_run_writes_one_line_for_each_document_of_each_query(story: Story, tmp_p
     done("run", "--queries", queries, "--output", output, "-k", "7", "--release", "release/2")
     rows = [line.split() for line in output.read_text(encoding="utf-8").splitlines()]
     assert [row[0] for row in rows] == ["a"] * 7 + ["b"] * 7
-    assert all(row[2] in TITLES for row in rows)
+    assert [int(row[3]) for row in rows] == [*range(1, 8)] * 2
+    for query in ("a", "b"):
+        mine = [row for row in rows if row[0] == query]
+        scores = [float(row[4]) for row in mine]
+        assert scores == sorted(scores, reverse=True) and scores[0] > scores[-1]
+        assert len({row[2] for row in mine}) == 7 and {row[2] for row in mine} <= set(TITLES)
 
 
 def test_a_run_leaves_out_the_document_that_asks_and_refuses_a_blank_query(story: Story, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from components.evaluation.growth import comparisons
@@ -79,6 +80,12 @@ def test_distance_and_another_type_are_said() -> None:
 
 
 def test_the_figure_is_drawn(tmp_path: Path) -> None:
-    for cells in ([cell(n) for n in SIZES], [cell(SIZES[0])]):
-        draw_growth(growth_table(cells, (10**8, 10**9)), tmp_path / "plot.png")
-        assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    from matplotlib.image import imread
+
+    drawn = []
+    for number, cells in enumerate(([cell(n) for n in SIZES], [cell(SIZES[0])])):
+        draw_growth(growth_table(cells, (10**8, 10**9)), tmp_path / f"{number}.png")
+        drawn.append(imread(tmp_path / f"{number}.png"))
+        assert min(drawn[-1].shape[:2]) > 200
+        assert len(np.unique(drawn[-1].reshape(-1, drawn[-1].shape[-1]), axis=0)) > 20  # lines and words, not one colour
+    assert drawn[0].shape != drawn[1].shape or (drawn[0] != drawn[1]).any()  # other measurements, another figure

@@ -55,3 +55,8 @@ def test_a_space_like_very_few_vectors(rows: int) -> None:
     real = unit(np.random.default_rng(1).normal(size=(rows, 8)).astype(np.float32))
     made = space_like(real).block(0)
     assert made.shape == (512, 8) and np.isfinite(made).all()
+    np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, atol=1e-5)
+    if rows > 2:  # with fewer there is no distance between vectors that others could be drawn at
+        assert len(np.unique(made.round(5), axis=0)) > 500
+    near = np.median((made @ real.T).max(axis=1))
+    assert near > 0.5, near
