@@ -60,15 +60,18 @@ def render_status(state: dict[str, Any]) -> str:
 
 
 def _alarm(name: str) -> str | None:
-    if foreign := record_store.foreign_runs(name):
-        return (
-            f"{len(foreign)} runs in the experiment {name}-promotions are no promotion records ({foreign[0]}). They change nothing; "
-            "find out who writes there, and delete them."
-        )
+    """All that somebody has to look at, the alias first; None when there is nothing."""
     try:
-        return trusted(name).alarm
+        found = [trusted(name).alarm]
     except PromotionError:
-        return None  # nothing was promoted yet
+        found = []  # nothing was promoted yet
+    if foreign := record_store.foreign_runs(name):
+        many = "a run" if len(foreign) == 1 else f"{len(foreign)} runs"
+        found.append(
+            f"In the experiment {name}-promotions there is {many} beside the promotion records ({foreign[0]}). It changes nothing, but "
+            "somebody writes there who should not; find out who, and delete it."
+        )
+    return " ".join(alarm for alarm in found if alarm) or None
 
 
 def _warning(name: str) -> str | None:

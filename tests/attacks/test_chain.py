@@ -184,7 +184,14 @@ def test_the_status_names_runs_that_are_no_records(tmp_path: Path, monkeypatch: 
     tracking = MemoryTracking()
     tracking.install(monkeypatch)
     monkeypatch.setattr(records, "foreign_runs", lambda name: ["abc"])
-    assert "1 runs in the experiment retriever-promotions are no promotion records (abc)" in status_of(NAME)["alarm"]
+    assert "retriever-promotions there is a run beside the promotion records (abc)" in status_of(NAME)["alarm"]
+    world = World(tracking, tmp_path)
+    for _ in range(2):
+        approve(NAME, world.candidate(), "Ada")
+        promote(NAME, no_smoke)
+    tracking.aliases[RELEASE, "champion"] = 1
+    alarm = status_of(NAME)["alarm"]
+    assert "points at release/1" in alarm and "(abc)" in alarm  # one hides not the other
 
 
 @pytest.mark.parametrize("ending", RESERVED_ENDINGS)
