@@ -53,6 +53,8 @@ class Step:
                 "inputs": {role: artifact.digest for role, artifact in self.inputs.items()},
                 "code": {room: code_digest(room) for room in self.rooms},
                 "libraries": library_versions(),
+                # Only where it is forced: what the machine chooses by itself is no setting.
+                **({"precision": forced} if (forced := settings.forced_precision()) else {}),
             }
         )
         return settings.work_folder() / self.name / key[:24]
