@@ -68,12 +68,13 @@ def measure_speed(teacher: DenseRanker, student: DenseRanker, queries: Sequence[
     )
 
 
-def seconds_of_timing(single: Mapping[str, float], batch: Mapping[str, float], config: EvaluationConfig) -> float:
-    """What `measure_speed` takes, without the search, by the seconds of a single query and of a full batch of `teacher` and `student`."""
+def seconds_of_timing(speeds: Mapping[str, tuple[float, float]], config: EvaluationConfig) -> float:
+    """What `measure_speed` will take, the search apart: `speeds` are seconds of a query and of a full batch of `teacher` and `student`."""
     whole = 0.0
     for name, share in (("student", 1), ("teacher", TEACHER_SHARE)):
-        each_round = float(np.clip(_BATCH_SECONDS / max(batch[name], 1e-9), 1, _MOST_BATCHES)) // 1
-        whole += (_WARM_UP + config.latency_queries / share) * single[name] + (2 + _ROUNDS * each_round) * batch[name]
+        single, batch = speeds[name]
+        each_round = int(np.clip(_BATCH_SECONDS / max(batch, 1e-9), 1, _MOST_BATCHES))
+        whole += (_WARM_UP + config.latency_queries / share) * single + (2 + _ROUNDS * each_round) * batch
     return whole
 
 

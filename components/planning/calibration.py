@@ -32,7 +32,7 @@ FULL_SECONDS, QUICK_SECONDS = 30.0, 8.0  # of a plan, and of the estimate that a
 REFERENCE_SECONDS = 0.021
 _DOCUMENTS = 4096  # random vectors that stand in for an index
 _PAIRS = 32
-_BATCHES = 10
+_BATCHES = 8
 _WRITTEN = 8 * 2**20
 
 
@@ -60,6 +60,12 @@ class _Clock:
 
     limit: float
     rates: dict[str, tuple[float, float]] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left of the limit, at least one."""
+        return max(1.0, self.limit - (time.perf_counter() - self.started))
 
     def of(self, call: Callable[[], object], times: int = 1) -> NDArray[np.float64]:
         """Seconds of a call, (2,): the least of `times`, since whatever disturbs it makes it slower."""
@@ -77,10 +83,9 @@ class _Clock:
         return made[0]
 
     def grown(self, call: Callable[[int], object], first: int, most: int, share: float) -> tuple[NDArray[np.float64], int]:
-        """Seconds and size of the largest call up to `most` that fits into this share of the limit; the first ones show how fast it is."""
-        call(first)
+        """Seconds and size of the largest call up to `most` that fits into this share of the time left; the first shows how fast it is."""
         seconds, size = self.of(lambda: call(first)), first
-        fits = int(first * self.limit * share / max(float(seconds[0]), 1e-6))
+        fits = int(first * self.left * share / max(float(seconds[0]), 1e-6))
         if (larger := min(most, fits)) > first:
             seconds, size = self.of(lambda: call(larger)), larger
         return seconds, size
@@ -89,9 +94,9 @@ class _Clock:
 def calibrate(dataset: Dataset, config: Any, limit: float = FULL_SECONDS) -> Calibration:
     """Measure every rate for the models and settings of `config` (a RetrainConfig) on texts of `dataset`.
 
-    `limit`: about so many seconds, beyond the loading of the models. Raises ModelError for a model that cannot be used.
+    It takes about `limit` seconds, more only where loading the models alone does. Raises ModelError for a model that cannot be used.
     """
-    started, clock = time.perf_counter(), _Clock(limit)
+    clock = _Clock(limit)
     work_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work_folder(), prefix=".calibration-") as scratch, _quiet():
         folder = Path(scratch)
@@ -103,7 +108,7 @@ def calibrate(dataset: Dataset, config: Any, limit: float = FULL_SECONDS) -> Cal
     gc.collect()  # two models that the flow does not need in memory beside its own
     assert set(clock.rates) == set(UNITS), set(UNITS) ^ set(clock.rates)
     wall, cpu = ({unit: pair[kind] for unit, pair in clock.rates.items()} for kind in (0, 1))
-    return Calibration(wall, cpu, describe_device(), time.perf_counter() - started)
+    return Calibration(wall, cpu, describe_device(), time.perf_counter() - clock.started)
 
 
 def describe_device() -> str:
@@ -158,7 +163,7 @@ def _teacher(clock: _Clock, texts: _Sample, config: Any, folder: Path) -> _Teach
     rows = max(1, config.encoding.tokens_per_batch // max(1, int(np.minimum(lengths, config.towers.max_document_length).mean())))
     # The query tower with the documents' length: the same transformer, whichever adapter was merged.
     encoder.contract = encoder.contract.model_copy(update={"max_length": config.towers.max_document_length})
-    seconds, size = clock.grown(lambda n: encoder.encode(texts.documents[:n]), min(4, len(texts.documents)), min(rows, 1000), 0.15)
+    seconds, size = clock.grown(lambda n: encoder.encode(texts.documents[:n]), min(4, len(texts.documents)), min(rows, 1000), 0.3)
     clock.keep("teacher_token", seconds, padded(lengths[:size], size, config.towers.max_document_length, batch))
     encoder.contract = encoder.contract.model_copy(update={"max_length": cap})
     single = _pair(clock.of(lambda: encoder.encode(queries[:1], batch_size=1), 3))
@@ -180,7 +185,7 @@ def _train(clock: _Clock, towers: Any, texts: _Sample, settings: Any, most: int,
     documents = [pairs.documents[pairs.pairs[i][1]] for i in texts.chosen]
     sample = Pairs(queries, documents, [(i, i) for i in range(len(queries))], {i: frozenset({i}) for i in range(len(queries))})
     run = Training(towers, sample, settings.model_copy(update={"chunk_size": max(1, most)}), folder)
-    seconds, size = clock.grown(lambda n: run.backward(list(range(n)), None), min(2, len(queries)), most, 0.3)
+    seconds, size = clock.grown(lambda n: run.backward(list(range(n)), None), min(2, len(queries)), most, 0.4)
     rows = [run.query_tokens[:size], run.document_tokens[:size]]
     clock.keep("teacher_train_token", seconds, sum(max(map(len, some)) * len(some) for some in rows))
     clock.keep("teacher_step", clock.of(run.optimizer.step), 1)
@@ -208,18 +213,14 @@ def _student(clock: _Clock, texts: _Sample, config: Any, teacher: _Teacher) -> N
     built = [*texts.documents, *texts.targets]
     student = clock.kept("student_load", lambda: untrained_student(wanted, built, teacher.folder, UNTRAINED_MAX_LENGTH))
     most = min(256, len(texts.documents))
-    seconds, size = clock.grown(lambda n: student.encode(texts.documents[:n]), min(8, most), most, 0.1)
-    clock.keep("student_token", seconds, sum(len(row) for row in student.tokens(texts.documents[:size])))
+    grown, size = clock.grown(lambda n: student.encode(texts.documents[:n]), min(8, most), most, 0.2)
+    clock.keep("student_token", grown, sum(len(row) for row in student.tokens(texts.documents[:size])))
     single = clock.of(lambda: student.encode(shown[:1], batch_size=1), 5)
     batch = config.evaluation.throughput_batch
     whole = clock.of(lambda: student.encode(shown[:batch], batch_size=batch), 3) * batch / min(batch, len(shown))
-    singles, batches = {"student": single, "teacher": teacher.single}, {"student": whole, "teacher": teacher.batch}
-    clock.rates["timing"] = _pair([seconds_of_timing(_kind(singles, k), _kind(batches, k), config.evaluation) for k in (0, 1)])
-
-
-def _kind(seconds: Mapping[str, Sequence[float] | NDArray[np.float64]], kind: int) -> dict[str, float]:
-    """Wall (0) or processor seconds (1) by name."""
-    return {name: float(pair[kind]) for name, pair in seconds.items()}
+    singles, batches = ([_pair(single), teacher.single], [_pair(whole), teacher.batch])
+    kinds = [{name: (singles[i][kind], batches[i][kind]) for i, name in enumerate(("student", "teacher"))} for kind in (0, 1)]
+    clock.rates["timing"] = _pair([seconds_of_timing(seconds, config.evaluation) for seconds in kinds])
 
 
 def _lessons(texts: _Sample, config: Any, tower: Path) -> DistillationData:
@@ -249,7 +250,8 @@ def _learning(clock: _Clock, texts: _Sample, config: Any, tower: Path) -> None:
     shown = texts.targets[:128]
     clock.keep("student_float_token", clock.of(lambda: run.student.encode(shown), 2), sum(map(len, run.student.tokens(shown))))
     size = settings.batch_size
-    batches = [np.arange(start, start + size) for start in range(0, _BATCHES * size, size)]
+    few_batches = _BATCHES if clock.left > QUICK_SECONDS else _BATCHES // 2
+    batches = [np.arange(start, start + size) for start in range(0, few_batches * size, size)]
     aligned, refined = run.epochs[0], run.epochs[-1]
     run.enter(aligned)
     run.learn(batches[0], aligned, 0)

@@ -35,6 +35,7 @@ FEWEST_STEPS, FEWEST_EPOCHS = 40, 1
 SHORTEST = 24  # tokens of a document below which none is cut to fit a budget
 SHRINKING = 0.85  # from one try to the next
 BUILT_IN = "icd10cm"
+GPU_BATCH = 256  # pairs; no processor trains an LLM with so many in useful time
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Row:
-    """What a step is expected to take: wall and processor seconds, bytes of memory at its peak, bytes of disk."""
+    """What a step is expected to take: wall and processor seconds (None: not measured), bytes of memory at its peak, bytes of disk."""
 
     step: str
-    seconds: float
-    cpu_seconds: float
+    seconds: float | None
+    cpu_seconds: float | None
     memory: int
     disk: int
 
@@ -112,6 +113,22 @@ def require_room(needs: Mapping[str, Need], room: Room) -> None:
         )
 
 
+def room_problem(needs: Mapping[str, Need], room: Room) -> str:
+    """What `require_room` would say; empty when there is room."""
+    try:
+        require_room(needs, room)
+    except ResourceError as error:
+        return str(error)
+    return ""
+
+
+def device_memory() -> int | None:
+    """Bytes that are free on the GPU; None where there is none."""
+    import torch
+
+    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
+
+
 def _gb(size: float) -> str:
     return f"{size / 1e9:.1f} GB"
 
@@ -155,7 +172,7 @@ def _kept(choice: Choice, config: Any, fixed: set[str]) -> Choice:
         return choice
     if choice.field in fixed:
         return replace(choice, value=choice.before, reason=f"as you set it; the data would ask for {choice.value}: {choice.reason}")
-    if config.data.source == BUILT_IN and not choice.field.startswith(("towers.chunk", "towers.batch")):
+    if config.data.source == BUILT_IN and choice.field.startswith(("towers.max", "distillation.")):
         return replace(choice, value=choice.before, reason="the presets were made for this data")
     return choice
 
@@ -236,6 +253,50 @@ def _margins(config: Any, facts: Facts) -> Iterator[Choice]:
 def _index(config: Any, facts: Facts) -> Choice:
     key, before = index_key(config, facts), config.index.index_key
     return Choice("index.index_key", before, before, f"{facts.documents.count:,} documents: {key}")
+
+
+def merged(choices: Iterable[Choice], later: Iterable[Choice]) -> list[Choice]:
+    """One choice for each setting: the later one, with what the setting was before the earlier one."""
+    found = {choice.field: choice for choice in choices}
+    for choice in later:
+        first = found.get(choice.field)
+        found[choice.field] = replace(choice, before=first.before) if first else choice
+    return list(found.values())
+
+
+def describe_data(facts: Facts) -> list[str]:
+    """What people should know of their data before they train on it, a line each."""
+    p50, p95, p99 = facts.documents.percentiles()
+    scripts = ", ".join(f"{script} {share:.0%}" for script, share in list(facts.scripts.items())[:4])
+    lines = [f"{facts.documents.count:,} documents of {p50} / {p95} / {p99} tokens (50 / 95 / 99 %), scripts: {scripts}"]
+    for name, texts in {**facts.sources, **facts.judged}.items():
+        if texts.count:
+            kind = "to align on" if name in facts.sources else "judged queries"
+            p50, p95, p99 = texts.percentiles()
+            lines.append(f"{texts.count:,} {kind} ({name}) of {p50} / {p95} / {p99} tokens")
+    counts = ", ".join(f"{split} {count:,}" for split, count in facts.judged_counts.items())
+    return [*lines, f"judged queries by split: {counts}; {facts.pair_count:,} training pairs"]
+
+
+def notes_on(config: Any, facts: Facts, card: int | None, device: int | None) -> list[str]:
+    """What no setting can mend: too few judged queries, a GPU that is planned for and is not here."""
+    notes, policy, queries = [], config.policy, facts.judged[config.evaluation.split].count
+    if queries < policy.min_queries:
+        notes.append(
+            f"The gates will decide nothing: {config.evaluation.split} has {queries:,} judged queries, and policy.min_queries asks for "
+            f"{policy.min_queries:,}. Judge more queries, or lower policy.min_queries."
+        )
+    if policy.slice_margin is not None and policy.min_power is not None:
+        needed = queries_for(TRAINING_SPREAD, policy.slice_margin, policy.confidence, policy.min_power)
+        if needed > max(policy.min_slice_queries, queries):
+            notes.append(f"A slice takes about {needed:,} queries at the margin of {policy.slice_margin:g}, more than {queries:,}.")
+    if card is not None and device is None:
+        notes.append("No GPU is here: the memory is planned for the card, and times are left open. Plan again on its machine for times.")
+    elif card is not None and device is not None and device < card:
+        notes.append(f"The GPU here has {_gb(device)} free, less than the {_gb(card)} that are planned for.")
+    elif device is None and config.towers.batch_size >= GPU_BATCH:
+        notes.append(f"No GPU is here, and a batch of {config.towers.batch_size} pairs is made for one: these times are the processor's.")
+    return notes
 
 
 def rows_of(config: Any, facts: Facts, wall: Mapping[str, float], cpu: Mapping[str, float], number_bytes: int) -> list[Row]:
@@ -381,6 +442,16 @@ class Forecast:
         if expected is not None and seconds is not None:
             self._expected, self._taken = self._expected + expected, self._taken + seconds
         return f"about {in_words(self.seconds)} left of the whole flow" if self._left else None
+
+
+def parse_card(text: str) -> int:
+    """Bytes of a card's memory given as 24 GB, 80GB or 24; raises ConfigError for anything else."""
+    import re
+
+    found = re.fullmatch(r"(\d{1,4})\s*(?:GB|GiB|G)?", text.strip(), re.ASCII | re.IGNORECASE)
+    if not found or not int(found[1]):
+        raise ConfigError(f"--card is '{text}'; expected the memory of a GPU, such as \"24 GB\".")
+    return int(found[1]) * 10**9
 
 
 def parse_budget(text: str) -> float:
