@@ -10,13 +10,13 @@ import contextlib
 import io
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components import settings
 from components.artifacts import Artifact, DatasetArtifact, digest_of, open_artifact, read_json, write_json
-from components.errors import ArtifactError, ConfigError, ResourceError, ScalingNoteError
+from components.errors import ArtifactError, ConfigError, ResourceError
 from flows.config import RetrainConfig
 from flows.release_steps import (
     evaluation_step,
@@ -45,19 +45,20 @@ _forecast: Forecast | None = None  # of the flow that this process runs
 class Plan:
     """Proposed settings, and what they will take. `knob`: what to turn when it does not fit, empty when it does.
 
-    `data` are lines about the data; `rows` the steps; `pending` those that are still to be made; `seconds` (wall) of these together.
+    `data` are lines about the data; `rows` the steps; `rates` what was measured; `pending` the steps that are still to be made, and
+    `seconds` (wall) of these together: both, and whether there is room, as of now, whenever the plan was made.
     """
 
     config: dict[str, Any]
     choices: list[dict[str, Any]]
     data: list[str]
     rows: list[dict[str, Any]]
-    pending: list[str]
-    seconds: float
     device: str
     knob: str
     notes: list[str]
     rates: dict[str, dict[str, float]]
+    pending: tuple[str, ...] = ()
+    seconds: float = 0.0
 
 
 def pending_steps(config: RetrainConfig, dataset: Artifact | None) -> list[str]:
@@ -145,7 +146,8 @@ def announce(config: RetrainConfig) -> str | None:
         rows = rows_of(config, _facts(config, dataset), found.wall, found.cpu, number_bytes(config))
     except ResourceError:
         raise
-    except ScalingNoteError:
+    except Exception:
+        # An estimate must not stop a run: what is wrong with the data or a model, the steps themselves say by name.
         return None
     return _begin(config, dataset, {row.step: row.seconds or 0.0 for row in rows}, found.device)
 
@@ -184,12 +186,23 @@ def make_plan(config: RetrainConfig, fixed: Iterable[str], budget: float | None,
     stored = _stored_at(config, dataset, sorted(fixed), budget, card)
     if stored.is_file() and not again:
         try:
-            return Plan(**read_json(stored))
+            return _as_of_now(Plan(**read_json(stored)), dataset)
         except (ArtifactError, TypeError):
             pass  # of another version, or torn: planned again
     plan = _planned(config, dataset, sorted(fixed), budget, card)
-    write_json(stored, asdict(plan))
-    return plan
+    write_json(stored, {key: value for key, value in asdict(plan).items() if key not in ("pending", "seconds")})
+    return _as_of_now(plan, dataset)
+
+
+def _as_of_now(plan: Plan, dataset: DatasetArtifact) -> Plan:
+    """The plan with the steps that are still to be made, and refused where there is no room for them."""
+    from components.planning.plan import Row, free_room, room_problem
+
+    pending = pending_steps(RetrainConfig.model_validate(plan.config), dataset)
+    left = [Row(**row) for row in plan.rows if row["step"] in pending]
+    problem = room_problem({row.step: row.need for row in left}, free_room(settings.home()))
+    seconds = sum(row.seconds or 0.0 for row in left)
+    return replace(plan, pending=tuple(pending), seconds=seconds, knob=" ".join(filter(None, (plan.knob, problem))))
 
 
 def _stored_at(config: RetrainConfig, dataset: Artifact, fixed: list[str], budget: float | None, card: int | None) -> Path:
@@ -219,8 +232,8 @@ def _planned(config: RetrainConfig, dataset: DatasetArtifact, fixed: list[str], 
     notes = planning.notes_on(sized, facts, card, device)
     if card is not None and device is None:
         needs = needs_of(sized, facts, size)
-        rows = [planning.Row(step, None, None, need.memory, need.disk) for step, need in needs.items()]
-        return _finished_plan(sized, dataset, facts, choices, rows, f"a card of {card / 1e9:.0f} GB that is not here", "", notes, None)
+        rows = [planning.Row(step, None, None, *astuple(need)) for step, need in needs.items()]
+        return _made(sized, facts, choices, rows, f"a card of {card / 1e9:.0f} GB that is not here", "", notes, None)
     found = calibrate(load_dataset(dataset.path), sized)
     knob = ""
     if budget is not None:
@@ -229,13 +242,11 @@ def _planned(config: RetrainConfig, dataset: DatasetArtifact, fixed: list[str], 
         choices = planning.merged(choices, more or [])
         sized = planning.changed(config, {choice.field: choice.value for choice in choices})
     rows = planning.rows_of(sized, facts, found.wall, found.cpu, size)
-    with_room = planning.room_problem(needs_of(sized, facts, size), host)
-    return _finished_plan(sized, dataset, facts, choices, rows, found.device, " ".join(filter(None, (knob, with_room))), notes, found)
+    return _made(sized, facts, choices, rows, found.device, knob, notes, found)
 
 
-def _finished_plan(
+def _made(
     config: RetrainConfig,
-    dataset: DatasetArtifact,
     facts: Facts,
     choices: list[Choice],
     rows: list[Row],
@@ -246,14 +257,11 @@ def _finished_plan(
 ) -> Plan:
     from components.planning.plan import describe_data
 
-    pending = pending_steps(config, dataset)
     return Plan(
         config=config.model_dump(mode="json"),
         choices=[asdict(choice) for choice in choices],
         data=describe_data(facts),
         rows=[asdict(row) for row in rows],
-        pending=pending,
-        seconds=sum(row.seconds or 0.0 for row in rows if row.step in pending),
         device=device,
         knob=knob,
         notes=notes,

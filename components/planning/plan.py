@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,19 @@ class Choice:
 
 @dataclass(frozen=True)
 class Row:
-    """What a step is expected to take: wall and processor seconds (None: not measured), bytes of memory at its peak, bytes of disk."""
+    """What a step is expected to take: wall and processor seconds (None: not measured), bytes of memory and disk (see `Need`)."""
 
     step: str
     seconds: float | None
     cpu_seconds: float | None
     memory: int
     disk: int
+    extra_disk: int
+
+    @property
+    def need(self) -> Need:
+        """Its memory and disk alone."""
+        return Need(self.memory, self.disk, self.extra_disk)
 
 
 @dataclass(frozen=True)
@@ -303,8 +309,7 @@ def rows_of(config: Any, facts: Facts, wall: Mapping[str, float], cpu: Mapping[s
     """What every step will take, by the rates of a calibration."""
     needs = needs_of(config, facts, number_bytes)
     return [
-        Row(step, seconds_of(work, wall), seconds_of(work, cpu), needs[step].memory, needs[step].disk)
-        for step, work in work_of(config, facts).items()
+        Row(step, seconds_of(work, wall), seconds_of(work, cpu), *astuple(needs[step])) for step, work in work_of(config, facts).items()
     ]
 
 

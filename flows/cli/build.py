@@ -101,15 +101,19 @@ def _parsed(value: str) -> Any:
         return value
 
 
-def _build(options: argparse.Namespace, config: RetrainConfig, about: str = "This run", estimate: str | None = None) -> dict[str, Any]:
-    """Run the flow; the first line says how long it will take, where something is to be made. `estimate`: known already."""
+def _build(options: argparse.Namespace, config: RetrainConfig, about: str = "", estimate: str | None = None) -> dict[str, Any]:
+    """Run the flow; the first line says what is built (`about`) and how long it will take, where something is to be made.
+
+    `estimate`: known already, and said.
+    """
     from flows.planning import announce
 
     require_space()
     with only_result_on_stdout(options):
         # A missing folder is said here, before any server starts.
-        estimate = estimate or announce(config)
-        print(f"{about}: {estimate or 'no estimate: what is there is taken from the cache'}.", flush=True)
+        said = None if estimate else announce(config)
+        if line := ": ".join(filter(None, (about or ("This run" if said else ""), said))):
+            print(f"{line}.", flush=True)
         from flows.retrain import retrain as flow
 
         result: dict[str, Any] = flow(config)
