@@ -73,7 +73,7 @@ def pending_steps(config: RetrainConfig, dataset: Artifact | None) -> list[str]:
 
     snapshot = dataset or find("snapshot_data", lambda: snapshot_step(config))
     there["snapshot_data"] = snapshot
-    data: Any = snapshot if snapshot is None else typed(snapshot, DatasetArtifact)
+    data: Any = typed(snapshot, DatasetArtifact) if snapshot else None
     find("validate_data", lambda d: validation_step(config, d), data)
     generated = find("generate_queries", lambda d: generation_step(config, d), data) if config.distillation.generated else None
     towers = find("train_towers", lambda d: towers_step(config, d), data)
@@ -87,7 +87,7 @@ def pending_steps(config: RetrainConfig, dataset: Artifact | None) -> list[str]:
     student = find("distil_query_tower", lambda *_: student_step(config, parts), *parts.values())
     measured = {"dataset": data, "query_tower": query, "query_encoder": student, "index": index}
     find("evaluate", lambda *_: evaluation_step(config, measured), *measured.values())
-    missing = [step for step in work_steps(config) if there.get(step, data) is None]
+    missing = [step for step in work_steps(config) if step in there and there[step] is None]
     return [*missing, "register"] if missing else []
 
 
