@@ -134,7 +134,7 @@ def announce(config: RetrainConfig) -> str | None:
     global _forecast
     from components.data.dataset import load_dataset
     from components.planning.calibration import QUICK_SECONDS, calibrate
-    from components.planning.plan import rows_of
+    from components.planning.plan import busy_note, device_memory, rows_of
 
     _forecast = None
     if not pending_steps(config, None):
@@ -149,7 +149,8 @@ def announce(config: RetrainConfig) -> str | None:
     except Exception:
         # An estimate must not stop a run: what is wrong with the data or a model, the steps themselves say by name.
         return None
-    return _begin(config, dataset, {row.step: row.seconds or 0.0 for row in rows}, found.device)
+    said = _begin(config, dataset, {row.step: row.seconds or 0.0 for row in rows}, found.device)
+    return "; ".join([said, note]) if said and (note := busy_note(rows)) and not device_memory() else said
 
 
 def _begin(config: RetrainConfig, dataset: DatasetArtifact, seconds: Mapping[str, float], device: str) -> str | None:
@@ -242,6 +243,7 @@ def _planned(config: RetrainConfig, dataset: DatasetArtifact, fixed: list[str], 
         choices = planning.merged(choices, more or [])
         sized = planning.changed(config, {choice.field: choice.value for choice in choices})
     rows = planning.rows_of(sized, facts, found.wall, found.cpu, size)
+    notes += [f"{note[0].upper()}{note[1:]}."] if device is None and (note := planning.busy_note(rows)) else []
     return _made(sized, facts, choices, rows, found.device, knob, notes, found)
 
 

@@ -35,6 +35,7 @@ FEWEST_STEPS, FEWEST_EPOCHS = 40, 1
 SHORTEST = 24  # tokens of a document below which none is cut to fit a budget
 SHRINKING = 0.85  # from one try to the next
 BUILT_IN = "icd10cm"
+QUIET_SHARE = 0.6  # processor seconds over wall seconds; on a quiet machine they are equal at least, but for waits
 GPU_BATCH = 256  # pairs; no processor trains an LLM with so many in useful time
 
 
@@ -184,8 +185,8 @@ def _kept(choice: Choice, config: Any, fixed: set[str]) -> Choice:
 
 
 def _lengths(config: Any, facts: Facts) -> Iterator[Choice]:
-    queries = np.concatenate([texts.teacher for texts in (facts.sources.get("train"), *facts.judged.values()) if texts is not None])
-    p99 = int(np.ceil(np.percentile(queries, 99)))
+    asked = [texts for texts in (facts.sources.get("train"), *facts.judged.values()) if texts is not None]
+    p99 = int(np.ceil(np.percentile(np.concatenate([texts.teacher for texts in asked]), 99)))
     value = min(max(8, _up(p99, 4)), LONGEST_QUERY)
     yield Choice("towers.max_query_length", config.towers.max_query_length, value, f"99 % of the queries have at most {p99} tokens")
     p50, p95, p99 = facts.documents.percentiles()
@@ -193,11 +194,10 @@ def _lengths(config: Any, facts: Facts) -> Iterator[Choice]:
     reason = f"documents have {p50} tokens in the middle, {p95} at 95 %, {p99} at 99 %"
     cut = float((facts.documents.teacher > value).mean())
     yield Choice("towers.max_document_length", config.towers.max_document_length, value, f"{reason}; {cut:.0%} are cut")
-    texts = [texts.student for texts in facts.sources.values() if len(texts.student)]
-    p99 = int(np.ceil(np.percentile(np.concatenate(texts), 99)))
+    p99 = int(np.ceil(np.percentile(np.concatenate([texts.student for texts in asked]), 99)))
     before = config.distillation.max_query_length
     value = min(max(before, _up(p99, 4)), LONGEST_QUERY)
-    yield Choice("distillation.max_query_length", before, value, f"99 % of the student's texts have at most {p99} of its tokens")
+    yield Choice("distillation.max_query_length", before, value, f"99 % of the queries have at most {p99} of the student's")
 
 
 def _up(value: int, step: int) -> int:
@@ -311,6 +311,15 @@ def rows_of(config: Any, facts: Facts, wall: Mapping[str, float], cpu: Mapping[s
     return [
         Row(step, seconds_of(work, wall), seconds_of(work, cpu), *astuple(needs[step])) for step, work in work_of(config, facts).items()
     ]
+
+
+def busy_note(rows: Iterable[Row]) -> str:
+    """That other programs took the processors while they were measured, in words; empty on a quiet machine."""
+    known = [(row.cpu_seconds or 0.0, row.seconds or 0.0) for row in rows]
+    cpu, wall = (sum(pair[kind] for pair in known) for kind in (0, 1))
+    if not wall or cpu >= QUIET_SHARE * wall:
+        return ""
+    return f"other programs use this machine now: the measurements had a processor for {cpu / wall:.0%} of their time"
 
 
 def total_of(config: Any, facts: Facts, rates: Mapping[str, float]) -> float:

@@ -100,7 +100,7 @@ def _rendered(options: argparse.Namespace, found: Plan) -> str:
     from components.planning.plan import in_words
 
     if found.knob:
-        end = f"It does not fit. {found.knob}"
+        end = f"It does not fit. {found.knob}" + (f" {options.write} was not written." if options.write is not None else "")
     elif options.write is not None:
         end = f"Written to {options.write}. Next:\n  scalingnote retrain --config {options.write}"
     else:

@@ -42,6 +42,11 @@ def test_lengths_follow_from_the_data() -> None:
     assert "30 tokens in the middle" in next(c.reason for c in found if c.field == "towers.max_document_length")
 
 
+def test_long_sentences_that_are_learned_from_do_not_lengthen_the_queries() -> None:
+    found = plan.from_data(own(), facts(sources={"train": texts(64), "sentences": texts(10, 60)}), (), ROOM, 4)
+    assert chosen(found)["distillation.max_query_length"] == 24
+
+
 def test_what_a_person_set_stays_and_is_told_what_the_data_would_ask() -> None:
     found = {c.field: c for c in plan.from_data(own(), facts(), {"towers.max_document_length"}, ROOM, 4)}
     stays = found["towers.max_document_length"]
@@ -205,3 +210,9 @@ def test_the_data_are_described_in_numbers() -> None:
     lines = plan.describe_data(facts())
     assert lines[0] == "100 documents of 20 / 20 / 20 tokens (50 / 95 / 99 %), scripts: latin 100%"
     assert lines[-1] == "judged queries by split: train 64, dev 10, test 50; 64 training pairs"
+
+
+def test_a_busy_machine_is_said() -> None:
+    quiet, busy = (plan.Row("train_towers", 100.0, cpu, 0, 0, 0) for cpu in (190.0, 25.0))
+    assert plan.busy_note([quiet]) == plan.busy_note([plan.Row("evaluate", None, None, 0, 0, 0)]) == ""
+    assert "for 25% of their time" in plan.busy_note([busy])
