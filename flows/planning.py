@@ -6,8 +6,6 @@ were made from, so that the same request gives the same settings although no two
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass, replace
@@ -31,7 +29,7 @@ from flows.release_steps import (
     validation_step,
     vectors_step,
 )
-from flows.steps import Step, make_step
+from flows.steps import Step, make_ahead
 
 if TYPE_CHECKING:
     from components.planning.calibration import Calibration
@@ -181,9 +179,7 @@ def make_plan(config: RetrainConfig, fixed: Iterable[str], budget: float | None,
     from components.data.validation import require_valid
 
     dataset = _snapshot(config)
-    with contextlib.redirect_stdout(io.StringIO()):
-        validation = make_step(validation_step(config, dataset))
-    require_valid(validation)
+    require_valid(make_ahead(validation_step(config, dataset)))
     stored = _stored_at(config, dataset, sorted(fixed), budget, card)
     if stored.is_file() and not again:
         try:
@@ -278,9 +274,8 @@ def begin_planned(config: RetrainConfig, plan: Plan) -> str | None:
 
 def _snapshot(config: RetrainConfig) -> DatasetArtifact:
     """The data, read now if it was not before, without a word: what a command says first is its estimate or its plan."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        made: DatasetArtifact = typed(make_step(snapshot_step(config)), DatasetArtifact)
-    return made
+    found: DatasetArtifact = typed(make_ahead(snapshot_step(config)), DatasetArtifact)
+    return found
 
 
 def _facts(config: RetrainConfig, dataset: Artifact, rough: bool = False) -> Facts:

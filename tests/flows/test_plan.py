@@ -66,6 +66,8 @@ def test_a_run_begins_with_an_estimate_only_where_something_is_to_be_made(home: 
     first, second = scalingnote("retrain", *settings), scalingnote("retrain", *settings)
     assert first.status == second.status == 0, first.err + second.err
     assert first.out.startswith("This run: about ")
+    # The data were read for the estimate, and are this run's own all the same.
+    assert "[snapshot_data] done in" in first.out or "[snapshot_data] unchanged" in first.out
     assert "This run" not in second.out and LEFT not in second.out
 
 
