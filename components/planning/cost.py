@@ -384,9 +384,9 @@ def needs_of(config: Any, facts: Facts, number_bytes: int) -> dict[str, Need]:
     registered = adapters + 4 * every + 2 * vectors + 100 * documents
     needs = {
         "snapshot_data": Need(PROGRAM // 3 + 2 * tables, int(0.6 * facts.documents.characters) + 100 * documents),
-        "validate_data": Need(PROGRAM // 3 + 3 * tables, 2_000_000),
+        "validate_data": Need(PROGRAM // 3 + 3 * tables, 100_000),
         "generate_queries": Need(floor + inference, 200 * config.distillation.generated),
-        "train_towers": Need(floor + training_bytes(config, facts, number_bytes), adapters + 40_000_000, checkpoint_bytes(towers, facts)),
+        "train_towers": Need(floor + training_bytes(config, facts, number_bytes), adapters + 1_000_000, checkpoint_bytes(towers, facts)),
         "encode_corpus": Need(floor + inference + 6 * dimension * config.encoding.shard_size, 2 * vectors + 100 * documents),
         "encode_teacher_queries": Need(floor + inference + 8 * targets * dimension, (2 * dimension + 60) * targets),
         "build_index": Need(floor + built, 2 * vectors + 150 * documents),
