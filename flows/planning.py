@@ -187,7 +187,8 @@ def make_plan(config: RetrainConfig, fixed: Iterable[str], budget: float | None,
         except (ArtifactError, TypeError):
             pass  # of another version, or torn: planned again
     plan = _planned(config, dataset, sorted(fixed), budget, card)
-    write_json(stored, {key: value for key, value in asdict(plan).items() if key not in ("pending", "seconds")})
+    if not plan.knob:  # what did not fit on a busy machine may fit when it is quiet
+        write_json(stored, {key: value for key, value in asdict(plan).items() if key not in ("pending", "seconds")})
     return _as_of_now(plan, dataset)
 
 

@@ -78,8 +78,10 @@ def test_a_budget_that_is_none_is_refused_in_words(home: Path, clinic: Path, bud
 
 
 def test_a_budget_that_nothing_fits_says_what_would(home: Path, clinic: Path) -> None:
+    kept = set((home / "work" / "plans").glob("*"))
     outcome = scalingnote("plan", *SMALL, "--data", clinic, "--budget", "1s")
     assert_refused(outcome, 2, "It does not fit", "give --budget", "train_towers")
+    assert set((home / "work" / "plans").glob("*")) == kept, "a busy machine's refusal is not remembered"
     assert_refused(scalingnote("retrain", *SMALL, "--data", clinic, "--budget", "1s"), 2, "Nothing that would train fits", "--budget")
     assert json.loads(scalingnote("plan", *SMALL, "--data", clinic, "--budget", "1s", "--json").out)["fits"] is False
 
