@@ -33,6 +33,7 @@ FULL_SECONDS, QUICK_SECONDS = 30.0, 8.0  # of a plan, and of the estimate that a
 REFERENCE_SECONDS = 0.021
 _DOCUMENTS = 4096  # random vectors that stand in for an index
 _PAIRS = 32
+_FIRST_TOKENS = 256  # of the first training step that is tried: of fewer the overhead of every layer says more than the tokens
 _BATCHES = 8
 _WRITTEN = 8 * 2**20
 
@@ -84,12 +85,14 @@ class _Clock:
         return made[0]
 
     def grown(self, call: Callable[[int], object], first: int, most: int, share: float) -> tuple[NDArray[np.float64], int]:
-        """Seconds and size of the largest call up to `most` that fits into this share of the time left; the first shows how fast it is."""
-        seconds, size = self.of(lambda: call(first)), first
+        """Seconds and size of the largest call up to `most` that fits into this share of the time left.
+
+        The call of the size `first` shows how fast it is, and warms up: what a library does once in its first call is not counted.
+        """
+        seconds = self.of(lambda: call(first))
         fits = int(first * self.left * share / max(float(seconds[0]), 1e-6))
-        if (larger := min(most, fits)) > first:
-            seconds, size = self.of(lambda: call(larger)), larger
-        return seconds, size
+        size = max(first, min(most, fits))
+        return self.of(lambda: call(size)), size
 
 
 def calibrate(dataset: Dataset, config: Any, limit: float = FULL_SECONDS) -> Calibration:
@@ -196,13 +199,15 @@ def _train(clock: _Clock, towers: Any, texts: _Sample, settings: Any, most: int,
     documents = [pairs.documents[pairs.pairs[i][1]] for i in texts.chosen]
     sample = Pairs(queries, documents, [(i, i) for i in range(len(queries))], {i: frozenset({i}) for i in range(len(queries))})
     run = Training(towers, sample, settings.model_copy(update={"chunk_size": max(1, most)}), folder)
-    seconds, size = clock.grown(lambda n: run.backward(list(range(n)), None), min(2, len(queries)), most, 0.4)
+    each = max(1, (sum(map(len, run.query_tokens)) + sum(map(len, run.document_tokens))) // len(queries))
+    first = min(most, max(2, _FIRST_TOKENS // each))
+    seconds, size = clock.grown(lambda n: run.backward(list(range(n)), None), first, most, 0.4)
     rows = [run.query_tokens[:size], run.document_tokens[:size]]
     clock.keep("teacher_train_token", seconds, sum(max(map(len, some)) * len(some) for some in rows))
     clock.keep("teacher_step", clock.of(run.optimizer.step), 1)
     run.optimizer.zero_grad(set_to_none=True)
     shown = run.document_tokens[:size]
-    seconds = clock.of(lambda: towers.encode(shown, "document"))
+    seconds = clock.of(lambda: towers.encode(shown, "document"), 2)
     clock.keep("teacher_cached_token", seconds, max(map(len, shown)) * len(shown))
     characters = sum(map(len, texts.documents))
     clock.keep("teacher_character", clock.of(lambda: towers.tokens(texts.documents, "document")), characters)
