@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from components.errors import ConfigError
+
+PRECISION_VARIABLE = "SCALINGNOTE_PRECISION"
+NUMBER_FORMATS = ("float32", "bfloat16")
+
 
 def home() -> Path:
     """The one folder that holds all local state: `SCALINGNOTE_HOME`, or `.scalingnote` in the current folder."""
@@ -45,6 +50,17 @@ def audit_log() -> Path:
     """The audit log that the tracking server of this installation writes: `SCALINGNOTE_AUDIT_LOG`, or a file beside the store."""
     given = os.environ.get("SCALINGNOTE_AUDIT_LOG")
     return Path(given).expanduser().resolve() if given else home() / "mlflow" / "audit.jsonl"
+
+
+def forced_precision() -> str | None:
+    """The number format that `SCALINGNOTE_PRECISION` names in place of the automatic choice; None where it is not set.
+
+    Raises ConfigError for any other word.
+    """
+    named = os.environ.get(PRECISION_VARIABLE, "")
+    if named and named not in NUMBER_FORMATS:
+        raise ConfigError(f"{PRECISION_VARIABLE} is '{named}'; allowed: {' or '.join(NUMBER_FORMATS)}. Unset it for the automatic choice.")
+    return named or None
 
 
 def activate() -> None:

@@ -1,7 +1,7 @@
 """Entry point of `scalingnote`: arguments, quiet libraries, and errors as messages with an exit status.
 
 Exit status: 0 done; 1 unexpected failure or a finding; 2 wrong arguments or configuration; 3 data; 4 models; 5 collapse; 6 artifacts;
-7 approval and promotion; 8 tracking server; 9 full disk; 130 interrupted.
+7 approval and promotion; 8 tracking server; 9 too little disk or memory; 130 interrupted.
 """
 
 from __future__ import annotations
