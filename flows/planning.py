@@ -17,6 +17,7 @@ from components.artifacts import Artifact, DatasetArtifact, digest_of, open_arti
 from components.errors import ArtifactError, ConfigError, ResourceError
 from flows.config import RetrainConfig
 from flows.release_steps import (
+    at_commits,
     evaluation_step,
     generation_step,
     index_step,
@@ -178,6 +179,7 @@ def make_plan(config: RetrainConfig, fixed: Iterable[str], budget: float | None,
     """
     from components.data.validation import require_valid
 
+    config = at_commits(config)
     dataset = _snapshot(config)
     require_valid(make_ahead(validation_step(config, dataset)))
     stored = _stored_at(config, dataset, sorted(fixed), budget, card)

@@ -158,7 +158,7 @@ def _teacher(clock: _Clock, texts: _Sample, config: Any, folder: Path) -> _Teach
     from components.towers.contract import save_contract
     from components.towers.encoder import load_tower
 
-    base = resolve_base(config.towers.base_model, texts.built_from)
+    base = resolve_base(config.towers.base_model, texts.built_from, config.towers.revision)
     alone = {"processes": 1, "sharding": "none", "hard_negatives": 0, "homogeneous_batches": False, "length_window": 1}
     settings = config.towers.model_copy(update={**alone, "batch_size": min(2, len(texts.chosen))})
     towers = TwoTowers(base, settings)
@@ -246,7 +246,7 @@ def _lessons(texts: _Sample, config: Any, tower: Path) -> DistillationData:
     from components.planning.facts import shape_of_model
 
     rng = np.random.default_rng(0)
-    dimension = config.towers.dimension or shape_of_model(config.towers.base_model, texts.built_from).width
+    dimension = config.towers.dimension or shape_of_model(config.towers.base_model, config.towers.revision, texts.built_from).width
     vectors = _unit(rng, len(texts.targets), dimension)
     documents = _unit(rng, min(texts.count, _DOCUMENTS), dimension)
     pairs = [(i, i % len(documents)) for i in range(len(texts.targets))]

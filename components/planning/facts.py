@@ -108,17 +108,18 @@ class Facts:
         return sum(texts.count for texts in self.sources.values())
 
 
-def shape_of_model(name: str, texts: Sequence[str]) -> Shape:
-    """The shape of the base model `name`; `texts` as for `resolve_base`. Raises ModelError when it cannot be found or has no shape."""
-    from transformers import AutoConfig
+def shape_of_model(name: str, revision: str | None, texts: Sequence[str]) -> Shape:
+    """The shape of the base model `name` at `revision`; `texts` as for `resolve_base`.
 
-    from components.towers.base_models import resolve_base
+    Raises ModelError when it cannot be found or has no shape.
+    """
+    from components.towers.base_models import load_config, resolve_base
 
-    base = resolve_base(name, texts)
+    base = resolve_base(name, texts, revision)
     try:
-        config = AutoConfig.from_pretrained(base.location).get_text_config()
+        config = load_config(base)
         return _shape(config, len(base.layers) if base.layers is not None else config.num_hidden_layers)
-    except (OSError, ValueError, AttributeError) as error:
+    except AttributeError as error:
         raise ModelError(f"The configuration of '{name}' does not say how large it is: {str(error).strip().splitlines()[0]}") from None
 
 
@@ -175,8 +176,8 @@ def gather_facts(
         pair_count=len(pairs.pairs),
         refine_pairs=len(refinement_pairs(dataset, list(first), distillation.refine_titles)),
         scripts={script: found / scripts.total() for script, found in scripts.most_common()},
-        teacher=shape_of_model(towers.base_model, built_from),
-        student=shape_of_model(towers.base_model if distillation.student == "teacher" else distillation.student, built_from),
+        teacher=shape_of_model(*_models(towers, distillation)[0], built_from),
+        student=shape_of_model(*_models(towers, distillation)[1], built_from),
     )
 
 
@@ -188,8 +189,7 @@ class _Counter:
 
     @classmethod
     def of(cls, towers: TowerConfig, distillation: DistillationConfig, built_from: Sequence[str]) -> _Counter:
-        names = (towers.base_model, towers.base_model if distillation.student == "teacher" else distillation.student)
-        return cls(*(_tokenizer(name, built_from) for name in names))
+        return cls(*(_tokenizer(name, revision, built_from) for name, revision in _models(towers, distillation)))
 
     def teacher(self, texts: Sequence[str], prompt: str) -> NDArray[np.int64]:
         # One more than the tokenizer's own: the end token, which some of them add by themselves.
@@ -201,12 +201,18 @@ class _Counter:
         return Texts(len(texts), sum(map(len, texts)), self.teacher(shown, prompt), _lengths(self._student, shown, 0))
 
 
-def _tokenizer(name: str, built_from: Sequence[str]) -> Any:
+def _models(towers: TowerConfig, distillation: DistillationConfig) -> tuple[tuple[str, str | None], tuple[str, str | None]]:
+    """Name and revision of the teacher's and of the student's base model."""
+    teacher = towers.base_model, towers.revision
+    return teacher, teacher if distillation.student == "teacher" else (distillation.student, distillation.revision)
+
+
+def _tokenizer(name: str, revision: str | None, built_from: Sequence[str]) -> Any:
     from transformers import AutoTokenizer
 
     from components.towers.base_models import resolve_base
 
-    base = resolve_base(name, built_from)
+    base = resolve_base(name, built_from, revision)
     try:
         return AutoTokenizer.from_pretrained(base.location)
     except (OSError, ValueError, KeyError) as error:

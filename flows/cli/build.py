@@ -121,9 +121,11 @@ def _build(options: argparse.Namespace, config: RetrainConfig, about: str = "", 
     `estimate`: known already, and said.
     """
     from flows.planning import announce
+    from flows.release_steps import at_commits
 
     require_space()
     with only_result_on_stdout(options):
+        config = at_commits(config)  # the estimate asks which steps are done, by keys that hold the commits
         # A missing folder is said here, before any server starts.
         said = None if estimate else announce(config)
         if line := ": ".join(filter(None, (about or ("This run" if said else ""), said))):
