@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from components.network import spare_loopback
 
 
 def home() -> Path:
@@ -47,11 +53,36 @@ def audit_log() -> Path:
     return Path(given).expanduser().resolve() if given else home() / "mlflow" / "audit.jsonl"
 
 
+@contextmanager
+def opening(store: str) -> Iterator[None]:
+    """Hold the home's lock for a store as long as the block opens it: of two that open a new database, both would make its tables.
+
+    `store`: MLflow or Prefect. Where no lock can be had (a home that is only read), the block runs without one: it changes nothing there.
+    """
+    path = home() / "locks" / f"{store.lower()}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a")
+    except OSError:
+        yield
+        return
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting: another command is opening {store} in {home()}.", file=sys.stderr, flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
 def activate() -> None:
     """Make the home folder and point every library's state into it. Call before the first heavy import.
 
-    A value that is already set wins, so a team's servers, caches and proxies are left alone.
+    A value that is already set wins, so a team's servers, caches and proxies are left alone; loopback alone goes past the proxies.
     """
+    spare_loopback()
     root = home()
     for folder in (work_folder(), models_folder(), artifact_root(), root / "prefect", root / "cache"):
         folder.mkdir(parents=True, exist_ok=True)

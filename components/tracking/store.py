@@ -7,11 +7,12 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from components import settings
 from components.errors import ScalingNoteError
+from components.network import answers, without_user
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -77,12 +78,20 @@ def _open(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # else two lines for every run that ends on a server
-    if not is_server(uri):
-        settings.artifact_root().mkdir(parents=True, exist_ok=True)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    if is_server(uri):
+        # Asked once by ourselves: MLflow goes on trying for some twenty seconds.
+        if not answers(f"{uri.rstrip('/')}/health"):
+            raise TrackingError(f"No tracking server answers at {without_user(uri)}. Start it, or correct MLFLOW_TRACKING_URI.")
+        from mlflow import MlflowClient
+
+        return MlflowClient(uri)
+    with suppress(OSError):  # a home that is only read
+        settings.artifact_root().mkdir(parents=True, exist_ok=True)
     from mlflow import MlflowClient
 
-    return MlflowClient(uri)
+    with settings.opening("MLflow"):
+        return MlflowClient(uri)
 
 
 def _announce(uri: str) -> None:

@@ -109,10 +109,10 @@ def _build(options: argparse.Namespace, config: RetrainConfig) -> dict[str, Any]
     source_digest(config.data)  # a missing folder is said at once, before any server starts
     require_space()
     from flows.retrain import retrain as flow
+    from flows.servers import run_flow
 
     with only_result_on_stdout(options):
-        result: dict[str, Any] = flow(config)
-    return result
+        return run_flow(flow, config)
 
 
 def report_of(result: dict[str, Any]) -> str:

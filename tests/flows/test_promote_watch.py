@@ -36,6 +36,7 @@ class Flow:
         self.runs = 0
         monkeypatch.setattr("components.promotion.waiting.pending", lambda name: self.state)
         monkeypatch.setattr("flows.promote.promote", self._promote)
+        monkeypatch.setattr("flows.servers.run_flow", lambda flow, *arguments: flow(*arguments))
 
     def _promote(self, name: str) -> dict[str, Any]:
         self.runs += 1
