@@ -12,7 +12,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-CONTACT_SECONDS = 4.0
+CONTACT_SECONDS = 2.5
 
 
 def spare_loopback() -> None:

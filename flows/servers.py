@@ -12,9 +12,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
+from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,8 +24,8 @@ from typing import Any
 from components import settings
 from components.errors import ConfigError
 from components.network import answers, is_healthy, without_user
-from components.tracking import sign_in
-from components.tracking.store import is_server
+from components.tracking import moved, sign_in
+from components.tracking.store import is_server, require_answer
 from flows.server_plans import HOST, ServerError, ServerPlan, mlflow_plan, prefect_plan, small_prefect_plan
 
 START_SECONDS = 120.0
@@ -41,6 +43,8 @@ def serve(mlflow_port: int = 5000, prefect_port: int = 4200, auth: bool = False)
     plans = _plans(mlflow_port, prefect_port, auth)
     if not plans:
         return
+    with settings.opening("MLflow"):
+        moved.settle()
     try:
         with _interrupted_by_sigterm(), running(plans) as processes, sign_in.announced(plans[0].url) if auth else nullcontext():
             for plan in plans:
@@ -54,15 +58,21 @@ def serve(mlflow_port: int = 5000, prefect_port: int = 4200, auth: bool = False)
         print("\nThe servers are stopped.", flush=True)
 
 
-def run_flow(flow: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """Run a flow from the command line, on the Prefect server that the settings name, else on a small one that ends with this process.
+def run_flow(flow: str, *arguments: Any) -> dict[str, Any]:
+    """Run the flow `module:function` for the command line.
 
-    Raises ServerError when Prefect's server does not answer, ConfigError for proxies that no connection can be made with.
+    It runs on the Prefect server that the settings name, else on a small one that ends with this process. Raises ServerError or
+    TrackingError when a server does not answer, ConfigError for proxies or settings of Prefect that cannot be used.
     """
     import httpx
+
+    require_answer()
+    _require_usable_proxies()
+    _require_usable_settings()
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    _require_usable_proxies()
+    module, function = flow.split(":")
+    run = getattr(import_module(module), function)
     given = PREFECT_API_URL.value()
     if given and not answers(f"{given}/health"):
         raise ServerError(
@@ -72,10 +82,14 @@ def run_flow(flow: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, 
     api = given or _small_server()
     try:
         with temporary_settings({PREFECT_API_URL: api}):
-            return flow(*arguments)
-    except httpx.TransportError as error:
+            result: dict[str, Any] = run(*arguments)
+            return result
+    except (httpx.TransportError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("Failed to reach API"):
+            raise
         raise ServerError(
-            f"Prefect's server {without_user(api)} stopped answering ({type(error).__name__}). Finished steps are kept: run it again."
+            f"Prefect's server {without_user(api)} does not answer as one ({type(error).__name__}): it stopped, or another program listens "
+            "there. Finished steps are kept: run it again."
         ) from error
 
 
@@ -85,11 +99,24 @@ def _require_usable_proxies() -> None:
     try:
         httpx.Client().close()  # reads the proxies and certificates of the environment, as every client of Prefect does
     except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
-        names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+        certificates = isinstance(error, OSError) and not isinstance(error, ImportError)
+        names = ("SSL_CERT_FILE", "SSL_CERT_DIR") if certificates else ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
         given = [name for name in os.environ if name.upper() in names]
         raise ConfigError(
             f"No connection can be made with {', '.join(given) or 'the proxies of this system'}: {error}. "
             "Expected a proxy as http://HOST:PORT and a file of certificates that exists; correct or unset them."
+        ) from None
+
+
+def _require_usable_settings() -> None:
+    """Import Prefect, which reads its settings then, and says with a traceback what it cannot read."""
+    try:
+        with redirect_stderr(StringIO()):
+            import_module("prefect.settings").get_current_settings()
+    except (ValueError, OSError) as error:
+        raise ConfigError(
+            f"Prefect's settings cannot be read: {' '.join(str(error).split())}. They come from the variables PREFECT_..., and from .env, "
+            "prefect.toml or pyproject.toml in the current folder."
         ) from None
 
 

@@ -44,7 +44,6 @@ class Watch:
     def look(self) -> None:
         """Promote when something waits that was not tried in this state before."""
         from components.promotion.waiting import pending
-        from flows.promote import promote
         from flows.servers import run_flow
 
         state = pending(self.name)
@@ -55,7 +54,7 @@ class Watch:
             return
         self._seen, self._tried = state, time.monotonic()
         try:
-            self.tell(run_flow(promote, self.name))
+            self.tell(run_flow("flows.promote:promote", self.name))
         except ScalingNoteError as error:
             if not isinstance(error, PromotionError | ArtifactError):
                 self._seen = None  # a server that does not answer, not a verdict: try again at the next look

@@ -108,11 +108,10 @@ def _build(options: argparse.Namespace, config: RetrainConfig) -> dict[str, Any]
 
     source_digest(config.data)  # a missing folder is said at once, before any server starts
     require_space()
-    from flows.retrain import retrain as flow
     from flows.servers import run_flow
 
     with only_result_on_stdout(options):
-        return run_flow(flow, config)
+        return run_flow("flows.retrain:retrain", config)
 
 
 def report_of(result: dict[str, Any]) -> str:

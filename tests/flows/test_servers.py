@@ -101,7 +101,7 @@ def test_the_small_server_of_a_killed_command_ends_with_it(home: Path) -> None:
     code = (
         "import time; from components import settings; settings.activate(); from flows.servers import run_flow\n"
         "def flow():\n    from prefect.settings import PREFECT_API_URL\n"
-        "    print(PREFECT_API_URL.value(), flush=True)\n    time.sleep(300)\nrun_flow(flow)"
+        "    print(PREFECT_API_URL.value(), flush=True)\n    time.sleep(300)\nrun_flow('__main__:flow')"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     command = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
