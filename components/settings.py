@@ -9,12 +9,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from components.errors import ConfigError
 from components.network import spare_loopback
 
 
+def expanded(path: str) -> Path:
+    """`path` with the home folder of `~` or `~name` in its place; left as it is, and so not found, where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def home() -> Path:
-    """The one folder that holds all local state: `SCALINGNOTE_HOME`, or `.scalingnote` in the current folder."""
-    return Path(os.environ.get("SCALINGNOTE_HOME") or ".scalingnote").expanduser().resolve()
+    """The one folder that holds all local state: `SCALINGNOTE_HOME`, or `.scalingnote` in the current folder.
+
+    Raises ConfigError for a folder that no database can lie in.
+    """
+    given = os.environ.get("SCALINGNOTE_HOME") or ".scalingnote"
+    folder = expanded(given)
+    if str(folder).startswith("~"):  # else a folder of that name would be made here
+        raise ConfigError(f"SCALINGNOTE_HOME is '{given}', but there is no such user, or no home folder of theirs. Give the whole path.")
+    folder = folder.resolve()
+    if any(letter == "?" or "\ud800" <= letter <= "\udfff" for letter in str(folder)):
+        shown = os.fsencode(folder).decode("utf-8", "backslashreplace")
+        raise ConfigError(
+            f"The home folder '{shown}' has a question mark or bytes that are no text in its path, with which SQLite's addresses name "
+            "another file. Choose another folder with SCALINGNOTE_HOME."
+        )
+    return folder
 
 
 def work_folder() -> Path:
@@ -50,7 +73,7 @@ def artifact_root() -> Path:
 def audit_log() -> Path:
     """The audit log that the tracking server of this installation writes: `SCALINGNOTE_AUDIT_LOG`, or a file beside the store."""
     given = os.environ.get("SCALINGNOTE_AUDIT_LOG")
-    return Path(given).expanduser().resolve() if given else home() / "mlflow" / "audit.jsonl"
+    return expanded(given).resolve() if given else home() / "mlflow" / "audit.jsonl"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pandas as pd
 
+from components import settings
 from components.artifacts import digest_of, file_sha256
 from components.data import icd10cm, jsonl, parquet
 from components.data.config import DataConfig
@@ -73,7 +74,7 @@ def _built_in(config: DataConfig) -> bool:
 
 
 def _folder(config: DataConfig) -> Path:
-    return Path(config.source).expanduser()
+    return settings.expanded(config.source)
 
 
 def _read_folder(files: SourceFiles) -> RawTables:
