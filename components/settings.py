@@ -40,6 +40,13 @@ def home() -> Path:
     return folder
 
 
+def shipped(name: str) -> Path:
+    """A file or folder of the project that is no Python: beside the packages in a checkout, within them where a wheel was installed."""
+    packages = Path(__file__).resolve().parent
+    packed = packages / "_shipped" / name
+    return packed if packed.exists() else packages.parent / name
+
+
 def work_folder() -> Path:
     """Working files of the steps, a cache by key."""
     return home() / "work"

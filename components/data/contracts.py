@@ -29,7 +29,7 @@ _OPTIONS = (*LENGTH_OPTIONS, *RANGE_OPTIONS, "pattern")
 
 def contracts_folder(configured: str) -> Path:
     """The folder named in the configuration, or the one that comes with the project."""
-    return settings.expanded(configured) if configured else Path(__file__).resolve().parents[2] / "data_contracts"
+    return settings.expanded(configured) if configured else settings.shipped("data_contracts")
 
 
 def contracts_digest(folder: Path) -> str:

@@ -39,9 +39,14 @@ def test_top_level_holds_only_the_allowed_entries() -> None:
     assert {path.split("/")[0] for path in _tracked()} <= TOP_LEVEL
 
 
-def test_packages_are_listed_and_exclude_mlflow_and_docker() -> None:
-    found = _pyproject()["tool"]["setuptools"]["packages"]["find"]
-    assert found["include"] == ["flows*", "components*"]
+def test_every_package_is_listed_and_our_folders_are_packed_within_ours_alone() -> None:
+    tool = _pyproject()["tool"]["setuptools"]
+    ours = {file.parent.relative_to(ROOT) for top in ("components", "flows") for file in (ROOT / top).rglob("*.py")}
+    shipped = {"components._shipped", *(name for name in tool["package-dir"] if name.startswith("components._shipped."))}
+    assert sorted(tool["packages"]) == sorted({".".join(folder.parts) for folder in ours} | shipped)
+    assert tool["package-dir"].keys() == shipped
+    # Else the file lists of the whole folder would go into the package that stands for it.
+    assert tool["include-package-data"] is False
 
 
 def test_every_direct_dependency_is_pinned() -> None:
