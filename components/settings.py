@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from components.errors import ConfigError
@@ -114,8 +115,19 @@ def activate() -> None:
     """
     spare_loopback()
     root = home()
-    for folder in (work_folder(), models_folder(), artifact_root(), root / "prefect", root / "cache"):
-        folder.mkdir(parents=True, exist_ok=True)
+    with suppress(PermissionError):  # of somebody who may only read an existing home
+        for folder in (work_folder(), models_folder(), artifact_root(), root / "prefect", root / "cache"):
+            folder.mkdir(parents=True, exist_ok=True)
+    try:
+        Path.home()
+    except RuntimeError:  # neither HOME nor an entry in the password file; Prefect and others fail without
+        os.environ["HOME"] = str(root)
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:  # neither TMPDIR nor any of the usual folders can be written
+        with suppress(OSError):
+            (root / "cache" / "tmp").mkdir(exist_ok=True)
+            os.environ["TMPDIR"] = str(root / "cache" / "tmp")
     defaults = {
         "MLFLOW_TRACKING_URI": tracking_uri(),
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -49,6 +49,14 @@ def test_every_package_is_listed_and_our_folders_are_packed_within_ours_alone() 
     assert tool["include-package-data"] is False
 
 
+def test_make_takes_the_versions_of_python_that_the_packages_take() -> None:
+    bounds = _pyproject()["project"]["requires-python"]
+    low, high = (tuple(int(part) for part in version.split(".")) for version in re.findall(r"[\d.]+", bounds))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"{low} <= sys.version_info < {high}" in makefile
+    assert f"needs Python {low[0]}.{low[1]} to {high[0]}.{high[1] - 1}" in makefile
+
+
 def test_every_direct_dependency_is_pinned() -> None:
     project = _pyproject()["project"]
     wanted = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
@@ -58,7 +66,7 @@ def test_every_direct_dependency_is_pinned() -> None:
 
 def test_lock_holds_plain_pins_without_hosts_or_paths() -> None:
     for line in _lock_lines():
-        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+( ; python_version [<>=]+ '3\.1[12]')?", line), line
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+( ; python_version [<>=]+ '3\.1[1-4]')?", line), line
 
 
 def test_installed_versions_are_those_of_the_lock() -> None:
