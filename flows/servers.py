@@ -101,7 +101,7 @@ def _require_usable_proxies() -> None:
     except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
         certificates = isinstance(error, OSError) and not isinstance(error, ImportError)
         names = ("SSL_CERT_FILE", "SSL_CERT_DIR") if certificates else ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-        given = [name for name in os.environ if name.upper() in names]
+        given = [spelt for name in names for spelt in (name, name.lower()) if os.environ.get(spelt)]
         raise ConfigError(
             f"No connection can be made with {', '.join(given) or 'the proxies of this system'}: {error}. "
             "Expected a proxy as http://HOST:PORT and a file of certificates that exists; correct or unset them."
