@@ -147,3 +147,5 @@ def activate() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    # A step continues by itself when it is run again; wrong data and wrong settings are said once, whatever a team's profile retries.
+    os.environ["PREFECT_TASKS_DEFAULT_RETRIES"] = os.environ["PREFECT_FLOWS_DEFAULT_RETRIES"] = "0"

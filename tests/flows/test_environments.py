@@ -227,3 +227,22 @@ sys.argv[1:] = ["status"]
 def _seen(folder: Path) -> dict[str, int]:
     """Path -> time of the last change, of everything in `folder`."""
     return {str(path): path.lstat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_run_is_written_where_it_was_asked_for(variables: dict[str, str], tmp_path: Path) -> None:
+    queries, file, link = tmp_path / "queries.jsonl", tmp_path / "run.trec", tmp_path / "link"
+    queries.write_text('{"_id": "q1", "text": "heart stone"}\n', encoding="utf-8")
+    link.symlink_to(file)
+    asked = ["run", "--queries", str(queries), "-k", "3", "--output"]
+    assert run([*asked, str(link)], variables).returncode == 0
+    written = file.read_text(encoding="utf-8")
+    assert link.is_symlink() and len(written.splitlines()) == 3 and written.startswith("q1 Q0 ")
+    for place in ("-", "/dev/stdout"):
+        done = run([*asked, place], variables, cwd=tmp_path)
+        assert done.stdout == written and "1 queries answered" in done.stderr
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE, text=True) as reader:
+        assert run([*asked, str(tmp_path / "pipe")], variables).returncode == 0
+        assert reader.communicate(timeout=60)[0] == written
+    assert {path.name for path in tmp_path.iterdir()} == {"queries.jsonl", "run.trec", "link", "pipe"}
+    assert run(["trace", "champion", "--output", "-"], variables).stdout == run(["trace", "champion"], variables).stdout
