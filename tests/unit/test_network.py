@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from unittest import mock
 
 import httpx
 import pytest
@@ -27,6 +28,13 @@ class _Status(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Stay quiet."""
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """What is set here is gone after each test."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture
