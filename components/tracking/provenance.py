@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from components import settings
 from components.artifacts import digest_of, file_sha256
 from components.tracking.machine import describe_host
 
@@ -55,7 +56,7 @@ def collect_provenance() -> Provenance:
     root = project_root()
     inside_git = _git(root, "rev-parse", "--show-toplevel") == str(root)
     patch = _patch_digest(root) if inside_git else None
-    lock = root / LOCK_FILE
+    lock = settings.shipped(LOCK_FILE)
     return Provenance(
         code_revision=os.environ.get("SCALINGNOTE_REVISION") or (_git(root, "rev-parse", "HEAD") if inside_git else "") or "unknown",
         dirty=patch is not None,

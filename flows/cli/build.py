@@ -122,6 +122,7 @@ def _build(options: argparse.Namespace, config: RetrainConfig, about: str = "", 
     """
     from flows.planning import announce
     from flows.release_steps import at_commits
+    from flows.servers import run_flow
 
     require_space()
     with only_result_on_stdout(options):
@@ -130,10 +131,7 @@ def _build(options: argparse.Namespace, config: RetrainConfig, about: str = "", 
         said = None if estimate else announce(config)
         if line := ": ".join(filter(None, (about or ("This run" if said else ""), said))):
             print(f"{line}.", flush=True)
-        from flows.retrain import retrain as flow
-
-        result: dict[str, Any] = flow(config=config)
-    return result
+        return run_flow("flows.retrain:retrain", config=config)
 
 
 def report_of(result: dict[str, Any]) -> str:

@@ -114,7 +114,7 @@ def _add_use(commands: Any) -> None:
     _release_option(search)
     run = _command(commands, "run", "use:run", "answer a file of queries and write a TREC run file")
     run.add_argument("--queries", type=Path, required=True, metavar="FILE", help="queries as JSON lines (_id, text), gz accepted")
-    run.add_argument("--output", type=Path, required=True, metavar="FILE", help="TREC run file to write")
+    run.add_argument("--output", type=Path, required=True, metavar="FILE", help="TREC run file to write; - for standard output")
     run.add_argument("-k", type=_positive, default=100, help="documents per query (default 100)")
     run.add_argument(
         "--identical-ids",

@@ -33,10 +33,10 @@ def promote(options: argparse.Namespace) -> None:
     if options.watch is not None:
         _run(_watch(options), options)
         return
-    from flows.promote import promote as flow
+    from flows.servers import run_flow
 
     with only_result_on_stdout(options):
-        result = flow(retriever_name(options))
+        result = run_flow("flows.promote:promote", retriever_name(options))
     show(options, result, f"Status: {result['status']}{_warnings(result['warnings'])}")
 
 
