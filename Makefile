@@ -49,8 +49,8 @@ distclean: clean ## the same, and .venv
 # --- set-up: stamps are written last, so an interrupted installation is repeated -----------------------------------------
 
 $(VENV)/.created:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null || { \
-	  echo "'$(PYTHON)' cannot be used ($$($(PYTHON) --version 2>&1 | head -n 1)): scalingnote needs Python 3.11 or 3.12." >&2; \
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot be used ($$($(PYTHON) --version 2>&1 | head -n 1)): scalingnote needs Python 3.11 to 3.14." >&2; \
 	  echo "Install one and name it: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@echo "Making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv --clear $(VENV) || { echo "Python's venv module does not work; on Debian: apt install python3-venv" >&2; exit 1; }

@@ -153,6 +153,22 @@ def open_private(path: Path) -> BinaryIO:
     return os.fdopen(handle, "a+b")
 
 
+def is_stdout(path: Path) -> bool:
+    """Whether a user who names `path` means standard output."""
+    return str(path) in ("-", "/dev/stdout")
+
+
+def write_named(path: Path, content: bytes) -> None:
+    """Write where a user asked: to standard output for `-`, into a device or pipe, to the file behind a link, else atomically."""
+    if is_stdout(path):
+        print(content.decode(), end="", flush=True)
+    elif path.exists() and not path.is_file():
+        with path.open("wb") as handle:
+            handle.write(content)
+    else:
+        write_atomic(path.resolve() if path.is_symlink() else path, content)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON, atomically."""
     write_atomic(path, readable_json(value))

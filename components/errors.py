@@ -66,3 +66,9 @@ class PromotionError(ScalingNoteError):
     """An approval, promotion or rollback that the rules do not allow."""
 
     exit_code = 7
+
+
+class ResourceError(ScalingNoteError):
+    """A disk or memory that cannot hold what is asked for."""
+
+    exit_code = 9

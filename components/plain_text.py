@@ -23,9 +23,9 @@ def one_line(text: Any) -> str:
     return visible(" ".join(str(text).split()))
 
 
-def as_json(value: Any, indent: int | None = None) -> str:
-    """JSON whose text no terminal obeys: the same value, its dangerous characters as escapes."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False, default=str)
+def as_json(value: Any, indent: int | None = None, letters: bool = True) -> str:
+    """JSON whose text no terminal obeys: the same value, its dangerous characters as escapes; without `letters` all that is not ASCII."""
+    text = json.dumps(value, indent=indent, ensure_ascii=not letters, default=str)
     return "".join(c if c == "\n" or not _is_obeyed(c) else json.dumps(c)[1:-1] for c in text)
 
 

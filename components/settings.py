@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from components.errors import ConfigError
+from components.network import spare_loopback
+
+PRECISION_VARIABLE = "SCALINGNOTE_PRECISION"
+NUMBER_FORMATS = ("float32", "bfloat16")
+
+
+def expanded(path: str) -> Path:
+    """`path` with the home folder of `~` or `~name` in its place; left as it is, and so not found, where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def home() -> Path:
-    """The one folder that holds all local state: `SCALINGNOTE_HOME`, or `.scalingnote` in the current folder."""
-    return Path(os.environ.get("SCALINGNOTE_HOME") or ".scalingnote").expanduser().resolve()
+    """The one folder that holds all local state: `SCALINGNOTE_HOME`, or `.scalingnote` in the current folder.
+
+    Raises ConfigError for a folder that no database can lie in.
+    """
+    given = os.environ.get("SCALINGNOTE_HOME") or ".scalingnote"
+    folder = expanded(given)
+    if str(folder).startswith("~"):  # else a folder of that name would be made here
+        raise ConfigError(f"SCALINGNOTE_HOME is '{given}', but there is no such user, or no home folder of theirs. Give the whole path.")
+    folder = folder.resolve()
+    if any(letter == "?" or "\ud800" <= letter <= "\udfff" for letter in str(folder)):
+        shown = os.fsencode(folder).decode("utf-8", "backslashreplace")
+        raise ConfigError(
+            f"The home folder '{shown}' has a question mark or bytes that are no text in its path, with which SQLite's addresses name "
+            "another file. Choose another folder with SCALINGNOTE_HOME."
+        )
+    return folder
+
+
+def shipped(name: str) -> Path:
+    """A file or folder of the project that is no Python: beside the packages in a checkout, within them where a wheel was installed."""
+    packages = Path(__file__).resolve().parent
+    packed = packages / "_shipped" / name
+    return packed if packed.exists() else packages.parent / name
 
 
 def work_folder() -> Path:
@@ -44,18 +84,65 @@ def artifact_root() -> Path:
 def audit_log() -> Path:
     """The audit log that the tracking server of this installation writes: `SCALINGNOTE_AUDIT_LOG`, or a file beside the store."""
     given = os.environ.get("SCALINGNOTE_AUDIT_LOG")
-    return Path(given).expanduser().resolve() if given else home() / "mlflow" / "audit.jsonl"
+    return expanded(given).resolve() if given else home() / "mlflow" / "audit.jsonl"
+
+
+@contextmanager
+def opening(store: str) -> Iterator[None]:
+    """Hold the home's lock for a store as long as the block opens it: of two that open a new database, both would make its tables.
+
+    `store`: MLflow or Prefect. Where no lock can be had (a home that is only read), the block runs without one: it changes nothing there.
+    """
+    path = home() / "locks" / f"{store.lower()}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a")
+    except OSError:
+        yield
+        return
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting: another command is opening {store} in {home()}.", file=sys.stderr, flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+def forced_precision() -> str | None:
+    """The number format that `SCALINGNOTE_PRECISION` names in place of the automatic choice; None where it is not set.
+
+    Raises ConfigError for any other word.
+    """
+    named = os.environ.get(PRECISION_VARIABLE, "")
+    if named and named not in NUMBER_FORMATS:
+        raise ConfigError(f"{PRECISION_VARIABLE} is '{named}'; allowed: {' or '.join(NUMBER_FORMATS)}. Unset it for the automatic choice.")
+    return named or None
 
 
 def activate() -> None:
     """Make the home folder and point every library's state into it. Call before the first heavy import.
 
-    A value that is already set wins, so a team's servers, caches and proxies are left alone.
+    A value that is already set wins, so a team's servers, caches and proxies are left alone; loopback alone goes past the proxies.
     """
+    spare_loopback()
     root = home()
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)  # queries, names and the store lie there, and are nobody else's
-    for folder in (work_folder(), models_folder(), artifact_root(), root / "prefect", root / "cache"):
-        folder.mkdir(parents=True, exist_ok=True)
+    with suppress(PermissionError):  # of somebody who may only read an existing home
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)  # queries, names and the store lie there, and are nobody else's
+        for folder in (work_folder(), models_folder(), artifact_root(), root / "prefect", root / "cache"):
+            folder.mkdir(parents=True, exist_ok=True)
+    try:
+        Path.home()
+    except RuntimeError:  # neither HOME nor an entry in the password file; Prefect and others fail without
+        os.environ["HOME"] = str(root)
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:  # neither TMPDIR nor any of the usual folders can be written
+        with suppress(OSError):
+            (root / "cache" / "tmp").mkdir(exist_ok=True)
+            os.environ["TMPDIR"] = str(root / "cache" / "tmp")
     defaults = {
         "MLFLOW_TRACKING_URI": tracking_uri(),
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -74,3 +161,5 @@ def activate() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    # A step continues by itself when it is run again; wrong data and wrong settings are said once, whatever a team's profile retries.
+    os.environ["PREFECT_TASKS_DEFAULT_RETRIES"] = os.environ["PREFECT_FLOWS_DEFAULT_RETRIES"] = "0"

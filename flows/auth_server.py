@@ -20,7 +20,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 def auth_plan(port: int) -> ServerPlan:
     """The plan of `mlflow_plan` with our app in front; raises for a damaged audit log or permissions file before anything starts."""
     if APP not in entry_points(group="mlflow.app").names:
-        raise ServerError(f"MLflow does not know the app '{APP}'. Install this project again: pip install -e {PROJECT}")
+        raise ServerError(f"MLflow does not know the app '{APP}'. Install scalingnote again with pip.")
     if url := sign_in.running_server():
         raise ServerError(f"A server with sign-in runs over {settings.home()} already: {url}. Use it, or stop it first.")
     load_permissions()
@@ -39,9 +39,15 @@ def _environment() -> dict[str, str]:
         "MLFLOW_AUTH_ADMIN_PASSWORD": sign_in.admin_password(),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secret.read_text().strip() if secret.exists() else sign_in.keep_secret(secret),
         "SCALINGNOTE_AUDIT_LOG": str(settings.audit_log()),
-        # The server works in the home folder, but imports our app.
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH")))),
+        **_import_path(),
     }
+
+
+def _import_path() -> dict[str, str]:
+    """The server works in the home folder, but imports our app: from the checkout, unless it is installed where Python looks anyway."""
+    if not (PROJECT / "pyproject.toml").exists():
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))}
 
 
 def _configuration() -> Path:

@@ -162,6 +162,6 @@ def _server_address() -> str:
 
     if address := PREFECT_API_URL.value():
         return str(address)
-    server = SubprocessASGIServer()
+    server = SubprocessASGIServer()  # of a flow that a script called, not our command line
     server.start()
     return server.api_url

@@ -17,6 +17,7 @@ from components.promotion.signing_keys import load_signing_key
 from components.tracking.provenance import Provenance, collect_provenance, version_tags
 from components.tracking.registry import RegisteredVersion, register
 from components.tracking.runs import Measured, StepRecord, close_flow_run, log_evidence, log_report, open_flow_run, record_step
+from flows.planning import left_after
 from flows.steps import Done, Step, Timing, run_step
 
 
@@ -52,6 +53,8 @@ class Recorder:
     def run(self, step: Step, metrics: Callable[[Artifact], Mapping[str, Measured]] = step_metrics) -> Artifact:
         """Run a step, record it in MLflow with the `metrics` of its artifact, and return the artifact."""
         done = run_step(step, self.name, self.run_id)
+        if left := left_after(step.name, None if done.cached else done.seconds):
+            print(f"[{step.name}] {left}", flush=True)
         self.made += not done.cached
         self.timings[done.artifact.digest] = done.timing
         return self._record(step, done, metrics(done.artifact))

@@ -143,10 +143,10 @@ def _require_full(base: PinnedRelease) -> None:
 
 def _build(config: RetrainConfig, base: PinnedRelease, home: Path) -> Rebuilt:
     """Run the whole flow in an empty home, where no step is found finished, and compare with the record."""
-    from flows.retrain import retrain
+    from flows.servers import run_flow
 
     with _other_home(home):
-        made = Path(retrain(config=config)["folder"])
+        made = Path(run_flow("flows.retrain:retrain", config=config)["folder"])
     equal, first = compare_lineage(base.manifest.lineage, load_release(made).lineage)
     return Rebuilt(equal, first, compare_evaluations(base.artifact.path / EVALUATION_FOLDER, made / EVALUATION_FOLDER))
 

@@ -15,6 +15,7 @@ from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, Ind
 from flows.config import RetrainConfig
 from flows.parameters import NO_SETTINGS, NameOrEmpty, Preset, SettingsForm, requested_config
 from flows.parts import Parts
+from flows.planning import require_room_for
 from flows.recorder import Recorder, recorded_flow
 from flows.registration import register_candidate
 from flows.release_steps import (
@@ -75,6 +76,7 @@ def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
     validation = recorder.run(validation_step(config, dataset))
     require_valid(validation)
     require_usable(config, dataset)
+    require_room_for(config, dataset)
     # Needs no tower, and a generator that cannot write is found before a day of training.
     generated = recorder.run(generation_step(config, dataset)) if config.distillation.generated else None
     query_tower, document_tower = train_both(config, recorder, dataset)

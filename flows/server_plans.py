@@ -27,6 +27,7 @@ class ServerPlan:
     command: tuple[str, ...]
     health: str
     environment: dict[str, str] = field(default_factory=dict)
+    log_name: str = ""  # of the file for what it prints, where not its name
 
     @property
     def url(self) -> str:
@@ -36,7 +37,7 @@ class ServerPlan:
     @property
     def log(self) -> Path:
         """The file that holds what the server prints."""
-        return settings.home() / "logs" / f"{self.name.lower()}-server.log"
+        return settings.home() / "logs" / f"{self.log_name or self.name.lower()}-server.log"
 
 
 def mlflow_plan(port: int) -> ServerPlan:
@@ -55,6 +56,22 @@ def mlflow_plan(port: int) -> ServerPlan:
         "MLFLOW_LOGGING_LEVEL": "INFO",
     }
     return ServerPlan("MLflow", port, command, "/health", environment)
+
+
+def small_prefect_plan(port: int) -> ServerPlan:
+    """Prefect over the same database as long as one command runs: no page, and only the services that a run needs.
+
+    The command and the variables are those of Prefect's own ephemeral server, which stays behind when we are killed.
+    """
+    from prefect.settings import get_current_settings
+
+    command = (
+        *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
+        *("--host", HOST, "--port", str(port), "--log-level", "error", "--lifespan", "on"),
+    )
+    small = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    environment = small | get_current_settings().to_environment_variables(exclude_unset=True)
+    return ServerPlan("Prefect", port, command, "/api/health", environment, "small-prefect")
 
 
 def prefect_plan(port: int) -> ServerPlan:

@@ -1,27 +1,36 @@
-"""The MLflow and Prefect servers of a local installation, on loopback, over the same files that the commands use."""
+"""The MLflow and Prefect servers of a local installation, on loopback, over the same files that the commands use.
+
+Both for people (`serve`), and a small one of Prefect alone for a command that runs a flow (`run_flow`). All end with us.
+"""
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass
+from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from types import FrameType
-from urllib.error import URLError
+from typing import Any
 
 from components import settings
-from components.errors import ConfigError, masked
-from components.tracking import sign_in
-from components.tracking.store import is_server
-from flows.server_plans import HOST, ServerError, ServerPlan, mlflow_plan, prefect_plan
+from components.errors import ConfigError
+from components.network import answers, is_healthy, without_user
+from components.tracking import moved, sign_in
+from components.tracking.store import is_server, require_answer
+from flows.server_plans import HOST, ServerError, ServerPlan, mlflow_plan, prefect_plan, small_prefect_plan
 
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
+GUARD = Path(__file__).with_name("guard.py")
 
 
 def serve(mlflow_port: int = 5000, prefect_port: int = 4200, auth: bool = False) -> None:
@@ -34,6 +43,8 @@ def serve(mlflow_port: int = 5000, prefect_port: int = 4200, auth: bool = False)
     plans = _plans(mlflow_port, prefect_port, auth)
     if not plans:
         return
+    with settings.opening("MLflow"):
+        moved.settle()
     try:
         with _interrupted_by_sigterm(), running(plans) as processes, sign_in.announced(plans[0].url) if auth else nullcontext():
             for plan in plans:
@@ -47,14 +58,103 @@ def serve(mlflow_port: int = 5000, prefect_port: int = 4200, auth: bool = False)
         print("\nThe servers are stopped.", flush=True)
 
 
+def run_flow(flow: str, *arguments: Any, **named: Any) -> dict[str, Any]:
+    """Run the flow `module:function` for the command line.
+
+    It runs on the Prefect server that the settings name, else on a small one that ends with this process. Raises ServerError or
+    TrackingError when a server does not answer, ConfigError for proxies or settings of Prefect that cannot be used.
+    """
+    import httpx
+
+    require_answer()
+    _require_usable_proxies()
+    _require_usable_settings()
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    module, function = flow.split(":")
+    run = getattr(import_module(module), function)
+    given = PREFECT_API_URL.value()
+    if given and not answers(f"{given}/health"):
+        raise ServerError(
+            f"Prefect's server {without_user(given)} does not answer. Start it, or correct PREFECT_API_URL: it may also come from .env, "
+            "prefect.toml or pyproject.toml in the current folder, or from a profile of Prefect."
+        )
+    api = given or _small_server()
+    try:
+        with temporary_settings({PREFECT_API_URL: api}):
+            result: dict[str, Any] = run(*arguments, **named)
+            return result
+    except (httpx.TransportError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("Failed to reach API"):
+            raise
+        raise ServerError(
+            f"Prefect's server {without_user(api)} does not answer as one ({type(error).__name__}): it stopped, or another program listens "
+            "there. Finished steps are kept: run it again."
+        ) from error
+
+
+def _require_usable_proxies() -> None:
+    import httpx
+
+    try:
+        httpx.Client().close()  # reads the proxies and certificates of the environment, as every client of Prefect does
+    except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
+        certificates = isinstance(error, OSError) and not isinstance(error, ImportError)
+        names = ("SSL_CERT_FILE", "SSL_CERT_DIR") if certificates else ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+        given = [spelt for name in names for spelt in (name, name.lower()) if os.environ.get(spelt)]
+        raise ConfigError(
+            f"No connection can be made with {', '.join(given) or 'the proxies of this system'}: {error}. "
+            "Expected a proxy as http://HOST:PORT and a file of certificates that exists; correct or unset them."
+        ) from None
+
+
+def _require_usable_settings() -> None:
+    """Import Prefect, which reads its settings then, and says with a traceback what it cannot read."""
+    try:
+        with redirect_stderr(StringIO()):
+            import_module("prefect.settings").get_current_settings()
+    except (ValueError, OSError) as error:
+        raise ConfigError(
+            f"Prefect's settings cannot be read: {' '.join(str(error).split())}. They come from the variables PREFECT_..., and from .env, "
+            "prefect.toml or pyproject.toml in the current folder."
+        ) from None
+
+
+@dataclass
+class _Small:
+    """The small server of this process: its address, its process, and how it is stopped."""
+
+    api: str
+    process: subprocess.Popen[bytes]
+    stack: ExitStack
+
+
+_small: list[_Small] = []  # one or none
+
+
+def _small_server() -> str:
+    """Address of the API of this process's own server, started at the first call and again if it has ended."""
+    if _small and _small[0].process.poll() is None:
+        return _small[0].api
+    plan = small_prefect_plan(_free_port())
+    with ExitStack() as stack:
+        (process,) = stack.enter_context(running([plan]))
+        _small[:] = [_Small(f"{plan.url}/api", process, stack.pop_all())]
+    atexit.register(_small[0].stack.close)
+    return _small[0].api
+
+
 @contextmanager
 def running(plans: Sequence[ServerPlan]) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Run the servers of `plans` as long as the block runs; they answer when it is entered and are gone when it is left."""
     check_ports(plans)
     with ExitStack() as stack:
-        processes = [stack.enter_context(_process(plan)) for plan in plans]
-        for plan, process in zip(plans, processes, strict=True):
-            _wait_until_healthy(plan, process)
+        with ExitStack() as starting:
+            for plan in plans:
+                starting.enter_context(settings.opening(plan.name))
+            processes = [stack.enter_context(_process(plan)) for plan in plans]
+            for plan, process in zip(plans, processes, strict=True):
+                _wait_until_healthy(plan, process)
         yield processes
 
 
@@ -83,22 +183,32 @@ def _sign_in_text() -> str:
 
 
 def _plans(mlflow_port: int, prefect_port: int, auth: bool) -> list[ServerPlan]:
+    from prefect.settings import PREFECT_API_URL  # also from .env, prefect.toml or a profile, as the runs read it
+
     plans = []
     if auth:
         from flows.auth_server import auth_plan
 
         if is_server(settings.tracking_uri()):
-            raise ConfigError(f"--auth starts a server, but MLFLOW_TRACKING_URI names {settings.tracking_uri()} already. Unset it first.")
+            named = without_user(settings.tracking_uri())
+            raise ConfigError(f"--auth starts a server, but MLFLOW_TRACKING_URI names {named} already. Unset it first.")
         plans.append(auth_plan(mlflow_port))
     elif is_server(settings.tracking_uri()):
-        print(f"MLflow   {masked(settings.tracking_uri())} (from MLFLOW_TRACKING_URI; not started here)", flush=True)
+        print(f"MLflow   {without_user(settings.tracking_uri())} (from MLFLOW_TRACKING_URI; not started here)", flush=True)
     else:
         plans.append(mlflow_plan(mlflow_port))
-    if given := os.environ.get("PREFECT_API_URL"):
-        print(f"Prefect  {given.removesuffix('/api')} (from PREFECT_API_URL; not started here)", flush=True)
+    if given := os.environ.get("PREFECT_API_URL") or PREFECT_API_URL.value():
+        print(f"Prefect  {without_user(given).removesuffix('/api')} (from PREFECT_API_URL; not started here)", flush=True)
     else:
         plans.append(prefect_plan(prefect_port))
     return plans
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _is_free(port: int) -> bool:
@@ -114,11 +224,11 @@ def _is_free(port: int) -> bool:
 
 @contextmanager
 def _process(plan: ServerPlan) -> Iterator[subprocess.Popen[bytes]]:
-    """The server in a session of its own, so that Ctrl-C reaches us alone and its children are stopped with it."""
+    """The server in a session of its own, so that Ctrl-C reaches us alone and its children are stopped with it. It ends when we do."""
     plan.log.parent.mkdir(parents=True, exist_ok=True)
     with plan.log.open("wb") as log:
         process = subprocess.Popen(
-            plan.command,
+            (sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), *plan.command),
             cwd=settings.home(),
             env=os.environ | plan.environment,
             stdin=subprocess.DEVNULL,
@@ -147,22 +257,12 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _wait_until_healthy(plan: ServerPlan, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while not _answers(plan.url + plan.health):
+    while not is_healthy(plan.url + plan.health, 2):
         if process.poll() is not None:
             raise ServerError(f"The {plan.name} server ended while starting:\n{_tail(plan.log)}\nFull log: {plan.log}")
         if time.monotonic() > deadline:
             raise ServerError(f"The {plan.name} server did not answer within {START_SECONDS:.0f} s. Log: {plan.log}\n{_tail(plan.log)}")
         time.sleep(0.2)
-
-
-def _answers(url: str) -> bool:
-    # A proxy of the environment must not be asked for our own machine.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url, timeout=2) as response:
-            return bool(response.status == 200)
-    except (URLError, OSError):
-        return False
 
 
 def _watch(plans: Sequence[ServerPlan], processes: Sequence[subprocess.Popen[bytes]]) -> None:

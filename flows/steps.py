@@ -8,10 +8,11 @@ step itself continues from what a killed attempt left there.
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cache, cached_property
@@ -31,6 +32,10 @@ from flows.why import at_start, keep_begin, keep_end, keep_use, made_by, named_s
 
 if TYPE_CHECKING:
     from prefect.states import State
+
+PRECISION = "components/towers/precision.py"  # what it chooses decides the results of the steps that reach it
+# Folders of steps that this process made for its estimate, before the flow that they belong to.
+_made_ahead: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,18 @@ class Step:
         """Code and libraries that the making of the step reaches."""
         return reached_by(self.make)
 
+    @property
+    def key_settings(self) -> dict[str, Any]:
+        """The configuration, and the precision where it is forced: what the machine chooses by itself is no setting."""
+        forced = settings.forced_precision() if PRECISION in self.reached.code else None
+        return {**self.config, **({"forced_precision": forced} if forced else {})}
+
     @cached_property
     def folder(self) -> Path:
         """The step's own folder under the working files, named by its key."""
         key = digest_of(
             {
-                "config": dict(self.config),
+                "config": self.key_settings,
                 "inputs": {role: artifact.digest for role, artifact in self.inputs.items()},
                 "code": self.reached.code,
                 "libraries": self.reached.libraries,
@@ -72,7 +83,7 @@ class Step:
     def parts(self) -> dict[str, Any]:
         """The parts of the key as people know them, by which two results are compared."""
         return {
-            "settings": named_settings(self.config),
+            "settings": named_settings(self.key_settings),
             "inputs": {role: made_by(artifact) for role, artifact in self.inputs.items()},
             "code": self.reached.code,
             "libraries": self.reached.libraries,
@@ -123,6 +134,15 @@ def make_step(step: Step) -> Artifact:
     return _made(step).artifact
 
 
+def make_ahead(step: Step) -> Artifact:
+    """As `make_step`, without a word, before the flow that has this step: that flow reports it as made and not as found finished."""
+    with redirect_stdout(io.StringIO()):
+        done = _made(step)
+    if not done.cached:
+        _made_ahead.add(step.folder)
+    return done.artifact
+
+
 def _execute(step: Step, retriever: str, flow_run: str) -> State[Done] | Done:
     done = replace(_made(step, retriever, flow_run), task_run_id=task_run.id)
     return Completed(name="Cached", message="its manifest verified", data=done) if done.cached else done
@@ -132,6 +152,12 @@ def _made(step: Step, retriever: str = "", flow_run: str = "") -> Done:
     started = time.monotonic()
     with _alone(step.folder):
         artifact, damage = _finished(step)
+        if artifact is not None and step.folder in _made_ahead:
+            _made_ahead.discard(step.folder)
+            keep_use(step.folder, step.inputs, retriever, flow_run)
+            timing = _read_timing(step.folder) or Timing(0.0, 1)
+            print(f"[{step.name}] started\n[{step.name}] done in {timing.seconds:.1f} s: {_counts(artifact)}", flush=True)
+            return Done(artifact, False, timing.seconds, timing)
         if artifact is not None:
             keep_use(step.folder, step.inputs, retriever, flow_run)
             print(f"[{step.name}] unchanged, taken from the cache", flush=True)

@@ -45,9 +45,9 @@ class Watch:
             self._said = None
             return
         if refused_before(self.name) is None:
-            from flows.promote import promote  # with Prefect, which a process that only looks does without
+            from flows.servers import run_flow  # with Prefect, which a process that only looks does without
 
-            self.tell(promote(self.name))
+            self.tell(run_flow("flows.promote:promote", self.name))
 
     def _tell_once(self, message: str) -> None:
         if message != self._said:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components import settings
 from components.artifacts import digest_of, file_sha256
 from components.data.contract_quality import check_counts, check_numbers, quality_rule, regular_expression
 from components.data.dataset import TABLES
@@ -28,7 +29,7 @@ _OPTIONS = (*LENGTH_OPTIONS, *RANGE_OPTIONS, "pattern")
 
 def contracts_folder(configured: str) -> Path:
     """The folder named in the configuration, or the one that comes with the project."""
-    return Path(configured).expanduser() if configured else Path(__file__).resolve().parents[2] / "data_contracts"
+    return settings.expanded(configured) if configured else settings.shipped("data_contracts")
 
 
 def contracts_digest(folder: Path) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 
+from components import settings
 from components.data.tables import RawTables
 from components.errors import DataError
 
@@ -16,7 +16,7 @@ MARK = "/"
 
 def mixed_name(source: str) -> str:
     """The name of a further data set: the last part of its folder's path; raises DataError when that cannot stand in an id."""
-    name = Path(source).expanduser().resolve().name
+    name = settings.expanded(source).resolve().name
     if not name or name.split() != [name]:
         raise DataError(f"data.mix: the folder '{source}' has no name without white space to put before its ids. Rename or move it.")
     return name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import ModuleType
 
 import pandas as pd
 
+from components import settings
 from components.artifacts import digest_of, file_sha256
 from components.data import delimited, icd10cm, jsonl, parquet
 from components.data.config import DataConfig
@@ -91,7 +91,7 @@ def _built_in(config: DataConfig) -> bool:
 
 
 def _folder(config: DataConfig) -> Path:
-    return Path(os.path.expanduser(config.source))  # noqa: PTH111 - Path's own raises for a user that there is not
+    return settings.expanded(config.source)
 
 
 def _read_folder(files: SourceFiles, repeats: bool) -> RawTables:

@@ -47,7 +47,7 @@ def train_student(data: DistillationData, config: DistillationConfig, parents: M
     Raises ModelError for an unusable student, DataError for a share of a source without texts, and CollapseError when the student's
     vectors crowd together.
     """
-    run = _Distillation(data, config, folder)
+    run = Distillation(data, config, folder)
     run.to_end()
     run.restore_best()
     vectors = run.student.encode(data.dev.queries)
@@ -91,7 +91,7 @@ def _shares(sources: Sequence[str], config: DistillationConfig) -> dict[str, Sca
     return {f"share_{name}": round(count / sum(counts.values()), 4) for name, count in counts.items()}
 
 
-class _Distillation:
+class Distillation:
     """The state of a distillation and its loop."""
 
     def __init__(self, data: DistillationData, config: DistillationConfig, folder: Path) -> None:
@@ -120,7 +120,7 @@ class _Distillation:
         for number in range(len(self.history), len(self.epochs)):
             epoch = self.epochs[number]
             if epoch.number == 0:
-                self._enter(epoch)
+                self.enter(epoch)
             loss = self._epoch(epoch)
             self.history.append(self._score(epoch, loss))
             if self.best_epoch == number:
@@ -131,7 +131,7 @@ class _Distillation:
         """Put the best epoch's weights back into the student."""
         self.student.load_state(self.best)
 
-    def _enter(self, epoch: Epoch) -> None:
+    def enter(self, epoch: Epoch) -> None:
         """Begin a phase from the best weights so far, with fewer layers if it says so, and a new optimizer."""
         if self.best:
             self.restore_best()
@@ -150,13 +150,17 @@ class _Distillation:
         with tqdm(total=len(order), desc=label, unit="query", mininterval=1) as bar:
             for start in range(0, len(order), size):
                 batch = order[start : start + size]
-                loss = self._align(batch, (epoch.place, epoch.number, start)) if epoch.phase.kind == "align" else self._refine(batch)
-                loss.backward()
-                self.optimizer.step(learning_rate(epoch, start, self.config))
-                losses.append(float(loss.detach()))
+                losses.append(self.learn(batch, epoch, start))
                 bar.update(len(batch))
                 bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}", refresh=False)
         return _finite(float(np.mean(losses)), label)
+
+    def learn(self, batch: NDArray[np.int64], epoch: Epoch, start: int) -> float:
+        """One step on the texts (alignment) or pairs (refinement) numbered in `batch`, which begins at `start` of the epoch; its loss."""
+        loss = self._align(batch, (epoch.place, epoch.number, start)) if epoch.phase.kind == "align" else self._refine(batch)
+        loss.backward()
+        self.optimizer.step(learning_rate(epoch, start, self.config))
+        return float(loss.detach())
 
     def _score(self, epoch: Epoch, loss: float) -> dict[str, Any]:
         """The log entry of a finished epoch."""

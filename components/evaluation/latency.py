@@ -68,6 +68,16 @@ def measure_speed(teacher: DenseRanker, student: DenseRanker, queries: Sequence[
     )
 
 
+def seconds_of_timing(speeds: Mapping[str, tuple[float, float]], config: EvaluationConfig) -> float:
+    """What `measure_speed` will take, the search apart: `speeds` are seconds of a query and of a full batch of `teacher` and `student`."""
+    whole = 0.0
+    for name, share in (("student", 1), ("teacher", TEACHER_SHARE)):
+        single, batch = speeds[name]
+        each_round = int(np.clip(_BATCH_SECONDS / max(batch, 1e-9), 1, _MOST_BATCHES))
+        whole += (_WARM_UP + config.latency_queries / share) * single + (2 + _ROUNDS * each_round) * batch
+    return whole
+
+
 def measure_speeds(systems: Mapping[str, Timed], queries: Sequence[str], config: EvaluationConfig) -> dict[str, EncoderSpeed]:
     """Time all systems on the same queries, after a warm-up, in alternating rounds.
 

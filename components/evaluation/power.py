@@ -37,7 +37,17 @@ def min_detectable(differences: ArrayLike, confidence: float = 0.95, wanted: flo
 def queries_needed(differences: ArrayLike, margin: float, confidence: float = 0.95, wanted: float = 0.8) -> int:
     """How many queries with the spread of these give the power `wanted` at the margin."""
     values = np.asarray(differences, dtype=np.float64)
-    return max(2, math.ceil(len(values) * (min_detectable(values, confidence, wanted) / margin) ** 2))
+    return queries_for(standard_error(values) * math.sqrt(len(values)), margin, confidence, wanted)
+
+
+def queries_for(spread: float, margin: float, confidence: float = 0.95, wanted: float = 0.8) -> int:
+    """How many queries give the power `wanted` at the margin, when the differences per query have the standard deviation `spread`."""
+    return max(2, math.ceil(((_NORMAL.inv_cdf(confidence) + _NORMAL.inv_cdf(wanted)) * spread / margin) ** 2))
+
+
+def margin_for(spread: float, queries: int, confidence: float = 0.95, wanted: float = 0.8) -> float:
+    """The smallest margin that so many queries can show with the power `wanted`, at that standard deviation of the differences."""
+    return (_NORMAL.inv_cdf(confidence) + _NORMAL.inv_cdf(wanted)) * spread / math.sqrt(queries)
 
 
 def standard_error(differences: ArrayLike) -> float:

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from components.artifacts import write_atomic
+from components.artifacts import write_named
 from components.errors import DataError
 from components.evaluation.metrics import Ranking, first_places
 
 
 def write_trec_run(path: Path, rankings: Mapping[str, Ranking], tag: str) -> None:
-    """Write the rankings (query_id -> best first) atomically, in the order of the mapping; ranks count from 1.
+    """Write the rankings (query_id -> best first) where `write_named` puts them, in the order of the mapping; ranks count from 1.
 
     A score that is not below the one before it is lowered to the next smaller float32: trec_eval ignores the rank, sorts by score and
     breaks ties in its own way, so it would otherwise see another order. A document that a ranking holds twice is written at its first
     place alone, as it is measured. Raises DataError for an id with white space, which the format cannot hold.
     """
     lines = (line for query_id, ranking in rankings.items() for line in _lines(query_id, ranking, tag))
-    write_atomic(path, "".join(lines).encode())
+    write_named(path, "".join(lines).encode())
 
 
 def _lines(query_id: str, ranking: Ranking, tag: str) -> Iterator[str]:

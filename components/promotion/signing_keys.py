@@ -66,7 +66,7 @@ def key_id(public: bytes) -> str:
 def signing_key_path() -> Path | None:
     """The file of the signing key; None when no key is configured. A file that `SCALINGNOTE_SIGNING_KEY` names need not be there."""
     if named := os.environ.get(KEY_VARIABLE):
-        return Path(named).expanduser()
+        return settings.expanded(named)
     own = settings.keys_folder() / "signing.pem"
     return own if own.exists() else None
 
@@ -116,7 +116,7 @@ def exposure(path: Path) -> str | None:
 def trusted_keys() -> dict[str, TrustedKey]:
     """Key id -> trusted public key; empty when none is configured. Raises ConfigError for a file that holds none."""
     named = os.environ.get(TRUSTED_VARIABLE)
-    place = Path(named).expanduser() if named else settings.keys_folder() / "trusted"
+    place = settings.expanded(named) if named else settings.keys_folder() / "trusted"
     if named and not place.exists():
         raise ConfigError(
             f"{TRUSTED_VARIABLE} names {place}, which does not exist. Give a file with a public key, or a folder of *.pem files."

@@ -7,6 +7,7 @@ of the text: whoever has the query can show that this answer was to it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,6 +15,7 @@ import mmap
 import os
 import re
 import secrets
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +35,7 @@ SETTING = "SCALINGNOTE_ANSWER_LOG"
 MODES = ("off", "ids", "full")
 Mode = Literal["off", "ids", "full"]
 RETENTION_DAYS = 183
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 BLOCK = 1 << 20  # bytes read at once from the end of the log
 _ID = re.compile(r"^[0-9a-f]{16}(\.\d+)?$")
 
@@ -74,6 +77,8 @@ def log_mode() -> Mode:
 def log_answers(served: Served, queries: Sequence[str], found: Sequence[Sequence[Hit]]) -> list[str]:
     """Append one answer a query and return their ids, in order; an empty list when the log is off.
 
+    Whoever may only read the home folder gets the answers too: what is not logged is said on stderr, and the list is empty.
+
     The answers of one call share the start of their ids: `<16 hex digits>` of one alone, `<16 hex digits>.<number>` of several.
     """
     mode = log_mode()
@@ -93,7 +98,13 @@ def log_answers(served: Served, queries: Sequence[str], found: Sequence[Sequence
         )
         for answer_id, query, hits in zip(ids, queries, found, strict=True)
     ]
-    _append(answers_file(served.retriever), "".join(answer.model_dump_json() + "\n" for answer in answers))
+    try:
+        _append(answers_file(served.retriever), "".join(answer.model_dump_json() + "\n" for answer in answers))
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
+        print(f"Not logged, since {error.filename} cannot be written ({error.strerror}). {SETTING}=off asks for no log.", file=sys.stderr)
+        return []
     return ids
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+from components.settings import forced_precision
+
 if TYPE_CHECKING:
     import torch
 
@@ -17,9 +19,10 @@ def pick_device() -> torch.device:
 
 
 def pick_dtype(precision: str) -> torch.dtype:
-    """`auto` is bfloat16 where device or processor has instructions for it, float32 elsewhere."""
+    """`auto` is what `SCALINGNOTE_PRECISION` names, else bfloat16 where device or processor has instructions for it, float32 elsewhere."""
     import torch
 
+    precision = (forced_precision() or precision) if precision == "auto" else precision
     if precision != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
     if torch.cuda.is_available():

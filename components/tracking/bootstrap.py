@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.errors import ConfigError
+from components.network import answers
 from components.tracking import audit, sign_in
 from components.tracking.records import ensure_chain
 from components.tracking.registry import ensure_model
@@ -144,7 +145,7 @@ def _require_passwords(users: Users) -> None:
 def _require_running(server: str) -> None:
     if not is_server(server):
         raise TrackingError(f"{server} is no server: users and roles need one. Start it with `scalingnote ui --auth`.")
-    if not sign_in.answers(server):
+    if not answers(f"{server.rstrip('/')}/health"):
         raise TrackingError(f"No server answers at {server}. Start it with `scalingnote ui --auth`, or name another with --server URL.")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from components import settings
+from components.tracking.moved import former_roots, present
 
 KNOWN_SCHEMAS = frozenset({"dc11669786a5"})  # `alembic_version` of MLflow 3.17.2
 _PREFIX = "sqlite:///"
@@ -21,7 +22,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Reader:
-    """Rows of one embedded store. A store that is not there yet has no rows."""
+    """Rows of one embedded store. A store that is not there yet has no rows. Locations are those of now (see `moved`)."""
 
     path: Path
 
@@ -32,9 +33,11 @@ class Reader:
         connection = sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True, timeout=30)
         try:
             connection.row_factory = sqlite3.Row
-            return [dict(row) for row in connection.execute(statement, values)]
+            found = [dict(row) for row in connection.execute(statement, values)]
         finally:
             connection.close()
+        roots = former_roots(self.path)
+        return [{name: present(value, roots) if isinstance(value, str) else value for name, value in row.items()} for row in found]
 
     def aliases(self, model_name: str) -> dict[str, int]:
         """Alias -> version of a registered model."""

@@ -7,16 +7,20 @@ import platform
 import re
 from pathlib import Path
 
+from components.settings import forced_precision
+
 _GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def describe_host() -> dict[str, str | int | float]:
-    """Host name, processor, usable cores, memory in GiB and the GPUs, as far as the system tells."""
+    """Host name, processor, usable cores, memory in GiB and the GPUs, as far as the system tells; the number format, if one is forced."""
     found: dict[str, str | int | float] = {"host": platform.node(), "processor": processor(), "cores": _cores()}
     if "SC_PHYS_PAGES" in os.sysconf_names:
         found["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     if gpus := _gpus():
         found["gpus"] = ", ".join(gpus)
+    if forced := forced_precision():
+        found["precision"] = forced
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from components import settings
 from components.artifacts import digest_of, file_sha256
 from components.tracking.machine import describe_host
 
@@ -74,7 +75,7 @@ def collect_provenance() -> Provenance:
     claimed = os.environ.get("SCALINGNOTE_REVISION", "") if not revision and not problem else ""
     if problem:
         _log.warning("The revision of the code is not known: %s", problem)
-    lock = root / LOCK_FILE
+    lock = settings.shipped(LOCK_FILE)
     return Provenance(
         code_revision=revision or claimed.removesuffix("-dirty") or "unknown",
         dirty=dirty or claimed.endswith("-dirty"),

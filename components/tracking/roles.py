@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from components import settings
 from components.errors import ConfigError
 from components.tracking import labels
 
@@ -23,7 +24,7 @@ ADMIN = "admin"
 RUN_ACTION = "run"
 OWN_PASSWORD = "update_user_password"  # MLflow lets everybody change their own
 OTHER_ACTION = "other"  # of a model: every change that has no rule of its own
-PERMISSIONS_FILE = Path(__file__).resolve().parents[2] / "mlflow" / "permissions.yaml"
+PERMISSIONS_FILE = settings.shipped("mlflow") / "permissions.yaml"
 _COPY = re.compile(r"models:/+([^/@]+)/([0-9]+)/?")
 _REGISTERED = re.compile(r"models:/+[^/@]+[/@]", re.IGNORECASE)  # of a registered model; `models:/m-1` is a logged one
 _STRICT = ConfigDict(frozen=True, extra="forbid")

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 import secrets
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import HTTPError, URLError
 
 from components import settings
 from components.artifacts import read_json, write_json
 from components.errors import ArtifactError
+from components.network import answers
 from components.tracking.roles import ADMIN
 from components.tracking.store import TrackingError
 
@@ -71,7 +70,7 @@ def running_server() -> str | None:
         url, pid = str(note["url"]), int(note["pid"])
     except (ArtifactError, KeyError, TypeError, ValueError):
         return None
-    return url if _is_alive(pid) and answers(url) else None
+    return url if _is_alive(pid) and answers(f"{url}/health") else None
 
 
 def _is_alive(pid: int) -> bool:
@@ -80,19 +79,6 @@ def _is_alive(pid: int) -> bool:
     except OSError:  # gone, or somebody else's by now
         return False
     return True
-
-
-def answers(url: str) -> bool:
-    """Whether a server answers at `url`, with whatever status."""
-    # A proxy of the environment must not be asked for our own machine.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({})) if "//127.0.0.1" in url else urllib.request.build_opener()
-    try:
-        with opener.open(f"{url.rstrip('/')}/health", timeout=5):
-            return True
-    except HTTPError:
-        return True
-    except (URLError, OSError, ValueError):
-        return False
 
 
 def sign_in(role: str) -> None:

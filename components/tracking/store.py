@@ -6,16 +6,21 @@ import functools
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from components import settings
 from components.errors import ConfigError, ScalingNoteError
+from components.network import answers, without_user
+from components.tracking import moved
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_GONE_SECONDS = 5.0  # a server that was found gone is not asked again so soon, by a command that asks it for several things
+_gone: dict[str, float] = {}
 _FOREIGN = {"mlflow", "sqlalchemy", "requests", "urllib3", "sqlite3", "alembic"}
 
 
@@ -89,12 +94,31 @@ def _open(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # else two lines for every run that ends on a server
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # else two bars for every record or configuration that is read
-    if not is_server(uri):
-        settings.artifact_root().mkdir(parents=True, exist_ok=True)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    if is_server(uri):
+        require_answer()
+        from mlflow import MlflowClient
+
+        return MlflowClient(uri)
+    with suppress(OSError):  # a home that is only read
+        settings.artifact_root().mkdir(parents=True, exist_ok=True)
     from mlflow import MlflowClient
 
-    return MlflowClient(uri)
+    with settings.opening("MLflow"):
+        moved.settle()
+        return MlflowClient(uri)
+
+
+def require_answer() -> None:
+    """Raise TrackingError within seconds when the tracking server is gone: MLflow itself goes on trying for some twenty."""
+    uri = settings.tracking_uri()
+    if not is_server(uri):
+        return
+    if time.monotonic() - _gone.get(uri, -_GONE_SECONDS) >= _GONE_SECONDS:
+        if answers(f"{uri.rstrip('/')}/health"):
+            return
+        _gone[uri] = time.monotonic()
+    raise TrackingError(f"No tracking server answers at {without_user(uri)}. Start it, or correct MLFLOW_TRACKING_URI.")
 
 
 def _announce(uri: str) -> None:
@@ -146,4 +170,6 @@ def create_experiment(name: str, tags: dict[str, str]) -> str | None:
 def clear_caches() -> None:
     """Forget opened stores and known experiments, for example after the store's file was replaced."""
     _open.cache_clear()
+    _gone.clear()
+    moved.forget()
     _experiment_id.cache_clear()

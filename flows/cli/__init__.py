@@ -1,1 +1,43 @@
-"""The command line. Nothing heavy is imported before a command is known: `--help` has to answer at once."""
+"""The command line: a module for each family of commands; `start` is what the program `scalingnote` calls.
+
+Nothing heavy is imported before a command is known: `--help` has to answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any, NoReturn
+
+INTERRUPTED = "Interrupted. Run the same command again to continue where it was."
+
+
+def start() -> int:
+    """Run the command of `sys.argv` and return its exit status.
+
+    Ctrl-C is answered in words from the first import to the last exit handler: `main` tidies up, before and after it we leave at once
+    (servers that we started end with us). The libraries would show a traceback.
+    """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as in the background of a shell script
+    if not ignored:
+        signal.signal(signal.SIGINT, _leave)
+    from flows.cli.main import main
+    from flows.cli.output import finish_streams, prepare_streams
+
+    prepare_streams()
+    try:
+        if not ignored:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        status = main()
+    except KeyboardInterrupt:
+        _leave()
+    except SystemExit as stop:  # of argparse
+        status = stop.code if isinstance(stop.code, int) else 0
+    if not ignored:
+        signal.signal(signal.SIGINT, _leave)
+    return finish_streams(status)
+
+
+def _leave(*_: Any) -> NoReturn:
+    os.write(2, f"scalingnote: {INTERRUPTED}\n".encode())
+    os._exit(130)

@@ -17,9 +17,11 @@ EXAMPLES = ("heart attack", "kidney stone")
 
 
 def retrain(options: argparse.Namespace) -> None:
-    """Build a candidate and say what comes next."""
-    config = read_config(options)
-    result = _build(options, config)
+    """Build a candidate and say what comes next; with a budget, by the settings of its plan."""
+    from flows.cli.plan import planned
+
+    config, estimate = planned(options) if options.budget is not None else (read_config(options), None)
+    result = _build(options, config, estimate=estimate)
     show(options, result, report_of(result) + "\n\n" + next_steps(result))
 
 
@@ -28,12 +30,8 @@ def demo(options: argparse.Namespace) -> None:
     if options.full:
         options.set = [*options.set, "data.scope=full"]
     config = read_config(options)
-    if not options.json:
-        print(
-            f"Demo: {config.data.source} ({config.data.scope}), teacher {config.towers.base_model}, student {config.distillation.student}.",
-            flush=True,
-        )
-    result = _build(options, config)
+    about = f"Demo: {config.data.source} ({config.data.scope}), teacher {config.towers.base_model}, student {config.distillation.student}"
+    result = _build(options, config, about)
     examples = [_answers(result, query) for query in EXAMPLES] if config.data.source == "icd10cm" else []
     show(options, result, "\n\n".join([report_of(result), *examples, next_steps(result)]))
 
@@ -117,16 +115,23 @@ def _parsed(value: str) -> Any:
         return value
 
 
-def _build(options: argparse.Namespace, config: RetrainConfig) -> dict[str, Any]:
-    from components.data.sources import source_digest
+def _build(options: argparse.Namespace, config: RetrainConfig, about: str = "", estimate: str | None = None) -> dict[str, Any]:
+    """Run the flow; the first line says what is built (`about`) and how long it will take, where something is to be made.
 
-    source_digest(config.data)  # a missing folder is said at once, before any server starts
+    `estimate`: known already, and said.
+    """
+    from flows.planning import announce
+    from flows.release_steps import at_commits
+    from flows.servers import run_flow
+
     require_space()
-    from flows.retrain import retrain as flow
-
     with only_result_on_stdout(options):
-        result: dict[str, Any] = flow(config=config)
-    return result
+        config = at_commits(config)  # the estimate asks which steps are done, by keys that hold the commits
+        # A missing folder is said here, before any server starts.
+        said = None if estimate else announce(config)
+        if line := ": ".join(filter(None, (about or ("This run" if said else ""), said))):
+            print(f"{line}.", flush=True)
+        return run_flow("flows.retrain:retrain", config=config)
 
 
 def report_of(result: dict[str, Any]) -> str:

@@ -7,17 +7,15 @@ import shutil
 from pathlib import Path
 
 from components import settings
-from components.errors import ScalingNoteError
+from components.errors import ResourceError, ScalingNoteError
 
 LOW_BYTES = 4 * 1024 * 1024
 # The two databases alone take 10 MB. Prefect's server, started on a disk that is too small for its own, tries for ever.
 NEEDED_BYTES = 48 * 1024 * 1024
 
 
-class DiskFull(ScalingNoteError):
+class DiskFull(ResourceError):
     """No space is left where the home folder lies."""
-
-    exit_code = 9
 
     def __init__(self) -> None:
         place = settings.home()

@@ -1,7 +1,7 @@
 """Entry point of `scalingnote`: arguments, quiet libraries, and errors as messages with an exit status.
 
 Exit status: 0 done; 1 unexpected failure or a finding; 2 wrong arguments or configuration; 3 data; 4 models; 5 collapse; 6 artifacts;
-7 approval and promotion; 8 tracking server; 9 full disk; 130 interrupted.
+7 approval and promotion; 8 tracking server; 9 too little disk or memory; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from components import settings
-from components.errors import ScalingNoteError
+from components.errors import ConfigError, ScalingNoteError
 from components.plain_text import as_json, visible
 from components.tracking.sign_in import sign_in
+from flows.cli import INTERRUPTED, start
 from flows.cli.disk import DiskFull, is_disk_full
+from flows.cli.output import OutputClosed, OutputError, drop_output
 from flows.cli.parser import build_parser
 
 # Commands that change something go through a running `scalingnote ui --auth`, as an account with this role.
@@ -30,25 +32,40 @@ ROLES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    options = build_parser().parse_args(arguments)
-    _quiet_libraries(options.verbose)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = argparse.Namespace(json="--json" in given, verbose="--verbose" in given)
     try:
+        _require_text(given)
+        options = build_parser().parse_args(given)
+        _quiet_libraries(options.verbose)
         if role := ROLES.get(f"{options.command} {getattr(options, 'action', '')}".strip()):
             sign_in(role)
         settings.activate()
         return int(options.run(options) or 0)
     except KeyboardInterrupt:
-        return _fail(options, "Interrupted. Run the same command again to continue where it was.", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail(options, INTERRUPTED, 130)
+    except OutputClosed:
+        drop_output()
         return 0
     except Exception as error:
         return _explain(options, error)
 
 
+def _require_text(arguments: Sequence[str]) -> None:
+    """Bytes that are no text here stand in the arguments as half surrogates, which no file, database or tokenizer takes."""
+    for argument in arguments:
+        if not argument.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in argument):
+            shown = os.fsencode(argument).decode("utf-8", "backslashreplace")
+            raise ConfigError(
+                f"The argument '{shown}' holds bytes that are no text in {sys.getfilesystemencoding()}, the encoding here. Give it as text."
+            )
+
+
 def _explain(options: argparse.Namespace, error: Exception) -> int:
     """A user's mistake or the machine's state in words; the rest with its place, which a report of the failure needs."""
-    if is_disk_full(error):
+    if isinstance(error, OutputError):
+        drop_output()
+    elif is_disk_full(error):
         error = DiskFull()
     if isinstance(error, ScalingNoteError):
         return _fail(options, str(error), error.exit_code)
@@ -89,4 +106,4 @@ def _quiet_libraries(verbose: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start())

@@ -41,7 +41,14 @@ def _add_building(commands: Any) -> None:
         commands, "retrain", "build:retrain", "build a candidate: validate, train, distil, index, evaluate, decide, register"
     )
     _training_options(retrain, preset=None)
-    for parser in (demo, retrain):
+    retrain.add_argument("--budget", metavar="TIME", help="time for the whole run, such as 30m or 1h30m: settings are planned for it")
+    plan = _command(commands, "plan", "plan:plan", "settings for your data and this machine, with what every step will take")
+    _training_options(plan, preset=None)
+    plan.add_argument("--budget", metavar="TIME", help="time for the whole run, such as 90s, 30m, 1h30m or 2d")
+    plan.add_argument("--write", type=Path, metavar="FILE", help="new YAML file for the settings, which retrain --config takes")
+    plan.add_argument("--card", metavar="SIZE", help='memory of a GPU that is planned for though it is not here, such as "24 GB"')
+    plan.add_argument("--again", action="store_true", help="measure again, also where the same was planned before")
+    for parser in (demo, retrain, plan):
         _policy_option(parser)
     validate = _command(commands, "validate", "build:validate", "hold data against its contracts, without training")
     _training_options(validate, preset=None)
@@ -115,7 +122,7 @@ def _add_use(commands: Any) -> None:
     _release_option(search)
     run = _command(commands, "run", "use:run", "answer a file of queries and write a TREC run file")
     run.add_argument("--queries", type=Path, required=True, metavar="FILE", help="queries as JSON lines (_id, text), gz accepted")
-    run.add_argument("--output", type=Path, required=True, metavar="FILE", help="TREC run file to write")
+    run.add_argument("--output", type=Path, required=True, metavar="FILE", help="TREC run file to write; - for standard output")
     run.add_argument("-k", type=_positive, default=100, help="documents per query (default 100)")
     run.add_argument(
         "--identical-ids",

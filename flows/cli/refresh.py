@@ -15,22 +15,22 @@ from flows.refresh import RefreshConfig, configured
 def refresh_index(options: argparse.Namespace) -> None:
     """Encode the documents that changed and register the candidate."""
     from flows.refresh_index import CHANGEABLE
-    from flows.refresh_index import refresh_index as flow
+    from flows.servers import run_flow
 
     request = _request(options, CHANGEABLE)
     with only_result_on_stdout(options):
-        result = flow(request=request)
+        result = run_flow("flows.refresh_index:refresh_index", request=request)
     show(options, result, _index_text(result))
 
 
 def refresh_query_tower(options: argparse.Namespace) -> None:
     """Teach a new student for a release's index and register the candidate."""
     from flows.refresh_query import CHANGEABLE
-    from flows.refresh_query import refresh_query_tower as flow
+    from flows.servers import run_flow
 
     request = _request(options, CHANGEABLE)
     with only_result_on_stdout(options):
-        result = flow(request=request)
+        result = run_flow("flows.refresh_query:refresh_query_tower", request=request)
     text = f"A new query encoder for {result['base']} in {result['seconds']:.1f} s; no document was encoded, its index stays."
     show(options, result, "\n\n".join([text, report_of(result), next_steps(result)]))
 

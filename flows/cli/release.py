@@ -36,10 +36,10 @@ def promote(options: argparse.Namespace) -> None:
             raise ConfigError("--without-champion is about one approval that somebody looked at; run it without --watch.")
         _run(_watch(options), options)
         return
-    from flows.promote import promote as flow
+    from flows.servers import run_flow
 
     with only_result_on_stdout(options):
-        result = flow(retriever_name(options), without_champion=options.without_champion)
+        result = run_flow("flows.promote:promote", retriever_name(options), without_champion=options.without_champion)
     show(options, result, f"Status: {result['status']}{_warnings(result['warnings'])}")
 
 

@@ -20,9 +20,9 @@ def study(options: argparse.Namespace) -> None:
     cells = tuple(cell.strip() for cell in (options.cells or "").split(",") if cell.strip())
     source_digest(config.data)  # a missing folder is said at once, before any server starts
     require_space()
-    from flows.studies.flow import run_study
+    from flows.servers import run_flow
 
     with only_result_on_stdout(options):
-        result = run_study(name, config, cells)
+        result = run_flow("flows.studies.flow:run_study", name, config, cells)
     cached = "All cells were taken from the cache.\n" if result["cached"] else ""
     show(options, result, f"\n{result['text']}\n{cached}Table and plot: {result['folder']}")

@@ -34,9 +34,11 @@ def trace(options: argparse.Namespace) -> None:
     if options.output is None:
         print(content if form == "html" else visible(content))
         return
-    from components.artifacts import write_atomic
+    from components.artifacts import is_stdout, write_named
 
-    write_atomic(options.output, f"{content}\n".encode())
+    write_named(options.output, f"{content}\n".encode())
+    if is_stdout(options.output):
+        return
     written = {"ref": options.ref, "format": form, "output": str(options.output), "bytes": len(content.encode()) + 1}
     print(as_json(written) if options.json else f"{options.ref} traced, as {form}: {options.output}")
 

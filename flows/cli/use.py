@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
 import time
 from typing import Any
 
@@ -62,6 +64,7 @@ def answers(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Answer a file of queries."""
+    from components.artifacts import is_stdout
     from components.data.jsonl import read_queries
     from components.evaluation.trec import write_trec_run
     from components.serving.answers import log_answers, log_mode
@@ -99,4 +102,5 @@ def run(options: argparse.Namespace) -> None:
     logged = f"\nIds of the answers, in the order of the queries: answer:{ids[0]} to answer:{ids[-1]}" if ids else ""
     left_out = f"\n{len(own):,} of them are documents themselves: that document is left out of their answers." if own else ""
     answered_by = f"{len(queries):,} queries answered by {opened.model}/{opened.version} in {seconds:.1f} s: {options.output}"
-    show(options, result, answered_by + left_out + logged)
+    with contextlib.redirect_stdout(sys.stderr) if is_stdout(options.output) else contextlib.nullcontext():
+        show(options, result, answered_by + left_out + logged)

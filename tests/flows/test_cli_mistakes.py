@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from components.planning.plan import Room
 from tests.flows.cli_world import SMALL, assert_refused, at_home, done, scalingnote, write_collection
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -262,7 +263,9 @@ def test_full_disk_is_named_and_finished_steps_are_kept(
     with at_home(small_disk / "home", mlflow_template) as home:
         assert_refused(scalingnote(*build), 9, str(home), "is full")
         assert not (home / "prefect" / "prefect.db").exists(), "no server was started on a disk too small for it"
-        monkeypatch.setattr("flows.cli.disk.NEEDED_BYTES", 0)  # the disk becomes full while the steps run
+        monkeypatch.setattr("flows.cli.disk.NEEDED_BYTES", 0)
+        assert_refused(scalingnote(*build), 9, "This job writes about", "is free")  # the sum is known before the first step
+        monkeypatch.setattr("components.planning.plan.free_room", lambda _: Room(2**50, 2**50))  # it becomes full while the steps run
         interrupted = scalingnote(*build)
         assert_refused(interrupted, 9, str(home), "is full", "finished steps are kept")
         subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)

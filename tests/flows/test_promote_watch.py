@@ -40,7 +40,7 @@ class Flow:
         self.outcome: Exception | None = None
         self.runs = 0
         monkeypatch.setattr("components.promotion.waiting.pending", lambda name: self.state)
-        monkeypatch.setattr("flows.promote.promote", self._promote)
+        monkeypatch.setattr("flows.servers.run_flow", lambda _flow, name: self._promote(name))
 
     def _promote(self, name: str) -> dict[str, Any]:
         self.runs += 1

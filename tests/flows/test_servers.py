@@ -80,6 +80,39 @@ def test_ctrl_c_stops_the_server_and_its_children(home: Path) -> None:
     assert not listens(port)
 
 
+@pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGKILL])
+def test_a_server_and_its_children_end_with_the_process_that_started_them(home: Path, ended_by: signal.Signals) -> None:
+    port = free_port()
+    child = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-m', 'http.server', '-b', '127.0.0.1', '{port}']))"
+    plan = f"ServerPlan('Test', {port}, (sys.executable, '-c', {child!r}), '/')"
+    imports = "import sys, time; from flows.servers import running; from flows.server_plans import ServerPlan"
+    code = f"{imports}\nwith running([{plan}]): print('runs', flush=True); time.sleep(300)"
+    command = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    with command:
+        assert command.stdout is not None and command.stdout.readline() == "runs\n"
+        assert listens(port)
+        command.send_signal(ended_by)
+        assert command.wait(20) == -ended_by
+    wait_until_gone(port)
+
+
+@pytest.mark.server
+def test_the_small_server_of_a_killed_command_ends_with_it(home: Path) -> None:
+    code = (
+        "import time; from components import settings; settings.activate(); from flows.servers import run_flow\n"
+        "def flow():\n    from prefect.settings import PREFECT_API_URL\n"
+        "    print(PREFECT_API_URL.value(), flush=True)\n    time.sleep(300)\nrun_flow('__main__:flow')"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    command = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    with command:
+        assert command.stdout is not None
+        api = command.stdout.readline().strip()
+        assert api.startswith("http://127.0.0.1:") and get(f"{api}/health") is True
+        command.kill()
+    wait_until_gone(int(api.split(":")[2].removesuffix("/api")))
+
+
 def test_port_in_use_names_the_option() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -115,6 +148,13 @@ def test_servers_of_a_team_are_shown_not_started(home: Path, monkeypatch: pytest
     serve(free_port(), free_port())
     told = capsys.readouterr().out
     assert "https://mlflow.example.org (from MLFLOW_TRACKING_URI" in told and "https://prefect.example.org (from PREFECT_API_URL" in told
+
+
+def wait_until_gone(port: int) -> None:
+    deadline = time.monotonic() + 30
+    while listens(port) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not listens(port)
 
 
 def listens(port: int) -> bool:

@@ -13,7 +13,7 @@ from components.distillation.config import DistillationConfig
 from components.distillation.health import collapse_signs, retention_of, spread_of
 from components.distillation.material import DistillationData
 from components.distillation.student import load_student
-from components.distillation.train import LOG, _Distillation, train_student
+from components.distillation.train import LOG, Distillation, train_student
 from components.errors import CollapseError, DataError
 from components.towers.checks import Spread
 from tests.training.student_world import word_data
@@ -68,7 +68,7 @@ def test_a_run_killed_after_any_phase_gives_the_student_of_a_straight_one(
     straight.mkdir()
     killed.mkdir()
     train_student(data, CONFIG, {}, straight)
-    first = _Distillation(data, CONFIG, killed)
+    first = Distillation(data, CONFIG, killed)
     whole, first.epochs = first.epochs, first.epochs[:epochs]
     first.to_end()
     assert len(whole) == 6
@@ -83,7 +83,7 @@ def test_a_static_student_goes_the_same_way_and_continues_too(home: Path, data: 
     for name in ("straight", "killed"):
         (tmp_path / name).mkdir()
     artifact = train_student(data, config, {}, tmp_path / "straight")
-    first = _Distillation(data, config, tmp_path / "killed")
+    first = Distillation(data, config, tmp_path / "killed")
     first.epochs = first.epochs[:3]
     first.to_end()
     train_student(data, config, {}, tmp_path / "killed")
@@ -109,7 +109,7 @@ def test_matching_similarities_alone_brings_the_student_nearer_to_the_teachers_o
     home: Path, data: DistillationData, tmp_path: Path
 ) -> None:
     weights = {"mse_weight": 0.0, "cosine_weight": 0.0, "similarity_weight": 1.0, "similarity_documents": 32}
-    run = _Distillation(data, CONFIG.model_copy(update={**weights, "epochs": 4, "prune_to": (), "refine_epochs": 0}), tmp_path)
+    run = Distillation(data, CONFIG.model_copy(update={**weights, "epochs": 4, "prune_to": (), "refine_epochs": 0}), tmp_path)
     run.to_end()
     losses = [entry["loss"] for entry in run.history]
     assert losses[-1] < 0.7 * losses[0]

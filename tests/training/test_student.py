@@ -17,7 +17,7 @@ from components.distillation.material import DistillationData
 from components.distillation.selection import DevSet, dev_metrics
 from components.distillation.student import load_student, untrained_student
 from components.distillation.teacher_targets import read_teacher_targets, write_teacher_targets
-from components.distillation.train import _Distillation, train_student
+from components.distillation.train import Distillation, train_student
 from components.errors import ArtifactError
 from components.towers.probes import check_probes
 from tests.training.student_world import WIDTH, word_data
@@ -43,7 +43,7 @@ def test_dev_metrics_are_those_worked_out_by_hand() -> None:
 
 
 def test_a_fitted_projection_is_closer_to_the_teacher_than_a_random_one(home: Path, data: DistillationData) -> None:
-    student = _Distillation(data, CONFIG, home).student
+    student = Distillation(data, CONFIG, home).student
     fitted = student.encode(data.texts)
     student.head[0].weight.data.normal_()  # type: ignore[index]
     random = student.encode(data.texts)
@@ -51,7 +51,7 @@ def test_a_fitted_projection_is_closer_to_the_teacher_than_a_random_one(home: Pa
 
 
 def test_training_brings_the_student_to_the_teacher_and_saves_all_of_it(home: Path, data: DistillationData, tmp_path: Path) -> None:
-    before = dev_metrics(_Distillation(data, CONFIG, tmp_path / "none").student.encode(data.dev.queries), data.dev)
+    before = dev_metrics(Distillation(data, CONFIG, tmp_path / "none").student.encode(data.dev.queries), data.dev)
     folder = tmp_path / "student"
     folder.mkdir()
     artifact = train_student(data, CONFIG, {"targets": "t"}, folder)

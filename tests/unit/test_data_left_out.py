@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from components.data.config import DataConfig, ViolationConfig
 from components.data.contracts import contracts_folder
-from components.data.dataset import load_dataset, snapshot
+from components.data.dataset import load_dataset
 from components.data.left_out import QUARANTINE_FILE
+from components.data.snapshot import snapshot
 from components.data.sources import read_source
 from components.data.validation import load_report, require_valid, validate
 from components.errors import ConfigError, DataError

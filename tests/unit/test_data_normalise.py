@@ -10,7 +10,7 @@ import pytest
 
 from components.data.config import DataConfig
 from components.data.contracts import contracts_folder
-from components.data.dataset import snapshot
+from components.data.snapshot import snapshot
 from components.data.tables import normalise_text
 from components.data.validation import load_report, validate
 from components.evaluation.slices import words_of

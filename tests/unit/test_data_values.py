@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.data.config import DataConfig
-from components.data.dataset import load_dataset, snapshot
+from components.data.dataset import load_dataset
+from components.data.snapshot import snapshot
 from components.data.sources import read_source
 from components.errors import DataError
 from components.visible import is_blank

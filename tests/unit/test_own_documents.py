@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from components.data.config import DataConfig
-from components.data.dataset import Dataset, load_dataset, snapshot
+from components.data.dataset import Dataset, load_dataset
 from components.data.own_documents import identical_ids
+from components.data.snapshot import snapshot
+from components.distillation.material import dev_set, own_pairs
 from components.distillation.refine import Refinement
 from components.distillation.selection import dev_metrics
-from components.distillation.sources import dev_set, own_pairs
 from components.evaluation.baselines import bm25_ranker
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.evaluate import evaluate

@@ -39,9 +39,22 @@ def test_top_level_holds_only_the_allowed_entries() -> None:
     assert {path.split("/")[0] for path in _tracked()} <= TOP_LEVEL
 
 
-def test_packages_are_listed_and_exclude_mlflow_and_docker() -> None:
-    found = _pyproject()["tool"]["setuptools"]["packages"]["find"]
-    assert found["include"] == ["flows*", "components*"]
+def test_every_package_is_listed_and_our_folders_are_packed_within_ours_alone() -> None:
+    tool = _pyproject()["tool"]["setuptools"]
+    ours = {file.parent.relative_to(ROOT) for top in ("components", "flows") for file in (ROOT / top).rglob("*.py")}
+    shipped = {"components._shipped", *(name for name in tool["package-dir"] if name.startswith("components._shipped."))}
+    assert sorted(tool["packages"]) == sorted({".".join(folder.parts) for folder in ours} | shipped)
+    assert tool["package-dir"].keys() == shipped
+    # Else the file lists of the whole folder would go into the package that stands for it.
+    assert tool["include-package-data"] is False
+
+
+def test_make_takes_the_versions_of_python_that_the_packages_take() -> None:
+    bounds = _pyproject()["project"]["requires-python"]
+    low, high = (tuple(int(part) for part in version.split(".")) for version in re.findall(r"[\d.]+", bounds))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"{low} <= sys.version_info < {high}" in makefile
+    assert f"needs Python {low[0]}.{low[1]} to {high[0]}.{high[1] - 1}" in makefile
 
 
 def test_every_direct_dependency_is_pinned() -> None:
@@ -53,7 +66,7 @@ def test_every_direct_dependency_is_pinned() -> None:
 
 def test_lock_holds_plain_pins_without_hosts_or_paths() -> None:
     for line in _lock_lines():
-        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+( ; python_version [<>=]+ '3\.1[12]')?", line), line
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+( ; python_version [<>=]+ '3\.1[1-4]')?", line), line
 
 
 def test_installed_versions_are_those_of_the_lock() -> None:

@@ -172,8 +172,7 @@ def test_reading_a_home_that_does_not_exist_makes_nothing(tmp_path: Path, monkey
 
 def test_unreachable_server_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(TrackingError, match=r"Could not list model versions at http://127\.0\.0\.1:9"):
+    with pytest.raises(TrackingError, match=r"No tracking server answers at http://127\.0\.0\.1:9\. Start it"):
         versions(MODEL)
 
 

@@ -20,7 +20,7 @@ URL = "http://127.0.0.1:5000"
 def note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(sign_in, "answers", lambda url: url == URL)
+    monkeypatch.setattr(sign_in, "answers", lambda url: url == f"{URL}/health")
     return tmp_path / "mlflow" / "server.json"
 
 

@@ -1,0 +1,412 @@
+"""What a retraining costs: pure arithmetic from settings and facts to counts of work, and from counts and rates to seconds.
+
+A step's work is a mapping from a unit (such as a token through the teacher) to how often it occurs. Its seconds are the sum of count
+times rate, where the rates come from `calibration`. Memory and disk need no calibration: they follow from shapes and settings.
+Counting uses the functions that the steps themselves use for their batches, so it changes with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.planning.facts import Facts, Texts
+
+# Every unit of work, and what one of it is.
+UNITS: Mapping[str, str] = {
+    "reference_second": "a second of plain Python on the machine that the constants here were measured on",
+    "teacher_load": "loading a trained tower, its base model's digest included",
+    "teacher_token": "a token, padding included, through a merged tower",
+    "teacher_cached_token": "a token, padding included, through a tower with its adapter beside it, without a graph",
+    "teacher_train_token": "a token, padding included, forward and backward",
+    "teacher_step": "an optimizer step of the towers",
+    "teacher_character": "a character through the teacher's tokenizer",
+    "student_load": "loading the student",
+    "student_token": "a token through the student as it will serve",
+    "student_float_token": "a token through the student in float32, as it is scored while it learns",
+    "align_batch": "a batch of the alignment, forward, backward and optimizer step",
+    "refine_batch": "a batch of the refinement without its scores",
+    "refine_score": "a query against a document in the refinement, forward and backward",
+    "score": "a query against a document in a search by batches",
+    "single_score": "a query against a document in a search by one query",
+    "bm25_character": "a character read by BM25",
+    "bm25_score": "a query against a document by BM25",
+    "metric_query": "the metrics of a query for one system",
+    "timing": "the rounds of timing of teacher and student",
+    "written_byte": "a byte written and flushed",
+}
+STEPS = (
+    "snapshot_data",
+    "validate_data",
+    "generate_queries",
+    "train_towers",
+    "encode_corpus",
+    "encode_teacher_queries",
+    "build_index",
+    "distil_query_tower",
+    "evaluate",
+    "register",
+)
+PROBES = 64  # texts of `components.towers.probes`, some 12 tokens each with prompt and end token
+PROBE_TOKENS = 12
+GENERATED_TOKENS = 24  # tokens that a decoder writes for a query, each a pass through the model
+# Seconds of plain Python, libraries' start and bookkeeping, by step: what is left of measured runs when all that is counted is taken off.
+OVERHEAD = {
+    "snapshot_data": 0.8,
+    "validate_data": 2.4,
+    "train_towers": 1.0,
+    "encode_corpus": 0.3,
+    "encode_teacher_queries": 0.3,
+    "build_index": 0.3,
+    "distil_query_tower": 0.5,
+    "evaluate": 2.0,
+    "register": 8.0,
+}
+READ_DOCUMENT = 2e-5  # reference seconds to read, hash and write a document, and to hold it against the contracts
+VALIDATED_DOCUMENT = 5e-5
+BOOTSTRAP_VALUE = 6e-9  # reference seconds of a resampled value of the bootstrap
+BOOTSTRAPS = 60  # intervals, differences and ratios of a report
+LISTS_VISITED = 0.05  # share of the documents that an approximate search compares with
+KMEANS_ROUNDS = 10
+FIT_TEXTS = 8192  # texts that the student's head is fitted on
+
+# Memory in bytes, measured on whole runs in one process.
+PROGRAM = 1_150_000_000  # interpreter and libraries
+KEPT_MODELS = 2  # copies of the teacher that a finished step leaves to the garbage collector
+STUDENT_TRAINING = 24  # bytes of a trained parameter of the student: weight, gradient, two moments, the best epoch and the checkpoint
+TABLE_ROW, TABLE_CHARACTER = 600, 4  # of a data set that is held as tables and as lists of texts
+INFERENCE_TOKEN = 60_000  # of a token on its way through a model without a graph
+MARGIN = 1.15  # over the sum, before a job is refused nothing may be short by chance
+
+Work = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a step takes: bytes of memory at its peak, and of disk when it is done (`extra_disk`: more while it runs)."""
+
+    memory: int
+    disk: int
+    extra_disk: int = 0
+
+
+def work_of(config: Any, facts: Facts) -> dict[str, Work]:
+    """The work of every step of a retraining, by its name; `config` is a RetrainConfig. Steps that it does not have are left out."""
+    documents, targets = facts.documents.count, target_texts(config, facts)
+    found: dict[str, Work] = {
+        "snapshot_data": {"reference_second": READ_DOCUMENT * documents},
+        "validate_data": {"reference_second": VALIDATED_DOCUMENT * documents},
+        "train_towers": _training(config, facts),
+        "encode_corpus": _corpus(config, facts),
+        "encode_teacher_queries": _teacher_queries(config, facts, targets),
+        "build_index": _index(config, facts),
+        "distil_query_tower": _distillation(config, facts, targets),
+        "evaluate": _evaluation(config, facts),
+        "register": {"student_load": 2},
+    }
+    if config.distillation.generated:
+        tokens = config.distillation.generated * GENERATED_TOKENS
+        found["generate_queries"] = {"teacher_token": tokens, "teacher_load": 1}
+    for step, seconds in OVERHEAD.items():
+        found[step]["reference_second"] = found[step].get("reference_second", 0.0) + seconds
+    return {step: found[step] for step in work_steps(config)}
+
+
+def seconds_of(work: Mapping[str, float], rates: Mapping[str, float]) -> float:
+    """Seconds of some work: the sum of count times rate. A unit without a rate raises KeyError: nothing costs nothing by mistake."""
+    return float(sum(count * rates[unit] for unit, count in work.items() if count))
+
+
+def target_texts(config: Any, facts: Facts) -> list[Texts]:
+    """The texts of the alignment under `config`, which may ask for fewer titles and sentences than the facts have."""
+    limits = {"titles": config.distillation.titles, "sentences": config.distillation.sentences}
+    found = [_at_most(texts, limits.get(source)) for source, texts in facts.sources.items()]
+    if config.distillation.generated and "train" in facts.sources:
+        train = facts.sources["train"]
+        found.append(Texts(config.distillation.generated, 0, train.teacher, train.student))
+    return [texts for texts in found if texts.count]
+
+
+def _at_most(texts: Texts, limit: int | None) -> Texts:
+    if limit is None or texts.count <= limit:
+        return texts
+    return Texts(limit, round(texts.characters * limit / texts.count), texts.teacher, texts.student)
+
+
+def padded(lengths: NDArray[np.int64], count: int, cap: int, tokens: int, rows: int | None = None) -> float:
+    """Tokens, padding included, of `count` texts whose lengths are like `lengths`, in batches as the towers make them."""
+    from components.towers.tokens import batches_by_tokens
+
+    if not len(lengths) or not count:
+        return 0.0
+    cut = np.minimum(lengths, cap)
+    if count < len(cut):
+        cut = cut[:count]
+    sizes = cut.tolist()
+    whole = sum(sizes[batch[0]] * len(batch) for batch in batches_by_tokens(sizes, tokens, rows))
+    return whole * count / len(cut)
+
+
+def real(lengths: NDArray[np.int64], count: int, cap: int) -> float:
+    """Tokens without padding of `count` texts whose lengths are like `lengths`."""
+    return float(np.minimum(lengths, cap).mean() * count) if len(lengths) else 0.0
+
+
+def _training(config: Any, facts: Facts) -> Work:
+    towers = config.towers
+    graph, cached = step_tokens(towers, facts)
+    rounds = _mining_rounds(towers)
+    chunk = towers.chunk_size * towers.max_document_length
+    train = facts.sources.get("train") or facts.dev
+    everything = padded(facts.documents.teacher, facts.documents.count, towers.max_document_length, chunk)
+    everything += padded(train.teacher, train.count, towers.max_query_length, chunk)
+    checked = padded(facts.documents.teacher, min(256, facts.documents.count), towers.max_document_length, chunk)
+    checked += padded(train.teacher, min(256, train.count), towers.max_query_length, chunk)
+    return {
+        "teacher_train_token": towers.steps * graph,
+        "teacher_cached_token": towers.steps * cached + rounds * everything + checked,
+        "teacher_step": towers.steps,
+        "score": rounds * train.count * facts.documents.count,
+        "teacher_character": facts.documents.characters + train.characters,
+        "teacher_load": 3,
+        "teacher_token": 2 * PROBES * PROBE_TOKENS,
+        "written_byte": (towers.steps // towers.checkpoint_every) * checkpoint_bytes(towers, facts),
+    }
+
+
+def step_tokens(towers: Any, facts: Facts) -> tuple[float, float]:
+    """Tokens, padding included, of a training step: forward and backward, and those of cached chunks that go forward once more.
+
+    The mean over up to 40 steps of the real plan of batches on the sampled pairs. Raises ModelError for fewer pairs than a batch.
+    """
+    from components.towers.batches import BatchPlan
+    from components.towers.pairs import Pairs
+
+    lengths = np.minimum(facts.pairs, [towers.max_query_length, towers.max_document_length])
+    numbers = Pairs([], [], [(i, i) for i in range(len(lengths))], {})
+    single = towers.model_copy(update={"homogeneous_batches": False})
+    plan = BatchPlan(numbers, single, lengths[:, 0].tolist(), lengths[:, 1].tolist())
+    steps = range(min(towers.steps, plan.steps_per_epoch, 40))
+    sums = np.array([_tokens_of_batch(towers, facts, lengths[plan.of_step(step)]) for step in steps])
+    return float(sums[:, 0].mean()), float(sums[:, 1].mean())
+
+
+def _tokens_of_batch(towers: Any, facts: Facts, lengths: NDArray[np.int64]) -> tuple[float, float]:
+    queries, documents = lengths[:, 0].tolist(), lengths[:, 1].tolist()
+    if towers.hard_negatives:
+        more = np.resize(np.minimum(facts.documents.teacher, towers.max_document_length), len(lengths) * towers.hard_negatives)
+        documents += more.tolist()
+    parts = [_chunk_tokens(rows, towers) for rows in (queries, documents)]
+    whole = float(sum(map(sum, parts)))
+    if all(len(part) == 1 for part in parts):
+        return whole, 0.0
+    return whole, whole - parts[1][0]  # the first chunk of documents keeps its graph
+
+
+def _chunk_tokens(lengths: Sequence[int], towers: Any) -> list[int]:
+    from components.towers.tokens import batches_by_tokens
+
+    return [lengths[c[0]] * len(c) for c in batches_by_tokens(lengths, towers.chunk_size * towers.max_document_length)]
+
+
+def _mining_rounds(towers: Any) -> int:
+    from components.towers.hard_negatives import round_of_step
+
+    last = round_of_step(towers.steps - 1, towers)
+    return 0 if last is None else last + 1
+
+
+def _corpus(config: Any, facts: Facts) -> Work:
+    documents, towers, encoding = facts.documents, config.towers, config.encoding
+    shard = documents.teacher[: encoding.shard_size]  # shards are sorted by length each for itself
+    return {
+        "teacher_load": 1,
+        "teacher_token": padded(shard, documents.count, towers.max_document_length, encoding.tokens_per_batch) + PROBES * PROBE_TOKENS,
+        "teacher_character": documents.characters,
+        "written_byte": 2.0 * documents.count * dimension_of(config, facts),
+    }
+
+
+def _teacher_queries(config: Any, facts: Facts, targets: Sequence[Texts]) -> Work:
+    from components.towers.encoder import TOKENS_PER_BATCH
+
+    texts = [*targets, facts.dev]
+    tokens = sum(padded(t.teacher, t.count, config.towers.max_query_length, TOKENS_PER_BATCH) for t in texts)
+    size = 2.0 * sum(t.count for t in texts) * dimension_of(config, facts)
+    return {"teacher_load": 1, "teacher_token": tokens, "teacher_character": sum(t.characters for t in texts), "written_byte": size}
+
+
+def _index(config: Any, facts: Facts) -> Work:
+    from components.index.kinds import is_exact
+
+    documents, key = facts.documents.count, index_key(config, facts)
+    work: Work = {"written_byte": 2.0 * documents * dimension_of(config, facts), "reference_second": 1e-5 * documents}
+    if not is_exact(key):
+        lists = list_count(key)
+        trained = min(documents, config.index.train_vectors, 256 * max(1, lists))
+        tuned = min(config.index.tuning_queries, max(1, facts.dev.count))
+        work["score"] = KMEANS_ROUNDS * trained * lists + documents * lists + tuned * documents * (1 + 10 * LISTS_VISITED)
+    return work
+
+
+def _distillation(config: Any, facts: Facts, targets: Sequence[Texts]) -> Work:
+    from components.distillation.plan import make_plan
+
+    settings, size = config.distillation, config.distillation.batch_size
+    count, documents = sum(t.count for t in targets), facts.documents.count
+    known = {source: texts.count for source, texts in facts.sources.items()}
+    lost = max(0, known.get("titles", 0) - settings.titles) if settings.refine_titles else 0
+    epochs = make_plan(count, max(0, facts.refine_pairs - lost), settings)
+    aligned = [epoch for epoch in epochs if epoch.phase.kind == "align"]
+    refined = [epoch for epoch in epochs if epoch.phase.kind == "refine"]
+    cap = settings.max_query_length
+    mined = settings.refine_negatives == "mined"
+    against = min(documents, size * settings.refine_depth) if mined else documents
+    rows = sum(epoch.phase.rows for epoch in refined)
+    dev = real(facts.dev.student, facts.dev.count, cap)
+    fitted = min(FIT_TEXTS, count)
+    return {
+        "student_load": 2,
+        "student_token": sum(real(t.student, t.count, cap) for t in targets) * fitted / max(1, count),
+        "align_batch": sum(-(-epoch.phase.rows // size) for epoch in aligned),
+        "refine_batch": sum(-(-epoch.phase.rows // size) for epoch in refined),
+        "refine_score": rows * against,
+        "student_float_token": (len(epochs) + 1) * dev + (len(refined) * rows / max(1, len(refined)) * 12 if mined else 0),
+        "score": (len(epochs) + 1) * facts.dev.count * documents * _visited(config, facts) + (rows * documents if mined else 0),
+        "metric_query": len(epochs) * facts.dev.count * 0.2,
+        "written_byte": len(epochs) * student_checkpoint_bytes(config, facts),
+    }
+
+
+def _evaluation(config: Any, facts: Facts) -> Work:
+    from components.evaluation.systems import UNTRAINED_MAX_LENGTH
+    from components.towers.encoder import TOKENS_PER_BATCH
+
+    evaluation, documents, share = config.evaluation, facts.documents, _visited(config, facts)
+    queries = sum(texts.count for texts in facts.judged.values())
+    teacher = sum(padded(t.teacher, t.count, config.towers.max_query_length, TOKENS_PER_BATCH) for t in facts.judged.values())
+    student = sum(real(t.student, t.count, config.distillation.max_query_length) for t in facts.judged.values())
+    untrained = real(documents.student, documents.count, UNTRAINED_MAX_LENGTH) + student if evaluation.untrained_student else 0.0
+    systems = 4 if evaluation.untrained_student else 3
+    exact = 1 + (queries > 0)  # the exact search that the index is held against
+    bootstraps = BOOTSTRAPS * evaluation.bootstrap_samples * queries
+    return {
+        "teacher_load": 1,
+        "student_load": 2,
+        "teacher_token": teacher,
+        "student_token": untrained + student,
+        "bm25_character": documents.characters,
+        "bm25_score": queries * documents.count,
+        "score": queries * documents.count * (exact + (systems - 2) * share + 2 * share),
+        "single_score": evaluation.latency_queries * documents.count * share,
+        "metric_query": queries * systems,
+        "timing": 1,
+        "reference_second": BOOTSTRAP_VALUE * bootstraps,
+    }
+
+
+def _visited(config: Any, facts: Facts) -> float:
+    """Share of the documents that a search of the index compares a query with."""
+    from components.index.kinds import is_exact
+
+    return 1.0 if is_exact(index_key(config, facts)) else LISTS_VISITED
+
+
+def index_key(config: Any, facts: Facts) -> str:
+    """The FAISS key of the index; raises ConfigError for one that does not fit the data."""
+    from components.index.kinds import usable_key
+
+    return usable_key(config.index, facts.documents.count, dimension_of(config, facts))
+
+
+def list_count(key: str) -> int:
+    """Lists of an inverted file by its key; 0 for other kinds."""
+    import re
+
+    found = re.search(r"IVF(\d+)", key)
+    return int(found[1]) if found else 0
+
+
+def dimension_of(config: Any, facts: Facts) -> int:
+    """Dimensions of the vectors."""
+    return int(config.towers.dimension or facts.teacher.width)
+
+
+def trained_parameters(towers: Any, facts: Facts) -> int:
+    """Parameters of both towers that are trained."""
+    return 2 * (facts.teacher.parameters if towers.training == "full" else facts.teacher.adapter_parameters(towers.lora_rank))
+
+
+def checkpoint_bytes(towers: Any, facts: Facts) -> int:
+    """Bytes of a checkpoint of the towers: weights and two moments in float32."""
+    return 12 * trained_parameters(towers, facts)
+
+
+def student_parameters(config: Any, facts: Facts) -> tuple[int, int]:
+    """Parameters of the student in all, its head included, and those of them that are trained."""
+    shape, settings = facts.student, config.distillation
+    width, dimension = shape.width, dimension_of(config, facts)
+    head = width * dimension if settings.head == "linear" else settings.head_width * (width + dimension)
+    if settings.form == "static":
+        return shape.embeddings + head, shape.embeddings + head
+    kept = shape.layers if settings.layers is None else settings.layers if isinstance(settings.layers, int) else len(settings.layers)
+    layers = min(kept, shape.layers) * (shape.parameters - shape.embeddings) // shape.layers
+    return shape.embeddings + layers + head, layers + head + (shape.embeddings if settings.train_embeddings else 0)
+
+
+def student_checkpoint_bytes(config: Any, facts: Facts) -> int:
+    """Bytes of a checkpoint of the student: weights, the best ones and two moments in float32."""
+    return 16 * student_parameters(config, facts)[1]
+
+
+def needs_of(config: Any, facts: Facts, number_bytes: int) -> dict[str, Need]:
+    """Memory and disk of every step that `work_of` names; `number_bytes`: of a weight of the teacher as it is loaded (2 or 4).
+
+    The steps run one after the other in one process, so a later one also holds what an earlier one has not given back.
+    """
+    documents, dimension, towers = facts.documents.count, dimension_of(config, facts), config.towers
+    tables = TABLE_ROW * documents + TABLE_CHARACTER * facts.documents.characters
+    weights, vectors = facts.teacher.parameters * number_bytes, documents * dimension
+    floor = PROGRAM + tables + KEPT_MODELS * weights
+    inference = weights + INFERENCE_TOKEN * max(config.encoding.tokens_per_batch, 2048)
+    every, trained = student_parameters(config, facts)
+    targets = sum(texts.count for texts in target_texts(config, facts))
+    queries = sum(texts.count for texts in facts.judged.values())
+    adapters = 4 * trained_parameters(towers, facts)
+    learning = STUDENT_TRAINING * trained + 4 * every + 12 * vectors + 8 * targets * dimension
+    learning += 24 * config.distillation.batch_size * documents if config.distillation.refine_negatives == "all" else 0
+    measuring = inference + 4 * every + 4 * vectors + (8 * documents * facts.student.width if config.evaluation.untrained_student else 0)
+    built = 4 * min(documents, config.index.train_vectors) * dimension * 2 if index_key(config, facts) != "Flat" else 8 * dimension * 16384
+    registered = adapters + 4 * every + 2 * vectors + 100 * documents
+    needs = {
+        "snapshot_data": Need(PROGRAM // 3 + 2 * tables, int(0.6 * facts.documents.characters) + 100 * documents),
+        "validate_data": Need(PROGRAM // 3 + 3 * tables, 100_000),
+        "generate_queries": Need(floor + inference, 200 * config.distillation.generated),
+        "train_towers": Need(floor + training_bytes(config, facts, number_bytes), adapters + 1_000_000, checkpoint_bytes(towers, facts)),
+        "encode_corpus": Need(floor + inference + 6 * dimension * config.encoding.shard_size, 2 * vectors + 100 * documents),
+        "encode_teacher_queries": Need(floor + inference + 8 * targets * dimension, (2 * dimension + 60) * targets),
+        "build_index": Need(floor + built, 2 * vectors + 150 * documents),
+        "distil_query_tower": Need(floor + learning, 4 * every + 2_000_000, student_checkpoint_bytes(config, facts)),
+        "evaluate": Need(floor + measuring, 40 * queries * 4 * config.evaluation.depth),
+        "register": Need(floor + 4 * every + 4 * vectors, registered + 5_000_000),
+    }
+    return {step: needs[step] for step in work_steps(config)}
+
+
+def work_steps(config: Any) -> list[str]:
+    """The steps of a retraining under `config`, in their order."""
+    return [step for step in STEPS if step != "generate_queries" or config.distillation.generated]
+
+
+def training_bytes(config: Any, facts: Facts, number_bytes: int) -> int:
+    """Bytes of a training step of the towers beyond the frozen weights: activations of a chunk, gradients and moments."""
+    towers, shape = config.towers, facts.teacher
+    longest = min(towers.max_document_length, int(facts.documents.teacher.max(initial=1)))
+    tokens = longest * min(towers.chunk_size, towers.batch_size * (1 + towers.hard_negatives))
+    scores = shape.layers * shape.heads * longest * tokens * number_bytes
+    extra = 2 * facts.teacher.parameters * 4 if towers.training == "full" else 0
+    return tokens * shape.activations * number_bytes + scores + 16 * trained_parameters(towers, facts) + extra

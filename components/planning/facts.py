@@ -1,0 +1,234 @@
+"""What a plan has to know of the data and the models: counts, lengths in tokens, scripts, and the models' shapes. No model is loaded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.distillation.config import DistillationConfig
+from components.errors import ModelError
+from components.evaluation.config import EvaluationConfig
+from components.towers.config import TowerConfig
+
+if TYPE_CHECKING:
+    from components.data.dataset import Dataset
+
+SAMPLE = 20_000  # texts of a kind whose tokens are counted; of more a seeded sample speaks for all
+SHARES = (50, 95, 99)  # percentiles of the lengths that people are shown
+LONGEST = 1_000_000  # characters of a text that are looked at
+CHARACTERS_PER_TOKEN = 4  # where tokens are guessed
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts of one kind: how many there are, their characters in all, and for a sample of them the tokens, uncut.
+
+    `teacher` counts by the teacher's tokenizer, with prompt and end token; `student` by the student's.
+    """
+
+    count: int
+    characters: int
+    teacher: NDArray[np.int64]
+    student: NDArray[np.int64]
+
+    def percentiles(self) -> tuple[int, ...]:
+        """Tokens of the teacher at `SHARES`; empty where there are no texts."""
+        return tuple(int(np.ceil(v)) for v in np.percentile(self.teacher, SHARES)) if len(self.teacher) else ()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of a transformer, from its configuration alone. `gated`: a third map in its feed-forward part, as decoders have."""
+
+    layers: int
+    width: int
+    inner: int
+    heads: int
+    key_heads: int
+    head_width: int
+    vocabulary: int
+    gated: bool
+
+    @property
+    def embeddings(self) -> int:
+        """Numbers in the table of token embeddings."""
+        return self.vocabulary * self.width
+
+    @property
+    def maps(self) -> tuple[tuple[int, int], ...]:
+        """Inputs and outputs of the linear maps of a layer."""
+        own, keys = self.heads * self.head_width, self.key_heads * self.head_width
+        inner = [(self.width, self.inner)] * (2 if self.gated else 1)
+        return ((self.width, own), (self.width, keys), (self.width, keys), (own, self.width), *inner, (self.inner, self.width))
+
+    @property
+    def parameters(self) -> int:
+        """Parameters in all, without biases and norms."""
+        return self.embeddings + self.layers * sum(a * b for a, b in self.maps)
+
+    def adapter_parameters(self, rank: int) -> int:
+        """Parameters of one adapter of that rank on every linear map."""
+        return self.layers * rank * sum(a + b for a, b in self.maps)
+
+    @property
+    def activations(self) -> int:
+        """Numbers that a training pass keeps for each token, without attention scores: a fit to measured peaks of decoders and BERT."""
+        return self.layers * (16 * self.width + 8 * self.inner + 6 * self.heads * self.head_width)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A data set as a plan sees it.
+
+    `sources`: the texts that a student is aligned on, by source, each text counted for the first that has it. `pairs` (n, 2): tokens of
+    query and document, uncut, of a sample of the `pair_count` training pairs. `refine_pairs`: pairs of the refinement. `judged`: queries
+    of the splits that are evaluated; `judged_counts`: judged queries of every split. `scripts`: share of the documents by script.
+    """
+
+    documents: Texts
+    sources: Mapping[str, Texts]
+    dev: Texts
+    judged: Mapping[str, Texts]
+    judged_counts: Mapping[str, int]
+    pairs: NDArray[np.int64]
+    pair_count: int
+    refine_pairs: int
+    scripts: Mapping[str, float]
+    teacher: Shape
+    student: Shape
+
+    @property
+    def targets(self) -> int:
+        """Texts that a student is aligned on."""
+        return sum(texts.count for texts in self.sources.values())
+
+
+def shape_of_model(name: str, revision: str | None, texts: Sequence[str]) -> Shape:
+    """The shape of the base model `name` at `revision`; `texts` as for `resolve_base`.
+
+    Raises ModelError when it cannot be found or has no shape.
+    """
+    from components.towers.base_models import load_config, resolve_base
+
+    base = resolve_base(name, texts, revision)
+    try:
+        config = load_config(base)
+        return _shape(config, len(base.layers) if base.layers is not None else config.num_hidden_layers)
+    except AttributeError as error:
+        raise ModelError(f"The configuration of '{name}' does not say how large it is: {str(error).strip().splitlines()[0]}") from None
+
+
+def _shape(config: Any, layers: int) -> Shape:
+    heads = int(config.num_attention_heads)
+    key_heads = getattr(config, "num_key_value_heads", None)
+    return Shape(
+        layers=layers,
+        width=int(config.hidden_size),
+        inner=int(config.intermediate_size),
+        heads=heads,
+        key_heads=int(key_heads or heads),
+        head_width=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        vocabulary=int(config.vocab_size),
+        gated=key_heads is not None,
+    )
+
+
+def gather_facts(
+    dataset: Dataset, towers: TowerConfig, distillation: DistillationConfig, evaluation: EvaluationConfig, rough: bool = False
+) -> Facts:
+    """Read a data set as `Facts`; `rough` guesses the tokens from the characters and loads no tokenizer.
+
+    Raises DataError for data that cannot be trained or measured on, ModelError for an unknown model.
+    """
+    from components.distillation.material import refinement_pairs
+    from components.distillation.sources import dev_queries, query_sources
+    from components.evaluation.slices import script_of
+    from components.evaluation.summarize import judged_split
+    from components.towers.pairs import training_pairs
+
+    pairs = training_pairs(dataset)
+    built_from = [*pairs.documents, *pairs.queries]
+    count = _Counter() if rough else _Counter.of(towers, distillation, built_from)
+    first: dict[str, str] = {}
+    for source, texts in query_sources(dataset, distillation).items():
+        for text in texts:
+            first.setdefault(text, source)
+    by_source: dict[str, list[str]] = {}
+    for text, source in first.items():
+        by_source.setdefault(source, []).append(text)
+    chosen = _sample(len(pairs.pairs))
+    query_lengths = count.teacher([pairs.queries[pairs.pairs[i][0]] for i in chosen], towers.query_prompt)
+    document_lengths = count.teacher([pairs.documents[pairs.pairs[i][1]] for i in chosen], towers.document_prompt)
+    scripts = Counter(script_of(pairs.documents[i]) for i in _sample(len(pairs.documents))[:2000])
+    splits = dict.fromkeys((evaluation.split, *evaluation.extra_splits))
+    return Facts(
+        documents=count.texts(pairs.documents, towers.document_prompt),
+        sources={source: count.texts(texts, towers.query_prompt) for source, texts in by_source.items()},
+        dev=count.texts(dev_queries(dataset), towers.query_prompt),
+        judged={split: count.texts(judged_split(dataset, split).texts, towers.query_prompt) for split in splits},
+        judged_counts={split: len(dataset.judged_queries(split)) for split in dataset.splits},
+        pairs=np.stack([query_lengths, document_lengths], axis=1),
+        pair_count=len(pairs.pairs),
+        refine_pairs=len(refinement_pairs(dataset, list(first), distillation.refine_titles)),
+        scripts={script: found / scripts.total() for script, found in scripts.most_common()},
+        teacher=shape_of_model(*_models(towers, distillation)[0], built_from),
+        student=shape_of_model(*_models(towers, distillation)[1], built_from),
+    )
+
+
+class _Counter:
+    """Counts tokens with both tokenizers; without any it guesses."""
+
+    def __init__(self, teacher: Any = None, student: Any = None) -> None:
+        self._teacher, self._student = teacher, student
+
+    @classmethod
+    def of(cls, towers: TowerConfig, distillation: DistillationConfig, built_from: Sequence[str]) -> _Counter:
+        return cls(*(_tokenizer(name, revision, built_from) for name, revision in _models(towers, distillation)))
+
+    def teacher(self, texts: Sequence[str], prompt: str) -> NDArray[np.int64]:
+        # One more than the tokenizer's own: the end token, which some of them add by themselves.
+        ends = int(self._teacher is not None and self._teacher.eos_token_id is not None)
+        return _lengths(self._teacher, [prompt + text for text in texts], ends)
+
+    def texts(self, texts: Sequence[str], prompt: str) -> Texts:
+        shown = [texts[i] for i in _sample(len(texts))]
+        return Texts(len(texts), sum(map(len, texts)), self.teacher(shown, prompt), _lengths(self._student, shown, 0))
+
+
+def _models(towers: TowerConfig, distillation: DistillationConfig) -> tuple[tuple[str, str | None], tuple[str, str | None]]:
+    """Name and revision of the teacher's and of the student's base model."""
+    teacher = towers.base_model, towers.revision
+    return teacher, teacher if distillation.student == "teacher" else (distillation.student, distillation.revision)
+
+
+def _tokenizer(name: str, revision: str | None, built_from: Sequence[str]) -> Any:
+    from transformers import AutoTokenizer
+
+    from components.towers.base_models import resolve_base
+
+    base = resolve_base(name, built_from, revision)
+    try:
+        return AutoTokenizer.from_pretrained(base.location)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"The tokenizer of '{name}' cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+
+
+def _lengths(tokenizer: Any, texts: Sequence[str], more: int) -> NDArray[np.int64]:
+    """Tokens of each text and `more`; a text that already ends with the end token gets none on top."""
+    if tokenizer is None or not texts:
+        return np.array([2 + len(text) // CHARACTERS_PER_TOKEN for text in texts], np.int64)
+    rows = tokenizer([text[:LONGEST] for text in texts], truncation=False, verbose=False)["input_ids"]
+    ends = [more if not row or row[-1] != tokenizer.eos_token_id else 0 for row in rows]
+    return np.array([len(row) + end for row, end in zip(rows, ends, strict=True)], np.int64)
+
+
+def _sample(count: int) -> list[int]:
+    """At most SAMPLE of the numbers below `count`, in a fixed random order."""
+    order = np.random.default_rng(0).permutation(count)
+    return [int(i) for i in order[:SAMPLE]]

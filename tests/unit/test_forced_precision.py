@@ -1,0 +1,58 @@
+"""SCALINGNOTE_PRECISION: the number format that stands in place of the automatic choice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from components import settings
+from components.artifacts import Artifact
+from components.errors import ConfigError
+from components.evaluation.machine import describe_machine
+from components.towers.precision import pick_dtype
+from components.tracking.provenance import collect_provenance
+from flows.steps import Step
+
+
+def never(_: Path) -> Artifact:
+    raise AssertionError("no step is made here")
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_the_variable_decides_what_auto_means(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(settings.PRECISION_VARIABLE, name)
+    assert pick_dtype("auto") is dtype
+    assert describe_machine().endswith(name)
+    assert collect_provenance().machine["precision"] == name
+
+
+def test_a_setting_that_names_a_format_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(settings.PRECISION_VARIABLE, "float32")
+    assert pick_dtype("bfloat16") is torch.bfloat16
+
+
+@pytest.mark.parametrize(("there", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_without_it_the_machine_chooses_and_nothing_is_recorded(there: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(settings.PRECISION_VARIABLE, "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: there)
+    assert pick_dtype("auto") is dtype
+    assert "precision" not in collect_provenance().machine
+
+
+@pytest.mark.parametrize("value", ["fp32", "Float32", " float32", "auto", "16"])
+def test_any_other_word_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(settings.PRECISION_VARIABLE, value)
+    with pytest.raises(ConfigError, match="allowed: float32 or bfloat16"):
+        pick_dtype("auto")
+
+
+def test_what_one_format_made_is_not_taken_for_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Step("train_towers", ("towers",), never)
+    folders = []
+    for value in ("", "float32", "bfloat16"):
+        monkeypatch.setenv(settings.PRECISION_VARIABLE, value)
+        folders.append(step.folder)
+    assert len(set(folders)) == 3

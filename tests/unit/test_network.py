@@ -1,0 +1,119 @@
+"""Connections in the environments that people have: a company's proxy, and servers that are gone."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from unittest import mock
+
+import httpx
+import pytest
+import requests
+
+from components.network import answers, is_healthy, spare_loopback, without_user
+
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+
+
+class _Status(BaseHTTPRequestHandler):
+    """Answers `/503` with the status 503 and everything else with 200."""
+
+    def do_GET(self) -> None:
+        self.send_response(503 if self.path == "/503" else 200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Stay quiet."""
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """What is set here is gone after each test."""
+    with mock.patch.dict(os.environ):
+        yield
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """Address of a server on loopback."""
+    found = HTTPServer(("127.0.0.1", 0), _Status)
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{found.server_port}"
+    found.shutdown()
+    found.server_close()
+
+
+@pytest.fixture
+def dead_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy for everything, on a port where nobody listens, and no exceptions."""
+    for name in PROXIES:
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "")
+
+
+@pytest.mark.usefixtures("dead_proxy")
+def test_no_client_asks_the_proxy_for_loopback(server: str) -> None:
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(server)
+    with pytest.raises(requests.exceptions.ProxyError):
+        requests.get(server, timeout=5)
+    spare_loopback()
+    assert httpx.get(server).status_code == 200
+    assert requests.get(server, timeout=5).status_code == 200
+    assert is_healthy(server)
+
+
+def test_what_the_team_spares_from_the_proxy_stays_spared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("NO_PROXY", "mlflow.example.org, localhost")
+    for _ in range(2):  # a command that starts another adds nothing more
+        spare_loopback()
+        assert _spared("no_proxy") == _spared("NO_PROXY") == ["mlflow.example.org", "localhost", "127.0.0.1", "::1"]
+
+
+def test_small_letters_win_over_capitals_as_in_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "small.example.org")
+    monkeypatch.setenv("NO_PROXY", "capital.example.org")
+    spare_loopback()
+    assert _spared("NO_PROXY")[0] == "small.example.org"
+
+
+def test_a_star_that_spares_everything_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("NO_PROXY", "*")
+    spare_loopback()
+    assert _spared("NO_PROXY") == ["*"]
+
+
+def test_any_status_is_an_answer_and_only_200_is_healthy(server: str) -> None:
+    assert answers(f"{server}/503") and not is_healthy(f"{server}/503")
+    assert answers(f"{server}/x") and is_healthy(f"{server}/x")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://", "nonsense", "http://[", "http://127.0.0.1:port", "ftp://127.0.0.1:1/x"])
+def test_nobody_answers_where_there_is_no_server(url: str) -> None:
+    assert not answers(url)
+
+
+def test_a_server_that_says_nothing_is_not_waited_for() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        started = time.monotonic()
+        assert not answers(f"http://127.0.0.1:{silent.getsockname()[1]}", 0.3)
+        assert time.monotonic() - started < 60  # not for ever
+
+
+def test_a_password_in_an_address_is_not_shown() -> None:
+    assert without_user("http://ann:s3cr3t@127.0.0.1:5000/x") == "http://127.0.0.1:5000/x"
+    assert without_user("http://127.0.0.1:5000/a@b") == "http://127.0.0.1:5000/a@b"
+    assert without_user("postgresql+psycopg://ann:s3@cr3t@db/x") == "postgresql+psycopg://db/x"
+
+
+def _spared(name: str) -> list[str]:
+    return os.environ[name].split(",")

@@ -1,0 +1,137 @@
+"""The cost model by numbers that are worked out by hand, and the shapes that it computes with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from components.errors import ModelError
+from components.planning.cost import (
+    PROBE_TOKENS,
+    PROBES,
+    UNITS,
+    needs_of,
+    padded,
+    real,
+    seconds_of,
+    step_tokens,
+    target_texts,
+    work_of,
+    work_steps,
+)
+from flows.config import RetrainConfig, load_config
+from tests.unit.planning_world import DECODER, ENCODER, facts, texts
+
+
+def config(**changes: Any) -> RetrainConfig:
+    return load_config("smoke", None, {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def test_seconds_are_the_sum_of_count_times_rate() -> None:
+    assert seconds_of({"teacher_token": 1000, "teacher_load": 2}, {"teacher_token": 0.002, "teacher_load": 3.0}) == 8.0
+
+
+def test_a_unit_that_was_not_measured_is_no_cheap_one() -> None:
+    with pytest.raises(KeyError):
+        seconds_of({"teacher_token": 1}, {"teacher_load": 1.0})
+
+
+def test_padding_counts_each_batch_by_its_longest_text() -> None:
+    # At most 20 tokens a batch: 9 with 8 fill it with 2 x 9, then 3 and 2 make 2 x 3.
+    assert padded(np.array([3, 9, 2, 8]), 4, 100, 20) == 18 + 6
+    assert padded(np.array([3, 9, 2, 8]), 4, 5, 20) == 4 * 5  # cut at 5 all go into one batch
+    assert padded(np.array([3, 9, 2, 8]), 40, 100, 20) == 240  # ten times as many of the same lengths
+    assert padded(np.empty(0, np.int64), 0, 5, 20) == 0
+
+
+def test_tokens_without_padding_are_those_of_the_texts() -> None:
+    assert real(np.array([3, 9]), 10, 5) == 40
+
+
+def test_a_step_with_one_chunk_goes_through_the_model_once() -> None:
+    towers = config(towers__batch_size=8, towers__chunk_size=8, towers__max_query_length=10, towers__max_document_length=20).towers
+    assert step_tokens(towers, facts()) == (8 * 10 + 8 * 20, 0)
+
+
+def test_a_step_with_more_chunks_embeds_all_but_the_first_documents_twice() -> None:
+    towers = config(towers__batch_size=8, towers__chunk_size=4, towers__max_query_length=10, towers__max_document_length=20).towers
+    # 80 tokens a chunk: the 8 queries are one, the 8 documents two of 4.
+    assert step_tokens(towers, facts()) == (240, 80 + 80)
+
+
+def test_hard_negatives_are_documents_too() -> None:
+    towers = config(
+        towers__batch_size=8, towers__chunk_size=64, towers__hard_negatives=2, towers__max_document_length=20, towers__max_query_length=10
+    ).towers
+    assert step_tokens(towers, facts())[0] == 8 * 10 + 24 * 20
+
+
+def test_fewer_pairs_than_a_batch_are_refused_in_words() -> None:
+    with pytest.raises(ModelError, match="only 64 training pairs"):
+        step_tokens(config(towers__batch_size=128).towers, facts())
+
+
+def test_training_counts_steps_tokens_and_checkpoints() -> None:
+    settings = config(
+        towers__steps=30, towers__batch_size=8, towers__chunk_size=8, towers__max_query_length=10, towers__max_document_length=20
+    )
+    work = work_of(settings, facts())["train_towers"]
+    assert work["teacher_train_token"] == 30 * 240
+    assert work["teacher_step"] == 30
+    # Rank 4 on q, k, v, o (64 each way but for keys of 32), gate, up and down; two layers, two towers, 12 bytes, three checkpoints.
+    adapter = 4 * 2 * (128 + 96 + 96 + 128 + 3 * 192)
+    assert work["written_byte"] == 3 * 12 * 2 * adapter
+
+
+def test_the_teacher_encodes_every_text_once_and_the_held_out_ones() -> None:
+    work = work_of(config(), facts())["encode_teacher_queries"]
+    # Texts of equal length need no padding: 64 train queries, 100 titles, 10 dev queries.
+    assert work["teacher_token"] == pytest.approx(10 * (64 + 100 + 10))
+    assert work_of(config(), facts())["encode_corpus"]["teacher_token"] == pytest.approx(100 * 20 + PROBES * PROBE_TOKENS)
+
+
+def test_the_student_learns_in_batches_and_is_refined_against_all_documents() -> None:
+    work = work_of(config(distillation__epochs=2, distillation__refine_epochs=1), facts())["distil_query_tower"]
+    assert work["align_batch"] == 2 * -(-164 // 32)
+    assert work["refine_batch"] == -(-164 // 32)
+    assert work["refine_score"] == 164 * 100
+
+
+def test_fewer_titles_and_sentences_than_there_are_can_be_asked_for() -> None:
+    found = target_texts(config(distillation__titles=30), facts())
+    assert [part.count for part in found] == [64, 30]
+    # The titles that are left out are no pairs of the refinement either.
+    assert work_of(config(distillation__titles=30), facts())["distil_query_tower"]["refine_batch"] == -(-94 // 32)
+
+
+def test_the_evaluation_encodes_the_corpus_with_the_untrained_student_only_if_asked() -> None:
+    with_it, without = (work_of(config(evaluation__untrained_student=asked), facts())["evaluate"] for asked in (True, False))
+    assert with_it["student_token"] - without["student_token"] == 100 * 20 + 50 * 10
+    assert with_it["metric_query"] == 200 and without["metric_query"] == 150
+
+
+def test_every_step_has_work_memory_and_disk_and_every_unit_is_known() -> None:
+    for settings in (config(), config(distillation__generated=10, distillation__generator="tiny-decoder")):
+        work, needs = work_of(settings, facts()), needs_of(settings, facts(), 4)
+        assert list(work) == list(needs) == work_steps(settings)
+        assert {unit for step in work.values() for unit in step} <= set(UNITS)
+        assert all(need.memory > 0 and need.disk >= 0 for need in needs.values())
+    assert "generate_queries" in work
+
+
+def test_memory_grows_with_chunk_weights_and_vectors() -> None:
+    small, large = (needs_of(config(towers__chunk_size=size), facts(), 4)["train_towers"].memory for size in (2, 16))
+    assert large > small
+    assert needs_of(config(), facts(), 4)["train_towers"].memory > needs_of(config(), facts(), 2)["train_towers"].memory
+    many = facts(documents=texts(10_000_000, 20))
+    # Ten million float32 vectors of 64 dimensions are held three times while the student learns.
+    grown = needs_of(config(), many, 4)["distil_query_tower"].memory - needs_of(config(), facts(), 4)["distil_query_tower"].memory
+    assert grown > 3 * 4 * 64 * 9_000_000
+
+
+def test_shapes_count_parameters_as_the_models_have_them() -> None:
+    # Embeddings 100 x 64, and a layer: q and o 64 x 64, k and v 64 x 32, three maps of 64 x 128.
+    assert DECODER.parameters == 6400 + 2 * (2 * 4096 + 2 * 2048 + 3 * 8192)
+    assert ENCODER.parameters == 6400 + 2 * (4 * 4096 + 2 * 8192)

@@ -1,0 +1,218 @@
+"""Proposals, budgets, room and forecasts: pure decisions on facts that are made up."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.errors import ConfigError, ResourceError
+from components.evaluation.power import margin_for, queries_for, queries_needed
+from components.planning import plan
+from components.planning.cost import UNITS, Need
+from components.planning.plan import Choice, Forecast, Room, parse_budget, parse_card
+from flows.config import RetrainConfig, load_config
+from tests.unit.planning_world import facts, texts
+
+RATES = {**dict.fromkeys(UNITS, 0.0), "teacher_train_token": 1e-3, "teacher_token": 2e-4, "align_batch": 0.05, "refine_batch": 0.06}
+ROOM = Room(32 * 10**9, 10**12)
+
+
+def own(**changes: Any) -> RetrainConfig:
+    given_values = {"data.source": "somewhere", **{key.replace("__", "."): value for key, value in changes.items()}}
+    return load_config("smoke", None, given_values)
+
+
+def chosen(found: list[Choice]) -> dict[str, Any]:
+    return {choice.field: choice.value for choice in found}
+
+
+def test_lengths_follow_from_the_data() -> None:
+    lengths = np.array([30] * 94 + [100] * 6)
+    documents = replace(texts(100), teacher=lengths)
+    found = plan.from_data(own(), facts(documents=documents), (), ROOM, 4)
+    assert chosen(found)["towers.max_document_length"] == 104
+    assert chosen(found)["towers.max_query_length"] == 12
+    assert "30 tokens in the middle" in next(c.reason for c in found if c.field == "towers.max_document_length")
+
+
+def test_long_sentences_that_are_learned_from_do_not_lengthen_the_queries() -> None:
+    found = plan.from_data(own(), facts(sources={"train": texts(64), "sentences": texts(10, 60)}), (), ROOM, 4)
+    assert chosen(found)["distillation.max_query_length"] == 24
+
+
+def test_what_a_person_set_stays_and_is_told_what_the_data_would_ask() -> None:
+    found = {c.field: c for c in plan.from_data(own(), facts(), {"towers.max_document_length"}, ROOM, 4)}
+    stays = found["towers.max_document_length"]
+    assert stays.value == stays.before == 48
+    assert "as you set it; the data would ask for 24" in stays.reason
+
+
+def test_the_built_in_data_keeps_the_lengths_of_its_presets() -> None:
+    found = chosen(plan.from_data(load_config("smoke"), facts(), (), ROOM, 4))
+    assert found["towers.max_document_length"] == 48
+
+
+def test_a_margin_that_the_queries_cannot_show_is_widened_with_a_version_of_its_own() -> None:
+    asked = own(policy__margin=0.01, policy__min_power=0.8)
+    found = chosen(plan.from_data(asked, facts(), (), ROOM, 4))
+    smallest = margin_for(plan.TRAINING_SPREAD, 50)
+    assert smallest <= found["policy.margin"] < smallest + 0.005
+    assert found["policy.version"] == f"smoke-1-margin-{found['policy.margin']:g}"
+    enough = facts(judged={"test": texts(queries_for(plan.TRAINING_SPREAD, 0.01))})
+    assert chosen(plan.from_data(asked, enough, (), ROOM, 4))["policy.margin"] == 0.01
+
+
+def test_the_number_of_queries_is_that_of_the_gate() -> None:
+    differences = np.tile([0.3, -0.3, 0.1, -0.1], 50)
+    assert queries_for(float(differences.std(ddof=1)), 0.02) == queries_needed(differences, 0.02)
+    assert margin_for(0.2, queries_for(0.2, 0.02)) <= 0.02
+
+
+def test_little_memory_makes_smaller_chunks() -> None:
+    large = own(towers__batch_size=512, towers__chunk_size=512, towers__max_document_length=1000)
+    some = facts(documents=texts(1000, 1000), pair_count=1000)
+    least = plan._peak(plan.changed(large, {"towers.chunk_size": 1}), some, 4)
+    found = plan._chunk(large, some, Room(int(least / plan.MEMORY_SHARE) + 50_000_000, 10**12), 4)
+    assert 1 <= found.value < 512
+    assert plan._chunk(large, some, Room(10**13, 10**12), 4).value == 512
+
+
+def test_a_budget_is_filled_and_not_exceeded() -> None:
+    for budget in (60.0, 600.0, 6000.0):
+        asked = own(towers__steps=150)
+        found = plan.to_budget(asked, facts(), (), budget, RATES)
+        assert found is not None
+        fitted = plan.changed(asked, chosen(found))
+        assert plan.total_of(fitted, facts(), RATES) <= budget
+    assert chosen(plan.to_budget(own(), facts(), (), 6000.0, RATES) or [])["distillation.epochs"] == plan.MOST_EPOCHS
+
+
+def test_more_time_never_gives_fewer_steps() -> None:
+    steps = []
+    for budget in (20.0, 40.0, 80.0, 160.0, 320.0):
+        found = plan.to_budget(own(towers__steps=500), facts(), (), budget, RATES)
+        steps.append(chosen(found)["towers.steps"] if found else 0)
+    assert steps == sorted(steps) and steps[-1] > steps[0]
+
+
+def test_steps_that_a_person_set_are_not_touched_by_the_budget() -> None:
+    found = plan.to_budget(own(towers__steps=77), facts(), {"towers.steps"}, 600.0, RATES)
+    assert found is not None and "towers.steps" not in chosen(found)
+
+
+def test_what_cannot_fit_names_the_budget_that_would_and_fewer_documents() -> None:
+    many = facts(documents=texts(100_000, 20))
+    assert plan.to_budget(own(), many, (), 100.0, RATES) is None
+    said = plan.knob(own(), many, (), 100.0, RATES)
+    assert "--budget" in said and "--max-documents" in said
+    count = int(said.split("--max-documents ")[1].rstrip("."))
+    assert plan.to_budget(own(), plan.fewer_documents(many, count), (), 100.0, RATES) is not None
+
+
+def test_steps_that_a_person_set_too_high_are_named() -> None:
+    said = plan.knob(own(towers__steps=100_000), facts(), {"towers.steps"}, 60.0, RATES)
+    assert "leave out towers.steps, which you set" in said
+
+
+def test_disk_and_memory_that_are_too_small_are_refused_with_the_sum() -> None:
+    needs = {"train_towers": Need(5 * 10**9, 10**9, 10**9), "encode_corpus": Need(10**9, 8 * 10**9)}
+    plan.require_room(needs, Room(6 * 10**9, 20 * 10**9))
+    with pytest.raises(ResourceError, match=r"5\.0 GB of memory in the step train_towers, and 4\.0 GB is free"):
+        plan.require_room(needs, Room(4 * 10**9, 20 * 10**9))
+    sums = r"about 9\.0 GB \(encode_corpus 8\.0 GB, train_towers 1\.0 GB\) and 1\.0 GB while it runs, and 11\.0 GB is free"
+    with pytest.raises(ResourceError, match=sums) as caught:
+        plan.require_room(needs, Room(6 * 10**9, 11 * 10**9))
+    assert caught.value.exit_code == 9
+    plan.require_room({}, Room(0, 0))
+
+
+def test_room_is_read_from_the_system(tmp_path: Path) -> None:
+    room = plan.free_room(tmp_path / "not" / "there")
+    assert room.memory > 0 and room.disk > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("1h", 3600), ("1.5h", 5400), ("2d", 172_800), ("1h30m", 5400), ("366d", 366 * 86400)]
+)
+def test_a_budget_is_a_number_with_a_unit(text: str, seconds: float) -> None:
+    assert parse_budget(text) == seconds
+
+
+NO_BUDGETS = ["", "0", "0s", "0h0m", "1", "-1h", "1 h 30", "1h 30m", "h", "1e3s", "1H", "inf", "nans", "400d", "999999999d", "1h\n", "1,5h"]
+
+
+@pytest.mark.parametrize("text", [*NO_BUDGETS, "\N{ARABIC-INDIC DIGIT ONE}h"])
+def test_any_other_budget_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--budget is"):
+        parse_budget(text)
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="0123456789.smhd -", max_size=8))
+def test_any_text_is_a_budget_or_refused(text: str) -> None:
+    with contextlib.suppress(ConfigError):
+        assert 0 < parse_budget(text) <= 366 * 86400
+
+
+def test_a_card_is_named_by_its_memory() -> None:
+    assert parse_card("24 GB") == parse_card("24") == parse_card("24gib") == 24 * 10**9
+    for wrong in ("", "0 GB", "A100", "-1", "24 MB", "99999 GB"):
+        with pytest.raises(ConfigError, match="--card"):
+            parse_card(wrong)
+
+
+def test_what_is_left_is_corrected_by_what_was_measured() -> None:
+    forecast = Forecast({"train_towers": 100.0, "encode_corpus": 100.0, "evaluate": 100.0})
+    assert forecast.seconds == pytest.approx(300)
+    assert forecast.after("train_towers", 200.0) == "about 5 min left of the whole flow"
+    # Twice as slow as expected so far: the rest (200 s) is taken to be 1.5 times as long, half the way from hope to experience.
+    assert forecast.seconds == pytest.approx(300)
+    assert forecast.after("encode_corpus", 200.0) is not None
+    assert 100 < forecast.seconds < 200
+    assert forecast.after("evaluate", 200.0) is None
+
+
+def test_a_step_from_the_cache_says_nothing_about_speed() -> None:
+    forecast = Forecast({"train_towers": 100.0, "evaluate": 100.0})
+    forecast.after("train_towers", None)
+    assert forecast.seconds == pytest.approx(100)
+    assert forecast.after("unknown", 5.0) is not None
+    assert forecast.seconds == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0 s"), (89.4, "89 s"), (130, "2 min"), (5399, "90 min"), (9000, "2.5 h"), (9e4, "25 h"), (2e5, "2.3 days")],
+)
+def test_spans_are_said_as_people_say_them(seconds: float, words: str) -> None:
+    assert plan.in_words(seconds) == words
+
+
+def test_too_few_judged_queries_are_said() -> None:
+    notes = plan.notes_on(own(policy__min_queries=100), facts(), None, None)
+    assert any("test has 50 judged queries, and policy.min_queries asks for 100" in note for note in notes)
+
+
+def test_a_card_that_is_not_here_is_said() -> None:
+    assert any("No GPU is here" in note for note in plan.notes_on(own(), facts(), 24 * 10**9, None))
+    assert any("less than the 80.0 GB" in note for note in plan.notes_on(own(), facts(), 80 * 10**9, 24 * 10**9))
+    assert any("made for one" in note for note in plan.notes_on(own(towers__batch_size=512), facts(), None, None))
+
+
+def test_the_data_are_described_in_numbers() -> None:
+    lines = plan.describe_data(facts())
+    assert lines[0] == "100 documents of 20 / 20 / 20 tokens (50 / 95 / 99 %), scripts: latin 100%"
+    assert lines[-1] == "judged queries by split: train 64, dev 10, test 50; 64 training pairs"
+
+
+def test_a_busy_machine_is_said() -> None:
+    quiet, busy = (plan.Row("train_towers", 100.0, cpu, 0, 0, 0) for cpu in (190.0, 25.0))
+    assert plan.busy_note([quiet]) == plan.busy_note([plan.Row("evaluate", None, None, 0, 0, 0)]) == ""
+    assert "for 25% of their time" in plan.busy_note([busy])
