@@ -106,15 +106,15 @@ def reconcile(name: str, records: Sequence[Record]) -> Reconciled:
     """
     want, have = expected_aliases(records), current_aliases(name)
     record_store.state_head(name, records)
-    possible, gone = _registered(name, want)
-    if possible == have and not gone:
-        return Reconciled("clean")
+    possible, gone = registered(name, want)
+    if possible == have:
+        return Reconciled("clean", _gone_note(gone[0], possible) if gone else "")
     place_aliases(name, possible, have)
     if was_interrupted(records, have) and not gone:
         return Reconciled("finished", f"Finished an interrupted change: {_text(want)}.")
     note = f"The aliases did not match the promotion records ({_text(have)}) and were put back: {_text(possible)}."
     if gone:
-        note = f"The promotion records name release/{gone[0]}, which was deleted from the registry. The aliases: {_text(possible)}."
+        note = _gone_note(gone[0], possible)
     _log.warning(note)
     return Reconciled("put_back", note)
 
@@ -124,7 +124,7 @@ def settle_aliases(name: str) -> None:
     for _ in range(3):
         records = record_store.read_records(name)
         record_store.state_head(name, records)
-        (want, _), have = _registered(name, expected_aliases(records)), current_aliases(name)
+        (want, _), have = registered(name, expected_aliases(records)), current_aliases(name)
         if want == have:
             return
         place_aliases(name, want, have)
@@ -174,7 +174,11 @@ def trusted_version(name: str) -> int:
     return version
 
 
-def _registered(name: str, want: Aliases) -> tuple[Aliases, list[int]]:
+def _gone_note(version: int, aliases: Aliases) -> str:
+    return f"The promotion records name release/{version}, which was deleted from the registry. The aliases: {_text(aliases)}."
+
+
+def registered(name: str, want: Aliases) -> tuple[Aliases, list[int]]:
     """`want` without the versions that are no longer registered, and those versions."""
     wanted = [version for version in want if version is not None]
     there = {info.version for info in registry.versions(release_model(name))} if wanted else set()

@@ -16,7 +16,7 @@ from components import settings
 from components.artifacts import digest_of, read_json, write_json
 from components.errors import ArtifactError, PromotionError
 from components.promotion.approval import rejection
-from components.promotion.standing import Record, candidate_model, current_aliases, expected_aliases, release_model
+from components.promotion.standing import Record, candidate_model, current_aliases, expected_aliases, registered, release_model
 from components.tracking import records as record_store
 from components.tracking import registry
 
@@ -64,7 +64,7 @@ def pending(name: str) -> str | None:
     """
     records = record_store.read_records(name)
     waiting, aliases = waiting_for_promotion(name, records), current_aliases(name)
-    if not waiting.versions and aliases == expected_aliases(records):
+    if not waiting.versions and aliases == registered(name, expected_aliases(records))[0]:
         return None
     seen = [(info.version, info.tags) for info in waiting.versions]
     return digest_of({"waiting": seen, "records": len(records), "aliases": list(aliases)})

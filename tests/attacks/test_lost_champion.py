@@ -15,6 +15,7 @@ from components.promotion.history import history_of, render_history
 from components.promotion.promote import promote, rollback, trusted
 from components.promotion.stale import decide_again
 from components.promotion.standing import expected_aliases
+from components.promotion.waiting import pending
 from tests.unit.promotion_world import FACTS, GOOD, NAME, POLICY, MemoryTracking, World, make_evaluation, no_smoke
 
 RELEASE = f"{NAME}-release"
@@ -121,3 +122,13 @@ def test_a_rollback_with_nothing_left_says_so(world: World) -> None:
     with pytest.raises(PromotionError, match="None of the earlier releases verifies"):
         rollback(NAME, "Bob", "slow", past_lost=True)
     assert trusted(NAME).version == 2
+
+
+def test_a_deleted_release_is_told_and_leaves_nothing_to_do_for_ever(world: World) -> None:
+    for level in (0.70, 0.71):
+        release(world, level)
+    delete(world, 1)
+    for _ in range(2):
+        change = promote(NAME, no_smoke)
+        assert change.status == "nothing" and "release/1, which was deleted from the registry" in change.warnings[0]
+    assert pending(NAME) is None  # a watch has nothing to look at
