@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.artifacts import file_sha256, read_versioned, write_json
 from components.errors import ArtifactError, SpaceMismatch
-from components.index.kinds import graph, inverted_file
+from components.index.kinds import inverted_file
+from components.index.merging import Contents, append, can_merge
 from components.index.refine import StoredVectors, to_int8, unit_rows
 from components.index.template import TEMPLATE_FILE, Template, read_faiss, write_faiss
 
@@ -119,29 +120,44 @@ def open_stored(folder: Path, parts: int) -> StoredVectors | None:
 def merge_parts(folder: Path, count: int) -> int:
     """Put the FAISS indexes of parts 0 to count - 1 into `index.faiss`, remove their own files, and return the rows.
 
-    One part is in memory at a time, besides the codes of all. Exact indexes have nothing to merge, and graphs (HNSW), which FAISS cannot
-    merge, stay as they are. Raises SpaceMismatch for a part of another space than the first, ArtifactError for one of another template
-    than the folder's, each named.
+    One part is in memory at a time, besides the codes of all. Before the parts' files go, `index.faiss` is read again and held against
+    what the parts held: rows and a digest of numbers and codes, list by list. Exact indexes have nothing to merge, and kinds that cannot
+    be merged (`can_merge`) stay as they are. Raises SpaceMismatch for a part of another space than the first, ArtifactError for one of
+    another template than the folder's or of another number of rows, each named, and for a merged file that does not hold its parts.
     """
     template = folder / TEMPLATE_FILE
     parts = read_parts(folder, count, read_part(folder, 0).space_id, file_sha256(template) if template.is_file() else None)
     rows = sum(part.rows for part in parts)
     if not has_own_file(folder, 0) or not can_merge(read_faiss(template)):
         return rows
-    merged = read_faiss(_file(folder, 0, "faiss"))
-    for part in parts[1:]:
-        # Inverted files keep row numbers, which have to be moved; plain codes count their rows themselves.
-        offset = merged.ntotal if inverted_file(merged) is not None else 0
-        merged.merge_from(read_faiss(_file(folder, part.number, "faiss")), offset)
+    merged, contents = None, Contents()
+    for part in parts:
+        path = _file(folder, part.number, "faiss")
+        index = read_faiss(path)
+        if index.ntotal != part.rows:
+            raise ArtifactError(f"{path} holds {index.ntotal:,} rows where {part.rows:,} are recorded. Build the index again.")
+        try:
+            merged = append(merged, index, contents)
+        except ArtifactError as error:
+            raise ArtifactError(f"{path} cannot be merged: {error} Build the index again.") from None
     write_faiss(merged, folder / INDEX_FILE)
+    del merged, index  # the codes of all are not to be in memory twice
+    _require_merged(folder / INDEX_FILE, rows, contents)
     for part in parts:
         _file(folder, part.number, "faiss").unlink()
     return rows
 
 
-def can_merge(index: Any) -> bool:
-    """Whether FAISS can merge indexes of this kind: all but graphs."""
-    return graph(index) is None
+def _require_merged(path: Path, rows: int, expected: Contents) -> None:
+    """Remove a merged file that does not hold what its parts held, and raise ArtifactError with the first list that differs."""
+    index = open_mapped(path)
+    lost = f"it says that it holds {index.ntotal:,} rows" if index.ntotal != rows else expected.difference(Contents.of(index))
+    if lost is not None:
+        path.unlink()
+        raise ArtifactError(
+            f"{path} was merged from parts of {rows:,} rows, but {lost}. The parts are whole and the merged file was removed: "
+            "check the memory and disk of this machine, and build the index again."
+        )
 
 
 def open_mapped(path: Path) -> Any:

@@ -25,8 +25,9 @@ from components.index.config import IndexConfig
 from components.index.exact import BLOCK
 from components.index.guard import GUARD_FILE, Watched, watch
 from components.index.kinds import can_filter
+from components.index.merging import can_merge
 from components.index.opening import LAYOUT_VERSION, layout_version, open_files, require_index
-from components.index.parts import INDEX_FILE, can_merge, merge_parts, open_stored, part_files, write_part
+from components.index.parts import INDEX_FILE, merge_parts, open_stored, part_files, write_part
 from components.index.rows import read_rows, read_table, write_deleted, write_rows
 from components.index.search import vector_index
 from components.index.shards import read_shard

@@ -1,0 +1,331 @@
+"""Merging of FAISS indexes made from one template, and the check that a merged index holds what its parts held.
+
+FAISS's own `merge_from` destroys memory on block-packed lists (fast scan). When a receiving list holds a non-zero multiple of
+`block_size` entries, `BlockInvertedLists::add_entries` (1.12 to 1.15.1) takes its end for the border of a block, where the number of
+vectors in a block is meant, and copies as many blocks as the merged list will have, past the end of its buffer. So such lists are
+unpacked and packed here. Plain codes are left to `merge_from`; every other kind is grown as one index and never merged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.errors import ArtifactError
+from components.index.kinds import inner_index, inverted_file
+
+MERGE_VERSION = 2  # how parts are put together; indexes that do not say it were merged by FAISS itself
+ROWS = 65_536  # about so many rows are unpacked or packed at a time
+_LOW = np.uint64(0x0F0F0F0F0F0F0F0F)
+_BLOCKS = 256  # blocks that are sorted at a time: what fits the processor's cache
+
+
+class Rows(NamedTuple):
+    """Rows of an index that lie one behind the other in its lists.
+
+    `lists` and `sizes` (rows in each) int64 (m,); `ids` int64 (n,); `codes` uint8 (n, bytes a row).
+    """
+
+    lists: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    codes: NDArray[np.uint8]
+
+
+class Contents:
+    """What the lists of an index hold: of each its rows, and a sha256 digest of their numbers and codes in their order."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, int] = defaultdict(int)
+        self._digests: dict[int, Any] = defaultdict(hashlib.sha256)
+
+    @classmethod
+    def of(cls, index: Any) -> Contents:
+        """The contents of a whole index."""
+        contents = cls()
+        for rows in rows_of(index):
+            contents.add(rows, 0)
+        return contents
+
+    def add(self, rows: Rows, first: int) -> None:
+        """Count rows that follow those there are; their numbers start at `first`."""
+        numbers = (rows.ids + first).view(np.uint8).reshape(len(rows.ids), -1)
+        both, start = np.concatenate([numbers, rows.codes], axis=1), 0
+        for number, size in zip(rows.lists.tolist(), rows.sizes.tolist(), strict=True):
+            self._rows[number] += size
+            self._digests[number].update(both[start : start + size])
+            start += size
+
+    def difference(self, found: Contents) -> str | None:
+        """The first list in which `found` differs, in words; None when they are equal."""
+        for number in sorted(self._rows.keys() | found._rows.keys()):
+            here, there = self._rows.get(number, 0), found._rows.get(number, 0)
+            if here != there:
+                return f"list {number} holds {there:,} rows where the parts have {here:,}"
+            if self._digests[number].digest() != found._digests[number].digest():
+                return f"list {number} holds other rows or codes than the parts, or in another order"
+        return None
+
+
+def can_merge(index: Any) -> bool:
+    """Whether indexes of this kind can be merged, by FAISS or here. The others are grown as one index where one file is asked for.
+
+    Not merged are graphs (HNSW), which FAISS cannot merge; lists of Panorama, whose codes FAISS loses (faiss#5607); FlatDedup, which
+    keeps rows outside of its lists; and fast scans with 64 or more vectors in a block, whose codes FAISS cannot unpack.
+    """
+    blocks = _block_lists(index)
+    return _may_merge_from(index) if blocks is None else _Packing.of(blocks) is not None
+
+
+def append(merged: Any | None, part: Any, contents: Contents) -> Any:
+    """Put the rows of `part` behind those of `merged` (None: there are none yet), an index of the same template; returns the whole.
+
+    Afterwards `part` is used up, and `contents` knows what was put in. Raises ArtifactError for kinds that cannot be merged and for a
+    part that was not made from the template of `merged`.
+    """
+    first = 0 if merged is None else merged.ntotal
+    if merged is not None:
+        _require_alike(merged, part)
+    lists = None if merged is None else _block_lists(merged)
+    packing = None if lists is None else _required_packing(lists)
+    for rows in rows_of(part):
+        contents.add(rows, first)
+        if packing is not None:
+            packing.append(lists, rows, first)
+    if merged is None:
+        return part
+    if packing is None:
+        _merge_from(merged, part, first)
+    else:
+        for index in (merged, inner_index(merged)):
+            index.ntotal = first + part.ntotal
+    return merged
+
+
+def rows_of(index: Any) -> Iterator[Rows]:
+    """All rows of an index of plain or block-packed codes, list by list, some 65,536 at a time; without lists all stand in list 0."""
+    lists, blocks = _lists(index), _block_lists(index)
+    if lists is None:
+        yield from _rows_without_lists(inner_index(index))
+        return
+    packing = None if blocks is None else _required_packing(blocks)
+    sizes = np.array([lists.list_size(number) for number in range(lists.nlist)], np.int64)
+    for numbers in _groups(sizes):
+        ids = [_view(lists.get_ids(number), int(sizes[number])) for number in numbers.tolist()]
+        codes = _plain_codes(lists, numbers, sizes) if packing is None else packing.codes(lists, numbers, sizes)
+        yield Rows(numbers, sizes[numbers], np.concatenate(ids), codes)
+
+
+def lists_damaged_by_faiss(index: Any, parts: Sequence[int]) -> list[int]:
+    """Numbers of the lists at which FAISS's `merge_from` wrote past its buffers when it merged parts of so many rows, in their order.
+
+    The merging is done over from the row numbers in the lists, which are those of the parts one after another. Raises ArtifactError when
+    they are not, each once and ascending in every list: then what was written over is beyond doubt.
+    """
+    lists = _block_lists(index)
+    if lists is None:
+        return []
+    ends, seen, damaged = np.cumsum(parts), np.zeros(sum(parts), bool), []
+    whole = _Packing.of(lists) is not None
+    for number in range(lists.nlist):
+        if not (size := lists.list_size(number)):
+            continue
+        ids = _view(lists.get_ids(number), size)
+        if ids[0] < 0 or ids[-1] >= len(seen) or (np.diff(ids) <= 0).any() or seen[ids].any():
+            raise ArtifactError(f"list {number} holds row numbers that no merge of its parts can give")
+        seen[ids] = True
+        added = np.bincount(np.searchsorted(ends, ids, side="right"), minlength=len(ends))
+        before = np.cumsum(added) - added
+        met = (added > 0) & (before > 0)
+        if whole:  # else every code that FAISS moved by itself was lost
+            met &= before % lists.block_size == 0
+        if met.any():
+            damaged.append(number)
+    if not seen.all():
+        raise ArtifactError(f"row {int(np.argmin(seen))} is in none of the lists")
+    return damaged
+
+
+class _Packing:
+    """How block-packed lists hold codes: `vectors` to a block, their half bytes in FAISS's order, which its own packer is asked for.
+
+    `width` are the bytes of a code, `block` those of a block; `to_codes` and `to_blocks` say for each half byte where it is taken from.
+    """
+
+    def __init__(self, packer: Any, to_blocks: NDArray[np.int64]) -> None:
+        self.vectors, self.width, self.block = int(packer.nvec), int(packer.code_size), int(packer.block_size)
+        self._to_blocks, self._to_codes = to_blocks, np.argsort(to_blocks)
+        # Of a block's bytes those bits that belong to its first 0, 1, 2, ... vectors.
+        first = np.arange(self.vectors)[None, :, None] < np.arange(self.vectors)[:, None, None]
+        lanes = np.repeat(first.reshape(-1, 1) * np.uint8(255), self.width, axis=1)
+        self._masks = self._packed(lanes)
+
+    @classmethod
+    def of(cls, lists: Any) -> _Packing | None:
+        """The packing of a FAISS BlockInvertedLists; None when its packer does not give each half byte a place of its own."""
+        packer = lists.packer
+        halves = int(packer.nvec * packer.code_size * 2)
+        if halves != 2 * packer.block_size:
+            return None
+        # Each half byte of the codes spells its own number, one digit (base 16) a time; what stands in the block then is the order.
+        numbers, found = np.arange(halves), np.zeros(halves, np.int64)
+        for shift in range(0, halves.bit_length(), 4):
+            digits = ((numbers >> shift) & 15).astype(np.uint8).reshape(-1, 2)
+            codes = (digits[:, 0] | digits[:, 1] << 4).reshape(packer.nvec, packer.code_size)
+            block = np.zeros((1, packer.block_size), np.uint8)
+            for vector in range(packer.nvec):
+                packer.pack_1(codes[vector], vector, block)
+            found |= _halves(block[0]).astype(np.int64) << shift
+        return cls(packer, found) if np.array_equal(np.sort(found), numbers) else None
+
+    def codes(self, lists: Any, numbers: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The codes of some lists that are not empty, uint8 (their rows, width)."""
+        counts = -(-sizes[numbers] // self.vectors)
+        pairs = zip(numbers.tolist(), counts.tolist(), strict=True)
+        blocks = np.concatenate([_view(lists.get_codes(number), count * self.block) for number, count in pairs])
+        lanes = self._unpacked(blocks.reshape(-1, self.block))
+        return np.asarray(lanes[_lanes(counts * self.vectors, np.zeros_like(counts), sizes[numbers])])
+
+    def append(self, lists: Any, rows: Rows, first: int) -> None:
+        """Put rows behind those that the lists hold, their numbers counted from `first`."""
+        held = np.array([lists.list_size(number) for number in rows.lists.tolist()], np.int64)
+        taken = held % self.vectors  # places of the last block that are not free
+        counts = -(-(taken + rows.sizes) // self.vectors)
+        lanes = np.zeros((int(counts.sum()) * self.vectors, self.width), np.uint8)
+        lanes[_lanes(counts * self.vectors, taken, rows.sizes)] = rows.codes
+        blocks, ids = self._packed(lanes), rows.ids + first
+        each = zip(rows.lists.tolist(), rows.sizes.tolist(), held.tolist(), taken.tolist(), counts.tolist(), strict=True)
+        start = done = 0
+        for number, size, before, kept, count in each:
+            lists.resize(number, before + size)
+            _view(lists.get_ids(number), before + size)[before:] = ids[done : done + size]
+            whole = _view(lists.get_codes(number), (before // self.vectors + count) * self.block).reshape(-1, self.block)
+            last = whole[-count] & self._masks[kept]
+            whole[-count:] = blocks[start : start + count]
+            whole[-count] |= last
+            start, done = start + count, done + size
+
+    def _unpacked(self, blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return self._sorted(blocks, self._to_codes, (len(blocks) * self.vectors, self.width))
+
+    def _packed(self, lanes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return self._sorted(lanes.reshape(-1, self.block), self._to_blocks, (len(lanes) // self.vectors, self.block))
+
+    @staticmethod
+    def _sorted(blocks: NDArray[np.uint8], order: NDArray[np.int64], shape: tuple[int, int]) -> NDArray[np.uint8]:
+        """The half bytes of each block in another order, eight bytes at a time where they only move within a byte."""
+        width = blocks.shape[1]
+        source = order // 2 + order % 2 * width
+        low, high, out = source[0::2], source[1::2], np.empty_like(blocks)
+        halves = np.empty((_BLOCKS, 2 * width), np.uint8)
+        for start in range(0, len(blocks), _BLOCKS):
+            some = blocks[start : start + _BLOCKS].view(np.uint64)
+            mine = halves[: len(some)]
+            mine[:, :width].view(np.uint64)[:] = some & _LOW
+            mine[:, width:].view(np.uint64)[:] = some >> np.uint64(4) & _LOW
+            joined = mine.take(high, axis=1).view(np.uint64)
+            joined <<= np.uint64(4)
+            joined |= mine.take(low, axis=1).view(np.uint64)
+            out[start : start + _BLOCKS] = joined.view(np.uint8)
+        return out.reshape(shape)
+
+
+def _halves(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Half bytes, low before high, (m,) to (2 m,)."""
+    return np.stack([values & 15, values >> 4], axis=-1).reshape(-1)
+
+
+def _lanes(places: NDArray[np.int64], taken: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where the rows of lists lie that have `places` each, of which the first `taken` are not theirs."""
+    starts = np.cumsum(places) - places + taken
+    return np.arange(int(sizes.sum())) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+
+
+def _groups(sizes: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Numbers of the lists that are not empty, in groups of some 65,536 places: a block of 32 is the least that a list takes."""
+    numbers = np.flatnonzero(sizes)
+    if len(numbers):
+        yield from np.split(numbers, np.flatnonzero(np.diff(np.cumsum(sizes[numbers] + 32) // ROWS)) + 1)
+
+
+def _plain_codes(lists: Any, numbers: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.uint8]:
+    width = lists.code_size
+    codes = [_view(lists.get_codes(number), int(sizes[number]) * width) for number in numbers.tolist()]
+    return np.concatenate(codes).reshape(-1, width) if width else np.empty((int(sizes[numbers].sum()), 0), np.uint8)
+
+
+def _rows_without_lists(index: Any) -> Iterator[Rows]:
+    codes = _view(index.codes.data(), index.ntotal * index.code_size)
+    for start in range(0, index.ntotal, ROWS):
+        stop = min(index.ntotal, start + ROWS)
+        some = codes[start * index.code_size : stop * index.code_size].reshape(stop - start, index.code_size)
+        yield Rows(np.zeros(1, np.int64), np.array([stop - start]), np.arange(start, stop), some)
+
+
+def _view(pointer: Any, count: int) -> NDArray[Any]:
+    """Memory of FAISS as an array of the pointer's type, uint8 or int64, which holds as long as nothing is added."""
+    import faiss
+
+    view: NDArray[Any] = faiss.rev_swig_ptr(pointer, count)
+    return view
+
+
+def _lists(index: Any) -> Any | None:
+    """The inverted lists of an index; None when it has none."""
+    import faiss
+
+    inverted = inverted_file(index)
+    return None if inverted is None else faiss.downcast_InvertedLists(inverted.invlists)
+
+
+def _block_lists(index: Any) -> Any | None:
+    """The inverted lists of an index when their codes are packed in blocks (fast scan)."""
+    import faiss
+
+    lists = _lists(index)
+    return lists if isinstance(lists, faiss.BlockInvertedLists) else None
+
+
+def _required_packing(lists: Any) -> _Packing:
+    packing = _Packing.of(lists)
+    if packing is None:
+        raise ArtifactError(
+            f"Lists of {lists.n_per_block} vectors in a block cannot be merged: FAISS does not unpack their codes. Take an index key with "
+            "blocks of 32 (PQ48x4fs without a number behind it), or index.layout shards."
+        )
+    return packing
+
+
+def _require_alike(merged: Any, part: Any) -> None:
+    try:
+        merged.check_compatible_for_merge(part)
+    except RuntimeError as error:
+        raise ArtifactError(f"it does not go with the parts before it ({str(error).splitlines()[-1][-160:]})") from None
+
+
+def _may_merge_from(index: Any) -> bool:
+    """Whether FAISS's `merge_from` keeps the codes of this kind: one row after another, in lists or without. A new kind is tried first."""
+    import faiss
+
+    inner, lists = inner_index(index), _lists(index)
+    if lists is None:
+        return type(inner) in (faiss.IndexPQ, faiss.IndexScalarQuantizer, faiss.IndexFlat, faiss.IndexFlatIP)
+    return type(lists) is faiss.ArrayInvertedLists and type(inner) not in (faiss.IndexIVFFlatDedup, faiss.IndexIVFFlatPanorama)
+
+
+def _merge_from(merged: Any, part: Any, first: int) -> None:
+    """FAISS's own merge, for plain codes alone. This is its only caller, which a test holds."""
+    for index in (merged, part):
+        if not _may_merge_from(index):
+            names = [type(held).__name__ for held in (inner_index(index), _lists(index)) if held is not None]
+            raise ArtifactError(
+                f"FAISS's merge_from must not be called on {' with '.join(names)}: it writes past their buffers or loses their codes. "
+                "Put the rows in by components.index.merging.append, or build one index of all rows."
+            )
+    # Inverted files keep row numbers, which have to be moved; plain codes count their rows themselves.
+    merged.merge_from(part, 0 if _lists(merged) is None else first)
