@@ -19,7 +19,7 @@ from components.errors import SpaceMismatch
 from components.index.blocks import half_blocks, parts_of, shard_sizes, survey, unit_blocks
 from components.index.config import IndexConfig
 from components.index.kinds import inverted_file, is_exact, usable_key
-from components.index.merging import can_merge
+from components.index.merging import MERGE_VERSION, can_merge
 from components.index.opening import LAYOUT_VERSION, open_files
 from components.index.parts import merge_parts, write_part
 from components.index.rows import write_rows
@@ -137,6 +137,7 @@ def _identity(template: Template, config: IndexConfig) -> dict[str, Scalar]:
         "index_key": template.key,
         "asked_key": config.index_key,
         "layout": config.layout,
+        **({} if template.index is None else {"merge_version": MERGE_VERSION}),
         "template_digest": template.digest,
         "refine": template.refine,
         "faiss_version": str(faiss.__version__),

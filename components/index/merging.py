@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from components.artifacts import digest_of
 from components.errors import ArtifactError
 from components.index.kinds import inner_index, inverted_file
 
@@ -60,6 +61,11 @@ class Contents:
             self._rows[number] += size
             self._digests[number].update(both[start : start + size])
             start += size
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the numbers, rows and digests of all lists that are not empty."""
+        return digest_of([[number, rows, self._digests[number].hexdigest()] for number, rows in sorted(self._rows.items())])
 
     def difference(self, found: Contents) -> str | None:
         """The first list in which `found` differs, in words; None when they are equal."""

@@ -7,7 +7,7 @@ part-00000.faiss         absent for exact search, and for parts that lie in inde
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from components.artifacts import file_sha256, read_versioned, write_json
 from components.errors import ArtifactError, SpaceMismatch
 from components.index.kinds import inverted_file
-from components.index.merging import Contents, append, can_merge
+from components.index.merging import Contents, append, can_merge, lists_damaged_by_faiss
 from components.index.refine import StoredVectors, to_int8, unit_rows
 from components.index.template import TEMPLATE_FILE, Template, read_faiss, write_faiss
 
 INDEX_FILE = "index.faiss"
 PART_VERSION = 1
+REBUILD = "Build the index again: `scalingnote retrain`, or `scalingnote refresh-index` where it keeps its vectors."
 
 
 class StoredPart(BaseModel):
@@ -158,6 +159,27 @@ def _require_merged(path: Path, rows: int, expected: Contents) -> None:
             f"{path} was merged from parts of {rows:,} rows, but {lost}. The parts are whole and the merged file was removed: "
             "check the memory and disk of this machine, and build the index again."
         )
+
+
+def merge_fault(folder: Path, parts: Sequence[StoredPart]) -> str | None:
+    """What is wrong with an `index.faiss` that FAISS merged itself, as versions before MERGE_VERSION 2 did; None for what is sound.
+
+    FAISS's `merge_from` wrote past its buffers at lists of certain lengths (`components.index.merging`). Whether it did, follows from
+    the rows of the parts and the row numbers in the lists. Raises ArtifactError when these numbers themselves were written over.
+    """
+    merged = [part.rows for part in parts if not has_own_file(folder, part.number)]
+    if len(merged) < 2 or not (folder / INDEX_FILE).is_file():
+        return None
+    try:
+        damaged = lists_damaged_by_faiss(open_mapped(folder / INDEX_FILE), merged)
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder / INDEX_FILE} was damaged when it was merged: {error}. {REBUILD}") from None
+    if not damaged:
+        return None
+    return (
+        f"{folder / INDEX_FILE} was merged by an earlier version, in which FAISS wrote past its memory at {len(damaged):,} of its lists "
+        f"(the first is list {damaged[0]}): codes of any list may be wrong, and documents not found. {REBUILD}"
+    )
 
 
 def open_mapped(path: Path) -> Any:

@@ -1,0 +1,352 @@
+"""Merging of parts: the same codes, list by list, as an index built in one go; no memory is written over; what was damaged is refused.
+
+FAISS's own `merge_from` writes past its buffers when a list of a fast scan holds a non-zero multiple of `block_size` rows. Here every list
+meets that on purpose: rows are put into the first list of an index, whose vectors all lie at its centroid.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from components.artifacts import IndexArtifact, seal
+from components.errors import ArtifactError, ConfigError
+from components.index import merging, parts
+from components.index.config import IndexConfig
+from components.index.kinds import empty_index, inner_index, inverted_file
+from components.index.merging import Contents, append, can_merge, lists_damaged_by_faiss, rows_of
+from components.index.parts import INDEX_FILE, merge_parts, open_part, write_part
+from components.index.search import load_index
+from components.index.template import train_template, write_faiss
+from tests.unit.index_world import SPACE, built, clustered, sealed_again, shards_of
+
+ROOT = Path(__file__).resolve().parents[2]
+FAST_SCANS = (
+    *("IVF1,PQ1x4fs", "IVF1,PQ3x4fs", "IVF1,PQ4x4fs", "IVF1,PQ4x4fsr", "IVF1,PQ12x4fsr", "IVF2,PQ4x4fs", "IVF4,PQ5x4fsr"),
+    *("IVF1,RQ4x4fs", "IVF2,RQ3x4fsr", "IVF1,PRQ2x2x4fs", "IVF1,LSQ2x4fs", "IVF1,PLSQ2x2x4fs"),
+    *("IVF1,RaBitQfs", "IVF2,RaBitQfs4", "PCA4,IVF1,PQ4x4fs", "IVF4(RCQ2x1),PQ4x4fsr", "IVF2_HNSW4,PQ4x4fs"),
+)
+PLAIN = (
+    *("IVF4,Flat", "IVF4,SQ8", "IVF4,SQ4", "IVF4,SQfp16", "IVF4,SQ0", "IVF4,PQ4x4", "IVF4,PQ4x4np", "IVF4,RQ2x4", "IVF4,LSQ2x4"),
+    *("IVF4,PRQ2x2x4", "IVF4,RaBitQ", "IVF4,RaBitQ4", "IVF4(RCQ2x1),SQ8", "PCA4,IVF4,Flat", "OPQ4,IVF2,PQ4x4"),
+    *("PQ4x4", "PQ6x5", "OPQ4,PQ4x4", "SQ8", "SQ4", "SQfp16", "PCA8,Flat", "RR8,SQ8"),
+)
+UNMERGED = ("HNSW8", "HNSW8_SQ8", "PCA8,HNSW8", "IVF2,PQ4x4fs_64", "IVF2,PQ4x4fsr_128", "IVF2,RaBitQfs_64")
+TRAINING = clustered(300, seed=8, dimension=60)
+
+
+def trained(key: str) -> Any:
+    index = empty_index(key, 60)
+    for clustering in [inverted_file(index).cp] if inverted_file(index) is not None else []:  # type: ignore[union-attr]
+        clustering.min_points_per_centroid = 1
+    index.train(TRAINING)
+    return index
+
+
+def filled(template: Any, vectors: NDArray[np.float32]) -> Any:
+    index = faiss.clone_index(template)
+    index.add(vectors)
+    return index
+
+
+def merged_of(template: Any, blocks: Sequence[NDArray[np.float32]]) -> Any:
+    """The merged index of one part for each block, and the check against its parts."""
+    whole, contents = None, Contents()
+    for block in blocks:
+        whole = append(whole, filled(template, block), contents)
+    assert contents.difference(Contents.of(whole)) is None
+    return whole
+
+
+def in_one_go(template: Any, blocks: Sequence[NDArray[np.float32]]) -> Any:
+    index = faiss.clone_index(template)
+    for block in blocks:
+        index.add(block)
+    return index
+
+
+def bytes_of(index: Any) -> bytes:
+    return bytes(faiss.serialize_index(index).tobytes())
+
+
+def block_size(index: Any) -> int:
+    return int(faiss.downcast_InvertedLists(inverted_file(index).invlists).block_size)  # type: ignore[union-attr]
+
+
+def same_list(count: int, seed: int) -> NDArray[np.float32]:
+    """Vectors that all fall into one list: near one of the vectors that trained the template."""
+    noise = np.random.default_rng(seed).normal(size=(count, 60)) * 1e-3
+    return np.asarray(TRAINING[0] + noise, np.float32)
+
+
+@pytest.mark.parametrize("key", FAST_SCANS)
+def test_lists_that_end_at_a_block_of_faiss_are_merged_as_if_built_in_one_go(key: str) -> None:
+    template = trained(key)
+    size = block_size(template)
+    assert size > 1 and faiss.downcast_InvertedLists(inverted_file(template).invlists).n_per_block == 32  # type: ignore[union-attr]
+    for first in (0, 1, 31, 32, 33, size - 1, size, size + 1, 2 * size):
+        for second in (0, 1, 33, size):
+            blocks = [same_list(first, 1), same_list(second, 2), same_list(5, 3), TRAINING[:40]]
+            whole, expected = merged_of(template, blocks), in_one_go(template, blocks)
+            assert whole.ntotal == first + second + 45
+            assert bytes_of(whole) == bytes_of(expected), f"{key}: {first} rows and {second} rows"
+
+
+@pytest.mark.parametrize("key", PLAIN)
+def test_plain_codes_are_merged_as_if_built_in_one_go(key: str) -> None:
+    template = trained(key)
+    assert can_merge(template)
+    blocks = [TRAINING[:130], TRAINING[130:131], TRAINING[:0], TRAINING[131:]]
+    assert bytes_of(merged_of(template, blocks)) == bytes_of(in_one_go(template, blocks))
+
+
+@pytest.mark.parametrize("key", UNMERGED)
+def test_what_cannot_be_merged_is_grown_as_one_index(tmp_path: Path, key: str) -> None:
+    assert not can_merge(empty_index(key, 16))
+    with pytest.raises(ArtifactError, match=r"merge"):
+        append(filled(trained(key), TRAINING[:40]), filled(trained(key), TRAINING[:40]), Contents())
+    config = IndexConfig(index_key=key, part_size=40, recall_at=10)
+    whole = built(tmp_path / "whole", shards_of(tmp_path / "vectors", clustered(300), [50, 60, 70]), config)
+    apart = built(
+        tmp_path / "apart", shards_of(tmp_path / "again", clustered(300), [50, 60, 70]), config.model_copy(update={"layout": "shards"})
+    )
+    assert (whole.counts["parts"], apart.counts["parts"]) == (1, 4)
+    if "fs" in key:
+        queries = clustered(8, seed=3)
+        assert load_index(whole.path, SPACE).search(queries, 20)[1] == load_index(apart.path, SPACE).search(queries, 20)[1]
+    assert merge_parts(apart.path, 4) == 300
+    assert len(list(apart.path.glob("part-*.faiss"))) == 4
+
+
+@pytest.mark.parametrize("key", ["IVF4,FlatDedup", "IVF4,FlatPanorama2", "L2norm,IVF4,Flat", "ITQ8,IVF4,Flat"])
+def test_keys_of_which_faiss_makes_no_true_copies_are_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"index_key {key} cannot be used: it .*(faiss#5606|deleted documents|cannot copy)"):
+        empty_index(key, 16)
+
+
+@pytest.mark.parametrize("key", ["IVF2,PQ4x4fs", "IVF2,RaBitQfs", "HNSW8"])
+def test_faiss_own_merge_is_refused_by_name_for_what_it_destroys(key: str) -> None:
+    index, other = (filled(trained(key), TRAINING[:40]) for _ in range(2))
+    with pytest.raises(ArtifactError, match=r"merge_from must not be called on Index\w+( with BlockInvertedLists)?: .*append"):
+        merging._merge_from(index, other, 40)
+    assert (index.ntotal, other.ntotal) == (40, 40)
+
+
+def test_a_part_of_other_centroids_is_refused() -> None:
+    other = empty_index("IVF4,PQ4x4fs", 60)
+    other.train(TRAINING[:200])
+    with pytest.raises(ArtifactError, match="does not go with the parts before it"):
+        append(filled(trained("IVF4,PQ4x4fs"), TRAINING[:40]), filled(other, TRAINING[:40]), Contents())
+
+
+@pytest.mark.parametrize("key", ["IVF4,PQ4x4fsr", "IVF2,RaBitQfs", "IVF4,SQ8", "PQ4x4"])
+def test_contents_are_those_of_the_rows_in_their_order(key: str) -> None:
+    index = filled(trained(key), TRAINING)
+    rows = list(rows_of(index))
+    assert sorted(np.concatenate([some.ids for some in rows]).tolist()) == list(range(300))
+    assert all(some.codes.shape == (len(some.ids), inner_index(index).get_CodePacker().code_size) for some in rows if "fs" in key)
+    assert Contents.of(index).difference(Contents.of(index)) is None
+    turned = filled(trained(key), TRAINING[::-1].copy())
+    assert "in another order" in str(Contents.of(index).difference(Contents.of(turned)))
+    fewer = filled(trained(key), TRAINING[:-1])
+    assert "rows where the parts have" in str(Contents.of(index).difference(Contents.of(fewer)))
+
+
+def three_parts(folder: Path, key: str = "IVF2,PQ4x4fs") -> list[NDArray[np.float32]]:
+    blocks = [TRAINING[:130], TRAINING[130:200], TRAINING[200:]]
+    template = train_template(key, TRAINING, SPACE, "fp16", folder)
+    for number, block in enumerate(blocks):
+        write_part(folder, number, template, [block])
+    return blocks
+
+
+@pytest.mark.parametrize("key", ["IVF2,PQ4x4fs", "IVF2,RaBitQfs4", "IVF2,SQ8", "SQ8"])
+def test_a_merged_file_that_lost_something_is_refused_and_the_parts_stay(tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    three_parts(tmp_path, key)
+
+    def corrupted(index: Any, path: Path) -> None:
+        """One half byte of one code becomes another, as by a fault of the memory."""
+        lists = inverted_file(index)
+        codes = inner_index(index).codes.data() if lists is None else lists.invlists.get_codes(1)
+        faiss.rev_swig_ptr(codes, 1)[0] ^= 1
+        write_faiss(index, path)
+
+    monkeypatch.setattr(parts, "write_faiss", corrupted)
+    with pytest.raises(
+        ArtifactError, match=r"index.faiss was merged from parts of 300 rows, but list \d holds other rows or codes.*build the"
+    ):
+        merge_parts(tmp_path, 3)
+    assert not (tmp_path / INDEX_FILE).exists()
+    assert [open_part(tmp_path, number).ntotal for number in range(3)] == [130, 70, 100]
+    monkeypatch.undo()
+    assert merge_parts(tmp_path, 3) == 300
+
+
+def test_a_part_with_other_rows_than_it_says_is_refused(tmp_path: Path) -> None:
+    three_parts(tmp_path)
+    write_faiss(filled(trained("IVF2,PQ4x4fs"), TRAINING[:3]), tmp_path / "part-00001.faiss")
+    with pytest.raises(ArtifactError, match=r"part-00001.faiss holds 3 rows where 70 are recorded"):
+        merge_parts(tmp_path, 3)
+    assert not (tmp_path / INDEX_FILE).exists()
+
+
+# Indexes of earlier versions ---------------------------------------------------------------------------------------------------------
+
+
+def old_index(folder: Path, sizes: Sequence[int], key: str = "IVF1,PQ4x4fs", refine: str = "fp16") -> IndexArtifact:
+    """An index as an earlier version merged it, by what its manifest says; in truth no memory was written over."""
+    config = IndexConfig(index_key=key, part_size=min(sizes), refine=refine, recall_at=10)  # type: ignore[arg-type]
+    made = built(folder / "index", shards_of(folder / "vectors", clustered(sum(sizes)), sizes[:-1]), config)
+    assert made.counts["parts"] == len(sizes)
+    attributes = {name: value for name, value in made.attributes.items() if name != "merge_version"}
+    return IndexArtifact(**seal(made.path, "index", counts=made.counts, parents=made.parents, attributes=attributes).model_dump())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "damaged"),
+    [
+        ([64, 100], True),
+        ([65, 63, 64], True),
+        ([64, 64, 64], True),
+        ([100, 28, 70], True),
+        ([63, 100], False),
+        ([65, 100], False),
+        ([100, 64], False),
+        ([32, 96], False),
+    ],
+)
+def test_the_merging_of_an_earlier_version_is_done_over_in_numbers(tmp_path: Path, sizes: list[int], damaged: bool) -> None:
+    artifact = old_index(tmp_path, sizes)
+    index = faiss.read_index(str(artifact.path / INDEX_FILE))
+    assert lists_damaged_by_faiss(index, sizes) == ([0] if damaged else [])
+
+
+@pytest.mark.parametrize("bits", [64, 128])
+def test_blocks_that_faiss_cannot_unpack_were_lost_wherever_two_parts_met(bits: int) -> None:
+    template = trained(f"IVF1,PQ4x4fs_{bits}")
+    index = in_one_go(template, [same_list(5, 1), same_list(7, 2)])
+    assert lists_damaged_by_faiss(index, [5, 7]) == [0]
+    assert lists_damaged_by_faiss(index, [12, 0]) == []
+
+
+def test_row_numbers_that_were_written_over_are_refused(tmp_path: Path) -> None:
+    artifact = old_index(tmp_path, [63, 100])
+    index = faiss.read_index(str(artifact.path / INDEX_FILE))
+    ids = faiss.rev_swig_ptr(inverted_file(index).invlists.get_ids(0), 163)  # type: ignore[union-attr]
+    for place, wrong in ((5, 6), (5, -1), (162, 10**12), (7, 2**40)):
+        kept, ids[place] = ids[place], wrong
+        with pytest.raises(ArtifactError, match="holds row numbers that no merge"):
+            lists_damaged_by_faiss(index, [63, 100])
+        ids[place] = kept
+    assert lists_damaged_by_faiss(index, [63, 100]) == []
+    write_faiss(filled(index, clustered(1)), artifact.path / INDEX_FILE)
+    with pytest.raises(ArtifactError, match="row 164 is in none of the lists"):
+        lists_damaged_by_faiss(filled(index, clustered(1)), [64, 101])
+
+
+def test_an_index_that_faiss_damaged_is_searched_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact = old_index(tmp_path, [64, 100])
+    found = load_index(artifact.path, SPACE).search(clustered(4, seed=1), 5)[1]
+    assert all(len(line) == 5 for line in found)
+    said = capsys.readouterr()
+    assert "Warning: " in said.err and "at 1 of its lists" in said.err and "scalingnote retrain" in said.err and not said.out
+    load_index(old_index(tmp_path / "sound", [63, 100]).path, SPACE)
+    assert not capsys.readouterr().err
+
+
+def test_an_index_of_this_version_is_not_suspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = IndexConfig(index_key="IVF1,PQ4x4fs", part_size=64, recall_at=10)
+    artifact = built(tmp_path / "index", shards_of(tmp_path / "vectors", clustered(164), [64]), config)
+    assert artifact.attributes["merge_version"] == merging.MERGE_VERSION == 2
+    load_index(artifact.path, SPACE)
+    assert not capsys.readouterr().err
+
+
+def test_an_index_whose_row_numbers_were_written_over_is_refused(tmp_path: Path) -> None:
+    artifact = old_index(tmp_path, [63, 100])
+    index = faiss.read_index(str(artifact.path / INDEX_FILE))
+    faiss.rev_swig_ptr(inverted_file(index).invlists.get_ids(0), 1)[0] = 2**40  # type: ignore[union-attr]
+    write_faiss(index, artifact.path / INDEX_FILE)
+    with pytest.raises(ArtifactError, match=r"index.faiss was damaged when it was merged.*Build the index again"):
+        load_index(sealed_again(artifact).path, SPACE)
+
+
+# The tree ----------------------------------------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "merge_from": "writes past its buffers on block-packed lists",
+    "merge_into": "calls merge_from",
+    "merge_ondisk": "checks no centroids",
+    "add_entries": "takes block_size for the rows of a block",
+    "add_entry": "copies a whole block into block-packed lists",
+    "add_sa_codes": "adds plain codes to block-packed lists",
+    "copy_subset_to": "adds plain codes to block-packed lists",
+    "IndexShards": "asks selectors with the numbers of a shard (faiss#5581)",
+    "IndexShardsIVF": "drops selectors (faiss#5584)",
+    "IndexPQFastScan": "ignores add_id when it is merged (faiss#5590) and crashes after reset (faiss#5591)",
+    "IndexRefine": "gives no filter",
+    "bounded_queue": "an unbounded search of a graph ignores selectors (faiss#5504)",
+}
+ALLOWED = {("components/index/merging.py", "_merge_from", "merge_from"), ("tests/benchmarks/index_merge.py", "_by_faiss", "merge_from")}
+
+
+def uses(file: Path, tree: ast.AST) -> set[tuple[str, str, str]]:
+    """Refused names that a file uses, as attribute, name, keyword or string: (file, function, name)."""
+    found = set()
+    for outer in ast.walk(tree):
+        if not isinstance(outer, ast.FunctionDef | ast.Module):
+            continue
+        for node in ast.walk(outer):
+            name = getattr(node, "attr", None) or getattr(node, "id", None) or getattr(node, "arg", None)
+            name = name or (node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None)
+            if name in REFUSED:
+                found.add((file.relative_to(ROOT).as_posix(), getattr(outer, "name", ""), str(name)))
+    return {use for use in found if use[1] or not any(other[1] and (other[0], other[2]) == (use[0], use[2]) for other in found)}
+
+
+def test_no_code_calls_what_faiss_does_wrong_but_the_guarded_function() -> None:
+    files = [path for room in ("components", "flows", "tests/benchmarks") for path in sorted((ROOT / room).rglob("*.py"))]
+    assert len(files) > 100
+    found = {use for file in files for use in uses(file, ast.parse(file.read_text(encoding="utf-8")))}
+    assert found == ALLOWED, "; ".join(f"{file}: {name} {REFUSED[name]}" for file, _, name in sorted(found - ALLOWED))
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["def f(a, b):\n    a.merge_from(b)", "x = getattr(index, 'merge_from')", "from faiss import IndexShardsIVF as S\nIndexShardsIVF()"],
+)
+def test_the_scan_of_the_tree_finds_a_new_caller(code: str) -> None:
+    assert uses(ROOT / "components" / "new.py", ast.parse(code)) - ALLOWED
+
+
+CRASH = """
+import faiss, numpy as np
+from components.index.merging import Contents, append
+vectors = np.random.default_rng(0).normal(size=(4000, 16)).astype("float32")
+template = faiss.index_factory(16, "IVF1,PQ4x4fs", faiss.METRIC_INNER_PRODUCT)
+template.train(vectors)
+for first in (64, 128, 192, 640):
+    whole, contents = None, Contents()
+    for block in (vectors[:first], vectors[first:]):
+        part = faiss.clone_index(template)
+        part.add(block)
+        whole = append(whole, part, contents)
+    assert contents.difference(Contents.of(whole)) is None
+print("whole")
+"""
+
+
+def test_a_process_that_merges_full_blocks_ends_well() -> None:
+    """glibc's own checks of the heap, which ended the process before, find nothing to say."""
+    environment = {"MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "165", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", CRASH], capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout.strip()) == (0, "whole"), done.stderr
