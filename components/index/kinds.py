@@ -134,10 +134,10 @@ def transformed(index: Any, vectors: NDArray[np.float32]) -> NDArray[np.float32]
 
 
 def can_filter(index: Any) -> bool:
-    """Whether a search can leave out deleted rows: FAISS has no filter for plain codes of product quantisation."""
+    """Whether a search can leave out deleted rows: FAISS has no filter for product codes without lists, nor for plain additive codes."""
     import faiss
 
-    return not isinstance(inner_index(index), faiss.IndexPQ)
+    return not isinstance(inner_index(index), faiss.IndexPQ | faiss.IndexIVFAdditiveQuantizer)
 
 
 def inverted_file(index: Any) -> Any | None:

@@ -68,7 +68,7 @@ def merge_fault_of(artifact: Artifact) -> str | None:
     """`merge_fault` of a sealed index; None for one that was merged by this version, and for the first layout, which has no parts."""
     if int(artifact.attributes.get("merge_version") or 1) >= MERGE_VERSION or layout_version(artifact) == 1:
         return None
-    return merge_fault(artifact.path, [read_part(artifact.path, number) for number in range(artifact.counts["parts"])])
+    return merge_fault(artifact.path, [read_part(artifact.path, number) for number in range(artifact.counts.get("parts", 1))])
 
 
 def require_index(artifact: Artifact, space_id: str) -> None:

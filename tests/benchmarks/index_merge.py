@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import statistics
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from components.evaluation.memory import peak
 from components.index.kinds import empty_index
 from components.index.merging import Contents
 from components.index.parts import INDEX_FILE, merge_parts, open_part, write_part
@@ -36,7 +36,7 @@ def main() -> None:
         print(json.dumps(_merged(options)))
         return
     _require_safe(options, _make_parts(options))
-    runs: dict[str, list[dict[str, Any]]] = {"merge_from": [], "merge_parts": []}
+    runs: dict[str, list[dict[str, Any]]] = {"by_faiss": [], "merge_parts": []}
     for number in range(options.rounds):
         for way, measured in runs.items():
             measured.append(in_own_process(way, one_thread=False))
@@ -44,7 +44,7 @@ def main() -> None:
     same = len({run["codes"] for measured in runs.values() for run in measured}) == 1
     print(f"{options.documents:,} x {options.dimension}, {options.key}, {options.parts} parts; the same codes: {same}")
     for name in ("seconds", "processor_seconds", "peak_mib"):
-        before, now = (statistics.median(run[name] for run in runs[way]) for way in ("merge_from", "merge_parts"))
+        before, now = (statistics.median(run[name] for run in runs[way]) for way in ("by_faiss", "merge_parts"))
         print(f"{name}: merge_from {before:.3f}, merge_parts {now:.3f}, {now / before:.2f} times")
 
 
@@ -79,9 +79,9 @@ def _merged(options: argparse.Namespace) -> dict[str, Any]:
     started, used = time.perf_counter(), time.process_time()
     merge_parts(folder, options.parts) if options.job == "merge_parts" else _by_faiss(folder, options.parts)
     seconds, processor = time.perf_counter() - started, time.process_time() - used
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    most = peak() / 2**20
     codes = Contents.of(read_faiss(folder / INDEX_FILE)).digest
-    return {"seconds": round(seconds, 4), "processor_seconds": round(processor, 4), "peak_mib": round(peak), "codes": codes}
+    return {"seconds": round(seconds, 4), "processor_seconds": round(processor, 4), "peak_mib": round(most), "codes": codes}
 
 
 def _by_faiss(folder: Path, count: int) -> None:
