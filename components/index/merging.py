@@ -9,8 +9,10 @@ unpacked and packed here. Plain codes are left to `merge_from`; every other kind
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,49 +25,44 @@ from components.index.kinds import inner_index, inverted_file
 MERGE_VERSION = 2  # how parts are put together; indexes that do not say it were merged by FAISS itself
 ROWS = 65_536  # about so many rows are unpacked or packed at a time
 _LOW = np.uint64(0x0F0F0F0F0F0F0F0F)
-_BLOCKS = 256  # blocks that are sorted at a time: what fits the processor's cache
+_BLOCKS = 128  # blocks that are sorted at a time: what fits the processor's cache
 
 
 class Rows(NamedTuple):
-    """Rows of an index that lie one behind the other in its lists.
+    """Rows of some lists of an index.
 
-    `lists` and `sizes` (rows in each) int64 (m,); `ids` int64 (n,); `codes` uint8 (n, bytes a row).
+    `lists` and `sizes` (rows in each) int64 (m,); `ids` int64 (n,), list after list; `codes` uint8 (at least n, bytes a row), in which
+    the rows of a list lie together from its place in `starts`, int64 (m,), on.
     """
 
     lists: NDArray[np.int64]
     sizes: NDArray[np.int64]
     ids: NDArray[np.int64]
     codes: NDArray[np.uint8]
+    starts: NDArray[np.int64]
 
 
 class Contents:
-    """What the lists of an index hold: of each its rows, and a sha256 digest of their numbers and codes in their order."""
+    """What the lists of an index hold: of each its rows, and sha256 digests of their numbers and of their codes in their order."""
 
     def __init__(self) -> None:
         self._rows: dict[int, int] = defaultdict(int)
-        self._digests: dict[int, Any] = defaultdict(hashlib.sha256)
-
-    @classmethod
-    def of(cls, index: Any) -> Contents:
-        """The contents of a whole index."""
-        contents = cls()
-        for rows in rows_of(index):
-            contents.add(rows, 0)
-        return contents
+        self._digests: dict[int, tuple[Any, Any]] = defaultdict(lambda: (hashlib.sha256(), hashlib.sha256()))
 
     def add(self, rows: Rows, first: int) -> None:
         """Count rows that follow those there are; their numbers start at `first`."""
-        numbers = (rows.ids + first).view(np.uint8).reshape(len(rows.ids), -1)
-        both, start = np.concatenate([numbers, rows.codes], axis=1), 0
-        for number, size in zip(rows.lists.tolist(), rows.sizes.tolist(), strict=True):
+        ids, done = rows.ids + first, 0
+        for number, size, start in zip(rows.lists.tolist(), rows.sizes.tolist(), rows.starts.tolist(), strict=True):
+            numbers, codes = self._digests[number]
+            numbers.update(ids[done : done + size])
+            codes.update(rows.codes[start : start + size])
             self._rows[number] += size
-            self._digests[number].update(both[start : start + size])
-            start += size
+            done += size
 
     @property
     def digest(self) -> str:
         """sha256 (hex) of the numbers, rows and digests of all lists that are not empty."""
-        return digest_of([[number, rows, self._digests[number].hexdigest()] for number, rows in sorted(self._rows.items())])
+        return digest_of([[number, rows, *self._hex(number)] for number, rows in sorted(self._rows.items())])
 
     def difference(self, found: Contents) -> str | None:
         """The first list in which `found` differs, in words; None when they are equal."""
@@ -73,9 +70,55 @@ class Contents:
             here, there = self._rows.get(number, 0), found._rows.get(number, 0)
             if here != there:
                 return f"list {number} holds {there:,} rows where the parts have {here:,}"
-            if self._digests[number].digest() != found._digests[number].digest():
+            if self._hex(number) != found._hex(number):
                 return f"list {number} holds other rows or codes than the parts, or in another order"
         return None
+
+    def _hex(self, number: int) -> list[str]:
+        return [digest.hexdigest() for digest in self._digests[number]]
+
+
+class Merge:
+    """Indexes of one template put one behind the other: `index` is the whole (None before the first), `contents` what it has to hold."""
+
+    def __init__(self) -> None:
+        self.index: Any | None = None
+        self.contents = Contents()
+        self._packing: _Packing | None = None
+        self._sizes: NDArray[np.int64] | None = None  # rows in each list of `index`, which FAISS tells one list a call
+
+    def append(self, part: Any) -> None:
+        """Put the rows of `part` behind the others. Afterwards it is used up.
+
+        Raises ArtifactError for kinds that cannot be merged and for a part that was not made from the template of the others.
+        """
+        if self.index is None:
+            self._packing = _packing_of(part)
+            if self._packing is None:
+                _require_may_merge_from(part)
+        else:
+            _require_alike(self.index, part)
+        first, sizes = 0 if self.index is None else self.index.ntotal, _sizes(part)
+        into = None if self.index is None else _block_lists(self.index)
+        for rows in rows_of(part, self._packing, sizes):
+            self.contents.add(rows, first)
+            if into is not None and self._packing is not None and self._sizes is not None:
+                self._packing.append(into, self._sizes, rows, first)
+        if self.index is None:
+            self.index, self._sizes = part, sizes
+        elif into is None:
+            _merge_from(self.index, part, first)
+        else:
+            self._sizes = None if self._sizes is None or sizes is None else self._sizes + sizes
+            for index in (self.index, inner_index(self.index)):
+                index.ntotal = first + part.ntotal
+
+    def difference(self, found: Any) -> str | None:
+        """The first list in which an index does not hold what the parts held, in words; None when it holds all."""
+        contents = Contents()
+        for rows in rows_of(found, self._packing):
+            contents.add(rows, 0)
+        return self.contents.difference(contents)
 
 
 def can_merge(index: Any) -> bool:
@@ -88,43 +131,22 @@ def can_merge(index: Any) -> bool:
     return _may_merge_from(index) if blocks is None else _Packing.of(blocks) is not None
 
 
-def append(merged: Any | None, part: Any, contents: Contents) -> Any:
-    """Put the rows of `part` behind those of `merged` (None: there are none yet), an index of the same template; returns the whole.
+def rows_of(index: Any, packing: _Packing | None = None, sizes: NDArray[np.int64] | None = None) -> Iterator[Rows]:
+    """All rows of an index of plain or block-packed codes, list by list, some 65,536 at a time; without lists all stand in list 0.
 
-    Afterwards `part` is used up, and `contents` knows what was put in. Raises ArtifactError for kinds that cannot be merged and for a
-    part that was not made from the template of `merged`.
+    `packing` and `sizes` of its lists are worked out when they are not given.
     """
-    first = 0 if merged is None else merged.ntotal
-    if merged is not None:
-        _require_alike(merged, part)
-    lists = None if merged is None else _block_lists(merged)
-    packing = None if lists is None else _required_packing(lists)
-    for rows in rows_of(part):
-        contents.add(rows, first)
-        if packing is not None:
-            packing.append(lists, rows, first)
-    if merged is None:
-        return part
-    if packing is None:
-        _merge_from(merged, part, first)
-    else:
-        for index in (merged, inner_index(merged)):
-            index.ntotal = first + part.ntotal
-    return merged
-
-
-def rows_of(index: Any) -> Iterator[Rows]:
-    """All rows of an index of plain or block-packed codes, list by list, some 65,536 at a time; without lists all stand in list 0."""
-    lists, blocks = _lists(index), _block_lists(index)
+    lists = _lists(index)
     if lists is None:
         yield from _rows_without_lists(inner_index(index))
         return
-    packing = None if blocks is None else _required_packing(blocks)
-    sizes = np.array([lists.list_size(number) for number in range(lists.nlist)], np.int64)
+    packing, sizes = packing or _packing_of(index), _sizes(index) if sizes is None else sizes
+    assert sizes is not None
     for numbers in _groups(sizes):
-        ids = [_view(lists.get_ids(number), int(sizes[number])) for number in numbers.tolist()]
-        codes = _plain_codes(lists, numbers, sizes) if packing is None else packing.codes(lists, numbers, sizes)
-        yield Rows(numbers, sizes[numbers], np.concatenate(ids), codes)
+        mine = sizes[numbers]
+        ids = np.concatenate([_view(lists.get_ids(number), size) for number, size in zip(numbers.tolist(), mine.tolist(), strict=True)])
+        codes, starts = _plain_codes(lists, numbers, mine) if packing is None else packing.codes(lists, numbers, mine)
+        yield Rows(numbers, mine, ids, codes, starts)
 
 
 def lists_damaged_by_faiss(index: Any, parts: Sequence[int]) -> list[int]:
@@ -189,21 +211,20 @@ class _Packing:
             found |= _halves(block[0]).astype(np.int64) << shift
         return cls(packer, found) if np.array_equal(np.sort(found), numbers) else None
 
-    def codes(self, lists: Any, numbers: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The codes of some lists that are not empty, uint8 (their rows, width)."""
-        counts = -(-sizes[numbers] // self.vectors)
-        pairs = zip(numbers.tolist(), counts.tolist(), strict=True)
-        blocks = np.concatenate([_view(lists.get_codes(number), count * self.block) for number, count in pairs])
-        lanes = self._unpacked(blocks.reshape(-1, self.block))
-        return np.asarray(lanes[_lanes(counts * self.vectors, np.zeros_like(counts), sizes[numbers])])
+    def codes(self, lists: Any, numbers: NDArray[np.int64], sizes: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Codes of some lists of so many rows, none empty, uint8 (places, width), and where each list begins there."""
+        counts = -(-sizes // self.vectors)
+        pairs = zip(numbers.tolist(), (counts * self.block).tolist(), strict=True)
+        blocks = np.concatenate([_view(lists.get_codes(number), size) for number, size in pairs])
+        return self._unpacked(blocks.reshape(-1, self.block)), (np.cumsum(counts) - counts) * self.vectors
 
-    def append(self, lists: Any, rows: Rows, first: int) -> None:
-        """Put rows behind those that the lists hold, their numbers counted from `first`."""
-        held = np.array([lists.list_size(number) for number in rows.lists.tolist()], np.int64)
+    def append(self, lists: Any, sizes: NDArray[np.int64], rows: Rows, first: int) -> None:
+        """Put rows behind those that the lists hold, `sizes` of them in each list; the numbers of the new ones are counted from `first`."""
+        held = sizes[rows.lists]
         taken = held % self.vectors  # places of the last block that are not free
         counts = -(-(taken + rows.sizes) // self.vectors)
         lanes = np.zeros((int(counts.sum()) * self.vectors, self.width), np.uint8)
-        lanes[_lanes(counts * self.vectors, taken, rows.sizes)] = rows.codes
+        lanes[_each((np.cumsum(counts) - counts) * self.vectors + taken, rows.sizes)] = rows.codes[_each(rows.starts, rows.sizes)]
         blocks, ids = self._packed(lanes), rows.ids + first
         each = zip(rows.lists.tolist(), rows.sizes.tolist(), held.tolist(), taken.tolist(), counts.tolist(), strict=True)
         start = done = 0
@@ -211,9 +232,9 @@ class _Packing:
             lists.resize(number, before + size)
             _view(lists.get_ids(number), before + size)[before:] = ids[done : done + size]
             whole = _view(lists.get_codes(number), (before // self.vectors + count) * self.block).reshape(-1, self.block)
-            last = whole[-count] & self._masks[kept]
+            if kept:
+                blocks[start] |= whole[-count] & self._masks[kept]
             whole[-count:] = blocks[start : start + count]
-            whole[-count] |= last
             start, done = start + count, done + size
 
     def _unpacked(self, blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -224,20 +245,27 @@ class _Packing:
 
     @staticmethod
     def _sorted(blocks: NDArray[np.uint8], order: NDArray[np.int64], shape: tuple[int, int]) -> NDArray[np.uint8]:
-        """The half bytes of each block in another order, eight bytes at a time where they only move within a byte."""
-        width = blocks.shape[1]
+        """The half bytes of each block in another order, with as many threads as FAISS would take."""
+        import faiss
+
+        width, out = blocks.shape[1], np.empty_like(blocks)
         source = order // 2 + order % 2 * width
-        low, high, out = source[0::2], source[1::2], np.empty_like(blocks)
-        halves = np.empty((_BLOCKS, 2 * width), np.uint8)
-        for start in range(0, len(blocks), _BLOCKS):
+        low, high = source[0::2], source[1::2]
+
+        def sort(start: int) -> None:
+            # Eight bytes at a time where half bytes move within a byte only: NumPy has no fast shift of single bytes.
             some = blocks[start : start + _BLOCKS].view(np.uint64)
-            mine = halves[: len(some)]
-            mine[:, :width].view(np.uint64)[:] = some & _LOW
-            mine[:, width:].view(np.uint64)[:] = some >> np.uint64(4) & _LOW
-            joined = mine.take(high, axis=1).view(np.uint64)
+            halves = np.concatenate([some & _LOW, some >> np.uint64(4) & _LOW], axis=1).view(np.uint8)
+            joined = halves.take(high, axis=1).view(np.uint64)
             joined <<= np.uint64(4)
-            joined |= mine.take(low, axis=1).view(np.uint64)
+            joined |= halves.take(low, axis=1).view(np.uint64)
             out[start : start + _BLOCKS] = joined.view(np.uint8)
+
+        if len(blocks) <= _BLOCKS:
+            sort(0)
+        else:
+            with ThreadPoolExecutor(faiss.omp_get_max_threads()) as threads:
+                list(threads.map(sort, range(0, len(blocks), _BLOCKS)))
         return out.reshape(shape)
 
 
@@ -246,10 +274,9 @@ def _halves(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.stack([values & 15, values >> 4], axis=-1).reshape(-1)
 
 
-def _lanes(places: NDArray[np.int64], taken: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where the rows of lists lie that have `places` each, of which the first `taken` are not theirs."""
-    starts = np.cumsum(places) - places + taken
-    return np.arange(int(sizes.sum())) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+def _each(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers from each start on, as many as its size says, one after another."""
+    return np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(int(sizes.sum()))
 
 
 def _groups(sizes: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
@@ -259,25 +286,25 @@ def _groups(sizes: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         yield from np.split(numbers, np.flatnonzero(np.diff(np.cumsum(sizes[numbers] + 32) // ROWS)) + 1)
 
 
-def _plain_codes(lists: Any, numbers: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.uint8]:
-    width = lists.code_size
-    codes = [_view(lists.get_codes(number), int(sizes[number]) * width) for number in numbers.tolist()]
-    return np.concatenate(codes).reshape(-1, width) if width else np.empty((int(sizes[numbers].sum()), 0), np.uint8)
+def _plain_codes(lists: Any, numbers: NDArray[np.int64], sizes: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    starts, width = np.cumsum(sizes) - sizes, lists.code_size
+    if not width:  # SQ0 keeps lists alone
+        return np.empty((int(sizes.sum()), 0), np.uint8), starts
+    pairs = zip(numbers.tolist(), (sizes * width).tolist(), strict=True)
+    return np.concatenate([_view(lists.get_codes(number), size) for number, size in pairs]).reshape(-1, width), starts
 
 
 def _rows_without_lists(index: Any) -> Iterator[Rows]:
-    codes = _view(index.codes.data(), index.ntotal * index.code_size)
+    codes, none = _view(index.codes.data(), index.ntotal * index.code_size), np.zeros(1, np.int64)
+    codes = codes.reshape(index.ntotal, index.code_size)
     for start in range(0, index.ntotal, ROWS):
         stop = min(index.ntotal, start + ROWS)
-        some = codes[start * index.code_size : stop * index.code_size].reshape(stop - start, index.code_size)
-        yield Rows(np.zeros(1, np.int64), np.array([stop - start]), np.arange(start, stop), some)
+        yield Rows(none, np.array([stop - start]), np.arange(start, stop), codes[start:stop], none)
 
 
 def _view(pointer: Any, count: int) -> NDArray[Any]:
     """Memory of FAISS as an array of the pointer's type, uint8 or int64, which holds as long as nothing is added."""
-    import faiss
-
-    view: NDArray[Any] = faiss.rev_swig_ptr(pointer, count)
+    view: NDArray[Any] = sys.modules["faiss"].rev_swig_ptr(pointer, count)  # called for every list, so nothing is imported here
     return view
 
 
@@ -297,9 +324,17 @@ def _block_lists(index: Any) -> Any | None:
     return lists if isinstance(lists, faiss.BlockInvertedLists) else None
 
 
-def _required_packing(lists: Any) -> _Packing:
-    packing = _Packing.of(lists)
-    if packing is None:
+def _sizes(index: Any) -> NDArray[np.int64] | None:
+    """Rows in each list of an index; None when it has no lists."""
+    lists = _lists(index)
+    return None if lists is None else np.array([lists.list_size(number) for number in range(lists.nlist)], np.int64)
+
+
+def _packing_of(index: Any) -> _Packing | None:
+    """How the codes of an index are packed; None when they are not. Raises ArtifactError when they cannot be unpacked."""
+    lists = _block_lists(index)
+    packing = None if lists is None else _Packing.of(lists)
+    if lists is not None and packing is None:
         raise ArtifactError(
             f"Lists of {lists.n_per_block} vectors in a block cannot be merged: FAISS does not unpack their codes. Take an index key with "
             "blocks of 32 (PQ48x4fs without a number behind it), or index.layout shards."
@@ -324,14 +359,18 @@ def _may_merge_from(index: Any) -> bool:
     return type(lists) is faiss.ArrayInvertedLists and type(inner) not in (faiss.IndexIVFFlatDedup, faiss.IndexIVFFlatPanorama)
 
 
+def _require_may_merge_from(index: Any) -> None:
+    if not _may_merge_from(index):
+        names = [type(held).__name__ for held in (inner_index(index), _lists(index)) if held is not None]
+        raise ArtifactError(
+            f"FAISS's merge_from must not be called on {' with '.join(names)}: it is missing, writes past their buffers or loses their "
+            "codes. Put the rows in by components.index.merging.Merge, or build one index of all rows."
+        )
+
+
 def _merge_from(merged: Any, part: Any, first: int) -> None:
     """FAISS's own merge, for plain codes alone. This is its only caller, which a test holds."""
     for index in (merged, part):
-        if not _may_merge_from(index):
-            names = [type(held).__name__ for held in (inner_index(index), _lists(index)) if held is not None]
-            raise ArtifactError(
-                f"FAISS's merge_from must not be called on {' with '.join(names)}: it writes past their buffers or loses their codes. "
-                "Put the rows in by components.index.merging.append, or build one index of all rows."
-            )
+        _require_may_merge_from(index)
     # Inverted files keep row numbers, which have to be moved; plain codes count their rows themselves.
     merged.merge_from(part, 0 if _lists(merged) is None else first)

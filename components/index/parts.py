@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from components.artifacts import file_sha256, read_versioned, write_json
 from components.errors import ArtifactError, SpaceMismatch
 from components.index.kinds import inverted_file
-from components.index.merging import Contents, append, can_merge, lists_damaged_by_faiss
+from components.index.merging import Merge, can_merge, lists_damaged_by_faiss
 from components.index.refine import StoredVectors, to_int8, unit_rows
 from components.index.template import TEMPLATE_FILE, Template, read_faiss, write_faiss
 
@@ -131,28 +131,28 @@ def merge_parts(folder: Path, count: int) -> int:
     rows = sum(part.rows for part in parts)
     if not has_own_file(folder, 0) or not can_merge(read_faiss(template)):
         return rows
-    merged, contents = None, Contents()
+    merge = Merge()
     for part in parts:
         path = _file(folder, part.number, "faiss")
         index = read_faiss(path)
         if index.ntotal != part.rows:
             raise ArtifactError(f"{path} holds {index.ntotal:,} rows where {part.rows:,} are recorded. Build the index again.")
         try:
-            merged = append(merged, index, contents)
+            merge.append(index)
         except ArtifactError as error:
             raise ArtifactError(f"{path} cannot be merged: {error} Build the index again.") from None
-    write_faiss(merged, folder / INDEX_FILE)
-    del merged, index  # the codes of all are not to be in memory twice
-    _require_merged(folder / INDEX_FILE, rows, contents)
+    write_faiss(merge.index, folder / INDEX_FILE)
+    merge.index = index = None  # the codes of all are not to be in memory twice
+    _require_merged(folder / INDEX_FILE, rows, merge)
     for part in parts:
         _file(folder, part.number, "faiss").unlink()
     return rows
 
 
-def _require_merged(path: Path, rows: int, expected: Contents) -> None:
+def _require_merged(path: Path, rows: int, merge: Merge) -> None:
     """Remove a merged file that does not hold what its parts held, and raise ArtifactError with the first list that differs."""
     index = open_mapped(path)
-    lost = f"it says that it holds {index.ntotal:,} rows" if index.ntotal != rows else expected.difference(Contents.of(index))
+    lost = f"it says that it holds {index.ntotal:,} rows" if index.ntotal != rows else merge.difference(index)
     if lost is not None:
         path.unlink()
         raise ArtifactError(

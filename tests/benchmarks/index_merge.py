@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from index_world import SPACE_ID, document_blocks, in_own_process
 
 from components.evaluation.memory import peak
 from components.index.kinds import empty_index
-from components.index.merging import Contents
+from components.index.merging import Merge
 from components.index.parts import INDEX_FILE, merge_parts, open_part, write_part
 from components.index.template import list_sizes, read_faiss, train_template, write_faiss
-from tests.benchmarks.index_world import SPACE_ID, document_blocks, in_own_process
 
-PARTS, WORK = "parts", "merged"
+PARTS, WORK, MERGES = "parts", "merged", 4
 
 
 def main() -> None:
@@ -73,14 +73,18 @@ def _require_safe(options: argparse.Namespace, folder: Path) -> None:
 
 
 def _merged(options: argparse.Namespace) -> dict[str, Any]:
-    folder = options.folder / WORK
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(options.folder / PARTS, folder)
-    started, used = time.perf_counter(), time.process_time()
-    merge_parts(folder, options.parts) if options.job == "merge_parts" else _by_faiss(folder, options.parts)
-    seconds, processor = time.perf_counter() - started, time.process_time() - used
-    most = peak() / 2**20
-    codes = Contents.of(read_faiss(folder / INDEX_FILE)).digest
+    """The best of several merges: the first one also loads libraries and asks the system for memory."""
+    folder, merge, times = options.folder / WORK, merge_parts if options.job == "merge_parts" else _by_faiss, []
+    for _ in range(MERGES):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(options.folder / PARTS, folder)
+        started, used = time.perf_counter(), time.process_time()
+        merge(folder, options.parts)
+        times.append((time.perf_counter() - started, time.process_time() - used))
+    (seconds, processor), most = map(min, zip(*times, strict=True)), peak() / 2**20
+    whole = Merge()
+    whole.append(read_faiss(folder / INDEX_FILE))
+    codes = whole.contents.digest
     return {"seconds": round(seconds, 4), "processor_seconds": round(processor, 4), "peak_mib": round(most), "codes": codes}
 
 

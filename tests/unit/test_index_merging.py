@@ -26,7 +26,7 @@ from components.index import merging, parts
 from components.index.changes import changes_since
 from components.index.config import IndexConfig
 from components.index.kinds import empty_index, inner_index, inverted_file
-from components.index.merging import Contents, append, can_merge, lists_damaged_by_faiss, rows_of
+from components.index.merging import Merge, can_merge, lists_damaged_by_faiss, rows_of
 from components.index.parts import INDEX_FILE, merge_parts, open_part, write_part
 from components.index.pieces import Piece, Settings, search_pieces
 from components.index.refresh import refresh_index
@@ -76,11 +76,11 @@ def filled(template: Any, vectors: NDArray[np.float32]) -> Any:
 
 def merged_of(template: Any, blocks: Sequence[NDArray[np.float32]]) -> Any:
     """The merged index of one part for each block, and the check against its parts."""
-    whole, contents = None, Contents()
+    merge = Merge()
     for block in blocks:
-        whole = append(whole, filled(template, block), contents)
-    assert contents.difference(Contents.of(whole)) is None
-    return whole
+        merge.append(filled(template, block))
+    assert merge.difference(merge.index) is None
+    return merge.index
 
 
 def in_one_go(template: Any, blocks: Sequence[NDArray[np.float32]]) -> Any:
@@ -130,7 +130,7 @@ def test_plain_codes_are_merged_as_if_built_in_one_go(key: str) -> None:
 def test_what_cannot_be_merged_is_grown_as_one_index(tmp_path: Path, key: str) -> None:
     assert not can_merge(empty_index(key, 16))
     with pytest.raises(ArtifactError, match=r"merge"):
-        append(filled(trained(key), TRAINING[:40]), filled(trained(key), TRAINING[:40]), Contents())
+        merged_of(trained(key), [TRAINING[:40], TRAINING[40:]])
     config = IndexConfig(index_key=key, part_size=40, recall_at=10)
     vectors = shards_of(tmp_path / "vectors", clustered(300), [50, 60, 70])
     whole = built(tmp_path / "whole", vectors, config)
@@ -152,7 +152,7 @@ def test_keys_of_which_faiss_makes_no_true_copies_are_refused(key: str) -> None:
 @pytest.mark.parametrize("key", ["IVF2,PQ4x4fs", "IVF2,RaBitQfs", "HNSW8"])
 def test_faiss_own_merge_is_refused_by_name_for_what_it_destroys(key: str) -> None:
     index, other = (filled(trained(key), TRAINING[:40]) for _ in range(2))
-    with pytest.raises(ArtifactError, match=r"merge_from must not be called on Index\w+( with BlockInvertedLists)?: .*append"):
+    with pytest.raises(ArtifactError, match=r"merge_from must not be called on Index\w+( with BlockInvertedLists)?: .*Merge"):
         merging._merge_from(index, other, 40)
     assert (index.ntotal, other.ntotal) == (40, 40)
 
@@ -160,8 +160,10 @@ def test_faiss_own_merge_is_refused_by_name_for_what_it_destroys(key: str) -> No
 def test_a_part_of_other_centroids_is_refused() -> None:
     other = empty_index("IVF4,PQ4x4fs", 60)
     other.train(TRAINING[:200])
+    merge = Merge()
+    merge.append(filled(trained("IVF4,PQ4x4fs"), TRAINING[:40]))
     with pytest.raises(ArtifactError, match="does not go with the parts before it"):
-        append(filled(trained("IVF4,PQ4x4fs"), TRAINING[:40]), filled(other, TRAINING[:40]), Contents())
+        merge.append(filled(other, TRAINING[:40]))
 
 
 @pytest.mark.parametrize("key", ["IVF4,PQ4x4fsr", "IVF2,RaBitQfs", "IVF4,SQ8", "PQ4x4"])
@@ -169,12 +171,11 @@ def test_contents_are_those_of_the_rows_in_their_order(key: str) -> None:
     index = filled(trained(key), TRAINING)
     rows = list(rows_of(index))
     assert sorted(np.concatenate([some.ids for some in rows]).tolist()) == list(range(300))
-    assert all(some.codes.shape == (len(some.ids), inner_index(index).get_CodePacker().code_size) for some in rows if "fs" in key)
-    assert Contents.of(index).difference(Contents.of(index)) is None
-    turned = filled(trained(key), TRAINING[::-1].copy())
-    assert "in another order" in str(Contents.of(index).difference(Contents.of(turned)))
-    fewer = filled(trained(key), TRAINING[:-1])
-    assert "rows where the parts have" in str(Contents.of(index).difference(Contents.of(fewer)))
+    merge, turned, fewer = Merge(), filled(trained(key), TRAINING[::-1].copy()), filled(trained(key), TRAINING[:-1])
+    merge.append(index)
+    assert merge.difference(index) is None
+    assert "in another order" in str(merge.difference(turned))
+    assert "rows where the parts have" in str(merge.difference(fewer))
 
 
 def three_parts(folder: Path, key: str = "IVF2,PQ4x4fs") -> list[NDArray[np.float32]]:
@@ -420,17 +421,17 @@ def test_the_scan_of_the_tree_finds_a_new_caller(code: str) -> None:
 
 CRASH = """
 import faiss, numpy as np
-from components.index.merging import Contents, append
+from components.index.merging import Merge
 vectors = np.random.default_rng(0).normal(size=(4000, 16)).astype("float32")
 template = faiss.index_factory(16, "IVF1,PQ4x4fs", faiss.METRIC_INNER_PRODUCT)
 template.train(vectors)
 for first in (64, 128, 192, 640):
-    whole, contents = None, Contents()
+    merge = Merge()
     for block in (vectors[:first], vectors[first:]):
         part = faiss.clone_index(template)
         part.add(block)
-        whole = append(whole, part, contents)
-    assert contents.difference(Contents.of(whole)) is None
+        merge.append(part)
+    assert merge.difference(merge.index) is None
 print("whole")
 """
 
