@@ -8,9 +8,7 @@ unpacked and packed here. Plain codes are left to `merge_from`; every other kind
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -24,8 +22,11 @@ from components.index.kinds import inner_index, inverted_file
 
 MERGE_VERSION = 2  # how parts are put together; indexes that do not say it were merged by FAISS itself
 ROWS = 65_536  # about so many rows are unpacked or packed at a time
+WAITING = 2**26  # bytes of codes of several parts that are packed together
 _LOW = np.uint64(0x0F0F0F0F0F0F0F0F)
 _BLOCKS = 128  # blocks that are sorted at a time: what fits the processor's cache
+Ids = NDArray[np.int64]
+Codes = NDArray[np.uint8]
 
 
 class Rows(NamedTuple):
@@ -35,83 +36,129 @@ class Rows(NamedTuple):
     the rows of a list lie together from its place in `starts`, int64 (m,), on.
     """
 
-    lists: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    ids: NDArray[np.int64]
-    codes: NDArray[np.uint8]
-    starts: NDArray[np.int64]
+    lists: Ids
+    sizes: Ids
+    ids: Ids
+    codes: Codes
+    starts: Ids
 
 
 class Contents:
-    """What the lists of an index hold: of each its rows, and sha256 digests of their numbers and of their codes in their order."""
+    """What the lists of an index hold: of each its rows, and a digest of their numbers and codes, which have to ascend.
+
+    The digest is the sum, modulo 2**64, of a hash of each row: it finds faults of memory, disk and programs, not an attacker, and thousands
+    of lists are added to at a time.
+    """
 
     def __init__(self) -> None:
-        self._rows: dict[int, int] = defaultdict(int)
-        self._digests: dict[int, tuple[Any, Any]] = defaultdict(lambda: (hashlib.sha256(), hashlib.sha256()))
+        self.rows, self._digests, self._last = np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.int64)
+        self._ascending = True
 
     def add(self, rows: Rows, first: int) -> None:
         """Count rows that follow those there are; their numbers start at `first`."""
-        ids, done = rows.ids + first, 0
-        for number, size, start in zip(rows.lists.tolist(), rows.sizes.tolist(), rows.starts.tolist(), strict=True):
-            numbers, codes = self._digests[number]
-            numbers.update(ids[done : done + size])
-            codes.update(rows.codes[start : start + size])
-            self._rows[number] += size
-            done += size
+        ids, begins = rows.ids + first, np.cumsum(rows.sizes) - rows.sizes
+        self._grow(int(rows.lists.max()) + 1)
+        steps = np.diff(ids, prepend=-1)
+        steps[begins] = ids[begins] - self._last[rows.lists]
+        self._ascending &= bool((steps > 0).all())
+        self._last[rows.lists] = ids[begins + rows.sizes - 1]
+        self.rows[rows.lists] += rows.sizes
+        self._digests[rows.lists] += np.add.reduceat(_hashes(ids, rows.codes, _each(rows.starts, rows.sizes)), begins)
+
+    def _grow(self, lists: int) -> None:
+        if (more := lists - len(self.rows)) > 0:
+            self.rows, self._digests = np.pad(self.rows, (0, more)), np.pad(self._digests, (0, more))
+            self._last = np.pad(self._last, (0, more), constant_values=-1)
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of the numbers, rows and digests of all lists that are not empty."""
-        return digest_of([[number, rows, *self._hex(number)] for number, rows in sorted(self._rows.items())])
+        """sha256 (hex) over rows and digests of all lists."""
+        return digest_of([self.rows.tolist(), self._digests.tolist()])
 
     def difference(self, found: Contents) -> str | None:
         """The first list in which `found` differs, in words; None when they are equal."""
-        for number in sorted(self._rows.keys() | found._rows.keys()):
-            here, there = self._rows.get(number, 0), found._rows.get(number, 0)
-            if here != there:
-                return f"list {number} holds {there:,} rows where the parts have {here:,}"
-            if self._hex(number) != found._hex(number):
-                return f"list {number} holds other rows or codes than the parts, or in another order"
-        return None
+        self._grow(len(found.rows))
+        found._grow(len(self.rows))
+        different = np.flatnonzero((self.rows != found.rows) | (self._digests != found._digests))
+        if len(different):
+            number = int(different[0])
+            here, there = int(self.rows[number]), int(found.rows[number])
+            held = "other rows or codes than" if here == there else f"{there:,} rows instead of the {here:,} of"
+            return f"list {number} holds {held} the parts"
+        return None if self._ascending and found._ascending else "its rows are not in order"
 
-    def _hex(self, number: int) -> list[str]:
-        return [digest.hexdigest() for digest in self._digests[number]]
+
+def _hashes(ids: Ids, codes: Codes, places: Ids) -> NDArray[np.uint64]:
+    """A hash of each row's number and code, uint64 (n,): products with odd numbers, added up and mixed. `places` are the rows' codes."""
+    missing = -codes.shape[1] % 8
+    words = np.ascontiguousarray(np.pad(codes, ((0, 0), (0, missing))) if missing else codes).view(np.uint64)
+    keys = np.random.default_rng(13).integers(2**63, size=words.shape[1] + 1, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    hashes = (words @ keys[1:])[places] + ids.view(np.uint64) * keys[0]
+    hashes ^= hashes >> np.uint64(32)
+    hashes *= np.uint64(0x9E3779B97F4A7C15)
+    hashes ^= hashes >> np.uint64(29)
+    return np.asarray(hashes, np.uint64)
 
 
 class Merge:
-    """Indexes of one template put one behind the other: `index` is the whole (None before the first), `contents` what it has to hold."""
+    """Indexes of one template put one behind the other; `contents` is what the whole then has to hold."""
 
     def __init__(self) -> None:
-        self.index: Any | None = None
         self.contents = Contents()
+        self._index: Any | None = None
         self._packing: _Packing | None = None
-        self._sizes: NDArray[np.int64] | None = None  # rows in each list of `index`, which FAISS tells one list a call
+        self._waiting: list[Rows] = []
 
     def append(self, part: Any) -> None:
         """Put the rows of `part` behind the others. Afterwards it is used up.
 
         Raises ArtifactError for kinds that cannot be merged and for a part that was not made from the template of the others.
         """
-        if self.index is None:
+        if self._index is None:
             self._packing = _packing_of(part)
             if self._packing is None:
                 _require_may_merge_from(part)
         else:
-            _require_alike(self.index, part)
-        first, sizes = 0 if self.index is None else self.index.ntotal, _sizes(part)
-        into = None if self.index is None else _block_lists(self.index)
-        for rows in rows_of(part, self._packing, sizes):
+            _require_alike(self._index, part)
+        first = 0 if self._index is None else self._index.ntotal
+        for rows in rows_of(part, self._packing):
             self.contents.add(rows, first)
-            if into is not None and self._packing is not None and self._sizes is not None:
-                self._packing.append(into, self._sizes, rows, first)
-        if self.index is None:
-            self.index, self._sizes = part, sizes
-        elif into is None:
-            _merge_from(self.index, part, first)
+            if self._index is not None and self._packing is not None:
+                self._wait(rows, first)
+        if self._index is None:
+            self._index = part
+        elif self._packing is None:
+            _merge_from(self._index, part, first)
         else:
-            self._sizes = None if self._sizes is None or sizes is None else self._sizes + sizes
-            for index in (self.index, inner_index(self.index)):
+            for index in (self._index, inner_index(self._index)):
                 index.ntotal = first + part.ntotal
+
+    def take(self) -> Any:
+        """The merged index, which is not kept here; None when nothing was appended."""
+        self._put_in()
+        index, self._index = self._index, None
+        return index
+
+    def _wait(self, rows: Rows, first: int) -> None:
+        """Rows of several parts are packed together: a list costs the same time for one row as for many."""
+        self._waiting.append(rows._replace(ids=rows.ids + first))
+        if sum(some.codes.nbytes for some in self._waiting) >= WAITING:
+            self._put_in()
+
+    def _put_in(self) -> None:
+        if not self._waiting or self._packing is None:
+            return
+        lists, waiting, self._waiting = _block_lists(self._index), self._waiting, []
+        of = np.concatenate([np.repeat(rows.lists, rows.sizes) for rows in waiting])
+        order = np.argsort(of, kind="stable")
+        codes, skipped = np.concatenate([rows.codes for rows in waiting]), np.cumsum([0, *(len(rows.codes) for rows in waiting)])
+        places = [_each(rows.starts + skip, rows.sizes) for rows, skip in zip(waiting, skipped[:-1], strict=True)]
+        ids, places = np.concatenate([rows.ids for rows in waiting])[order], np.concatenate(places)[order]
+        sizes, start = np.bincount(of, minlength=lists.nlist), 0
+        for numbers in _groups(sizes):
+            stop = start + int(sizes[numbers].sum())
+            self._packing.append(lists, numbers, sizes[numbers], ids[start:stop], codes[places[start:stop]])
+            start = stop
 
     def difference(self, found: Any) -> str | None:
         """The first list in which an index does not hold what the parts held, in words; None when it holds all."""
@@ -131,17 +178,17 @@ def can_merge(index: Any) -> bool:
     return _may_merge_from(index) if blocks is None else _Packing.of(blocks) is not None
 
 
-def rows_of(index: Any, packing: _Packing | None = None, sizes: NDArray[np.int64] | None = None) -> Iterator[Rows]:
+def rows_of(index: Any, packing: _Packing | None = None) -> Iterator[Rows]:
     """All rows of an index of plain or block-packed codes, list by list, some 65,536 at a time; without lists all stand in list 0.
 
-    `packing` and `sizes` of its lists are worked out when they are not given.
+    How the lists are packed is worked out when it is not given.
     """
     lists = _lists(index)
     if lists is None:
         yield from _rows_without_lists(inner_index(index))
         return
-    packing, sizes = packing or _packing_of(index), _sizes(index) if sizes is None else sizes
-    assert sizes is not None
+    packing = packing or _packing_of(index)
+    sizes = np.array([lists.list_size(number) for number in range(lists.nlist)], np.int64)
     for numbers in _groups(sizes):
         mine = sizes[numbers]
         ids = np.concatenate([_view(lists.get_ids(number), size) for number, size in zip(numbers.tolist(), mine.tolist(), strict=True)])
@@ -185,7 +232,7 @@ class _Packing:
     `width` are the bytes of a code, `block` those of a block; `to_codes` and `to_blocks` say for each half byte where it is taken from.
     """
 
-    def __init__(self, packer: Any, to_blocks: NDArray[np.int64]) -> None:
+    def __init__(self, packer: Any, to_blocks: Ids) -> None:
         self.vectors, self.width, self.block = int(packer.nvec), int(packer.code_size), int(packer.block_size)
         self._to_blocks, self._to_codes = to_blocks, np.argsort(to_blocks)
         # Of a block's bytes those bits that belong to its first 0, 1, 2, ... vectors.
@@ -211,22 +258,22 @@ class _Packing:
             found |= _halves(block[0]).astype(np.int64) << shift
         return cls(packer, found) if np.array_equal(np.sort(found), numbers) else None
 
-    def codes(self, lists: Any, numbers: NDArray[np.int64], sizes: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def codes(self, lists: Any, numbers: Ids, sizes: Ids) -> tuple[Codes, Ids]:
         """Codes of some lists of so many rows, none empty, uint8 (places, width), and where each list begins there."""
         counts = -(-sizes // self.vectors)
         pairs = zip(numbers.tolist(), (counts * self.block).tolist(), strict=True)
         blocks = np.concatenate([_view(lists.get_codes(number), size) for number, size in pairs])
         return self._unpacked(blocks.reshape(-1, self.block)), (np.cumsum(counts) - counts) * self.vectors
 
-    def append(self, lists: Any, sizes: NDArray[np.int64], rows: Rows, first: int) -> None:
-        """Put rows behind those that the lists hold, `sizes` of them in each list; the numbers of the new ones are counted from `first`."""
-        held = sizes[rows.lists]
+    def append(self, lists: Any, numbers: Ids, sizes: Ids, ids: Ids, codes: Codes) -> None:
+        """Put rows, their numbers and codes list after list, behind those that the lists hold; `sizes` says how many into which."""
+        held = np.array([lists.list_size(number) for number in numbers.tolist()], np.int64)
         taken = held % self.vectors  # places of the last block that are not free
-        counts = -(-(taken + rows.sizes) // self.vectors)
+        counts = -(-(taken + sizes) // self.vectors)
         lanes = np.zeros((int(counts.sum()) * self.vectors, self.width), np.uint8)
-        lanes[_each((np.cumsum(counts) - counts) * self.vectors + taken, rows.sizes)] = rows.codes[_each(rows.starts, rows.sizes)]
-        blocks, ids = self._packed(lanes), rows.ids + first
-        each = zip(rows.lists.tolist(), rows.sizes.tolist(), held.tolist(), taken.tolist(), counts.tolist(), strict=True)
+        lanes[_each((np.cumsum(counts) - counts) * self.vectors + taken, sizes)] = codes
+        blocks = self._packed(lanes)
+        each = zip(numbers.tolist(), sizes.tolist(), held.tolist(), taken.tolist(), counts.tolist(), strict=True)
         start = done = 0
         for number, size, before, kept, count in each:
             lists.resize(number, before + size)
@@ -237,14 +284,14 @@ class _Packing:
             whole[-count:] = blocks[start : start + count]
             start, done = start + count, done + size
 
-    def _unpacked(self, blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _unpacked(self, blocks: Codes) -> Codes:
         return self._sorted(blocks, self._to_codes, (len(blocks) * self.vectors, self.width))
 
-    def _packed(self, lanes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _packed(self, lanes: Codes) -> Codes:
         return self._sorted(lanes.reshape(-1, self.block), self._to_blocks, (len(lanes) // self.vectors, self.block))
 
     @staticmethod
-    def _sorted(blocks: NDArray[np.uint8], order: NDArray[np.int64], shape: tuple[int, int]) -> NDArray[np.uint8]:
+    def _sorted(blocks: Codes, order: Ids, shape: tuple[int, int]) -> Codes:
         """The half bytes of each block in another order, with as many threads as FAISS would take."""
         import faiss
 
@@ -269,24 +316,24 @@ class _Packing:
         return out.reshape(shape)
 
 
-def _halves(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _halves(values: Codes) -> Codes:
     """Half bytes, low before high, (m,) to (2 m,)."""
     return np.stack([values & 15, values >> 4], axis=-1).reshape(-1)
 
 
-def _each(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+def _each(starts: Ids, sizes: Ids) -> Ids:
     """The numbers from each start on, as many as its size says, one after another."""
     return np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(int(sizes.sum()))
 
 
-def _groups(sizes: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+def _groups(sizes: Ids) -> Iterator[Ids]:
     """Numbers of the lists that are not empty, in groups of some 65,536 places: a block of 32 is the least that a list takes."""
     numbers = np.flatnonzero(sizes)
     if len(numbers):
         yield from np.split(numbers, np.flatnonzero(np.diff(np.cumsum(sizes[numbers] + 32) // ROWS)) + 1)
 
 
-def _plain_codes(lists: Any, numbers: NDArray[np.int64], sizes: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _plain_codes(lists: Any, numbers: Ids, sizes: Ids) -> tuple[Codes, Ids]:
     starts, width = np.cumsum(sizes) - sizes, lists.code_size
     if not width:  # SQ0 keeps lists alone
         return np.empty((int(sizes.sum()), 0), np.uint8), starts
@@ -322,12 +369,6 @@ def _block_lists(index: Any) -> Any | None:
 
     lists = _lists(index)
     return lists if isinstance(lists, faiss.BlockInvertedLists) else None
-
-
-def _sizes(index: Any) -> NDArray[np.int64] | None:
-    """Rows in each list of an index; None when it has no lists."""
-    lists = _lists(index)
-    return None if lists is None else np.array([lists.list_size(number) for number in range(lists.nlist)], np.int64)
 
 
 def _packing_of(index: Any) -> _Packing | None:

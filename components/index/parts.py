@@ -141,8 +141,8 @@ def merge_parts(folder: Path, count: int) -> int:
             merge.append(index)
         except ArtifactError as error:
             raise ArtifactError(f"{path} cannot be merged: {error} Build the index again.") from None
-    write_faiss(merge.index, folder / INDEX_FILE)
-    merge.index = index = None  # the codes of all are not to be in memory twice
+    del index
+    write_faiss(merge.take(), folder / INDEX_FILE)  # and forgotten: the codes of all are not to be in memory twice
     _require_merged(folder / INDEX_FILE, rows, merge)
     for part in parts:
         _file(folder, part.number, "faiss").unlink()

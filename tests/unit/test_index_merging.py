@@ -26,7 +26,7 @@ from components.index import merging, parts
 from components.index.changes import changes_since
 from components.index.config import IndexConfig
 from components.index.kinds import empty_index, inner_index, inverted_file
-from components.index.merging import Merge, can_merge, lists_damaged_by_faiss, rows_of
+from components.index.merging import Contents, Merge, Rows, can_merge, lists_damaged_by_faiss, rows_of
 from components.index.parts import INDEX_FILE, merge_parts, open_part, write_part
 from components.index.pieces import Piece, Settings, search_pieces
 from components.index.refresh import refresh_index
@@ -79,8 +79,9 @@ def merged_of(template: Any, blocks: Sequence[NDArray[np.float32]]) -> Any:
     merge = Merge()
     for block in blocks:
         merge.append(filled(template, block))
-    assert merge.difference(merge.index) is None
-    return merge.index
+    whole = merge.take()
+    assert merge.difference(whole) is None
+    return whole
 
 
 def in_one_go(template: Any, blocks: Sequence[NDArray[np.float32]]) -> Any:
@@ -116,6 +117,15 @@ def test_lists_that_end_at_a_block_of_faiss_are_merged_as_if_built_in_one_go(key
             whole, expected = merged_of(template, blocks), in_one_go(template, blocks)
             assert whole.ntotal == first + second + 40
             assert bytes_of(whole) == bytes_of(expected), f"{key}: {first} rows and {second} rows"
+
+
+@pytest.mark.parametrize("waiting", [0, 100, 2**26])
+def test_parts_are_packed_together_or_one_by_one(waiting: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merging, "WAITING", waiting)
+    monkeypatch.setattr(merging, "ROWS", 64)
+    template = trained("IVF4,PQ5x4fsr")
+    blocks = [TRAINING[start : start + 23] for start in range(0, 300, 23)]
+    assert bytes_of(merged_of(template, blocks)) == bytes_of(in_one_go(template, blocks))
 
 
 @pytest.mark.parametrize("key", PLAIN)
@@ -174,8 +184,33 @@ def test_contents_are_those_of_the_rows_in_their_order(key: str) -> None:
     merge, turned, fewer = Merge(), filled(trained(key), TRAINING[::-1].copy()), filled(trained(key), TRAINING[:-1])
     merge.append(index)
     assert merge.difference(index) is None
-    assert "in another order" in str(merge.difference(turned))
-    assert "rows where the parts have" in str(merge.difference(fewer))
+    assert "holds other rows or codes than the parts" in str(merge.difference(turned)) or "rows instead of" in str(merge.difference(turned))
+    assert "rows instead of the" in str(merge.difference(fewer))
+
+
+def rows_in(lists: list[int], ids: list[list[int]], codes: list[list[int]]) -> Rows:
+    sizes = np.array([len(some) for some in ids])
+    return Rows(np.array(lists), sizes, np.concatenate(ids), np.array(codes, np.uint8), np.cumsum(sizes) - sizes)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (rows_in([0, 2], [[0, 3], [1]], [[1, 2], [3, 4], [5, 6]]), None),
+        (rows_in([0, 2], [[0, 3], [1]], [[1, 2], [3, 4], [5, 7]]), "list 2 holds other rows or codes than the parts"),
+        (rows_in([0, 2], [[0, 4], [1]], [[1, 2], [3, 4], [5, 6]]), "list 0 holds other rows or codes than the parts"),
+        (rows_in([0, 2], [[0, 3], [1]], [[3, 4], [1, 2], [5, 6]]), "list 0 holds other rows or codes than the parts"),
+        (rows_in([0, 2], [[3, 0], [1]], [[3, 4], [1, 2], [5, 6]]), "its rows are not in order"),
+        (rows_in([0, 1], [[0, 3], [1]], [[1, 2], [3, 4], [5, 6]]), "list 1 holds 1 rows instead of the 0 of the parts"),
+        (rows_in([0], [[0, 3]], [[1, 2], [3, 4]]), "list 2 holds 0 rows instead of the 1 of the parts"),
+    ],
+)
+def test_contents_differ_by_every_row_code_list_and_order(other: Rows, said: str | None) -> None:
+    expected, found = Contents(), Contents()
+    expected.add(rows_in([0, 2], [[0], [1]], [[1, 2], [5, 6]]), 0)
+    expected.add(rows_in([0], [[1]], [[3, 4]]), 2)
+    found.add(other, 0)
+    assert expected.difference(found) == said
 
 
 def three_parts(folder: Path, key: str = "IVF2,PQ4x4fs") -> list[NDArray[np.float32]]:
@@ -431,7 +466,7 @@ for first in (64, 128, 192, 640):
         part = faiss.clone_index(template)
         part.add(block)
         merge.append(part)
-    assert merge.difference(merge.index) is None
+    assert merge.difference(merge.take()) is None
 print("whole")
 """
 
