@@ -146,14 +146,15 @@ class Merge:
             self._put_in()
 
     def _put_in(self) -> None:
-        if not self._waiting or self._packing is None:
+        lists = None if self._index is None else _block_lists(self._index)
+        if not self._waiting or self._packing is None or lists is None:
             return
-        lists, waiting, self._waiting = _block_lists(self._index), self._waiting, []
+        waiting, self._waiting = self._waiting, []
         of = np.concatenate([np.repeat(rows.lists, rows.sizes) for rows in waiting])
         order = np.argsort(of, kind="stable")
         codes, skipped = np.concatenate([rows.codes for rows in waiting]), np.cumsum([0, *(len(rows.codes) for rows in waiting)])
-        places = [_each(rows.starts + skip, rows.sizes) for rows, skip in zip(waiting, skipped[:-1], strict=True)]
-        ids, places = np.concatenate([rows.ids for rows in waiting])[order], np.concatenate(places)[order]
+        found = [_each(rows.starts + skip, rows.sizes) for rows, skip in zip(waiting, skipped[:-1], strict=True)]
+        ids, places = np.concatenate([rows.ids for rows in waiting])[order], np.concatenate(found)[order]
         sizes, start = np.bincount(of, minlength=lists.nlist), 0
         for numbers in _groups(sizes):
             stop = start + int(sizes[numbers].sum())
