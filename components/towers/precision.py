@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+from components.errors import ConfigError
+
 if TYPE_CHECKING:
     import torch
+
+
+VARIABLE = "SCALINGNOTE_PRECISION"
 
 
 def pick_device() -> torch.device:
@@ -17,11 +23,19 @@ def pick_device() -> torch.device:
 
 
 def pick_dtype(precision: str) -> torch.dtype:
-    """`auto` is bfloat16 where device or processor has instructions for it, float32 elsewhere."""
+    """`auto` is bfloat16 where device or processor has instructions for it, float32 elsewhere.
+
+    The environment variable SCALINGNOTE_PRECISION (float32 or bfloat16) decides in the place of `auto`; raises ConfigError for another value.
+    """
     import torch
 
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if precision == "auto":
+        precision = os.environ.get(VARIABLE, "").strip() or "auto"
+        if precision not in (*named, "auto"):
+            raise ConfigError(f"{VARIABLE} is '{precision}'; expected float32, bfloat16 or auto. Set one of these, or unset the variable.")
     if precision != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+        return named[precision]
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
