@@ -1,8 +1,8 @@
 """The built-in data set: a wording of a diagnosis -> its entry in ICD-10-CM, from the official tabular list.
 
 The list (a work of the US government) is carried as XML by the package `simple-icd-10-cm` (MIT). Documents are the categories and
-codes; queries are the official inclusion terms, other wordings that experts listed under a code. All queries of a three-character
-category fall into the same split, so a test query asks for a category that no training query has named.
+codes; queries are the official inclusion terms and `includes` notes, other wordings that experts listed under a code or a category.
+All queries of a three-character category fall into the same split, so a test query asks for a category that no training query has named.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CODE_RANGE = re.compile(r"\s*\([A-Z0-9]{3}(-[A-Z0-9]{3})?\)\s*$")
 
 @dataclass(frozen=True)
 class Entry:
-    """One category or code, with the titles above it from the nearest (parents, section, chapter) and its inclusion terms."""
+    """One category or code, with the titles above it from the nearest (parents, section, chapter) and its wordings."""
 
     code: str
     title: str
@@ -66,7 +66,7 @@ def build(scope: str) -> RawTables:
         queries=query_table([query.query_id for query in wanted], [query.text for query in wanted]),
         judgements=_judgements(wanted, codes),
         unlabelled=query_table([], []),
-        notes={"scope": scope, "inclusion_terms_left_out": sum(len(e.terms) for e in entries) - sum(len(q.codes) for q in queries)},
+        notes={"scope": scope, "wordings_left_out": sum(len(e.terms) for e in entries) - sum(len(q.codes) for q in queries)},
     )
 
 
@@ -139,7 +139,7 @@ def _walk(diagnosis: ET.Element, parent: Entry) -> Iterator[Entry]:
         above=above,
         chapter=parent.chapter,
         section=parent.section,
-        terms=tuple(_words(note) for note in diagnosis.findall("inclusionTerm/note")),
+        terms=tuple(_words(note) for place in ("inclusionTerm", "includes") for note in diagnosis.findall(f"{place}/note")),
     )
     yield entry
     for child in diagnosis.findall("diag"):

@@ -9,6 +9,7 @@ from components.artifacts import file_sha256, read_json, write_json
 from components.errors import ModelError
 from components.towers.config import TowerConfig
 from components.towers.contract import ROLES, Role
+from components.towers.layers import layer_stack
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -22,11 +23,17 @@ class Adapters:
     """A frozen model with an adapter for each role, of which one is active at a time (see `FullModels` for the other way)."""
 
     def __init__(self, decoder: Any, config: TowerConfig, name: str) -> None:
-        """Raises ModelError when the model has none of the maps that adapters are put on."""
+        """Raises ModelError when the model has none of the maps that adapters are put on, or fewer layers than `lora_layers`."""
         from peft import LoraConfig, get_peft_model
 
         self._name = name
-        lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=0.0, target_modules=LINEAR_MAPS)
+        lora = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=0.0,
+            target_modules=LINEAR_MAPS,
+            **_upper_layers(decoder, config.lora_layers, name),
+        )
         try:
             self.model: Any = get_peft_model(decoder, lora, adapter_name=ROLES[0])
         except ValueError as error:
@@ -57,6 +64,18 @@ class Adapters:
         (target / "README.md").unlink(missing_ok=True)
         _make_portable(target / "adapter_config.json", self._name)
         return adapter_digest(folder)
+
+
+def _upper_layers(decoder: Any, count: int | None, name: str) -> dict[str, Any]:
+    """peft's settings that put adapters on the last `count` layers alone; none for all. No gradient is computed below the first of them."""
+    if count is None:
+        return {}
+    owner, attribute = layer_stack(decoder, name)
+    total = len(getattr(owner, attribute))
+    if count > total:
+        raise ModelError(f"towers.lora_layers is {count}, but '{name}' has {total} layers. Give {total} at most, or null for all.")
+    # Without the list's name peft finds no number in names that begin with it, as those of a decoder without its head do.
+    return {"layers_to_transform": list(range(total - count, total)), "layers_pattern": [attribute]}
 
 
 def _leave_number_format_to_autocast(model: Any) -> None:

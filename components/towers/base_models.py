@@ -2,7 +2,7 @@
 
 A base lives in a folder or on a model hub. Its digest (files of a folder, commit of a hub) enters the encoding contract, so that a
 tower whose base was exchanged is noticed. Two kinds of names make sizes of one family: `decoder-128x4` is a random decoder of width
-128 with four layers, and `@6` behind any decoder's name keeps six of its layers.
+128 with four layers; `@6` behind any decoder's name keeps six of its layers, first and last ones, and `@first6` the first six.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def resolve_base(name: str, texts: Sequence[str] = ()) -> BaseModel:
 
     Raises ModelError when it is neither built in, nor a folder, nor on a model hub that can be reached, or lacks the layers asked for.
     """
-    whole, at, count = name.rpartition("@")
-    if at and count.isdecimal() and not Path(name).is_dir():
-        return _cut(resolve_base(whole, texts), int(count))
+    whole, at, kept = name.rpartition("@")
+    if at and kept.removeprefix("first").isdecimal() and not Path(name).is_dir():
+        return _cut(resolve_base(whole, texts), kept)
     if name == GEMMA:
         return _gemma()
     if name == MINILM:
@@ -117,13 +117,13 @@ def decoder_shape(name: str) -> tuple[int, int] | None:
     return width, layers
 
 
-def _cut(whole: BaseModel, count: int) -> BaseModel:
-    """`whole` with `count` of its layers, as a model with a name and a digest of its own."""
-    total = configured_layers(whole.location, whole.name)
+def _cut(whole: BaseModel, kept: str) -> BaseModel:
+    """`whole` with some of its layers (`6` or `first6`), as a model with a name and a digest of its own."""
+    name, total, count = f"{whole.name}@{kept}", configured_layers(whole.location, whole.name), int(kept.removeprefix("first"))
     if not 1 <= count < total:
-        raise ModelError(f"'{whole.name}@{count}' asks for {count} layers; '{whole.name}' has {total}: ask for 1 to {total - 1}.")
-    kept = first_and_last(count, total)
-    return replace(whole, name=f"{whole.name}@{count}", digest=digest_of([whole.digest, list(kept)]), layers=kept)
+        raise ModelError(f"'{name}' asks for {count} layers; '{whole.name}' has {total}: ask for 1 to {total - 1}.")
+    layers = tuple(range(count)) if kept.startswith("first") else first_and_last(count, total)
+    return replace(whole, name=name, digest=digest_of([whole.digest, list(layers)]), layers=layers)
 
 
 def _built(name: str, texts: Sequence[str]) -> BaseModel:

@@ -25,7 +25,7 @@ def pick_device() -> torch.device:
 def pick_dtype(precision: str) -> torch.dtype:
     """`auto` is bfloat16 where device or processor has instructions for it, float32 elsewhere.
 
-    The environment variable SCALINGNOTE_PRECISION (float32 or bfloat16) decides in the place of `auto`; raises ConfigError for another value.
+    The environment variable SCALINGNOTE_PRECISION (float32, bfloat16) decides in the place of `auto`; raises ConfigError for another word.
     """
     import torch
 
