@@ -84,7 +84,7 @@ def test_no_graph_reaches_below_the_layers_with_adapters(home: Path) -> None:
 
 
 def test_more_layers_with_adapters_than_there_are_is_refused(home: Path) -> None:
-    with pytest.raises(ModelError, match="lora_layers is 9, but '.*' has 2 layers. Give 2 at most"):
+    with pytest.raises(ModelError, match=r"lora_layers is 9, but '.*' has 2 layers. Give 2 at most"):
         TwoTowers(resolve_base("tiny-decoder", documents() + queries()), CONFIG.model_copy(update={"lora_layers": 9}))
 
 
