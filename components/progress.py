@@ -43,7 +43,9 @@ def _lines() -> Any:
     """`tqdm` for a file: each state is a line of its own, instead of a carriage return that writes over the last one."""
     from tqdm import tqdm
 
-    class Lines(tqdm):  # type: ignore[type-arg]
+    class Lines(tqdm):
+        _ended = False
+
         @staticmethod
         def status_printer(file: Any) -> Callable[[str], None]:
             def write(text: str) -> None:
@@ -58,9 +60,9 @@ def _lines() -> Any:
 
         def close(self) -> None:
             """Print the last state, over which tqdm would go back."""
-            if self.disable:
+            if self.disable or self._ended:
                 return
-            self.disable = True
+            self._ended = True
             self._decr_instances(self)
             unsaid = self.n != self.last_print_n or self.last_print_t == self.start_t
             if self.leave and unsaid:
