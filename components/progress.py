@@ -22,7 +22,7 @@ def progress_bar(total: int, label: str | None, unit: str, *, initial: int = 0, 
     """A `tqdm` over `total` units, of which `initial` are done; `options` are tqdm's. Work of less than ten seconds prints one line."""
     from tqdm import tqdm
 
-    terminal = sys.stderr.isatty()
+    terminal = _is_terminal()
     kind, seconds = (tqdm, BAR_SECONDS) if terminal else (_lines(), LINE_SECONDS)
     wait = {} if terminal else {"delay": LINE_SECONDS, "maxinterval": LINE_SECONDS}
     return kind(total=total, initial=initial, desc=label, unit=unit, mininterval=seconds, disable=not shown, **wait, **options)
@@ -36,6 +36,13 @@ def counting(progress: Progress, total: int, unit: str) -> Iterator[Callable[[in
         return
     with progress_bar(total, progress, unit, shown=progress is not None) as bar:
         yield bar.update
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):  # there is none, or it was closed
+        return False
 
 
 @cache
