@@ -18,7 +18,7 @@ class DataConfig(StepConfig):
         description="Path of a BEIR-layout or Parquet folder, or the name of the built-in set: icd10cm",
     )
     scope: Literal["demo", "full"] = Field(
-        "demo", description="Built-in set only: 5,000 entries of the demo's chapters, or all entries of all chapters"
+        "demo", description="Built-in set only: some chapters with half of their entries, or all chapters whole"
     )
     mix: tuple[str, ...] = Field((), description="Further folders mixed in; their ids get the folder's name in front")
     max_documents: int | None = Field(None, ge=50, description="Keep at most this many documents, judged ones first")

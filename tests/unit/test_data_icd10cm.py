@@ -47,11 +47,18 @@ def test_a_wording_under_codes_of_two_splits_is_left_out() -> None:
 
 def test_the_counts_of_the_demo(demo: RawTables) -> None:
     judged = demo.judgements.groupby("split")["query_id"].nunique().to_dict()
-    assert len(demo.documents) == icd10cm.DEMO_DOCUMENTS == 5000
+    assert len(demo.documents) == 4577
     assert judged == {"train": 4830, "dev": 397, "test": 683}
     assert demo.documents["doc_id"].is_unique
     assert demo.judgements["query_id"].nunique() == len(demo.queries) == 5910  # no wording is lost with the entries that are left out
     assert set(demo.judgements["doc_id"]) <= set(demo.documents["doc_id"])
+
+
+def test_a_query_of_dev_or_test_has_all_its_near_misses(demo: RawTables) -> None:
+    asked = set(demo.judgements.loc[demo.judgements["split"] != "train", "doc_id"].str.split(".").str[0])
+    entries = icd10cm.read_entries(icd10cm.tabular_list())
+    there = {entry.code for entry in entries if entry.chapter in icd10cm.DEMO_CHAPTERS and entry.code.split(".")[0] in asked}
+    assert there <= set(demo.documents["doc_id"])
 
 
 def test_no_category_of_the_test_is_seen_in_training(demo: RawTables) -> None:
