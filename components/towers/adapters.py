@@ -23,7 +23,7 @@ class Adapters:
     """A frozen model with an adapter for each role, of which one is active at a time (see `FullModels` for the other way)."""
 
     def __init__(self, decoder: Any, config: TowerConfig, base: BaseModel) -> None:
-        """Raises ModelError for weights in the layers that adapters cannot be put on (see `adapted_maps`), and for too many `lora_layers`."""
+        """Raises ModelError for weights that adapters cannot be put on (see `adapted_maps`), and for too many `lora_layers`."""
         from peft import LoraConfig, get_peft_model
 
         self._base = base
