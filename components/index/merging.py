@@ -21,7 +21,7 @@ from components.errors import ArtifactError
 from components.index.kinds import inner_index, inverted_file
 
 MERGE_VERSION = 2  # how parts are put together; indexes that do not say it were merged by FAISS itself
-ROWS = 65_536  # about so many rows are unpacked or packed at a time
+AT_ONCE = 2**22  # bytes of codes that are read, unpacked or packed at a time: what stays in the processor's cache
 WAITING = 2**26  # bytes of codes of several parts that are packed together
 _LOW = np.uint64(0x0F0F0F0F0F0F0F0F)
 _BLOCKS = 128  # blocks that are sorted at a time: what fits the processor's cache
@@ -156,7 +156,7 @@ class Merge:
         found = [_each(rows.starts + skip, rows.sizes) for rows, skip in zip(waiting, skipped[:-1], strict=True)]
         ids, places = np.concatenate([rows.ids for rows in waiting])[order], np.concatenate(found)[order]
         sizes, start = np.bincount(of, minlength=lists.nlist), 0
-        for numbers in _groups(sizes):
+        for numbers in _groups(sizes, self._packing.width):
             stop = start + int(sizes[numbers].sum())
             self._packing.append(lists, numbers, sizes[numbers], ids[start:stop], codes[places[start:stop]])
             start = stop
@@ -180,7 +180,7 @@ def can_merge(index: Any) -> bool:
 
 
 def rows_of(index: Any, packing: _Packing | None = None) -> Iterator[Rows]:
-    """All rows of an index of plain or block-packed codes, list by list, some 65,536 at a time; without lists all stand in list 0.
+    """All rows of an index of plain or block-packed codes, list by list, some 4 MiB of codes at a time; without lists all stand in list 0.
 
     How the lists are packed is worked out when it is not given.
     """
@@ -190,7 +190,7 @@ def rows_of(index: Any, packing: _Packing | None = None) -> Iterator[Rows]:
         return
     packing = packing or _packing_of(index)
     sizes = np.array([lists.list_size(number) for number in range(lists.nlist)], np.int64)
-    for numbers in _groups(sizes):
+    for numbers in _groups(sizes, lists.code_size if packing is None else packing.width):
         mine = sizes[numbers]
         ids = np.concatenate([_view(lists.get_ids(number), size) for number, size in zip(numbers.tolist(), mine.tolist(), strict=True)])
         codes, starts = _plain_codes(lists, numbers, mine) if packing is None else packing.codes(lists, numbers, mine)
@@ -327,11 +327,15 @@ def _each(starts: Ids, sizes: Ids) -> Ids:
     return np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(int(sizes.sum()))
 
 
-def _groups(sizes: Ids) -> Iterator[Ids]:
-    """Numbers of the lists that are not empty, in groups of some 65,536 places: a block of 32 is the least that a list takes."""
+def _groups(sizes: Ids, width: int) -> Iterator[Ids]:
+    """Numbers of the lists that are not empty, in groups of some 4 MiB of codes: a block of 32 is the least that a list takes."""
     numbers = np.flatnonzero(sizes)
     if len(numbers):
-        yield from np.split(numbers, np.flatnonzero(np.diff(np.cumsum(sizes[numbers] + 32) // ROWS)) + 1)
+        yield from np.split(numbers, np.flatnonzero(np.diff(np.cumsum(sizes[numbers] + 32) // _rows_at_once(width))) + 1)
+
+
+def _rows_at_once(width: int) -> int:
+    return max(1, AT_ONCE // max(width, 64))
 
 
 def _plain_codes(lists: Any, numbers: Ids, sizes: Ids) -> tuple[Codes, Ids]:
@@ -345,8 +349,9 @@ def _plain_codes(lists: Any, numbers: Ids, sizes: Ids) -> tuple[Codes, Ids]:
 def _rows_without_lists(index: Any) -> Iterator[Rows]:
     codes, none = _view(index.codes.data(), index.ntotal * index.code_size), np.zeros(1, np.int64)
     codes = codes.reshape(index.ntotal, index.code_size)
-    for start in range(0, index.ntotal, ROWS):
-        stop = min(index.ntotal, start + ROWS)
+    step = _rows_at_once(index.code_size)
+    for start in range(0, index.ntotal, step):
+        stop = min(index.ntotal, start + step)
         yield Rows(none, np.array([stop - start]), np.arange(start, stop), codes[start:stop], none)
 
 

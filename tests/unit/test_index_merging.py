@@ -122,7 +122,7 @@ def test_lists_that_end_at_a_block_of_faiss_are_merged_as_if_built_in_one_go(key
 @pytest.mark.parametrize("waiting", [0, 100, 2**26])
 def test_parts_are_packed_together_or_one_by_one(waiting: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merging, "WAITING", waiting)
-    monkeypatch.setattr(merging, "ROWS", 64)
+    monkeypatch.setattr(merging, "AT_ONCE", 4096)
     template = trained("IVF4,PQ5x4fsr")
     blocks = [TRAINING[start : start + 23] for start in range(0, 300, 23)]
     assert bytes_of(merged_of(template, blocks)) == bytes_of(in_one_go(template, blocks))
