@@ -14,6 +14,7 @@ from prefect import flow
 from components.artifacts import Artifact, DatasetArtifact, IndexArtifact, VectorShards
 from components.index.changes import Changes, changes_since, read_documents
 from components.index.guard import GuardReport, read_guard
+from components.index.opening import merge_fault_of
 from components.promotion.pinned import PinnedRelease
 from components.promotion.standing import candidate_model
 from components.tracking.registry import find_version
@@ -52,7 +53,7 @@ def refresh_index(
     """Bring a release's index up to date with the documents in `data` and register the candidate.
 
     Returns what `retrain` returns, with `changes` (added, changed, removed, unchanged), `encoded` (documents), `seconds` and `guard`.
-    When no document changed nothing is encoded, and the candidate is the one that the release is.
+    When no document changed nothing is encoded, and the candidate is the one that the release is, unless its index has to be written anew.
 
     Args:
         name: Name of the retriever
@@ -73,7 +74,7 @@ def refresh_index(
         dataset, validation = checked_data(config, recorder)
         changes = changes_since(base.index.path, read_documents(dataset.path))
         print(f"Since {base.title}: {describe_changes(changes)}", flush=True)
-        if not changes:
+        if not changes and merge_fault_of(base.index) is None:
             return _unchanged(recorder, base, changes) | {"seconds": time.monotonic() - started}
         delta, encoded = _encoded(config, recorder, base, dataset, changes)
         index = typed(recorder.run(refresh_step(config, dataset, base, delta, changes)), IndexArtifact)

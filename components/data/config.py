@@ -30,7 +30,9 @@ class DataConfig(StepConfig):
         min_length=1,
         description="Path of a folder with corpus, queries and qrels (JSON Lines, CSV, TREC, Parquet), or the built-in set: icd10cm",
     )
-    scope: Literal["demo", "full"] = Field("demo", description="Built-in set only: the demo's chapters, or all of them")
+    scope: Literal["demo", "full"] = Field(
+        "demo", description="Built-in set only: some chapters with half of their entries, or all chapters whole"
+    )
     mix: tuple[str, ...] = Field((), description="Further folders mixed in; their ids get the folder's name in front")
     max_documents: int | None = Field(None, ge=50, description="Keep at most this many documents, judged ones first")
     dev_share: float = Field(0.1, gt=0, lt=0.5, description="Share of train queries held out when the data has no dev judgements")

@@ -73,6 +73,9 @@ class DistillationConfig(StepConfig):
     max_mean_cosine: float = Field(0.95, gt=0, le=1, description="Collapse check: highest mean cosine of two random queries")
     min_effective_rank: float = Field(4.0, ge=1, description="Collapse check: lowest effective rank of the query vectors")
     train_embeddings: bool = Field(False, description="Also train the token embeddings; frozen ones keep words unseen in training")
+    trained_layers: int | None = Field(
+        None, ge=1, le=1000, description="Layers that are trained, counted from the output; those below keep what they knew. null: all"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto takes bfloat16 where the machine is fast with it")
     seed: int = Field(13, ge=0, description="Seed of the projection and of the order of the queries")
 
@@ -84,6 +87,11 @@ class DistillationConfig(StepConfig):
             raise ValueError("a static student has no layers; leave layers and prune_to empty")
         if self.form == "static" and self.pooling not in (None, "mean"):
             raise ValueError(f"a static student is the mean of its token vectors; pooling {self.pooling} does not fit, leave it null")
+        if self.trained_layers is not None and (self.form == "static" or self.train_embeddings):
+            raise ValueError(
+                "trained_layers leaves the embeddings and the layers next to them as they were; set it to null for a static student, or "
+                "where train_embeddings is true"
+            )
         if self.student == "teacher" and self.pooling == "cls":
             raise ValueError("pooling cls takes the first token, which in a decoder sees no other; set it to last, mean or null")
         if any(later >= earlier for earlier, later in pairwise(self.prune_to)):

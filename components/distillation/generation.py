@@ -17,6 +17,7 @@ import numpy as np
 from components.artifacts import Artifact, Scalar, seal, write_atomic
 from components.distillation.config import DistillationConfig
 from components.errors import DataError, ModelError
+from components.progress import progress_bar
 from components.towers.base_models import BaseModel, resolve_base, why_unloadable
 from components.towers.precision import pick_device, pick_dtype
 
@@ -37,15 +38,14 @@ def generate_queries(dataset: Dataset, config: DistillationConfig, parents: Mapp
 
     Raises ModelError when the generator cannot write, DataError when there is no train query to take as an example.
     """
-    from tqdm import tqdm
-
     ids, prompts = _prompts(dataset, config)
     path = folder / GENERATED
     finished = _keep_finished(path, ids)
     texts = [*dataset.document_texts(), *dataset.queries["text"]]
     base = resolve_base(config.generator, texts, config.generator_revision)
     generator = _Generator(base, config) if finished < len(ids) else None
-    with path.open("a", encoding="utf-8") as lines, tqdm(total=len(ids), initial=finished, desc="generate queries", unit="query") as bar:
+    bar = progress_bar(len(ids), "generate queries", "query", initial=finished)
+    with path.open("a", encoding="utf-8") as lines, bar:
         for start in range(finished, len(ids), BATCH):
             answers = generator.continue_all(prompts[start : start + BATCH])  # type: ignore[union-attr]
             lines.write("".join(_line(i, query) for i, query in zip(ids[start : start + BATCH], answers, strict=True)))

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from components.distillation.packed import can_pack, packed_vectors
 from components.distillation.static import mean_vectors, static_tokens
+from components.progress import Progress, counting
 from components.towers.contract import EncodingContract
-from components.towers.layers import layer_count
+from components.towers.layers import layer_count, layer_stack
 from components.towers.pooling import pool
 from components.towers.precision import pick_device
 from components.towers.tokens import batches_by_tokens, pad_batch, token_ids
@@ -71,34 +72,38 @@ class StudentEncoder:
         batch = {k: v.to(self.device) for k, v in pad_batch(rows, self.tokenizer.pad_token_id or 0).items()}
         return pool(self.model(**batch).last_hidden_state, batch["attention_mask"], self.contract.pooling)
 
-    def encode(self, texts: Sequence[str], batch_size: int | None = None, progress: str | None = None) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], batch_size: int | None = None, progress: Progress = None) -> NDArray[np.float32]:
         """Unit float32 vectors (len(texts), dimension), in the order of `texts`."""
         vectors = self.features(texts, batch_size, progress)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
 
-    def features(self, texts: Sequence[str], batch_size: int | None = None, progress: str | None = None) -> NDArray[np.float32]:
+    def features(self, texts: Sequence[str], batch_size: int | None = None, progress: Progress = None) -> NDArray[np.float32]:
         """Vectors before normalisation, float32 (len(texts), dimension); of the encoder's own width where there is no head."""
         return self.encode_rows(self.tokens(texts), batch_size, progress)
 
-    def encode_rows(self, rows: Sequence[Sequence[int]], batch_size: int | None = None, progress: str | None = None) -> NDArray[np.float32]:
+    def encode_rows(self, rows: Sequence[Sequence[int]], batch_size: int | None = None, progress: Progress = None) -> NDArray[np.float32]:
         """As `features`, from rows of token ids, in batches of similar length."""
         import torch
-        from tqdm import tqdm
 
         vectors = np.empty((len(rows), self.contract.dimension), dtype=np.float32)
-        with torch.inference_mode(), tqdm(total=len(rows), desc=progress, disable=progress is None, unit="text", mininterval=1) as bar:
+        with torch.inference_mode(), counting(progress, len(rows), "text") as done:
             for batch in batches_by_tokens([len(r) for r in rows], TOKENS_PER_BATCH, batch_size):
                 vectors[batch] = self.project([rows[i] for i in batch]).float().cpu().numpy()
-                bar.update(len(batch))
+                done(len(batch))
         return vectors
 
-    def parameters(self, train_embeddings: bool) -> list[Parameter]:
+    def parameters(self, train_embeddings: bool, trained_layers: int | None = None) -> list[Parameter]:
         """The parameters to train, in a fixed order; the others are frozen, so that no gradient is computed for them.
 
-        A transformer's input embeddings are trained only if `train_embeddings`; a static student's token vectors always are.
+        A transformer's input embeddings are trained only if `train_embeddings`; a static student's token vectors always are. With
+        `trained_layers` only that many last layers and the head are: no gradient is computed below them.
         """
         embeddings = () if train_embeddings or self.is_static else self.model.get_input_embeddings().parameters()
         frozen = {id(parameter) for parameter in embeddings}
+        if trained_layers is not None and trained_layers < self.layer_count:
+            owner, attribute = layer_stack(self.model, self.contract.base_model)
+            upper = {id(p) for layer in list(getattr(owner, attribute))[-trained_layers:] for p in layer.parameters()}
+            frozen |= {id(p) for p in self.model.parameters() if id(p) not in upper}
         for parameter in self._named().values():
             parameter.requires_grad_(id(parameter) not in frozen)
         return [p for p in self._named().values() if p.requires_grad]

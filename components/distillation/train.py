@@ -28,6 +28,7 @@ from components.distillation.refine import Refinement
 from components.distillation.selection import dev_metrics
 from components.distillation.student import load_student, new_student, save_student
 from components.errors import CollapseError, ModelError
+from components.progress import progress_bar
 from components.towers.checks import Spread, refuse_collapse
 from components.towers.contract import save_contract
 from components.towers.pooling import normalize
@@ -140,14 +141,12 @@ class Distillation:
         self.optimizer = self._new_optimizer()
 
     def _epoch(self, epoch: Epoch) -> float:
-        from tqdm import tqdm
-
         if epoch.phase.kind == "refine" and self.config.refine_negatives == "mined":
             self._mine()
         losses, size = [], self.config.batch_size
         order = order_of(epoch, self.data.sources, self.config)
         label = f"{epoch.phase.name}: student, epoch {epoch.number + 1}"
-        with tqdm(total=len(order), desc=label, unit="query", mininterval=1) as bar:
+        with progress_bar(len(order), label, "query") as bar:
             for start in range(0, len(order), size):
                 batch = order[start : start + size]
                 losses.append(self.learn(batch, epoch, start))
@@ -209,7 +208,7 @@ class Distillation:
         return torch.from_numpy(np.ascontiguousarray(vectors)).to(self.student.device)
 
     def _new_optimizer(self) -> StudentOptimizer:
-        trained, table = self.student.parameters(self.config.train_embeddings), self.student.token_table
+        trained, table = self.student.parameters(self.config.train_embeddings, self.config.trained_layers), self.student.token_table
         table.sparse = table.weight.requires_grad
         return StudentOptimizer([p for p in trained if p is not table.weight], [table.weight] if table.sparse else [])
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from components.progress import progress_bar
+
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
 
@@ -24,13 +26,12 @@ class Bm25Ranker:
     def __init__(self, doc_ids: Sequence[str], texts: Sequence[str], progress: bool = True) -> None:
         """Read `texts` (in the order of `doc_ids`); `progress` shows bars on stderr."""
         import bm25s
-        from tqdm import tqdm
 
         # Sorted by id, so that a stable sort by score leaves equal scores in the order of their ids.
         rows = sorted(range(len(doc_ids)), key=lambda i: doc_ids[i])
         self._doc_ids = [doc_ids[i] for i in rows]
         self._progress = progress
-        bar = tqdm([texts[i] for i in rows], desc="BM25: reading documents", unit="doc", disable=not progress, mininterval=1)
+        bar = progress_bar(len(rows), "BM25: reading documents", "doc", shown=progress, iterable=[texts[i] for i in rows])
         words = bm25s.tokenize(bar, stopwords=_STOPWORDS, show_progress=False)
         # bm25s cannot index a corpus in which every text is empty or made of stop words.
         self._index = _index(words) if any(words.ids) else None
@@ -38,10 +39,9 @@ class Bm25Ranker:
     def rank(self, queries: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
         """At most k (doc_id, score) for each query, best first, equal scores in the order of the ids."""
         import bm25s
-        from tqdm import tqdm
 
         words: Any = bm25s.tokenize(list(queries), stopwords=_STOPWORDS, return_ids=False, show_progress=False)
-        bar = tqdm(words, desc="BM25: answering queries", unit="query", disable=not self._progress, mininterval=1)
+        bar = progress_bar(len(words), "BM25: answering queries", "query", shown=self._progress, iterable=words)
         return [self._best(query, k) for query in bar]
 
     def _best(self, words: list[str], k: int) -> list[tuple[str, float]]:

@@ -19,7 +19,10 @@ class EvaluationConfig(StepConfig):
     depth: int = Field(100, ge=100, le=10_000, description="Documents retrieved per query; recall@100 needs 100")
     untrained_student: bool = Field(True, description="Also measure the student's encoder as it was before training")
     latency_queries: int = Field(
-        200, ge=20, le=100_000, description="Queries timed at batch 1 for the student; the teacher takes a quarter"
+        200, ge=20, le=100_000, description="At most this many queries are timed at batch 1 for the student; the teacher takes a quarter"
+    )
+    speed_precision: float = Field(
+        0.1, ge=0, le=1, description="Timing ends when 95 % intervals are within this share of each figure; 0: all queries are timed"
     )
     throughput_batch: int = Field(32, ge=1, le=10_000, description="Queries per batch when queries per second are measured")
     bootstrap_samples: int = Field(2000, ge=200, le=100_000, description="Resamples of the paired bootstrap")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from components.evaluation.report import EncoderSpeed, SpeedSummary
+from components.progress import progress_bar
 
 if TYPE_CHECKING:
     from components.evaluation.config import EvaluationConfig
@@ -20,6 +21,8 @@ _ROUNDS = 5
 _WARM_UP = 5
 _BATCH_SECONDS = 0.25  # of full batches for one system in one round: one batch of a large model, many of a small one
 _MOST_BATCHES = 32
+_FEWEST_SINGLES, _FEWEST_BATCHES = 10, 3  # of fewer no interval is worth its name
+_Z = 1.96
 TEACHER_SHARE = 4  # the teacher answers one query for this many of a student's
 
 Answer = Callable[[list[str]], object]
@@ -40,6 +43,19 @@ class _Stopwatch:
     batches_each_round: int
     single: list[float] = field(default_factory=list)
     batches: list[float] = field(default_factory=list)
+
+    def spread(self) -> float:
+        """Half of the 95 % interval of the median query and of the mean batch, over the figure itself; the larger of the two.
+
+        Of the median by order statistics, which assumes nothing about the times; infinite while there are too few.
+        """
+        single, batches = np.sort(self.single), np.array(self.batches)
+        if len(single) < _FEWEST_SINGLES or len(batches) < _FEWEST_BATCHES:
+            return float("inf")
+        reach = _Z * np.sqrt(len(single)) / 2
+        low, high = (single[round(np.clip(len(single) / 2 + side, 0, len(single) - 1))] for side in (-reach, reach))
+        mean_batch = _Z * batches.std(ddof=1) / np.sqrt(len(batches)) / batches.mean()
+        return float(max((high - low) / 2 / np.median(single), mean_batch))
 
     def speed(self, batch_size: int) -> EncoderSpeed:
         p50, p95 = np.percentile(np.array(self.single) * 1000, [50, 95])
@@ -81,18 +97,22 @@ def seconds_of_timing(speeds: Mapping[str, tuple[float, float]], config: Evaluat
 def measure_speeds(systems: Mapping[str, Timed], queries: Sequence[str], config: EvaluationConfig) -> dict[str, EncoderSpeed]:
     """Time all systems on the same queries, after a warm-up, in alternating rounds.
 
-    Latency is the time of one call with one query; throughput that of calls with `config.throughput_batch` queries.
+    Latency is the time of one call with one query; throughput that of calls with `config.throughput_batch` queries. Timing ends with
+    the round after which every figure is known to within `config.speed_precision`, and after five rounds in any case.
     """
-    from tqdm import tqdm
-
     texts = _sample(queries, max(config.latency_queries, config.throughput_batch), config.seed)
     shares = np.array_split(np.arange(config.latency_queries), _ROUNDS)
     watches = {name: _warmed_up(system, texts, config.throughput_batch) for name, system in systems.items()}
-    for number, share in enumerate(tqdm(shares, desc="Measuring speed", unit="round", mininterval=1)):
-        singles = [texts[i] for i in share]
-        batch = _batch(texts, number, config.throughput_batch)
-        for name, system in systems.items():
-            _time(system, watches[name], singles[:: system.share], batch)
+    with progress_bar(len(shares), "Measuring speed", "round") as bar:
+        for number, share in enumerate(shares):
+            singles = [texts[i] for i in share]
+            batch = _batch(texts, number, config.throughput_batch)
+            for name, system in systems.items():
+                _time(system, watches[name], singles[:: system.share], batch)
+            bar.update()
+            # A p95 stands on the slowest few queries: those of one round are too few.
+            if number and all(watch.spread() <= config.speed_precision for watch in watches.values()):
+                break
     return {name: watch.speed(config.throughput_batch) for name, watch in watches.items()}
 
 

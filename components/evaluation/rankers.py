@@ -54,11 +54,14 @@ class DenseRanker:
         return [[(doc_id, float(score)) for doc_id, score in zip(row, best, strict=True)] for row, best in zip(ids, scores, strict=True)]
 
 
-def symmetric_ranker(encoder: TextEncoder, dataset: Dataset, label: str | None = None) -> DenseRanker:
-    """One encoder for queries and documents alike, such as the student's before training.
+def symmetric_ranker(
+    encoder: TextEncoder, dataset: Dataset, label: str | None = None, vectors: NDArray[np.float32] | None = None
+) -> DenseRanker:
+    """One encoder for queries and documents alike, such as the student's before training. Its contract's max_length cuts documents too.
 
-    Encodes all documents at once and keeps them in memory only. Its contract's max_length cuts documents too.
+    `vectors`: those of the documents, float32 (documents, dimension), where they are known; else all are encoded here.
     """
-    vectors = encoder.encode(dataset.document_texts(), progress=None if label is None else f"{label}: documents")
+    if vectors is None:
+        vectors = encoder.encode(dataset.document_texts(), progress=None if label is None else f"{label}: documents")
     index = index_in_memory(vectors, [str(i) for i in dataset.documents["doc_id"]], encoder.space_id)
     return DenseRanker(encoder, index, None if label is None else f"{label}: queries")

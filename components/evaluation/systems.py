@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.artifacts import Artifact, EvalReport
+from components.artifacts import Artifact, EvalReport, digest_of, is_complete, seal, write_atomic
 from components.data.dataset import load_dataset
 from components.evaluation.baselines import bm25_ranker
 from components.evaluation.config import EvaluationConfig
@@ -14,11 +15,17 @@ from components.evaluation.evaluate import evaluate
 from components.evaluation.rankers import DenseRanker, Ranker, symmetric_ranker
 from components.evaluation.recorded import recorded_ranker
 from components.index.search import load_index
+from components.settings import work_folder
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from components.data.dataset import Dataset
     from components.distillation.config import DistillationConfig
+    from components.distillation.student_encoder import StudentEncoder
 
+UNTRAINED_LABEL = "untrained student"
 UNTRAINED_MAX_LENGTH = 256  # tokens; the student's own limit is for queries, and this baseline encodes documents with it too
 
 
@@ -46,7 +53,7 @@ def _baselines(
 
     systems: dict[str, Ranker] = {"bm25": recorded("bm25") or bm25_ranker(dataset)}
     if config.untrained_student:
-        made = recorded("student_untrained") or untrained_ranker(dataset, distillation, inputs["query_tower"].path)
+        made = recorded("student_untrained") or untrained_ranker(dataset, distillation, inputs["query_tower"].path, kept=True)
         systems["student_untrained"] = made
     return systems
 
@@ -91,10 +98,41 @@ def _teacher_and_student(inputs: Mapping[str, Artifact]) -> tuple[DenseRanker, D
     return DenseRanker(teacher, index, "teacher: queries"), DenseRanker(student, index, "student: queries")
 
 
-def untrained_ranker(dataset: Dataset, distillation: DistillationConfig, query_tower: Path | None) -> DenseRanker:
-    """The student's encoder before training, for queries and documents alike; `query_tower` is needed for the student `teacher`."""
+def untrained_ranker(
+    dataset: Dataset, distillation: DistillationConfig, query_tower: Path | None, kept: bool = False, label: str | None = UNTRAINED_LABEL
+) -> DenseRanker:
+    """The student's encoder before training, for queries and documents alike; `query_tower` is needed for the student `teacher`.
+
+    With `kept` the documents' vectors are taken from the working folder, or kept there: encoding them takes minutes on a slow machine,
+    and no training changes them.
+    """
     from components.distillation.student import untrained_student
 
     texts = [*dataset.document_texts(), *dataset.queries["text"]]
     encoder = untrained_student(distillation, texts, query_tower, UNTRAINED_MAX_LENGTH)
-    return symmetric_ranker(encoder, dataset, "untrained student")
+    vectors = _kept_vectors(encoder, dataset, distillation, label) if kept else None
+    return symmetric_ranker(encoder, dataset, label, vectors)
+
+
+def _kept_vectors(encoder: StudentEncoder, dataset: Dataset, distillation: DistillationConfig, label: str | None) -> NDArray[np.float32]:
+    """Vectors of all documents, float32 (documents, dimension), by the digest of what they follow from; unreadable ones are made anew."""
+    import numpy as np
+    import torch
+    import transformers
+
+    identity = {
+        "encoder": encoder.contract.model_dump(),
+        "cut": distillation.model_dump(include={"student", "form", "layers"}),
+        "documents": dataset.document_texts(),
+        "computed_with": [str(next(encoder.model.parameters()).dtype), encoder.device.type, torch.__version__, transformers.__version__],
+    }
+    folder = work_folder() / "untrained_vectors" / digest_of(identity)[:24]
+    path = folder / "vectors.npy"
+    if is_complete(folder):
+        return np.load(path, allow_pickle=False)
+    vectors = encoder.encode(dataset.document_texts(), progress=None if label is None else f"{label}: documents")
+    held = io.BytesIO()
+    np.save(held, vectors)
+    write_atomic(path, held.getvalue())
+    seal(folder, "untrained_vectors", counts={"documents": len(vectors)})
+    return vectors

@@ -19,8 +19,9 @@ from components.errors import SpaceMismatch
 from components.index.blocks import half_blocks, parts_of, shard_sizes, survey, unit_blocks
 from components.index.config import IndexConfig
 from components.index.kinds import inverted_file, is_exact, usable_key
+from components.index.merging import MERGE_VERSION, can_merge
 from components.index.opening import LAYOUT_VERSION, open_files
-from components.index.parts import can_merge, merge_parts, write_part
+from components.index.parts import merge_parts, write_part
 from components.index.rows import write_rows
 from components.index.search import VectorIndex, vector_index
 from components.index.template import Template, centroid_distances, imbalance, list_sizes, train_template
@@ -137,6 +138,7 @@ def _identity(template: Template, config: IndexConfig) -> dict[str, Scalar]:
         "index_key": template.key,
         "asked_key": config.index_key,
         "layout": config.layout,
+        **({} if template.index is None else {"merge_version": MERGE_VERSION}),
         "template_digest": template.digest,
         "refine": template.refine,
         "faiss_version": str(faiss.__version__),

@@ -185,8 +185,11 @@ def _vectors(encoder: TextEncoder, job: ShardJob, number: int, progress: ShardPr
     # What lies beyond the longest document that the encoder reads costs nothing.
     lengths = [min(len(text), CHARACTERS_PER_TOKEN * encoder.contract.max_length) for text in texts]
     for rows in calls_by_length(lengths, BATCHES_PER_CALL * CHARACTERS_PER_TOKEN * job.tokens_per_batch):
-        vectors[rows] = _checked(encoder.encode([texts[i] for i in rows]), len(rows), encoder.contract.dimension)
-        progress.add(len(rows))
+        finished = progress.done + len(rows)
+        # The encoder itself says how far it is, batch by batch: on a slow machine a call takes minutes.
+        found = encoder.encode([texts[i] for i in rows], progress=progress.add)
+        vectors[rows] = _checked(found, len(rows), encoder.contract.dimension)
+        progress.add(finished - progress.done)  # for an encoder that does not say
     return vectors
 
 

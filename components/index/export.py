@@ -24,6 +24,7 @@ from components.index.parts import open_stored
 from components.index.refine import StoredVectors
 from components.index.rows import IDS_FILE, read_rows, read_table
 from components.index.shards import vectors_path
+from components.progress import progress_bar
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -98,7 +99,7 @@ def export_parquet(source: ExportSource, folder: Path) -> Artifact:
     require_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shards = 0
-    with _bar(len(source.live), "Exporting documents") as bar:
+    with progress_bar(len(source.live), "Exporting documents", "doc") as bar:
         for shards, block in enumerate(source.blocks(ROWS_PER_SHARD), start=1):
             sink = pa.BufferOutputStream()
             table = block.table.append_column("vector", _fp16(block.vectors)).replace_schema_metadata(source.about)
@@ -147,7 +148,7 @@ def export_qdrant(source: ExportSource, client: QdrantClient, collection: str) -
     size = int(str(source.artifact.attributes["dimension"]))
     try:
         client.create_collection(collection, VectorParams(size=size, distance=Distance.DOT), metadata=source.about)
-        with _bar(len(source.live), "Exporting to Qdrant") as bar:
+        with progress_bar(len(source.live), "Exporting to Qdrant", "doc") as bar:
             client.upload_points(collection, _points(source, bar), batch_size=POINTS_PER_CALL, wait=True)
         held = int(client.count(collection, exact=True).count)
     except Exception as error:
@@ -186,12 +187,6 @@ def _fp16(vectors: NDArray[np.float32]) -> pa.Array:
 def _why(index: IndexArtifact) -> str:
     refine = index.attributes.get("refine")
     return "index.refine was none when it was built" if refine == "none" else "it was built by an older version"
-
-
-def _bar(total: int, label: str) -> tqdm:
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=label, unit="doc", mininterval=1)
 
 
 def _first_line(error: Exception) -> str:

@@ -85,10 +85,31 @@ def empty_index(key: str, dimension: int) -> Any:
             f"index_key {key} is a {type(index).__name__}, which cannot filter deleted documents or score by inner product. "
             "Use Flat, IVF..., HNSW..., PQ... or SQ...; index.refine, not the key, says with what candidates are scored again."
         )
+    _require_copies(key, index)
     if hasattr(inner_index(index), "do_polysemous_training"):
         # Minutes of simulated annealing for a search by Hamming distances that is never asked for.
         inner_index(index).do_polysemous_training = False
     return index
+
+
+def _require_copies(key: str, index: Any) -> None:
+    """Raise ConfigError for kinds of which FAISS makes no true copies: every part starts as a copy of the template."""
+    import faiss
+
+    wrong = {
+        faiss.IndexIVFFlatDedup: "returns deleted documents whose text stands in the index twice",
+        faiss.IndexIVFFlatPanorama: "loses its layout when FAISS copies it (faiss#5606)",
+    }
+    reason = wrong.get(type(inner_index(index)))
+    try:
+        faiss.clone_index(index)
+    except RuntimeError:
+        reason = "changes the vectors in a way that FAISS cannot copy"
+    if reason is not None:
+        raise ConfigError(
+            f"index_key {key} cannot be used: it {reason}. The vectors have unit length already; take IVF...,Flat, or OPQ and PCA for a "
+            "transformation."
+        )
 
 
 def inner_index(index: Any) -> Any:
@@ -113,10 +134,10 @@ def transformed(index: Any, vectors: NDArray[np.float32]) -> NDArray[np.float32]
 
 
 def can_filter(index: Any) -> bool:
-    """Whether a search can leave out deleted rows: FAISS has no filter for plain codes of product quantisation."""
+    """Whether a search can leave out deleted rows: FAISS has no filter for product codes without lists, nor for plain additive codes."""
     import faiss
 
-    return not isinstance(inner_index(index), faiss.IndexPQ)
+    return not isinstance(inner_index(index), faiss.IndexPQ | faiss.IndexIVFAdditiveQuantizer)
 
 
 def inverted_file(index: Any) -> Any | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,18 @@ from components.artifacts import Artifact, Scalar, open_artifact, read_manifest,
 from components.errors import ArtifactError, SpaceMismatch
 from components.index.exact import BLOCK
 from components.index.kinds import is_exact
-from components.index.parts import INDEX_FILE, StoredPart, has_own_file, open_mapped, open_part, open_stored, read_parts
+from components.index.merging import MERGE_VERSION
+from components.index.parts import (
+    INDEX_FILE,
+    StoredPart,
+    has_own_file,
+    merge_fault,
+    open_mapped,
+    open_part,
+    open_stored,
+    read_part,
+    read_parts,
+)
 from components.index.pieces import Piece, Settings
 from components.index.refine import StoredVectors
 from components.index.rows import Rows, read_rows
@@ -46,7 +58,17 @@ def open_index(folder: Path, space_id: str, expected_digest: str | None, check: 
     if layout_version(artifact) == 1:
         return _open_first_layout(artifact)
     _require_template(artifact)
+    if fault := merge_fault_of(artifact):
+        # Stopping the search that has answered until now would be worse than a document that it does not find.
+        print(f"Warning: {fault} `scalingnote verify` fails until then.", file=sys.stderr, flush=True)
     return open_files(folder, artifact.attributes, artifact.counts["parts"], artifact)
+
+
+def merge_fault_of(artifact: Artifact) -> str | None:
+    """`merge_fault` of a sealed index; None for one that was merged by this version, and for the first layout, which has no parts."""
+    if int(artifact.attributes.get("merge_version") or 1) >= MERGE_VERSION or layout_version(artifact) == 1:
+        return None
+    return merge_fault(artifact.path, [read_part(artifact.path, number) for number in range(artifact.counts.get("parts", 1))])
 
 
 def require_index(artifact: Artifact, space_id: str) -> None:

@@ -7,7 +7,7 @@ part-00000.faiss         absent for exact search, and for parts that lie in inde
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,13 +17,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.artifacts import file_sha256, read_versioned, write_json
 from components.errors import ArtifactError, SpaceMismatch
-from components.index.kinds import graph, inverted_file
+from components.index.kinds import inverted_file
+from components.index.merging import Merge, can_merge, lists_damaged_by_faiss
 from components.index.numbers import to_int8, unit_rows
 from components.index.refine import StoredVectors
 from components.index.template import TEMPLATE_FILE, Template, read_faiss, write_faiss
 
 INDEX_FILE = "index.faiss"
 PART_VERSION = 1
+REBUILD = "Build the index again: `scalingnote retrain`, or `scalingnote refresh-index` where it keeps its vectors."
 
 
 class StoredPart(BaseModel):
@@ -120,29 +122,65 @@ def open_stored(folder: Path, parts: int) -> StoredVectors | None:
 def merge_parts(folder: Path, count: int) -> int:
     """Put the FAISS indexes of parts 0 to count - 1 into `index.faiss`, remove their own files, and return the rows.
 
-    One part is in memory at a time, besides the codes of all. Exact indexes have nothing to merge, and graphs (HNSW), which FAISS cannot
-    merge, stay as they are. Raises SpaceMismatch for a part of another space than the first, ArtifactError for one of another template
-    than the folder's, each named.
+    One part is in memory at a time, besides the codes of all. Before the parts' files go, `index.faiss` is read again and held against
+    what the parts held: rows and a digest of numbers and codes, list by list. Exact indexes have nothing to merge, and kinds that cannot
+    be merged (`can_merge`) stay as they are. Raises SpaceMismatch for a part of another space than the first, ArtifactError for one of
+    another template than the folder's or of another number of rows, each named, and for a merged file that does not hold its parts.
     """
     template = folder / TEMPLATE_FILE
     parts = read_parts(folder, count, read_part(folder, 0).space_id, file_sha256(template) if template.is_file() else None)
     rows = sum(part.rows for part in parts)
     if not has_own_file(folder, 0) or not can_merge(read_faiss(template)):
         return rows
-    merged = read_faiss(_file(folder, 0, "faiss"))
-    for part in parts[1:]:
-        # Inverted files keep row numbers, which have to be moved; plain codes count their rows themselves.
-        offset = merged.ntotal if inverted_file(merged) is not None else 0
-        merged.merge_from(read_faiss(_file(folder, part.number, "faiss")), offset)
-    write_faiss(merged, folder / INDEX_FILE)
+    merge = Merge()
+    for part in parts:
+        path = _file(folder, part.number, "faiss")
+        index = read_faiss(path)
+        if index.ntotal != part.rows:
+            raise ArtifactError(f"{path} holds {index.ntotal:,} rows where {part.rows:,} are recorded. Build the index again.")
+        try:
+            merge.append(index)
+        except ArtifactError as error:
+            raise ArtifactError(f"{path} cannot be merged: {error} Build the index again.") from None
+    del index
+    write_faiss(merge.take(), folder / INDEX_FILE)  # and forgotten: the codes of all are not to be in memory twice
+    _require_merged(folder / INDEX_FILE, rows, merge)
     for part in parts:
         _file(folder, part.number, "faiss").unlink()
     return rows
 
 
-def can_merge(index: Any) -> bool:
-    """Whether FAISS can merge indexes of this kind: all but graphs."""
-    return graph(index) is None
+def _require_merged(path: Path, rows: int, merge: Merge) -> None:
+    """Remove a merged file that does not hold what its parts held, and raise ArtifactError with the first list that differs."""
+    index = open_mapped(path)
+    lost = f"it says that it holds {index.ntotal:,} rows" if index.ntotal != rows else merge.difference(index)
+    if lost is not None:
+        path.unlink()
+        raise ArtifactError(
+            f"{path} was merged from parts of {rows:,} rows, but {lost}. The parts are whole and the merged file was removed: "
+            "check the memory and disk of this machine, and build the index again."
+        )
+
+
+def merge_fault(folder: Path, parts: Sequence[StoredPart]) -> str | None:
+    """What is wrong with an `index.faiss` that FAISS merged itself, as versions before MERGE_VERSION 2 did; None for what is sound.
+
+    FAISS's `merge_from` wrote past its buffers at lists of certain lengths (`components.index.merging`). Whether it did, follows from
+    the rows of the parts and the row numbers in the lists. Raises ArtifactError when these numbers themselves were written over.
+    """
+    merged = [part.rows for part in parts if not has_own_file(folder, part.number)]
+    if len(merged) < 2 or not (folder / INDEX_FILE).is_file():
+        return None
+    try:
+        damaged = lists_damaged_by_faiss(open_mapped(folder / INDEX_FILE), merged)
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder / INDEX_FILE} was damaged when it was merged: {error}. {REBUILD}") from None
+    if not damaged:
+        return None
+    return (
+        f"{folder / INDEX_FILE} was merged by an earlier version, in which FAISS wrote past its memory at {len(damaged):,} of its lists "
+        f"(the first is list {damaged[0]}): codes of any list may be wrong, and documents not found. {REBUILD}"
+    )
 
 
 def open_mapped(path: Path) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from components.index.kinds import inner_index, inverted_file, transformed
+from components.index.kinds import can_filter, inner_index, inverted_file, transformed
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -42,12 +42,10 @@ class Piece:
 
     def search(self, vectors: NDArray[np.float32], depth: int, settings: Settings, lists: Lists | None) -> Found:
         """Scores, best first, and rows, (n, depth); -1 and -inf where fewer were found. `lists` are those to visit, if it has any."""
-        if lists is not None:
-            scores, numbers = _search_lists(inner_index(self.index), lists, depth, self._parameters(settings))
-        elif self._filters:
-            scores, numbers = self.index.search(vectors, depth, params=self._parameters(settings))
+        if self._filters:
+            scores, numbers = self._search(vectors, depth, lists, self._parameters(settings, self._selector))
         else:
-            scores, numbers = self._search_and_drop(vectors, depth)
+            scores, numbers = self._search_and_drop(vectors, depth, settings, lists)
         missing = numbers < 0
         rows = numbers + self.first if self.rows is None else self.rows[numbers]
         if missing.any():
@@ -56,14 +54,19 @@ class Piece:
 
     @cached_property
     def _filters(self) -> bool:
-        import faiss
+        return can_filter(self.index)
 
-        return not isinstance(inner_index(self.index), faiss.IndexPQ)
+    def _search(self, vectors: NDArray[np.float32], depth: int, lists: Lists | None, parameters: Any) -> Found:
+        if lists is not None:
+            return _search_lists(inner_index(self.index), lists, depth, parameters)
+        found: Found = self.index.search(vectors, depth, params=parameters)
+        return found
 
-    def _search_and_drop(self, vectors: NDArray[np.float32], depth: int) -> Found:
-        """For plain codes (PQ), which FAISS cannot filter: deleted ones are found, too, and dropped."""
+    def _search_and_drop(self, vectors: NDArray[np.float32], depth: int, settings: Settings, lists: Lists | None) -> Found:
+        """For codes that FAISS cannot filter: deleted ones are found, too, and dropped."""
         gone = np.empty(0, np.int64) if self.deleted is None else self.deleted
-        scores, numbers = self.index.search(vectors, depth + len(gone))
+        parameters = None if lists is None else self._parameters(settings, None)
+        scores, numbers = self._search(vectors, depth + len(gone), lists, parameters)
         dropped = np.isin(numbers, gone)
         numbers[dropped], scores[dropped] = -1, -np.inf
         return best_of([(scores, numbers)], depth)
@@ -78,10 +81,10 @@ class Piece:
         live[self.deleted] = False
         return faiss.IDSelectorBitmap(np.packbits(live, bitorder="little"))
 
-    def _parameters(self, settings: Settings) -> Any | None:
+    def _parameters(self, settings: Settings, selector: Any | None) -> Any:
         import faiss
 
-        inner, chosen = inner_index(self.index), {} if self._selector is None else {"sel": self._selector}
+        inner, chosen = inner_index(self.index), {} if selector is None else {"sel": selector}
         if isinstance(inner, faiss.IndexIVF):
             return faiss.SearchParametersIVF(nprobe=_visited(inner, settings), **chosen)
         if isinstance(inner, faiss.IndexHNSW):

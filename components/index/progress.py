@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from components.index.shards import shard_manifest_path
+from components.progress import progress_bar
 
 INTERVAL = 1.0  # seconds
 
@@ -24,6 +25,11 @@ class ShardProgress:
         self._path = _path(folder, number)
         self._done = 0
         self._written = time.monotonic()
+
+    @property
+    def done(self) -> int:
+        """Documents of the shard that are done."""
+        return self._done
 
     def add(self, documents: int) -> None:
         """Count `documents` as done."""
@@ -42,11 +48,9 @@ class ShardProgress:
 
 @contextmanager
 def shown_progress(folder: Path, todo: Mapping[int, int], finished: int) -> Iterator[None]:
-    """A bar on stderr with rate and time left. `todo`: shard number -> its documents; `finished`: documents of the other shards."""
-    from tqdm import tqdm
-
+    """A bar (or lines) with rate and time left. `todo`: shard number -> its documents; `finished`: documents of the other shards."""
     total, stop = finished + sum(todo.values()), threading.Event()
-    with tqdm(total=total, initial=finished, desc="Encoding documents", unit="doc", mininterval=1, smoothing=0.05) as bar:
+    with progress_bar(total, "Encoding documents", "doc", initial=finished, smoothing=0.05) as bar:
 
         def show() -> None:
             bar.update(finished + documents_done(folder, todo) - bar.n)

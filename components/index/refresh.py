@@ -25,8 +25,9 @@ from components.index.config import IndexConfig
 from components.index.exact import BLOCK
 from components.index.guard import GUARD_FILE, Watched, watch
 from components.index.kinds import can_filter
-from components.index.opening import LAYOUT_VERSION, layout_version, open_files, require_index
-from components.index.parts import INDEX_FILE, can_merge, merge_parts, open_stored, part_files, write_part
+from components.index.merging import MERGE_VERSION, can_merge
+from components.index.opening import LAYOUT_VERSION, layout_version, merge_fault_of, open_files, require_index
+from components.index.parts import INDEX_FILE, merge_parts, open_stored, part_files, write_part
 from components.index.rows import read_rows, read_table, write_deleted, write_rows
 from components.index.search import vector_index
 from components.index.shards import read_shard
@@ -42,13 +43,14 @@ MOST_PARTS = 64  # each part is a search of its own
 class _Update:
     """An index on its way: its rows, those carried over first, which of them are deleted, and its parts.
 
-    `at_training` counts the rows, the first ones, that the template was trained with.
+    `at_training` counts the rows, the first ones, that the template was trained with; `merge_version` says how earlier parts were merged.
     """
 
     table: pa.Table
     deleted: NDArray[np.int64]
     parts: int
     at_training: int
+    merge_version: Scalar = None
 
 
 def refresh_index(
@@ -62,12 +64,13 @@ def refresh_index(
     """Write the refreshed index into `folder`, with the guard's report; the same search parameters, tuned when the template was trained.
 
     `delta` holds the vectors of `changes.encoded`, in that order; None when nothing had to be encoded. When nothing changed at all,
-    `previous` is the result. `titles`: document id -> title, of all documents. Raises ArtifactError for files that were changed or a delta
-    that does not fit the changes, SpaceMismatch for one of another space, DataError when no document would be left.
+    `previous` is the result, unless FAISS damaged it when it was merged. `titles`: document id -> title, of all documents. Raises
+    ArtifactError for files that were changed or a delta that does not fit the changes, SpaceMismatch for one of another space, DataError
+    when no document would be left.
     """
-    if not changes:
-        return previous
     require_index(previous, previous.space_id)
+    if not changes and merge_fault_of(previous) is None:
+        return previous
     verify(previous.path, previous.digest)
     _require_fitting(previous, delta, changes)
     update = _joined(previous, delta, changes)
@@ -139,6 +142,7 @@ def _is_due(previous: IndexArtifact, update: _Update, template: Template, config
     if layout_version(previous) < LAYOUT_VERSION:
         return True
     unfiltered = len(update.deleted) > 0 and template.index is not None and not can_filter(template.index)
+    fault = merge_fault_of(previous)
     crowded = update.parts + 1 > MOST_PARTS or len(update.deleted) >= config.compact_share * update.table.num_rows
     kept = open_stored(previous.path, update.parts) is not None
     if unfiltered and not kept:
@@ -146,7 +150,9 @@ def _is_due(previous: IndexArtifact, update: _Update, template: Template, config
             f"{previous.path}: an index {template.key} without stored vectors (index.refine is none) can neither leave out documents nor "
             "be written anew without them. Retrain, with index.refine fp16 or an inverted file (IVF...)."
         )
-    return kept and (unfiltered or crowded)
+    if fault and not kept:
+        raise ArtifactError(f"{fault} This one keeps no vectors (index.refine is none), so only a retraining can build it.")
+    return kept and (unfiltered or crowded or fault is not None)
 
 
 def _carried_over(previous: IndexArtifact, delta: VectorShards | None, update: _Update, place: _Place) -> _Update:
@@ -163,7 +169,8 @@ def _carried_over(previous: IndexArtifact, delta: VectorShards | None, update: _
         write_part(folder, update.parts, template, half_blocks(delta, range(delta.counts["shards"])))
     column = np.concatenate([numbers, np.full(added, update.parts, np.int32)])
     table = update.table.append_column("part", pa.array(column, pa.int32()))
-    return _Update(table, update.deleted, update.parts + (delta is not None), update.at_training)
+    parts = update.parts + (delta is not None)
+    return _Update(table, update.deleted, parts, update.at_training, previous.attributes.get("merge_version"))
 
 
 def _written_anew(previous: IndexArtifact, delta: VectorShards | None, update: _Update, place: _Place) -> _Update:
@@ -185,7 +192,9 @@ def _written_anew(previous: IndexArtifact, delta: VectorShards | None, update: _
     sizes = [sum(blocks.sizes[member] for member in members) for members in parts]
     part = pa.array(np.repeat(np.arange(len(parts), dtype=np.int32), sizes))
     table = update.table.take(live).append_column("part", part)
-    return _Update(table, np.empty(0, np.int64), len(parts), int((live < update.at_training).sum()))
+    return _Update(
+        table, np.empty(0, np.int64), len(parts), int((live < update.at_training).sum()), None if template.index is None else MERGE_VERSION
+    )
 
 
 class _Blocks:
@@ -213,6 +222,8 @@ def _sealed(previous: IndexArtifact, delta: VectorShards | None, made: _Update, 
     template, config, folder = place
     about: dict[str, Scalar] = {**_first_layout(previous, config), **previous.attributes}
     about |= {"layout_version": LAYOUT_VERSION, "faiss_version": str(faiss.__version__), "rows_at_training": made.at_training}
+    if made.merge_version is not None:
+        about["merge_version"] = made.merge_version
     index = vector_index(open_files(folder, about, made.parts))
     report = watch(Watched(index, template, about, made.at_training), config)
     write_json(folder / GUARD_FILE, report.model_dump(mode="json"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from components.artifacts import Artifact, digest_of, open_artifact, read_json, verify
 from components.errors import ArtifactError, SpaceMismatch
 from components.evaluation.comparison import load_comparison, load_values
+from components.index.opening import merge_fault_of
 from components.promotion.attestation import check_audit, check_records, check_release
 from components.promotion.baseline import baseline_evaluation
 from components.promotion.facts import load_facts
@@ -231,6 +232,8 @@ def _pinned(store: Store, role: str, pin: Pin, manifest: ReleaseManifest) -> str
             )
         if artifact.kind == "encoder":
             _contract(role, folder, manifest.space_id)
+        if artifact.kind == "index" and (fault := merge_fault_of(artifact)):
+            raise ArtifactError(fault)
     return f"{pin.model}/{pin.version}, digest {pin.digest[:12]}"
 
 

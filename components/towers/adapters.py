@@ -23,13 +23,21 @@ class Adapters:
     """A frozen model with an adapter for each role, of which one is active at a time (see `FullModels` for the other way)."""
 
     def __init__(self, decoder: Any, config: TowerConfig, base: BaseModel) -> None:
-        """Raises ModelError for a model with weights in its layers that adapters cannot be put on (see `adapted_maps`)."""
+        """Raises ModelError for weights that adapters cannot be put on (see `adapted_maps`), and for too many `lora_layers`."""
         from peft import LoraConfig, get_peft_model
 
         self._base = base
         modules, experts = adapted_maps(decoder, base.name)
+        upper = _upper_layers(decoder, config.lora_layers, base.name)
+        if upper and experts:  # peft's settings of layers are for modules alone
+            experts = [f"{upper['layers_pattern'][0]}.{layer}.{path}" for layer in upper["layers_to_transform"] for path in experts]
         lora = LoraConfig(
-            r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=0.0, target_modules=modules, target_parameters=experts or None
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=0.0,
+            target_modules=modules,
+            target_parameters=experts or None,
+            **upper,
         )
         self.model: Any = get_peft_model(decoder, lora, adapter_name=ROLES[0])
         self.model.add_adapter(ROLES[1], lora)
@@ -81,6 +89,18 @@ def adapted_maps(decoder: Any, name: str) -> tuple[list[str], list[str]]:
         what = f"weights that adapters cannot be put on ({', '.join(sorted(left_out))})" if left_out else "no linear maps in its layers"
         raise ModelError(f"'{name}' has {what}. Use another model, or set towers.training to full.")
     return sorted(modules), sorted(experts)
+
+
+def _upper_layers(decoder: Any, count: int | None, name: str) -> dict[str, Any]:
+    """peft's settings that put adapters on the last `count` layers alone; none for all. No gradient is computed below the first of them."""
+    if count is None:
+        return {}
+    owner, attribute = layer_stack(decoder, name)
+    total = len(getattr(owner, attribute))
+    if count > total:
+        raise ModelError(f"towers.lora_layers is {count}, but '{name}' has {total} layers. Give {total} at most, or null for all.")
+    # Without the list's name peft finds no number in names that begin with it, as those of a decoder without its head do.
+    return {"layers_to_transform": list(range(total - count, total)), "layers_pattern": [attribute]}
 
 
 def _leave_number_format_to_autocast(model: Any) -> None:

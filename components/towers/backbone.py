@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.errors import ConfigError, ModelError
+from components.progress import progress_bar
 from components.towers.adapters import Adapters
 from components.towers.attention import check_attention, set_attention
 from components.towers.base_models import BaseModel, load_config, why_unloadable
@@ -140,13 +141,12 @@ class TwoTowers:
         The processes share the work, in batches of similar length that hold no more tokens than a chunk of the training.
         """
         import torch
-        from tqdm import tqdm
 
         world = current_world()
         vectors = np.zeros((len(rows), self.contracts[role].dimension), np.float32)
         batches = batches_by_tokens([len(row) for row in rows], self._tokens_per_batch)
         quiet = progress is None or not world.main
-        with torch.no_grad(), tqdm(total=len(rows), desc=progress, disable=quiet, unit="text", mininterval=1, leave=False) as bar:
+        with torch.no_grad(), progress_bar(len(rows), progress, "text", shown=not quiet, leave=False) as bar:
             for start in range(0, len(batches), world.size):
                 # Every process takes part in every round, with the first batch again where none is left: shards are gathered by all.
                 number = start + world.rank

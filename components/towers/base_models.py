@@ -2,7 +2,8 @@
 
 A base lives in a folder or on a model hub. Its digest (of the files that decide its vectors) enters the encoding contract, with the
 commit of one from a hub, so that a tower whose base was exchanged is noticed. Two kinds of names make sizes of one family:
-`decoder-128x4` is a random decoder of width 128 with four layers, and `@6` behind any decoder's name keeps six of its layers.
+`decoder-128x4` is a random decoder of width 128 with four layers; `@6` behind any decoder's name keeps six of its layers, first and last
+ones, and `@first6` the first six.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ def resolve_base(name: str, texts: Sequence[str] = (), revision: str | None = No
     Raises ModelError when it is neither built in, nor a folder, nor on a model hub that can be reached, lacks the layers asked for, or is
     given a revision without being on a hub.
     """
-    whole, at, count = name.rpartition("@")
-    if at and count.isdecimal() and not Path(name).is_dir():
-        return _cut(resolve_base(whole, texts, revision), int(count))
+    whole, kept = _split(name)
+    if kept:
+        return _cut(resolve_base(whole, texts, revision), kept)
     if is_on_hub(name):
         return _hub(name, revision)
     if revision is not None:
@@ -69,9 +70,7 @@ def resolve_base(name: str, texts: Sequence[str] = (), revision: str | None = No
 
 def is_on_hub(name: str) -> bool:
     """Whether `name` means a model of a hub: none that is built here, carried by a package, or a folder."""
-    whole, at, count = name.rpartition("@")
-    if at and count.isdecimal() and not Path(name).is_dir():
-        return is_on_hub(whole)
+    name, _ = _split(name)
     if name in (GEMMA, MINILM, TINY_ENCODER) or decoder_shape(name) or _folder(name):
         return False
     return hub.is_hub_name(name) and not ("/" not in name and (models_folder() / name).is_dir())
@@ -79,15 +78,20 @@ def is_on_hub(name: str) -> bool:
 
 def pinned_revision(name: str, revision: str | None) -> str | None:
     """The commit that `revision` of a model on a hub stands for today; `revision` itself for any other model."""
-    whole, at, count = name.rpartition("@")
-    name = whole if at and count.isdecimal() else name
+    name, _ = _split(name)
     return hub.commit_of(name, revision) if is_on_hub(name) else revision
 
 
 def folder_identity(name: str) -> dict[str, str]:
     """What a folder of the user's own holds, for the key of a step: its name alone would hide a change. Empty for other models."""
-    folder = _folder(name) or _folder(name.rpartition("@")[0])
+    folder = _folder(_split(name)[0])
     return {"base_folder": folder_digest(folder)} if folder else {}
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The whole model's name and which layers are kept (`6`, `first6`); an empty text where the name says nothing of layers."""
+    whole, at, kept = name.rpartition("@")
+    return (whole, kept) if at and kept.removeprefix("first").isdecimal() and not _folder(name) else (name, "")
 
 
 def _folder(name: str) -> Path | None:
@@ -187,13 +191,14 @@ def decoder_shape(name: str) -> tuple[int, int] | None:
     return width, layers
 
 
-def _cut(whole: BaseModel, count: int) -> BaseModel:
-    """`whole` with `count` of its layers, as a model with a name and a digest of its own."""
+def _cut(whole: BaseModel, kept: str) -> BaseModel:
+    """`whole` with some of its layers (`6` or `first6`), as a model with a name and a digest of its own."""
     total = configured_layers(load_config(whole), whole.name)
+    name, count = f"{whole.name}@{kept}", int(kept.removeprefix("first"))
     if not 1 <= count < total:
-        raise ModelError(f"'{whole.name}@{count}' asks for {count} layers; '{whole.name}' has {total}: ask for 1 to {total - 1}.")
-    kept = first_and_last(count, total)
-    return replace(whole, name=f"{whole.name}@{count}", digest=digest_of([whole.digest, list(kept)]), layers=kept)
+        raise ModelError(f"'{name}' asks for {count} layers; '{whole.name}' has {total}: ask for 1 to {total - 1}.")
+    layers = tuple(range(count)) if kept.startswith("first") else first_and_last(count, total)
+    return replace(whole, name=name, digest=digest_of([whole.digest, list(layers)]), layers=layers)
 
 
 def _built(name: str, texts: Sequence[str]) -> BaseModel:

@@ -15,7 +15,8 @@ class TowerConfig(StepConfig):
     base_model: str = Field(
         "gemma3-270m",
         min_length=1,
-        description="Hugging Face name or local path of a decoder, or gemma3-270m (carried by the package of that name)",
+        description="Hugging Face name or local path of a decoder, or gemma3-270m (carried by the package of that name); with @6 behind "
+        "it six of its layers, first and last ones, with @first6 its first six",
     )
     revision: str | None = Field(
         None,
@@ -33,6 +34,9 @@ class TowerConfig(StepConfig):
     training: Literal["lora", "full"] = Field("lora", description="Two adapters on one frozen model, or two fully trained models")
     lora_rank: int = Field(16, ge=1, le=512, description="Rank of each adapter")
     lora_alpha: int = Field(32, ge=1, le=2048, description="Scale of each adapter")
+    lora_layers: int | None = Field(
+        None, ge=1, le=1000, description="Layers with adapters, counted from the output; those below cost no gradient. null: all"
+    )
     temperature: float = Field(0.03, gt=0, le=1, description="Temperature of InfoNCE on cosine similarities")
     learning_rate: float = Field(3e-4, gt=0, le=1, description="Peak learning rate")
     warmup_share: float = Field(0.1, ge=0, le=1, description="Share of the steps with a rising learning rate")

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.artifacts import digest_of, read_json, write_json
 from components.errors import ArtifactError
+from components.progress import Progress
 
 CONTRACT_FILE = "encoding_contract.json"
 WHOLE_TOKENIZER = "whole:"  # begins a digest over all of a tokenizer
@@ -54,8 +55,8 @@ class TextEncoder(Protocol):
     contract: EncodingContract
     space_id: str
 
-    def encode(self, texts: Sequence[str], batch_size: int | None = None, progress: str | None = None) -> NDArray[np.float32]:
-        """Encode `texts` to float32 (len(texts), dimension), rows of unit length; `progress` labels a bar on stderr."""
+    def encode(self, texts: Sequence[str], batch_size: int | None = None, progress: Progress = None) -> NDArray[np.float32]:
+        """Encode `texts` to float32 (len(texts), dimension), rows of unit length; `progress`: a bar's label, or who is told."""
         ...
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.errors import ArtifactError
+from components.progress import Progress, counting
 from components.towers.adapters import ADAPTER, adapter_digest
 from components.towers.backbone import load_decoder, pooled
 from components.towers.base_models import BaseModel, resolve_base
@@ -42,17 +43,16 @@ class TowerEncoder:
         """The transformer's tokenizer."""
         return self._tokenizer
 
-    def encode(self, texts: Sequence[str], batch_size: int | None = None, progress: str | None = None) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], batch_size: int | None = None, progress: Progress = None) -> NDArray[np.float32]:
         """Unit float32 vectors (len(texts), dimension), in the order of `texts`; encoded in batches of similar length."""
         import torch
-        from tqdm import tqdm
 
         rows = token_ids(self._tokenizer, texts, self.contract)
         vectors = np.empty((len(rows), self.contract.dimension), dtype=np.float32)
-        with torch.inference_mode(), tqdm(total=len(rows), desc=progress, disable=progress is None, unit="text", mininterval=1) as bar:
+        with torch.inference_mode(), counting(progress, len(rows), "text") as done:
             for batch in batches_by_tokens([len(r) for r in rows], self.tokens_per_batch, batch_size):
                 vectors[batch] = self._embed([rows[i] for i in batch])
-                bar.update(len(batch))
+                done(len(batch))
         return vectors
 
     def _embed(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:

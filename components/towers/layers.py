@@ -1,7 +1,8 @@
 """The layers of a transformer: where a model keeps them, and a model cut down to some of them.
 
 A cut base model is named `<base>@<layers>`: `gemma3-270m@6` keeps the first three and the last three layers. First and last layers,
-since those next to the token embeddings and next to the output carry what those in the middle only refine.
+since those next to the token embeddings and next to the output carry what those in the middle only refine. `gemma3-270m@first6` keeps
+the first six: its upper layers turn meaning into the next word, which an embedding does not need (Skean et al. 2025, "Layer by Layer").
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from components.progress import progress_bar
 from components.towers import gradient_cache
 from components.towers.backbone import TwoTowers
 from components.towers.batches import BatchPlan
@@ -110,10 +111,8 @@ class Training:
 
     def to_end(self) -> None:
         """Run the steps that are left, with a progress bar of loss and pairs per second."""
-        from tqdm import tqdm
-
         done, steps = len(self.losses), self.config.steps
-        with tqdm(total=steps, initial=done, desc=self.label, unit="step", mininterval=1, disable=not self.world.main) as bar:
+        with progress_bar(steps, self.label, "step", initial=done, shown=self.world.main) as bar:
             for step in range(done, steps):
                 self.losses.append(self._step(step))
                 bar.update()

@@ -23,8 +23,9 @@ def pick_dtype(precision: str) -> torch.dtype:
     import torch
 
     precision = (forced_precision() or precision) if precision == "auto" else precision
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if precision != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+        return named[precision]
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from components.errors import ConfigError
@@ -14,6 +17,8 @@ from flows.cli.output import name_option, only_result_on_stdout, show
 from flows.config import Layer, RetrainConfig, Settings, layers_of, nested, read_yaml, settle
 
 EXAMPLES = ("heart attack", "kidney stone")
+EXAMPLE_DEPTH = 3
+COLUMN = 42  # characters of a system's column
 
 
 def retrain(options: argparse.Namespace) -> None:
@@ -32,8 +37,9 @@ def demo(options: argparse.Namespace) -> None:
     config = read_config(options)
     about = f"Demo: {config.data.source} ({config.data.scope}), teacher {config.towers.base_model}, student {config.distillation.student}"
     result = _build(options, config, about)
-    examples = [_answers(result, query) for query in EXAMPLES] if config.data.source == "icd10cm" else []
-    show(options, result, "\n\n".join([report_of(result), *examples, next_steps(result)]))
+    examples = _examples(options, result, config) if config.data.source == "icd10cm" else {}
+    shown = [_side_by_side(query, answers) for query, answers in examples.items()]
+    show(options, {**result, "examples": examples}, "\n\n".join([report_of(result), *shown, next_steps(result)]))
 
 
 def validate(options: argparse.Namespace) -> None:
@@ -145,10 +151,37 @@ def report_of(result: dict[str, Any]) -> str:
     return "\n".join([table, "", f"Gates of {result['candidate']}: {result['verdict']}", *gates])
 
 
-def _answers(result: dict[str, Any], query: str) -> str:
-    from flows.cli.use import hits_of, render_hits
+def _examples(options: argparse.Namespace, result: dict[str, Any], config: RetrainConfig) -> dict[str, dict[str, list[dict[str, str]]]]:
+    """What BM25, the untrained encoder and the candidate answer to each example: query -> system -> id and title of the best documents."""
+    from components.data.dataset import load_dataset
+    from components.evaluation.baselines import bm25_ranker
+    from components.evaluation.systems import untrained_ranker
+    from flows.cli.use import hits_of
+    from flows.release_steps import snapshot_step
+    from flows.steps import make_step
 
-    return f"'{query}' with {result['candidate']}:\n" + render_hits(hits_of(result["name"], result["candidate"], query, 3))
+    with only_result_on_stdout(options):
+        dataset = load_dataset(make_step(snapshot_step(config)).path)
+    rankers: dict[str, Any] = {"BM25": bm25_ranker(dataset, progress=False)}
+    if config.distillation.student != "teacher":
+        rankers["untrained encoder"] = untrained_ranker(dataset, config.distillation, None, kept=True, label=None)
+    titles = dict(zip(dataset.documents["doc_id"], dataset.documents["title"], strict=True))
+    found: dict[str, dict[str, list[dict[str, str]]]] = {query: {} for query in EXAMPLES}
+    for name, ranker in rankers.items():
+        for query, answer in zip(EXAMPLES, ranker.rank(EXAMPLES, EXAMPLE_DEPTH), strict=True):
+            found[query][name] = [{"doc_id": doc_id, "title": titles[doc_id]} for doc_id, _ in answer]
+    for query in EXAMPLES:
+        hits = hits_of(result["name"], result["candidate"], query, EXAMPLE_DEPTH)
+        found[query][result["candidate"]] = [{"doc_id": hit["doc_id"], "title": hit["title"]} for hit in hits]
+    return found
+
+
+def _side_by_side(query: str, answers: Mapping[str, list[dict[str, str]]]) -> str:
+    """A column a system, a line a rank."""
+    columns = [[name, *(f"{hit['doc_id']} {hit['title']}" for hit in hits)] for name, hits in answers.items()]
+    rows = zip_longest(*columns, fillvalue="")
+    first, *rest = ("  ".join(shorten(cell, COLUMN, placeholder="...").ljust(COLUMN) for cell in row).rstrip() for row in rows)
+    return "\n".join([f"'{query}'", f"   {first}", *(f"{rank}  {line}" for rank, line in enumerate(rest, 1))])
 
 
 def next_steps(result: dict[str, Any]) -> str:

@@ -118,7 +118,7 @@ def test_two_first_starts_at_once_both_find_a_store(tmp_path: Path, variables: d
 
 
 @pytest.mark.parametrize(
-    "arguments", [["search", b"caf\xff"], ["validate", "--data", b"/tmp/\xff"], [b"\xff"], ["status", "--name", b"\xff"]]
+    "arguments", [["search", b"caf\xff"], ["validate", "--data", b"data-\xff"], [b"\xff"], ["status", "--name", b"\xff"]]
 )
 def test_bytes_that_are_no_text_are_shown_and_refused(arguments: list[str | bytes], variables: dict[str, str]) -> None:
     done = run(arguments, variables)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from pydantic import ValidationError
 
 from components.artifacts import read_json
 from components.distillation.config import DistillationConfig
@@ -60,22 +63,59 @@ def test_a_pruned_student_has_the_layers_asked_for_and_comes_from_a_pruned_epoch
     assert artifact.attributes["layers"] == load_student(tmp_path).layer_count == 1
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 3, 5])
+@pytest.mark.parametrize(("epochs", "trained_layers"), [(1, None), (2, None), (3, None), (5, None), (2, 1), (5, 1)])
 def test_a_run_killed_after_any_phase_gives_the_student_of_a_straight_one(
-    home: Path, data: DistillationData, tmp_path: Path, epochs: int
+    home: Path, data: DistillationData, tmp_path: Path, epochs: int, trained_layers: int | None
 ) -> None:
+    config = CONFIG.model_copy(update={"trained_layers": trained_layers})
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     straight.mkdir()
     killed.mkdir()
-    train_student(data, CONFIG, {}, straight)
-    first = Distillation(data, CONFIG, killed)
+    train_student(data, config, {}, straight)
+    first = Distillation(data, config, killed)
     whole, first.epochs = first.epochs, first.epochs[:epochs]
     first.to_end()
     assert len(whole) == 6
-    train_student(data, CONFIG, {}, killed)
+    train_student(data, config, {}, killed)
     ours, theirs = load_student(killed, "float32"), load_student(straight, "float32")
     np.testing.assert_allclose(ours.encode(queries()), theirs.encode(queries()), atol=1e-6)
     assert read_json(killed / LOG) == read_json(straight / LOG)
+
+
+def test_layers_below_the_trained_ones_stay_as_they_were_and_cost_no_gradient(home: Path, data: DistillationData, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"trained_layers": 1, "prune_to": ()})
+    run = Distillation(data, config, tmp_path)
+    before = {name: p.detach().clone() for name, p in run.student.model.named_parameters()}
+    lower, upper = run.student.model.encoder.layer
+    seen: list[bool] = []
+    for module in (lower.output, upper.output):
+        module.register_forward_hook(lambda module, given, made: seen.append(made.requires_grad))
+    run.to_end()
+    moved = {name for name, p in run.student.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved and all(name.startswith("encoder.layer.1.") for name in moved)
+    assert run.history[-1]["ndcg@10"] > run.history[0]["ndcg@10"] - 0.1
+    assert set(zip(seen[::2], seen[1::2], strict=True)) <= {(False, True), (False, False)}
+
+
+def test_gradients_of_the_trained_layers_are_those_of_the_whole_student(home: Path, data: DistillationData, tmp_path: Path) -> None:
+    found = []
+    for trained_layers in (1, None):
+        (folder := tmp_path / str(trained_layers)).mkdir()
+        run = Distillation(data, CONFIG.model_copy(update={"trained_layers": trained_layers}), folder)
+        run._new_optimizer()
+        run._align(np.arange(16), (0, 0, 0)).backward()
+        named = [*run.student.model.named_parameters(), *run.student.head.named_parameters()]  # type: ignore[union-attr]
+        found.append({name: p.grad for name, p in named if p.grad is not None})
+    few, every = found
+    assert set(few) < set(every)
+    for name, gradient in few.items():
+        torch.testing.assert_close(gradient, every[name])
+
+
+@pytest.mark.parametrize("beside", [{"form": "static"}, {"train_embeddings": True}])
+def test_trained_layers_cannot_stand_beside_trained_embeddings(beside: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="trained_layers leaves the embeddings"):
+        DistillationConfig(trained_layers=1, **beside)
 
 
 def test_a_static_student_goes_the_same_way_and_continues_too(home: Path, data: DistillationData, tmp_path: Path) -> None:

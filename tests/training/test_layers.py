@@ -46,6 +46,16 @@ def test_a_cut_decoder_has_the_layers_of_the_whole_one_and_a_digest_of_its_own(h
     assert small(torch.tensor([[1, 5, 2]])).last_hidden_state.shape == (1, 3, 32)
 
 
+def test_the_first_layers_of_a_decoder_have_a_name_and_a_digest_of_their_own(home: Path) -> None:
+    whole, first, both = (resolve_base(f"decoder-32x4{cut}", TEXTS) for cut in ("", "@first3", "@3"))
+    assert first.name == f"{whole.name}@first3" and first.layers == (0, 1, 2)
+    assert len({whole.digest, first.digest, both.digest, resolve_base("decoder-32x4@first2", TEXTS).digest}) == 4
+    assert resolve_base(first.name) == first
+    big, small = load_decoder(whole, "float32")[0], load_decoder(first, "float32")[0]
+    states = big(torch.tensor([[1, 5, 2]]), output_hidden_states=True).hidden_states
+    torch.testing.assert_close(small(torch.tensor([[1, 5, 2]])).last_hidden_state, big.norm(states[3]))
+
+
 def test_the_kinds_of_attention_stay_with_their_layers() -> None:
     from transformers import Gemma3TextConfig, Gemma3TextModel
 
@@ -65,6 +75,7 @@ def test_the_kinds_of_attention_stay_with_their_layers() -> None:
     [
         ("decoder-32x2@2", "ask for 1 to 1"),
         ("decoder-32x2@0", "ask for 1 to 1"),
+        ("decoder-32x2@first2", "'decoder-32x2-.*@first2' asks for 2 layers.*ask for 1 to 1"),
         ("decoder-33x2", "multiple of 32"),
         ("decoder-32x0", "1 to 128 layers"),
     ],

@@ -41,6 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "full": {"training": "full"},
     "bidirectional": {"attention": "bidirectional"},
     "dimension": {"matryoshka": (8, 16), "dimension": 16},
+    "upper layers": {"lora_layers": 1},
     "all": {"training": "full", "attention": "bidirectional", "pooling": "last", "matryoshka": (16,), "dimension": 16},
 }
 

@@ -54,6 +54,40 @@ def test_both_adapters_get_a_gradient_and_the_base_gets_none(towers: TwoTowers) 
     assert all(".lora_" in name for name in found)
 
 
+def test_adapters_of_the_upper_layers_get_the_gradients_they_have_beside_adapters_of_all_layers(home: Path) -> None:
+    base = resolve_base("tiny-decoder", documents() + queries())
+    every, upper = (TwoTowers(base, CONFIG.model_copy(update={"lora_layers": count})) for count in (None, 1))
+    lowest = sorted({int(name.split("layers.")[1].split(".")[0]) for name, _ in every.model.named_parameters() if ".lora_" in name})
+    assert lowest[-1] == len(lowest) - 1 > 0
+    with torch.no_grad():
+        trained = dict(every.model.named_parameters())
+        for name, parameter in upper.model.named_parameters():
+            if ".lora_" in name:
+                assert f"layers.{lowest[-1]}." in name
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) * 0.1)
+                trained[name].copy_(parameter)  # the lower adapters are fresh, so they change nothing
+    (loss, found), (same, wanted) = gradient(upper, 8), gradient(every, 8)
+    assert loss == pytest.approx(same, abs=1e-6)
+    assert set(found) == {name for name in wanted if f"layers.{lowest[-1]}." in name}
+    for name, value in found.items():
+        torch.testing.assert_close(value, wanted[name], atol=1e-6, rtol=1e-5)
+
+
+def test_no_graph_reaches_below_the_layers_with_adapters(home: Path) -> None:
+    towers = TwoTowers(resolve_base("tiny-decoder", documents() + queries()), CONFIG.model_copy(update={"lora_layers": 1}))
+    stack = next(m for m in towers.model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 1)
+    seen: list[bool] = []
+    for layer in stack:
+        layer.register_forward_hook(lambda module, given, made: seen.append((made[0] if isinstance(made, tuple) else made).requires_grad))
+    towers.embed(towers.tokens(documents()[:4], "document"), "document")
+    assert seen == [False] * (len(stack) - 1) + [True]
+
+
+def test_more_layers_with_adapters_than_there_are_is_refused(home: Path) -> None:
+    with pytest.raises(ModelError, match=r"lora_layers is 9, but '.*' has 2 layers. Give 2 at most"):
+        TwoTowers(resolve_base("tiny-decoder", documents() + queries()), CONFIG.model_copy(update={"lora_layers": 9}))
+
+
 def test_cached_gradients_equal_those_of_the_whole_batch(towers: TwoTowers) -> None:
     whole_loss, whole = gradient(towers, 8)
     cached_loss, cached = gradient(towers, 3)

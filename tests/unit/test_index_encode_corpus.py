@@ -167,6 +167,22 @@ def test_progress_counts_finished_shards_and_what_workers_report(tmp_path: Path,
     assert shard_manifest_path(tmp_path, 1).exists()
 
 
+def test_the_bar_moves_within_a_call_of_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.index.progress.INTERVAL", 0.0)
+    reported: list[int] = []
+
+    class InBatches(WordEncoder):
+        def encode(self, texts, batch_size=None, progress=None):  # type: ignore[no-untyped-def]
+            for _ in texts:
+                progress(1)
+                reported.append(documents_done(tmp_path, {0: len(texts)}))
+            return super().encode(texts, batch_size)
+
+    documents = {f"d{i}": word for i, word in enumerate(WORDS)}
+    encode_corpus(InBatches("document"), dataset_of(documents, {}, []), {}, EncodingConfig(), tmp_path)
+    assert reported == list(range(1, len(WORDS) + 1))
+
+
 def test_the_bar_shows_all_documents_of_all_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with shown_progress(tmp_path, {1: 4}, finished=6):
         write_shard(tmp_path, ShardKeys(1, ["a"], ["b"]), WordEncoder().encode(["apple"]), "space")

@@ -18,7 +18,10 @@ from components.index.shards import read_vectors
 from tests.unit.index_world import SPACE, built, clustered, exact_ids, ids_of, shards_of, without
 
 QUERIES = clustered(8, seed=3)
-KEYS = ("Flat", "IVF8,Flat", "IVF8,SQ8", "IVF8,PQ4x4fs", "IVF8,PQ4x4fsr", "IVF16(RCQ2x2),PQ4x4fsr", "PCA8,IVF4,PQ4x4fs", "SQ8", "PQ4x4")
+KEYS = (
+    *("Flat", "IVF8,Flat", "IVF8,SQ8", "IVF8,PQ4x4fs", "IVF8,PQ4x4fsr", "IVF16(RCQ2x2),PQ4x4fsr", "PCA8,IVF4,PQ4x4fs", "SQ8", "PQ4x4"),
+    *("IVF1,PQ4x4fs", "IVF4,RaBitQfs", "IVF4,RQ2x4fsr", "IVF4,RQ2x4"),
+)
 
 
 def opened(folder: Path, vectors: object, deleted: list[int], **changes: object) -> VectorIndex:

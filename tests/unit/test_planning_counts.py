@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from components.data.config import DataConfig
-from components.data.dataset import Dataset, load_dataset, snapshot
+from components.data.dataset import Dataset, load_dataset
+from components.data.snapshot import snapshot
 from components.planning import cost
 from components.planning.calibration import calibrate
 from components.planning.cost import UNITS, padded, step_tokens
