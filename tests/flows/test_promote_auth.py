@@ -38,6 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> I
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_WEBHOOK_ALLOWED_SCHEMES", "http,https")
         patch.setenv("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS", "true")
+        patch.setenv("MLFLOW_WEBHOOK_CACHE_TTL", "1")  # else a minute may pass before a server knows of a new webhook
         with auth_server(tmp_path_factory.mktemp("server"), mlflow_template) as running:
             yield running
 
