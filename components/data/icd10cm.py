@@ -1,8 +1,8 @@
 """The built-in data set: a wording of a diagnosis -> its entry in ICD-10-CM, from the official tabular list.
 
 The list (a work of the US government) is carried as XML by the package `simple-icd-10-cm` (MIT). Documents are the categories and
-codes; queries are the official inclusion terms and `includes` notes, other wordings that experts listed under a code or a category.
-All queries of a three-character category fall into the same split, so a test query asks for a category that no training query has named.
+codes; queries are the official inclusion terms, other wordings that experts listed under a code. All queries of a three-character
+category fall into the same split, so a test query asks for a category that no training query has named.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CODE_RANGE = re.compile(r"\s*\([A-Z0-9]{3}(-[A-Z0-9]{3})?\)\s*$")
 
 @dataclass(frozen=True)
 class Entry:
-    """One category or code, with the titles above it from the nearest (parents, section, chapter) and its wordings."""
+    """One category or code, with the titles above it from the nearest (parents, section, chapter) and its inclusion terms."""
 
     code: str
     title: str
@@ -55,34 +55,20 @@ class Query:
 
 
 def build(scope: str) -> RawTables:
-    """The tables of `scope`: full, or demo, which is some chapters with half of their entries and all the wordings that ask for them.
-
-    Raises DataError when the package is not installed.
-    """
+    """The tables of the chapters in `scope` (demo or full); raises DataError when the package is not installed."""
     entries = list(read_entries(tabular_list()))
     kept = [entry for entry in entries if scope == "full" or entry.chapter in DEMO_CHAPTERS]
     # Wordings are compared over all chapters, so that a query has the same id and split in every scope.
     queries = build_queries(entries)
     codes = {entry.code for entry in kept}
     wanted = [query for query in queries if codes.intersection(query.codes)]
-    kept = kept if scope == "full" else _asked_for(kept, wanted)
     return RawTables(
         documents=_documents(kept),
         queries=query_table([query.query_id for query in wanted], [query.text for query in wanted]),
         judgements=_judgements(wanted, codes),
         unlabelled=query_table([], []),
-        notes={"scope": scope, "wordings_left_out": sum(len(e.terms) for e in entries) - sum(len(q.codes) for q in queries)},
+        notes={"scope": scope, "inclusion_terms_left_out": sum(len(e.terms) for e in entries) - sum(len(q.codes) for q in queries)},
     )
-
-
-def _asked_for(entries: list[Entry], queries: list[Query]) -> list[Entry]:
-    """The categories that dev and test ask for, whole, so that a query has all its near misses; of others the head and what is asked for.
-
-    Half of the entries is what two cores without bfloat16 encode in time.
-    """
-    codes = {code for query in queries for code in query.codes}
-    whole = {_category(code) for query in queries if query.split != "train" for code in query.codes}
-    return [e for e in entries if e.code in codes or e.code == _category(e.code) or _category(e.code) in whole]
 
 
 def source_digest() -> str:
@@ -119,14 +105,11 @@ def read_entries(path: Path) -> Iterator[Entry]:
 
 def split_of(code: str) -> str:
     """train, dev or test, by the three-character category of `code`."""
-    share = int(hashlib.sha256(f"{NAME}:{_category(code)}".encode()).hexdigest()[:12], 16) / 16**12
+    category = code.split(".")[0]
+    share = int(hashlib.sha256(f"{NAME}:{category}".encode()).hexdigest()[:12], 16) / 16**12
     if share < TRAIN_SHARE:
         return "train"
     return "dev" if share < TRAIN_SHARE + DEV_SHARE else "test"
-
-
-def _category(code: str) -> str:
-    return code.split(".")[0]
 
 
 def build_queries(entries: Iterable[Entry]) -> list[Query]:
@@ -157,7 +140,7 @@ def _walk(diagnosis: ET.Element, parent: Entry) -> Iterator[Entry]:
         above=above,
         chapter=parent.chapter,
         section=parent.section,
-        terms=tuple(_words(note) for place in ("inclusionTerm", "includes") for note in diagnosis.findall(f"{place}/note")),
+        terms=tuple(_words(note) for note in diagnosis.findall("inclusionTerm/note")),
     )
     yield entry
     for child in diagnosis.findall("diag"):
