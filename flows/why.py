@@ -117,7 +117,8 @@ def at_start(step: str, reasons: Sequence[Reason]) -> str:
 
 def named_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A step's settings by the names that a configuration gives them: steps -> towers.steps. A name that fits no section stays."""
-    flat, sections = dict(_flat(config)), _sections()
+    # The policy is no part of a step's settings but in its section, and shares names with others.
+    flat, sections = dict(_flat(config)), {name: fields for name, fields in _sections().items() if name != "policy"}
     fits = {section: len(fields & flat.keys()) for section, fields in sections.items()}
     most = max(fits.values(), default=0)
     best = [section for section, count in fits.items() if count == most and most]

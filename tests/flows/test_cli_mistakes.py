@@ -28,7 +28,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path, c
     """A home with a promoted release; the mistakes are made beside it and must leave it as it is."""
     with at_home(tmp_path_factory.mktemp("mistakes") / "home", mlflow_template) as home:
         assert done("promote")["status"] == "nothing"
-        assert_refused(scalingnote("rollback", "--as", "Ada"), 7, "nothing to roll back to", "no release was promoted yet")
+        assert_refused(scalingnote("rollback", "--as", "Ada", "--reason", "slow"), 7, "nothing to roll back to", "no release was promoted yet")
         done("retrain", *SMALL, "--data", clinic)
         done("approve", "1", "--as", "Ada")
         done("promote")
@@ -167,7 +167,7 @@ def test_typo_in_a_file_is_explained(installed: Path, tmp_path: Path) -> None:
         (("approve", "candidate/1"), 7, ("--as NAME",)),
         (("approve", "candidate/1", "--as", " "), 7, ("--as NAME",)),
         (("approve", "candidate/1", "--as", "\u2060"), 7, ("--as NAME",)),
-        (("rollback", "--as", "Ada"), 7, ("nothing to roll back to", "release/1")),
+        (("rollback", "--as", "Ada", "--reason", "slow"), 7, ("nothing to roll back to", "release/1")),
         (("verify", "release/9"), 7, ("release/9",)),
         (("trace", "candidate/9"), 7, ("candidate/9",)),
         (("trace", "d9999"), 3, ("d9999",)),

@@ -196,7 +196,7 @@ def test_data_that_changes_while_it_is_read_is_refused(folder: Path, tmp_path: P
         write_rows(folder / "corpus.jsonl", documents()[:7])
         return tables
 
-    monkeypatch.setattr("components.data.dataset.read_source", read_while_written)
+    monkeypatch.setattr("components.data.snapshot.read_source", read_while_written)
     with pytest.raises(DataError, match="changed while it was read"):
         snapshot(config, out)
     assert not (out / "manifest.json").exists()
