@@ -53,13 +53,16 @@ def forget_download(model_name: str, version: int) -> bool:
 @translated("add a file to a model version")
 def share_file(model_name: str, version: int, file_name: str) -> None:
     """Send a file of `artifact_folder` that came after the registration to the store; nothing to do where that is local."""
-    if local_path(_location(model_name, version)) is not None:
+    location = _location(model_name, version).rstrip("/")
+    if local_path(location) is not None:
         return
+    # The copy on this machine as it lies there: asked for anew it would be fetched again, since the store does not list the file yet.
+    file = _download_folder(f"{location}/{SEALED_PATH}") / file_name
     found = client().get_model_version(model_name, str(version))
     while copied := COPY.match(found.source or ""):
         found = client().get_model_version(*copied.groups())
     model_id = str(found.source).removeprefix("models:/")
-    client().log_model_artifact(model_id, str(artifact_folder(model_name, version) / file_name), SEALED_PATH)
+    client().log_model_artifact(model_id, str(file), SEALED_PATH)
 
 
 def local_path(location: str) -> Path | None:

@@ -10,6 +10,8 @@ from components import settings
 from components.errors import ResourceError, ScalingNoteError
 
 LOW_BYTES = 4 * 1024 * 1024
+# What the system, SQLite and torch's writer of checkpoints say of a write that found no room.
+FULL = ("no space left", "disk is full", "iostream error", "inline_container")
 # The two databases alone take 10 MB. Prefect's server, started on a disk that is too small for its own, tries for ever.
 NEEDED_BYTES = 48 * 1024 * 1024
 
@@ -33,7 +35,7 @@ def is_disk_full(error: BaseException) -> bool:
     seen: BaseException | None = error
     while seen is not None:
         words = str(seen).lower()
-        if getattr(seen, "errno", None) == errno.ENOSPC or "no space left" in words or "disk is full" in words:
+        if getattr(seen, "errno", None) == errno.ENOSPC or any(said in words for said in FULL):
             return True
         seen = seen.__cause__ or seen.__context__
     # Writers in C++ report a failed write without saying why.

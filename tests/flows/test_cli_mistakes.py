@@ -28,7 +28,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path, c
     """A home with a promoted release; the mistakes are made beside it and must leave it as it is."""
     with at_home(tmp_path_factory.mktemp("mistakes") / "home", mlflow_template) as home:
         assert done("promote")["status"] == "nothing"
-        assert_refused(scalingnote("rollback", "--as", "Ada", "--reason", "slow"), 7, "nothing to roll back to", "no release was promoted yet")
+        rollback = ("rollback", "--as", "Ada", "--reason", "slow")
+        assert_refused(scalingnote(*rollback), 7, "nothing to roll back to", "no release was promoted yet")
         done("retrain", *SMALL, "--data", clinic)
         done("approve", "1", "--as", "Ada")
         done("promote")

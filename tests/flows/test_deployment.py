@@ -120,7 +120,7 @@ def test_schedules_limits_and_types_are_deployed(installation: Installation) -> 
         ("retrain", {"settings": {"towers": {"stepz": 5}}}, "'stepz' was unexpected"),
         ("retrain", {"settings": "towers.steps=5"}, "is not of type 'object'"),
         ("retrain", {"preset": "dmo"}, "is not one of ['cluster', 'demo'"),
-        ("refresh-query-tower", {"settings": {"towers.steps": 5}}, "one of the sections distillation, evaluation, policy"),
+        ("refresh-query-tower", {"settings": {"towers.steps": 5}}, "one of the sections data, distillation, evaluation, policy"),
         ("promote", {"name": "My Retriever"}, "does not match"),
     ],
 )
