@@ -41,7 +41,8 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
         from components.towers.pairs import training_pairs
         from components.towers.train import train_towers
 
-        return train_towers(training_pairs(load_dataset(dataset.path)), config.towers, {"dataset": dataset.digest}, folder)
+        pairs = training_pairs(load_dataset(dataset.path), config.towers.batches_by)
+        return train_towers(pairs, config.towers, {"dataset": dataset.digest}, folder)
 
     return Step("train_towers", ("towers",), make, {"dataset": dataset}, config.towers.model_dump())
 
