@@ -71,7 +71,8 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
         from components.towers.pairs import training_pairs
         from components.towers.train import train_towers
 
-        return train_towers(training_pairs(load_dataset(dataset.path)), config.towers, {"dataset": dataset.digest}, folder)
+        pairs = training_pairs(load_dataset(dataset.path), config.towers.batches_by)
+        return train_towers(pairs, config.towers, {"dataset": dataset.digest}, folder)
 
     settings = {**config.towers.model_dump(), **_folders(config.towers.base_model)}
     return Step("train_towers", make, {"dataset": dataset}, settings, resumes=TRAINING_FILES)

@@ -47,6 +47,11 @@ class TowerConfig(StepConfig):
     )
     length_window: int = Field(1, ge=1, le=10_000, description="Batches whose pairs are sorted by length among each other; 1 for none")
     homogeneous_batches: bool = Field(False, description="All pairs of a batch from one data set, when several are mixed (data.mix)")
+    batches_by: str = Field(
+        "",
+        description="Field of the documents' metadata whose value the pairs of a batch share, such as chapter: their negatives are near "
+        "misses, at no cost; empty: any pairs",
+    )
     hard_negatives: int = Field(0, ge=0, le=1000, description="Mined negatives for each pair; 0 for in-batch negatives alone")
     mining_start: int = Field(50, ge=0, description="Step of the first mining; before it the towers cannot tell what is hard")
     mining_interval: int = Field(0, ge=0, description="Steps from one mining to the next; 0 for a single one")

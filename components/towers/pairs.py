@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,7 @@ class Pairs:
 
     `origins`: for each pair the data set it comes from, when several are mixed; empty for one data set, which then has the name "".
     `own`: the document number of each query that is a document itself, which is no answer to it.
+    `kinds`: for each pair the value of the metadata field that batches are made by; empty where they are made of any pairs.
     """
 
     queries: Sequence[str]
@@ -30,10 +32,13 @@ class Pairs:
     relevant: Mapping[int, frozenset[int]]
     origins: Sequence[str] = ()
     own: Mapping[int, int] = field(default_factory=dict)
+    kinds: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.origins:
             object.__setattr__(self, "origins", [""] * len(self.pairs))
+        if not self.kinds:
+            object.__setattr__(self, "kinds", [""] * len(self.pairs))
 
     @cached_property
     def document_groups(self) -> NDArray[np.int64]:
@@ -63,8 +68,11 @@ def _groups(texts: Sequence[str]) -> NDArray[np.int64]:
     return np.array([numbers.setdefault(" ".join(text.split()), len(numbers)) for text in texts], np.int64)
 
 
-def training_pairs(dataset: Dataset) -> Pairs:
-    """All relevant pairs of the split train; raises DataError when there are none."""
+def training_pairs(dataset: Dataset, batches_by: str = "") -> Pairs:
+    """All relevant pairs of the split train, each with its document's value of the metadata field `batches_by`, if one is named.
+
+    Raises DataError when there are none. Where no document has the field, as in other data than a preset was made for, it says so.
+    """
     queries = dataset.judged_queries("train")
     judged = dataset.judgements("train")
     judged = judged[judged["score"] > 0]
@@ -83,4 +91,14 @@ def training_pairs(dataset: Dataset) -> Pairs:
         relevant={q: frozenset(d) for q, d in relevant.items()},
         origins=[dataset.origin_of(query) for query in judged["query_id"]],
         own={query_row[query]: document_row[query] for query in sorted(dataset.own_documents("train").left_out)},
+        kinds=_kinds(dataset, [document for _, document in pairs], batches_by) if batches_by else (),
     )
+
+
+def _kinds(dataset: Dataset, documents: Sequence[int], field: str) -> list[str]:
+    """The value of the metadata field of each document, by number; empty where it has none."""
+    metadata = [json.loads(text or "{}") for text in dataset.documents["metadata"].iloc[list(documents)]]
+    kinds = [str(values.get(field, "")) for values in metadata]
+    if not any(kinds):
+        print(f"[train_towers] No document's metadata has the field '{field}' (towers.batches_by): batches are of any pairs.", flush=True)
+    return kinds

@@ -85,7 +85,8 @@ def _identity(pairs: Pairs, config: TowerConfig, base: BaseModel, folder: Path) 
     if current_world().size == 1:
         return ""
     checkpoint = folder / CHECKPOINT
-    data = [pairs.queries, pairs.documents, pairs.pairs, sorted((q, sorted(d)) for q, d in pairs.relevant.items()), pairs.origins]
+    data = [pairs.queries, pairs.documents, pairs.pairs, sorted((q, sorted(d)) for q, d in pairs.relevant.items())]
+    data += [pairs.origins, pairs.kinds]
     resumed = file_sha256(checkpoint) if checkpoint.exists() else None
     return digest_of([digest_of(data), config.model_dump(), base.digest, resumed])
 

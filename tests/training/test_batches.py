@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -85,6 +86,29 @@ def test_pairs_of_documents_of_one_length_are_sorted_by_query() -> None:
     found = BatchPlan(pairs, TowerConfig(batch_size=10, length_window=4), queries, [7] * 40)
     batches = sorted(sorted(queries[n] for n in found.of_step(step)) for step in range(4))
     assert list(chain(*batches)) == list(range(40))
+
+
+@settings(max_examples=40, deadline=None)
+@given(kinds=st.lists(st.sampled_from("aaaabbbccd"), min_size=4, max_size=60), size=st.integers(2, 6), seed=st.integers(0, 9))
+def test_batches_of_one_kind_lose_no_kind_and_less_than_a_batch_of_each(kinds: list[str], size: int, seed: int) -> None:
+    pairs = replace(world(len(kinds)), kinds=kinds)
+    if len(kinds) < size:
+        return
+    found = BatchPlan(pairs, TowerConfig(batch_size=size, seed=seed), [1] * len(kinds), [1] * len(kinds))
+    batches = [found.of_step(slot) for slot in range(found.steps_per_epoch)]
+    seen = [number for batch in batches for number in batch]
+    assert len(set(seen)) == len(seen) and all(len(batch) == size for batch in batches)
+    counts = Counter(kinds)
+    alone = [kind for kind in counts if counts[kind] >= size]
+    mixed = [batch for batch in batches if len({kinds[i] for i in batch}) > 1]
+    # Only kinds of less than a batch are mixed, and one large kind at most with them.
+    assert len({kinds[i] for batch in mixed for i in batch} & set(alone)) <= 1
+    assert len(seen) >= len(kinds) - (len(alone) + 1) * (size - 1)
+
+
+def test_one_kind_alone_makes_the_batches_of_none() -> None:
+    plain, named = (BatchPlan(replace(world(40), kinds=kinds), TowerConfig(batch_size=8), [1] * 40, [1] * 40) for kinds in ((), ["x"] * 40))
+    assert [plain.of_step(step) for step in range(10)] == [named.of_step(step) for step in range(10)]
 
 
 def test_homogeneous_batches_hold_one_data_set_and_come_in_random_order() -> None:

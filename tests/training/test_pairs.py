@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+import pytest
 
 from components.data.dataset import Dataset
 from components.data.tables import judgement_table, query_table
@@ -21,6 +22,18 @@ def test_known_are_documents_of_the_query_and_of_queries_of_its_text() -> None:
     queries, groups = pairs.known_groups
     # Documents 0 and 3 are of one text (group 0); queries 0 and 2 are of one text, so each knows the documents of both.
     assert list(zip(queries.tolist(), groups.tolist(), strict=True)) == [(0, 0), (0, 2), (1, 1), (2, 0), (2, 2)]
+
+
+def test_a_pair_knows_the_kind_of_its_document_and_data_without_the_field_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    metadata = ['{"chapter": "9"}', '{"chapter": 10}', "{}"]
+    documents = pd.DataFrame({"doc_id": ["a", "b", "c"], "title": "", "text": ["t", "u", "v"], "metadata": metadata})
+    judged = judgement_table([("q1", "b", 1), ("q2", "c", 1), ("q1", "a", 1)], "train")
+    dataset = Dataset(documents, query_table(["q1", "q2"], ["one", "two"]), judged, query_table([], []))
+    assert training_pairs(dataset, "chapter").kinds == ["10", "", "9"]
+    assert training_pairs(dataset).kinds == ["", "", ""]
+    assert capsys.readouterr().out == ""
+    assert training_pairs(dataset, "shelf").kinds == ["", "", ""]
+    assert "No document's metadata has the field 'shelf'" in capsys.readouterr().out
 
 
 def test_a_pair_knows_the_data_set_of_its_query() -> None:
