@@ -30,8 +30,8 @@ class DataConfig(StepConfig):
         min_length=1,
         description="Path of a folder with corpus, queries and qrels (JSON Lines, CSV, TREC, Parquet), or the built-in set: icd10cm",
     )
-    scope: Literal["demo", "full"] = Field(
-        "demo", description="Built-in set only: some chapters with half of their entries, or all chapters whole"
+    scope: Literal["demo", "quick", "full"] = Field(
+        "demo", description="Built-in set only: some chapters, half of their entries with all wordings (quick), or all chapters"
     )
     mix: tuple[str, ...] = Field((), description="Further folders mixed in; their ids get the folder's name in front")
     max_documents: int | None = Field(None, ge=50, description="Keep at most this many documents, judged ones first")

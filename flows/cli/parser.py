@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_building(commands: Any) -> None:
     demo = _command(commands, "demo", "build:demo", "run the whole job on the built-in data and show what comes next")
     demo.add_argument("--full", action="store_true", help="all 46,881 ICD-10-CM entries instead of the demo's chapters")
-    _training_options(demo, preset="demo")
+    _training_options(demo, preset=None)
     retrain = _command(
         commands, "retrain", "build:retrain", "build a candidate: validate, train, distil, index, evaluate, decide, register"
     )
@@ -195,7 +195,10 @@ def _add_proof(commands: Any) -> None:
 
 def _training_options(parser: argparse.ArgumentParser, preset: str | None) -> None:
     parser.add_argument(
-        "--preset", default=preset, metavar="NAME", help="smoke, demo, pages, gpu or cluster" + (f" (default {preset})" if preset else "")
+        "--preset",
+        default=preset,
+        metavar="NAME",
+        help="smoke, demo, quick, pages, gpu or cluster" + (f" (default {preset})" if preset else ""),
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file laid over the preset")
     parser.add_argument("--data", metavar="DIR", help="folder in BEIR layout or with Parquet tables, or icd10cm")

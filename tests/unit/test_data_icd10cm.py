@@ -48,6 +48,26 @@ def test_the_counts_of_the_demo(demo: RawTables) -> None:
     assert set(demo.judgements["doc_id"]) <= set(demo.documents["doc_id"])
 
 
+def test_the_quick_scope_has_half_the_entries_all_their_wordings_and_the_near_misses_of_dev_and_test() -> None:
+    quick = icd10cm.build("quick")
+    judged = quick.judgements.groupby("split")["query_id"].nunique().to_dict()
+    assert (len(quick.documents), judged) == (4577, {"train": 4830, "dev": 397, "test": 683})
+    assert quick.judgements["query_id"].nunique() == len(quick.queries) == 5910
+    asked = set(quick.judgements.loc[quick.judgements["split"] != "train", "doc_id"].str.split(".").str[0])
+    entries = icd10cm.read_entries(icd10cm.tabular_list())
+    there = {entry.code for entry in entries if entry.chapter in icd10cm.DEMO_CHAPTERS and entry.code.split(".")[0] in asked}
+    assert there <= set(quick.documents["doc_id"])
+
+
+@pytest.mark.parametrize("scope", ["demo", "quick"])
+def test_the_example_queries_of_the_demo_are_never_learned_from(scope: str) -> None:
+    from flows.cli.build import EXAMPLES
+
+    tables = icd10cm.build(scope)
+    learned = {*tables.queries["text"].map(normalise_text), *tables.documents["title"].map(normalise_text)}
+    assert not learned & {normalise_text(example) for example in EXAMPLES}
+
+
 def test_no_category_of_the_test_is_seen_in_training(demo: RawTables) -> None:
     categories = demo.judgements.assign(category=demo.judgements["doc_id"].str.split(".").str[0])
     assert (categories.groupby("category")["split"].nunique() == 1).all()
