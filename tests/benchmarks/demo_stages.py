@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -74,9 +75,12 @@ def run_demo(environment: dict[str, str], settings: list[str]) -> tuple[Clock, l
     changed = [word for setting in settings for word in ("--set", setting)]
     command = [sys.executable, "-c", "from flows.cli.main import main; raise SystemExit(main())", "demo", *changed]
     clock, stage, rest, started = Clock(), "between", list[str](), time.monotonic()
-    process = subprocess.Popen(command, env={**environment, "PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
+    before = _ended_seconds()
+    written = Path(environment["SCALINGNOTE_HOME"]) / "stdout.txt"
+    written.parent.mkdir(parents=True, exist_ok=True)
+    with written.open("w") as out:
+        process = subprocess.Popen(command, env={**environment, "PYTHONUNBUFFERED": "1"}, stdout=out)
+    for line in _lines(process, written):
         begun, ended = BEGUN.match(line), ENDED.match(line)
         if begun or ended:
             clock.charge(stage, time.monotonic() - started, cpu_seconds(process.pid))
@@ -84,11 +88,31 @@ def run_demo(environment: dict[str, str], settings: list[str]) -> tuple[Clock, l
             print(f"  {time.monotonic() - started:7.1f} s  {line.rstrip()}", flush=True)
         else:
             rest.append(line.rstrip())
-    cpu = cpu_seconds(process.pid)
     if process.wait():
         raise SystemExit(f"The demo ended with exit status {process.returncode}; see its messages above.")
-    clock.charge("between", time.monotonic() - started, cpu)
+    clock.charge("between", time.monotonic() - started, _ended_seconds() - before)
     return clock, rest
+
+
+def _lines(process: subprocess.Popen[bytes], written: Path) -> Iterator[str]:
+    """The lines of a file as they come, until the process has ended: a pipe would stay open in servers that outlive a killed command."""
+    begun = ""
+    with written.open() as text:
+        while True:
+            ended = process.poll() is not None
+            for part in text:
+                begun += part
+                if begun.endswith("\n"):
+                    yield begun
+                    begun = ""
+            if ended:
+                return
+            time.sleep(0.1)
+
+
+def _ended_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def cpu_seconds(pid: int) -> float:
