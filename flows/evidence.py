@@ -30,7 +30,7 @@ REPLAYED = 1000  # queries of the log, the newest, that both releases answer
 _UNCOMPARED = (
     "When the champion can be opened again, run the same command: finished steps come from the cache. Or a reviewer decides without it."
 )
-_MEASURED = ("split", "depth", "latency_queries", "throughput_batch", "bootstrap_samples", "seed")
+_MEASURED = ("split", "depth", "latency_queries", "throughput_batch", "speed_precision", "bootstrap_samples", "seed")
 
 
 class Outcome(NamedTuple):

@@ -52,7 +52,7 @@ def _head(report: ValidationReport) -> str:
     errors, warnings = len(report.errors), len(report.warnings)
     verdict = ("bad", "Refused: the data must not be trained on.") if errors else ("good", "Accepted.")
     left_out = {"rows left out": report.dropped} if report.left_out else {}
-    counts = {name: count for name, count in report.counts.items() if not name.startswith("dropped_")}
+    counts = {name: count for name, count in sorted(report.counts.items()) if not name.startswith("dropped_")}
     tiles = {"rules checked": len(report.results), "errors": errors, "warnings": warnings, **left_out, **counts}
     listed = "".join(f"<li><b>{value:,}</b>{escape(name.replace('_', ' '))}</li>" for name, value in tiles.items())
     return (

@@ -86,7 +86,7 @@ def _serving(context: Context, names: Sequence[str]) -> Artifact:
 
         return serving_speeds({name: partial(_open, name, inputs, distillation) for name in names}, inputs["dataset"], evaluation)
 
-    settings = evaluation.model_dump(include={"split", "depth", "latency_queries", "throughput_batch", "seed"})
+    settings = evaluation.model_dump(include={"split", "depth", "latency_queries", "throughput_batch", "speed_precision", "seed"})
     return context.measure("serving", numbers, inputs, {**settings, **_encoder_settings(context, names), "systems": names})
 
 

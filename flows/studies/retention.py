@@ -45,7 +45,7 @@ def _speed(context: Context, students: Mapping[str, StudySettings]) -> Artifact:
 
         return encoder_speeds(encoders, TEACHER, context.dataset, evaluation)
 
-    settings = evaluation.model_dump(include={"split", "latency_queries", "throughput_batch", "seed"})
+    settings = evaluation.model_dump(include={"split", "latency_queries", "throughput_batch", "speed_precision", "seed"})
     inputs = {**encoders, "dataset": context.dataset}
     return context.measure("speed", numbers, inputs, settings)
 
