@@ -228,8 +228,12 @@ def test_what_a_model_cannot_do_is_refused_before_training(home: Path, tmp_path:
     base = resolve_base("tiny-decoder", documents() + queries())
     tokenizer = Path(base.location) / "tokenizer_config.json"
     write_json(tokenizer, {**read_json(tokenizer), "eos_token": None})
+    last = CONFIG.model_copy(update={"pooling": "last"})
+    assert not TwoTowers(base, last).contracts["query"].append_eos  # the tokenizer itself ends every text with [SEP]
+    whole = tokenizer.with_name("tokenizer.json")
+    write_json(whole, {**read_json(whole), "post_processor": None})
     with pytest.raises(ModelError, match=r"pooling is last, but the tokenizer of 'tiny-decoder-.*' has no end token"):
-        TwoTowers(base, CONFIG.model_copy(update={"pooling": "last"}))
+        TwoTowers(base, last)
 
 
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
