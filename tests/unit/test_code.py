@@ -152,7 +152,7 @@ def test_a_changed_number_in_a_loss_retrains_the_towers_alone(tree: Path) -> Non
 def test_a_changed_line_of_a_steps_own_wiring_changes_its_key_and_no_other(tree: Path) -> None:
     path = tree / "flows/release_steps.py"
     before = path.read_text(encoding="utf-8")
-    after = before.replace("training_pairs(load_dataset(dataset.path))", "training_pairs(load_dataset(dataset.path), 1)")
+    after = before.replace("training_pairs(load_dataset(dataset.path), ", "training_pairs(load_dataset(dataset.path, 1), ")
     path.write_text(after, encoding="utf-8")
     assert after != before and changed_steps(tree) == {"train_towers"}
 
