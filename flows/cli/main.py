@@ -100,8 +100,11 @@ def _quiet_libraries(verbose: bool) -> None:
     for name, value in values.items():
         os.environ.setdefault(name, value)
     if not verbose:
+        import logging
         import warnings
 
+        # Where MLflow is loaded already, it does not look at the variable again.
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)
         warnings.simplefilter("ignore")
 
 

@@ -84,7 +84,7 @@ def assert_refused(outcome: Outcome, status: int, *named: str) -> None:
     """The command ended with `status`, and its message names what is wrong."""
     said = outcome.out + outcome.err
     assert outcome.status == status, said
-    assert "Traceback" not in said
+    assert "Traceback" not in said, said[max(0, said.find("Traceback") - 600) : said.find("Traceback") + 900]
     missing = [word for word in named if word not in said]
     assert not missing, f"{missing} not in: {said}"
 
