@@ -133,7 +133,7 @@ def test_unreadable_data_is_named(
         (("--set", "towers.batch_size=0"), ("towers.batch_size", "got 0", "at least")),
         (("--set", "towers.batchsize=8"), ("towers.batchsize", "did you mean 'towers.batch_size'")),
         (("--set", "towers.steps"), ("FIELD=VALUE", "towers.steps")),
-        (("--set", "data.scope=world"), ("data.scope", "demo or full")),
+        (("--set", "data.scope=world"), ("data.scope", "demo or quick or full")),
         (("--set", "index.index_key=HNFW32"), ("index_key HNFW32", "FAISS does not know", "Flat")),
         (("--preset", "dmeo"), ("dmeo", "did you mean 'demo'")),
         (("--config", "no-such.yaml"), ("no-such.yaml", "does not exist")),

@@ -77,8 +77,11 @@ def test_relevant_documents_that_a_release_lacks_are_kept_beside_the_metrics(tmp
 def test_both_are_timed_with_the_same_queries(folder: Path) -> None:
     summary = load_comparison(folder)
     assert summary is not None
+    # Timing may end before all of the 20 queries: both then end with the same round.
+    assert summary.candidate.queries == summary.champion.queries
     for speed in (summary.candidate, summary.champion):
-        assert (speed.queries, speed.batch_size) == (20, 4)
+        assert 10 <= speed.queries <= 20
+        assert speed.batch_size == 4
         assert 0 < speed.p50_ms <= speed.p95_ms
         assert np.isfinite(speed.qps)
 
