@@ -29,6 +29,7 @@ from components.promotion.release import (
     write_candidate,
 )
 from components.promotion.standing import release_model
+from components.promotion.training_noise import find_noise, load_noise, write_noise
 from components.tracking.links import evidence_links
 from components.tracking.registry import RegisteredVersion, ensure_model, find_version, set_description
 from flows.config import RetrainConfig
@@ -59,7 +60,7 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
     # The empty release model has to be there before a reviewer opens the first candidate: the dialog offers existing models only.
     ensure_model(release_model(config.name))
     registered = recorder.register("candidate", candidate, versions, parts.dataset.digest)
-    dossier = dossier_of(parts, recorder, load_release(candidate.path), baseline, decided.outcome)
+    dossier = dossier_of(parts, recorder, load_release(candidate.path), baseline, decided.outcome, load_noise(candidate.path))
     text = describe(dossier, evidence_links(registered.name, registered.version))
     set_description(registered.name, registered.version, text)
     recorder.show(candidate, candidate_metrics(dossier), text)
@@ -126,8 +127,10 @@ def _candidate_step(
 
     def make(folder: Path) -> Artifact:
         manifest = _manifest(config, recorder, parts, versions, decided)
+        noise = find_noise(manifest)
         write_facts(folder, decided.facts)
-        write_report_page(dossier_of(parts, recorder, manifest, decided.baseline, decided.outcome), folder)
+        write_noise(folder, noise)
+        write_report_page(dossier_of(parts, recorder, manifest, decided.baseline, decided.outcome, noise), folder)
         return write_candidate(manifest, parts.evaluation.path, parts.validation.path, folder, comparison)
 
     inputs = {"evaluation": parts.evaluation, "validation": parts.validation, "query_encoder": parts.query_encoder, "index": parts.index}

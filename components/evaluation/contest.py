@@ -34,6 +34,7 @@ from components.evaluation.metrics import METRICS, Ranking, per_query_metrics
 from components.evaluation.report import Comparison
 from components.evaluation.significance import mean_interval
 from components.evaluation.summarize import CONFIDENCE, JudgedSplit, compare_scores, scores_of
+from components.evaluation.units import Units
 from components.index.tuning import recall_against_exact
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Contender:
 class Contest:
     """Who stands against whom (`champion` is the version `baseline_version`), and what they are asked.
 
-    `replayed` are queries without judgements, from `source`; there may be none.
+    `replayed` are queries without judgements, from `source`; there may be none. `units` are those of the judged queries.
     """
 
     candidate: Contender
@@ -71,6 +72,7 @@ class Contest:
     judged: JudgedSplit
     replayed: Sequence[str] = ()
     source: str = LOGGED
+    units: Units | None = None
 
     @property
     def contenders(self) -> dict[str, Contender]:
@@ -89,8 +91,8 @@ def hold_contest(contest: Contest, config: EvaluationConfig, parents: Mapping[st
         queries=len(contest.judged.query_ids),
         candidate=speeds[CANDIDATE],
         champion=speeds[CHAMPION],
-        metrics=_differences(per_query, contest.judged.query_ids, config),
-        agreement=_means(agreement, config),
+        metrics=_differences(per_query, contest, config),
+        agreement=_means(agreement, contest, config),
         sizes={name: dict(contender.sizes) for name, contender in contest.contenders.items()},
         answer_depth=ANSWER_DEPTH,
         machine=describe_machine(),
@@ -125,9 +127,10 @@ def _served(judged: JudgedSplit, ranker: DenseRanker) -> pd.DataFrame:
     return shares.assign(query_id=shares["query_id"].astype(str), metric=SERVED)
 
 
-def _differences(per_query: pd.DataFrame, query_ids: list[str], config: EvaluationConfig) -> tuple[Comparison, ...]:
-    scores = scores_of(per_query, query_ids)
-    return tuple(compare_scores(scores, (CANDIDATE, CHAMPION), metric, len(query_ids), config) for metric in METRICS)
+def _differences(per_query: pd.DataFrame, contest: Contest, config: EvaluationConfig) -> tuple[Comparison, ...]:
+    query_ids = contest.judged.query_ids
+    scores, numbers = scores_of(per_query, query_ids), contest.units.of(query_ids) if contest.units else None
+    return tuple(compare_scores(scores, (CANDIDATE, CHAMPION), metric, config, numbers) for metric in METRICS)
 
 
 def _agreement(contest: Contest, rankings: Mapping[str, Mapping[str, Ranking]], depth: int) -> pd.DataFrame:
@@ -152,11 +155,14 @@ def _overlaps(source: str, names: Sequence[str], pairs: Sequence[tuple[list[str]
     return pd.DataFrame(rows, columns=list(AGREEMENT_COLUMNS))
 
 
-def _means(agreement: pd.DataFrame, config: EvaluationConfig) -> dict[str, Agreement]:
+def _means(agreement: pd.DataFrame, contest: Contest, config: EvaluationConfig) -> dict[str, Agreement]:
+    """Nothing groups the queries that are replayed, so each of them counts by itself; of one unit alone there is no interval."""
     found = {}
     for (source, k), rows in agreement.groupby(["source", "k"], sort=False):
-        mean = mean_interval(rows["value"].to_numpy(), config.bootstrap_samples, CONFIDENCE, config.seed)
-        figures = Agreement(k=int(k), mean=mean.difference, low=mean.low, high=mean.high, queries=len(rows), source=str(source))
+        numbers = contest.units.of(rows["query"]) if contest.units and source == JUDGED else None
+        mean = mean_interval(rows["value"].to_numpy(), config.bootstrap_samples, CONFIDENCE, config.seed, numbers)
+        low, high = mean.ends if mean.known else (0.0, 1.0)
+        figures = Agreement(k=int(k), mean=mean.difference, low=low, high=high, queries=len(rows), source=str(source))
         found[f"{source}@{k}"] = figures
     return found
 

@@ -33,7 +33,8 @@ def _heading(summary: Summary) -> str:
         f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents; "
         f"in brackets: {summary.confidence:.0%} interval"
     )
-    return heading if summary.own_documents is None else f"{heading}\n{summary.own_documents.words}"
+    notes = [found.words for found in (summary.own_documents, summary.units) if found is not None]
+    return "\n".join([heading, *notes])
 
 
 def _quality(summary: Summary) -> str:
@@ -64,7 +65,8 @@ def _comparisons(summary: Summary) -> str:
 
 
 def _difference(c: Comparison) -> str:
-    return f"{c.difference:+.3f} [{c.low:+.3f} {c.high:+.3f}]"
+    ends = "no interval" if c.low is None or c.high is None else f"[{c.low:+.3f} {c.high:+.3f}]"
+    return f"{c.difference:+.3f} {ends}"
 
 
 def _retention(summary: Summary) -> str:
@@ -74,8 +76,9 @@ def _retention(summary: Summary) -> str:
 def _retained(summary: Summary | ExtraSummary) -> list[list[str]]:
     rows = []
     for metric, value in sorted(summary.retention.items(), reverse=True):
-        low, high = summary.retention_intervals[metric]
-        rows.append(["student keeps", f"{value:.1%} [{low:.1%} {high:.1%}]", f"of the teacher's {_metric(metric)}"])
+        ends = summary.retention_intervals.get(metric)
+        told = f"[{ends[0]:.1%} {ends[1]:.1%}]" if ends else "no interval"
+        rows.append(["student keeps", f"{value:.1%} {told}", f"of the teacher's {_metric(metric)}"])
     return rows
 
 
@@ -90,9 +93,9 @@ def _extra(split: str, found: ExtraSummary) -> str:
     names = _in_order(found.systems)
     rows = [["", *(_title(name) for name in names)]]
     for metric in RETAINED:
-        rows.append([_metric(metric), *(_cell(found.systems[n].metrics[metric], found.systems[n].intervals[metric]) for n in names)])
+        rows.append([_metric(metric), *(_cell(found.systems[n].metrics[metric], found.systems[n].intervals.get(metric)) for n in names)])
     heading = f"Extra judgements: {split}, {found.queries:,} judged queries"
-    heading += f"\n{found.own_documents.words}" if found.own_documents else ""
+    heading += "".join(f"\n{part.words}" for part in (found.own_documents, found.units) if part)
     return "\n".join(block for block in (heading, _columns(rows), _columns(_retained(found))) if block)
 
 
@@ -107,9 +110,9 @@ def _health(summary: Summary) -> str:
 def _ann(ann: AnnSummary | None) -> str:
     if ann is None:
         return ""
-    rows = [[_metric(metric), _cell(value, ann.intervals[metric])] for metric, value in sorted(ann.recall.items())]
-    low, high = ann.ndcg_lost_interval
-    rows.append(["nDCG@10 lost", f"{ann.ndcg_lost:+.3f} [{low:+.3f} {high:+.3f}]"])
+    rows = [[_metric(metric), _cell(value, ann.intervals.get(metric))] for metric, value in sorted(ann.recall.items())]
+    ends = ann.ndcg_lost_interval
+    rows.append(["nDCG@10 lost", f"{ann.ndcg_lost:+.3f} " + (f"[{ends[0]:+.3f} {ends[1]:+.3f}]" if ends else "no interval")])
     return "Index against exact search on its own vectors\n" + _columns([[*row, f"{ann.queries:,} queries"] for row in rows])
 
 

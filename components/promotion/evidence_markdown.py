@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 
 from components.evaluation.table import render_shift
+from components.evaluation.units import effective_queries
 from components.promotion.decision import GateResult
 from components.promotion.evidence import Dossier, require_measured
 from components.promotion.evidence_glance import moved, override_words
 from components.promotion.evidence_numbers import METRIC, Delta, against_champion, baseline_rivals, deltas
 from components.promotion.evidence_sections import changes_of
-from components.promotion.evidence_words import STATUS_WORDS, gate_words, metric_words, release_words, signed, systems_words
+from components.promotion.evidence_words import STATUS_WORDS, gate_words, metric_words, noise_words, release_words, signed, systems_words
 from components.promotion.marks import RED, as_text
 from components.promotion.standing import release_model
 from components.tracking.links import version_link
@@ -55,10 +56,20 @@ def _verdict(dossier: Dossier) -> str:
     if dossier.champion is not None:
         champion = f"Champion: [release/{dossier.champion.version}]({_champion_page(dossier)})."
     own = f" {summary.own_documents.words}" if summary.own_documents else ""
-    measured = f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents.{own}{_left_out(dossier)}"
+    measured = f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents.{_units(dossier)}{own}{_left_out(dossier)}"
     verdict = f"## Verdict: {_SIGNS[decision.verdict]}\n\n{release_words(dossier.manifest.release_type)}. {champion} {measured}"
     overridden = override_words(dossier)
     return f"{verdict}\n\n{RED} {as_text(_cut(overridden, _REASON))}" if overridden else verdict
+
+
+def _units(dossier: Dossier) -> str:
+    """In how many units the queries were drawn, where these are not the queries themselves."""
+    found, queries = dossier.evaluation.summary.units, dossier.evaluation.summary.queries
+    if found is None or found.units == queries:
+        return ""
+    told = f" The queries are {found.units:,} units, of up to {found.largest:,} that were drawn together"
+    effect = found.design_effects.get(METRIC)
+    return f"{told}: they say as much as {effective_queries(queries, effect):,} independent ones by nDCG@10." if effect else f"{told}."
 
 
 def _left_out(dossier: Dossier) -> str:
@@ -131,7 +142,7 @@ def _differences(dossier: Dossier) -> str:
         return ""
     rows = [_row(systems_words(d.name), metric_words(d.metric), signed(d.difference), _ends(d), f"{d.queries:,}") for d in found]
     head = ["| systems | metric | difference | 95 % interval | queries |", "|---|---|---:|---|---:|"]
-    return "### Differences\n\n" + "\n".join([*head, *rows])
+    return "\n".join(["### Differences", "", *head, *rows, "", as_text(noise_words(dossier))])
 
 
 def _ends(delta: Delta) -> str:

@@ -19,10 +19,12 @@ from components.promotion.evidence_words import (
     gate_words,
     interval_words,
     metric_words,
+    noise_words,
     number,
     share,
     signed,
     systems_words,
+    units_words,
     with_interval,
 )
 
@@ -105,7 +107,7 @@ def quality_section(dossier: Dossier) -> Safe:
     """Levels of every system, differences from champion and baselines with intervals and power, and their plot."""
     rivals = against_champion(dossier)
     main, others = champion_deltas(dossier), [d for pair in baseline_rivals(dossier) for d in deltas(pair, dossier, (METRIC, "recall@50"))]
-    blocks: list[str] = [_said(dossier, rivals)]
+    blocks: list[str] = [_said(dossier, rivals), units_words(dossier), noise_words(dossier)]
     if main:
         blocks += [
             champion_plot(dossier),
@@ -139,7 +141,7 @@ def _bounds(dossier: Dossier) -> str:
     return (
         f"The gate looks at one end only, with a confidence of {policy.confidence:.0%}, so its bound lies within the interval shown here. "
         f"Power: the chance that an equal candidate is shown to lose less than {policy.margin:g}. Smallest margin: what could be shown "
-        "with a power of 80 %."
+        "with a power of 80 %. Behind the queries stands in brackets how many drawn one by one would say as much."
     )
 
 
@@ -167,7 +169,12 @@ def _label(delta: Delta, found: Sequence[Delta]) -> str:
 
 
 def _note(delta: Delta) -> str:
-    return f"{signed(delta.difference)} {interval_words(delta)}, n = {delta.queries:,}"
+    return f"{signed(delta.difference)} {interval_words(delta)}, n = {_queries(delta)}"
+
+
+def _queries(delta: Delta) -> str:
+    """How many, and where they were drawn together how many drawn one by one would say as much."""
+    return f"{delta.queries:,}" if delta.effective is None else f"{delta.queries:,} (as {delta.effective:,})"
 
 
 def delta_table(caption: str, found: Sequence[Delta], systems: tuple[str, str] = ("First", "Second")) -> Safe:
@@ -181,10 +188,10 @@ def delta_table(caption: str, found: Sequence[Delta], systems: tuple[str, str] =
 
 
 def _delta_row(d: Delta) -> list[Cell]:
-    reading: Cell = "too few queries" if d.low is None else _READINGS[d.tone]
+    reading: Cell = ("too few queries" if d.queries < FEWEST else "one unit") if d.low is None else _READINGS[d.tone]
     means, power = [f"{mean:.3f}" for mean in d.means], [share(d.power), number(d.detectable, 4)]
     named = [foreign(systems_words(d.name), _NAME), metric_words(d.metric)]
-    return [*named, reading, *means, signed(d.difference), interval_words(d), f"{d.queries:,}", *power]
+    return [*named, reading, *means, signed(d.difference), interval_words(d), _queries(d), *power]
 
 
 def _levels(dossier: Dossier) -> Safe:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from components.promotion.decision import GateResult
+from components.promotion.evidence import Dossier
 from components.promotion.evidence_numbers import Delta
+from components.promotion.training_noise import words_on
 
 STATUS_WORDS = {
     "pass": ("good", "\u2714 pass"),
@@ -19,6 +21,17 @@ _METRICS = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10"}
 def release_words(release_type: str) -> str:
     """`An index-refresh release`."""
     return f"{'An' if release_type[0] in 'aeiou' else 'A'} {release_type} release"
+
+
+def units_words(dossier: Dossier) -> str:
+    """Which queries were drawn together, and what that makes of their number."""
+    found = dossier.evaluation.summary.units
+    return found.words if found else "Every query counts as drawn by itself: this evaluation is from before units of queries were kept."
+
+
+def noise_words(dossier: Dossier) -> str:
+    """How far another seed might have moved what is compared, or that nobody knows."""
+    return words_on(dossier.noise, dossier.manifest.release_type)
 
 
 def gate_words(gate: GateResult) -> str:

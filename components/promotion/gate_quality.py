@@ -20,11 +20,13 @@ from components.promotion.gate_measures import (
     bound_text,
     finite,
     gate,
+    in_units,
     mapping,
     mean_bound,
     off,
     paired_bound,
     ratio_bound,
+    sample_text,
     scores,
     values_per_query,
 )
@@ -75,7 +77,7 @@ def _retained(pair: tuple[pd.Series, pd.Series], stated: float | None, asked: fl
     value = interval.difference if by_mean else interval.low
     text = (
         f"The student keeps {interval.difference:.1%} of the teacher's {RETAINED} ({student.mean():.3f} of {teacher.mean():.3f}), at least "
-        f"{interval.low:.1%} with {100 * policy.confidence:g}% confidence, {len(student)} queries; {asked:.1%} asked of "
+        f"{interval.low:.1%} with {100 * policy.confidence:g}% confidence, {sample_text(len(student), interval)}; {asked:.1%} asked of "
         f"{'the mean' if by_mean else 'the lower end'}."
     )
     return Outcome(at_least(value, asked), text, value, len(student))
@@ -107,7 +109,10 @@ def _of_split(report: Evaluation, policy: PolicyConfig, split: str, asked: float
             raise NotDecidable(f"The report has no values per query of the split '{split}'.")
         rows = report.extra[report.extra["split"] == split]
         student, teacher = (
-            values_per_query(rows, (system, RETAINED), summary.queries, f"{RETAINED} of the system '{system}' on '{split}'")
+            in_units(
+                values_per_query(rows, (system, RETAINED), summary.queries, f"{RETAINED} of the system '{system}' on '{split}'"),
+                report.units_of(split),
+            )
             for system in ("student", "teacher")
         )
         return _retained((student, teacher), summary.retention.get(RETAINED), asked, policy)
@@ -121,7 +126,7 @@ def _floor(report: Evaluation, policy: PolicyConfig, metric: str, floor: float) 
         interval = mean_bound(values, policy)
         text = (
             f"The student's {metric} is {interval.difference:.4f}, at least {interval.low:.4f} with {100 * policy.confidence:g}% "
-            f"confidence, {len(values)} queries; {floor:g} is asked of the lower end."
+            f"confidence, {sample_text(len(values), interval)}; {floor:g} is asked of the lower end."
         )
         return Outcome(at_least(interval.low, floor), text, interval.low, len(values))
 

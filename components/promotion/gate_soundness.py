@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from components.promotion.config import PolicyConfig
 from components.promotion.decision import Evidence, GateResult
 from components.promotion.facts import Facts
-from components.promotion.gate_measures import NotDecidable, Outcome, agrees, finite, gate, mapping, mean_bound, off
+from components.promotion.gate_measures import NotDecidable, Outcome, agrees, finite, gate, in_units, mapping, mean_bound, off, sample_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +78,7 @@ def _ann_recall(report: Evaluation, asked: float, policy: PolicyConfig) -> Outco
     lost = finite(mapping(report.summary.ann).get("ndcg_lost"), "nDCG@10 that the index loses")
     text = (
         f"The index finds {interval.difference:.1%} of what exact search finds (recall@{ANN_DEPTH}), at least {interval.low:.1%} with "
-        f"{100 * policy.confidence:g}% confidence, {len(values)} queries; {asked:.1%} asked. It costs the student {lost:.4f} of nDCG@10."
+        f"{100 * policy.confidence:g}% confidence, {sample_text(len(values), interval)}; {asked:.1%} asked. It costs the student {lost:.4f} of nDCG@10."
     )
     if interval.low >= asked:
         return Outcome("pass", text, interval.low, len(values))
@@ -101,4 +101,4 @@ def _ann_values(report: Evaluation) -> pd.Series:
     if not all(0 <= value <= 1 for value in values):
         raise NotDecidable(f"The {metric} of the index is not a share between 0 and 1 for every query.")
     agrees(mapping(stated.get("recall")).get(metric), float(values.mean()), f"{metric} of the index")
-    return values
+    return in_units(values, report.units_of())
