@@ -73,7 +73,11 @@ def build(scope: str) -> RawTables:
         queries=query_table([query.query_id for query in wanted], [query.text for query in wanted]),
         judgements=_judgements(wanted, codes),
         unlabelled=query_table([], []),
-        notes={"scope": scope, GROUPS: "category", "inclusion_terms_left_out": sum(len(e.terms) for e in entries) - sum(len(q.codes) for q in queries)},
+        notes={
+            "scope": scope,
+            GROUPS: "category",
+            "inclusion_terms_left_out": sum(len(e.terms) for e in entries) - sum(len(q.codes) for q in queries),
+        },
     )
 
 

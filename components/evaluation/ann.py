@@ -50,8 +50,9 @@ def measure_ann(
 ) -> AnnMeasured:
     """Search `index` with the student's query vectors, float32 (judged queries, d), and hold the answers against exact search.
 
-    `per_query` (query_id, metric, value) is what the student reached through this index. At most MOST_QUERIES evenly spread queries
-    are searched; `units` are those of the judged queries. Each depth is a search of its own: an index looks less far when it is asked for fewer documents.
+    `per_query` (query_id, metric, value) is what the student reached through this index; `units` are those of the judged queries. At most
+    MOST_QUERIES evenly spread queries are searched. Each depth is a search of its own: an index looks less far when it is asked for fewer
+    documents.
     Raises ArtifactError when the index keeps no vectors for an exact search.
     """
     step = slice(None, None, -(-len(vectors) // MOST_QUERIES))

@@ -50,9 +50,7 @@ def gained(runs: Runs, reference: Runs, config: EvaluationConfig, word: str = "g
     return _columns(config, partial(compare, runs, None if same_trainings else reference, "difference", config), word)
 
 
-def compare(
-    runs: Runs, reference: Runs | None, statistic: Statistic, config: EvaluationConfig, split: str, metric: str
-) -> Interval | None:
+def compare(runs: Runs, reference: Runs | None, statistic: Statistic, config: EvaluationConfig, split: str, metric: str) -> Interval | None:
     """The statistic in one metric of one split over seeds and units, with its chance for a difference; None for a share of 0.
 
     Raises DataError when the units of two runs differ.

@@ -20,10 +20,10 @@ from components.towers.encoder import load_tower
 def write_growth_queries(
     dataset: Artifact, tower: Artifact, split: str, rule: tuple[int, int, int], folder: Path, groups: str
 ) -> dict[str, Any]:
-    """Write queries.npy, vectors of judged queries of `split`, units.npy, their units, and tuning.npy, vectors of dev queries: float32 (n, d).
+    """Write queries.npy, vectors of judged queries of `split`, units.npy, their units, and tuning.npy, vectors of dev queries.
 
-    `rule`: at most so many queries, at most so many for the tuning, and the seed that draws them. `groups` is evaluation.query_groups.
-    Returns how many there are.
+    Vectors are float32 (n, d), units int64 (n,). `rule`: at most so many queries, at most so many for the tuning, and the seed that draws
+    them. `groups` is evaluation.query_groups. Returns how many there are.
     """
     count, tuning, seed = rule
     data, encoder = load_dataset(dataset.path), load_tower(tower.path)

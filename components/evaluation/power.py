@@ -33,7 +33,7 @@ def power(differences: ArrayLike, margin: float, confidence: float = 0.95, units
 
 
 def min_detectable(differences: ArrayLike, confidence: float = 0.95, wanted: float = 0.8, units: Numbers | None = None) -> float:
-    """The smallest margin that the test can show with the power `wanted` on these differences, in their own measure; infinite for one unit."""
+    """The smallest margin that the test can show with the power `wanted` on these differences, in their measure; infinite for one unit."""
     return (_NORMAL.inv_cdf(confidence) + _NORMAL.inv_cdf(wanted)) * standard_error(differences, units)
 
 

@@ -176,6 +176,6 @@ def told_units(units: Units, effects: dict[str, float]) -> str:
     if units.count == queries:
         return f"{queries:,} queries, each a unit of its own: {units.rule}."
     sizes = Counter(units.numbers.tolist())
-    worth = ", ".join(f"{effective_queries(queries, effect):,} by {metric} (design effect {effect:.1f})" for metric, effect in effects.items())
+    worth = ", ".join(f"{effective_queries(queries, found):,} by {metric} (design effect {found:.1f})" for metric, found in effects.items())
     told = f"{queries:,} queries in {units.count:,} units of up to {max(sizes.values()):,}: {units.rule}."
     return f"{told} They say as much as independent queries: {worth}." if worth else told

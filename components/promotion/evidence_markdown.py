@@ -56,7 +56,8 @@ def _verdict(dossier: Dossier) -> str:
     if dossier.champion is not None:
         champion = f"Champion: [release/{dossier.champion.version}]({_champion_page(dossier)})."
     own = f" {summary.own_documents.words}" if summary.own_documents else ""
-    measured = f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents.{_units(dossier)}{own}{_left_out(dossier)}"
+    measured = f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents.{own}{_left_out(dossier)}"
+    measured += _units(dossier)
     verdict = f"## Verdict: {_SIGNS[decision.verdict]}\n\n{release_words(dossier.manifest.release_type)}. {champion} {measured}"
     overridden = override_words(dossier)
     return f"{verdict}\n\n{RED} {as_text(_cut(overridden, _REASON))}" if overridden else verdict

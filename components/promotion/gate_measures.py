@@ -153,8 +153,8 @@ def paired_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
 def _more_than_one_unit(interval: Interval) -> Interval:
     if interval.units == 1:
         raise NotDecidable(
-            "All these queries are one unit: they share an answer or the group that the splits were made by, so nothing says how far others "
-            "would be from them. Judge queries of other groups, or set evaluation.query_groups if they were drawn one by one."
+            "All these queries are one unit: they share an answer, or the group that the splits were made by, so nothing says how far "
+            "others would be from them. Judge queries of other groups, or set evaluation.query_groups if they were drawn one by one."
         )
     return interval
 

@@ -78,7 +78,8 @@ def _ann_recall(report: Evaluation, asked: float, policy: PolicyConfig) -> Outco
     lost = finite(mapping(report.summary.ann).get("ndcg_lost"), "nDCG@10 that the index loses")
     text = (
         f"The index finds {interval.difference:.1%} of what exact search finds (recall@{ANN_DEPTH}), at least {interval.low:.1%} with "
-        f"{100 * policy.confidence:g}% confidence, {sample_text(len(values), interval)}; {asked:.1%} asked. It costs the student {lost:.4f} of nDCG@10."
+        f"{100 * policy.confidence:g}% confidence, {sample_text(len(values), interval)}; {asked:.1%} asked. "
+        f"It costs the student {lost:.4f} of nDCG@10."
     )
     if interval.low >= asked:
         return Outcome("pass", text, interval.low, len(values))

@@ -58,14 +58,18 @@ def words_on(noise: TrainingNoise | None, release_type: str) -> str:
     """What a release says about its training noise, known or not."""
     if release_type == UNTRAINED:
         return "Training noise: none, since this release trained nothing."
-    return noise.words if noise else (
-        "Training noise: unknown. No study here and no candidate of this retriever trained it on the same data with another seed, so a "
-        "difference may be one of seeds. `scalingnote study baselines` measures it."
+    return (
+        noise.words
+        if noise
+        else (
+            "Training noise: unknown. No study here and no candidate of this retriever trained it on the same data with another seed, so a "
+            "difference may be one of seeds. `scalingnote study baselines` measures it."
+        )
     )
 
 
 def kind_of(config: Mapping[str, Any], dataset: str, document_tower: str = "") -> str:
-    """Digest of all that a training depends on but its seeds; `document_tower` (digest) where that was kept and the student alone trained."""
+    """Digest of all that a training depends on but its seeds; with `document_tower` (digest) that of the student alone, on this one."""
     sections = {name: _without_seed(config.get(name, {})) for name in ("distillation", *(() if document_tower else ("towers", "index")))}
     split = config.get("evaluation", {}).get("split")
     return digest_of({"sections": sections, "dataset": dataset, "document_tower": document_tower, "split": split})

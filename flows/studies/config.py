@@ -25,7 +25,7 @@ class StudyConfig(StepConfig):
     static: bool = Field(True, description="retention: also the static student, which has no transformer")
     seeds: tuple[Seed, ...] = Field(
         (),
-        description="Seeds that everything a study compares is trained with; empty: that of the section and the two after it. With a single "
+        description="Seeds that everything a study compares is trained with; empty: that of the section and the two after it. With one "
         "seed nothing is claimed",
     )
     noise: dict[NoiseKind, tuple[Rate, ...]] = Field(

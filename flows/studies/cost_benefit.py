@@ -186,7 +186,10 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
             f"Price = hours x {hour:g} {study.currency}: {study.price_per_hour:g} for the machine and {study.watts:g} W / 1000 x "
             f"{study.price_per_kwh:g} for electricity. A million queries take 1,000,000 / (queries/s) / 3600 hours of a busy machine."
         ),
-        f"Building, of the first seed: {_described(_numbers(results, BUILDING)['steps'])}; of {BM25} and {UNTRAINED} the reading of the documents.",
+        (
+            f"Building, of the first seed: {_described(_numbers(results, BUILDING)['steps'])}; of {BM25} and {UNTRAINED} the reading of "
+            "the documents."
+        ),
         (
             f"Serving: encoding and search of {config.evaluation.depth} documents, all systems in turns in one run; queries/s at batch "
             f"{config.evaluation.throughput_batch}, p50 at batch 1; {_numbers(results, SERVING)['machine']}."

@@ -109,6 +109,6 @@ def about_queries(scores: Artifact, config: StudySettings) -> str:
     splits = ", ".join(dict.fromkeys((config.evaluation.split, *config.evaluation.extra_splits)))
     queries = f"{scores.counts['queries']:,} judged queries ({splits})"
     return (
-        f"{queries}. In brackets: 95% intervals over units, paired by query where two systems are compared. p: by Holm over the whole table. "
+        f"{queries}. In brackets: 95% intervals, paired by query where two systems are compared. p: by Holm over the whole table. "
         f"{told_worth(load_scores(scores.path), config.evaluation)}"
     )

@@ -239,8 +239,8 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     measured = (
         f"Contrastive entropy in nats of a relevant document among it and {study.scaling_negatives} random ones "
         f"({config.evaluation.split}), cosines divided by towers.temperature ({towers.temperature:g}), softmax at "
-        "temperature 1. In brackets: 95% intervals over the queries. Every cell is one training (one seed: no claim by itself); what another "
-        "seed would change is a part of the scatter around the fitted laws."
+        "temperature 1. In brackets: 95% intervals over the queries. Every cell is one training (one seed: no claim by itself); what "
+        "another seed would change is a part of the scatter around the fitted laws."
     )
     sizes = (
         "N counts the parameters of one tower without its token embeddings, D the distinct training pairs seen. Every cell passes over its "

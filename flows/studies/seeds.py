@@ -71,13 +71,13 @@ def noise_of(study: str, results: Results, config: StudySettings) -> TrainingNoi
     from components.evaluation.scores import read_result
     from components.promotion.training_noise import kind_of, measured
 
-    pairs = {towers: (towers, student) for towers, student in zip(seeds_of(config, "towers"), seeds_of(config, "distillation"), strict=True)}
+    towers, students = seeds_of(config, "towers"), seeds_of(config, "distillation")
+    pairs, split = {seed: (seed, other) for seed, other in zip(towers, students, strict=True)}, f"{config.evaluation.split}."
     found, kind = {}, ""
     for cell, artifact in results.items():
         name, _, seed = cell.rpartition(MARK)
         if name in STUDENTS and int(seed) in pairs:
-            means = read_result(artifact.path)
-            split = f"{config.evaluation.split}."
-            found[pairs[int(seed)]] = (f"study {study}", {key.removeprefix(split): value for key, value in means.items() if key.startswith(split)})
+            means = {key.removeprefix(split): value for key, value in read_result(artifact.path).items() if key.startswith(split)}
+            found[pairs[int(seed)]] = (f"study {study}", means)
             kind = kind_of(config.model_dump(mode="json"), artifact.parents["dataset"])
     return measured(kind, found)

@@ -23,8 +23,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from components.promotion.config import PolicyConfig
 from components.evaluation.units import Numbers, Units
+from components.promotion.config import PolicyConfig
 from components.promotion.gate_champion import non_inferior
 from components.promotion.gate_measures import Outcome, in_units
 
@@ -38,7 +38,7 @@ _CALIBRATION = 400_000
 
 @dataclass(frozen=True)
 class Rates:
-    """Shares of rounds by outcome; `unguarded` is the share that would pass if no power were asked, `single` if units were not known too."""
+    """Shares of rounds by outcome; `unguarded` is what would pass if no power were asked, `single` if units were not known either."""
 
     passed: float
     failed: float
@@ -102,9 +102,7 @@ def _outcome(pair: tuple[NDArray[np.float64], NDArray[np.float64]], policy: Poli
     return non_inferior(in_units(candidate, units), champion, policy.margin, policy)
 
 
-def _log_ranks(
-    queries: int, rng: np.random.Generator, numbers: Numbers | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _log_ranks(queries: int, rng: np.random.Generator, numbers: Numbers | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     mean, spread = LOG_RANK
     shared, own = rng.standard_normal((2, queries))
     if numbers is not None:

@@ -31,7 +31,8 @@ Measure = Callable[["World", np.random.Generator, int, Numbers | None], Interval
 class World:
     """How values come about: latent qualities of a query, of its group and of a training, cut to values between 0 and 1.
 
-    `shares` are the variances of group, query and noise between two systems; `seed_spread` is the standard deviation of a training's quality.
+    `group` and `own_group` are variances that the queries of a unit have in common, of what is hard for all systems and for the first
+    alone; `seed_spread` is the standard deviation of a training's quality.
     """
 
     units: int = CATEGORIES
@@ -96,7 +97,7 @@ def grouped_ratio(world: World, rng: np.random.Generator, samples: int, numbers:
 def seeded_both(world: World, rng: np.random.Generator, samples: int, numbers: Numbers | None) -> Interval:
     """A difference of two systems that were trained with three seeds each."""
     first, second, units = _pair(world, rng, 3, 3)
-    return _naive(first, second, samples, rng, numbers) or seeded_interval(first, second, "difference", samples, CONFIDENCE, _seed(rng), units)
+    return _difference(first, second, samples, rng, units, numbers)
 
 
 def seeded_one(world: World, rng: np.random.Generator, samples: int, numbers: Numbers | None) -> Interval:
@@ -104,7 +105,7 @@ def seeded_one(world: World, rng: np.random.Generator, samples: int, numbers: Nu
     units = world.numbers(rng)
     shared, own = world.latent(rng, units)
     first, fixed = world.system(shared, own, LEAD, 3, rng), [_value(shared)]
-    return _naive(first, fixed, samples, rng, numbers) or seeded_interval(first, fixed, "difference", samples, CONFIDENCE, _seed(rng), units)
+    return _difference(first, fixed, samples, rng, units, numbers)
 
 
 def seeded_level(world: World, rng: np.random.Generator, samples: int, numbers: Numbers | None) -> Interval:
@@ -122,11 +123,13 @@ def _pair(world: World, rng: np.random.Generator, seeds: int, others: int) -> tu
     return world.system(shared, own, LEAD, seeds, rng), world.system(shared, np.zeros_like(own), 0.0, others, rng), units
 
 
-def _naive(first: list[Values], second: list[Values], samples: int, rng: np.random.Generator, numbers: Numbers | None) -> Interval | None:
-    """Over single queries and the mean of the seeds, where that is asked by `numbers`."""
-    if numbers is None:
-        return None
-    return paired_bootstrap(np.mean(first, axis=0), np.mean(second, axis=0), samples, CONFIDENCE, _seed(rng))
+def _difference(
+    first: list[Values], second: list[Values], samples: int, rng: np.random.Generator, units: Numbers, numbers: Numbers | None
+) -> Interval:
+    """Over seeds and units; with `numbers` over single queries, of the mean of the seeds."""
+    if numbers is not None:
+        return paired_bootstrap(np.mean(first, axis=0), np.mean(second, axis=0), samples, CONFIDENCE, _seed(rng))
+    return seeded_interval(first, second, "difference", samples, CONFIDENCE, _seed(rng), units)
 
 
 def _seed(rng: np.random.Generator) -> int:

@@ -62,7 +62,7 @@ def test_metadata_that_says_nothing_joins_nothing(metadata: str) -> None:
 
 
 def test_a_field_that_no_answer_has_is_refused_with_what_to_name_instead() -> None:
-    with pytest.raises(DataError, match="query_groups is 'pgae', but no relevant document.*'auto'.*'queries'"):
+    with pytest.raises(DataError, match=r"query_groups is 'pgae', but no relevant document.*'auto'.*'queries'"):
         units(world({"q1": ["a"]}, {"a": {"page": 1}}), "pgae")
 
 
@@ -156,7 +156,8 @@ def test_what_is_told_names_units_rule_and_worth() -> None:
         "4 queries in 2 units of up to 3: queries of one page are one unit. They say as much as independent queries: 2 by ndcg@10 "
         "(design effect 2.0)."
     )
-    assert "All 2 queries are one unit (a rule), so no interval can be given." == told_units(Units(("a", "b"), np.zeros(2, np.int64), "a rule"), {})
+    one = told_units(Units(("a", "b"), np.zeros(2, np.int64), "a rule"), {})
+    assert one == "All 2 queries are one unit (a rule), so no interval can be given."
     assert told_units(Units(("a", "b"), np.arange(2), "a rule"), {}) == "2 queries, each a unit of its own: a rule."
 
 

@@ -186,13 +186,15 @@ def test_queries_that_were_drawn_together_decide_together() -> None:
 def test_slices_know_the_units_of_their_queries() -> None:
     gaps = np.tile(np.repeat([-0.1, 0.1], 20), 10)
     report, champion = in_slices(shifted(gaps), latin=200, thai=200), make_evaluation(queries=400)
-    alone, grouped = (gate(decided(found, champion), "champion_non_inferior[language=thai]") for found in (report, in_units(report, np.arange(400) // 20)))
+    both = (report, in_units(report, np.arange(400) // 20))
+    alone, grouped = (gate(decided(found, champion), "champion_non_inferior[language=thai]") for found in both)
     assert alone.power is not None and grouped.power is not None and grouped.power < 0.5 < alone.power
     assert "200 queries in 10 units" in grouped.reason
 
 
 def test_all_queries_in_one_unit_decide_nothing_and_say_why() -> None:
-    decision = decided(in_units(make_evaluation(), np.zeros(40, np.int64)), make_evaluation(), POLICY.model_copy(update={"slice_margin": None}))
+    report, policy = in_units(make_evaluation(), np.zeros(40, np.int64)), POLICY.model_copy(update={"slice_margin": None})
+    decision = decided(report, make_evaluation(), policy)
     opened = {gate.name: gate for gate in decision.open_gates()}
     assert decision.verdict == "not_decidable"
     assert {"champion_non_inferior", "retention", "beats_bm25"} <= set(opened)
