@@ -99,7 +99,7 @@ def checked_data(config: RetrainConfig, recorder: Recorder) -> tuple[DatasetArti
     dataset: DatasetArtifact = typed(recorder.run(snapshot_step(config)), DatasetArtifact)
     validation = recorder.run(validation_step(config, dataset))
     require_valid(validation)
-    require_judged(load_dataset(dataset.path), (config.evaluation.split, *config.evaluation.extra_splits))
+    require_judged(load_dataset(dataset.path), (config.evaluation.split, *config.evaluation.extra_splits), config.evaluation.query_groups)
     return dataset, validation
 
 

@@ -51,7 +51,7 @@ def evaluate(
     units.parquet, ann.parquet and `<system>.trec`, for extra splits per_query_extra.parquet and `<split>.<system>.trec`; raises DataError
     when nothing is judged in a split, or no document has the metadata field that `config.query_groups` names.
     """
-    require_judged(dataset, (config.split, *config.extra_splits))
+    require_judged(dataset, (config.split, *config.extra_splits), config.query_groups)
     _remove_leftovers(folder)
     main = _measure(systems, dataset, config.split, config, f"{folder}/")
     extra = {split: _measure(systems, dataset, split, config, f"{folder}/{split}.") for split in config.extra_splits}

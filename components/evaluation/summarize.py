@@ -15,7 +15,7 @@ from components.errors import DataError
 from components.evaluation.metrics import METRICS, RETAINED, Ranking, first_places
 from components.evaluation.report import Comparison, ExtraSummary, OwnSummary, Summary, SystemSummary, UnitsSummary
 from components.evaluation.significance import Interval, mean_interval, paired_bootstrap, ratio_interval
-from components.evaluation.units import Numbers, Units, design_effect, told_units
+from components.evaluation.units import AUTO, Numbers, Units, design_effect, query_units, told_units
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,10 +80,13 @@ def judged_split(dataset: Dataset, split: str) -> JudgedSplit:
     return JudgedSplit(wanted, [texts[i] for i in wanted], judgements, dataset.own_documents(split))
 
 
-def require_judged(dataset: Dataset, splits: Iterable[str]) -> None:
-    """Raise DataError for the first split that cannot be measured (see `judged_split`), at once rather than after a training."""
+def require_judged(dataset: Dataset, splits: Iterable[str], groups: str = AUTO) -> None:
+    """Raise DataError for the first split that cannot be measured (see `judged_split`), at once rather than after a training.
+
+    Or whose queries are not grouped by what `groups` (evaluation.query_groups) names.
+    """
     for split in splits:
-        judged_split(dataset, split)
+        query_units(judged_split(dataset, split), dataset, groups)
 
 
 Scores = dict[tuple[str, str], NDArray[np.float64]]

@@ -22,13 +22,22 @@ def scores(values: list[float]) -> Any:
 
 def test_systems_stand_beside_the_reference_with_paired_intervals() -> None:
     systems = {"worse": scores([0.0, 0.5, 0.0, 0.5]), "same": scores([0.5, 1.0, 0.5, 1.0]), "student": scores([0.5, 1.0, 0.5, 1.0])}
-    worse, same, student = side_by_side(systems, "student", CONFIG)
+    worse, same, student = side_by_side(systems, "student", CONFIG, untrained=tuple(systems))
     assert (worse["nDCG@10"], student["nDCG@10"]) == (0.25, 0.75)
     column = "student - system, nDCG@10"
     assert (worse[column], worse[column + " low"], worse[column + " high"]) == (0.5, 0.5, 0.5)  # every query gains the same
     assert column not in student
     assert verdict(worse, "student", "nDCG@10") == "above"
     assert verdict(same, "student", "nDCG@10") == "not apart from"
+
+
+def test_a_difference_of_systems_that_were_trained_once_claims_nothing() -> None:
+    systems = {"bm25": scores([0.0, 0.5]), "once": [scores([0.0, 0.5])], "student": [scores([0.5, 1.0]), scores([0.5, 1.0])]}
+    bm25, once, student = side_by_side(systems, "student", CONFIG, untrained=("bm25",))
+    assert (bm25["seeds"], once["seeds"], student["seeds"]) == (None, 1, 2)
+    assert [row.get("claim") for row in (bm25, once, student)] == [None, "one seed: no claim", None]
+    assert verdict(bm25, "student", "nDCG@10") == "above"
+    assert verdict(once, "student", "nDCG@10") == "not compared (one seed) with"
 
 
 def cell(parameters: int, pairs: int, entropy: float) -> dict[str, Any]:
