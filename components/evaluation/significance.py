@@ -124,10 +124,11 @@ def seeded_interval(
         raise DataError("The ratio of two means was asked for, but the second is 0.")
     numbers = grouped(units, rows[0].shape[1])
     count = rows[0].shape[1] if numbers is None else int(numbers.max()) + 1
-    value, slopes = _combined(statistic, means)
+    value, slopes = _value_of(statistic, means)
     if count < 2:
         return Interval(value, -math.inf, math.inf, count if numbers is not None else None, 1.0)
-    draws = _combined(statistic, _two_level_means(rows, numbers, samples, seed))[0]
+    drawn = _two_level_means(rows, numbers, samples, seed)
+    draws = drawn[0] if statistic == "mean" else drawn[0] - drawn[1] if statistic == "difference" else _ratios(drawn[0], drawn[1])
     freedom = _freedom(rows, slopes, numbers, count)
     found = _scaled(value, draws, confidence, _widening(freedom, confidence))
     no_difference = 1.0 if statistic == "ratio" else 0.0
@@ -178,16 +179,12 @@ def _counts(rng: np.random.Generator, samples: int, size: int) -> NDArray[np.flo
     return np.bincount(drawn.ravel(), minlength=samples * size).reshape(samples, size).astype(np.float64)
 
 
-def _combined(statistic: Statistic, means: Sequence[object]) -> tuple[float, tuple[float, ...]]:
+def _value_of(statistic: Statistic, means: Sequence[float]) -> tuple[float, tuple[float, ...]]:
     """The statistic of the means, and by how much it moves with each of them."""
     if statistic == "mean":
-        return means[0], (1.0,)  # type: ignore[return-value]
+        return means[0], (1.0,)
     first, second = means
-    if statistic == "difference":
-        return first - second, (1.0, -1.0)  # type: ignore[operator]
-    if isinstance(second, float):
-        return first / second, (1 / second, -first / second**2)  # type: ignore[operator]
-    return _ratios(first, second), ()  # type: ignore[arg-type,return-value]
+    return (first - second, (1.0, -1.0)) if statistic == "difference" else (first / second, (1 / second, -first / second**2))
 
 
 def _ratios(over: NDArray[np.float64], under: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from components.evaluation.baselines import DESCRIPTION
@@ -11,6 +12,7 @@ from components.evaluation.report import AnnSummary, Comparison, EncoderSpeed, E
 _TITLES = {"bm25": "BM25", "student_untrained": "untrained", "teacher": "teacher", "student": "student"}
 _METRIC_TITLES = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10"}
 _SHOWN_METRIC = "ndcg@10"
+_WIDTH = 80
 
 
 def render_table(summary: Summary) -> str:
@@ -33,8 +35,12 @@ def _heading(summary: Summary) -> str:
         f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents; "
         f"in brackets: {summary.confidence:.0%} interval"
     )
-    notes = [found.words for found in (summary.own_documents, summary.units) if found is not None]
-    return "\n".join([heading, *notes])
+    return heading if summary.own_documents is None else f"{heading}\n{summary.own_documents.words}"
+
+
+def _units(summary: Summary | ExtraSummary) -> list[str]:
+    """Which queries were drawn together, in lines of a terminal; reports of before say nothing."""
+    return textwrap.wrap(summary.units.words, _WIDTH) if summary.units else []
 
 
 def _quality(summary: Summary) -> str:
@@ -95,7 +101,8 @@ def _extra(split: str, found: ExtraSummary) -> str:
     for metric in RETAINED:
         rows.append([_metric(metric), *(_cell(found.systems[n].metrics[metric], found.systems[n].intervals.get(metric)) for n in names)])
     heading = f"Extra judgements: {split}, {found.queries:,} judged queries"
-    heading += "".join(f"\n{part.words}" for part in (found.own_documents, found.units) if part)
+    heading += f"\n{found.own_documents.words}" if found.own_documents else ""
+    heading = "\n".join([heading, *_units(found)])
     return "\n".join(block for block in (heading, _columns(rows), _columns(_retained(found))) if block)
 
 
@@ -130,7 +137,7 @@ def _speed_row(name: str, speed: EncoderSpeed) -> list[str]:
 
 
 def _notes(summary: Summary) -> str:
-    return f"{DESCRIPTION}." if "bm25" in summary.systems else ""
+    return "\n".join([*([f"{DESCRIPTION}."] if "bm25" in summary.systems else []), *_units(summary)])
 
 
 def _in_order(systems: Mapping[str, object]) -> list[str]:

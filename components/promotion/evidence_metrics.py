@@ -103,7 +103,7 @@ def _comparison(folder: Path) -> Metrics:
     differences: Metrics = {}
     for found in summary.metrics:
         ends = {"": found.difference, "_low": found.low, "_high": found.high}
-        differences |= {f"{_AGAINST}/{found.metric}{end}": value for end, value in ends.items()}
+        differences |= {f"{_AGAINST}/{found.metric}{end}": value for end, value in ends.items() if value is not None}
     return differences | _compared(summary) | _speed("candidate", summary.candidate) | _speed("champion", summary.champion)
 
 

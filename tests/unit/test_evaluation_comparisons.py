@@ -104,7 +104,7 @@ def test_the_same_trainings_asked_twice_are_paired_by_seed() -> None:
     before = [_scores((values + shift).tolist()) for shift in (0.0, 0.2, 0.4)]
     after = [_scores((values + shift - 0.1).tolist()) for shift in (0.0, 0.2, 0.4)]
     paired, apart = gained(after, before, CONFIG, "", same_trainings=True), gained(after, before, CONFIG, "")
-    assert paired["R@50"] == apart["R@50"] == pytest.approx(-0.1)
+    assert (paired["R@50"], apart["R@50"]) == (pytest.approx(-0.1), pytest.approx(-0.1))
     assert paired["R@50 high"] == pytest.approx(-0.1) and apart["R@50 high"] > 0
 
 

@@ -114,6 +114,7 @@ def test_the_table_shows_numbers_intervals_and_sample_size(tmp_path: Path) -> No
     assert "student - BM25" in text and "8 queries" in text
     assert "100.0% [100.0% 100.0%]" in text
     assert "queries/s, batch 4" in text and "stop words removed" in text
+    assert "8 queries, each a unit of its own" in text
 
 
 def test_the_table_of_four_systems_fits_a_terminal(tmp_path: Path) -> None:
