@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -233,7 +233,7 @@ def _planned(config: RetrainConfig, dataset: DatasetArtifact, fixed: list[str], 
     notes = planning.notes_on(sized, facts, card, device)
     if card is not None and device is None:
         needs, cards = needs_of(sized, facts, size, on_card=True), card_needs(sized, facts, size)
-        rows = [planning.Row(step, None, None, *astuple(need), card=cards.get(step)) for step, need in needs.items()]
+        rows = [planning.Row(step, None, None, **asdict(need), card=cards.get(step)) for step, need in needs.items()]
         problem = planning.card_problem(sized, facts, size, card)
         return _made(sized, facts, choices, rows, f"a card of {card / 1e9:.0f} GB that is not here", problem, notes, None)
     found = calibrate(load_dataset(dataset.path), sized)

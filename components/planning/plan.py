@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -318,7 +318,7 @@ def rows_of(config: Any, facts: Facts, wall: Mapping[str, float], cpu: Mapping[s
     needs = needs_of(config, facts, number_bytes, on_card)
     cards = card_needs(config, facts, number_bytes) if on_card else {}
     return [
-        Row(step, seconds_of(work, wall), seconds_of(work, cpu), *astuple(needs[step]), card=cards.get(step))
+        Row(step, seconds_of(work, wall), seconds_of(work, cpu), **asdict(needs[step]), card=cards.get(step))
         for step, work in work_of(config, facts).items()
     ]
 

@@ -267,7 +267,7 @@ def _read_once() -> Iterator[None]:
 
     class Reader(gguf.GGUFReader):
         def _build_fields(self, *given: Any) -> Any:
-            self.data = self.data.view(np.ndarray)
+            self.data: Any = self.data.view(np.ndarray)
             return super()._build_fields(*given)
 
     theirs = gguf.GGUFReader
