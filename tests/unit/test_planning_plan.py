@@ -60,6 +60,14 @@ def test_the_built_in_data_keeps_the_lengths_of_its_presets() -> None:
     assert found["towers.max_document_length"] == 48
 
 
+def test_queries_that_were_drawn_in_groups_show_a_wider_margin_only() -> None:
+    asked = own(policy__margin=0.01, policy__min_power=0.8)
+    alone, grouped = (chosen(plan.from_data(asked, facts(design_effect=effect), (), ROOM, 4)) for effect in (1.0, 4.0))
+    assert grouped["policy.margin"] == pytest.approx(2 * alone["policy.margin"], abs=0.01)
+    reasons = [choice.reason for choice in plan.from_data(asked, facts(design_effect=4.0), (), ROOM, 4) if choice.field == "policy.margin"]
+    assert "4.0 of them say about as much as one drawn by itself" in reasons[0]
+
+
 def test_a_margin_that_the_queries_cannot_show_is_widened_with_a_version_of_its_own() -> None:
     asked = own(policy__margin=0.01, policy__min_power=0.8)
     found = chosen(plan.from_data(asked, facts(), (), ROOM, 4))
