@@ -15,6 +15,7 @@ from components.evaluation.config import EvaluationConfig
 from components.evaluation.contest import SHOWN, Contender, Contest, hold_contest
 from components.evaluation.rankers import DenseRanker
 from components.evaluation.summarize import JudgedSplit
+from components.evaluation.units import Units
 from components.index.search import index_in_memory
 from tests.encoders import WORDS, WordEncoder
 
@@ -57,7 +58,7 @@ def test_the_figures_are_those_worked_out_by_hand(folder: Path) -> None:
     # Each has two of five first documents wrong, so the mean is equal and its interval goes both ways.
     first = next(found for found in summary.metrics if found.metric == "recall@1")
     assert (first.difference, first.queries, first.system, first.baseline) == (0.0, 5, "candidate", "champion")
-    assert first.low < 0 < first.high
+    assert first.low is not None and first.high is not None and first.low < 0 < first.high
     assert summary.agreement["judged queries@1"].mean == pytest.approx(1 / 5)
     assert summary.agreement["logged queries@1"].mean == pytest.approx(1 / 2)  # eggs found alike, cheese not
     assert summary.agreement["logged queries@10"].mean == 1.0  # there are five documents only
@@ -122,3 +123,16 @@ def test_no_comparison_is_none_and_a_broken_one_is_refused(folder: Path, tmp_pat
     (folder / SIDE_BY_SIDE_FILE).write_bytes(b"no table")
     with pytest.raises(ArtifactError, match=SIDE_BY_SIDE_FILE):
         load_tables(folder)
+
+
+def test_the_judged_queries_of_a_comparison_are_resampled_by_their_units(tmp_path: Path) -> None:
+    asked = judged({word: f"d-{word}" for word in WORDS[:5]})
+    units = Units(tuple(asked.query_ids), np.array([0, 0, 1, 1, 1]))
+    hold_contest(Contest(contender(CANDIDATE), contender(CHAMPION), 3, asked, ["eggs", "cheese"], LOGGED, units), CONFIG, {}, tmp_path)
+    summary = load_comparison(tmp_path)
+    assert summary is not None and {found.units for found in summary.metrics} == {2}
+    one = Contest(contender(CANDIDATE), contender(CHAMPION), 3, asked, units=Units(units.query_ids, np.zeros(5, np.int64)))
+    hold_contest(one, CONFIG, {}, tmp_path)
+    alone = load_comparison(tmp_path)
+    assert alone is not None and {(found.low, found.high, found.units) for found in alone.metrics} == {(None, None, 1)}
+    assert (alone.agreement["judged queries@1"].low, alone.agreement["judged queries@1"].high) == (0.0, 1.0)

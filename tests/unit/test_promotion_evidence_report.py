@@ -17,12 +17,13 @@ from components.errors import ArtifactError, PromotionError
 from components.evaluation.comparison import CANDIDATE, CHAMPION, SIDE_COLUMNS, ComparisonTables
 from components.promotion.evidence import Compared, Dossier, Making
 from components.promotion.evidence_report import render_report, write_report_page
+from components.promotion.evidence_sections import champion_deltas
 from components.promotion.marks import Override
 from components.promotion.release import REPORT_PAGE, require_report
 from components.promotion.verification import check_version
 from components.tracking import labels
 from components.tracking.runs import PLOTS
-from tests.unit.evidence_world import EVIL, slices, tables, validation_with_dropped_rows, world_of
+from tests.unit.evidence_world import EVIL, slices, tables, validation_with_dropped_rows, with_units, world_of
 from tests.unit.promotion_world import NAME, MemoryTracking, World, make_evaluation, rewrite
 
 SECTIONS = ("glance", "gates", "changes", "quality", "slices", "queries")
@@ -253,3 +254,20 @@ def test_rows_that_the_data_lost_stand_at_a_glance_and_with_the_contracts(dossie
     assert 'Rows left out of the data<b class="">3</b><span>queries without an answer now: 1</span>' in page
     assert "3 of 200" in page and "dangling_document" in page and "1 query has no relevant document left" in page
     assert "<script>" not in page
+
+
+def test_units_of_the_queries_stand_with_what_they_are_worth(dossier: Dossier) -> None:
+    before, page = render_report(dossier), render_report(with_units(dossier))
+    assert "Every query counts as drawn by itself" in before and "Training noise: unknown" in before
+    assert "40 queries in units by page." in page
+    # Four of forty queries lost 0.2, all of one unit: by units the difference of 0.025 is known far less well.
+    found, alone = (next(d for d in champion_deltas(one) if d.metric == "ndcg@10") for one in (with_units(dossier), dossier))
+    assert found.effective is not None and found.effective < 20 and alone.effective is None
+    assert f"40 (as {found.effective})" in page and not re.search(r"\(as \d", before)
+    assert found.low is not None and alone.low is not None and found.low < alone.low
+    assert found.power is not None and alone.power is not None and found.power < alone.power
+
+
+def test_a_report_on_a_single_unit_gives_no_interval(dossier: Dossier) -> None:
+    page = render_report(with_units(dossier, 40))
+    assert "one unit" in page and "no interval" in page and "inf" not in re.sub(r"<[^>]*>|[a-z]+inf[a-z]*|inf[a-z]+", "", page)
