@@ -60,7 +60,7 @@ def measure_ann(
     nearest = exact_neighbours(index, sample, max(DEPTHS))
     values = {f"recall@{k}": recall_at(index, sample, k, nearest) for k in DEPTHS}
     numbers = None if units is None else units.of(query_ids)
-    found = {m: mean_interval(v, config.bootstrap_samples, CONFIDENCE, config.seed, numbers) for m, v in values.items()}
+    found = {m: mean_interval(v, config.bootstrap_samples, CONFIDENCE, config.seed, numbers).share for m, v in values.items()}
     exact, served = _ndcg_exact(judged, query_ids, nearest), _ndcg_served(per_query, query_ids)
     lost = paired_bootstrap(exact, served, config.bootstrap_samples, CONFIDENCE, config.seed, numbers)
     summary = AnnSummary(

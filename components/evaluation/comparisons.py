@@ -64,7 +64,9 @@ def compare(runs: Runs, reference: Runs | None, statistic: Statistic, config: Ev
         raise DataError(f"The queries of '{split}' were drawn in other units by another cell. Run the study again.")
     asked: Statistic = "mean" if second is None else statistic
     found = seeded_interval(first, second, asked, config.bootstrap_samples, CONFIDENCE, config.seed, known[0] if known else None)
-    return found if statistic == "difference" else replace(found, p=None)
+    if statistic == "difference":
+        return found
+    return replace(found.share if statistic == "mean" else found, p=None)
 
 
 def _units(run: Values) -> Mapping[str, Numbers]:

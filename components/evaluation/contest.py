@@ -160,7 +160,7 @@ def _means(agreement: pd.DataFrame, contest: Contest, config: EvaluationConfig) 
     found = {}
     for (source, k), rows in agreement.groupby(["source", "k"], sort=False):
         numbers = contest.units.of(rows["query"]) if contest.units and source == JUDGED else None
-        mean = mean_interval(rows["value"].to_numpy(), config.bootstrap_samples, CONFIDENCE, config.seed, numbers)
+        mean = mean_interval(rows["value"].to_numpy(), config.bootstrap_samples, CONFIDENCE, config.seed, numbers).share
         low, high = mean.ends if mean.known else (0.0, 1.0)
         figures = Agreement(k=int(k), mean=mean.difference, low=low, high=high, queries=len(rows), source=str(source))
         found[f"{source}@{k}"] = figures

@@ -102,7 +102,7 @@ def search_measured(folder: Path, rule: GrowthRule) -> Numbers:
     memory = {"resident_bytes": max(0, resident() - before), "anonymous_bytes": max(0, anonymous() - fixed)}
     found, true = (search(queries, rule.depth)[1] for search in (index.search, index.exact))
     units = np.load(rule.queries / UNITS_FILE) if (rule.queries / UNITS_FILE).is_file() else None
-    recall = mean_interval(recall_against_exact(found, true), seed=rule.seed, units=units)
+    recall = mean_interval(recall_against_exact(found, true), seed=rule.seed, units=units).share
     ends = dict(zip(("recall_low", "recall_high"), recall.ends if recall.known else (None, None), strict=True))
     return {"open_seconds": opened, **times, **memory, "recall": recall.difference, **ends, "queries": len(queries)}
 

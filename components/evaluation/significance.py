@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -50,6 +50,11 @@ class Interval:
     def ends(self) -> tuple[float, float]:
         """Low and high."""
         return self.low, self.high
+
+    @property
+    def share(self) -> Interval:
+        """The interval of what lies between 0 and 1: from a few units it would reach beyond."""
+        return replace(self, low=max(0.0, self.low), high=min(1.0, self.high)) if self.known else self
 
 
 def paired_bootstrap(

@@ -163,7 +163,7 @@ def scores_of(per_query: pd.DataFrame, query_ids: list[str]) -> Scores:
 
 
 def _system(scores: Scores, name: str, config: EvaluationConfig, numbers: Numbers | None) -> SystemSummary:
-    found = {m: mean_interval(scores[name, m], config.bootstrap_samples, CONFIDENCE, config.seed, numbers) for m in METRICS}
+    found = {m: mean_interval(scores[name, m], config.bootstrap_samples, CONFIDENCE, config.seed, numbers).share for m in METRICS}
     return SystemSummary(
         metrics={metric: interval.difference for metric, interval in found.items()},
         intervals={metric: interval.ends for metric, interval in found.items() if interval.known},
