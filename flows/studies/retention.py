@@ -5,7 +5,7 @@ Students are trained with each seed; the teacher is one, so what they keep is sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ def cells(context: Context) -> list[Cell]:
 
     teacher = Cell(TEACHER, lambda: context.scores(TEACHER, context.towers()[0], context.index()))
     students = [Cell(seeded(name, seed), partial(student, name, seed)) for name, seed in trained]
-    timed = {name: trained[name, seeds[0]] for name in forms}
+    timed = {name: [trained[name, seed] for seed in seeds] for name in forms}
     return [teacher, *students, Cell(SPEED, lambda: _speed(context, timed))]
 
 
@@ -42,9 +42,10 @@ def _trained_with(config: StudySettings, seed: int) -> StudySettings:
     return config.model_copy(update={"distillation": config.distillation.model_copy(update={"seed": seed})})
 
 
-def _speed(context: Context, students: Mapping[str, StudySettings]) -> Artifact:
+def _speed(context: Context, students: Mapping[str, Sequence[StudySettings]]) -> Artifact:
+    """Of each student the first seed that did not collapse: they are all equally fast."""
     encoders: dict[str, Artifact] = {TEACHER: context.towers()[0]}
-    for name, config in students.items():
+    for name, config in ((name, config) for name, seeds in students.items() for config in seeds if name not in encoders):
         try:
             encoders[name] = context.student(config)
         except CollapseError:  # its own cell has said so

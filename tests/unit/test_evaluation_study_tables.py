@@ -84,6 +84,13 @@ def test_nothing_is_foretold_from_too_few_cells() -> None:
     assert foretell([], [(2_560_000, 4000)], 13, 20)["predictions"] == []
 
 
+def test_cells_without_an_interval_can_be_shown_and_drawn(tmp_path: Path) -> None:
+    frame = scaling_table([{**found, "entropy_low": None, "entropy_high": None} for found in GRID[:4]], {"predictions": []})
+    assert frame["entropy low"].isna().all()
+    draw_scaling(frame, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").is_file()
+
+
 def test_a_single_cell_can_still_be_drawn(tmp_path: Path) -> None:
     draw_scaling(scaling_table(GRID[:1], {"predictions": []}), tmp_path / "plot.png")
     assert (tmp_path / "plot.png").is_file()
