@@ -78,7 +78,7 @@ def told_worth(scores: Scores, config: EvaluationConfig) -> str:
     numbers = scores.units.get(config.split)
     if numbers is None:
         return ""
-    rule = f"evaluation.query_groups: {config.query_groups}"
+    rule = f"grouped as evaluation.query_groups says ({config.query_groups})"
     effects = {METRIC_TITLES[metric]: design_effect(scores[config.split, metric], numbers) for metric in RETAINED}
     return told_units(Units(tuple(map(str, range(len(numbers)))), numbers, rule), effects)
 

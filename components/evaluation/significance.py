@@ -90,7 +90,8 @@ def ratio_interval(
     if second.mean() == 0:
         raise DataError("The ratio of two means was asked for, but the second is 0.")
     over, under = resampled_means(first, samples, seed, units), resampled_means(second, samples, seed, units)
-    return _interval(float(first.mean() / second.mean()), _ratios(over, under), confidence, grouped(units, len(first)))
+    found = _interval(float(first.mean() / second.mean()), _ratios(over, under), confidence, grouped(units, len(first)))
+    return _not_below_zero(found, first, second)
 
 
 def resampled_means(values: NDArray[np.float64], samples: int, seed: int, units: Numbers | None = None) -> NDArray[np.float64]:
@@ -138,7 +139,8 @@ def seeded_interval(
     found = _scaled(value, draws, confidence, _widening(freedom, confidence))
     no_difference = 1.0 if statistic == "ratio" else 0.0
     chance = _two_sided(value - no_difference, float(draws.std(ddof=1)), freedom) if np.isfinite(draws).all() else None
-    return Interval(value, *found, None if numbers is None else count, chance)
+    measured = Interval(value, *found, None if numbers is None else count, chance)
+    return _not_below_zero(measured, *rows) if statistic == "ratio" else measured
 
 
 def holm(chances: Sequence[float]) -> list[float]:
@@ -194,6 +196,11 @@ def _value_of(statistic: Statistic, means: Sequence[float]) -> tuple[float, tupl
 
 def _ratios(over: NDArray[np.float64], under: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.divide(over, under, out=np.full_like(over, np.inf), where=under > 0)
+
+
+def _not_below_zero(ratio: Interval, *values: NDArray[np.float64]) -> Interval:
+    """A ratio of values that are none of them below 0 is not either, however few units it is known from."""
+    return replace(ratio, low=max(0.0, ratio.low)) if ratio.known and min(found.min() for found in values) >= 0 else ratio
 
 
 def _freedom(rows: Sequence[NDArray[np.float64]], slopes: Sequence[float], numbers: Numbers | None, count: int) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from components.errors import DataError
-from components.evaluation.significance import holm, mean_interval, paired_bootstrap, seeded_interval
+from components.evaluation.significance import holm, mean_interval, paired_bootstrap, ratio_interval, seeded_interval
 from tests.benchmarks.interval_coverage import CASES, HIGHEST, LOWEST, coverage
 
 ROUNDS, SAMPLES = 400, 400
@@ -63,6 +63,12 @@ def test_a_ratio_over_seeds_and_its_lack() -> None:
     assert found.difference == pytest.approx(0.91) and found.low < 0.91 < found.high
     with pytest.raises(DataError, match="second is 0"):
         seeded_interval([HARD], [HARD * 0], "ratio")
+
+
+def test_a_share_kept_is_not_below_zero_however_few_units_it_is_known_from() -> None:
+    few, units = np.array([0.0, 0.0, 0.0, 1.0, 0.0, 0.0]), np.arange(6) // 2
+    assert ratio_interval(few, few + 0.5, units=units).low == 0.0
+    assert seeded_interval([few, few], [few + 0.5], "ratio", units=units).low == 0.0
 
 
 def test_the_chance_of_chance_is_what_it_says() -> None:
