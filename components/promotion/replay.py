@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Outcome = Literal["equal", "within tolerance", "different"]
 TOLERANCE = 1e-3
 _TIMED_KINDS = ("evaluation", "comparison")
-_ENDS = ("intervals", "retention_intervals", "ndcg_lost_interval", "low", "high")
+_ENDS = ("units", "intervals", "retention_intervals", "ndcg_lost_interval", "low", "high")
 _TIMED = ("speed", "schema_version")  # figures of the report that are times, and its form
 
 
