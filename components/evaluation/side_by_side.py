@@ -27,7 +27,7 @@ def side_by_side(
     """
     rows = []
     for name, runs in systems.items():
-        row: dict[str, Any] = {"system": name, "seeds": None if name in untrained else len(seeds_of(runs))}
+        row: dict[str, Any] = {"system": name, "seeds": 0 if name in untrained else len(seeds_of(runs))}
         for metric, title in METRICS.items():
             found = compare(runs, None, "mean", config, config.split, metric)
             row.update(with_interval(title, found) if found else {})

@@ -129,9 +129,9 @@ def _quality_columns(runs: Mapping[str, Sequence[Scores]], name: str, config: St
     from components.evaluation.study_report import claim_of
 
     found = runs[name]
-    row: dict[str, Any] = {**levels(found, config.evaluation)}
+    row: dict[str, Any] = {"seeds": len(found) if name in STEPS else 0, **levels(found, config.evaluation)}
     if name in STEPS:
-        row |= {"seeds": len(found), **claim_of(len(found))}
+        row |= claim_of(len(found))
         for baseline in (other for other in (BM25, UNTRAINED) if other in runs):
             gains = gained(found, runs[baseline], config.evaluation, f"over {baseline} ")
             row |= {column: value for column, value in gains.items() if "nDCG@10" in column}

@@ -34,7 +34,7 @@ def test_systems_stand_beside_the_reference_with_paired_intervals() -> None:
 def test_a_difference_of_systems_that_were_trained_once_claims_nothing() -> None:
     systems = {"bm25": scores([0.0, 0.5]), "once": [scores([0.0, 0.5])], "student": [scores([0.5, 1.0]), scores([0.5, 1.0])]}
     bm25, once, student = side_by_side(systems, "student", CONFIG, untrained=("bm25",))
-    assert (bm25["seeds"], once["seeds"], student["seeds"]) == (None, 1, 2)
+    assert (bm25["seeds"], once["seeds"], student["seeds"]) == (0, 1, 2)
     assert [row.get("claim") for row in (bm25, once, student)] == [None, "one seed: no claim", None]
     assert verdict(bm25, "student", "nDCG@10") == "above"
     assert verdict(once, "student", "nDCG@10") == "not compared (one seed) with"
