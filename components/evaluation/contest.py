@@ -7,7 +7,7 @@ each has is kept beside the metrics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from components.evaluation.comparison import (
     LOGGED,
     PER_QUERY_COLUMNS,
     SERVED,
+    SHARED,
     SIDE_COLUMNS,
     Agreement,
     ComparisonSummary,
@@ -80,7 +81,8 @@ class Contest:
 def hold_contest(contest: Contest, config: EvaluationConfig, parents: Mapping[str, str], folder: Path) -> Artifact:
     """Ask both, write the comparison into `folder` and seal it. A ranking takes `config.depth` documents."""
     rankings = {name: _rankings(contender, contest.judged, config.depth) for name, contender in contest.contenders.items()}
-    per_query = _per_query(contest, rankings)
+    removed = contest.champion.ranker.index.rows.missing_from(contest.candidate.ranker.index.rows)
+    per_query = _per_query(contest, rankings, bool(removed), config.depth)
     agreement = _agreement(contest, rankings, config.depth)
     speeds = measure_speeds({n: Timed(_answering(c.ranker)) for n, c in contest.contenders.items()}, contest.judged.texts, config)
     summary = ComparisonSummary(
@@ -92,6 +94,7 @@ def hold_contest(contest: Contest, config: EvaluationConfig, parents: Mapping[st
         metrics=_differences(per_query, contest.judged.query_ids, config),
         agreement=_means(agreement, config),
         sizes={name: dict(contender.sizes) for name, contender in contest.contenders.items()},
+        removed=len(removed),
         answer_depth=ANSWER_DEPTH,
         machine=describe_machine(),
     )
@@ -109,12 +112,42 @@ def _answering(ranker: DenseRanker) -> Answer:
     return lambda texts: ranker.rank_vectors(ranker.encoder.encode(texts, batch_size=len(texts)), ANSWER_DEPTH)
 
 
-def _per_query(contest: Contest, rankings: Mapping[str, Mapping[str, Ranking]]) -> pd.DataFrame:
+def _per_query(contest: Contest, rankings: Mapping[str, Mapping[str, Ranking]], removed: bool, depth: int) -> pd.DataFrame:
     import pandas as pd
 
     tables = [per_query_metrics(contest.judged.judgements, ranking).assign(system=name) for name, ranking in rankings.items()]
     tables += [_served(contest.judged, contender.ranker).assign(system=name) for name, contender in contest.contenders.items()]
+    tables += _among_shared(contest, depth) if removed else []
     return pd.concat(tables, ignore_index=True)[list(PER_QUERY_COLUMNS)]
+
+
+def _among_shared(contest: Contest, depth: int) -> list[pd.DataFrame]:
+    """nDCG@10 of both when each ranks the documents that both hold and no others, of the queries that ask for one of these."""
+    judged, sides = contest.judged, contest.contenders
+    rows = {name: contender.ranker.index.rows for name, contender in sides.items()}
+    alone = {CANDIDATE: rows[CANDIDATE].missing_from(rows[CHAMPION]), CHAMPION: rows[CHAMPION].missing_from(rows[CANDIDATE])}
+    shared = [all(found.row_of(str(doc_id)) is not None for found in rows.values()) for doc_id in judged.judgements["doc_id"]]
+    judgements = judged.judgements[shared]
+    judgements = judgements[judgements["query_id"].isin(judgements.loc[judgements["score"] > 0, "query_id"])]
+    if judgements.empty:
+        return []
+    tables = []
+    for name, contender in sides.items():
+        found = judged.rankings(_without(contender.ranker, judged, alone[name], depth), depth)
+        values = per_query_metrics(judgements, found)
+        tables.append(values[values["metric"] == SHOWN_METRIC].assign(metric=SHARED, system=name))
+    return tables
+
+
+def _without(ranker: DenseRanker, judged: JudgedSplit, left_out: Container[str], depth: int) -> list[Ranking]:
+    """Rankings of the judged queries without some documents, deep enough that `depth` are left of each, or all that there are."""
+    vectors, wanted = ranker.encode(judged.texts), judged.asked(depth)
+    asked, documents = wanted, len(ranker.index)
+    while True:
+        found = [[hit for hit in ranking if hit[0] not in left_out] for ranking in ranker.rank_vectors(vectors, asked)]
+        if asked >= documents or min(map(len, found)) >= wanted:
+            return list(found)
+        asked = min(documents, 2 * asked)
 
 
 def _served(judged: JudgedSplit, ranker: DenseRanker) -> pd.DataFrame:

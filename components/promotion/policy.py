@@ -19,6 +19,8 @@ from components.errors import ArtifactError, ConfigError
 from components.promotion.config import PolicyConfig
 
 POLICY_VARIABLE = "SCALINGNOTE_POLICY"
+# What policies of before a field was there were decided by: a gate that came later is off, one that asks more now asks what it asked then.
+BEFORE_FIELDS: Mapping[str, Any] = {"split": None, "teacher_worth": False, "baseline_metrics": ("ndcg@10",), "max_removed_share": None}
 # What policies without a version were decided without. Without the first line a manifest from before the gate of the index would be
 # held against a threshold that nobody had set.
 BEFORE_VERSIONS: Mapping[str, Any] = {
@@ -88,7 +90,7 @@ def recorded_policy(config: Mapping[str, Any]) -> PolicyConfig:
     if not isinstance(recorded, Mapping):
         raise ArtifactError("The manifest's configuration has no policy, so its decision cannot be checked. Retrain.")
     try:
-        known = {"split": None} if "version" in recorded else {"split": None, **BEFORE_VERSIONS}
+        known = BEFORE_FIELDS if "version" in recorded else {**BEFORE_FIELDS, **BEFORE_VERSIONS}
         return PolicyConfig.model_validate({**known, **recorded})
     except ValidationError as error:
         first = error.errors()[0]

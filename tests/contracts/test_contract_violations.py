@@ -100,7 +100,7 @@ def test_data_that_breaks_nothing_is_accepted(tmp_path: Path) -> None:
     validation = check(write_folder(tmp_path / "data"))
     assert validation.attributes["passed"] is True
     assert (validation.attributes["errors"], validation.attributes["warnings"]) == (0, 0)
-    assert validation.attributes["contracts"] == "documents 1.1.0, judgements 1.0.0, queries 1.1.0"
+    assert validation.attributes["contracts"] == "documents 1.1.0, judgements 1.0.0, queries 1.2.0"
     assert validation.counts["rules"] > 60
     verify(validation.path)
     require_valid(validation)

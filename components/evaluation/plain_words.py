@@ -1,0 +1,90 @@
+"""What an evaluation says to somebody who reads no tables: a mark on a split that decides nothing, the teacher's worth, gain and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from components.evaluation.metrics import RETAINED, metric_words
+from components.evaluation.report import Summary
+
+TEST, DEV = "test", "dev"
+UNTRAINED = "student_untrained"
+_RIVALS = {"bm25": "BM25", UNTRAINED: "the encoder as it was downloaded"}
+
+
+def split_mark(split: str) -> str:
+    """A warning for every split but test; empty for test."""
+    if split == TEST:
+        return ""
+    chosen = "Checkpoints were chosen on it, so its figures are too good." if split == DEV else "It is not the split 'test'."
+    return f"NOT MEASURED ON TEST but on the split '{split}'. {chosen}"
+
+
+def teacher_mark(summary: Summary) -> str:
+    """That the teacher is worse than doing nothing, in a metric in which it lies below the untrained encoder; empty where it does in none.
+
+    Where the interval is known and holds 0 it says that this may be chance.
+    """
+    worse, open_ = [], []
+    for metric in RETAINED:
+        found = difference(summary, "teacher", UNTRAINED, metric)
+        if found is not None and found[0] < 0:
+            (worse if found[2] is not None and found[2] < 0 else open_).append(f"{metric_words(metric)} {_signed(found)}")
+    if worse:
+        return f"The teacher is worse than doing nothing: {', '.join([*worse, *open_])} against {_RIVALS[UNTRAINED]}."
+    if open_:
+        return f"The teacher lies below doing nothing, which may be chance: {', '.join(open_)} against {_RIVALS[UNTRAINED]}."
+    return ""
+
+
+Difference = tuple[float, float | None, float | None]
+
+
+def difference(summary: Summary, system: str, baseline: str, metric: str) -> Difference | None:
+    """Mean of one system minus another's and the ends of its interval (None: not measured); None where a mean is missing."""
+    for found in summary.comparisons:
+        if (found.system, found.baseline, found.metric) == (system, baseline, metric):
+            return found.difference, found.low, found.high
+    means = [summary.systems[name].metrics.get(metric) if name in summary.systems else None for name in (system, baseline)]
+    return None if means[0] is None or means[1] is None else (means[0] - means[1], None, None)
+
+
+def gain_sentence(summary: Summary) -> str:
+    """What was gained over BM25 and over the downloaded encoder in both metrics with their intervals, and whether the teacher lost."""
+    parts = [f"over {words} {_gained(summary, rival)}" for rival, words in _RIVALS.items() if _gained(summary, rival)]
+    if not parts:
+        return "What was gained over BM25 and over the encoder as it was downloaded was not measured."
+    lost = teacher_mark(summary).rstrip(".")
+    return (
+        f"The new search gains {'; '.join(parts)} ({summary.confidence:.0%} intervals){f'; {lost[0].lower()}{lost[1:]}' if lost else ''}."
+    )
+
+
+def _gained(summary: Summary, rival: str) -> str:
+    found = [(metric, difference(summary, "student", rival, metric)) for metric in RETAINED]
+    return " and ".join(f"{_signed(value)} {metric_words(metric)}{_reading(value)}" for metric, value in found if value is not None)
+
+
+def _reading(found: Difference) -> str:
+    """What an interval says, where that is no gain."""
+    _, low, high = found
+    if low is None or high is None or low > 0:
+        return ""
+    return " (a loss)" if high < 0 else " (no difference shown)"
+
+
+def _signed(found: Difference) -> str:
+    value, low, high = found
+    return f"{value:+.3f}" if low is None or high is None else f"{value:+.3f} [{low:+.3f} {high:+.3f}]"
+
+
+def cost_sentence(summary: Summary, cost: Mapping[str, float]) -> str:
+    """Minutes, queries per second and megabytes; `cost` maps seconds, encoder_bytes and index_bytes to what is known of them."""
+    parts = [f"took {cost['seconds'] / 60:,.1f} minutes of computing to build"] if cost.get("seconds") else []
+    if summary.speed is not None:
+        speed = summary.speed.student
+        parts.append(f"encodes {speed.qps:,.0f} queries a second (batches of {speed.batch_size})")
+    sizes = {"the encoder": cost.get("encoder_bytes"), "the index": cost.get("index_bytes")}
+    stored = [f"{count / 1e6:,.1f} MB for {what}" for what, count in sizes.items() if count]
+    parts += [f"takes {' and '.join(stored)}"] if stored else []
+    return f"It {', '.join(parts)}." if parts else "What it costs was not measured."
