@@ -17,7 +17,7 @@ from flows.steps import Step
 
 Config = TypeVar("Config", bound=RetrainConfig)
 # What a killed attempt leaves for the next one to continue from.
-TRAINING_FILES = ("checkpoint.pt", "negatives_*.npy", "mining_report.json")
+TRAINING_FILES = ("checkpoint.pt", "negatives_*.npy", "mining_report.*")
 SHARD_FILES = ("vectors-*.parquet", "shard-*.json")
 
 
