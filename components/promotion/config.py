@@ -36,7 +36,10 @@ class PolicyConfig(StepConfig):
     beat_untrained: bool = Field(True, description="Student must beat the untrained encoder in the same way")
     teacher_worth: bool = Field(True, description="Teacher must beat BM25 and the untrained encoder in the same way")
     baseline_metrics: tuple[str, ...] = Field(
-        ("ndcg@10", "recall@50"), strict=False, min_length=1, description="Metrics in which baselines are compared with"
+        ("ndcg@10", "recall@50"),
+        strict=False,
+        min_length=1,
+        description="Metrics in which baselines are beaten: better in one (with Bonferroni's correction), not worse in the others",
     )
     baseline_margin: float = Field(
         0.01, gt=0, le=0.5, description="Largest loss in one of baseline_metrics against a baseline that still counts as not worse"

@@ -128,3 +128,22 @@ def test_a_comparison_with_an_encoder_that_is_not_measured_is_refused_before_the
         require_measured(config.policy, config.evaluation)
     without = config.policy.model_copy(update={"beat_untrained": False, "teacher_worth": False})
     require_measured(without, config.evaluation)
+
+
+def test_chance_has_no_more_tries_for_having_two_metrics() -> None:
+    # A lower end just above 0 at 95 %, and below it at 97.5 %: enough for one metric, not for one of two.
+    spread = np.tile([-0.1, 0.1], 20)  # a standard error of .016
+    added = {("bm25", "ndcg@10"): 0.30 - 0.028 + spread, ("bm25", "recall@50"): 0.30}
+    alone = POLICY.model_copy(update={"baseline_metrics": ("ndcg@10",)})
+    assert gate(decided(evaluation(added), alone), "beats_bm25").status == "pass"
+    result = gate(decided(evaluation(added)), "beats_bm25")
+    assert result.status == "fail" and "with 97.5% confidence" in result.reason
+
+
+def test_equal_systems_are_seldom_called_better(seed: int = 3) -> None:
+    rng, passed, rounds = np.random.default_rng(seed), 0, 200
+    for _ in range(rounds):
+        noise = {("bm25", metric): 0.30 + rng.normal(0, 0.1, 40) for metric in ("ndcg@10", "recall@50")}
+        quick = POLICY.model_copy(update={"baseline_margin": 0.5, "min_power": None, "teacher_worth": False, "beat_untrained": False})
+        passed += gate(decided(evaluation(noise), quick), "beats_bm25").status == "pass"
+    assert passed <= 22  # 5 % and four standard errors above it; without the correction it is about 10 %
