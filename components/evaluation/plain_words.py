@@ -25,15 +25,16 @@ def teacher_mark(summary: Summary) -> str:
 
     Where the interval is known and holds 0 it says that this may be chance.
     """
-    worse, open_ = [], []
+    worse: list[str] = []
+    chance: list[str] = []
     for metric in RETAINED:
         found = difference(summary, "teacher", UNTRAINED, metric)
         if found is not None and found[0] < 0:
-            (worse if found[2] is not None and found[2] < 0 else open_).append(f"{metric_words(metric)} {_signed(found)}")
+            (worse if found[2] is not None and found[2] < 0 else chance).append(f"{metric_words(metric)} {_signed(found)}")
     if worse:
-        return f"The teacher is worse than doing nothing: {', '.join([*worse, *open_])} against {_RIVALS[UNTRAINED]}."
-    if open_:
-        return f"The teacher lies below doing nothing, which may be chance: {', '.join(open_)} against {_RIVALS[UNTRAINED]}."
+        return f"The teacher is worse than doing nothing: {', '.join([*worse, *chance])} against {_RIVALS[UNTRAINED]}."
+    if chance:
+        return f"The teacher lies below doing nothing, which may be chance: {', '.join(chance)} against {_RIVALS[UNTRAINED]}."
     return ""
 
 

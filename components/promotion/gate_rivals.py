@@ -75,8 +75,9 @@ def among_shared(evidence: Evidence) -> Rivals | None:
     table = evidence.values
     if table is None or not len(rows := table[table["metric"] == SHARED]):
         return None
-    sides = (rows[rows["system"] == who].set_index("query_id")["value"].astype(float).sort_index() for who in (CANDIDATE, CHAMPION))
-    return Rivals(*(side[np.isfinite(side)] for side in sides), "Both rank the documents alone that both hold.")
+    rows = rows[np.isfinite(rows["value"].astype(float))]
+    ours, theirs = (rows[rows["system"] == who].set_index("query_id")["value"].astype(float).sort_index() for who in (CANDIDATE, CHAMPION))
+    return Rivals(ours, theirs, "Both rank the documents alone that both hold.")
 
 
 def _of_one_run(evidence: Evidence, table: pd.DataFrame) -> Rivals:

@@ -14,6 +14,7 @@ from components.errors import ConfigError
 from components.evaluation.report import Evaluation
 from components.promotion.attainable import require_measured
 from components.promotion.config import PolicyConfig
+from components.promotion.gate_quality import quality_gates
 from components.promotion.gates import Evidence, GateDecision, GateResult, decide
 from components.promotion.policy import recorded_policy
 from flows.config import load_config
@@ -140,10 +141,10 @@ def test_chance_has_no_more_tries_for_having_two_metrics() -> None:
     assert result.status == "fail" and "with 97.5% confidence" in result.reason
 
 
-def test_equal_systems_are_seldom_called_better(seed: int = 3) -> None:
-    rng, passed, rounds = np.random.default_rng(seed), 0, 200
-    for _ in range(rounds):
-        noise = {("bm25", metric): 0.30 + rng.normal(0, 0.1, 40) for metric in ("ndcg@10", "recall@50")}
-        quick = POLICY.model_copy(update={"baseline_margin": 0.5, "min_power": None, "teacher_worth": False, "beat_untrained": False})
-        passed += gate(decided(evaluation(noise), quick), "beats_bm25").status == "pass"
-    assert passed <= 22  # 5 % and four standard errors above it; without the correction it is about 10 %
+def test_equal_systems_are_seldom_called_better() -> None:
+    rng, passed = np.random.default_rng(3), 0
+    policy = POLICY.model_copy(update={"baseline_margin": 0.5, "min_power": None})
+    for _ in range(200):
+        report = evaluation({("bm25", metric): 0.30 + rng.normal(0, 0.1, 40) for metric in policy.baseline_metrics})
+        passed += next(found for found in quality_gates(report, policy) if found.name == "beats_bm25").status == "pass"
+    assert passed <= 19  # 5 % and three standard errors above it; without the correction some 25 pass
