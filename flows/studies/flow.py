@@ -48,10 +48,12 @@ def report_step(name: str, study: Study, ran: Ran, config: StudySettings) -> Ste
     """Table, notes and plot from the measurements; keyed by them, by the settings, and by the code of the study."""
 
     def make(folder: Path) -> Artifact:
+        from components.evaluation.plain_words import split_mark
         from components.evaluation.study_report import write_study_report
 
         frame = study.tabulate(ran.results, config)
         notes = [*study.notes(ran.results, frame, config), *(f"{cell} collapsed: {why}" for cell, why in ran.collapsed.items())]
+        notes = [note for note in (split_mark(config.evaluation.split), *notes) if note]
         parents = {cell: artifact.digest for cell, artifact in ran.results.items()}
         for file, content in getattr(study, "files", _no_files)(ran.results, config).items():
             write_json(folder / file, content)

@@ -242,7 +242,10 @@ def test_speeds_are_measured_when_the_policy_asks(world: World, monkeypatch: pyt
 
     candidate = load_release(folder).pins.query_encoder
     of_candidate, of_champion = Opened("d1", "d2", "new"), Opened("d1", "d2", "d3", "d4")
-    opened = lambda manifest: of_candidate if manifest.pins.query_encoder == candidate else of_champion  # noqa: E731
+
+    def opened(manifest: ReleaseManifest) -> Opened:
+        return of_candidate if manifest.pins.query_encoder == candidate else of_champion
+
     monkeypatch.setattr(timing, "open_retriever", opened)
     monkeypatch.setattr(timing, "logged_queries", lambda name, limit: ["knee cyst"])
     assert timing.compare_again(folder, 2).comparison is None and asked == []
