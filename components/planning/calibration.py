@@ -7,7 +7,6 @@ share the machine. Sizes grow until a measurement fills its share of the time, s
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import io
 import os
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from components.planning.cost import UNITS, padded
 from components.settings import work_folder
+from components.towers.precision import give_back_memory
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
@@ -109,20 +109,10 @@ def calibrate(dataset: Dataset, config: Any, limit: float = FULL_SECONDS) -> Cal
         texts = _Sample(dataset, config)
         _student(clock, texts, config, _teacher(clock, texts, config, folder))
         _search(clock, texts, config)
-    _give_back()
+    give_back_memory()
     assert set(clock.rates) == set(UNITS), set(UNITS) ^ set(clock.rates)
     wall, cpu = ({unit: pair[kind] for unit, pair in clock.rates.items()} for kind in (0, 1))
     return Calibration(wall, cpu, describe_device(), time.perf_counter() - clock.started)
-
-
-def _give_back() -> None:
-    """Return the memory of the models to the system: the flow that follows in this process needs it for its own.
-
-    The C library keeps freed pages for itself unless it is asked.
-    """
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def describe_device() -> str:
