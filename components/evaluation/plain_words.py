@@ -52,31 +52,35 @@ def difference(summary: Summary, system: str, baseline: str, metric: str) -> Dif
 
 def gain_sentence(summary: Summary) -> str:
     """What was gained over BM25 and over the downloaded encoder in both metrics with their intervals, and whether the teacher lost."""
-    parts = [f"over {words} {_gained(summary, rival)}" for rival, words in _RIVALS.items() if _gained(summary, rival)]
+    told = [(words, _changes(summary, rival)) for rival, words in _RIVALS.items()]
+    parts = [f"against {words} {'it' if place else 'the new search'} {found}" for place, (words, found) in enumerate(told) if found]
     if not parts:
         return "What was gained over BM25 and over the encoder as it was downloaded was not measured."
     lost = teacher_mark(summary).rstrip(".")
-    return (
-        f"The new search gains {'; '.join(parts)} ({summary.confidence:.0%} intervals){f'; {lost[0].lower()}{lost[1:]}' if lost else ''}."
-    )
+    parts += [lost[0].lower() + lost[1:]] if lost else []
+    whole = "; ".join(parts)
+    return f"{whole[0].upper()}{whole[1:]} (in brackets {summary.confidence:.0%} intervals)."
 
 
-def _gained(summary: Summary, rival: str) -> str:
+def _changes(summary: Summary, rival: str) -> str:
+    """`gains 0.139 [0.110 0.170] in nDCG@10 and loses ... in recall@50`; empty where nothing was measured."""
     found = [(metric, difference(summary, "student", rival, metric)) for metric in RETAINED]
-    return " and ".join(f"{_signed(value)} {metric_words(metric)}{_reading(value)}" for metric, value in found if value is not None)
+    return " and ".join(_change(value, metric_words(metric)) for metric, value in found if value is not None)
 
 
-def _reading(found: Difference) -> str:
-    """What an interval says, where that is no gain."""
-    _, low, high = found
-    if low is None or high is None or low > 0:
-        return ""
-    return " (a loss)" if high < 0 else " (no difference shown)"
+def _change(found: Difference, metric: str) -> str:
+    """Gain, loss, or neither where the interval holds 0 or is not known."""
+    value, low, high = found
+    if low is None or high is None or low <= 0 <= high:
+        return f"shows no difference in {metric} ({_signed(found)})"
+    if low > 0:
+        return f"gains {value:.3f} [{low:.3f} {high:.3f}] in {metric}"
+    return f"loses {-value:.3f} [{-high:.3f} {-low:.3f}] in {metric}"
 
 
 def _signed(found: Difference) -> str:
     value, low, high = found
-    return f"{value:+.3f}" if low is None or high is None else f"{value:+.3f} [{low:+.3f} {high:+.3f}]"
+    return f"{value:+.3f} without an interval" if low is None or high is None else f"{value:+.3f} [{low:+.3f} {high:+.3f}]"
 
 
 def cost_sentence(summary: Summary, cost: Mapping[str, float]) -> str:
@@ -86,6 +90,6 @@ def cost_sentence(summary: Summary, cost: Mapping[str, float]) -> str:
         speed = summary.speed.student
         parts.append(f"encodes {speed.qps:,.0f} queries a second (batches of {speed.batch_size})")
     sizes = {"the encoder": cost.get("encoder_bytes"), "the index": cost.get("index_bytes")}
-    stored = [f"{count / 1e6:,.1f} MB for {what}" for what, count in sizes.items() if count]
+    stored = [f"{count / 1e6:,.{1 if count >= 1e6 else 3}f} MB for {what}" for what, count in sizes.items() if count]
     parts += [f"takes {' and '.join(stored)}"] if stored else []
     return f"It {', '.join(parts)}." if parts else "What it costs was not measured."

@@ -169,7 +169,7 @@ def report_of(result: dict[str, Any]) -> str:
     summary = _summary_of(result)
     gates = [f"  {gate['status']:<14} {gate['name']}: {gate['reason']}" for gate in result["gates"]]
     marks = [mark for mark in (split_mark(summary.split), teacher_mark(summary)) if mark]
-    verdict = ". ".join([f"Gates of {result['candidate']}: {result['verdict']}", *marks])
+    verdict = " ".join([f"Gates of {result['candidate']}: {result['verdict']}{'.' if marks else ''}", *marks])
     titles = held_out_titles(load_release(Path(result["folder"])))
     return "\n".join([render_table(summary), *([titles] if titles else []), "", verdict, *gates])
 
