@@ -14,13 +14,13 @@ from components.promotion.evidence_numbers import Delta, against_champion, basel
 from components.promotion.evidence_sections import changes_of
 from components.promotion.evidence_words import (
     STATUS_WORDS,
+    first_line,
     gate_words,
     held_out_titles,
     metric_words,
     release_words,
     signed,
     systems_words,
-    verdict_marks,
 )
 from components.promotion.marks import RED, as_text
 from components.promotion.standing import release_model
@@ -66,7 +66,7 @@ def _verdict(dossier: Dossier) -> str:
         champion = f"Champion: [release/{dossier.champion.version}]({_champion_page(dossier)})."
     own = f" {summary.own_documents.words}" if summary.own_documents else ""
     measured = f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents.{own}{_left_out(dossier)}"
-    first = " ".join([f"## Verdict: {_SIGNS[decision.verdict]}", *map(as_text, verdict_marks(dossier))])
+    first = f"## Verdict: {_SIGNS[decision.verdict]}{as_text(first_line('', summary))}"
     titles = held_out_titles(dossier.manifest)
     verdict = f"{first}\n\n{release_words(dossier.manifest.release_type)}. {champion} {measured}{f' {titles}' if titles else ''}"
     overridden = override_words(dossier)

@@ -17,6 +17,7 @@ from components.promotion.evidence_plots import TONES, Mark, forest
 from components.promotion.evidence_words import (
     STATUS_WORDS,
     SYSTEMS,
+    first_line,
     gate_words,
     interval_words,
     metric_words,
@@ -24,7 +25,6 @@ from components.promotion.evidence_words import (
     share,
     signed,
     systems_words,
-    verdict_marks,
     with_interval,
 )
 
@@ -45,7 +45,7 @@ def banner(dossier: Dossier) -> Safe:
     """The verdict in words, with what makes it worth less than it seems, and what is open."""
     decision = dossier.manifest.decision
     style, word = STATUS_WORDS[decision.verdict]
-    first = " ".join([f"Verdict: {word}", *verdict_marks(dossier)])
+    first = first_line(f"Verdict: {word}", dossier.evaluation.summary)
     counts = Counter[str](gate.status for gate in decision.gates)
     counted = ", ".join(f"{counts[status]} {words}" for status, words in _COUNTED.items() if counts[status])
     lines = [f"Of {len(decision.gates)} gates {counted}."]

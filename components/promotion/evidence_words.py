@@ -5,8 +5,8 @@ from __future__ import annotations
 from components.distillation.config import HELD_OUT_TITLES
 from components.evaluation.metrics import metric_words as metric_words
 from components.evaluation.plain_words import split_mark, teacher_mark
+from components.evaluation.report import Summary
 from components.promotion.decision import GateResult
-from components.promotion.evidence import Dossier
 from components.promotion.evidence_numbers import Delta
 from components.promotion.release import ReleaseManifest
 
@@ -25,10 +25,10 @@ def release_words(release_type: str) -> str:
     return f"{'An' if release_type[0] in 'aeiou' else 'A'} {release_type} release"
 
 
-def verdict_marks(dossier: Dossier) -> list[str]:
-    """What stands in the first line beside the verdict: a split that is not test, a teacher that is worse than doing nothing."""
-    summary = dossier.evaluation.summary
-    return [mark for mark in (split_mark(summary.split), teacher_mark(summary)) if mark]
+def first_line(verdict: str, summary: Summary) -> str:
+    """The verdict, and in the same line what makes it worth less: another split than test, a teacher that is worse than doing nothing."""
+    marks = [mark for mark in (split_mark(summary.split), teacher_mark(summary)) if mark]
+    return " ".join([f"{verdict}.", *marks]) if marks else verdict
 
 
 def held_out_titles(manifest: ReleaseManifest) -> str:

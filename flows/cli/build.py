@@ -161,15 +161,13 @@ def _build(options: argparse.Namespace, config: RetrainConfig, about: str = "", 
 
 def report_of(result: dict[str, Any]) -> str:
     """The table of the evaluation, and how the gates ended."""
-    from components.evaluation.plain_words import split_mark, teacher_mark
     from components.evaluation.table import render_table
-    from components.promotion.evidence_words import held_out_titles
+    from components.promotion.evidence_words import first_line, held_out_titles
     from components.promotion.release import load_release
 
     summary = _summary_of(result)
     gates = [f"  {gate['status']:<14} {gate['name']}: {gate['reason']}" for gate in result["gates"]]
-    marks = [mark for mark in (split_mark(summary.split), teacher_mark(summary)) if mark]
-    verdict = " ".join([f"Gates of {result['candidate']}: {result['verdict']}{'.' if marks else ''}", *marks])
+    verdict = first_line(f"Gates of {result['candidate']}: {result['verdict']}", summary)
     titles = held_out_titles(load_release(Path(result["folder"])))
     return "\n".join([render_table(summary), *([titles] if titles else []), "", verdict, *gates])
 
