@@ -85,14 +85,15 @@ class _Clock:
         return made[0]
 
     def grown(self, call: Callable[[int], object], first: int, most: int, share: float) -> tuple[NDArray[np.float64], int]:
-        """Seconds and size of the largest call up to `most` that fits into this share of the time left.
+        """Seconds and size of the largest call up to `most` that fits twice into this share of the time left.
 
-        The call of the size `first` shows how fast it is, and warms up: what a library does once in its first call is not counted.
+        The call of the size `first` shows how fast it is. The one of the full size is made twice: what a library does once for every
+        new shape (its kernels, its memory) is not counted.
         """
         seconds = self.of(lambda: call(first))
-        fits = int(first * self.left * share / max(float(seconds[0]), 1e-6))
+        fits = int(first * self.left * share / 2 / max(float(seconds[0]), 1e-6))
         size = max(first, min(most, fits))
-        return self.of(lambda: call(size)), size
+        return self.of(lambda: call(size), 2), size
 
 
 def calibrate(dataset: Dataset, config: Any, limit: float = FULL_SECONDS) -> Calibration:
