@@ -189,6 +189,13 @@ def _making(parts: Parts, recorder: Recorder) -> Making:
     )
 
 
+def cost_of(making: Making) -> dict[str, float]:
+    """Seconds of all steps, whenever they were made, and bytes of encoder and index, as far as they are known."""
+    seconds = [cost.seconds for cost in making.costs if cost.seconds is not None]
+    sizes = {f"{part}_bytes": float(making.sizes[part]) for part in ("encoder", "index") if part in making.sizes}
+    return {**({"seconds": sum(seconds)} if seconds else {}), **sizes}
+
+
 def _cost(node: LineageNode, recorder: Recorder) -> StepCost:
     from components.promotion.evidence import StepCost
 

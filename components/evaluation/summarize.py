@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from components.evaluation.config import EvaluationConfig
 
 CONFIDENCE = 0.95  # of the two-sided intervals that are shown; gates compute their own from the values per query
-COMPARED = (("student", "bm25"), ("student", "student_untrained"), ("student", "teacher"), ("teacher", "bm25"))
+COMPARED = (
+    ("student", "bm25"),
+    ("student", "student_untrained"),
+    ("student", "teacher"),
+    ("teacher", "bm25"),
+    ("teacher", "student_untrained"),
+)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from components.evaluation.baselines import DESCRIPTION
-from components.evaluation.metrics import METRICS, RETAINED
+from components.evaluation.metrics import METRICS, RETAINED, metric_words
+from components.evaluation.plain_words import DEV, split_mark
 from components.evaluation.report import AnnSummary, Comparison, EncoderSpeed, ExtraSummary, SpeedSummary, Summary
 
 _TITLES = {"bm25": "BM25", "student_untrained": "untrained", "teacher": "teacher", "student": "student"}
-_METRIC_TITLES = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10"}
-_SHOWN_METRIC = "ndcg@10"
 _WIDTH = 80
 
 
@@ -35,7 +34,8 @@ def _heading(summary: Summary) -> str:
         f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents; "
         f"in brackets: {summary.confidence:.0%} interval"
     )
-    return heading if summary.own_documents is None else f"{heading}\n{summary.own_documents.words}"
+    own = "" if summary.own_documents is None else summary.own_documents.words
+    return "\n".join(line for line in (heading, split_mark(summary.split), own) if line)
 
 
 def _units(summary: Summary | ExtraSummary) -> list[str]:
@@ -48,7 +48,7 @@ def _quality(summary: Summary) -> str:
     rows = [["", *(_title(name) for name in names)]]
     for metric in METRICS:
         cells = [_cell(s.metrics.get(metric), s.intervals.get(metric)) for s in (summary.systems[name] for name in names)]
-        rows.append([_metric(metric), *cells])
+        rows.append([metric_words(metric), *cells])
     return _columns(rows)
 
 
@@ -65,8 +65,10 @@ def _share(value: float) -> str:
 
 
 def _comparisons(summary: Summary) -> str:
-    chosen = [c for c in summary.comparisons if c.metric == _SHOWN_METRIC]
-    rows = [[f"{_title(c.system)} - {_title(c.baseline)}", _metric(c.metric), _difference(c), f"{c.queries:,} queries"] for c in chosen]
+    chosen = [c for c in summary.comparisons if c.metric in RETAINED]
+    rows = [
+        [f"{_title(c.system)} - {_title(c.baseline)}", metric_words(c.metric), _difference(c), f"{c.queries:,} queries"] for c in chosen
+    ]
     return _columns(rows)
 
 
@@ -84,7 +86,7 @@ def _retained(summary: Summary | ExtraSummary) -> list[list[str]]:
     for metric, value in sorted(summary.retention.items(), reverse=True):
         ends = summary.retention_intervals.get(metric)
         told = f"[{ends[0]:.1%} {ends[1]:.1%}]" if ends else "no interval"
-        rows.append(["student keeps", f"{value:.1%} {told}", f"of the teacher's {_metric(metric)}"])
+        rows.append(["student keeps", f"{value:.1%} {told}", f"of the teacher's {metric_words(metric)}"])
     return rows
 
 
@@ -99,11 +101,14 @@ def _extra(split: str, found: ExtraSummary) -> str:
     names = _in_order(found.systems)
     rows = [["", *(_title(name) for name in names)]]
     for metric in RETAINED:
-        rows.append([_metric(metric), *(_cell(found.systems[n].metrics[metric], found.systems[n].intervals.get(metric)) for n in names)])
+        rows.append(
+            [metric_words(metric), *(_cell(found.systems[n].metrics[metric], found.systems[n].intervals.get(metric)) for n in names)]
+        )
     heading = f"Extra judgements: {split}, {found.queries:,} judged queries"
     heading += f"\n{found.own_documents.words}" if found.own_documents else ""
     heading = "\n".join([heading, *_units(found)])
-    return "\n".join(block for block in (heading, _columns(rows), _columns(_retained(found))) if block)
+    mark = split_mark(split) if split == DEV else ""
+    return "\n".join(block for block in (heading, mark, _columns(rows), _columns(_retained(found))) if block)
 
 
 def _health(summary: Summary) -> str:
@@ -117,7 +122,7 @@ def _health(summary: Summary) -> str:
 def _ann(ann: AnnSummary | None) -> str:
     if ann is None:
         return ""
-    rows = [[_metric(metric), _cell(value, ann.intervals.get(metric))] for metric, value in sorted(ann.recall.items())]
+    rows = [[metric_words(metric), _cell(value, ann.intervals.get(metric))] for metric, value in sorted(ann.recall.items())]
     ends = ann.ndcg_lost_interval
     rows.append(["nDCG@10 lost", f"{ann.ndcg_lost:+.3f} " + (f"[{ends[0]:+.3f} {ends[1]:+.3f}]" if ends else "no interval")])
     return "Index against exact search on its own vectors\n" + _columns([[*row, f"{ann.queries:,} queries"] for row in rows])
@@ -147,10 +152,6 @@ def _in_order(systems: Mapping[str, object]) -> list[str]:
 
 def _title(name: str) -> str:
     return _TITLES.get(name, name)
-
-
-def _metric(name: str) -> str:
-    return _METRIC_TITLES.get(name, name)
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:

@@ -263,6 +263,8 @@ def _margins(config: Any, facts: Facts) -> Iterator[Choice]:
         reason += f", which were drawn in groups: {facts.design_effect:.1f} of them say about as much as one drawn by itself"
     yield Choice("policy.margin", policy.margin, value, reason)
     if value != policy.margin:
+        if value > policy.baseline_margin:
+            yield Choice("policy.baseline_margin", policy.baseline_margin, value, "the baselines are compared on the same queries")
         named = f"{policy.version}-margin-{value:g}"[:60]
         yield Choice("policy.version", policy.version, named, "another margin is another policy")
 

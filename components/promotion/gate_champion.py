@@ -18,9 +18,20 @@ from typing import TYPE_CHECKING
 
 from components.promotion.config import PolicyConfig
 from components.promotion.decision import Evidence, GateResult
-from components.promotion.gate_measures import NotDecidable, Outcome, bound_text, finite, gate, numbers_of, off, paired_bound
-from components.promotion.gate_rivals import Rivals, compared, known_queries, rivals
-from components.promotion.gate_slices import Part, judged_slices, served_by_both
+from components.promotion.gate_measures import (
+    NotDecidable,
+    Outcome,
+    bound_text,
+    finite,
+    gate,
+    numbers_of,
+    off,
+    paired_bound,
+    require_paired,
+    scores,
+)
+from components.promotion.gate_rivals import METRIC, Rivals, among_shared, compared, known_queries, rivals
+from components.promotion.gate_slices import HELD_BY_BOTH, Part, judged_slices, part_of, served_by_both
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,9 +47,21 @@ def champion_gates(evidence: Evidence, policy: PolicyConfig) -> Iterator[GateRes
     yield gate(NON_INFERIOR, -policy.margin, lambda: _no_champion(evidence) or _overall(both(), known, policy))
     if known is not None and evidence.baseline is not None:
         yield _slice(served_by_both(known, policy), both, policy.margin, policy)
+    if (shared := among_shared(evidence)) is not None and evidence.baseline is not None:
+        yield gate(NON_INFERIOR, -policy.margin, partial(_on_equal_terms, shared, evidence, policy), HELD_BY_BOTH)
     yield from _slices(evidence, both, known, policy)
     yield _ratio("champion_p95", policy.max_p95_ratio, evidence, _p95)
     yield _ratio("champion_qps", policy.min_qps_ratio, evidence, _qps)
+
+
+def _on_equal_terms(shared: Rivals, evidence: Evidence, policy: PolicyConfig) -> Outcome:
+    part = part_of(HELD_BY_BOTH, frozenset(shared.candidate.index), policy, required=True)
+    if part.problem:
+        return Outcome("not_decidable", part.problem, queries=len(part.query_ids))
+    require_paired(shared.candidate, shared.champion)
+    shared.candidate.attrs.update(scores(evidence.report, "student", METRIC).attrs)  # what is known of the queries, as their units
+    outcome = non_inferior(shared.candidate, shared.champion, policy.margin, policy)
+    return replace(outcome, reason=f"{outcome.reason} {shared.source}")
 
 
 def _overall(both: Rivals, known: frozenset[str] | None, policy: PolicyConfig) -> Outcome:

@@ -73,7 +73,8 @@ def test_a_margin_that_the_queries_cannot_show_is_widened_with_a_version_of_its_
     found = chosen(plan.from_data(asked, facts(), (), ROOM, 4))
     smallest = margin_for(plan.TRAINING_SPREAD, 50)
     assert smallest <= found["policy.margin"] < smallest + 0.005
-    assert found["policy.version"] == f"smoke-1-margin-{found['policy.margin']:g}"
+    assert found["policy.baseline_margin"] == found["policy.margin"]
+    assert found["policy.version"] == f"smoke-2-margin-{found['policy.margin']:g}"
     enough = facts(judged={"test": texts(queries_for(plan.TRAINING_SPREAD, 0.01))})
     assert chosen(plan.from_data(asked, enough, (), ROOM, 4))["policy.margin"] == 0.01
 
