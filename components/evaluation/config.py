@@ -17,9 +17,14 @@ class EvaluationConfig(StepConfig):
         STANDARD_SLICES, description="How the judged queries are cut into slices: name, kind, and edges, parts, field or pattern"
     )
     depth: int = Field(100, ge=100, le=10_000, description="Documents retrieved per query; recall@100 needs 100")
+    bm25_stemmer: str = Field(
+        "auto",
+        min_length=1,
+        description="Stemmer of BM25: auto (the documents' language, where they tell it), none, or a language such as german or de",
+    )
     untrained_student: bool = Field(True, description="Also measure the student's encoder as it was before training")
     latency_queries: int = Field(
-        200, ge=20, le=100_000, description="At most this many queries are timed at batch 1 for the student; the teacher takes a quarter"
+        200, ge=20, le=100_000, description="At most this many queries are timed at batch 1, the same for every system"
     )
     speed_precision: float = Field(
         0.1, ge=0, le=1, description="Timing ends when 95 % intervals are within this share of each figure; 0: all queries are timed"
@@ -27,6 +32,13 @@ class EvaluationConfig(StepConfig):
     throughput_batch: int = Field(32, ge=1, le=10_000, description="Queries per batch when queries per second are measured")
     bootstrap_samples: int = Field(2000, ge=200, le=100_000, description="Resamples of the paired bootstrap")
     seed: int = Field(13, ge=0, description="Seed of the bootstrap")
+
+    @field_validator("bm25_stemmer")
+    @classmethod
+    def _known_stemmer(cls, asked: str) -> str:
+        from components.evaluation.bm25_words import stemmer_name
+
+        return stemmer_name(asked)
 
     @field_validator("split", "extra_splits")
     @classmethod

@@ -88,6 +88,7 @@ class Facts:
     `sources`: the texts that a student is aligned on, by source, each text counted for the first that has it. `pairs` (n, 2): tokens of
     query and document, uncut, of a sample of the `pair_count` training pairs. `refine_pairs`: pairs of the refinement. `judged`: queries
     of the splits that are evaluated; `judged_counts`: judged queries of every split. `scripts`: share of the documents by script.
+    `untrained_length`: tokens that the student's encoder reads of a text before training.
     """
 
     documents: Texts
@@ -101,6 +102,7 @@ class Facts:
     scripts: Mapping[str, float]
     teacher: Shape
     student: Shape
+    untrained_length: int = 512
 
     @property
     def targets(self) -> int:
@@ -178,7 +180,19 @@ def gather_facts(
         scripts={script: found / scripts.total() for script, found in scripts.most_common()},
         teacher=shape_of_model(*_models(towers, distillation)[0], built_from),
         student=shape_of_model(*_models(towers, distillation)[1], built_from),
+        untrained_length=_untrained_length(distillation, built_from),
     )
+
+
+def _untrained_length(distillation: DistillationConfig, built_from: Sequence[str]) -> int:
+    from components.distillation.forms import published_length
+    from components.evaluation.systems import UNTRAINED_MAX_LENGTH
+    from components.towers.base_models import resolve_base
+
+    if distillation.student == "teacher":
+        return UNTRAINED_MAX_LENGTH
+    published = published_length(resolve_base(distillation.student, built_from, distillation.revision).location)
+    return min(UNTRAINED_MAX_LENGTH, published or UNTRAINED_MAX_LENGTH)
 
 
 class _Counter:
