@@ -72,7 +72,6 @@ BOOTSTRAP_VALUE = 6e-9  # reference seconds of a resampled value of the bootstra
 BOOTSTRAPS = 60  # intervals, differences and ratios of a report
 LISTS_VISITED = 0.05  # share of the documents that an approximate search compares with
 KMEANS_ROUNDS = 10
-BM25_INDEXING = 0.5  # of the time in which BM25 reads documents, what one k1 and b take for indexing them
 FIT_TEXTS = 8192  # texts that the student's head is fitted on
 
 # Memory in bytes, measured on whole runs in one process.
@@ -304,7 +303,7 @@ def _evaluation(config: Any, facts: Facts) -> Work:
         "student_load": 1 + len(passes),
         "teacher_token": teacher,
         "student_token": untrained + student,
-        "bm25_character": documents.characters * (1 + BM25_INDEXING * part * len(GRID) * (facts.dev.count > 0)),
+        "bm25_character": documents.characters * (1 + part * (part < 1)),
         "bm25_score": (queries + tried * part) * documents.count,
         "score": queries * documents.count * (exact + len(passes) + 2 * share),
         "single_score": evaluation.latency_queries * documents.count * share,
