@@ -217,12 +217,13 @@ def _best_on_dev(context: Context, name: str, small: DistillationConfig, system:
 
 def _dev_score(context: Context, system: System) -> float:
     """Sum of R@50 and nDCG@10 on dev, by which the student's checkpoints are chosen, too."""
+    ranker = system.ranker
 
     def numbers(_: Path) -> dict[str, float]:
         from components.data.dataset import load_dataset
         from components.evaluation.side_by_side import mean_metrics
 
-        return mean_metrics(system.ranker(), load_dataset(context.dataset), "dev", context.config.evaluation.depth)
+        return mean_metrics(ranker(), load_dataset(context.dataset), "dev", context.config.evaluation.depth)
 
     from components.evaluation.scores import read_result
 
@@ -234,7 +235,8 @@ def _dev_score(context: Context, system: System) -> float:
 def _cost(context: Context, wanted: Mapping[str, Callable[[], System]]) -> Artifact:
     """Seconds of training and of encoding the documents by system, and the speed of whole answers of all in turns."""
     systems = {name: build() for name, build in wanted.items()}
-    evaluation = context.config.evaluation
+    # Functions alone: what a System holds would not be counted as code of the step.
+    rankers, evaluation = {name: system.ranker for name, system in systems.items()}, context.config.evaluation
     seconds = {
         name: {"training": _seconds(context, system.trained), "encoding": _seconds(context, system.encoded)}
         for name, system in systems.items()
@@ -245,8 +247,7 @@ def _cost(context: Context, wanted: Mapping[str, Callable[[], System]]) -> Artif
     def numbers(_: Path) -> dict[str, Any]:
         from components.evaluation.encoder_speed import serving_speeds
 
-        found = serving_speeds({name: system.ranker for name, system in systems.items()}, inputs["dataset"], evaluation)
-        return {**found, "seconds": seconds, "pairs": pairs}
+        return {**serving_speeds(rankers, inputs["dataset"], evaluation), "seconds": seconds, "pairs": pairs}
 
     settings = evaluation.model_dump(include={"split", "depth", "latency_queries", "throughput_batch", "speed_precision", "seed"})
     untrained = {name: dict(system.settings) for name, system in systems.items() if system.settings}
