@@ -29,6 +29,7 @@ _DEV = "dev"
 DEV_QUERIES = 300  # an even sample of more
 DEV_DOCUMENTS = 50_000  # k1 and b are chosen on an even sample of more documents, beside the dev queries' own
 _DEV_DEPTH = 50
+_ENTRIES = 2**22  # of an index that are worked out together, some 200 MB
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,16 @@ class Bm25Ranker:
         other._index = copy.copy(self._index)
         stored = self._index.scores
         found = np.diff(stored["indptr"])
-        rarity = np.repeat(np.log(1 + (len(self._lengths) - found + 0.5) / (found + 0.5)), found)
-        before, after = (self._length_part(setup)[stored["indices"]] for setup in (self.setup, other.setup))
-        # A score is rarity * count / (count + length part), so it tells the count.
-        counts = np.rint(stored["data"] * before / (rarity - stored["data"]))
-        other._index.scores = {**stored, "data": (rarity * counts / (counts + after)).astype(stored["data"].dtype)}
+        rarities = np.log(1 + (len(self._lengths) - found + 0.5) / (found + 0.5))
+        words, data = np.repeat(np.arange(len(found), dtype=np.int32), found), np.empty_like(stored["data"])
+        before, after = self._length_part(self.setup), self._length_part(other.setup)
+        for start in range(0, len(data), _ENTRIES):
+            part = slice(start, start + _ENTRIES)
+            rarity, score, rows = rarities[words[part]], stored["data"][part], stored["indices"][part]
+            # A score is rarity * count / (count + length part), so it tells the count.
+            counts = np.rint(score * before[rows] / (rarity - score))
+            data[part] = rarity * counts / (counts + after[rows])
+        other._index.scores = {**stored, "data": data}
         return other
 
     def _length_part(self, setup: Bm25Setup) -> NDArray[np.float64]:

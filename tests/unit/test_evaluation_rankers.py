@@ -142,7 +142,9 @@ def test_k1_and_b_are_those_that_are_best_on_dev() -> None:
     assert place(ranker) < place(usual)
 
 
-def test_another_k1_and_b_give_the_scores_of_an_index_that_was_made_with_them() -> None:
+@pytest.mark.parametrize("entries", [7, 2**22])
+def test_another_k1_and_b_give_the_scores_of_an_index_that_was_made_with_them(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "_ENTRIES", entries)
     rng = random.Random(0)
     documents = {f"d{i:03}": " ".join(rng.choices("abcdefghij", weights=range(1, 11), k=rng.randrange(0, 120))) for i in range(200)}
     documents |= {"loud": "k " * 3000, "k": "k"}
