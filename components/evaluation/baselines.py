@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.evaluation.bm25_words import AUTO, NO_STEMMER, numbered, stem_function, stemmer_name, told_language, words_of
+from components.evaluation.bm25_words import numbered, stem_function, told_language, words_of
+from components.evaluation.config import AUTO, NO_STEMMER, stemmer_name
 from components.evaluation.metrics import RETAINED, per_query_metrics
 from components.evaluation.report import Bm25Setup
 from components.evaluation.summarize import JudgedSplit, judged_split

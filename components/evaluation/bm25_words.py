@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from components.evaluation.config import NO_STEMMER
+
 if TYPE_CHECKING:
     from bm25s.tokenization import Tokenized
 
-AUTO, NO_STEMMER = "auto", "none"
 # Python's \w holds no combining marks, so accents and vowel signs would cut the words of Hindi, Thai or Arabic in pieces.
 _MARKS = "\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff\u0e31-\u0e4e\u0eb1-\u0ebc\u200c\u200d"
 _WORD = re.compile(rf"[\w{_MARKS}]+")
@@ -43,32 +44,10 @@ _FUNCTION_WORDS = {
     "turkish": "ve bir bu için ile olarak çok daha olan gibi veya",
     "indonesian": "yang dan untuk dengan dari ini pada dalam tidak adalah akan atau",
 }
-# Two-letter codes of the languages that people name most, beside Snowball's own names.
-_CODES = {
-    "ar": "arabic", "ca": "catalan", "cs": "czech", "da": "danish", "de": "german", "el": "greek", "en": "english", "es": "spanish",
-    "et": "estonian", "eu": "basque", "fa": "persian", "fi": "finnish", "fr": "french", "ga": "irish", "hi": "hindi", "hu": "hungarian",
-    "hy": "armenian", "id": "indonesian", "it": "italian", "lt": "lithuanian", "ne": "nepali", "nl": "dutch", "no": "norwegian",
-    "pl": "polish", "pt": "portuguese", "ro": "romanian", "ru": "russian", "sr": "serbian", "sv": "swedish", "ta": "tamil", "tr": "turkish",
-    "yi": "yiddish",
-}  # fmt: skip
 _SAMPLE, _CHARACTERS = 2000, 2000  # documents that are looked at for their language, and characters of each
 _FEWEST = 50  # words below which nothing is told
 _SHARE = 0.03  # of all words have to be function words of the language
 _LEAD = 4.0  # times as many as of the next one
-
-
-def stemmer_name(asked: str) -> str:
-    """`auto`, `none` or Snowball's name of the language `asked`, which may be a two-letter code; ValueError where there is no stemmer."""
-    name = asked.strip().casefold()
-    if name in (AUTO, NO_STEMMER):
-        return name
-    import Stemmer
-
-    known = Stemmer.algorithms()
-    name = _CODES.get(name, name)
-    if name not in known:
-        raise ValueError(f"there is no stemmer for '{asked}'; take {AUTO}, {NO_STEMMER}, or one of {', '.join(known)}")
-    return name
 
 
 def told_language(texts: Sequence[str]) -> str | None:

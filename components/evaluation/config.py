@@ -7,6 +7,30 @@ from pydantic import Field, field_validator
 from components.config import StepConfig
 from components.evaluation.slice_config import STANDARD_SLICES, SliceConfig
 
+AUTO, NO_STEMMER = "auto", "none"
+# Two-letter codes of the languages that people name most, beside Snowball's own names.
+_LANGUAGE_CODES = {
+    "ar": "arabic", "ca": "catalan", "cs": "czech", "da": "danish", "de": "german", "el": "greek", "en": "english", "es": "spanish",
+    "et": "estonian", "eu": "basque", "fa": "persian", "fi": "finnish", "fr": "french", "ga": "irish", "hi": "hindi", "hu": "hungarian",
+    "hy": "armenian", "id": "indonesian", "it": "italian", "lt": "lithuanian", "ne": "nepali", "nl": "dutch", "no": "norwegian",
+    "pl": "polish", "pt": "portuguese", "ro": "romanian", "ru": "russian", "sr": "serbian", "sv": "swedish", "ta": "tamil", "tr": "turkish",
+    "yi": "yiddish",
+}  # fmt: skip
+
+
+def stemmer_name(asked: str) -> str:
+    """`auto`, `none` or Snowball's name of the language `asked`, which may be a two-letter code; ValueError where there is no stemmer."""
+    name = asked.strip().casefold()
+    if name in (AUTO, NO_STEMMER):
+        return name
+    import Stemmer
+
+    known = Stemmer.algorithms()
+    name = _LANGUAGE_CODES.get(name, name)
+    if name not in known:
+        raise ValueError(f"there is no stemmer for '{asked}'; take {AUTO}, {NO_STEMMER}, or one of {', '.join(known)}")
+    return name
+
 
 class EvaluationConfig(StepConfig):
     """Which systems are measured, and how long their speed is measured."""
@@ -36,8 +60,6 @@ class EvaluationConfig(StepConfig):
     @field_validator("bm25_stemmer")
     @classmethod
     def _known_stemmer(cls, asked: str) -> str:
-        from components.evaluation.bm25_words import stemmer_name
-
         return stemmer_name(asked)
 
     @field_validator("split", "extra_splits")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.evaluation.bm25_words import AUTO
+from components.evaluation.config import AUTO
 from components.evaluation.report import Bm25Setup, Summary, UntrainedSetup, load_summary
 from components.evaluation.summarize import judged_split
 
