@@ -74,7 +74,7 @@ UNFOLLOWED: Mapping[tuple[str, str], str] = {
 LOADED_BY_NAME: Mapping[str, str] = {
     "components.towers.base_models": "packages of models, whose weights are held against a digest in the module itself",
 }
-DISTRIBUTIONS = {"faiss": "faiss-cpu", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"faiss": "faiss-cpu", "yaml": "pyyaml", "Stemmer": "pystemmer"}
 # Libraries that decide no result, with the reason.
 UNDECIDING_LIBRARIES: Mapping[str, str] = {
     "tqdm": "progress bars",

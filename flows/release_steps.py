@@ -197,7 +197,7 @@ def student_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
 
 
 def evaluation_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
-    """Measure BM25, the untrained student, teacher and student. `inputs` as `evaluate_release` has them."""
+    """Measure BM25, the untrained encoders, teacher and student. `inputs` as `evaluate_release` has them."""
 
     def make(folder: Path) -> EvalReport:
         from components.evaluation.systems import evaluate_release
@@ -210,7 +210,7 @@ def evaluation_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
 
 def untrained_key(distillation: DistillationConfig) -> dict[str, Any]:
     """What the student's encoder before training depends on, which is no artifact."""
-    settings = distillation.model_dump(include={"student", "revision", "form", "layers", "query_prompt", "pooling"})
+    settings = distillation.model_dump(include={"student", "revision", "form", "layers", "prune_to", "query_prompt", "pooling"})
     return {**settings, **_folders(distillation.student)}
 
 

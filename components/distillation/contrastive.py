@@ -6,6 +6,7 @@ The auxiliary losses of stage 1 (Matryoshka, query prediction) stay with the tow
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -13,17 +14,20 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from components.distillation.config import DistillationConfig
+from components.distillation.sources import query_sources
 from components.towers.checkpoint import CHECKPOINT
 from components.towers.config import TowerConfig
 from components.towers.contract import Role
 from components.towers.hard_negatives import check_mining
 from components.towers.loop import Training
-from components.towers.pairs import Pairs
+from components.towers.pairs import Pairs, document_kinds, training_pairs
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from components.data.dataset import Dataset
     from components.towers.backbone import TwoTowers
 
 
@@ -70,10 +74,41 @@ class PairTraining(Training):
         return self._pair.groups()
 
 
+def for_passes(config: TowerConfig, pairs: int, passes: float) -> TowerConfig:
+    """Stage 1's configuration with as many steps as take `passes` passes over the pairs, at least one."""
+    return config.model_copy(update={"steps": max(1, math.ceil(pairs * passes / config.batch_size))})
+
+
 def without_auxiliary(config: TowerConfig) -> TowerConfig:
     """Stage 1's configuration without what only towers have: one loss, all dimensions, one process."""
     return config.model_copy(
         update={"matryoshka": (), "dimension": None, "query_prediction_weight": 0.0, "processes": 1, "sharding": "none"}
+    )
+
+
+def pairs_with_titles(dataset: Dataset, config: DistillationConfig, batches_by: str = "") -> Pairs:
+    """The pairs that a student is refined on, for the training of two encoders: train judgements, and titles where `refine_titles` is set.
+
+    The titles are those of `query_sources`. `batches_by` as for `training_pairs`.
+    """
+    train = training_pairs(dataset, batches_by)
+    if not config.refine_titles:
+        return train
+    titles = query_sources(dataset, config)["titles"]
+    rows = {title: len(train.queries) + i for i, title in enumerate(titles)}
+    found = [(rows[title], i) for i, title in enumerate(dataset.documents["title"]) if title in rows]
+    relevant = {query: set(documents) for query, documents in train.relevant.items()}
+    for query, document in found:
+        relevant.setdefault(query, set()).add(document)
+    ids = dataset.documents["doc_id"].tolist()
+    return Pairs(
+        queries=[*train.queries, *titles],
+        documents=train.documents,
+        pairs=[*train.pairs, *found],
+        relevant={query: frozenset(documents) for query, documents in relevant.items()},
+        origins=[*train.origins, *(dataset.origin_of(ids[document]) for _, document in found)],
+        own=train.own,
+        kinds=[*train.kinds, *document_kinds(dataset, [document for _, document in found], batches_by)] if batches_by else (),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,23 @@ from components.distillation.student_encoder import StudentEncoder
 from components.errors import ModelError
 from components.towers.attention import measured_attention
 from components.towers.base_models import BaseModel, load_config, resolve_base, why_unloadable
-from components.towers.contract import EncodingContract, tokenizer_digest
+from components.towers.contract import EncodingContract, Role, tokenizer_digest
 from components.towers.encoder import load_tower
 from components.towers.layers import keep_layers, position_limit
 from components.towers.precision import autocast, pick_device, pick_dtype
+from components.towers.tokens import needs_end_token
 
 TEACHER = "teacher"
+# Names of prompts in a sentence-transformers' configuration, the one that counts most last.
+_PROMPT_NAMES: dict[str, Role] = {"passage": "document", "document": "document", "query": "query"}
+# Families by how their names begin: prompts of queries and documents as the model cards have them.
+PROMPTS = {
+    r"(multilingual-)?e5-(small|base|large)(?!.*instruct)": ("query: ", "passage: "),
+    r"bge-(small|base|large)-en": ("Represent this sentence for searching relevant passages: ", ""),
+    r"bge-(small|base|large)-zh": ("为这个句子生成表示以用于检索相关文章：", ""),  # noqa: RUF001
+    r"nomic-embed-text": ("search_query: ", "search_document: "),
+    r"snowflake-arctic-embed-(xs|s|m|l)$": ("Represent this sentence for searching relevant passages: ", ""),
+}
 POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last"}  # sentence-transformers' names and ours
 
 
@@ -97,7 +109,7 @@ def _of_an_encoder(source: Source) -> StudentEncoder:
         pooling=pooling,
         normalize=True,
         prompt=source.config.query_prompt,
-        append_eos=pooling == "last",
+        append_eos=pooling == "last" and needs_end_token(tokenizer),
         max_length=source.config.max_query_length,
         dimension=model.config.hidden_size,
         attention=measured_attention(model),
@@ -114,6 +126,28 @@ def pooling_of(location: str) -> str:
     old = {"pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "lasttoken"}
     named = config.get("pooling_mode") or next((name for key, name in old.items() if config.get(key)), "mean")
     return POOLINGS.get(named, "mean") if isinstance(named, str) else "mean"
+
+
+def published_length(location: str) -> int | None:
+    """The longest text in tokens that the encoder was published with, where a sentence-transformers' configuration names it."""
+    path = Path(location) / "sentence_bert_config.json"
+    length = read_json(path).get("max_seq_length") if path.is_file() else None
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def published_prompts(base: BaseModel) -> dict[Role, str] | None:
+    """What the encoder's makers put before queries and documents; None where it is not known to have any.
+
+    From a sentence-transformers' configuration, or else from the model cards of families that were published without one.
+    """
+    path = Path(base.location) / "config_sentence_transformers.json"
+    named = read_json(path).get("prompts") if path.is_file() else None
+    found = {role: named[key] for key, role in _PROMPT_NAMES.items() if isinstance(named.get(key), str)} if isinstance(named, dict) else {}
+    if any(found.values()):
+        return {"query": found.get("query", ""), "document": found.get("document", "")}
+    last = base.name.rstrip("/").rpartition("/")[2].casefold()
+    prompts = next((prompts for family, prompts in PROMPTS.items() if re.match(family, last)), None)
+    return {"query": prompts[0], "document": prompts[1]} if prompts else None
 
 
 def _of_the_tower(source: Source) -> StudentEncoder:

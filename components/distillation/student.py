@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from components.distillation.checks import check_before_towers, check_student, shape_of
-from components.distillation.initial import new_student, untrained_student
+from components.distillation.initial import as_published, as_trained, new_student, untrained_roles, untrained_student
 from components.distillation.saved import MODULES, load_student, save_student
 from components.distillation.student_encoder import StudentEncoder
 from components.towers.contract import TextEncoder
@@ -13,6 +13,8 @@ from components.towers.encoder import load_tower
 
 __all__ = [
     "StudentEncoder",
+    "as_published",
+    "as_trained",
     "check_before_towers",
     "check_student",
     "load_encoder",
@@ -20,6 +22,7 @@ __all__ = [
     "new_student",
     "save_student",
     "shape_of",
+    "untrained_roles",
     "untrained_student",
 ]
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import EncoderArtifact, Scalar, seal
+from components.artifacts import Artifact, EncoderArtifact, Scalar, seal
 from components.distillation.config import DistillationConfig
 from components.distillation.contrastive import train_pair, without_auxiliary
 from components.distillation.forms import Source, at_most_positions, bare_student
 from components.distillation.heads import linear_head
+from components.distillation.initial import role_prompts, with_prompt
 from components.distillation.saved import load_student, save_student
 from components.distillation.student_encoder import StudentEncoder
 from components.towers.config import TowerConfig
@@ -29,6 +30,9 @@ from components.towers.probes import record_probes
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+QUERY_PROMPT = "query_prompt"
 
 
 class SmallEncoder:
@@ -55,14 +59,15 @@ class SmallEncoder:
 
 
 class SymmetricPair:
-    """The small encoder in both roles (see components.distillation.contrastive.TrainablePair)."""
+    """The small encoder in both roles (see components.distillation.contrastive.TrainablePair), which differ by their prompts alone."""
 
-    def __init__(self, encoder: SmallEncoder) -> None:
+    def __init__(self, encoder: SmallEncoder, query_prompt: str) -> None:
         self.encoder, self.device = encoder, encoder.device
+        self._queries = with_prompt(encoder.student, query_prompt)
 
     def tokens(self, texts: Sequence[str], role: Role) -> list[list[int]]:
-        """Token ids; the roles do not differ."""
-        return self.encoder.student.tokens(texts)
+        """Token ids behind the role's prompt."""
+        return (self._queries if role == "query" else self.encoder.student).tokens(texts)
 
     def embed(self, rows: Sequence[Sequence[int]], role: Role) -> Tensor:
         """Unit float32 vectors (len(rows), dimension) with a graph; the roles do not differ."""
@@ -90,11 +95,13 @@ def train_symmetric(
 ) -> EncoderArtifact:
     """Train the encoder that `configs[1]` names as `configs[0]` trains its towers, and save it as a document encoder of its own space.
 
-    Raises ModelError for an unusable encoder or too few pairs.
+    Queries and documents have their prompts as published (see `role_prompts`); `symmetric_roles` opens what was saved. Raises ModelError
+    for an unusable encoder or too few pairs.
     """
     towers, small = configs
-    student = _with_identity(pairs, towers, small)
-    pair = SymmetricPair(SmallEncoder(student, small, learning_rate))
+    prompts = role_prompts(small, [*pairs.documents, *pairs.queries])
+    student = _with_identity(pairs, towers, small, prompts["document"])
+    pair = SymmetricPair(SmallEncoder(student, small, learning_rate), prompts["query"])
     losses = train_pair(pair, pairs, without_auxiliary(towers), folder, "train symmetric pair")
     contract = save_student(student, folder)
     space_id = space_id_of(contract)
@@ -106,16 +113,23 @@ def train_symmetric(
         "dimension": contract.dimension,
         "base_model": contract.base_model,
         "final_loss": round(float(np.mean(losses[-10:])), 4),
+        QUERY_PROMPT: prompts["query"],
     }
     counts = {"pairs": len(pairs.pairs), "pairs_seen": towers.steps * towers.batch_size}
     return EncoderArtifact.model_validate(seal(folder, "encoder", counts=counts, parents=parents, attributes=attributes).model_dump())
 
 
-def _with_identity(pairs: Pairs, towers: TowerConfig, small: DistillationConfig) -> StudentEncoder:
+def symmetric_roles(trained: Artifact) -> tuple[StudentEncoder, StudentEncoder]:
+    """The encoder that `train_symmetric` made, for queries and for documents."""
+    document = load_student(trained.path)
+    return with_prompt(document, str(trained.attributes[QUERY_PROMPT])), document
+
+
+def _with_identity(pairs: Pairs, towers: TowerConfig, small: DistillationConfig, prompt: str) -> StudentEncoder:
     """The encoder with a square head that changes nothing at the start, so that it is saved and loaded like any student."""
     import torch
 
-    source = Source(small.model_copy(update={"query_prompt": ""}), [*pairs.documents, *pairs.queries], None)
+    source = Source(small.model_copy(update={"query_prompt": prompt}), [*pairs.documents, *pairs.queries], None)
     bare = bare_student(source)
     update = {"role": "document", "max_length": at_most_positions(bare, towers.max_document_length)}
     head = linear_head(torch.eye(bare.contract.dimension))

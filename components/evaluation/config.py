@@ -7,6 +7,30 @@ from pydantic import Field, field_validator
 from components.config import StepConfig
 from components.evaluation.slice_config import STANDARD_SLICES, SliceConfig
 
+AUTO, NO_STEMMER = "auto", "none"
+# Two-letter codes of the languages that people name most, beside Snowball's own names.
+_LANGUAGE_CODES = {
+    "ar": "arabic", "ca": "catalan", "cs": "czech", "da": "danish", "de": "german", "el": "greek", "en": "english", "es": "spanish",
+    "et": "estonian", "eu": "basque", "fa": "persian", "fi": "finnish", "fr": "french", "ga": "irish", "hi": "hindi", "hu": "hungarian",
+    "hy": "armenian", "id": "indonesian", "it": "italian", "lt": "lithuanian", "ne": "nepali", "nl": "dutch", "no": "norwegian",
+    "pl": "polish", "pt": "portuguese", "ro": "romanian", "ru": "russian", "sr": "serbian", "sv": "swedish", "ta": "tamil", "tr": "turkish",
+    "yi": "yiddish",
+}  # fmt: skip
+
+
+def stemmer_name(asked: str) -> str:
+    """`auto`, `none` or Snowball's name of the language `asked`, which may be a two-letter code; ValueError where there is no stemmer."""
+    name = asked.strip().casefold()
+    if name in (AUTO, NO_STEMMER):
+        return name
+    import Stemmer
+
+    known = Stemmer.algorithms()
+    name = _LANGUAGE_CODES.get(name, name)
+    if name not in known:
+        raise ValueError(f"there is no stemmer for '{asked}'; take {AUTO}, {NO_STEMMER}, or one of {', '.join(known)}")
+    return name
+
 
 class EvaluationConfig(StepConfig):
     """Which systems are measured, and how long their speed is measured."""
@@ -17,9 +41,14 @@ class EvaluationConfig(StepConfig):
         STANDARD_SLICES, description="How the judged queries are cut into slices: name, kind, and edges, parts, field or pattern"
     )
     depth: int = Field(100, ge=100, le=10_000, description="Documents retrieved per query; recall@100 needs 100")
+    bm25_stemmer: str = Field(
+        "auto",
+        min_length=1,
+        description="Stemmer of BM25: auto (the documents' language, where they tell it), none, or a language such as german or de",
+    )
     untrained_student: bool = Field(True, description="Also measure the student's encoder as it was before training")
     latency_queries: int = Field(
-        200, ge=20, le=100_000, description="At most this many queries are timed at batch 1 for the student; the teacher takes a quarter"
+        200, ge=20, le=100_000, description="At most this many queries are timed at batch 1, the same for every system"
     )
     speed_precision: float = Field(
         0.1, ge=0, le=1, description="Timing ends when 95 % intervals are within this share of each figure; 0: all queries are timed"
@@ -34,6 +63,11 @@ class EvaluationConfig(StepConfig):
     )
     bootstrap_samples: int = Field(2000, ge=200, le=100_000, description="Resamples of the paired bootstrap")
     seed: int = Field(13, ge=0, description="Seed of the bootstrap")
+
+    @field_validator("bm25_stemmer")
+    @classmethod
+    def _known_stemmer(cls, asked: str) -> str:
+        return stemmer_name(asked)
 
     @field_validator("split", "extra_splits")
     @classmethod

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact
 from components.data.dataset import load_dataset
-from components.evaluation.latency import TEACHER_SHARE, Timed, encoding, measure_speeds
+from components.evaluation.baselines import Bm25Ranker
+from components.evaluation.latency import PARTS, Answer, Timed, encoding, measure_speeds, with_work
 from components.evaluation.machine import describe_machine
 from components.evaluation.rankers import DenseRanker, Ranker
+from components.evaluation.report import EncoderSpeed
 from components.evaluation.summarize import judged_split
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from components.towers.contract import TextEncoder
 
 
-def encoder_speeds(encoders: Mapping[str, Artifact], teacher: str, dataset: Artifact, config: EvaluationConfig) -> dict[str, Any]:
-    """Name -> p50_ms and p95_ms at batch 1, qps at batch `config.throughput_batch`, and parameters; and the `machine` in words.
+def encoder_speeds(encoders: Mapping[str, Artifact], dataset: Artifact, config: EvaluationConfig) -> dict[str, Any]:
+    """Name -> p50_ms and p95_ms at batch 1, qps at batch `config.throughput_batch`, work and parameters; and the `machine` in words.
 
     Only encoding is timed, tokenisation included; the search is the same for all.
     """
@@ -28,18 +29,18 @@ def encoder_speeds(encoders: Mapping[str, Artifact], teacher: str, dataset: Arti
 
     opened = {name: load_encoder(artifact.path) for name, artifact in encoders.items()}
     queries = judged_split(load_dataset(dataset.path), config.split).texts
-    systems = {name: Timed(encoding(encoder), TEACHER_SHARE if name == teacher else 1) for name, encoder in opened.items()}
-    speeds = measure_speeds(systems, queries, config)
+    speeds = measure_speeds({name: encoding(encoder) for name, encoder in opened.items()}, queries, config)
     return {
         "machine": describe_machine(),
-        "systems": {name: {**speeds[name].model_dump(), **parameters_of(encoder)} for name, encoder in opened.items()},
+        "systems": {name: {**with_work(speeds[name], e, queries).model_dump(), **parameters_of(e)} for name, e in opened.items()},
     }
 
 
 def serving_speeds(openers: Mapping[str, Callable[[], Ranker]], dataset: Artifact, config: EvaluationConfig) -> dict[str, Any]:
     """Name -> speed of whole answers, search of `config.depth` documents included, and the seconds that opening the system took.
 
-    Opening BM25 is indexing the documents, opening an untrained encoder is encoding them; others load what was built before.
+    Opening BM25 is indexing the documents, opening an untrained encoder is encoding them; others load what was built before. Of an encoder
+    work and parameters are told as well.
     """
     rankers, opening = {}, {}
     for name, open_ranker in openers.items():
@@ -47,15 +48,27 @@ def serving_speeds(openers: Mapping[str, Callable[[], Ranker]], dataset: Artifac
         rankers[name] = open_ranker()
         opening[name] = time.perf_counter() - started
     queries = judged_split(load_dataset(dataset.path), config.split).texts
-    speeds = measure_speeds({name: _answering(name, ranker, config.depth) for name, ranker in rankers.items()}, queries, config)
-    systems = {name: {**speed.model_dump(), "opening_seconds": opening[name]} for name, speed in speeds.items()}
+    speeds = measure_speeds({name: _answering(ranker, config.depth) for name, ranker in rankers.items()}, queries, config)
+    systems = {name: {**_worked(speeds[name], ranker, queries), "opening_seconds": opening[name]} for name, ranker in rankers.items()}
     return {"machine": describe_machine(), "systems": systems}
 
 
-def _answering(name: str, ranker: Ranker, depth: int) -> Timed:
-    # Without their progress bars, which would be timed too.
-    quiet = replace(ranker, label=None) if isinstance(ranker, DenseRanker) else ranker
-    return Timed(lambda texts: quiet.rank(texts, depth), TEACHER_SHARE if name == "teacher" else 1)
+def _worked(speed: EncoderSpeed, ranker: Ranker, queries: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(ranker, DenseRanker):
+        return speed.model_dump()
+    return {**with_work(speed, ranker.encoder, queries).model_dump(), **parameters_of(ranker.encoder)}
+
+
+def _answering(ranker: Ranker, depth: int) -> Timed:
+    """Whole answers without progress bars, which would be timed too; an encoder may read a batch in parts, as in `encoding`."""
+    if not isinstance(ranker, DenseRanker):
+        quiet = ranker.quiet() if isinstance(ranker, Bm25Ranker) else ranker
+        return Timed(lambda texts: quiet.rank(texts, depth))
+
+    def way(parts: int) -> Answer:
+        return lambda texts: ranker.rank_vectors(ranker.encoder.encode(texts, batch_size=-(-len(texts) // parts)), depth)
+
+    return Timed(way(1), tuple(map(way, PARTS)))
 
 
 def parameters_of(encoder: TextEncoder) -> dict[str, int]:

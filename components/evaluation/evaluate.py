@@ -16,7 +16,7 @@ from components.evaluation.config import EvaluationConfig
 from components.evaluation.latency import measure_speed
 from components.evaluation.metrics import per_query_metrics
 from components.evaluation.rankers import DenseRanker, Ranker
-from components.evaluation.report import Evaluation, HealthSummary, SpeedSummary, write_report
+from components.evaluation.report import Bm25Setup, Evaluation, HealthSummary, SpeedSummary, UntrainedSetup, write_report
 from components.evaluation.slices import assign_slices
 from components.evaluation.summarize import JudgedSplit, judged_split, require_judged, summarize, summarize_extra
 from components.evaluation.trec import write_trec_run
@@ -46,7 +46,7 @@ def evaluate(
 ) -> EvalReport:
     """Measure every system on the judged queries of `config.split` and `config.extra_splits` and write the report into `folder`.
 
-    Names with a meaning: bm25, student_untrained, teacher, student. Speed is measured when `teacher` and `student` are both a
+    Names with a meaning: bm25, student_untrained, student_cut, teacher, student. Speed is measured when `teacher` and `student` are both a
     `DenseRanker`, the recall of the student's index when `student` is one. Writes report.json, per_query.parquet, slices.parquet,
     units.parquet, ann.parquet and `<system>.trec`, for extra splits per_query_extra.parquet and `<split>.<system>.trec`; raises DataError
     when nothing is judged in a split, or no document has the metadata field that `config.query_groups` names.
@@ -56,12 +56,15 @@ def evaluate(
     main = _measure(systems, dataset, config.split, config, f"{folder}/")
     extra = {split: _measure(systems, dataset, split, config, f"{folder}/{split}.") for split in config.extra_splits}
     ann = _ann(systems, main, config)
+    setups = {name: getattr(ranker, "setup", None) for name, ranker in systems.items()}
     summary = summarize(main.per_query, main.judged, len(dataset.documents), config, main.units).model_copy(
         update={
             "extra": {split: summarize_extra(found.per_query, found.judged, config, found.units) for split, found in extra.items()},
             "health": {name: _health(vectors) for name, vectors in main.vectors.items() if len(vectors) > 1},
             "speed": _speed(systems, main.judged, config),
             "ann": ann.summary if ann else None,
+            "bm25": next((setup for setup in setups.values() if isinstance(setup, Bm25Setup)), None),
+            "untrained": {name: setup for name, setup in setups.items() if isinstance(setup, UntrainedSetup)},
         }
     )
     slices = assign_slices(main.judged, dataset, config.slices)
@@ -72,7 +75,11 @@ def evaluate(
         "evaluation",
         counts={"queries": summary.queries, "systems": len(systems), **{f"queries_{s}": e.queries for s, e in summary.extra.items()}},
         parents=parents,
-        attributes={"split": config.split, "judgements_digest": summary.judgements_digest},
+        attributes={
+            "split": config.split,
+            "judgements_digest": summary.judgements_digest,
+            **{name: setup.words for name, setup in setups.items() if setup is not None},
+        },
     )
     return EvalReport(**artifact.model_dump())
 

@@ -14,6 +14,7 @@ from components.index.search import VectorIndex, index_in_memory
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
+    from components.evaluation.report import UntrainedSetup
     from components.towers.contract import TextEncoder
 
 
@@ -27,11 +28,15 @@ class Ranker(Protocol):
 
 @dataclass(frozen=True)
 class DenseRanker:
-    """A query encoder on an index; `label` names its progress bar, None shows none. Raises SpaceMismatch for two spaces."""
+    """A query encoder on an index; `label` names its progress bar, None shows none. Raises SpaceMismatch for two spaces.
+
+    `setup` says which encoder it is, where it was not trained here.
+    """
 
     encoder: TextEncoder
     index: VectorIndex
     label: str | None = None
+    setup: UntrainedSetup | None = None
 
     def __post_init__(self) -> None:
         if self.encoder.space_id != self.index.space_id:

@@ -75,22 +75,31 @@ class Comparison(_Section):
 
 
 class EncoderSpeed(_Section):
-    """Milliseconds per query at batch 1 over `queries` queries, and queries per second at `batch_size`; encoding only."""
+    """Milliseconds per query at batch 1 over `queries` queries, and queries per second at `batch_size`; encoding only.
+
+    The work behind them, where it is known: tokens per second at `batch_size` without padding, and floating-point operations of a query.
+    """
 
     p50_ms: float
     p95_ms: float
     qps: float
     batch_size: int
     queries: int
+    tokens_per_second: float | None = None
+    flops_per_query: float | None = None
 
 
 class SpeedSummary(_Section):
-    """Both encoders, measured in turns on one machine; `speed_up` is the student's queries per second over the teacher's."""
+    """Both encoders, measured in turns on one machine; `speed_up` is the student's queries per second over the teacher's.
+
+    `threads`: how many both could use.
+    """
 
     teacher: EncoderSpeed
     student: EncoderSpeed
     speed_up: float
     search_p50_ms: float
+    threads: int | None = None
 
 
 class OwnSummary(_Section):
@@ -135,6 +144,55 @@ class ExtraSummary(_Section):
     units: UnitsSummary | None = None
 
 
+class Bm25Setup(_Section):
+    """Which BM25 was measured: Lucene's variant with these values.
+
+    `stemmer`: Snowball's name, or none; `told`: it follows from the documents, not from a setting. `dev_queries`: on how many dev queries
+    k1 and b were chosen; 0: they are Lucene's.
+    """
+
+    stemmer: str = "none"
+    told: bool = False
+    k1: float = 1.2
+    b: float = 0.75
+    dev_queries: int = 0
+
+    @property
+    def words(self) -> str:
+        """One sentence without its full stop."""
+        if self.stemmer == "none":
+            why = ": the documents' language is not clear or has none" if self.told else ""
+            stemmed = f"no stemmer{why}"
+        else:
+            stemmed = f"Snowball's stemmer {self.stemmer}{' (the documents tell the language)' if self.told else ''}"
+        chosen = f"chosen on {self.dev_queries:,} dev queries" if self.dev_queries else "as Lucene has them"
+        return f"BM25: Lucene's variant, {stemmed}, k1 {self.k1:g} and b {self.b:g} {chosen}, no stop words removed, short words kept"
+
+
+class UntrainedSetup(_Section):
+    """Which untrained encoder was measured; `published`: with all its layers and its own pooling, else in the student's form.
+
+    `layers` is 0 for a static one, `max_length` in tokens.
+    """
+
+    encoder: str
+    published: bool
+    layers: int
+    pooling: str
+    query_prompt: str
+    document_prompt: str
+    max_length: int
+
+    @property
+    def words(self) -> str:
+        """One sentence without its full stop."""
+        form = f"{self.layers} layers, pooling {self.pooling}" if self.layers else "the mean of one vector a token"
+        both = f"prompts '{self.query_prompt}' and '{self.document_prompt}'"
+        prompts = both if self.query_prompt or self.document_prompt else "no prompts"
+        how = "as published" if self.published else "in the student's form"
+        return f"{self.encoder} untrained, {how}: {form}, {prompts}, at most {self.max_length} tokens"
+
+
 class HealthSummary(_Section):
     """How widely one encoder's vectors of `queries` judged queries spread; a student far from its teacher here has collapsed."""
 
@@ -164,7 +222,7 @@ class Summary(_Section):
     `retention` is the student's mean over the teacher's; a metric in which the teacher has 0 is absent. `confidence` is that of every
     two-sided interval. `extra` maps a split to its figures, `health` teacher and student to theirs, `ann` is the index's recall; reports of
     older versions have none of these. `own_documents` is there when queries have ids of documents. Without `units`, as in older reports,
-    every query counts as drawn by itself.
+    every query counts as drawn by itself. `bm25` says which BM25 was measured, `untrained` by system which untrained encoders.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -184,6 +242,8 @@ class Summary(_Section):
     ann: AnnSummary | None = None
     own_documents: OwnSummary | None = None
     units: UnitsSummary | None = None
+    bm25: Bm25Setup | None = None
+    untrained: dict[str, UntrainedSetup] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

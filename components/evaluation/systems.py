@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from components.evaluation.config import EvaluationConfig
 from components.evaluation.evaluate import evaluate
 from components.evaluation.rankers import DenseRanker, Ranker, symmetric_ranker
 from components.evaluation.recorded import recorded_ranker
+from components.evaluation.report import UntrainedSetup
 from components.index.search import load_index
 from components.settings import work_folder
 
@@ -25,17 +27,18 @@ if TYPE_CHECKING:
     from components.distillation.config import DistillationConfig
     from components.distillation.student_encoder import StudentEncoder
 
-UNTRAINED_LABEL = "untrained student"
-UNTRAINED_MAX_LENGTH = 256  # tokens; the student's own limit is for queries, and this baseline encodes documents with it too
+UNTRAINED, CUT = "student_untrained", "student_cut"
+LABELS = {UNTRAINED: "untrained encoder", CUT: "untrained encoder, cut"}
+UNTRAINED_MAX_LENGTH = 512  # tokens of a text; an encoder that was published with more is bounded, for its cost grows with them
 
 
 def evaluate_release(
     inputs: Mapping[str, Artifact], distillation: DistillationConfig, config: EvaluationConfig, folder: Path
 ) -> EvalReport:
-    """Measure BM25, the untrained student, teacher and student on one split, and the speed of the last two.
+    """Measure BM25, the untrained encoders, teacher and student on one split, and the speed of the last two.
 
-    `inputs`: dataset, query_tower, query_encoder, index; and `earlier`, an evaluation on the same data with the same untrained encoder,
-    whose rankings of the first two systems are taken over. `distillation` names the student's encoder before training.
+    `inputs`: dataset, query_tower, query_encoder, index; and `earlier`, an evaluation on the same data with the same untrained encoders,
+    whose rankings of BM25 and these are taken over. `distillation` names the student's encoder before training.
     """
     dataset = load_dataset(inputs["dataset"].path)
     systems = _baselines(inputs, dataset, distillation, config)
@@ -43,18 +46,33 @@ def evaluate_release(
     return evaluate(systems, dataset, config, folder, {role: artifact.digest for role, artifact in inputs.items()})
 
 
+def untrained_systems(distillation: DistillationConfig) -> dict[str, DistillationConfig]:
+    """The untrained encoders that a student is held against, by their names in the report.
+
+    `student_untrained` is the student's encoder as its makers published it, `student_cut` the same in the student's form, where that is
+    another: with fewer layers, another pooling, or static. A student that is cut from the teacher has no published encoder, so its
+    `student_untrained` is what is cut.
+    """
+    from components.distillation.student import as_published, as_trained
+
+    own = as_trained(distillation)
+    if own.student == "teacher":
+        return {UNTRAINED: own}
+    published = as_published(own)
+    return {UNTRAINED: published, **({CUT: own} if own != published else {})}
+
+
 def _baselines(
     inputs: Mapping[str, Artifact], dataset: Dataset, distillation: DistillationConfig, config: EvaluationConfig
 ) -> dict[str, Ranker]:
-    """BM25 and the untrained student: as the earlier evaluation ranked them, else made anew, which reads every document."""
+    """BM25 and the untrained encoders: as the earlier evaluation ranked them, else made anew, which reads every document."""
 
     def recorded(name: str) -> Ranker | None:
         return recorded_ranker(inputs["earlier"].path, name, dataset, config) if "earlier" in inputs else None
 
-    systems: dict[str, Ranker] = {"bm25": recorded("bm25") or bm25_ranker(dataset)}
-    if config.untrained_student:
-        made = recorded("student_untrained") or untrained_ranker(dataset, distillation, inputs["query_tower"].path, kept=True)
-        systems["student_untrained"] = made
+    systems: dict[str, Ranker] = {"bm25": recorded("bm25") or bm25_ranker(dataset, config.bm25_stemmer)}
+    for name in untrained_systems(distillation) if config.untrained_student else ():
+        systems[name] = recorded(name) or untrained_ranker(dataset, distillation, inputs["query_tower"].path, name, kept=True)
     return systems
 
 
@@ -79,13 +97,13 @@ def open_mixed(encoder: Artifact, own: Artifact, foreign: Artifact) -> DenseRank
     return DenseRanker(opened, index_in_memory(np.concatenate([mine.vectors, others.vectors]), ids, own.space_id), "queries")
 
 
-def open_system(name: str, inputs: Mapping[str, Artifact], distillation: DistillationConfig) -> Ranker:
-    """One of bm25, student_untrained, teacher, student. `inputs` as for `evaluate_release`, as far as the system needs them."""
+def open_system(name: str, inputs: Mapping[str, Artifact], distillation: DistillationConfig, bm25_stemmer: str) -> Ranker:
+    """One of bm25, student_untrained, student_cut, teacher, student. `inputs`: what `evaluate_release` has, as far as it is needed."""
     dataset = load_dataset(inputs["dataset"].path)
     if name == "bm25":
-        return bm25_ranker(dataset)
-    if name == "student_untrained":
-        return untrained_ranker(dataset, distillation, inputs["query_tower"].path)
+        return bm25_ranker(dataset, bm25_stemmer)
+    if name in LABELS:
+        return untrained_ranker(dataset, distillation, inputs["query_tower"].path, name)
     return open_dense(inputs["query_tower" if name == "teacher" else "query_encoder"], inputs["index"])
 
 
@@ -99,22 +117,46 @@ def _teacher_and_student(inputs: Mapping[str, Artifact]) -> tuple[DenseRanker, D
 
 
 def untrained_ranker(
-    dataset: Dataset, distillation: DistillationConfig, query_tower: Path | None, kept: bool = False, label: str | None = UNTRAINED_LABEL
+    dataset: Dataset,
+    distillation: DistillationConfig,
+    query_tower: Path | None,
+    name: str = UNTRAINED,
+    kept: bool = False,
+    progress: bool = True,
 ) -> DenseRanker:
-    """The student's encoder before training, for queries and documents alike; `query_tower` is needed for the student `teacher`.
+    """One of `untrained_systems` with its prompts by role; `query_tower` is needed for the student `teacher`.
 
     With `kept` the documents' vectors are taken from the working folder, or kept there: encoding them takes minutes on a slow machine,
     and no training changes them.
     """
-    from components.distillation.student import untrained_student
+    from components.distillation.student import untrained_roles
 
+    config, label = untrained_systems(distillation)[name], LABELS[name] if progress else None
     texts = [*dataset.document_texts(), *dataset.queries["text"]]
-    encoder = untrained_student(distillation, texts, query_tower, UNTRAINED_MAX_LENGTH)
-    vectors = _kept_vectors(encoder, dataset, distillation, label) if kept else None
-    return symmetric_ranker(encoder, dataset, label, vectors)
+    query, document = untrained_roles(config, texts, query_tower, UNTRAINED_MAX_LENGTH)
+    vectors = _kept_vectors(document, dataset, config, label) if kept else _document_vectors(document, dataset, label)
+    ranker = symmetric_ranker(query, dataset, label, vectors)
+    return replace(ranker, setup=_setup(query, document, published=name == UNTRAINED and config.student != "teacher"))
 
 
-def _kept_vectors(encoder: StudentEncoder, dataset: Dataset, distillation: DistillationConfig, label: str | None) -> NDArray[np.float32]:
+def _setup(query: StudentEncoder, document: StudentEncoder, published: bool) -> UntrainedSetup:
+    contract = query.contract
+    return UntrainedSetup(
+        encoder=contract.base_model,
+        published=published,
+        layers=query.layer_count,
+        pooling=contract.pooling,
+        query_prompt=contract.prompt,
+        document_prompt=document.contract.prompt,
+        max_length=contract.max_length,
+    )
+
+
+def _document_vectors(encoder: StudentEncoder, dataset: Dataset, label: str | None) -> NDArray[np.float32]:
+    return encoder.encode(dataset.document_texts(), progress=None if label is None else f"{label}: documents")
+
+
+def _kept_vectors(encoder: StudentEncoder, dataset: Dataset, config: DistillationConfig, label: str | None) -> NDArray[np.float32]:
     """Vectors of all documents, float32 (documents, dimension), by the digest of what they follow from; unreadable ones are made anew."""
     import numpy as np
     import torch
@@ -122,7 +164,7 @@ def _kept_vectors(encoder: StudentEncoder, dataset: Dataset, distillation: Disti
 
     identity = {
         "encoder": encoder.contract.model_dump(),
-        "cut": distillation.model_dump(include={"student", "form", "layers"}),
+        "cut": config.model_dump(include={"student", "form", "layers"}),
         "documents": dataset.document_texts(),
         "computed_with": [str(next(encoder.model.parameters()).dtype), encoder.device.type, torch.__version__, transformers.__version__],
     }
@@ -130,7 +172,7 @@ def _kept_vectors(encoder: StudentEncoder, dataset: Dataset, distillation: Disti
     path = folder / "vectors.npy"
     if is_complete(folder):
         return np.load(path, allow_pickle=False)
-    vectors = encoder.encode(dataset.document_texts(), progress=None if label is None else f"{label}: documents")
+    vectors = _document_vectors(encoder, dataset, label)
     held = io.BytesIO()
     np.save(held, vectors)
     write_atomic(path, held.getvalue())

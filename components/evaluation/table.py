@@ -5,12 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from components.evaluation.baselines import DESCRIPTION
 from components.evaluation.metrics import METRICS, RETAINED, metric_words
 from components.evaluation.plain_words import DEV, split_mark
 from components.evaluation.report import AnnSummary, Comparison, EncoderSpeed, ExtraSummary, SpeedSummary, Summary
 
-_TITLES = {"bm25": "BM25", "student_untrained": "untrained", "teacher": "teacher", "student": "student"}
+_TITLES = {"bm25": "BM25", "student_untrained": "untrained", "student_cut": "untrained, cut", "teacher": "teacher", "student": "student"}
 _WIDTH = 80
 
 
@@ -134,7 +133,18 @@ def _speed(speed: SpeedSummary | None) -> str:
     size = speed.student.batch_size
     head = ["", "p50, batch 1", "p95, batch 1", "queries timed", f"queries/s, batch {size}"]
     table = _columns([head, _speed_row("teacher", speed.teacher), _speed_row("student", speed.student)])
-    return f"{table}\nstudent: {speed.speed_up:.1f} times the teacher's queries per second; index search p50 {speed.search_p50_ms:.2f} ms"
+    ratio = f"student: {speed.speed_up:.1f} times the teacher's queries per second; index search p50 {speed.search_p50_ms:.2f} ms"
+    return "\n".join([table, ratio, *_work(speed)])
+
+
+def _work(speed: SpeedSummary) -> list[str]:
+    """What the encoders do for a query, where it is known."""
+    told = [
+        f"{name} {one.tokens_per_second:,.0f} tokens/s, {one.flops_per_query / 1e6:,.0f} MFLOP a query"
+        for name, one in (("teacher", speed.teacher), ("student", speed.student))
+        if one.tokens_per_second is not None and one.flops_per_query is not None
+    ]
+    return [f"without padding: {'; '.join(told)}"] if told else []
 
 
 def _speed_row(name: str, speed: EncoderSpeed) -> list[str]:
@@ -142,7 +152,8 @@ def _speed_row(name: str, speed: EncoderSpeed) -> list[str]:
 
 
 def _notes(summary: Summary) -> str:
-    return "\n".join([*([f"{DESCRIPTION}."] if "bm25" in summary.systems else []), *_units(summary)])
+    setups = [setup for setup in (summary.bm25, *summary.untrained.values()) if setup]
+    return "\n".join([*(f"{setup.words}." for setup in setups), *_units(summary)])
 
 
 def _in_order(systems: Mapping[str, object]) -> list[str]:

@@ -278,7 +278,7 @@ def _learning(clock: _Clock, texts: _Sample, config: Any, tower: Path) -> None:
 def _search(clock: _Clock, texts: _Sample, config: Any) -> None:
     import pandas as pd
 
-    from components.evaluation.baselines import Bm25Ranker
+    from components.evaluation.baselines import Bm25Documents, Bm25Ranker
     from components.evaluation.metrics import per_query_metrics
     from components.index.search import index_in_memory
 
@@ -292,7 +292,11 @@ def _search(clock: _Clock, texts: _Sample, config: Any) -> None:
     clock.keep("single_score", clock.of(lambda: index.search(queries[:1], depth), 5), count)
     documents = texts.documents
     names = [str(i) for i in range(len(documents))]
-    ranker = clock.kept("bm25_character", lambda: Bm25Ranker(names, documents, progress=False), sum(map(len, documents)))
+
+    def read() -> Bm25Ranker:
+        return Bm25Ranker(Bm25Documents.read(names, documents, progress=False), progress=False)
+
+    ranker = clock.kept("bm25_character", read, sum(map(len, documents)))
     asked = texts.targets[:32]
     clock.keep("bm25_score", clock.of(lambda: ranker.rank(asked, depth)), len(asked) * len(documents))
     names = [f"q{i}" for i in range(100)]

@@ -284,29 +284,51 @@ def _distillation(config: Any, facts: Facts, targets: Sequence[Texts]) -> Work:
 
 
 def _evaluation(config: Any, facts: Facts) -> Work:
-    from components.evaluation.systems import UNTRAINED_MAX_LENGTH
+    from components.evaluation.baselines import DEV_DOCUMENTS, DEV_QUERIES, GRID
 
     evaluation, documents, share = config.evaluation, facts.documents, _visited(config, facts)
     queries = sum(texts.count for texts in facts.judged.values())
     teacher = sum(padded(t.teacher, t.count, config.towers.max_query_length, TOKENS_PER_BATCH) for t in facts.judged.values())
     student = sum(real(t.student, t.count, config.distillation.max_query_length) for t in facts.judged.values())
-    untrained = real(documents.student, documents.count, UNTRAINED_MAX_LENGTH) + student if evaluation.untrained_student else 0.0
-    systems = 4 if evaluation.untrained_student else 3
+    # Every document through each untrained encoder; tokens of one with more layers than the student count as more of the student's.
+    passes = untrained_passes(config, facts)
+    untrained = sum(passes) * (real(documents.student, documents.count, facts.untrained_length) + student)
+    systems = 3 + len(passes)
     exact = 1 + (queries > 0)  # the exact search that the index is held against
     bootstraps = BOOTSTRAPS * evaluation.bootstrap_samples * queries
+    tried = len(GRID) * min(DEV_QUERIES, facts.dev.count)
+    part = min(1.0, DEV_DOCUMENTS / max(1, documents.count))
     return {
         "teacher_load": 1,
-        "student_load": 2,
+        "student_load": 1 + len(passes),
         "teacher_token": teacher,
         "student_token": untrained + student,
-        "bm25_character": documents.characters,
-        "bm25_score": queries * documents.count,
-        "score": queries * documents.count * (exact + (systems - 2) * share + 2 * share),
+        "bm25_character": documents.characters * (1 + part * (part < 1)),
+        "bm25_score": (queries + tried * part) * documents.count,
+        "score": queries * documents.count * (exact + len(passes) + 2 * share),
         "single_score": evaluation.latency_queries * documents.count * share,
-        "metric_query": queries * systems,
+        "metric_query": queries * systems + tried,
         "timing": 1,
         "reference_second": BOOTSTRAP_VALUE * bootstraps,
     }
+
+
+def untrained_passes(config: Any, facts: Facts) -> list[float]:
+    """For each untrained encoder that is measured, its layers over the student's."""
+    from components.evaluation.systems import untrained_systems
+
+    settings, layers = config.distillation, facts.student.layers
+    if not config.evaluation.untrained_student:
+        return []
+    kept = layers_kept(settings.layers, layers) if settings.form == "transformer" else layers
+    return [
+        (layers if found.layers is None else layers_kept(found.layers, layers)) / kept for found in untrained_systems(settings).values()
+    ]
+
+
+def layers_kept(named: int | Sequence[int] | None, layers: int) -> int:
+    """How many of a model's layers a setting such as `distillation.layers` keeps."""
+    return layers if named is None else min(layers, named if isinstance(named, int) else len(named))
 
 
 def _visited(config: Any, facts: Facts) -> float:
@@ -353,8 +375,7 @@ def student_parameters(config: Any, facts: Facts) -> tuple[int, int]:
     head = width * dimension if settings.head == "linear" else settings.head_width * (width + dimension)
     if settings.form == "static":
         return shape.embeddings + head, shape.embeddings + head
-    kept = shape.layers if settings.layers is None else settings.layers if isinstance(settings.layers, int) else len(settings.layers)
-    layers = min(kept, shape.layers) * (shape.parameters - shape.embeddings) // shape.layers
+    layers = layers_kept(settings.layers, shape.layers) * (shape.parameters - shape.embeddings) // shape.layers
     return shape.embeddings + layers + head, layers + head + (shape.embeddings if settings.train_embeddings else 0)
 
 

@@ -50,6 +50,7 @@ class Facts:
     query and document, uncut, of a sample of the `pair_count` training pairs. `refine_pairs`: pairs of the refinement. `judged`: queries
     of the splits that are evaluated; `judged_counts`: judged queries of every split. `scripts`: share of the documents by script.
     `design_effect`: how many judged queries of the decisive split say as much as one that was drawn by itself (`expected_effect`).
+    `untrained_length`: tokens that the student's encoder reads of a text before training.
     """
 
     documents: Texts
@@ -64,6 +65,7 @@ class Facts:
     teacher: Shape
     student: Shape
     design_effect: float = 1.0
+    untrained_length: int = 512
 
     @property
     def targets(self) -> int:
@@ -128,7 +130,19 @@ def gather_facts(
         teacher=shape_of_model(*_models(towers, distillation)[0], built_from),
         student=shape_of_model(*_models(towers, distillation)[1], built_from),
         design_effect=expected_effect(query_units(judged_split(dataset, evaluation.split), dataset, evaluation.query_groups)),
+        untrained_length=_untrained_length(distillation, built_from),
     )
+
+
+def _untrained_length(distillation: DistillationConfig, built_from: Sequence[str]) -> int:
+    from components.distillation.forms import published_length
+    from components.evaluation.systems import UNTRAINED_MAX_LENGTH
+    from components.towers.base_models import resolve_base
+
+    if distillation.student == "teacher":
+        return UNTRAINED_MAX_LENGTH
+    published = published_length(resolve_base(distillation.student, built_from, distillation.revision).location)
+    return min(UNTRAINED_MAX_LENGTH, published or UNTRAINED_MAX_LENGTH)
 
 
 class _Counter:

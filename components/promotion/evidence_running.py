@@ -21,7 +21,7 @@ _NO_SPEED = "No speed was measured: the evaluation did not have both teacher and
 
 def speed_section(dossier: Dossier) -> Safe:
     """Latency of the whole answer against the champion, of the encoders, sizes, and quality over latency."""
-    columns = ("What", "p50, batch 1 (ms)", "p95, batch 1 (ms)", "Queries timed", "Queries per second", "Batch")
+    columns = ("What", "p50, batch 1 (ms)", "p95, batch 1 (ms)", "Queries timed", "Queries/s", "Batch", "Tokens/s", "MFLOP")
     rows = [_speed_row(name, speed) for name, speed in _speeds(dossier)]
     compared, speed = dossier.compared.summary, dossier.evaluation.summary.speed
     told = (
@@ -34,6 +34,8 @@ def speed_section(dossier: Dossier) -> Safe:
         told += [f"Candidate over champion, in turns on {compared.machine}: p95 {ratio:.2f}, queries per second {faster:.2f}."]
     else:
         told += [dossier.compared.missing]
+    if speed and speed.threads:
+        told += [f"Each encoder by its fastest way, {speed.threads} threads. Tokens: without padding. MFLOP: a query's operations."]
     timed = [table("Speed", columns, rows, numbers=1)] if rows else [_NO_SPEED]
     return section("speed", "Latency and size", *timed, *told, latency_plot(dossier), _sizes(dossier))
 
@@ -46,7 +48,9 @@ def _speeds(dossier: Dossier) -> list[tuple[str, EncoderSpeed]]:
 
 
 def _speed_row(name: str, speed: EncoderSpeed) -> list[Cell]:
-    return [name, f"{speed.p50_ms:.2f}", f"{speed.p95_ms:.2f}", f"{speed.queries:,}", f"{speed.qps:,.0f}", str(speed.batch_size)]
+    times = [f"{speed.p50_ms:.2f}", f"{speed.p95_ms:.2f}", f"{speed.queries:,}", f"{speed.qps:,.0f}", str(speed.batch_size)]
+    tokens = "" if speed.tokens_per_second is None else f"{speed.tokens_per_second:,.0f}"
+    return [name, *times, tokens, "" if speed.flops_per_query is None else f"{speed.flops_per_query / 1e6:,.0f}"]
 
 
 def latency_plot(dossier: Dossier) -> Safe:

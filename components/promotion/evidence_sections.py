@@ -120,7 +120,7 @@ def quality_section(dossier: Dossier) -> Safe:
         ]
     if others:
         blocks += [heading("Against the baselines"), baseline_plot(dossier), delta_table("Differences from the baselines", others)]
-    return section("quality", "Quality against champion and baselines", *blocks, heading("Levels"), _levels(dossier))
+    return section("quality", "Quality against champion and baselines", *blocks, heading("Levels"), _levels(dossier), _setups(dossier))
 
 
 def champion_deltas(dossier: Dossier) -> list[Delta]:
@@ -199,6 +199,13 @@ def _delta_row(d: Delta) -> list[Cell]:
     means, power = [f"{mean:.3f}" for mean in d.means], [share(d.power), number(d.detectable, 4)]
     named = [foreign(systems_words(d.name), _NAME), metric_words(d.metric)]
     return [*named, reading, *means, signed(d.difference), interval_words(d), _queries(d), *power]
+
+
+def _setups(dossier: Dossier) -> Safe:
+    """Which BM25 and which untrained encoders the candidate was held against."""
+    summary = dossier.evaluation.summary
+    told = [setup.words for setup in (summary.bm25, *summary.untrained.values()) if setup]
+    return bullets([foreign(f"{words}.", _CHANGE) for words in told]) if told else Safe("")
 
 
 def _levels(dossier: Dossier) -> Safe:

@@ -19,7 +19,13 @@ STATUS_WORDS = {
     "first_release": ("warn", "\u26a0 first release"),
     "off": ("", "off"),
 }
-SYSTEMS = {"bm25": "BM25", "student_untrained": "untrained student", "teacher": "teacher", "student": "candidate (student)"}
+SYSTEMS = {
+    "bm25": "BM25",
+    "student_untrained": "untrained encoder",
+    "student_cut": "untrained encoder, in the student's form",
+    "teacher": "teacher",
+    "student": "candidate (student)",
+}
 
 
 def release_words(release_type: str) -> str:

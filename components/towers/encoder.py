@@ -43,11 +43,15 @@ class TowerEncoder:
         """The transformer's tokenizer."""
         return self._tokenizer
 
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids under the contract."""
+        return token_ids(self._tokenizer, texts, self.contract)
+
     def encode(self, texts: Sequence[str], batch_size: int | None = None, progress: Progress = None) -> NDArray[np.float32]:
         """Unit float32 vectors (len(texts), dimension), in the order of `texts`; encoded in batches of similar length."""
         import torch
 
-        rows = token_ids(self._tokenizer, texts, self.contract)
+        rows = self.tokens(texts)
         vectors = np.empty((len(rows), self.contract.dimension), dtype=np.float32)
         with torch.inference_mode(), counting(progress, len(rows), "text") as done:
             for batch in batches_by_tokens([len(r) for r in rows], self.tokens_per_batch, batch_size):

@@ -91,11 +91,11 @@ def training_pairs(dataset: Dataset, batches_by: str = "") -> Pairs:
         relevant={q: frozenset(d) for q, d in relevant.items()},
         origins=[dataset.origin_of(query) for query in judged["query_id"]],
         own={query_row[query]: document_row[query] for query in sorted(dataset.own_documents("train").left_out)},
-        kinds=_kinds(dataset, [document for _, document in pairs], batches_by) if batches_by else (),
+        kinds=document_kinds(dataset, [document for _, document in pairs], batches_by) if batches_by else (),
     )
 
 
-def _kinds(dataset: Dataset, documents: Sequence[int], field: str) -> list[str]:
+def document_kinds(dataset: Dataset, documents: Sequence[int], field: str) -> list[str]:
     """The value of the metadata field of each document, by number; empty where it has none."""
     metadata = [json.loads(text or "{}") for text in dataset.documents["metadata"].iloc[list(documents)]]
     kinds = [str(values.get(field, "")) for values in metadata]

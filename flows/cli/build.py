@@ -198,9 +198,9 @@ def _examples(options: argparse.Namespace, result: dict[str, Any], config: Retra
 
     with only_result_on_stdout(options):
         dataset = load_dataset(make_step(snapshot_step(config)).path)
-    rankers: dict[str, Any] = {"BM25": bm25_ranker(dataset, progress=False)}
+    rankers: dict[str, Any] = {"BM25": bm25_ranker(dataset, config.evaluation.bm25_stemmer, progress=False)}
     if config.distillation.student != "teacher":
-        rankers["untrained encoder"] = untrained_ranker(dataset, config.distillation, None, kept=True, label=None)
+        rankers["untrained encoder"] = untrained_ranker(dataset, config.distillation, None, kept=True, progress=False)
     titles = dict(zip(dataset.documents["doc_id"], dataset.documents["title"], strict=True))
     found: dict[str, dict[str, list[dict[str, str]]]] = {query: {} for query in EXAMPLES}
     for name, ranker in rankers.items():

@@ -1,15 +1,18 @@
-"""Baselines: every way to build a retriever at equal training pairs, side by side with the student.
+"""Baselines: every way to build a retriever on equal training pairs, side by side with the student, each with its cost.
 
 BM25; the small encoder untrained; the same encoder trained alone for queries and documents (symmetric); an LLM document tower with
-the small query encoder, trained end to end; the teacher; the student after alignment; the student after refinement.
+the small query encoder, trained end to end; the teacher as published, where it is an embedding model; the teacher; the student after
+alignment; the student after refinement. The small encoder is the published one, whole; where the student has another form, a cell with
+`-cut` behind its name has that form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
 from components.distillation.config import DistillationConfig
@@ -26,91 +29,166 @@ if TYPE_CHECKING:
 
     from components.evaluation.rankers import Ranker
 
-BM25, UNTRAINED, SYMMETRIC, END_TO_END = "bm25", "untrained", "symmetric", "end-to-end"
+BM25, UNTRAINED, SYMMETRIC, END_TO_END, PUBLISHED = "bm25", "untrained", "symmetric", "end-to-end", "teacher-published"
 TEACHER, ALIGNED, STUDENT = "teacher", "student-aligned", "student"
-FIXED = (BM25, UNTRAINED)  # what is not trained, and needs no seeds
-System = tuple[Callable[[], "Ranker"], dict[str, Artifact]]  # what opens a ranker, and the artifacts that it is made of
+COST, CUT = "cost", "-cut"
+OF_SMALL_ENCODERS = (UNTRAINED, SYMMETRIC, END_TO_END)
+FIXED = (BM25, UNTRAINED, UNTRAINED + CUT, PUBLISHED)  # what is not trained, and needs no seeds
+
+
+@dataclass(frozen=True)
+class System:
+    """What opens a ranker, all that determines it, and the artifacts that were trained and encoded for it."""
+
+    ranker: Callable[[], Ranker]
+    inputs: Mapping[str, Artifact] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    trained: tuple[Artifact, ...] = ()
+    encoded: tuple[Artifact, ...] = ()
+
+
+Build = Callable[[StudySettings], System]  # by the configuration of one seed
 
 
 def cells(context: Context) -> list[Cell]:
-    """One cell a system and seed; the student is always among them, since the others are compared with it."""
+    """One cell a system and seed; the student is always among them, since the others are compared with it.
+
+    Then what each of them costs, of the first seed.
+    """
     _require_small_encoder(context.config)
-    runs: dict[str, Callable[[Context, StudySettings], Artifact]] = {
-        BM25: _bm25,
-        UNTRAINED: _untrained,
-        SYMMETRIC: _symmetric,
-        END_TO_END: _end_to_end,
-        TEACHER: lambda c, config: c.scores(TEACHER, c.towers(config)[0], c.index(config)),
-        ALIGNED: lambda c, config: c.scores(ALIGNED, c.student(_aligned_only(config)), c.index(config)),
-        STUDENT: lambda c, config: c.scores(STUDENT, c.student(config), c.index(config)),
-    }
-    if not context.config.distillation.refine_epochs:
-        del runs[ALIGNED]  # the student is aligned only
-    chosen = {*context.chosen(list(runs)), STUDENT}
-    trainings, found = whole_trainings(context), []
-    for name, run in ((name, run) for name, run in runs.items() if name in chosen):
+    systems, trainings = _systems(context), whole_trainings(context)
+    chosen = {*context.chosen([*systems, COST]), STUDENT}
+    wanted = {name: build for name, build in systems.items() if name in chosen}
+    found = []
+    for name, build in wanted.items():
         if name in FIXED:
-            found.append(Cell(name, partial(run, context, context.config)))
+            found.append(Cell(name, partial(_scores, context, name, build, context.config)))
         else:
-            found += [Cell(seeded(name, seed), partial(run, context, config)) for seed, config in trainings.items()]
-    return found
+            found += [Cell(seeded(name, seed), partial(_scores, context, name, build, config)) for seed, config in trainings.items()]
+    return [*found, *([Cell(COST, partial(_cost, context, wanted, next(iter(trainings.values()))))] if COST in chosen else [])]
+
+
+def _systems(context: Context) -> dict[str, Build]:
+    small = {f"{name}{suffix}": suffix for name in OF_SMALL_ENCODERS for suffix in small_encoders(context.config)}
+    builders = {UNTRAINED: _untrained, SYMMETRIC: _symmetric, END_TO_END: _end_to_end}
+    found: dict[str, Build] = {BM25: partial(_bm25, context)}
+    found |= {name: partial(builders[name.removesuffix(CUT)], context, suffix) for name, suffix in small.items()}
+    if _is_embedding_model(context.config):
+        found[PUBLISHED] = partial(_published_teacher, context)
+    found[TEACHER] = lambda config: _dense(context, config, context.towers(config)[0], context.stage_one(config))
+    if context.config.distillation.refine_epochs:  # else the student is aligned only
+        found[ALIGNED] = lambda config: _student(context, _aligned_only(config))
+    return found | {STUDENT: lambda config: _student(context, config)}
 
 
 def _aligned_only(config: StudySettings) -> StudySettings:
     return config.model_copy(update={"distillation": config.distillation.model_copy(update={"refine_epochs": 0})})
 
 
-def small_encoder(config: StudySettings) -> DistillationConfig:
-    """The encoder of the baselines: the student's, in the student's form and final size."""
-    student = config.distillation
-    layers = student.prune_to[-1] if student.prune_to else student.layers
+def small_encoders(config: StudySettings) -> dict[str, DistillationConfig]:
+    """The encoder of the baselines by the end of its cell's name: as published, and in the student's form where that is another."""
+    from components.distillation.student import as_published, as_trained
+
     named = config.study.small_encoder
-    changes = {"student": named or student.student, "revision": None if named else student.revision, "layers": layers, "prune_to": ()}
-    return student.model_copy(update=changes)
+    changes = {"student": named, "revision": None} if named else {}
+    own = as_trained(config.distillation.model_copy(update=changes))
+    published = as_published(own)
+    return {"": published, **({CUT: own} if own != published else {})}
 
 
 def _require_small_encoder(config: StudySettings) -> None:
-    if small_encoder(config).student == "teacher":
+    if "teacher" in (config.study.small_encoder, config.study.small_encoder or config.distillation.student):
         raise ConfigError("The student is a part of the teacher, and the baselines need an encoder of their own: set study.small_encoder.")
 
 
-def _bm25(context: Context, _: StudySettings) -> Artifact:
+def _is_embedding_model(config: StudySettings) -> bool:
+    """Whether the teacher's base was published as a model of embeddings, which can be asked as it is."""
+    from components.towers.base_models import folder_identity, is_on_hub, resolve_base
+
+    name = config.towers.base_model
+    if not is_on_hub(name) and not folder_identity(name):
+        return False
+    return (Path(resolve_base(name, (), config.towers.revision).location) / "modules.json").is_file()
+
+
+def _scores(context: Context, name: str, build: Build, config: StudySettings) -> Artifact:
+    system = build(config)
+    return context.scores_of(name, system.ranker, system.inputs, system.settings)
+
+
+def _bm25(context: Context, config: StudySettings) -> System:
+    stemmer = config.evaluation.bm25_stemmer
+
     def ranker() -> Ranker:
         from components.data.dataset import load_dataset
         from components.evaluation.baselines import bm25_ranker
 
-        return bm25_ranker(load_dataset(context.dataset))
+        return bm25_ranker(load_dataset(context.dataset), stemmer)
 
-    return context.scores_of(BM25, ranker, {})
+    return System(ranker, settings={"bm25_stemmer": stemmer})
 
 
-def _untrained(context: Context, config: StudySettings) -> Artifact:
-    small = small_encoder(config)
+def _untrained(context: Context, form: str, config: StudySettings) -> System:
+    return _not_trained(context, small_encoders(config)[form])
+
+
+def _not_trained(context: Context, small: DistillationConfig) -> System:
+    from components.distillation.student import as_published
+    from components.evaluation.systems import CUT as IN_ANOTHER_FORM
+    from components.evaluation.systems import UNTRAINED as AS_PUBLISHED
+
+    name = AS_PUBLISHED if small == as_published(small) else IN_ANOTHER_FORM
 
     def ranker() -> Ranker:
         from components.data.dataset import load_dataset
         from components.evaluation.systems import untrained_ranker
 
-        return untrained_ranker(load_dataset(context.dataset), small, None)
+        return untrained_ranker(load_dataset(context.dataset), small, None, name)
 
-    return context.scores_of(UNTRAINED, ranker, {}, untrained_key(small))
+    return System(ranker, settings=untrained_key(small))
 
 
-def _symmetric(context: Context, config: StudySettings) -> Artifact:
+def _published_teacher(context: Context, config: StudySettings) -> System:
+    towers = config.towers
+    return _not_trained(context, DistillationConfig(student=towers.base_model, revision=towers.revision))
+
+
+def _dense(context: Context, config: StudySettings, encoder: EncoderArtifact, *trained: Artifact) -> System:
+    """A query encoder on the teacher's index."""
+    index, vectors = context.index(config), context.vectors(config)
+
+    def ranker() -> Ranker:
+        from components.evaluation.systems import open_dense
+
+        return open_dense(encoder, index)
+
+    return System(ranker, {"encoder": encoder, "index": index}, {}, trained, (vectors,))
+
+
+def _student(context: Context, config: StudySettings) -> System:
+    student = context.student(config)
+    generated = context.generated(config)
+    made = (context.stage_one(config), context.targets(config), student)
+    return _dense(context, config, student, *made, *((generated,) if generated else ()))
+
+
+def _symmetric(context: Context, form: str, config: StudySettings) -> System:
     def system(encoder: Artifact) -> System:
         def ranker() -> Ranker:
             from components.data.dataset import load_dataset
-            from components.distillation.student import load_student
+            from components.distillation.symmetric import symmetric_roles
             from components.evaluation.rankers import symmetric_ranker
 
-            return symmetric_ranker(load_student(encoder.path), load_dataset(context.dataset), SYMMETRIC)
+            dataset, (query, document) = load_dataset(context.dataset), symmetric_roles(encoder)
+            vectors = document.encode(dataset.document_texts(), progress=f"{SYMMETRIC}: documents")
+            return symmetric_ranker(query, dataset, SYMMETRIC, vectors)
 
-        return ranker, {"encoder": encoder}
+        return System(ranker, {"encoder": encoder}, {}, (encoder,))
 
-    return _best_on_dev(context, SYMMETRIC, config, system)
+    return _best_on_dev(context, SYMMETRIC, config, form, system)
 
 
-def _end_to_end(context: Context, config: StudySettings) -> Artifact:
+def _end_to_end(context: Context, form: str, config: StudySettings) -> System:
     def system(pair: Artifact) -> System:
         query, document = (typed(open_artifact(pair.path / part), EncoderArtifact) for part in ("query_encoder", "document_tower"))
         vectors: VectorShards = typed(context.run(vectors_step(config, context.dataset, document)), VectorShards)
@@ -121,38 +199,44 @@ def _end_to_end(context: Context, config: StudySettings) -> Artifact:
 
             return open_dense(query, index)
 
-        return ranker, {"encoder": query, "index": index}
+        return System(ranker, {"encoder": query, "index": index}, {}, (pair,), (vectors,))
 
-    return _best_on_dev(context, END_TO_END, config, system)
+    return _best_on_dev(context, END_TO_END, config, form, system)
 
 
-def _training_step(context: Context, name: str, config: StudySettings, rate: float) -> Step:
-    dataset, configs = context.dataset, (config.towers, small_encoder(config))
+def _training_step(context: Context, name: str, config: StudySettings, form: str, rate: float) -> Step:
+    dataset, towers, passes, small = context.dataset, config.towers, _passes(config), small_encoders(config)[form]
 
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
         from components.distillation.asymmetric import train_asymmetric
+        from components.distillation.contrastive import for_passes, pairs_with_titles
         from components.distillation.symmetric import train_symmetric
-        from components.towers.pairs import training_pairs
 
         train: Callable[..., Artifact] = train_symmetric if name == SYMMETRIC else train_asymmetric
-        return train(training_pairs(load_dataset(dataset)), configs, rate, {"dataset": dataset.digest}, folder)
+        pairs = pairs_with_titles(load_dataset(dataset), small, towers.batches_by)
+        settings = for_passes(towers, len(pairs.pairs), passes) if passes else towers
+        return train(pairs, (settings, small), rate, {"dataset": dataset.digest}, folder)
 
-    settings = {"towers": configs[0].model_dump(), "small": configs[1].model_dump(), "learning_rate": rate}
-    return Step(f"train_{name.replace('-', '_')}", make, {"dataset": dataset}, settings, resumes=TRAINING_FILES)
+    keyed = {"towers": towers.model_dump(), "small": small.model_dump(), "learning_rate": rate, "passes": passes}
+    return Step(f"train_{name.replace('-', '_')}", make, {"dataset": dataset}, keyed, resumes=TRAINING_FILES)
 
 
-def _best_on_dev(context: Context, name: str, config: StudySettings, system: Callable[[Artifact], System]) -> Artifact:
-    """Train with every learning rate and score the one that is best on dev, so that no baseline loses by a badly chosen rate."""
+def _passes(config: StudySettings) -> float:
+    """Passes over the pairs: what is asked for, or those of the student's refinement; 0: the towers' own steps."""
+    return config.study.pair_passes or float(config.distillation.refine_epochs)
+
+
+def _best_on_dev(context: Context, name: str, config: StudySettings, form: str, system: Callable[[Artifact], System]) -> System:
+    """Train with every learning rate and take the one that is best on dev, so that no baseline loses by a badly chosen rate."""
     rates = context.config.study.small_learning_rates
-    systems = {rate: system(context.run(_training_step(context, name, config, rate))) for rate in rates}
-    best = rates[0] if len(rates) == 1 else max(rates, key=lambda rate: _dev_score(context, systems[rate]))
-    return context.scores_of(name, *systems[best])
+    systems = {rate: system(context.run(_training_step(context, name, config, form, rate))) for rate in rates}
+    return systems[rates[0] if len(rates) == 1 else max(rates, key=lambda rate: _dev_score(context, systems[rate]))]
 
 
 def _dev_score(context: Context, system: System) -> float:
     """Sum of R@50 and nDCG@10 on dev, by which the student's checkpoints are chosen, too."""
-    ranker, inputs = system
+    ranker = system.ranker
 
     def numbers(_: Path) -> dict[str, float]:
         from components.data.dataset import load_dataset
@@ -162,21 +246,68 @@ def _dev_score(context: Context, system: System) -> float:
 
     from components.evaluation.scores import read_result
 
-    everything = {"dataset": context.dataset, **inputs}
+    everything = {"dataset": context.dataset, **system.inputs}
     found = read_result(context.measure("dev", numbers, everything, {"depth": context.config.evaluation.depth}).path)
     return float(found["recall@50"] + found["ndcg@10"])
 
 
+def _cost(context: Context, wanted: Mapping[str, Build], config: StudySettings) -> Artifact:
+    """Seconds of training and of encoding the documents by system, and the speed of whole answers of all in turns."""
+    systems = {name: build(config) for name, build in wanted.items()}
+    # Functions alone: what a System holds would not be counted as code of the step.
+    rankers, evaluation = {name: system.ranker for name, system in systems.items()}, context.config.evaluation
+    seconds = {
+        name: {"training": _seconds(context, system.trained), "encoding": _seconds(context, system.encoded)}
+        for name, system in systems.items()
+    }
+    pairs = {name: system.trained[0].counts for name, system in systems.items() if name.removesuffix(CUT) in (SYMMETRIC, END_TO_END)}
+    inputs = {"dataset": context.dataset, **{f"{name}.{role}": a for name, s in systems.items() for role, a in s.inputs.items()}}
+
+    def numbers(_: Path) -> dict[str, Any]:
+        from components.evaluation.encoder_speed import serving_speeds
+
+        return {**serving_speeds(rankers, inputs["dataset"], evaluation), "seconds": seconds, "pairs": pairs}
+
+    settings = evaluation.model_dump(include={"split", "depth", "latency_queries", "throughput_batch", "speed_precision", "seed"})
+    untrained = {name: dict(system.settings) for name, system in systems.items() if system.settings}
+    return context.measure("baseline_costs", numbers, inputs, {**settings, "seconds": seconds, "systems": list(systems), **untrained})
+
+
+def _seconds(context: Context, artifacts: tuple[Artifact, ...]) -> float | None:
+    """Seconds that the making of all took; None where there are none, or where one was not recorded."""
+    found = [context.timing(artifact) for artifact in artifacts]
+    known = [timing["seconds"] for timing in found if timing]
+    return sum(known) if known and len(known) == len(found) else None
+
+
 def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
-    """One row a system: levels, and the student's distance from it, with paired intervals over seeds and queries."""
+    """One row a system: levels, the student's distance from it with paired intervals over seeds and queries, and its cost."""
     import pandas as pd
 
+    from components.evaluation.scores import read_result
     from components.evaluation.side_by_side import side_by_side
 
     systems = by_system(results)
     if STUDENT not in systems:
         require({}, STUDENT)
-    return pd.DataFrame(side_by_side(systems, STUDENT, config.evaluation, FIXED))
+    costs = read_result(results[COST].path) if COST in results else None
+    rows = side_by_side(systems, STUDENT, config.evaluation, FIXED)
+    return pd.DataFrame([{**row, **(_cost_columns(row["system"], costs) if costs else {})} for row in rows])
+
+
+def _cost_columns(name: str, costs: Mapping[str, Any]) -> dict[str, float | None]:
+    """What one system costs; the documents of BM25, untrained encoders and symmetric pairs are read when the system is opened."""
+    seconds, speed = costs["seconds"][name], costs["systems"][name]
+    parameters, flops = speed.get("parameters"), speed["flops_per_query"]
+    return {
+        "training s": seconds["training"],
+        "documents s": speed["opening_seconds"] if seconds["encoding"] is None else seconds["encoding"],
+        "M parameters": None if parameters is None else parameters / 1e6,
+        "queries/s": speed["qps"],
+        "p50 ms": speed["p50_ms"],
+        "tokens/s": speed["tokens_per_second"],
+        "MFLOP a query": None if flops is None else flops / 1e6,
+    }
 
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
@@ -191,18 +322,40 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     from components.evaluation.side_by_side import verdict
     from components.evaluation.study_report import LEVEL
 
-    towers, small = config.towers, small_encoder(config)
     others = [row for row in frame.to_dict("records") if row["system"] != STUDENT]
     standing = [f"{verdict(row, STUDENT, 'nDCG@10')} {row['system']}" for row in others]
-    equal = (
-        f"Symmetric and end-to-end pair and teacher saw the same {towers.steps:,} batches of {towers.batch_size} training pairs "
-        f"(LLM {towers.base_model}, small encoder {small.student}); peak learning rate of the small encoders: the best on dev of "
-        f"{', '.join(f'{rate:g}' for rate in config.study.small_learning_rates)}."
-    )
     return [
         about_queries(next(iter(results.values())), config),
         about_seeds(results),
         "A difference above 0 is the student's lead.",
-        equal,
+        _equal(config),
+        *(_about_costs(results[COST], config) if COST in results else []),
         f"In nDCG@10, by p below {LEVEL:g} after Holm's correction, the student is {', '.join(standing)}.",
+    ]
+
+
+def _equal(config: StudySettings) -> str:
+    towers, passes, rates = config.towers, _passes(config), ", ".join(f"{rate:g}" for rate in config.study.small_learning_rates)
+    how = f"{passes:g} pass{'' if passes == 1 else 'es'}" if passes else f"{towers.steps:,} batches"
+    titles = " and titles" if config.distillation.refine_titles else ""
+    other = "" if passes == config.distillation.refine_epochs else "not "
+    return (
+        f"Symmetric and end-to-end pairs saw the train judgements{titles} in {how}, batches of {towers.batch_size} ({other}as many as the "
+        f"student's refinement), the teacher {towers.steps:,} batches of the judgements alone (LLM {towers.base_model}, small encoder "
+        f"{small_encoders(config)[''].student}); peak learning rate of the small encoders: the best on dev of {rates}."
+    )
+
+
+def _about_costs(costs: Artifact, config: StudySettings) -> list[str]:
+    from components.evaluation.scores import read_result
+
+    found = read_result(costs.path)
+    seen = [f"{name} {counts['pairs_seen']:,} of {counts['pairs']:,} pairs" for name, counts in found["pairs"].items()]
+    return [
+        *([f"Pairs seen in the training that counts: {', '.join(seen)}."] if seen else []),
+        (
+            "Training: seconds of one training, of the first seed, with all that it stands on, the choice of the learning rate left out. Speed: "
+            f"whole answers, {config.evaluation.depth} documents, all systems in turns, each by its fastest way, queries/s at batch "
+            f"{config.evaluation.throughput_batch}; {found['machine']}."
+        ),
     ]

@@ -45,6 +45,13 @@ class StudyConfig(StepConfig):
     small_learning_rates: tuple[float, ...] = Field(
         (1e-4, 3e-4), min_length=1, description="baselines: peak learning rates of the small encoders; the best on dev counts"
     )
+    pair_passes: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="baselines: passes of the symmetric and end-to-end pairs over train judgements and titles; null: as many as the "
+        "student's refinement takes",
+    )
     scaling_models: tuple[str, ...] = Field(
         (),
         description="scaling_law: decoders of one family, such as decoder-128x4 or gemma3-270m@6; empty: towers.base_model cut to layers",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from components.evaluation.rankers import Ranker
     from components.evaluation.scores import Scores
 
-BM25, UNTRAINED, TEACHER, STUDENT = "bm25", "student_untrained", "teacher", "student"
+BM25, UNTRAINED, CUT, TEACHER, STUDENT = "bm25", "student_untrained", "student_cut", "teacher", "student"
 BUILDING, SERVING = "building", "serving"
 # What has to be built before a system can serve; queries are generated only where the configuration asks for them.
 TEACHER_STEPS = ("train_towers", "encode_corpus", "build_index")
@@ -32,7 +32,10 @@ STEPS = {TEACHER: TEACHER_STEPS, STUDENT: (*TEACHER_STEPS, *STUDENT_STEPS)}
 
 def cells(context: Context) -> list[Cell]:
     """Quality of each system with each seed, then the time that building took, then the speed of all in turns, both of the first seed."""
-    names = [BM25, *([UNTRAINED] if context.config.evaluation.untrained_student else []), TEACHER, STUDENT]
+    from components.evaluation.systems import untrained_systems
+
+    untrained = list(untrained_systems(context.config.distillation)) if context.config.evaluation.untrained_student else []
+    names = [BM25, *untrained, TEACHER, STUDENT]
     chosen = context.chosen(names)
     wanted = [name for name in names if name == BM25 or name in chosen]
     trainings = whole_trainings(context)
@@ -46,13 +49,14 @@ def cells(context: Context) -> list[Cell]:
 
 def _quality(context: Context, name: str, config: StudySettings) -> Artifact:
     inputs, distillation = {"dataset": context.dataset, **_parts(context, [name], config)}, config.distillation
-    return context.scores_of(name, lambda: _open(name, inputs, distillation), inputs, _encoder_settings(context, [name]))
+    stemmer = config.evaluation.bm25_stemmer
+    return context.scores_of(name, lambda: _open(name, inputs, distillation, stemmer), inputs, _baseline_settings(context, [name]))
 
 
 def _parts(context: Context, names: Sequence[str], config: StudySettings) -> dict[str, Artifact]:
     """The artifacts that the systems `names`, as `config` trains them, are opened from."""
     parts: dict[str, Artifact] = {}
-    if set(names) & {UNTRAINED, TEACHER}:
+    if set(names) & {UNTRAINED, CUT, TEACHER}:
         parts["query_tower"] = context.towers(config)[0]
     if set(names) & {TEACHER, STUDENT}:
         parts["index"] = context.index(config)
@@ -61,15 +65,16 @@ def _parts(context: Context, names: Sequence[str], config: StudySettings) -> dic
     return parts
 
 
-def _encoder_settings(context: Context, names: Sequence[str]) -> dict[str, Any]:
-    """What names the untrained encoder, which is no artifact."""
-    return untrained_key(context.config.distillation) if UNTRAINED in names else {}
+def _baseline_settings(context: Context, names: Sequence[str]) -> dict[str, Any]:
+    """What names the untrained encoders and BM25, which are no artifacts."""
+    encoder = untrained_key(context.config.distillation) if {UNTRAINED, CUT} & set(names) else {}
+    return {**encoder, **({"bm25_stemmer": context.config.evaluation.bm25_stemmer} if BM25 in names else {})}
 
 
-def _open(name: str, inputs: Mapping[str, Artifact], distillation: DistillationConfig) -> Ranker:
+def _open(name: str, inputs: Mapping[str, Artifact], distillation: DistillationConfig, bm25_stemmer: str) -> Ranker:
     from components.evaluation.systems import open_system
 
-    return open_system(name, inputs, distillation)
+    return open_system(name, inputs, distillation, bm25_stemmer)
 
 
 def _building(context: Context, names: Sequence[str], config: StudySettings) -> Artifact:
@@ -91,10 +96,11 @@ def _serving(context: Context, names: Sequence[str], config: StudySettings) -> A
     def numbers(_: Path) -> dict[str, Any]:
         from components.evaluation.encoder_speed import serving_speeds
 
-        return serving_speeds({name: partial(_open, name, inputs, distillation) for name in names}, inputs["dataset"], evaluation)
+        openers = {name: partial(_open, name, inputs, distillation, evaluation.bm25_stemmer) for name in names}
+        return serving_speeds(openers, inputs["dataset"], evaluation)
 
     settings = evaluation.model_dump(include={"split", "depth", "latency_queries", "throughput_batch", "speed_precision", "seed"})
-    return context.measure("serving", numbers, inputs, {**settings, **_encoder_settings(context, names), "systems": names})
+    return context.measure("serving", numbers, inputs, {**settings, **_baseline_settings(context, names), "systems": names})
 
 
 def building_seconds(name: str, steps: Mapping[str, Any], opening_seconds: float) -> float | None:
@@ -138,10 +144,10 @@ def _quality_columns(runs: Mapping[str, Sequence[Scores]], name: str, config: St
     return row
 
 
-def _cost_columns(seconds: float | None, speed: Mapping[str, float], config: StudySettings) -> dict[str, float | None]:
+def _cost_columns(seconds: float | None, speed: Mapping[str, Any], config: StudySettings) -> dict[str, float | None]:
     from components.evaluation.cost import SECONDS_PER_HOUR, energy_kwh, money, money_per_million
 
-    prices, unit = prices_of(config), config.study.currency
+    prices, unit, flops = prices_of(config), config.study.currency, speed["flops_per_query"]
     built = (
         {"device-hours": None, "kWh": None, f"building {unit}": None}
         if seconds is None
@@ -151,7 +157,9 @@ def _cost_columns(seconds: float | None, speed: Mapping[str, float], config: Stu
             f"building {unit}": money(seconds, prices),
         }
     )
-    return {**built, "queries/s": speed["qps"], "p50 ms": speed["p50_ms"], serving_column(config): money_per_million(speed["qps"], prices)}
+    work = {"tokens/s": speed["tokens_per_second"], "MFLOP a query": None if flops is None else flops / 1e6}
+    served = {"queries/s": speed["qps"], "p50 ms": speed["p50_ms"], serving_column(config): money_per_million(speed["qps"], prices)}
+    return {**built, **served, **work}
 
 
 def prices_of(config: StudySettings) -> Prices:
@@ -187,12 +195,12 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
             f"{study.price_per_kwh:g} for electricity. A million queries take 1,000,000 / (queries/s) / 3600 hours of a busy machine."
         ),
         (
-            f"Building, of the first seed: {_described(_numbers(results, BUILDING)['steps'])}; of {BM25} and {UNTRAINED} the reading of "
-            "the documents."
+            f"Building, of the first seed: {_described(_numbers(results, BUILDING)['steps'])}; of {BM25} and untrained encoders the "
+            "reading of the documents."
         ),
         (
-            f"Serving: encoding and search of {config.evaluation.depth} documents, all systems in turns in one run; queries/s at batch "
-            f"{config.evaluation.throughput_batch}, p50 at batch 1; {_numbers(results, SERVING)['machine']}."
+            f"Serving: encoding and search of {config.evaluation.depth} documents, all systems in turns, each by its fastest way; "
+            f"queries/s at batch {config.evaluation.throughput_batch}, p50 at batch 1; {_numbers(results, SERVING)['machine']}."
         ),
     ]
     return lines + _break_even(frame, config)

@@ -55,7 +55,7 @@ def _speed(context: Context, students: Mapping[str, Sequence[StudySettings]]) ->
     def numbers(_: Path) -> dict[str, Any]:
         from components.evaluation.encoder_speed import encoder_speeds
 
-        return encoder_speeds(encoders, TEACHER, context.dataset, evaluation)
+        return encoder_speeds(encoders, context.dataset, evaluation)
 
     settings = evaluation.model_dump(include={"split", "latency_queries", "throughput_batch", "speed_precision", "seed"})
     inputs = {**encoders, "dataset": context.dataset}
@@ -77,6 +77,7 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
         speed = speeds[name]
         size = {"M parameters": speed["parameters"] / 1e6, "without embeddings": speed["parameters_without_embeddings"] / 1e6}
         timed = {"queries/s": speed["qps"], "speed-up": speed["qps"] / speeds[TEACHER]["qps"], "p50 ms": speed["p50_ms"]}
+        timed |= {"tokens/s": speed["tokens_per_second"], "MFLOP a query": speed["flops_per_query"] / 1e6}
         own = {} if name == TEACHER else {**kept(found, runs[TEACHER], config.evaluation), **claim_of(len(found))}
         rows.append({"system": name, "seeds": len(found), **size, **levels(found, config.evaluation), **own, **timed})
     return pd.DataFrame(rows)
@@ -95,7 +96,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
 
     machine = read_result(require(results, SPEED).path)["machine"]
     speed = (
-        "Speed: encoding of queries alone, tokenisation included, all systems in turns in one run; "
+        "Speed: encoding of queries alone, tokenisation included, all systems in turns in one run, each by its fastest way; "
         f"queries/s at batch {config.evaluation.throughput_batch}, p50 at batch 1; {machine}."
     )
     lines = [about_queries(results[TEACHER], config), about_seeds(results), "The teacher is one training, with its own seed.", speed]

@@ -33,17 +33,41 @@ def data(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Ite
 
 
 def test_every_baseline_stands_beside_the_student(data: Path) -> None:
-    arguments = ("study", "baselines", *SMALL, *LESS, "--data", data, "--set", "study.small_learning_rates=[0.001, 0.003]")
-    arguments += ("--set", "study.seeds=[13, 14]")
-    result = done(*arguments)
-    systems = ["bm25", "untrained", "symmetric", "end-to-end", "teacher", "student-aligned", "student"]
-    assert [row["system"] for row in result["rows"]] == systems
-    assert [row["seeds"] for row in result["rows"]] == [0, 0, 2, 2, 2, 2, 2]
-    for row in result["rows"]:
+    cut = ("--set", "distillation.layers=1", "--set", "study.small_learning_rates=[0.001, 0.003]", "--set", "study.seeds=[13, 14]")
+    result = done("study", "baselines", *SMALL, *LESS, *cut, "--data", data)
+    small = [f"{name}{form}" for name in ("untrained", "symmetric", "end-to-end") for form in ("", "-cut")]
+    rows = {row["system"]: row for row in result["rows"]}
+    assert list(rows) == ["bm25", *small, "teacher", "student-aligned", "student"]
+    for name, row in rows.items():
         assert row["nDCG@10 low"] <= row["nDCG@10"] <= row["nDCG@10 high"]
+        assert row["seeds"] == (0 if name in ("bm25", "untrained", "untrained-cut") else 2)
+        assert row["queries/s"] > 0 and row["documents s"] > 0
+        assert (row["training s"] is None) == (name in ("bm25", "untrained", "untrained-cut"))
+        assert (row["M parameters"] is None) == (name == "bm25")
+    assert all(rows[name]["M parameters"] > rows[f"{name}-cut"]["M parameters"] for name in small[::2])
+    assert rows["student"]["training s"] > rows["teacher"]["training s"]
     assert "with the seeds 13, 14" in result["text"] and "by Holm" in result["text"]
-    assert "saw the same 4 batches of 8 training pairs" in result["text"]
-    assert done(*arguments)["cached"]
+    # 294 train judgements and 200 of the titles, once, as in the student's refinement.
+    assert "saw the train judgements and titles in 1 pass, batches of 8 (as many as the student's refinement)" in result["text"]
+    assert "symmetric 496 of 494 pairs" in result["text"]
+    assert done("study", "baselines", *SMALL, *LESS, *cut, "--data", data)["cached"]
+
+
+def test_baselines_without_costs_time_nothing_and_take_as_many_passes_as_asked(data: Path) -> None:
+    few = (
+        "--cells",
+        "symmetric",
+        "--set",
+        "study.seeds=[13]",
+        "--set",
+        "study.pair_passes=0.1",
+        "--set",
+        "distillation.refine_titles=false",
+    )
+    result = done("study", "baselines", *SMALL, *LESS, *few, "--data", data)
+    assert [row["system"] for row in result["rows"]] == ["symmetric", "student"]
+    assert "queries/s" not in result["rows"][0]
+    assert "saw the train judgements in 0.1 passes, batches of 8 (not as many as the student's refinement)" in result["text"]
 
 
 def test_the_largest_size_is_predicted_before_it_is_run(data: Path) -> None:

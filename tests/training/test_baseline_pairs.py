@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,18 @@ import numpy as np
 import pytest
 
 from components.artifacts import open_artifact, verify
+from components.data.dataset import Dataset
 from components.distillation.asymmetric import DOCUMENT_TOWER, QUERY_ENCODER, train_asymmetric
 from components.distillation.config import DistillationConfig
-from components.distillation.contrastive import CHECKPOINT, PairTraining
+from components.distillation.contrastive import CHECKPOINT, PairTraining, for_passes, pairs_with_titles
 from components.distillation.student import load_student
-from components.distillation.symmetric import train_symmetric
+from components.distillation.symmetric import symmetric_roles, train_symmetric
 from components.errors import ModelError
 from components.towers.config import TowerConfig
 from components.towers.contract import space_id_of
 from components.towers.encoder import load_tower
 from components.towers.probes import check_probes
+from tests.encoders import dataset_of
 from tests.training.tiny_world import documents, pairs, queries
 
 TOWERS = TowerConfig(
@@ -27,6 +30,12 @@ TOWERS = TowerConfig(
 )  # fmt: skip
 SMALL = DistillationConfig(student="tiny-encoder", precision="float32", train_embeddings=True)
 RATE = 1e-3
+
+
+def titled(titles: list[str], judgements: list[tuple[str, str, int]], metadata: list[str] | None = None) -> Dataset:
+    dataset = dataset_of({f"d{i}": f"text {i}" for i in range(len(titles))}, {"q0": "a stone", "q1": "a pump"}, judgements)
+    documents = dataset.documents.assign(title=titles, metadata=metadata or ["{}"] * len(titles))
+    return replace(dataset, documents=documents, all_judgements=dataset.all_judgements.assign(split="train"))
 
 
 def found(query_vectors: np.ndarray, document_vectors: np.ndarray) -> float:
@@ -80,6 +89,38 @@ def test_a_killed_training_gives_the_encoder_of_a_straight_one(
     part = QUERY_ENCODER if train is train_asymmetric else "."
     ours, theirs = (load_student(folder / part, "float32").encode(queries()) for folder in (killed, straight))
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_titles_are_pairs_beside_the_train_judgements() -> None:
+    dataset = titled(["Kidney stone", "Heart failure", "", "Kidney stone"], [("q0", "d1", 1), ("q1", "d3", 1), ("q1", "d0", 0)])
+    found = pairs_with_titles(dataset, SMALL)
+    assert found.queries == ["a stone", "a pump", "Kidney stone", "Heart failure"]
+    assert found.pairs == [(0, 1), (1, 3), (2, 0), (3, 1), (2, 3)]
+    assert found.relevant == {0: {1}, 1: {3}, 2: {0, 3}, 3: {1}}
+    assert len(found.origins) == len(found.kinds) == 5
+    alone = pairs_with_titles(dataset, SMALL.model_copy(update={"refine_titles": False}))
+    assert alone.pairs == [(0, 1), (1, 3)] and alone.queries == ["a stone", "a pump"]
+    few = pairs_with_titles(dataset, SMALL.model_copy(update={"titles": 1}))
+    assert len(few.queries) == 3
+
+
+def test_kinds_of_batches_reach_the_titles() -> None:
+    dataset = titled(["Kidney stone", "Heart failure"], [("q0", "d1", 1)], ['{"organ": "kidney"}', '{"organ": "heart"}'])
+    assert pairs_with_titles(dataset, SMALL, "organ").kinds == ["heart", "kidney", "heart"]
+
+
+@pytest.mark.parametrize(("passes", "steps"), [(3, 300), (0.5, 50), (0.001, 1)])
+def test_passes_are_steps_of_whole_batches(passes: float, steps: int) -> None:
+    assert for_passes(TOWERS, 16 * 100 - 1, passes).steps == steps
+
+
+def test_a_symmetric_pair_keeps_the_prompts_of_its_roles(home: Path, tmp_path: Path) -> None:
+    prompted = SMALL.model_copy(update={"query_prompt": "ask: "})
+    short = TOWERS.model_copy(update={"steps": 2, "hard_negatives": 0})
+    query, document = symmetric_roles(train_symmetric(pairs(), (short, prompted), RATE, {}, tmp_path))
+    assert (query.contract.prompt, document.contract.prompt) == ("ask: ", "")
+    assert query.space_id == document.space_id
+    assert query.tokens(["x"]) == document.tokens(["ask: x"]) != document.tokens(["x"])
 
 
 def test_cached_gradients_change_nothing(home: Path, tmp_path: Path) -> None:

@@ -98,14 +98,23 @@ def test_the_digest_of_the_judgements_sees_texts_and_judgements_but_not_their_or
 
 def test_real_rankers_and_their_speed(tmp_path: Path) -> None:
     dense = symmetric_ranker(WordEncoder(), data())
-    summary = load_summary(report(tmp_path, {"bm25": bm25_ranker(data(), False), "teacher": dense, "student": dense}).path)
+    summary = load_summary(report(tmp_path, {"bm25": bm25_ranker(data(), progress=False), "teacher": dense, "student": dense}).path)
     assert all(s.metrics["recall@1"] == 1 for s in summary.systems.values())
     assert summary.speed is not None
-    assert (summary.speed.student.queries, summary.speed.teacher.queries) == (20, 5)
+    assert 0 < summary.speed.student.queries == summary.speed.teacher.queries <= 20
     assert summary.speed.student.batch_size == 4
     assert 0 < summary.speed.student.p50_ms <= summary.speed.student.p95_ms
     assert summary.speed.speed_up == pytest.approx(summary.speed.student.qps / summary.speed.teacher.qps)
     assert summary.speed.search_p50_ms > 0
+
+
+def test_report_table_and_lineage_name_the_bm25_that_was_measured(tmp_path: Path) -> None:
+    dense = symmetric_ranker(WordEncoder(), data())
+    artifact = report(tmp_path, {"bm25": bm25_ranker(data(), "de", progress=False), "teacher": dense, "student": dense})
+    setup = load_summary(artifact.path).bm25
+    assert setup is not None and (setup.stemmer, setup.told, setup.k1, setup.b, setup.dev_queries) == ("german", False, 1.2, 0.75, 0)
+    assert "Snowball's stemmer german, k1 1.2 and b 0.75 as Lucene has them, no stop words removed" in setup.words
+    assert artifact.attributes["bm25"] == setup.words and setup.words in render_table(load_summary(artifact.path))
 
 
 def test_the_table_shows_numbers_intervals_and_sample_size(tmp_path: Path) -> None:
@@ -115,7 +124,7 @@ def test_the_table_shows_numbers_intervals_and_sample_size(tmp_path: Path) -> No
     assert "BM25" in text and "nDCG@10" in text and ".250 [" in text and "1.00 [1.00 1.00]" in text
     assert "student - BM25" in text and "8 queries" in text
     assert "100.0% [100.0% 100.0%]" in text
-    assert "queries/s, batch 4" in text and "stop words removed" in text
+    assert "queries/s, batch 4" in text
     assert "8 queries, each a unit of its own" in text
 
 

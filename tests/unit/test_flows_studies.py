@@ -11,7 +11,7 @@ from components.artifacts import Artifact, seal
 from components.errors import CollapseError, ConfigError
 from flows.config import load_settings
 from flows.steps import Step, _made, make_step
-from flows.studies import cost_benefit, distillation_ablation, tower_ablation
+from flows.studies import baselines, cost_benefit, distillation_ablation, tower_ablation
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
 from flows.studies.framework import Cell, require, run_cells
@@ -193,6 +193,57 @@ def test_a_step_that_failed_before_counts_its_attempts() -> None:
     fails = False
     timing = _made(step).timing
     assert timing is not None and timing.attempts == 2
+
+
+class Measured(Unchecked):
+    """A context whose artifacts exist, and which keeps the steps that it is asked to run."""
+
+    def __init__(self, config: StudySettings, folder: Path) -> None:
+        super().__init__(config, NoRecorder())  # type: ignore[arg-type]
+        self.steps: list[Step] = []
+        self.made = _artifact(folder)
+        self.__dict__["dataset"] = self.made
+
+    def run(self, step: Step) -> Artifact:
+        self.steps.append(step)
+        return self.made
+
+    def timing(self, artifact: Artifact) -> dict[str, float] | None:
+        return {"seconds": 2.0, "attempts": 1.0}
+
+
+def test_the_costs_of_baselines_are_keyed_by_the_code_that_opens_each_of_them(tmp_path: Path) -> None:
+    found = Measured(smoke(small_learning_rates=[0.001]), tmp_path)
+    wanted = {name: baselines._systems(found)[name] for name in ("bm25", "untrained", "symmetric")}
+    baselines._cost(found, wanted)
+    code = found.steps[-1].reached.code
+    for place in ("evaluation/baselines.py", "evaluation/systems.py", "distillation/symmetric.py", "evaluation/encoder_speed.py"):
+        assert f"components/{place}" in code, place
+    assert found.steps[-1].config["bm25"] == {"bm25_stemmer": "auto"} and found.steps[-1].config["systems"] == list(wanted)
+
+
+def test_baselines_come_whole_and_in_the_students_form_where_that_is_another() -> None:
+    assert list(baselines._systems(context())) == ["bm25", "untrained", "symmetric", "end-to-end", "teacher", "student-aligned", "student"]
+    cut = Unchecked(load_settings(StudySettings, "smoke", overrides={"distillation.layers": 1}), NoRecorder())  # type: ignore[arg-type]
+    assert [name for name in baselines._systems(cut) if name.endswith("-cut")] == ["untrained-cut", "symmetric-cut", "end-to-end-cut"]
+    named = load_settings(StudySettings, "smoke", overrides={"study.small_encoder": "acme/embed", "distillation.layers": 1})
+    assert [(form.student, form.layers) for form in baselines.small_encoders(named).values()] == [("acme/embed", None), ("acme/embed", 1)]
+
+
+def test_a_teacher_that_was_published_as_a_model_of_embeddings_is_asked_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    overrides = {"towers.base_model": str(tmp_path)}
+    plain = Unchecked(load_settings(StudySettings, "smoke", overrides=overrides), NoRecorder())  # type: ignore[arg-type]
+    assert "teacher-published" not in baselines._systems(plain)
+    (tmp_path / "modules.json").write_text("[]")
+    assert "teacher-published" in baselines._systems(plain)
+
+
+def test_passes_are_those_of_the_refinement_unless_told_otherwise() -> None:
+    assert baselines._passes(smoke()) == smoke().distillation.refine_epochs
+    assert baselines._passes(smoke(pair_passes=0.5)) == 0.5
+    with pytest.raises(ConfigError, match=r"study\.pair_passes: got 0"):
+        smoke(pair_passes=0)
 
 
 def test_building_counts_all_that_a_system_stands_on() -> None:

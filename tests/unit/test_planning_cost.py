@@ -109,7 +109,19 @@ def test_fewer_titles_and_sentences_than_there_are_can_be_asked_for() -> None:
 def test_the_evaluation_encodes_the_corpus_with_the_untrained_student_only_if_asked() -> None:
     with_it, without = (work_of(config(evaluation__untrained_student=asked), facts())["evaluate"] for asked in (True, False))
     assert with_it["student_token"] - without["student_token"] == 100 * 20 + 50 * 10
-    assert with_it["metric_query"] == 200 and without["metric_query"] == 150
+    tried = 16 * 10  # each k1 and b of BM25 on the dev queries
+    assert with_it["metric_query"] == 200 + tried and without["metric_query"] == 150 + tried
+    assert with_it["bm25_score"] == (50 + tried) * 100
+
+
+def test_a_student_of_fewer_layers_has_its_encoder_measured_whole_and_cut() -> None:
+    whole, cut = (work_of(config(distillation__layers=layers), facts())["evaluate"] for layers in (None, 1))
+    through = 100 * 20 + 50 * 10
+    assert whole["student_token"] == through + 50 * 10
+    assert cut["student_token"] == (2 + 1) * through + 50 * 10  # two layers cost twice as much as the student's one
+    assert cut["metric_query"] - whole["metric_query"] == 50
+    short = work_of(config(), facts(untrained_length=5))["evaluate"]
+    assert short["student_token"] == 100 * 5 + 50 * 10 + 50 * 10
 
 
 def test_every_step_has_work_memory_and_disk_and_every_unit_is_known() -> None:

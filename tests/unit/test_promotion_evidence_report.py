@@ -15,6 +15,7 @@ import pytest
 from components.artifacts import read_manifest
 from components.errors import ArtifactError, PromotionError
 from components.evaluation.comparison import CANDIDATE, CHAMPION, SIDE_COLUMNS, ComparisonTables
+from components.evaluation.report import Bm25Setup, UntrainedSetup
 from components.promotion.evidence import Compared, Dossier, Making
 from components.promotion.evidence_markdown import describe
 from components.promotion.evidence_report import render_report, write_report_page
@@ -196,6 +197,24 @@ def test_the_figures_stand_in_words(dossier: Dossier) -> None:
         "off the training distribution",
     ):
         assert figure in text or figure.capitalize() in text, figure
+
+
+def test_the_baselines_say_what_they_are_and_the_speeds_what_work_they_stand_for(dossier: Dossier) -> None:
+    bm25 = Bm25Setup(stemmer="english", told=True, k1=0.9, b=0.6, dev_queries=7)
+    encoder = UntrainedSetup(
+        encoder="acme/embed", published=True, layers=6, pooling="cls", query_prompt=EVIL, document_prompt="", max_length=256
+    )
+    summary = dossier.evaluation.summary
+    assert summary.speed is not None
+    worked = summary.speed.student.model_copy(update={"tokens_per_second": 12345.0, "flops_per_query": 6.7e8})
+    speed = summary.speed.model_copy(update={"student": worked, "threads": 2})
+    changed = summary.model_copy(update={"bm25": bm25, "untrained": {"student_untrained": encoder}, "speed": speed})
+    text = render_report(replace(dossier, evaluation=replace(dossier.evaluation, summary=changed)))
+    _Page(text)
+    for words in ("stemmer english (the documents tell the language), k1 0.9 and b 0.6 chosen on 7 dev queries", "6 layers, pooling cls"):
+        assert words in text.replace("&#x27;", "'"), words
+    assert EVIL not in text and "12,345" in text and ">670<" in text and "2 threads" in text
+    assert "Lucene's variant" not in render_report(dossier).replace("&#x27;", "'")  # a report of before does not say
 
 
 def test_a_first_release_and_an_old_report_say_what_is_missing(dossier: Dossier) -> None:
