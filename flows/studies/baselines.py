@@ -354,8 +354,8 @@ def _about_costs(costs: Artifact, config: StudySettings) -> list[str]:
     return [
         *([f"Pairs seen in the training that counts: {', '.join(seen)}."] if seen else []),
         (
-            "Training: seconds of one training, of the first seed, with all that it stands on, the choice of the learning rate left out. Speed: "
-            f"whole answers, {config.evaluation.depth} documents, all systems in turns, each by its fastest way, queries/s at batch "
+            "Training: seconds of one training, of the first seed, with all it stands on, the choice of the learning rate left out. "
+            f"Speed: whole answers, {config.evaluation.depth} documents, all systems in turns, each by its fastest way, queries/s at batch "
             f"{config.evaluation.throughput_batch}; {found['machine']}."
         ),
     ]
