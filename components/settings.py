@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import sys
 import tempfile
@@ -15,6 +16,8 @@ from components.network import spare_loopback
 
 PRECISION_VARIABLE = "SCALINGNOTE_PRECISION"
 NUMBER_FORMATS = ("float32", "bfloat16")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def expanded(path: str) -> Path:
@@ -54,6 +57,11 @@ def shipped(name: str) -> Path:
 def work_folder() -> Path:
     """Working files of the steps, a cache by key."""
     return home() / "work"
+
+
+def check_note(folder: Path) -> Path:
+    """Where the last full check of the artifact in `folder` is noted (see `components.artifacts.verify_noted`)."""
+    return work_folder() / "checked" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}.json"
 
 
 def models_folder() -> Path:
@@ -122,12 +130,69 @@ def forced_precision() -> str | None:
     return named or None
 
 
+def usable_processors() -> int:
+    """Processors that this process may use: those of its affinity (taskset), or fewer where a container has a quota; at least 1."""
+    return max(1, min([_affinity(), *(int(quota) for quota in _quotas())]))
+
+
+def _affinity() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def asked_threads(variable: str = "OMP_NUM_THREADS") -> int | None:
+    """The threads that a variable asks for; of OpenMP's list for nested levels (`4,2`) the first. None where it names no number above 0."""
+    first = os.environ.get(variable, "").partition(",")[0].strip()
+    return int(first) if first.isascii() and first.isdigit() and int(first) > 0 else None
+
+
+def _quotas() -> Iterator[float]:
+    """The processors that the control groups of this process allow, from its own group up to the root; nothing where there is no limit."""
+    try:
+        lines = _OWN_CGROUP.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, name = [*line.split(":", 2), "", ""][:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = _CGROUPS / "cpu" if controllers else _CGROUPS
+        group = Path(os.path.normpath(f"/{name}"))
+        # Within a container the groups above are not seen, and its own may lie at the root.
+        for place in dict.fromkeys([group, *group.parents, Path("/")]):
+            yield from _quota_of(root / place.relative_to("/"))
+
+
+def _quota_of(group: Path) -> Iterator[float]:
+    """Quota over period of a group, of the second version (cpu.max) or the first."""
+    try:
+        if (group / "cpu.max").is_file():
+            quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text(encoding="utf-8").strip() for name in ("quota", "period"))
+        if quota.isdigit() and int(period) > 0:  # else "max" or -1
+            yield int(quota) / int(period)
+    except (OSError, ValueError):
+        return
+
+
+def _limit_threads() -> None:
+    """Let libraries start no more threads than may run at once: they look at the affinity, but at no quota, and believe any variable."""
+    usable = usable_processors()
+    for variable in THREADS:
+        asked = asked_threads(variable)
+        if (asked or 0) > usable or (asked is None and variable in os.environ):
+            os.environ[variable] = str(usable)
+    if usable < _affinity():
+        os.environ.setdefault("OMP_NUM_THREADS", str(usable))
+
+
 def activate() -> None:
     """Make the home folder and point every library's state into it. Call before the first heavy import.
 
     A value that is already set wins, so a team's servers, caches and proxies are left alone; loopback alone goes past the proxies.
     """
     spare_loopback()
+    _limit_threads()
     root = home()
     with suppress(PermissionError):  # of somebody who may only read an existing home
         root.mkdir(parents=True, exist_ok=True, mode=0o700)  # queries, names and the store lie there, and are nobody else's
@@ -150,6 +215,9 @@ def activate() -> None:
         "PREFECT_HOME": str(root / "prefect"),
         "PREFECT_LOCAL_STORAGE_PATH": str(root / "prefect" / "storage"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # Prefect keeps every run for ever by itself. With this those that ended 90 days ago are deleted
+        # (PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD, in seconds); lineage and records lie in MLflow.
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
         # The server inside the process takes 6 s to start, but a loaded machine has made it miss the default of 20 s.
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
         "GX_ANALYTICS_ENABLED": "false",
