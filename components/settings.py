@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from components.errors import ConfigError
 from components.network import spare_loopback
@@ -17,6 +19,7 @@ from components.network import spare_loopback
 PRECISION_VARIABLE = "SCALINGNOTE_PRECISION"
 NUMBER_FORMATS = ("float32", "bfloat16")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -109,14 +112,25 @@ def opening(store: str) -> Iterator[None]:
         yield
         return
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locked(handle, wait=False):
             print(f"Waiting: another command is opening {store} in {home()}.", file=sys.stderr, flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            pass
+            locked(handle)
         yield
+
+
+def locked(handle: IO[Any], wait: bool = True, shared: bool = False) -> bool:
+    """Take the lock of an open file, which the system frees when its holder dies; False when another holds it and `wait` is False.
+
+    A file system without locks, as some network drives are, gives none: then it counts as taken, and one command at a time is the user's.
+    """
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
 
 
 def forced_precision() -> str | None:
@@ -156,7 +170,7 @@ def _quotas() -> Iterator[float]:
         if controllers and "cpu" not in controllers.split(","):
             continue
         root = _CGROUPS / "cpu" if controllers else _CGROUPS
-        group = Path(os.path.normpath(f"/{name}"))
+        group = Path(os.path.normpath("/" + name.lstrip("/")))
         # Within a container the groups above are not seen, and its own may lie at the root.
         for place in dict.fromkeys([group, *group.parents, Path("/")]):
             yield from _quota_of(root / place.relative_to("/"))

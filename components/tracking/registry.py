@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -88,7 +87,7 @@ def _one_at_a_time(model_name: str) -> Iterator[None]:
     folder = settings.work_folder() / "registering"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{model_name}.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        settings.locked(handle)
         yield
 
 

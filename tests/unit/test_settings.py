@@ -86,6 +86,13 @@ def test_a_quota_of_a_container_or_of_a_group_above_limits_the_processors(place:
     assert settings.usable_processors() == processors
 
 
+@pytest.mark.parametrize("own", ["0::/", "0::/../../elsewhere", "0::", "nonsense", "", "1:name=systemd:/a\n0::/team"])
+def test_within_a_container_the_group_may_lie_at_the_root(own: str, machine: Path, tmp_path: Path) -> None:
+    (tmp_path / "own").write_text(f"{own}\n" if own else "")
+    (machine / "cpu.max").write_text("400000 100000\n")
+    assert settings.usable_processors() == (4 if own.startswith(("0:", "1:")) else settings.usable_processors())
+
+
 @pytest.mark.parametrize(("quota", "processors"), [("300000", 3), ("-1", 8)])
 def test_the_first_version_of_control_groups_is_read_too(quota: str, processors: int, machine: Path, tmp_path: Path) -> None:
     (tmp_path / "own").write_text("4:memory:/team/job\n3:cpu,cpuacct:/team/job\n")
