@@ -34,13 +34,21 @@ def expanded(path: str) -> Path:
 def home() -> Path:
     """The one folder that holds all local state: `SCALINGNOTE_HOME`, or `.scalingnote` in the current folder.
 
-    Raises ConfigError for a folder that no database can lie in.
+    Raises ConfigError for a folder that no database can lie in, and one that cannot be found.
     """
     given = os.environ.get("SCALINGNOTE_HOME") or ".scalingnote"
     folder = expanded(given)
     if str(folder).startswith("~"):  # else a folder of that name would be made here
         raise ConfigError(f"SCALINGNOTE_HOME is '{given}', but there is no such user, or no home folder of theirs. Give the whole path.")
-    folder = folder.resolve()
+    try:
+        folder = folder.resolve()
+        is_file = folder.is_file()
+    except OSError as error:
+        shown = given if len(given) < 100 else f"{given[:60]}...{given[-30:]}"
+        gone = "the current folder was removed" if isinstance(error, FileNotFoundError) else error.strerror
+        raise ConfigError(f"The home folder '{shown}' cannot be used: {gone}. Give the whole path of one with SCALINGNOTE_HOME.") from None
+    if is_file or any(above.is_file() for above in folder.parents):
+        raise ConfigError(f"The home folder '{folder}' is a file, or lies below one. Name a folder with SCALINGNOTE_HOME.")
     if any(letter == "?" or "\ud800" <= letter <= "\udfff" for letter in str(folder)):
         shown = os.fsencode(folder).decode("utf-8", "backslashreplace")
         raise ConfigError(

@@ -10,6 +10,7 @@ import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from components import settings
@@ -29,7 +30,7 @@ LIMITS = {
     errno.EFBIG: "A file would become larger than this process may write (`ulimit -f`). Raise the limit.",
     errno.ENOMEM: "This machine has no memory left. Stop other programs, or take smaller batches (encoding.tokens_per_batch).",
 }
-_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "malloc of size")
+_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "malloc of size", "failed to map segment")
 
 
 class DiskFull(ResourceError):
@@ -77,12 +78,17 @@ def is_disk_full(error: BaseException) -> bool:
         if getattr(seen, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(said in words for said in FULL):
             return True
     # Writers in C++ report a failed write without saying why.
-    return not isinstance(error, ScalingNoteError) and _free_bytes() < LOW_BYTES
+    with suppress(OSError, ScalingNoteError):
+        return not isinstance(error, ScalingNoteError) and _free_bytes() < LOW_BYTES
+    return False
 
 
 def _free_bytes(probe: Path | None = None) -> int:
     """Bytes that are free where `probe` lies, the home folder by default."""
     probe = probe or settings.home()
-    while not probe.exists():
-        probe = probe.parent
+    while probe != probe.parent:
+        try:
+            return shutil.disk_usage(probe).free
+        except OSError:  # it is not there yet, or cannot be
+            probe = probe.parent
     return shutil.disk_usage(probe).free
