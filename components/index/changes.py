@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("doc_id", "content_hash")
 _AT_ONCE = 2**20  # rows that are converted or compared in one go
+_LOOKED_UP = 2**23  # ids that others are looked up among in one go
 RowNumbers = NDArray[np.int64]
 
 
@@ -124,21 +125,29 @@ def _places(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> RowNumbers:
     """For each of `ids` its place `among` the others, -1 where it is not there."""
     import pyarrow.compute as pc
 
-    found = pc.fill_null(pc.index_in(ids, value_set=among.combine_chunks()), -1)
-    return np.asarray(found.to_numpy(), dtype=np.int64)
+    places = np.full(len(ids), -1, np.int64)
+    for start in range(0, len(among), _LOOKED_UP):  # Arrow's table of all of them would be larger than the ids themselves
+        here = pc.fill_null(pc.index_in(ids, value_set=among.slice(start, _LOOKED_UP).combine_chunks()), -1).to_numpy()
+        np.add(here, start, out=places, where=here >= 0)
+    return places
 
 
 def _equal(ours: pa.ChunkedArray, rows: RowNumbers, theirs: pa.ChunkedArray, other_rows: RowNumbers) -> NDArray[np.bool_]:
     """Whether the 32 bytes of each of the `rows` are those of the row beside it in `theirs`."""
-    left, right = _words(ours), _words(theirs)
     same = np.empty(len(rows), bool)
     for start in range(0, len(rows), _AT_ONCE):
         some = slice(start, start + _AT_ONCE)
-        same[some] = (left[rows[some]] == right[other_rows[some]]).all(axis=1)
+        same[some] = (_words(ours, rows[some]) == _words(theirs, other_rows[some])).all(axis=1)
     return same
 
 
-def _words(column: pa.ChunkedArray) -> NDArray[np.uint64]:
-    """uint64 (rows, 4): a column of 32 bytes each as numbers."""
-    chunks = [np.frombuffer(chunk.buffers()[1], np.uint64)[4 * chunk.offset :][: 4 * len(chunk)] for chunk in column.chunks if len(chunk)]
-    return np.concatenate([np.empty(0, np.uint64), *chunks]).reshape(-1, 4)
+def _words(column: pa.ChunkedArray, rows: RowNumbers) -> NDArray[np.uint64]:
+    """Rows of a column of 32 bytes each as numbers, uint64 (len(rows), 4); its chunks stay where they are."""
+    found, first = np.empty((len(rows), 4), np.uint64), 0
+    for chunk in column.chunks:
+        mine = np.flatnonzero((rows >= first) & (rows < first + len(chunk)))
+        if len(mine):
+            words = np.frombuffer(chunk.buffers()[1], np.uint64)[4 * chunk.offset :][: 4 * len(chunk)].reshape(-1, 4)
+            found[mine] = words[rows[mine] - first]
+        first += len(chunk)
+    return found

@@ -138,6 +138,27 @@ def test_hashes_are_compared_by_their_bytes_and_other_marks_as_they_are() -> Non
     assert found.unchanged == 1
 
 
+def test_changes_are_found_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    ids = [f"d{number}" for number in rng.permutation(300)]
+    hashes = [f"{number:064x}" for number in range(300)]
+
+    def table(numbers: list[int], marks: dict[int, str]) -> pa.Table:
+        columns = {"doc_id": [ids[n] for n in numbers], "content_hash": [marks.get(n, hashes[n]) for n in numbers]}
+        return pa.concat_tables([pa.table(columns).slice(start, 7) for start in range(0, len(numbers), 7)])
+
+    before, after = list(range(250)), [*range(299, 49, -1)]
+    deleted, marks = np.array([60, 61, 249]), {100: "other", 200: "f" * 64}
+    whole = find_changes(table(before, {}), deleted, table(after, marks))
+    monkeypatch.setattr("components.index.changes._AT_ONCE", 11)
+    monkeypatch.setattr("components.index.changes._LOOKED_UP", 13)
+    blocks = find_changes(table(before, {}), deleted, table(after, marks))
+    for name in ("added", "changed", "removed", "replaced"):
+        assert getattr(whole, name).tolist() == getattr(blocks, name).tolist()
+    assert [after[row] for row in blocks.changed] == [200, 100] and blocks.replaced.tolist() == [100, 200]
+    assert sorted(after[row] for row in blocks.added) == [60, 61, *range(249, 300)] and blocks.removed.tolist() == list(range(50))
+
+
 @pytest.mark.parametrize("layout", ["merged", "shards"])
 def test_a_refresh_of_an_index_of_many_parts_carries_all_of_them_over(tmp_path: Path, layout: str) -> None:
     config = LISTS.model_copy(update={"part_size": 8, "layout": layout})
