@@ -60,6 +60,11 @@ def translated(action: str) -> Iterator[None]:
                 f"Could not {action}: {settings.tracking_uri()} does not accept the user name and password of '{who}'. "
                 "Check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
             ) from error
+        if "database is locked" in reason:
+            reason = (
+                "the database is locked: another command or server has held it for longer than is waited for. Wait until that has ended, "
+                "or stop it (`fuser` on the file names it), and run the command again. Nothing was changed"
+            )
         raise TrackingError(f"Could not {action} at {settings.tracking_uri()}: {reason}") from error
 
 

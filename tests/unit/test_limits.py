@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def raised(error: Exception, within: type[Exception] | None = None) -> Exception
         (MemoryError(), "no memory left"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), "no memory left"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "no memory left"),
+        (ImportError("libx.so: failed to map segment from shared object"), "no memory left"),
         (OSError(errno.ENOSPC, "No space left on device"), "is full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "is full"),
     ],
@@ -102,6 +104,12 @@ def test_a_database_without_its_driver_is_said_with_what_to_install(address: str
     assert package in str(caught.value) and "s3cr3t" not in str(caught.value)
     with pytest.raises(ModuleNotFoundError), translated("open the tracking store"):
         raise ModuleNotFoundError("No module named 'mlflow.nothing'", name="mlflow.nothing")
+
+
+def test_a_database_that_another_holds_is_said_with_what_to_do(home: Path) -> None:
+    with pytest.raises(TrackingError, match="fuser") as caught, translated("open the tracking store"):
+        raise sqlite3.OperationalError("database is locked")
+    assert caught.value.exit_code == 8 and "open the tracking store" in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "said"), [("x" * 300, "name too long"), ("deep/" * 900, "name too long"), ("file", "is a file")])
