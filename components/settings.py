@@ -42,13 +42,11 @@ def home() -> Path:
         raise ConfigError(f"SCALINGNOTE_HOME is '{given}', but there is no such user, or no home folder of theirs. Give the whole path.")
     try:
         folder = folder.resolve()
-        is_file = folder.is_file()
+        folder.exists()  # or its name is too long
     except OSError as error:
         shown = given if len(given) < 100 else f"{given[:60]}...{given[-30:]}"
         gone = "the current folder was removed" if isinstance(error, FileNotFoundError) else error.strerror
         raise ConfigError(f"The home folder '{shown}' cannot be used: {gone}. Give the whole path of one with SCALINGNOTE_HOME.") from None
-    if is_file or any(above.is_file() for above in folder.parents):
-        raise ConfigError(f"The home folder '{folder}' is a file, or lies below one. Name a folder with SCALINGNOTE_HOME.")
     if any(letter == "?" or "\ud800" <= letter <= "\udfff" for letter in str(folder)):
         shown = os.fsencode(folder).decode("utf-8", "backslashreplace")
         raise ConfigError(
@@ -240,6 +238,8 @@ def activate() -> None:
     spare_loopback()
     _limit_threads()
     root = home()
+    if any(path.is_file() for path in (root, *root.parents)):
+        raise ConfigError(f"The home folder '{root}' is a file, or lies below one. Name a folder with SCALINGNOTE_HOME.")
     with suppress(PermissionError):  # of somebody who may only read an existing home
         root.mkdir(parents=True, exist_ok=True, mode=0o700)  # queries, names and the store lie there, and are nobody else's
         for folder in (work_folder(), models_folder(), artifact_root(), root / "prefect", root / "cache"):
