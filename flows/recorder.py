@@ -166,6 +166,8 @@ def _close_killed(run_id: str, mark: str) -> None:
         from prefect.states import Crashed
 
         left = json.loads(mark)["prefect_flow_run_id"]
+        if left is None:
+            return
         with get_client(sync_client=True) as client:
             if client.read_flow_run(left).state_name == "Running":
                 client.set_flow_run_state(left, Crashed(message="The process of this run was killed."), force=True)
