@@ -19,6 +19,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -247,9 +248,8 @@ def _encoded(folder: Path, documents: Any, target: Path) -> Any:
 
 def _apart(function: Callable[..., str], *arguments: Any) -> tuple[float, float, str]:
     """Seconds, peak GiB and word of `function` in a process of its own."""
-    spawn = multiprocessing.get_context("spawn")
-    with spawn.Pool(1) as pool:
-        return pool.apply(_measured, (function, arguments))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_measured, function, arguments).result()
 
 
 def _measured(function: Callable[..., str], arguments: tuple[Any, ...]) -> tuple[float, float, str]:
