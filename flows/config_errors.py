@@ -43,7 +43,8 @@ def allowed(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(allowed(option) for option in schema["anyOf"])
     if "enum" in schema or "const" in schema:
-        return " or ".join(str(choice) for choice in schema.get("enum", [schema.get("const")]))
+        chosen = schema.get("enum", [schema.get("const")])
+        return " or ".join(str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in chosen)
     return _TYPES.get(schema.get("type", ""), "a value") + _items(schema) + _bounds(schema) + _text_rules(schema)
 
 

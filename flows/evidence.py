@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from components.evaluation.contest import Contender, Contest
     from components.promotion.evidence import Compared, Dossier, Making, StepCost
     from components.promotion.release import LineageNode, ReleaseManifest
+    from components.promotion.training_noise import TrainingNoise
     from components.serving.retriever import Retriever
     from flows.parts import Parts
 
@@ -30,7 +31,7 @@ REPLAYED = 1000  # queries of the log, the newest, that both releases answer
 _UNCOMPARED = (
     "When the champion can be opened again, run the same command: finished steps come from the cache. Or a reviewer decides without it."
 )
-_MEASURED = ("split", "depth", "latency_queries", "throughput_batch", "speed_precision", "bootstrap_samples", "seed")
+_MEASURED = ("split", "depth", "latency_queries", "throughput_batch", "speed_precision", "bootstrap_samples", "seed", "query_groups")
 
 
 class Outcome(NamedTuple):
@@ -77,19 +78,22 @@ def _contest(config: RetrainConfig, parts: Parts, version: int) -> Contest:
     from components.data.dataset import load_dataset
     from components.evaluation.contest import Contest
     from components.evaluation.summarize import judged_split
+    from components.evaluation.units import query_units
     from components.serving.loader import open_release, registry_folder
 
     opened = open_release(config.name, f"release/{version}")
     pins = opened.manifest.pins
     dataset = load_dataset(parts.dataset.path)
     source, replayed = replayed_queries(config.name, dataset)
+    judged = judged_split(dataset, config.evaluation.split)
     return Contest(
         candidate=_contender(open_candidate(config, parts), parts.query_encoder.path, parts.index.path),
         champion=_contender(opened.retriever, registry_folder(pins.query_encoder), registry_folder(pins.index)),
         baseline_version=version,
-        judged=judged_split(dataset, config.evaluation.split),
+        judged=judged,
         replayed=replayed,
         source=source,
+        units=query_units(judged, dataset, config.evaluation.query_groups),
     )
 
 
@@ -126,7 +130,14 @@ def bytes_of(folder: Path) -> int:
     return sum(entry.bytes for entry in read_manifest(folder).files.values())
 
 
-def dossier_of(parts: Parts, recorder: Recorder, manifest: ReleaseManifest, baseline: Baseline | None, outcome: Outcome) -> Dossier:
+def dossier_of(
+    parts: Parts,
+    recorder: Recorder,
+    manifest: ReleaseManifest,
+    baseline: Baseline | None,
+    outcome: Outcome,
+    noise: TrainingNoise | None = None,
+) -> Dossier:
     """All that report and description are made from."""
     from components.data.validation import load_report
     from components.evaluation.report import load_evaluation
@@ -144,6 +155,7 @@ def dossier_of(parts: Parts, recorder: Recorder, manifest: ReleaseManifest, base
         compared=_compared(outcome),
         making=_making(parts, recorder),
         notes=parts.notes,
+        noise=noise,
     )
 
 
@@ -175,6 +187,13 @@ def _making(parts: Parts, recorder: Recorder) -> Making:
             **({"documents": documents} if documents else {}),
         },
     )
+
+
+def cost_of(making: Making) -> dict[str, float]:
+    """Seconds of all steps, whenever they were made, and bytes of encoder and index, as far as they are known."""
+    seconds = [cost.seconds for cost in making.costs if cost.seconds is not None]
+    sizes = {f"{part}_bytes": float(making.sizes[part]) for part in ("encoder", "index") if part in making.sizes}
+    return {**({"seconds": sum(seconds)} if seconds else {}), **sizes}
 
 
 def _cost(node: LineageNode, recorder: Recorder) -> StepCost:

@@ -12,7 +12,11 @@ from components.promotion.release import Pins, ReleaseType
 
 @dataclass(frozen=True)
 class Parts:
-    """All that a release is made of. `notes` are lines about a refresh for the reviewer, as plain text."""
+    """All that a release is made of. `notes` are lines about a refresh for the reviewer, as plain text.
+
+    `kept` is the folder of the release that a refresh kept models of, `removed` how many documents of that release's index are gone, and
+    how many it had.
+    """
 
     dataset: DatasetArtifact
     validation: Artifact
@@ -23,6 +27,8 @@ class Parts:
     evaluation: Artifact
     release_type: ReleaseType = "full"
     notes: tuple[str, ...] = ()
+    kept: Path | None = None
+    removed: tuple[int, int] | None = None
 
     @property
     def encoders(self) -> dict[str, Path]:

@@ -88,10 +88,14 @@ def _with_preset(manifest: ReleaseManifest, preset: str, changeable: Sequence[st
     return values, f"the release, preset {preset}"
 
 
-def checked_data(config: RetrainConfig, recorder: Recorder) -> tuple[DatasetArtifact, Artifact]:
-    """The data as tables and the report of their contracts; raises DataError for data that breaks one or cannot be measured on."""
+def checked_data(config: RetrainConfig, recorder: Recorder, base: PinnedRelease) -> tuple[DatasetArtifact, Artifact]:
+    """The data as tables and the report of their contracts.
+
+    Raises DataError for data that breaks one, cannot be measured on, or measures by queries that `base`'s models were trained on.
+    """
     from components.artifacts import DatasetArtifact
     from components.data.dataset import load_dataset
+    from components.data.seen_queries import load_seen, require_unseen
     from components.data.validation import require_valid
     from components.evaluation.summarize import require_judged
     from flows.release_steps import snapshot_step, typed, validation_step
@@ -99,8 +103,20 @@ def checked_data(config: RetrainConfig, recorder: Recorder) -> tuple[DatasetArti
     dataset: DatasetArtifact = typed(recorder.run(snapshot_step(config)), DatasetArtifact)
     validation = recorder.run(validation_step(config, dataset))
     require_valid(validation)
-    require_judged(load_dataset(dataset.path), (config.evaluation.split, *config.evaluation.extra_splits))
+    splits, tables = (config.evaluation.split, *config.evaluation.extra_splits), load_dataset(dataset.path)
+    require_judged(tables, splits, config.evaluation.query_groups)
+    if (seen := load_seen(base.artifact.path)) is not None:
+        require_unseen(tables, splits, seen, base.title)
     return dataset, validation
+
+
+def unknown_queries(base: PinnedRelease, dataset: DatasetArtifact) -> list[str]:
+    """A note for the reviewer where the release does not say what its models were trained on, and the data is not the same."""
+    from components.data.seen_queries import load_seen
+
+    if base.manifest.dataset.digest == dataset.digest or load_seen(base.artifact.path) is not None:
+        return []
+    return [f"{base.title} keeps no list of its train queries: whether the judged queries of this data were among them is not known."]
 
 
 def describe_changes(changes: Changes) -> str:

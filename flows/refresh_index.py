@@ -22,7 +22,7 @@ from flows.config import RetrainConfig
 from flows.parameters import NO_SETTINGS, Name, Preset, ReleaseRef, SettingsForm
 from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
-from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base, requested_refresh
+from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base, requested_refresh, unknown_queries
 from flows.registration import register_candidate
 from flows.release_steps import SHARD_FILES, encoding_key, evaluation_step, typed
 from flows.steps import Step
@@ -71,15 +71,16 @@ def refresh_index(
     base, config = open_base(chosen, CHANGEABLE)
     with recorded_flow(config.name, "refresh-index", config.model_dump(mode="json")) as recorder:
         recorder.adopt(base.ancestry(), base.flows())
-        dataset, validation = checked_data(config, recorder)
+        dataset, validation = checked_data(config, recorder, base)
         changes = changes_since(base.index.path, read_documents(dataset.path))
-        print(f"Since {base.title}: {describe_changes(changes)}", flush=True)
+        print(f"Since {base.title}: {describe_changes(changes)}{_many_gone(changes, config.policy.max_removed_share)}", flush=True)
         if not changes and merge_fault_of(base.index) is None:
             return _unchanged(recorder, base, changes) | {"seconds": time.monotonic() - started}
         delta, encoded = _encoded(config, recorder, base, dataset, changes)
         index = typed(recorder.run(refresh_step(config, dataset, base, delta, changes)), IndexArtifact)
         guard = read_guard(index.path)
-        parts = _parts(config, recorder, base, (dataset, validation, index), _notes(base, changes, guard))
+        notes = [*_notes(base, changes, guard), *unknown_queries(base, dataset)]
+        parts = _parts(config, recorder, base, (dataset, validation, index), notes, (len(changes.removed), served_before(changes)))
         result = register_candidate(config, recorder, parts)
     outcome = {"changes": changes.counts, "encoded": encoded, "guard": guard.model_dump(mode="json")}
     return result | outcome | {"base": base.title, "seconds": time.monotonic() - started}
@@ -132,17 +133,35 @@ def _encoded(
 
 
 def _parts(
-    config: RetrainConfig, recorder: Recorder, base: PinnedRelease, made: tuple[DatasetArtifact, Artifact, IndexArtifact], notes: list[str]
+    config: RetrainConfig,
+    recorder: Recorder,
+    base: PinnedRelease,
+    made: tuple[DatasetArtifact, Artifact, IndexArtifact],
+    notes: list[str],
+    removed: tuple[int, int],
 ) -> Parts:
     dataset, validation, index = made
     measured = {"dataset": dataset, "query_tower": base.query_tower, "query_encoder": base.query_encoder, "index": index}
     evaluation = recorder.run(evaluation_step(config, measured))
     towers = (base.query_tower, base.document_tower, base.query_encoder)
-    return Parts(dataset, validation, *towers, index, evaluation, "index-refresh", tuple(notes))
+    return Parts(dataset, validation, *towers, index, evaluation, "index-refresh", tuple(notes), base.artifact.path, removed)
 
 
 def _notes(base: PinnedRelease, changes: Changes, guard: GuardReport) -> list[str]:
     return [f"Index refresh of {base.title}: {describe_changes(changes)}", *(f"Index: {reason}" for reason in guard.reasons)]
+
+
+def served_before(changes: Changes) -> int:
+    """Documents that the index held before."""
+    return changes.unchanged + len(changes.changed) + len(changes.removed)
+
+
+def _many_gone(changes: Changes, allowed: float | None) -> str:
+    """A warning before hours of work that the gates will not decide on."""
+    share = len(changes.removed) / max(1, served_before(changes))
+    if allowed is None or share <= allowed:
+        return ""
+    return f" That removes {share:.1%} of them; the policy decides on {allowed:.1%} at most. Is this the whole folder?"
 
 
 def _unchanged(recorder: Recorder, base: PinnedRelease, changes: Changes) -> dict[str, Any]:

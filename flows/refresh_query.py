@@ -19,7 +19,7 @@ from flows.config import RetrainConfig, amend_config
 from flows.parameters import NO_SETTINGS, Name, Preset, ReleaseRef, SettingsForm
 from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
-from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base, requested_refresh
+from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base, requested_refresh, unknown_queries
 from flows.registration import register_candidate
 from flows.release_steps import at_commits, evaluation_step, generation_step, student_step, targets_step, typed, untrained_key
 from flows.steps import Step
@@ -58,13 +58,14 @@ def refresh_query_tower(
     config = at_commits(config)
     with recorded_flow(config.name, "refresh-query-tower", config.model_dump(mode="json")) as recorder:
         recorder.adopt(base.ancestry(), base.flows())
-        dataset, validation = checked_data(config, recorder)
+        dataset, validation = checked_data(config, recorder, base)
         require_same_documents(config, base, dataset)
         student = _new_student(config, recorder, base, dataset)
         evaluation = recorder.run(_evaluation(config, recorder, base, dataset, student))
         note = f"Query refresh of {base.title}: a new query encoder for its index, whose documents did not change."
         towers = (base.query_tower, base.document_tower, student)
-        parts = Parts(dataset, validation, *towers, base.index, evaluation, "query-refresh", (note,))
+        notes = (note, *unknown_queries(base, dataset))
+        parts = Parts(dataset, validation, *towers, base.index, evaluation, "query-refresh", notes, base.artifact.path)
         result = register_candidate(config, recorder, parts)
     return result | {"base": base.title, "seconds": time.monotonic() - started}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from components.artifacts import Artifact, IndexArtifact
+from components.data.seen_queries import Seen, load_seen, seen_queries, write_seen
 from components.evaluation.comparison import load_comparison, load_values
 from components.evaluation.report import load_evaluation
 from components.promotion.attestation import sign_release
@@ -29,10 +30,11 @@ from components.promotion.release import (
     write_candidate,
 )
 from components.promotion.standing import release_model
+from components.promotion.training_noise import find_noise, load_noise, write_noise
 from components.tracking.links import evidence_links
 from components.tracking.registry import RegisteredVersion, ensure_model, find_version, set_description
 from flows.config import RetrainConfig
-from flows.evidence import Outcome, compare_with_champion, dossier_of, open_candidate
+from flows.evidence import Outcome, compare_with_champion, cost_of, dossier_of, open_candidate
 from flows.parts import Parts
 from flows.recorder import Recorder
 from flows.steps import Step
@@ -59,7 +61,7 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
     # The empty release model has to be there before a reviewer opens the first candidate: the dialog offers existing models only.
     ensure_model(release_model(config.name))
     registered = recorder.register("candidate", candidate, versions, parts.dataset.digest)
-    dossier = dossier_of(parts, recorder, load_release(candidate.path), baseline, decided.outcome)
+    dossier = dossier_of(parts, recorder, load_release(candidate.path), baseline, decided.outcome, load_noise(candidate.path))
     text = describe(dossier, evidence_links(registered.name, registered.version))
     set_description(registered.name, registered.version, text)
     recorder.show(candidate, candidate_metrics(dossier), text)
@@ -74,6 +76,8 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
         "verdict": decision.verdict,
         "first_release": decision.first_release,
         "gates": [gate.model_dump() for gate in decision.gates],
+        "split": config.evaluation.split,
+        "cost": cost_of(dossier.making),
         "cached": recorder.all_cached,
         "mlflow_run_id": recorder.run_id,
     }
@@ -82,7 +86,7 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
 def _decide(config: RetrainConfig, recorder: Recorder, parts: Parts, baseline: Baseline | None) -> _Decided:
     outcome = compare_with_champion(config, recorder, parts, baseline)
     uncompared = outcome.missing if baseline else ""
-    facts = gather_facts(parts.validation, _origins(config, recorder, parts), parts.pinned, config.policy, uncompared)
+    facts = gather_facts(parts.validation, _origins(config, recorder, parts), parts.pinned, config.policy, uncompared, parts.removed)
     evidence = Evidence(load_evaluation(parts.evaluation.path), facts=facts)
     if baseline is not None:
         evidence = replace(evidence, baseline=baseline.evaluation, champion=baseline.version, lost=baseline.lost)
@@ -126,13 +130,30 @@ def _candidate_step(
 
     def make(folder: Path) -> Artifact:
         manifest = _manifest(config, recorder, parts, versions, decided)
+        noise = find_noise(manifest)
         write_facts(folder, decided.facts)
-        write_report_page(dossier_of(parts, recorder, manifest, decided.baseline, decided.outcome), folder)
+        write_noise(folder, noise)
+        if (seen := _seen(parts)) is not None:
+            write_seen(folder, seen)
+        write_report_page(dossier_of(parts, recorder, manifest, decided.baseline, decided.outcome, noise), folder)
         return write_candidate(manifest, parts.evaluation.path, parts.validation.path, folder, comparison)
 
     inputs = {"evaluation": parts.evaluation, "validation": parts.validation, "query_encoder": parts.query_encoder, "index": parts.index}
     inputs |= {"comparison": comparison} if comparison else {}
     return Step("write_candidate", make, inputs, settings)
+
+
+def _seen(parts: Parts) -> Seen | None:
+    """The train queries of all models in the release: an index refresh keeps all of them, a query refresh the towers.
+
+    None where the release that it started from does not say what its models were trained on.
+    """
+    from components.data.dataset import load_dataset
+
+    earlier = load_seen(parts.kept) if parts.kept else None
+    if parts.kept and (earlier is None or parts.release_type == "index-refresh"):
+        return earlier
+    return seen_queries(load_dataset(parts.dataset.path), earlier)
 
 
 def _manifest(

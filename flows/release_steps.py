@@ -17,7 +17,7 @@ from flows.steps import Step
 
 Config = TypeVar("Config", bound=RetrainConfig)
 # What a killed attempt leaves for the next one to continue from.
-TRAINING_FILES = ("checkpoint.pt", "negatives_*.npy", "mining_report.json")
+TRAINING_FILES = ("checkpoint.pt", "negatives_*.npy", "mining_report.*")
 SHARD_FILES = ("vectors-*.parquet", "shard-*.json")
 
 
@@ -154,14 +154,14 @@ def targets_step(config: RetrainConfig, dataset: DatasetArtifact, query_tower: E
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
         from components.distillation.generation import read_generated
-        from components.distillation.sources import dev_queries, query_sources
+        from components.distillation.sources import dev_queries, learnable
         from components.distillation.teacher_targets import write_teacher_targets
         from components.towers.encoder import load_tower
 
         data = load_dataset(dataset.path)
-        sources = query_sources(data, config.distillation, read_generated(generated.path) if generated else ())
+        sources, left_out = learnable(data, config.distillation, read_generated(generated.path) if generated else ())
         parents = {role: artifact.digest for role, artifact in inputs.items()}
-        return write_teacher_targets(load_tower(query_tower.path), sources, parents, folder, dev_queries(data))
+        return write_teacher_targets(load_tower(query_tower.path), sources, parents, folder, dev_queries(data), left_out)
 
     return Step("encode_teacher_queries", make, inputs, chosen)
 

@@ -109,7 +109,7 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
 
     require_measured(config.policy, config.evaluation)
     data = load_dataset(dataset.path)
-    require_judged(data, (config.evaluation.split, *config.evaluation.extra_splits))
+    require_judged(data, (config.evaluation.split, *config.evaluation.extra_splits), config.evaluation.query_groups)
     check_sources(data, config.distillation)
     check_before_towers(config.distillation, config.towers)
     key = usable_key(

@@ -98,8 +98,8 @@ def run_flow(flow: str, *arguments: Any, **named: Any) -> dict[str, Any]:
                     f"Prefect's server {without_user(api)} does not answer as one ({type(error).__name__}): it stopped, or another program "
                     "listens there. Finished steps are kept: run it again."
                 ) from error
-            said = f"Prefect's own small server stopped answering ({type(error).__name__}); another is started."
-            print(said, file=sys.stderr, flush=True)
+            why = type(error).__name__
+            print(f"Prefect's own small server stopped answering ({why}); another is started.", file=sys.stderr, flush=True)
             _end_small_server()
     raise AssertionError("the last attempt returns or raises")
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from components.data.dataset import TABLES
+from components.data.helper_columns import TITLES
 from components.data.rules import SEVERITIES, Check, Place, Rule, Severity
 from components.errors import ConfigError
 
@@ -125,6 +126,8 @@ def _check_place(check: Check, place: Place) -> None:
 def _check_side(parameters: Mapping[str, Any], place: Place) -> None:
     """Raises ConfigError for a leakage rule about no rows of its own table: what it finds could not be shown there."""
     held_out, seen = parameters["held_out"], parameters["seen"]
+    if held_out == TITLES:
+        raise ConfigError(f"{place}: held_out is {TITLES}, but nothing is measured with the titles of documents; they can be seen only.")
     if held_out == seen:
         raise ConfigError(f"{place}: held_out and seen are both {seen}; a query always equals itself. Name two splits.")
     if place.table == "unlabelled" and "unlabelled" not in (held_out, seen):

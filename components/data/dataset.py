@@ -14,7 +14,7 @@ import pandas as pd
 
 from components.artifacts import Artifact, open_artifact
 from components.data.own_documents import POLICIES, IdenticalIds, IgnoreIdenticalIds, OwnDocuments, identical_ids
-from components.data.tables import DOCUMENT_COLUMNS, JUDGEMENT_COLUMNS, QUERY_COLUMNS, document_text, origin_of
+from components.data.tables import DOCUMENT_COLUMNS, GROUPS, JUDGEMENT_COLUMNS, QUERY_COLUMNS, document_text, origin_of
 from components.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Dataset:
     documents: doc_id, title, text, metadata (JSON), content_hash. queries and unlabelled: query_id, text.
     all_judgements: query_id, doc_id, score (int64), split. sources: names of the data sets when several are mixed.
     ignore_identical_ids: which documents are left out as a query's own (see `components.data.own_documents`).
+    query_groups: metadata field of the documents that the splits were made by; "" where the source names none.
     """
 
     documents: pd.DataFrame
@@ -49,6 +50,7 @@ class Dataset:
     unlabelled: pd.DataFrame
     sources: tuple[str, ...] = ()
     ignore_identical_ids: IgnoreIdenticalIds = "same_text"
+    query_groups: str = ""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -99,7 +101,8 @@ def load_dataset(dataset: Artifact | Path) -> Dataset:
     sources = tuple(str(artifact.attributes.get(SOURCES, "")).split("/")) if SOURCES in artifact.attributes else ()
     # Data sets of before name no policy: nothing was left out of what was measured on them.
     policy: IgnoreIdenticalIds = next((name for name in POLICIES if name == artifact.attributes.get(IDENTICAL)), "never")
-    return Dataset(frames["documents"], frames["queries"], frames["judgements"], frames["unlabelled"], sources, policy)
+    groups = str(artifact.attributes.get(GROUPS, ""))
+    return Dataset(frames["documents"], frames["queries"], frames["judgements"], frames["unlabelled"], sources, policy, groups)
 
 
 def texts_of(documents: pd.DataFrame) -> list[str]:

@@ -18,6 +18,7 @@ from components.data.tables import normalise_text
 from components.data.values import on_one_line
 
 UNLABELLED = "unlabelled"
+TITLES = "titles"  # those of the documents: a student learns from them as from queries
 # Several rules compare the same queries; forget_texts() lets go of them.
 _normalised = lru_cache(maxsize=2_000_000)(normalise_text)
 
@@ -59,7 +60,7 @@ def cannot_check(dataset: Dataset, rule: Rule) -> str:
     """
     named = [str(rule.parameters[side]) for side in ("held_out", "seen")] if rule.check == "no_leakage" else []
     for split in named:
-        if split != UNLABELLED and not any(mark in split for mark in "*?[") and split not in dataset.splits:
+        if split not in (UNLABELLED, TITLES) and not any(mark in split for mark in "*?[") and split not in dataset.splits:
             return f"no judgement is of the split '{split}'; the data has {', '.join(dataset.splits) or 'no splits'}"
     return ""
 
@@ -103,9 +104,14 @@ def _leaks(dataset: Dataset, rule: Rule) -> pd.Series:
 
 
 def _queries_of(dataset: Dataset, split: str) -> pd.DataFrame:
-    """Rows of the queries judged in the splits that match `split`, or of the unlabelled queries; the index is that of their table."""
+    """Rows of the queries judged in the splits that match `split`, of the unlabelled queries, or of the titles as if they were queries.
+
+    The index is that of their table.
+    """
     if split == UNLABELLED:
         return dataset.unlabelled
+    if split == TITLES:
+        return dataset.documents[["doc_id", "title"]].set_axis(["query_id", "text"], axis=1)
     judgements = dataset.all_judgements
     matching = {name for name in judgements["split"].unique() if fnmatchcase(str(name), split)}
     ids = set(judgements.loc[judgements["split"].isin(matching), "query_id"].tolist())

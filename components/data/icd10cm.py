@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from components.artifacts import digest_of, file_sha256
-from components.data.tables import DOCUMENT_COLUMNS, JUDGEMENT_COLUMNS, RawTables, normalise_text, query_table
+from components.data.tables import DOCUMENT_COLUMNS, GROUPS, JUDGEMENT_COLUMNS, RawTables, normalise_text, query_table
 from components.errors import DataError
 from components.syntax import tree_digest
 
@@ -73,7 +73,11 @@ def build(scope: str) -> RawTables:
         queries=query_table([query.query_id for query in wanted], [query.text for query in wanted]),
         judgements=_judgements(wanted, codes),
         unlabelled=query_table([], []),
-        notes={"scope": scope, "inclusion_terms_left_out": sum(len(e.terms) for e in entries) - sum(len(q.codes) for q in queries)},
+        notes={
+            "scope": scope,
+            GROUPS: "category",
+            "inclusion_terms_left_out": sum(len(e.terms) for e in entries) - sum(len(q.codes) for q in queries),
+        },
     )
 
 
@@ -126,8 +130,7 @@ def read_entries(path: Path, includes: bool = False) -> Iterator[Entry]:
 
 def split_of(code: str) -> str:
     """train, dev or test, by the three-character category of `code`."""
-    category = code.split(".")[0]
-    share = int(hashlib.sha256(f"{NAME}:{category}".encode()).hexdigest()[:12], 16) / 16**12
+    share = int(hashlib.sha256(f"{NAME}:{_category(code)}".encode()).hexdigest()[:12], 16) / 16**12
     if share < TRAIN_SHARE:
         return "train"
     return "dev" if share < TRAIN_SHARE + DEV_SHARE else "test"
@@ -170,8 +173,12 @@ def _walk(diagnosis: ET.Element, parent: Entry, places: tuple[str, ...]) -> Iter
 
 def _documents(entries: list[Entry]) -> pd.DataFrame:
     # The nearest title comes first: it tells more than the chapter, and an encoder's token limit cuts at the end.
-    rows = [(e.code, e.title, " | ".join(e.above), json.dumps({"chapter": e.chapter, "section": e.section})) for e in entries]
+    rows = [(e.code, e.title, " | ".join(e.above), _metadata(e)) for e in entries]
     return pd.DataFrame(rows, columns=list(DOCUMENT_COLUMNS)).astype("str")
+
+
+def _metadata(entry: Entry) -> str:
+    return json.dumps({"chapter": entry.chapter, "section": entry.section, "category": _category(entry.code)})
 
 
 def _judgements(queries: list[Query], codes: set[str]) -> pd.DataFrame:

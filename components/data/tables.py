@@ -16,6 +16,7 @@ from components.visible import INVISIBLE
 DOCUMENT_COLUMNS = ("doc_id", "title", "text", "metadata")
 QUERY_COLUMNS = ("query_id", "text")
 JUDGEMENT_COLUMNS = ("query_id", "doc_id", "score", "split")
+GROUPS = "query_groups"  # note of a source: the metadata field of its documents that the splits were made by
 
 _UNSEEN = re.compile(f"[{INVISIBLE}\ufdd0-\ufdef\u0640]")  # and no characters, and the Arabic tatweel, which only makes a word longer
 # Before NFKC, which would make 10² the number 102, 1½ the number 11/2, and letters of a trade mark.

@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 
 from components.config import StepConfig
 
+RefineTitles = Literal[True, False, "train_documents"]
+HELD_OUT_TITLES = "held_out_titles"  # count of a student: documents that only held-out queries ask for, whose titles it was refined on
+
 
 class DistillationConfig(StepConfig):
     """Stage 2: alignment to the teacher's query vectors, then refinement against the frozen document vectors."""
@@ -48,7 +51,11 @@ class DistillationConfig(StepConfig):
     source_shares: dict[Literal["train", "unlabelled", "titles", "sentences", "generated"], float] = Field(
         default_factory=dict, description="Share of each source in an alignment epoch; empty: each as large as it is"
     )
-    refine_titles: bool = Field(True, description="Refine on titles too, each a query for its document")
+    refine_titles: RefineTitles = Field(
+        True,
+        description="Refine on titles too, each a query for its document; train_documents: not on those of documents that held-out "
+        "queries ask for and no train query does",
+    )
     mse_weight: float = Field(1.0, ge=0, le=1000, description="Weight of the squared error before normalisation")
     cosine_weight: float = Field(1.0, ge=0, le=1000, description="Weight of one minus cosine")
     similarity_weight: float = Field(0.0, ge=0, le=1000, description="Weight of matching the teacher's distribution over documents")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from components.distillation.config import DistillationConfig
+from components.distillation.config import DistillationConfig, RefineTitles
 from components.distillation.plan import texts_per_source
 from components.distillation.selection import DevSet, Search
 from components.distillation.sources import dev_queries, query_sources, relevant
@@ -29,7 +29,8 @@ class DistillationData:
     """Texts with teacher vectors (n, d), judged pairs (text number, document number), and document vectors (m, d); unit float32.
 
     `sources` names where each text comes from; `teacher_folder` is the teacher's query tower, for a student cut from it; `own` are pairs
-    of a text and the document that it is itself, which is no negative of it.
+    of a text and the document that it is itself, which is no negative of it. `held_out_titles` counts the documents that only held-out
+    queries ask for and that are in a pair with their title all the same.
     """
 
     texts: Sequence[str]
@@ -41,6 +42,7 @@ class DistillationData:
     sources: Sequence[str] = ()
     teacher_folder: Path | None = None
     own: Sequence[tuple[int, int]] = ()
+    held_out_titles: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,13 @@ def distillation_data(
     `teacher_folder` is the teacher's query tower, which a student cut from it needs.
     """
     texts, teacher = read_teacher_targets(targets)
+    pairs = refinement_pairs(dataset, texts, config.refine_titles)
+    held_out, doc_ids = held_out_documents(dataset), dataset.documents["doc_id"].tolist()
     return DistillationData(
         texts=texts,
         teacher=teacher,
-        pairs=refinement_pairs(dataset, texts, config.refine_titles),
+        pairs=pairs,
+        held_out_titles=len({document for _, document in pairs if doc_ids[document] in held_out}),
         own=own_pairs(dataset, texts),
         documents=documents.vectors,
         space_id=documents.space_id,
@@ -84,15 +89,26 @@ def distillation_data(
     )
 
 
-def refinement_pairs(dataset: Dataset, texts: Sequence[str], titles: bool) -> list[tuple[int, int]]:
-    """(text number, document number) of the relevant train judgements and, if wanted, of every title among `texts`."""
+def refinement_pairs(dataset: Dataset, texts: Sequence[str], titles: RefineTitles) -> list[tuple[int, int]]:
+    """(text number, document number) of the relevant train judgements and, if wanted, of titles among `texts`.
+
+    `titles`: True for those of all documents, "train_documents" for all but those of `held_out_documents`.
+    """
     text_row = {text: i for i, text in enumerate(texts)}
     document_row = {d: i for i, d in enumerate(dataset.documents["doc_id"])}
     train = relevant(dataset, "train")
     pairs = [(text_row[t], document_row[d]) for t, d in zip(train["text"], train["doc_id"], strict=True)]
     if titles:
-        pairs += [(text_row[t], i) for i, t in enumerate(dataset.documents["title"]) if t in text_row]
+        unseen = held_out_documents(dataset) if titles == "train_documents" else frozenset()
+        titled = enumerate(zip(dataset.documents["doc_id"], dataset.documents["title"], strict=True))
+        pairs += [(text_row[title], i) for i, (doc_id, title) in titled if title in text_row and doc_id not in unseen]
     return list(dict.fromkeys(pairs))
+
+
+def held_out_documents(dataset: Dataset) -> frozenset[str]:
+    """Ids of the documents that a query of another split asks for and no train query does."""
+    asked = {split: frozenset(relevant(dataset, split)["doc_id"]) for split in dataset.splits}
+    return frozenset[str]().union(*(ids for split, ids in asked.items() if split != "train")) - asked.get("train", frozenset())
 
 
 def own_pairs(dataset: Dataset, texts: Sequence[str]) -> list[tuple[int, int]]:

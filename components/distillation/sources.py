@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from components.data.tables import normalise_text
 from components.distillation.config import DistillationConfig
 from components.visible import is_blank
 
@@ -21,18 +22,39 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\s*\n\s*")
 
 
 def query_sources(dataset: Dataset, config: DistillationConfig, generated: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Texts for the alignment by source: train queries, unlabelled queries, titles, sentences (seeded samples), generated queries."""
+    """Texts for the alignment by source: train queries, unlabelled queries, titles, sentences (seeded samples), generated queries.
+
+    Beside the train queries none of them reads as a query that is held out (see `learnable`).
+    """
+    return learnable(dataset, config, generated)[0]
+
+
+def learnable(dataset: Dataset, config: DistillationConfig, generated: Sequence[str] = ()) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """The texts of `query_sources`, and by source how many different ones were left out because they read as a held-out query.
+
+    Held out are the judged queries of every split but train. Texts are compared as the contracts compare them, without case and
+    punctuation. Train queries are left to the contracts: there such a text has an answer, and the data has to be corrected.
+    """
     titles = dataset.documents["title"]
     titles = titles[[not is_blank(title) for title in titles.fillna("")]].drop_duplicates()
     if len(titles) > config.titles:
         titles = titles.sample(config.titles, random_state=config.seed)
-    return {
-        "train": dataset.judged_queries("train")["text"].tolist(),
+    drawn = {
         "unlabelled": dataset.unlabelled["text"].tolist(),
         "titles": titles.tolist(),
         "sentences": document_sentences(dataset.documents["text"].tolist(), config.sentences, config.seed),
         "generated": list(generated),
     }
+    tested = held_out_wordings(dataset)
+    kept = {source: [text for text in texts if normalise_text(text) not in tested] for source, texts in drawn.items()}
+    left_out = {source: len(set(texts)) - len(set(kept[source])) for source, texts in drawn.items()}
+    return {"train": dataset.judged_queries("train")["text"].tolist(), **kept}, left_out
+
+
+def held_out_wordings(dataset: Dataset) -> frozenset[str]:
+    """The normalised texts of the judged queries of every split but train."""
+    splits = [split for split in dataset.splits if split != "train"]
+    return frozenset(normalise_text(text) for split in splits for text in dataset.judged_queries(split)["text"]) - {""}
 
 
 def document_sentences(texts: Sequence[str], count: int, seed: int) -> list[str]:

@@ -22,12 +22,17 @@ HELD_OUT = "held out"  # source of the queries that are only compared with, neve
 
 
 def write_teacher_targets(
-    teacher: TextEncoder, sources: Mapping[str, Sequence[str]], parents: Mapping[str, str], folder: Path, held_out: Sequence[str] = ()
+    teacher: TextEncoder,
+    sources: Mapping[str, Sequence[str]],
+    parents: Mapping[str, str],
+    folder: Path,
+    held_out: Sequence[str] = (),
+    left_out: Mapping[str, int] | None = None,
 ) -> VectorShards:
     """Encode the queries of every source (name -> texts) with the teacher's query tower and keep text, source and vector (fp16).
 
     A text that stands in two sources counts for the first. `held_out` texts are encoded too, but are no targets. The artifact counts
-    the queries of each source and names its share of all.
+    the queries of each source and names its share of all, and counts those `left_out` of each.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -44,6 +49,7 @@ def write_teacher_targets(
     found = Counter(first.values())
     sizes = {source: found[source] for source in sources}
     counts = {"queries": len(first), **{f"source_{source}": size for source, size in sizes.items()}}
+    counts |= {f"left_out_{source}": size for source, size in (left_out or {}).items() if size}
     shares = {f"share_{source}": round(size / max(1, len(first)), 4) for source, size in sizes.items()}
     attributes = {"space_id": teacher.space_id, "dimension": vectors.shape[1], **shares}
     made = seal(folder, "vectors", counts=counts, parents=parents, attributes=attributes)

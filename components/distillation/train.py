@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.artifacts import EncoderArtifact, Scalar, read_json, seal, write_json
-from components.distillation.config import DistillationConfig
+from components.distillation.config import HELD_OUT_TITLES, DistillationConfig
 from components.distillation.health import log_entry, retention_of, spread_of
 from components.distillation.losses import alignment_loss, refinement_loss, similarity_loss
 from components.distillation.material import DistillationData
@@ -69,6 +69,7 @@ def train_student(data: DistillationData, config: DistillationConfig, parents: M
         **_shares(data.sources, config),
     }
     counts = {"queries": len(data.texts), **{f"source_{name}": size for name, size in Counter(data.sources).items()}}
+    counts |= {HELD_OUT_TITLES: data.held_out_titles} if config.refine_epochs else {}
     made = seal(folder, "encoder", counts=counts, parents=parents, attributes=attributes)
     return EncoderArtifact.model_validate(made.model_dump())
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from components.evaluation.config import EvaluationConfig
     from components.evaluation.summarize import JudgedSplit
+    from components.evaluation.units import Units
     from components.index.search import VectorIndex
 
 DEPTHS = (10, 100)
@@ -40,28 +41,35 @@ class AnnMeasured(NamedTuple):
 
 
 def measure_ann(
-    index: VectorIndex, vectors: NDArray[np.float32], judged: JudgedSplit, per_query: pd.DataFrame, config: EvaluationConfig
+    index: VectorIndex,
+    vectors: NDArray[np.float32],
+    judged: JudgedSplit,
+    per_query: pd.DataFrame,
+    config: EvaluationConfig,
+    units: Units | None = None,
 ) -> AnnMeasured:
     """Search `index` with the student's query vectors, float32 (judged queries, d), and hold the answers against exact search.
 
-    `per_query` (query_id, metric, value) is what the student reached through this index. At most MOST_QUERIES evenly spread queries
-    are searched. Each depth is a search of its own: an index looks less far when it is asked for fewer documents.
+    `per_query` (query_id, metric, value) is what the student reached through this index; `units` are those of the judged queries. At most
+    MOST_QUERIES evenly spread queries are searched. Each depth is a search of its own: an index looks less far when it is asked for fewer
+    documents.
     Raises ArtifactError when the index keeps no vectors for an exact search.
     """
     step = slice(None, None, -(-len(vectors) // MOST_QUERIES))
     query_ids, sample = judged.query_ids[step], vectors[step]
     nearest = exact_neighbours(index, sample, max(DEPTHS))
     values = {f"recall@{k}": recall_at(index, sample, k, nearest) for k in DEPTHS}
-    found = {m: mean_interval(v, config.bootstrap_samples, CONFIDENCE, config.seed) for m, v in values.items()}
+    numbers = None if units is None else units.of(query_ids)
+    found = {m: mean_interval(v, config.bootstrap_samples, CONFIDENCE, config.seed, numbers).share for m, v in values.items()}
     exact, served = _ndcg_exact(judged, query_ids, nearest), _ndcg_served(per_query, query_ids)
-    lost = paired_bootstrap(exact, served, config.bootstrap_samples, CONFIDENCE, config.seed)
+    lost = paired_bootstrap(exact, served, config.bootstrap_samples, CONFIDENCE, config.seed, numbers)
     summary = AnnSummary(
         queries=len(query_ids),
         documents=len(index),
         recall={metric: interval.difference for metric, interval in found.items()},
-        intervals={metric: (interval.low, interval.high) for metric, interval in found.items()},
+        intervals={metric: interval.ends for metric, interval in found.items() if interval.known},
         ndcg_lost=lost.difference,
-        ndcg_lost_interval=(lost.low, lost.high),
+        ndcg_lost_interval=lost.ends if lost.known else None,
     )
     return AnnMeasured(summary, _table(query_ids, values))
 

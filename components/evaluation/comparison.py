@@ -31,6 +31,8 @@ SIDE_COLUMNS = ("query_id", "text", "difference", "relevant", CANDIDATE, CHAMPIO
 AGREEMENT_COLUMNS = ("source", "query", "k", "value")
 PER_QUERY_COLUMNS = ("query_id", "system", "metric", "value")
 SERVED = "relevant_served"  # beside the metrics: share of a query's relevant documents that the index of the system holds
+# nDCG@10 among the documents that both hold, of the queries that ask for one of these; there where the candidate lacks some.
+SHARED = "ndcg@10_of_shared_documents"
 LOGGED, UNLABELLED, JUDGED = "logged queries", "unlabelled queries", "judged queries"
 
 
@@ -58,7 +60,8 @@ class ComparisonSummary(_Part):
     `candidate` and `champion` are the speed of the whole answer (encode and search `answer_depth` documents): milliseconds at batch 1,
     queries per second at `batch_size`. `metrics` holds candidate minus champion for every metric, paired over all `queries` judged queries
     of the candidate's evaluation, whatever the champion was evaluated on in its own time. `agreement` maps "logged queries@10" and the like
-    to its figures; `sizes` maps candidate and champion to the bytes of `index` and `encoder` and the number of `documents`.
+    to its figures; `sizes` maps candidate and champion to the bytes of `index` and `encoder` and the number of `documents`; `removed`
+    counts the champion's documents that the candidate lacks, None where nobody looked.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -70,6 +73,7 @@ class ComparisonSummary(_Part):
     metrics: tuple[Comparison, ...] = ()
     agreement: dict[str, Agreement] = Field(default_factory=dict)
     sizes: dict[str, dict[str, int]] = Field(default_factory=dict)
+    removed: int | None = Field(None, ge=0)
     answer_depth: int = Field(10, ge=1)
     machine: str = ""
 

@@ -25,6 +25,13 @@ class EvaluationConfig(StepConfig):
         0.1, ge=0, le=1, description="Timing ends when 95 % intervals are within this share of each figure; 0: all queries are timed"
     )
     throughput_batch: int = Field(32, ge=1, le=10_000, description="Queries per batch when queries per second are measured")
+    query_groups: str = Field(
+        "auto",
+        min_length=1,
+        max_length=100,
+        description="Which judged queries were drawn together, and are resampled together: auto (those of one group that the source splits "
+        "by, else those with an answer in common), queries (none), or a metadata field of the documents whose values are the groups",
+    )
     bootstrap_samples: int = Field(2000, ge=200, le=100_000, description="Resamples of the paired bootstrap")
     seed: int = Field(13, ge=0, description="Seed of the bootstrap")
 

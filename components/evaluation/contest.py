@@ -7,7 +7,7 @@ each has is kept beside the metrics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from components.evaluation.comparison import (
     LOGGED,
     PER_QUERY_COLUMNS,
     SERVED,
+    SHARED,
     SIDE_COLUMNS,
     Agreement,
     ComparisonSummary,
@@ -34,6 +35,7 @@ from components.evaluation.metrics import METRICS, Ranking, per_query_metrics
 from components.evaluation.report import Comparison
 from components.evaluation.significance import mean_interval
 from components.evaluation.summarize import CONFIDENCE, JudgedSplit, compare_scores, scores_of
+from components.evaluation.units import Units
 from components.index.tuning import recall_against_exact
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 ANSWER_DEPTH = 10  # documents of an answer whose time is taken; what a search returns unless more are asked for
 AGREEMENT_DEPTHS = (1, 10, 100)
+SHARED_BATCH, SHARED_DEPTH = 64, 10_000  # queries at once, and how deep they are ranked, where most documents of one side are gone
 SHOWN = 20  # worst regressions, and as many best gains
 SHOWN_METRIC = "ndcg@10"
 Hits = list[dict[str, Any]]
@@ -62,7 +65,7 @@ class Contender:
 class Contest:
     """Who stands against whom (`champion` is the version `baseline_version`), and what they are asked.
 
-    `replayed` are queries without judgements, from `source`; there may be none.
+    `replayed` are queries without judgements, from `source`; there may be none. `units` are those of the judged queries.
     """
 
     candidate: Contender
@@ -71,6 +74,7 @@ class Contest:
     judged: JudgedSplit
     replayed: Sequence[str] = ()
     source: str = LOGGED
+    units: Units | None = None
 
     @property
     def contenders(self) -> dict[str, Contender]:
@@ -80,7 +84,8 @@ class Contest:
 def hold_contest(contest: Contest, config: EvaluationConfig, parents: Mapping[str, str], folder: Path) -> Artifact:
     """Ask both, write the comparison into `folder` and seal it. A ranking takes `config.depth` documents."""
     rankings = {name: _rankings(contender, contest.judged, config.depth) for name, contender in contest.contenders.items()}
-    per_query = _per_query(contest, rankings)
+    removed = contest.champion.ranker.index.rows.missing_from(contest.candidate.ranker.index.rows)
+    per_query = _per_query(contest, rankings, bool(removed))
     agreement = _agreement(contest, rankings, config.depth)
     speeds = measure_speeds({n: Timed(_answering(c.ranker)) for n, c in contest.contenders.items()}, contest.judged.texts, config)
     summary = ComparisonSummary(
@@ -89,9 +94,10 @@ def hold_contest(contest: Contest, config: EvaluationConfig, parents: Mapping[st
         queries=len(contest.judged.query_ids),
         candidate=speeds[CANDIDATE],
         champion=speeds[CHAMPION],
-        metrics=_differences(per_query, contest.judged.query_ids, config),
-        agreement=_means(agreement, config),
+        metrics=_differences(per_query, contest, config),
+        agreement=_means(agreement, contest, config),
         sizes={name: dict(contender.sizes) for name, contender in contest.contenders.items()},
+        removed=len(removed),
         answer_depth=ANSWER_DEPTH,
         machine=describe_machine(),
     )
@@ -109,12 +115,48 @@ def _answering(ranker: DenseRanker) -> Answer:
     return lambda texts: ranker.rank_vectors(ranker.encoder.encode(texts, batch_size=len(texts)), ANSWER_DEPTH)
 
 
-def _per_query(contest: Contest, rankings: Mapping[str, Mapping[str, Ranking]]) -> pd.DataFrame:
+def _per_query(contest: Contest, rankings: Mapping[str, Mapping[str, Ranking]], removed: bool) -> pd.DataFrame:
     import pandas as pd
 
     tables = [per_query_metrics(contest.judged.judgements, ranking).assign(system=name) for name, ranking in rankings.items()]
     tables += [_served(contest.judged, contender.ranker).assign(system=name) for name, contender in contest.contenders.items()]
+    tables += _among_shared(contest) if removed else []
     return pd.concat(tables, ignore_index=True)[list(PER_QUERY_COLUMNS)]
+
+
+def _among_shared(contest: Contest) -> list[pd.DataFrame]:
+    """nDCG@10 of both when each ranks the documents that both hold and no others, of the queries that ask for one of these."""
+    judged, sides = contest.judged, contest.contenders
+    rows = {name: contender.ranker.index.rows for name, contender in sides.items()}
+    alone = {CANDIDATE: rows[CANDIDATE].missing_from(rows[CHAMPION]), CHAMPION: rows[CHAMPION].missing_from(rows[CANDIDATE])}
+    shared = [all(found.row_of(str(doc_id)) is not None for found in rows.values()) for doc_id in judged.judgements["doc_id"]]
+    judgements = judged.judgements[shared]
+    judgements = judgements[judgements["query_id"].isin(judgements.loc[judgements["score"] > 0, "query_id"])]
+    if judgements.empty:
+        return []
+    tables = []
+    for name, contender in sides.items():
+        found = judged.rankings(_without(contender.ranker, judged, alone[name]), ANSWER_DEPTH)
+        values = per_query_metrics(judgements, found)
+        tables.append(values[values["metric"] == SHOWN_METRIC].assign(metric=SHARED, system=name))
+    return tables
+
+
+def _without(ranker: DenseRanker, judged: JudgedSplit, left_out: Container[str]) -> list[Ranking]:
+    """Rankings of the judged queries without some documents: the first ANSWER_DEPTH that are left of each, as far as they are found.
+
+    Some queries at a time, each asked for more documents until enough are left, at most SHARED_DEPTH.
+    """
+    vectors, wanted, found = ranker.encode(judged.texts), judged.asked(ANSWER_DEPTH), list[Ranking]()
+    for start in range(0, len(vectors), SHARED_BATCH):
+        batch, asked = vectors[start : start + SHARED_BATCH], AGREEMENT_DEPTHS[-1]
+        while True:
+            kept = [[hit for hit in ranking if hit[0] not in left_out][:wanted] for ranking in ranker.rank_vectors(batch, asked)]
+            if asked >= min(SHARED_DEPTH, len(ranker.index)) or min(map(len, kept)) >= wanted:
+                break
+            asked *= 4
+        found += kept
+    return found
 
 
 def _served(judged: JudgedSplit, ranker: DenseRanker) -> pd.DataFrame:
@@ -125,9 +167,10 @@ def _served(judged: JudgedSplit, ranker: DenseRanker) -> pd.DataFrame:
     return shares.assign(query_id=shares["query_id"].astype(str), metric=SERVED)
 
 
-def _differences(per_query: pd.DataFrame, query_ids: list[str], config: EvaluationConfig) -> tuple[Comparison, ...]:
-    scores = scores_of(per_query, query_ids)
-    return tuple(compare_scores(scores, (CANDIDATE, CHAMPION), metric, len(query_ids), config) for metric in METRICS)
+def _differences(per_query: pd.DataFrame, contest: Contest, config: EvaluationConfig) -> tuple[Comparison, ...]:
+    query_ids = contest.judged.query_ids
+    scores, numbers = scores_of(per_query, query_ids), contest.units.of(query_ids) if contest.units else None
+    return tuple(compare_scores(scores, (CANDIDATE, CHAMPION), metric, config, numbers) for metric in METRICS)
 
 
 def _agreement(contest: Contest, rankings: Mapping[str, Mapping[str, Ranking]], depth: int) -> pd.DataFrame:
@@ -152,11 +195,14 @@ def _overlaps(source: str, names: Sequence[str], pairs: Sequence[tuple[list[str]
     return pd.DataFrame(rows, columns=list(AGREEMENT_COLUMNS))
 
 
-def _means(agreement: pd.DataFrame, config: EvaluationConfig) -> dict[str, Agreement]:
+def _means(agreement: pd.DataFrame, contest: Contest, config: EvaluationConfig) -> dict[str, Agreement]:
+    """Nothing groups the queries that are replayed, so each of them counts by itself; of one unit alone there is no interval."""
     found = {}
     for (source, k), rows in agreement.groupby(["source", "k"], sort=False):
-        mean = mean_interval(rows["value"].to_numpy(), config.bootstrap_samples, CONFIDENCE, config.seed)
-        figures = Agreement(k=int(k), mean=mean.difference, low=mean.low, high=mean.high, queries=len(rows), source=str(source))
+        numbers = contest.units.of(rows["query"]) if contest.units and source == JUDGED else None
+        mean = mean_interval(rows["value"].to_numpy(), config.bootstrap_samples, CONFIDENCE, config.seed, numbers).share
+        low, high = mean.ends if mean.known else (0.0, 1.0)
+        figures = Agreement(k=int(k), mean=mean.difference, low=low, high=high, queries=len(rows), source=str(source))
         found[f"{source}@{k}"] = figures
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from components.evaluation.report import Evaluation, HealthSummary, SpeedSummary
 from components.evaluation.slices import assign_slices
 from components.evaluation.summarize import JudgedSplit, judged_split, require_judged, summarize, summarize_extra
 from components.evaluation.trec import write_trec_run
+from components.evaluation.units import Units, query_units
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,9 +33,10 @@ MEASURED_HEALTH = ("teacher", "student")
 
 @dataclass(frozen=True)
 class _Measured:
-    """One split: its judgements, the values per query of every system, and the vectors of those whose health is reported."""
+    """One split: its judgements and units, the values per query of every system, and the vectors of those whose health is reported."""
 
     judged: JudgedSplit
+    units: Units
     per_query: pd.DataFrame
     vectors: dict[str, NDArray[np.float32]]
 
@@ -46,24 +48,25 @@ def evaluate(
 
     Names with a meaning: bm25, student_untrained, teacher, student. Speed is measured when `teacher` and `student` are both a
     `DenseRanker`, the recall of the student's index when `student` is one. Writes report.json, per_query.parquet, slices.parquet,
-    ann.parquet and `<system>.trec`, for extra splits per_query_extra.parquet and `<split>.<system>.trec`; raises DataError when nothing
-    is judged in a split.
+    units.parquet, ann.parquet and `<system>.trec`, for extra splits per_query_extra.parquet and `<split>.<system>.trec`; raises DataError
+    when nothing is judged in a split, or no document has the metadata field that `config.query_groups` names.
     """
-    require_judged(dataset, (config.split, *config.extra_splits))
+    require_judged(dataset, (config.split, *config.extra_splits), config.query_groups)
     _remove_leftovers(folder)
-    main = _measure(systems, judged_split(dataset, config.split), config.depth, f"{folder}/")
-    extra = {s: _measure(systems, judged_split(dataset, s), config.depth, f"{folder}/{s}.") for s in config.extra_splits}
+    main = _measure(systems, dataset, config.split, config, f"{folder}/")
+    extra = {split: _measure(systems, dataset, split, config, f"{folder}/{split}.") for split in config.extra_splits}
     ann = _ann(systems, main, config)
-    summary = summarize(main.per_query, main.judged, len(dataset.documents), config).model_copy(
+    summary = summarize(main.per_query, main.judged, len(dataset.documents), config, main.units).model_copy(
         update={
-            "extra": {split: summarize_extra(found.per_query, found.judged, config) for split, found in extra.items()},
+            "extra": {split: summarize_extra(found.per_query, found.judged, config, found.units) for split, found in extra.items()},
             "health": {name: _health(vectors) for name, vectors in main.vectors.items() if len(vectors) > 1},
             "speed": _speed(systems, main.judged, config),
             "ann": ann.summary if ann else None,
         }
     )
     slices = assign_slices(main.judged, dataset, config.slices)
-    write_report(folder, Evaluation(summary, main.per_query, ann.per_query if ann else None, slices, _joined(extra)))
+    units = _in_one_table([found.units.table(split) for split, found in {config.split: main, **extra}.items()])
+    write_report(folder, Evaluation(summary, main.per_query, ann.per_query if ann else None, slices, _joined(extra), units))
     artifact = seal(
         folder,
         "evaluation",
@@ -80,10 +83,12 @@ def _remove_leftovers(folder: Path) -> None:
             path.unlink()
 
 
-def _measure(systems: Mapping[str, Ranker], judged: JudgedSplit, depth: int, run_files: str) -> _Measured:
+def _measure(systems: Mapping[str, Ranker], dataset: Dataset, split: str, config: EvaluationConfig, run_files: str) -> _Measured:
     """Rank with every system, and write each ranking to the run file whose path begins with `run_files`."""
     import pandas as pd
 
+    judged, depth = judged_split(dataset, split), config.depth
+    units = query_units(judged, dataset, config.query_groups)
     tables, vectors = [], {}
     for name, ranker in systems.items():
         if isinstance(ranker, DenseRanker):
@@ -96,14 +101,18 @@ def _measure(systems: Mapping[str, Ranker], judged: JudgedSplit, depth: int, run
         write_trec_run(Path(f"{run_files}{name}.trec"), ranking, name)
         tables.append(per_query_metrics(judged.judgements, ranking).assign(system=name))
     per_query = pd.concat(tables, ignore_index=True)[["query_id", "system", "metric", "value"]]
-    return _Measured(judged, per_query, vectors)
+    return _Measured(judged, units, per_query, vectors)
 
 
 def _joined(extra: Mapping[str, _Measured]) -> pd.DataFrame | None:
+    tables = [found.per_query.assign(split=split) for split, found in extra.items()]
+    return _in_one_table(tables) if tables else None
+
+
+def _in_one_table(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     import pandas as pd
 
-    tables = [found.per_query.assign(split=split) for split, found in extra.items()]
-    return pd.concat(tables, ignore_index=True) if tables else None
+    return pd.concat(tables, ignore_index=True)
 
 
 def _health(vectors: NDArray[np.float32]) -> HealthSummary:
@@ -127,4 +136,4 @@ def _ann(systems: Mapping[str, Ranker], main: _Measured, config: EvaluationConfi
     if not isinstance(student, DenseRanker) or not student.index.has_vectors:
         return None
     own = main.per_query[main.per_query["system"] == "student"]
-    return measure_ann(student.index, main.vectors["student"], main.judged, own, config)
+    return measure_ann(student.index, main.vectors["student"], main.judged, own, config, main.units)

@@ -21,7 +21,7 @@ from components.evaluation.growth import comparisons
 from components.evaluation.growth_corpus import write_growth_corpus
 from components.index.config import IndexConfig
 
-QUERIES_FILE, TUNING_FILE = "queries.npy", "tuning.npy"
+QUERIES_FILE, TUNING_FILE, UNITS_FILE = "queries.npy", "tuning.npy", "units.npy"
 SCRATCH = "scratch"  # corpus and index of a cell, gigabytes that nobody needs once they are measured
 WARM_UP = 5
 Numbers = dict[str, Any]
@@ -33,7 +33,10 @@ class MeasurementFailed(ScalingNoteError):
 
 @dataclass(frozen=True)
 class GrowthRule:
-    """How an index is measured: `queries` holds queries.npy and tuning.npy, `depth` documents are asked for, `batch` queries at once."""
+    """How an index is measured: `queries` holds queries.npy, the units.npy of these and tuning.npy; `depth` documents are asked for.
+
+    `batch` are asked at once. Without units.npy each query is a unit.
+    """
 
     queries: Path
     index: IndexConfig
@@ -79,10 +82,14 @@ def build_measured(corpus: Path, folder: Path, rule: GrowthRule) -> Numbers:
 
 
 def search_measured(folder: Path, rule: GrowthRule) -> Numbers:
-    """Open the index in `folder` as serving does and search it: seconds, milliseconds, queries per second, memory, recall."""
+    """Open the index in `folder` as serving does and search it: seconds, milliseconds, queries per second, memory, recall.
+
+    The ends of recall's interval over the units of the queries are None where all are one unit.
+    """
     import faiss  # noqa: F401
 
     from components.evaluation.memory import anonymous, resident
+    from components.evaluation.significance import mean_interval
     from components.index.search import load_index
     from components.index.tuning import recall_against_exact
 
@@ -94,8 +101,10 @@ def search_measured(folder: Path, rule: GrowthRule) -> Numbers:
     times = _times(lambda some: index.search(some, rule.depth), queries, rule.batch)
     memory = {"resident_bytes": max(0, resident() - before), "anonymous_bytes": max(0, anonymous() - fixed)}
     found, true = (search(queries, rule.depth)[1] for search in (index.search, index.exact))
-    recall = recall_against_exact(found, true)
-    return {"open_seconds": opened, **times, **memory, "recall": float(recall.mean()), "queries": len(queries)}
+    units = np.load(rule.queries / UNITS_FILE) if (rule.queries / UNITS_FILE).is_file() else None
+    recall = mean_interval(recall_against_exact(found, true), seed=rule.seed, units=units).share
+    ends = dict(zip(("recall_low", "recall_high"), recall.ends if recall.known else (None, None), strict=True))
+    return {"open_seconds": opened, **times, **memory, "recall": recall.difference, **ends, "queries": len(queries)}
 
 
 def _times(search: Callable[[NDArray[np.float32]], object], queries: NDArray[np.float32], batch: int) -> Numbers:

@@ -81,7 +81,8 @@ def _measured(cell: Mapping[str, Any]) -> dict[str, Any]:
     origin = "real" if not cell["synthetic"] else f"synthetic beyond {real:,} real"
     row: dict[str, Any] = {DOCUMENTS: cell["documents"], ORIGIN: origin, "index": cell["index_key"], "nprobe": cell["nprobe"]}
     row |= {column: cell[field] / unit for column, (field, unit) in COLUMNS.items()}
-    return {**row, SPEED: 1000 / cell["batch_ms"], "open s": cell["open_seconds"], RECALL: cell["recall"]}
+    recall = {RECALL: cell["recall"], RECALL + LOW: cell.get("recall_low"), RECALL + HIGH: cell.get("recall_high")}
+    return {**row, SPEED: 1000 / cell["batch_ms"], "open s": cell["open_seconds"], **recall}
 
 
 def _extrapolated(laws: Mapping[str, Law], documents: int) -> dict[str, Any]:

@@ -11,6 +11,12 @@ if TYPE_CHECKING:
 METRICS = ("recall@1", "recall@10", "recall@50", "recall@100", "ndcg@10", "mrr@10")
 RETAINED = ("recall@50", "ndcg@10")  # what the student keeps of the teacher is said in these
 Ranking = Sequence[tuple[str, float]]
+_WORDS = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10"}
+
+
+def metric_words(name: str) -> str:
+    """`ndcg@10` for people."""
+    return _WORDS.get(name, name)
 
 
 def per_query_metrics(judgements: pd.DataFrame, rankings: Mapping[str, Ranking]) -> pd.DataFrame:

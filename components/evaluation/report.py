@@ -1,7 +1,8 @@
 """The report of an evaluation: its summary (`report.json`) and every metric of every query (`per_query.parquet`).
 
 Extra splits have their values in `per_query_extra.parquet`, and the index's recall against exact search lies in `ann.parquet`, so that
-whoever reads the main split never mixes them up. `slices.parquet` says which slices every judged query is in.
+whoever reads the main split never mixes them up. `slices.parquet` says which slices every judged query is in, `units.parquet` which
+queries of a split were drawn together.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from components.artifacts import read_versioned, write_atomic, write_json
 from components.data.config import IgnoreIdenticalIds
 from components.errors import ArtifactError
+from components.evaluation.units import COLUMNS, Units, units_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +28,7 @@ PER_QUERY_FILE = "per_query.parquet"
 EXTRA_FILE = "per_query_extra.parquet"
 ANN_FILE = "ann.parquet"
 SLICES_FILE = "slices.parquet"
+UNITS_FILE = "units.parquet"
 _VALUES = ["query_id", "system", "metric", "value"]
 
 
@@ -33,24 +36,42 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class UnitsSummary(_Section):
+    """Which of a split's judged queries were drawn together: `units` units of at most `largest` queries, by the `rule`.
+
+    `design_effects`, by metric: variance of the student's mean over that of as many queries drawn one by one (see
+    `components.evaluation.units`). `words` says it all.
+    """
+
+    rule: str
+    units: int
+    largest: int
+    design_effects: dict[str, float] = Field(default_factory=dict)
+    words: str
+
+
 class SystemSummary(_Section):
-    """Means over all judged queries, by metric, with the ends of their intervals."""
+    """Means over all judged queries, by metric, with the ends of their intervals; of a single unit there is none."""
 
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
 
 
 class Comparison(_Section):
-    """Mean of `system` minus mean of `baseline`, paired by query; `low` and `high` are the ends of the two-sided interval."""
+    """Mean of `system` minus mean of `baseline`, paired by query; `low` and `high` are the ends of the two-sided interval.
+
+    They are None where all queries are one unit. `units` is how many units were drawn, None where each query was drawn by itself.
+    """
 
     system: str
     baseline: str
     metric: str
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     confidence: float
     queries: int
+    units: int | None = None
 
 
 class EncoderSpeed(_Section):
@@ -111,6 +132,7 @@ class ExtraSummary(_Section):
     retention: dict[str, float]
     retention_intervals: dict[str, tuple[float, float]]
     own_documents: OwnSummary | None = None
+    units: UnitsSummary | None = None
 
 
 class HealthSummary(_Section):
@@ -133,7 +155,7 @@ class AnnSummary(_Section):
     recall: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     ndcg_lost: float
-    ndcg_lost_interval: tuple[float, float]
+    ndcg_lost_interval: tuple[float, float] | None
 
 
 class Summary(_Section):
@@ -141,7 +163,8 @@ class Summary(_Section):
 
     `retention` is the student's mean over the teacher's; a metric in which the teacher has 0 is absent. `confidence` is that of every
     two-sided interval. `extra` maps a split to its figures, `health` teacher and student to theirs, `ann` is the index's recall; reports of
-    older versions have none of these. `own_documents` is there when queries have ids of documents.
+    older versions have none of these. `own_documents` is there when queries have ids of documents. Without `units`, as in older reports,
+    every query counts as drawn by itself.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -160,13 +183,15 @@ class Summary(_Section):
     health: dict[str, HealthSummary] = Field(default_factory=dict)
     ann: AnnSummary | None = None
     own_documents: OwnSummary | None = None
+    units: UnitsSummary | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """A report that was read back. `per_query` has the columns query_id, system, metric, value; `ann` query_id, metric, value.
 
-    `extra` has those of `per_query` and split, `slices` query_id, dimension, slice; None when the report has none.
+    `extra` has those of `per_query` and split, `slices` query_id, dimension, slice, `units` split, query_id, unit; None when the report has
+    none.
     """
 
     summary: Summary
@@ -174,11 +199,22 @@ class Evaluation:
     ann: pd.DataFrame | None = None
     slices: pd.DataFrame | None = None
     extra: pd.DataFrame | None = None
+    units: pd.DataFrame | None = None
+
+    def units_of(self, split: str | None = None) -> Units | None:
+        """The units of the split, by default the one that was decided on; None where queries count one by one."""
+        return units_in(self.units, split or self.summary.split)
 
 
 def write_report(folder: Path, report: Evaluation) -> None:
     """Write all files of the report into `folder`, each atomically and the summary last; tables that are None are left out."""
-    tables = {PER_QUERY_FILE: report.per_query, EXTRA_FILE: report.extra, ANN_FILE: report.ann, SLICES_FILE: report.slices}
+    tables = {
+        PER_QUERY_FILE: report.per_query,
+        EXTRA_FILE: report.extra,
+        ANN_FILE: report.ann,
+        SLICES_FILE: report.slices,
+        UNITS_FILE: report.units,
+    }
     for name, table in tables.items():
         if table is not None:
             write_atomic(folder / name, table.to_parquet(index=False))
@@ -204,7 +240,8 @@ def load_evaluation(folder: Path) -> Evaluation:
     # Reports of older versions have no slices, and the summary does not say whether there are any.
     slices = read_table(folder / SLICES_FILE, ["query_id", "dimension", "slice"]) if (folder / SLICES_FILE).exists() else None
     extra = read_table(folder / EXTRA_FILE, [*_VALUES, "split"]) if summary.extra else None
-    return Evaluation(summary, per_query, ann, slices, extra)
+    units = read_table(folder / UNITS_FILE, COLUMNS) if summary.units else None
+    return Evaluation(summary, per_query, ann, slices, extra, units)
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from components.evaluation.rankers import DenseRanker
 from components.evaluation.scaling_law import LAWS, Fit, Points, fit_law, predict
 from components.evaluation.significance import mean_interval
 from components.evaluation.summarize import CONFIDENCE, JudgedSplit, judged_split
+from components.evaluation.units import query_units
 from components.index.search import load_index
 from components.index.shards import read_vectors
 from components.towers.encoder import load_tower
@@ -52,7 +53,8 @@ def measure_cell(inputs: Mapping[str, Artifact], config: EvaluationConfig, rule:
 
     `inputs`: dataset, query_tower, vectors, index. Entropy in nats, with its interval over queries.
     """
-    judged = judged_split(load_dataset(inputs["dataset"]), config.split)
+    dataset = load_dataset(inputs["dataset"])
+    judged = judged_split(dataset, config.split)
     shards = VectorShards.model_validate(inputs["vectors"].model_dump())
     documents = read_vectors(shards)
     tower = load_tower(inputs["query_tower"].path)
@@ -65,10 +67,13 @@ def measure_cell(inputs: Mapping[str, Artifact], config: EvaluationConfig, rule:
     ranked = DenseRanker(tower, index).rank(judged.texts, judged.asked(config.depth))
     metrics = per_query_metrics(judged.judgements, judged.rankings(ranked, config.depth))
     _write(judged.query_ids, entropy, metrics, folder)
-    interval = mean_interval(entropy, config.bootstrap_samples, CONFIDENCE, config.seed)
+    units = query_units(judged, dataset, config.query_groups).of(judged.query_ids)
+    interval = mean_interval(entropy, config.bootstrap_samples, CONFIDENCE, config.seed, units)
     means = metrics.groupby("metric")["value"].mean()
     shown = {title: float(means[metric]) for metric, title in SHOWN.items()}
-    return {"entropy": interval.difference, "entropy_low": interval.low, "entropy_high": interval.high, **shown, "queries": len(entropy)}
+    # Of a single unit there is no interval, and JSON has no infinite numbers.
+    low, high = interval.ends if interval.known else (None, None)
+    return {"entropy": interval.difference, "entropy_low": low, "entropy_high": high, **shown, "queries": len(entropy)}
 
 
 def _relevant(judged: JudgedSplit) -> dict[str, list[str]]:

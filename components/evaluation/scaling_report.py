@@ -34,7 +34,9 @@ def scaling_table(cells: Sequence[Mapping[str, Any]], foretold: Mapping[str, Any
                 if (found["size"], found["pairs"]) == (cell["parameters"], cell["pairs"]):
                     row |= {FORETOLD: found["loss"], FORETOLD + LOW: found["low"], FORETOLD + HIGH: found["high"]}
         rows.append(row)
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    # Of queries in a single unit there are no ends, and None is no number to draw.
+    return frame.astype({column: float for column in (ENTROPY + LOW, ENTROPY + HIGH) if column in frame})
 
 
 def fit_notes(fits: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -15,6 +15,7 @@ from components.errors import ArtifactError
 from components.evaluation.metrics import per_query_metrics
 from components.evaluation.noise import Noise, add_noise
 from components.evaluation.summarize import judged_split
+from components.evaluation.units import Numbers, query_units
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +27,14 @@ if TYPE_CHECKING:
 KIND = "study"
 SCORES_FILE = "scores.parquet"
 RESULT_FILE = "result.json"
-Scores = dict[tuple[str, str], NDArray[np.float64]]  # (split, metric) -> one value per query, in the order of the query ids
+
+
+class Scores(dict[tuple[str, str], NDArray[np.float64]]):
+    """(split, metric) -> one value per query, in the order of the query ids; `units` maps a split to the unit of each of its queries."""
+
+    def __init__(self, values: Mapping[tuple[str, str], NDArray[np.float64]], units: Mapping[str, Numbers] | None = None) -> None:
+        super().__init__(values)
+        self.units = dict(units or {})
 
 
 def splits_of(config: EvaluationConfig) -> tuple[str, ...]:
@@ -37,15 +45,15 @@ def splits_of(config: EvaluationConfig) -> tuple[str, ...]:
 def write_scores(
     ranker: Ranker, inputs: Mapping[str, Artifact], config: EvaluationConfig, folder: Path, noise: Noise | None = None
 ) -> Artifact:
-    """Rank the judged queries of every split, with `noise` if given, and keep each metric of each query.
+    """Rank the judged queries of every split, with `noise` if given, and keep each metric of each query, and the unit that it was drawn in.
 
     `inputs` are the `dataset` and what the ranker was made from.
     """
     import pandas as pd
 
     dataset = load_dataset(inputs["dataset"].path)
-    frames = [_split_scores(ranker, dataset, split, config.depth, noise) for split in splits_of(config)]
-    frame = pd.concat(frames, ignore_index=True)[["split", "query_id", "metric", "value"]]
+    frames = [_split_scores(ranker, dataset, split, config, noise) for split in splits_of(config)]
+    frame = pd.concat(frames, ignore_index=True)[["split", "query_id", "unit", "metric", "value"]]
     write_atomic(folder / SCORES_FILE, frame.to_parquet(index=False))
     means = frame.groupby(["split", "metric"])["value"].mean()
     write_json(folder / RESULT_FILE, {f"{split}.{metric}": float(value) for (split, metric), value in means.items()})
@@ -55,15 +63,16 @@ def write_scores(
     return seal(folder, KIND, counts={"queries": queries, **documents}, parents=parents)
 
 
-def _split_scores(ranker: Ranker, dataset: Dataset, split: str, depth: int, noise: Noise | None) -> pd.DataFrame:
+def _split_scores(ranker: Ranker, dataset: Dataset, split: str, config: EvaluationConfig, noise: Noise | None) -> pd.DataFrame:
     judged = judged_split(dataset, split)
     texts = judged.texts if noise is None else add_noise(judged.texts, noise)
-    ranking = judged.rankings(ranker.rank(texts, judged.asked(depth)), depth)
-    return per_query_metrics(judged.judgements, ranking).assign(split=split)
+    ranking = judged.rankings(ranker.rank(texts, judged.asked(config.depth)), config.depth)
+    found = per_query_metrics(judged.judgements, ranking)
+    return found.assign(split=split, unit=query_units(judged, dataset, config.query_groups).of(found["query_id"]))
 
 
 def load_scores(folder: Path) -> Scores:
-    """(split, metric) -> float64 values, one per judged query in the order of the query ids, so that two systems are paired by place.
+    """The float64 values of each split and metric, one per judged query in the order of the query ids, so that systems are paired by place.
 
     Raises ArtifactError when the file cannot be read.
     """
@@ -74,8 +83,9 @@ def load_scores(folder: Path) -> Scores:
         frame = pd.read_parquet(folder / SCORES_FILE)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtifactError(f"{folder / SCORES_FILE} cannot be read ({str(error).splitlines()[0]}). Run the study again.") from None
-    groups = frame.sort_values("query_id", kind="stable").groupby(["split", "metric"], sort=False)
-    return {(str(split), str(metric)): rows["value"].to_numpy(np.float64) for (split, metric), rows in groups}
+    groups = list(frame.sort_values("query_id", kind="stable").groupby(["split", "metric"], sort=False))
+    units = {str(split): rows["unit"].to_numpy(np.int64) for (split, _), rows in groups}
+    return Scores({(str(split), str(metric)): rows["value"].to_numpy(np.float64) for (split, metric), rows in groups}, units)
 
 
 def write_result(values: Mapping[str, Any], folder: Path, parents: Mapping[str, str]) -> Artifact:

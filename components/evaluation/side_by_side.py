@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from components.evaluation.comparisons import Runs, compare, seeds_of
 from components.evaluation.metrics import per_query_metrics
-from components.evaluation.scores import Scores
-from components.evaluation.significance import mean_interval, paired_bootstrap
-from components.evaluation.study_report import HIGH, LOW, with_interval
-from components.evaluation.summarize import CONFIDENCE, judged_split
+from components.evaluation.study_report import CLAIM, NO_CLAIM, apart, claim_of, with_interval
+from components.evaluation.summarize import judged_split
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
@@ -19,19 +18,24 @@ if TYPE_CHECKING:
 METRICS = {"recall@50": "R@50", "ndcg@10": "nDCG@10", "mrr@10": "MRR@10"}
 
 
-def side_by_side(systems: Mapping[str, Scores], reference: str, config: EvaluationConfig) -> list[dict[str, Any]]:
-    """One row a system on `config.split`: every metric, and the reference's minus its own; both with intervals over queries."""
+def side_by_side(
+    systems: Mapping[str, Runs], reference: str, config: EvaluationConfig, untrained: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """One row a system on `config.split`: every metric, and the reference's minus its own; both with intervals over seeds and queries.
+
+    Where one of the two was trained with one seed alone, the row says that it claims nothing; `untrained` names the systems that take none.
+    """
     rows = []
-    for name, scores in systems.items():
-        row: dict[str, Any] = {"system": name}
+    for name, runs in systems.items():
+        row: dict[str, Any] = {"system": name, "seeds": 0 if name in untrained else len(seeds_of(runs))}
         for metric, title in METRICS.items():
-            own = scores[config.split, metric]
-            row.update(with_interval(title, mean_interval(own, config.bootstrap_samples, CONFIDENCE, config.seed)))
+            found = compare(runs, None, "mean", config, config.split, metric)
+            row.update(with_interval(title, found) if found else {})
         for metric, title in METRICS.items() if name != reference else ():
-            own, other = scores[config.split, metric], systems[reference][config.split, metric]
-            found = paired_bootstrap(other, own, config.bootstrap_samples, CONFIDENCE, config.seed)
-            row.update(with_interval(f"{reference} - system, {title}", found))
-        rows.append(row)
+            found = compare(systems[reference], runs, "difference", config, config.split, metric)
+            row.update(with_interval(f"{reference} - system, {title}", found) if found else {})
+        trained = [len(seeds_of(systems[system])) for system in (name, reference) if system not in untrained]
+        rows.append({**row, **(claim_of(*trained) if name != reference and trained else {})})
     return rows
 
 
@@ -44,8 +48,8 @@ def mean_metrics(ranker: Ranker, dataset: Dataset, split: str, depth: int) -> di
 
 
 def verdict(row: Mapping[str, Any], reference: str, title: str) -> str:
-    """Whether the reference is above or below the row's system in a metric, or not told apart by the interval."""
+    """Whether the reference is above or below the row's system in a metric, or not told apart; of a row of the corrected table."""
     column = f"{reference} - system, {title}"
-    if row[column + LOW] > 0:
-        return "above"
-    return "below" if row[column + HIGH] < 0 else "not apart from"
+    if not apart(row, column):
+        return "not compared (one seed) with" if row.get(CLAIM) == NO_CLAIM else "not apart from"
+    return "above" if row[column] > 0 else "below"

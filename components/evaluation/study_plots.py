@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,11 +64,14 @@ def _figure(panels: int, title: str, height: float = 4.5) -> tuple[Any, list[Axe
 
 
 def _arms(rows: pd.DataFrame, metric: str) -> Any:
-    """Lengths below and above the value, or None when the metric has no interval. A percentile interval may miss its value by a hair."""
+    """Lengths below and above the value, or None when the metric has no interval. A percentile interval may miss its value by a hair.
+
+    One without ends, of a single unit, is not drawn.
+    """
     if metric + LOW not in rows:
         return None
     below, above = rows[metric] - rows[metric + LOW], rows[metric + HIGH] - rows[metric]
-    return [below.clip(lower=0), above.clip(lower=0)]
+    return [arm.clip(lower=0).replace(math.inf, math.nan) for arm in (below, above)]
 
 
 def _save(figure: Any, path: Path) -> None:

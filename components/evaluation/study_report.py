@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact, seal, write_atomic
 from components.evaluation.scores import KIND
-from components.evaluation.significance import Interval
+from components.evaluation.significance import Interval, holm
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LOW, HIGH = " low", " high"  # the ends of column `x` stand in `x low` and `x high`
+LOW, HIGH, CHANCE = " low", " high", " p"  # the ends of column `x` stand in `x low` and `x high`, its chance (p value) in `x p`
+CLAIM, NO_CLAIM = "claim", "one seed: no claim"
+LEVEL = 0.05  # of all comparisons of a table together
 Plot = Callable[["pd.DataFrame", Path], None]
 
 
@@ -30,8 +32,34 @@ def write_study_report(
 
 
 def with_interval(name: str, interval: Interval) -> dict[str, float]:
-    """The three columns of a value with its interval."""
-    return {name: interval.difference, name + LOW: interval.low, name + HIGH: interval.high}
+    """The three columns of a value with its interval; a fourth one for its chance, where that was asked."""
+    row = {name: interval.difference, name + LOW: interval.low, name + HIGH: interval.high}
+    return row if interval.p is None else {**row, name + CHANCE: interval.p}
+
+
+def corrected(frame: pd.DataFrame) -> pd.DataFrame:
+    """The study's table with its chances corrected for their number, by Holm; a row that claims nothing (`NO_CLAIM`) has none."""
+    columns = [column for column in frame.columns if str(column).endswith(CHANCE)]
+    if not columns:
+        return frame
+    found = frame.copy()
+    if CLAIM in found:
+        found.loc[found[CLAIM] == NO_CLAIM, columns] = math.nan
+    places = [(row, column) for row in found.index for column in columns if not math.isnan(found.at[row, column])]
+    for place, chance in zip(places, holm([float(found.at[place]) for place in places]), strict=True):
+        found.at[place] = chance
+    return found
+
+
+def claim_of(*seeds: int) -> dict[str, str]:
+    """The column that says that a comparison of systems trained with so many seeds claims nothing; empty where it may claim something."""
+    return {CLAIM: NO_CLAIM} if min(seeds) < 2 else {}
+
+
+def apart(row: Mapping[Any, Any], column: str) -> bool:
+    """Whether a difference of the corrected table is apart from 0, and may be claimed."""
+    chance = row.get(column + CHANCE)
+    return row.get(CLAIM) != NO_CLAIM and chance is not None and not math.isnan(chance) and chance < LEVEL
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
@@ -68,5 +96,12 @@ def _is_end(column: str, columns: Sequence[str]) -> bool:
 
 def _cell(row: Mapping[Any, Any], column: str) -> str:
     value, low, high = row[column], row.get(column + LOW), row.get(column + HIGH)
-    ends = f" [{number(low)} {number(high)}]" if low is not None and number(low) != "-" else ""
+    ends = _ends(low, high)
     return number(value).replace("|", "\\|") + ends
+
+
+def _ends(low: float | None, high: float | None) -> str:
+    """An interval without ends, of a single unit, says so."""
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return ""
+    return f" [{number(low)} {number(high)}]" if math.isfinite(low) and math.isfinite(high) else " [no interval]"

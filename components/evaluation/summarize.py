@@ -13,8 +13,9 @@ from components.artifacts import digest_of
 from components.data.own_documents import OwnDocuments
 from components.errors import DataError
 from components.evaluation.metrics import METRICS, RETAINED, Ranking, first_places
-from components.evaluation.report import Comparison, ExtraSummary, OwnSummary, Summary, SystemSummary
-from components.evaluation.significance import mean_interval, paired_bootstrap, ratio_interval
+from components.evaluation.report import Comparison, ExtraSummary, OwnSummary, Summary, SystemSummary, UnitsSummary
+from components.evaluation.significance import Interval, mean_interval, paired_bootstrap, ratio_interval
+from components.evaluation.units import AUTO, Numbers, Units, design_effect, query_units, told_units
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
     from components.evaluation.config import EvaluationConfig
 
 CONFIDENCE = 0.95  # of the two-sided intervals that are shown; gates compute their own from the values per query
-COMPARED = (("student", "bm25"), ("student", "student_untrained"), ("student", "teacher"), ("teacher", "bm25"))
+COMPARED = (
+    ("student", "bm25"),
+    ("student", "student_untrained"),
+    ("student", "teacher"),
+    ("teacher", "bm25"),
+    ("teacher", "student_untrained"),
+)
 
 
 @dataclass(frozen=True)
@@ -79,22 +86,28 @@ def judged_split(dataset: Dataset, split: str) -> JudgedSplit:
     return JudgedSplit(wanted, [texts[i] for i in wanted], judgements, dataset.own_documents(split))
 
 
-def require_judged(dataset: Dataset, splits: Iterable[str]) -> None:
-    """Raise DataError for the first split that cannot be measured (see `judged_split`), at once rather than after a training."""
+def require_judged(dataset: Dataset, splits: Iterable[str], groups: str = AUTO) -> None:
+    """Raise DataError for the first split that cannot be measured (see `judged_split`), at once rather than after a training.
+
+    Or whose queries are not grouped by what `groups` (evaluation.query_groups) names.
+    """
     for split in splits:
-        judged_split(dataset, split)
+        query_units(judged_split(dataset, split), dataset, groups)
 
 
 Scores = dict[tuple[str, str], NDArray[np.float64]]
 
 
-def summarize(per_query: pd.DataFrame, judged: JudgedSplit, documents: int, config: EvaluationConfig) -> Summary:
+def summarize(
+    per_query: pd.DataFrame, judged: JudgedSplit, documents: int, config: EvaluationConfig, units: Units | None = None
+) -> Summary:
     """The summary of `per_query` (query_id, system, metric, value), which holds every judged query for every system.
 
-    Speed, extra splits and health are measured apart and left empty here.
+    `units` are those of the judged queries, None: each was drawn by itself. Speed, extra splits and health are measured apart and left
+    empty here.
     """
-    scores = scores_of(per_query, judged.query_ids)
-    retention = _retention(scores, config)
+    scores, numbers = scores_of(per_query, judged.query_ids), _numbers(units, judged)
+    retention = _retention(scores, config, numbers)
     return Summary(
         split=config.split,
         queries=len(judged.query_ids),
@@ -102,27 +115,43 @@ def summarize(per_query: pd.DataFrame, judged: JudgedSplit, documents: int, conf
         depth=config.depth,
         confidence=CONFIDENCE,
         judgements_digest=judged.digest,
-        systems={name: _system(scores, name, config) for name in dict.fromkeys(per_query["system"])},
-        comparisons=_comparisons(scores, len(judged.query_ids), config),
-        retention={metric: value for metric, (value, _, _) in retention.items()},
-        retention_intervals={metric: (low, high) for metric, (_, low, high) in retention.items()},
+        systems={name: _system(scores, name, config, numbers) for name in dict.fromkeys(per_query["system"])},
+        comparisons=_comparisons(scores, config, numbers),
+        retention={metric: found.difference for metric, found in retention.items()},
+        retention_intervals={metric: found.ends for metric, found in retention.items() if found.known},
         speed=None,
         own_documents=_own(judged),
+        units=_units(units, scores),
     )
 
 
-def summarize_extra(per_query: pd.DataFrame, judged: JudgedSplit, config: EvaluationConfig) -> ExtraSummary:
-    """The figures of an extra split, from its `per_query` (query_id, system, metric, value)."""
-    scores = scores_of(per_query, judged.query_ids)
-    retention = _retention(scores, config)
+def summarize_extra(per_query: pd.DataFrame, judged: JudgedSplit, config: EvaluationConfig, units: Units | None = None) -> ExtraSummary:
+    """The figures of an extra split, from its `per_query` (query_id, system, metric, value); `units` as for the main one."""
+    scores, numbers = scores_of(per_query, judged.query_ids), _numbers(units, judged)
+    retention = _retention(scores, config, numbers)
     return ExtraSummary(
         queries=len(judged.query_ids),
         judgements_digest=judged.digest,
-        systems={name: _system(scores, name, config) for name in dict.fromkeys(per_query["system"])},
-        retention={metric: value for metric, (value, _, _) in retention.items()},
-        retention_intervals={metric: (low, high) for metric, (_, low, high) in retention.items()},
+        systems={name: _system(scores, name, config, numbers) for name in dict.fromkeys(per_query["system"])},
+        retention={metric: found.difference for metric, found in retention.items()},
+        retention_intervals={metric: found.ends for metric, found in retention.items() if found.known},
         own_documents=_own(judged),
+        units=_units(units, scores),
     )
+
+
+def _numbers(units: Units | None, judged: JudgedSplit) -> Numbers | None:
+    return None if units is None else units.of(judged.query_ids)
+
+
+def _units(units: Units | None, scores: Scores) -> UnitsSummary | None:
+    """How many there are and what they make of the student's means, or of the first system's where there is no student."""
+    if units is None:
+        return None
+    name = "student" if ("student", RETAINED[0]) in scores else next(iter(scores))[0]
+    effects = {metric: design_effect(scores[name, metric], units.numbers) for metric in RETAINED} if units.count > 1 else {}
+    told = told_units(units, effects)
+    return UnitsSummary(rule=units.rule, units=units.count, largest=units.largest, design_effects=effects, words=told)
 
 
 def _own(judged: JudgedSplit) -> OwnSummary | None:
@@ -139,43 +168,46 @@ def scores_of(per_query: pd.DataFrame, query_ids: list[str]) -> Scores:
     }
 
 
-def _system(scores: Scores, name: str, config: EvaluationConfig) -> SystemSummary:
-    found = {m: mean_interval(scores[name, m], config.bootstrap_samples, CONFIDENCE, config.seed) for m in METRICS}
+def _system(scores: Scores, name: str, config: EvaluationConfig, numbers: Numbers | None) -> SystemSummary:
+    found = {m: mean_interval(scores[name, m], config.bootstrap_samples, CONFIDENCE, config.seed, numbers).share for m in METRICS}
     return SystemSummary(
         metrics={metric: interval.difference for metric, interval in found.items()},
-        intervals={metric: (interval.low, interval.high) for metric, interval in found.items()},
+        intervals={metric: interval.ends for metric, interval in found.items() if interval.known},
     )
 
 
-def _comparisons(scores: Scores, queries: int, config: EvaluationConfig) -> tuple[Comparison, ...]:
+def _comparisons(scores: Scores, config: EvaluationConfig, numbers: Numbers | None) -> tuple[Comparison, ...]:
     systems = {system for system, _ in scores}
     pairs = [pair for pair in COMPARED if set(pair) <= systems]
-    return tuple(compare_scores(scores, pair, metric, queries, config) for pair in pairs for metric in METRICS)
+    return tuple(compare_scores(scores, pair, metric, config, numbers) for pair in pairs for metric in METRICS)
 
 
-def compare_scores(scores: Scores, pair: tuple[str, str], metric: str, queries: int, config: EvaluationConfig) -> Comparison:
-    """The first of `pair` minus the second in one metric, paired by query, with its interval."""
+def compare_scores(
+    scores: Scores, pair: tuple[str, str], metric: str, config: EvaluationConfig, numbers: Numbers | None = None
+) -> Comparison:
+    """The first of `pair` minus the second in one metric, paired by query, with its interval over the units `numbers`."""
     system, baseline = pair
-    found = paired_bootstrap(scores[system, metric], scores[baseline, metric], config.bootstrap_samples, CONFIDENCE, config.seed)
+    own, other = scores[system, metric], scores[baseline, metric]
+    found = paired_bootstrap(own, other, config.bootstrap_samples, CONFIDENCE, config.seed, numbers)
     return Comparison(
         system=system,
         baseline=baseline,
         metric=metric,
         difference=found.difference,
-        low=found.low,
-        high=found.high,
+        low=found.low if found.known else None,
+        high=found.high if found.known else None,
         confidence=CONFIDENCE,
-        queries=queries,
+        queries=len(own),
+        units=found.units,
     )
 
 
-def _retention(scores: Scores, config: EvaluationConfig) -> dict[str, tuple[float, float, float]]:
-    """Metric -> student over teacher and the ends of its interval; a metric without a teacher's value above 0 is left out."""
+def _retention(scores: Scores, config: EvaluationConfig, numbers: Numbers | None) -> dict[str, Interval]:
+    """Metric -> student over teacher with its interval; a metric without a teacher's value above 0 is left out."""
     result = {}
     for metric in RETAINED:
         student, teacher = scores.get(("student", metric)), scores.get(("teacher", metric))
         if student is None or teacher is None or teacher.mean() <= 0:
             continue
-        found = ratio_interval(student, teacher, config.bootstrap_samples, CONFIDENCE, config.seed)
-        result[metric] = (found.difference, found.low, found.high)
+        result[metric] = ratio_interval(student, teacher, config.bootstrap_samples, CONFIDENCE, config.seed, numbers)
     return result

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from components.evaluation.baselines import DESCRIPTION
-from components.evaluation.metrics import METRICS, RETAINED
+from components.evaluation.metrics import METRICS, RETAINED, metric_words
+from components.evaluation.plain_words import DEV, split_mark
 from components.evaluation.report import AnnSummary, Comparison, EncoderSpeed, ExtraSummary, SpeedSummary, Summary
 
 _TITLES = {"bm25": "BM25", "student_untrained": "untrained", "teacher": "teacher", "student": "student"}
-_METRIC_TITLES = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10"}
-_SHOWN_METRIC = "ndcg@10"
+_WIDTH = 80
 
 
 def render_table(summary: Summary) -> str:
@@ -33,7 +34,13 @@ def _heading(summary: Summary) -> str:
         f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents; "
         f"in brackets: {summary.confidence:.0%} interval"
     )
-    return heading if summary.own_documents is None else f"{heading}\n{summary.own_documents.words}"
+    own = "" if summary.own_documents is None else summary.own_documents.words
+    return "\n".join(line for line in (heading, split_mark(summary.split), own) if line)
+
+
+def _units(summary: Summary | ExtraSummary) -> list[str]:
+    """Which queries were drawn together, in lines of a terminal; reports of before say nothing."""
+    return textwrap.wrap(summary.units.words, _WIDTH) if summary.units else []
 
 
 def _quality(summary: Summary) -> str:
@@ -41,7 +48,7 @@ def _quality(summary: Summary) -> str:
     rows = [["", *(_title(name) for name in names)]]
     for metric in METRICS:
         cells = [_cell(s.metrics.get(metric), s.intervals.get(metric)) for s in (summary.systems[name] for name in names)]
-        rows.append([_metric(metric), *cells])
+        rows.append([metric_words(metric), *cells])
     return _columns(rows)
 
 
@@ -58,13 +65,16 @@ def _share(value: float) -> str:
 
 
 def _comparisons(summary: Summary) -> str:
-    chosen = [c for c in summary.comparisons if c.metric == _SHOWN_METRIC]
-    rows = [[f"{_title(c.system)} - {_title(c.baseline)}", _metric(c.metric), _difference(c), f"{c.queries:,} queries"] for c in chosen]
+    chosen = [c for c in summary.comparisons if c.metric in RETAINED]
+    rows = [
+        [f"{_title(c.system)} - {_title(c.baseline)}", metric_words(c.metric), _difference(c), f"{c.queries:,} queries"] for c in chosen
+    ]
     return _columns(rows)
 
 
 def _difference(c: Comparison) -> str:
-    return f"{c.difference:+.3f} [{c.low:+.3f} {c.high:+.3f}]"
+    ends = "no interval" if c.low is None or c.high is None else f"[{c.low:+.3f} {c.high:+.3f}]"
+    return f"{c.difference:+.3f} {ends}"
 
 
 def _retention(summary: Summary) -> str:
@@ -74,8 +84,9 @@ def _retention(summary: Summary) -> str:
 def _retained(summary: Summary | ExtraSummary) -> list[list[str]]:
     rows = []
     for metric, value in sorted(summary.retention.items(), reverse=True):
-        low, high = summary.retention_intervals[metric]
-        rows.append(["student keeps", f"{value:.1%} [{low:.1%} {high:.1%}]", f"of the teacher's {_metric(metric)}"])
+        ends = summary.retention_intervals.get(metric)
+        told = f"[{ends[0]:.1%} {ends[1]:.1%}]" if ends else "no interval"
+        rows.append(["student keeps", f"{value:.1%} {told}", f"of the teacher's {metric_words(metric)}"])
     return rows
 
 
@@ -90,10 +101,14 @@ def _extra(split: str, found: ExtraSummary) -> str:
     names = _in_order(found.systems)
     rows = [["", *(_title(name) for name in names)]]
     for metric in RETAINED:
-        rows.append([_metric(metric), *(_cell(found.systems[n].metrics[metric], found.systems[n].intervals[metric]) for n in names)])
+        rows.append(
+            [metric_words(metric), *(_cell(found.systems[n].metrics[metric], found.systems[n].intervals.get(metric)) for n in names)]
+        )
     heading = f"Extra judgements: {split}, {found.queries:,} judged queries"
     heading += f"\n{found.own_documents.words}" if found.own_documents else ""
-    return "\n".join(block for block in (heading, _columns(rows), _columns(_retained(found))) if block)
+    heading = "\n".join([heading, *_units(found)])
+    mark = split_mark(split) if split == DEV else ""
+    return "\n".join(block for block in (heading, mark, _columns(rows), _columns(_retained(found))) if block)
 
 
 def _health(summary: Summary) -> str:
@@ -107,9 +122,9 @@ def _health(summary: Summary) -> str:
 def _ann(ann: AnnSummary | None) -> str:
     if ann is None:
         return ""
-    rows = [[_metric(metric), _cell(value, ann.intervals[metric])] for metric, value in sorted(ann.recall.items())]
-    low, high = ann.ndcg_lost_interval
-    rows.append(["nDCG@10 lost", f"{ann.ndcg_lost:+.3f} [{low:+.3f} {high:+.3f}]"])
+    rows = [[metric_words(metric), _cell(value, ann.intervals.get(metric))] for metric, value in sorted(ann.recall.items())]
+    ends = ann.ndcg_lost_interval
+    rows.append(["nDCG@10 lost", f"{ann.ndcg_lost:+.3f} " + (f"[{ends[0]:+.3f} {ends[1]:+.3f}]" if ends else "no interval")])
     return "Index against exact search on its own vectors\n" + _columns([[*row, f"{ann.queries:,} queries"] for row in rows])
 
 
@@ -127,7 +142,7 @@ def _speed_row(name: str, speed: EncoderSpeed) -> list[str]:
 
 
 def _notes(summary: Summary) -> str:
-    return f"{DESCRIPTION}." if "bm25" in summary.systems else ""
+    return "\n".join([*([f"{DESCRIPTION}."] if "bm25" in summary.systems else []), *_units(summary)])
 
 
 def _in_order(systems: Mapping[str, object]) -> list[str]:
@@ -137,10 +152,6 @@ def _in_order(systems: Mapping[str, object]) -> list[str]:
 
 def _title(name: str) -> str:
     return _TITLES.get(name, name)
-
-
-def _metric(name: str) -> str:
-    return _METRIC_TITLES.get(name, name)
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:

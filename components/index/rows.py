@@ -95,6 +95,20 @@ class Rows:
         rows = np.flatnonzero(pc.is_in(self.doc_ids.column.cast(pa.large_string()), value_set=wanted).to_numpy(zero_copy_only=False))
         return {self.doc_ids[row]: row for row in rows.tolist() if not self._is_deleted(row)}
 
+    def missing_from(self, other: Rows) -> frozenset[str]:
+        """Ids of the documents here that `other` does not hold, deleted ones of both left out."""
+        import pyarrow.compute as pc
+
+        mine, theirs = self._live_ids(), other._live_ids()
+        return frozenset(mine.filter(pc.invert(pc.is_in(mine, value_set=theirs))).to_pylist())
+
+    def _live_ids(self) -> pa.Array:
+        import pyarrow as pa
+
+        column = self.doc_ids.column.cast(pa.large_string())
+        whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        return whole.take(np.setdiff1d(np.arange(len(self)), self.deleted, assume_unique=True))
+
     @cached_property
     def _by_id(self) -> NDArray[np.int32]:
         """Row numbers in the order of the ids."""

@@ -49,6 +49,7 @@ class Facts:
     `sources`: the texts that a student is aligned on, by source, each text counted for the first that has it. `pairs` (n, 2): tokens of
     query and document, uncut, of a sample of the `pair_count` training pairs. `refine_pairs`: pairs of the refinement. `judged`: queries
     of the splits that are evaluated; `judged_counts`: judged queries of every split. `scripts`: share of the documents by script.
+    `design_effect`: how many judged queries of the decisive split say as much as one that was drawn by itself (`expected_effect`).
     """
 
     documents: Texts
@@ -62,6 +63,7 @@ class Facts:
     scripts: Mapping[str, float]
     teacher: Shape
     student: Shape
+    design_effect: float = 1.0
 
     @property
     def targets(self) -> int:
@@ -95,6 +97,7 @@ def gather_facts(
     from components.distillation.sources import dev_queries, query_sources
     from components.evaluation.slices import script_of
     from components.evaluation.summarize import judged_split
+    from components.evaluation.units import expected_effect, query_units
     from components.towers.pairs import training_pairs
 
     pairs = training_pairs(dataset)
@@ -124,6 +127,7 @@ def gather_facts(
         scripts={script: found / scripts.total() for script, found in scripts.most_common()},
         teacher=shape_of_model(*_models(towers, distillation)[0], built_from),
         student=shape_of_model(*_models(towers, distillation)[1], built_from),
+        design_effect=expected_effect(query_units(judged_split(dataset, evaluation.split), dataset, evaluation.query_groups)),
     )
 
 

@@ -21,9 +21,10 @@ from components.planning.cost import MARGIN, Need, card_needs, index_key, needs_
 from components.planning.facts import Facts, Texts
 from components.settings import free_memory
 
-PLAN_VERSION = 1  # change it where the same data, machine and budget should lead to other settings
+PLAN_VERSION = 2  # change it where the same data, machine and budget should lead to other settings
 # Standard deviation of the difference in nDCG@10 of a query between two trainings, measured on the demo and on pages.
 TRAINING_SPREAD = 0.22
+GROUPED = 1.05  # a design effect above this is worth a word
 SPARE = 0.9  # share of the budget that a plan fills: the rest is for what it does not foresee
 MEMORY_SHARE = 0.8  # of the memory that is free, for the largest step
 LONGEST_QUERY, LONGEST_DOCUMENT = 64, 512  # tokens that are proposed; more only by hand
@@ -253,12 +254,17 @@ def _margins(config: Any, facts: Facts) -> Iterator[Choice]:
     if policy.min_power is None:
         yield Choice("policy.margin", policy.margin, policy.margin, "policy.min_power is null, so no number of queries is asked for")
         return
-    needed = queries_for(TRAINING_SPREAD, policy.margin, policy.confidence, policy.min_power)
-    smallest = margin_for(TRAINING_SPREAD, queries, policy.confidence, policy.min_power)
+    spread = TRAINING_SPREAD * math.sqrt(facts.design_effect)
+    needed = queries_for(spread, policy.margin, policy.confidence, policy.min_power)
+    smallest = margin_for(spread, queries, policy.confidence, policy.min_power)
     value = policy.margin if queries >= needed else min(0.5, math.ceil(smallest * 200) / 200)
     reason = f"a margin of {policy.margin:g} takes about {needed:,} judged queries; {config.evaluation.split} has {queries:,}"
+    if facts.design_effect > GROUPED:
+        reason += f", which were drawn in groups: {facts.design_effect:.1f} of them say about as much as one drawn by itself"
     yield Choice("policy.margin", policy.margin, value, reason)
     if value != policy.margin:
+        if value > policy.baseline_margin:
+            yield Choice("policy.baseline_margin", policy.baseline_margin, value, "the baselines are compared on the same queries")
         named = f"{policy.version}-margin-{value:g}"[:60]
         yield Choice("policy.version", policy.version, named, "another margin is another policy")
 
@@ -300,7 +306,7 @@ def notes_on(config: Any, facts: Facts, card: int | None, device: int | None) ->
             f"{policy.min_queries:,}. Judge more queries, or lower policy.min_queries."
         )
     if policy.slice_margin is not None and policy.min_power is not None:
-        needed = queries_for(TRAINING_SPREAD, policy.slice_margin, policy.confidence, policy.min_power)
+        needed = queries_for(TRAINING_SPREAD * math.sqrt(facts.design_effect), policy.slice_margin, policy.confidence, policy.min_power)
         if needed > max(policy.min_slice_queries, queries):
             notes.append(f"A slice takes about {needed:,} queries at the margin of {policy.slice_margin:g}, more than {queries:,}.")
     if card is not None and device is None:

@@ -11,7 +11,12 @@ from components.promotion.gate_soundness import ANN_DEPTH
 
 
 def require_measured(policy: PolicyConfig, evaluation: EvaluationConfig) -> None:
-    """Raise ConfigError when the policy asks for an extra split or a slice that the evaluation will not measure."""
+    """Raise ConfigError when the policy asks for a system, an extra split or a slice that the evaluation will not measure."""
+    if not evaluation.untrained_student and (asked := [name for name in ("beat_untrained", "teacher_worth") if getattr(policy, name)]):
+        raise ConfigError(
+            f"policy.{asked[0]} compares with the untrained encoder, but evaluation.untrained_student is false, so it will not be "
+            f"measured. Set that to true, or {' and '.join(f'policy.{name}' for name in asked)} to false."
+        )
     if policy.min_off_distribution_retention is not None and not evaluation.extra_splits:
         raise ConfigError(
             f"policy.min_off_distribution_retention is {policy.min_off_distribution_retention:g}, but evaluation.extra_splits names no "

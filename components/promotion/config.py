@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import ConfigDict, Field, field_validator
@@ -31,8 +32,18 @@ class PolicyConfig(StepConfig):
         None, gt=0, le=2, description="The same on each of evaluation.extra_splits, of which there must be one; null: not asked"
     )
     floors: dict[str, float] = Field(default_factory=dict, description="Least value of the student by metric, lower end, as ndcg@10: 0.3")
-    beat_bm25: bool = Field(True, description="Student's nDCG@10 must be above BM25's, its interval apart from zero")
-    beat_untrained: bool = Field(True, description="Student's nDCG@10 must be above its untrained encoder's, interval apart from zero")
+    beat_bm25: bool = Field(True, description="Student must beat BM25: better in one of baseline_metrics, not worse in the others")
+    beat_untrained: bool = Field(True, description="Student must beat the untrained encoder in the same way")
+    teacher_worth: bool = Field(True, description="Teacher must beat BM25 and the untrained encoder in the same way")
+    baseline_metrics: tuple[str, ...] = Field(
+        ("ndcg@10", "recall@50"),
+        strict=False,
+        min_length=1,
+        description="Metrics in which baselines are beaten: better in one (with Bonferroni's correction), not worse in the others",
+    )
+    baseline_margin: float = Field(
+        0.01, gt=0, le=0.5, description="Largest loss in one of baseline_metrics against a baseline that still counts as not worse"
+    )
     margin: float = Field(0.01, gt=0, le=0.5, description="Largest loss of nDCG@10 against the champion that still counts as equal")
     confidence: float = Field(0.95, gt=0.5, le=0.999, description="Confidence of the one-sided intervals")
     min_power: float | None = Field(
@@ -58,6 +69,9 @@ class PolicyConfig(StepConfig):
         0.95, gt=0, le=1, description="Index: recall@100 against exact search on the same vectors; null: not asked"
     )
     max_contract_errors: int | None = Field(0, ge=0, description="Broken rules of the data contracts, severity error; null: not asked")
+    max_removed_share: float | None = Field(
+        0.05, ge=0, le=1, description="Largest share of the documents served before that may be gone, else undecided; null: not asked"
+    )
     require_lineage: bool = Field(True, description="Every parent of the release must be known")
     require_space: bool = Field(True, description="Encoders and index must belong to one vector space")
     max_mean_cosine_over_teacher: float | None = Field(
@@ -67,12 +81,18 @@ class PolicyConfig(StepConfig):
         0.3, ge=0, le=1, description="Collapse: effective rank of the student's query vectors over the teacher's; null: not asked"
     )
 
-    @field_validator("floors")
+    @field_validator("baseline_metrics", "floors")
     @classmethod
-    def _known_metrics(cls, floors: dict[str, float]) -> dict[str, float]:
-        for metric, floor in floors.items():
+    def _known_metrics(cls, named: Collection[str]) -> Collection[str]:
+        for metric in named:
             if metric not in METRICS:
                 raise ValueError(f"the metric '{metric}' is not known; known are {', '.join(METRICS)}")
+        return named
+
+    @field_validator("floors")
+    @classmethod
+    def _shares(cls, floors: dict[str, float]) -> dict[str, float]:
+        for metric, floor in floors.items():
             if not 0 <= floor <= 1:
                 raise ValueError(f"the floor of {metric} is {floor:g}; it must lie between 0 and 1")
         return floors

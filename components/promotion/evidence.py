@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from components.data.validation_report import ValidationReport
     from components.evaluation.comparison import ComparisonSummary, ComparisonTables
     from components.evaluation.report import Evaluation
+    from components.evaluation.units import Numbers
     from components.promotion.marks import Override
     from components.promotion.release import ReleaseManifest
+    from components.promotion.training_noise import TrainingNoise
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Making:
 
 @dataclass(frozen=True)
 class Dossier:
-    """Everything about one candidate. `notes` are sentences about a refresh."""
+    """Everything about one candidate. `notes` are sentences about a refresh, `noise` is that of its training, None where it is unknown."""
 
     manifest: ReleaseManifest
     evaluation: Evaluation
@@ -72,6 +74,7 @@ class Dossier:
     compared: Compared = Compared()
     making: Making = Making()
     notes: tuple[str, ...] = ()
+    noise: TrainingNoise | None = None
 
     @property
     def policy(self) -> PolicyConfig:
@@ -83,6 +86,11 @@ class Dossier:
         """Draws and seed of the evaluation's intervals: the same differences then have the same intervals wherever they stand."""
         config = EvaluationConfig.model_validate(self.manifest.config.get("evaluation", {}))
         return config.bootstrap_samples, config.seed
+
+    def units_of(self, query_ids: Iterable[object]) -> Numbers | None:
+        """The units of judged queries of the decisive split, in their order; None where each counts by itself."""
+        units = self.evaluation.units_of()
+        return None if units is None else units.of(query_ids)
 
 
 def require_measured(dossier: Dossier) -> None:

@@ -8,6 +8,7 @@ from html import escape
 from typing import NamedTuple
 
 from components.evaluation.comparison import JUDGED, LOGGED, UNLABELLED, Agreement
+from components.evaluation.metrics import RETAINED
 from components.promotion.evidence import Dossier
 from components.promotion.evidence_html import Safe, bullets, foreign, heading, paragraph, section
 from components.promotion.evidence_numbers import METRIC, Delta, Tone, against_champion, baseline_rivals, deltas, slice_deltas, tally
@@ -118,7 +119,7 @@ def _tiles(figures: Sequence[Figure]) -> Safe:
 
 def _figures(dossier: Dossier) -> list[Figure]:
     rivals, summary, compared = against_champion(dossier), dossier.evaluation.summary, dossier.compared.summary
-    shown = deltas(rivals, dossier, (METRIC, "recall@50")) if rivals else _from_baselines(dossier)
+    shown = deltas(rivals, dossier, RETAINED) if rivals else _from_baselines(dossier)
     found = [_difference(delta, "champion" if rivals else "") for delta in shown]
     if rivals and (count := tally(rivals)):
         found.append(Figure("Queries that gained / lost", f"{count.better:,} / {count.worse:,}", f"{count.equal:,} equal, by nDCG@10"))
@@ -138,7 +139,7 @@ def _figures(dossier: Dossier) -> list[Figure]:
 
 def _from_baselines(dossier: Dossier) -> list[Delta]:
     """For a first release: the candidate against its baselines."""
-    return [delta for pair in baseline_rivals(dossier) if pair.first == "student" for delta in deltas(pair, dossier, (METRIC,))]
+    return [delta for pair in baseline_rivals(dossier) if pair.first == "student" for delta in deltas(pair, dossier, RETAINED)]
 
 
 def _difference(delta: Delta, rival: str) -> Figure:

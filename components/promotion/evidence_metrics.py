@@ -14,10 +14,11 @@ from typing import Any
 from components.artifacts import Artifact
 from components.evaluation.comparison import KIND as COMPARISON
 from components.evaluation.comparison import ComparisonSummary, load_comparison
+from components.evaluation.metrics import RETAINED
 from components.evaluation.report import EncoderSpeed, Summary, load_summary
 from components.promotion.decision import Status
 from components.promotion.evidence import Dossier
-from components.promotion.evidence_numbers import METRIC, against_champion, deltas, slice_deltas
+from components.promotion.evidence_numbers import METRIC, against_champion, baseline_rivals, deltas, slice_deltas
 from components.tracking.runs import Measured
 
 Metrics = dict[str, Measured]
@@ -38,10 +39,21 @@ def candidate_metrics(dossier: Dossier) -> Mapping[str, Measured]:
     statuses = Counter(gate.status for gate in decision.gates)
     found: Metrics = {f"gates/{status}": statuses[status] for status in _GATES}
     found |= {f"candidate/{metric}": value for metric, value in _levels(summary).get("student", {}).items()}
-    found |= _retention(summary)
+    found |= _retention(summary) | _baselines(dossier)
     if dossier.compared.summary is not None:
         found |= _compared(dossier.compared.summary)
     return found | _differences(dossier) | _training(dossier.making.tower_losses or (), dossier.making.student_epochs or ())
+
+
+def _baselines(dossier: Dossier) -> Metrics:
+    """Student and teacher minus each baseline, in both metrics that the gates ask for: `student_minus_bm25/ndcg@10` and its two ends."""
+    found: Metrics = {}
+    for pair in (pair for pair in baseline_rivals(dossier) if pair.second != "teacher"):
+        for delta in deltas(pair, dossier, RETAINED):
+            ends = {"": delta.difference, "_low": delta.low, "_high": delta.high}
+            group = f"{pair.first}_minus_{pair.second}"
+            found |= {f"{group}/{delta.metric}{end}": value for end, value in ends.items() if value is not None}
+    return found
 
 
 def _differences(dossier: Dossier) -> Metrics:
@@ -103,7 +115,7 @@ def _comparison(folder: Path) -> Metrics:
     differences: Metrics = {}
     for found in summary.metrics:
         ends = {"": found.difference, "_low": found.low, "_high": found.high}
-        differences |= {f"{_AGAINST}/{found.metric}{end}": value for end, value in ends.items()}
+        differences |= {f"{_AGAINST}/{found.metric}{end}": value for end, value in ends.items() if value is not None}
     return differences | _compared(summary) | _speed("candidate", summary.candidate) | _speed("champion", summary.champion)
 
 

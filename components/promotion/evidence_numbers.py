@@ -16,6 +16,7 @@ from components.evaluation.metrics import METRICS
 from components.evaluation.power import min_detectable, power
 from components.evaluation.significance import Interval, paired_bootstrap
 from components.evaluation.summarize import COMPARED, CONFIDENCE, scores_of
+from components.evaluation.units import design_effect, effective_queries, grouped
 from components.promotion.evidence import Dossier
 
 if TYPE_CHECKING:
@@ -30,11 +31,11 @@ Scores = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 @dataclass(frozen=True)
 class Delta:
-    """Mean of one system minus another's over the same queries, with its two-sided interval (None: too few queries).
+    """Mean of one system minus another's over the same queries, with its two-sided interval (None: too few queries, or a single unit).
 
     `power` is the chance to show an equal system to be equal at the policy's margin (in a slice: at that for slices), `detectable` the
     smallest margin that could be shown with a chance of 80 %; both at the policy's one-sided confidence, and None for too few queries.
-    `means` are those of both systems.
+    `means` are those of both systems. `effective` is how many queries drawn one by one would say as much, None where these were.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Delta:
     high: float | None = None
     power: float | None = None
     detectable: float | None = None
+    effective: int | None = None
 
     @property
     def tone(self) -> Tone:
@@ -115,7 +117,8 @@ def baseline_rivals(dossier: Dossier) -> list[Rivals]:
 def deltas(rivals: Rivals, dossier: Dossier, metrics: Sequence[str] = METRICS) -> list[Delta]:
     """The difference in each metric."""
     name = f"{rivals.first} - {rivals.second}"
-    return [delta(name, metric, rivals.scores[metric], dossier) for metric in metrics if metric in rivals.scores]
+    ids = rivals.query_ids
+    return [delta(name, metric, rivals.scores[metric], ids, dossier) for metric in metrics if metric in rivals.scores]
 
 
 def slice_deltas(rivals: Rivals, slices: pd.DataFrame, dossier: Dossier) -> list[Delta]:
@@ -127,7 +130,8 @@ def slice_deltas(rivals: Rivals, slices: pd.DataFrame, dossier: Dossier) -> list
     for dimension, label in _in_order(slices):
         chosen = [place[str(query_id)] for query_id in members[dimension, label] if str(query_id) in place]
         if chosen:
-            found.append(delta(f"{dimension}={label}", METRIC, (first[chosen], second[chosen]), dossier, dossier.policy.slice_margin))
+            ids, values = [rivals.query_ids[i] for i in chosen], (first[chosen], second[chosen])
+            found.append(delta(f"{dimension}={label}", METRIC, values, ids, dossier, dossier.policy.slice_margin))
     return found
 
 
@@ -148,24 +152,33 @@ def _lower_end(label: str) -> float:
 
 
 def delta(
-    name: str, metric: str, pair: tuple[NDArray[np.float64], NDArray[np.float64]], dossier: Dossier, margin: float | None = None
+    name: str,
+    metric: str,
+    pair: tuple[NDArray[np.float64], NDArray[np.float64]],
+    query_ids: Sequence[str],
+    dossier: Dossier,
+    margin: float | None = None,
 ) -> Delta:
     """One difference, with interval and power where there are enough queries; `margin` instead of the policy's for all queries."""
     first, second = pair
     gaps, policy, means = first - second, dossier.policy, (float(first.mean()), float(second.mean()))
-    if len(gaps) < FEWEST:
+    units = grouped(dossier.units_of(query_ids), len(gaps))
+    if len(gaps) < FEWEST or (units is not None and not units.any()):
         return Delta(name, metric, len(gaps), float(gaps.mean()), means)
     samples, seed = dossier.resampling
-    found = _interval(gaps.tobytes(), samples, seed)
-    shown, needed = power(gaps, margin or policy.margin, policy.confidence), min_detectable(gaps, policy.confidence)
-    return Delta(name, metric, len(gaps), found.difference, means, found.low, found.high, shown, needed)
+    found = _interval(gaps.tobytes(), None if units is None else units.tobytes(), samples, seed)
+    strength = power(gaps, margin or policy.margin, policy.confidence, units)
+    needed = min_detectable(gaps, policy.confidence, units=units)
+    effective = None if units is None else effective_queries(len(gaps), design_effect(gaps, units))
+    return Delta(name, metric, len(gaps), found.difference, means, found.low, found.high, strength, needed, effective)
 
 
 @lru_cache(maxsize=1024)  # plots, tables and words ask for the same differences
-def _interval(gaps: bytes, samples: int, seed: int) -> Interval:
-    """Of differences per query, float64."""
+def _interval(gaps: bytes, units: bytes | None, samples: int, seed: int) -> Interval:
+    """Of differences per query, float64, and of their units, int64."""
     values = np.frombuffer(gaps, dtype=np.float64)
-    return paired_bootstrap(values, np.zeros_like(values), samples, CONFIDENCE, seed)
+    numbers = None if units is None else np.frombuffer(units, dtype=np.int64)
+    return paired_bootstrap(values, np.zeros_like(values), samples, CONFIDENCE, seed, numbers)
 
 
 def _student(per_query: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -25,7 +25,7 @@ from components.promotion.evidence_sections import (
     slices_section,
 )
 from components.promotion.evidence_training import retention_section, student_plot, towers_plot
-from components.promotion.evidence_words import release_words
+from components.promotion.evidence_words import held_out_titles, release_words
 from components.promotion.release import REPORT_PAGE
 from components.tracking.runs import PLOTS
 
@@ -73,7 +73,7 @@ def render_report(dossier: Dossier) -> str:
     """The whole page, everything from outside escaped; raises PromotionError for an evaluation over no query."""
     require_measured(dossier)
     told = Safe('<p class="soft hint">A click on a heading folds its section.</p>')
-    body = [_head(dossier), banner(dossier.manifest.decision), told, *(make(dossier) for make in _SECTIONS), _origin(dossier)]
+    body = [_head(dossier), banner(dossier), told, *(make(dossier) for make in _SECTIONS), _origin(dossier)]
     return page(f"Candidate of {dossier.manifest.name}", body)
 
 
@@ -86,6 +86,7 @@ def _head(dossier: Dossier) -> Safe:
     code = f"from code {str(manifest.provenance.get('code_revision') or 'of unknown revision')[:12]}{local}"
     overridden = override_words(dossier)
     own = f" {summary.own_documents.words}" if summary.own_documents else ""
+    own += f" {titles}" if (titles := held_out_titles(manifest)) else ""
     red = f'<div class="banner bad" role="note"><b>{foreign(overridden, _OVERRIDE)}</b></div>' if overridden else ""
     return Safe(
         f"<h1>Candidate of the retriever {escape(manifest.name)}</h1>"

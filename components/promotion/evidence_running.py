@@ -79,8 +79,8 @@ def _champion_level(dossier: Dossier) -> dict[str, tuple[float | None, tuple[flo
     if (tables := dossier.compared.tables) is None:
         return {}
     rows = tables.per_query[(tables.per_query["system"] == CHAMPION) & (tables.per_query["metric"] == "recall@50")]
-    found = mean_interval(rows["value"].to_numpy(), confidence=CONFIDENCE)
-    return {CHAMPION: (found.difference, (found.low, found.high))}
+    found = mean_interval(rows["value"].to_numpy(), confidence=CONFIDENCE, units=dossier.units_of(rows["query_id"])).share
+    return {CHAMPION: (found.difference, found.ends if found.known else None)}
 
 
 def _sizes(dossier: Dossier) -> Safe:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from html import escape
 
-from components.evaluation.metrics import METRICS
-from components.promotion.decision import GateDecision, GateResult
+from components.evaluation.metrics import METRICS, RETAINED
+from components.promotion.decision import GateResult
 from components.promotion.evidence import Dossier
 from components.promotion.evidence_axes import Words
 from components.promotion.evidence_changes import Changes, changes_between
@@ -16,13 +17,16 @@ from components.promotion.evidence_plots import TONES, Mark, forest
 from components.promotion.evidence_words import (
     STATUS_WORDS,
     SYSTEMS,
+    first_line,
     gate_words,
     interval_words,
     metric_words,
+    noise_words,
     number,
     share,
     signed,
     systems_words,
+    units_words,
     with_interval,
 )
 
@@ -39,16 +43,18 @@ _CHANGE = 600  # characters of a change that are shown; the configuration stands
 _READINGS: dict[str, Cell] = {"better": ("good", "better"), "worse": ("bad", "worse"), "open": "not told apart"}
 
 
-def banner(decision: GateDecision) -> Safe:
-    """The verdict in words, with what is open."""
+def banner(dossier: Dossier) -> Safe:
+    """The verdict in words, with what makes it worth less than it seems, and what is open."""
+    decision = dossier.manifest.decision
     style, word = STATUS_WORDS[decision.verdict]
+    first = first_line(f"Verdict: {word}", dossier.evaluation.summary)
     counts = Counter[str](gate.status for gate in decision.gates)
     counted = ", ".join(f"{counts[status]} {words}" for status, words in _COUNTED.items() if counts[status])
     lines = [f"Of {len(decision.gates)} gates {counted}."]
     lines += ["This is a first release: there is no champion to compare with, a person has to decide."] if decision.first_release else []
     opened = bullets([foreign(f"{STATUS_WORDS[gate.status][1]}: {_gate_name(gate)}", 200) for gate in decision.open_gates()])
     inner = "".join(map(paragraph, lines)) + (opened if decision.open_gates() else "")
-    return Safe(f'<div class="banner {style}" role="status"><b>Verdict: {word}</b>{inner}</div>')
+    return Safe(f'<div class="banner {style}" role="status"><b>{escape(first)}</b>{inner}</div>')
 
 
 def gates_section(dossier: Dossier) -> Safe:
@@ -104,8 +110,8 @@ def changes_of(dossier: Dossier) -> Changes | None:
 def quality_section(dossier: Dossier) -> Safe:
     """Levels of every system, differences from champion and baselines with intervals and power, and their plot."""
     rivals = against_champion(dossier)
-    main, others = champion_deltas(dossier), [d for pair in baseline_rivals(dossier) for d in deltas(pair, dossier, (METRIC, "recall@50"))]
-    blocks: list[str] = [_said(dossier, rivals)]
+    main, others = champion_deltas(dossier), [d for pair in baseline_rivals(dossier) for d in deltas(pair, dossier, RETAINED)]
+    blocks: list[str] = [_said(dossier, rivals), units_words(dossier), noise_words(dossier)]
     if main:
         blocks += [
             champion_plot(dossier),
@@ -129,9 +135,9 @@ def champion_plot(dossier: Dossier) -> Safe:
 
 
 def baseline_plot(dossier: Dossier) -> Safe:
-    """The pairs of systems of the candidate's own evaluation, by nDCG@10."""
-    found = [delta for pair in baseline_rivals(dossier) for delta in deltas(pair, dossier, (METRIC,))]
-    return delta_plot(found, "Differences from the baselines, nDCG@10")
+    """The pairs of systems of the candidate's own evaluation, in both metrics that the gates ask for."""
+    found = [delta for pair in baseline_rivals(dossier) for delta in deltas(pair, dossier, RETAINED)]
+    return delta_plot(found, "Differences from the baselines")
 
 
 def _bounds(dossier: Dossier) -> str:
@@ -139,7 +145,7 @@ def _bounds(dossier: Dossier) -> str:
     return (
         f"The gate looks at one end only, with a confidence of {policy.confidence:.0%}, so its bound lies within the interval shown here. "
         f"Power: the chance that an equal candidate is shown to lose less than {policy.margin:g}. Smallest margin: what could be shown "
-        "with a power of 80 %."
+        "with a power of 80 %. Behind the queries stands in brackets how many drawn one by one would say as much."
     )
 
 
@@ -163,11 +169,19 @@ def delta_plot(found: Sequence[Delta], title: str, margin: float | None = None) 
 
 def _label(delta: Delta, found: Sequence[Delta]) -> str:
     same = len({d.name for d in found}) == 1
-    return metric_words(delta.metric) if same else shortened(systems_words(delta.name), _NAME)
+    if same:
+        return metric_words(delta.metric)
+    metric = f", {metric_words(delta.metric)}" if len({d.metric for d in found}) > 1 else ""
+    return shortened(systems_words(delta.name), _NAME - len(metric)) + metric
 
 
 def _note(delta: Delta) -> str:
-    return f"{signed(delta.difference)} {interval_words(delta)}, n = {delta.queries:,}"
+    return f"{signed(delta.difference)} {interval_words(delta)}, n = {_queries(delta)}"
+
+
+def _queries(delta: Delta) -> str:
+    """How many, and where they were drawn together how many drawn one by one would say as much."""
+    return f"{delta.queries:,}" if delta.effective is None else f"{delta.queries:,} (as {delta.effective:,})"
 
 
 def delta_table(caption: str, found: Sequence[Delta], systems: tuple[str, str] = ("First", "Second")) -> Safe:
@@ -181,10 +195,10 @@ def delta_table(caption: str, found: Sequence[Delta], systems: tuple[str, str] =
 
 
 def _delta_row(d: Delta) -> list[Cell]:
-    reading: Cell = "too few queries" if d.low is None else _READINGS[d.tone]
+    reading: Cell = ("too few queries" if d.queries < FEWEST else "one unit") if d.low is None else _READINGS[d.tone]
     means, power = [f"{mean:.3f}" for mean in d.means], [share(d.power), number(d.detectable, 4)]
     named = [foreign(systems_words(d.name), _NAME), metric_words(d.metric)]
-    return [*named, reading, *means, signed(d.difference), interval_words(d), f"{d.queries:,}", *power]
+    return [*named, reading, *means, signed(d.difference), interval_words(d), _queries(d), *power]
 
 
 def _levels(dossier: Dossier) -> Safe:

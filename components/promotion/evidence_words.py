@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from components.distillation.config import HELD_OUT_TITLES
+from components.evaluation.metrics import metric_words as metric_words
+from components.evaluation.plain_words import split_mark, teacher_mark
+from components.evaluation.report import Summary
 from components.promotion.decision import GateResult
+from components.promotion.evidence import Dossier
 from components.promotion.evidence_numbers import Delta
+from components.promotion.release import ReleaseManifest
+from components.promotion.training_noise import words_on
 
 STATUS_WORDS = {
     "pass": ("good", "\u2714 pass"),
@@ -13,12 +20,40 @@ STATUS_WORDS = {
     "off": ("", "off"),
 }
 SYSTEMS = {"bm25": "BM25", "student_untrained": "untrained student", "teacher": "teacher", "student": "candidate (student)"}
-_METRICS = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10"}
 
 
 def release_words(release_type: str) -> str:
     """`An index-refresh release`."""
     return f"{'An' if release_type[0] in 'aeiou' else 'A'} {release_type} release"
+
+
+def units_words(dossier: Dossier) -> str:
+    """Which queries were drawn together, and what that makes of their number."""
+    found = dossier.evaluation.summary.units
+    return found.words if found else "Every query counts as drawn by itself: this evaluation is from before units of queries were kept."
+
+
+def noise_words(dossier: Dossier) -> str:
+    """How far another seed might have moved what is compared, or that nobody knows."""
+    return words_on(dossier.noise, dossier.manifest.release_type)
+
+
+def first_line(verdict: str, summary: Summary) -> str:
+    """The verdict, and in the same line what makes it worth less: another split than test, a teacher that is worse than doing nothing."""
+    marks = [mark for mark in (split_mark(summary.split), teacher_mark(summary)) if mark]
+    return " ".join([f"{verdict}.", *marks]) if marks else verdict
+
+
+def held_out_titles(manifest: ReleaseManifest) -> str:
+    """How many documents that only held-out queries ask for gave the student their titles as training queries; empty for none."""
+    student = next((node for node in manifest.lineage if node.digest == manifest.pins.query_encoder.digest), None)
+    count = student.counts.get(HELD_OUT_TITLES, 0) if student else 0
+    if not count:
+        return ""
+    return (
+        f"The titles of {count:,} documents that no train query asks for, but a held-out one does, were training queries of the student: "
+        "these documents are not unseen (distillation.refine_titles: train_documents leaves them out)."
+    )
 
 
 def gate_words(gate: GateResult) -> str:
@@ -29,11 +64,6 @@ def gate_words(gate: GateResult) -> str:
 def systems_words(name: str) -> str:
     """`student - bm25` for people."""
     return " - ".join(SYSTEMS.get(part, part) for part in name.split(" - "))
-
-
-def metric_words(name: str) -> str:
-    """`ndcg@10` for people."""
-    return _METRICS.get(name, name)
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -13,9 +13,17 @@ from components.promotion.spaces import space_mismatches
 
 
 def gather_facts(
-    validation: Artifact, origins: Origins, parts: Mapping[str, Artifact], policy: PolicyConfig, uncompared: str = ""
+    validation: Artifact,
+    origins: Origins,
+    parts: Mapping[str, Artifact],
+    policy: PolicyConfig,
+    uncompared: str = "",
+    removed: tuple[int, int] | None = None,
 ) -> Facts:
-    """The facts about a candidate before its manifest is written; `parts` maps the role of encoders and index to their artifact."""
+    """The facts about a candidate before its manifest is written; `parts` maps the role of encoders and index to their artifact.
+
+    `removed`: documents that an index refresh removed, and how many there were.
+    """
     from components.data.validation import load_report
 
     report = load_report(validation)
@@ -25,5 +33,7 @@ def gather_facts(
         lineage_gaps=gaps_of(origins),
         space_mismatches=space_mismatches(parts),
         uncompared=uncompared,
+        removed_documents=removed[0] if removed else None,
+        documents_before=removed[1] if removed else None,
         foreign_policy=None if allowed_policies() is None else foreign_policy(policy) or "",
     )

@@ -18,6 +18,7 @@ class Facts(BaseModel):
 
     `contract_errors` and `contract_warnings` count broken rules of the data contracts, `lineage_gaps` and `space_mismatches` are
     sentences, one for each finding. `uncompared` says why candidate and champion were not asked in one run, and what to do about it.
+    `removed_documents` of the `documents_before` that the release had which an index refresh started from are gone.
     `foreign_policy` says that the policy is none of the installation's; "" that it is one, None that the installation names none.
     """
 
@@ -29,6 +30,8 @@ class Facts(BaseModel):
     space_mismatches: tuple[str, ...] | None = None
     uncompared: str = ""
     foreign_policy: str | None = None
+    removed_documents: int | None = Field(None, ge=0)
+    documents_before: int | None = Field(None, ge=0)
 
 
 def write_facts(folder: Path, facts: Facts) -> None:

@@ -1,6 +1,7 @@
 """Gates against the champion: non-inferiority over all queries and in every slice, answer time and throughput in the same run.
 
-`gate_rivals` says which values are compared. Non-inferiority holds nDCG@10 per query, paired, against a margin. Its three outcomes:
+`gate_rivals` says which values are compared. Non-inferiority holds nDCG@10 per query, paired, against a margin; interval and power
+resample the units that the queries were drawn in. Its three outcomes:
 
 - fail when the loss is shown to be larger than the margin (the upper end of the interval lies below it), however few queries there are;
 - not decidable when the power is below the policy's: the comparison could hardly have shown that an equal candidate is equal, so what it
@@ -17,9 +18,20 @@ from typing import TYPE_CHECKING
 
 from components.promotion.config import PolicyConfig
 from components.promotion.decision import Evidence, GateResult
-from components.promotion.gate_measures import NotDecidable, Outcome, bound_text, finite, gate, off, paired_bound
-from components.promotion.gate_rivals import Rivals, compared, known_queries, rivals
-from components.promotion.gate_slices import Part, judged_slices, served_by_both
+from components.promotion.gate_measures import (
+    NotDecidable,
+    Outcome,
+    bound_text,
+    finite,
+    gate,
+    numbers_of,
+    off,
+    paired_bound,
+    require_paired,
+    scores,
+)
+from components.promotion.gate_rivals import METRIC, Rivals, among_shared, compared, known_queries, rivals
+from components.promotion.gate_slices import HELD_BY_BOTH, Part, judged_slices, part_of, served_by_both
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,9 +47,21 @@ def champion_gates(evidence: Evidence, policy: PolicyConfig) -> Iterator[GateRes
     yield gate(NON_INFERIOR, -policy.margin, lambda: _no_champion(evidence) or _overall(both(), known, policy))
     if known is not None and evidence.baseline is not None:
         yield _slice(served_by_both(known, policy), both, policy.margin, policy)
+    if (shared := among_shared(evidence)) is not None and evidence.baseline is not None:
+        yield gate(NON_INFERIOR, -policy.margin, partial(_on_equal_terms, shared, evidence, policy), HELD_BY_BOTH)
     yield from _slices(evidence, both, known, policy)
     yield _ratio("champion_p95", policy.max_p95_ratio, evidence, _p95)
     yield _ratio("champion_qps", policy.min_qps_ratio, evidence, _qps)
+
+
+def _on_equal_terms(shared: Rivals, evidence: Evidence, policy: PolicyConfig) -> Outcome:
+    part = part_of(HELD_BY_BOTH, frozenset(shared.candidate.index), policy, required=True)
+    if part.problem:
+        return Outcome("not_decidable", part.problem, queries=len(part.query_ids))
+    require_paired(shared.candidate, shared.champion)
+    shared.candidate.attrs.update(scores(evidence.report, "student", METRIC).attrs)  # what is known of the queries, as their units
+    outcome = non_inferior(shared.candidate, shared.champion, policy.margin, policy)
+    return replace(outcome, reason=f"{outcome.reason} {shared.source}")
 
 
 def _overall(both: Rivals, known: frozenset[str] | None, policy: PolicyConfig) -> Outcome:
@@ -53,17 +77,20 @@ def non_inferior(
 
     interval, queries = paired_bound(candidate, champion, policy), len(candidate)
     between = candidate - champion
-    gaps = (between if known is None else between[between.index.isin(known)]).to_numpy()
-    strength = power(gaps, margin, policy.confidence) if len(gaps) > 1 else 0.0
+    chosen = between if known is None else between[between.index.isin(known)]
+    gaps, units = chosen.to_numpy(), numbers_of(chosen, candidate.loc[chosen.index])
+    strength = power(gaps, margin, policy.confidence, units) if len(gaps) > 1 else 0.0
     text = f"nDCG@10 of candidate minus champion: {bound_text(interval, policy, queries)}; a loss below {margin:g} is allowed."
     if interval.high < -margin:
         shown = f"{text} Shown to be worse: at most {interval.high:+.4f}."
         return Outcome("fail", shown, interval.low, queries, strength)
     if policy.min_power is not None and strength < policy.min_power:
-        needed = queries_needed(gaps, margin, policy.confidence, policy.min_power) if len(gaps) > 1 else policy.min_slice_queries
+        alone = len(gaps) < 2 or (units is not None and len(set(units.tolist())) < 2)
+        needed = policy.min_slice_queries if alone else queries_needed(gaps, margin, policy.confidence, policy.min_power, units)
+        grouped = " in units like these" if interval.units is not None else ""
         weak = (
             f"{text} Too few queries: an equal candidate would be shown to be equal with a chance of {strength:.0%} only, and "
-            f"{policy.min_power:.0%} is asked. That takes about {needed:,} queries, or a larger margin."
+            f"{policy.min_power:.0%} is asked. That takes about {needed:,} queries{grouped}, or a larger margin."
         )
         return Outcome("not_decidable", weak, interval.low, queries, strength)
     return Outcome("pass" if interval.low > -margin else "fail", f"{text} Power {strength:.0%}.", interval.low, queries, strength)

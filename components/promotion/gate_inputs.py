@@ -49,7 +49,7 @@ def require_policy(stated: GateDecision, policy: str) -> None:
 
 
 def _of_evaluation(report: Evaluation) -> str:
-    tables = {"per_query": report.per_query, "ann": report.ann, "slices": report.slices, "extra": report.extra}
+    tables = {"per_query": report.per_query, "ann": report.ann, "slices": report.slices, "extra": report.extra, "units": report.units}
     digests = {name: _of_table(table) for name, table in tables.items() if table is not None}
     return digest_of({"summary": _content(report.summary), **digests})
 

@@ -1,6 +1,8 @@
 """What all gates share: values per query that were checked, intervals over them, and the sentence when something is missing.
 
 The policy's confidence is one-sided, so the interval taken is the two-sided one at `2 * confidence - 1`, of which one end decides.
+Values know the units that their queries were drawn in (see `components.evaluation.units`), so that no gate can forget them: what is
+computed from a series resamples its units, and so does a part of it or a difference.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ if TYPE_CHECKING:
 
     from components.evaluation.report import Evaluation
     from components.evaluation.significance import Interval
+    from components.evaluation.units import Numbers, Units
 
 BOOTSTRAP_SAMPLES = 2000
 TAIL_SAMPLES = 20  # resamples beyond an end of an interval, below which the end is a matter of luck
 BOOTSTRAP_SEED = 13  # fixed: the same report and policy always give the same decision, so it can be recomputed
+UNITS = "units"  # attribute of a series
 SUMMARY_TOLERANCE = 1e-4  # absolute; a summary may be rounded to four digits, but not tell another story than its queries
 
 
@@ -71,12 +75,27 @@ def at_least(value: float, threshold: float) -> Status:
 
 
 def scores(report: Evaluation, system: str, metric: str, owner: str = "") -> pd.Series:
-    """One finite value per judged query, indexed by query_id in a fixed order; not decidable when one is missing or strange."""
+    """One finite value per judged query with its unit, by query_id in a fixed order; not decidable when one is missing or strange."""
     entry = mapping(mapping(report.summary.systems).get(system))
     where = f"{metric} of the {owner}system '{system}'"
     values = values_per_query(report.per_query, (system, metric), report.summary.queries, where)
     agrees(mapping(entry.get("metrics")).get(metric), float(values.mean()), where)
+    return in_units(values, report.units_of())
+
+
+def in_units(values: pd.Series, units: Units | None) -> pd.Series:
+    """The values, by query_id, knowing their units; not decidable when the units lack one of the queries. None: each is its own."""
+    if units is not None:
+        if not set(values.index) <= set(units.query_ids):
+            raise NotDecidable("The report says of some of its queries not which unit they were drawn in; evaluate again.")
+        values.attrs[UNITS] = units
     return values
+
+
+def numbers_of(*series: pd.Series) -> Numbers | None:
+    """The unit of each query of series over the same queries, from the first that knows; None where each query is its own."""
+    known: Units | None = next((found for values in series if (found := values.attrs.get(UNITS)) is not None), None)
+    return None if known is None else known.of(series[0].index)
 
 
 def values_per_query(table: pd.DataFrame, chosen: tuple[str, str], queries: int, where: str) -> pd.Series:
@@ -108,7 +127,7 @@ def mean_bound(values: pd.Series, policy: PolicyConfig) -> Interval:
     """The mean over queries and the one-sided ends of its interval."""
     from components.evaluation.significance import mean_interval
 
-    return mean_interval(values.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED)
+    return _more_than_one_unit(mean_interval(values.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED, numbers_of(values)))
 
 
 def ratio_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
@@ -116,7 +135,8 @@ def ratio_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
     from components.evaluation.significance import ratio_interval
 
     require_paired(a, b)
-    return ratio_interval(a.to_numpy(), b.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED)
+    found = ratio_interval(a.to_numpy(), b.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED, numbers_of(a, b))
+    return _more_than_one_unit(found)
 
 
 def paired_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
@@ -124,9 +144,18 @@ def paired_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
     from components.evaluation.significance import paired_bootstrap
 
     require_paired(a, b)
-    interval = paired_bootstrap(a.to_numpy(), b.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED)
-    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+    found = paired_bootstrap(a.to_numpy(), b.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED, numbers_of(a, b))
+    if not _more_than_one_unit(found).known:
         raise NotDecidable("The bootstrap gave no finite interval.")
+    return found
+
+
+def _more_than_one_unit(interval: Interval) -> Interval:
+    if interval.units == 1:
+        raise NotDecidable(
+            "All these queries are one unit: they share an answer, or the group that the splits were made by, so nothing says how far "
+            "others would be from them. Judge queries of other groups, or set evaluation.query_groups if they were drawn one by one."
+        )
     return interval
 
 
@@ -147,7 +176,13 @@ def require_paired(a: pd.Series, b: pd.Series) -> None:
 
 def bound_text(interval: Interval, policy: PolicyConfig, queries: int) -> str:
     """A difference with its lower end and sample size, as it stands in reasons."""
-    return f"{interval.difference:+.4f}, at least {interval.low:+.4f} with {100 * policy.confidence:g}% confidence, {queries} queries"
+    end = f"at least {interval.low:+.4f} with {100 * policy.confidence:g}% confidence"
+    return f"{interval.difference:+.4f}, {end}, {sample_text(queries, interval)}"
+
+
+def sample_text(queries: int, interval: Interval) -> str:
+    """`641 queries in 62 units`."""
+    return f"{queries} queries" if interval.units is None else f"{queries} queries in {interval.units} units"
 
 
 def finite(value: Any, what: str) -> float:

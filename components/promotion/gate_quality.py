@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from components.evaluation.metrics import metric_words
 from components.promotion.config import PolicyConfig
-from components.promotion.decision import GateResult
+from components.promotion.decision import GateResult, Status
+from components.promotion.gate_champion import non_inferior
 from components.promotion.gate_measures import (
     SUMMARY_TOLERANCE,
     NotDecidable,
@@ -20,11 +22,13 @@ from components.promotion.gate_measures import (
     bound_text,
     finite,
     gate,
+    in_units,
     mapping,
     mean_bound,
     off,
     paired_bound,
     ratio_bound,
+    sample_text,
     scores,
     values_per_query,
 )
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
     from components.evaluation.report import Evaluation
 
 RETAINED = "recall@50"
+UNTRAINED = "student_untrained"
+TEACHER_WORTH = "teacher_worth"
 
 
 def quality_gates(report: Evaluation, policy: PolicyConfig) -> Iterator[GateResult]:
@@ -43,8 +49,7 @@ def quality_gates(report: Evaluation, policy: PolicyConfig) -> Iterator[GateResu
     yield gate("retention", policy.min_retention, lambda: _retention(report, policy))
     yield from _off_distribution(report, policy)
     yield from (_floor(report, policy, metric, floor) for metric, floor in sorted(policy.floors.items()))
-    yield _beats("beats_bm25", "bm25", report, policy) if policy.beat_bm25 else off("beats_bm25")
-    yield _beats("beats_untrained", "student_untrained", report, policy) if policy.beat_untrained else off("beats_untrained")
+    yield from _baselines(report, policy)
     yield _not_collapsed(report, policy)
     yield gate("speed_up", policy.min_speed_up, lambda: _speed_up(report, policy))
 
@@ -75,7 +80,7 @@ def _retained(pair: tuple[pd.Series, pd.Series], stated: float | None, asked: fl
     value = interval.difference if by_mean else interval.low
     text = (
         f"The student keeps {interval.difference:.1%} of the teacher's {RETAINED} ({student.mean():.3f} of {teacher.mean():.3f}), at least "
-        f"{interval.low:.1%} with {100 * policy.confidence:g}% confidence, {len(student)} queries; {asked:.1%} asked of "
+        f"{interval.low:.1%} with {100 * policy.confidence:g}% confidence, {sample_text(len(student), interval)}; {asked:.1%} asked of "
         f"{'the mean' if by_mean else 'the lower end'}."
     )
     return Outcome(at_least(value, asked), text, value, len(student))
@@ -107,7 +112,10 @@ def _of_split(report: Evaluation, policy: PolicyConfig, split: str, asked: float
             raise NotDecidable(f"The report has no values per query of the split '{split}'.")
         rows = report.extra[report.extra["split"] == split]
         student, teacher = (
-            values_per_query(rows, (system, RETAINED), summary.queries, f"{RETAINED} of the system '{system}' on '{split}'")
+            in_units(
+                values_per_query(rows, (system, RETAINED), summary.queries, f"{RETAINED} of the system '{system}' on '{split}'"),
+                report.units_of(split),
+            )
             for system in ("student", "teacher")
         )
         return _retained((student, teacher), summary.retention.get(RETAINED), asked, policy)
@@ -121,23 +129,57 @@ def _floor(report: Evaluation, policy: PolicyConfig, metric: str, floor: float) 
         interval = mean_bound(values, policy)
         text = (
             f"The student's {metric} is {interval.difference:.4f}, at least {interval.low:.4f} with {100 * policy.confidence:g}% "
-            f"confidence, {len(values)} queries; {floor:g} is asked of the lower end."
+            f"confidence, {sample_text(len(values), interval)}; {floor:g} is asked of the lower end."
         )
         return Outcome(at_least(interval.low, floor), text, interval.low, len(values))
 
     return gate("floor", floor, measure, metric)
 
 
-def _beats(name: str, other: str, report: Evaluation, policy: PolicyConfig) -> GateResult:
-    def measure() -> Outcome:
-        student, rival = scores(report, "student", "ndcg@10"), scores(report, other, "ndcg@10")
-        interval = paired_bound(student, rival, policy)
-        text = f"nDCG@10 of the student minus {other}: {bound_text(interval, policy, len(student))}."
-        if interval.low > 0:
-            return Outcome("pass", text, interval.low, len(student))
-        return Outcome("fail", f"{text} Not shown to be better: the lower end is not above 0.", interval.low, len(student))
+def _baselines(report: Evaluation, policy: PolicyConfig) -> Iterator[GateResult]:
+    """The student against each baseline, and the teacher: what it keeps of a teacher that is worse than doing nothing says nothing."""
+    yield _beats("beats_bm25", "student", "bm25", report, policy) if policy.beat_bm25 else off("beats_bm25")
+    yield _beats("beats_untrained", "student", UNTRAINED, report, policy) if policy.beat_untrained else off("beats_untrained")
+    if policy.teacher_worth:
+        yield from (_beats(TEACHER_WORTH, "teacher", other, report, policy, other) for other in ("bm25", UNTRAINED))
+    else:
+        yield off(TEACHER_WORTH)
 
-    return gate(name, 0.0, measure)
+
+def _beats(name: str, system: str, other: str, report: Evaluation, policy: PolicyConfig, part: str | None = None) -> GateResult:
+    """Better in one metric (the lower end above 0) and not worse in any other, by the same test as against the champion.
+
+    Where any of several metrics is enough, chance has several tries: each is asked with Bonferroni's share of the error.
+    """
+
+    def measure() -> Outcome:
+        found = {metric: _against(metric, system, other, report, policy) for metric in policy.baseline_metrics}
+        best = max(outcome.value for outcome in found.values() if outcome.value is not None)
+        text = " ".join(outcome.reason for outcome in found.values())
+        worse, better = [metric for metric, outcome in found.items() if outcome.status == "fail"], best > 0
+        undecided = [metric for metric, outcome in found.items() if outcome.status == "not_decidable"]
+        queries = next(iter(found.values())).queries
+        if not better:
+            return Outcome("fail", f"Not shown to be better: no lower end is above 0. {text}", best, queries)
+        if worse or undecided:
+            status: Status = "fail" if worse else "not_decidable"
+            told = "Not shown to be no worse in" if worse else "Too few queries to tell whether it is worse in"
+            return Outcome(status, f"{told} {' and '.join(map(metric_words, worse or undecided))}. {text}", best, queries)
+        return Outcome("pass", text, best, queries)
+
+    return gate(name, 0.0, measure, part)
+
+
+def _against(metric: str, system: str, other: str, report: Evaluation, policy: PolicyConfig) -> Outcome:
+    """One metric: passed where it is better or not worse; the value is the lower end of the difference."""
+    own, rival = scores(report, system, metric), scores(report, other, metric)
+    strict = policy.model_copy(update={"confidence": 1 - (1 - policy.confidence) / len(set(policy.baseline_metrics))})
+    interval = paired_bound(own, rival, strict)
+    text = f"{metric_words(metric)} of the {system} minus {other}: {bound_text(interval, strict, len(own))}."
+    if interval.low > 0 or paired_bound(own, rival, policy).low > 0:
+        return Outcome("pass", text, interval.low, len(own))
+    tested = non_inferior(own, rival, policy.baseline_margin, policy)
+    return Outcome(tested.status, f"{text} A loss below {policy.baseline_margin:g} is allowed.", interval.low, len(own), tested.power)
 
 
 def _not_collapsed(report: Evaluation, policy: PolicyConfig) -> GateResult:

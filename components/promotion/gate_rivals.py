@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from components.evaluation.comparison import CANDIDATE, CHAMPION, SERVED
+from components.evaluation.comparison import CANDIDATE, CHAMPION, SERVED, SHARED
 from components.promotion.decision import Evidence
 from components.promotion.gate_measures import NotDecidable, require_paired, scores, values_per_query
 
@@ -63,6 +63,21 @@ def known_queries(evidence: Evidence) -> frozenset[str] | None:
         return None
     known = frozenset(shares[shares >= 1].index)
     return None if known == set(evidence.report.per_query["query_id"]) else known
+
+
+def among_shared(evidence: Evidence) -> Rivals | None:
+    """Values of both among the documents that both hold, where the champion has some that the candidate lacks; None where it has none.
+
+    With fewer documents every query is easier, so a candidate that lost some is also compared on equal terms.
+    """
+    import numpy as np
+
+    table = evidence.values
+    if table is None or not len(rows := table[table["metric"] == SHARED]):
+        return None
+    rows = rows[np.isfinite(rows["value"].astype(float))]
+    ours, theirs = (rows[rows["system"] == who].set_index("query_id")["value"].astype(float).sort_index() for who in (CANDIDATE, CHAMPION))
+    return Rivals(ours, theirs, "Both rank the documents alone that both hold.")
 
 
 def _of_one_run(evidence: Evidence, table: pd.DataFrame) -> Rivals:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 OTHERS = "the others"
 SERVED_BY_BOTH = "documents=served by both"
+HELD_BY_BOTH = "documents=only those that both hold"  # each ranks these alone; above it is the queries that are chosen
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from components.evaluation.comparison import CHAMPION
 from components.promotion.config import PolicyConfig
 from components.promotion.decision import Evidence, GateResult
 from components.promotion.facts import Facts
-from components.promotion.gate_measures import NotDecidable, Outcome, agrees, finite, gate, mapping, mean_bound, off
+from components.promotion.gate_measures import NotDecidable, Outcome, agrees, finite, gate, in_units, mapping, mean_bound, off, sample_text
+from components.promotion.gate_rivals import compared
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 ANN_DEPTH = 100  # documents of exact search that the index has to find
 SHOWN = 3
+REMOVED = "removed_documents"
 
 
 def soundness_gates(evidence: Evidence, policy: PolicyConfig) -> Iterator[GateResult]:
@@ -28,6 +31,8 @@ def soundness_gates(evidence: Evidence, policy: PolicyConfig) -> Iterator[GateRe
     asked, errors, facts = policy.min_ann_recall, policy.max_contract_errors, evidence.facts
     yield off("ann_recall") if asked is None else gate("ann_recall", asked, lambda: _ann_recall(evidence.report, asked, policy))
     yield off("contracts") if errors is None else gate("contracts", errors, lambda: _contracts(facts, errors))
+    share = policy.max_removed_share
+    yield off(REMOVED) if share is None else gate(REMOVED, share, lambda: _removed(evidence, share))
     yield gate("lineage_complete", 0, lambda: _lineage(facts)) if policy.require_lineage else off("lineage_complete")
     yield gate("space_compatible", 0, lambda: _space(facts)) if policy.require_space else off("space_compatible")
     split, known = policy.split, facts.foreign_policy if facts else None
@@ -41,6 +46,38 @@ def _contracts(facts: Facts | None, allowed: int) -> Outcome:
         raise NotDecidable("Nothing says how many rules of the data contracts are broken; validate the data again.")
     text = f"Rules of the data contracts that are broken: {errors} errors ({allowed} allowed), {facts.contract_warnings or 0} warnings."
     return Outcome("pass" if errors <= allowed else "fail", text, float(errors))
+
+
+def _removed(evidence: Evidence, allowed: float) -> Outcome:
+    """Documents that are gone since the champion, and since the release that an index refresh started from; fewer of them raise scores.
+
+    It asks the comparison alone, not the champion's evaluation: a champion that is lost later does not change what was decided.
+    """
+    counts = dict(_gone(evidence))
+    if not counts:
+        return Outcome("first_release", "There is no champion, so no document that was served before can be missing.")
+    since, (gone, before) = max(counts.items(), key=lambda entry: entry[1][0] / max(1, entry[1][1]))
+    value = gone / max(1, before)
+    text = f"Of the {before:,} documents of {since} {gone:,} are gone ({value:.1%}; {allowed:.1%} allowed)."
+    if value <= allowed:
+        return Outcome("pass", text, value)
+    told = (
+        "Fewer documents make every query easier, so figures cannot decide on this: where they are to go, a reviewer says so (--override)."
+    )
+    return Outcome("not_decidable", f"{text} {told}", value)
+
+
+def _gone(evidence: Evidence) -> Iterator[tuple[str, tuple[int, int]]]:
+    facts = evidence.facts
+    if facts and facts.removed_documents is not None and facts.documents_before is not None:
+        yield "the release that was refreshed", (facts.removed_documents, facts.documents_before)
+    if evidence.champion is None and evidence.comparison is None:
+        return
+    found = compared(evidence, "Candidate and champion were not opened in one run, so nobody counted the documents that are gone.")
+    before = found.sizes.get(CHAMPION, {}).get("documents")
+    if found.removed is None or not before:
+        raise NotDecidable("The comparison with the champion did not count the documents that are gone; build the candidate again.")
+    yield "the champion", (found.removed, before)
 
 
 def _lineage(facts: Facts | None) -> Outcome:
@@ -78,7 +115,8 @@ def _ann_recall(report: Evaluation, asked: float, policy: PolicyConfig) -> Outco
     lost = finite(mapping(report.summary.ann).get("ndcg_lost"), "nDCG@10 that the index loses")
     text = (
         f"The index finds {interval.difference:.1%} of what exact search finds (recall@{ANN_DEPTH}), at least {interval.low:.1%} with "
-        f"{100 * policy.confidence:g}% confidence, {len(values)} queries; {asked:.1%} asked. It costs the student {lost:.4f} of nDCG@10."
+        f"{100 * policy.confidence:g}% confidence, {sample_text(len(values), interval)}; {asked:.1%} asked. "
+        f"It costs the student {lost:.4f} of nDCG@10."
     )
     if interval.low >= asked:
         return Outcome("pass", text, interval.low, len(values))
@@ -101,4 +139,4 @@ def _ann_values(report: Evaluation) -> pd.Series:
     if not all(0 <= value <= 1 for value in values):
         raise NotDecidable(f"The {metric} of the index is not a share between 0 and 1 for every query.")
     agrees(mapping(stated.get("recall")).get(metric), float(values.mean()), f"{metric} of the index")
-    return values
+    return in_units(values, report.units_of())

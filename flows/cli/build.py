@@ -9,13 +9,16 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.errors import ConfigError
 from components.promotion.config import PolicyConfig
 from flows.cli.disk import require_space
 from flows.cli.output import name_option, only_result_on_stdout, show
 from flows.config import Layer, RetrainConfig, Settings, layers_of, nested, read_yaml, settle
+
+if TYPE_CHECKING:
+    from components.evaluation.report import Summary
 
 EXAMPLES = ("heart attack", "kidney stone")
 EXAMPLE_DEPTH = 3
@@ -28,7 +31,7 @@ def retrain(options: argparse.Namespace) -> None:
 
     config, estimate = planned(options) if options.budget is not None else (read_config(options), None)
     result = _build(options, config, estimate=estimate)
-    show(options, result, report_of(result) + "\n\n" + next_steps(result))
+    show(options, {**result, "in_short": in_short(result)}, "\n\n".join([report_of(result), next_steps(result), in_short(result)]))
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -42,7 +45,8 @@ def demo(options: argparse.Namespace) -> None:
     result = _build(options, config, about)
     examples = _examples(options, result, config) if config.data.source == "icd10cm" else {}
     shown = [_side_by_side(query, answers) for query, answers in examples.items()]
-    show(options, {**result, "examples": examples}, "\n\n".join([report_of(result), *shown, next_steps(result)]))
+    told = "\n\n".join([report_of(result), *shown, next_steps(result), in_short(result)])
+    show(options, {**result, "examples": examples, "in_short": in_short(result)}, told)
 
 
 def _demo_preset() -> str:
@@ -157,13 +161,30 @@ def _build(options: argparse.Namespace, config: RetrainConfig, about: str = "", 
 
 def report_of(result: dict[str, Any]) -> str:
     """The table of the evaluation, and how the gates ended."""
-    from components.evaluation.report import load_summary
     from components.evaluation.table import render_table
+    from components.promotion.evidence_words import first_line, held_out_titles
+    from components.promotion.release import load_release
+
+    summary = _summary_of(result)
+    gates = [f"  {gate['status']:<14} {gate['name']}: {gate['reason']}" for gate in result["gates"]]
+    verdict = first_line(f"Gates of {result['candidate']}: {result['verdict']}", summary)
+    titles = held_out_titles(load_release(Path(result["folder"])))
+    return "\n".join([render_table(summary), *([titles] if titles else []), "", verdict, *gates])
+
+
+def in_short(result: dict[str, Any]) -> str:
+    """Two sentences for somebody who decides on the money: what was gained, and what it costs."""
+    from components.evaluation.plain_words import cost_sentence, gain_sentence
+
+    summary = _summary_of(result)
+    return f"{gain_sentence(summary)}\n{cost_sentence(summary, result.get('cost', {}))}"
+
+
+def _summary_of(result: dict[str, Any]) -> Summary:
+    from components.evaluation.report import load_summary
     from components.promotion.release import EVALUATION_FOLDER
 
-    gates = [f"  {gate['status']:<14} {gate['name']}: {gate['reason']}" for gate in result["gates"]]
-    table = render_table(load_summary(Path(result["folder"]) / EVALUATION_FOLDER))
-    return "\n".join([table, "", f"Gates of {result['candidate']}: {result['verdict']}", *gates])
+    return load_summary(Path(result["folder"]) / EVALUATION_FOLDER)
 
 
 def _examples(options: argparse.Namespace, result: dict[str, Any], config: RetrainConfig) -> dict[str, dict[str, list[dict[str, str]]]]:

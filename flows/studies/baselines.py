@@ -19,6 +19,7 @@ from flows.steps import Step
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
 from flows.studies.framework import Cell, Results, about_queries, require
+from flows.studies.seeds import about_seeds, by_system, seeded, whole_trainings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,26 +28,36 @@ if TYPE_CHECKING:
 
 BM25, UNTRAINED, SYMMETRIC, END_TO_END = "bm25", "untrained", "symmetric", "end-to-end"
 TEACHER, ALIGNED, STUDENT = "teacher", "student-aligned", "student"
+FIXED = (BM25, UNTRAINED)  # what is not trained, and needs no seeds
 System = tuple[Callable[[], "Ranker"], dict[str, Artifact]]  # what opens a ranker, and the artifacts that it is made of
 
 
 def cells(context: Context) -> list[Cell]:
-    """One cell a system; the student is always among them, since the others are compared with it."""
+    """One cell a system and seed; the student is always among them, since the others are compared with it."""
     _require_small_encoder(context.config)
-    context.check(context.config)
-    runs: dict[str, Callable[[Context], Artifact]] = {
+    runs: dict[str, Callable[[Context, StudySettings], Artifact]] = {
         BM25: _bm25,
         UNTRAINED: _untrained,
         SYMMETRIC: _symmetric,
         END_TO_END: _end_to_end,
-        TEACHER: lambda c: c.scores(TEACHER, c.towers()[0], c.index()),
-        ALIGNED: lambda c: c.scores(ALIGNED, c.student(c.changed(distillation={"refine_epochs": 0})), c.index()),
-        STUDENT: lambda c: c.scores(STUDENT, c.student(), c.index()),
+        TEACHER: lambda c, config: c.scores(TEACHER, c.towers(config)[0], c.index(config)),
+        ALIGNED: lambda c, config: c.scores(ALIGNED, c.student(_aligned_only(config)), c.index(config)),
+        STUDENT: lambda c, config: c.scores(STUDENT, c.student(config), c.index(config)),
     }
     if not context.config.distillation.refine_epochs:
         del runs[ALIGNED]  # the student is aligned only
     chosen = {*context.chosen(list(runs)), STUDENT}
-    return [Cell(name, partial(run, context)) for name, run in runs.items() if name in chosen]
+    trainings, found = whole_trainings(context), []
+    for name, run in ((name, run) for name, run in runs.items() if name in chosen):
+        if name in FIXED:
+            found.append(Cell(name, partial(run, context, context.config)))
+        else:
+            found += [Cell(seeded(name, seed), partial(run, context, config)) for seed, config in trainings.items()]
+    return found
+
+
+def _aligned_only(config: StudySettings) -> StudySettings:
+    return config.model_copy(update={"distillation": config.distillation.model_copy(update={"refine_epochs": 0})})
 
 
 def small_encoder(config: StudySettings) -> DistillationConfig:
@@ -63,7 +74,7 @@ def _require_small_encoder(config: StudySettings) -> None:
         raise ConfigError("The student is a part of the teacher, and the baselines need an encoder of their own: set study.small_encoder.")
 
 
-def _bm25(context: Context) -> Artifact:
+def _bm25(context: Context, _: StudySettings) -> Artifact:
     def ranker() -> Ranker:
         from components.data.dataset import load_dataset
         from components.evaluation.baselines import bm25_ranker
@@ -73,8 +84,8 @@ def _bm25(context: Context) -> Artifact:
     return context.scores_of(BM25, ranker, {})
 
 
-def _untrained(context: Context) -> Artifact:
-    small = small_encoder(context.config)
+def _untrained(context: Context, config: StudySettings) -> Artifact:
+    small = small_encoder(config)
 
     def ranker() -> Ranker:
         from components.data.dataset import load_dataset
@@ -85,7 +96,7 @@ def _untrained(context: Context) -> Artifact:
     return context.scores_of(UNTRAINED, ranker, {}, untrained_key(small))
 
 
-def _symmetric(context: Context) -> Artifact:
+def _symmetric(context: Context, config: StudySettings) -> Artifact:
     def system(encoder: Artifact) -> System:
         def ranker() -> Ranker:
             from components.data.dataset import load_dataset
@@ -96,14 +107,14 @@ def _symmetric(context: Context) -> Artifact:
 
         return ranker, {"encoder": encoder}
 
-    return _best_on_dev(context, SYMMETRIC, system)
+    return _best_on_dev(context, SYMMETRIC, config, system)
 
 
-def _end_to_end(context: Context) -> Artifact:
+def _end_to_end(context: Context, config: StudySettings) -> Artifact:
     def system(pair: Artifact) -> System:
         query, document = (typed(open_artifact(pair.path / part), EncoderArtifact) for part in ("query_encoder", "document_tower"))
-        vectors: VectorShards = typed(context.run(vectors_step(context.config, context.dataset, document)), VectorShards)
-        index: IndexArtifact = typed(context.run(index_step(context.config, vectors, context.dataset)), IndexArtifact)
+        vectors: VectorShards = typed(context.run(vectors_step(config, context.dataset, document)), VectorShards)
+        index: IndexArtifact = typed(context.run(index_step(config, vectors, context.dataset)), IndexArtifact)
 
         def ranker() -> Ranker:
             from components.evaluation.systems import open_dense
@@ -112,11 +123,11 @@ def _end_to_end(context: Context) -> Artifact:
 
         return ranker, {"encoder": query, "index": index}
 
-    return _best_on_dev(context, END_TO_END, system)
+    return _best_on_dev(context, END_TO_END, config, system)
 
 
-def _training_step(context: Context, name: str, rate: float) -> Step:
-    dataset, configs = context.dataset, (context.config.towers, small_encoder(context.config))
+def _training_step(context: Context, name: str, config: StudySettings, rate: float) -> Step:
+    dataset, configs = context.dataset, (config.towers, small_encoder(config))
 
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
@@ -131,10 +142,10 @@ def _training_step(context: Context, name: str, rate: float) -> Step:
     return Step(f"train_{name.replace('-', '_')}", make, {"dataset": dataset}, settings, resumes=TRAINING_FILES)
 
 
-def _best_on_dev(context: Context, name: str, system: Callable[[Artifact], System]) -> Artifact:
+def _best_on_dev(context: Context, name: str, config: StudySettings, system: Callable[[Artifact], System]) -> Artifact:
     """Train with every learning rate and score the one that is best on dev, so that no baseline loses by a badly chosen rate."""
     rates = context.config.study.small_learning_rates
-    systems = {rate: system(context.run(_training_step(context, name, rate))) for rate in rates}
+    systems = {rate: system(context.run(_training_step(context, name, config, rate))) for rate in rates}
     best = rates[0] if len(rates) == 1 else max(rates, key=lambda rate: _dev_score(context, systems[rate]))
     return context.scores_of(name, *systems[best])
 
@@ -157,15 +168,15 @@ def _dev_score(context: Context, system: System) -> float:
 
 
 def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
-    """One row a system: levels, and the student's distance from it, with paired intervals."""
+    """One row a system: levels, and the student's distance from it, with paired intervals over seeds and queries."""
     import pandas as pd
 
-    from components.evaluation.scores import load_scores
     from components.evaluation.side_by_side import side_by_side
 
-    require(results, STUDENT)
-    systems = {name: load_scores(artifact.path) for name, artifact in results.items()}
-    return pd.DataFrame(side_by_side(systems, STUDENT, config.evaluation))
+    systems = by_system(results)
+    if STUDENT not in systems:
+        require({}, STUDENT)
+    return pd.DataFrame(side_by_side(systems, STUDENT, config.evaluation, FIXED))
 
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
@@ -178,6 +189,7 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
 def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[str]:
     """What was equal, what was chosen, and where the student stands."""
     from components.evaluation.side_by_side import verdict
+    from components.evaluation.study_report import LEVEL
 
     towers, small = config.towers, small_encoder(config)
     others = [row for row in frame.to_dict("records") if row["system"] != STUDENT]
@@ -188,8 +200,9 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         f"{', '.join(f'{rate:g}' for rate in config.study.small_learning_rates)}."
     )
     return [
-        about_queries(results[STUDENT], config),
+        about_queries(next(iter(results.values())), config),
+        about_seeds(results),
         "A difference above 0 is the student's lead.",
         equal,
-        f"By the interval of nDCG@10, the student is {', '.join(standing)}.",
+        f"In nDCG@10, by p below {LEVEL:g} after Holm's correction, the student is {', '.join(standing)}.",
     ]

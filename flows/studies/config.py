@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from components.config import StepConfig
 from flows.config import RetrainConfig
 
 NoiseKind = Literal["typos", "dropped_words", "upper_case", "lower_case", "verbosity"]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0)]
 Layers = Annotated[int, Field(ge=1)]
 Documents = Annotated[int, Field(ge=200, le=10**12)]
 
@@ -22,8 +23,10 @@ class StudyConfig(StepConfig):
         (1, 2, 4, 6), description="retention: numbers of layers kept; those the encoder does not have are left out"
     )
     static: bool = Field(True, description="retention: also the static student, which has no transformer")
-    seeds: tuple[int, ...] = Field(
-        (), description="tower_ablation, distillation_ablation: seeds each cell is trained with; empty: the seed of the section alone"
+    seeds: tuple[Seed, ...] = Field(
+        (),
+        description="Seeds that everything a study compares is trained with; empty: that of the section and the two after it. With one "
+        "seed nothing is claimed",
     )
     noise: dict[NoiseKind, tuple[Rate, ...]] = Field(
         {"typos": (0.1, 0.3), "dropped_words": (0.1, 0.3), "upper_case": (1.0,), "lower_case": (1.0,), "verbosity": (1.0,)},
@@ -64,6 +67,13 @@ class StudyConfig(StepConfig):
     )
     growth_queries: int = Field(500, ge=20, le=100_000, description="corpus_growth: at most this many judged queries are asked")
     currency: str = Field("USD", min_length=1, max_length=8, description="cost_benefit: currency of the prices")
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed stands there twice, which would count one training as two; name different seeds")
+        return seeds
 
 
 class StudySettings(RetrainConfig):

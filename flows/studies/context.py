@@ -163,7 +163,8 @@ class Context:
     ) -> Artifact:
         """The same for any ranker; `inputs` and `settings` must hold all that determines it."""
         config = self.config.evaluation
-        measured = {"system": system, "split": config.split, "extra_splits": config.extra_splits, "depth": config.depth}
+        asked = config.model_dump(include={"split", "extra_splits", "depth", "query_groups"})
+        measured = {"system": system, **asked}
         everything = {"dataset": self.dataset, **inputs}
 
         def make(folder: Path) -> Artifact:

@@ -41,14 +41,14 @@ def _queries(context: Context) -> Artifact:
     """Vectors of judged queries for the measurement and of dev queries for the tuning, from the query tower."""
     dataset, tower = context.dataset, context.towers()[0]
     split, count = context.config.evaluation.split, context.config.study.growth_queries
-    seed, tuning = context.config.evaluation.seed, context.config.index.tuning_queries
+    seed, tuning, groups = context.config.evaluation.seed, context.config.index.tuning_queries, context.config.evaluation.query_groups
 
     def numbers(folder: Path) -> dict[str, Any]:
         from components.evaluation.growth_queries import write_growth_queries
 
-        return write_growth_queries(dataset, tower, split, (count, tuning, seed), folder)
+        return write_growth_queries(dataset, tower, split, (count, tuning, seed), folder, groups)
 
-    settings = {"split": split, "count": count, "seed": seed, "tuning": tuning}
+    settings = {"split": split, "count": count, "seed": seed, "tuning": tuning, "groups": groups}
     return context.measure("growth_queries", numbers, {"dataset": dataset, "query_tower": tower}, settings)
 
 
@@ -106,7 +106,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     )
     memory = (
         "Resident: what the opened, memory-mapped index added to its process after all queries, mapped pages included. Build peak: what "
-        f"building added. Recall@{evaluation.depth} against exact search over the same vectors."
+        f"building added. Recall@{evaluation.depth} against exact search over the same vectors, its interval over the units of the queries."
     )
     keys = {target: _key(config, target, int(cells[-1]["dimension"])) for target in config.study.growth_targets}
     return [measured, memory, *law_notes(cells), *reach_notes(cells, config.study.growth_targets, keys), *_warning(results)]

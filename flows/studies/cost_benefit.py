@@ -13,12 +13,14 @@ from flows.release_steps import untrained_key
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
 from flows.studies.framework import Cell, Results, about_queries, require
+from flows.studies.seeds import about_seeds, by_system, seeded, whole_trainings
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from components.evaluation.cost import Prices
     from components.evaluation.rankers import Ranker
+    from components.evaluation.scores import Scores
 
 BM25, UNTRAINED, TEACHER, STUDENT = "bm25", "student_untrained", "teacher", "student"
 BUILDING, SERVING = "building", "serving"
@@ -29,28 +31,33 @@ STEPS = {TEACHER: TEACHER_STEPS, STUDENT: (*TEACHER_STEPS, *STUDENT_STEPS)}
 
 
 def cells(context: Context) -> list[Cell]:
-    """Quality of each system, then the time that building took, then the speed of all in turns in one run."""
+    """Quality of each system with each seed, then the time that building took, then the speed of all in turns, both of the first seed."""
     names = [BM25, *([UNTRAINED] if context.config.evaluation.untrained_student else []), TEACHER, STUDENT]
     chosen = context.chosen(names)
     wanted = [name for name in names if name == BM25 or name in chosen]
-    quality = [Cell(name, partial(_quality, context, name)) for name in wanted]
-    return [*quality, Cell(BUILDING, partial(_building, context, wanted)), Cell(SERVING, partial(_serving, context, wanted))]
+    trainings = whole_trainings(context)
+    first = next(iter(trainings.values()))
+    quality = [Cell(name, partial(_quality, context, name, first)) for name in wanted if name not in STEPS]
+    for name in (name for name in wanted if name in STEPS):
+        quality += [Cell(seeded(name, seed), partial(_quality, context, name, config)) for seed, config in trainings.items()]
+    building, serving = partial(_building, context, wanted, first), partial(_serving, context, wanted, first)
+    return [*quality, Cell(BUILDING, building), Cell(SERVING, serving)]
 
 
-def _quality(context: Context, name: str) -> Artifact:
-    inputs, distillation = {"dataset": context.dataset, **_parts(context, [name])}, context.config.distillation
+def _quality(context: Context, name: str, config: StudySettings) -> Artifact:
+    inputs, distillation = {"dataset": context.dataset, **_parts(context, [name], config)}, config.distillation
     return context.scores_of(name, lambda: _open(name, inputs, distillation), inputs, _encoder_settings(context, [name]))
 
 
-def _parts(context: Context, names: Sequence[str]) -> dict[str, Artifact]:
-    """The artifacts that the systems `names` are opened from."""
+def _parts(context: Context, names: Sequence[str], config: StudySettings) -> dict[str, Artifact]:
+    """The artifacts that the systems `names`, as `config` trains them, are opened from."""
     parts: dict[str, Artifact] = {}
     if set(names) & {UNTRAINED, TEACHER}:
-        parts["query_tower"] = context.towers()[0]
+        parts["query_tower"] = context.towers(config)[0]
     if set(names) & {TEACHER, STUDENT}:
-        parts["index"] = context.index()
+        parts["index"] = context.index(config)
     if STUDENT in names:
-        parts["query_encoder"] = context.student()
+        parts["query_encoder"] = context.student(config)
     return parts
 
 
@@ -65,21 +72,21 @@ def _open(name: str, inputs: Mapping[str, Artifact], distillation: DistillationC
     return open_system(name, inputs, distillation)
 
 
-def _building(context: Context, names: Sequence[str]) -> Artifact:
+def _building(context: Context, names: Sequence[str], config: StudySettings) -> Artifact:
     """Seconds that each step took when it was made, whenever that was."""
     steps: dict[str, Artifact] = {}
     if set(names) & {TEACHER, STUDENT}:
-        steps |= {"train_towers": context.stage_one(), "encode_corpus": context.vectors(), "build_index": context.index()}
+        steps |= {"train_towers": context.stage_one(config), "encode_corpus": context.vectors(config), "build_index": context.index(config)}
     if STUDENT in names:
-        steps |= {"encode_teacher_queries": context.targets(), "distil_query_tower": context.student()}
-        steps |= {"generate_queries": made} if (made := context.generated()) else {}
+        steps |= {"encode_teacher_queries": context.targets(config), "distil_query_tower": context.student(config)}
+        steps |= {"generate_queries": made} if (made := context.generated(config)) else {}
     timings = {name: context.timing(artifact) for name, artifact in steps.items()}
     return context.measure("building", lambda _: {"steps": timings}, steps, {"timings": timings})
 
 
-def _serving(context: Context, names: Sequence[str]) -> Artifact:
-    evaluation, distillation = context.config.evaluation, context.config.distillation
-    inputs = {"dataset": context.dataset, **_parts(context, names)}
+def _serving(context: Context, names: Sequence[str], config: StudySettings) -> Artifact:
+    evaluation, distillation = config.evaluation, config.distillation
+    inputs = {"dataset": context.dataset, **_parts(context, names, config)}
 
     def numbers(_: Path) -> dict[str, Any]:
         from components.evaluation.encoder_speed import serving_speeds
@@ -104,10 +111,10 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
 
     built = _numbers(results, BUILDING)["steps"]
     served = _numbers(results, SERVING)["systems"]
-    rows = []
-    for name in (name for name in results if name not in (BUILDING, SERVING)):
+    runs, rows = by_system(results), []
+    for name in runs:
         seconds = building_seconds(name, built, served[name]["opening_seconds"])
-        rows.append({"system": name, **_quality_columns(results, name, config), **_cost_columns(seconds, served[name], config)})
+        rows.append({"system": name, **_quality_columns(runs, name, config), **_cost_columns(seconds, served[name], config)})
     return pd.DataFrame(rows)
 
 
@@ -117,15 +124,16 @@ def _numbers(results: Results, cell: str) -> dict[str, Any]:
     return read_result(require(results, cell).path)
 
 
-def _quality_columns(results: Results, name: str, config: StudySettings) -> dict[str, float]:
+def _quality_columns(runs: Mapping[str, Sequence[Scores]], name: str, config: StudySettings) -> dict[str, Any]:
     from components.evaluation.comparisons import gained, levels
-    from components.evaluation.scores import load_scores
+    from components.evaluation.study_report import claim_of
 
-    scores = load_scores(results[name].path)
-    row = levels(scores, config.evaluation)
-    for baseline in (BM25, UNTRAINED):
-        if baseline in results and name in (TEACHER, STUDENT):
-            gains = gained(scores, load_scores(results[baseline].path), config.evaluation, f"over {baseline} ")
+    found = runs[name]
+    row: dict[str, Any] = {"seeds": len(found) if name in STEPS else 0, **levels(found, config.evaluation)}
+    if name in STEPS:
+        row |= claim_of(len(found))
+        for baseline in (other for other in (BM25, UNTRAINED) if other in runs):
+            gains = gained(found, runs[baseline], config.evaluation, f"over {baseline} ")
             row |= {column: value for column, value in gains.items() if "nDCG@10" in column}
     return row
 
@@ -172,12 +180,16 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     hour = prices_of(config).of_an_hour
     lines = [
         about_queries(results[BM25], config),
+        about_seeds(results),
         f"Energy = hours x {study.watts:g} W / 1000. The watts are stated (study.watts), not measured.",
         (
             f"Price = hours x {hour:g} {study.currency}: {study.price_per_hour:g} for the machine and {study.watts:g} W / 1000 x "
             f"{study.price_per_kwh:g} for electricity. A million queries take 1,000,000 / (queries/s) / 3600 hours of a busy machine."
         ),
-        f"Building: {_described(_numbers(results, BUILDING)['steps'])}; of {BM25} and {UNTRAINED} the reading of the documents.",
+        (
+            f"Building, of the first seed: {_described(_numbers(results, BUILDING)['steps'])}; of {BM25} and {UNTRAINED} the reading of "
+            "the documents."
+        ),
         (
             f"Serving: encoding and search of {config.evaluation.depth} documents, all systems in turns in one run; queries/s at batch "
             f"{config.evaluation.throughput_batch}, p50 at batch 1; {_numbers(results, SERVING)['machine']}."

@@ -10,7 +10,8 @@ from components.artifacts import Artifact
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
 from flows.studies.framework import Cell, Results, about_queries, require
-from flows.studies.one_change import BASE, Changes, by_variant, cells_of, decided_note, means_of, over_base, plot_changes
+from flows.studies.one_change import BASE, Changes, cells_of, decided_note, over_base, plot_changes, variants_of
+from flows.studies.seeds import about_seeds
 from flows.studies.student_forms import layers_of
 
 if TYPE_CHECKING:
@@ -82,18 +83,17 @@ def _score(context: Context, name: str, config: StudySettings) -> Artifact:
 
 
 def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
-    """One row a cell, averaged over its seeds: quality, share kept of the teacher's, difference to the base."""
+    """One row a variant, over its seeds: quality, share kept of the teacher's, difference to the base."""
     import pandas as pd
 
     from components.evaluation.comparisons import kept, levels
     from components.evaluation.scores import load_scores
 
-    teacher, runs = load_scores(require(results, TEACHER).path), by_variant(results)
-    means = means_of(runs)
+    teacher, runs = load_scores(require(results, TEACHER).path), variants_of(results, TEACHER)
     rows = []
-    for name, scores in means.items():
-        columns = {**levels(scores, config.evaluation), **kept(scores, teacher, config.evaluation), **over_base(name, means, config)}
-        rows.append({"system": name, "seeds": len(runs[name]), **columns})
+    for name, found in runs.items():
+        columns = {**levels(found, config.evaluation), **kept(found, teacher, config.evaluation), **over_base(name, runs, config)}
+        rows.append({"system": name, "seeds": len(found), **columns})
     return pd.DataFrame(rows)
 
 
@@ -106,6 +106,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     """What was compared, and which differences are none."""
     return [
         about_queries(results[TEACHER], config),
+        about_seeds(results),
         "Every cell changes the base's section distillation in the way its name says; teacher, index and data are the same.",
         decided_note(frame),
     ]

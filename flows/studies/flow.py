@@ -30,7 +30,7 @@ def run_study(study: str, config: StudySettings, cells: tuple[str, ...] = ()) ->
     with recorded_flow(f"{config.name}-study-{study}", f"study-{study}", config.model_dump(mode="json")) as recorder:
         context = Context(config, recorder, cells)
         ran = run_cells(study, module.cells(context), context)
-        report = context.run(report_step(study, module, ran, config))
+        report = context.run(report_step(study, module, ran, context.config))
         folder = _publish(report, study, context)
         text = (folder / "table.md").read_text(encoding="utf-8")
         recorder.report(folder, text)
@@ -48,10 +48,15 @@ def report_step(name: str, study: Study, ran: Ran, config: StudySettings) -> Ste
     """Table, notes and plot from the measurements; keyed by them, by the settings, and by the code of the study."""
 
     def make(folder: Path) -> Artifact:
-        from components.evaluation.study_report import write_study_report
+        from components.evaluation.plain_words import split_mark
+        from components.evaluation.study_report import corrected, write_study_report
+        from components.promotion.training_noise import write_noise
+        from flows.studies.seeds import noise_of
 
-        frame = study.tabulate(ran.results, config)
+        frame = corrected(study.tabulate(ran.results, config))
         notes = [*study.notes(ran.results, frame, config), *(f"{cell} collapsed: {why}" for cell, why in ran.collapsed.items())]
+        notes = [note for note in (split_mark(config.evaluation.split), *notes) if note]
+        write_noise(folder, noise_of(name, ran.results, config))
         parents = {cell: artifact.digest for cell, artifact in ran.results.items()}
         for file, content in getattr(study, "files", _no_files)(ran.results, config).items():
             write_json(folder / file, content)

@@ -7,7 +7,8 @@ A study is a module of this package, named in `registry.STUDIES`, with the four 
         # Cell("2 layers", lambda: context.scores("2 layers", context.student(config), context.index()))
     def tabulate(results: Results, config: StudySettings) -> pd.DataFrame
         # results: cell name -> artifact; components.evaluation.scores.load_scores(path) or read_result(path) gives its numbers.
-        # A column `x` with `x low` and `x high` beside it is shown as one with its interval.
+        # A column `x` with `x low` and `x high` beside it is shown as one with its interval. Columns `x p` are chances; all of a table
+        # are corrected together, by Holm, but those of rows whose column `claim` says that nothing is claimed (one seed).
     def plot(frame: pd.DataFrame, path: Path) -> None
     def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[str]
         # sentences below the table: formulas, what was left out, whether the points support the conclusion
@@ -101,7 +102,13 @@ def require(results: Results, name: str) -> Artifact:
 
 
 def about_queries(scores: Artifact, config: StudySettings) -> str:
-    """The note that says on how many queries the table stands, and what its brackets are."""
+    """The note that says on how many queries the table stands, in which units these were drawn, and what its brackets are."""
+    from components.evaluation.comparisons import told_worth
+    from components.evaluation.scores import load_scores
+
     splits = ", ".join(dict.fromkeys((config.evaluation.split, *config.evaluation.extra_splits)))
     queries = f"{scores.counts['queries']:,} judged queries ({splits})"
-    return f"{queries}. In brackets: 95% intervals, paired by query where two systems are compared."
+    return (
+        f"{queries}. In brackets: 95% intervals, paired by query where two systems are compared. p: by Holm over the whole table. "
+        f"{told_worth(load_scores(scores.path), config.evaluation)}"
+    )

@@ -1,4 +1,4 @@
-"""What ablations share: a base, cells that each change some fields of one section, with one or more seeds, and how they are compared."""
+"""What ablations share: a base, cells that each change some fields of one section, with each seed, and how they are compared."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
 from flows.studies.framework import Results, require
+from flows.studies.seeds import by_system, seeded, seeds_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,40 +24,29 @@ SHOWN = ("over base R@50", "over base nDCG@10")
 def cells_of(context: Context, section: Literal["towers", "distillation"], variants: Changes) -> dict[str, StudySettings]:
     """Cell name -> configuration: the base and every variant that is wanted, each with each seed; refused before anything is trained."""
     wanted = {BASE: None, **dict.fromkeys(context.chosen(list(variants)))}
-    seeds = context.config.study.seeds or (getattr(context.config, section).seed,)
-    settings = {f"{name}@{seed}": context.changed(**{section: {**variants[name], "seed": seed}}) for name in wanted for seed in seeds}
+    seeds = seeds_of(context.config, section)
+    settings = {seeded(name, seed): context.changed(**{section: {**variants[name], "seed": seed}}) for name in wanted for seed in seeds}
     for changed in settings.values():
         context.check(changed)
     return settings
 
 
-def by_variant(results: Results) -> dict[str, list[Scores]]:
-    """The scores of each variant's seeds; cells without a seed in their name are none of them."""
-    from components.evaluation.scores import load_scores
-
-    runs: dict[str, list[Scores]] = {}
-    for cell, artifact in results.items():
-        name, seeded, _ = cell.rpartition("@")
-        if seeded:
-            runs.setdefault(name, []).append(load_scores(artifact.path))
+def variants_of(results: Results, *others: str) -> dict[str, list[Scores]]:
+    """The scores of each variant's seeds without the cells `others`; raises CollapseError when the base is not among them."""
+    runs = {name: found for name, found in by_system(results).items() if name not in others}
+    if BASE not in runs:
+        require({}, BASE)
     return runs
 
 
-def means_of(runs: Mapping[str, Sequence[Scores]]) -> dict[str, Scores]:
-    """The mean over seeds of each variant; raises CollapseError when the base is not among them."""
-    from components.evaluation.comparisons import average
-
-    means = {name: average(found) for name, found in runs.items()}
-    if BASE not in means:
-        require({}, BASE)
-    return means
-
-
-def over_base(name: str, means: Mapping[str, Scores], config: StudySettings) -> Mapping[str, float]:
-    """Columns of what a variant gains over the base; none for the base itself."""
+def over_base(name: str, runs: Mapping[str, Sequence[Scores]], config: StudySettings) -> Mapping[str, Any]:
+    """Columns of what a variant gains over the base, and whether that may be claimed; none for the base itself."""
     from components.evaluation.comparisons import gained
+    from components.evaluation.study_report import claim_of
 
-    return {} if name == BASE else gained(means[name], means[BASE], config.evaluation, "over base ")
+    if name == BASE:
+        return {}
+    return {**gained(runs[name], runs[BASE], config.evaluation, "over base "), **claim_of(len(runs[name]), len(runs[BASE]))}
 
 
 def plot_changes(frame: pd.DataFrame, path: Path, title: str) -> None:
@@ -68,12 +58,11 @@ def plot_changes(frame: pd.DataFrame, path: Path, title: str) -> None:
 
 
 def decided_note(frame: pd.DataFrame) -> str:
-    """Which differences are apart from zero."""
-    apart = [str(row["system"]) for row in frame.to_dict("records") if _apart(row, SHOWN[1])]
-    return f"nDCG@10 apart from the base's (interval without 0): {', '.join(apart) or 'none'}. Of twenty cells one is so by chance."
+    """Which differences are apart from zero, of those that may be claimed."""
+    from components.evaluation.study_report import CLAIM, LEVEL, NO_CLAIM, apart
 
-
-def _apart(row: Mapping[Any, Any], column: str) -> bool:
-    from components.evaluation.study_report import HIGH, LOW
-
-    return bool(row.get(column + LOW, 0) > 0 or row.get(column + HIGH, 0) < 0)
+    rows = frame.to_dict("records")
+    compared = [row for row in rows if row["system"] != BASE and row.get(CLAIM) != NO_CLAIM]
+    silent = f" {NO_CLAIM[0].upper()}{NO_CLAIM[1:]} ({len(rows) - 1 - len(compared)} cells)." if len(compared) < len(rows) - 1 else ""
+    found = [str(row["system"]) for row in compared if apart(row, SHOWN[1])]
+    return f"nDCG@10 apart from the base's (p below {LEVEL:g} by Holm over the whole table): {', '.join(found) or 'none'}.{silent}"

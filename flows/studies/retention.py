@@ -1,8 +1,11 @@
-"""Retention: students of several sizes, all distilled from one teacher: what each keeps of its quality, and how fast each is."""
+"""Retention: students of several sizes, all distilled from one teacher: what each keeps of its quality, and how fast each is.
+
+Students are trained with each seed; the teacher is one, so what they keep is said of this teacher.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +15,7 @@ from components.errors import CollapseError
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
 from flows.studies.framework import Cell, Results, about_queries, require
+from flows.studies.seeds import about_seeds, by_system, seeded, seeds_of
 from flows.studies.student_forms import layers_left_out, student_forms
 
 if TYPE_CHECKING:
@@ -21,19 +25,27 @@ TEACHER, SPEED = "teacher", "speed"
 
 
 def cells(context: Context) -> list[Cell]:
-    """The teacher, each student, and one cell that times them all in turns, so that their speeds belong to one run."""
-    students = student_forms(context)
+    """The teacher, each student with each seed, and one cell that times them all in turns, so that their speeds belong to one run."""
+    forms, seeds = student_forms(context), seeds_of(context.config, "distillation")
+    trained = {(name, seed): _trained_with(form, seed) for name, form in forms.items() for seed in seeds}
 
-    def student(name: str) -> Artifact:
-        return context.scores(name, context.student(students[name]), context.index())
+    def student(name: str, seed: int) -> Artifact:
+        return context.scores(name, context.student(trained[name, seed]), context.index())
 
     teacher = Cell(TEACHER, lambda: context.scores(TEACHER, context.towers()[0], context.index()))
-    return [teacher, *(Cell(name, partial(student, name)) for name in students), Cell(SPEED, lambda: _speed(context, students))]
+    students = [Cell(seeded(name, seed), partial(student, name, seed)) for name, seed in trained]
+    timed = {name: [trained[name, seed] for seed in seeds] for name in forms}
+    return [teacher, *students, Cell(SPEED, lambda: _speed(context, timed))]
 
 
-def _speed(context: Context, students: Mapping[str, StudySettings]) -> Artifact:
+def _trained_with(config: StudySettings, seed: int) -> StudySettings:
+    return config.model_copy(update={"distillation": config.distillation.model_copy(update={"seed": seed})})
+
+
+def _speed(context: Context, students: Mapping[str, Sequence[StudySettings]]) -> Artifact:
+    """Of each student the first seed that did not collapse: they are all equally fast."""
     encoders: dict[str, Artifact] = {TEACHER: context.towers()[0]}
-    for name, config in students.items():
+    for name, config in ((name, config) for name, seeds in students.items() for config in seeds if name not in encoders):
         try:
             encoders[name] = context.student(config)
         except CollapseError:  # its own cell has said so
@@ -55,17 +67,18 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
     import pandas as pd
 
     from components.evaluation.comparisons import kept, levels
-    from components.evaluation.scores import load_scores, read_result
+    from components.evaluation.scores import read_result
+    from components.evaluation.study_report import claim_of
 
-    teacher = load_scores(require(results, TEACHER).path)
-    speeds = read_result(require(results, SPEED).path)["systems"]
+    require(results, TEACHER)
+    speeds, runs = read_result(require(results, SPEED).path)["systems"], by_system(results)
     rows = []
-    for name in (name for name in results if name != SPEED):
-        scores, speed = load_scores(results[name].path), speeds[name]
+    for name, found in runs.items():
+        speed = speeds[name]
         size = {"M parameters": speed["parameters"] / 1e6, "without embeddings": speed["parameters_without_embeddings"] / 1e6}
         timed = {"queries/s": speed["qps"], "speed-up": speed["qps"] / speeds[TEACHER]["qps"], "p50 ms": speed["p50_ms"]}
-        own = {} if name == TEACHER else kept(scores, teacher, config.evaluation)
-        rows.append({"system": name, **size, **levels(scores, config.evaluation), **own, **timed})
+        own = {} if name == TEACHER else {**kept(found, runs[TEACHER], config.evaluation), **claim_of(len(found))}
+        rows.append({"system": name, "seeds": len(found), **size, **levels(found, config.evaluation), **own, **timed})
     return pd.DataFrame(rows)
 
 
@@ -85,7 +98,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         "Speed: encoding of queries alone, tokenisation included, all systems in turns in one run; "
         f"queries/s at batch {config.evaluation.throughput_batch}, p50 at batch 1; {machine}."
     )
-    lines = [about_queries(results[TEACHER], config), speed]
+    lines = [about_queries(results[TEACHER], config), about_seeds(results), "The teacher is one training, with its own seed.", speed]
     if missing := layers_left_out(config):
         lines.append(f"Left out, since '{config.distillation.student}' has fewer layers: {', '.join(map(str, missing))}.")
     return lines

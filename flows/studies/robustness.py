@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, VectorShards
 from flows.release_steps import snapshot_step, typed, vectors_step
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
 from flows.studies.framework import Cell, Results, about_queries, require
+from flows.studies.seeds import about_seeds, by_system, seeded, whole_trainings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,42 +24,48 @@ SYSTEMS = ("teacher", "student")
 
 
 def cells(context: Context) -> list[Cell]:
-    """Each condition that is wanted, for teacher and student; the clean one always."""
+    """Each condition that is wanted, for teacher and student of each seed; the clean one always."""
     study = context.config.study
     kinds = context.chosen([*study.noise, *([FOREIGN] if study.foreign_documents else [])])
     if FOREIGN in kinds:
         snapshot_step(_foreign_settings(context.config))  # a missing folder is said before anything is trained
-    found = [Cell(_cell(CLEAN, system), partial(_clean, context, system)) for system in SYSTEMS]
+    asked: dict[str, Callable[[str, StudySettings], Artifact]] = {CLEAN: partial(_clean, context)}
     for kind in kinds:
         for rate in study.noise.get(kind, ()):  # type: ignore[call-overload]
-            found += [Cell(_cell(f"{kind} {rate:.0%}", system), partial(_noisy, context, system, kind, rate)) for system in SYSTEMS]
+            asked[f"{kind} {rate:.0%}"] = partial(_noisy, context, kind, rate)
     if FOREIGN in kinds:
-        found += [Cell(_cell(FOREIGN, system), partial(_mixed, context, system)) for system in SYSTEMS]
-    return found
+        asked[FOREIGN] = partial(_mixed, context)
+    trainings = whole_trainings(context)
+    return [
+        Cell(seeded(_cell(condition, system), seed), partial(ask, system, config))
+        for condition, ask in asked.items()
+        for system in SYSTEMS
+        for seed, config in trainings.items()
+    ]
 
 
 def _cell(condition: str, system: str) -> str:
     return f"{condition}@{system}"
 
 
-def _encoder(context: Context, system: str) -> EncoderArtifact:
-    return context.towers()[0] if system == "teacher" else context.student()
+def _encoder(context: Context, system: str, config: StudySettings) -> EncoderArtifact:
+    return context.towers(config)[0] if system == "teacher" else context.student(config)
 
 
-def _clean(context: Context, system: str) -> Artifact:
-    return context.scores(system, _encoder(context, system), context.index())
+def _clean(context: Context, system: str, config: StudySettings) -> Artifact:
+    return context.scores(system, _encoder(context, system, config), context.index(config))
 
 
-def _noisy(context: Context, system: str, kind: str, rate: float) -> Artifact:
+def _noisy(context: Context, kind: str, rate: float, system: str, config: StudySettings) -> Artifact:
     from components.evaluation.noise import Noise
 
     noise = Noise(kind, rate, context.config.study.noise_seed)
-    return context.scores(system, _encoder(context, system), context.index(), noise)
+    return context.scores(system, _encoder(context, system, config), context.index(config), noise)
 
 
-def _mixed(context: Context, system: str) -> Artifact:
+def _mixed(context: Context, system: str, config: StudySettings) -> Artifact:
     """The same queries on an exact index that also holds the foreign documents."""
-    encoder, vectors, foreign = _encoder(context, system), context.vectors(), _foreign_vectors(context)
+    encoder, vectors, foreign = _encoder(context, system, config), context.vectors(config), _foreign_vectors(context, config)
 
     def ranker() -> Ranker:
         from components.evaluation.systems import open_mixed
@@ -67,10 +75,10 @@ def _mixed(context: Context, system: str) -> Artifact:
     return context.scores_of(system, ranker, {"encoder": encoder, "vectors": vectors, "foreign": foreign})
 
 
-def _foreign_vectors(context: Context) -> VectorShards:
-    config = _foreign_settings(context.config)
-    documents: DatasetArtifact = typed(context.run(snapshot_step(config)), DatasetArtifact)
-    vectors: VectorShards = typed(context.run(vectors_step(config, documents, context.towers()[1])), VectorShards)
+def _foreign_vectors(context: Context, config: StudySettings) -> VectorShards:
+    foreign = _foreign_settings(config)
+    documents: DatasetArtifact = typed(context.run(snapshot_step(foreign)), DatasetArtifact)
+    vectors: VectorShards = typed(context.run(vectors_step(foreign, documents, context.towers(config)[1])), VectorShards)
     return vectors
 
 
@@ -84,17 +92,31 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
     """One row for each condition and system: quality, and what was lost against the same system's clean one (below 0: lost)."""
     import pandas as pd
 
-    from components.evaluation.comparisons import gained, kept, levels
-    from components.evaluation.scores import load_scores
+    from components.evaluation.comparisons import levels
 
-    rows = []
-    for name, artifact in results.items():
+    runs, rows = by_system(results), []
+    for name, found in runs.items():
         condition, _, system = name.rpartition("@")
-        scores, clean = load_scores(artifact.path), load_scores(require(results, _cell(CLEAN, system)).path)
-        evaluation = config.evaluation
-        own = {} if condition == CLEAN else {**gained(scores, clean, evaluation, "change "), **kept(scores, clean, evaluation)}
-        rows.append({"queries": condition, "system": system, **levels(scores, evaluation), **own})
+        own = {} if condition == CLEAN else _changes(results, name, config)
+        rows.append({"queries": condition, "system": system, "seeds": len(found), **levels(found, config.evaluation), **own})
     return pd.DataFrame(rows)
+
+
+def _changes(results: Results, name: str, config: StudySettings) -> dict[str, Any]:
+    """What a system loses under a condition, each of its trainings against the same one on clean queries."""
+    from components.evaluation.comparisons import gained, kept
+    from components.evaluation.scores import load_scores
+    from components.evaluation.study_report import claim_of
+
+    clean = _cell(CLEAN, name.rpartition("@")[2])
+    pairs = [
+        (load_scores(artifact.path), load_scores(require(results, cell.replace(name, clean, 1)).path))
+        for cell, artifact in results.items()
+        if cell.rpartition("@")[0] == name
+    ]
+    noisy, before = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    changed = gained(noisy, before, config.evaluation, "change ", same_trainings=True)
+    return {**changed, **kept(noisy, before, config.evaluation), **claim_of(len(pairs))}
 
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
@@ -110,6 +132,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     study = config.study
     lines = [
         about_queries(next(iter(results.values())), config),
+        about_seeds(results),
         (
             "Percentages are the share of the words that change, for verbosity of the queries. Both systems are asked the same texts, "
             f"which depend on the query and on study.noise_seed ({study.noise_seed}) alone."

@@ -151,7 +151,7 @@ def _measure(context: Context, point: Point) -> Artifact:
 
         return {**about, **measure_cell(inputs, config.evaluation, EntropyRule(*rule), folder)}
 
-    measured = config.evaluation.model_dump(include={"split", "depth", "bootstrap_samples", "seed"})
+    measured = config.evaluation.model_dump(include={"split", "depth", "bootstrap_samples", "seed", "query_groups"})
     return context.measure("scaling", numbers, inputs, {**about, "rule": rule, **measured})
 
 
@@ -239,7 +239,8 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     measured = (
         f"Contrastive entropy in nats of a relevant document among it and {study.scaling_negatives} random ones "
         f"({config.evaluation.split}), cosines divided by towers.temperature ({towers.temperature:g}), softmax at "
-        "temperature 1. In brackets: 95% intervals."
+        "temperature 1. In brackets: 95% intervals over the queries. Every cell is one training (one seed: no claim by itself); what "
+        "another seed would change is a part of the scatter around the fitted laws."
     )
     sizes = (
         "N counts the parameters of one tower without its token embeddings, D the distinct training pairs seen. Every cell passes over its "

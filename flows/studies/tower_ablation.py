@@ -15,7 +15,8 @@ from components.towers.config import TowerConfig
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
 from flows.studies.framework import Cell, Results, about_queries
-from flows.studies.one_change import Changes, by_variant, cells_of, decided_note, means_of, over_base, plot_changes
+from flows.studies.one_change import Changes, cells_of, decided_note, over_base, plot_changes, variants_of
+from flows.studies.seeds import about_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,16 +63,15 @@ def _score(context: Context, name: str, config: StudySettings) -> Artifact:
 
 
 def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
-    """One row a cell, averaged over its seeds: quality of the teacher and difference to the base."""
+    """One row a variant, over its seeds: quality of the teacher and difference to the base."""
     import pandas as pd
 
     from components.evaluation.comparisons import levels
 
-    runs = by_variant(results)
-    means = means_of(runs)
+    runs = variants_of(results)
     rows = [
-        {"system": name, "seeds": len(runs[name]), **levels(scores, config.evaluation), **over_base(name, means, config)}
-        for name, scores in means.items()
+        {"system": name, "seeds": len(found), **levels(found, config.evaluation), **over_base(name, runs, config)}
+        for name, found in runs.items()
     ]
     return pd.DataFrame(rows)
 
@@ -86,6 +86,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     trained = f"{config.towers.steps:,} steps of {config.towers.batch_size} pairs"
     return [
         about_queries(next(iter(results.values())), config),
+        about_seeds(results),
         f"Every cell changes the base's section towers in the way its name says; all take {trained}. Teacher on its own index, no student.",
         decided_note(frame),
         *_filter_note(results, config),
@@ -94,11 +95,12 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
 
 def _filter_note(results: Results, config: StudySettings) -> list[str]:
     from components.evaluation.comparisons import gained
-    from components.evaluation.study_report import HIGH, LOW
+    from components.evaluation.study_report import HIGH, LOW, claim_of
 
-    means = means_of(by_variant(results))
-    if FILTERED not in means or UNFILTERED not in means:
+    runs = variants_of(results)
+    if FILTERED not in runs or UNFILTERED not in runs:
         return []
-    row = gained(means[FILTERED], means[UNFILTERED], config.evaluation, "")
+    row = gained(runs[FILTERED], runs[UNFILTERED], config.evaluation, "")
     said = ", ".join(f"{name} {row[name]:+.3f} [{row[name + LOW]:.3f} {row[name + HIGH]:.3f}]" for name in ("R@50", "nDCG@10"))
-    return [f"Mined negatives with the positive-aware filter minus without it: {said}."]
+    silent = "".join(f" ({word})" for word in claim_of(len(runs[FILTERED]), len(runs[UNFILTERED])).values())
+    return [f"Mined negatives with the positive-aware filter minus without it: {said}{silent}."]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
+from components.artifacts import open_artifact
 from components.errors import ConfigError, PromotionError
 from components.evaluation.config import EvaluationConfig
+from components.evaluation.report import load_evaluation
 from components.promotion.approval import approve
 from components.promotion.baseline import comparison_for
 from components.promotion.config import PolicyConfig
@@ -17,11 +20,11 @@ from components.promotion.facts import Facts
 from components.promotion.gates import Evidence, GateDecision, decide
 from components.promotion.history import history_of, render_history
 from components.promotion.marks import RED, override_of
-from components.promotion.policy import POLICY_VARIABLE, allowed_policies, foreign_policy, recorded_policy
+from components.promotion.policy import POLICY_VARIABLE, allowed_policies, foreign_policy, policy_digest, recorded_policy
 from components.promotion.promote import promote
-from components.promotion.release import load_release
+from components.promotion.release import EVALUATION_FOLDER, load_release
 from components.promotion.verification import verify_release
-from tests.unit.promotion_world import FACTS, NAME, POLICY, MemoryTracking, World, make_evaluation, no_smoke
+from tests.unit.promotion_world import FACTS, GOOD, NAME, POLICY, MemoryTracking, World, make_evaluation, no_smoke, rewrite
 
 
 @pytest.fixture
@@ -98,6 +101,54 @@ def test_the_policy_of_an_older_version_is_allowed_by_a_file_that_says_what_it_m
     assert "none of this installation's" in str(foreign_policy(before))
     install(tmp_path / "policies", POLICY, POLICY.model_copy(update={"split": None}))
     assert foreign_policy(before) is None
+
+
+def written(folder: Path, policy: dict[str, object]) -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / "installed.yaml").write_text(yaml.safe_dump(policy))
+    return str(folder)
+
+
+LATER = ("teacher_worth", "baseline_metrics", "baseline_margin", "max_removed_share")
+
+
+def test_a_file_of_before_a_gate_was_there_still_allows_what_it_promoted_and_no_candidate_that_leaves_the_gate_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {key: value for key, value in POLICY.model_dump(mode="json").items() if key not in LATER}
+    monkeypatch.setenv(POLICY_VARIABLE, written(tmp_path / "policies", before))
+    assert foreign_policy(before, promoted=True) is None
+    assert "none of this installation's" in str(foreign_policy(before))  # it could have dropped the fields to be spared the gates
+    assert foreign_policy(PolicyConfig.model_validate({**before})) is None  # what is built today asks for the new gates
+    assert foreign_policy({**before, "min_retention": 0.01}, promoted=True) is not None
+    # A file that asks for the gate by name asks it of every release.
+    monkeypatch.setenv(POLICY_VARIABLE, written(tmp_path / "policies", {**before, "teacher_worth": True}))
+    assert foreign_policy(before, promoted=True) is not None
+
+
+def test_an_older_release_verifies_after_the_program_has_learned_new_gates(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {key: value for key, value in POLICY.model_dump(mode="json").items() if key not in LATER}
+    approve(NAME, older_candidate(world, before), "Ada")
+    promote(NAME, no_smoke)
+    monkeypatch.setenv(POLICY_VARIABLE, written(tmp_path / "policies", before))
+    assert [check for check in verify_release(NAME, "champion") if not check.ok] == []
+
+
+def older_candidate(world: World, policy: dict[str, object]) -> int:
+    """A candidate as a version left it that knew these fields alone; by the gates of today it would fail."""
+    number = world.candidate({**GOOD, "teacher": 0.70, "student_untrained": 0.695})
+    folder = world.root / str(number) / "candidate"
+
+    def older(content: dict[str, Any]) -> None:
+        report = load_evaluation(folder / EVALUATION_FOLDER)
+        decision = decide(Evidence(report, facts=FACTS), recorded_policy({"policy": policy})).model_dump(mode="json")
+        content["config"]["policy"], content["decision"] = policy, {**decision, "policy_digest": policy_digest(policy)}
+
+    rewrite(folder, older)
+    world.tracking.models[f"{NAME}-candidate"][number - 1].tags["scalingnote.digest"] = open_artifact(folder).digest
+    return number
 
 
 def decided(facts: Facts, policy: PolicyConfig = POLICY) -> GateDecision:

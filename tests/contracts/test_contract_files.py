@@ -114,6 +114,7 @@ def test_what_the_contracts_cover() -> None:
         ("documents", lambda table: table["properties"][1].update(logicalTypeOptions={"maxLength": -1}), "cannot be below 0; found -1"),
         ("judgements", lambda table: table["properties"][2].update(logicalTypeOptions={"minimum": 1, "maximum": -1}), "1 is above the"),
         ("queries", leakage("unlabelled", "unlabelled"), "a query always equals itself. Name two splits"),
+        ("queries", leakage("titles", "test"), "they can be seen only"),
         ("queries", leakage("train", "train"), "a query always equals itself. Name two splits"),
     ],
 )

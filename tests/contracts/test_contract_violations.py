@@ -100,7 +100,7 @@ def test_data_that_breaks_nothing_is_accepted(tmp_path: Path) -> None:
     validation = check(write_folder(tmp_path / "data"))
     assert validation.attributes["passed"] is True
     assert (validation.attributes["errors"], validation.attributes["warnings"]) == (0, 0)
-    assert validation.attributes["contracts"] == "documents 1.1.0, judgements 1.0.0, queries 1.1.0"
+    assert validation.attributes["contracts"] == "documents 1.1.0, judgements 1.0.0, queries 1.2.0"
     assert validation.counts["rules"] > 60
     verify(validation.path)
     require_valid(validation)
@@ -179,6 +179,19 @@ def test_unlabelled_queries_can_be_the_held_out_side_under_either_table(tmp_path
         contracts = with_contract(tmp_path, "queries", lambda tables, table=table: tables[table]["quality"].append(rule))
         (broken,) = load_report(check(folder, contracts)).errors
         assert (broken.rule, broken.count, str(broken.offenders[0])) == ("mine", 1, row)
+
+
+def test_test_and_dev_queries_that_are_titles_are_warned_of(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    rows = documents()
+    rows[7]["title"], rows[8]["title"] = "Where is number 150", "where is  number 170?"
+    write_rows(folder / "corpus.jsonl", rows)
+    report = load_report(check(folder))
+    assert not report.errors
+    found = {result.rule: result for result in report.warnings}
+    assert {name for name in found if "titles" in name} == {"leakage.test_in_titles.normalised"}
+    assert found["leakage.test_in_titles.normalised"].count == 2
+    assert str(found["leakage.test_in_titles.normalised"].offenders[0]) == f"query_id 'q150': same text as {rows[7]['_id']} in titles"
 
 
 ASKED: dict[str, tuple[Change, str, list[str]]] = {

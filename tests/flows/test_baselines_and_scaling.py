@@ -34,11 +34,14 @@ def data(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Ite
 
 def test_every_baseline_stands_beside_the_student(data: Path) -> None:
     arguments = ("study", "baselines", *SMALL, *LESS, "--data", data, "--set", "study.small_learning_rates=[0.001, 0.003]")
+    arguments += ("--set", "study.seeds=[13, 14]")
     result = done(*arguments)
     systems = ["bm25", "untrained", "symmetric", "end-to-end", "teacher", "student-aligned", "student"]
     assert [row["system"] for row in result["rows"]] == systems
+    assert [row["seeds"] for row in result["rows"]] == [0, 0, 2, 2, 2, 2, 2]
     for row in result["rows"]:
         assert row["nDCG@10 low"] <= row["nDCG@10"] <= row["nDCG@10 high"]
+    assert "with the seeds 13, 14" in result["text"] and "by Holm" in result["text"]
     assert "saw the same 4 batches of 8 training pairs" in result["text"]
     assert done(*arguments)["cached"]
 

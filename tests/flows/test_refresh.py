@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -254,3 +255,62 @@ def test_config_diff_names_what_a_refresh_changed_between_releases_and_runs(stor
     assert done("config", "diff", story["first"]["mlflow_run_id"], "release/1", *NAME)["equal"]
     text = scalingnote("config", "diff", "candidate/1", "champion", *NAME).out
     assert "2 settings differ." in text and "data differs: " in text and "towers.steps" not in text
+
+
+LOSSY = ("--name", "lossy")
+
+
+@pytest.fixture(scope="module")
+def lossy(story: Story, built: Built) -> Path:
+    """Another retriever with a champion on the same data, and the data without a fifth of the documents, none of them tested."""
+    done("retrain", *SMALL, "--data", built.data, *LOSSY)
+    done("approve", "candidate/1", "--as", "Ada", *LOSSY)
+    done("promote", *LOSSY)
+    data = Path(shutil.copytree(built.data, built.data.parent / "lossy" / "clinic"))
+    gone = {str(n) for n in range(4, len(TITLES), 5)}
+    for name in ("corpus", "queries"):
+        rows = [json.loads(line) for line in (data / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        write_rows(data / f"{name}.jsonl", [row for row in rows if row["_id"][1:] not in gone])
+    for path in (data / "qrels").iterdir():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        write_lines(path, [line for line in lines if line.split("\t")[1][1:] not in gone])
+    return data
+
+
+def test_a_refresh_that_loses_a_fifth_of_the_documents_is_undecided_and_compared_on_the_others(lossy: Path) -> None:
+    outcome = scalingnote("refresh-index", "--data", lossy, *LOSSY)
+    assert outcome.status == 0 and "That removes 20.0% of them; the policy decides on 5.0% at most." in outcome.out
+    result = done("refresh-index", "--data", lossy, *LOSSY)
+    gates = {gate["name"]: gate for gate in result["gates"]}
+    assert (result["verdict"], gates["removed_documents"]["status"], gates["removed_documents"]["value"]) == (
+        "not_decidable",
+        "not_decidable",
+        0.2,
+    )
+    shared = gates["champion_non_inferior[documents=only those that both hold]"]
+    # One encoder on the same documents: whatever it gains over all documents, here there is no difference.
+    assert (shared["status"], shared["queries"], shared["value"]) == ("pass", 42, 0.0)
+    assert done("verify", "candidate/2", *LOSSY)["verified"] is True
+
+
+def test_a_test_query_that_the_kept_towers_were_trained_on_is_refused(lossy: Path, built: Built) -> None:
+    data = Path(shutil.copytree(built.data, built.data.parent / "moved" / "clinic"))
+    train, test = (data / "qrels" / f"{split}.tsv" for split in ("train", "test"))
+    lines = train.read_text(encoding="utf-8").splitlines()
+    write_lines(train, [line for line in lines if not line.startswith("q2\t")])
+    write_lines(test, [*test.read_text(encoding="utf-8").splitlines(), "q2\td2\t1"])
+    for command in ("refresh-index", "refresh-query-tower"):
+        outcome = scalingnote(command, "--data", data, *LOSSY)
+        assert_refused(
+            outcome, 3, "1 of 43 judged queries of the split 'test' were train queries of release/1", "'q2'", "scalingnote retrain"
+        )
+
+
+def test_the_summary_of_a_retraining_ends_with_gain_and_cost(story: Story, built: Built) -> None:
+    outcome = scalingnote("retrain", *SMALL, "--data", built.data, *NAME)
+    gain, cost = outcome.out.rstrip().splitlines()[-2:]
+    assert gain.startswith("Against BM25 the new search ") and "recall@50" in gain and "nDCG@10" in gain
+    assert "against the encoder as it was downloaded it " in gain
+    assert cost.startswith("It took ") and "queries a second" in cost and "MB for the encoder" in cost
+    assert re.search(r"The titles of \d\d documents that no train query asks for", outcome.out)
+    assert story["first"]["in_short"].splitlines()[0] == gain

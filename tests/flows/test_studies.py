@@ -13,6 +13,7 @@ from tests.flows.cli_world import SMALL, at_home, done, scalingnote, write_colle
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
 # No student collapses here by its training's length: a collapsed cell has its own test.
 STUDY = (*SMALL, "--set", "distillation.max_mean_cosine=1.0", "--set", "distillation.min_effective_rank=1.0")
+STUDY += ("--set", "study.seeds=[13]")  # several have a test of their own
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +46,25 @@ def test_retention_compares_students_of_one_teacher(home: Path, clinic: Path) ->
     assert set((home / "work" / "train_towers").iterdir()) == trained
 
 
+def test_a_second_seed_is_trained_beside_the_first_one_which_is_found_again(home: Path, clinic: Path) -> None:
+    arguments = ("study", "retention", *STUDY, "--data", clinic, "--cells", "static")
+    once = by_system(done(*arguments))
+    assert once["static"]["claim"] == "one seed: no claim" and once["static"]["seeds"] == 1
+    before = set((home / "work" / "distil_query_tower").glob("*/manifest.json"))
+    outcome = scalingnote(*arguments, "--set", "study.seeds=[13, 14]")
+    assert outcome.status == 0, outcome.err
+    assert "static@13: from the cache in" in outcome.out and "static@14: done in" in outcome.out
+    assert len(set((home / "work" / "distil_query_tower").glob("*/manifest.json")) - before) == 1
+    twice = by_system(done(*arguments, "--set", "study.seeds=[13, 14]"))
+    assert twice["static"]["seeds"] == 2 and not twice["static"].get("claim")
+
+
 def test_a_second_run_takes_all_from_the_cache(home: Path, clinic: Path) -> None:
     arguments = ("study", "retention", *STUDY, "--data", clinic, "--cells", "layers-2")
     before = done(*arguments)
     again = scalingnote(*arguments)
     assert again.status == 0 and "All cells were taken from the cache." in again.out
-    assert "[retention] cell 2 of 3, layers-2: from the cache in" in again.out
+    assert "[retention] cell 2 of 3, layers-2@13: from the cache in" in again.out
     after = done(*arguments)
     assert (after["cached"], after["rows"], after["folder"]) == (True, before["rows"], before["folder"])
 
@@ -125,6 +139,8 @@ def test_corpus_growth_measures_sizes_and_says_what_is_synthetic(home: Path, cli
     ("arguments", "status", "named"),
     [
         (("retentoin",), 2, ("retentoin", "did you mean 'retention'", "cost_benefit")),
+        (("retention", "--set", "study.seeds=[13, 13]"), 2, ("study.seeds", "twice")),
+        (("retention", "--set", "evaluation.query_groups=page"), 3, ("'page'", "auto", "queries")),
         (("retention", "--cells", "layer-2"), 2, ("layer-2", "did you mean 'layers-2'")),
         (("retention", "--set", "study.layers=[9]", "--set", "study.static=false"), 2, ("[9]", "2 layers")),
         (("retention", "--set", "study.layer=[1]"), 2, ("study.layer", "study.layers")),

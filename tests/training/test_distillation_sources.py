@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from components.data.tables import content_hash
 from components.distillation import generation
 from components.distillation.config import DistillationConfig
 from components.distillation.generation import GENERATED, generate_queries, read_generated
-from components.distillation.material import DocumentSide, check_sources, distillation_data
-from components.distillation.sources import dev_queries, document_sentences, query_sources
+from components.distillation.material import DocumentSide, check_sources, distillation_data, held_out_documents, refinement_pairs
+from components.distillation.sources import dev_queries, document_sentences, learnable, query_sources
 from components.distillation.teacher_targets import read_held_out, read_sources, read_teacher_targets, write_teacher_targets
 from components.errors import DataError, ModelError
 from tests.encoders import WordEncoder
@@ -165,3 +166,64 @@ def test_a_model_without_a_language_head_cannot_generate(home: Path, tmp_path: P
         generate_queries(data(), DistillationConfig(generated=2, generator=str(headless)), {}, tmp_path)
     with pytest.raises(ModelError, match="missing"):
         generate_queries(data(), DistillationConfig(generated=2, generator="./missing"), {}, tmp_path)
+
+
+def held_out_titles() -> Dataset:
+    """The data with a test query that is a document's title, and with a dev query that a sentence is."""
+    whole = data()
+    asked = pd.DataFrame([("t0", "HONEY."), ("t1", "all about figs in the kitchen")], columns=["query_id", "text"])
+    judged = pd.DataFrame([("t0", "d7", 1, "test"), ("t1", "d5", 1, "dev")], columns=["query_id", "doc_id", "score", "split"])
+    return replace(
+        whole,
+        queries=pd.concat([whole.queries, asked], ignore_index=True),
+        all_judgements=pd.concat([whole.all_judgements, judged], ignore_index=True),
+    )
+
+
+def test_titles_sentences_and_generated_queries_that_are_tested_are_left_out_and_counted(tmp_path: Path) -> None:
+    config = DistillationConfig(titles=8, sentences=40)
+    sources, left_out = learnable(held_out_titles(), config, ["honey", "where is GRAPE?", "more figs"])
+    assert "Honey" not in sources["titles"] and len(sources["titles"]) == 7
+    assert "All about figs in the kitchen." not in sources["sentences"]
+    assert "All about eggs in the kitchen." in sources["sentences"]
+    assert sources["generated"] == ["more figs"]
+    assert left_out == {"unlabelled": 0, "titles": 1, "sentences": 1, "generated": 2}
+    assert sources == query_sources(held_out_titles(), config, ["honey", "where is GRAPE?", "more figs"])
+    made = write_teacher_targets(WordEncoder(), sources, {}, tmp_path, (), left_out)
+    assert {name: count for name, count in made.counts.items() if "left_out" in name} == {
+        "left_out_titles": 1,
+        "left_out_sentences": 1,
+        "left_out_generated": 2,
+    }
+
+
+def test_an_unlabelled_query_that_is_tested_is_no_text_to_align_on() -> None:
+    whole = data()
+    leaking = replace(whole, unlabelled=pd.DataFrame({"query_id": ["u0", "u1"], "text": ["Where is honey", "new"]}))
+    assert query_sources(leaking, DistillationConfig(titles=8))["unlabelled"] == ["new"]
+
+
+def test_train_queries_are_never_left_out() -> None:
+    assert len(query_sources(data(), DistillationConfig(titles=0))["train"]) == 5
+
+
+def test_titles_of_held_out_documents_can_be_kept_from_the_refinement_and_are_counted(tmp_path: Path) -> None:
+    whole = data()
+    assert held_out_documents(whole) == {"d5", "d6", "d7"}
+    texts = query_sources(whole, DistillationConfig(titles=8))
+    every = [text for source in texts.values() for text in source]
+    both, without, none = (refinement_pairs(whole, every, titles) for titles in (True, "train_documents", False))
+    assert {document for _, document in both} == set(range(8))
+    assert {document for _, document in without} == set(range(5)) and len(without) == len(both) - 3
+    assert none == [(n, n) for n in range(5)]
+    write_teacher_targets(WordEncoder(), texts, {}, tmp_path, dev_queries(whole))
+    documents = DocumentSide(WordEncoder("document").encode(whole.document_texts()), "space", lambda vectors, k: [])
+    for titles, count in ((True, 3), ("train_documents", 0), (False, 0)):
+        config = DistillationConfig.model_validate({"titles": 8, "refine_titles": titles})
+        assert distillation_data(whole, tmp_path, documents, config).held_out_titles == count
+
+
+def test_a_document_that_a_train_query_asks_for_too_is_not_held_out() -> None:
+    whole = data()
+    shared = pd.concat([whole.all_judgements, pd.DataFrame([("q0", "d5", 1, "train")], columns=whole.all_judgements.columns)])
+    assert held_out_documents(replace(whole, all_judgements=shared)) == {"d6", "d7"}

@@ -22,6 +22,7 @@ from components.towers.hard_negatives import HardNegatives, round_of_step
 from components.towers.loop import Training, in_chunks
 from components.towers.negatives import Mined
 from components.towers.train import train_towers, training_losses
+from tests.training.test_mining_report import report
 from tests.training.tiny_world import documents, pairs, queries
 
 CONFIG = TowerConfig(
@@ -170,7 +171,7 @@ def test_a_round_is_mined_once_and_a_torn_file_does_not_count(tmp_path: Path) ->
 
     def mined(number: int) -> Mined:
         rounds.append(number)
-        return Mined(np.full((4, 2), number), {"round": number})
+        return Mined(np.full((4, 2), number), report(number))
 
     config = CONFIG.model_copy(update=MINING)
     first = HardNegatives(config, tmp_path, mined)
@@ -183,6 +184,7 @@ def test_a_round_is_mined_once_and_a_torn_file_does_not_count(tmp_path: Path) ->
     assert [int(values[0, 0]) for values in found if values is not None] == [0, 1, 2]
     assert rounds == [0, 1, 2]
     assert [r["round"] for r in read_json(tmp_path / "mining_report.json")["rounds"]] == [0, 1, 2]
+    assert (tmp_path / "mining_report.md").read_text().count("## Examples of round") == 3
 
 
 def test_chunks_hold_rows_of_similar_length_and_give_back_the_order() -> None:

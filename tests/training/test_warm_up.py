@@ -12,7 +12,7 @@ from components.artifacts import file_sha256, read_json, write_json
 from components.errors import ModelError
 from components.settings import shipped
 from components.towers import base_models
-from components.towers.base_models import WARM_GEMMA, WARM_NOTE, WARM_UP, WARM_WEIGHTS, resolve_base
+from components.towers.base_models import WARM_GEMMA, WARM_NOTE, WARM_SCALE, WARM_SHA256, WARM_UP, WARM_WEIGHTS, resolve_base
 from tests.benchmarks.warm_up import pairs_of, plain
 
 WORDS = {
@@ -62,7 +62,8 @@ def test_an_adapter_is_merged_into_the_maps_that_it_names(tmp_path: Path) -> Non
 def test_the_shipped_adapter_is_the_one_of_its_note_and_small() -> None:
     folder = shipped(WARM_UP)
     note = read_json(folder / WARM_NOTE)
-    assert file_sha256(folder / WARM_WEIGHTS) == note["adapter_sha256"]
+    assert file_sha256(folder / WARM_WEIGHTS) == note["adapter_sha256"] == WARM_SHA256
+    assert note["scale"] == WARM_SCALE
     assert (folder / WARM_WEIGHTS).stat().st_size <= 8 * 10**6
     assert "WordNet" in note["licence"] and "Gemma Terms of Use" in note["licence"]
     assert set(note["sources"]) == set(WORDS)
@@ -81,14 +82,11 @@ def test_it_is_made_again_when_the_adapter_is_another(home: Path, tmp_path: Path
     for value in (0.0, 1.0):
         names = [f"base_model.model.layers.0.self_attn.q_proj.lora_{part}.weight" for part in "AB"]
         save_file({names[0]: torch.ones(1, 640), names[1]: torch.full((1024, 1), value)}, tmp_path / "warm" / WARM_WEIGHTS)
-        write_json(tmp_path / "warm" / WARM_NOTE, _note(tmp_path / "warm" / WARM_WEIGHTS))
+        write_json(tmp_path / "warm" / WARM_NOTE, {"licence": "of the test"})
+        monkeypatch.setattr(base_models, "WARM_SHA256", file_sha256(tmp_path / "warm" / WARM_WEIGHTS))
         digests.append(resolve_base(WARM_GEMMA).digest)
         assert resolve_base(WARM_GEMMA).digest == digests[-1]
     assert digests[0] != digests[1]
     save_file({}, tmp_path / "warm" / WARM_WEIGHTS)
     with pytest.raises(ModelError, match="expected an adapter with sha256"):
         resolve_base(WARM_GEMMA)
-
-
-def _note(weights: Path) -> dict[str, object]:
-    return {"adapter_sha256": file_sha256(weights), "scale": 2.0, "licence": "of the test"}

@@ -20,7 +20,8 @@ from components.evaluation.comparison import (
     ComparisonSummary,
     ComparisonTables,
 )
-from components.evaluation.report import EncoderSpeed
+from components.evaluation.report import EncoderSpeed, UnitsSummary
+from components.evaluation.units import Units
 from components.promotion.evidence import Champion, Compared, Dossier, Making, StepCost
 from components.promotion.release import load_release
 from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, make_evaluation
@@ -54,6 +55,18 @@ def world_of(factory: pytest.TempPathFactory) -> Dossier:
     """`make_dossier` once for many tests: nobody can change it."""
     with pytest.MonkeyPatch.context() as patch:
         return make_dossier(factory.mktemp("dossier"), patch)
+
+
+def with_units(dossier: Dossier, size: int = 4) -> Dossier:
+    """The same, its queries drawn in units of so many."""
+    units = Units(tuple(IDS), np.arange(QUERIES) // size)
+    told = UnitsSummary(
+        rule="by page", units=units.count, largest=size, design_effects={"ndcg@10": 2.0}, words=f"{QUERIES} queries in units by page."
+    )
+    report = dossier.evaluation
+    return replace(
+        dossier, evaluation=replace(report, units=units.table("test"), summary=report.summary.model_copy(update={"units": told}))
+    )
 
 
 def slices() -> pd.DataFrame:

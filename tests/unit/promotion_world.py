@@ -48,7 +48,8 @@ from tests.unit.memory_tracking import Killed as Killed
 from tests.unit.memory_tracking import MemoryTracking as MemoryTracking
 
 NAME = "retriever"
-POLICY = PolicyConfig(min_queries=20, min_slice_queries=15, max_p95_ratio=None, min_qps_ratio=None)  # nothing is timed here
+# Nothing is timed or counted here.
+POLICY = PolicyConfig(min_queries=20, min_slice_queries=15, max_p95_ratio=None, min_qps_ratio=None, max_removed_share=None)
 FACTS = Facts(contract_errors=0, contract_warnings=0, lineage_gaps=(), space_mismatches=())
 GOOD = {"student": 0.70, "teacher": 0.72, "bm25": 0.40, "student_untrained": 0.30}
 CONTRACT = EncodingContract(
@@ -125,10 +126,18 @@ def make_values(candidate: Evaluation, champion: Evaluation, served: NDArray[np.
     return pd.concat(tables, ignore_index=True)
 
 
-def make_comparison(p95_ms: float = 2.0, qps: float = 100.0, queries: int = 40) -> ComparisonSummary:
-    """Candidate and champion timed in one run; the champion takes 2 ms and answers 100 queries per second."""
+def make_comparison(p95_ms: float = 2.0, qps: float = 100.0, queries: int = 40, removed: int | None = 0) -> ComparisonSummary:
+    """Candidate and champion timed in one run; the champion takes 2 ms, answers 100 queries per second and has 1,000 documents."""
     speeds = [EncoderSpeed(p50_ms=1.0, p95_ms=p95, qps=rate, batch_size=32, queries=20) for p95, rate in ((p95_ms, qps), (2.0, 100.0))]
-    return ComparisonSummary(baseline_version=1, judgements_digest="j1", queries=queries, candidate=speeds[0], champion=speeds[1])
+    return ComparisonSummary(
+        baseline_version=1,
+        judgements_digest="j1",
+        queries=queries,
+        candidate=speeds[0],
+        champion=speeds[1],
+        sizes={"champion": {"documents": 1000}},
+        removed=removed,
+    )
 
 
 def no_smoke(manifest: ReleaseManifest) -> None:

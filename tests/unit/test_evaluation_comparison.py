@@ -10,11 +10,21 @@ import pytest
 
 from components.artifacts import read_json, verify, write_json
 from components.errors import ArtifactError
-from components.evaluation.comparison import COMPARISON_FILE, LOGGED, SERVED, SIDE_BY_SIDE_FILE, load_comparison, load_tables, load_values
+from components.evaluation.comparison import (
+    COMPARISON_FILE,
+    LOGGED,
+    SERVED,
+    SHARED,
+    SIDE_BY_SIDE_FILE,
+    load_comparison,
+    load_tables,
+    load_values,
+)
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.contest import SHOWN, Contender, Contest, hold_contest
 from components.evaluation.rankers import DenseRanker
 from components.evaluation.summarize import JudgedSplit
+from components.evaluation.units import Units
 from components.index.search import index_in_memory
 from tests.encoders import WORDS, WordEncoder
 
@@ -57,7 +67,7 @@ def test_the_figures_are_those_worked_out_by_hand(folder: Path) -> None:
     # Each has two of five first documents wrong, so the mean is equal and its interval goes both ways.
     first = next(found for found in summary.metrics if found.metric == "recall@1")
     assert (first.difference, first.queries, first.system, first.baseline) == (0.0, 5, "candidate", "champion")
-    assert first.low < 0 < first.high
+    assert first.low is not None and first.high is not None and first.low < 0 < first.high
     assert summary.agreement["judged queries@1"].mean == pytest.approx(1 / 5)
     assert summary.agreement["logged queries@1"].mean == pytest.approx(1 / 2)  # eggs found alike, cheese not
     assert summary.agreement["logged queries@10"].mean == 1.0  # there are five documents only
@@ -122,3 +132,45 @@ def test_no_comparison_is_none_and_a_broken_one_is_refused(folder: Path, tmp_pat
     (folder / SIDE_BY_SIDE_FILE).write_bytes(b"no table")
     with pytest.raises(ArtifactError, match=SIDE_BY_SIDE_FILE):
         load_tables(folder)
+
+
+def test_the_judged_queries_of_a_comparison_are_resampled_by_their_units(tmp_path: Path) -> None:
+    asked = judged({word: f"d-{word}" for word in WORDS[:5]})
+    units = Units(tuple(asked.query_ids), np.array([0, 0, 1, 1, 1]))
+    hold_contest(Contest(contender(CANDIDATE), contender(CHAMPION), 3, asked, ["eggs", "cheese"], LOGGED, units), CONFIG, {}, tmp_path)
+    summary = load_comparison(tmp_path)
+    assert summary is not None and {found.units for found in summary.metrics} == {2}
+    one = Contest(contender(CANDIDATE), contender(CHAMPION), 3, asked, units=Units(units.query_ids, np.zeros(5, np.int64)))
+    hold_contest(one, CONFIG, {}, tmp_path)
+    alone = load_comparison(tmp_path)
+    assert alone is not None and {(found.low, found.high, found.units) for found in alone.metrics} == {(None, None, 1)}
+    assert (alone.agreement["judged queries@1"].low, alone.agreement["judged queries@1"].high) == (0.0, 1.0)
+
+
+def test_documents_that_are_gone_are_counted_and_both_are_compared_on_what_both_hold(tmp_path: Path) -> None:
+    # The candidate lacks cheese and dates, so its only wrong documents are gone with them; it has a new one in the way of eggs.
+    fewer = {doc_id: text for doc_id, text in RIGHT.items() if doc_id not in ("d-cheese", "d-dates")} | {"d-new": "eggs"}
+    asked = judged({word: f"d-{word}" for word in WORDS[:5]})
+    hold_contest(Contest(contender(fewer), contender(CHAMPION), 3, asked), CONFIG, {}, tmp_path)
+    summary, table = load_comparison(tmp_path), load_values(tmp_path)
+    assert summary is not None and summary.removed == 2
+    shared = table[table["metric"] == SHARED].pivot(index="query_id", columns="system", values="value")
+    assert sorted(shared.index) == ["apple", "bread", "eggs"]  # nobody can find the documents of the others on both sides
+    assert shared["candidate"].tolist() == [1.0, 1.0, 1.0]  # the new document is left out as well
+    assert shared["champion"].loc["eggs"] == 1.0 and (shared["champion"].loc[["apple", "bread"]] < 1).all()
+
+
+def test_without_documents_that_are_gone_nothing_is_ranked_twice(folder: Path) -> None:
+    summary, table = load_comparison(folder), load_values(folder)
+    assert summary is not None and summary.removed == 0
+    assert SHARED not in set(table["metric"])
+
+
+def test_what_both_hold_is_ranked_deep_enough_where_most_documents_are_gone(tmp_path: Path) -> None:
+    many = {f"x{n:03d}": "apple" for n in range(300)} | {"d-apple": "bread apple"}
+    hold_contest(Contest(contender({"d-apple": "bread apple"}), contender(many), 3, judged({"apple": "d-apple"})), CONFIG, {}, tmp_path)
+    table = load_values(tmp_path)
+    shared = table[table["metric"] == SHARED].set_index("system")["value"]
+    assert shared.to_dict() == {"candidate": 1.0, "champion": 1.0}  # 300 better ones stood before it
+    whole = table[(table["metric"] == "ndcg@10") & (table["system"] == "champion")]["value"]
+    assert whole.tolist() == [0.0]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,50 @@ def test_the_table_shows_numbers_intervals_and_sample_size(tmp_path: Path) -> No
     assert "student - BM25" in text and "8 queries" in text
     assert "100.0% [100.0% 100.0%]" in text
     assert "queries/s, batch 4" in text and "stop words removed" in text
+    assert "8 queries, each a unit of its own" in text
+
+
+def in_pages(pages: int) -> Dataset:
+    """The documents on so many pages, one after the other, by which the splits were made."""
+    documents = data().documents
+    numbered = [f'{{"page": {number * pages // len(documents)}}}' for number in range(len(documents))]
+    return replace(data(), documents=documents.assign(metadata=numbered), query_groups="page")
+
+
+def test_the_report_keeps_and_tells_the_units_of_its_queries(tmp_path: Path) -> None:
+    evaluation = load_evaluation(report(tmp_path / "pages", dataset=in_pages(2)).path)
+    units, summary, alone = evaluation.units_of(), evaluation.summary, load_summary(report(tmp_path / "alone").path)
+    assert units is not None and units.of([f"q{n}" for n in range(8)]).tolist() == [0] * 4 + [1] * 4
+    assert summary.units is not None and (summary.units.units, summary.units.largest) == (2, 4)
+    assert set(summary.units.design_effects) == {"recall@50", "ndcg@10"}
+    assert "8 queries in 2 units of up to 4" in summary.units.words and "same page" in summary.units.words
+    assert all(found.units == 2 for found in summary.comparisons) and all(found.units is None for found in alone.comparisons)
+    assert summary.systems["student"].intervals["ndcg@10"] == (0.0, 1.0)  # two units tell next to nothing, and a share ends there
+    assert alone.systems["student"].intervals["ndcg@10"][0] > 0.3
+    assert "8 queries in 2 units" in render_table(summary) and max(map(len, render_table(summary).splitlines())) <= 82
+
+
+def test_of_queries_in_a_single_unit_no_interval_is_given(tmp_path: Path) -> None:
+    dense = symmetric_ranker(WordEncoder(), in_pages(1))
+    summary = load_summary(report(tmp_path, {"bm25": Fixed(2), "teacher": dense, "student": dense}, in_pages(1)).path)
+    assert all(not system.intervals for system in summary.systems.values()) and not summary.retention_intervals
+    assert {(found.low, found.high, found.units) for found in summary.comparisons} == {(None, None, 1)}
+    assert summary.ann is not None and summary.ann.ndcg_lost_interval is None and not summary.ann.intervals
+    text = render_table(summary)
+    assert "All 8 queries are one unit" in text and "no interval" in text and "100.0% no interval" in text
+
+
+def test_a_report_of_before_there_were_units_counts_its_queries_one_by_one(tmp_path: Path) -> None:
+    folder = report(tmp_path).path
+    content = json.loads((folder / REPORT_FILE).read_text())
+    del content["units"]
+    for found in content["comparisons"]:
+        del found["units"]
+    (folder / REPORT_FILE).write_text(json.dumps(content))
+    (folder / "units.parquet").unlink()
+    evaluation = load_evaluation(folder)
+    assert evaluation.units is None and evaluation.units_of() is None and evaluation.summary.units is None
+    assert "unit" not in render_table(evaluation.summary)
 
 
 def test_the_table_of_four_systems_fits_a_terminal(tmp_path: Path) -> None:

@@ -10,7 +10,17 @@ import pytest
 from components.artifacts import verify
 from components.evaluation.significance import Interval
 from components.evaluation.study_plots import bars, quality_over
-from components.evaluation.study_report import markdown_table, number, with_interval, write_study_report
+from components.evaluation.study_report import (
+    CLAIM,
+    NO_CLAIM,
+    apart,
+    claim_of,
+    corrected,
+    markdown_table,
+    number,
+    with_interval,
+    write_study_report,
+)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +62,33 @@ def test_intervals_stand_behind_their_values() -> None:
     assert lines[1] == "| ------- | --------: | ------------------: | ------------------: |"
     assert lines[2] == "| teacher |      10.0 | 0.500 [0.400 0.600] |                   - |"
     assert lines[3] == "| a\\|b    |     1,000 | 0.250 [0.200 0.300] | 0.500 [0.000 1.000] |"
+
+
+def test_chances_of_a_table_are_corrected_together_but_for_rows_that_claim_nothing() -> None:
+    rows = [
+        {"system": "base"},
+        {"system": "a", "x": 0.1, "x p": 0.01, "y": 0.1, "y p": 0.3},
+        {"system": "b", "x": -0.1, "x p": 0.02, "y": 0.2, "y p": 0.001},
+        {"system": "c", "x": 0.5, "x p": 0.0001, "y": 0.5, "y p": 0.0001, **claim_of(1, 3)},
+    ]
+    found = corrected(pd.DataFrame(rows)).set_index("system")
+    assert found.loc[["a", "b"], ["x p", "y p"]].to_numpy().tolist() == [[pytest.approx(0.03), 0.3], [pytest.approx(0.04), 0.004]]
+    assert found.loc["c", ["x p", "y p"]].isna().all() and found.loc["c", CLAIM] == NO_CLAIM
+    told = {str(row["system"]): apart(row, "x") for row in found.reset_index().to_dict("records")}
+    assert told == {"base": False, "a": True, "b": True, "c": False}
+    assert claim_of(2, 3) == {}
+
+
+def test_a_table_without_chances_is_left_as_it_is() -> None:
+    frame = _frame()
+    assert corrected(frame) is frame
+
+
+def test_an_interval_of_a_single_unit_is_shown_as_none(tmp_path: Path) -> None:
+    frame = pd.DataFrame([{"system": "a", "queries/s": 2.0, **with_interval("R@50", Interval(0.5, float("-inf"), float("inf"), 1))}])
+    assert "0.500 [no interval]" in markdown_table(frame)
+    quality_over(frame, "queries/s", ("R@50",), tmp_path / "over.png", "t")
+    bars(frame, "system", ("R@50",), tmp_path / "bars.png", "t")
 
 
 def test_a_report_is_sealed_with_table_numbers_and_plot(tmp_path: Path) -> None:

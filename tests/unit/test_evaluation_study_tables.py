@@ -22,13 +22,22 @@ def scores(values: list[float]) -> Any:
 
 def test_systems_stand_beside_the_reference_with_paired_intervals() -> None:
     systems = {"worse": scores([0.0, 0.5, 0.0, 0.5]), "same": scores([0.5, 1.0, 0.5, 1.0]), "student": scores([0.5, 1.0, 0.5, 1.0])}
-    worse, same, student = side_by_side(systems, "student", CONFIG)
+    worse, same, student = side_by_side(systems, "student", CONFIG, untrained=tuple(systems))
     assert (worse["nDCG@10"], student["nDCG@10"]) == (0.25, 0.75)
     column = "student - system, nDCG@10"
     assert (worse[column], worse[column + " low"], worse[column + " high"]) == (0.5, 0.5, 0.5)  # every query gains the same
     assert column not in student
     assert verdict(worse, "student", "nDCG@10") == "above"
     assert verdict(same, "student", "nDCG@10") == "not apart from"
+
+
+def test_a_difference_of_systems_that_were_trained_once_claims_nothing() -> None:
+    systems = {"bm25": scores([0.0, 0.5]), "once": [scores([0.0, 0.5])], "student": [scores([0.5, 1.0]), scores([0.5, 1.0])]}
+    bm25, once, student = side_by_side(systems, "student", CONFIG, untrained=("bm25",))
+    assert (bm25["seeds"], once["seeds"], student["seeds"]) == (0, 1, 2)
+    assert [row.get("claim") for row in (bm25, once, student)] == [None, "one seed: no claim", None]
+    assert verdict(bm25, "student", "nDCG@10") == "above"
+    assert verdict(once, "student", "nDCG@10") == "not compared (one seed) with"
 
 
 def cell(parameters: int, pairs: int, entropy: float) -> dict[str, Any]:
@@ -73,6 +82,13 @@ def test_nothing_is_foretold_from_too_few_cells() -> None:
     lines = prediction_notes(scaling_table(GRID, foretold), foretold)
     assert lines[0].startswith("No prediction by L(N) = (A/N)^a + d: 1 points")
     assert foretell([], [(2_560_000, 4000)], 13, 20)["predictions"] == []
+
+
+def test_cells_without_an_interval_can_be_shown_and_drawn(tmp_path: Path) -> None:
+    frame = scaling_table([{**found, "entropy_low": None, "entropy_high": None} for found in GRID[:4]], {"predictions": []})
+    assert frame["entropy low"].isna().all()
+    draw_scaling(frame, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").is_file()
 
 
 def test_a_single_cell_can_still_be_drawn(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from flows.studies.config import StudySettings
 from flows.studies.context import Context
 from flows.studies.framework import Cell, require, run_cells
 from flows.studies.registry import STUDIES, load_study, require_study
+from flows.studies.seeds import whole_trainings
 from flows.studies.student_forms import layers_left_out, student_forms
 
 
@@ -117,6 +118,35 @@ def test_every_change_of_the_towers_is_a_valid_configuration(mining: dict[str, A
     assert mined.positive_share == tower_ablation.POSITIVE_SHARE and unfiltered.positive_share is None
     assert mined.model_copy(update={"positive_share": None}) == unfiltered
     assert mined.mining_start < config.towers.steps or mining
+
+
+def test_three_seeds_are_trained_unless_others_are_named() -> None:
+    assert [cell.name for cell in tower_ablation.cells(context("mined"))] == [
+        f"{name}@{seed}" for name in ("base", "mined") for seed in (13, 14, 15)
+    ]
+    moved = Unchecked(context().changed(towers={"seed": 5}), NoRecorder(), ["mined"])  # type: ignore[arg-type]
+    assert [cell.name for cell in tower_ablation.cells(moved)][:3] == ["base@5", "base@6", "base@7"]
+    with pytest.raises(ConfigError, match=r"study\.seeds.*twice"):
+        smoke(seeds=[1, 1])
+    with pytest.raises(ConfigError, match=r"study\.seeds"):
+        smoke(seeds=[-1])
+
+
+def test_a_whole_training_has_its_own_seeds_of_towers_and_student() -> None:
+    moved = context().changed(towers={"seed": 5}, distillation={"seed": 20})
+    found = whole_trainings(Unchecked(moved, NoRecorder()))  # type: ignore[arg-type]
+    assert {seed: (c.towers.seed, c.distillation.seed) for seed, c in found.items()} == {5: (5, 20), 6: (6, 21), 7: (7, 22)}
+    named = whole_trainings(context(seeds=[3, 9]))
+    assert {seed: (c.towers.seed, c.distillation.seed) for seed, c in named.items()} == {3: (3, 3), 9: (9, 9)}
+
+
+@pytest.mark.parametrize(
+    ("study", "fixed"), [("baselines", {"bm25", "untrained"}), ("cost_benefit", {"bm25", "student_untrained", "building", "serving"})]
+)
+def test_what_is_not_trained_has_one_cell_and_the_rest_one_for_each_seed(study: str, fixed: set[str]) -> None:
+    names = [cell.name for cell in load_study(study).cells(context(seeds=[1, 2]))]
+    assert {name for name in names if "@" not in name} == fixed
+    assert {"student@1", "student@2", "teacher@1", "teacher@2"} <= set(names)
 
 
 def test_tower_ablation_trains_base_and_cells_with_each_seed() -> None:

@@ -70,3 +70,16 @@ def _passes(pair: tuple[np.ndarray, np.ndarray]) -> bool:
 
 def _lower(gaps: np.ndarray) -> float:
     return float(gaps.mean() - 1.6448536 * gaps.std(ddof=1) / np.sqrt(len(gaps)))
+
+
+def test_queries_of_one_unit_let_a_loss_of_the_margin_through_no_more_often_than_the_policy_says() -> None:
+    """By single queries it passes far more often: that is what the units are for."""
+    found = rates(1000, -POLICY.margin, POLICY, 200, units=40)
+    assert found.unguarded <= 0.05 + 3 * (0.05 * 0.95 / 200) ** 0.5
+    assert found.single > 0.1
+
+
+def test_the_power_of_queries_in_units_is_that_of_their_number() -> None:
+    alone, grouped = rates(5000, 0.0, POLICY, 4), rates(5000, 0.0, POLICY, 4, units=100)
+    assert POLICY.min_power is not None and grouped.power < POLICY.min_power < alone.power
+    assert grouped.undecided == 1

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from components.evaluation.report import Evaluation
+from components.evaluation.units import Units
 from components.promotion.config import PolicyConfig
 from components.promotion.gates import Evidence, GateDecision, GateResult, decide
 from tests.unit.promotion_world import FACTS, GOOD, make_comparison, make_evaluation
@@ -143,9 +144,11 @@ def test_times_that_are_missing_or_of_another_evaluation_are_not_decidable() -> 
     still = make_comparison(p95_ms=0.0, qps=0.0)
     for comparison in (None, other, still):
         decision = decided(make_evaluation(), make_evaluation(), comparison=comparison)
+        counted = [] if comparison is still else [("removed_documents", "not_decidable")]
         assert [(gate.name, gate.status) for gate in decision.open_gates()] == [
             ("champion_p95", "not_decidable"),
             ("champion_qps", "not_decidable"),
+            *counted,
         ]
 
 
@@ -161,3 +164,55 @@ def test_every_gate_has_a_name_of_its_own_and_says_why() -> None:
     names = [gate.name for gate in decision.gates]
     assert len(names) == len(set(names))
     assert all(gate.reason.endswith(".") for gate in decision.gates)
+
+
+def in_units(report: Evaluation, numbers: np.ndarray) -> Evaluation:
+    """The report, its queries drawn in these units."""
+    ids = sorted(report.per_query["query_id"].unique())
+    return replace(report, units=Units(tuple(ids), numbers).table(report.summary.split))
+
+
+def test_queries_that_were_drawn_together_decide_together() -> None:
+    """Twenty copies of ten queries: by single queries the gate passes, by units it knows that ten are too few."""
+    gaps = np.tile(np.repeat([-0.02, 0.02], 20), 10)
+    report, champion = shifted(gaps), make_evaluation(queries=400)
+    policy = POLICY.model_copy(update={"slice_margin": None})
+    assert gate(decided(report, champion, policy), "champion_non_inferior").status == "pass"
+    result = gate(decided(in_units(report, np.arange(400) // 20), champion, policy), "champion_non_inferior")
+    assert result.status == "not_decidable"
+    assert "400 queries in 20 units" in result.reason and "queries in units like these" in result.reason
+    single = gate(decided(in_units(report, np.arange(400)), champion, policy), "champion_non_inferior")
+    assert single == gate(decided(report, champion, policy), "champion_non_inferior")
+
+
+def test_slices_know_the_units_of_their_queries() -> None:
+    gaps = np.tile(np.repeat([-0.1, 0.1], 20), 10)
+    report, champion = in_slices(shifted(gaps), latin=200, thai=200), make_evaluation(queries=400)
+    both = (report, in_units(report, np.arange(400) // 20))
+    alone, grouped = (gate(decided(found, champion), "champion_non_inferior[language=thai]") for found in both)
+    assert alone.power is not None and grouped.power is not None and grouped.power < 0.5 < alone.power
+    assert "200 queries in 10 units" in grouped.reason
+
+
+def test_all_queries_in_one_unit_decide_nothing_and_say_why() -> None:
+    report, policy = in_units(make_evaluation(), np.zeros(40, np.int64)), POLICY.model_copy(update={"slice_margin": None})
+    decision = decided(report, make_evaluation(), policy)
+    opened = {gate.name: gate for gate in decision.open_gates()}
+    assert decision.verdict == "not_decidable"
+    assert {"champion_non_inferior", "retention", "beats_bm25"} <= set(opened)
+    assert all("All these queries are one unit" in gate.reason for gate in opened.values())
+
+
+def test_units_that_lack_a_query_are_not_decidable() -> None:
+    report = in_units(make_evaluation(), np.arange(40))
+    assert report.units is not None
+    decision = decided(replace(report, units=report.units.iloc[1:]), make_evaluation())
+    assert "not which unit" in gate(decision, "champion_non_inferior").reason
+    assert decision.verdict == "not_decidable"
+
+
+def test_units_are_an_input_of_the_decision_and_their_lack_is_none() -> None:
+    report = make_evaluation()
+    before, after = (decided(found, make_evaluation()).inputs["evaluation"] for found in (report, in_units(report, np.arange(40))))
+    assert before != after
+    assert before == decided(replace(report, units=None), make_evaluation()).inputs["evaluation"]

@@ -20,11 +20,16 @@ POLICY = PolicyConfig(min_queries=20, min_slice_queries=15, floors={"ndcg@10": 0
 CHAMPION = ("champion_non_inferior", "champion_non_inferior[half=even]", "champion_non_inferior[half=odd]")
 SHIFTED = "off_distribution_retention[shifted]"
 # (table, system, metric) -> the gates that rest on it
+WORTH = ("teacher_worth[bm25]", "teacher_worth[student_untrained]")
 NEEDED = {
     ("per_query", "student", "ndcg@10"): ("beats_bm25", "beats_untrained", "floor[ndcg@10]", *CHAMPION),
-    ("per_query", "bm25", "ndcg@10"): ("beats_bm25",),
-    ("per_query", "student_untrained", "ndcg@10"): ("beats_untrained",),
-    ("per_query", "teacher", "recall@50"): ("retention",),
+    ("per_query", "student", "recall@50"): ("beats_bm25", "beats_untrained", "retention"),
+    ("per_query", "bm25", "ndcg@10"): ("beats_bm25", WORTH[0]),
+    ("per_query", "bm25", "recall@50"): ("beats_bm25", WORTH[0]),
+    ("per_query", "student_untrained", "ndcg@10"): ("beats_untrained", WORTH[1]),
+    ("per_query", "student_untrained", "recall@50"): ("beats_untrained", WORTH[1]),
+    ("per_query", "teacher", "recall@50"): ("retention", *WORTH),
+    ("per_query", "teacher", "ndcg@10"): WORTH,
     ("values", "champion", "ndcg@10"): CHAMPION,
     ("values", "candidate", "ndcg@10"): CHAMPION,
     ("ann", None, "recall@100"): ("ann_recall",),
@@ -99,7 +104,7 @@ def test_figures_of_the_summaries(section: str, value: float | None) -> None:
         else:
             speed = getattr(comparison, section).model_copy(update={"p95_ms": value, "qps": value})
             changed = replace(evidence, comparison=comparison.model_copy(update={section: speed}))
-        needed: tuple[str, ...] = ("champion_p95", "champion_qps")
+        needed: tuple[str, ...] = ("champion_p95", "champion_qps") + (("removed_documents",) if value is None else ())
     else:
         changes: dict[str, Any] = {
             "speed": summary.speed.model_copy(update={"speed_up": value}) if summary.speed else None,
@@ -111,7 +116,7 @@ def test_figures_of_the_summaries(section: str, value: float | None) -> None:
         report = replace(evidence.report, summary=summary.model_copy(update={section: changes[section]}))
         changed = replace(evidence, report=report)
         gates = {"speed": ("speed_up",), "health": ("not_collapsed",), "retention": ("retention",), "ann": ("ann_recall",)}
-        needed = gates.get(section, ("retention", "beats_bm25", "floor[ndcg@10]", *CHAMPION))
+        needed = gates.get(section, ("retention", "beats_bm25", *WORTH, "floor[ndcg@10]", *CHAMPION))
     found = statuses(changed)
     for gate in needed:
         assert found[gate] != "pass", gate

@@ -60,12 +60,21 @@ def test_the_built_in_data_keeps_the_lengths_of_its_presets() -> None:
     assert found["towers.max_document_length"] == 48
 
 
+def test_queries_that_were_drawn_in_groups_show_a_wider_margin_only() -> None:
+    asked = own(policy__margin=0.01, policy__min_power=0.8)
+    alone, grouped = (chosen(plan.from_data(asked, facts(design_effect=effect), (), ROOM, 4)) for effect in (1.0, 4.0))
+    assert grouped["policy.margin"] == pytest.approx(2 * alone["policy.margin"], abs=0.01)
+    reasons = [choice.reason for choice in plan.from_data(asked, facts(design_effect=4.0), (), ROOM, 4) if choice.field == "policy.margin"]
+    assert "4.0 of them say about as much as one drawn by itself" in reasons[0]
+
+
 def test_a_margin_that_the_queries_cannot_show_is_widened_with_a_version_of_its_own() -> None:
     asked = own(policy__margin=0.01, policy__min_power=0.8)
     found = chosen(plan.from_data(asked, facts(), (), ROOM, 4))
     smallest = margin_for(plan.TRAINING_SPREAD, 50)
     assert smallest <= found["policy.margin"] < smallest + 0.005
-    assert found["policy.version"] == f"smoke-1-margin-{found['policy.margin']:g}"
+    assert found["policy.baseline_margin"] == found["policy.margin"]
+    assert found["policy.version"] == f"smoke-2-margin-{found['policy.margin']:g}"
     enough = facts(judged={"test": texts(queries_for(plan.TRAINING_SPREAD, 0.01))})
     assert chosen(plan.from_data(asked, enough, (), ROOM, 4))["policy.margin"] == 0.01
 

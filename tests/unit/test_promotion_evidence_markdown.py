@@ -14,7 +14,8 @@ from components.promotion.evidence_changes import changes_between
 from components.promotion.evidence_markdown import LIMIT, describe
 from components.promotion.marks import Override
 from components.promotion.release import ReleaseManifest
-from tests.unit.evidence_world import validation_with_dropped_rows, world_of
+from components.promotion.training_noise import TrainingNoise
+from tests.unit.evidence_world import validation_with_dropped_rows, with_units, world_of
 
 LINKS = {"Full report": "#/experiments/1/runs/r/artifacts/release/report.html"}
 
@@ -133,3 +134,14 @@ def test_rows_that_the_data_lost_are_said_with_the_verdict(dossier: Dossier) -> 
     assert "Left out of the data" not in describe(dossier, LINKS)
     page = describe(replace(dossier, validation=validation_with_dropped_rows()), LINKS)
     assert "**Left out of the data:** 3 rows (3 dangling" in page.partition("### ")[0]
+
+
+def test_units_and_noise_of_the_training_stand_beside_the_differences(dossier: Dossier) -> None:
+    page = describe(dossier, LINKS)
+    assert "Training noise: unknown." in page and "units" not in page
+    grouped = describe(with_units(dossier), LINKS)
+    assert "The queries are 10 units, of up to 4 that were drawn together: they say as much as 20 independent ones by nDCG@10." in grouped
+    noise = TrainingNoise(
+        kind="k", source="study baselines", seeds=((1, 1), (2, 2)), values={"ndcg@10": (0.5, 0.54), "recall@50": (0.7, 0.7)}
+    )
+    assert "2 trainings that differ in their seeds alone spread by 0.0283 in nDCG@10" in describe(replace(dossier, noise=noise), LINKS)

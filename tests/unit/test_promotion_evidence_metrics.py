@@ -76,3 +76,13 @@ def test_measurements_leave_their_figures(tmp_path: Path) -> None:
 def test_other_artifacts_have_none(tmp_path: Path) -> None:
     for kind in ("dataset", "encoder", "towers", "comparison"):
         assert step_metrics(made(tmp_path, kind)) == {}
+
+
+def test_student_and_teacher_stand_against_both_baselines_in_both_metrics(dossier: Dossier) -> None:
+    found = candidate_metrics(dossier)
+    for system, level in (("student", 0.75), ("teacher", 0.72)):
+        for baseline, other in (("bm25", 0.40), ("student_untrained", 0.30)):
+            for metric in ("ndcg@10", "recall@50"):
+                name = f"{system}_minus_{baseline}/{metric}"
+                assert found[name] == pytest.approx(level - other)
+                assert found[f"{name}_low"] <= found[name] + 1e-9 <= found[f"{name}_high"] + 2e-9  # type: ignore[operator]

@@ -16,14 +16,17 @@ from components.artifacts import read_manifest
 from components.errors import ArtifactError, PromotionError
 from components.evaluation.comparison import CANDIDATE, CHAMPION, SIDE_COLUMNS, ComparisonTables
 from components.promotion.evidence import Compared, Dossier, Making
+from components.promotion.evidence_markdown import describe
 from components.promotion.evidence_report import render_report, write_report_page
+from components.promotion.evidence_sections import champion_deltas
+from components.promotion.evidence_words import systems_words
 from components.promotion.marks import Override
-from components.promotion.release import REPORT_PAGE, require_report
+from components.promotion.release import REPORT_PAGE, LineageNode, require_report
 from components.promotion.verification import check_version
 from components.tracking import labels
 from components.tracking.runs import PLOTS
-from tests.unit.evidence_world import EVIL, slices, tables, validation_with_dropped_rows, world_of
-from tests.unit.promotion_world import NAME, MemoryTracking, World, make_evaluation, rewrite
+from tests.unit.evidence_world import EVIL, slices, tables, validation_with_dropped_rows, with_units, world_of
+from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, make_evaluation, rewrite
 
 SECTIONS = ("glance", "gates", "changes", "quality", "slices", "queries")
 SECTIONS += ("agreement", "speed", "index", "contracts", "retention", "cost", "origin")
@@ -253,3 +256,57 @@ def test_rows_that_the_data_lost_stand_at_a_glance_and_with_the_contracts(dossie
     assert 'Rows left out of the data<b class="">3</b><span>queries without an answer now: 1</span>' in page
     assert "3 of 200" in page and "dangling_document" in page and "1 query has no relevant document left" in page
     assert "<script>" not in page
+
+
+def test_units_of_the_queries_stand_with_what_they_are_worth(dossier: Dossier) -> None:
+    before, page = render_report(dossier), render_report(with_units(dossier))
+    assert "Every query counts as drawn by itself" in before and "Training noise: unknown" in before
+    assert "40 queries in units by page." in page
+    # Four of forty queries lost 0.2, all of one unit: by units the difference of 0.025 is known far less well.
+    found, alone = (next(d for d in champion_deltas(one) if d.metric == "ndcg@10") for one in (with_units(dossier), dossier))
+    assert found.effective is not None and found.effective < 20 and alone.effective is None
+    assert f"40 (as {found.effective})" in page and not re.search(r"\(as \d", before)
+    assert found.low is not None and alone.low is not None and found.low < alone.low
+    assert found.power is not None and alone.power is not None and found.power < alone.power
+
+
+def test_a_report_on_a_single_unit_gives_no_interval(dossier: Dossier) -> None:
+    page = render_report(with_units(dossier, 40))
+    assert "one unit" in page and "no interval" in page and "inf" not in re.sub(r"<[^>]*>|[a-z]+inf[a-z]*|inf[a-z]+", "", page)
+
+
+def on_dev_with_a_poor_teacher(dossier: Dossier) -> Dossier:
+    """Measured on dev, where the teacher lies below the untrained encoder."""
+    measured = make_evaluation({**GOOD, "student": 0.75, "student_untrained": 0.73})
+    summary = measured.summary.model_copy(update={"split": "dev"})
+    return replace(dossier, evaluation=replace(measured, slices=slices(), summary=summary))
+
+
+def test_another_split_and_a_teacher_that_is_worth_nothing_stand_in_the_first_line_of_the_verdict(dossier: Dossier) -> None:
+    found = on_dev_with_a_poor_teacher(dossier)
+    page, text = render_report(found), describe(found, {})
+    for first in (re.search(r'role="status"><b>(.*?)</b>', page)[1], text.splitlines()[0]):  # type: ignore[index]
+        assert "NOT MEASURED ON TEST but on the split" in first
+        assert "The teacher lies below doing nothing" in first and "-0.010" in first
+    good = render_report(dossier)
+    assert "NOT MEASURED" not in good and "doing nothing" not in good and "NOT MEASURED" not in describe(dossier, {})
+
+
+def test_the_baselines_are_shown_in_both_metrics_on_the_page_and_in_the_description(dossier: Dossier) -> None:
+    page = render_report(dossier)
+    first = replace(dossier, champion=None, compared=Compared(missing="none"), notes=())
+    text = describe(first, {})
+    for metric in ("nDCG@10", "recall@50"):
+        for pair in ("student - bm25", "teacher - student_untrained"):
+            assert f"{systems_words(pair)}, {metric}" in page
+            assert f"{systems_words(pair)} &ensp;| {metric}" in text
+
+
+def test_held_out_documents_whose_titles_were_trained_on_are_counted_for_the_reviewer(dossier: Dossier) -> None:
+    manifest = dossier.manifest
+    node = LineageNode(digest=manifest.pins.query_encoder.digest, kind="encoder", name="distil", counts={"held_out_titles": 1234})
+    found = replace(dossier, manifest=manifest.model_copy(update={"lineage": (node,)}))
+    for text in (render_report(found), describe(found, {})):
+        assert "The titles of 1,234 documents that no train query asks for" in text
+    none = node.model_copy(update={"counts": {"held_out_titles": 0}})
+    assert "The titles of" not in render_report(replace(found, manifest=manifest.model_copy(update={"lineage": (none,)})))

@@ -105,3 +105,14 @@ def test_a_build_is_compared_step_by_step() -> None:
     assert (equal, str(first)) == (2, "student (encoder): recorded c, found x")
     assert str(compare_lineage(recorded, again[:2])[1]) == "number of artifacts: recorded 3, found 2"
     assert str(compare_lineage(recorded, [*again[:1], node("index", "b", "index")])[1]).startswith("steps: recorded towers")
+
+
+def test_intervals_over_single_queries_are_not_held_against_those_over_units(folders: tuple[Path, Path]) -> None:
+    """A report of before units were kept: its means are compared, its intervals nobody would compute again."""
+    for folder, ends in zip(folders, ([0.4, 0.6], [0.2, 0.8]), strict=True):
+        change_report(folder, lambda report, ends=ends: report["systems"]["student"]["intervals"].update({"ndcg@10": ends}))  # type: ignore[misc]
+    assert compare_evaluations(*folders).outcome == "different"
+    change_report(folders[1], lambda report: report.update(units={"rule": "by page", "units": 4, "largest": 10, "words": "w"}))
+    assert compare_evaluations(*folders).outcome == "equal"
+    change_report(folders[1], lambda report: report["systems"]["student"]["metrics"].update({"ndcg@10": 0.1}))
+    assert compare_evaluations(*folders).outcome == "different"

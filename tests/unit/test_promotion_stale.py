@@ -6,16 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from components.artifacts import digest_of
 from components.errors import ModelError, PromotionError
 from components.evaluation.report import load_evaluation, write_report
+from components.index.search import index_in_memory
 from components.promotion.approval import approve
 from components.promotion.history import history_of, render_history
 from components.promotion.marks import RED, override_of
 from components.promotion.promote import promote, rollback
-from components.promotion.release import EVALUATION_FOLDER, ReleaseManifest
+from components.promotion.release import EVALUATION_FOLDER, ReleaseManifest, load_release
 from components.promotion.stale import decide_again
 from components.promotion.status import render_status, status_of
 from components.promotion.waiting import pending
@@ -232,10 +234,19 @@ def test_speeds_are_measured_when_the_policy_asks(world: World, monkeypatch: pyt
     asked: list[str] = []
 
     class Opened:
+        def __init__(self, *doc_ids: str) -> None:
+            self.index = index_in_memory(np.eye(len(doc_ids), dtype=np.float32), list(doc_ids), "space")
+
         def search(self, queries: list[str], k: int) -> None:
             asked.extend(queries)
 
-    monkeypatch.setattr(timing, "open_retriever", lambda manifest: Opened())
+    candidate = load_release(folder).pins.query_encoder
+    of_candidate, of_champion = Opened("d1", "d2", "new"), Opened("d1", "d2", "d3", "d4")
+
+    def opened(manifest: ReleaseManifest) -> Opened:
+        return of_candidate if manifest.pins.query_encoder == candidate else of_champion
+
+    monkeypatch.setattr(timing, "open_retriever", opened)
     monkeypatch.setattr(timing, "logged_queries", lambda name, limit: ["knee cyst"])
     assert timing.compare_again(folder, 2).comparison is None and asked == []
 
@@ -249,6 +260,11 @@ def test_speeds_are_measured_when_the_policy_asks(world: World, monkeypatch: pyt
     assert gates["champion_p95"] == "pass"
     untimed = {gate.name: gate.status for gate in decide_again(folder, 2).decision.gates}
     assert untimed["champion_p95"] == "not_decidable"  # what the candidate was built with is about another champion
+
+    rewrite(folder, lambda content: content["config"]["policy"].update(max_p95_ratio=None, max_removed_share=0.4))
+    counted = next(gate for gate in timing.compare_again(folder, 2).decision.gates if gate.name == "removed_documents")
+    assert (counted.status, counted.value) == ("not_decidable", 0.5)
+    assert "Of the 4 documents of the champion 2 are gone" in counted.reason
 
 
 def test_history_reads_records_of_older_versions(world: World) -> None:

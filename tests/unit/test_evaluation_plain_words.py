@@ -1,0 +1,88 @@
+"""The sentences for people who read no tables: they name a loss where there is one, and say nothing that was not measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from components.evaluation.plain_words import cost_sentence, gain_sentence, split_mark, teacher_mark
+from components.evaluation.report import Comparison, Summary, SystemSummary
+from components.evaluation.table import render_table
+from tests.unit.promotion_world import GOOD, make_evaluation
+
+Given = dict[tuple[str, str, str], tuple[float, float, float]]
+GAINS: Given = {
+    ("student", "bm25", "ndcg@10"): (0.139, 0.110, 0.170),
+    ("student", "bm25", "recall@50"): (0.152, 0.120, 0.180),
+    ("student", "student_untrained", "ndcg@10"): (0.063, 0.035, 0.094),
+    ("student", "student_untrained", "recall@50"): (-0.010, -0.030, 0.012),
+}
+LOSS: Given = {("teacher", "student_untrained", "recall@50"): (-0.0265, -0.050, -0.002)}
+
+
+def summary(comparisons: Given, split: str = "test", systems: dict[str, dict[str, float]] | None = None) -> Summary:
+    made = [
+        Comparison(system=a, baseline=b, metric=m, difference=d, low=low, high=high, confidence=0.95, queries=40)
+        for (a, b, m), (d, low, high) in comparisons.items()
+    ]
+    levels = {name: SystemSummary(metrics=metrics, intervals={}) for name, metrics in (systems or {}).items()}
+    return make_evaluation().summary.model_copy(update={"comparisons": tuple(made), "systems": levels, "split": split})
+
+
+def test_the_gain_over_both_baselines_is_said_in_both_metrics_with_intervals() -> None:
+    told = gain_sentence(summary(GAINS))
+    assert told.startswith("Against BM25 the new search gains 0.152 [0.120 0.180] in recall@50 and gains 0.139 [0.110 0.170] in nDCG@10; ")
+    assert "against the encoder as it was downloaded it shows no difference in recall@50 (-0.010 [-0.030 +0.012]) and gains 0.063" in told
+    assert told.count(".") - told.count("0.") == 1 and told.endswith(").")  # one sentence
+
+
+def test_a_teacher_that_loses_to_doing_nothing_stands_in_the_same_sentence() -> None:
+    told = gain_sentence(summary({**GAINS, **LOSS}))
+    assert "the teacher is worse than doing nothing: recall@50 -0.026 [-0.050 -0.002] against the encoder as it was downloaded" in told
+
+
+def test_a_loss_of_the_student_is_called_one() -> None:
+    worse: Given = {("student", "student_untrained", "recall@50"): (-0.03, -0.05, -0.01)}
+    assert "it loses 0.030 [0.010 0.050] in recall@50" in gain_sentence(summary(worse))
+
+
+def test_what_was_not_measured_is_not_made_up() -> None:
+    assert gain_sentence(summary({})) == "What was gained over BM25 and over the encoder as it was downloaded was not measured."
+    silent = summary({}).model_copy(update={"speed": None})
+    assert cost_sentence(silent, {}) == "What it costs was not measured."
+    assert "minutes" not in cost_sentence(summary({}), {"encoder_bytes": 91e6})
+
+
+def test_the_cost_names_minutes_queries_a_second_and_sizes() -> None:
+    told = cost_sentence(summary({}), {"seconds": 567.0, "encoder_bytes": 91.2e6, "index_bytes": 24.4e6})
+    assert told == (
+        "It took 9.4 minutes of computing to build, encodes 100 queries a second (batches of 32), takes 91.2 MB for the encoder and "
+        "24.4 MB for the index."
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ((-0.03, -0.05, -0.01), "is worse than doing nothing"),
+        ((-0.01, -0.03, 0.01), "lies below doing nothing, which may be chance"),
+        ((0.0, -0.01, 0.01), ""),
+        ((0.05, 0.03, 0.07), ""),
+    ],
+)
+def test_the_teacher_is_marked_where_it_lies_below_the_untrained_encoder(found: tuple[float, float, float], words: str) -> None:
+    mark = teacher_mark(summary({("teacher", "student_untrained", "ndcg@10"): found}))
+    assert words in mark and bool(mark) == bool(words)
+
+
+def test_reports_of_before_there_was_such_a_comparison_are_marked_by_their_means() -> None:
+    before = summary({}, systems={"teacher": {"recall@50": 0.85}, "student_untrained": {"recall@50": 0.867}})
+    assert "recall@50 -0.017 without an interval against" in teacher_mark(before)
+
+
+def test_any_split_but_test_is_marked_in_the_table() -> None:
+    assert split_mark("test") == ""
+    assert "Checkpoints were chosen on it" in split_mark("dev")
+    for split in ("dev", "test_nl2bash", "TEST"):
+        report = make_evaluation(GOOD).summary.model_copy(update={"split": split, "retention": {}})
+        assert f"NOT MEASURED ON TEST but on the split '{split}'" in render_table(report).splitlines()[1]
+    assert "NOT MEASURED" not in render_table(make_evaluation(GOOD).summary.model_copy(update={"retention": {}}))
