@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -21,6 +23,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 SIGNATURE = "signature.dsse.json"  # of the manifest, so it cannot be listed in it: an artifact keeps its digest when it is signed
 Scalar = str | int | float | bool | None
+_CLOCK_TICK = 10**8  # nanoseconds: of two changes that are closer than this, a file system may give both the same time
 
 
 class FileEntry(BaseModel):
@@ -132,11 +135,18 @@ def file_sha256(path: Path) -> str:
 
 def write_atomic(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Write beside, fsync, rename: a reader sees the old file or the new one, never a part. `mode` is narrowed by the umask."""
+    with written_atomically(path, mode) as handle:
+        handle.write(content)
+
+
+@contextmanager
+def written_atomically(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """`write_atomic` for what is too large to hold: the block writes into the file, which takes its name when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as handle:
-            handle.write(content)
+            yield handle
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(beside, path)
@@ -208,12 +218,17 @@ def seal(
     counts: Mapping[str, int] | None = None,
     parents: Mapping[str, str] | None = None,
     attributes: Mapping[str, Scalar] | None = None,
+    known: Mapping[str, FileEntry] | None = None,
 ) -> Artifact:
-    """Hash every file of `folder` and write its manifest last; the folder is an artifact from then on."""
+    """Hash every file of `folder` and write its manifest last; the folder is an artifact from then on.
+
+    `known`: files that were hashed just now under another name, as those that are linked from an artifact that was verified.
+    """
     files = {}
     for path in _members(folder):
+        name = path.relative_to(folder).as_posix()
         _fsync(path)
-        files[path.relative_to(folder).as_posix()] = FileEntry(sha256=file_sha256(path), bytes=path.stat().st_size)
+        files[name] = (known or {}).get(name) or FileEntry(sha256=file_sha256(path), bytes=path.stat().st_size)
     manifest = Manifest(
         kind=kind,
         files=files,
@@ -273,6 +288,40 @@ def verify_sizes(folder: Path, expected_digest: str | None = None) -> Artifact:
                 "Restore it or run the step again."
             )
     return _artifact(folder, manifest)
+
+
+def verify_noted(folder: Path, expected_digest: str | None, note: Path, whole: bool = False) -> Artifact:
+    """`verify`, which hashes the files only when they are not as the last time: then their state decides, at no cost for large files.
+
+    The file `note` keeps what was hashed and found right: digest of the manifest; device, inode, size, mtime and ctime of each file. A
+    file that is written to, replaced or copied has another state and is hashed. Not seen are bytes that went bad on the disk, and a
+    forged note: `whole` hashes whatever the note says. Where no note can be written, every call hashes.
+    """
+    manifest = _expected_manifest(folder, expected_digest)
+    state = _state(folder, manifest)
+    if not whole and _read_note(note) == state:
+        return _artifact(folder, manifest)
+    artifact = verify(folder, expected_digest)
+    settled = max(times[-1] for times in state["files"].values()) < time.time_ns() - _CLOCK_TICK
+    if settled and _state(folder, manifest) == state:
+        with suppress(OSError):
+            write_json(note, {"state": state, "digest": digest_of(state)})
+    return artifact
+
+
+def _state(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    found = {name: (folder / name).stat() for name in (MANIFEST, *manifest.files)}
+    files = {name: [of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns] for name, of in found.items()}
+    return {"folder": str(folder), "manifest": manifest.digest, "files": files}
+
+
+def _read_note(note: Path) -> Any:
+    """The state that a note keeps; None where there is none, or not as it was written."""
+    try:
+        found = read_json(note)
+        return found["state"] if found["digest"] == digest_of(found["state"]) else None
+    except (ArtifactError, OSError, KeyError, TypeError):
+        return None
 
 
 def _expected_manifest(folder: Path, expected_digest: str | None) -> Manifest:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import hashlib
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from components.errors import ConfigError
 from components.network import spare_loopback
 
 PRECISION_VARIABLE = "SCALINGNOTE_PRECISION"
 NUMBER_FORMATS = ("float32", "bfloat16")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+_CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def expanded(path: str) -> Path:
@@ -28,13 +34,19 @@ def expanded(path: str) -> Path:
 def home() -> Path:
     """The one folder that holds all local state: `SCALINGNOTE_HOME`, or `.scalingnote` in the current folder.
 
-    Raises ConfigError for a folder that no database can lie in.
+    Raises ConfigError for a folder that no database can lie in, and one that cannot be found.
     """
     given = os.environ.get("SCALINGNOTE_HOME") or ".scalingnote"
     folder = expanded(given)
     if str(folder).startswith("~"):  # else a folder of that name would be made here
         raise ConfigError(f"SCALINGNOTE_HOME is '{given}', but there is no such user, or no home folder of theirs. Give the whole path.")
-    folder = folder.resolve()
+    try:
+        folder = folder.resolve()
+        folder.exists()  # or its name is too long
+    except OSError as error:
+        shown = given if len(given) < 100 else f"{given[:60]}...{given[-30:]}"
+        gone = "the current folder was removed" if isinstance(error, FileNotFoundError) else error.strerror
+        raise ConfigError(f"The home folder '{shown}' cannot be used: {gone}. Give the whole path of one with SCALINGNOTE_HOME.") from None
     if any(letter == "?" or "\ud800" <= letter <= "\udfff" for letter in str(folder)):
         shown = os.fsencode(folder).decode("utf-8", "backslashreplace")
         raise ConfigError(
@@ -54,6 +66,11 @@ def shipped(name: str) -> Path:
 def work_folder() -> Path:
     """Working files of the steps, a cache by key."""
     return home() / "work"
+
+
+def check_note(folder: Path) -> Path:
+    """Where the last full check of the artifact in `folder` is noted (see `components.artifacts.verify_noted`)."""
+    return work_folder() / "checked" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}.json"
 
 
 def models_folder() -> Path:
@@ -101,14 +118,25 @@ def opening(store: str) -> Iterator[None]:
         yield
         return
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locked(handle, wait=False):
             print(f"Waiting: another command is opening {store} in {home()}.", file=sys.stderr, flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            pass
+            locked(handle)
         yield
+
+
+def locked(handle: IO[Any], wait: bool = True, shared: bool = False) -> bool:
+    """Take the lock of an open file, which the system frees when its holder dies; False when another holds it and `wait` is False.
+
+    A file system without locks, as some network drives are, gives none: then it counts as taken, and one command at a time is the user's.
+    """
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
 
 
 def forced_precision() -> str | None:
@@ -120,6 +148,62 @@ def forced_precision() -> str | None:
     if named and named not in NUMBER_FORMATS:
         raise ConfigError(f"{PRECISION_VARIABLE} is '{named}'; allowed: {' or '.join(NUMBER_FORMATS)}. Unset it for the automatic choice.")
     return named or None
+
+
+def usable_processors() -> int:
+    """Processors that this process may use: those of its affinity (taskset), or fewer where a container has a quota; at least 1."""
+    return max(1, min([_affinity(), *(int(quota) for quota in _quotas())]))
+
+
+def _affinity() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def asked_threads(variable: str = "OMP_NUM_THREADS") -> int | None:
+    """The threads that a variable asks for; of OpenMP's list for nested levels (`4,2`) the first. None where it names no number above 0."""
+    first = os.environ.get(variable, "").partition(",")[0].strip()
+    return int(first) if first.isascii() and first.isdigit() and int(first) > 0 else None
+
+
+def _quotas() -> Iterator[float]:
+    """The processors that the control groups of this process allow, from its own group up to the root; nothing where there is no limit."""
+    try:
+        lines = _OWN_CGROUP.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, name = [*line.split(":", 2), "", ""][:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = _CGROUPS / "cpu" if controllers else _CGROUPS
+        group = Path(os.path.normpath("/" + name.lstrip("/")))
+        # Within a container the groups above are not seen, and its own may lie at the root.
+        for place in dict.fromkeys([group, *group.parents, Path("/")]):
+            yield from _quota_of(root / place.relative_to("/"))
+
+
+def _quota_of(group: Path) -> Iterator[float]:
+    """Quota over period of a group, of the second version (cpu.max) or the first."""
+    try:
+        if (group / "cpu.max").is_file():
+            quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text(encoding="utf-8").strip() for name in ("quota", "period"))
+        if quota.isdigit() and int(period) > 0:  # else "max" or -1
+            yield int(quota) / int(period)
+    except (OSError, ValueError):
+        return
+
+
+def _limit_threads() -> None:
+    """Let libraries start no more threads than may run at once: they look at the affinity, but at no quota, and believe any variable."""
+    usable = usable_processors()
+    for variable in THREADS:
+        asked = asked_threads(variable)
+        if (asked or 0) > usable or (asked is None and variable in os.environ):
+            os.environ[variable] = str(usable)
+    if usable < _affinity():
+        os.environ.setdefault("OMP_NUM_THREADS", str(usable))
 
 
 def free_memory() -> int:
@@ -152,7 +236,10 @@ def activate() -> None:
     A value that is already set wins, so a team's servers, caches and proxies are left alone; loopback alone goes past the proxies.
     """
     spare_loopback()
+    _limit_threads()
     root = home()
+    if any(path.is_file() for path in (root, *root.parents)):
+        raise ConfigError(f"The home folder '{root}' is a file, or lies below one. Name a folder with SCALINGNOTE_HOME.")
     with suppress(PermissionError):  # of somebody who may only read an existing home
         root.mkdir(parents=True, exist_ok=True, mode=0o700)  # queries, names and the store lie there, and are nobody else's
         for folder in (work_folder(), models_folder(), artifact_root(), root / "prefect", root / "cache"):
@@ -174,6 +261,9 @@ def activate() -> None:
         "PREFECT_HOME": str(root / "prefect"),
         "PREFECT_LOCAL_STORAGE_PATH": str(root / "prefect" / "storage"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # Prefect keeps every run for ever by itself. With this those that ended 90 days ago are deleted
+        # (PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD, in seconds); lineage and records lie in MLflow.
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
         # The server inside the process takes 6 s to start, but a loaded machine has made it miss the default of 20 s.
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
         "GX_ANALYTICS_ENABLED": "false",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -10,13 +12,23 @@ from typing import Any
 
 from prefect.runtime import flow_run
 
+from components import settings
 from components.artifacts import Artifact
 from components.promotion.evidence_metrics import step_metrics
 from components.promotion.release import LineageNode
 from components.promotion.signing_keys import load_signing_key
 from components.tracking.provenance import Provenance, collect_provenance, version_tags
 from components.tracking.registry import RegisteredVersion, register
-from components.tracking.runs import Measured, StepRecord, close_flow_run, log_evidence, log_report, open_flow_run, record_step
+from components.tracking.runs import (
+    Measured,
+    StepRecord,
+    close_flow_run,
+    close_killed_run,
+    log_evidence,
+    log_report,
+    open_flow_run,
+    record_step,
+)
 from flows.planning import left_after
 from flows.steps import Done, Step, Timing, run_step
 
@@ -122,13 +134,54 @@ class Recorder:
 
 
 @contextmanager
+def _marked_as_running(run_id: str) -> Iterator[None]:
+    """Hold the lock of a file that names this run, as long as the block runs; the system frees it when the process is killed.
+
+    Runs whose file is there without its lock are those of killed processes: they are closed first, in MLflow and in Prefect.
+    """
+    folder = settings.work_folder() / "running"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.json"):
+        with suppress(OSError), path.open(encoding="utf-8") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if text := handle.read():  # else its process is about to take the lock
+                _close_killed(path.stem, text)
+                path.unlink(missing_ok=True)
+    own = folder / f"{run_id}.json"
+    with own.open("w", encoding="utf-8") as handle:
+        with suppress(OSError):  # a file system without locks, where no run is ever taken for a killed one
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        handle.write(json.dumps({"prefect_flow_run_id": flow_run.id}))
+        handle.flush()
+        try:
+            yield
+        finally:
+            own.unlink(missing_ok=True)
+
+
+def _close_killed(run_id: str, mark: str) -> None:
+    close_killed_run(run_id)
+    with suppress(Exception):  # Prefect's database may be another one by now, and its history is not ours to keep
+        from prefect.client.orchestration import get_client
+        from prefect.states import Crashed
+
+        left = json.loads(mark)["prefect_flow_run_id"]
+        if left is None:
+            return
+        with get_client(sync_client=True) as client:
+            if client.read_flow_run(left).state_name == "Running":
+                client.set_flow_run_state(left, Crashed(message="The process of this run was killed."), force=True)
+
+
+@contextmanager
 def recorded_flow(name: str, flow: str, parameters: Mapping[str, Any]) -> Iterator[Recorder]:
     """Open the flow's run in MLflow and close it as finished, failed or killed."""
     load_signing_key()  # a key that cannot be used is found now, not after a day of training
     provenance = collect_provenance()
     run_id = open_flow_run(name, flow, parameters, provenance, {"prefect_flow_run_id": flow_run.id or "none"})
     try:
-        yield Recorder(name, parameters, run_id, provenance)
+        with _marked_as_running(run_id):
+            yield Recorder(name, parameters, run_id, provenance)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         with suppress(Exception):  # a store that cannot be written must not hide what went wrong

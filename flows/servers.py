@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from io import StringIO
@@ -30,6 +30,7 @@ from flows.server_plans import HOST, ServerError, ServerPlan, mlflow_plan, prefe
 
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
+MOST_DELETED = 200  # old runs that a command deletes when it has done its work
 SMALL_SERVERS = 3  # that may fail one after the other while one flow runs
 GUARD = Path(__file__).with_name("guard.py")
 
@@ -86,6 +87,8 @@ def run_flow(flow: str, *arguments: Any, **named: Any) -> dict[str, Any]:
         try:
             with temporary_settings({PREFECT_API_URL: api}):
                 result: dict[str, Any] = run(*arguments, **named)
+                if not given:
+                    _delete_old_runs()
                 return result
         except (httpx.TransportError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not str(error).startswith("Failed to reach API"):
@@ -99,6 +102,22 @@ def run_flow(flow: str, *arguments: Any, **named: Any) -> dict[str, Any]:
             print(f"Prefect's own small server stopped answering ({why}); another is started.", file=sys.stderr, flush=True)
             _end_small_server()
     raise AssertionError("the last attempt returns or raises")
+
+
+def _delete_old_runs() -> None:
+    """Delete runs that ended before the retention from the database of this home: the small server leaves that to one that stays."""
+    from datetime import UTC, datetime
+
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterEndTime
+    from prefect.settings import get_current_settings
+
+    vacuum = get_current_settings().server.services.db_vacuum
+    with suppress(Exception), get_client(sync_client=True) as client:  # the flow has ended well, whatever becomes of its history
+        if "flow_runs" in vacuum.enabled_vacuum_types:
+            ended = FlowRunFilterEndTime(before_=datetime.now(UTC) - vacuum.retention_period)
+            for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(end_time=ended), limit=MOST_DELETED):
+                client.delete_flow_run(run.id)
 
 
 def _require_usable_proxies() -> None:

@@ -7,7 +7,6 @@ step itself continues from what a killed attempt left there.
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 import time
@@ -232,9 +231,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """Hold the step's lock, which the system frees when its holder dies; a second flow waits and then finds the step finished."""
     folder.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not settings.locked(handle, wait=False):
             print(f"[{folder.parent.name}] waiting: another run is making this step", flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            settings.locked(handle)
         yield

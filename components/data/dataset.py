@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from components.artifacts import Artifact, open_artifact
@@ -29,6 +30,8 @@ SOURCES = "sources"
 IDENTICAL = "ignore_identical_ids"
 # Rows that have to be read to get at one of them: documents are read again a shard at a time, by many workers.
 ROW_GROUP = 8192
+# Bytes from which a row group is full whatever its rows: a page of a Parquet file cannot hold 2 GiB, and a group is held in memory.
+GROUP_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,15 @@ def texts_of(documents: pd.DataFrame) -> list[str]:
 def _schema(columns: tuple[str, ...]) -> pa.Schema:
     import pyarrow as pa
 
-    return pa.schema([(name, pa.int64() if name == "score" else pa.string()) for name in columns])
+    return pa.schema([(name, pa.int64() if name == "score" else pa.large_string()) for name in columns])
+
+
+def wide(table: pa.Table) -> pa.Table:
+    """The same table with texts that may be more than 2 GiB together: Arrow's `string` counts their bytes with 32 bits."""
+    import pyarrow as pa
+
+    fields = [field.with_type(pa.large_string()) if pa.types.is_string(field.type) else field for field in table.schema]
+    return table.cast(pa.schema(fields, table.schema.metadata))
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
@@ -122,7 +133,28 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     columns = TABLES[path.stem]
     table = pa.Table.from_pandas(frame[list(columns)], schema=_schema(columns), preserve_index=False)
     # Without the metadata of pandas the same rows give the same bytes under every version of it.
-    pq.write_table(table.replace_schema_metadata(None), path, compression="zstd", row_group_size=ROW_GROUP)
+    table = table.replace_schema_metadata(None)
+    with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+        for start, stop in _row_groups(table):
+            writer.write_table(table.slice(start, stop - start), row_group_size=ROW_GROUP)
+
+
+def _row_groups(table: pa.Table) -> Iterator[tuple[int, int]]:
+    """First row of each group and the row behind its last: at most ROW_GROUP rows, and no more than GROUP_BYTES unless it is one row."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    ends = np.zeros(table.num_rows, np.int64)
+    for column in table.columns:
+        if pa.types.is_large_string(column.type):
+            ends += pc.fill_null(pc.binary_length(column), 0).to_numpy()
+    ends = np.cumsum(ends)
+    start = 0
+    while start < table.num_rows:
+        before = ends[start - 1] if start else 0
+        stop = min(start + ROW_GROUP, table.num_rows, max(start + 1, int(np.searchsorted(ends, before + GROUP_BYTES, side="right"))))
+        yield start, stop
+        start = stop
 
 
 def _read(path: Path) -> pd.DataFrame:

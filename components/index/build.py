@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from components.data.dataset import Dataset
 
 TITLE_LENGTH = 80  # characters of a text that stand in for a missing title
+COUNTED = 1_000_000  # documents whose repetitions are counted
 MEASURED = 16_384  # at most this many vectors of documents say how well the lists fit, or stand in for queries
 # What an exact index says of the parameters it does not have.
 UNTUNED: Mapping[str, Scalar] = {
@@ -77,6 +78,7 @@ def build_index(
     remove_leftovers(folder)
     read = survey(vectors, build.sizes, 1 if is_exact(key) else config.train_vectors, config.seed)
     template = train_template(key, read.sample, vectors.space_id, config.refine, folder)
+    _warn_of_repeats(template, read.documents)
     parts = _plan(build, template)
     _write_rows(build, parts, read.documents, titles)
     _write_parts(build, parts, template)
@@ -106,6 +108,21 @@ def _key_for(build: Build, queries: NDArray[np.float32] | None) -> str:
             "Encode the dev queries with the query tower of the same space."
         )
     return key
+
+
+def _warn_of_repeats(template: Template, documents: pa.Table) -> None:
+    """Say that the documents differ less than an inverted file has lists: equal ones share a list, and the others stay empty."""
+    import pyarrow.compute as pc
+
+    lists = inverted_file(template.index)
+    some = documents["content_hash"].slice(0, COUNTED)
+    different = COUNTED if lists is None else pc.count_distinct(some).as_py()
+    if lists is not None and different < min(lists.nlist, len(some)):
+        print(
+            f"Only {different:,} of {len(some):,} documents differ, fewer than the {lists.nlist:,} lists of {template.key}: most lists "
+            "stay empty. Leave repeated documents out of the data, or take fewer lists (IVF16,...) or index.index_key=Flat.",
+            flush=True,
+        )
 
 
 def _plan(build: Build, template: Template) -> list[list[int]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from binascii import unhexlify
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,12 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from components.index.rows import read_rows, read_table
+from components.data.dataset import reading
+from components.index.rows import IDS_FILE, live_rows, only_rows, read_deleted
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 COLUMNS = ("doc_id", "content_hash")
+_AT_ONCE = 2**20  # rows that are converted or compared in one go
+_LOOKED_UP = 2**23  # ids that others are looked up among in one go
 RowNumbers = NDArray[np.int64]
 
 
@@ -53,14 +59,13 @@ class Changes:
 
 def changes_since(index_folder: Path, documents: pa.Table) -> Changes:
     """How `documents` (columns doc_id, content_hash; unique ids) differ from those in the index in `index_folder`."""
-    return find_changes(read_table(index_folder, COLUMNS), read_rows(index_folder).deleted, documents)
+    index = _read(index_folder / IDS_FILE)
+    return find_changes(index, read_deleted(index_folder, index.num_rows), documents)
 
 
 def read_documents(dataset_folder: Path) -> pa.Table:
-    """The columns doc_id and content_hash of a dataset artifact, in the order of its documents."""
-    import pyarrow.parquet as pq
-
-    return pq.ParquetFile(dataset_folder / "documents.parquet").read(columns=list(COLUMNS))
+    """The columns doc_id and content_hash (its 32 bytes) of a dataset artifact, in the order of its documents."""
+    return _read(dataset_folder / "documents.parquet")
 
 
 def find_changes(index: pa.Table, deleted: RowNumbers, documents: pa.Table) -> Changes:
@@ -68,11 +73,13 @@ def find_changes(index: pa.Table, deleted: RowNumbers, documents: pa.Table) -> C
 
     A document whose id was deleted from the index before counts as added: its old vector is not looked at again.
     """
-    live = np.setdiff1d(np.arange(index.num_rows, dtype=np.int64), deleted, assume_unique=True)
-    before = index.select(list(COLUMNS)).take(live)
-    places = _places(documents["doc_id"], before["doc_id"])
+    live = live_rows(index.num_rows, deleted)
+    before, after = _compact(index.to_batches()), _compact(documents.to_batches())
+    if len(deleted):
+        before = only_rows(before, live)
+    places = _places(after["doc_id"], before["doc_id"])
     known = np.flatnonzero(places >= 0)
-    same = _equal(documents["content_hash"].take(known), before["content_hash"].take(places[known]))
+    same = _equal(after["content_hash"], known, before["content_hash"], places[known])
     gone = np.ones(len(live), bool)
     gone[places[known]] = False
     return Changes(
@@ -84,15 +91,63 @@ def find_changes(index: pa.Table, deleted: RowNumbers, documents: pa.Table) -> C
     )
 
 
+def _read(path: Path) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    with reading(path), pq.ParquetFile(path) as file:
+        return _compact(file.iter_batches(batch_size=_AT_ONCE, columns=list(COLUMNS)))
+
+
+def _compact(batches: Iterable[pa.RecordBatch]) -> pa.Table:
+    """doc_id as large_string, and content_hash as its 32 bytes: half the memory of the digits, and no limit of 2 GiB."""
+    import pyarrow as pa
+
+    schema = pa.schema([("doc_id", pa.large_string()), ("content_hash", pa.binary(32))])
+    found = []
+    for batch in batches:
+        ids, hashes = batch.column("doc_id").cast(pa.large_string()), batch.column("content_hash")
+        if hashes.type != schema.field("content_hash").type:
+            hashes = pa.array([_bytes_of(value) for value in hashes.to_pylist()], pa.binary(32))
+        found.append(pa.record_batch([ids, hashes], schema=schema))
+    return pa.Table.from_batches(found, schema)
+
+
+def _bytes_of(content_hash: str) -> bytes:
+    """The 32 bytes of a sha256 in hexadecimal digits; of any other text its own sha256."""
+    try:
+        found = unhexlify(content_hash)
+    except ValueError:
+        found = b""
+    return found if len(found) == 32 else hashlib.sha256(content_hash.encode()).digest()
+
+
 def _places(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> RowNumbers:
     """For each of `ids` its place `among` the others, -1 where it is not there."""
     import pyarrow.compute as pc
 
-    found = pc.fill_null(pc.index_in(ids, value_set=among.combine_chunks()), -1)
-    return np.asarray(found.to_numpy(), dtype=np.int64)
+    places = np.full(len(ids), -1, np.int64)
+    for start in range(0, len(among), _LOOKED_UP):  # Arrow's table of all of them would be larger than the ids themselves
+        here = pc.fill_null(pc.index_in(ids, value_set=among.slice(start, _LOOKED_UP).combine_chunks()), -1).to_numpy()
+        np.add(here, start, out=places, where=here >= 0)
+    return places
 
 
-def _equal(ours: pa.ChunkedArray, theirs: pa.ChunkedArray) -> NDArray[np.bool_]:
-    import pyarrow.compute as pc
+def _equal(ours: pa.ChunkedArray, rows: RowNumbers, theirs: pa.ChunkedArray, other_rows: RowNumbers) -> NDArray[np.bool_]:
+    """Whether the 32 bytes of each of the `rows` are those of the row beside it in `theirs`."""
+    same = np.empty(len(rows), bool)
+    for start in range(0, len(rows), _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        same[some] = (_words(ours, rows[some]) == _words(theirs, other_rows[some])).all(axis=1)
+    return same
 
-    return np.asarray(pc.equal(ours, theirs).to_numpy(), dtype=bool)
+
+def _words(column: pa.ChunkedArray, rows: RowNumbers) -> NDArray[np.uint64]:
+    """Rows of a column of 32 bytes each as numbers, uint64 (len(rows), 4); its chunks stay where they are."""
+    found, first = np.empty((len(rows), 4), np.uint64), 0
+    for chunk in column.chunks:
+        mine = np.flatnonzero((rows >= first) & (rows < first + len(chunk)))
+        if len(mine):
+            words = np.frombuffer(chunk.buffers()[1], np.uint64)[4 * chunk.offset :][: 4 * len(chunk)].reshape(-1, 4)
+            found[mine] = words[rows[mine] - first]
+        first += len(chunk)
+    return found

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.index.pieces import Found, best_of
+from components.index.rows import live_rows
 
 BLOCK = 16_384  # rows as float32 at a time
 
@@ -22,12 +23,13 @@ def nearest(
     import faiss
 
     found: Found = (np.full((len(queries), depth), -np.inf, np.float32), np.full((len(queries), depth), -1, np.int64))
-    first, gone = 0, np.empty(0, np.int64) if deleted is None else deleted
+    first, gone = 0, np.empty(0, np.int64) if deleted is None else np.sort(deleted)
     for block in blocks:
-        live = np.setdiff1d(np.arange(first, first + len(block)), gone, assume_unique=True)
+        mine = gone[np.searchsorted(gone, first) : np.searchsorted(gone, first + len(block))] - first
+        live = live_rows(len(block), mine)
         if len(live):
-            vectors = block if len(live) == len(block) else block[live - first]
+            vectors = block if len(live) == len(block) else block[live]
             scores, numbers = faiss.knn(queries, vectors, min(depth, len(live)), metric=faiss.METRIC_INNER_PRODUCT)
-            found = best_of([found, (scores, live[numbers])], depth)
+            found = best_of([found, (scores, live[numbers] + first)], depth)
         first += len(block)
     return found

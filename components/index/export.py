@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import Artifact, IndexArtifact, seal, write_atomic
+from components.artifacts import Artifact, IndexArtifact, seal
 from components.errors import ArtifactError, ConfigError, ScalingNoteError
 from components.index.parts import open_stored
 from components.index.refine import StoredVectors
-from components.index.rows import IDS_FILE, read_rows, read_table
-from components.index.shards import vectors_path
+from components.index.rows import IDS_FILE, live_rows, read_deleted, read_table
+from components.index.shards import vectors_path, write_vectors
 from components.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class ExportSource:
         """All live documents in row order, at most `size` at a time."""
         for start in range(0, len(self.live), size):
             rows = self.live[start : start + size]
-            yield Documents(self.table.take(rows), self.stored.unit_vectors(rows))
+            near = self.table.slice(rows[0], rows[-1] - rows[0] + 1)  # Arrow joins all that it takes rows from
+            yield Documents(near.take(rows - rows[0]), self.stored.unit_vectors(rows))
 
     @property
     def about(self) -> dict[str, str]:
@@ -81,8 +82,8 @@ def open_source(index: IndexArtifact) -> ExportSource:
             f"{index.path}: the index {index.digest[:12]} keeps no vectors to export ({_why(index)}). "
             "Set index.refine to fp16 and build the index again with `scalingnote retrain`; the encoded vectors are found finished."
         )
-    table, deleted = _columns(index.path), read_rows(index.path).deleted
-    return ExportSource(index, stored, table, np.setdiff1d(np.arange(table.num_rows), deleted))
+    table = _columns(index.path)
+    return ExportSource(index, stored, table, live_rows(table.num_rows, read_deleted(index.path, table.num_rows)))
 
 
 def require_empty(folder: Path) -> None:
@@ -93,19 +94,13 @@ def require_empty(folder: Path) -> None:
 
 def export_parquet(source: ExportSource, folder: Path) -> Artifact:
     """Write all live documents as Parquet shards into the empty `folder` and seal it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     require_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shards = 0
     with progress_bar(len(source.live), "Exporting documents", "doc") as bar:
         for shards, block in enumerate(source.blocks(ROWS_PER_SHARD), start=1):
-            sink = pa.BufferOutputStream()
-            table = block.table.append_column("vector", _fp16(block.vectors)).replace_schema_metadata(source.about)
-            pq.write_table(table, sink)
-            write_atomic(vectors_path(folder, shards - 1), sink.getvalue().to_pybytes())
-            bar.update(table.num_rows)
+            write_vectors(vectors_path(folder, shards - 1), block.table.replace_schema_metadata(source.about), block.vectors)
+            bar.update(block.table.num_rows)
     return seal(
         folder,
         "export",
@@ -174,14 +169,7 @@ def _columns(folder: Path) -> pa.Table:
 
     there = [name for name in COLUMNS if name in pq.ParquetFile(folder / IDS_FILE).schema_arrow.names]
     table = read_table(folder, there)
-    return table if "title" in there else table.append_column("title", pa.array([""] * table.num_rows, pa.string()))
-
-
-def _fp16(vectors: NDArray[np.float32]) -> pa.Array:
-    import pyarrow as pa
-
-    flat = pa.array(vectors.astype(np.float16).reshape(-1), type=pa.float16())
-    return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]).cast(pa.list_(pa.float16()))
+    return table if "title" in there else table.append_column("title", pa.array([""] * table.num_rows, pa.large_string()))
 
 
 def _why(index: IndexArtifact) -> str:

@@ -20,6 +20,7 @@ from components.artifacts import Scalar, read_json
 from components.errors import ArtifactError
 from components.index.config import IndexConfig
 from components.index.kinds import inverted_file, is_exact, resolve_key
+from components.index.rows import live_rows
 from components.index.search import VectorIndex
 from components.index.template import Template, centroid_distances, imbalance, list_sizes
 
@@ -62,7 +63,7 @@ def watch(watched: Watched, config: IndexConfig) -> GuardReport:
     """Measure the signs and hold them against `config.max_imbalance`, `max_distance` and `max_recall_loss`."""
     documents, tuned = len(watched.index), watched.about.get("tuned_documents")
     measured: dict[str, float | None] = {**_lists(watched), **_recalls(watched, config)}
-    reasons = [*_size_reasons(watched, config), *_fit_reasons(measured, config)]
+    reasons = [*_size_reasons(watched, config), *_fit_reasons(measured, watched.about.get("ann_recall"), config)]
     status: Literal["ok", "retrain_due"] = "retrain_due" if reasons else "ok"
     known = None if tuned is None else int(tuned)
     return GuardReport(status=status, reasons=tuple(reasons), documents=documents, tuned_documents=known, **measured)
@@ -94,7 +95,8 @@ def _size_reasons(watched: Watched, config: IndexConfig) -> list[str]:
     return reasons
 
 
-def _fit_reasons(measured: Mapping[str, float | None], config: IndexConfig) -> list[str]:
+def _fit_reasons(measured: Mapping[str, float | None], tuned_recall: Scalar, config: IndexConfig) -> list[str]:
+    """`tuned_recall`: what the index reached when it was tuned, which stands in where no old document is left to compare with."""
     reasons = []
     growth, distance = measured["imbalance_growth"], measured["distance_growth"]
     old, new = measured["recall_old"], measured["recall_new"]
@@ -105,9 +107,10 @@ def _fit_reasons(measured: Mapping[str, float | None], config: IndexConfig) -> l
             f"New vectors lie {distance:.2f} times as far from their centroids as those that trained them; {config.max_distance:g} is "
             "allowed."
         )
-    if old is not None and new is not None and old - new > config.max_recall_loss:
+    then, what = (old, "of the old ones") if old is not None else (tuned_recall, "when it was tuned")
+    if then is not None and new is not None and float(then) - new > config.max_recall_loss:
         reasons.append(
-            f"The index finds {new:.3f} of the new documents that it should and {old:.3f} of the old ones; a loss of "
+            f"The index finds {new:.3f} of the new documents that it should and {float(then):.3f} {what}; a loss of "
             f"{config.max_recall_loss:g} is allowed."
         )
     return reasons
@@ -128,10 +131,13 @@ def _lists(watched: Watched) -> dict[str, float | None]:
 
 
 def _recalls(watched: Watched, config: IndexConfig) -> dict[str, float | None]:
-    """How many of the true neighbours of some documents, half of them new, are found: among the old documents, and among the new."""
+    """How many of the true neighbours of some documents, half of them new, are found: among the old documents, and among the new.
+
+    All are new where none of the documents that the template was trained with is left.
+    """
     old, new = _split(watched)
     index = watched.index
-    if index.flat or index.stored is None or not len(old) or not len(new):
+    if index.flat or index.stored is None or not len(new):
         return {"recall_old": None, "recall_new": None}
     asked = np.concatenate([_some(old, ASKED), _some(new, ASKED)])
     queries, depth = index.stored.unit_vectors(asked), min(config.recall_at, len(index))
@@ -148,7 +154,7 @@ def _share(hit: NDArray[np.bool_], among: NDArray[np.bool_]) -> float | None:
 
 def _split(watched: Watched) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Live rows that the template was trained with, and those that came later."""
-    live = np.setdiff1d(np.arange(len(watched.index.rows), dtype=np.int64), watched.index.rows.deleted, assume_unique=True)
+    live = live_rows(len(watched.index.rows), watched.index.rows.deleted)
     return live[live < watched.rows_at_training], live[live >= watched.rows_at_training]
 
 

@@ -11,6 +11,7 @@ so tens of thousands of lists are trained from few vectors and found without com
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,18 @@ def empty_index(key: str, dimension: int) -> Any:
     if hasattr(inner_index(index), "do_polysemous_training"):
         # Minutes of simulated annealing for a search by Hamming distances that is never asked for.
         inner_index(index).do_polysemous_training = False
+    for trained in _quantizers(inner_index(index)):
+        trained.cp.min_points_per_centroid = 1  # FAISS's own warnings on stderr; `require_trainable` and the build say what is too few
     return index
+
+
+def _quantizers(index: Any) -> Iterator[Any]:
+    """What is trained by k-means in an index: its lists, and its codes of every level."""
+    import faiss
+
+    found = [index, *([faiss.downcast_index(index.quantizer)] if isinstance(index, faiss.IndexIVF) else [])]
+    found += [codes for part in found for name in ("pq", "rq") if (codes := getattr(part, name, None)) is not None]
+    return (part for part in found if hasattr(part, "cp"))
 
 
 def _require_copies(key: str, index: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.errors import ArtifactError
+from components.index.rows import live_rows
 
 if TYPE_CHECKING:
     from components.index.search import VectorIndex
@@ -37,7 +38,7 @@ def rows_of(index: VectorIndex, doc_ids: Sequence[str]) -> NDArray[np.int64]:
     import pyarrow.compute as pc
 
     ids = index.doc_ids.column
-    live = np.setdiff1d(np.arange(len(ids), dtype=np.int64), index.rows.deleted, assume_unique=True)
+    live = live_rows(len(ids), index.rows.deleted)
     found = pc.index_in(pa.array(list(doc_ids), ids.type), value_set=ids.take(live))
     if found.null_count:
         missing = next(doc_id for doc_id, place in zip(doc_ids, found.to_pylist(), strict=True) if place is None)

@@ -29,7 +29,7 @@ from components.index.parts import (
 )
 from components.index.pieces import Piece, Settings
 from components.index.refine import StoredVectors
-from components.index.rows import Rows, read_rows
+from components.index.rows import Rows, live_rows, read_rows
 from components.index.template import TEMPLATE_FILE, read_faiss
 
 LAYOUT_VERSION = 2
@@ -121,7 +121,7 @@ def _exact_piece(stored: StoredVectors, dimension: int, rows: Rows) -> Piece:
     """Deleted rows are left out and not filtered, so that an index after deletions answers like one built without them."""
     if not len(rows.deleted):
         return flat_piece(stored.blocks(BLOCK), dimension)
-    live = np.setdiff1d(np.arange(len(rows)), rows.deleted, assume_unique=True)
+    live = live_rows(len(rows), rows.deleted)
     return flat_piece((stored.unit_vectors(live[i : i + BLOCK]) for i in range(0, len(live), BLOCK)), dimension, live)
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import IndexArtifact, Scalar, VectorShards, seal, verify, write_json
+from components import settings
+from components.artifacts import IndexArtifact, Scalar, VectorShards, read_manifest, seal, verify, verify_noted, write_json
 from components.errors import ArtifactError, DataError, SpaceMismatch
 from components.index.blocks import half_blocks, parts_of, shard_sizes
 from components.index.build import remove_leftovers
@@ -28,7 +29,7 @@ from components.index.kinds import can_filter
 from components.index.merging import MERGE_VERSION, can_merge
 from components.index.opening import LAYOUT_VERSION, layout_version, merge_fault_of, open_files, require_index
 from components.index.parts import INDEX_FILE, merge_parts, open_stored, part_files, write_part
-from components.index.rows import read_rows, read_table, write_deleted, write_rows
+from components.index.rows import live_rows, only_rows, read_rows, read_table, write_deleted, write_rows
 from components.index.search import vector_index
 from components.index.shards import read_shard
 from components.index.template import TEMPLATE_FILE, Template, read_faiss, read_template
@@ -36,19 +37,22 @@ from components.index.template import TEMPLATE_FILE, Template, read_faiss, read_
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MOST_PARTS = 64  # each part is a search of its own
+MOST_ADDED = 64  # parts that refreshes added, each of which is a search of its own
 
 
 @dataclass(frozen=True)
 class _Update:
-    """An index on its way: its rows, those carried over first, which of them are deleted, and its parts.
+    """An index on its way: its rows, the `before` of the previous index first, which of them are deleted, and its parts.
 
-    `at_training` counts the rows, the first ones, that the template was trained with; `merge_version` says how earlier parts were merged.
+    `written` of the parts were written at once, by a build or anew; refreshes added the others. `at_training` counts the rows, the first
+    ones, that the template was trained with; `merge_version` says how earlier parts were merged.
     """
 
     table: pa.Table
+    before: int
     deleted: NDArray[np.int64]
     parts: int
+    written: int
     at_training: int
     merge_version: Scalar = None
 
@@ -71,7 +75,7 @@ def refresh_index(
     require_index(previous, previous.space_id)
     if not changes and merge_fault_of(previous) is None:
         return previous
-    verify(previous.path, previous.digest)
+    verify_noted(previous.path, previous.digest, settings.check_note(previous.path))
     _require_fitting(previous, delta, changes)
     update = _joined(previous, delta, changes)
     template = read_template(previous.path)
@@ -111,11 +115,14 @@ def _joined(previous: IndexArtifact, delta: VectorShards | None, changes: Change
     before, rows = read_table(previous.path, COLUMNS), read_rows(previous.path)
     tables = [before, *(_ids(delta) if delta else ())]
     deleted = np.union1d(rows.deleted, changes.deleted)
+    known = previous.attributes.get("rows_at_training")
     update = _Update(
         table=pa.concat_tables(table.select(list(COLUMNS)) for table in tables),
+        before=len(rows),
         deleted=deleted,
         parts=previous.counts.get("parts", 1),
-        at_training=int(previous.attributes.get("rows_at_training") or len(rows)),
+        written=_written_at_once(previous),
+        at_training=len(rows) if known is None else int(known),  # 0: none of the rows that it was trained with is left
     )
     if len(deleted) == update.table.num_rows:
         raise DataError("Every document was removed and none was added: an index without documents answers nothing. Check the data folder.")
@@ -123,16 +130,30 @@ def _joined(previous: IndexArtifact, delta: VectorShards | None, changes: Change
     return update
 
 
+def _written_at_once(previous: IndexArtifact) -> int:
+    """How many of the parts no refresh has added. Earlier versions did not record it: the parts of the rows of the training are those."""
+    parts, known = previous.counts.get("parts", 1), previous.attributes.get("parts_at_writing")
+    trained = previous.attributes.get("rows_at_training")
+    if known is not None or trained is None:
+        return parts if known is None else int(known)
+    of_row = read_table(previous.path, ["part"])["part"]
+    return int(of_row[int(trained) - 1].as_py()) + 1 if 0 < int(trained) <= len(of_row) else parts
+
+
 def _ids(delta: VectorShards) -> Iterator[pa.Table]:
     return (read_shard(delta, number).select(list(COLUMNS)) for number in range(delta.counts["shards"]))
 
 
 def _require_unique(update: _Update) -> None:
-    """A delta that holds a document which is not deleted would be answered twice."""
-    live = update.table["doc_id"].take(_live(update))
-    if len(live.unique()) < len(live):
+    """A delta that holds a document which is not deleted would be answered twice. In the previous index none stands twice."""
+    import pyarrow.compute as pc
+
+    ids, added = update.table["doc_id"].slice(0, update.before), update.table["doc_id"].slice(update.before)
+    there = np.flatnonzero(pc.is_in(ids, value_set=added.combine_chunks()).to_numpy())
+    twice = len(added) - len(added.unique()) + int((~np.isin(there, update.deleted)).sum())
+    if twice:
         raise ArtifactError(
-            f"{len(live) - len(live.unique()):,} documents would stand in the index twice: the vectors are of other documents than those "
+            f"{twice:,} documents would stand in the index twice: the vectors are of other documents than those "
             "that changed. Encode the changes again."
         )
 
@@ -143,7 +164,8 @@ def _is_due(previous: IndexArtifact, update: _Update, template: Template, config
         return True
     unfiltered = len(update.deleted) > 0 and template.index is not None and not can_filter(template.index)
     fault = merge_fault_of(previous)
-    crowded = update.parts + 1 > MOST_PARTS or len(update.deleted) >= config.compact_share * update.table.num_rows
+    added = update.parts - update.written + (update.table.num_rows > update.before)
+    crowded = added > MOST_ADDED or len(update.deleted) >= config.compact_share * update.table.num_rows
     kept = open_stored(previous.path, update.parts) is not None
     if unfiltered and not kept:
         raise ArtifactError(
@@ -164,13 +186,12 @@ def _carried_over(previous: IndexArtifact, delta: VectorShards | None, update: _
     for path in [*whole, *(path for number in range(update.parts) for path in part_files(previous.path, number))]:
         _link(path, folder / path.name)
     numbers = read_table(previous.path, ["part"])["part"].to_numpy()
-    added = update.table.num_rows - len(numbers)
     if delta is not None:
         write_part(folder, update.parts, template, half_blocks(delta, range(delta.counts["shards"])))
-    column = np.concatenate([numbers, np.full(added, update.parts, np.int32)])
+    column = np.concatenate([numbers, np.full(update.table.num_rows - update.before, update.parts, np.int32)])
     table = update.table.append_column("part", pa.array(column, pa.int32()))
-    parts = update.parts + (delta is not None)
-    return _Update(table, update.deleted, parts, update.at_training, previous.attributes.get("merge_version"))
+    parts, version = update.parts + (delta is not None), previous.attributes.get("merge_version")
+    return replace(update, table=table, parts=parts, merge_version=version)
 
 
 def _written_anew(previous: IndexArtifact, delta: VectorShards | None, update: _Update, place: _Place) -> _Update:
@@ -181,7 +202,7 @@ def _written_anew(previous: IndexArtifact, delta: VectorShards | None, update: _
     if template.index is not None:
         _link_if_there(previous.path / TEMPLATE_FILE, folder / TEMPLATE_FILE)
     live = _live(update)
-    blocks = _Blocks(previous, delta, live[live < len(read_rows(previous.path))])
+    blocks = _Blocks(previous, delta, live[live < update.before])
     merged = previous.attributes.get("layout", config.layout) == "merged"
     grown_whole = merged and template.index is not None and not can_merge(template.index)
     parts = [list(range(len(blocks.sizes)))] if grown_whole else parts_of(blocks.sizes, config.part_size)
@@ -191,10 +212,9 @@ def _written_anew(previous: IndexArtifact, delta: VectorShards | None, update: _
         merge_parts(folder, len(parts))
     sizes = [sum(blocks.sizes[member] for member in members) for members in parts]
     part = pa.array(np.repeat(np.arange(len(parts), dtype=np.int32), sizes))
-    table = update.table.take(live).append_column("part", part)
-    return _Update(
-        table, np.empty(0, np.int64), len(parts), int((live < update.at_training).sum()), None if template.index is None else MERGE_VERSION
-    )
+    table = only_rows(update.table, live).append_column("part", part)
+    trained, version = int((live < update.at_training).sum()), None if template.index is None else MERGE_VERSION
+    return _Update(table, len(table), np.empty(0, np.int64), len(parts), len(parts), trained, version)
 
 
 class _Blocks:
@@ -222,6 +242,7 @@ def _sealed(previous: IndexArtifact, delta: VectorShards | None, made: _Update, 
     template, config, folder = place
     about: dict[str, Scalar] = {**_first_layout(previous, config), **previous.attributes}
     about |= {"layout_version": LAYOUT_VERSION, "faiss_version": str(faiss.__version__), "rows_at_training": made.at_training}
+    about["parts_at_writing"] = made.written
     if made.merge_version is not None:
         about["merge_version"] = made.merge_version
     index = vector_index(open_files(folder, about, made.parts))
@@ -229,7 +250,8 @@ def _sealed(previous: IndexArtifact, delta: VectorShards | None, made: _Update, 
     write_json(folder / GUARD_FILE, report.model_dump(mode="json"))
     parents = {"index": previous.digest, **({"vectors": delta.digest} if delta else {})}
     counts = {"documents": len(index), "rows": len(index.rows), "deleted": len(made.deleted), "parts": made.parts}
-    artifact = seal(folder, "index", counts=counts, parents=parents, attributes={**about, "guard": report.status})
+    linked = {name: entry for name, entry in read_manifest(previous.path).files.items() if _is_same(folder / name, previous.path / name)}
+    artifact = seal(folder, "index", counts=counts, parents=parents, attributes={**about, "guard": report.status}, known=linked)
     return IndexArtifact(**artifact.model_dump())
 
 
@@ -252,7 +274,7 @@ def _first_layout(previous: IndexArtifact, config: IndexConfig) -> dict[str, Sca
 
 
 def _live(update: _Update) -> NDArray[np.int64]:
-    return np.setdiff1d(np.arange(update.table.num_rows, dtype=np.int64), update.deleted, assume_unique=True)
+    return live_rows(update.table.num_rows, update.deleted)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -261,6 +283,10 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def _is_same(file: Path, earlier: Path) -> bool:
+    return file.is_file() and file.samefile(earlier)
 
 
 def _link_if_there(source: Path, target: Path) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import write_atomic
-from components.data.dataset import reading
+from components.artifacts import written_atomically
+from components.data.dataset import reading, wide
 from components.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 IDS_FILE = "doc_ids.parquet"
 DELETED_FILE = "deleted.npy"
+_ROW_GROUP = 2**20  # rows that are held as they are written
 
 
 class DocIds(Sequence[str]):
@@ -34,7 +35,7 @@ class DocIds(Sequence[str]):
         """Ids that are in memory already."""
         import pyarrow as pa
 
-        return cls(pa.array(doc_ids, pa.string()))
+        return cls(pa.array(doc_ids, pa.large_string()))
 
     def __len__(self) -> int:
         return len(self.column)
@@ -75,12 +76,15 @@ class Rows:
     def row_of(self, doc_id: str) -> int | None:
         """The row of a document that is not deleted; None when there is none."""
         place = bisect_left(self._by_id, doc_id, key=lambda row: self.doc_ids[int(row)])
-        for row in self._by_id[place:].tolist():
-            if self.doc_ids[row] != doc_id:
-                return None
-            if row not in self.deleted:  # the former content of a document that was changed stands under the same id
+        while place < len(self) and self.doc_ids[row := int(self._by_id[place])] == doc_id:
+            if not self._is_deleted(row):  # the former content of a document that was changed stands under the same id
                 return row
+            place += 1
         return None
+
+    def _is_deleted(self, row: int) -> bool:
+        place = int(np.searchsorted(self.deleted, row))
+        return place < len(self.deleted) and int(self.deleted[place]) == row
 
     def live_rows_of(self, doc_ids: Sequence[str]) -> dict[str, int]:
         """The rows of those of the ids whose documents are there and not deleted, found in one pass over all ids."""
@@ -89,7 +93,7 @@ class Rows:
 
         wanted = pa.array(doc_ids, pa.large_string())
         rows = np.flatnonzero(pc.is_in(self.doc_ids.column.cast(pa.large_string()), value_set=wanted).to_numpy(zero_copy_only=False))
-        return {self.doc_ids[int(row)]: int(row) for row in np.setdiff1d(rows, self.deleted, assume_unique=True)}
+        return {self.doc_ids[row]: row for row in rows.tolist() if not self._is_deleted(row)}
 
     def missing_from(self, other: Rows) -> frozenset[str]:
         """Ids of the documents here that `other` does not hold, deleted ones of both left out."""
@@ -106,9 +110,11 @@ class Rows:
         return whole.take(np.setdiff1d(np.arange(len(self)), self.deleted, assume_unique=True))
 
     @cached_property
-    def _by_id(self) -> NDArray[np.int64]:
+    def _by_id(self) -> NDArray[np.int32]:
         """Row numbers in the order of the ids."""
-        return np.argsort(self.order)
+        rows = np.empty(len(self), np.int32)
+        rows[self.order] = np.arange(len(self), dtype=np.int32)
+        return rows
 
     @classmethod
     def of(cls, doc_ids: Sequence[str]) -> Rows:
@@ -133,8 +139,24 @@ class Titles(Mapping[str, str]):
         return 0 if self._column is None else self._rows.live
 
     def __iter__(self) -> Iterator[str]:
-        rows = np.arange(len(self._rows) if self._column is not None else 0)
-        return (self._rows.doc_ids[row] for row in np.setdiff1d(rows, self._rows.deleted, assume_unique=True).tolist())
+        rows = [] if self._column is None else live_rows(len(self._rows), self._rows.deleted).tolist()
+        return (self._rows.doc_ids[row] for row in rows)
+
+
+def live_rows(rows: int, deleted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of the row numbers 0 to rows - 1 that are not `deleted`, int64 and ascending."""
+    live = np.ones(rows, bool)
+    live[deleted] = False
+    return np.flatnonzero(live)
+
+
+def only_rows(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """The `rows` (ascending) of a table, chunk by chunk: `take` would join all chunks first, and needs twice the memory."""
+    import pyarrow as pa
+
+    chosen = np.zeros(table.num_rows, bool)
+    chosen[rows] = True
+    return table.filter(pa.array(chosen))
 
 
 def places(doc_ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
@@ -158,21 +180,24 @@ def read_rows(folder: Path) -> Rows:
         columns = table.read(columns=["doc_id", "order"] if ordered else ["doc_id"])
     ids = columns["doc_id"].cast(pa.large_string()).combine_chunks()
     order = columns["order"].to_numpy() if ordered else places(ids)
-    deleted = read_deleted(folder)
-    if len(deleted) and not 0 <= deleted[0] <= deleted[-1] < len(ids):
-        raise ArtifactError(f"{folder / DELETED_FILE} names rows that the index does not have. Build the index again.")
-    return Rows(DocIds(ids), order, deleted)
+    return Rows(DocIds(ids), order, read_deleted(folder, len(ids)))
 
 
-def read_deleted(folder: Path) -> NDArray[np.int64]:
-    """Row numbers of the documents that are not returned any more, ascending; raises ArtifactError when they cannot be read."""
+def read_deleted(folder: Path, rows: int) -> NDArray[np.int64]:
+    """Row numbers of the documents that are not returned any more, ascending, in an index of so many `rows`.
+
+    Raises ArtifactError when they cannot be read or are not rows of it.
+    """
     path = folder / DELETED_FILE
     if not path.is_file():
         return np.empty(0, np.int64)
     try:
-        return np.asarray(np.load(path), np.int64)
+        deleted = np.asarray(np.load(path), np.int64)
     except (OSError, ValueError, EOFError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}). Restore it or build the index again.") from None
+    if len(deleted) and not 0 <= deleted[0] <= deleted[-1] < rows:
+        raise ArtifactError(f"{path} names rows that the index does not have. Build the index again.")
+    return deleted
 
 
 def read_table(folder: Path, columns: Sequence[str]) -> pa.Table:
@@ -184,7 +209,7 @@ def read_table(folder: Path, columns: Sequence[str]) -> pa.Table:
 
     with reading(folder / IDS_FILE):
         table = pq.ParquetFile(folder / IDS_FILE)
-        return table.read(columns=[name for name in columns if name in table.schema_arrow.names])
+        return wide(table.read(columns=[name for name in columns if name in table.schema_arrow.names]))
 
 
 def read_titles(folder: Path, rows: Rows) -> Titles:
@@ -201,15 +226,19 @@ def write_rows(folder: Path, table: pa.Table, titles: Mapping[str, str] | None =
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns: dict[str, Any] = {name: table[name] for name in ("doc_id", "content_hash")}
-    columns |= {"part": table["part"].cast(pa.int32()), "order": pa.array(places(table["doc_id"]))}
-    if titles is not None:
-        columns["title"] = pa.array((titles.get(doc_id.as_py(), "") for doc_id in table["doc_id"]), pa.string())
-    elif "title" in table.column_names:
-        columns["title"] = table["title"]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
-    write_atomic(folder / IDS_FILE, sink.getvalue().to_pybytes())
+    table = wide(table)
+    kept = {name: table[name] for name in ("doc_id", "content_hash", "title") if name in table.column_names}
+    rows = pa.table(kept | {"part": table["part"].cast(pa.int32()), "order": pa.array(places(table["doc_id"]))})
+    names = ["doc_id", "content_hash", "part", "order", *(["title"] if titles is not None or "title" in kept else [])]
+    fields = [pa.field(name, pa.large_string() if name == "title" else rows.schema.field(name).type) for name in names]
+    # A group of rows at a time: the file of an index of many documents does not fit beside them.
+    with written_atomically(folder / IDS_FILE) as handle, pq.ParquetWriter(handle, pa.schema(fields)) as writer:
+        for start in range(0, max(1, rows.num_rows), _ROW_GROUP):
+            some = rows.slice(start, _ROW_GROUP)
+            columns: dict[str, Any] = {name: some[name] for name in names if name != "title" or titles is None}
+            if titles is not None:
+                columns["title"] = pa.array([titles.get(doc_id, "") for doc_id in some["doc_id"].to_pylist()], pa.large_string())
+            writer.write_table(pa.table(columns, pa.schema(fields)), row_group_size=_ROW_GROUP)
 
 
 def write_deleted(folder: Path, rows: NDArray[np.int64]) -> None:

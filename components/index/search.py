@@ -21,8 +21,11 @@ from components.index.pieces import Found, Piece, Settings, search_pieces
 from components.index.refine import StoredVectors
 from components.index.rows import DocIds, Rows
 
-# Scores are rounded to this many digits: FAISS takes other kernels for other batch sizes, which differ in the seventh.
-SCORE_DIGITS = 6
+SCORE_DIGITS = 6  # that scores are rounded to: what differs by less are equals, in the order of their ids
+# FAISS multiplies large batches by BLAS and small ones by kernels of its own, whose inner products of unit vectors differ by up to 1e-6.
+# So an exact search takes its candidates from FAISS, some more than it needs, and their scores from one arithmetic for all batches.
+_ROUGH = 5e-6
+_AT_ONCE = 2**21  # numbers that are multiplied as float64 at a time
 # Rows fetched beyond what is needed, to see whether documents tie with the last one.
 _MARGIN = 16
 Blocks = Callable[[], Iterable[NDArray[np.float32]]]
@@ -75,7 +78,9 @@ class VectorIndex:
 
     def found(self, vectors: NDArray[np.float32], k: int) -> Found:
         """Scores and row numbers (n, k), as the index finds them with its parameters; -1 where it finds fewer than k."""
-        if self.flat or self.stored is None or self.settings.refine_factor is None:
+        if self.flat:
+            return self._ordered(vectors, k, k + _MARGIN, self._scored, _ROUGH)
+        if self.stored is None or self.settings.refine_factor is None:
             return self._ordered(vectors, k, k + _MARGIN, self._pieces)
         return self._refined(vectors, k, k * self.settings.refine_factor + _MARGIN)
 
@@ -135,15 +140,40 @@ class VectorIndex:
     def _pieces(self, vectors: NDArray[np.float32], depth: int) -> Found:
         return search_pieces(self.pieces, vectors, depth, self.settings)
 
-    def _ordered(self, vectors: NDArray[np.float32], k: int, depth: int, fetch: Callable[[NDArray[np.float32], int], Found]) -> Found:
-        """The k best by the scores of `fetch`; fetches deeper for the queries where the tie at place k goes on beyond `depth`."""
+    def _scored(self, vectors: NDArray[np.float32], depth: int) -> Found:
+        """`_pieces` of an exact index with the scores worked out again in float64, so that they do not depend on the batch."""
+        import faiss
+
+        (piece,) = self.pieces
+        rough, rows = self._pieces(vectors, depth)
+        kept = faiss.rev_swig_ptr(piece.index.get_xb(), piece.index.ntotal * self.dimension).reshape(-1, self.dimension)
+        numbers = np.maximum(rows - piece.first, 0) if piece.rows is None else np.searchsorted(piece.rows, rows)
+        scores = np.empty(rows.shape, np.float64)
+        step = max(1, _AT_ONCE // max(1, depth * self.dimension))
+        for start in range(0, len(rows), step):
+            some = slice(start, start + step)
+            scores[some] = (kept[numbers[some]].astype(np.float64) @ vectors[some, :, None].astype(np.float64))[..., 0]
+        return np.where(rows < 0, rough, scores), rows
+
+    def _ordered(
+        self,
+        vectors: NDArray[np.float32],
+        k: int,
+        depth: int,
+        fetch: Callable[[NDArray[np.float32], int], Found],
+        slack: float = 0.0,
+    ) -> Found:
+        """The k best by the scores of `fetch`; fetches deeper for the queries where the tie at place k goes on beyond `depth`.
+
+        `slack`: so much may the scores by which `fetch` chooses differ from those that it gives.
+        """
         depth = min(depth, len(self))
         scores, rows = self._sorted(*fetch(vectors, depth))
-        goes_on = (scores[:, k - 1] <= scores[:, -1]) & np.isfinite(scores[:, -1])
+        goes_on = (scores[:, k - 1] <= scores[:, -1] + slack) & np.isfinite(scores[:, -1])
         undecided = np.flatnonzero(goes_on) if depth < len(self) else np.empty(0, np.int64)
         scores, rows = scores[:, :k].astype(np.float32), rows[:, :k]
         if len(undecided):
-            scores[undecided], rows[undecided] = self._ordered(vectors[undecided], k, depth * 4, fetch)
+            scores[undecided], rows[undecided] = self._ordered(vectors[undecided], k, depth * 4, fetch, slack)
         return scores, rows
 
     def _refined(self, vectors: NDArray[np.float32], k: int, depth: int) -> Found:

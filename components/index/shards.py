@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from components.artifacts import Artifact, digest_of, file_sha256, read_versioned, write_atomic, write_json
-from components.data.dataset import reading
+from components.artifacts import Artifact, digest_of, file_sha256, read_versioned, write_json, written_atomically
+from components.data.dataset import reading, wide
 from components.errors import ArtifactError, SpaceMismatch
 from components.index.numbers import unit_rows
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 
 SCHEMA_VERSION = 1
+# Arrow counts the numbers of all lists of a column with 32 bits: a column of more vectors has several groups of rows.
+_MOST_NUMBERS = 2**30
+_ROW_GROUP = 2**20  # rows; what pyarrow takes by itself
 
 
 class ShardManifest(BaseModel):
@@ -94,20 +97,27 @@ def read_shard_manifest(folder: Path, number: int) -> ShardManifest:
 def write_shard(folder: Path, keys: ShardKeys, vectors: NDArray[np.float32], space_id: str) -> None:
     """Write the vectors, float32 (len(doc_ids), d), as fp16, then the shard's manifest; both atomically."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    flat = pa.array(vectors.astype(np.float16).reshape(-1), type=pa.float16())
-    columns = {
-        "doc_id": pa.array(keys.doc_ids, pa.string()),
-        "content_hash": pa.array(keys.content_hashes, pa.string()),
-        "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]).cast(pa.list_(pa.float16())),
-    }
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
+    columns = {"doc_id": pa.array(keys.doc_ids, pa.large_string()), "content_hash": pa.array(keys.content_hashes, pa.large_string())}
     path = vectors_path(folder, keys.number)
-    write_atomic(path, sink.getvalue().to_pybytes())
+    write_vectors(path, pa.table(columns), vectors)
     manifest = ShardManifest(rows=len(keys.doc_ids), sha256=file_sha256(path), space_id=space_id, inputs=keys.inputs)
     write_json(shard_manifest_path(folder, keys.number), manifest.model_dump())
+
+
+def write_vectors(path: Path, table: pa.Table, vectors: NDArray[np.float32]) -> None:
+    """Write `table` with the vectors, float32 (table.num_rows, d), as its last column `vector`, lists of fp16; atomically."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    dimension = vectors.shape[1]
+    step = min(_ROW_GROUP, max(1, _MOST_NUMBERS // dimension))
+    schema = table.schema.append(pa.field("vector", pa.list_(pa.float16())))
+    with written_atomically(path) as handle, pq.ParquetWriter(handle, schema) as writer:
+        for start in range(0, len(vectors), step):
+            flat = pa.array(vectors[start : start + step].astype(np.float16).reshape(-1), type=pa.float16())
+            lists = pa.FixedSizeListArray.from_arrays(flat, dimension).cast(pa.list_(pa.float16()))
+            writer.write_table(table.slice(start, step).append_column("vector", lists), row_group_size=step)
 
 
 def remove_strays(folder: Path, shards: int) -> None:
@@ -140,6 +150,7 @@ def read_shard(artifact: Artifact, number: int) -> pa.Table:
     Raises ArtifactError for a shard that is missing, changed or cannot be read, SpaceMismatch for one that was encoded into another space
     or has another dimension.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     manifest = read_shard_manifest(artifact.path, number)
@@ -151,8 +162,10 @@ def read_shard(artifact: Artifact, number: int) -> pa.Table:
         )
     if not path.is_file() or file_sha256(path) != manifest.sha256:
         raise ArtifactError(f"{path} is missing or was changed after it was written. Encode the documents again.")
-    with reading(path):
-        table = pq.read_table(path)
+    # Group by group: Arrow would join the lists of all of them.
+    with reading(path), pq.ParquetFile(path) as file:
+        groups = [file.read_row_group(number) for number in range(file.num_row_groups)]
+        table = wide(pa.concat_tables(groups) if groups else file.read())
     if table.num_rows != manifest.rows:
         raise ArtifactError(f"{path} holds {table.num_rows} rows, its manifest says {manifest.rows}. Encode the documents again.")
     _require_dimension(table, artifact, path)
@@ -180,5 +193,5 @@ def unit_vectors(table: pa.Table) -> NDArray[np.float32]:
 
 def half_vectors(table: pa.Table) -> NDArray[np.float16]:
     """The vectors of a shard's table as they are stored, float16 (rows, d)."""
-    flat = table.column("vector").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(table.num_rows, -1)
+    flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column("vector").chunks]
+    return (flat[0] if len(flat) == 1 else np.concatenate(flat)).reshape(table.num_rows, -1)

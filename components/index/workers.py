@@ -6,6 +6,8 @@ import os
 import threading
 from pathlib import Path
 
+from components.settings import asked_threads, usable_processors
+
 
 def prepare_worker(worker: int, workers: int) -> None:
     """Make this process the worker number `worker` of `workers`, which ends with its parent."""
@@ -23,9 +25,8 @@ def take_share(worker: int, workers: int) -> None:
 
 def threads_of(workers: int) -> int:
     """Threads for each of `workers` processes: together they use the processors of this process, or fewer if OMP_NUM_THREADS says so."""
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    share = max(1, len(os.sched_getaffinity(0)) // workers)
-    return min(share, int(limit)) if limit.isdigit() and int(limit) > 0 else share
+    share = max(1, usable_processors() // workers)
+    return min(share, asked_threads() or share)
 
 
 def useful_workers(asked: int) -> int:

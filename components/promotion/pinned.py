@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import Artifact, EncoderArtifact, IndexArtifact, read_json, verify
+from components import settings
+from components.artifacts import Artifact, EncoderArtifact, IndexArtifact, read_json, verify, verify_noted
 from components.errors import ArtifactError, ModelError, SpaceMismatch
 from components.promotion.attestation import check_records
 from components.promotion.baseline import record_of
@@ -138,7 +139,8 @@ def ancestors(lineage: Iterable[LineageNode], digests: Iterable[str]) -> list[Li
 def _fetch(role: str, pin: Pin, manifest: ReleaseManifest, release: str) -> Artifact:
     words = role.replace("_", " ")
     try:
-        artifact = verify(registry.artifact_folder(pin.model, pin.version), pin.digest)
+        folder = registry.artifact_folder(pin.model, pin.version)
+        artifact = verify_noted(folder, pin.digest, settings.check_note(folder), whole=True)  # and the refresh need not hash again
     except (ModelError, ArtifactError) as error:
         raise ArtifactError(
             f"{release} cannot be refreshed: its {words}, {pin.model}/{pin.version}, is not in the registry as it was released. {error} "

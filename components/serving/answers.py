@@ -8,7 +8,6 @@ of the text: whoever has the query can show that this answer was to it.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import mmap
@@ -130,7 +129,7 @@ def prune_answers(name: str, days: int = RETENTION_DAYS) -> Pruned:
     if not path.exists():
         return Pruned(0, None, None, 0)
     with open_private(path) as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
+        settings.locked(log)
         log.seek(0)
         lines = [line for line in log.read().split(b"\n") if line.endswith(b"}")]
         times = [_parsed(path, line).at for line in lines]
@@ -198,7 +197,7 @@ def _append(path: Path, lines: str) -> None:
     """One write under a lock: lines of two processes never mix. A line that a killed writer left half is ended first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_private(path) as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
+        settings.locked(log)
         if not path.exists() or os.fstat(log.fileno()).st_ino != path.stat().st_ino:
             _append(path, lines)  # a pruning put another file there while this one was waited for
             return

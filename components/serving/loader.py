@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from components.artifacts import verify
+from components import settings
+from components.artifacts import verify, verify_noted
 from components.data.config import IgnoreIdenticalIds
 from components.data.own_documents import reads_as
 from components.data.tables import content_hash, document_text
@@ -109,7 +110,10 @@ def require_signed(records: Sequence[Record], ref: str) -> None:
 
 
 def open_retriever(manifest: ReleaseManifest) -> Retriever:
-    """Query encoder and index of a manifest as one object, after every check. A damaged local copy of a remote store is fetched again."""
+    """Query encoder and index of a manifest as one object, after every check. A damaged local copy of a remote store is fetched again.
+
+    Files are hashed when they are not as they were at the last full check (see `verify_noted`), and always where keys are trusted.
+    """
     try:
         return _open_parts(manifest)
     except ArtifactError:
@@ -121,11 +125,13 @@ def open_retriever(manifest: ReleaseManifest) -> Retriever:
 
 def _open_parts(manifest: ReleaseManifest) -> Retriever:
     encoder_folder = registry_folder(manifest.pins.query_encoder)
-    verify(encoder_folder, manifest.pins.query_encoder.digest)
+    whole = bool(trusted_keys())
+    verify_noted(encoder_folder, manifest.pins.query_encoder.digest, settings.check_note(encoder_folder), whole)
     encoder = _student(manifest.pins.query_encoder, encoder_folder)
     index_folder = registry_folder(manifest.pins.index)
     tolerance = IndexConfig.model_validate(manifest.config.get("index", {})).probe_tolerance
-    retriever = Retriever.open(encoder, encoder_folder, index_folder, tolerance, manifest.pins.index.digest)
+    verify_noted(index_folder, manifest.pins.index.digest, settings.check_note(index_folder), whole)
+    retriever = Retriever.open(encoder, encoder_folder, index_folder, tolerance, manifest.pins.index.digest, "sizes")
     if retriever.index.space_id != manifest.space_id:
         raise ArtifactError(
             f"The release manifest names the space {manifest.space_id[:12]}, its index has {retriever.index.space_id[:12]}."

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from components.errors import ArtifactError
+from components.index.opening import Check
 from components.index.search import VectorIndex, load_index
 from components.towers.probes import check_probes
 
@@ -31,15 +32,21 @@ class Retriever:
 
     @classmethod
     def open(
-        cls, encoder: TextEncoder, encoder_folder: Path, index_folder: Path, tolerance: float, expected_index: str | None = None
+        cls,
+        encoder: TextEncoder,
+        encoder_folder: Path,
+        index_folder: Path,
+        tolerance: float,
+        expected_index: str | None = None,
+        check: Check = "full",
     ) -> Retriever:
-        """Join a loaded query encoder and the index in `index_folder`.
+        """Join a loaded query encoder and the index in `index_folder`; `check` as in `load_index`.
 
         Raises SpaceMismatch when they belong to different spaces, ArtifactError when a file of the index was changed or it is not the
         artifact `expected_index`, ProbeMismatch when the encoder no longer gives the probe vectors recorded in `encoder_folder`.
         """
         _require_query_encoder(encoder, encoder_folder)
-        index = load_index(index_folder, encoder.space_id, expected_index)
+        index = load_index(index_folder, encoder.space_id, expected_index, check)
         check_probes(encoder, encoder_folder, tolerance)
         return cls(encoder, index)
 

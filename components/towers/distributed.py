@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.errors import DataError, ScalingNoteError
+from components.settings import asked_threads, usable_processors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,14 +83,14 @@ def join_world() -> World:
 
 
 def _share_processors() -> None:
-    """Divide the machine's cores: two processes that each use all of them are slower than one."""
+    """Divide the processors that may be used: two processes that each use all of them are slower than one."""
     import torch
 
-    threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    share = max(1, usable_processors() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or "1")))
+    threads = min(share, asked_threads() or share)
     # accelerate reads the variable; torch has read it already.
-    if "OMP_NUM_THREADS" not in os.environ:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-        torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
 
 
 def leave_world() -> None:

@@ -39,6 +39,12 @@ def artifact_folder(model_name: str, version: int, fresh: bool = False) -> Path:
     return folder / SEALED_PATH
 
 
+def local_files(model_name: str, version: int) -> Path | None:
+    """Where the sealed artifact of a version lies when the store is local; None for a remote one."""
+    folder = local_path(_location(model_name, version).rstrip("/"))
+    return None if folder is None else folder / SEALED_PATH
+
+
 def forget_download(model_name: str, version: int) -> bool:
     """Remove this machine's copy of a version's files, so that they are fetched again; False where there is none, as in a local store."""
     location = _location(model_name, version).rstrip("/")

@@ -7,14 +7,14 @@ import platform
 import re
 from pathlib import Path
 
-from components.settings import forced_precision
+from components.settings import forced_precision, usable_processors
 
 _GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def describe_host() -> dict[str, str | int | float]:
     """Host name, processor, usable cores, memory in GiB and the GPUs, as far as the system tells; the number format, if one is forced."""
-    found: dict[str, str | int | float] = {"host": platform.node(), "processor": processor(), "cores": _cores()}
+    found: dict[str, str | int | float] = {"host": platform.node(), "processor": processor(), "cores": usable_processors()}
     if "SC_PHYS_PAGES" in os.sysconf_names:
         found["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     if gpus := _gpus():
@@ -27,11 +27,6 @@ def describe_host() -> dict[str, str | int | float]:
 def processor() -> str:
     """The model name of the processor."""
     return _first(Path("/proc/cpuinfo"), r"^model name\s*:\s*(.+)$") or platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    """Those that this process may use, not those of the whole machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpus() -> list[str]:

@@ -6,7 +6,6 @@ never read when the files are here, and never written.
 
 from __future__ import annotations
 
-import fcntl
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -84,7 +83,7 @@ def settle() -> None:
         former_roots.cache_clear()
     if lock is not None:
         _in_use[path] = lock
-        _flock(lock, fcntl.LOCK_SH)
+        settings.locked(lock, wait=False, shared=True)
 
 
 def forget() -> None:
@@ -102,7 +101,7 @@ def _correct(path: Path, roots: Mapping[str, str], lock: IO[str] | None) -> None
             f"{settings.home()} was moved here from {former} and cannot be written, so MLflow would look for its files there. "
             "Run a command such as `scalingnote promote` once as somebody who may write to it."
         )
-    if not _flock(lock, fcntl.LOCK_EX):
+    if not settings.locked(lock, wait=False):
         raise ArtifactError(
             f"{settings.home()} is in use as {former} by a running command or server. Stop that first, or use the folder under one path."
         )
@@ -118,17 +117,6 @@ def _is_there(folder: Path) -> bool:
         return folder.exists()
     except OSError:  # of somebody else
         return True
-
-
-def _flock(lock: IO[str], kind: int) -> bool:
-    """Whether the lock was had; a file system without locks gives all of them."""
-    try:
-        fcntl.flock(lock, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 @contextmanager

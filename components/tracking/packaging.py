@@ -18,6 +18,7 @@ from components import settings
 from components.artifacts import Artifact
 from components.errors import ModelError
 from components.tracking import labels
+from components.tracking.files import local_path
 from components.tracking.package_files import SEALED, SEALED_PATH, write_package
 from components.tracking.provenance import installed
 from components.tracking.store import client
@@ -43,8 +44,11 @@ class Logged(NamedTuple):
     package: str
 
 
-def log_model(artifact: Artifact, name: str, experiment: str, run_id: str) -> Logged:
-    """Upload `artifact` as a LoggedModel, an output of the run. It is READY only when all of it is there."""
+def log_model(artifact: Artifact, name: str, experiment: str, run_id: str, former: Path | None = None) -> Logged:
+    """Upload `artifact` as a LoggedModel, an output of the run. It is READY only when all of it is there.
+
+    `former`: the folder in a local store of the registered version that it was made from, whose files it may share.
+    """
     from mlflow.entities import LoggedModelOutput
 
     if artifact.kind not in _REQUIREMENTS:
@@ -56,6 +60,9 @@ def log_model(artifact: Artifact, name: str, experiment: str, run_id: str) -> Lo
     with tempfile.TemporaryDirectory(dir=folder) as staging:
         saved = Path(staging) / "model"
         package = _save(artifact, model, run_id, saved)
+        store = local_path(str(model.artifact_location))
+        if store is not None and former is not None:
+            _share(saved / SEALED_PATH, store / SEALED_PATH, former)
         client().log_model_artifacts(model_id, str(saved))
     client().finalize_logged_model(model_id, "READY")
     client().log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
@@ -110,6 +117,20 @@ def _signature(artifact: Artifact) -> ModelSignature:
     if artifact.kind == "encoder":
         return ModelSignature(inputs=texts, outputs=vectors)
     return ModelSignature(inputs=texts if artifact.kind == "release" else vectors, params=k)
+
+
+def _share(sealed: Path, place: Path, former: Path) -> None:
+    """Give the staged files that are still those of the former version their place in the store by a link: they take no space twice.
+
+    The staged names of them go, and all that is left is uploaded. Nothing writes into a registered file, every version has names of its
+    own, and the bytes go with the last name: versions may be deleted in any order.
+    """
+    for path in [path for path in sealed.rglob("*") if path.is_file()]:
+        target, earlier = place / path.relative_to(sealed), former / path.relative_to(sealed)
+        if earlier.is_file() and earlier.samefile(path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(earlier, target)
+            path.unlink()
 
 
 def _link(source: str, target: str) -> str:

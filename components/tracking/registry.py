@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from components import settings
 from components.artifacts import Artifact
 from components.tracking import embedded, labels, lineage, packaging
-from components.tracking.files import COPY
+from components.tracking.files import COPY, local_files
 from components.tracking.files import artifact_folder as artifact_folder
 from components.tracking.files import forget_download as forget_download
 from components.tracking.files import share_file as share_file
@@ -88,7 +87,7 @@ def _one_at_a_time(model_name: str) -> Iterator[None]:
     folder = settings.work_folder() / "registering"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{model_name}.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        settings.locked(handle)
         yield
 
 
@@ -98,7 +97,9 @@ def _register_new(
     ensure_model(model_name)
     run = client().get_run(run_id)
     experiment = str(run.info.experiment_id)
-    logged = packaging.log_model(artifact, model_name, experiment, run_id)
+    former = find_version(model_name, artifact.parents.get("index", "")) if artifact.kind == "index" else None
+    shared = local_files(model_name, former.version) if former else None
+    logged = packaging.log_model(artifact, model_name, experiment, run_id, shared)
     _link_parents(run_id, experiment, inputs)
     created = client().create_model_version(
         model_name,

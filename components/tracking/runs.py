@@ -93,6 +93,23 @@ def close_flow_run(run_id: str, status: Status, error: str | None = None) -> Non
     client().set_terminated(run_id, status)
 
 
+@translated("close a run whose process was killed")
+def close_killed_run(run_id: str) -> None:
+    """End the run of a flow, and those of its steps, which a process that is gone has left open. Nothing happens to one that has ended."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client().get_run(run_id)
+    except MlflowException as error:
+        if error_code(error) != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return
+    open_steps = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
+    for left in (*client().search_runs([run.info.experiment_id], open_steps), run):
+        if left.info.status == "RUNNING" and left.info.lifecycle_stage == "active":
+            close_flow_run(left.info.run_id, "KILLED", "its process was killed")
+
+
 @translated("read a run")
 def read_flow_run(run_id: str) -> FlowRun | None:
     """The run `run_id` with the configuration that its flow recorded; None when there is no such run."""

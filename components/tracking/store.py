@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _GONE_SECONDS = 5.0  # a server that was found gone is not asked again so soon, by a command that asks it for several things
 _gone: dict[str, float] = {}
+# Drivers of databases that SQLAlchemy imports by name, and the packages that hold them.
+_DRIVERS = {"psycopg": "'scalingnote[postgres]'", "psycopg2": "psycopg2-binary"}
+_DRIVERS |= {"pymysql": "pymysql", "MySQLdb": "mysqlclient", "pyodbc": "pyodbc"}
 _FOREIGN = {"mlflow", "sqlalchemy", "requests", "urllib3", "sqlite3", "alembic"}
 
 
@@ -37,6 +40,14 @@ def translated(action: str) -> Iterator[None]:
         yield
     except ScalingNoteError:
         raise
+    except ModuleNotFoundError as error:
+        if (driver := (error.name or "").partition(".")[0]) not in _DRIVERS:
+            raise
+        place = without_user(settings.tracking_uri())
+        raise ConfigError(
+            f"MLFLOW_TRACKING_URI names {place}, which needs the package {driver}: pip install {_DRIVERS[driver]}, or name the driver that "
+            "you have, as in postgresql+psycopg://."
+        ) from None
     except OSError as error:
         raise TrackingError(f"Could not {action}: {error}. Check free space and access rights, then run the command again.") from error
     except Exception as error:
@@ -49,6 +60,11 @@ def translated(action: str) -> Iterator[None]:
                 f"Could not {action}: {settings.tracking_uri()} does not accept the user name and password of '{who}'. "
                 "Check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
             ) from error
+        if "database is locked" in reason:
+            reason = (
+                "the database is locked: another command or server has held it for longer than is waited for. Wait until that has ended, "
+                "or stop it (`fuser` on the file names it), and run the command again. Nothing was changed"
+            )
         raise TrackingError(f"Could not {action} at {settings.tracking_uri()}: {reason}") from error
 
 

@@ -1,9 +1,16 @@
-"""A full disk: noticed before a long command begins, and recognised behind the many errors that it makes libraries raise."""
+"""A full disk, and other limits of the machine: recognised behind the many errors that they make libraries raise.
+
+A disk that is too small is noticed before a long command begins.
+"""
 
 from __future__ import annotations
 
 import errno
+import resource
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from components import settings
@@ -16,12 +23,46 @@ FULL = ("no space left", "disk is full", "iostream error", "inline_container")
 NEEDED_BYTES = 48 * 1024 * 1024
 
 
+# What else a machine can lack, by the error's number: what it is, and what to do.
+LIMITS = {
+    errno.EMFILE: "This process may not open more files ({files} at most, `ulimit -n`). Allow 1,024: `ulimit -n 1024`.",
+    errno.ENFILE: "This machine has no more files to open (fs.file-max). Stop other programs.",
+    errno.EFBIG: "A file would become larger than this process may write (`ulimit -f`). Raise the limit.",
+    errno.ENOMEM: "This machine has no memory left. Stop other programs, or take smaller batches (encoding.tokens_per_batch).",
+}
+_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "malloc of size", "failed to map segment")
+
+
 class DiskFull(ResourceError):
-    """No space is left where the home folder lies."""
+    """No space is left where the home folder lies, or temporary files."""
 
     def __init__(self) -> None:
         place = settings.home()
+        if _free_bytes() >= LOW_BYTES and _free_bytes(Path(tempfile.gettempdir())) < LOW_BYTES:
+            place = Path(f"{tempfile.gettempdir()}, the folder of temporary files (TMPDIR),")
         super().__init__(f"The disk of {place} is full. Free some space and run the same command again; finished steps are kept.")
+
+
+def lacking(error: BaseException) -> ResourceError | None:
+    """What the machine lacked when `error` was raised, in words; None where it was something else."""
+    for seen in _chain(error):
+        number = getattr(seen, "errno", None)
+        if isinstance(seen, MemoryError) or any(said in str(seen).lower() for said in _NO_MEMORY):
+            number = errno.ENOMEM
+        if "too many open files" in str(seen).lower():
+            number = errno.EMFILE
+        if number in LIMITS:
+            said = LIMITS[number].format(files=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            return ResourceError(f"{said} Then run the same command again; finished steps are kept.")
+    return DiskFull() if is_disk_full(error) else None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and those that led to it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
 
 
 def require_space() -> None:
@@ -32,18 +73,22 @@ def require_space() -> None:
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether `error`, or one that led to it, comes from a full disk."""
-    seen: BaseException | None = error
-    while seen is not None:
+    for seen in _chain(error):
         words = str(seen).lower()
-        if getattr(seen, "errno", None) == errno.ENOSPC or any(said in words for said in FULL):
+        if getattr(seen, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(said in words for said in FULL):
             return True
-        seen = seen.__cause__ or seen.__context__
     # Writers in C++ report a failed write without saying why.
-    return not isinstance(error, ScalingNoteError) and _free_bytes() < LOW_BYTES
+    with suppress(OSError, ScalingNoteError):
+        return not isinstance(error, ScalingNoteError) and _free_bytes() < LOW_BYTES
+    return False
 
 
-def _free_bytes() -> int:
-    probe: Path = settings.home()
-    while not probe.exists():
-        probe = probe.parent
+def _free_bytes(probe: Path | None = None) -> int:
+    """Bytes that are free where `probe` lies, the home folder by default."""
+    probe = probe or settings.home()
+    while probe != probe.parent:
+        try:
+            return shutil.disk_usage(probe).free
+        except OSError:  # it is not there yet, or cannot be
+            probe = probe.parent
     return shutil.disk_usage(probe).free

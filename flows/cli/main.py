@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from components import settings
-from components.errors import ConfigError, ScalingNoteError
+from components.errors import ConfigError, ResourceError, ScalingNoteError
 from components.plain_text import as_json, visible
 from components.tracking.sign_in import sign_in
 from flows.cli import INTERRUPTED, start
-from flows.cli.disk import DiskFull, is_disk_full
+from flows.cli.disk import lacking
 from flows.cli.output import OutputClosed, OutputError, drop_output
 from flows.cli.parser import build_parser
 
@@ -65,8 +65,8 @@ def _explain(options: argparse.Namespace, error: Exception) -> int:
     """A user's mistake or the machine's state in words; the rest with its place, which a report of the failure needs."""
     if isinstance(error, OutputError):
         drop_output()
-    elif is_disk_full(error):
-        error = DiskFull()
+    elif not isinstance(error, ResourceError):
+        error = lacking(error) or error
     if isinstance(error, ScalingNoteError):
         return _fail(options, str(error), error.exit_code)
     if isinstance(error, OSError) and error.filename:

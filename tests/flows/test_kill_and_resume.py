@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -98,6 +99,10 @@ def test_killed_in_each_step_and_finished_it_equals_a_straight_run(places: tuple
     result, printed = killed.finish()
     assert result["candidate"] == "candidate/1"
     assert printed.count("unchanged, taken from the cache") == len(STEPS) - 1
+    with sqlite3.connect(killed.home / "mlflow" / "mlflow.db") as store:
+        states = [status for (status,) in store.execute("SELECT status FROM runs")]
+    assert "RUNNING" not in states and "KILLED" in states, "the runs of killed processes are closed by the next one"
+    assert not list((killed.home / "work" / "running").iterdir())
     # The tokenizer of the tiny models is not trained alike in two processes, so both homes take the same base models.
     shutil.copytree(killed.home / "models", straight.home / "models")
     expected, _ = straight.finish()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from prefect import flow
 
+from components import settings
 from components.artifacts import DatasetArtifact, EncoderArtifact, VectorShards, file_sha256
 from components.errors import ConfigError, ModelError
 from components.index import workers
@@ -157,10 +158,14 @@ def test_dask_that_is_not_installed_is_refused_before_anything_runs(monkeypatch:
 
 def test_workers_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(settings, "_OWN_CGROUP", Path("/nowhere"))  # the quota of the machine that tests
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert [threads_of(count) for count in (1, 3, 8, 20)] == [8, 2, 1, 1]
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert [threads_of(count) for count in (1, 8)] == [2, 1]
+    for odd, threads in (("4,2", 4), ("\u00b2", 8), ("", 8), ("64", 8)):
+        monkeypatch.setenv("OMP_NUM_THREADS", odd)
+        assert threads_of(1) == threads
 
 
 def test_one_worker_at_most_encodes_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,3 +43,104 @@ def test_without_a_home_folder_and_a_temporary_one_those_of_the_installation_are
         settings.activate()
         assert os.environ["HOME"] == str(tmp_path)
         assert Path(os.environ["TMPDIR"]).is_dir() and Path(os.environ["TMPDIR"]).is_relative_to(tmp_path)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Eight processors, no variable about threads, and a folder in the place of /sys/fs/cgroup, whose group of ours is /team/job."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(settings, "_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(settings, "_OWN_CGROUP", tmp_path / "own")
+    (tmp_path / "own").write_text("0::/team/job\n")
+    (tmp_path / "cgroup" / "team" / "job").mkdir(parents=True)
+    for variable in settings.THREADS:
+        monkeypatch.delenv(variable, raising=False)
+    return tmp_path / "cgroup"
+
+
+def test_processors_are_those_of_the_affinity_where_nothing_limits_them(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.usable_processors() == 8
+    (machine / "team" / "job" / "cpu.max").write_text("max 100000\n")
+    assert settings.usable_processors() == 8
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert settings.usable_processors() == 5
+    monkeypatch.setattr(settings, "_OWN_CGROUP", machine / "nothing")
+    assert settings.usable_processors() == 5
+
+
+@pytest.mark.parametrize(
+    ("place", "quota", "processors"),
+    [
+        ("team/job", "200000 100000", 2),
+        ("team", "350000 100000", 3),
+        (".", "150000 100000", 1),
+        ("team/job", "5000 100000", 1),
+        ("team/job", "999999999 100000", 8),
+        ("team/job", "garbage", 8),
+        ("team/job", "100000 0", 8),
+    ],
+)
+def test_a_quota_of_a_container_or_of_a_group_above_limits_the_processors(place: str, quota: str, processors: int, machine: Path) -> None:
+    (machine / place / "cpu.max").write_text(f"{quota}\n")
+    assert settings.usable_processors() == processors
+
+
+@pytest.mark.parametrize("own", ["0::/", "0::/../../elsewhere", "0::", "nonsense", "", "1:name=systemd:/a\n0::/team"])
+def test_within_a_container_the_group_may_lie_at_the_root(own: str, machine: Path, tmp_path: Path) -> None:
+    (tmp_path / "own").write_text(f"{own}\n" if own else "")
+    (machine / "cpu.max").write_text("400000 100000\n")
+    assert settings.usable_processors() == (4 if own.startswith(("0:", "1:")) else settings.usable_processors())
+
+
+@pytest.mark.parametrize(("quota", "processors"), [("300000", 3), ("-1", 8)])
+def test_the_first_version_of_control_groups_is_read_too(quota: str, processors: int, machine: Path, tmp_path: Path) -> None:
+    (tmp_path / "own").write_text("4:memory:/team/job\n3:cpu,cpuacct:/team/job\n")
+    folder = machine / "cpu" / "team" / "job"
+    folder.mkdir(parents=True)
+    (folder / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (folder / "cpu.cfs_period_us").write_text("100000\n")
+    assert settings.usable_processors() == processors
+
+
+@pytest.mark.parametrize(
+    ("asked", "quota", "given"),
+    [
+        (None, None, None),
+        (None, "200000", "2"),
+        ("64", None, "8"),
+        ("64", "200000", "2"),
+        ("4,2", None, "4,2"),
+        ("4,2", "200000", "2"),
+        ("1", "200000", "1"),
+        ("", None, "8"),
+        ("many", None, "8"),
+        ("-3", None, "8"),
+        ("0", None, "8"),
+        ("\u00b2", None, "8"),
+    ],
+)
+def test_libraries_start_no_more_threads_than_may_run(
+    asked: str | None, quota: str | None, given: str | None, machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mock.patch.dict(os.environ, {"SCALINGNOTE_HOME": str(tmp_path / "home"), **({} if asked is None else {"OMP_NUM_THREADS": asked})}):
+        if quota:
+            (machine / "cpu.max").write_text(f"{quota} 100000\n")
+        settings.activate()
+        assert os.environ.get("OMP_NUM_THREADS") == given
+        assert "OPENBLAS_NUM_THREADS" not in os.environ
+
+
+def test_other_libraries_variables_are_held_to_the_processors_too(machine: Path, tmp_path: Path) -> None:
+    with mock.patch.dict(os.environ, {"SCALINGNOTE_HOME": str(tmp_path / "home"), "OPENBLAS_NUM_THREADS": "64", "MKL_NUM_THREADS": "3"}):
+        settings.activate()
+        assert (os.environ["OPENBLAS_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == ("8", "3")
+
+
+def test_prefects_history_has_a_retention_that_is_on(tmp_path: Path) -> None:
+    with mock.patch.dict(os.environ, {"SCALINGNOTE_HOME": str(tmp_path / "home")}):
+        os.environ.pop("PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED", None)
+        settings.activate()
+        from prefect.settings import Settings
+
+        assert "flow_runs" in Settings().server.services.db_vacuum.enabled_vacuum_types

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,9 +89,23 @@ def test_files_are_a_verified_copy_of_their_own(home: Path, tmp_path: Path) -> N
     assert not list(folder.parents[1].rglob("__pycache__"))
 
 
-def test_missing_versions_and_lost_files_are_named(home: Path, tmp_path: Path) -> None:
-    import shutil
+def test_a_refreshed_index_shares_the_files_that_it_kept_with_the_version_it_was_made_from(home: Path, tmp_path: Path) -> None:
+    register_index(make_index(tmp_path / "index", "kept"))
+    first = artifact_folder(MODEL, 1)
+    (tmp_path / "refreshed" / "deep").mkdir(parents=True)
+    os.link(first / "deep" / "index.faiss", tmp_path / "refreshed" / "deep" / "index.faiss")
+    (tmp_path / "refreshed" / "new.npy").write_text("added")
+    made = seal(tmp_path / "refreshed", "index", parents={"index": verify(first).digest}, attributes={"space_id": "space-1"})
+    register_index(made)
+    second = artifact_folder(MODEL, 2)
+    assert (second / "deep" / "index.faiss").samefile(first / "deep" / "index.faiss")
+    assert not (second / "new.npy").samefile(tmp_path / "refreshed" / "new.npy")
+    assert verify(second, made.digest).digest == made.digest and not list((home / "work" / "staging").iterdir())
+    shutil.rmtree(first.parents[1])  # as `mlflow gc` does
+    assert verify(second, made.digest).digest == made.digest
 
+
+def test_missing_versions_and_lost_files_are_named(home: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no version 3 of 'retriever-index'"):
         artifact_folder(MODEL, 3)
     register_index(make_index(tmp_path / "index"))
@@ -179,8 +195,8 @@ def test_unreachable_server_is_a_clear_error(tmp_path: Path, monkeypatch: pytest
 class FakeIndex:
     """Stands for the real index, whose room has tests of its own."""
 
-    def __init__(self, folder: Path, space_id: str) -> None:
-        assert space_id == "space-1"
+    def __init__(self, folder: Path, space_id: str, check: str) -> None:
+        assert (space_id, check) == ("space-1", "sizes")  # the files were hashed just before
 
     def search(self, vectors: Any, k: int) -> tuple[Any, list[list[str]]]:
         return vectors, [[f"doc-{row}"] * k for row in range(len(vectors))]
@@ -192,7 +208,8 @@ class FakeRetriever:
     opened: ClassVar[list[Any]] = []
 
     @classmethod
-    def open(cls, *parts: Any) -> FakeRetriever:
+    def open(cls, *parts: Any, check: str) -> FakeRetriever:
+        assert check == "sizes"
         cls.opened.append(parts)
         return cls()
 

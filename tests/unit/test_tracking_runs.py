@@ -12,7 +12,7 @@ from components.artifacts import Artifact, seal
 from components.tracking import labels
 from components.tracking.provenance import Provenance, collect_provenance
 from components.tracking.registry import register
-from components.tracking.runs import StepRecord, close_flow_run, log_evidence, open_flow_run, record_step
+from components.tracking.runs import StepRecord, close_flow_run, close_killed_run, log_evidence, open_flow_run, record_step
 from components.tracking.store import client
 
 PROVENANCE = Provenance(
@@ -51,6 +51,17 @@ def test_flow_run_carries_parameters_provenance_and_status(home: Path) -> None:
     assert run.info.status == "FAILED"
     assert {entry.path for entry in client().list_artifacts(run_id)} == {"provenance.json", "config.json"}
     assert run.info.artifact_uri.startswith((home / "mlflow" / "artifacts").as_uri())
+
+
+def test_a_run_that_its_process_left_open_is_closed_with_its_steps(home: Path) -> None:
+    left, finished = open_run(), open_run()
+    experiment = client().get_run(left).info.experiment_id
+    step = client().create_run(experiment, tags={"mlflow.parentRunId": left}).info.run_id
+    close_flow_run(finished, "FINISHED")
+    for run_id in (left, finished, "0" * 32):
+        close_killed_run(run_id)
+    assert [client().get_run(run_id).info.status for run_id in (left, step, finished)] == ["KILLED", "KILLED", "FINISHED"]
+    assert client().get_run(left).data.tags["scalingnote.error"] == "its process was killed"
 
 
 def test_step_is_nested_with_numbers_data_and_report(home: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class IndexModel(PythonModel):  # type: ignore[misc, unused-ignore]
 
         folder = Path(context.artifacts["sealed"])
         artifact = verify(folder, packaged_digest(folder))
-        self.index = load_index(folder, artifact.space_id)
+        self.index = load_index(folder, artifact.space_id, check="sizes")
 
     def predict(self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None) -> list[list[str]]:
         """Vectors float32 (n, dimension) -> n lists of the `k` best document ids, best first."""

@@ -48,7 +48,7 @@ class ReleaseModel(PythonModel):  # type: ignore[misc, unused-ignore]
         release = read_json(folder / "release.json")
         encoder, index = _open_pin(release, "query_encoder"), _open_pin(release, "index")
         tolerance = IndexConfig.model_validate(release.get("config", {}).get("index", {})).probe_tolerance
-        self.retriever = Retriever.open(load_encoder(encoder), encoder, index, tolerance)
+        self.retriever = Retriever.open(load_encoder(encoder), encoder, index, tolerance, check="sizes")
 
     def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[list[str]]:
         """Queries (a table with one column) -> for each the `k` best document ids, best first."""

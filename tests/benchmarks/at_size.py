@@ -1,0 +1,284 @@
+"""A corpus at its real size, from the file to the searchable index: seconds and peak memory of every stage, and a refresh of one document.
+
+    python -m tests.benchmarks.at_size [--folder FOLDER] [--documents 1000000] [--words 60] [--base decoder-64x2] [--rows 40000000]
+
+The documents are random words of very different frequency, the encoder is a random decoder of two layers trained for a single step: how
+well it encodes does not matter to what the stages cost. Every stage runs in a process of its own, whose largest resident memory is its
+peak. The refresh is what the flow does: a new snapshot of the data with one document reworded, its contracts, the changes, the encoding,
+the index. With --documents twice (1000000,2000000) the stages' growth is shown: 2.0 is linear. --rows sends so many simulated rows,
+without texts or vectors, through the bookkeeping of a refresh; it takes about 130 bytes of disk a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from components.tracking.machine import describe_host
+
+WORDS = 20_000
+STAGES = ("snapshot", "validate", "encode", "index")
+AT_ONCE = 1_000_000
+Measured = dict[str, tuple[float, float]]  # stage -> seconds, peak GiB
+
+
+def main() -> None:
+    """Run the stages for each size and print them."""
+    options = _arguments()
+    with tempfile.TemporaryDirectory() if options.folder is None else nullcontext(options.folder) as folder:
+        _run(Path(folder), options)
+
+
+def _run(folder: Path, options: argparse.Namespace) -> None:
+    print(json.dumps(describe_host()), flush=True)
+    sizes = [int(size) for size in options.documents.split(",") if size]
+    found = {size: _at_size(folder, size, options) for size in sizes}
+    if len(sizes) == 2:
+        small, large = (found[size] for size in sizes)
+        growth = {stage: large[stage][0] / max(small[stage][0], 1e-9) for stage in STAGES}
+        print(f"{sizes[1] / sizes[0]:.2f} times the documents: " + ", ".join(f"{stage} x {by:.2f}" for stage, by in growth.items()))
+    if options.rows:
+        seconds, peak, said = _apart(bookkeeping, folder / "rows", options.rows)
+        print(f"{options.rows:,} simulated rows: {said}; {seconds:.0f} s, peak {peak:.2f} GiB", flush=True)
+
+
+def _at_size(root: Path, documents: int, options: argparse.Namespace) -> Measured:
+    folder = _empty(root / f"at-{documents}")
+    _apart(write_data, folder / "data", documents, options.words, options.seed, False)
+    _apart(make_tower, folder, options.base)
+    stages: Measured = {}
+    for stage, function, arguments in (
+        ("snapshot", take_snapshot, (folder / "data", folder / "snapshot")),
+        ("validate", check, (folder / "snapshot", folder / "report")),
+        ("encode", encode, (folder, folder / "snapshot", folder / "vectors")),
+        ("index", index, (folder / "vectors", folder / "snapshot", folder / "index")),
+    ):
+        stages[stage] = _shown(f"{documents:,} documents, {stage}", *_apart(function, *arguments))
+    _shown("   first answer with titles, opened by sizes", *_apart(search, folder / "index", folder / "tower"))
+    total = sum(seconds for seconds, _ in stages.values())
+    _apart(write_data, folder / "changed", documents, options.words, options.seed, True)
+    parts = [
+        _shown("   refresh, snapshot", *_apart(take_snapshot, folder / "changed", folder / "snapshot-2")),
+        _shown("   refresh, validate", *_apart(check, folder / "snapshot-2", folder / "report-2")),
+        _shown("   refresh, changes, encoding and index", *_apart(refresh, folder)),
+    ]
+    after = sum(seconds for seconds, _ in parts)
+    print(
+        f"   in all {total:.1f} s; refresh of one document {after:.1f} s ({after / total:.2%}), of it the index {parts[-1][0]:.1f} s "
+        f"({parts[-1][0] / total:.2%})",
+        flush=True,
+    )
+    return stages
+
+
+def write_data(folder: Path, documents: int, words: int, seed: int, changed: bool) -> str:
+    """A data folder of random documents; `changed`: the one in the middle reads otherwise."""
+    (folder / "qrels").mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    with (folder / "corpus.jsonl").open("w", encoding="utf-8") as corpus:
+        for start in range(0, documents, 10_000):
+            ranks = np.minimum(rng.zipf(1.2, (min(10_000, documents - start), words)), WORDS)
+            for row, line in enumerate(ranks.tolist(), start=start):
+                text = "another text" if changed and row == documents // 2 else " ".join(f"w{rank}" for rank in line)
+                corpus.write(json.dumps({"_id": f"d{row:09d}", "title": f"Title {row}", "text": text}) + "\n")
+    splits = {"train": range(200), "dev": range(200, 240), "test": range(240, 300)}
+    with (folder / "queries.jsonl").open("w", encoding="utf-8") as queries:
+        queries.writelines(json.dumps({"_id": f"q{n}", "text": f"what says document number {n}"}) + "\n" for n in range(300))
+    for split, numbers in splits.items():
+        lines = [f"q{n}\td{n:09d}\t1\n" for n in numbers]
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines), encoding="utf-8")
+    return ""
+
+
+def make_tower(folder: Path, base: str) -> str:
+    """A document tower trained for one step, in `folder/towers`."""
+    from components.towers.config import TowerConfig
+    from components.towers.pairs import Pairs
+    from components.towers.train import train_towers
+
+    with (folder / "data" / "corpus.jsonl").open(encoding="utf-8") as corpus:
+        some = [json.loads(line)["text"] for line, _ in zip(corpus, range(2000), strict=False)]
+    pairs = Pairs(some, some, [(i, i) for i in range(len(some))], {i: frozenset([i]) for i in range(len(some))})
+    loose = {"max_mean_cosine": 1.0, "min_effective_rank": 1.0}
+    config = TowerConfig(base_model=base, steps=1, batch_size=4, max_query_length=16, max_document_length=96, **loose)
+    train_towers(pairs, config, {}, _empty(folder / "towers"))
+    return ""
+
+
+def take_snapshot(data: Path, folder: Path) -> str:
+    """The tables of a data folder."""
+    from components.data.config import DataConfig
+    from components.data.snapshot import snapshot
+
+    return f"{snapshot(DataConfig(source=str(data)), _empty(folder)).counts['documents']:,} documents"
+
+
+def check(snapshot: Path, folder: Path) -> str:
+    """The contracts that come with the project."""
+    from components.artifacts import DatasetArtifact, open_artifact
+    from components.data.contracts import contracts_folder
+    from components.data.validation import validate
+
+    dataset = DatasetArtifact(**open_artifact(snapshot).model_dump())
+    return f"{validate(dataset, contracts_folder(''), _empty(folder)).counts}"
+
+
+def encode(folder: Path, snapshot: Path, target: Path) -> str:
+    """All documents of the snapshot."""
+    from components.index.config import EncodingConfig
+    from components.index.corpus import StoredDocuments
+
+    documents = StoredDocuments(snapshot / "documents.parquet", EncodingConfig().shard_size)
+    return f"{_encoded(folder, documents, target).counts}"
+
+
+def index(vectors: Path, snapshot: Path, folder: Path) -> str:
+    """The index with its titles, tuned on documents."""
+    from components.artifacts import VectorShards, open_artifact
+    from components.data.dataset import load_dataset
+    from components.index.build import build_index, display_titles
+    from components.index.config import IndexConfig
+
+    shards = VectorShards(**open_artifact(vectors).model_dump())
+    made = build_index(shards, IndexConfig(), _empty(folder), display_titles(load_dataset(snapshot)))
+    return f"{made.attributes['index_key']}, recall {made.attributes['ann_recall']}"
+
+
+def search(folder: Path, tower: Path) -> str:
+    """Open the index, ask it ten times for ten documents, and look their titles up."""
+    from components.artifacts import open_artifact
+    from components.index.rows import read_titles
+    from components.index.search import load_index
+
+    started = time.perf_counter()
+    opened = load_index(folder, open_artifact(folder).space_id, check="sizes")
+    titles = read_titles(folder, opened.rows)
+    ready, took = time.perf_counter() - started, []
+    for number in range(10):
+        started = time.perf_counter()
+        query = np.random.default_rng(number).normal(size=(1, opened.dimension)).astype(np.float32)
+        _, ids = opened.search(query / np.linalg.norm(query), 10)
+        assert all(titles[doc_id] for doc_id in ids[0])
+        took.append(1000 * (time.perf_counter() - started))
+    return f"open {ready:.2f} s, first answer {took[0]:.1f} ms, then {np.median(took[1:]):.1f} ms"
+
+
+def refresh(folder: Path) -> str:
+    """As the flow does it, from the verified index of before to the sealed one."""
+    from components.artifacts import IndexArtifact, open_artifact
+    from components.data.dataset import load_dataset
+    from components.index.build import display_titles
+    from components.index.changes import changes_since, read_documents
+    from components.index.config import EncodingConfig, IndexConfig
+    from components.index.delta import ChosenDocuments
+    from components.index.refresh import refresh_index
+
+    started = time.perf_counter()
+    previous = IndexArtifact(**open_artifact(folder / "index").model_dump())
+    changes = changes_since(previous.path, read_documents(folder / "snapshot-2"))
+    found = time.perf_counter() - started
+    documents = ChosenDocuments(folder / "snapshot-2" / "documents.parquet", changes.encoded, EncodingConfig().shard_size)
+    delta = _encoded(folder, documents, folder / "delta")
+    titles = display_titles(load_dataset(folder / "snapshot-2"))
+    ready = time.perf_counter() - started
+    made = refresh_index(previous, delta, changes, IndexConfig(), _empty(folder / "index-2"), titles)
+    written = sum(path.stat().st_size for path in made.path.iterdir() if path.stat().st_nlink == 1)
+    return f"{changes.counts}, changes {found:.1f} s, until the index {ready:.1f} s, {written / 2**20:.0f} MiB of files written"
+
+
+def bookkeeping(folder: Path, rows: int) -> str:
+    """Rows of an index and of a data set, one in a million of them changed, through all of a refresh that needs no vector."""
+    from components.index import refresh as steps
+    from components.index.changes import changes_since, read_documents
+    from components.index.rows import live_rows, read_rows, read_table, write_deleted, write_rows
+
+    _write_rows(_empty(folder) / "doc_ids.parquet", rows, 0)
+    _write_rows(folder / "documents.parquet", rows, 1)
+    changes = changes_since(folder, read_documents(folder))
+    table, before = read_table(folder, steps.COLUMNS), read_rows(folder)
+    deleted = np.union1d(before.deleted, changes.deleted)
+    update = steps._Update(table, rows, deleted, 1, 1, rows)
+    steps._require_unique(update)
+    live = live_rows(rows, deleted)
+    (folder / "new").mkdir()
+    write_rows(folder / "new", table.append_column("part", read_table(folder, ["part"])["part"]))
+    write_deleted(folder / "new", deleted)
+    del table, update
+    assert len(read_rows(folder / "new")) == rows and len(live) == rows - len(deleted)
+    return f"{changes.counts}"
+
+
+def _write_rows(path: Path, rows: int, changed: int) -> None:
+    """doc_id, content_hash and what else an index has of its rows; with `changed` one hash in a million is another."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("doc_id", pa.large_string()), ("content_hash", pa.large_string()), ("part", pa.int32()), ("order", pa.int32())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, rows, AT_ONCE):
+            numbers = np.arange(start, min(start + AT_ONCE, rows))
+            words = np.random.default_rng(start).bytes(32 * len(numbers)).hex()
+            hashes = [words[64 * n : 64 * n + 64] for n in range(len(numbers))]
+            if changed:
+                hashes[len(hashes) // 2] = "0" * 64
+            columns = [[f"d{n:011d}" for n in numbers.tolist()], hashes, np.zeros(len(numbers), np.int32), numbers.astype(np.int32)]
+            writer.write_table(pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema))
+
+
+def _encoded(folder: Path, documents: Any, target: Path) -> Any:
+    from components.index.config import EncodingConfig
+    from components.index.encode import LoadedEncoder, ShardJob, encode_shards
+    from components.towers.encoder import load_tower
+
+    tower = load_tower(folder / "towers" / "document_tower")
+    return encode_shards(ShardJob(LoadedEncoder(tower), documents, EncodingConfig().tokens_per_batch, _empty(target)), {})
+
+
+def _apart(function: Callable[..., str], *arguments: Any) -> tuple[float, float, str]:
+    """Seconds, peak GiB and word of `function` in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_measured, function, arguments).result()
+
+
+def _measured(function: Callable[..., str], arguments: tuple[Any, ...]) -> tuple[float, float, str]:
+    started = time.perf_counter()
+    said = function(*arguments)
+    return time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, said
+
+
+def _shown(what: str, seconds: float, peak: float, said: str) -> tuple[float, float]:
+    print(f"{what}: {seconds:.1f} s, peak {peak:.2f} GiB ({said})", flush=True)
+    return seconds, peak
+
+
+def _empty(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="working folder; what it holds under at-N/ and rows/ is replaced (a temporary one)")
+    parser.add_argument("--documents", default="1000000", help="how many; two numbers with a comma: the growth from one to the other")
+    parser.add_argument("--words", type=int, default=60, help="words of a document")
+    parser.add_argument("--base", default="decoder-64x2", help="random decoder of the tower, its width and layers")
+    parser.add_argument("--rows", type=int, default=40_000_000, help="simulated rows for the bookkeeping; 0: none")
+    parser.add_argument("--seed", type=int, default=13)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Limits of a machine behind the errors of many libraries, and locks where a file system has none."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from components import settings
+from components.errors import ConfigError, DataError, ScalingNoteError
+from components.tracking.store import TrackingError, translated
+from flows.cli import disk
+from flows.cli.disk import DiskFull, lacking
+
+
+def raised(error: Exception, within: type[Exception] | None = None) -> Exception:
+    """The error as it is caught, or another that was raised from it."""
+    try:
+        try:
+            raise error
+        except Exception as first:
+            if within is None:
+                raise
+            raise within("the step failed") from first
+    except Exception as caught:
+        return caught
+
+
+@pytest.mark.parametrize("within", [None, RuntimeError, TrackingError])
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
+        (RuntimeError("Error 24: Too many open files [/a/b]"), "ulimit -n"),
+        (OSError(errno.ENFILE, "Too many open files in system"), "ulimit -n"),
+        (OSError(errno.EFBIG, "File too large"), "ulimit -f"),
+        (MemoryError(), "no memory left"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), "no memory left"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "no memory left"),
+        (ImportError("libx.so: failed to map segment from shared object"), "no memory left"),
+        (OSError(errno.ENOSPC, "No space left on device"), "is full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "is full"),
+    ],
+)
+def test_what_the_machine_lacks_is_said_and_the_exit_status_is_9(
+    error: Exception, named: str, within: type[Exception] | None, home: Path
+) -> None:
+    found = lacking(raised(error, within))
+    assert found is not None and found.exit_code == 9 and named in str(found)
+
+
+def test_other_errors_are_not_taken_for_limits(home: Path) -> None:
+    for error in (DataError("The column is too long."), OSError(errno.ENOENT, "No such file"), KeyError("x")):
+        assert lacking(raised(error)) is None
+
+
+def test_the_disk_that_is_full_is_the_one_that_is_named(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def free(probe: Path | None = None) -> int:
+        return 0 if probe == tmp_path / "tmp" else 10**12
+
+    monkeypatch.setattr(disk, "_free_bytes", free)
+    monkeypatch.setattr(disk.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    assert "TMPDIR" in str(DiskFull())
+    monkeypatch.setattr(disk, "_free_bytes", lambda probe=None: 0)
+    assert str(home) in str(DiskFull()) and "TMPDIR" not in str(DiskFull())
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_locks_stops_nothing(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with (tmp_path / "lock").open("w") as handle:
+        assert settings.locked(handle) and settings.locked(handle, wait=False) and settings.locked(handle, wait=False, shared=True)
+
+
+def test_a_lock_that_another_holds_is_told_from_one_that_is_had(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with path.open("w") as first, path.open("w") as second:
+        assert settings.locked(first, wait=False, shared=True) and settings.locked(second, wait=False, shared=True)
+        assert not settings.locked(second, wait=False)
+        first.close()
+        assert settings.locked(second, wait=False)
+
+
+@pytest.mark.parametrize(
+    ("address", "package"),
+    [
+        ("postgresql+psycopg://u:s3cr3t@db/x", "scalingnote[postgres]"),
+        ("postgresql://u:s3cr3t@db/x", "psycopg2-binary"),
+        ("mysql+pymysql://u:s3cr3t@db/x", "pymysql"),
+    ],
+)
+def test_a_database_without_its_driver_is_said_with_what_to_install(address: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    name = address.partition("://")[0].partition("+")[2] or "psycopg2"
+    with pytest.raises(ConfigError) as caught, translated("open the tracking store"):
+        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+    assert package in str(caught.value) and "s3cr3t" not in str(caught.value)
+    with pytest.raises(ModuleNotFoundError), translated("open the tracking store"):
+        raise ModuleNotFoundError("No module named 'mlflow.nothing'", name="mlflow.nothing")
+
+
+def test_a_database_that_another_holds_is_said_with_what_to_do(home: Path) -> None:
+    with pytest.raises(TrackingError, match="fuser") as caught, translated("open the tracking store"):
+        raise sqlite3.OperationalError("database is locked")
+    assert caught.value.exit_code == 8 and "open the tracking store" in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "said"), [("x" * 300, "name too long"), ("deep/" * 900, "name too long"), ("file", "is a file")])
+def test_a_home_that_cannot_be_is_refused_in_words(name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (name, *([f"{name}/below"] if name == "file" else [])):
+        monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path / place))
+        with pytest.raises(ConfigError, match=said) as caught:
+            settings.activate()
+        assert len(str(caught.value)) < 400
+        assert lacking(caught.value) is None
+
+
+def test_a_current_folder_that_is_gone_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    monkeypatch.delenv("SCALINGNOTE_HOME", raising=False)
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ScalingNoteError, match="the current folder was removed"):
+        settings.home()
