@@ -136,7 +136,8 @@ def announce(config: RetrainConfig) -> str | None:
     from components.planning.plan import busy_note, device_memory, rows_of
 
     _forecast = None
-    if not pending_steps(config, None):
+    # Rates are measured on a training of the towers; without one there is nothing to measure them on.
+    if config.towers.training == "none" or not pending_steps(config, None):
         return None
     try:
         dataset = _snapshot(config)
@@ -179,6 +180,8 @@ def make_plan(config: RetrainConfig, fixed: Iterable[str], budget: float | None,
     """
     from components.data.validation import require_valid
 
+    if config.towers.training == "none":
+        raise ConfigError("A plan measures a training of the towers, and towers.training is none. Run `scalingnote retrain` as it is.")
     config = at_commits(config)
     dataset = _snapshot(config)
     require_valid(make_ahead(validation_step(config, dataset)))

@@ -25,12 +25,13 @@ def at_commits(config: Config) -> Config:
     """The configuration with every model of a hub pinned to the commit that its name stands for now.
 
     It is recorded so, and the steps' keys hold the commits: a model that moved on the hub is trained on anew, never taken for the old one.
-    Raises ModelError for a model that is not there.
+    A teacher that is taken as it is brings the settings that nobody gave. Raises ModelError for a model that is not there.
     """
     from components.towers.base_models import pinned_revision
+    from components.towers.published import with_own_settings
 
     towers, student = config.towers, config.distillation
-    towers = towers.model_copy(update={"revision": pinned_revision(towers.base_model, towers.revision)})
+    towers = with_own_settings(towers.model_copy(update={"revision": pinned_revision(towers.base_model, towers.revision)}))
     named = {"revision": student.student, "generator_revision": student.generator if student.generated else ""}
     found = {
         field: pinned_revision(name, getattr(student, field)) if name not in ("", "teacher") else None for field, name in named.items()

@@ -101,7 +101,7 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     """
     from components.data.dataset import load_dataset
     from components.distillation.material import check_sources
-    from components.distillation.student import check_before_towers, shape_of
+    from components.distillation.student import check_before_towers, width_of
     from components.evaluation.summarize import require_judged
     from components.index.kinds import usable_key
     from components.promotion.attainable import require_attainable, require_measured
@@ -112,9 +112,7 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     require_judged(data, (config.evaluation.split, *config.evaluation.extra_splits))
     check_sources(data, config.distillation)
     check_before_towers(config.distillation, config.towers)
-    key = usable_key(
-        config.index, len(data.documents), config.towers.dimension or shape_of(config.towers.base_model, config.towers.revision).width
-    )
+    key = usable_key(config.index, len(data.documents), width_of(config.towers))
     require_attainable(config.policy, config.index, key)
     runner_of(config.encoding)
 

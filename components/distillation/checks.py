@@ -14,6 +14,7 @@ from components.towers.base_models import load_config, resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import load_contract
 from components.towers.model_size import count_layers, require_positions
+from components.towers.published import vector_width
 
 
 class Shape(NamedTuple):
@@ -32,7 +33,12 @@ def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None
     if config.form != "static":
         student = teacher if config.student == TEACHER else resolve_base(config.student, ["any text"], config.revision)
         require_positions(student, config.max_query_length, "distillation.max_query_length")
-    _check(config, towers.dimension or shape.width, shape)
+    _check(config, width_of(towers), shape)
+
+
+def width_of(towers: TowerConfig) -> int:
+    """Dimensions of the teacher's vectors, known before anything is trained; raises ModelError for an unknown model."""
+    return towers.dimension or vector_width(towers) or shape_of(towers.base_model, towers.revision).width
 
 
 def check_student(config: DistillationConfig, index_dimension: int, query_tower_folder: Path | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from components.distillation.checks import check_before_towers, check_student, shape_of
+from components.distillation.checks import check_before_towers, check_student, shape_of, width_of
 from components.distillation.initial import new_student, untrained_student
 from components.distillation.saved import MODULES, load_student, save_student
 from components.distillation.student_encoder import StudentEncoder
@@ -21,6 +21,7 @@ __all__ = [
     "save_student",
     "shape_of",
     "untrained_student",
+    "width_of",
 ]
 
 

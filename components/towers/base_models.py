@@ -71,7 +71,7 @@ def resolve_base(name: str, texts: Sequence[str] = (), revision: str | None = No
 def is_on_hub(name: str) -> bool:
     """Whether `name` means a model of a hub: none that is built here, carried by a package, or a folder."""
     name, _ = _split(name)
-    if name in (GEMMA, MINILM, TINY_ENCODER) or decoder_shape(name) or _folder(name):
+    if name in (GEMMA, MINILM, TINY_ENCODER) or decoder_shape(name) or _folder(name) or name.lower().endswith(".gguf"):
         return False
     return hub.is_hub_name(name) and not ("/" not in name and (models_folder() / name).is_dir())
 
@@ -113,6 +113,8 @@ def _local(name: str, texts: Sequence[str]) -> BaseModel:
     if "/" not in name and (built := models_folder() / name).is_dir():
         return BaseModel(name, str(built), open_artifact(built).digest)
     folder = _folder(name)
+    if name.lower().endswith(".gguf"):
+        raise ModelError(f"'{name}' is a GGUF file, whose weights are quantized. Name the model that it was made from, as safetensors.")
     if folder is None:
         raise ModelError(
             f"The model folder '{name}' does not exist, and the name has not the form of one on a model hub (model or owner/model). "

@@ -1,4 +1,4 @@
-"""Configuration of stage 1: the two towers on one LLM, and encoding with them."""
+"""Configuration of stage 1: the two towers on one LLM, or a teacher that is trained already, and encoding with them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,21 @@ class TowerConfig(StepConfig):
         min_length=1,
         description="Branch, tag or commit of a model from a hub; null: its main branch. The commit is recorded and loaded ever after",
     )
-    pooling: Literal["last", "mean"] = Field("last", description="Which token states make the embedding")
+    pooling: Literal["last", "mean", "cls"] = Field("last", description="Which token states make the embedding")
     query_prompt: str = Field("query: ", description="Put before every query")
     document_prompt: str = Field("document: ", description="Put before every document")
     max_query_length: int = Field(32, ge=4, le=4096, description="Tokens of a query, prompt and end token included")
     max_document_length: int = Field(128, ge=4, le=32768, description="Tokens of a document, prompt and end token included")
     attention: Literal["causal", "bidirectional"] = Field("causal", description="Whether a token sees the tokens after it")
     matryoshka: tuple[int, ...] = Field((), description="Prefixes of the vectors that are trained to work alone, such as [128, 256]")
-    dimension: int | None = Field(None, ge=1, description="Dimensions kept of a vector: null for all, else one of `matryoshka`")
-    training: Literal["lora", "full"] = Field("lora", description="Two adapters on one frozen model, or two fully trained models")
+    dimension: int | None = Field(
+        None, ge=1, description="Dimensions kept of a vector: null for all, else one of `matryoshka` (any where nothing is trained)"
+    )
+    training: Literal["lora", "full", "none"] = Field(
+        "lora",
+        description="Two adapters on one frozen model, two fully trained models, or none: a published embedding model as it is, whose own "
+        "pooling, prompts, lengths and dimension take the place of those that are not set here",
+    )
     lora_rank: int = Field(16, ge=1, le=512, description="Rank of each adapter")
     lora_alpha: int = Field(32, ge=1, le=2048, description="Scale of each adapter")
     lora_layers: int | None = Field(
@@ -75,7 +81,9 @@ class TowerConfig(StepConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> TowerConfig:
-        if self.dimension is not None and self.dimension not in self.matryoshka:
+        if self.training != "none" and self.pooling == "cls" and self.attention == "causal":
+            raise ValueError("pooling cls takes the first token, which sees no other in causal attention; set attention to bidirectional")
+        if self.training != "none" and self.dimension is not None and self.dimension not in self.matryoshka:
             raise ValueError(
                 f"dimension {self.dimension} is not in the matryoshka list {list(self.matryoshka)}; add it there or choose from it"
             )
