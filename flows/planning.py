@@ -79,7 +79,7 @@ def pending_steps(config: RetrainConfig, dataset: Artifact | None) -> list[str]:
     query, document = (_part(towers, role) for role in ("query_tower", "document_tower"))
     vectors: Any = find("encode_corpus", lambda d, t: vectors_step(config, d, t), data, document)
     lacking = [] if generated or not config.distillation.generated else [None]
-    targets = find("encode_teacher_queries", lambda d, q, *_: targets_step(config, d, q, generated), data, query, *lacking)
+    targets = find("encode_teacher_queries", lambda d, q, t, *_: targets_step(config, d, q, generated, t), data, query, document, *lacking)
     tuned = targets if vectors is not None and needs_queries(config, vectors) else None
     index = find("build_index", lambda v, d: index_step(config, v, d, tuned), vectors, data)
     parts = {"dataset": data, "query_tower": query, "targets": targets, "vectors": vectors, "index": index}

@@ -65,17 +65,23 @@ def validation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
 
 
 def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
-    """Stage 1: train both towers."""
+    """Stage 1: train both towers, or take a teacher that is trained already; the key holds what the vectors of such a one are."""
+    from components.towers.vector_files import files_digest
 
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
         from components.towers.pairs import training_pairs
+        from components.towers.stored import take_stored
         from components.towers.train import train_towers
 
-        pairs = training_pairs(load_dataset(dataset.path), config.towers.batches_by)
-        return train_towers(pairs, config.towers, {"dataset": dataset.digest}, folder)
+        data, towers = load_dataset(dataset.path), config.towers
+        if towers.vectors is not None:
+            return take_stored(data, Path(towers.vectors).expanduser(), {"dataset": dataset.digest}, folder)
+        return train_towers(training_pairs(data, towers.batches_by), towers, {"dataset": dataset.digest}, folder)
 
     settings = {**config.towers.model_dump(), **_folders(config.towers.base_model)}
+    if config.towers.vectors is not None:
+        settings["vectors_digest"] = files_digest(Path(config.towers.vectors).expanduser())
     return Step("train_towers", make, {"dataset": dataset}, settings, resumes=TRAINING_FILES)
 
 
@@ -147,22 +153,36 @@ def generation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
     return Step("generate_queries", make, {"dataset": dataset}, settings, resumes=("generated_queries.jsonl",))
 
 
-def targets_step(config: RetrainConfig, dataset: DatasetArtifact, query_tower: EncoderArtifact, generated: Artifact | None = None) -> Step:
-    """Compute the teacher's query vectors once. `generated`: the artifact of `generation_step`, when queries were generated."""
+def targets_step(
+    config: RetrainConfig,
+    dataset: DatasetArtifact,
+    query_tower: EncoderArtifact,
+    generated: Artifact | None = None,
+    document_tower: EncoderArtifact | None = None,
+) -> Step:
+    """Compute the teacher's query vectors once. `generated`: the artifact of `generation_step`, when queries were generated.
+
+    `document_tower`: needed where the teacher is stored vectors alone, since those of documents stand in for missing ones.
+    """
     chosen = {key: getattr(config.distillation, key) for key in ("titles", "sentences", "generated", "seed")}
     inputs: dict[str, Artifact] = {"dataset": dataset, "query_tower": query_tower, **({"generated": generated} if generated else {})}
+    if document_tower is not None and query_tower.attributes.get("base_model") == "vectors":
+        inputs["document_tower"] = document_tower
 
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
         from components.distillation.generation import read_generated
         from components.distillation.sources import dev_queries, query_sources
+        from components.distillation.stand_ins import answerable
         from components.distillation.teacher_targets import write_teacher_targets
-        from components.towers.encoder import load_tower
+        from components.towers.encoder import open_tower
 
         data = load_dataset(dataset.path)
         sources = query_sources(data, config.distillation, read_generated(generated.path) if generated else ())
         parents = {role: artifact.digest for role, artifact in inputs.items()}
-        return write_teacher_targets(load_tower(query_tower.path), sources, parents, folder, dev_queries(data))
+        documents = open_tower(inputs["document_tower"].path) if "document_tower" in inputs else None
+        teacher, sources, held_out = answerable(open_tower(query_tower.path), documents, data, (sources, dev_queries(data)))
+        return write_teacher_targets(teacher, sources, parents, folder, held_out)
 
     return Step("encode_teacher_queries", make, inputs, chosen)
 

@@ -7,6 +7,7 @@ snapshot -> validate -> train towers -> encode corpus -> build index
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from prefect import flow
@@ -32,6 +33,7 @@ from flows.release_steps import (
     validation_step,
     vectors_step,
 )
+from flows.steps import Step
 
 Settings = Annotated[dict[str, Any], SettingsForm()]
 
@@ -68,8 +70,39 @@ def retrain(
         return register_candidate(chosen, recorder, parts)
 
 
+@dataclass(frozen=True)
+class DocumentSide:
+    """A release without its query encoder. `targets` are the teacher's query vectors where the index was tuned with them."""
+
+    dataset: DatasetArtifact
+    validation: Artifact
+    query_tower: EncoderArtifact
+    document_tower: EncoderArtifact
+    vectors: VectorShards
+    index: IndexArtifact
+    teacher_queries: Step
+    targets: Artifact | None
+
+
 def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
     """Run every step that makes a part of the release."""
+    made = build_documents(config, recorder)
+    targets = made.targets or recorder.run(made.teacher_queries)
+    learned_from = {
+        "dataset": made.dataset,
+        "query_tower": made.query_tower,
+        "targets": targets,
+        "vectors": made.vectors,
+        "index": made.index,
+    }
+    student = typed(recorder.run(student_step(config, learned_from)), EncoderArtifact)
+    measured = {"dataset": made.dataset, "query_tower": made.query_tower, "query_encoder": student, "index": made.index}
+    evaluation = recorder.run(evaluation_step(config, measured))
+    return Parts(made.dataset, made.validation, made.query_tower, made.document_tower, student, made.index, evaluation)
+
+
+def build_documents(config: RetrainConfig, recorder: Recorder) -> DocumentSide:
+    """Run the steps from the data to the index."""
     from components.data.validation import require_valid
 
     dataset = typed(recorder.run(snapshot_step(config)), DatasetArtifact)
@@ -81,15 +114,10 @@ def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
     generated = recorder.run(generation_step(config, dataset)) if config.distillation.generated else None
     query_tower, document_tower = train_both(config, recorder, dataset)
     vectors = typed(recorder.run(vectors_step(config, dataset, document_tower)), VectorShards)
-    teacher_queries = targets_step(config, dataset, query_tower, generated)
+    teacher_queries = targets_step(config, dataset, query_tower, generated, document_tower)
     tuned_with = recorder.run(teacher_queries) if needs_queries(config, vectors) else None
     index = typed(recorder.run(index_step(config, vectors, dataset, tuned_with)), IndexArtifact)
-    targets = tuned_with or recorder.run(teacher_queries)
-    learned_from = {"dataset": dataset, "query_tower": query_tower, "targets": targets, "vectors": vectors, "index": index}
-    student = typed(recorder.run(student_step(config, learned_from)), EncoderArtifact)
-    measured = {"dataset": dataset, "query_tower": query_tower, "query_encoder": student, "index": index}
-    evaluation = recorder.run(evaluation_step(config, measured))
-    return Parts(dataset, validation, query_tower, document_tower, student, index, evaluation)
+    return DocumentSide(dataset, validation, query_tower, document_tower, vectors, index, teacher_queries, tuned_with)
 
 
 def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:

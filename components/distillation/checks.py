@@ -11,7 +11,7 @@ from components.distillation.forms import TEACHER
 from components.distillation.layers import choose_layers
 from components.errors import ModelError
 from components.towers.base_models import load_config, resolve_base
-from components.towers.config import TowerConfig
+from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.contract import load_contract
 from components.towers.model_size import count_layers, require_positions
 from components.towers.published import vector_width
@@ -26,12 +26,17 @@ class Shape(NamedTuple):
 
 def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None:
     """Refuse a student that cannot be made, before the towers are trained; raises ModelError."""
-    shape = shape_of(towers.base_model, towers.revision)
-    teacher = resolve_base(towers.base_model, ["any text"], towers.revision)
-    require_positions(teacher, towers.max_document_length, "towers.max_document_length")
-    require_positions(teacher, towers.max_query_length, "towers.max_query_length")
+    teacher, shape = None, None
+    if towers.base_model not in WITHOUT_WEIGHTS:
+        shape = shape_of(towers.base_model, towers.revision)
+        teacher = resolve_base(towers.base_model, ["any text"], towers.revision)
+        require_positions(teacher, towers.max_document_length, "towers.max_document_length")
+        require_positions(teacher, towers.max_query_length, "towers.max_query_length")
+    elif config.student == TEACHER:
+        raise ModelError(f"distillation.student is teacher, but of the teacher '{towers.base_model}' no layers are here. Name an encoder.")
     if config.form != "static":
         student = teacher if config.student == TEACHER else resolve_base(config.student, ["any text"], config.revision)
+        assert student is not None
         require_positions(student, config.max_query_length, "distillation.max_query_length")
     _check(config, width_of(towers), shape)
 
@@ -51,6 +56,8 @@ def check_student(config: DistillationConfig, index_dimension: int, query_tower_
         if query_tower_folder is None:
             raise ModelError("distillation.student is teacher, but no query tower was given; train the towers first.")
         contract = load_contract(query_tower_folder)[0]
+        if contract.base_model in WITHOUT_WEIGHTS:
+            raise ModelError(f"distillation.student is teacher, but of the teacher '{contract.base_model}' no layers are here.")
         tower = shape_of(contract.base_model, contract.base_revision)
     _check(config, index_dimension, tower)
 

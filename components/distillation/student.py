@@ -9,7 +9,7 @@ from components.distillation.initial import new_student, untrained_student
 from components.distillation.saved import MODULES, load_student, save_student
 from components.distillation.student_encoder import StudentEncoder
 from components.towers.contract import TextEncoder
-from components.towers.encoder import load_tower
+from components.towers.encoder import open_tower
 
 __all__ = [
     "StudentEncoder",
@@ -27,4 +27,4 @@ __all__ = [
 
 def load_encoder(folder: Path) -> TextEncoder:
     """Load whatever encoder lies in `folder`: a student (it has a list of modules) or a tower."""
-    return load_student(folder) if (folder / MODULES).is_file() else load_tower(folder)
+    return load_student(folder) if (folder / MODULES).is_file() else open_tower(folder)

@@ -68,18 +68,20 @@ def encoding(encoder: TextEncoder) -> Answer:
     return lambda texts: encoder.encode(texts, batch_size=len(texts))
 
 
-def measure_speed(teacher: DenseRanker, student: DenseRanker, queries: Sequence[str], config: EvaluationConfig) -> SpeedSummary:
-    """Time the encoding of teacher and student (see `measure_speeds`), then the student's search apart.
+def measure_speed(teacher: DenseRanker | None, student: DenseRanker, queries: Sequence[str], config: EvaluationConfig) -> SpeedSummary:
+    """Time the encoding of teacher, where there is one, and student (see `measure_speeds`), then the student's search apart.
 
     The search takes one query vector and `config.depth` documents.
     """
-    systems = {"student": Timed(encoding(student.encoder)), "teacher": Timed(encoding(teacher.encoder), TEACHER_SHARE)}
+    systems = {"student": Timed(encoding(student.encoder))}
+    if teacher is not None:
+        systems["teacher"] = Timed(encoding(teacher.encoder), TEACHER_SHARE)
     speeds = measure_speeds(systems, queries, config)
     texts = _sample(queries, config.latency_queries, config.seed)
     return SpeedSummary(
-        teacher=speeds["teacher"],
+        teacher=speeds.get("teacher"),
         student=speeds["student"],
-        speed_up=speeds["student"].qps / speeds["teacher"].qps,
+        speed_up=speeds["student"].qps / speeds["teacher"].qps if teacher is not None else None,
         search_p50_ms=_search_p50_ms(student, texts, config.depth),
     )
 

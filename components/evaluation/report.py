@@ -64,11 +64,14 @@ class EncoderSpeed(_Section):
 
 
 class SpeedSummary(_Section):
-    """Both encoders, measured in turns on one machine; `speed_up` is the student's queries per second over the teacher's."""
+    """Both encoders, measured in turns on one machine; `speed_up` is the student's queries per second over the teacher's.
 
-    teacher: EncoderSpeed
+    A teacher of stored vectors computes nothing that could be timed: there both are None.
+    """
+
+    teacher: EncoderSpeed | None
     student: EncoderSpeed
-    speed_up: float
+    speed_up: float | None
     search_p50_ms: float
 
 
@@ -141,7 +144,8 @@ class Summary(_Section):
 
     `retention` is the student's mean over the teacher's; a metric in which the teacher has 0 is absent. `confidence` is that of every
     two-sided interval. `extra` maps a split to its figures, `health` teacher and student to theirs, `ann` is the index's recall; reports of
-    older versions have none of these. `own_documents` is there when queries have ids of documents.
+    older versions have none of these. `own_documents` is there when queries have ids of documents. `absent` says why a system is not
+    among `systems`.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -160,6 +164,7 @@ class Summary(_Section):
     health: dict[str, HealthSummary] = Field(default_factory=dict)
     ann: AnnSummary | None = None
     own_documents: OwnSummary | None = None
+    absent: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -118,8 +118,9 @@ def _speed(speed: SpeedSummary | None) -> str:
         return ""
     size = speed.student.batch_size
     head = ["", "p50, batch 1", "p95, batch 1", "queries timed", f"queries/s, batch {size}"]
-    table = _columns([head, _speed_row("teacher", speed.teacher), _speed_row("student", speed.student)])
-    return f"{table}\nstudent: {speed.speed_up:.1f} times the teacher's queries per second; index search p50 {speed.search_p50_ms:.2f} ms"
+    rows = [_speed_row(name, timed) for name, timed in (("teacher", speed.teacher), ("student", speed.student)) if timed is not None]
+    faster = "" if speed.speed_up is None else f"student: {speed.speed_up:.1f} times the teacher's queries per second; "
+    return f"{_columns([head, *rows])}\n{faster}index search p50 {speed.search_p50_ms:.2f} ms"
 
 
 def _speed_row(name: str, speed: EncoderSpeed) -> list[str]:
@@ -127,7 +128,7 @@ def _speed_row(name: str, speed: EncoderSpeed) -> list[str]:
 
 
 def _notes(summary: Summary) -> str:
-    return f"{DESCRIPTION}." if "bm25" in summary.systems else ""
+    return "\n".join([*([f"{DESCRIPTION}."] if "bm25" in summary.systems else []), *summary.absent.values()])
 
 
 def _in_order(systems: Mapping[str, object]) -> list[str]:

@@ -62,11 +62,13 @@ class StoredTower:
 
         A worker may run where another library or number format is installed, and would add vectors that do not fit the others.
         """
-        from components.towers.encoder import load_tower
+        from components.towers.encoder import open_tower
         from components.towers.probes import check_probes
+        from components.towers.stored import StoredVectors
 
-        encoder = load_tower(self.path)
-        check_probes(encoder, self.path, self.tolerance)
+        encoder = open_tower(self.path)
+        if not isinstance(encoder, StoredVectors):  # whose vectors no library computes
+            check_probes(encoder, self.path, self.tolerance)
         return encoder
 
 
@@ -180,6 +182,9 @@ def _set_token_budget(encoder: TextEncoder, tokens_per_batch: int) -> None:
 
 def _vectors(encoder: TextEncoder, job: ShardJob, number: int, progress: ShardProgress) -> NDArray[np.float32]:
     """float32 (documents, d) of a shard, in the order of its documents."""
+    if hasattr(encoder, "of_documents"):  # stored vectors are known by ids, and two documents of one text may have two of them
+        keys = job.documents.keys(number)
+        return _checked(encoder.of_documents(keys.doc_ids, keys.content_hashes), len(keys.doc_ids), encoder.contract.dimension)
     texts = job.documents.texts(number)
     vectors = np.empty((len(texts), encoder.contract.dimension), dtype=np.float32)
     # What lies beyond the longest document that the encoder reads costs nothing.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from components.distillation.config import DistillationConfig
 from components.errors import ModelError
 from components.evaluation.config import EvaluationConfig
-from components.towers.config import TowerConfig
+from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
@@ -123,6 +123,16 @@ def shape_of_model(name: str, revision: str | None, texts: Sequence[str]) -> Sha
         raise ModelError(f"The configuration of '{name}' does not say how large it is: {str(error).strip().splitlines()[0]}") from None
 
 
+def _teacher_shape(towers: TowerConfig, texts: Sequence[str]) -> Shape:
+    """The teacher's shape; one without weights takes no memory here beyond its vectors."""
+    if towers.base_model not in WITHOUT_WEIGHTS:
+        return shape_of_model(towers.base_model, towers.revision, texts)
+    from components.towers.published import vector_width
+
+    width = vector_width(towers) or towers.dimension or 0
+    return Shape(layers=0, width=width, inner=0, heads=0, key_heads=0, head_width=0, vocabulary=0, gated=False)
+
+
 def _shape(config: Any, layers: int) -> Shape:
     heads = int(config.num_attention_heads)
     key_heads = getattr(config, "num_key_value_heads", None)
@@ -176,7 +186,7 @@ def gather_facts(
         pair_count=len(pairs.pairs),
         refine_pairs=len(refinement_pairs(dataset, list(first), distillation.refine_titles)),
         scripts={script: found / scripts.total() for script, found in scripts.most_common()},
-        teacher=shape_of_model(*_models(towers, distillation)[0], built_from),
+        teacher=_teacher_shape(towers, built_from),
         student=shape_of_model(*_models(towers, distillation)[1], built_from),
     )
 

@@ -72,6 +72,8 @@ def at_least(value: float, threshold: float) -> Status:
 
 def scores(report: Evaluation, system: str, metric: str, owner: str = "") -> pd.Series:
     """One finite value per judged query, indexed by query_id in a fixed order; not decidable when one is missing or strange."""
+    if (reason := mapping(getattr(report.summary, "absent", None)).get(system)) is not None:
+        raise NotDecidable(str(reason))
     entry = mapping(mapping(report.summary.systems).get(system))
     where = f"{metric} of the {owner}system '{system}'"
     values = values_per_query(report.per_query, (system, metric), report.summary.queries, where)

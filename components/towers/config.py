@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from components.config import StepConfig
+
+WITHOUT_WEIGHTS = ("vectors",)  # what `base_model` names where no model is here
 
 
 class TowerConfig(StepConfig):
@@ -16,7 +19,12 @@ class TowerConfig(StepConfig):
         "gemma3-270m",
         min_length=1,
         description="Hugging Face name or local path of a decoder, or gemma3-270m (carried by the package of that name); with @6 behind "
-        "it six of its layers, first and last ones, with @first6 its first six",
+        "it six of its layers, first and last ones, with @first6 its first six; or vectors, for those that exist already",
+    )
+    vectors: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder with vectors of documents and, as far as there are any, of queries, for the base model vectors",
     )
     revision: str | None = Field(
         None,
@@ -79,8 +87,20 @@ class TowerConfig(StepConfig):
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto takes bfloat16 where the machine is fast with it")
     seed: int = Field(13, ge=0, description="Seed of adapters and of the order of the data")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_to_train(cls, given: Any) -> Any:
+        """What has no weights here cannot be trained here."""
+        if isinstance(given, Mapping) and given.get("base_model") in WITHOUT_WEIGHTS and "training" not in given:
+            return {**given, "training": "none"}
+        return given
+
     @model_validator(mode="after")
     def _fits_together(self) -> TowerConfig:
+        if self.base_model in WITHOUT_WEIGHTS and self.training != "none":
+            raise ValueError(f"base_model {self.base_model} has no weights that could be trained; set training to none")
+        if (self.base_model == "vectors") != (self.vectors is not None):
+            raise ValueError("base_model vectors and a folder in towers.vectors belong together; set both or neither")
         if self.training != "none" and self.pooling == "cls" and self.attention == "causal":
             raise ValueError("pooling cls takes the first token, which sees no other in causal attention; set attention to bidirectional")
         if self.training != "none" and self.dimension is not None and self.dimension not in self.matryoshka:

@@ -28,7 +28,8 @@ class EncodingContract(BaseModel):
 
     `split_special_tokens`: the name of a control token in a text is ordinary text (see `components.towers.tokens`). It is False for
     encoders that were made before there was a choice, which keep encoding as they were trained. `head` are the linear maps behind the
-    pooling of a published model, as `768 -> 3072`, and `head_digest` their identity.
+    pooling of a published model, as `768 -> 3072`, and `head_digest` their identity. Nobody here knows how encoders of the forms
+    `vectors` and `endpoint` pool and cut texts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,7 +39,7 @@ class EncodingContract(BaseModel):
     base_revision: str | None = None  # the commit of a base from a model hub
     adapter_digest: str | None
     tokenizer_digest: str
-    pooling: Literal["last", "mean", "cls"]
+    pooling: Literal["last", "mean", "cls", "unknown"]
     normalize: bool
     prompt: str
     append_eos: bool
@@ -46,7 +47,7 @@ class EncodingContract(BaseModel):
     dimension: int
     similarity: Literal["cosine"] = "cosine"
     attention: Literal["causal", "bidirectional"] = "causal"
-    form: Literal["transformer", "static"] = "transformer"
+    form: Literal["transformer", "static", "vectors", "endpoint"] = "transformer"
     split_special_tokens: bool = True
     head: tuple[str, ...] = ()
     head_digest: str | None = None

@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.errors import ArtifactError
+from components.errors import ArtifactError, ModelError
 from components.progress import Progress, counting
 from components.towers.adapters import ADAPTER, adapter_digest
 from components.towers.backbone import load_decoder, pooled
 from components.towers.base_models import BaseModel, resolve_base
-from components.towers.contract import EncodingContract, is_tokenizer_of, load_contract
+from components.towers.config import WITHOUT_WEIGHTS
+from components.towers.contract import EncodingContract, TextEncoder, is_tokenizer_of, load_contract
 from components.towers.full import WEIGHTS, full_digest
 from components.towers.precision import pick_device
 from components.towers.published import head_digest, load_head, read_published
+from components.towers.stored import load_stored
 from components.towers.tokens import batches_by_tokens, pad_batch, token_ids
 
 TOKENS_PER_BATCH = 2048
@@ -62,9 +64,16 @@ class TowerEncoder:
         return pooled(self._model, batch, self.contract, self._head).cpu().numpy()
 
 
+def open_tower(folder: Path) -> TextEncoder:
+    """The tower in `folder`, whatever kind it is: with weights, or of stored vectors. Raises as `load_tower` and `load_stored` do."""
+    return load_stored(folder) if load_contract(folder)[0].form == "vectors" else load_tower(folder)
+
+
 def load_tower(folder: Path, precision: str = "auto") -> TowerEncoder:
     """Load a tower folder; raises ArtifactError when base, tokenizer or weights are not those of its contract."""
     contract, space_id = load_contract(folder)
+    if contract.base_model in WITHOUT_WEIGHTS:
+        raise ModelError(f"{folder}: the teacher is '{contract.base_model}', so it has no layers to take. Name another student.")
     if (folder / WEIGHTS).is_dir():
         model, tokenizer, head = *_fully_trained(folder, contract, precision), None
     elif (folder / ADAPTER).is_dir():
@@ -94,6 +103,13 @@ def _as_published(folder: Path, contract: EncodingContract, precision: str) -> t
     if head_digest(base, head) != contract.head_digest or contract.adapter_digest is not None:
         raise ArtifactError(f"{folder}: the weights are not those its contract names. Restore the tower, or retrain.")
     return *load_decoder(base, precision, contract.attention), load_head(base, head)
+
+
+def published_encoder(base: BaseModel, contract: EncodingContract, precision: str = "auto") -> TowerEncoder:
+    """A published model as an encoder of its own, without a folder; see `components.towers.backbone.published_contracts`."""
+    published = read_published(base)
+    model, tokenizer = load_decoder(base, precision, contract.attention)
+    return TowerEncoder(model, tokenizer, contract, "", load_head(base, published.head if published else ()))
 
 
 def _base_of(folder: Path, contract: EncodingContract) -> BaseModel:

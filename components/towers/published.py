@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from components.artifacts import digest_of, file_sha256, read_json
 from components.errors import ModelError
 from components.towers.base_models import BaseModel, load_config, resolve_base
-from components.towers.config import TowerConfig
+from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.layers import position_limit
 from components.towers.model_size import model_without_memory
+from components.towers.vector_files import stored_width
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -95,7 +96,7 @@ def with_own_settings(towers: TowerConfig) -> TowerConfig:
 
     For `training: none` alone; others are trained as the settings say. Raises ModelError as `read_published` and `resolve_base` do.
     """
-    if towers.training != "none":
+    if towers.training != "none" or towers.base_model in WITHOUT_WEIGHTS:
         return towers
     found = read_published(resolve_base(towers.base_model, ["any text"], towers.revision))
     if found is None:
@@ -111,9 +112,11 @@ def with_own_settings(towers: TowerConfig) -> TowerConfig:
 
 
 def vector_width(towers: TowerConfig) -> int | None:
-    """Dimensions of the vectors that the teacher's head gives; None for a model without one, whose vectors are as wide as it is."""
+    """Dimensions of the vectors that a teacher gives as it is; None for a model without a head, whose vectors are as wide as it is."""
     if towers.training != "none":
         return None
+    if towers.vectors is not None:
+        return stored_width(Path(towers.vectors).expanduser())
     found = read_published(resolve_base(towers.base_model, ["any text"], towers.revision))
     return found.head[-1].outputs if found is not None and found.head else None
 
