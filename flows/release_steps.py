@@ -70,6 +70,7 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
 
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
+        from components.towers.endpoint import take_endpoint
         from components.towers.pairs import training_pairs
         from components.towers.stored import take_stored
         from components.towers.train import train_towers
@@ -77,6 +78,8 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
         data, towers = load_dataset(dataset.path), config.towers
         if towers.vectors is not None:
             return take_stored(data, Path(towers.vectors).expanduser(), {"dataset": dataset.digest}, folder)
+        if towers.base_model == "endpoint":
+            return take_endpoint(towers, {"dataset": dataset.digest}, folder)
         return train_towers(training_pairs(data, towers.batches_by), towers, {"dataset": dataset.digest}, folder)
 
     settings = {**config.towers.model_dump(), **_folders(config.towers.base_model)}

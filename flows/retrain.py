@@ -8,7 +8,7 @@ snapshot -> validate -> train towers -> encode corpus -> build index
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow
 
@@ -34,6 +34,9 @@ from flows.release_steps import (
     vectors_step,
 )
 from flows.steps import Step
+
+if TYPE_CHECKING:
+    from components.data.dataset import Dataset
 
 Settings = Annotated[dict[str, Any], SettingsForm()]
 
@@ -143,6 +146,28 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     key = usable_key(config.index, len(data.documents), width_of(config.towers))
     require_attainable(config.policy, config.index, key)
     runner_of(config.encoding)
+    if config.towers.base_model == "endpoint":
+        _require_affordable(config, data)
+
+
+def _require_affordable(config: RetrainConfig, data: Dataset) -> None:
+    """Say about how many tokens the endpoint will be sent, and what they cost; raise ConfigError above the limits."""
+    from components.distillation.sources import dev_queries, query_sources
+    from components.evaluation.summarize import judged_split
+    from components.towers.endpoint import guessed_tokens, require_within
+    from components.towers.probes import PROBE_TEXTS
+
+    splits = (config.evaluation.split, *config.evaluation.extra_splits)
+    queries = [*dev_queries(data), *(text for split in splits for text in judged_split(data, split).texts)]
+    learned = [text for texts in query_sources(data, config.distillation).values() for text in texts]
+    endpoint = config.towers.endpoint
+    tokens = guessed_tokens(data.document_texts()) + guessed_tokens(queries) + guessed_tokens(learned) + 10 * guessed_tokens(PROBE_TEXTS)
+    cost = f", at {endpoint.price:g} a million about {tokens * endpoint.price / 1e6:,.2f}" if endpoint.price else ""
+    print(
+        f"[train_towers] {endpoint.url} will be sent about {tokens:,} tokens{cost}; what is in the cache already is not sent again",
+        flush=True,
+    )
+    require_within(endpoint, tokens, "The run needs")
 
 
 def train_both(config: RetrainConfig, recorder: Recorder, dataset: DatasetArtifact) -> tuple[EncoderArtifact, EncoderArtifact]:

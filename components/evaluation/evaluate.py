@@ -125,8 +125,8 @@ def _speed(systems: Mapping[str, Ranker], judged: JudgedSplit, config: Evaluatio
     teacher, student = systems.get("teacher"), systems.get("student")
     if not isinstance(student, DenseRanker) or not (isinstance(teacher, DenseRanker) or absent):
         return None
-    # A teacher of stored vectors computes nothing that could be timed.
-    timed = teacher if isinstance(teacher, DenseRanker) and teacher.encoder.contract.form != "vectors" else None
+    # Stored vectors compute nothing that could be timed, and an endpoint's times are those of a network, at its price.
+    timed = teacher if isinstance(teacher, DenseRanker) and teacher.encoder.contract.form not in ("vectors", "endpoint") else None
     return measure_speed(timed, student, judged.texts, config)
 
 

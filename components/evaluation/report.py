@@ -66,7 +66,7 @@ class EncoderSpeed(_Section):
 class SpeedSummary(_Section):
     """Both encoders, measured in turns on one machine; `speed_up` is the student's queries per second over the teacher's.
 
-    A teacher of stored vectors computes nothing that could be timed: there both are None.
+    A teacher of stored vectors or behind an endpoint is not timed: there both are None.
     """
 
     teacher: EncoderSpeed | None

@@ -62,12 +62,11 @@ class StoredTower:
 
         A worker may run where another library or number format is installed, and would add vectors that do not fit the others.
         """
-        from components.towers.encoder import open_tower
+        from components.towers.encoder import TowerEncoder, open_tower
         from components.towers.probes import check_probes
-        from components.towers.stored import StoredVectors
 
         encoder = open_tower(self.path)
-        if not isinstance(encoder, StoredVectors):  # whose vectors no library computes
+        if isinstance(encoder, TowerEncoder):  # no library computes stored vectors, and an endpoint was asked when it was opened
             check_probes(encoder, self.path, self.tolerance)
         return encoder
 

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from components.config import StepConfig
 
-WITHOUT_WEIGHTS = ("vectors",)  # what `base_model` names where no model is here
+WITHOUT_WEIGHTS = ("vectors", "endpoint")  # what `base_model` names where no model is here
+
+
+class EndpointConfig(StepConfig):
+    """A server of embeddings as OpenAI, vLLM and TEI have it. Its key is in SCALINGNOTE_ENDPOINT_KEY or SCALINGNOTE_ENDPOINT_KEY_FILE."""
+
+    url: str = Field("", max_length=2000, description="Address that /embeddings is asked below, such as http://127.0.0.1:8000/v1")
+    model: str = Field("", max_length=300, description="Name of the model there")
+    batch_size: int = Field(64, ge=1, le=2048, description="Texts in one request")
+    concurrency: int = Field(4, ge=1, le=64, description="Requests at the same time")
+    timeout: float = Field(60.0, gt=0, le=3600, description="Seconds until a request without an answer counts as failed")
+    patience: float = Field(600.0, ge=0, le=86_400, description="Seconds that a request is tried again where the server is busy or silent")
+    price: float = Field(0.0, ge=0, le=10_000, description="Price of a million tokens, in whatever currency")
+    max_cost: float | None = Field(None, ge=0, description="Highest cost of a run, in that currency; null: no limit")
+    max_tokens: int | None = Field(None, ge=1, description="Most tokens of a run; null: no limit")
+
+    @field_validator("url")
+    @classmethod
+    def _without_secrets(cls, url: str) -> str:
+        if url and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url):
+            raise ValueError("expected http://HOST/PATH or https://HOST/PATH, without user, password, question mark or key")
+        return url.rstrip("/")
 
 
 class TowerConfig(StepConfig):
@@ -19,8 +41,9 @@ class TowerConfig(StepConfig):
         "gemma3-270m",
         min_length=1,
         description="Hugging Face name or local path of a decoder, or gemma3-270m (carried by the package of that name); with @6 behind "
-        "it six of its layers, first and last ones, with @first6 its first six; or vectors, for those that exist already",
+        "it six of its layers, first and last ones, with @first6 its first six; vectors, for those that exist already; or endpoint",
     )
+    endpoint: EndpointConfig = Field(default_factory=EndpointConfig, description="The server, for the base model endpoint")
     vectors: str | None = Field(
         None,
         min_length=1,
@@ -101,6 +124,8 @@ class TowerConfig(StepConfig):
             raise ValueError(f"base_model {self.base_model} has no weights that could be trained; set training to none")
         if (self.base_model == "vectors") != (self.vectors is not None):
             raise ValueError("base_model vectors and a folder in towers.vectors belong together; set both or neither")
+        if self.base_model == "endpoint" and not (self.endpoint.url and self.endpoint.model):
+            raise ValueError("base_model endpoint needs towers.endpoint.url and towers.endpoint.model; set both")
         if self.training != "none" and self.pooling == "cls" and self.attention == "causal":
             raise ValueError("pooling cls takes the first token, which sees no other in causal attention; set attention to bidirectional")
         if self.training != "none" and self.dimension is not None and self.dimension not in self.matryoshka:

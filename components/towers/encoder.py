@@ -16,6 +16,7 @@ from components.towers.backbone import load_decoder, pooled
 from components.towers.base_models import BaseModel, resolve_base
 from components.towers.config import WITHOUT_WEIGHTS
 from components.towers.contract import EncodingContract, TextEncoder, is_tokenizer_of, load_contract
+from components.towers.endpoint import load_endpoint
 from components.towers.full import WEIGHTS, full_digest
 from components.towers.precision import pick_device
 from components.towers.published import head_digest, load_head, read_published
@@ -65,8 +66,9 @@ class TowerEncoder:
 
 
 def open_tower(folder: Path) -> TextEncoder:
-    """The tower in `folder`, whatever kind it is: with weights, or of stored vectors. Raises as `load_tower` and `load_stored` do."""
-    return load_stored(folder) if load_contract(folder)[0].form == "vectors" else load_tower(folder)
+    """The tower in `folder`, whatever it is: with weights, of stored vectors, or behind an address. Raises as their own loaders do."""
+    form = load_contract(folder)[0].form
+    return load_stored(folder) if form == "vectors" else load_endpoint(folder) if form == "endpoint" else load_tower(folder)
 
 
 def load_tower(folder: Path, precision: str = "auto") -> TowerEncoder:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from components.artifacts import digest_of, file_sha256, read_json
 from components.errors import ModelError
 from components.towers.base_models import BaseModel, load_config, resolve_base
-from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
+from components.towers.config import TowerConfig
+from components.towers.endpoint import endpoint_width
 from components.towers.layers import position_limit
 from components.towers.model_size import model_without_memory
 from components.towers.vector_files import stored_width
@@ -96,8 +97,11 @@ def with_own_settings(towers: TowerConfig) -> TowerConfig:
 
     For `training: none` alone; others are trained as the settings say. Raises ModelError as `read_published` and `resolve_base` do.
     """
-    if towers.training != "none" or towers.base_model in WITHOUT_WEIGHTS:
+    if towers.training != "none" or towers.base_model == "vectors":
         return towers
+    if towers.base_model == "endpoint":  # a server puts its own words before a text, where its model wants any
+        own: dict[str, Any] = {"query_prompt": "", "document_prompt": ""}
+        return towers.model_copy(update={field: value for field, value in own.items() if field not in towers.model_fields_set})
     found = read_published(resolve_base(towers.base_model, ["any text"], towers.revision))
     if found is None:
         return towers
@@ -117,6 +121,8 @@ def vector_width(towers: TowerConfig) -> int | None:
         return None
     if towers.vectors is not None:
         return stored_width(Path(towers.vectors).expanduser())
+    if towers.base_model == "endpoint":
+        return endpoint_width(towers.endpoint)
     found = read_published(resolve_base(towers.base_model, ["any text"], towers.revision))
     return found.head[-1].outputs if found is not None and found.head else None
 

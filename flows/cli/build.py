@@ -66,10 +66,11 @@ def _adopted_text(result: dict[str, Any]) -> str:
 
 def demo(options: argparse.Namespace) -> None:
     """The whole job on the built-in data."""
-    if options.adopt:
-        return _demo_adopt(options)
     if options.full:
         options.set = [*options.set, "data.scope=full"]
+    if options.adopt:
+        _demo_adopt(options)
+        return
     if options.preset is None:
         options.preset = "demo" if options.full else _demo_preset()
     config = read_config(options)
@@ -86,9 +87,7 @@ def _demo_adopt(options: argparse.Namespace) -> None:
     from flows.refresh import RefreshConfig
     from flows.servers import run_flow
 
-    if options.full:
-        options.set = [*options.set, "data.scope=full"]
-    options.preset = options.preset or "adopt"
+    options.preset, options.name = options.preset or "adopt", options.name or "adopted"
     config = read_config(options)
     with only_result_on_stdout(options):
         print(f"Demo: the vectors of {config.data.source} by all-minilm-l6-v2 are the index that exists.", flush=True)
