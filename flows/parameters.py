@@ -17,7 +17,7 @@ from components.config import RETRIEVER_NAME
 from components.errors import ConfigError
 from flows.config import Layer, RetrainConfig, layers_of, nested, settle
 
-Preset = Literal["adopt", "cluster", "demo", "gpu", "pages", "quick", "smoke"]
+Preset = Literal["adopt", "cluster", "demo", "embeddinggemma", "endpoint", "gpu", "harrier", "pages", "quick", "qwen3-embedding", "smoke"]
 Name = Annotated[str, Field(pattern=RETRIEVER_NAME)]
 NameOrEmpty = Annotated[str, Field(pattern=rf"^$|{RETRIEVER_NAME}")]
 ReleaseRef = Annotated[str, Field(min_length=1)]

@@ -36,7 +36,7 @@ class Form:
         self.family.write(texts, bare)
         torch.manual_seed(7)
         transformer = Transformer(str(bare), max_seq_length=self.longest)
-        width = transformer.get_word_embedding_dimension()
+        width = transformer.get_embedding_dimension()
         modules: list[Any] = [transformer, Pooling(width, pooling_mode=self.pooling)]
         for outputs in self.dense:
             modules.append(Dense(width, outputs, bias=False, activation_function=torch.nn.Identity()))
@@ -54,7 +54,7 @@ FORMS = {
         dense=(96, 32),
         prompts={"query": "task: search result | query: ", "document": "title: none | text: "},
     ),
-    "e5": Form(XLM_BASE, "mean", prompts={"query": "query: ", "passage": "passage: "}),
+    "e5": Form(XLM_BASE, "mean", prompts={"query": "query: ", "document": "passage: "}),
     "bge": Form(STUDENTS["bert"], "cls", prompts={"query": "Represent this sentence for searching relevant passages: "}),
     "gte": Form(Family("bert", STUDENTS["bert"].tokenizer, "[SEP]", base=ENCODER), "mean", normalise=False, longest=None),
     "harrier": Form(TEACHERS["gemma-3"], "lasttoken", prompts={"query": "Instruct: Retrieve passages\nQuery: "}),

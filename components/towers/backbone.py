@@ -25,7 +25,7 @@ from components.towers.full import FullModels
 from components.towers.layers import keep_layers
 from components.towers.pooling import cut, normalize, pool
 from components.towers.precision import autocast, pick_device, pick_dtype
-from components.towers.published import head_digest, read_published
+from components.towers.published import asked_attention, head_digest, read_published
 from components.towers.tokens import batches_by_tokens, ends_by_itself, needs_end_token, pad_batch, token_ids
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def draft_contract(base: BaseModel, tokenizer: Any, width: int, config: TowerCon
 
 def published_contracts(base: BaseModel, config: TowerConfig) -> dict[Role, EncodingContract]:
     """The contracts of both towers of a model that is taken as it is; raises ModelError for one that gives no such vectors."""
-    model, tokenizer = load_decoder(base, "float32", config.attention)
     published = read_published(base)
+    model, tokenizer = load_decoder(base, "float32", asked_attention(published, config.attention))
     head = published.head if published else ()
     width = head[-1].outputs if head else int(model.config.get_text_config().hidden_size)
     if config.dimension is not None and config.dimension > width:

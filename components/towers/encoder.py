@@ -19,7 +19,7 @@ from components.towers.contract import EncodingContract, TextEncoder, is_tokeniz
 from components.towers.endpoint import load_endpoint
 from components.towers.full import WEIGHTS, full_digest
 from components.towers.precision import pick_device
-from components.towers.published import head_digest, load_head, read_published
+from components.towers.published import asked_attention, head_digest, load_head, read_published
 from components.towers.stored import load_stored
 from components.towers.tokens import batches_by_tokens, pad_batch, token_ids
 
@@ -42,6 +42,11 @@ class TowerEncoder:
     def model(self) -> Any:
         """The transformer with all that was trained in its weights, for a student that takes layers of it."""
         return self._model
+
+    @property
+    def head(self) -> Any:
+        """The maps behind the pooling of a published model, each linear map with its activation; None where there are none."""
+        return self._head
 
     @property
     def tokenizer(self) -> Any:
@@ -100,17 +105,17 @@ def _with_adapter(folder: Path, contract: EncodingContract, precision: str) -> t
 def _as_published(folder: Path, contract: EncodingContract, precision: str) -> tuple[Any, Any, Any]:
     """Model, tokenizer and the maps behind the pooling, all from the base model: nothing was trained here."""
     base = _base_of(folder, contract)
-    published = read_published(base) if contract.head_digest else None
+    published = read_published(base)
     head = published.head if published else ()
     if head_digest(base, head) != contract.head_digest or contract.adapter_digest is not None:
         raise ArtifactError(f"{folder}: the weights are not those its contract names. Restore the tower, or retrain.")
-    return *load_decoder(base, precision, contract.attention), load_head(base, head)
+    return *load_decoder(base, precision, asked_attention(published, contract.attention)), load_head(base, head)
 
 
 def published_encoder(base: BaseModel, contract: EncodingContract, precision: str = "auto") -> TowerEncoder:
     """A published model as an encoder of its own, without a folder; see `components.towers.backbone.published_contracts`."""
     published = read_published(base)
-    model, tokenizer = load_decoder(base, precision, contract.attention)
+    model, tokenizer = load_decoder(base, precision, asked_attention(published, contract.attention))
     return TowerEncoder(model, tokenizer, contract, "", load_head(base, published.head if published else ()))
 
 

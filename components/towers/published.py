@@ -14,6 +14,7 @@ from components.artifacts import digest_of, file_sha256, read_json
 from components.errors import ModelError
 from components.towers.base_models import BaseModel, load_config, resolve_base
 from components.towers.config import TowerConfig
+from components.towers.contract import ROLES
 from components.towers.endpoint import endpoint_width
 from components.towers.layers import position_limit
 from components.towers.model_size import model_without_memory
@@ -27,8 +28,6 @@ SETTINGS = "config_sentence_transformers.json"
 TRANSFORMER_SETTINGS = ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_distilbert_config.json")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 POOLINGS: dict[str, Literal["last", "mean", "cls"]] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
-# As sentence-transformers looks for them, the first that is there.
-PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 SILENT = ("Dropout",)  # modules that do nothing in inference
 _FLAGS = "pooling_mode_"  # older configurations have one flag for each pooling
 
@@ -79,8 +78,8 @@ def read_published(base: BaseModel) -> Published | None:
     whole = _json(folder / SETTINGS)
     if (similarity := whole.get("similarity_fn_name")) not in (None, "cosine") and kinds[-1] != "Normalize":
         raise ModelError(f"'{base.name}' compares by {similarity} and does not normalise its vectors; an index here compares by cosine.")
-    named = whole.get("prompts") or {}
-    prompts = {role: _prompt(named, names, whole.get("default_prompt_name")) for role, names in PROMPT_NAMES.items()}
+    # As `encode_query` and `encode_document` of sentence-transformers 6: these two names, whatever other prompts there are.
+    prompts = {role: (whole.get("prompts") or {}).get(role) or "" for role in ROLES}
     pooling = folder / next(path for kind, path in modules if kind == "Pooling") / "config.json"
     return Published(
         pooling=_pooling(read_json(pooling), base.name, any(prompts.values())),
@@ -90,6 +89,14 @@ def read_published(base: BaseModel) -> Published | None:
         dimension=whole.get("truncate_dim"),
         head=tuple(_dense(folder, path, base.name) for kind, path in modules if kind == "Dense"),
     )
+
+
+def asked_attention(published: Published | None, attention: str) -> str:
+    """What a model is to be asked for when it is loaded: a SentenceTransformer for nothing, since it attends as it was trained.
+
+    One with sliding windows in both directions, as EmbeddingGemma has them, would get other windows if it were switched again.
+    """
+    return attention if published is None else "causal"
 
 
 def with_own_settings(towers: TowerConfig) -> TowerConfig:
@@ -159,11 +166,6 @@ def load_head(base: BaseModel, head: tuple[Dense, ...]) -> Module | None:
 
 def _json(path: Path) -> dict[str, Any]:
     return dict(read_json(path)) if path.is_file() else {}
-
-
-def _prompt(named: dict[str, str], names: tuple[str, ...], default: str | None) -> str:
-    found = next((named[name] for name in names if name in named), None)
-    return (named.get(default or "") or "") if found is None else (found or "")
 
 
 def _pooling(config: dict[str, Any], name: str, prompted: bool) -> Literal["last", "mean", "cls"]:

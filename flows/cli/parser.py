@@ -143,9 +143,14 @@ def _add_use(commands: Any) -> None:
     _release_option(run)
     answers = _command(commands, "prune-answers", "use:answers", "remove answers from the log that are older than the retention")
     answers.add_argument("--days", type=_positive, default=183, help="keep the answers of so many days (default 183)")
-    export = _command(commands, "export", "export:export", "write a release's vectors and metadata as Parquet shards, or into Qdrant")
+    export = _command(
+        commands, "export", "export:export", "write a release's vectors as Parquet or into Qdrant, or its encoders as a package"
+    )
     export.add_argument("--to", type=Path, metavar="FOLDER", help="new or empty folder for the Parquet shards")
     export.add_argument("--qdrant", metavar="PATH|URL", help="Qdrant server, or folder of an embedded store; needs the extra 'qdrant'")
+    export.add_argument(
+        "--router", type=Path, metavar="FOLDER", help="new or empty folder for the encoders as one Router of sentence-transformers"
+    )
     export.add_argument("--collection", metavar="NAME", help="collection to make there (default: the retriever's name)")
     _release_option(export)
 
@@ -208,7 +213,8 @@ def _training_options(parser: argparse.ArgumentParser, preset: str | None) -> No
         "--preset",
         default=preset,
         metavar="NAME",
-        help="smoke, demo, quick, pages, adopt, gpu or cluster" + (f" (default {preset})" if preset else ""),
+        help="smoke, demo, quick, pages, gpu, cluster, adopt, endpoint, or an embedding model: qwen3-embedding, embeddinggemma, harrier"
+        + (f" (default {preset})" if preset else ""),
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file laid over the preset")
     parser.add_argument("--data", metavar="DIR", help="folder in BEIR layout or with Parquet tables, or icd10cm")

@@ -140,6 +140,17 @@ def test_what_a_tower_cannot_follow_is_refused_by_name(
         train_towers(PAIRS, as_it_is(model), {}, tmp_path / "towers")
 
 
+def test_prompts_of_other_names_are_passed_over_as_the_library_does(forms: dict[str, Path], tmp_path: Path, home: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    other = {"prompts": {"passage": "passage: ", "web": "web: "}, "default_prompt_name": "web"}
+    model = _changed(forms["e5"], tmp_path / "model", "config_sentence_transformers.json", lambda _: other)
+    reference = SentenceTransformer(str(model), device="cpu")
+    query, document = towers_of(as_it_is(model), tmp_path / "towers")
+    assert np.abs(query.encode(TEXTS) - reference.encode_query(TEXTS, normalize_embeddings=True)).max() < 1e-4
+    assert np.abs(document.encode(TEXTS) - reference.encode_document(TEXTS, normalize_embeddings=True)).max() < 1e-4
+
+
 def test_older_configurations_of_the_pooling_are_read(forms: dict[str, Path], tmp_path: Path, home: Path) -> None:
     old = {"word_embedding_dimension": 32, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
     model = _changed(forms["gte"], tmp_path / "model", "1_Pooling/config.json", lambda _: old)

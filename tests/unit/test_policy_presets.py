@@ -10,7 +10,8 @@ from components.promotion.config import PolicyConfig
 from flows.config import load_config, preset_names
 
 # Judged test queries: of the built-in set (demo, gpu with scope full), of tldr (pages), and what the preset's comment asks for (cluster).
-QUERIES = {"demo": 641, "gpu": 1437, "pages": 1537, "quick": 683, "cluster": 3100}
+QUERIES = {"demo": 641, "gpu": 1437, "pages": 1537, "quick": 683, "cluster": 3100, "qwen3-embedding": 1437}
+QUERIES |= dict.fromkeys(("adopt", "embeddinggemma", "endpoint", "harrier"), QUERIES["demo"])
 SPREAD = 0.2  # standard deviation of nDCG@10 per query between two trainings of the demo
 
 
