@@ -72,12 +72,17 @@ class EndpointEncoder:
         return np.concatenate(found) if found else np.empty((0, self.contract.dimension), np.float32)
 
     def _answer(self, texts: list[str]) -> NDArray[np.float32]:
+        # Counted before it is sent, so that no limit is passed; corrected by what the server says.
+        expected = guessed_tokens(texts)
+        with self._lock:
+            require_within(self._endpoint, self.tokens + expected, "This run would use")
+            self.tokens += expected
         # Servers refuse a text without anything in it.
         body = {"model": self._endpoint.model, "input": [text or " " for text in texts], "encoding_format": "float"}
         raw = _asked(self._endpoint, body, self._given_up)
         vectors = _vectors(raw, len(texts), self._endpoint)
         with self._lock:
-            self._spend(raw, texts)
+            self.tokens += _used(raw, expected) - expected
             self.width = self.width or vectors.shape[1]
         if vectors.shape[1] != self.width:
             raise ModelError(
@@ -86,12 +91,6 @@ class EndpointEncoder:
             )
         kept = vectors[:, : self.contract.dimension or None]
         return (kept / np.linalg.norm(kept, axis=1, keepdims=True)).astype(np.float32)
-
-    def _spend(self, raw: Mapping[str, Any], texts: Sequence[str]) -> None:
-        usage = raw.get("usage")
-        said = usage.get("total_tokens") if isinstance(usage, Mapping) else None
-        self.tokens += said if isinstance(said, int) and said >= 0 else guessed_tokens(texts)
-        require_within(self._endpoint, self.tokens, "The run has used")
 
 
 def take_endpoint(config: TowerConfig, parents: Mapping[str, str], folder: Path) -> Artifact:
@@ -276,6 +275,13 @@ def _vectors(raw: Mapping[str, Any], count: int, endpoint: EndpointConfig) -> ND
     if not np.isfinite(found).all() or not (np.linalg.norm(found, axis=1) > 1e-9).all():
         raise ModelError(f"{_named(endpoint)} gave vectors that are zero or not finite. Look at the server's own log.")
     return found
+
+
+def _used(raw: Mapping[str, Any], guessed: int) -> int:
+    """Tokens that the server says it has read; the guess where it says nothing."""
+    usage = raw.get("usage")
+    said = usage.get("total_tokens") if isinstance(usage, Mapping) else None
+    return said if isinstance(said, int) and said >= 0 else guessed
 
 
 def _numbers(embedding: Any) -> NDArray[np.float32]:

@@ -196,7 +196,8 @@ def _of_faiss(path: Path, ids: list[str] | None) -> VectorTable:
     """What a FAISS index gives back of its vectors, which of a compressed one is near them and not they themselves."""
     import faiss
 
-    numbers, index = _numbered(_opened_faiss(path))
+    whole = _opened_faiss(path)  # held, since the index within it does not live on without it
+    numbers, index = _numbered(whole)
     try:
         if isinstance(index, faiss.IndexIVF):
             rows = _ids_of_lists(index)
@@ -208,8 +209,8 @@ def _of_faiss(path: Path, ids: list[str] | None) -> VectorTable:
     except RuntimeError as error:
         raise DataError(f"{path}: FAISS does not give its vectors back ({str(error).strip().splitlines()[-1][:160]}).") from None
     own = ids if ids is not None else [str(number) for number in (np.arange(len(vectors)) if numbers is None else numbers)]
-    whole = isinstance(index, (faiss.IndexFlat, faiss.IndexIVFFlat, faiss.IndexHNSWFlat))
-    remark = () if whole else (f"{path.name} is compressed ({type(index).__name__}): its vectors are near those that were encoded",)
+    exact = isinstance(index, (faiss.IndexFlat, faiss.IndexIVFFlat, faiss.IndexHNSWFlat))
+    remark = () if exact else (f"{path.name} is compressed ({type(index).__name__}): its vectors are near those that were encoded",)
     return _checked(own, vectors, path, remark)
 
 
@@ -217,7 +218,7 @@ def _opened_faiss(path: Path) -> Any:
     import faiss
 
     try:
-        return faiss.downcast_index(faiss.read_index(str(path)))
+        return faiss.read_index(str(path))
     except RuntimeError as error:
         raise DataError(f"{path} is no index that FAISS can read ({str(error).strip().splitlines()[-1][:160]}).") from None
 
