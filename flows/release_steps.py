@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, EvalReport, VectorShards
 from components.distillation.config import DistillationConfig
 from components.index.config import EncodingConfig
+from components.towers.config import WITHOUT_WEIGHTS
 from flows.config import RetrainConfig
 from flows.steps import Step
 
@@ -65,26 +66,37 @@ def validation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
 
 
 def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
-    """Stage 1: train both towers, or take a teacher that is trained already; the key holds what the vectors of such a one are."""
-    from components.towers.vector_files import files_digest
+    """Stage 1: train both towers, or take a teacher that is trained already; the key holds what the vectors of such a one are.
 
-    def make(folder: Path) -> Artifact:
+    Each of these has a making of its own, so that what one of them reads changes nothing in the key of another.
+    """
+    towers, parents = config.towers, {"dataset": dataset.digest}
+
+    def train(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
-        from components.towers.endpoint import take_endpoint
         from components.towers.pairs import training_pairs
-        from components.towers.stored import take_stored
         from components.towers.train import train_towers
 
-        data, towers = load_dataset(dataset.path), config.towers
-        if towers.vectors is not None:
-            return take_stored(data, Path(towers.vectors).expanduser(), {"dataset": dataset.digest}, folder)
-        if towers.base_model == "endpoint":
-            return take_endpoint(towers, {"dataset": dataset.digest}, folder)
-        return train_towers(training_pairs(data, towers.batches_by), towers, {"dataset": dataset.digest}, folder)
+        pairs = training_pairs(load_dataset(dataset.path), config.towers.batches_by)
+        return train_towers(pairs, config.towers, {"dataset": dataset.digest}, folder)
 
-    settings = {**config.towers.model_dump(), **_folders(config.towers.base_model)}
-    if config.towers.vectors is not None:
-        settings["vectors_digest"] = files_digest(Path(config.towers.vectors).expanduser())
+    def take(folder: Path) -> Artifact:
+        from components.data.dataset import load_dataset
+        from components.towers.adoption import take_stored
+
+        return take_stored(load_dataset(dataset.path), Path(str(config.towers.vectors)).expanduser(), parents, folder)
+
+    def ask(folder: Path) -> Artifact:
+        from components.towers.endpoint import take_endpoint
+
+        return take_endpoint(config.towers, parents, folder)
+
+    settings = {**towers.model_dump(), **_folders(towers.base_model)}
+    if towers.vectors is not None:
+        from components.towers.vector_files import files_digest
+
+        settings["vectors_digest"] = files_digest(Path(towers.vectors).expanduser())
+    make = train if towers.base_model not in WITHOUT_WEIGHTS else ask if towers.vectors is None else take
     return Step("train_towers", make, {"dataset": dataset}, settings, resumes=TRAINING_FILES)
 
 

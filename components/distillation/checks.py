@@ -13,8 +13,10 @@ from components.errors import ModelError
 from components.towers.base_models import load_config, resolve_base
 from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.contract import load_contract
+from components.towers.endpoint import endpoint_width
 from components.towers.model_size import count_layers, require_positions
-from components.towers.published import vector_width
+from components.towers.published import head_width
+from components.towers.vector_files import stored_width
 
 
 class Shape(NamedTuple):
@@ -43,7 +45,13 @@ def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None
 
 def width_of(towers: TowerConfig) -> int:
     """Dimensions of the teacher's vectors, known before anything is trained; raises ModelError for an unknown model."""
-    return towers.dimension or vector_width(towers) or shape_of(towers.base_model, towers.revision).width
+    if towers.dimension is not None:
+        return towers.dimension
+    if towers.vectors is not None:
+        return stored_width(Path(towers.vectors).expanduser())
+    if towers.base_model == "endpoint":
+        return endpoint_width(towers.endpoint)
+    return head_width(towers) or shape_of(towers.base_model, towers.revision).width
 
 
 def check_student(config: DistillationConfig, index_dimension: int, query_tower_folder: Path | None) -> None:

@@ -127,10 +127,9 @@ def _teacher_shape(towers: TowerConfig, texts: Sequence[str]) -> Shape:
     """The teacher's shape; one without weights takes no memory here beyond its vectors."""
     if towers.base_model not in WITHOUT_WEIGHTS:
         return shape_of_model(towers.base_model, towers.revision, texts)
-    from components.towers.published import vector_width
+    from components.distillation.checks import width_of
 
-    width = vector_width(towers) or towers.dimension or 0
-    return Shape(layers=0, width=width, inner=0, heads=0, key_heads=0, head_width=0, vocabulary=0, gated=False)
+    return Shape(layers=0, width=width_of(towers), inner=0, heads=0, key_heads=0, head_width=0, vocabulary=0, gated=False)
 
 
 def _shape(config: Any, layers: int) -> Shape:

@@ -15,10 +15,8 @@ from components.errors import ModelError
 from components.towers.base_models import BaseModel, load_config, resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import ROLES
-from components.towers.endpoint import endpoint_width
 from components.towers.layers import position_limit
 from components.towers.model_size import model_without_memory
-from components.towers.vector_files import stored_width
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -122,14 +120,10 @@ def with_own_settings(towers: TowerConfig) -> TowerConfig:
     return towers.model_copy(update={field: value for field, value in own.items() if field not in towers.model_fields_set})
 
 
-def vector_width(towers: TowerConfig) -> int | None:
-    """Dimensions of the vectors that a teacher gives as it is; None for a model without a head, whose vectors are as wide as it is."""
+def head_width(towers: TowerConfig) -> int | None:
+    """Dimensions that the head of a model gives that is taken as it is; None for one without a head, whose vectors are as wide as it is."""
     if towers.training != "none":
         return None
-    if towers.vectors is not None:
-        return stored_width(Path(towers.vectors).expanduser())
-    if towers.base_model == "endpoint":
-        return endpoint_width(towers.endpoint)
     found = read_published(resolve_base(towers.base_model, ["any text"], towers.revision))
     return found.head[-1].outputs if found is not None and found.head else None
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from components.artifacts import digest_of, file_sha256
 from components.errors import DataError
+from components.towers.stored import VectorTable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,27 +33,6 @@ FORMATS = (".parquet", ".npy", ".faiss")
 IDS = (".ids.txt", ".ids.json", "_ids.txt", "_ids.json")
 _SHOWN = 3
 _BLOCK = 65_536  # rows that are looked at together
-
-
-@dataclass(frozen=True)
-class VectorTable:
-    """Vectors by id: `vectors` float32 (n, d) of unit length, `norms` the least, mean and largest length before; `remarks` for people."""
-
-    ids: list[str]
-    vectors: NDArray[np.float32]
-    norms: tuple[float, float, float]
-    remarks: tuple[str, ...] = ()
-
-    @property
-    def digest(self) -> str:
-        """Identity of ids and vectors, in whatever order or format they came."""
-        order = np.argsort(np.array(self.ids, dtype=object), kind="stable")
-        import hashlib
-
-        found = hashlib.sha256(json.dumps([self.ids[i] for i in order]).encode())
-        for start in range(0, len(order), _BLOCK):
-            found.update(np.ascontiguousarray(self.vectors[order[start : start + _BLOCK]]).tobytes())
-        return found.hexdigest()
 
 
 def vector_files(folder: Path) -> list[Path]:

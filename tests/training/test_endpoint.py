@@ -14,12 +14,13 @@ import pytest
 from pydantic import ValidationError
 
 from components.artifacts import digest_of
+from components.distillation.checks import width_of
 from components.errors import ConfigError, ModelError, ProbeMismatch
 from components.towers.config import EndpointConfig, TowerConfig
 from components.towers.contract import EncodingContract, space_id_of
 from components.towers.encoder import load_tower, open_tower
 from components.towers.endpoint import KEY, KEY_FILE, EndpointEncoder, _contract, endpoint_width, guessed_tokens, take_endpoint
-from components.towers.published import vector_width, with_own_settings
+from components.towers.published import with_own_settings
 from tests.endpoint_world import Endpoint, endpoint_on_loopback
 
 TEXTS = [f"text {n} of many" for n in range(23)]
@@ -152,7 +153,7 @@ def test_fewer_dimensions_are_kept_where_they_are_asked_for(server: Endpoint, tm
 
 def test_the_width_is_asked_once(server: Endpoint) -> None:
     towers = TowerConfig(base_model="endpoint", endpoint=asking(server))
-    assert [vector_width(towers), vector_width(towers)] == [8, 8]
+    assert [width_of(towers), width_of(towers)] == [8, 8]
     assert len(server.requests) == 1
 
 

@@ -16,7 +16,7 @@ from components.towers.config import TowerConfig
 from components.towers.contract import load_contract
 from components.towers.encoder import TowerEncoder, load_tower
 from components.towers.pairs import Pairs
-from components.towers.published import read_published, vector_width, with_own_settings
+from components.towers.published import head_width, read_published, with_own_settings
 from components.towers.train import train_towers
 from tests.published_world import FORMS, INSTRUCTION
 from tests.training.tiny_world import documents, queries
@@ -98,9 +98,9 @@ def test_a_changed_head_is_noticed_when_the_tower_is_loaded(forms: dict[str, Pat
 def test_the_width_of_the_vectors_is_that_behind_the_head(forms: dict[str, Path], home: Path) -> None:
     wider = FORMS["embeddinggemma"].__class__(FORMS["bge"].family, "cls", dense=(64,))
     model = wider.write([*documents(), *queries()], forms["bge"].with_name("wider"))
-    assert vector_width(TowerConfig(base_model=str(model), training="none")) == 64
-    assert vector_width(TowerConfig(base_model=str(model))) is None
-    assert vector_width(TowerConfig(base_model=str(forms["bge"]), training="none")) is None
+    assert head_width(TowerConfig(base_model=str(model), training="none")) == 64
+    assert head_width(TowerConfig(base_model=str(model))) is None
+    assert head_width(TowerConfig(base_model=str(forms["bge"]), training="none")) is None
 
 
 def test_a_model_that_is_no_sentence_transformer_is_pooled_as_the_settings_say(forms: dict[str, Path], tmp_path: Path, home: Path) -> None:
