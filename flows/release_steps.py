@@ -72,7 +72,7 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
     """
     towers, parents = config.towers, {"dataset": dataset.digest}
 
-    def train(folder: Path) -> Artifact:
+    def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
         from components.towers.pairs import training_pairs
         from components.towers.train import train_towers
@@ -96,8 +96,8 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
         from components.towers.vector_files import files_digest
 
         settings["vectors_digest"] = files_digest(Path(towers.vectors).expanduser())
-    make = train if towers.base_model not in WITHOUT_WEIGHTS else ask if towers.vectors is None else take
-    return Step("train_towers", make, {"dataset": dataset}, settings, resumes=TRAINING_FILES)
+    chosen = make if towers.base_model not in WITHOUT_WEIGHTS else ask if towers.vectors is None else take
+    return Step("train_towers", chosen, {"dataset": dataset}, settings, resumes=TRAINING_FILES)
 
 
 def _folders(*models: str) -> dict[str, str]:
