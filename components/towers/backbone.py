@@ -106,10 +106,13 @@ class TwoTowers:
     """Both towers for training. `embed` gives vectors with a graph, `encode` those that the saved tower will give."""
 
     def __init__(self, base: BaseModel, config: TowerConfig) -> None:
-        """Raises ModelError for a model that cannot do what the configuration asks, ConfigError for sharding in one process."""
+        """Raises ModelError for a model that cannot do what the configuration asks.
+
+        And ConfigError for sharding in one process, and where nothing is to be trained.
+        """
         import torch
 
-        _check_sharding(config)
+        _check_training(config)
         torch.manual_seed(config.seed)
         self.device, self.dtype = pick_device(), pick_dtype(config.precision)
         decoder, self.tokenizer = load_decoder(base, "float32" if config.training == "full" else config.precision, config.attention)
@@ -202,7 +205,9 @@ class TwoTowers:
         return None if digest is None else self.contracts[role].model_copy(update={"adapter_digest": digest})
 
 
-def _check_sharding(config: TowerConfig) -> None:
+def _check_training(config: TowerConfig) -> None:
+    if config.training == "none":
+        raise ConfigError("This trains towers, and towers.training is none. Set it to lora or full, with a base model that has weights.")
     if config.sharding == "fsdp" and current_world().size == 1:
         raise ConfigError(
             "towers.sharding is fsdp, which divides a model among several processes, but there is one. "

@@ -26,6 +26,8 @@ SETTINGS = "config_sentence_transformers.json"
 TRANSFORMER_SETTINGS = ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_distilbert_config.json")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 POOLINGS: dict[str, Literal["last", "mean", "cls"]] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
+# Settings that a model which is taken as it is brings itself.
+OWN = ("pooling", "query_prompt", "document_prompt", "dimension", "max_query_length", "max_document_length")
 SILENT = ("Dropout",)  # modules that do nothing in inference
 _FLAGS = "pooling_mode_"  # older configurations have one flag for each pooling
 
@@ -107,6 +109,8 @@ def with_own_settings(towers: TowerConfig) -> TowerConfig:
     if towers.base_model == "endpoint":  # a server puts its own words before a text, where its model wants any
         own: dict[str, Any] = {"query_prompt": "", "document_prompt": ""}
         return towers.model_copy(update={field: value for field, value in own.items() if field not in towers.model_fields_set})
+    if set(OWN) <= towers.model_fields_set:
+        return towers
     found = read_published(resolve_base(towers.base_model, ["any text"], towers.revision))
     if found is None:
         return towers
