@@ -13,7 +13,7 @@ from components.artifacts import Artifact, Scalar, seal
 from components.data.tables import content_hash
 from components.errors import DataError
 from components.towers.contract import EncodingContract, save_contract, space_id_of
-from components.towers.stored import BASE, TABLE, VectorTable
+from components.towers.stored import BASE, BLOCK, TABLE, VectorTable
 from components.towers.vector_files import read_vectors
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _require_all(documents: VectorTable, texts: Mapping[str, str]) -> list[str]:
 def _about(table: VectorTable, what: str) -> list[str]:
     """What people should know of vectors that were accepted."""
     least, mean, most = table.norms
-    rows = {row.tobytes() for row in table.vectors}
+    rows = {hash(row.tobytes()) for row in table.vectors}
     said = [f"{len(table.ids):,} vectors of {what} in {table.vectors.shape[1]} dimensions", *table.remarks]
     if most - least > 0.01 * mean:
         said.append(f"Vectors of {what} have lengths from {least:.3g} to {most:.3g}; here they are compared by cosine")
@@ -100,9 +100,12 @@ def _probe(dataset: Dataset, documents: VectorTable, queries: VectorTable) -> li
         return ["No judged query has a vector, so no search could show whether ids and vectors belong together"]
     depth = min(PROBE_DEPTH, len(documents.ids))
     relevant = judged.groupby("query_id")["doc_id"].agg(lambda ids: [row[name] for name in ids])
-    scores = queries.vectors[[place[name] for name in chosen]] @ documents.vectors.T
-    best = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
-    hits = [len(set(relevant[name]) & set(best[n].tolist())) > 0 for n, name in enumerate(chosen)]
+    asked = queries.vectors[[place[name] for name in chosen]]
+    best = np.array([(asked[n] @ documents.vectors[relevant[name]].T).max() for n, name in enumerate(chosen)])
+    above = np.zeros(len(chosen), np.int64)
+    for start in range(0, len(documents.ids), BLOCK):
+        above += (asked @ documents.vectors[start : start + BLOCK].T > best[:, None]).sum(1)
+    hits = above < depth
     chance = float(np.mean([1 - (1 - depth / len(documents.ids)) ** len(relevant[name]) for name in chosen]))
     share = float(np.mean(hits))
     if len(chosen) >= 20 and share < min(0.5, CHANCE * chance):

@@ -27,7 +27,7 @@ def rows_of(path: Path) -> dict[str, str]:
 
 def write_vectors(folder: Path, data: Path, queries: bool) -> Path:
     """Vectors of the collection by an encoder that nobody here has: a direction for each word."""
-    encoder = Endpoint("", width=32)
+    encoder = Endpoint("", width=64)
     folder.mkdir(parents=True)
     for kind, file in (("documents", "corpus"), *((("queries", "queries"),) if queries else ())):
         texts = rows_of(data / f"{file}.jsonl")
@@ -59,7 +59,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> It
 
 def test_adopted_vectors_are_registered_and_make_no_candidate_yet(story: dict[str, Any]) -> None:
     adopted = story["adopted"]
-    assert (adopted["documents"], adopted["dimension"], adopted["index"]) == (210, 32, "mine-index/1")
+    assert (adopted["documents"], adopted["dimension"], adopted["index"]) == (210, 64, "mine-index/1")
     assert adopted["queries"] > 210
     assert story["bare"]["queries"] == 0
 
@@ -107,7 +107,7 @@ def test_mistakes_are_said_before_anything_is_built(story: dict[str, Any], tmp_p
 def test_an_endpoint_is_a_teacher_like_any_other(story: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALINGNOTE_ENDPOINT_KEY", "sk-secret")
     with endpoint_on_loopback() as server:
-        server.width, server.key = 32, "sk-secret"
+        server.width, server.key = 64, "sk-secret"
         named = ("--set", "towers.base_model=endpoint", "--set", f"towers.endpoint.url={server.url}", "--set", "towers.endpoint.model=mini")
         build = ("retrain", "--preset", "smoke", *LESS, "--data", story["data"], "--name", "asked", *named)
         assert_refused(scalingnote(*build, "--set", "towers.endpoint.max_tokens=100"), 2, "The run needs about", "max_tokens (100)")
