@@ -72,13 +72,18 @@ def at_least(value: float, threshold: float) -> Status:
 
 def scores(report: Evaluation, system: str, metric: str, owner: str = "") -> pd.Series:
     """One finite value per judged query, indexed by query_id in a fixed order; not decidable when one is missing or strange."""
-    if (reason := mapping(getattr(report.summary, "absent", None)).get(system)) is not None:
-        raise NotDecidable(str(reason))
+    require_present(report, system)
     entry = mapping(mapping(report.summary.systems).get(system))
     where = f"{metric} of the {owner}system '{system}'"
     values = values_per_query(report.per_query, (system, metric), report.summary.queries, where)
     agrees(mapping(entry.get("metrics")).get(metric), float(values.mean()), where)
     return values
+
+
+def require_present(report: Evaluation, system: str) -> None:
+    """Not decidable, with the reason that the evaluation gives, where it could not measure the system."""
+    if (reason := report.summary.absent.get(system)) is not None:
+        raise NotDecidable(reason)
 
 
 def values_per_query(table: pd.DataFrame, chosen: tuple[str, str], queries: int, where: str) -> pd.Series:
