@@ -122,6 +122,30 @@ def forced_precision() -> str | None:
     return named or None
 
 
+def free_memory() -> int:
+    """Bytes of memory that this process may still take: what the machine has free, within the limit of its control group."""
+    return min(_available(), _group_limit())
+
+
+def _available() -> int:
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):  # not a Linux machine
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _group_limit() -> int:
+    """Bytes that the control group (version 2 or 1) still lets this process take; without a limit more than any machine has."""
+    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        try:
+            most, taken = ((Path("/sys/fs/cgroup") / name).read_text(encoding="ascii").strip() for name in (limit, used))
+            return max(0, int(most) - int(taken)) if most != "max" else 2**62
+        except (OSError, ValueError):
+            continue
+    return 2**62
+
+
 def activate() -> None:
     """Make the home folder and point every library's state into it. Call before the first heavy import.
 

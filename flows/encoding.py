@@ -25,7 +25,7 @@ from prefect.context import FlowRunContext
 from components.errors import ConfigError, ScalingNoteError
 from components.index.config import EncodingConfig
 from components.index.encode import Runner, ShardJob, encode_in_process, encode_shard_in_worker
-from components.index.workers import prepare_worker, take_share, threads_of
+from components.index.workers import prepare_worker, take_share, threads_of, useful_workers
 
 TASK: dict[str, Any] = {"name": "encode_shard", "task_run_name": "encode_shard {number}", "cache_policy": NO_CACHE, "persist_result": False}
 
@@ -85,8 +85,11 @@ class Worker:
 
 
 def encode_in_processes(config: EncodingConfig, job: ShardJob, numbers: Sequence[int]) -> None:
-    """Encode the shards `numbers` in `config.workers` processes; raises WorkerLost, or what a shard raised, when the others are done."""
-    count, waiting = min(config.workers, len(numbers)), deque(numbers)
+    """Encode the shards `numbers` in `config.workers` processes, one a GPU at most.
+
+    Raises WorkerLost, or what a shard raised, when the others are done.
+    """
+    count, waiting = min(useful_workers(config.workers), len(numbers)), deque(numbers)
     with ThreadPoolExecutor(count, "encoding") as threads:
         workers = [Worker(job, (place, count), config.attempts) for place in range(count)]
         served = [threads.submit(copy_context().run, _serve, worker, waiting) for worker in workers]
@@ -126,7 +129,7 @@ def encode_on_dask(config: EncodingConfig, job: ShardJob, numbers: Sequence[int]
     encode = task(**TASK)(encode_shard_in_worker)
     with forgiving, DaskTaskRunner(**_cluster(config)) as cluster:
         if not config.dask_address:
-            cluster.client.register_plugin(_share_plugin(config.workers))
+            cluster.client.register_plugin(_share_plugin(useful_workers(config.workers)))
         found = {number: cluster.submit(encode, {"job": job, "number": number}) for number in numbers}
         for number, future in found.items():
             try:
@@ -140,8 +143,9 @@ def _cluster(config: EncodingConfig) -> dict[str, Any]:
     if config.dask_address:
         return {"address": config.dask_address}
     # Dask gives its workers one thread, if nobody says otherwise.
-    environment = {"PREFECT_API_URL": _server_address(), "OMP_NUM_THREADS": str(threads_of(config.workers))}
-    return {"cluster_kwargs": {"n_workers": config.workers, "threads_per_worker": 1, "dashboard_address": None, "env": environment}}
+    workers = useful_workers(config.workers)
+    environment = {"PREFECT_API_URL": _server_address(), "OMP_NUM_THREADS": str(threads_of(workers))}
+    return {"cluster_kwargs": {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None, "env": environment}}
 
 
 def _share_plugin(workers: int) -> Any:

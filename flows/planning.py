@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,13 +107,13 @@ def _part(towers: Artifact | None, role: str) -> Artifact | None:
 def require_room_for(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     """Raise ResourceError, with the sum, when memory or disk cannot hold the steps that are still to be made. Nothing is measured."""
     from components.planning.cost import needs_of
-    from components.planning.plan import free_room, require_room
+    from components.planning.plan import device_memory, free_room, require_room
 
     pending = pending_steps(config, dataset)
     if not pending:
         return
     facts = _facts(config, dataset, rough=True)
-    needs = needs_of(config, facts, number_bytes(config))
+    needs = needs_of(config, facts, number_bytes(config), on_card=device_memory() is not None)
     require_room({step: need for step, need in needs.items() if step in pending}, free_room(settings.home()))
 
 
@@ -222,7 +222,7 @@ def _planned(config: RetrainConfig, dataset: DatasetArtifact, fixed: list[str], 
     from components.data.dataset import load_dataset
     from components.planning import plan as planning
     from components.planning.calibration import calibrate
-    from components.planning.cost import needs_of
+    from components.planning.cost import card_needs, needs_of
 
     size = number_bytes(config)
     host, device = planning.free_room(settings.home()), planning.device_memory()
@@ -230,16 +230,18 @@ def _planned(config: RetrainConfig, dataset: DatasetArtifact, fixed: list[str], 
         raise ConfigError("--budget needs times, and the card is not here to be measured. Leave out one of them, or plan on its machine.")
     memory = card or device or host.memory
     facts = _facts(planning.wanted_facts(config, fixed), dataset)
-    choices = planning.from_data(config, facts, fixed, planning.Room(memory, host.disk), size)
+    on_card = card is not None or device is not None
+    choices = planning.from_data(config, facts, fixed, planning.Room(memory, host.disk), size, on_card)
     sized = planning.changed(config, {choice.field: choice.value for choice in choices})
     notes = planning.notes_on(sized, facts, card, device)
     if card is not None and device is None:
-        needs = needs_of(sized, facts, size)
-        rows = [planning.Row(step, None, None, *astuple(need)) for step, need in needs.items()]
-        return _made(sized, facts, choices, rows, f"a card of {card / 1e9:.0f} GB that is not here", "", notes, None)
+        needs, cards = needs_of(sized, facts, size, on_card=True), card_needs(sized, facts, size)
+        rows = [planning.Row(step, None, None, **asdict(need), card=cards.get(step)) for step, need in needs.items()]
+        problem = planning.card_problem(sized, facts, size, card)
+        return _made(sized, facts, choices, rows, f"a card of {card / 1e9:.0f} GB that is not here", problem, notes, None)
     found = calibrate(load_dataset(dataset.path), sized)
-    knob = ""
-    if budget is not None:
+    knob = planning.card_problem(sized, facts, size, memory) if on_card else ""
+    if budget is not None and not knob:
         more = planning.to_budget(sized, facts, fixed, budget, found.wall)
         knob = planning.knob(sized, facts, fixed, budget, found.wall) if more is None else ""
         choices = planning.merged(choices, more or [])

@@ -30,6 +30,7 @@ from flows.server_plans import HOST, ServerError, ServerPlan, mlflow_plan, prefe
 
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
+SMALL_SERVERS = 3  # that may fail one after the other while one flow runs
 GUARD = Path(__file__).with_name("guard.py")
 
 
@@ -61,7 +62,8 @@ def serve(mlflow_port: int = 5000, prefect_port: int = 4200, auth: bool = False)
 def run_flow(flow: str, *arguments: Any, **named: Any) -> dict[str, Any]:
     """Run the flow `module:function` for the command line.
 
-    It runs on the Prefect server that the settings name, else on a small one that ends with this process. Raises ServerError or
+    It runs on the Prefect server that the settings name, else on a small one that ends with this process. A small one that dies or
+    hangs in mid-run costs no work: another is started, and the flow goes on from its finished steps. Raises ServerError or
     TrackingError when a server does not answer, ConfigError for proxies or settings of Prefect that cannot be used.
     """
     import httpx
@@ -79,18 +81,25 @@ def run_flow(flow: str, *arguments: Any, **named: Any) -> dict[str, Any]:
             f"Prefect's server {without_user(given)} does not answer. Start it, or correct PREFECT_API_URL: it may also come from .env, "
             "prefect.toml or pyproject.toml in the current folder, or from a profile of Prefect."
         )
-    api = given or _small_server()
-    try:
-        with temporary_settings({PREFECT_API_URL: api}):
-            result: dict[str, Any] = run(*arguments, **named)
-            return result
-    except (httpx.TransportError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith("Failed to reach API"):
-            raise
-        raise ServerError(
-            f"Prefect's server {without_user(api)} does not answer as one ({type(error).__name__}): it stopped, or another program listens "
-            "there. Finished steps are kept: run it again."
-        ) from error
+    for left in reversed(range(SMALL_SERVERS)):
+        api = given or _small_server()
+        try:
+            with temporary_settings({PREFECT_API_URL: api}):
+                result: dict[str, Any] = run(*arguments, **named)
+                return result
+        except (httpx.TransportError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not str(error).startswith("Failed to reach API"):
+                raise
+            if given or not left:
+                raise ServerError(
+                    f"Prefect's server {without_user(api)} does not answer as one ({type(error).__name__}): it stopped, or another program "
+                    "listens there. Finished steps are kept: run it again."
+                ) from error
+            print(
+                f"Prefect's own small server stopped answering ({type(error).__name__}); another is started.", file=sys.stderr, flush=True
+            )
+            _end_small_server()
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _require_usable_proxies() -> None:
@@ -136,12 +145,19 @@ def _small_server() -> str:
     """Address of the API of this process's own server, started at the first call and again if it has ended."""
     if _small and _small[0].process.poll() is None:
         return _small[0].api
+    _end_small_server()
     plan = small_prefect_plan(_free_port())
     with ExitStack() as stack:
         (process,) = stack.enter_context(running([plan]))
         _small[:] = [_Small(f"{plan.url}/api", process, stack.pop_all())]
-    atexit.register(_small[0].stack.close)
     return _small[0].api
+
+
+@atexit.register
+def _end_small_server() -> None:
+    """Stop the small server of this process, also one that hangs; the next flow starts another."""
+    while _small:
+        _small.pop().stack.close()
 
 
 @contextmanager

@@ -67,7 +67,7 @@ class StudentEncoder:
         return pooled if self.head is None else self.head(pooled)
 
     def _pooled(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        if can_pack(self.model):
+        if can_pack(self.model, self.device):
             return packed_vectors(self.model, rows, self.contract.pooling, self.device)
         batch = {k: v.to(self.device) for k, v in pad_batch(rows, self.tokenizer.pad_token_id or 0).items()}
         return pool(self.model(**batch).last_hidden_state, batch["attention_mask"], self.contract.pooling)

@@ -7,7 +7,6 @@ share the machine. Sizes grow until a measurement fills its share of the time, s
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import io
 import os
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from components.planning.cost import UNITS, padded
 from components.settings import work_folder
+from components.towers.precision import give_back_memory
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
@@ -85,14 +85,15 @@ class _Clock:
         return made[0]
 
     def grown(self, call: Callable[[int], object], first: int, most: int, share: float) -> tuple[NDArray[np.float64], int]:
-        """Seconds and size of the largest call up to `most` that fits into this share of the time left.
+        """Seconds and size of the largest call up to `most` that fits twice into this share of the time left.
 
-        The call of the size `first` shows how fast it is, and warms up: what a library does once in its first call is not counted.
+        The call of the size `first` shows how fast it is. The one of the full size is made twice: what a library does once for every
+        new shape (its kernels, its memory) is not counted.
         """
         seconds = self.of(lambda: call(first))
-        fits = int(first * self.left * share / max(float(seconds[0]), 1e-6))
+        fits = int(first * self.left * share / 2 / max(float(seconds[0]), 1e-6))
         size = max(first, min(most, fits))
-        return self.of(lambda: call(size)), size
+        return self.of(lambda: call(size), 2), size
 
 
 def calibrate(dataset: Dataset, config: Any, limit: float = FULL_SECONDS) -> Calibration:
@@ -109,20 +110,10 @@ def calibrate(dataset: Dataset, config: Any, limit: float = FULL_SECONDS) -> Cal
         texts = _Sample(dataset, config)
         _student(clock, texts, config, _teacher(clock, texts, config, folder))
         _search(clock, texts, config)
-    _give_back()
+    give_back_memory()
     assert set(clock.rates) == set(UNITS), set(UNITS) ^ set(clock.rates)
     wall, cpu = ({unit: pair[kind] for unit, pair in clock.rates.items()} for kind in (0, 1))
     return Calibration(wall, cpu, describe_device(), time.perf_counter() - clock.started)
-
-
-def _give_back() -> None:
-    """Return the memory of the models to the system: the flow that follows in this process needs it for its own.
-
-    The C library keeps freed pages for itself unless it is asked.
-    """
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def describe_device() -> str:

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.planning.facts import Facts, Texts
+from components.towers.encoder import TOKENS_PER_BATCH
+from components.towers.precision import pick_dtype
 
 # Every unit of work, and what one of it is.
 UNITS: Mapping[str, str] = {
@@ -80,6 +82,7 @@ KEPT_MODELS = 2  # copies of the teacher that a finished step leaves to the garb
 STUDENT_TRAINING = 24  # bytes of a trained parameter of the student: weight, gradient, two moments, the best epoch and the checkpoint
 TABLE_ROW, TABLE_CHARACTER = 600, 4  # of a data set that is held as tables and as lists of texts
 INFERENCE_TOKEN = 60_000  # of a token on its way through a model without a graph
+CARD_PROGRAM = 800_000_000  # of a GPU: its context, and the libraries' own buffers
 MARGIN = 1.15  # over the sum, before a job is refused nothing may be short by chance
 
 Work = dict[str, float]
@@ -234,8 +237,6 @@ def _corpus(config: Any, facts: Facts) -> Work:
 
 
 def _teacher_queries(config: Any, facts: Facts, targets: Sequence[Texts]) -> Work:
-    from components.towers.encoder import TOKENS_PER_BATCH
-
     texts = [*targets, facts.dev]
     tokens = sum(padded(t.teacher, t.count, config.towers.max_query_length, TOKENS_PER_BATCH) for t in texts)
     size = 2.0 * sum(t.count for t in texts) * dimension_of(config, facts)
@@ -286,7 +287,6 @@ def _distillation(config: Any, facts: Facts, targets: Sequence[Texts]) -> Work:
 
 def _evaluation(config: Any, facts: Facts) -> Work:
     from components.evaluation.systems import UNTRAINED_MAX_LENGTH
-    from components.towers.encoder import TOKENS_PER_BATCH
 
     evaluation, documents, share = config.evaluation, facts.documents, _visited(config, facts)
     queries = sum(texts.count for texts in facts.judged.values())
@@ -367,8 +367,10 @@ def student_checkpoint_bytes(config: Any, facts: Facts) -> int:
     return 16 * student_parameters(config, facts)[1]
 
 
-def needs_of(config: Any, facts: Facts, number_bytes: int) -> dict[str, Need]:
+def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False) -> dict[str, Need]:
     """Memory and disk of every step that `work_of` names; `number_bytes`: of a weight of the teacher as it is loaded (2 or 4).
+
+    `on_card`: the models work on a GPU (see `card_needs`), so that memory holds their weights while they are read, and data alone.
 
     The steps run one after the other in one process, so a later one also holds what an earlier one has not given back.
     """
@@ -376,7 +378,8 @@ def needs_of(config: Any, facts: Facts, number_bytes: int) -> dict[str, Need]:
     tables = TABLE_ROW * documents + TABLE_CHARACTER * facts.documents.characters
     weights, vectors = facts.teacher.parameters * number_bytes, documents * dimension
     floor = PROGRAM + tables + KEPT_MODELS * weights
-    inference = weights + INFERENCE_TOKEN * max(config.encoding.tokens_per_batch, 2048)
+    inference = weights + (0 if on_card else INFERENCE_TOKEN * max(config.encoding.tokens_per_batch, 2048))
+    training = weights if on_card else training_bytes(config, facts, number_bytes)
     every, trained = student_parameters(config, facts)
     targets = sum(texts.count for texts in target_texts(config, facts))
     queries = sum(texts.count for texts in facts.judged.values())
@@ -390,7 +393,7 @@ def needs_of(config: Any, facts: Facts, number_bytes: int) -> dict[str, Need]:
         "snapshot_data": Need(PROGRAM // 3 + 2 * tables, int(0.6 * facts.documents.characters) + 100 * documents),
         "validate_data": Need(PROGRAM // 3 + 3 * tables, 100_000),
         "generate_queries": Need(floor + inference, 200 * config.distillation.generated),
-        "train_towers": Need(floor + training_bytes(config, facts, number_bytes), adapters + 1_000_000, checkpoint_bytes(towers, facts)),
+        "train_towers": Need(floor + training, adapters + 1_000_000, checkpoint_bytes(towers, facts)),
         "encode_corpus": Need(floor + inference + 6 * dimension * config.encoding.shard_size, 2 * vectors + 100 * documents),
         "encode_teacher_queries": Need(floor + inference + 8 * targets * dimension, (2 * dimension + 60) * targets),
         "build_index": Need(floor + built, 2 * vectors + 150 * documents),
@@ -407,12 +410,34 @@ def work_steps(config: Any) -> list[str]:
 
 
 def training_bytes(config: Any, facts: Facts, number_bytes: int) -> int:
-    """Bytes of a training step of the towers beyond the frozen weights: activations of a chunk, gradients and moments."""
+    """Bytes of a training step of the towers beyond the frozen weights: what a chunk keeps, gradients and moments."""
     towers, shape = config.towers, facts.teacher
     if towers.training == "none":
         return 0
     longest = min(towers.max_document_length, int(facts.documents.teacher.max(initial=1)))
     tokens = longest * min(towers.chunk_size, towers.batch_size * (1 + towers.hard_negatives))
-    scores = shape.layers * shape.heads * longest * tokens * number_bytes
-    extra = 2 * facts.teacher.parameters * 4 if towers.training == "full" else 0
-    return tokens * shape.activations * number_bytes + scores + 16 * trained_parameters(towers, facts) + extra
+    kept = shape.kept(tokens, 2 if pick_dtype(towers.precision).itemsize == 2 else 4, bool(towers.activation_checkpointing))
+    extra = facts.teacher.parameters * 4 if towers.training == "full" else 0  # the second model; the first counts as the weights
+    return kept + 16 * trained_parameters(towers, facts) + extra
+
+
+def card_needs(config: Any, facts: Facts, number_bytes: int) -> dict[str, int]:
+    """Bytes that each step takes of a GPU at its peak; steps that do not use it are left out.
+
+    A process of its own, or one that gives back what it no longer uses, holds one step's alone.
+    """
+    towers, dimension, documents = config.towers, dimension_of(config, facts), facts.documents.count
+    weights, (every, trained) = facts.teacher.parameters * number_bytes, student_parameters(config, facts)
+    through = facts.teacher.passing(max(config.encoding.tokens_per_batch, towers.max_document_length), number_bytes)
+    queries = weights + facts.teacher.passing(TOKENS_PER_BATCH, number_bytes)
+    mining = 4 * dimension * min(documents, 2**19) + 8 * min(2**28, documents * facts.pair_count) if towers.hard_negatives else 0
+    learning = STUDENT_TRAINING * trained + 4 * every + 4 * documents * dimension + 8 * config.distillation.batch_size * documents
+    needs = {
+        "generate_queries": weights + through,
+        "train_towers": weights + training_bytes(config, facts, number_bytes) + mining,
+        "encode_corpus": weights + through,
+        "encode_teacher_queries": queries,
+        "distil_query_tower": learning,
+        "evaluate": queries + 4 * every,
+    }
+    return {step: CARD_PROGRAM + needs[step] for step in work_steps(config) if step in needs}

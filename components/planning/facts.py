@@ -14,6 +14,7 @@ from components.distillation.config import DistillationConfig
 from components.errors import ModelError
 from components.evaluation.config import EvaluationConfig
 from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
+from components.towers.model_size import Shape, shape_of
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
@@ -39,46 +40,6 @@ class Texts:
     def percentiles(self) -> tuple[int, ...]:
         """Tokens of the teacher at `SHARES`; empty where there are no texts."""
         return tuple(int(np.ceil(v)) for v in np.percentile(self.teacher, SHARES)) if len(self.teacher) else ()
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The size of a transformer, from its configuration alone. `gated`: a third map in its feed-forward part, as decoders have."""
-
-    layers: int
-    width: int
-    inner: int
-    heads: int
-    key_heads: int
-    head_width: int
-    vocabulary: int
-    gated: bool
-
-    @property
-    def embeddings(self) -> int:
-        """Numbers in the table of token embeddings."""
-        return self.vocabulary * self.width
-
-    @property
-    def maps(self) -> tuple[tuple[int, int], ...]:
-        """Inputs and outputs of the linear maps of a layer."""
-        own, keys = self.heads * self.head_width, self.key_heads * self.head_width
-        inner = [(self.width, self.inner)] * (2 if self.gated else 1)
-        return ((self.width, own), (self.width, keys), (self.width, keys), (own, self.width), *inner, (self.inner, self.width))
-
-    @property
-    def parameters(self) -> int:
-        """Parameters in all, without biases and norms."""
-        return self.embeddings + self.layers * sum(a * b for a, b in self.maps)
-
-    def adapter_parameters(self, rank: int) -> int:
-        """Parameters of one adapter of that rank on every linear map."""
-        return self.layers * rank * sum(a + b for a, b in self.maps)
-
-    @property
-    def activations(self) -> int:
-        """Numbers that a training pass keeps for each token, without attention scores: a fit to measured peaks of decoders and BERT."""
-        return self.layers * (16 * self.width + 8 * self.inner + 6 * self.heads * self.head_width)
 
 
 @dataclass(frozen=True)
@@ -118,7 +79,7 @@ def shape_of_model(name: str, revision: str | None, texts: Sequence[str]) -> Sha
     base = resolve_base(name, texts, revision)
     try:
         config = load_config(base)
-        return _shape(config, len(base.layers) if base.layers is not None else config.num_hidden_layers)
+        return shape_of(config, len(base.layers) if base.layers is not None else config.num_hidden_layers)
     except AttributeError as error:
         raise ModelError(f"The configuration of '{name}' does not say how large it is: {str(error).strip().splitlines()[0]}") from None
 
@@ -130,21 +91,6 @@ def _teacher_shape(towers: TowerConfig, texts: Sequence[str]) -> Shape:
     from components.distillation.checks import width_of
 
     return Shape(layers=0, width=width_of(towers), inner=0, heads=0, key_heads=0, head_width=0, vocabulary=0, gated=False)
-
-
-def _shape(config: Any, layers: int) -> Shape:
-    heads = int(config.num_attention_heads)
-    key_heads = getattr(config, "num_key_value_heads", None)
-    return Shape(
-        layers=layers,
-        width=int(config.hidden_size),
-        inner=int(config.intermediate_size),
-        heads=heads,
-        key_heads=int(key_heads or heads),
-        head_width=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
-        vocabulary=int(config.vocab_size),
-        gated=key_heads is not None,
-    )
 
 
 def gather_facts(

@@ -8,9 +8,8 @@ gives up least. A setting that a person named is never changed.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ import numpy as np
 
 from components.errors import ConfigError, ResourceError
 from components.evaluation.power import margin_for, queries_for
-from components.planning.cost import MARGIN, Need, index_key, needs_of, seconds_of, work_of
+from components.planning.cost import MARGIN, Need, card_needs, index_key, needs_of, seconds_of, work_of
 from components.planning.facts import Facts, Texts
+from components.settings import free_memory
 
 PLAN_VERSION = 1  # change it where the same data, machine and budget should lead to other settings
 # Standard deviation of the difference in nDCG@10 of a query between two trainings, measured on the demo and on pages.
@@ -36,6 +36,7 @@ SHORTEST = 24  # tokens of a document below which none is cut to fit a budget
 SHRINKING = 0.85  # from one try to the next
 BUILT_IN = "icd10cm"
 QUIET_SHARE = 0.6  # processor seconds over wall seconds; on a quiet machine they are equal at least, but for waits
+FEWEST_ROWS = 8  # of a chunk, before the layers are worked out twice instead: fewer do not keep a processor busy
 GPU_BATCH = 256  # pairs; no processor trains an LLM with so many in useful time
 
 
@@ -59,6 +60,7 @@ class Row:
     memory: int
     disk: int
     extra_disk: int
+    card: int | None = None  # bytes of a GPU; None without one, and for a step that does not use it
 
     @property
     def need(self) -> Need:
@@ -80,26 +82,7 @@ def free_room(home: Path) -> Room:
 
     while not home.exists():
         home = home.parent
-    return Room(min(_available(), _group_limit()), shutil.disk_usage(home).free)
-
-
-def _available() -> int:
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):  # not a Linux machine
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _group_limit() -> int:
-    """Bytes that the control group (version 2 or 1) still lets this process take; without a limit more than any machine has."""
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
-        try:
-            most, taken = ((Path("/sys/fs/cgroup") / name).read_text(encoding="ascii").strip() for name in (limit, used))
-            return max(0, int(most) - int(taken)) if most != "max" else 2**62
-        except (OSError, ValueError):
-            continue
-    return 2**62
+    return Room(free_memory(), shutil.disk_usage(home).free)
 
 
 def require_room(needs: Mapping[str, Need], room: Room) -> None:
@@ -108,7 +91,8 @@ def require_room(needs: Mapping[str, Need], room: Room) -> None:
     if most > room.memory:
         raise ResourceError(
             f"This job needs about {_gb(most)} of memory in the step {step}, and {_gb(room.memory)} is free. Lower towers.chunk_size or "
-            "the lengths, take a smaller base model or fewer documents (--max-documents), or a larger machine."
+            "the lengths, set towers.activation_checkpointing, take a smaller base model or fewer documents (--max-documents), or a larger "
+            "machine."
         )
     kept, extra = sum(need.disk for need in needs.values()), max((need.extra_disk for need in needs.values()), default=0)
     if (kept + extra) * MARGIN > room.disk:
@@ -163,15 +147,22 @@ def wanted_facts(config: Any, fixed: Iterable[str]) -> Any:
     return changed(config, {"distillation.sentences": max(config.distillation.sentences, MOST_SENTENCES)})
 
 
-def from_data(config: Any, facts: Facts, fixed: Iterable[str], room: Room, number_bytes: int) -> list[Choice]:
+def from_data(config: Any, facts: Facts, fixed: Iterable[str], room: Room, number_bytes: int, on_card: bool = False) -> list[Choice]:
     """What the data and the memory decide, one choice for each setting that was looked at, changed or not.
 
-    `fixed`: dotted names that a person set, which stay. `number_bytes` of a weight of the teacher (2 or 4).
+    `fixed`: dotted names that a person set, which stay. `number_bytes` of a weight of the teacher (2 or 4). `on_card`: the memory of
+    `room` is a GPU's.
     """
+    given = set(fixed)
     made = [*_lengths(config, facts), *_batches(config, facts), *_queries(config, facts), *_margins(config, facts)]
-    kept = [_kept(choice, config, set(fixed)) for choice in made]
+    kept = [_kept(choice, config, given) for choice in made]
     sized = changed(config, {choice.field: choice.value for choice in kept})
-    return [*kept, _kept(_chunk(sized, facts, room, number_bytes), config, set(fixed)), _index(sized, facts)]
+
+    def peak(step: str, tried: Any) -> int:
+        return card_needs(tried, facts, number_bytes)[step] if on_card else needs_of(tried, facts, number_bytes)[step].memory
+
+    memory = [_kept(choice, config, given) for choice in _memory(sized, given, room, peak)]
+    return [*kept, *memory, _index(sized, facts)]
 
 
 def _kept(choice: Choice, config: Any, fixed: set[str]) -> Choice:
@@ -211,19 +202,35 @@ def _batches(config: Any, facts: Facts) -> Iterator[Choice]:
     yield Choice("towers.batch_size", before, value if value % processes == 0 else before, f"{pairs:,} training pairs")
 
 
-def _chunk(config: Any, facts: Facts, room: Room, number_bytes: int) -> Choice:
-    """The largest part of a batch whose activations fit."""
-    before = config.towers.chunk_size
-    value = min(before, config.towers.batch_size * (1 + config.towers.hard_negatives))
-    while value > 1 and _peak(changed(config, {"towers.chunk_size": value}), facts, number_bytes) > MEMORY_SHARE * room.memory:
+def _memory(config: Any, fixed: set[str], room: Room, peak: Callable[[str, Any], int]) -> Iterator[Choice]:
+    """The largest part of a batch that fits, with the layers worked out again where it would else be too small, and the tokens encoded."""
+    bound, towers = MEMORY_SHARE * room.memory, config.towers
+    most = min(towers.chunk_size, towers.batch_size * (1 + towers.hard_negatives))
+    asked = towers.activation_checkpointing
+    ways = [asked] if asked is not None or "towers.activation_checkpointing" in fixed else [False, True]
+    tries = [(way, size) for way in ways for size in _halves(most, FEWEST_ROWS if way is not ways[-1] else 1)]
+    found = next((pair for pair in tries if peak("train_towers", _tried(config, *pair)) <= bound), tries[-1])
+    taken = f"training then takes {_gb(peak('train_towers', _tried(config, *found)))} of the {_gb(room.memory)} that is free"
+    yield Choice("towers.activation_checkpointing", asked, found[0] or asked, taken)
+    yield Choice("towers.chunk_size", towers.chunk_size, towers.chunk_size if found[1] == most else found[1], taken)
+    before = config.encoding.tokens_per_batch
+    fits = (n for n in _halves(before, 2048) if peak("encode_corpus", changed(config, {"encoding.tokens_per_batch": n})) <= bound)
+    tokens = next(fits, before)
+    taken = _gb(peak("encode_corpus", changed(config, {"encoding.tokens_per_batch": tokens})))
+    yield Choice("encoding.tokens_per_batch", before, tokens, f"encoding then takes {taken}")
+
+
+def _halves(value: int, least: int) -> Iterator[int]:
+    """`value`, and its halves down to `least`."""
+    while True:
+        yield value
         value //= 2
-    peak = _peak(changed(config, {"towers.chunk_size": value}), facts, number_bytes)
-    value = before if value == min(before, config.towers.batch_size * (1 + config.towers.hard_negatives)) else value
-    return Choice("towers.chunk_size", before, value, f"training then takes {_gb(peak)} of the {_gb(room.memory)} that is free")
+        if value < least:
+            return
 
 
-def _peak(config: Any, facts: Facts, number_bytes: int) -> int:
-    return needs_of(config, facts, number_bytes)["train_towers"].memory
+def _tried(config: Any, recomputed: bool | None, chunk: int) -> Any:
+    return changed(config, {"towers.activation_checkpointing": recomputed, "towers.chunk_size": chunk})
 
 
 def _queries(config: Any, facts: Facts) -> Iterator[Choice]:
@@ -307,10 +314,22 @@ def notes_on(config: Any, facts: Facts, card: int | None, device: int | None) ->
 
 def rows_of(config: Any, facts: Facts, wall: Mapping[str, float], cpu: Mapping[str, float], number_bytes: int) -> list[Row]:
     """What every step will take, by the rates of a calibration."""
-    needs = needs_of(config, facts, number_bytes)
+    on_card = device_memory() is not None
+    needs = needs_of(config, facts, number_bytes, on_card)
+    cards = card_needs(config, facts, number_bytes) if on_card else {}
     return [
-        Row(step, seconds_of(work, wall), seconds_of(work, cpu), *astuple(needs[step])) for step, work in work_of(config, facts).items()
+        Row(step, seconds_of(work, wall), seconds_of(work, cpu), **asdict(needs[step]), card=cards.get(step))
+        for step, work in work_of(config, facts).items()
     ]
+
+
+def card_problem(config: Any, facts: Facts, number_bytes: int, card: int) -> str:
+    """Which step a GPU of `card` bytes cannot hold, and what to do about it; empty where all fit."""
+    step, most = max(card_needs(config, facts, number_bytes).items(), key=lambda pair: pair[1])
+    if most <= card:
+        return ""
+    cure = "give towers.sharding and more cards" if config.towers.training == "full" else "lower the lengths"
+    return f"The step {step} needs about {_gb(most)} of the card's {_gb(card)}: take a smaller towers.base_model, {cure}, or a larger card."
 
 
 def busy_note(rows: Iterable[Row]) -> str:

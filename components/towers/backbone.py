@@ -22,15 +22,18 @@ from components.towers.config import TowerConfig
 from components.towers.contract import ROLES, EncodingContract, Role, tokenizer_digest
 from components.towers.distributed import collected, current_world, like, sum_over_processes
 from components.towers.full import FullModels
-from components.towers.layers import keep_layers
+from components.towers.layers import keep_layers, layer_count, recompute_layers
+from components.towers.model_size import shape_of
 from components.towers.pooling import cut, normalize, pool
-from components.towers.precision import autocast, pick_device, pick_dtype
+from components.towers.precision import autocast, free_bytes, pick_device, pick_dtype
 from components.towers.published import asked_attention, head_digest, read_published
 from components.towers.tokens import batches_by_tokens, ends_by_itself, needs_end_token, pad_batch, token_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
+
+KEPT_SHARE = 0.5  # of the free memory for what a chunk keeps, before the layers are worked out twice instead
 
 
 def load_decoder(base: BaseModel, precision: str, attention: str = "causal") -> tuple[Any, Any]:
@@ -122,15 +125,33 @@ class TwoTowers:
         check_attention(decoder, base.name, config.attention)
         self.contracts = {role: draft_contract(base, self.tokenizer, self.width, config, role) for role in ROLES}
         self._whole = {role: contract.model_copy(update={"dimension": self.width}) for role, contract in self.contracts.items()}
-        self._weights = self._made_trainable(decoder, base, config)
         self._tokens_per_batch = config.chunk_size * config.max_document_length
+        self.recomputes = self._must_recompute(decoder, config)
+        self._weights = self._made_trainable(decoder, base, config)
+
+    def _must_recompute(self, decoder: Any, config: TowerConfig) -> bool:
+        """Whether the layers are worked out again in the backward pass: as configured, else where memory asks for it."""
+        if config.activation_checkpointing is not None:
+            return config.activation_checkpointing
+        try:
+            shape = shape_of(decoder.config.get_text_config(), layer_count(decoder, config.base_model))
+        except (AttributeError, ModelError):  # an architecture that says nothing of its size: only by configuration
+            return False
+        tokens, width = min(config.chunk_size, config.batch_size * (1 + config.hard_negatives)), config.max_document_length
+        weights = sum(p.numel() * p.element_size() for p in decoder.parameters())
+        kept = shape.kept(tokens * width, self.dtype.itemsize)
+        return kept > KEPT_SHARE * max(0, free_bytes(self.device) - (weights if self.device.type == "cuda" else 0))
 
     def _made_trainable(self, decoder: Any, base: BaseModel, config: TowerConfig) -> Adapters | FullModels:
         if config.training == "lora":
             adapters = Adapters(decoder, config, base)
             adapters.model.to(self.device)
+            if self.recomputes:
+                recompute_layers(decoder, base.name)
             return adapters
         models = FullModels(decoder, self.tokenizer, base.name)
+        if self.recomputes:
+            models.recompute()
         if config.sharding == "fsdp":
             models.shard(self.device, self.dtype)
         else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
 Item = TypeVar("Item")
+Numbers = TypeVar("Numbers", NDArray[np.float32], NDArray[np.int64])
+LONGEST_WAIT_HOURS = 6
+_SENT_AT_ONCE = 2**26  # bytes of an array that stand on a device at a time
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,22 @@ class World:
         return items[start : start + size]
 
 
+_obeys = False  # see `obey_launcher`
+
+
+def obey_launcher() -> None:
+    """Take the variables of a launcher (torchrun, or ours) as meant for this process.
+
+    Any other process ignores them: a shell or a batch system leaves them behind, and who waits for processes that nobody started waits
+    for ten minutes and more.
+    """
+    global _obeys
+    _obeys = True
+
+
 def launched() -> bool:
-    """Whether a launcher (torchrun, or ours) started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    """Whether a launcher started this process as one of several that train together."""
+    return _obeys and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
 def join_world() -> World:
@@ -59,7 +76,8 @@ def join_world() -> World:
 
         if not torch.cuda.is_available():
             _share_processors()
-        PartialState(cpu=not torch.cuda.is_available())
+        # The others wait while the main process looks for negatives among millions of documents, which takes longer than 10 minutes.
+        PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=LONGEST_WAIT_HOURS))
     return current_world()
 
 
@@ -136,15 +154,18 @@ def sum_gradients(parameters: Iterable[Parameter]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def sum_over_processes(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The sum of the arrays of all processes, which have one shape."""
+def sum_over_processes(values: Numbers) -> Numbers:
+    """The sum of the arrays of all processes, which have one shape (rows, ...), in place and in blocks: a GPU never holds the whole."""
     if current_world().size == 1:
         return values
     import torch
 
-    total = torch.from_numpy(values).to(_device())
-    torch.distributed.all_reduce(total)
-    return total.cpu().numpy()
+    rows = max(1, _SENT_AT_ONCE // max(1, values[:1].nbytes))
+    for start in range(0, len(values), rows):
+        block = torch.from_numpy(values[start : start + rows]).to(_device())
+        torch.distributed.all_reduce(block)
+        values[start : start + rows] = block.cpu().numpy()
+    return values
 
 
 def from_main(make: Callable[[], Item]) -> Item:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from components.towers.base_models import folder_digest
 from components.towers.contract import ROLES, Role
 from components.towers.distributed import collected, current_world
+from components.towers.layers import recompute_layers
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,11 @@ class FullModels:
 
     def _parameters(self) -> dict[str, Parameter]:
         return dict(sorted(self.model.named_parameters()))
+
+    def recompute(self) -> None:
+        """Work the layers out again in the backward pass (see `layers.recompute_layers`); to be called before `shard`."""
+        for role in ROLES:
+            recompute_layers(self.model[role], self._name)
 
     def shard(self, device: torch.device, dtype: torch.dtype) -> None:
         """Leave each process a part of every weight; weights travel as `dtype`, gradients as float32."""

@@ -28,7 +28,7 @@ from components import errors
 from components.artifacts import read_json, write_atomic, write_json
 from components.errors import ConfigError, DataError, ModelError, ScalingNoteError
 from components.towers.config import TowerConfig
-from components.towers.distributed import current_world, leave_world
+from components.towers.distributed import current_world, leave_world, obey_launcher
 from components.towers.pairs import Pairs
 
 FAILURE = "failure.json"
@@ -101,6 +101,7 @@ def failure_of(failed: Any, scratch: Path) -> ScalingNoteError:
 def main(arguments: Sequence[str] | None = None) -> None:
     """One process of the training, started by a launcher."""
     given = _parsed(arguments)
+    obey_launcher()
     _end_with_launcher()
     try:
         _take_part(given)

@@ -26,7 +26,7 @@ from components.towers.config import TowerConfig
 from components.towers.distributed import World, current_world, from_main, gather_with_gradient, sum_gradients
 from components.towers.hard_negatives import HardNegatives
 from components.towers.losses import matryoshka_info_nce
-from components.towers.negatives import Mined, known_false_negatives, mine
+from components.towers.negatives import Mined, known_false_negatives, mine, nearest_together
 from components.towers.pairs import Pairs
 from components.towers.query_prediction import QueryPrediction, build
 from components.towers.schedule import warmup_cosine
@@ -184,11 +184,12 @@ class Training:
         return self.config.query_prediction_weight * part * self.prediction.loss(positives, rows)
 
     def _mine(self, number: int) -> Mined:
-        """Mine with the towers as they are: all encode, the main process searches."""
+        """Mine with the towers as they are: all encode and search, each its share; the main process judges and draws."""
         label = f"mine negatives, round {number}: "
         queries = self.towers.encode(self.query_tokens, "query", label + "queries")
         documents = self.towers.encode(self.document_tokens, "document", label + "documents")
-        return from_main(lambda: mine(queries, documents, self.pairs, self.config, number))
+        found = nearest_together(queries, documents, self.config.mining_depth)
+        return from_main(lambda: mine(queries, documents, self.pairs, self.config, number, found))
 
     def _save(self) -> None:
         state: dict[str, Any] = {"towers": self.towers.state(), "optimizer": optimizer_state(self.optimizer), "losses": self.losses}

@@ -15,13 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.towers.config import TowerConfig
+from components.towers.distributed import current_world, sum_over_processes
 from components.towers.pairs import Pairs
 from components.towers.precision import pick_device
 
+Nearest = tuple[NDArray[np.float32], NDArray[np.int64]]  # inner products and numbers of documents, (queries, k) each
 KEPT, RELEVANT, SAME_TEXT, NEAR = range(4)
 REASONS = ("kept", "relevant", "same_text", "above_positive_share")
 EXAMPLES_PER_REASON = 5
-_SCORES_AT_ONCE = 2**24
+# Scores and documents on the device at a time: on a card a gigabyte of scores, so that a product is no matrix times a few rows.
+_SCORES_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
+_DOCUMENTS_AT_ONCE = {"cpu": 2**16, "cuda": 2**19}
 _PAIRS_AT_ONCE = 8192
 _SAMPLE = 512
 
@@ -44,13 +48,20 @@ class _Judged:
     reasons: NDArray[np.int8]
 
 
-def mine(queries_vec: NDArray[np.float32], documents_vec: NDArray[np.float32], pairs: Pairs, config: TowerConfig, round: int) -> Mined:
+def mine(
+    queries_vec: NDArray[np.float32],
+    documents_vec: NDArray[np.float32],
+    pairs: Pairs,
+    config: TowerConfig,
+    round: int,
+    found: Nearest | None = None,
+) -> Mined:
     """`config.hard_negatives` documents for each pair, drawn from those of the nearest `config.mining_depth` that may be negatives.
 
-    `queries_vec` (queries, d) and `documents_vec` (documents, d): unit float32 rows of all texts of `pairs`. The draw follows from
-    the seed and the number of the round alone.
+    `queries_vec` (queries, d) and `documents_vec` (documents, d): unit float32 rows of all texts of `pairs`; `found`: what `nearest`
+    gives for them, where it is known. The draw follows from the seed and the number of the round alone.
     """
-    miner = _Miner(queries_vec, documents_vec, pairs, config)
+    miner = _Miner(queries_vec, documents_vec, pairs, config, found or nearest(queries_vec, documents_vec, config.mining_depth))
     rng = np.random.default_rng([config.seed, round])
     negatives = np.full((len(pairs.pairs), config.hard_negatives), -1, np.int64)
     counts = np.zeros(len(REASONS), np.int64)
@@ -66,11 +77,13 @@ def mine(queries_vec: NDArray[np.float32], documents_vec: NDArray[np.float32], p
 class _Miner:
     """The nearest documents of every query, and what is known about them."""
 
-    def __init__(self, queries: NDArray[np.float32], documents: NDArray[np.float32], pairs: Pairs, config: TowerConfig) -> None:
+    def __init__(
+        self, queries: NDArray[np.float32], documents: NDArray[np.float32], pairs: Pairs, config: TowerConfig, found: Nearest
+    ) -> None:
         self.numbers = np.array(pairs.pairs, np.int64).reshape(-1, 2)
         self._queries, self._documents = queries, documents
         self._groups, self._share = pairs.document_groups, config.positive_share
-        self._scores, self._nearest = nearest(queries, documents, config.mining_depth)
+        self._scores, self._nearest = found
         judged = np.array([(query, document) for query, found in pairs.relevant.items() for document in found], np.int64).reshape(-1, 2)
         self._relevant = np.sort(judged[:, 0] * len(documents) + judged[:, 1])
         query, group = pairs.known_groups
@@ -91,20 +104,38 @@ class _Miner:
         return _Judged(found, scores, positive, reasons)
 
 
-def nearest(queries: NDArray[np.float32], documents: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Inner products and numbers of the `count` documents nearest to each query, exact, best first; on the GPU where there is one."""
+def nearest(queries: NDArray[np.float32], documents: NDArray[np.float32], count: int) -> Nearest:
+    """Inner products and numbers of the `count` documents nearest to each query, exact, best first; on the GPU where there is one.
+
+    Both are read in blocks, so that a device holds a part of the documents and of the scores alone.
+    """
     import torch
 
     device = pick_device()
-    table = torch.from_numpy(documents).to(device)
-    count, step = min(count, len(documents)), max(1, _SCORES_AT_ONCE // len(documents))
-    scores = np.empty((len(queries), count), np.float32)
-    numbers = np.empty((len(queries), count), np.int64)
-    for start in range(0, len(queries), step):
-        rows = torch.from_numpy(queries[start : start + step]).to(device)
-        best = torch.topk(rows @ table.T, count, dim=1)
-        scores[start : start + step], numbers[start : start + step] = best.values.cpu().numpy(), best.indices.cpu().numpy()
+    count, size = min(count, len(documents)), _DOCUMENTS_AT_ONCE[device.type]
+    scores = np.full((len(queries), count), -np.inf, np.float32)
+    numbers = np.zeros((len(queries), count), np.int64)
+    for first in range(0, len(documents), size):
+        table = torch.from_numpy(documents[first : first + size]).to(device)
+        step = max(1, _SCORES_AT_ONCE[device.type] // len(table))
+        for start in range(0, len(queries), step):
+            rows = slice(start, start + step)
+            best = torch.topk(torch.from_numpy(queries[rows]).to(device) @ table.T, min(count, len(table)), dim=1)
+            both = np.concatenate([scores[rows], best.values.cpu().numpy()], axis=1)
+            theirs = np.concatenate([numbers[rows], best.indices.cpu().numpy() + first], axis=1)
+            order = np.argsort(-both, axis=1, kind="stable")[:, :count]
+            scores[rows], numbers[rows] = np.take_along_axis(both, order, 1), np.take_along_axis(theirs, order, 1)
     return scores, numbers
+
+
+def nearest_together(queries: NDArray[np.float32], documents: NDArray[np.float32], count: int) -> Nearest:
+    """`nearest`, where each of the processes that train together searches for its share of the queries; all have to call it."""
+    world = current_world()
+    count = min(count, len(documents))
+    scores, numbers = np.zeros((len(queries), count), np.float32), np.zeros((len(queries), count), np.int64)
+    own = np.array_split(np.arange(len(queries)), world.size)[world.rank]
+    scores[own], numbers[own] = nearest(queries[own], documents, count)
+    return sum_over_processes(scores), sum_over_processes(numbers)
 
 
 def known_false_negatives(

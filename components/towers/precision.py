@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import ctypes
+import gc
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
-from components.settings import forced_precision
+from components.settings import forced_precision, free_memory
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +29,30 @@ def pick_dtype(precision: str) -> torch.dtype:
     if precision != "auto":
         return named[precision]
     if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        # Cards before Ampere work bfloat16 out in float32, which is slower than float32 itself.
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that are free on the device."""
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
+
+
+def give_back_memory() -> None:
+    """Return what is no longer used to the device and to the system: other processes and later steps need it.
+
+    torch keeps the memory of freed tensors on a GPU, and the C library that of the processor, unless they are asked.
+    """
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

@@ -57,7 +57,8 @@ class QueryPrediction:
         words = [sorted({self._vocabulary[token] for token in row if token in self._vocabulary}) for row in query_token_rows]
         cells = [(row, word, 1 / len(found)) for row, found in enumerate(words) for word in found]
         if not cells:
-            return document_vectors.sum() * 0
+            # Also with no word the learned values get a gradient: the processes send theirs in one message of equal length.
+            return (document_vectors.sum() + sum(value.sum() for value in self.parameters())) * 0
         rows, columns, weights = zip(*cells, strict=True)
         device = document_vectors.device
         chances = torch.log_softmax(self._logits(document_vectors), dim=1)

@@ -27,6 +27,7 @@ from components.towers.hard_negatives import check_mining
 from components.towers.launch import train_in_processes
 from components.towers.loop import Training
 from components.towers.pairs import Pairs
+from components.towers.precision import give_back_memory
 from components.towers.probes import record_probes
 from components.towers.published import with_own_settings
 
@@ -56,17 +57,29 @@ def take_part(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], fol
     _check_shares(config)
     base = _resolved(pairs, config)
     require_same_data(_identity(pairs, config, base, folder))
+    losses, spread = _trained(pairs, config, base, folder, parents)
+    if world.main:
+        write_json(folder / LOG, {"loss": losses, "spread": {k: vars(v) for k, v in spread.items()}})
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        attributes = {"final_loss": round(float(np.mean(losses[-10:])), 4), "steps": config.steps}
+        seal(folder, "towers", counts={"pairs": len(pairs.pairs)}, parents=parents, attributes=attributes)
+    wait_for_all()
+
+
+def _trained(
+    pairs: Pairs, config: TowerConfig, base: BaseModel, folder: Path, parents: Mapping[str, str]
+) -> tuple[list[float], dict[str, Spread]]:
+    """Train, write both towers and seal them; the training's memory is given back before a finished tower is loaded."""
     towers = TwoTowers(base, config)
     run = Training(towers, pairs, config, folder)
     run.to_end()
-    spread = _check_collapse(run, config)
-    _write_towers(towers, parents, folder)
-    if world.main:
-        write_json(folder / LOG, {"loss": run.losses, "spread": {k: vars(v) for k, v in spread.items()}})
-        (folder / CHECKPOINT).unlink(missing_ok=True)
-        attributes = {"final_loss": round(float(np.mean(run.losses[-10:])), 4), "steps": config.steps}
-        seal(folder, "towers", counts={"pairs": len(pairs.pairs)}, parents=parents, attributes=attributes)
-    wait_for_all()
+    spread, losses = _check_collapse(run, config), run.losses
+    contracts = _write_towers(towers, folder)
+    del run, towers
+    give_back_memory()
+    if contracts:
+        _seal_towers(contracts, parents, folder)
+    return losses, spread
 
 
 def take_as_published(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], folder: Path) -> Artifact:
@@ -124,8 +137,8 @@ def _check_collapse(run: Training, config: TowerConfig) -> dict[str, Spread]:
     return spreads
 
 
-def _write_towers(towers: TwoTowers, parents: Mapping[str, str], folder: Path) -> None:
-    """Save both towers with contract, space and probes; all processes have to call it, the main one writes."""
+def _write_towers(towers: TwoTowers, folder: Path) -> dict[Role, EncodingContract]:
+    """Save both towers; all processes have to call it. The main one writes, and gets their contracts."""
     contracts: dict[Role, EncodingContract] = {}
     if current_world().main:
         _start_over(folder)
@@ -133,8 +146,7 @@ def _write_towers(towers: TwoTowers, parents: Mapping[str, str], folder: Path) -
         contract = towers.save(role, folder / f"{role}_tower")
         if contract is not None:
             contracts[role] = contract
-    if contracts:
-        _seal_towers(contracts, parents, folder)
+    return contracts
 
 
 def _start_over(folder: Path) -> None:
@@ -144,7 +156,7 @@ def _start_over(folder: Path) -> None:
 
 
 def _seal_towers(contracts: Mapping[Role, EncodingContract], parents: Mapping[str, str], folder: Path) -> None:
-    """The probes are encoded as a user will encode: by the tower loaded from its folder."""
+    """Write contract, space and probes of each tower. The probes are encoded as a user will encode: by the tower loaded from its folder."""
     space_id = space_id_of(contracts["document"])
     for role, contract in contracts.items():
         target = folder / f"{role}_tower"

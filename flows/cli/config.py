@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import ConfigError
+from components.plain_text import as_json
 from flows.cli.build import read_layers
 from flows.cli.output import retriever_name, show
 from flows.config import RetrainConfig, load_config, preset_names, settle
@@ -46,6 +47,22 @@ def show_config(options: argparse.Namespace) -> None:
     origin = ", ".join(["the defaults", *(layer.source for layer in layers)])
     count = f"{len(changed)} of {len(settings)} settings differ from their defaults ({origin})."
     show(options, value, "\n\n".join(part for part in (table, count + written) if part))
+
+
+def show_schema(options: argparse.Namespace) -> None:
+    """The JSON schema of a configuration file. Editors find it by a first line such as `# yaml-language-server: $schema=FILE`."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **RetrainConfig.model_json_schema()}
+    show(options, schema, as_json(schema, indent=1))
+
+
+def show_completion(options: argparse.Namespace) -> None:
+    """A completion script for the shell, made from the commands as they are."""
+    import shtab
+
+    from flows.cli.parser import build_parser
+
+    script = shtab.complete(build_parser(), options.shell)
+    show(options, {"shell": options.shell, "script": script}, script)
 
 
 def diff_configs(options: argparse.Namespace) -> None:

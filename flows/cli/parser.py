@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import platform
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="A production line for dense retrievers: LLM towers, a distilled query encoder, gated releases.",
         epilog=EPILOG,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version of scalingnote and of Python, and end")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_building(commands)
     _add_refreshing(commands)
@@ -180,12 +182,16 @@ def _add_configuration(commands: Any) -> None:
     _policy_option(show)
     show.add_argument("--changed", action="store_true", help="only what differs from the defaults")
     show.add_argument("--write", type=Path, metavar="FILE", help="write all values to a YAML file for --config, each with its meaning")
+    _command(actions, "schema", "config:show_schema", "the JSON schema of a configuration file, for editors that check and complete")
     diff = _command(actions, "diff", "config:diff_configs", "what two configurations have different; the exit status is 0 either way")
     diff.epilog = (
         "A and B: the id of a flow's run in MLflow, champion, previous, candidate/N, release/N, the name of a preset, or a YAML file."
     )
     for place in ("a", "b"):
         diff.add_argument(place, metavar=place.upper(), help="run id, champion, previous, candidate/N, release/N, preset or YAML file")
+
+    completion = _command(commands, "completion", "config:show_completion", "a script that completes commands and options in your shell")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help='such as: eval "$(scalingnote completion bash)"')
 
 
 def _add_proof(commands: Any) -> None:
@@ -235,6 +241,16 @@ def _command(commands: Any, name: str, target: str, text: str) -> argparse.Argum
 
 def _release_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--release", default="champion", metavar="REF", help="champion (default), previous, candidate/N or release/N")
+
+
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for: reading the installed packages takes time that no other command should wait for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"scalingnote {version('scalingnote')} (Python {platform.python_version()})")
+        parser.exit()
 
 
 def _lazy(target: str) -> Command:

@@ -124,9 +124,11 @@ def _shown(value: Any) -> str:
 def _steps(found: Plan) -> str:
     from components.planning.plan import in_words
 
-    rows = [("step", "time", "memory", "disk")]
+    card = any(row["card"] for row in found.rows)
+    rows = [("step", "time", "memory", "disk", *(["card"] if card else []))]
     for row in found.rows:
         time = "?" if row["seconds"] is None else in_words(row["seconds"]) if row["step"] in found.pending else "made"
-        rows.append((row["step"], time, f"{row['memory'] / 1e9:.1f} GB", f"{row['disk'] / 1e6:,.0f} MB"))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join(f"{row[0].ljust(widths[0])}  " + "  ".join(row[i].rjust(widths[i]) for i in (1, 2, 3)) for row in rows)
+        on_card = [f"{row['card'] / 2**30:.1f} GiB" if row["card"] else "-"] if card else []
+        rows.append((row["step"], time, f"{row['memory'] / 1e9:.1f} GB", f"{row['disk'] / 1e6:,.0f} MB", *on_card))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, len(row)))]) for row in rows)

@@ -113,6 +113,28 @@ def test_the_small_server_of_a_killed_command_ends_with_it(home: Path) -> None:
     wait_until_gone(int(api.split(":")[2].removesuffix("/api")))
 
 
+@pytest.mark.server
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_small_server_that_fails_in_mid_run_costs_no_work(home: Path, how: signal.Signals) -> None:
+    """The flow begins again on another server, where its finished steps are found; the caller gets the result."""
+    code = (
+        "import os, sys; from components import settings; settings.activate(); from flows import servers\n"
+        "from prefect import flow, task\nfrom pathlib import Path\n"
+        "@task\ndef step():\n    return 7\n"
+        "@flow\ndef line():\n    made = Path('made')\n    if not made.exists():\n        made.touch()\n"
+        f"        os.kill(servers._small[0].process.pid, {int(how)})\n"
+        "    return {'made': step()}\n"
+        "print(servers.run_flow('__main__:line'), flush=True)"
+    )
+    quick = {"PREFECT_CLIENT_MAX_RETRIES": "1", "PREFECT_API_REQUEST_TIMEOUT": "3", "PREFECT_SERVER_API_HOST": "127.0.0.1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | quick
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=home, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=240
+    )
+    assert "{'made': 7}" in done.stdout, done.stderr[-3000:]
+    assert "another is started" in done.stderr
+
+
 def test_port_in_use_names_the_option() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -16,6 +16,7 @@ from prefect import flow
 
 from components.artifacts import DatasetArtifact, EncoderArtifact, VectorShards, file_sha256
 from components.errors import ConfigError, ModelError
+from components.index import workers
 from components.index.config import EncodingConfig
 from components.index.corpus import StoredDocuments
 from components.index.encode import ShardJob, encode_shards
@@ -157,9 +158,19 @@ def test_dask_that_is_not_installed_is_refused_before_anything_runs(monkeypatch:
 def test_workers_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert [threads_of(workers) for workers in (1, 3, 8, 20)] == [8, 2, 1, 1]
+    assert [threads_of(count) for count in (1, 3, 8, 20)] == [8, 2, 1, 1]
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert [threads_of(workers) for workers in (1, 8)] == [2, 1]
+    assert [threads_of(count) for count in (1, 8)] == [2, 1]
+
+
+def test_one_worker_at_most_encodes_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_gpus_here", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [workers.useful_workers(asked) for asked in (1, 8)] == [1, 2]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert workers.useful_workers(8) == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden: the processors encode
+    assert workers.useful_workers(8) == 8
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,10 @@ from components.towers.distributed import World, gather_with_gradient, launched,
 from components.towers.encoder import load_tower
 from components.towers.launch import FAILURE, failure_of, main, read_pairs, write_pairs
 from components.towers.loop import share_of
+from components.towers.negatives import nearest
 from components.towers.train import train_towers, training_losses
 from tests.training.tiny_world import documents, pairs
-from tests.training.two_processes import CONFIG, FULL, loss_and_gradient, negatives
+from tests.training.two_processes import CONFIG, FULL, loss_and_gradient, negatives, vectors
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,6 +84,22 @@ def test_loss_and_gradient_of_sharded_models_are_those_of_one_process(found: lis
     loss, gradient = loss_and_gradient(FULL, negatives(2), at_home)
     assert len(gradient) > 40
     _same(found[0]["fsdp"], loss, gradient)
+    _same(found[0]["fsdp_recomputed"], loss, gradient)
+
+
+def test_each_process_searches_its_share_of_the_queries(found: list[dict[str, Any]]) -> None:
+    scores, numbers = nearest(*vectors(), 5)
+    for rank in (0, 1):
+        np.testing.assert_array_equal(found[rank]["nearest"][1], numbers)
+        np.testing.assert_allclose(found[rank]["nearest"][0], scores, atol=1e-6)
+
+
+def test_a_process_without_a_word_to_foretell_takes_part(found: list[dict[str, Any]]) -> None:
+    first, second = (found[rank]["wordless"] for rank in (0, 1))
+    assert [g.shape for g in first] == [(4, 4), ()]
+    assert float(first[0].abs().max()) > 0
+    for ours, theirs in zip(first, second, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
 
 
 def test_sharded_models_are_stored_whole(found: list[dict[str, Any]], at_home: Path) -> None:
@@ -188,3 +205,18 @@ def test_the_settings_say_what_cannot_work_together() -> None:
         TowerConfig(batch_size=8, processes=3)
     with pytest.raises(ValueError, match="sharding fsdp is for training full"):
         TowerConfig(sharding="fsdp")
+
+
+def test_variables_that_a_launcher_left_behind_are_ignored(at_home: Path) -> None:
+    """With them a plain training would wait ten minutes for a process that nobody started."""
+    script = (
+        "from pathlib import Path; from components.towers.train import train_towers\n"
+        "from tests.training.two_processes import CONFIG\nfrom tests.training.tiny_world import pairs\n"
+        "import sys; out = Path(sys.argv[1]); out.mkdir()\n"
+        "print(train_towers(pairs(), CONFIG.model_copy(update={'steps': 1}), {'dataset': 'd'}, out).kind)"
+    )
+    left = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    environment = {**os.environ, **left, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "TORCHELASTIC_RUN_ID": "gone"}
+    command = [sys.executable, "-c", script, str(at_home / "plain")]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.stdout.strip().endswith("towers"), done.stderr[-2000:]

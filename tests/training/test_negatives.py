@@ -110,7 +110,8 @@ def test_mining_in_chunks_keeps_what_a_plain_loop_keeps(seed: int, share: float 
     relevant = {q: frozenset(d for p, d in links if p == q) for q, _ in links}
     pairs = Pairs([f"q{n}" for n in range(6)], texts, links, relevant)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(negatives, "_SCORES_AT_ONCE", 30)
+        patch.setattr(negatives, "_SCORES_AT_ONCE", {"cpu": 30})
+        patch.setattr(negatives, "_DOCUMENTS_AT_ONCE", {"cpu": 3})
         patch.setattr(negatives, "_PAIRS_AT_ONCE", 2)
         found = mined(pairs, documents, queries=queries, hard_negatives=8, mining_depth=8, positive_share=share).negatives
     for row, (query, positive) in zip(found, links, strict=True):

@@ -17,9 +17,19 @@ from components.towers.base_models import resolve_base
 from components.towers.checkpoint import CHECKPOINT, optimizer_state
 from components.towers.config import TowerConfig
 from components.towers.contract import save_contract, space_id_of
-from components.towers.distributed import current_world, gather_with_gradient, join_world, leave_world, wait_for_all
+from components.towers.distributed import (
+    current_world,
+    gather_with_gradient,
+    join_world,
+    leave_world,
+    obey_launcher,
+    sum_gradients,
+    wait_for_all,
+)
 from components.towers.loop import Training
+from components.towers.negatives import nearest_together
 from components.towers.pairs import Pairs
+from components.towers.query_prediction import build
 from components.towers.train import take_part
 from tests.training.tiny_world import documents, pairs, queries
 
@@ -99,14 +109,36 @@ def refusal(given: Pairs, config: TowerConfig, folder: Path) -> str:
     return "accepted"
 
 
+def vectors() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Seven queries and thirty documents, unit rows; no two scores are equal."""
+    rng = np.random.default_rng(4)
+    rows = rng.standard_normal((37, 6)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows[:7], rows[7:]
+
+
+def wordless(rank: int) -> list[torch.Tensor]:
+    """Gradients of query prediction, summed, where the second process has no word to foretell."""
+    prediction = build(torch.eye(4), [[0, 1], [1, 2], [3]], [])
+    rows = [[[0, 2]], [[99]]][rank]
+    prediction.loss(torch.full((1, 4), 0.5), rows).backward()
+    sum_gradients(prediction.parameters())
+    return [p.grad for p in prediction.parameters() if p.grad is not None]
+
+
 def main(arguments: Sequence[str]) -> None:
     """Measure everything and save it into the folder given."""
     folder = Path(arguments[0])
+    obey_launcher()
     rank = join_world().rank
     found: dict[str, Any] = {"gathered": gathered()}
     for count in (2, 3):
         found[f"lora_{count}"] = loss_and_gradient(CONFIG, negatives(count), folder)
-    found["fsdp"] = loss_and_gradient(FULL.model_copy(update={"sharding": "fsdp"}), negatives(2), folder)
+    sharded = FULL.model_copy(update={"sharding": "fsdp"})
+    found["fsdp"] = loss_and_gradient(sharded, negatives(2), folder)
+    found["fsdp_recomputed"] = loss_and_gradient(sharded.model_copy(update={"activation_checkpointing": True}), negatives(2), folder)
+    found["nearest"] = nearest_together(*vectors(), 5)
+    found["wordless"] = wordless(rank)
     own = pairs()
     other = Pairs([*own.queries[:-1], f"another query {rank}"], own.documents, own.pairs, own.relevant)
     found["checkpoint"] = sharded_checkpoint(folder)

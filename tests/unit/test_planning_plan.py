@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from components.errors import ConfigError, ResourceError
 from components.evaluation.power import margin_for, queries_for, queries_needed
 from components.planning import plan
-from components.planning.cost import UNITS, Need
+from components.planning.cost import UNITS, Need, card_needs, needs_of
+from components.planning.facts import Shape
 from components.planning.plan import Choice, Forecast, Room, parse_budget, parse_card
-from flows.config import RetrainConfig, load_config
+from flows.config import PRESETS, RetrainConfig, load_config
 from tests.unit.planning_world import facts, texts
 
 RATES = {**dict.fromkeys(UNITS, 0.0), "teacher_train_token": 1e-3, "teacher_token": 2e-4, "align_batch": 0.05, "refine_batch": 0.06}
@@ -78,10 +79,49 @@ def test_the_number_of_queries_is_that_of_the_gate() -> None:
 def test_little_memory_makes_smaller_chunks() -> None:
     large = own(towers__batch_size=512, towers__chunk_size=512, towers__max_document_length=1000)
     some = facts(documents=texts(1000, 1000), pair_count=1000)
-    least = plan._peak(plan.changed(large, {"towers.chunk_size": 1}), some, 4)
-    found = plan._chunk(large, some, Room(int(least / plan.MEMORY_SHARE) + 50_000_000, 10**12), 4)
-    assert 1 <= found.value < 512
-    assert plan._chunk(large, some, Room(10**13, 10**12), 4).value == 512
+    sixteen = needs_of(plan.changed(large, {"towers.chunk_size": 16}), some, 4)["train_towers"].memory
+    one = needs_of(plan.changed(large, {"towers.chunk_size": 1}), some, 4)["train_towers"].memory
+
+    def planned(memory: float) -> dict[str, Any]:
+        return {c.field: c.value for c in plan.from_data(large, some, {"towers.max_document_length"}, Room(int(memory), 10**12), 4)}
+
+    found = planned(sixteen / plan.MEMORY_SHARE + 1)
+    assert (found["towers.chunk_size"], found["towers.activation_checkpointing"]) == (16, None)
+    # Fewer than eight rows at a time are slower than working the layers out twice.
+    assert planned(one / plan.MEMORY_SHARE + 1)["towers.activation_checkpointing"] is True
+    assert planned(10**13)["towers.chunk_size"] == 512
+
+
+def test_a_small_card_has_the_layers_worked_out_again_and_one_that_is_too_small_is_refused() -> None:
+    large = own(towers__batch_size=512, towers__chunk_size=512, towers__max_document_length=1000)
+    big = Shape(layers=36, width=2560, inner=9728, heads=32, key_heads=8, head_width=128, vocabulary=150_000, gated=True)
+    some = facts(documents=texts(1000, 1000), pair_count=1000, teacher=big)
+    lengths = {"towers.max_document_length"}
+    found = {c.field: c.value for c in plan.from_data(large, some, lengths, Room(24 * 10**9, 10**12), 2, on_card=True)}
+    assert found["towers.activation_checkpointing"] is True
+    sized = plan.changed(large, found)
+    assert card_needs(sized, some, 2)["train_towers"] < 24 * 10**9 * plan.MEMORY_SHARE
+    assert card_needs(plan.changed(sized, {"towers.activation_checkpointing": False}), some, 2)["train_towers"] > 24 * 10**9
+    assert plan.card_problem(sized, some, 2, 24 * 10**9) == ""
+    assert "take a smaller towers.base_model" in plan.card_problem(sized, some, 2, 6 * 10**9)
+
+
+QWEN = {"heads": 16, "key_heads": 8, "head_width": 128, "vocabulary": 151_936, "gated": True}
+CARDS = {
+    "gpu": (24, Shape(layers=28, width=1024, inner=3072, **QWEN)),
+    "cluster": (40, Shape(layers=36, width=2560, inner=9728, **{**QWEN, "heads": 32})),
+}
+
+
+@pytest.mark.parametrize("preset", CARDS)
+def test_a_preset_fits_the_card_that_it_names(preset: str) -> None:
+    gigabytes, teacher = CARDS[preset]
+    config = load_config(preset, None, {"data.source": "somewhere"})
+    longest = texts(1_000_000, config.towers.max_document_length)
+    needs = card_needs(config, facts(documents=longest, pair_count=100_000, teacher=teacher), 2)
+    assert set(needs) == {"train_towers", "encode_corpus", "encode_teacher_queries", "distil_query_tower", "evaluate"}
+    assert max(needs.values()) < 0.9 * gigabytes * 10**9
+    assert f"{gigabytes} GB" in (PRESETS / f"{preset}.yaml").read_text(encoding="utf-8")
 
 
 def test_a_budget_is_filled_and_not_exceeded() -> None:

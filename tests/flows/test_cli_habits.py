@@ -1,0 +1,58 @@
+"""What people expect of any command-line program: its version, a module that runs, completion, a schema for editors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "flows.cli", *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_module_says_its_version() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"scalingnote {version('scalingnote')} (Python 3.")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_completes_commands_and_their_choices() -> None:
+    script = run("completion", "bash").stdout
+    asked = script + "\nfor words in 'retr' 'completion '; do\n"
+    asked += 'COMP_LINE="scalingnote $words"; read -ra COMP_WORDS <<< "scalingnote $words"\n'
+    asked += '[[ "$words" == *" " ]] && COMP_WORDS+=(""); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=()\n'
+    asked += '_shtab_scalingnote; echo "${COMPREPLY[@]}"; done\n'
+    done = subprocess.run(["bash", "--norc"], input=asked, capture_output=True, text=True, timeout=60)
+    first, second = done.stdout.splitlines()[-2:]
+    assert "retrain" in first.split()
+    assert {"bash", "zsh", "tcsh"} <= set(second.split())
+
+
+def test_another_shell_is_refused_with_those_that_there_are() -> None:
+    done = run("completion", "dash")
+    assert done.returncode == 2
+    assert "'bash', 'zsh', 'tcsh'" in done.stderr
+
+
+def test_the_schema_accepts_the_presets_and_refuses_a_slip() -> None:
+    from jsonschema import Draft202012Validator
+
+    schema = json.loads(run("config", "schema").stdout)
+    Draft202012Validator.check_schema(schema)
+    validator = Draft202012Validator(schema)
+    presets = sorted((ROOT / "flows" / "presets").glob("*.yaml"))
+    assert len(presets) > 4
+    for preset in presets:
+        assert list(validator.iter_errors(yaml.safe_load(preset.read_text(encoding="utf-8")) or {})) == [], preset.name
+    (slip,) = validator.iter_errors({"towers": {"stepps": 3}})
+    assert "stepps" in slip.message
