@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.errors import ArtifactError, ModelError
+from components.errors import ArtifactError, ConfigError, ModelError
+from components.towers.backbone import TwoTowers
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import load_contract
@@ -166,6 +167,11 @@ def test_a_dense_module_with_a_tanh_bends_as_the_library_bends(forms: dict[str, 
     _, document = towers_of(as_it_is(model), tmp_path / "towers")
     assert document.contract.head == ("32 -> 96 Tanh", "96 -> 32")
     assert np.abs(document.encode(TEXTS) - wanted).max() < 1e-4
+
+
+def test_what_trains_towers_refuses_a_configuration_that_trains_none(forms: dict[str, Path], home: Path) -> None:
+    with pytest.raises(ConfigError, match=r"towers.training is none. Set it to lora or full"):
+        TwoTowers(resolve_base(str(forms["bge"])), as_it_is(forms["bge"]))
 
 
 @pytest.mark.parametrize("name", ["weights.gguf", "acme/model-Q4.gguf"])
