@@ -9,6 +9,7 @@ What is written is loaded again and held against the release's own encoders, so 
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,9 +54,10 @@ def export_router(student: Path, document_tower: Path, target: Path) -> dict[str
     asked = {"query": written.encode_query, "document": written.encode_document}
     found = {role: float(np.abs(asked[role](list(PROBE_TEXTS)) - own.encode(PROBE_TEXTS)).max()) for role, own in encoders.items()}
     if worst := [role for role, difference in found.items() if not difference <= TOLERANCE]:
+        shutil.rmtree(target)
         raise ModelError(
-            f"The package in {target} gives other vectors for a {worst[0]} than the release (by {found[worst[0]]:.2g}): do not use it. The "
-            "model does something that sentence-transformers cannot be told, such as attention in both directions."
+            f"A package would give other vectors for a {worst[0]} than the release (by {found[worst[0]]:.2g}), so none was left in "
+            f"{target}. The model does something that sentence-transformers cannot be told, such as attention in both directions."
         )
     return found
 

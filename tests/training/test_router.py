@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +74,23 @@ def test_a_trained_tower_travels_with_its_adapter_and_end_token(settings: dict[s
     assert np.abs(vectors - load_tower(tower, "float32").encode(TEXTS)).max() < 1e-4
 
 
-def test_attention_that_cannot_be_saved_leaves_no_package_that_looks_right(tmp_path: Path, home: Path) -> None:
+def test_a_package_that_answers_otherwise_is_not_left_behind(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = FORMS["bge"].write([*documents(), *queries()], tmp_path / "model")
+    tower = towers_in(tmp_path / "towers", base_model=str(model), training="none")
+    monkeypatch.setattr("components.distillation.router.TOLERANCE", -1.0)
+    with pytest.raises(ModelError, match=r"would give other vectors for a query than the release .* none was left"):
+        export_router(student_of(32, tmp_path / "student"), tower, tmp_path / "package")
+    assert not (tmp_path / "package").exists()
+
+
+def test_a_decoder_that_attends_in_both_directions_is_written_alike_or_not_at_all(tmp_path: Path, home: Path) -> None:
     trained = {"steps": 1, "batch_size": 4, "chunk_size": 4, "lora_rank": 2, "max_mean_cosine": 1.0, "min_effective_rank": 1.0}
     tower = towers_in(tmp_path / "towers", base_model="tiny-decoder", attention="bidirectional", pooling="mean", **trained)
     student = student_of(load_tower(tower).contract.dimension, tmp_path / "student")
-    try:
-        found = export_router(student, tower, tmp_path / "package")
-    except ModelError as refused:
-        assert "gives other vectors for a document" in str(refused)
-    else:
-        assert max(found.values()) < 1e-4
+    with suppress(ModelError):
+        export_router(student, tower, tmp_path / "package")
+    if (tmp_path / "package").exists():
+        assert np.abs(opened(tmp_path / "package").encode_document(TEXTS) - load_tower(tower, "float32").encode(TEXTS)).max() < 1e-4
 
 
 def test_without_a_document_tower_queries_alone_are_encoded(tmp_path: Path, home: Path) -> None:
