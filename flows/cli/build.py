@@ -33,11 +33,11 @@ def retrain(options: argparse.Namespace) -> None:
 
 def adopt(options: argparse.Namespace) -> None:
     """Take over vectors that exist, and say how a query encoder is made for them."""
-    result = _adopted(options, read_settings_for_vectors(options))
+    result = _adopted(options, _with_vectors(options))
     show(options, result, _adopted_text(result))
 
 
-def read_settings_for_vectors(options: argparse.Namespace) -> RetrainConfig:
+def _with_vectors(options: argparse.Namespace) -> RetrainConfig:
     """The configuration that the command line names, with the folder of --vectors in it."""
     if options.vectors is None and not any(entry.startswith("towers.vectors=") for entry in options.set):
         raise ConfigError("Name the folder of the vectors with --vectors DIR.")
@@ -92,7 +92,7 @@ def _demo_adopt(options: argparse.Namespace) -> None:
     with only_result_on_stdout(options):
         print(f"Demo: the vectors of {config.data.source} by all-minilm-l6-v2 are the index that exists.", flush=True)
         options.vectors = str(existing_vectors(config))
-    adopted = _adopted(options, read_settings_for_vectors(options))
+    adopted = _adopted(options, _with_vectors(options))
     with only_result_on_stdout(options):
         print(_adopted_text(adopted), flush=True)
         request = RefreshConfig(name=config.name, release="adopted")
