@@ -122,7 +122,8 @@ def test_a_small_server_that_fails_in_mid_run_costs_no_work(home: Path, how: sig
         "from prefect import flow, task\nfrom pathlib import Path\n"
         "@task\ndef step():\n    return 7\n"
         "@flow\ndef line():\n    made = Path('made')\n    if not made.exists():\n        made.touch()\n"
-        f"        os.kill(servers._small[0].process.pid, {int(how)})\n"
+        "        guard = servers._small[0].process.pid\n"  # which ends the server with us; the server is its child
+        f"        os.kill(int(Path(f'/proc/{{guard}}/task/{{guard}}/children').read_text().split()[0]), {int(how)})\n"
         "    return {'made': step()}\n"
         "print(servers.run_flow('__main__:line'), flush=True)"
     )
