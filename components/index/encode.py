@@ -21,6 +21,7 @@ from components.index.config import EncodingConfig
 from components.index.corpus import Documents, LoadedDocuments, require_unique, shard_sizes
 from components.index.progress import ShardProgress, shown_progress
 from components.index.shards import read_shard_manifest, remove_strays, shard_is_finished, shard_manifest_path, write_shard
+from components.towers.config import WITHOUT_WEIGHTS
 from components.towers.contract import EncodingContract, TextEncoder, load_contract, space_id_of
 
 if TYPE_CHECKING:
@@ -62,11 +63,12 @@ class StoredTower:
 
         A worker may run where another library or number format is installed, and would add vectors that do not fit the others.
         """
-        from components.towers.encoder import TowerEncoder, open_tower
+        from components.towers.encoder import open_tower
         from components.towers.probes import check_probes
 
         encoder = open_tower(self.path)
-        if isinstance(encoder, TowerEncoder):  # no library computes stored vectors, and an endpoint was asked when it was opened
+        # No library computes stored vectors, and an endpoint was asked when it was opened.
+        if encoder.contract.base_model not in WITHOUT_WEIGHTS:
             check_probes(encoder, self.path, self.tolerance)
         return encoder
 
