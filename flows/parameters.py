@@ -17,7 +17,7 @@ from components.config import RETRIEVER_NAME
 from components.errors import ConfigError
 from flows.config import Layer, RetrainConfig, layers_of, nested, settle
 
-Preset = Literal["cluster", "demo", "gpu", "pages", "quick", "smoke"]
+Preset = Literal["adopt", "cluster", "demo", "embeddinggemma", "endpoint", "gpu", "harrier", "pages", "quick", "qwen3-embedding", "smoke"]
 Name = Annotated[str, Field(pattern=RETRIEVER_NAME)]
 NameOrEmpty = Annotated[str, Field(pattern=rf"^$|{RETRIEVER_NAME}")]
 ReleaseRef = Annotated[str, Field(min_length=1)]
@@ -85,7 +85,8 @@ def requested_config(
         raise ConfigError(f"Both preset ({preset}) and config are given, and each is a whole configuration. Leave one of them out.")
     given = {**({"name": name} if name else {}), **({"data.source": data} if data else {})}
     over = [Layer("settings", nested(settings)), Layer("data and name", nested(given))]
-    layers = layers_of(preset) if config is None else [Layer("config", config.model_dump(mode="json"))]
+    # Without what nobody set: a teacher that is taken as it is brings its own values for some of that.
+    layers = layers_of(preset) if config is None else [Layer("config", config.model_dump(mode="json", exclude_unset=True))]
     return settle(RetrainConfig, [*layers, *(layer for layer in over if layer.values)])
 
 

@@ -79,7 +79,7 @@ def pending_steps(config: RetrainConfig, dataset: Artifact | None) -> list[str]:
     query, document = (_part(towers, role) for role in ("query_tower", "document_tower"))
     vectors: Any = find("encode_corpus", lambda d, t: vectors_step(config, d, t), data, document)
     lacking = [] if generated or not config.distillation.generated else [None]
-    targets = find("encode_teacher_queries", lambda d, q, *_: targets_step(config, d, q, generated), data, query, *lacking)
+    targets = find("encode_teacher_queries", lambda d, q, t, *_: targets_step(config, d, q, generated, t), data, query, document, *lacking)
     tuned = targets if vectors is not None and needs_queries(config, vectors) else None
     index = find("build_index", lambda v, d: index_step(config, v, d, tuned), vectors, data)
     parts = {"dataset": data, "query_tower": query, "targets": targets, "vectors": vectors, "index": index}
@@ -136,7 +136,8 @@ def announce(config: RetrainConfig) -> str | None:
     from components.planning.plan import busy_note, device_memory, rows_of
 
     _forecast = None
-    if not pending_steps(config, None):
+    # Rates are measured on a training of the towers; without one there is nothing to measure them on.
+    if config.towers.training == "none" or not pending_steps(config, None):
         return None
     try:
         dataset = _snapshot(config)
@@ -179,6 +180,8 @@ def make_plan(config: RetrainConfig, fixed: Iterable[str], budget: float | None,
     """
     from components.data.validation import require_valid
 
+    if config.towers.training == "none":
+        raise ConfigError("A plan measures a training of the towers, and towers.training is none. Run `scalingnote retrain` as it is.")
     config = at_commits(config)
     dataset = _snapshot(config)
     require_valid(make_ahead(validation_step(config, dataset)))

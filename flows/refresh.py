@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import Field
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from components.artifacts import Artifact, DatasetArtifact
     from components.index.changes import Changes
     from components.promotion.pinned import PinnedRelease
-    from components.promotion.release import ReleaseManifest
     from flows.recorder import Recorder
 
 
@@ -58,14 +57,24 @@ def open_base(request: RefreshConfig, changeable: Sequence[str]) -> tuple[Pinned
     return base, config
 
 
-def configured(request: RefreshConfig, manifest: ReleaseManifest, changeable: Sequence[str]) -> RetrainConfig:
+class Recorded(Protocol):
+    """What was built by a configuration that it records: the manifest of a release, or the run of a flow."""
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The whole configuration, nested as in a file."""
+        ...
+
+
+def configured(request: RefreshConfig, recorded: Recorded, changeable: Sequence[str]) -> RetrainConfig:
     """The release's own configuration with the request's preset, settings and data laid over it.
 
     `changeable` are sections or `section.field` that the refresh may change; raises ConfigError for any other, and for wrong values.
     """
     given = nested(request.settings)
     _require_changeable(given, changeable)
-    base, source = (manifest.config, "the release") if request.preset is None else _with_preset(manifest, request.preset, changeable)
+    own = recorded.config or {}
+    base, source = (own, "the release") if request.preset is None else _with_preset(own, request.preset, changeable)
     data = {"data.source": request.data} if request.data else {}
     settings = {**request.settings, **data}
     if "student" in given.get("distillation", {}) and "revision" not in given["distillation"]:
@@ -73,12 +82,12 @@ def configured(request: RefreshConfig, manifest: ReleaseManifest, changeable: Se
     return amend_config(base, settings, source)
 
 
-def _with_preset(manifest: ReleaseManifest, preset: str, changeable: Sequence[str]) -> tuple[dict[str, Any], str]:
+def _with_preset(own: Mapping[str, Any], preset: str, changeable: Sequence[str]) -> tuple[dict[str, Any], str]:
     """The release's configuration with whole sections and fields of a preset in the place of its own, where a refresh may change them.
 
     The gates stay: a policy belongs to the installation, and changes only where somebody names it.
     """
-    values = {section: dict(fields) if isinstance(fields, Mapping) else fields for section, fields in manifest.config.items()}
+    values = {section: dict(fields) if isinstance(fields, Mapping) else fields for section, fields in own.items()}
     taken = load_config(preset).model_dump(mode="json")
     for section, _, field in (path.partition(".") for path in changeable if path != "policy"):
         if field:

@@ -6,6 +6,7 @@ snapshot -> validate -> generate -> teacher queries -> distil and refine against
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Annotated, Any
 
 from prefect import flow
@@ -15,13 +16,16 @@ from components.errors import DataError
 from components.index.changes import changes_since, read_documents
 from components.promotion.pinned import PinnedRelease
 from components.promotion.release import EVALUATION_FOLDER
+from components.tracking.runs import FlowRun
+from flows.adopt import adopted_run
 from flows.config import RetrainConfig, amend_config
 from flows.parameters import NO_SETTINGS, Name, Preset, ReleaseRef, SettingsForm
 from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
-from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base, requested_refresh, unknown_queries
+from flows.refresh import RefreshConfig, checked_data, configured, describe_changes, open_base, requested_refresh, unknown_queries
 from flows.registration import register_candidate
 from flows.release_steps import at_commits, evaluation_step, generation_step, student_step, targets_step, typed, untrained_key
+from flows.retrain import build_parts
 from flows.steps import Step
 
 CHANGEABLE = ("data.on_violation", "data.max_dropped_share", "distillation", "evaluation", "policy")
@@ -54,6 +58,8 @@ def refresh_query_tower(
     chosen = requested_refresh(request, name=name, release=release, data=data, preset=preset, settings=settings)
     activate()
     started = time.monotonic()
+    if (adopted := adopted_run(chosen)) is not None:
+        return _first_release(chosen, adopted) | {"base": "the adopted vectors", "seconds": time.monotonic() - started}
     base, config = open_base(chosen, CHANGEABLE)
     config = at_commits(config)
     with recorded_flow(config.name, "refresh-query-tower", config.model_dump(mode="json")) as recorder:
@@ -68,6 +74,16 @@ def refresh_query_tower(
         parts = Parts(dataset, validation, *towers, base.index, evaluation, "query-refresh", notes, base.artifact.path)
         result = register_candidate(config, recorder, parts)
     return result | {"base": base.title, "seconds": time.monotonic() - started}
+
+
+def _first_release(request: RefreshConfig, adopted: FlowRun) -> dict[str, Any]:
+    """The candidate over documents that `scalingnote adopt` took over: its steps are found finished, the student is new."""
+    config = at_commits(configured(request, adopted, CHANGEABLE))
+    with recorded_flow(config.name, "refresh-query-tower", config.model_dump(mode="json")) as recorder:
+        note = (
+            f"The documents' vectors were adopted by the run {adopted.run_id} ({adopted.started} UTC); the query encoder was made for them."
+        )
+        return register_candidate(config, recorder, replace(build_parts(config, recorder), notes=(note,)))
 
 
 def require_same_documents(config: RetrainConfig, base: PinnedRelease, dataset: DatasetArtifact) -> None:
@@ -88,7 +104,7 @@ def _new_student(config: RetrainConfig, recorder: Recorder, base: PinnedRelease,
     check_sources(load_dataset(dataset.path), config.distillation)
     check_student(config.distillation, int(str(base.index.attributes["dimension"])), base.query_tower.path)
     generated = recorder.run(generation_step(config, dataset)) if config.distillation.generated else None
-    targets = recorder.run(targets_step(config, dataset, base.query_tower, generated))
+    targets = recorder.run(targets_step(config, dataset, base.query_tower, generated, base.document_tower))
     learned_from: dict[str, Artifact] = {"dataset": dataset, "query_tower": base.query_tower, "targets": targets, "index": base.index}
     student: EncoderArtifact = typed(recorder.run(student_step(config, learned_from)), EncoderArtifact)
     return student

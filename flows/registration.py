@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import Artifact, IndexArtifact
+from components.artifacts import Artifact, EncoderArtifact, IndexArtifact
 from components.data.seen_queries import Seen, load_seen, seen_queries, write_seen
 from components.evaluation.comparison import load_comparison, load_values
 from components.evaluation.report import load_evaluation
@@ -98,11 +98,21 @@ def _decide(config: RetrainConfig, recorder: Recorder, parts: Parts, baseline: B
 
 def _register_parts(recorder: Recorder, parts: Parts) -> dict[str, RegisteredVersion]:
     data = parts.dataset.digest
-    document = recorder.register("document-tower", parts.document_tower, {}, data)
-    query = recorder.register("query-tower", parts.query_tower, {"document_tower": document}, data)
-    index = recorder.register("index", parts.index, {"document_tower": document, **_former_index(recorder, parts.index)}, data)
-    student = recorder.register("query-encoder", parts.query_encoder, {"query_tower": query, "index": index}, data)
-    return {"query_tower": query, "document_tower": document, "query_encoder": student, "index": index}
+    versions = register_documents(recorder, (parts.query_tower, parts.document_tower, parts.index), data)
+    inputs = {role: versions[role] for role in ("query_tower", "index")}
+    student = recorder.register("query-encoder", parts.query_encoder, inputs, data)
+    return {**versions, "query_encoder": student}
+
+
+def register_documents(
+    recorder: Recorder, parts: tuple[EncoderArtifact, EncoderArtifact, IndexArtifact], data: str
+) -> dict[str, RegisteredVersion]:
+    """Register query tower, document tower and index, made from the data set of digest `data`: a release without its query encoder."""
+    query_tower, document_tower, built = parts
+    document = recorder.register("document-tower", document_tower, {}, data)
+    query = recorder.register("query-tower", query_tower, {"document_tower": document}, data)
+    index = recorder.register("index", built, {"document_tower": document, **_former_index(recorder, built)}, data)
+    return {"query_tower": query, "document_tower": document, "index": index}
 
 
 def _former_index(recorder: Recorder, index: IndexArtifact) -> dict[str, RegisteredVersion]:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, EvalReport, VectorShards
 from components.distillation.config import DistillationConfig
 from components.index.config import EncodingConfig
+from components.towers.config import WITHOUT_WEIGHTS
 from flows.config import RetrainConfig
 from flows.steps import Step
 
@@ -25,12 +26,13 @@ def at_commits(config: Config) -> Config:
     """The configuration with every model of a hub pinned to the commit that its name stands for now.
 
     It is recorded so, and the steps' keys hold the commits: a model that moved on the hub is trained on anew, never taken for the old one.
-    Raises ModelError for a model that is not there.
+    A teacher that is taken as it is brings the settings that nobody gave. Raises ModelError for a model that is not there.
     """
     from components.towers.base_models import pinned_revision
+    from components.towers.published import with_own_settings
 
     towers, student = config.towers, config.distillation
-    towers = towers.model_copy(update={"revision": pinned_revision(towers.base_model, towers.revision)})
+    towers = with_own_settings(towers.model_copy(update={"revision": pinned_revision(towers.base_model, towers.revision)}))
     named = {"revision": student.student, "generator_revision": student.generator if student.generated else ""}
     found = {
         field: pinned_revision(name, getattr(student, field)) if name not in ("", "teacher") else None for field, name in named.items()
@@ -64,7 +66,11 @@ def validation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
 
 
 def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
-    """Stage 1: train both towers."""
+    """Stage 1: train both towers, or take a teacher that is trained already; the key holds what the vectors of such a one are.
+
+    Each of these has a making of its own, so that what one of them reads changes nothing in the key of another.
+    """
+    towers, parents = config.towers, {"dataset": dataset.digest}
 
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
@@ -74,8 +80,24 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
         pairs = training_pairs(load_dataset(dataset.path), config.towers.batches_by)
         return train_towers(pairs, config.towers, {"dataset": dataset.digest}, folder)
 
-    settings = {**config.towers.model_dump(), **_folders(config.towers.base_model)}
-    return Step("train_towers", make, {"dataset": dataset}, settings, resumes=TRAINING_FILES)
+    def take(folder: Path) -> Artifact:
+        from components.data.dataset import load_dataset
+        from components.towers.adoption import take_stored
+
+        return take_stored(load_dataset(dataset.path), Path(str(config.towers.vectors)).expanduser(), parents, folder)
+
+    def ask(folder: Path) -> Artifact:
+        from components.towers.endpoint import take_endpoint
+
+        return take_endpoint(config.towers, parents, folder)
+
+    settings = {**towers.model_dump(), **_folders(towers.base_model)}
+    if towers.vectors is not None:
+        from components.towers.vector_files import files_digest
+
+        settings["vectors_digest"] = files_digest(Path(towers.vectors).expanduser())
+    chosen = make if towers.base_model not in WITHOUT_WEIGHTS else ask if towers.vectors is None else take
+    return Step("train_towers", chosen, {"dataset": dataset}, settings, resumes=TRAINING_FILES)
 
 
 def _folders(*models: str) -> dict[str, str]:
@@ -146,22 +168,36 @@ def generation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
     return Step("generate_queries", make, {"dataset": dataset}, settings, resumes=("generated_queries.jsonl",))
 
 
-def targets_step(config: RetrainConfig, dataset: DatasetArtifact, query_tower: EncoderArtifact, generated: Artifact | None = None) -> Step:
-    """Compute the teacher's query vectors once. `generated`: the artifact of `generation_step`, when queries were generated."""
+def targets_step(
+    config: RetrainConfig,
+    dataset: DatasetArtifact,
+    query_tower: EncoderArtifact,
+    generated: Artifact | None = None,
+    document_tower: EncoderArtifact | None = None,
+) -> Step:
+    """Compute the teacher's query vectors once. `generated`: the artifact of `generation_step`, when queries were generated.
+
+    `document_tower`: needed where the teacher is stored vectors alone, since those of documents stand in for missing ones.
+    """
     chosen = {key: getattr(config.distillation, key) for key in ("titles", "sentences", "generated", "seed")}
     inputs: dict[str, Artifact] = {"dataset": dataset, "query_tower": query_tower, **({"generated": generated} if generated else {})}
+    if document_tower is not None and query_tower.attributes.get("base_model") == "vectors":
+        inputs["document_tower"] = document_tower
 
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
         from components.distillation.generation import read_generated
         from components.distillation.sources import dev_queries, learnable
+        from components.distillation.stand_ins import answerable
         from components.distillation.teacher_targets import write_teacher_targets
-        from components.towers.encoder import load_tower
+        from components.towers.encoder import open_tower
 
         data = load_dataset(dataset.path)
         sources, left_out = learnable(data, config.distillation, read_generated(generated.path) if generated else ())
         parents = {role: artifact.digest for role, artifact in inputs.items()}
-        return write_teacher_targets(load_tower(query_tower.path), sources, parents, folder, dev_queries(data), left_out)
+        documents = open_tower(inputs["document_tower"].path) if "document_tower" in inputs else None
+        teacher, sources, held_out = answerable(open_tower(query_tower.path), documents, data, (sources, dev_queries(data)))
+        return write_teacher_targets(teacher, sources, parents, folder, held_out, left_out)
 
     return Step("encode_teacher_queries", make, inputs, chosen)
 

@@ -7,7 +7,8 @@ snapshot -> validate -> train towers -> encode corpus -> build index
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow
 
@@ -32,6 +33,10 @@ from flows.release_steps import (
     validation_step,
     vectors_step,
 )
+from flows.steps import Step
+
+if TYPE_CHECKING:
+    from components.data.dataset import Dataset
 
 Settings = Annotated[dict[str, Any], SettingsForm()]
 
@@ -68,8 +73,39 @@ def retrain(
         return register_candidate(chosen, recorder, parts)
 
 
+@dataclass(frozen=True)
+class DocumentSide:
+    """A release without its query encoder. `targets` are the teacher's query vectors where the index was tuned with them."""
+
+    dataset: DatasetArtifact
+    validation: Artifact
+    query_tower: EncoderArtifact
+    document_tower: EncoderArtifact
+    vectors: VectorShards
+    index: IndexArtifact
+    teacher_queries: Step
+    targets: Artifact | None
+
+
 def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
     """Run every step that makes a part of the release."""
+    made = build_documents(config, recorder)
+    targets = made.targets or recorder.run(made.teacher_queries)
+    learned_from = {
+        "dataset": made.dataset,
+        "query_tower": made.query_tower,
+        "targets": targets,
+        "vectors": made.vectors,
+        "index": made.index,
+    }
+    student = typed(recorder.run(student_step(config, learned_from)), EncoderArtifact)
+    measured = {"dataset": made.dataset, "query_tower": made.query_tower, "query_encoder": student, "index": made.index}
+    evaluation = recorder.run(evaluation_step(config, measured))
+    return Parts(made.dataset, made.validation, made.query_tower, made.document_tower, student, made.index, evaluation)
+
+
+def build_documents(config: RetrainConfig, recorder: Recorder) -> DocumentSide:
+    """Run the steps from the data to the index."""
     from components.data.validation import require_valid
 
     dataset = typed(recorder.run(snapshot_step(config)), DatasetArtifact)
@@ -81,15 +117,10 @@ def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
     generated = recorder.run(generation_step(config, dataset)) if config.distillation.generated else None
     query_tower, document_tower = train_both(config, recorder, dataset)
     vectors = typed(recorder.run(vectors_step(config, dataset, document_tower)), VectorShards)
-    teacher_queries = targets_step(config, dataset, query_tower, generated)
+    teacher_queries = targets_step(config, dataset, query_tower, generated, document_tower)
     tuned_with = recorder.run(teacher_queries) if needs_queries(config, vectors) else None
     index = typed(recorder.run(index_step(config, vectors, dataset, tuned_with)), IndexArtifact)
-    targets = tuned_with or recorder.run(teacher_queries)
-    learned_from = {"dataset": dataset, "query_tower": query_tower, "targets": targets, "vectors": vectors, "index": index}
-    student = typed(recorder.run(student_step(config, learned_from)), EncoderArtifact)
-    measured = {"dataset": dataset, "query_tower": query_tower, "query_encoder": student, "index": index}
-    evaluation = recorder.run(evaluation_step(config, measured))
-    return Parts(dataset, validation, query_tower, document_tower, student, index, evaluation)
+    return DocumentSide(dataset, validation, query_tower, document_tower, vectors, index, teacher_queries, tuned_with)
 
 
 def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
@@ -101,7 +132,7 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     """
     from components.data.dataset import load_dataset
     from components.distillation.material import check_sources
-    from components.distillation.student import check_before_towers, shape_of
+    from components.distillation.student import check_before_towers, width_of
     from components.evaluation.summarize import require_judged
     from components.index.kinds import usable_key
     from components.promotion.attainable import require_attainable, require_measured
@@ -112,11 +143,31 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     require_judged(data, (config.evaluation.split, *config.evaluation.extra_splits), config.evaluation.query_groups)
     check_sources(data, config.distillation)
     check_before_towers(config.distillation, config.towers)
-    key = usable_key(
-        config.index, len(data.documents), config.towers.dimension or shape_of(config.towers.base_model, config.towers.revision).width
-    )
+    key = usable_key(config.index, len(data.documents), width_of(config.towers))
     require_attainable(config.policy, config.index, key)
     runner_of(config.encoding)
+    if config.towers.base_model == "endpoint":
+        _require_affordable(config, data)
+
+
+def _require_affordable(config: RetrainConfig, data: Dataset) -> None:
+    """Say about how many tokens the endpoint will be sent, and what they cost; raise ConfigError above the limits."""
+    from components.distillation.sources import dev_queries, query_sources
+    from components.evaluation.summarize import judged_split
+    from components.towers.endpoint import guessed_tokens, require_within
+    from components.towers.probes import PROBE_TEXTS
+
+    splits = (config.evaluation.split, *config.evaluation.extra_splits)
+    queries = [*dev_queries(data), *(text for split in splits for text in judged_split(data, split).texts)]
+    learned = [text for texts in query_sources(data, config.distillation).values() for text in texts]
+    endpoint = config.towers.endpoint
+    tokens = guessed_tokens(data.document_texts()) + guessed_tokens(queries) + guessed_tokens(learned) + 10 * guessed_tokens(PROBE_TEXTS)
+    cost = f", at {endpoint.price:g} a million about {tokens * endpoint.price / 1e6:,.2f}" if endpoint.price else ""
+    print(
+        f"[train_towers] {endpoint.url} will be sent about {tokens:,} tokens{cost}; what is in the cache already is not sent again",
+        flush=True,
+    )
+    require_within(endpoint, tokens, "The run needs")
 
 
 def train_both(config: RetrainConfig, recorder: Recorder, dataset: DatasetArtifact) -> tuple[EncoderArtifact, EncoderArtifact]:

@@ -11,9 +11,12 @@ from components.distillation.forms import TEACHER
 from components.distillation.layers import choose_layers
 from components.errors import ModelError
 from components.towers.base_models import load_config, resolve_base
-from components.towers.config import TowerConfig
+from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.contract import load_contract
+from components.towers.endpoint import endpoint_width
 from components.towers.model_size import count_layers, require_positions
+from components.towers.published import head_width
+from components.towers.vector_files import stored_width
 
 
 class Shape(NamedTuple):
@@ -25,14 +28,30 @@ class Shape(NamedTuple):
 
 def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None:
     """Refuse a student that cannot be made, before the towers are trained; raises ModelError."""
-    shape = shape_of(towers.base_model, towers.revision)
-    teacher = resolve_base(towers.base_model, ["any text"], towers.revision)
-    require_positions(teacher, towers.max_document_length, "towers.max_document_length")
-    require_positions(teacher, towers.max_query_length, "towers.max_query_length")
+    teacher, shape = None, None
+    if towers.base_model not in WITHOUT_WEIGHTS:
+        shape = shape_of(towers.base_model, towers.revision)
+        teacher = resolve_base(towers.base_model, ["any text"], towers.revision)
+        require_positions(teacher, towers.max_document_length, "towers.max_document_length")
+        require_positions(teacher, towers.max_query_length, "towers.max_query_length")
+    elif config.student == TEACHER:
+        raise ModelError(f"distillation.student is teacher, but of the teacher '{towers.base_model}' no layers are here. Name an encoder.")
     if config.form != "static":
         student = teacher if config.student == TEACHER else resolve_base(config.student, ["any text"], config.revision)
+        assert student is not None
         require_positions(student, config.max_query_length, "distillation.max_query_length")
-    _check(config, towers.dimension or shape.width, shape)
+    _check(config, width_of(towers), shape)
+
+
+def width_of(towers: TowerConfig) -> int:
+    """Dimensions of the teacher's vectors, known before anything is trained; raises ModelError for an unknown model."""
+    if towers.dimension is not None:
+        return towers.dimension
+    if towers.vectors is not None:
+        return stored_width(Path(towers.vectors).expanduser())
+    if towers.base_model == "endpoint":
+        return endpoint_width(towers.endpoint)
+    return head_width(towers) or shape_of(towers.base_model, towers.revision).width
 
 
 def check_student(config: DistillationConfig, index_dimension: int, query_tower_folder: Path | None) -> None:
@@ -45,6 +64,8 @@ def check_student(config: DistillationConfig, index_dimension: int, query_tower_
         if query_tower_folder is None:
             raise ModelError("distillation.student is teacher, but no query tower was given; train the towers first.")
         contract = load_contract(query_tower_folder)[0]
+        if contract.base_model in WITHOUT_WEIGHTS:
+            raise ModelError(f"distillation.student is teacher, but of the teacher '{contract.base_model}' no layers are here.")
         tower = shape_of(contract.base_model, contract.base_revision)
     _check(config, index_dimension, tower)
 

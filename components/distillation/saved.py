@@ -26,7 +26,7 @@ def save_student(student: StudentEncoder, folder: Path) -> EncodingContract:
     """Write the student as a SentenceTransformer (encoder, dense layers of the head, normalise); returns its contract."""
     folder.mkdir(parents=True, exist_ok=True)
     _save_encoder(student, folder)
-    _save_tokenizer(student, folder)
+    save_tokenizer(student.tokenizer, student.contract, folder)
     modules = [("", "StaticEmbedding")] if student.is_static else [("", "Transformer"), ("1_Pooling", "Pooling")]
     if not student.is_static:
         pooling = {"word_embedding_dimension": student.model.config.hidden_size, "pooling_mode": POOLINGS[student.contract.pooling]}
@@ -47,13 +47,13 @@ def _save_encoder(student: StudentEncoder, folder: Path) -> None:
         student.model.save_pretrained(folder)
 
 
-def _save_tokenizer(student: StudentEncoder, folder: Path) -> None:
-    contract = student.contract
+def save_tokenizer(tokenizer: Any, contract: EncodingContract, folder: Path) -> None:
+    """Write a tokenizer that sentence-transformers uses as the contract says: its end token, its longest text, control tokens as text."""
     if contract.append_eos:
-        _append_end_token(student.tokenizer)
-    tokenizer, backend = student.tokenizer, student.tokenizer.backend_tokenizer
+        _append_end_token(tokenizer)
+    backend, static = tokenizer.backend_tokenizer, contract.form == "static"
     backend.no_padding()
-    if student.is_static:
+    if static:
         backend.enable_truncation(contract.max_length)  # StaticEmbedding has no other place for the longest text
     else:
         backend.no_truncation()
@@ -62,7 +62,7 @@ def _save_tokenizer(student: StudentEncoder, folder: Path) -> None:
     split = contract.split_special_tokens and not has_control_token(tokenizer, contract.prompt)
     tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = split
     tokenizer.save_pretrained(folder)
-    if student.is_static and split:
+    if static and split:
         # StaticEmbedding reads this file alone, and it has no use for control tokens, whose names it would find in texts.
         write_json(folder / TOKENIZER, words_only(read_json(folder / TOKENIZER)))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from components.distillation.checks import check_before_towers, check_student, shape_of
+from components.distillation.checks import check_before_towers, check_student, shape_of, width_of
 from components.distillation.initial import as_published, as_trained, new_student, untrained_roles, untrained_student
 from components.distillation.saved import MODULES, load_student, save_student
 from components.distillation.student_encoder import StudentEncoder
 from components.towers.contract import TextEncoder
-from components.towers.encoder import load_tower
+from components.towers.encoder import open_tower
 
 __all__ = [
     "StudentEncoder",
@@ -24,9 +24,10 @@ __all__ = [
     "shape_of",
     "untrained_roles",
     "untrained_student",
+    "width_of",
 ]
 
 
 def load_encoder(folder: Path) -> TextEncoder:
     """Load whatever encoder lies in `folder`: a student (it has a list of modules) or a tower."""
-    return load_student(folder) if (folder / MODULES).is_file() else load_tower(folder)
+    return load_student(folder) if (folder / MODULES).is_file() else open_tower(folder)

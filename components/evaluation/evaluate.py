@@ -42,14 +42,20 @@ class _Measured:
 
 
 def evaluate(
-    systems: Mapping[str, Ranker], dataset: Dataset, config: EvaluationConfig, folder: Path, parents: Mapping[str, str]
+    systems: Mapping[str, Ranker],
+    dataset: Dataset,
+    config: EvaluationConfig,
+    folder: Path,
+    parents: Mapping[str, str],
+    absent: Mapping[str, str] | None = None,
 ) -> EvalReport:
     """Measure every system on the judged queries of `config.split` and `config.extra_splits` and write the report into `folder`.
 
     Names with a meaning: bm25, student_untrained, student_cut, teacher, student. Speed is measured when `teacher` and `student` are both a
     `DenseRanker`, the recall of the student's index when `student` is one. Writes report.json, per_query.parquet, slices.parquet,
     units.parquet, ann.parquet and `<system>.trec`, for extra splits per_query_extra.parquet and `<split>.<system>.trec`; raises DataError
-    when nothing is judged in a split, or no document has the metadata field that `config.query_groups` names.
+    when nothing is judged in a split, or no document has the metadata field that `config.query_groups` names. `absent`: the systems that
+    could not be measured, each with the reason.
     """
     require_judged(dataset, (config.split, *config.extra_splits), config.query_groups)
     _remove_leftovers(folder)
@@ -61,10 +67,11 @@ def evaluate(
         update={
             "extra": {split: summarize_extra(found.per_query, found.judged, config, found.units) for split, found in extra.items()},
             "health": {name: _health(vectors) for name, vectors in main.vectors.items() if len(vectors) > 1},
-            "speed": _speed(systems, main.judged, config),
+            "speed": _speed(systems, main.judged, config, absent or {}),
             "ann": ann.summary if ann else None,
             "bm25": next((setup for setup in setups.values() if isinstance(setup, Bm25Setup)), None),
             "untrained": {name: setup for name, setup in setups.items() if isinstance(setup, UntrainedSetup)},
+            "absent": dict(absent or {}),
         }
     )
     slices = assign_slices(main.judged, dataset, config.slices)
@@ -131,11 +138,13 @@ def _health(vectors: NDArray[np.float32]) -> HealthSummary:
     return HealthSummary(mean_cosine=spread.mean_cosine, effective_rank=spread.effective_rank, queries=len(sample))
 
 
-def _speed(systems: Mapping[str, Ranker], judged: JudgedSplit, config: EvaluationConfig) -> SpeedSummary | None:
+def _speed(systems: Mapping[str, Ranker], judged: JudgedSplit, config: EvaluationConfig, absent: Mapping[str, str]) -> SpeedSummary | None:
     teacher, student = systems.get("teacher"), systems.get("student")
-    if not isinstance(teacher, DenseRanker) or not isinstance(student, DenseRanker):
+    if not isinstance(student, DenseRanker) or not (isinstance(teacher, DenseRanker) or absent):
         return None
-    return measure_speed(teacher, student, judged.texts, config)
+    # Stored vectors compute nothing that could be timed, and an endpoint's times are those of a network, at its price.
+    timed = teacher if isinstance(teacher, DenseRanker) and teacher.encoder.contract.form not in ("vectors", "endpoint") else None
+    return measure_speed(timed, student, judged.texts, config)
 
 
 def _ann(systems: Mapping[str, Ranker], main: _Measured, config: EvaluationConfig) -> AnnMeasured | None:

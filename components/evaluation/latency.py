@@ -73,20 +73,20 @@ def encoding(encoder: TextEncoder) -> Timed:
     return Timed(way(1), tuple(map(way, PARTS)))
 
 
-def measure_speed(teacher: DenseRanker, student: DenseRanker, queries: Sequence[str], config: EvaluationConfig) -> SpeedSummary:
-    """Time the encoding of teacher and student (see `measure_speeds`), then the student's search apart.
+def measure_speed(teacher: DenseRanker | None, student: DenseRanker, queries: Sequence[str], config: EvaluationConfig) -> SpeedSummary:
+    """Time the encoding of teacher, where there is one, and student (see `measure_speeds`), then the student's search apart.
 
     The search takes one query vector and `config.depth` documents.
     """
     import torch
 
-    encoders = {"student": student.encoder, "teacher": teacher.encoder}
+    encoders = {"student": student.encoder, **({"teacher": teacher.encoder} if teacher is not None else {})}
     speeds = measure_speeds({name: encoding(encoder) for name, encoder in encoders.items()}, queries, config)
     texts = _sample(queries, config.latency_queries, config.seed)
     return SpeedSummary(
-        teacher=with_work(speeds["teacher"], teacher.encoder, texts),
+        teacher=with_work(speeds["teacher"], teacher.encoder, texts) if teacher is not None else None,
         student=with_work(speeds["student"], student.encoder, texts),
-        speed_up=speeds["student"].qps / speeds["teacher"].qps,
+        speed_up=speeds["student"].qps / speeds["teacher"].qps if teacher is not None else None,
         search_p50_ms=_search_p50_ms(student, texts, config.depth),
         threads=torch.get_num_threads(),
     )

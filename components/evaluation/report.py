@@ -93,11 +93,13 @@ class SpeedSummary(_Section):
     """Both encoders, measured in turns on one machine; `speed_up` is the student's queries per second over the teacher's.
 
     `threads`: how many both could use.
+
+    A teacher of stored vectors or behind an endpoint is not timed: there both are None.
     """
 
-    teacher: EncoderSpeed
+    teacher: EncoderSpeed | None
     student: EncoderSpeed
-    speed_up: float
+    speed_up: float | None
     search_p50_ms: float
     threads: int | None = None
 
@@ -222,7 +224,8 @@ class Summary(_Section):
     `retention` is the student's mean over the teacher's; a metric in which the teacher has 0 is absent. `confidence` is that of every
     two-sided interval. `extra` maps a split to its figures, `health` teacher and student to theirs, `ann` is the index's recall; reports of
     older versions have none of these. `own_documents` is there when queries have ids of documents. Without `units`, as in older reports,
-    every query counts as drawn by itself. `bm25` says which BM25 was measured, `untrained` by system which untrained encoders.
+    every query counts as drawn by itself. `bm25` says which BM25 was measured, `untrained` by system which untrained encoders, `absent`
+    why a system is not among `systems`.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -244,6 +247,7 @@ class Summary(_Section):
     units: UnitsSummary | None = None
     bm25: Bm25Setup | None = None
     untrained: dict[str, UntrainedSetup] = Field(default_factory=dict)
+    absent: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

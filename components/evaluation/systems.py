@@ -16,6 +16,7 @@ from components.evaluation.evaluate import evaluate
 from components.evaluation.rankers import DenseRanker, Ranker, symmetric_ranker
 from components.evaluation.recorded import recorded_ranker
 from components.evaluation.report import UntrainedSetup
+from components.evaluation.summarize import judged_split
 from components.index.search import load_index
 from components.settings import work_folder
 
@@ -42,8 +43,27 @@ def evaluate_release(
     """
     dataset = load_dataset(inputs["dataset"].path)
     systems = _baselines(inputs, dataset, distillation, config)
-    systems["teacher"], systems["student"] = _teacher_and_student(inputs)
-    return evaluate(systems, dataset, config, folder, {role: artifact.digest for role, artifact in inputs.items()})
+    teacher, student = _teacher_and_student(inputs)
+    absent = {} if (reason := _unmeasured(teacher, dataset, config)) is None else {"teacher": reason}
+    systems |= {"student": student} if absent else {"teacher": teacher, "student": student}
+    return evaluate(systems, dataset, config, folder, {role: artifact.digest for role, artifact in inputs.items()}, absent)
+
+
+def _unmeasured(teacher: DenseRanker, dataset: Dataset, config: EvaluationConfig) -> str | None:
+    """Why a teacher of stored vectors cannot be measured; None when it can."""
+    from components.towers.stored import StoredVectors
+
+    if not isinstance(teacher.encoder, StoredVectors):
+        return None
+    splits = (config.split, *config.extra_splits)
+    asked = {text for split in splits for text in judged_split(dataset, split).texts}
+    missing = len(asked) - sum(teacher.encoder.knows(asked))
+    if not missing:
+        return None
+    return (
+        f"The teacher is stored vectors, and {missing:,} of {len(asked):,} judged queries ({', '.join(splits)}) have none, so it cannot be "
+        "measured. Add the vectors of these queries, which the model that made the others gives."
+    )
 
 
 def untrained_systems(distillation: DistillationConfig) -> dict[str, DistillationConfig]:
@@ -109,9 +129,9 @@ def open_system(name: str, inputs: Mapping[str, Artifact], distillation: Distill
 
 def _teacher_and_student(inputs: Mapping[str, Artifact]) -> tuple[DenseRanker, DenseRanker]:
     from components.distillation.student import load_student
-    from components.towers.encoder import load_tower
+    from components.towers.encoder import open_tower
 
-    teacher, student = load_tower(inputs["query_tower"].path), load_student(inputs["query_encoder"].path)
+    teacher, student = open_tower(inputs["query_tower"].path), load_student(inputs["query_encoder"].path)
     index = load_index(inputs["index"].path, student.space_id, inputs["index"].digest)
     return DenseRanker(teacher, index, "teacher: queries"), DenseRanker(student, index, "student: queries")
 

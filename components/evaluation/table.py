@@ -132,9 +132,9 @@ def _speed(speed: SpeedSummary | None) -> str:
         return ""
     size = speed.student.batch_size
     head = ["", "p50, batch 1", "p95, batch 1", "queries timed", f"queries/s, batch {size}"]
-    table = _columns([head, _speed_row("teacher", speed.teacher), _speed_row("student", speed.student)])
-    ratio = f"student: {speed.speed_up:.1f} times the teacher's queries per second; index search p50 {speed.search_p50_ms:.2f} ms"
-    return "\n".join([table, ratio, *_work(speed)])
+    rows = [_speed_row(name, timed) for name, timed in (("teacher", speed.teacher), ("student", speed.student)) if timed is not None]
+    faster = "" if speed.speed_up is None else f"student: {speed.speed_up:.1f} times the teacher's queries per second; "
+    return "\n".join([_columns([head, *rows]), f"{faster}index search p50 {speed.search_p50_ms:.2f} ms", *_work(speed)])
 
 
 def _work(speed: SpeedSummary) -> list[str]:
@@ -142,7 +142,7 @@ def _work(speed: SpeedSummary) -> list[str]:
     told = [
         f"{name} {one.tokens_per_second:,.0f} tokens/s, {one.flops_per_query / 1e6:,.0f} MFLOP a query"
         for name, one in (("teacher", speed.teacher), ("student", speed.student))
-        if one.tokens_per_second is not None and one.flops_per_query is not None
+        if one is not None and one.tokens_per_second is not None and one.flops_per_query is not None
     ]
     return [f"without padding: {'; '.join(told)}"] if told else []
 
@@ -153,7 +153,7 @@ def _speed_row(name: str, speed: EncoderSpeed) -> list[str]:
 
 def _notes(summary: Summary) -> str:
     setups = [setup for setup in (summary.bm25, *summary.untrained.values()) if setup]
-    return "\n".join([*(f"{setup.words}." for setup in setups), *_units(summary)])
+    return "\n".join([*(f"{setup.words}." for setup in setups), *summary.absent.values(), *_units(summary)])
 
 
 def _in_order(systems: Mapping[str, object]) -> list[str]:

@@ -21,6 +21,7 @@ from components.index.config import EncodingConfig
 from components.index.corpus import Documents, LoadedDocuments, require_unique, shard_sizes
 from components.index.progress import ShardProgress, shown_progress
 from components.index.shards import read_shard_manifest, remove_strays, shard_is_finished, shard_manifest_path, write_shard
+from components.towers.config import WITHOUT_WEIGHTS
 from components.towers.contract import EncodingContract, TextEncoder, load_contract, space_id_of
 
 if TYPE_CHECKING:
@@ -62,11 +63,13 @@ class StoredTower:
 
         A worker may run where another library or number format is installed, and would add vectors that do not fit the others.
         """
-        from components.towers.encoder import load_tower
+        from components.towers.encoder import open_tower
         from components.towers.probes import check_probes
 
-        encoder = load_tower(self.path)
-        check_probes(encoder, self.path, self.tolerance)
+        encoder = open_tower(self.path)
+        # No library computes stored vectors, and an endpoint was asked when it was opened.
+        if encoder.contract.base_model not in WITHOUT_WEIGHTS:
+            check_probes(encoder, self.path, self.tolerance)
         return encoder
 
 
@@ -180,6 +183,9 @@ def _set_token_budget(encoder: TextEncoder, tokens_per_batch: int) -> None:
 
 def _vectors(encoder: TextEncoder, job: ShardJob, number: int, progress: ShardProgress) -> NDArray[np.float32]:
     """float32 (documents, d) of a shard, in the order of its documents."""
+    if hasattr(encoder, "of_documents"):  # stored vectors are known by ids, and two documents of one text may have two of them
+        keys = job.documents.keys(number)
+        return _checked(encoder.of_documents(keys.doc_ids, keys.content_hashes), len(keys.doc_ids), encoder.contract.dimension)
     texts = job.documents.texts(number)
     vectors = np.empty((len(texts), encoder.contract.dimension), dtype=np.float32)
     # What lies beyond the longest document that the encoder reads costs nothing.

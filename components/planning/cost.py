@@ -161,6 +161,8 @@ def real(lengths: NDArray[np.int64], count: int, cap: int) -> float:
 
 def _training(config: Any, facts: Facts) -> Work:
     towers = config.towers
+    if towers.training == "none":
+        return {"teacher_load": 4, "teacher_token": 2 * PROBES * PROBE_TOKENS}
     graph, cached = step_tokens(towers, facts)
     rounds = _mining_rounds(towers)
     chunk = towers.chunk_size * towers.max_document_length
@@ -360,6 +362,8 @@ def dimension_of(config: Any, facts: Facts) -> int:
 
 def trained_parameters(towers: Any, facts: Facts) -> int:
     """Parameters of both towers that are trained."""
+    if towers.training == "none":
+        return 0
     return 2 * (facts.teacher.parameters if towers.training == "full" else facts.teacher.adapter_parameters(towers.lora_rank))
 
 
@@ -429,6 +433,8 @@ def work_steps(config: Any) -> list[str]:
 def training_bytes(config: Any, facts: Facts, number_bytes: int) -> int:
     """Bytes of a training step of the towers beyond the frozen weights: what a chunk keeps, gradients and moments."""
     towers, shape = config.towers, facts.teacher
+    if towers.training == "none":
+        return 0
     longest = min(towers.max_document_length, int(facts.documents.teacher.max(initial=1)))
     tokens = longest * min(towers.chunk_size, towers.batch_size * (1 + towers.hard_negatives))
     kept = shape.kept(tokens, 2 if pick_dtype(towers.precision).itemsize == 2 else 4, bool(towers.activation_checkpointing))

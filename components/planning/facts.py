@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from components.distillation.config import DistillationConfig
 from components.errors import ModelError
 from components.evaluation.config import EvaluationConfig
-from components.towers.config import TowerConfig
+from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.model_size import Shape, shape_of
 
 if TYPE_CHECKING:
@@ -88,6 +88,15 @@ def shape_of_model(name: str, revision: str | None, texts: Sequence[str]) -> Sha
         raise ModelError(f"The configuration of '{name}' does not say how large it is: {str(error).strip().splitlines()[0]}") from None
 
 
+def _teacher_shape(towers: TowerConfig, texts: Sequence[str]) -> Shape:
+    """The teacher's shape; one without weights takes no memory here beyond its vectors."""
+    if towers.base_model not in WITHOUT_WEIGHTS:
+        return shape_of_model(towers.base_model, towers.revision, texts)
+    from components.distillation.checks import width_of
+
+    return Shape(layers=0, width=width_of(towers), inner=0, heads=0, key_heads=0, head_width=0, vocabulary=0, gated=False)
+
+
 def gather_facts(
     dataset: Dataset, towers: TowerConfig, distillation: DistillationConfig, evaluation: EvaluationConfig, rough: bool = False
 ) -> Facts:
@@ -127,7 +136,7 @@ def gather_facts(
         pair_count=len(pairs.pairs),
         refine_pairs=len(refinement_pairs(dataset, list(first), distillation.refine_titles)),
         scripts={script: found / scripts.total() for script, found in scripts.most_common()},
-        teacher=shape_of_model(*_models(towers, distillation)[0], built_from),
+        teacher=_teacher_shape(towers, built_from),
         student=shape_of_model(*_models(towers, distillation)[1], built_from),
         design_effect=expected_effect(query_units(judged_split(dataset, evaluation.split), dataset, evaluation.query_groups)),
         untrained_length=_untrained_length(distillation, built_from),

@@ -62,7 +62,7 @@ class PolicyConfig(StepConfig):
     required_slices: tuple[str, ...] = Field(
         (), strict=False, description="Dimensions, or dimension=slice, that must be there and large enough"
     )
-    min_speed_up: float = Field(1.0, ge=0, description="Student's queries per second over the teacher's")
+    min_speed_up: float | None = Field(1.0, ge=0, description="Student's queries per second over the teacher's; null: not asked")
     max_p95_ratio: float | None = Field(1.5, gt=0, description="95th percentile of the answer time over the champion's; null: not asked")
     min_qps_ratio: float | None = Field(0.67, ge=0, description="Queries per second over the champion's in the same run; null: not asked")
     min_ann_recall: float | None = Field(

@@ -104,7 +104,7 @@ def _evaluation(folder: Path) -> Metrics:
         found |= {f"index/{metric}_of_exact": value for metric, value in summary.ann.recall.items()}
     if summary.speed is not None:
         for name, speed in (("teacher", summary.speed.teacher), ("student", summary.speed.student)):
-            found |= _speed(name, speed)
+            found |= {} if speed is None else _speed(name, speed)
     return found | _retention(summary)
 
 

@@ -24,11 +24,8 @@ def speed_section(dossier: Dossier) -> Safe:
     columns = ("What", "p50, batch 1 (ms)", "p95, batch 1 (ms)", "Queries timed", "Queries/s", "Batch", "Tokens/s", "MFLOP")
     rows = [_speed_row(name, speed) for name, speed in _speeds(dossier)]
     compared, speed = dossier.compared.summary, dossier.evaluation.summary.speed
-    told = (
-        [f"Index search alone: p50 {speed.search_p50_ms:.2f} ms. {speed.speed_up:.1f} times the teacher's queries per second."]
-        if speed
-        else []
-    )
+    told = [f"Index search alone: p50 {speed.search_p50_ms:.2f} ms."] if speed else []
+    told += [f"{speed.speed_up:.1f} times the teacher's queries per second."] if speed and speed.speed_up is not None else []
     if compared is not None:
         ratio, faster = compared.candidate.p95_ms / compared.champion.p95_ms, compared.candidate.qps / compared.champion.qps
         told += [f"Candidate over champion, in turns on {compared.machine}: p95 {ratio:.2f}, queries per second {faster:.2f}."]
@@ -44,7 +41,8 @@ def _speeds(dossier: Dossier) -> list[tuple[str, EncoderSpeed]]:
     compared, speed = dossier.compared.summary, dossier.evaluation.summary.speed
     depth = compared.answer_depth if compared else 0
     both = [(f"{who}: whole answer, {depth} documents", getattr(compared, who)) for who in ("candidate", "champion")] if compared else []
-    return both + ([("candidate (student): encoding only", speed.student), ("teacher: encoding only", speed.teacher)] if speed else [])
+    timed = [("candidate (student): encoding only", speed.student), ("teacher: encoding only", speed.teacher)] if speed else []
+    return both + [(name, found) for name, found in timed if found is not None]
 
 
 def _speed_row(name: str, speed: EncoderSpeed) -> list[Cell]:
@@ -69,7 +67,8 @@ def _points(dossier: Dossier) -> list[Point]:
     times: dict[str, tuple[str, float]] = {}
     if summary.speed is not None:
         search = summary.speed.search_p50_ms
-        times = {n: (SYSTEMS[n], getattr(summary.speed, n).p50_ms + search) for n in ("teacher", "student")}
+        found = {"teacher": summary.speed.teacher, "student": summary.speed.student}
+        times = {name: (SYSTEMS[name], timed.p50_ms + search) for name, timed in found.items() if timed is not None}
     if compared is not None:
         times["student"] = (SYSTEMS["student"], compared.candidate.p50_ms)
         times[CHAMPION] = (f"champion (release/{compared.baseline_version})", compared.champion.p50_ms)

@@ -76,6 +76,7 @@ def at_least(value: float, threshold: float) -> Status:
 
 def scores(report: Evaluation, system: str, metric: str, owner: str = "") -> pd.Series:
     """One finite value per judged query with its unit, by query_id in a fixed order; not decidable when one is missing or strange."""
+    require_present(report, system)
     entry = mapping(mapping(report.summary.systems).get(system))
     where = f"{metric} of the {owner}system '{system}'"
     values = values_per_query(report.per_query, (system, metric), report.summary.queries, where)
@@ -96,6 +97,12 @@ def numbers_of(*series: pd.Series) -> Numbers | None:
     """The unit of each query of series over the same queries, from the first that knows; None where each query is its own."""
     known: Units | None = next((found for values in series if (found := values.attrs.get(UNITS)) is not None), None)
     return None if known is None else known.of(series[0].index)
+
+
+def require_present(report: Evaluation, system: str) -> None:
+    """Not decidable, with the reason that the evaluation gives, where it could not measure the system."""
+    if (reason := report.summary.absent.get(system)) is not None:
+        raise NotDecidable(reason)
 
 
 def values_per_query(table: pd.DataFrame, chosen: tuple[str, str], queries: int, where: str) -> pd.Series:

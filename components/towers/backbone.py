@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from components.errors import ConfigError, ModelError
 from components.progress import progress_bar
 from components.towers.adapters import Adapters
-from components.towers.attention import check_attention, set_attention
+from components.towers.attention import check_attention, measured_attention, set_attention
 from components.towers.base_models import BaseModel, load_config, why_unloadable
 from components.towers.config import TowerConfig
 from components.towers.contract import ROLES, EncodingContract, Role, tokenizer_digest
@@ -26,6 +26,7 @@ from components.towers.layers import keep_layers, layer_count, recompute_layers
 from components.towers.model_size import shape_of
 from components.towers.pooling import cut, normalize, pool
 from components.towers.precision import autocast, free_bytes, pick_device, pick_dtype
+from components.towers.published import asked_attention, head_digest, read_published
 from components.towers.tokens import batches_by_tokens, ends_by_itself, needs_end_token, pad_batch, token_ids
 
 if TYPE_CHECKING:
@@ -79,21 +80,42 @@ def draft_contract(base: BaseModel, tokenizer: Any, width: int, config: TowerCon
     )
 
 
-def pooled(model: Any, batch: dict[str, Tensor], contract: EncodingContract) -> Tensor:
-    """Unit float32 vectors (rows, dimension) of a padded batch on the model's device, under the contract."""
-    states = model(**batch).last_hidden_state
-    vectors = normalize(pool(states, batch["attention_mask"], contract.pooling))
-    return cut(vectors, contract.dimension)
+def published_contracts(base: BaseModel, config: TowerConfig) -> dict[Role, EncodingContract]:
+    """The contracts of both towers of a model that is taken as it is; raises ModelError for one that gives no such vectors."""
+    published = read_published(base)
+    model, tokenizer = load_decoder(base, "float32", asked_attention(published, config.attention))
+    head = published.head if published else ()
+    width = head[-1].outputs if head else int(model.config.get_text_config().hidden_size)
+    if config.dimension is not None and config.dimension > width:
+        raise ModelError(f"towers.dimension is {config.dimension}, but the vectors of '{base.name}' have {width}. Give {width} at most.")
+    own: dict[str, Any] = {"attention": measured_attention(model), "head": tuple(map(str, head)), "head_digest": head_digest(base, head)}
+    if published is not None:
+        own["append_eos"] = False  # its tokenizer ends texts as the model was trained, or not at all
+    else:
+        _check_pooling(base.name, tokenizer, config)
+    return {role: draft_contract(base, tokenizer, width, config, role).model_copy(update=own) for role in ROLES}
+
+
+def pooled(model: Any, batch: dict[str, Tensor], contract: EncodingContract, head: Any = None) -> Tensor:
+    """Unit float32 vectors (rows, dimension) of a padded batch on the model's device, under the contract.
+
+    `head`: the maps behind the pooling of a published model, float32.
+    """
+    vectors = pool(model(**batch).last_hidden_state, batch["attention_mask"], contract.pooling)
+    return cut(normalize(vectors if head is None else head(vectors)), contract.dimension)
 
 
 class TwoTowers:
     """Both towers for training. `embed` gives vectors with a graph, `encode` those that the saved tower will give."""
 
     def __init__(self, base: BaseModel, config: TowerConfig) -> None:
-        """Raises ModelError for a model that cannot do what the configuration asks, ConfigError for sharding in one process."""
+        """Raises ModelError for a model that cannot do what the configuration asks.
+
+        And ConfigError for sharding in one process, and where nothing is to be trained.
+        """
         import torch
 
-        _check_sharding(config)
+        _check_training(config)
         torch.manual_seed(config.seed)
         self.device, self.dtype = pick_device(), pick_dtype(config.precision)
         decoder, self.tokenizer = load_decoder(base, "float32" if config.training == "full" else config.precision, config.attention)
@@ -204,7 +226,9 @@ class TwoTowers:
         return None if digest is None else self.contracts[role].model_copy(update={"adapter_digest": digest})
 
 
-def _check_sharding(config: TowerConfig) -> None:
+def _check_training(config: TowerConfig) -> None:
+    if config.training == "none":
+        raise ConfigError("This trains towers, and towers.training is none. Set it to lora or full, with a base model that has weights.")
     if config.sharding == "fsdp" and current_world().size == 1:
         raise ConfigError(
             "towers.sharding is fsdp, which divides a model among several processes, but there is one. "

@@ -26,6 +26,7 @@ from components.artifacts import digest_of, file_sha256, is_complete, open_artif
 from components.errors import ModelError
 from components.settings import models_folder, shipped
 from components.towers import hub
+from components.towers.config import WITHOUT_WEIGHTS
 from components.towers.layers import configured_layers, first_and_last
 from components.towers.tiny import LAYERS, WIDTH, build_decoder, build_tiny_encoder
 
@@ -80,7 +81,8 @@ def resolve_base(name: str, texts: Sequence[str] = (), revision: str | None = No
 def is_on_hub(name: str) -> bool:
     """Whether `name` means a model of a hub: none that is built here, carried by a package, or a folder."""
     name, _ = _split(name)
-    if name in (GEMMA, WARM_GEMMA, MINILM, TINY_ENCODER) or decoder_shape(name) or _folder(name):
+    built = (GEMMA, WARM_GEMMA, MINILM, TINY_ENCODER, *WITHOUT_WEIGHTS)
+    if name in built or decoder_shape(name) or _folder(name) or name.lower().endswith(".gguf"):
         return False
     return hub.is_hub_name(name) and not ("/" not in name and (models_folder() / name).is_dir())
 
@@ -123,7 +125,11 @@ def _local(name: str, texts: Sequence[str]) -> BaseModel:
         return _built(name, texts)
     if "/" not in name and (built := models_folder() / name).is_dir():
         return BaseModel(name, str(built), open_artifact(built).digest)
+    if name in WITHOUT_WEIGHTS:
+        raise ModelError(f"The teacher is '{name}', of which no model is here. Name a model for what needs one.")
     folder = _folder(name)
+    if name.lower().endswith(".gguf"):
+        raise ModelError(f"'{name}' is a GGUF file, whose weights are quantized. Name the model that it was made from, as safetensors.")
     if folder is None:
         raise ModelError(
             f"The model folder '{name}' does not exist, and the name has not the form of one on a model hub (model or owner/model). "

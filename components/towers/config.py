@@ -1,12 +1,37 @@
-"""Configuration of stage 1: the two towers on one LLM, and encoding with them."""
+"""Configuration of stage 1: the two towers on one LLM, or a teacher that is trained already, and encoding with them."""
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from components.config import StepConfig
+
+WITHOUT_WEIGHTS = ("vectors", "endpoint")  # what `base_model` names where no model is here
+
+
+class EndpointConfig(StepConfig):
+    """A server of embeddings as OpenAI, vLLM and TEI have it. Its key is in SCALINGNOTE_ENDPOINT_KEY or SCALINGNOTE_ENDPOINT_KEY_FILE."""
+
+    url: str = Field("", max_length=2000, description="Address that /embeddings is asked below, such as http://127.0.0.1:8000/v1")
+    model: str = Field("", max_length=300, description="Name of the model there")
+    batch_size: int = Field(64, ge=1, le=2048, description="Texts in one request")
+    concurrency: int = Field(4, ge=1, le=64, description="Requests at the same time")
+    timeout: float = Field(60.0, gt=0, le=3600, description="Seconds until a request without an answer counts as failed")
+    patience: float = Field(600.0, ge=0, le=86_400, description="Seconds that a request is tried again where the server is busy or silent")
+    price: float = Field(0.0, ge=0, le=10_000, description="Price of a million tokens, in whatever currency")
+    max_cost: float | None = Field(None, ge=0, description="Highest cost of a run, in that currency; null: no limit")
+    max_tokens: int | None = Field(None, ge=1, description="Most tokens of a run; null: no limit")
+
+    @field_validator("url")
+    @classmethod
+    def _without_secrets(cls, url: str) -> str:
+        if url and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url):
+            raise ValueError("expected http://HOST/PATH or https://HOST/PATH, without user, password, question mark or key")
+        return url.rstrip("/")
 
 
 class TowerConfig(StepConfig):
@@ -16,22 +41,34 @@ class TowerConfig(StepConfig):
         "gemma3-270m",
         min_length=1,
         description="Hugging Face name or local path of a decoder, or gemma3-270m (carried by the package of that name); with @6 behind "
-        "it six of its layers, first and last ones, with @first6 its first six",
+        "it six of its layers, first and last ones, with @first6 its first six; vectors, for those that exist already; or endpoint",
+    )
+    endpoint: EndpointConfig = Field(default_factory=EndpointConfig, description="The server, for the base model endpoint")
+    vectors: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder with vectors of documents and, as far as there are any, of queries, for the base model vectors",
     )
     revision: str | None = Field(
         None,
         min_length=1,
         description="Branch, tag or commit of a model from a hub; null: its main branch. The commit is recorded and loaded ever after",
     )
-    pooling: Literal["last", "mean"] = Field("last", description="Which token states make the embedding")
+    pooling: Literal["last", "mean", "cls"] = Field("last", description="Which token states make the embedding")
     query_prompt: str = Field("query: ", description="Put before every query")
     document_prompt: str = Field("document: ", description="Put before every document")
     max_query_length: int = Field(32, ge=4, le=4096, description="Tokens of a query, prompt and end token included")
     max_document_length: int = Field(128, ge=4, le=32768, description="Tokens of a document, prompt and end token included")
     attention: Literal["causal", "bidirectional"] = Field("causal", description="Whether a token sees the tokens after it")
     matryoshka: tuple[int, ...] = Field((), description="Prefixes of the vectors that are trained to work alone, such as [128, 256]")
-    dimension: int | None = Field(None, ge=1, description="Dimensions kept of a vector: null for all, else one of `matryoshka`")
-    training: Literal["lora", "full"] = Field("lora", description="Two adapters on one frozen model, or two fully trained models")
+    dimension: int | None = Field(
+        None, ge=1, description="Dimensions kept of a vector: null for all, else one of `matryoshka` (any where nothing is trained)"
+    )
+    training: Literal["lora", "full", "none"] = Field(
+        "lora",
+        description="Two adapters on one frozen model, two fully trained models, or none: a published embedding model as it is, whose own "
+        "pooling, prompts, lengths and dimension take the place of those that are not set here",
+    )
     lora_rank: int = Field(16, ge=1, le=512, description="Rank of each adapter")
     lora_alpha: int = Field(32, ge=1, le=2048, description="Scale of each adapter")
     lora_layers: int | None = Field(
@@ -78,9 +115,25 @@ class TowerConfig(StepConfig):
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto takes bfloat16 where the machine is fast with it")
     seed: int = Field(13, ge=0, description="Seed of adapters and of the order of the data")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_to_train(cls, given: Any) -> Any:
+        """What has no weights here cannot be trained here."""
+        if isinstance(given, Mapping) and given.get("base_model") in WITHOUT_WEIGHTS and "training" not in given:
+            return {**given, "training": "none"}
+        return given
+
     @model_validator(mode="after")
     def _fits_together(self) -> TowerConfig:
-        if self.dimension is not None and self.dimension not in self.matryoshka:
+        if self.base_model in WITHOUT_WEIGHTS and self.training != "none":
+            raise ValueError(f"base_model {self.base_model} has no weights that could be trained; set training to none")
+        if (self.base_model == "vectors") != (self.vectors is not None):
+            raise ValueError("base_model vectors and a folder in towers.vectors belong together; set both or neither")
+        if self.base_model == "endpoint" and not (self.endpoint.url and self.endpoint.model):
+            raise ValueError("base_model endpoint needs towers.endpoint.url and towers.endpoint.model; set both")
+        if self.training != "none" and self.pooling == "cls" and self.attention == "causal":
+            raise ValueError("pooling cls takes the first token, which sees no other in causal attention; set attention to bidirectional")
+        if self.training != "none" and self.dimension is not None and self.dimension not in self.matryoshka:
             raise ValueError(
                 f"dimension {self.dimension} is not in the matryoshka list {list(self.matryoshka)}; add it there or choose from it"
             )

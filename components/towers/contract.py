@@ -27,7 +27,9 @@ class EncodingContract(BaseModel):
     """How one encoder turns a text into a vector.
 
     `split_special_tokens`: the name of a control token in a text is ordinary text (see `components.towers.tokens`). It is False for
-    encoders that were made before there was a choice, which keep encoding as they were trained.
+    encoders that were made before there was a choice, which keep encoding as they were trained. `head` are the linear maps behind the
+    pooling of a published model, as `768 -> 3072`, and `head_digest` their identity. Nobody here knows how encoders of the forms
+    `vectors` and `endpoint` pool and cut texts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,7 +39,7 @@ class EncodingContract(BaseModel):
     base_revision: str | None = None  # the commit of a base from a model hub
     adapter_digest: str | None
     tokenizer_digest: str
-    pooling: Literal["last", "mean", "cls"]
+    pooling: Literal["last", "mean", "cls", "unknown"]
     normalize: bool
     prompt: str
     append_eos: bool
@@ -45,8 +47,10 @@ class EncodingContract(BaseModel):
     dimension: int
     similarity: Literal["cosine"] = "cosine"
     attention: Literal["causal", "bidirectional"] = "causal"
-    form: Literal["transformer", "static"] = "transformer"
+    form: Literal["transformer", "static", "vectors", "endpoint"] = "transformer"
     split_special_tokens: bool = True
+    head: tuple[str, ...] = ()
+    head_digest: str | None = None
 
 
 class TextEncoder(Protocol):
@@ -65,8 +69,9 @@ def space_id_of(document_contract: EncodingContract) -> str:
     if document_contract.role != "document":
         raise ArtifactError(f"A space is named by its document encoder; this contract is for the role '{document_contract.role}'.")
     # The commit says where the base came from; what it is stands in its digest, which another commit may share. Contracts of before had no
-    # field `split_special_tokens`; without it their spaces keep their names.
+    # field `split_special_tokens`, `head` or `head_digest`; without them their spaces keep their names.
     later = set() if document_contract.split_special_tokens else {"split_special_tokens"}
+    later |= {"head", "head_digest"} if document_contract.head_digest is None else set()
     return digest_of(document_contract.model_dump(exclude={"base_revision", *later}))
 
 

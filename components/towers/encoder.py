@@ -1,4 +1,4 @@
-"""A trained tower as a text encoder: base model with the adapter of one role merged for speed, or the fully trained model."""
+"""A tower as a text encoder: base model with the adapter of one role merged for speed, the fully trained model, or a published one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.errors import ArtifactError
+from components.errors import ArtifactError, ModelError
 from components.progress import Progress, counting
 from components.towers.adapters import ADAPTER, adapter_digest
 from components.towers.backbone import load_decoder, pooled
 from components.towers.base_models import BaseModel, resolve_base
-from components.towers.contract import EncodingContract, is_tokenizer_of, load_contract
+from components.towers.config import WITHOUT_WEIGHTS
+from components.towers.contract import EncodingContract, TextEncoder, is_tokenizer_of, load_contract
+from components.towers.endpoint import load_endpoint
 from components.towers.full import WEIGHTS, full_digest
 from components.towers.precision import pick_device
+from components.towers.published import asked_attention, head_digest, load_head, read_published
+from components.towers.stored import load_stored
 from components.towers.tokens import batches_by_tokens, pad_batch, token_ids
 
 TOKENS_PER_BATCH = 2048
@@ -25,18 +29,24 @@ TOKENS_PER_BATCH = 2048
 class TowerEncoder:
     """A query or document tower for inference (see `components.towers.contract.TextEncoder`)."""
 
-    def __init__(self, model: Any, tokenizer: Any, contract: EncodingContract, space_id: str) -> None:
+    def __init__(self, model: Any, tokenizer: Any, contract: EncodingContract, space_id: str, head: Any = None) -> None:
         self.contract = contract
         self.space_id = space_id
         self.tokens_per_batch = TOKENS_PER_BATCH
         self._device = pick_device()
         self._model = model.to(self._device).eval()
+        self._head = None if head is None else head.to(self._device).eval()
         self._tokenizer = tokenizer
 
     @property
     def model(self) -> Any:
         """The transformer with all that was trained in its weights, for a student that takes layers of it."""
         return self._model
+
+    @property
+    def head(self) -> Any:
+        """The maps behind the pooling of a published model, each linear map with its activation; None where there are none."""
+        return self._head
 
     @property
     def tokenizer(self) -> Any:
@@ -61,32 +71,66 @@ class TowerEncoder:
 
     def _embed(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         batch = {k: v.to(self._device) for k, v in pad_batch(rows, self._tokenizer.pad_token_id or 0).items()}
-        return pooled(self._model, batch, self.contract).cpu().numpy()
+        return pooled(self._model, batch, self.contract, self._head).cpu().numpy()
+
+
+def open_tower(folder: Path) -> TextEncoder:
+    """The tower in `folder`, whatever it is: with weights, of stored vectors, or behind an address. Raises as their own loaders do."""
+    form = load_contract(folder)[0].form
+    return load_stored(folder) if form == "vectors" else load_endpoint(folder) if form == "endpoint" else load_tower(folder)
 
 
 def load_tower(folder: Path, precision: str = "auto") -> TowerEncoder:
     """Load a tower folder; raises ArtifactError when base, tokenizer or weights are not those of its contract."""
     contract, space_id = load_contract(folder)
-    load = _with_adapter if (folder / ADAPTER).is_dir() else _fully_trained
-    model, tokenizer = load(folder, contract, precision)
+    if contract.base_model in WITHOUT_WEIGHTS:
+        raise ModelError(f"{folder}: the teacher is '{contract.base_model}', so it has no layers to take. Name another student.")
+    if (folder / WEIGHTS).is_dir():
+        model, tokenizer, head = *_fully_trained(folder, contract, precision), None
+    elif (folder / ADAPTER).is_dir():
+        model, tokenizer, head = *_with_adapter(folder, contract, precision), None
+    else:
+        model, tokenizer, head = _as_published(folder, contract, precision)
     if not is_tokenizer_of(contract, tokenizer):
         raise ArtifactError(f"{folder}: the tokenizer of '{contract.base_model}' has changed. Restore it, or retrain.")
-    return TowerEncoder(model, tokenizer, contract, space_id)
+    return TowerEncoder(model, tokenizer, contract, space_id, head)
 
 
 def _with_adapter(folder: Path, contract: EncodingContract, precision: str) -> tuple[Any, Any]:
     from peft import PeftModel
 
+    base = _base_of(folder, contract)
+    if adapter_digest(folder) != contract.adapter_digest:
+        raise ArtifactError(f"{folder}: the adapter is not the one its contract names. Restore it, or retrain.")
+    decoder, tokenizer = load_decoder(base, precision, contract.attention)
+    return PeftModel.from_pretrained(decoder, str(folder / ADAPTER)).merge_and_unload(), tokenizer
+
+
+def _as_published(folder: Path, contract: EncodingContract, precision: str) -> tuple[Any, Any, Any]:
+    """Model, tokenizer and the maps behind the pooling, all from the base model: nothing was trained here."""
+    base = _base_of(folder, contract)
+    published = read_published(base)
+    head = published.head if published else ()
+    if head_digest(base, head) != contract.head_digest or contract.adapter_digest is not None:
+        raise ArtifactError(f"{folder}: the weights are not those its contract names. Restore the tower, or retrain.")
+    return *load_decoder(base, precision, asked_attention(published, contract.attention)), load_head(base, head)
+
+
+def published_encoder(base: BaseModel, contract: EncodingContract, precision: str = "auto") -> TowerEncoder:
+    """A published model as an encoder of its own, without a folder; see `components.towers.backbone.published_contracts`."""
+    published = read_published(base)
+    model, tokenizer = load_decoder(base, precision, asked_attention(published, contract.attention))
+    return TowerEncoder(model, tokenizer, contract, "", load_head(base, published.head if published else ()))
+
+
+def _base_of(folder: Path, contract: EncodingContract) -> BaseModel:
     base = resolve_base(contract.base_model, revision=contract.base_revision)
     if base.digest != contract.base_digest:
         raise ArtifactError(
             f"{folder}: made on '{contract.base_model}' with digest {contract.base_digest[:12]}, but that model is now "
             f"{base.digest[:12]}. Restore the base model, or retrain."
         )
-    if adapter_digest(folder) != contract.adapter_digest:
-        raise ArtifactError(f"{folder}: the adapter is not the one its contract names. Restore it, or retrain.")
-    decoder, tokenizer = load_decoder(base, precision, contract.attention)
-    return PeftModel.from_pretrained(decoder, str(folder / ADAPTER)).merge_and_unload(), tokenizer
+    return base
 
 
 def _fully_trained(folder: Path, contract: EncodingContract, precision: str) -> tuple[Any, Any]:

@@ -1,4 +1,5 @@
-"""Stage 1: train both towers contrastively and save them. Killed and started again, it continues from its last checkpoint.
+"""Stage 1: train both towers contrastively and save them, or take a published model as it is. A killed training continues from its last
+checkpoint.
 
 One code path serves one process and many: each process of a group runs `take_part`, the main one writes. `train_towers` starts the
 processes that the configuration asks for on this machine.
@@ -14,7 +15,7 @@ import numpy as np
 
 from components.artifacts import Artifact, Scalar, digest_of, file_sha256, open_artifact, read_json, seal, write_json
 from components.errors import ConfigError
-from components.towers.backbone import TwoTowers
+from components.towers.backbone import TwoTowers, published_contracts
 from components.towers.base_models import BaseModel, resolve_base
 from components.towers.checkpoint import CHECKPOINT
 from components.towers.checks import Spread, measure_spread, refuse_collapse
@@ -28,6 +29,7 @@ from components.towers.loop import Training
 from components.towers.pairs import Pairs
 from components.towers.precision import give_back_memory
 from components.towers.probes import record_probes
+from components.towers.published import with_own_settings
 
 LOG = "training_log.json"
 COLLAPSE_SAMPLE = 256
@@ -39,6 +41,8 @@ def train_towers(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], 
     Raises ModelError for an unusable base model, ConfigError for settings that cannot work together, DataError when processes hold
     different data, and CollapseError when the embeddings have collapsed.
     """
+    if config.training == "none":
+        return take_as_published(pairs, config, parents, folder)
     check_mining(config)
     if config.processes > 1 and not launched():
         train_in_processes(pairs, config, parents, folder)
@@ -76,6 +80,25 @@ def _trained(
     if contracts:
         _seal_towers(contracts, parents, folder)
     return losses, spread
+
+
+def take_as_published(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], folder: Path) -> Artifact:
+    """Write both towers of a model that is trained already: contracts, probes, and nothing of its weights.
+
+    Prompts, pooling and lengths are the configuration's, which holds the model's own where nobody set others (`with_own_settings`). How
+    far the vectors spread is recorded and not judged: the model is what it is.
+    """
+    config = with_own_settings(config)
+    base = resolve_base(config.base_model, [*pairs.documents, *pairs.queries], config.revision)
+    contracts = published_contracts(base, config)
+    _start_over(folder)
+    _seal_towers(contracts, parents, folder)
+    spreads = {}
+    for role, texts in zip(ROLES, (pairs.queries, pairs.documents), strict=True):
+        chosen = np.random.default_rng(config.seed).permutation(len(texts))[:COLLAPSE_SAMPLE]
+        spreads[role] = measure_spread(load_tower(folder / f"{role}_tower", config.precision).encode([texts[i] for i in chosen]))
+    write_json(folder / LOG, {"loss": [], "spread": {role: vars(spread) for role, spread in spreads.items()}})
+    return seal(folder, "towers", counts={"pairs": len(pairs.pairs)}, parents=parents, attributes={"steps": 0})
 
 
 def _check_shares(config: TowerConfig) -> None:
@@ -117,14 +140,19 @@ def _check_collapse(run: Training, config: TowerConfig) -> dict[str, Spread]:
 def _write_towers(towers: TwoTowers, folder: Path) -> dict[Role, EncodingContract]:
     """Save both towers; all processes have to call it. The main one writes, and gets their contracts."""
     contracts: dict[Role, EncodingContract] = {}
+    if current_world().main:
+        _start_over(folder)
     for role in ROLES:
-        if current_world().main:
-            shutil.rmtree(folder / f"{role}_tower", ignore_errors=True)
-            (folder / f"{role}_tower").mkdir(parents=True)
         contract = towers.save(role, folder / f"{role}_tower")
         if contract is not None:
             contracts[role] = contract
     return contracts
+
+
+def _start_over(folder: Path) -> None:
+    for role in ROLES:
+        shutil.rmtree(folder / f"{role}_tower", ignore_errors=True)
+        (folder / f"{role}_tower").mkdir(parents=True)
 
 
 def _seal_towers(contracts: Mapping[Role, EncodingContract], parents: Mapping[str, str], folder: Path) -> None:

@@ -129,6 +129,17 @@ def read_flow_run(run_id: str) -> FlowRun | None:
     return FlowRun(run_id, title, str(run.info.status), started, tags, parent, config)
 
 
+@translated("find a run")
+def newest_flow_run(name: str, flow: str) -> FlowRun | None:
+    """The newest finished run of `flow` in the experiment `name`, with the configuration that it recorded; None where there is none."""
+    experiment = client().get_experiment_by_name(name)
+    if experiment is None:
+        return None
+    condition = f"tags.`{labels.FLOW}` = '{flow}' and attributes.status = 'FINISHED'"
+    found = client().search_runs([experiment.experiment_id], condition, max_results=1, order_by=["attributes.start_time DESC"])
+    return read_flow_run(found[0].info.run_id) if found else None
+
+
 def _recorded_config(run_id: str, location: str) -> dict[str, Any] | None:
     from mlflow.exceptions import MlflowException
 

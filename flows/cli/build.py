@@ -1,4 +1,4 @@
-"""Commands that build: demo, retrain, validate."""
+"""Commands that build: demo, retrain, adopt, validate."""
 
 from __future__ import annotations
 
@@ -34,10 +34,46 @@ def retrain(options: argparse.Namespace) -> None:
     show(options, {**result, "in_short": in_short(result)}, "\n\n".join([report_of(result), next_steps(result), in_short(result)]))
 
 
+def adopt(options: argparse.Namespace) -> None:
+    """Take over vectors that exist, and say how a query encoder is made for them."""
+    result = _adopted(options, _with_vectors(options))
+    show(options, result, _adopted_text(result))
+
+
+def _with_vectors(options: argparse.Namespace) -> RetrainConfig:
+    """The configuration that the command line names, with the folder of --vectors in it."""
+    if options.vectors is None and not any(entry.startswith("towers.vectors=") for entry in options.set):
+        raise ConfigError("Name the folder of the vectors with --vectors DIR.")
+    given = [] if options.vectors is None else [f"towers.vectors={options.vectors}"]
+    options.set = [*options.set, "towers.base_model=vectors", *given]
+    return read_config(options)
+
+
+def _adopted(options: argparse.Namespace, config: RetrainConfig) -> dict[str, Any]:
+    from flows.release_steps import at_commits
+    from flows.servers import run_flow
+
+    require_space()
+    with only_result_on_stdout(options):
+        return run_flow("flows.adopt:adopt", config=at_commits(config))
+
+
+def _adopted_text(result: dict[str, Any]) -> str:
+    name, queries = name_option(result["name"]), result["queries"]
+    return (
+        f"{result['documents']:,} vectors of documents in {result['dimension']} dimensions are now {result['index']}; "
+        f"{f'{queries:,} queries have vectors too' if queries else 'no query has one: those of the documents stand in'}.\n"
+        f"Next, a query encoder for them:\n  scalingnote refresh-query-tower{name}"
+    )
+
+
 def demo(options: argparse.Namespace) -> None:
     """The whole job on the built-in data."""
     if options.full:
         options.set = [*options.set, "data.scope=full"]
+    if options.adopt:
+        _demo_adopt(options)
+        return
     if options.preset is None:
         options.preset = "demo" if options.full else _demo_preset()
     config = read_config(options)
@@ -47,6 +83,25 @@ def demo(options: argparse.Namespace) -> None:
     shown = [_side_by_side(query, answers) for query, answers in examples.items()]
     told = "\n\n".join([report_of(result), *shown, next_steps(result), in_short(result)])
     show(options, {**result, "examples": examples, "in_short": in_short(result)}, told)
+
+
+def _demo_adopt(options: argparse.Namespace) -> None:
+    """The second story: an index exists already, here of MiniLM's own vectors, and gets a small query encoder."""
+    from flows.adopt_demo import existing_vectors
+    from flows.refresh import RefreshConfig
+    from flows.servers import run_flow
+
+    options.preset, options.name = options.preset or "adopt", options.name or "adopted"
+    config = read_config(options)
+    with only_result_on_stdout(options):
+        print(f"Demo: the vectors of {config.data.source} by all-minilm-l6-v2 are the index that exists.", flush=True)
+        options.vectors = str(existing_vectors(config))
+    adopted = _adopted(options, _with_vectors(options))
+    with only_result_on_stdout(options):
+        print(_adopted_text(adopted), flush=True)
+        request = RefreshConfig(name=config.name, release="adopted")
+        result = run_flow("flows.refresh_query:refresh_query_tower", request=request)
+    show(options, {**result, "adopted": adopted}, "\n\n".join([report_of(result), next_steps(result)]))
 
 
 def _demo_preset() -> str:

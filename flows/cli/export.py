@@ -1,4 +1,4 @@
-"""The command export: a release's vectors and metadata for a store that a team has."""
+"""The command export: a release's vectors for a store that a team has, or its encoders as one package of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ import time
 from typing import Any
 
 from components.errors import ConfigError
-from flows.cli.output import retriever_name, show
+from flows.cli.output import only_result_on_stdout, retriever_name, show
 
 
 def export(options: argparse.Namespace) -> None:
     """Write Parquet shards, or fill a Qdrant collection, or both; all that can be wrong is said before anything is written."""
+    if options.router is not None:
+        if options.to is not None or options.qdrant is not None:
+            raise ConfigError("--router writes encoders, --to and --qdrant write vectors. Give one of the two.")
+        _export_router(options)
+        return
     if options.to is None and options.qdrant is None:
-        raise ConfigError("export needs a place to write to: --to FOLDER for Parquet shards, --qdrant PATH|URL, or both.")
+        raise ConfigError(
+            "export needs a place to write to: --to FOLDER for Parquet shards, --qdrant PATH|URL, or both; or --router FOLDER for encoders."
+        )
     from components.index import export as exporting
     from components.promotion.release_index import verified_index
 
@@ -33,6 +40,20 @@ def export(options: argparse.Namespace) -> None:
         client.close()
     result["seconds"] = round(time.monotonic() - started, 2)
     show(options, result, _sentence(result))
+
+
+def _export_router(options: argparse.Namespace) -> None:
+    from components.distillation.router import export_router, require_new
+    from components.promotion.pinned import open_pinned
+
+    require_new(options.router)
+    release = open_pinned(retriever_name(options), options.release)
+    with only_result_on_stdout(options):
+        found = export_router(release.query_encoder.path, release.document_tower.path, options.router)
+    routes = " and ".join(f"encode_{role} (within {difference:.1g} of the release)" for role, difference in found.items())
+    alone = "" if "document" in found else " Its teacher has no weights here, so encode_document is refused."
+    result = {"release": release.title, "folder": str(options.router), "space_id": release.index.space_id, "differences": found}
+    show(options, result, f"{release.title} as one package of sentence-transformers in {options.router}: {routes}.{alone}")
 
 
 def _sentence(result: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from flows.cli.parser import build_parser
 
 # Commands that change something go through a running `scalingnote ui --auth`, as an account with this role.
 ROLES = {
-    **dict.fromkeys(("demo", "retrain", "study", "refresh-index", "refresh-query-tower"), "trainer"),
+    **dict.fromkeys(("demo", "retrain", "adopt", "study", "refresh-index", "refresh-query-tower"), "trainer"),
     "approve": "reviewer",
     **dict.fromkeys(("promote", "webhook", "rollback", "keys sign"), "promoter"),
 }

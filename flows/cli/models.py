@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import ConfigError
+from components.towers.config import WITHOUT_WEIGHTS
 from flows.cli.build import read_config
 from flows.cli.output import only_result_on_stdout, show
 
@@ -66,7 +67,8 @@ def _asked_for(options: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
             yield (given, None) if revision.isdecimal() else (name, revision or None)  # NAME@6 keeps six layers
         return
     config = read_config(options)
-    yield config.towers.base_model, config.towers.revision
+    if config.towers.base_model not in WITHOUT_WEIGHTS:
+        yield config.towers.base_model, config.towers.revision
     if config.distillation.student != "teacher":
         yield config.distillation.student, config.distillation.revision
     if config.distillation.generated:

@@ -38,19 +38,29 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_building(commands: Any) -> None:
     demo = _command(commands, "demo", "build:demo", "run the whole job on the built-in data and show what comes next")
     demo.add_argument("--full", action="store_true", help="all 46,881 ICD-10-CM entries instead of the demo's chapters")
+    demo.add_argument(
+        "--adopt", action="store_true", help="without an LLM: adopt MiniLM's vectors as an existing index, and make a query encoder for it"
+    )
     _training_options(demo, preset=None)
     retrain = _command(
         commands, "retrain", "build:retrain", "build a candidate: validate, train, distil, index, evaluate, decide, register"
     )
     _training_options(retrain, preset=None)
     retrain.add_argument("--budget", metavar="TIME", help="time for the whole run, such as 30m or 1h30m: settings are planned for it")
+    adopt = _command(commands, "adopt", "build:adopt", "take over vectors that exist as the document side; refresh-query-tower goes on")
+    adopt.add_argument(
+        "--vectors",
+        metavar="DIR",
+        help="folder with documents.parquet (_id, vector), documents.npy and documents.ids.txt, or documents.faiss; queries.* likewise",
+    )
+    _training_options(adopt, preset="adopt")
     plan = _command(commands, "plan", "plan:plan", "settings for your data and this machine, with what every step will take")
     _training_options(plan, preset=None)
     plan.add_argument("--budget", metavar="TIME", help="time for the whole run, such as 90s, 30m, 1h30m or 2d")
     plan.add_argument("--write", type=Path, metavar="FILE", help="new YAML file for the settings, which retrain --config takes")
     plan.add_argument("--card", metavar="SIZE", help='memory of a GPU that is planned for though it is not here, such as "24 GB"')
     plan.add_argument("--again", action="store_true", help="measure again, also where the same was planned before")
-    for parser in (demo, retrain, plan):
+    for parser in (demo, retrain, adopt, plan):
         _policy_option(parser)
     validate = _command(commands, "validate", "build:validate", "hold data against its contracts, without training")
     _training_options(validate, preset=None)
@@ -135,9 +145,14 @@ def _add_use(commands: Any) -> None:
     _release_option(run)
     answers = _command(commands, "prune-answers", "use:answers", "remove answers from the log that are older than the retention")
     answers.add_argument("--days", type=_positive, default=183, help="keep the answers of so many days (default 183)")
-    export = _command(commands, "export", "export:export", "write a release's vectors and metadata as Parquet shards, or into Qdrant")
+    export = _command(
+        commands, "export", "export:export", "write a release's vectors as Parquet or into Qdrant, or its encoders as a package"
+    )
     export.add_argument("--to", type=Path, metavar="FOLDER", help="new or empty folder for the Parquet shards")
     export.add_argument("--qdrant", metavar="PATH|URL", help="Qdrant server, or folder of an embedded store; needs the extra 'qdrant'")
+    export.add_argument(
+        "--router", type=Path, metavar="FOLDER", help="new or empty folder for the encoders as one Router of sentence-transformers"
+    )
     export.add_argument("--collection", metavar="NAME", help="collection to make there (default: the retriever's name)")
     _release_option(export)
 
@@ -204,7 +219,8 @@ def _training_options(parser: argparse.ArgumentParser, preset: str | None) -> No
         "--preset",
         default=preset,
         metavar="NAME",
-        help="smoke, demo, quick, pages, gpu or cluster" + (f" (default {preset})" if preset else ""),
+        help="smoke, demo, quick, pages, gpu, cluster, adopt, endpoint, or an embedding model: qwen3-embedding, embeddinggemma, harrier"
+        + (f" (default {preset})" if preset else ""),
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file laid over the preset")
     parser.add_argument("--data", metavar="DIR", help="folder in BEIR layout or with Parquet tables, or icd10cm")

@@ -39,12 +39,15 @@ def _request(options: argparse.Namespace, changeable: Sequence[str]) -> RefreshC
     """What the command line asks for, checked against the release before any server starts."""
     from components.data.sources import source_digest
     from components.promotion.pinned import load_manifest
+    from flows.adopt import adopted_run
+    from flows.refresh_query import CHANGEABLE as QUERY_CHANGEABLE
 
     name = retriever_name(options)
-    manifest = load_manifest(name, options.release)
     settings = {**policy_settings(options), **parsed_settings(options)}
     request = RefreshConfig(name=name, release=options.release, data=options.data or "", preset=options.preset, settings=settings)
-    source_digest(configured(request, manifest, changeable).data)
+    adopted = adopted_run(request) if changeable == QUERY_CHANGEABLE else None
+    recorded = load_manifest(name, options.release) if adopted is None else adopted
+    source_digest(configured(request, recorded, changeable).data)
     require_space()
     return request
 

@@ -123,7 +123,8 @@ class Context:
     def targets(self, config: StudySettings | None = None) -> Artifact:
         """The teacher's query vectors, of generated queries too if they are asked for."""
         config = config or self.config
-        return self.run(targets_step(config, self.dataset, self.towers(config)[0], self.generated(config)))
+        query, document = self.towers(config)
+        return self.run(targets_step(config, self.dataset, query, self.generated(config), document))
 
     def student(self, config: StudySettings | None = None) -> EncoderArtifact:
         """The student of this configuration, on the shared teacher as long as no section but the distillation differs."""

@@ -33,7 +33,19 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_presets_are_there() -> None:
-    assert preset_names() == ["cluster", "demo", "gpu", "pages", "quick", "smoke"]
+    assert preset_names() == [
+        "adopt",
+        "cluster",
+        "demo",
+        "embeddinggemma",
+        "endpoint",
+        "gpu",
+        "harrier",
+        "pages",
+        "quick",
+        "qwen3-embedding",
+        "smoke",
+    ]
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -140,7 +152,7 @@ def test_missing_file_folder_and_bytes(tmp_path: Path) -> None:
 
 def test_unknown_preset_lists_the_presets() -> None:
     message = refusal(preset="dmo")
-    assert "did you mean 'demo'?" in message and "cluster, demo, gpu, pages, quick, smoke" in message
+    assert "did you mean 'demo'?" in message and ", ".join(preset_names()) in message
 
 
 def test_preset_is_no_path() -> None:

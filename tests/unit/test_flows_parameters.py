@@ -109,7 +109,7 @@ def test_form_of_the_settings_describes_and_bounds_every_field_and_fills_none_in
         ({"settings": {"index.layout": "files"}}, "is not one of ['merged', 'shards']"),
         ({"settings": {"policy.beat_bm25": "maybe"}}, "is not one of [True, False]"),
         ({"settings": {"policy": {"beat_bm25": 1}}}, "is not one of [True, False]"),
-        ({"preset": "dmo"}, "'dmo' is not one of ['cluster', 'demo'"),
+        ({"preset": "dmo"}, "'dmo' is not one of ['adopt', 'cluster', 'demo'"),
         ({"name": "My Retriever"}, "does not match"),
         ({"data": 5}, "5 is not of type 'string'"),
     ],

@@ -210,3 +210,25 @@ def test_values_of_the_wrong_queries_are_not_averaged() -> None:
     )
     assert result.status == "not_decidable"
     assert "20 of 40" in result.reason
+
+
+def test_a_teacher_that_could_not_be_measured_leaves_its_gates_undecided_with_the_reason() -> None:
+    report = make_evaluation()
+    absent = report.summary.model_copy(update={"absent": {"teacher": "Its queries have no vectors."}})
+    left = replace(report, summary=absent, per_query=report.per_query[report.per_query["system"] != "teacher"])
+    decision = decided(left)
+    for name in ("retention", "not_collapsed", "speed_up"):
+        assert (gate(decision, name).status, gate(decision, name).reason) == ("not_decidable", "Its queries have no vectors.")
+    assert decision.verdict == "not_decidable" and gate(decision, "beats_bm25").status == "pass"
+
+
+def test_a_speed_up_that_nobody_asks_for_is_off() -> None:
+    report = make_evaluation(speed_up=0.1)
+    assert gate(decided(report), "speed_up").status == "fail"
+    assert gate(decided(report, min_speed_up=None), "speed_up").status == "off"
+
+
+@pytest.mark.parametrize(("switched_off", "left"), [("min_effective_rank_share", "at most"), ("max_mean_cosine_over_teacher", "at least")])
+def test_either_sign_of_a_collapse_can_be_asked_for_alone(switched_off: str, left: str) -> None:
+    found = gate(decided(make_evaluation(), **{switched_off: None}), "not_collapsed")
+    assert found.status == "pass" and f"Asked: {left}" in found.reason

@@ -11,9 +11,12 @@ from components.promotion.config import PolicyConfig
 from flows.config import load_config, preset_names
 
 # Judged test queries: of the built-in set (demo, gpu with scope full), of tldr (pages), and what the preset's comment asks for (cluster).
-QUERIES = {"demo": 641, "gpu": 1437, "pages": 1537, "quick": 683, "cluster": 3100}
+QUERIES = {"demo": 641, "gpu": 1437, "pages": 1537, "quick": 683, "cluster": 3100, "qwen3-embedding": 1437}
 # Queries of the unit of a query, on average: of the categories of the built-in set, of the pages of tldr; cluster asks for single ones.
-UNIT = {"demo": 21.8, "gpu": 20.7, "pages": 2.7, "quick": 21.8, "cluster": 1.0}
+UNIT = {"demo": 21.8, "gpu": 20.7, "pages": 2.7, "quick": 21.8, "cluster": 1.0, "qwen3-embedding": 20.7}
+ON_THE_DEMO = ("adopt", "embeddinggemma", "endpoint", "harrier")
+QUERIES |= dict.fromkeys(ON_THE_DEMO, QUERIES["demo"])
+UNIT |= dict.fromkeys(ON_THE_DEMO, UNIT["demo"])
 SPREAD = 0.2  # standard deviation of nDCG@10 per query between two trainings of the demo
 
 

@@ -1,0 +1,224 @@
+"""A published embedding model as it is: what a SentenceTransformer says of itself, read from its folder without that library.
+
+`modules.json` lists its modules, `config_sentence_transformers.json` has prompts by name, each module its own configuration. What this
+project's towers cannot do in the same way is refused by name, so that no vector differs without a word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from components.artifacts import digest_of, file_sha256, read_json
+from components.errors import ModelError
+from components.towers.base_models import BaseModel, load_config, resolve_base
+from components.towers.config import TowerConfig
+from components.towers.contract import ROLES
+from components.towers.layers import position_limit
+from components.towers.model_size import model_without_memory
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+MODULES = "modules.json"
+SETTINGS = "config_sentence_transformers.json"
+TRANSFORMER_SETTINGS = ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_distilbert_config.json")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+POOLINGS: dict[str, Literal["last", "mean", "cls"]] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
+# Settings that a model which is taken as it is brings itself.
+OWN = ("pooling", "query_prompt", "document_prompt", "dimension", "max_query_length", "max_document_length")
+SILENT = ("Dropout",)  # modules that do nothing in inference
+_FLAGS = "pooling_mode_"  # older configurations have one flag for each pooling
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A linear map behind the pooling: its folder in the model's, its widths, and the name of the torch class that bends its output."""
+
+    path: str
+    inputs: int
+    outputs: int
+    activation: str
+
+    def __str__(self) -> str:
+        bend = self.activation.rpartition(".")[2]
+        return f"{self.inputs} -> {self.outputs}" + ("" if bend == "Identity" else f" {bend}")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a model says of itself. `longest` in tokens and `dimension` are None where it says nothing."""
+
+    pooling: Literal["last", "mean", "cls"]
+    query_prompt: str
+    document_prompt: str
+    longest: int | None
+    dimension: int | None
+    head: tuple[Dense, ...]
+
+
+def read_published(base: BaseModel) -> Published | None:
+    """What the SentenceTransformer in `base` says of itself; None for a model that is none.
+
+    Raises ModelError for modules or settings that a tower cannot follow.
+    """
+    folder = Path(base.location)
+    if not (folder / MODULES).is_file():
+        return None
+    modules = [(str(module.get("type", "")).rpartition(".")[2], str(module.get("path", ""))) for module in read_json(folder / MODULES)]
+    kinds = [kind for kind, _ in modules if kind not in SILENT]
+    if not kinds or kinds[0] != "Transformer" or modules[0][1] not in ("", "."):
+        raise ModelError(f"'{base.name}' begins with the module {kinds[0] if kinds else 'none'}; a teacher begins with one Transformer.")
+    behind = [kind for kind in kinds[1:] if kind != "Normalize" or kind != kinds[-1]]
+    strange = [kind for place, kind in enumerate(behind) if kind != ("Dense" if place else "Pooling")]
+    if strange or not behind:
+        found = ", ".join(kinds)
+        raise ModelError(f"'{base.name}' is made of {found}; expected Transformer, Pooling, any number of Dense, and Normalize.")
+    whole = _json(folder / SETTINGS)
+    if (similarity := whole.get("similarity_fn_name")) not in (None, "cosine") and kinds[-1] != "Normalize":
+        raise ModelError(f"'{base.name}' compares by {similarity} and does not normalise its vectors; an index here compares by cosine.")
+    # As `encode_query` and `encode_document` of sentence-transformers 6: these two names, whatever other prompts there are.
+    prompts = {role: (whole.get("prompts") or {}).get(role) or "" for role in ROLES}
+    pooling = folder / next(path for kind, path in modules if kind == "Pooling") / "config.json"
+    return Published(
+        pooling=_pooling(read_json(pooling), base.name, any(prompts.values())),
+        query_prompt=prompts["query"],
+        document_prompt=prompts["document"],
+        longest=_longest(base, folder),
+        dimension=whole.get("truncate_dim"),
+        head=tuple(_dense(folder, path, base.name) for kind, path in modules if kind == "Dense"),
+    )
+
+
+def asked_attention(published: Published | None, attention: str) -> str:
+    """What a model is to be asked for when it is loaded: a SentenceTransformer for nothing, since it attends as it was trained.
+
+    One with sliding windows in both directions, as EmbeddingGemma has them, would get other windows if it were switched again.
+    """
+    return attention if published is None else "causal"
+
+
+def with_own_settings(towers: TowerConfig) -> TowerConfig:
+    """`towers` with the model's own pooling, prompts, lengths and dimension in the place of all that nobody has set.
+
+    For `training: none` alone; others are trained as the settings say. Raises ModelError as `read_published` and `resolve_base` do.
+    """
+    if towers.training != "none" or towers.base_model == "vectors":
+        return towers
+    if towers.base_model == "endpoint":  # a server puts its own words before a text, where its model wants any
+        own: dict[str, Any] = {"query_prompt": "", "document_prompt": ""}
+        return towers.model_copy(update={field: value for field, value in own.items() if field not in towers.model_fields_set})
+    if set(OWN) <= towers.model_fields_set:
+        return towers
+    found = read_published(resolve_base(towers.base_model, ["any text"], towers.revision))
+    if found is None:
+        return towers
+    own = {
+        "pooling": found.pooling,
+        "query_prompt": found.query_prompt,
+        "document_prompt": found.document_prompt,
+        "dimension": found.dimension,
+        **({} if found.longest is None else {"max_query_length": found.longest, "max_document_length": found.longest}),
+    }
+    return towers.model_copy(update={field: value for field, value in own.items() if field not in towers.model_fields_set})
+
+
+def head_width(towers: TowerConfig) -> int | None:
+    """Dimensions that the head of a model gives that is taken as it is; None for one without a head, whose vectors are as wide as it is."""
+    if towers.training != "none":
+        return None
+    found = read_published(resolve_base(towers.base_model, ["any text"], towers.revision))
+    return found.head[-1].outputs if found is not None and found.head else None
+
+
+def head_digest(base: BaseModel, head: tuple[Dense, ...]) -> str | None:
+    """Identity of the linear maps behind the pooling: their configurations and weights; None where there are none."""
+    if not head:
+        return None
+    files = [Path(base.location) / dense.path / "config.json" for dense in head]
+    files += [_weights(Path(base.location) / dense.path, base.name) for dense in head]
+    return digest_of([file_sha256(path) for path in files])
+
+
+def load_head(base: BaseModel, head: tuple[Dense, ...]) -> Module | None:
+    """The linear maps as one float32 module from (n, width) to (n, dimension); None where there are none."""
+    import torch
+    from torch import nn
+
+    layers: list[Any] = []
+    for dense in head:
+        path = _weights(Path(base.location) / dense.path, base.name)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            tensors = load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        state = {name.removeprefix("linear."): value.float() for name, value in tensors.items()}
+        layer = nn.Linear(dense.inputs, dense.outputs, bias="bias" in state)
+        layer.load_state_dict(state)
+        layers += [layer, _bend(dense.activation)()]
+    return nn.Sequential(*layers).eval() if layers else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def _pooling(config: dict[str, Any], name: str, prompted: bool) -> Literal["last", "mean", "cls"]:
+    modes = config.get("pooling_mode")
+    if modes is None:
+        flags = [key.removeprefix(_FLAGS) for key, value in config.items() if key.startswith(_FLAGS) and value is True]
+        modes = [flag.removesuffix("_token").removesuffix("_tokens") for flag in flags] or ["mean"]
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    if len(modes) != 1 or modes[0] not in POOLINGS:
+        raise ModelError(f"'{name}' pools by {' and '.join(map(str, modes))}; a tower pools by one of {', '.join(POOLINGS)}.")
+    if config.get("include_prompt") is False and prompted:
+        raise ModelError(f"'{name}' leaves the tokens of its prompt out of the pooling, which a tower does not do.")
+    return POOLINGS[modes[0]]
+
+
+def _longest(base: BaseModel, folder: Path) -> int | None:
+    """The longest text in tokens, as sentence-transformers finds it: its own setting, else what tokenizer and positions allow."""
+    from transformers import AutoTokenizer
+
+    settings = next((_json(folder / file) for file in TRANSFORMER_SETTINGS if (folder / file).is_file()), {})
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if settings.get("do_lower_case") and tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]:
+        raise ModelError(f"'{base.name}' wants its texts in small letters, which its tokenizer does not see to, nor does a tower.")
+    stated, positions = settings.get("max_seq_length"), getattr(load_config(base), "max_position_embeddings", None)
+    limits = [stated] if isinstance(stated, int) else [tokenizer.model_max_length, positions]
+    # A length that its table of positions lacks would end the process on a GPU.
+    known = [limit for limit in (*limits, position_limit(model_without_memory(base))) if isinstance(limit, int) and 0 < limit < 10**6]
+    return min(known, default=None)
+
+
+def _dense(folder: Path, path: str, name: str) -> Dense:
+    config = read_json(folder / path / "config.json")
+    other = [key for key in ("module_input_name", "module_output_name") if config.get(key) not in (None, "sentence_embedding")]
+    if other or config.get("use_residual"):
+        raise ModelError(f"'{name}' has a Dense module with {(other or ['use_residual'])[0]}, which a tower does not follow.")
+    dense = Dense(path, int(config["in_features"]), int(config["out_features"]), str(config.get("activation_function", "")))
+    try:
+        _bend(dense.activation)
+    except (AttributeError, ValueError):
+        raise ModelError(f"'{name}' bends its vectors by '{dense.activation}', which is no activation of torch.") from None
+    return dense
+
+
+def _bend(name: str) -> type[Module]:
+    """The class of an activation by its full name in torch; sentence-transformers takes Tanh where none is named."""
+    from torch import nn
+
+    if name and not name.startswith("torch.nn.modules."):
+        raise ValueError(name)
+    found: type[Module] = getattr(nn, name.rpartition(".")[2] or "Tanh")
+    return found
+
+
+def _weights(folder: Path, name: str) -> Path:
+    found = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
+    if found is None:
+        raise ModelError(f"'{name}' lacks the weights of {folder.name} ({' or '.join(WEIGHTS)}). Fetch the model again.")
+    return found

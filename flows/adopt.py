@@ -1,0 +1,95 @@
+"""Vectors that exist become the document side of a retriever: checked, indexed and registered, without any encoder.
+
+snapshot -> validate -> take vectors -> index -> register. The query encoder that makes a release of it is `refresh-query-tower`'s.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from prefect import flow
+
+from components.errors import ConfigError, PromotionError
+from components.promotion.references import resolve
+from components.promotion.standing import CHAMPION, release_model
+from components.tracking import registry
+from components.tracking.runs import FlowRun, newest_flow_run
+from flows.config import RetrainConfig
+from flows.parameters import NO_SETTINGS, NameOrEmpty, Preset, SettingsForm, requested_config
+from flows.recorder import recorded_flow
+from flows.refresh import RefreshConfig
+from flows.registration import register_documents
+from flows.release_steps import at_commits
+from flows.retrain import build_documents
+
+FLOW = "adopt"
+ADOPTED = "adopted"  # names what was adopted last, in the place of a release
+Settings = Annotated[dict[str, Any], SettingsForm()]
+
+
+@flow(name=FLOW, persist_result=False, validate_parameters=True)
+def adopt(
+    preset: Preset | None = None,
+    data: str = "",
+    name: NameOrEmpty = "",
+    settings: Settings = NO_SETTINGS,
+    config: RetrainConfig | None = None,
+) -> dict[str, Any]:
+    """Take vectors over and register towers and index; nothing is encoded, and no candidate is made yet.
+
+    Returns counts, dimension, space and the registered version of the index. Raises DataError, with counts, for vectors that do not fit
+    the data, ConfigError for a configuration that names none.
+
+    Args:
+        preset: Settings to start from; none: the defaults of all fields
+        data: Data folder, or icd10cm for the built-in set; empty: the preset's
+        name: Name of the retriever, small letters, digits and hyphens; empty: the preset's
+        settings: Settings over the preset; towers.vectors names the folder of the vectors
+        config: A whole configuration, instead of a preset
+    """
+    from components.settings import activate
+    from components.tracking.registry import require_prepared
+
+    chosen = requested_config(preset, data, name, settings, config)
+    if chosen.towers.vectors is None:
+        raise ConfigError("Nothing to adopt: set towers.base_model to vectors, and towers.vectors to the folder that holds them.")
+    activate()
+    require_prepared(chosen.name)
+    chosen = at_commits(chosen)
+    with recorded_flow(chosen.name, FLOW, chosen.model_dump(mode="json")) as recorder:
+        made = build_documents(chosen, recorder)
+        versions = register_documents(recorder, (made.query_tower, made.document_tower, made.index), made.dataset.digest)
+        return {
+            "name": chosen.name,
+            "documents": made.index.counts["documents"],
+            "queries": made.query_tower.counts["texts"],
+            "dimension": made.index.attributes["dimension"],
+            "space_id": made.index.space_id,
+            "index": f"{versions['index'].name}/{versions['index'].version}",
+            "cached": recorder.all_cached,
+            "mlflow_run_id": recorder.run_id,
+        }
+
+
+def adopted_run(request: RefreshConfig) -> FlowRun | None:
+    """The run that adopted the vectors which `request` starts from; None where it starts from a release.
+
+    Adopted vectors count until there is a release, and whenever `adopted` is asked for. Raises PromotionError where nothing was adopted.
+    """
+    wanted = request.release == ADOPTED
+    if not wanted and (request.release != CHAMPION or _released(request.name)):
+        return None
+    found = newest_flow_run(request.name, FLOW)
+    if found is None or found.config is None:
+        if wanted:
+            raise PromotionError(f"'{request.name}' has adopted no vectors yet; 'scalingnote adopt --vectors DIR' takes some over.")
+        return None
+    return found
+
+
+def _released(name: str) -> bool:
+    try:
+        resolve(name, CHAMPION)
+    except PromotionError:
+        return bool(registry.versions(release_model(name)))
+    return True

@@ -1,0 +1,180 @@
+"""Embedding models that are taken as they are: what sentence-transformers computes, their towers compute too."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from components.errors import ArtifactError, ConfigError, ModelError
+from components.towers.backbone import TwoTowers
+from components.towers.base_models import resolve_base
+from components.towers.config import TowerConfig
+from components.towers.contract import load_contract
+from components.towers.encoder import TowerEncoder, load_tower
+from components.towers.pairs import Pairs
+from components.towers.published import head_width, read_published, with_own_settings
+from components.towers.train import train_towers
+from tests.published_world import FORMS, INSTRUCTION
+from tests.training.tiny_world import documents, queries
+
+TEXTS = [documents()[0], " ".join(documents()), "x", "Kidney  stone, é"]
+PAIRS = Pairs(queries(), documents(), [(0, 0), (1, 1)], {0: frozenset({0}), 1: frozenset({1})})
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folder of each form's model."""
+    root = tmp_path_factory.mktemp("forms")
+    return {name: form.write([*documents(), *queries()], root / name) for name, form in FORMS.items()}
+
+
+def as_it_is(model: Path, **changes: Any) -> TowerConfig:
+    return with_own_settings(TowerConfig(base_model=str(model), training="none", precision="float32", **changes))
+
+
+def towers_of(config: TowerConfig, folder: Path) -> tuple[TowerEncoder, TowerEncoder]:
+    train_towers(PAIRS, config, {"dataset": "d"}, folder)
+    query, document = (load_tower(folder / f"{role}_tower", "float32") for role in ("query", "document"))
+    return query, document
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_tower_gives_the_vectors_of_sentence_transformers(name: str, forms: dict[str, Path], tmp_path: Path, home: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    reference = SentenceTransformer(str(forms[name]), device="cpu")
+    query, document = towers_of(as_it_is(forms[name]), tmp_path)
+    for tower, encode in ((query, reference.encode_query), (document, reference.encode_document)):
+        wanted = np.stack([encode(text, normalize_embeddings=True) for text in TEXTS])
+        assert np.abs(tower.encode(TEXTS) - wanted).max() < 1e-4
+        assert np.abs(np.stack([tower.encode([text])[0] for text in TEXTS]) - wanted).max() < 1e-4
+    assert query.space_id == document.space_id
+
+
+def test_the_contract_shows_what_the_model_brings(forms: dict[str, Path], tmp_path: Path, home: Path) -> None:
+    towers_of(as_it_is(forms["embeddinggemma"]), tmp_path)
+    contract, _ = load_contract(tmp_path / "query_tower")
+    assert (contract.pooling, contract.prompt, contract.max_length) == ("mean", "task: search result | query: ", 48)
+    assert (contract.head, contract.dimension, contract.attention) == (("32 -> 96", "96 -> 32"), 32, "bidirectional")
+    assert load_contract(tmp_path / "document_tower")[0].prompt == "title: none | text: "
+    towers_of(as_it_is(forms["qwen3-embedding"]), tmp_path)
+    contract, _ = load_contract(tmp_path / "query_tower")
+    assert (contract.pooling, contract.prompt, contract.append_eos, contract.attention) == ("last", INSTRUCTION, False, "causal")
+    assert contract.head == () and contract.adapter_digest is None
+
+
+def test_a_setting_that_somebody_gave_wins_over_the_models_own(forms: dict[str, Path], home: Path) -> None:
+    config = as_it_is(forms["e5"], query_prompt="q ", max_document_length=16, dimension=8)
+    assert (config.query_prompt, config.document_prompt, config.max_document_length, config.max_query_length) == ("q ", "passage: ", 16, 48)
+    assert (config.dimension, config.pooling) == (8, "mean")
+    assert with_own_settings(config) == config
+
+
+def test_a_prefix_of_the_vectors_is_cut_as_sentence_transformers_cuts_it(forms: dict[str, Path], tmp_path: Path, home: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    wanted = SentenceTransformer(str(forms["embeddinggemma"]), device="cpu", truncate_dim=16).encode_query(TEXTS, normalize_embeddings=True)
+    query, _ = towers_of(as_it_is(forms["embeddinggemma"], dimension=16), tmp_path)
+    assert np.abs(query.encode(TEXTS) - wanted).max() < 1e-4
+    with pytest.raises(ModelError, match=r"towers.dimension is 33, but the vectors of '.*' have 32"):
+        train_towers(PAIRS, as_it_is(forms["embeddinggemma"], dimension=33), {}, tmp_path)
+
+
+def test_a_changed_head_is_noticed_when_the_tower_is_loaded(forms: dict[str, Path], tmp_path: Path, home: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = Path(shutil.copytree(forms["embeddinggemma"], tmp_path / "model"))
+    towers_of(as_it_is(model), tmp_path / "towers")
+    weights = next(model.glob("*_Dense/model.safetensors"))
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(ArtifactError, match="Restore the base model, or retrain"):
+        load_tower(tmp_path / "towers" / "query_tower")
+
+
+def test_the_width_of_the_vectors_is_that_behind_the_head(forms: dict[str, Path], home: Path) -> None:
+    wider = FORMS["embeddinggemma"].__class__(FORMS["bge"].family, "cls", dense=(64,))
+    model = wider.write([*documents(), *queries()], forms["bge"].with_name("wider"))
+    assert head_width(TowerConfig(base_model=str(model), training="none")) == 64
+    assert head_width(TowerConfig(base_model=str(model))) is None
+    assert head_width(TowerConfig(base_model=str(forms["bge"]), training="none")) is None
+
+
+def test_a_model_that_is_no_sentence_transformer_is_pooled_as_the_settings_say(forms: dict[str, Path], tmp_path: Path, home: Path) -> None:
+    bare = forms["bge"].with_name("bge-transformer")
+    config = as_it_is(bare, pooling="mean", query_prompt="q: ", max_query_length=16)
+    assert read_published(resolve_base(str(bare))) is None and config.document_prompt == "document: "
+    query, _ = towers_of(config, tmp_path)
+    assert (query.contract.pooling, query.contract.prompt, query.contract.max_length) == ("mean", "q: ", 16)
+
+
+def _changed(model: Path, target: Path, file: str, change: Any) -> Path:
+    shutil.copytree(model, target)
+    content = json.loads((target / file).read_text())
+    (target / file).write_text(json.dumps(change(content)))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("modules.json", lambda m: m[1:], "begins with the module Pooling"),
+        ("modules.json", lambda m: [], "begins with the module none"),
+        ("modules.json", lambda m: [m[0], {**m[1], "type": "x.WordWeights"}, m[2]], "made of Transformer, WordWeights, Normalize"),
+        ("modules.json", lambda m: [{**m[0], "type": "x.CLIPModel"}, *m[1:]], "begins with the module CLIPModel"),
+        ("1_Pooling/config.json", lambda c: {**c, "pooling_mode": "weightedmean"}, "pools by weightedmean"),
+        ("1_Pooling/config.json", lambda c: {**c, "pooling_mode": ["mean", "cls"]}, "pools by mean and cls"),
+        ("1_Pooling/config.json", lambda c: {**c, "include_prompt": False}, "leaves the tokens of its prompt out"),
+        ("config.json", lambda c: {**c, "architectures": ["BertForSequenceClassification"]}, "a cross-encoder or classifier"),
+        ("config.json", lambda c: {"model_type": "vit", "architectures": ["ViTModel"]}, "does not read text alone"),
+    ],
+)
+def test_what_a_tower_cannot_follow_is_refused_by_name(
+    file: str, change: Any, words: str, forms: dict[str, Path], tmp_path: Path, home: Path
+) -> None:
+    model = _changed(forms["bge"], tmp_path / "model", file, change)
+    with pytest.raises(ModelError, match=words):
+        train_towers(PAIRS, as_it_is(model), {}, tmp_path / "towers")
+
+
+def test_prompts_of_other_names_are_passed_over_as_the_library_does(forms: dict[str, Path], tmp_path: Path, home: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    other = {"prompts": {"passage": "passage: ", "web": "web: "}, "default_prompt_name": "web"}
+    model = _changed(forms["e5"], tmp_path / "model", "config_sentence_transformers.json", lambda _: other)
+    reference = SentenceTransformer(str(model), device="cpu")
+    query, document = towers_of(as_it_is(model), tmp_path / "towers")
+    assert np.abs(query.encode(TEXTS) - reference.encode_query(TEXTS, normalize_embeddings=True)).max() < 1e-4
+    assert np.abs(document.encode(TEXTS) - reference.encode_document(TEXTS, normalize_embeddings=True)).max() < 1e-4
+
+
+def test_older_configurations_of_the_pooling_are_read(forms: dict[str, Path], tmp_path: Path, home: Path) -> None:
+    old = {"word_embedding_dimension": 32, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    model = _changed(forms["gte"], tmp_path / "model", "1_Pooling/config.json", lambda _: old)
+    assert as_it_is(model).pooling == "cls"
+
+
+def test_a_dense_module_with_a_tanh_bends_as_the_library_bends(forms: dict[str, Path], tmp_path: Path, home: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    bend = {"activation_function": "torch.nn.modules.activation.Tanh"}
+    model = _changed(forms["embeddinggemma"], tmp_path / "model", "2_Dense/config.json", lambda c: {**c, **bend})
+    wanted = SentenceTransformer(str(model), device="cpu").encode_document(TEXTS, normalize_embeddings=True)
+    _, document = towers_of(as_it_is(model), tmp_path / "towers")
+    assert document.contract.head == ("32 -> 96 Tanh", "96 -> 32")
+    assert np.abs(document.encode(TEXTS) - wanted).max() < 1e-4
+
+
+def test_what_trains_towers_refuses_a_configuration_that_trains_none(forms: dict[str, Path], home: Path) -> None:
+    with pytest.raises(ConfigError, match=r"towers.training is none. Set it to lora or full"):
+        TwoTowers(resolve_base(str(forms["bge"])), as_it_is(forms["bge"]))
+
+
+@pytest.mark.parametrize("name", ["weights.gguf", "acme/model-Q4.gguf"])
+def test_a_gguf_file_is_refused_by_name(name: str, home: Path) -> None:
+    with pytest.raises(ModelError, match="is a GGUF file"):
+        resolve_base(name)

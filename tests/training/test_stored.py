@@ -1,0 +1,250 @@
+"""Vectors that a team has already: read in every form, refused with counts, and a teacher without an encoder made of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+
+from components.artifacts import Artifact
+from components.data.config import DataConfig
+from components.data.dataset import Dataset, load_dataset
+from components.data.snapshot import snapshot
+from components.data.sources import source_digest
+from components.distillation.config import DistillationConfig
+from components.distillation.sources import dev_queries, query_sources
+from components.distillation.stand_ins import answerable
+from components.errors import ArtifactError, DataError, ModelError
+from components.index.config import EncodingConfig
+from components.index.encode import encode_corpus
+from components.index.shards import read_vectors as read_shards
+from components.towers.adoption import take_stored
+from components.towers.encoder import open_tower
+from components.towers.stored import StoredVectors, load_stored
+from components.towers.vector_files import files_digest, read_vectors, stored_width
+from tests.data_world import write_folder
+
+IDS = [f"d{n}" for n in range(260)]
+QUERIES = [f"q{n}" for n in range(260)]
+
+
+def vectors_of(count: int, seed: int = 0, width: int = 16) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal((count, width)).astype(np.float32)
+
+
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def near(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Query vectors that find their documents."""
+    return vectors + 0.1 * vectors_of(*vectors.shape[:1], seed=1, width=vectors.shape[1])
+
+
+DOCUMENTS = vectors_of(260)
+
+
+def parquet(path: Path, ids: list[Any], vectors: Any, names: tuple[str, str] = ("_id", "vector")) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame({names[0]: ids, names[1]: list(vectors)}).to_parquet(path)
+    return path
+
+
+def numpy(folder: Path, kind: str, ids: list[str], vectors: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / f"{kind}.npy", vectors)
+    (folder / f"{kind}.ids.txt").write_text("".join(f"{name}\n" for name in ids))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    root = tmp_path_factory.mktemp("data")
+    config = DataConfig(source=str(write_folder(root / "clinic")))
+    (root / "snapshot").mkdir()
+    return load_dataset(snapshot(config, root / "snapshot", source_digest(config)))
+
+
+def taken(data: Dataset, source: Path, folder: Path) -> tuple[Artifact, StoredVectors, StoredVectors]:
+    made = take_stored(data, source, {"dataset": "d"}, folder)
+    return made, load_stored(folder / "query_tower"), load_stored(folder / "document_tower")
+
+
+def test_every_form_gives_the_same_vectors_under_the_same_ids(tmp_path: Path) -> None:
+    import faiss
+
+    parquet(tmp_path / "a" / "documents.parquet", IDS, DOCUMENTS)
+    parquet(tmp_path / "b" / "documents" / "0.parquet", IDS[:99], DOCUMENTS[:99].astype(np.float64), ("id", "embedding"))
+    parquet(tmp_path / "b" / "documents" / "1.parquet", IDS[99:], DOCUMENTS[99:], ("doc_id", "values"))
+    numpy(tmp_path / "c", "documents", IDS, DOCUMENTS.astype(np.float64))
+    flat = faiss.IndexFlatIP(16)
+    flat.add(DOCUMENTS)
+    (tmp_path / "d").mkdir()
+    faiss.write_index(flat, str(tmp_path / "d" / "documents.faiss"))
+    (tmp_path / "d" / "documents_ids.json").write_text(json.dumps(IDS))
+    found = {name: read_vectors(tmp_path / name, "documents") for name in "abcd"}
+    first = found["a"]
+    assert first is not None and first.ids == IDS and np.allclose(first.vectors, unit(DOCUMENTS), atol=1e-6)
+    assert [table.digest for table in found.values() if table is not None] == [first.digest] * 4
+    assert {stored_width(tmp_path / name) for name in "abcd"} == {16}
+    assert read_vectors(tmp_path / "a", "queries") is None
+    low, mean, high = first.norms
+    assert low < mean < high and np.isclose(high, np.linalg.norm(DOCUMENTS, axis=1).max())
+
+
+@pytest.mark.parametrize("key", ["IDMap,Flat", "IVF4,Flat", "IDMap2,HNSW8", "IVF4,SQ8"])
+def test_a_faiss_file_brings_ids_of_its_own(key: str, tmp_path: Path) -> None:
+    import faiss
+
+    index = faiss.index_factory(16, key, faiss.METRIC_INNER_PRODUCT)
+    index.train(DOCUMENTS)
+    numbers = np.arange(260, dtype=np.int64)[::-1] * 3 + 7
+    index.add_with_ids(DOCUMENTS, numbers)
+    faiss.write_index(index, str(tmp_path / "documents.faiss"))
+    found = read_vectors(tmp_path, "documents")
+    assert found is not None
+    order = [found.ids.index(str(number)) for number in numbers]
+    assert np.abs(found.vectors[order] - unit(DOCUMENTS)).max() < (0.05 if "SQ8" in key else 1e-6)
+    assert bool(found.remarks) == ("SQ8" in key)
+
+
+def test_ids_and_order_do_not_change_the_identity_but_values_do(tmp_path: Path) -> None:
+    parquet(tmp_path / "a" / "documents.parquet", IDS, DOCUMENTS)
+    parquet(tmp_path / "b" / "documents.parquet", IDS[::-1], DOCUMENTS[::-1])
+    parquet(tmp_path / "c" / "documents.parquet", IDS[::-1], DOCUMENTS)
+    digests = [table.digest for name in "abc" if (table := read_vectors(tmp_path / name, "documents")) is not None]
+    assert digests[0] == digests[1] != digests[2]
+    assert files_digest(tmp_path / "a") != files_digest(tmp_path / "b")
+
+
+def _with(place: tuple[int, ...], value: float) -> NDArray[np.float32]:
+    changed = DOCUMENTS.copy()
+    changed[place] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("ids", "vectors", "words"),
+    [
+        (IDS, _with((3, 2), np.nan), r"1 of 260 vectors have values that are not finite \(first: 'd3'\)"),
+        (IDS, _with((3, 2), np.inf), "1 of 260 vectors have values that are not finite"),
+        (IDS, _with((slice(4, 6),), 0.0), r"2 of 260 vectors are zero.*'d4'"),
+        ([*IDS[:-2], "d0", "d1"], DOCUMENTS, r"2 of 258 ids occur more than once \('d0', 'd1'\)"),
+        ([*IDS[:-1], " "], DOCUMENTS, "1 of 260 vectors have a blank id"),
+        (IDS, [*DOCUMENTS[:-3], *(row[:9] for row in DOCUMENTS[-3:])], "vectors of 2 lengths: 257 of 16, 3 of 9"),
+        (IDS, [*DOCUMENTS[:-1], None], "1 of 260 rows have no vector"),
+        (IDS, [["a", "b"]] * 260, "hold values of type"),
+        (IDS, ["text"] * 260, "expected lists of numbers"),
+        ([], [], "holds no vectors|expected lists"),
+    ],
+)
+def test_vectors_that_cannot_be_meant_are_refused_with_counts(ids: list[Any], vectors: Any, words: str, tmp_path: Path) -> None:
+    parquet(tmp_path / "documents.parquet", ids, vectors)
+    with pytest.raises(DataError, match=words):
+        read_vectors(tmp_path, "documents")
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    def refused(folder: Path, words: str) -> None:
+        with pytest.raises(DataError, match=words):
+            read_vectors(folder, "documents")
+
+    refused(tmp_path / "none", "does not exist")
+    numpy(tmp_path / "short", "documents", IDS[:5], DOCUMENTS)
+    refused(tmp_path / "short", "260 vectors and 5 ids")
+    np.save(tmp_path / "short" / "documents.npy", np.array([DOCUMENTS[0], "x"], dtype=object), allow_pickle=True)
+    refused(tmp_path / "short", "not a table of numbers")
+    np.save(tmp_path / "short" / "documents.npy", DOCUMENTS[0])
+    refused(tmp_path / "short", r"of the shape \(16,\)")
+    (tmp_path / "short" / "documents.ids.txt").unlink()
+    np.save(tmp_path / "short" / "documents.npy", DOCUMENTS)
+    refused(tmp_path / "short", "has no ids beside it")
+    parquet(tmp_path / "short" / "documents.parquet", IDS, DOCUMENTS)
+    refused(tmp_path / "short", "more than once: documents.npy, documents.parquet")
+    parquet(tmp_path / "named" / "documents.parquet", IDS, DOCUMENTS, ("key", "vector"))
+    refused(tmp_path / "named", "has the columns key, vector; expected one named _id")
+    (tmp_path / "bytes").mkdir()
+    for name in ("documents.parquet", "documents.faiss"):
+        (tmp_path / "bytes" / name).write_bytes(b"nothing of the kind")
+        refused(tmp_path / "bytes", "cannot be read as Parquet|no index that FAISS can read")
+        (tmp_path / "bytes" / name).unlink()
+
+
+def test_both_towers_answer_from_the_table(data: Dataset, tmp_path: Path) -> None:
+    parquet(tmp_path / "v" / "documents.parquet", [*IDS, "stranger"], [*DOCUMENTS, DOCUMENTS[0]])
+    parquet(tmp_path / "v" / "queries.parquet", QUERIES, near(DOCUMENTS))
+    made, query, document = taken(data, tmp_path / "v", tmp_path / "towers")
+    assert made.counts == {"query_vectors": 260, "document_vectors": 260}
+    assert np.allclose(query.encode(["where is number 7?"])[0], unit(near(DOCUMENTS))[7], atol=1e-6)
+    assert np.allclose(document.encode(["Entry 3\nWhat entry 3 is about"])[0], unit(DOCUMENTS)[3], atol=1e-6)
+    assert query.space_id == document.space_id and query.contract.form == "vectors"
+    assert query.encode([]).shape == (0, 16)
+    with pytest.raises(ModelError, match=r"2 of 3 texts have no stored vector \(first: 'new'\), and the encoder"):
+        query.encode(["new", "where is number 7?", "newer"])
+    again, *_ = taken(data, tmp_path / "v", tmp_path / "again")
+    assert again.digest == made.digest
+    assert isinstance(open_tower(tmp_path / "towers" / "query_tower"), StoredVectors)
+
+
+def test_the_corpus_is_taken_by_ids_and_new_documents_are_named(data: Dataset, tmp_path: Path) -> None:
+    parquet(tmp_path / "v" / "documents.parquet", IDS, DOCUMENTS)
+    _, _, document = taken(data, tmp_path / "v", tmp_path / "towers")
+    (tmp_path / "shards").mkdir()
+    shards = encode_corpus(document, data, {}, EncodingConfig(shard_size=100), tmp_path / "shards")
+    assert np.allclose(read_shards(shards).vectors, unit(DOCUMENTS), atol=2e-3)
+    with pytest.raises(ModelError, match=r"1 documents are new and 1 have another text .*first: 'x'.*scalingnote adopt"):
+        document.of_documents(["x", "d1"], ["h", "h"])
+
+
+def test_documents_without_vectors_and_queries_of_another_width_are_refused(data: Dataset, tmp_path: Path) -> None:
+    parquet(tmp_path / "few" / "documents.parquet", IDS[2:], DOCUMENTS[2:])
+    with pytest.raises(DataError, match=r"2 of 260 documents have no vector \(first: 'd0'\)"):
+        take_stored(data, tmp_path / "few", {}, tmp_path / "towers")
+    parquet(tmp_path / "wide" / "documents.parquet", IDS, DOCUMENTS)
+    parquet(tmp_path / "wide" / "queries.parquet", QUERIES, vectors_of(260, width=12))
+    with pytest.raises(DataError, match="of documents have 16 dimensions, those of queries 12"):
+        take_stored(data, tmp_path / "wide", {}, tmp_path / "towers")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="has no vectors of documents"):
+        take_stored(data, tmp_path / "empty", {}, tmp_path / "towers")
+
+
+def test_ids_that_belong_to_other_rows_are_found_by_a_search(data: Dataset, tmp_path: Path) -> None:
+    parquet(tmp_path / "v" / "documents.parquet", IDS, DOCUMENTS)
+    parquet(tmp_path / "v" / "queries.parquet", QUERIES, near(DOCUMENTS)[np.random.default_rng(0).permutation(260)])
+    with pytest.raises(DataError, match=r"judged queries, \d+.\d% find a relevant document among the best 50 .* by chance"):
+        take_stored(data, tmp_path / "v", {}, tmp_path / "towers")
+
+
+def test_a_changed_table_is_noticed(data: Dataset, tmp_path: Path) -> None:
+    parquet(tmp_path / "v" / "documents.parquet", IDS, DOCUMENTS)
+    taken(data, tmp_path / "v", tmp_path / "towers")
+    parquet(tmp_path / "w" / "documents.parquet", IDS, vectors_of(260, seed=5))
+    taken(data, tmp_path / "w", tmp_path / "others")
+    (tmp_path / "others" / "document_tower" / "vectors.parquet").replace(tmp_path / "towers" / "document_tower" / "vectors.parquet")
+    with pytest.raises(ArtifactError, match="are not those its contract names"):
+        load_stored(tmp_path / "towers" / "document_tower")
+
+
+def test_documents_stand_in_for_train_queries_without_vectors_and_for_titles(data: Dataset, tmp_path: Path) -> None:
+    parquet(tmp_path / "v" / "documents.parquet", IDS, DOCUMENTS)
+    parquet(tmp_path / "v" / "queries.parquet", QUERIES[:60], near(DOCUMENTS)[:60])
+    _, query, document = taken(data, tmp_path / "v", tmp_path / "towers")
+    sources = query_sources(data, DistillationConfig(titles=1000, sentences=20))
+    teacher, known, held_out = answerable(query, document, data, (sources, dev_queries(data)))
+    assert {source: len(texts) for source, texts in known.items()} == {
+        "train": 120, "unlabelled": 0, "titles": 260, "sentences": 0, "generated": 0,
+    }  # fmt: skip
+    assert held_out == []
+    found = teacher.encode(["where is number 7?", "where is number 99?", "Entry 200"])
+    assert np.allclose(found, [unit(near(DOCUMENTS))[7], unit(DOCUMENTS)[99], unit(DOCUMENTS)[200]], atol=1e-6)
+
+
+def test_a_teacher_that_can_encode_is_asked_everything(data: Dataset) -> None:
+    asked = {"train": ["a"]}
+    teacher: Any = object()
+    assert answerable(teacher, None, data, (asked, ["b"])) == (teacher, {"train": ["a"]}, ["b"])
