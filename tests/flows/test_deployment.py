@@ -119,7 +119,7 @@ def test_schedules_limits_and_types_are_deployed(installation: Installation) -> 
         ("retrain", {"settings": {"towers": {"batch_size": 0}}}, "less than the minimum of 2"),
         ("retrain", {"settings": {"towers": {"stepz": 5}}}, "'stepz' was unexpected"),
         ("retrain", {"settings": "towers.steps=5"}, "is not of type 'object'"),
-        ("retrain", {"preset": "dmo"}, "is not one of ['cluster', 'demo'"),
+        ("retrain", {"preset": "dmo"}, "is not one of ['adopt', 'cluster', 'demo'"),
         ("refresh-query-tower", {"settings": {"towers.steps": 5}}, "one of the sections data, distillation, evaluation, policy"),
         ("promote", {"name": "My Retriever"}, "does not match"),
     ],

@@ -141,7 +141,8 @@ def test_a_whole_training_has_its_own_seeds_of_towers_and_student() -> None:
 
 
 @pytest.mark.parametrize(
-    ("study", "fixed"), [("baselines", {"bm25", "untrained"}), ("cost_benefit", {"bm25", "student_untrained", "building", "serving"})]
+    ("study", "fixed"),
+    [("baselines", {"bm25", "untrained", "cost"}), ("cost_benefit", {"bm25", "student_untrained", "building", "serving"})],
 )
 def test_what_is_not_trained_has_one_cell_and_the_rest_one_for_each_seed(study: str, fixed: set[str]) -> None:
     names = [cell.name for cell in load_study(study).cells(context(seeds=[1, 2]))]
@@ -215,7 +216,7 @@ class Measured(Unchecked):
 def test_the_costs_of_baselines_are_keyed_by_the_code_that_opens_each_of_them(tmp_path: Path) -> None:
     found = Measured(smoke(small_learning_rates=[0.001]), tmp_path)
     wanted = {name: baselines._systems(found)[name] for name in ("bm25", "untrained", "symmetric")}
-    baselines._cost(found, wanted)
+    baselines._cost(found, wanted, found.config)
     code = found.steps[-1].reached.code
     for place in ("evaluation/baselines.py", "evaluation/systems.py", "distillation/symmetric.py", "evaluation/encoder_speed.py"):
         assert f"components/{place}" in code, place
