@@ -24,7 +24,7 @@ from components.promotion.policy import POLICY_VARIABLE, allowed_policies, forei
 from components.promotion.promote import promote
 from components.promotion.release import EVALUATION_FOLDER, load_release
 from components.promotion.verification import verify_release
-from tests.unit.promotion_world import FACTS, GOOD, NAME, POLICY, MemoryTracking, World, make_evaluation, no_smoke, rewrite
+from tests.unit.promotion_world import FACTS, GOOD, NAME, POLICY, MemoryTracking, World, make_comparison, make_evaluation, no_smoke, rewrite
 
 
 @pytest.fixture
@@ -208,3 +208,11 @@ def test_equal_parts_with_another_evaluation_or_policy_are_compared_with_the_cha
     for evaluation, policy in (("0" * 64, POLICY), (manifest.evaluation.digest, STRICT)):
         found = comparison_for(NAME, pins, evaluation, policy)
         assert found is not None and found.version == 1
+
+
+def test_higher_scores_from_fewer_documents_are_not_decided_on() -> None:
+    evidence = Evidence(make_evaluation(), make_evaluation(), make_comparison(removed=500), FACTS, champion=1)
+    decision = decide(evidence, PolicyConfig(min_queries=20, min_slice_queries=15))
+    assert decision.verdict != "pass"
+    (gate,) = (found for found in decision.gates if found.name == "removed_documents")
+    assert gate.status == "not_decidable" and "500 are gone" in gate.reason
