@@ -20,7 +20,7 @@ help: ## this list
 	@echo "Usage: make TARGET [PYTHON=python3.11] [SCALINGNOTE_HOME=FOLDER] [ARGS=...]"
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-demo: $(VENV)/.demo ## build a retriever from the built-in data, show its measurements and gates (10 minutes; some 12 without bfloat16)
+demo: $(VENV)/.demo ## build a retriever from the built-in data, show its measurements and gates (10 minutes; more without bfloat16)
 	@echo "Gemma 3 270M is provided under and subject to the Gemma Terms of Use: https://ai.google.dev/gemma/terms"
 	@$(BIN)/scalingnote demo $(ARGS)
 

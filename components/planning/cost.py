@@ -82,6 +82,7 @@ KEPT_MODELS = 2  # copies of the teacher that a finished step leaves to the garb
 STUDENT_TRAINING = 24  # bytes of a trained parameter of the student: weight, gradient, two moments, the best epoch and the checkpoint
 TABLE_ROW, TABLE_CHARACTER = 600, 4  # of a data set that is held as tables and as lists of texts
 INFERENCE_TOKEN = 60_000  # of a token on its way through a model without a graph
+HOST_OVERHEAD = 2.0  # measured peaks of a process over the tensors that it keeps: scores, passing tensors, what the C library holds
 CARD_PROGRAM = 800_000_000  # of a GPU: its context, and the libraries' own buffers
 MARGIN = 1.15  # over the sum, before a job is refused nothing may be short by chance
 
@@ -400,7 +401,7 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
     weights, vectors = facts.teacher.parameters * number_bytes, documents * dimension
     floor = PROGRAM + tables + KEPT_MODELS * weights
     inference = weights + (0 if on_card else INFERENCE_TOKEN * max(config.encoding.tokens_per_batch, 2048))
-    training = weights if on_card else training_bytes(config, facts, number_bytes)
+    training = weights if on_card else training_bytes(config, facts, number_bytes, HOST_OVERHEAD)
     every, trained = student_parameters(config, facts)
     targets = sum(texts.count for texts in target_texts(config, facts))
     queries = sum(texts.count for texts in facts.judged.values())
@@ -430,14 +431,14 @@ def work_steps(config: Any) -> list[str]:
     return [step for step in STEPS if step != "generate_queries" or config.distillation.generated]
 
 
-def training_bytes(config: Any, facts: Facts, number_bytes: int) -> int:
-    """Bytes of a training step of the towers beyond the frozen weights: what a chunk keeps, gradients and moments."""
+def training_bytes(config: Any, facts: Facts, number_bytes: int, overhead: float = 1.0) -> int:
+    """Bytes of a training step of the towers beyond the frozen weights: what a chunk keeps (times `overhead`), gradients and moments."""
     towers, shape = config.towers, facts.teacher
     if towers.training == "none":
         return 0
     longest = min(towers.max_document_length, int(facts.documents.teacher.max(initial=1)))
     tokens = longest * min(towers.chunk_size, towers.batch_size * (1 + towers.hard_negatives))
-    kept = shape.kept(tokens, 2 if pick_dtype(towers.precision).itemsize == 2 else 4, bool(towers.activation_checkpointing))
+    kept = round(overhead * shape.kept(tokens, pick_dtype(towers.precision).itemsize, bool(towers.activation_checkpointing)))
     extra = facts.teacher.parameters * 4 if towers.training == "full" else 0  # the second model; the first counts as the weights
     return kept + 16 * trained_parameters(towers, facts) + extra
 

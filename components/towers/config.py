@@ -84,8 +84,8 @@ class TowerConfig(StepConfig):
     )
     activation_checkpointing: bool | None = Field(
         None,
-        description="Keep the layers' inputs alone for the backward pass and work the layers out again: equal gradients, a third more "
-        "time, far less memory. null: where a chunk would else take more than half of the memory that is free",
+        description="Keep the layers' inputs alone for the backward pass and work the layers out again: equal gradients, one more "
+        "forward pass, far less memory. null: where a chunk would else take more than half of the memory that is free",
     )
     length_window: int = Field(1, ge=1, le=10_000, description="Batches whose pairs are sorted by length among each other; 1 for none")
     homogeneous_batches: bool = Field(False, description="All pairs of a batch from one data set, when several are mixed (data.mix)")
