@@ -68,7 +68,8 @@ def recompute_layers(model: Any, name: str) -> None:
     """Keep the input of each layer alone for the backward pass, which works the layer out again (activation checkpointing).
 
     Memory falls to about one layer's, for one more forward pass; the gradients are equal, since the same arithmetic runs twice.
-    transformers' own checkpointing does nothing in evaluation mode, in which towers are trained. Raises ModelError for a model whose layers are unknown.
+    transformers' own checkpointing does nothing in evaluation mode, in which towers are trained. Raises ModelError for a model whose
+    layers are unknown.
     """
     owner, attribute = layer_stack(model, name)
     for layer in getattr(owner, attribute):
