@@ -90,9 +90,9 @@ class Recorder:
         """Keep the files of a finished report with the flow's own run, and show its text there."""
         log_report(self.run_id, folder, text)
 
-    def show(self, candidate: Artifact, metrics: Mapping[str, Measured], text: str) -> None:
+    def show(self, candidate: Artifact, metrics: Mapping[str, Measured], text: str, tables: Mapping[str, Any]) -> None:
         """Put the evidence about the candidate on the page of the flow's own run, where people look first."""
-        log_evidence(self.run_id, candidate.path, metrics, text)
+        log_evidence(self.run_id, candidate.path, metrics, text, tables)
 
     def register(self, role: str, artifact: Artifact, inputs: Mapping[str, RegisteredVersion], data_digest: str) -> RegisteredVersion:
         """Register an artifact as a version of `<name>-<role>`; unchanged ones keep their version."""

@@ -99,6 +99,20 @@ def folder_identity(name: str) -> dict[str, str]:
     return {"base_folder": folder_digest(folder)} if folder else {}
 
 
+def stated_licence(name: str, revision: str | None = None) -> str | None:
+    """The licence that a base model is known to have, None where nothing here says so.
+
+    Of models from a hub and of folders it stands in the card beside the weights, where that lies on this machine.
+    """
+    whole, _ = _split(name)
+    if whole in (GEMMA, WARM_GEMMA):
+        return "Gemma Terms of Use (Gemma is provided under and subject to https://ai.google.dev/gemma/terms)"
+    if whole == MINILM:
+        return "apache-2.0"
+    folder = _folder(whole) or (hub.cached_snapshot(whole, revision) if revision and is_on_hub(whole) else None)
+    return None if folder is None else hub.licence_in(folder / "README.md")
+
+
 def _split(name: str) -> tuple[str, str]:
     """The whole model's name and which layers are kept (`6`, `first6`); an empty text where the name says nothing of layers."""
     whole, at, kept = name.rpartition("@")

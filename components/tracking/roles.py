@@ -178,7 +178,9 @@ def _names(call: Call) -> list[str]:
 
 
 def _refused_by_rule(call: Call, name: str, permissions: Permissions, world: World) -> str | None:
-    allowed = permissions.rule(name, call.action)
+    allowed = permissions.rule(name, f"{call.action} {call.subject.get('alias', '')}".strip())
+    if allowed is None:
+        allowed = permissions.rule(name, call.action)
     if allowed is None and (call.action == "create_run" or "run" in call.subject):
         allowed = permissions.rule(name, RUN_ACTION)
     if allowed is None and name == call.subject.get("model"):

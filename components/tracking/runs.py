@@ -12,18 +12,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from components import settings
 from components.artifacts import MANIFEST, Artifact, digest_of
 from components.tracking import labels, lineage
 from components.tracking.files import local_path
-from components.tracking.provenance import Provenance, claimed_user, provenance_tags
+from components.tracking.provenance import Provenance, claimed_user, provenance_tags, source_tags
 from components.tracking.store import client, error_code, experiment_id, translated
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 REPORT_KINDS = frozenset({"validation", "evaluation", "comparison", "study"})
 PAGE = "report.html"  # what people read of an artifact that has it: a run's page can be linked to, a model's files cannot
+TABLES = "tables"  # folder of what its viewer shows as tables
 PLOTS = "plots"  # folder of its pictures
 Measured = float | Sequence[float]  # a number, or a curve: the values after step 1, 2 and so on
 _CONFIG = "config.json"  # the file that holds a flow's whole configuration, beside the run's parameters
@@ -76,7 +80,7 @@ def open_flow_run(name: str, flow: str, parameters: Mapping[str, Any], provenanc
     run = client().create_run(
         experiment,
         run_name=f"{flow}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}",
-        tags={"mlflow.user": provenance.user, **labels.prefixed(everything)},
+        tags={"mlflow.user": provenance.user, **source_tags(provenance, flow), **labels.prefixed(everything)},
     )
     run_id = str(run.info.run_id)
     _log_parameters(run_id, labels.flatten(parameters))
@@ -161,9 +165,16 @@ def log_report(run_id: str, folder: Path, text: str) -> None:
 
 
 @translated("log the evidence about a candidate")
-def log_evidence(run_id: str, folder: Path, metrics: Mapping[str, Measured], text: str) -> None:
-    """Show on the page of a flow's run what was found out about its candidate: `metrics`, page and plots of `folder`, `text` (Markdown)."""
+def log_evidence(
+    run_id: str, folder: Path, metrics: Mapping[str, Measured], text: str, tables: Mapping[str, pd.DataFrame] | None = None
+) -> None:
+    """Show on the page of a flow's run what was found out about its candidate.
+
+    `metrics`, page and plots of `folder`, `text` (Markdown), and `tables` (name -> rows), which its viewer shows as `tables/NAME.json`.
+    """
     _log_metrics(run_id, metrics, int(time.time() * 1000))
+    for name, table in (tables or {}).items():
+        client().log_table(run_id, table, f"{TABLES}/{name}.json")
     _upload_readable(run_id, folder)
     client().set_tag(run_id, _NOTE, labels.cut(text, labels.MAX_DESCRIPTION))
 
@@ -175,14 +186,14 @@ def record_step(parent_run_id: str, record: StepRecord) -> str:
     Reports (`REPORT_KINDS`) are uploaded whole, of other artifacts the manifest and what people read: models travel by registration. A
     cached step does not upload again; its tag names the run that holds the files.
     """
-    experiment = _experiment_of(settings.tracking_uri(), parent_run_id)
+    experiment, source = _parent(settings.tracking_uri(), parent_run_id)
     holder = _earlier_upload(experiment, record.artifact.digest) if record.cached else None
     ended = int(time.time() * 1000)
     run = client().create_run(
         experiment,
         start_time=ended - int(record.seconds * 1000),
         run_name=record.step,
-        tags=_step_tags(parent_run_id, record, holder),
+        tags={**dict(source), **_step_tags(parent_run_id, record, holder)},
     )
     run_id = str(run.info.run_id)
     _log_numbers(run_id, record, ended)
@@ -268,5 +279,8 @@ def _earlier_upload(experiment: str, digest: str) -> str | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _experiment_of(uri: str, run_id: str) -> str:
-    return str(client().get_run(run_id).info.experiment_id)
+def _parent(uri: str, run_id: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The experiment of a flow's run, and its tags that say what made it, which hold for its steps as well."""
+    run = client().get_run(run_id)
+    source = tuple((key, value) for key, value in run.data.tags.items() if key.startswith("mlflow.source."))
+    return str(run.info.experiment_id), source

@@ -153,6 +153,11 @@ def _add_use(commands: Any) -> None:
     export.add_argument(
         "--router", type=Path, metavar="FOLDER", help="new or empty folder for the encoders as one Router of sentence-transformers"
     )
+    export.add_argument(
+        "--part",
+        choices=("pair", "student", "query-tower", "document-tower"),
+        help="which encoders --router writes: student and document tower (pair, the default), or one encoder that refuses the other side",
+    )
     export.add_argument("--collection", metavar="NAME", help="collection to make there (default: the retriever's name)")
     _release_option(export)
 
