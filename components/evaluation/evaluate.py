@@ -53,9 +53,9 @@ def evaluate(
 
     Names with a meaning: bm25, student_untrained, student_cut, teacher, student. Speed is measured when `teacher` and `student` are both a
     `DenseRanker`, the recall of the student's index when `student` is one. Writes report.json, per_query.parquet, slices.parquet,
-    units.parquet, ann.parquet, `qrels.trec` and `<system>.trec`, for extra splits per_query_extra.parquet, `<split>.qrels.trec` and
-    `<split>.<system>.trec`; raises DataError when nothing is judged in a split, or no document has the metadata field that `config.query_groups` names. `absent`: the systems that
-    could not be measured, each with the reason.
+    units.parquet, ann.parquet, qrels.trec and `<system>.trec`, for extra splits per_query_extra.parquet, `<split>.qrels.trec` and
+    `<split>.<system>.trec`; raises DataError when nothing is judged in a split, or no document has the metadata field that
+    `config.query_groups` names. `absent`: the systems that could not be measured, each with the reason.
     """
     require_judged(dataset, (config.split, *config.extra_splits), config.query_groups)
     _remove_leftovers(folder)

@@ -21,6 +21,7 @@ from components.tracking.files import share_file as share_file
 from components.tracking.store import TrackingError, client, error_code, is_server, translated
 
 CHALLENGER = "challenger"  # the alias of the newest candidate whose gates passed
+_HEADLINE = {"recall_at_10", "recall_at_50", "ndcg_at_10", "recall_at_10_of_exact"}
 _METRICS = 1000  # the most metrics that MLflow takes in one call
 _log = logging.getLogger(__name__)
 _DESCRIPTIONS = {
@@ -138,7 +139,7 @@ def package_digest(model_name: str, version: int) -> str | None:
 def log_version_metrics(version: RegisteredVersion, metrics: Mapping[str, float], dataset: Artifact) -> None:
     """Show what was measured on `dataset` where MLflow compares models: with the version's LoggedModel, and on the run that made it.
 
-    What stands there already is not written again.
+    The headline also becomes tags of the version, which its page and its copies show. What stands there already is not written again.
     """
     from mlflow.entities import Metric
 
@@ -150,6 +151,8 @@ def log_version_metrics(version: RegisteredVersion, metrics: Mapping[str, float]
     entries = [Metric(key, value, now, 0, found.model_id, *data) for key, value in wanted.items() if (key, value) not in known]
     for start in range(0, len(entries), _METRICS):
         client().log_batch(found.source_run_id, metrics=entries[start : start + _METRICS])
+    for key in {entry.key for entry in entries} & _HEADLINE:
+        set_version_tag(version.name, version.version, f"metric.{key}", f"{wanted[key]:.4f}")
 
 
 def mark_challenger(candidate: RegisteredVersion) -> None:

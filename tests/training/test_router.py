@@ -160,7 +160,7 @@ def test_a_tower_on_a_model_of_a_hub_opens_as_a_sentence_transformer_and_by_peft
             states = model(input_ids=torch.tensor(rows)).last_hidden_state[0, -1]
         assert np.abs((states / states.norm()).numpy() - own.encode(TEXTS[:1])[0]).max() < 1e-6
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "package" / "adapter")
-    assert tokenizer(TEXTS[0])["input_ids"] == own.tokens(TEXTS[:1])[0]
+    assert tokenizer(own.contract.prompt + TEXTS[0])["input_ids"] == own.tokens(TEXTS[:1])[0]
     assert stated_licence("acme/llm", load_contract(adapted)[0].base_revision) == "mit"
 
 
