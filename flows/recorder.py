@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from components.artifacts import Artifact
 from components.promotion.evidence_metrics import step_metrics
 from components.promotion.release import LineageNode
 from components.promotion.signing_keys import load_signing_key
+from components.tracking.live import LiveStep, live_step
 from components.tracking.provenance import Provenance, collect_provenance, version_tags
 from components.tracking.registry import RegisteredVersion, register
 from components.tracking.runs import (
@@ -27,6 +29,7 @@ from components.tracking.runs import (
     log_evidence,
     log_report,
     open_flow_run,
+    open_step,
     record_step,
 )
 from flows.planning import left_after
@@ -64,12 +67,13 @@ class Recorder:
 
     def run(self, step: Step, metrics: Callable[[Artifact], Mapping[str, Measured]] = step_metrics) -> Artifact:
         """Run a step, record it in MLflow with the `metrics` of its artifact, and return the artifact."""
-        done = run_step(step, self.name, self.run_id)
+        with live_step(partial(open_step, self.run_id, step.name)) as live:
+            done = run_step(step, self.name, self.run_id)
         if left := left_after(step.name, None if done.cached else done.seconds):
             print(f"[{step.name}] {left}", flush=True)
         self.made += not done.cached
         self.timings[done.artifact.digest] = done.timing
-        return self._record(step, done, metrics(done.artifact))
+        return self._record(step, done, metrics(done.artifact), live)
 
     def part(self, whole: Artifact, part: Artifact, step: Step) -> Artifact:
         """Make a part of a finished step (such as one of two towers) an artifact of its own in the lineage."""
@@ -99,12 +103,12 @@ class Recorder:
         tags = version_tags(self.provenance, data_digest, dict(self.parameters), self.run_id)
         return register(f"{self.name}-{role}", artifact, self._runs[artifact.digest], inputs, tags)
 
-    def _record(self, step: Step, done: Done, metrics: Mapping[str, Measured]) -> Artifact:
+    def _record(self, step: Step, done: Done, metrics: Mapping[str, Measured], live: LiveStep) -> Artifact:
         artifact = done.artifact
         record = StepRecord(
             step.name, step.config, artifact, step.inputs, metrics, done.seconds, done.cached, self.run_id, done.task_run_id
         )
-        self._runs[artifact.digest], self._tasks[artifact.digest] = record_step(self.run_id, record), done.task_run_id
+        self._runs[artifact.digest], self._tasks[artifact.digest] = record_step(self.run_id, record, live), done.task_run_id
         if done.cached:
             self._reused.add(artifact.digest)
         self._remember(step, artifact, self._runs[artifact.digest])

@@ -27,6 +27,7 @@ from components import settings
 from components.artifacts import MANIFEST, SIGNATURE, Artifact, digest_of, read_json, read_manifest, verify, write_json
 from components.code import Reached, reached_by
 from components.errors import ArtifactError
+from components.progress import begin_step
 from flows.why import at_start, keep_begin, keep_end, keep_use, made_by, named_settings
 
 if TYPE_CHECKING:
@@ -204,6 +205,7 @@ def _timed(step: Step) -> tuple[Artifact, Timing]:
     # The seal would take in a stray file, and every later step would be made anew.
     _remove_all_but(step.folder, lambda name: any(fnmatch(name, pattern) for pattern in step.resumes))
     started = time.monotonic()
+    begin_step()
     artifact = step.make(step.folder)
     timing = Timing(time.monotonic() - started, attempts)
     write_json(_timing_file(step.folder), asdict(timing))
