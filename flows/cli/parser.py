@@ -64,6 +64,9 @@ def _add_building(commands: Any) -> None:
         _policy_option(parser)
     validate = _command(commands, "validate", "build:validate", "hold data against its contracts, without training")
     _training_options(validate, preset=None)
+    validate.add_argument(
+        "--gx-project", type=Path, metavar="DIR", help="also write a project of Great Expectations there: suites, checkpoint, Data Docs"
+    )
     models = _command(commands, "models", "models:models", "fetch, list or verify the base models that a configuration names")
     models.add_argument("action", choices=("pull", "list", "verify"), help="fetch from the hub; list the hub's cache; hash the files again")
     models.add_argument("models", nargs="*", metavar="NAME[@REVISION]", help="models (default: those of the configuration)")
