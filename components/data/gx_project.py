@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +32,9 @@ _SHOWN = 5  # unexpected values that a result names
 def write_gx_project(dataset: Dataset, contracts: Sequence[Contract], folder: Path) -> dict[str, Any]:
     """Write or bring up to date the project in `folder`, run its checkpoint, and build its Data Docs.
 
-    Returns success (bool), the number of suites, and the page of the docs. A rule that cannot be checked on this data has no expectation;
-    the project's own report says so. Raises ConfigError for a folder that cannot be written or holds something else.
+    Returns the number of suites, how many expectations failed by severity, and the page of the docs. A rule that cannot be checked on
+    this data has no expectation; the project's own report says so. Raises ConfigError for a folder that cannot be written or holds
+    something else.
     """
     try:
         (folder / TABLES).mkdir(parents=True, exist_ok=True)
@@ -49,7 +51,13 @@ def write_gx_project(dataset: Dataset, contracts: Sequence[Contract], folder: Pa
     result = _checkpoint(context, found).run()
     pages = context.build_data_docs()
     page = next((str(address) for address in pages.values()), "").removeprefix("file://")
-    return {"success": bool(result.success), "suites": len(found), "data_docs": page}
+    severities = Counter(
+        str(outcome.expectation_config.meta["severity"])
+        for table in result.run_results.values()
+        for outcome in table.results
+        if not outcome.success
+    )
+    return {"suites": len(found), "failed": {name: severities[name] for name in ("error", "warning")}, "data_docs": page}
 
 
 def _context(folder: Path) -> FileDataContext:
@@ -80,9 +88,12 @@ def _definition(context: FileDataContext, dataset: Dataset, contract: Contract, 
     frame = with_helper_columns(dataset, table, tuple(rule for rule in rules if rule.name not in unchecked))
     name = f"{contract.name}-{table}"
     frame.to_parquet(tables / f"{name}.parquet", index=False)
-    suite = context.suites.add_or_update(compile_suite(contract, table, without=unchecked))
+    suite = compile_suite(contract, table, without=unchecked)
+    suite.name = suite.name.replace(".", "_")  # a dot would make a folder
+    suite = context.suites.add_or_update(suite)
     source = context.data_sources.add_or_update_pandas_filesystem(f"{_SOURCE}-{name}", base_directory=tables)
-    batch = source.add_parquet_asset(name).add_batch_definition_path("all", path=f"{name}.parquet")
+    # Read back as they were checked: pandas' own default type for text is none that its expectations of types know.
+    batch = source.add_parquet_asset(name, dtype_backend="numpy_nullable").add_batch_definition_path("all", path=f"{name}.parquet")
     return context.validation_definitions.add_or_update(ValidationDefinition(name=name, data=batch, suite=suite))
 
 
