@@ -80,7 +80,7 @@ def export_router(
             f"{target}. The model does something that sentence-transformers cannot be told, such as attention in both directions."
         )
     if len(encoders) == 1:
-        _write_adapter(*encoders.values(), target)
+        _write_adapter(next(iter(encoders.values())), target)
     if card is not None:
         (target / "README.md").write_text(card(found), encoding="utf-8")
     return found

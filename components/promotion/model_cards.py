@@ -15,7 +15,7 @@ from components.evaluation.report import Summary, load_summary
 from components.promotion.base_models import base_models_named_by
 from components.promotion.pinned import PinnedRelease
 from components.promotion.release import EVALUATION_FOLDER, BaseModelPin
-from components.towers.base_models import is_on_hub, stated_licence
+from components.towers.base_models import GEMMA, MINILM, WARM_GEMMA, is_on_hub, published_folder
 from components.towers.contract import Role, load_contract
 
 Part = Literal["pair", "student", "query-tower", "document-tower"]
@@ -26,6 +26,10 @@ PARTS: dict[Part, dict[Role, str]] = {
     "document-tower": {"document": "document_tower"},
 }
 _TITLES = {"query_encoder": "student query encoder", "query_tower": "query tower", "document_tower": "document tower"}
+_LICENCES = {
+    **dict.fromkeys((GEMMA, WARM_GEMMA), "Gemma Terms of Use (Gemma is provided under and subject to https://ai.google.dev/gemma/terms)"),
+    MINILM: "apache-2.0",
+}
 _SHOWN = ("recall@10", "recall@50", "ndcg@10", "mrr@10")
 
 
@@ -51,10 +55,25 @@ def model_card(release: PinnedRelease, part: Part, differences: Mapping[str, flo
     return "\n\n".join(section.strip() for section in sections if section) + "\n"
 
 
+def stated_licence(base: BaseModelPin) -> str | None:
+    """The licence that a base model is known to have, by the card beside its weights; None where nothing here says so."""
+    import yaml
+
+    folder = published_folder(base.name, base.revision)
+    if folder is None:
+        return _LICENCES.get(base.name.partition("@")[0])
+    try:
+        front = (folder / "README.md").read_text(encoding="utf-8").split("---\n")[1]
+        licence = yaml.safe_load(front)["license"]
+    except (OSError, ValueError, IndexError, KeyError, TypeError, yaml.YAMLError):
+        return None
+    return licence if isinstance(licence, str) else None
+
+
 def _front_matter(title: str, bases: Mapping[str, BaseModelPin], summary: Summary, part: Part) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    licences = {stated_licence(pin.name, pin.revision) for pin in bases.values()}
+    licences = {stated_licence(pin) for pin in bases.values()}
     known = next(iter(licences)) if len(licences) == 1 else None
     measured = summary.systems.get("student" if "query_encoder" in bases else "teacher")
     results = [
@@ -115,7 +134,7 @@ def _origin(release: PinnedRelease, bases: Mapping[str, BaseModelPin]) -> str:
     lines = []
     for pinned, pin in bases.items():
         commit = f" at commit `{pin.revision}`" if pin.revision else ""
-        licence = stated_licence(pin.name, pin.revision)
+        licence = stated_licence(pin)
         said = f"Licence: {licence}." if licence else "Its licence is not known here: see where it was published."
         lines.append(f"- The {_TITLES[pinned]} started from `{pin.name}`{commit} (digest `{pin.digest[:16]}`). {said}")
     data = release.manifest.dataset

@@ -99,18 +99,10 @@ def folder_identity(name: str) -> dict[str, str]:
     return {"base_folder": folder_digest(folder)} if folder else {}
 
 
-def stated_licence(name: str, revision: str | None = None) -> str | None:
-    """The licence that a base model is known to have, None where nothing here says so.
-
-    Of models from a hub and of folders it stands in the card beside the weights, where that lies on this machine.
-    """
+def published_folder(name: str, revision: str | None = None) -> Path | None:
+    """Where the files of a user's own model, or of a commit of the hub, lie on this machine if they are here; None for other models."""
     whole, _ = _split(name)
-    if whole in (GEMMA, WARM_GEMMA):
-        return "Gemma Terms of Use (Gemma is provided under and subject to https://ai.google.dev/gemma/terms)"
-    if whole == MINILM:
-        return "apache-2.0"
-    folder = _folder(whole) or (hub.cached_snapshot(whole, revision) if revision and is_on_hub(whole) else None)
-    return None if folder is None else hub.licence_in(folder / "README.md")
+    return _folder(whole) or (hub.cached_snapshot(whole, revision) if revision and is_on_hub(whole) else None)
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -104,18 +104,6 @@ def cached_snapshot(name: str, commit: str) -> Path:
     return _repository(name) / "snapshots" / commit
 
 
-def licence_in(card: Path) -> str | None:
-    """The licence that the front matter of a model card names; None where there is none."""
-    import yaml
-
-    try:
-        front = card.read_text(encoding="utf-8").split("---\n")[1]
-        licence = yaml.safe_load(front)["license"]
-    except (OSError, ValueError, IndexError, KeyError, TypeError, yaml.YAMLError):
-        return None
-    return licence if isinstance(licence, str) else None
-
-
 @cache
 def _folder(name: str, commit: str) -> Path:
     """The folder of the commit in the cache; what is missing there is fetched."""

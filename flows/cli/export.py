@@ -46,11 +46,11 @@ def export(options: argparse.Namespace) -> None:
 
 def _export_router(options: argparse.Namespace) -> None:
     from components.distillation.router import export_router, require_new
-    from components.promotion.model_cards import folders_of, model_card
+    from components.promotion.model_cards import Part, folders_of, model_card
     from components.promotion.pinned import open_pinned
 
     require_new(options.router)
-    part = options.part or "pair"
+    part: Part = options.part or "pair"
     release = open_pinned(retriever_name(options), options.release)
     with only_result_on_stdout(options):
         found = export_router(folders_of(release, part), options.router, lambda differences: model_card(release, part, differences))

@@ -15,11 +15,12 @@ from components.distillation.router import export_router, require_new
 from components.distillation.saved import load_student, save_student
 from components.distillation.student import new_student
 from components.errors import ArtifactError, ModelError
-from components.towers.base_models import resolve_base, stated_licence
+from components.promotion.model_cards import stated_licence
+from components.promotion.release import BaseModelPin
+from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import load_contract, save_contract
 from components.towers.encoder import load_tower
-from components.towers.hub import licence_in
 from components.towers.published import read_published, with_own_settings
 from components.towers.stored import BASE
 from components.towers.train import train_towers
@@ -161,7 +162,8 @@ def test_a_tower_on_a_model_of_a_hub_opens_as_a_sentence_transformer_and_by_peft
         assert np.abs((states / states.norm()).numpy() - own.encode(TEXTS[:1])[0]).max() < 1e-6
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "package" / "adapter")
     assert tokenizer(own.contract.prompt + TEXTS[0])["input_ids"] == own.tokens(TEXTS[:1])[0]
-    assert stated_licence("acme/llm", load_contract(adapted)[0].base_revision) == "mit"
+    revision = load_contract(adapted)[0].base_revision
+    assert stated_licence(BaseModelPin(name="acme/llm", digest="x", revision=revision)) == "mit"
 
 
 def test_a_base_that_only_this_machine_has_leaves_no_adapter(tmp_path: Path, home: Path) -> None:
@@ -184,9 +186,17 @@ def test_a_teacher_without_weights_is_no_package(tmp_path: Path, home: Path) -> 
 
 @pytest.mark.parametrize("card", ["", "---\n[\n---\n", "no front matter", "---\nlicense: [a]\n---\n", "---\n- a\n---\n", "---\n"])
 def test_a_card_that_names_no_licence_is_none(card: str, tmp_path: Path) -> None:
+    base = BaseModelPin(name=str(tmp_path), digest="x")
+    assert stated_licence(base) is None
     (tmp_path / "README.md").write_text(card)
-    assert licence_in(tmp_path / "README.md") is None
-    assert licence_in(tmp_path / "absent.md") is None
+    assert stated_licence(base) is None
+
+
+def test_the_licences_of_the_packaged_models_are_known() -> None:
+    said = {name: stated_licence(BaseModelPin(name=name, digest="x")) for name in ("gemma3-270m-warm", "gemma3-270m@6", "tiny-decoder-0")}
+    assert said["tiny-decoder-0"] is None and said["gemma3-270m-warm"] == said["gemma3-270m@6"]
+    assert "https://ai.google.dev/gemma/terms" in str(said["gemma3-270m-warm"])
+    assert stated_licence(BaseModelPin(name="all-minilm-l6-v2", digest="x")) == "apache-2.0"
 
 
 def test_a_package_that_answers_otherwise_is_not_left_behind(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
