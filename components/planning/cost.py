@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.planning.facts import Facts, Texts
+from components.towers.beginnings import WORTH
 from components.towers.encoder import TOKENS_PER_BATCH
 from components.towers.precision import pick_dtype
 
@@ -155,6 +156,16 @@ def padded(lengths: NDArray[np.int64], count: int, cap: int, tokens: int, rows: 
     return whole * count / len(cut)
 
 
+def passed(texts: Texts, count: int, cap: int, tokens: int, attention: str) -> float:
+    """Tokens of `count` texts like these that go through a saved tower, padding included and common beginnings counted once."""
+    plain = padded(texts.teacher, count, cap, tokens)
+    if attention != "causal" or texts.common is None or not len(texts.teacher):
+        return plain
+    cut = np.minimum(texts.teacher, cap)
+    kept = float((cut - np.minimum(texts.common, cut - 1)).sum() / cut.sum())
+    return kept * real(texts.teacher, count, cap) if kept <= WORTH else plain
+
+
 def real(lengths: NDArray[np.int64], count: int, cap: int) -> float:
     """Tokens without padding of `count` texts whose lengths are like `lengths`."""
     return float(np.minimum(lengths, cap).mean() * count) if len(lengths) else 0.0
@@ -228,10 +239,10 @@ def _mining_rounds(towers: Any) -> int:
 
 def _corpus(config: Any, facts: Facts) -> Work:
     documents, towers, encoding = facts.documents, config.towers, config.encoding
-    shard = documents.teacher[: encoding.shard_size]  # shards are sorted by length each for itself
+    tokens = passed(documents, documents.count, towers.max_document_length, encoding.tokens_per_batch, towers.attention)
     return {
         "teacher_load": 1,
-        "teacher_token": padded(shard, documents.count, towers.max_document_length, encoding.tokens_per_batch) + PROBES * PROBE_TOKENS,
+        "teacher_token": tokens + PROBES * PROBE_TOKENS,
         "teacher_character": documents.characters,
         "written_byte": 2.0 * documents.count * dimension_of(config, facts),
     }
@@ -239,9 +250,13 @@ def _corpus(config: Any, facts: Facts) -> Work:
 
 def _teacher_queries(config: Any, facts: Facts, targets: Sequence[Texts]) -> Work:
     texts = [*targets, facts.dev]
-    tokens = sum(padded(t.teacher, t.count, config.towers.max_query_length, TOKENS_PER_BATCH) for t in texts)
+    tokens = sum(_query_tokens(config, t) for t in texts)
     size = 2.0 * sum(t.count for t in texts) * dimension_of(config, facts)
     return {"teacher_load": 1, "teacher_token": tokens, "teacher_character": sum(t.characters for t in texts), "written_byte": size}
+
+
+def _query_tokens(config: Any, texts: Texts) -> float:
+    return passed(texts, texts.count, config.towers.max_query_length, TOKENS_PER_BATCH, config.towers.attention)
 
 
 def _index(config: Any, facts: Facts) -> Work:
@@ -291,7 +306,7 @@ def _evaluation(config: Any, facts: Facts) -> Work:
 
     evaluation, documents, share = config.evaluation, facts.documents, _visited(config, facts)
     queries = sum(texts.count for texts in facts.judged.values())
-    teacher = sum(padded(t.teacher, t.count, config.towers.max_query_length, TOKENS_PER_BATCH) for t in facts.judged.values())
+    teacher = sum(_query_tokens(config, t) for t in facts.judged.values())
     student = sum(real(t.student, t.count, config.distillation.max_query_length) for t in facts.judged.values())
     # Every document through each untrained encoder; tokens of one with more layers than the student count as more of the student's.
     passes = untrained_passes(config, facts)
