@@ -148,7 +148,7 @@ def _of_run(run_id: str) -> Recorded:
         raise ConfigError(f"The run {run_id} is that of the step {run.title}. Its flow's run records the configuration: {run.parent}.")
     if run.config is None:
         raise ConfigError(
-            f"The run {run_id} ({run.title}) holds no configuration: it is no run of a flow that builds, or its config.json is gone. "
+            f"The run {run_id} ({run.title}) holds no configuration: it is not the run of a flow that builds, or its config.json is gone. "
             "Compare a release (candidate/N, release/N) instead, whose manifest holds it."
         )
     facts = {"code": run.tags["scalingnote.code_revision"]} if "scalingnote.code_revision" in run.tags else {}

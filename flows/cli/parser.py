@@ -164,7 +164,7 @@ def _add_promotion(commands: Any) -> None:
     promote.add_argument(
         "--without-champion", metavar="REASON", help="where the champion was deleted or damaged: promote without comparing with it"
     )
-    hook = _command(commands, "webhook", "release:webhook", "promote --watch that a signed webhook of MLflow wakes at once")
+    hook = _command(commands, "webhook", "release:webhook", "promote --watch, woken at once by a signed webhook of MLflow")
     hook.add_argument("--port", type=_port, required=True, metavar="PORT", help="port to receive on")
     hook.add_argument("--host", default="127.0.0.1", help="address to receive on (default 127.0.0.1)")
     hook.add_argument("--watch", type=_seconds, default=60.0, metavar="SECONDS", help="look this often by itself (default 60)")
@@ -210,7 +210,7 @@ def _add_use(commands: Any) -> None:
 
 
 def _add_inspection(commands: Any) -> None:
-    status = _command(commands, "status", "inspect:status", "what is champion, previous and candidate, and whether all is in order")
+    status = _command(commands, "status", "inspect:status", "which release serves, which ones wait, and whether all is in order")
     status.add_argument(
         "--why", nargs="?", const="", metavar="STEP", help="instead: when and why a step was made last, such as train_towers; no STEP: all"
     )
