@@ -66,7 +66,7 @@ def show_completion(options: argparse.Namespace) -> None:
 
 
 def diff_configs(options: argparse.Namespace) -> None:
-    """The settings that two configurations have different. Both outcomes end with status 0: this command looks, and judges nothing."""
+    """The settings in which two configurations differ. The exit status is 0 either way: this command looks, and judges nothing."""
     a, b = (_recorded(options, ref) for ref in (options.a, options.b))
     found = differences(a.values, b.values)
     facts = [fact for fact in a.facts if fact in b.facts and a.facts[fact] != b.facts[fact]]

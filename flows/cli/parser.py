@@ -235,7 +235,7 @@ def _add_configuration(commands: Any) -> None:
     show.add_argument("--changed", action="store_true", help="only what differs from the defaults")
     show.add_argument("--write", type=Path, metavar="FILE", help="write all values to a YAML file for --config, each with its meaning")
     _command(actions, "schema", "config:show_schema", "the JSON schema of a configuration file, for editors that check and complete")
-    diff = _command(actions, "diff", "config:diff_configs", "what two configurations have different; the exit status is 0 either way")
+    diff = _command(actions, "diff", "config:diff_configs", "where two configurations differ; the exit status is 0 either way")
     diff.epilog = (
         "A and B: the id of a flow's run in MLflow, champion, previous, candidate/N, release/N, the name of a preset, or a YAML file."
     )
