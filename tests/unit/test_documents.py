@@ -183,6 +183,22 @@ def test_a_slip_in_a_command_is_found(command: str, words: str) -> None:
         check_command(Line("a document", 1, command))
 
 
+def test_every_setting_and_module_that_is_named_is_there() -> None:
+    fields = set(field_paths(StudySettings))
+    known = fields | {".".join(field.split(".")[:depth]) for field in fields for depth in (1, 2)}
+    checked, wrong = 0, []
+    for name, text in documents().items():
+        for word in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)(?:[:= ][^`]*)?`", text):
+            top = word.partition(".")[0]
+            if top in StudySettings.model_fields and not word.endswith((".py", ".yaml", ".json", ".md", ".faiss", ".parquet")):
+                checked += 1
+                wrong += [] if word in known else [f"{name}: there is no setting `{word}`"]
+            elif top in ("components", "flows", "tests"):
+                place = ROOT / word.replace(".", "/")
+                wrong += [] if place.is_dir() or place.with_suffix(".py").is_file() else [f"{name}: there is no module `{word}`"]
+    assert wrong == [] and checked > 20
+
+
 def test_every_benchmark_that_is_named_has_the_options_that_are_given() -> None:
     wrong = []
     for line in commands("python"):
