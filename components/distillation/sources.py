@@ -86,6 +86,6 @@ def dev_queries(dataset: Dataset) -> list[str]:
 
 
 def relevant(dataset: Dataset, split: str) -> pd.DataFrame:
-    """query_id, doc_id, score and text of the judgements of a split that say relevant."""
+    """The judgements of a split that call a document relevant: query_id, doc_id, score and the query's text."""
     judged = dataset.judgements(split)
     return judged[judged["score"] > 0].merge(dataset.judged_queries(split), on="query_id")
