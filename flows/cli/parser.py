@@ -46,6 +46,7 @@ def _add_building(commands: Any) -> None:
         commands, "retrain", "build:retrain", "build a candidate: validate, train, distil, index, evaluate, decide, register"
     )
     _training_options(retrain, preset=None)
+    _again_option(retrain)
     retrain.add_argument("--budget", metavar="TIME", help="time for the whole run, such as 30m or 1h30m: settings are planned for it")
     adopt = _command(commands, "adopt", "build:adopt", "take over vectors that exist as the document side; refresh-query-tower goes on")
     adopt.add_argument(
@@ -94,6 +95,7 @@ def _add_refreshing(commands: Any) -> None:
     for parser, example in ((index, "policy.margin=0.02"), (query, "distillation.epochs=4")):
         _release_option(parser)
         _policy_option(parser)
+        _again_option(parser)
         parser.add_argument("--preset", metavar="NAME", help="take what the refresh may change from this preset, gates apart")
         parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=f"one setting, such as {example}; repeatable")
 
@@ -228,6 +230,11 @@ def _training_options(parser: argparse.ArgumentParser, preset: str | None) -> No
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="one setting, such as towers.steps=200; repeatable"
     )
+
+
+def _again_option(parser: argparse.ArgumentParser) -> None:
+    about = "make this step anew although it is finished, such as evaluate; repeatable"
+    parser.add_argument("--again", action="append", default=[], metavar="STEP", help=about)
 
 
 def _command(commands: Any, name: str, target: str, text: str) -> argparse.ArgumentParser:
