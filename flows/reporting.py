@@ -24,6 +24,7 @@ LOG = logging.getLogger("scalingnote")
 LOG_BYTES, LOG_FILES = 5_000_000, 4  # of logs/runs.log in the home folder, before it is begun anew, and how many are kept
 LOCAL_MLFLOW = "http://127.0.0.1:5000"  # where `scalingnote ui` shows a local installation
 EVENTS = "scalingnote."
+EVENT_SECONDS = 5.0  # that a command waits for the server to take an event
 cancelled_runs: set[str] = set()  # Prefect's ids of the runs of this process that a person ended
 
 
@@ -186,12 +187,49 @@ def emit(event: str, name: str, message: str, **payload: Any) -> None:
     from prefect.events import emit_event
     from prefect.settings import PREFECT_API_URL
 
-    if not PREFECT_API_URL.value():
-        return
-    # Templates of automations read labels of the resource, so what people are told stands there too.
+    if PREFECT_API_URL.value():
+        with suppress(Exception):
+            emit_event(event=EVENTS + event, resource=_resource(name, message), payload=payload)
+
+
+def tell_approved(name: str) -> bool:
+    """Tell the Prefect server that the settings name which approved releases wait, so that it promotes; False where nobody is told.
+
+    Outside of a flow nothing would wait for Prefect's own sender. Raises ServerError when the server does not take it.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.events import Event
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    from components.network import without_user
+    from components.promotion.waiting import waiting_for_promotion
+    from components.tracking.records import read_records
+    from flows.server_plans import ServerError
+
+    api = PREFECT_API_URL.value()
+    waiting = [info.version for info in waiting_for_promotion(name, read_records(name)).versions]
+    if not api or not waiting:
+        return False
+    message = f"release/{waiting[-1]} of '{name}' is approved and waits to be promoted."
+    event = Event(event=EVENTS + "release.approved", resource=_resource(name, message), payload={"waiting": waiting})
+    try:
+        with (
+            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+            get_client(sync_client=True, httpx_settings={"timeout": EVENT_SECONDS}) as client,
+        ):
+            client.request("POST", "/events", json=[event.model_dump(mode="json")])
+    except Exception as error:
+        raise ServerError(
+            f"Prefect's server {without_user(str(api))} did not take the event release.approved ({type(error).__name__}: {error}). "
+            "The approval counts all the same: the next scheduled run promotes it, or scalingnote promote."
+        ) from error
+    return True
+
+
+def _resource(name: str, message: str) -> dict[str, str]:
+    """Whom an event is about. Templates of automations read labels of the resource, so what people are told stands there too."""
     labels = {"prefect.resource.name": name, "scalingnote.name": name, "scalingnote.message": message}
-    with suppress(Exception):
-        emit_event(event=EVENTS + event, resource={"prefect.resource.id": f"{EVENTS}retriever.{name}", **labels}, payload=payload)
+    return {"prefect.resource.id": f"{EVENTS}retriever.{name}", **labels}
 
 
 def shown_as_cancelled(flow: Any, flow_run: FlowRun, state: Any) -> None:

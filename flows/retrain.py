@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 Settings = Annotated[dict[str, Any], SettingsForm()]
 AGAIN = tuple(step for step in STEPS if step not in ("encode_changes", "refresh_index"))
+TRAINING = tuple(step for step in AGAIN if step not in ("evaluate", "compare_with_champion", "write_candidate"))
 Again = Annotated[list[str], steps_form(AGAIN)]
 
 
@@ -81,6 +82,47 @@ def retrain(
     return ended(result, verdict_line(result))
 
 
+@flow(name="train", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True)
+def train(
+    preset: Preset | None = None,
+    data: str = "",
+    name: NameOrEmpty = "",
+    settings: Settings = NO_SETTINGS,
+    config: RetrainConfig | None = None,
+    again: Again = NOTHING,
+) -> dict[str, Any]:
+    """Make all models, vectors and the index of a release, and no candidate: the part of `retrain` that a GPU is for.
+
+    `retrain` with the same parameters over the same home folder finds these steps finished and goes on, on a machine without one.
+    Returns the digests of what was made. Raises as `retrain` does.
+
+    Args:
+        preset: Settings to start from; none: the defaults of all fields
+        data: Data folder, or icd10cm for the built-in set; empty: the preset's
+        name: Name of the retriever, small letters, digits and hyphens; empty: the preset's
+        settings: Settings over the preset, as sections or by dotted names such as towers.steps
+        config: A whole configuration, instead of a preset
+        again: Steps that are made anew although they are finished; what follows them is made anew where their result has changed
+    """
+    from components.settings import activate
+
+    chosen = requested_config(preset, data, name, settings, config)
+    require_steps("train", again, TRAINING)
+    activate()
+    chosen = at_commits(chosen)
+    with recorded_flow(chosen.name, "train", chosen.model_dump(mode="json"), again) as recorder:
+        made, student = build_models(chosen, recorder)
+        parts = {"query_tower": made.query_tower, "document_tower": made.document_tower, "index": made.index, "query_encoder": student}
+        result = {
+            "name": chosen.name,
+            "digests": {role: artifact.digest for role, artifact in parts.items()},
+            "cached": recorder.all_cached,
+            "mlflow_run_id": recorder.run_id,
+        }
+    said = "All models were there already." if result["cached"] else "The models are made; retrain makes a candidate of them."
+    return ended(result, said)
+
+
 @dataclass(frozen=True)
 class DocumentSide:
     """A release without its query encoder. `targets` are the teacher's query vectors where the index was tuned with them."""
@@ -97,6 +139,14 @@ class DocumentSide:
 
 def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
     """Run every step that makes a part of the release."""
+    made, student = build_models(config, recorder)
+    measured = {"dataset": made.dataset, "query_tower": made.query_tower, "query_encoder": student, "index": made.index}
+    evaluation = recorder.run(evaluation_step(config, measured))
+    return Parts(made.dataset, made.validation, made.query_tower, made.document_tower, student, made.index, evaluation)
+
+
+def build_models(config: RetrainConfig, recorder: Recorder) -> tuple[DocumentSide, EncoderArtifact]:
+    """Run the steps from the data to the student."""
     made = build_documents(config, recorder)
     targets = made.targets or recorder.run(made.teacher_queries)
     learned_from = {
@@ -106,10 +156,7 @@ def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
         "vectors": made.vectors,
         "index": made.index,
     }
-    student = typed(recorder.run(student_step(config, learned_from)), EncoderArtifact)
-    measured = {"dataset": made.dataset, "query_tower": made.query_tower, "query_encoder": student, "index": made.index}
-    evaluation = recorder.run(evaluation_step(config, measured))
-    return Parts(made.dataset, made.validation, made.query_tower, made.document_tower, student, made.index, evaluation)
+    return made, typed(recorder.run(student_step(config, learned_from)), EncoderArtifact)
 
 
 def build_documents(config: RetrainConfig, recorder: Recorder) -> DocumentSide:

@@ -118,6 +118,7 @@ def _add_promotion(commands: Any) -> None:
     hook.add_argument("--port", type=_port, required=True, metavar="PORT", help="port to receive on")
     hook.add_argument("--host", default="127.0.0.1", help="address to receive on (default 127.0.0.1)")
     hook.add_argument("--watch", type=_seconds, default=60.0, metavar="SECONDS", help="look this often by itself (default 60)")
+    hook.add_argument("--emit", action="store_true", help="promote nothing here: tell Prefect, whose deployment promote does it")
     rollback = _command(commands, "rollback", "release:rollback", "go back to the release that the champion replaced")
     rollback.add_argument("--as", dest="person", required=True, metavar="NAME", help="who rolls back")
     rollback.add_argument("--reason", required=True, metavar="TEXT", help="why; kept in the promotion record")
