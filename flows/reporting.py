@@ -5,11 +5,13 @@ Nothing here decides or stops anything: what cannot be shown, such as a table on
 
 from __future__ import annotations
 
+import _thread
 import logging
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
+from contextvars import copy_context
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import PurePath
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("scalingnote")
 LOG_BYTES, LOG_FILES = 5_000_000, 4  # of logs/runs.log in the home folder, before it is begun anew, and how many are kept
 LOCAL_MLFLOW = "http://127.0.0.1:5000"  # where `scalingnote ui` shows a local installation
+WATCH_SECONDS = 10.0  # between two looks at a step that works
 EVENTS = "scalingnote."
 EVENT_SECONDS = 5.0  # that a command waits for the server to take an event
 cancelled_runs: set[str] = set()  # Prefect's ids of the runs of this process that a person ended
@@ -100,6 +103,65 @@ def _page_handler() -> logging.Handler:
     handler = APILogHandler()
     handler.addFilter(lambda _record: FlowRunContext.get() is not None or TaskRunContext.get() is not None)
     return handler
+
+
+@contextmanager
+def watched(step: str) -> Iterator[None]:
+    """As long as the block works: its progress bars on Prefect's page, and an eye on whether somebody cancels the run there.
+
+    A worker ends the process of a run that is cancelled; a run of the command line has no worker, so it ends itself.
+    """
+    done = threading.Event()
+    # In the context of this task, by which Prefect knows whose artifact it is.
+    threading.Thread(target=copy_context().run, args=(_watch, step, done), name="watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _watch(step: str, done: threading.Event) -> None:
+    from prefect.artifacts import create_progress_artifact, update_progress_artifact
+    from prefect.context import FlowRunContext
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    if run is None:
+        return
+    shown = None
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        while not done.wait(WATCH_SECONDS):
+            with suppress(Exception):  # a server that is busy or gone is asked again
+                if run.deployment_id is None and _is_being_cancelled(run):
+                    _thread.interrupt_main()
+                    return
+                if (progress := _progress()) is not None:
+                    share, text = progress
+                    if shown is None:
+                        shown = create_progress_artifact(share, key=step.replace("_", "-"), description=text)
+                    else:
+                        update_progress_artifact(shown, share, description=text)
+        if shown is not None:
+            with suppress(Exception):
+                update_progress_artifact(shown, 100.0)
+
+
+def _is_being_cancelled(run: FlowRun) -> bool:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(run.id).state
+    return state is not None and state.is_cancelling()
+
+
+def _progress() -> tuple[float, str] | None:
+    """Percent and words of the newest progress bar of this process; None while there is none."""
+    bars = [bar for bar in list(getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())) if bar.total]
+    if not bars:
+        return None
+    bar = max(bars, key=lambda bar: bar.start_t)
+    return min(100.0, 100.0 * bar.n / bar.total), f"{bar.desc}: {bar.n:,} of {bar.total:,}".lstrip(": ")
 
 
 def run_name() -> str:

@@ -32,7 +32,7 @@ from components import settings
 from components.artifacts import MANIFEST, SIGNATURE, Artifact, digest_of, read_json, read_manifest, verify, write_json
 from components.code import Reached, reached_by
 from components.errors import ArtifactError, ConfigError, DataError, ResourceError, ScalingNoteError
-from flows.reporting import say
+from flows.reporting import say, watched
 from flows.why import STEPS, at_start, keep_begin, keep_end, keep_use, made_by, named_settings
 
 if TYPE_CHECKING:
@@ -207,7 +207,8 @@ def make_ahead(step: Step) -> Artifact:
 
 def _execute(step: Step, retriever: str, flow_run: str, again: bool) -> State[Any] | Done:
     try:
-        done = replace(_made(step, retriever, flow_run, again), task_run_id=task_run.id)
+        with watched(step.name):
+            done = replace(_made(step, retriever, flow_run, again), task_run_id=task_run.id)
     except (KeyboardInterrupt, TerminationSignal) as stop:
         if was_cancelled(stop):  # else Prefect shows a crash, which it was
             return Cancelled(message="The run was cancelled.", data=stop)

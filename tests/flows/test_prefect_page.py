@@ -16,9 +16,13 @@ from typing import Any
 
 import pytest
 
+import flows.steps
+from components.artifacts import Artifact, seal
+from components.errors import DataError
 from components.tracking.store import clear_caches, client
 from flows.server_plans import prefect_plan
 from flows.servers import running
+from flows.steps import Step, run_step
 from flows.why import STEPS
 from tests.flows.cli_world import SMALL, environment, free_port, write_collection
 
@@ -270,6 +274,54 @@ def test_a_run_that_a_person_ends_is_cancelled_everywhere(released: Page) -> Non
     run, last = released.runs()[0], released.last_run()
     assert run["state_name"] == "Cancelled" and released.tasks(run)["train_towers"]["state_name"] == "Cancelled"
     assert last["state"] == "cancelled" and in_mlflow(released, last["run_id"]) == ("KILLED", "cancelled")
+
+
+def test_a_run_of_the_command_line_can_be_cancelled_in_the_page_and_shows_its_progress_there(released: Page) -> None:
+    process = begun(released)
+    run = released.runs()[0]
+
+    def bars() -> list[dict[str, Any]]:
+        found = released.ask("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
+        return [bar for bar in found if bar["type"] == "progress" and bar["data"] > 0]
+
+    (bar,) = wait_for(bars, 60)
+    assert bar["key"] == "train-towers" and bar["description"].endswith(" of 100,000")
+    assert wait_for(lambda: [later for later in bars() if later["data"] > bar["data"]], 60), "it moves"
+    released.ask(f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
+    process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert released.ask(f"/flow_runs/{run['id']}")["state_name"] == "Cancelled"
+    assert released.last_run()["state"] == "cancelled"
+
+
+def test_a_step_whose_connection_fails_is_tried_again_and_one_with_wrong_data_is_not(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect import flow
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    attempts: dict[str, int] = {"flaky": 0, "wrong": 0}
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(page.home))
+    monkeypatch.setattr(flows.steps, "RETRY_DELAYS", (0, 0))
+
+    def flaky(folder: Path) -> Artifact:
+        attempts["flaky"] += 1
+        if attempts["flaky"] < 3:
+            raise ConnectionResetError("reset by peer")
+        return seal(folder, "any")
+
+    def wrong(folder: Path) -> Artifact:
+        attempts["wrong"] += 1
+        raise DataError("the data is wrong")
+
+    @flow(name="line")
+    def line() -> None:
+        run_step(Step("flaky", flaky))
+        run_step(Step("wrong", wrong))
+
+    with temporary_settings({PREFECT_API_URL: page.api}), pytest.raises(DataError, match="the data is wrong"):
+        line()
+    assert attempts == {"flaky": 3, "wrong": 1}
+    ends = {name: (task["state_name"], task["run_count"]) for name, task in page.tasks(page.runs()[0]).items()}
+    assert ends == {"flaky": ("Completed", 3), "wrong": ("Failed", 1)}
 
 
 def test_a_run_whose_process_is_killed_is_so_everywhere_once_another_starts(released: Page) -> None:
