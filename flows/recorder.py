@@ -220,7 +220,7 @@ def _close_killed(run_id: str, in_prefect: str | None) -> None:
         left = UUID(in_prefect)
         with get_client(sync_client=True) as client:
             asked_to_end = client.read_flow_run(left).state_name == "Cancelling"
-            cancelled = Cancelled(message="The run was cancelled.")
+            cancelled: State[Any] = Cancelled(message="The run was cancelled.")
             state: State[Any] = cancelled if asked_to_end else Crashed(message="The process of this run was killed.")
             if asked_to_end or client.read_flow_run(left).state_name == "Running":
                 client.set_flow_run_state(left, state, force=True)

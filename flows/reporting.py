@@ -129,7 +129,7 @@ def _watch(step: str, done: threading.Event) -> None:
     run = context.flow_run if context else None
     if run is None:
         return
-    shown = None
+    shown: Any = None
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
         while not done.wait(WATCH_SECONDS):
             with suppress(Exception):  # a server that is busy or gone is asked again

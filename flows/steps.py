@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 PRECISION = "components/towers/precision.py"  # what it chooses decides the results of the steps that reach it
 # Seconds before a step is tried again whose failure may pass by itself.
 RETRY_DELAYS = (10, 60)
-# Steps that compute with a model: `prefect concurrency-limit create gpu 1` lets one of them at a time have the card, while the others,
-# such as the evaluation's BM25, need none.
+# Steps that compute with a model have this tag after `prefect concurrency-limit create gpu 1`, and one of them at a time has the card. The
+# others, such as the evaluation's BM25, need none.
+CARD = "gpu"
 ON_CARD = frozenset({"generate_queries", "train_towers", "encode_corpus", "encode_teacher_queries", "distil_query_tower", "encode_changes"})
 # Folders of steps that this process made for its estimate, before the flow that they belong to.
 _made_ahead: set[Path] = set()
@@ -137,7 +138,8 @@ def run_step(step: Step, retriever: str = "", flow_run: str = "", after: Iterabl
     # so it is told what came before, and does not look. The state is asked for, since a task that returns a state of its own (Cached)
     # gives its caller that state.
     job = partial(_execute, step, retriever, flow_run, again)
-    state = _as_task(step.name)(quote(job), wait_for=list(after) or None, return_state=True)
+    limited = step.name in ON_CARD and _card_is_limited(str(prefect_run.id))
+    state = _as_task(step.name, limited)(quote(job), wait_for=list(after) or None, return_state=True)
     outcome = state.result(raise_on_failure=False)
     if isinstance(outcome, Done):
         return replace(outcome, state=state)
@@ -145,7 +147,17 @@ def run_step(step: Step, retriever: str = "", flow_run: str = "", after: Iterabl
 
 
 @cache
-def _as_task(name: str) -> Any:
+def _card_is_limited(_run: str) -> bool:
+    """Whether Prefect limits the steps that use the card. Asked once a run: a task with a tag asks the server, and fails without it."""
+    from prefect.client.orchestration import get_client
+
+    with suppress(Exception), get_client(sync_client=True) as client:
+        return client.read_concurrency_limit_by_tag(CARD) is not None
+    return False
+
+
+@cache
+def _as_task(name: str, limited: bool) -> Any:
     """The task of the step `name`, with a key of its own that stays the same when our code changes, for filters and automations."""
 
     def run(job: Callable[[], Any]) -> Any:
@@ -157,7 +169,7 @@ def _as_task(name: str) -> Any:
         name=name,
         description=STEPS.get(name, f"A measurement of a study: {name.replace('_', ' ')}."),
         task_run_name=name,
-        tags={"gpu"} if name in ON_CARD else None,
+        tags={CARD} if limited else None,
         cache_policy=NO_CACHE,
         persist_result=False,
         retries=len(RETRY_DELAYS),

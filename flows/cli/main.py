@@ -107,6 +107,7 @@ def _quiet_libraries(verbose: bool) -> None:
 
         # Where MLflow is loaded already, it does not look at the variable again.
         logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+        logging.raiseExceptions = False  # lines that a server does not take any more are no message for people
         warnings.simplefilter("ignore")
 
 
