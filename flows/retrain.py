@@ -89,7 +89,7 @@ def train(
     name: NameOrEmpty = "",
     settings: Settings = NO_SETTINGS,
     config: RetrainConfig | None = None,
-    again: Again = NOTHING,
+    again: Annotated[list[str], steps_form(TRAINING)] = NOTHING,
 ) -> dict[str, Any]:
     """Make all models, vectors and the index of a release, and no candidate: the part of `retrain` that a GPU is for.
 
