@@ -26,6 +26,7 @@ LOG = logging.getLogger("scalingnote")
 LOG_BYTES, LOG_FILES = 5_000_000, 4  # of logs/runs.log in the home folder, before it is begun anew, and how many are kept
 LOCAL_MLFLOW = "http://127.0.0.1:5000"  # where `scalingnote ui` shows a local installation
 WATCH_SECONDS = 10.0  # between two looks at a step that works
+MAX_DATA = 60  # characters of a data folder's name in that of a run
 EVENTS = "scalingnote."
 EVENT_SECONDS = 5.0  # that a command waits for the server to take an event
 cancelled_runs: set[str] = set()  # Prefect's ids of the runs of this process that a person ended
@@ -180,7 +181,7 @@ def run_name() -> str:
             source = whole.data if isinstance(whole.data, str) else whole.data.source
             about = [whole.name, source, getattr(whole, "release", "")]
     name, data, release = about
-    words = [str(given.get("study") or ""), name or "retriever", PurePath(data).name or release]
+    words = [str(given.get("study") or ""), name or "retriever", PurePath(data).name[:MAX_DATA] or release]
     return " ".join([*filter(None, words), f"{datetime.now(UTC):%Y-%m-%d %H:%M}"])
 
 
@@ -214,7 +215,10 @@ def tag_run(tags: Iterable[str]) -> None:
 def show_candidate(result: Mapping[str, Any], text: str, run_link: str) -> None:
     """Gates, comparison and the way to MLflow on the page of the flow's run. `text`: the candidate's description, with MLflow's links."""
     from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+    from prefect.context import FlowRunContext
 
+    if FlowRunContext.get() is None:  # Prefect would start a server for it
+        return
     name, candidate = result["name"], result["candidate"]
     place = mlflow_address()
     gates = [{"gate": gate["name"], "status": gate["status"], "reason": gate["reason"]} for gate in result["gates"]]
@@ -227,7 +231,10 @@ def show_candidate(result: Mapping[str, Any], text: str, run_link: str) -> None:
 def show_text(key: str, text: str) -> None:
     """A text in Markdown, such as a study's table, on the page of the flow's run."""
     from prefect.artifacts import create_markdown_artifact
+    from prefect.context import FlowRunContext
 
+    if FlowRunContext.get() is None:
+        return
     with _shown_if_possible():
         create_markdown_artifact(markdown=text, key=key)
 
@@ -306,7 +313,7 @@ def shown_as_cancelled(flow: Any, flow_run: FlowRun, state: Any) -> None:
 
 @contextmanager
 def _shown_if_possible() -> Iterator[None]:
-    """The run must not fail for what could not be shown: a server that is gone, or a flow's function that was called outside of Prefect."""
+    """The run must not fail for what could not be shown, as on a server that is gone."""
     try:
         yield
     except Exception as error:
