@@ -6,6 +6,7 @@ code by which a step is keyed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,6 +64,13 @@ def validation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
     contracts = contracts_folder(config.data.contracts)
     settings = {"contracts": contracts_digest(contracts)}
     return Step("validate_data", lambda folder: validate(dataset, contracts, folder), {"dataset": dataset}, settings)
+
+
+def checked_validation(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
+    """`validation_step` that has failed where a contract is broken: its report stays, and nothing follows it."""
+    from components.data.validation import require_valid
+
+    return replace(validation_step(config, dataset), check=require_valid)
 
 
 def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:

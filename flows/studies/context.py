@@ -16,6 +16,7 @@ from flows.config_errors import did_you_mean, explain
 from flows.recorder import Recorder
 from flows.release_steps import (
     at_commits,
+    checked_validation,
     generation_step,
     index_step,
     needs_queries,
@@ -24,7 +25,6 @@ from flows.release_steps import (
     targets_step,
     towers_step,
     typed,
-    validation_step,
     vectors_step,
 )
 from flows.retrain import require_usable
@@ -78,10 +78,8 @@ class Context:
     @cached_property
     def dataset(self) -> DatasetArtifact:
         """The data, held against its contracts and against what the study's configuration needs of it."""
-        from components.data.validation import require_valid
-
         dataset: DatasetArtifact = typed(self.run(snapshot_step(self.config)), DatasetArtifact)
-        require_valid(self.run(validation_step(self.config, dataset)))
+        self.run(checked_validation(self.config, dataset))
         require_usable(self.config, dataset)
         return dataset
 
