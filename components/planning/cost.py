@@ -71,7 +71,7 @@ OVERHEAD = {
 READ_DOCUMENT = 2e-5  # reference seconds to read, hash and write a document, and to hold it against the contracts
 VALIDATED_DOCUMENT = 5e-5
 BOOTSTRAP_VALUE = 6e-9  # reference seconds of a resampled value of the bootstrap
-BOOTSTRAPS = 60  # intervals, differences and ratios of a report
+BOOTSTRAPS = 86  # intervals, differences and ratios of a report
 LISTS_VISITED = 0.05  # share of the documents that an approximate search compares with
 KMEANS_ROUNDS = 10
 FIT_TEXTS = 8192  # texts that the student's head is fitted on
@@ -288,6 +288,7 @@ def _distillation(config: Any, facts: Facts, targets: Sequence[Texts]) -> Work:
 
 def _evaluation(config: Any, facts: Facts) -> Work:
     from components.evaluation.baselines import DEV_DOCUMENTS, DEV_QUERIES, GRID
+    from components.evaluation.fusion import GRID as FUSIONS
 
     evaluation, documents, share = config.evaluation, facts.documents, _visited(config, facts)
     queries = sum(texts.count for texts in facts.judged.values())
@@ -296,10 +297,11 @@ def _evaluation(config: Any, facts: Facts) -> Work:
     # Every document through each untrained encoder; tokens of one with more layers than the student count as more of the student's.
     passes = untrained_passes(config, facts)
     untrained = sum(passes) * (real(documents.student, documents.count, facts.untrained_length) + student)
-    systems = 3 + len(passes)
+    systems = 3 + len(passes) + evaluation.fusion
     exact = 1 + (queries > 0)  # the exact search that the index is held against
     bootstraps = BOOTSTRAPS * evaluation.bootstrap_samples * queries
-    tried = len(GRID) * min(DEV_QUERIES, facts.dev.count)
+    asked = min(DEV_QUERIES, facts.dev.count)
+    tried, fusions = len(GRID) * asked, len(FUSIONS) * asked * evaluation.fusion
     part = min(1.0, DEV_DOCUMENTS / max(1, documents.count))
     return {
         "teacher_load": 1,
@@ -310,7 +312,7 @@ def _evaluation(config: Any, facts: Facts) -> Work:
         "bm25_score": (queries + tried * part) * documents.count,
         "score": queries * documents.count * (exact + len(passes) + 2 * share),
         "single_score": evaluation.latency_queries * documents.count * share,
-        "metric_query": queries * systems + tried,
+        "metric_query": queries * systems + tried + fusions,
         "timing": 1,
         "reference_second": BOOTSTRAP_VALUE * bootstraps,
     }
