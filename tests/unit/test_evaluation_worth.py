@@ -194,7 +194,5 @@ def test_what_beats_every_rival_is_named() -> None:
     chances = {f"{column} p": 0.01 for column in columns}
     rows = [{"system": "bm25"}, {"system": "static+bm25", **columns, **chances}, {"system": "static", **columns, **chances}]
     rows[2] |= {"over bm25 nDCG@10 p": 0.2}
-    assert worth._beaten(pd.DataFrame(rows)) == (
-        "Above each of bm25, symmetric in R@50 and nDCG@10 (p below 0.05 by Holm): static+bm25."
-    )
+    assert worth._beaten(pd.DataFrame(rows)) == ("Above each of bm25, symmetric in R@50 and nDCG@10 (p below 0.05 by Holm): static+bm25.")
     assert worth._beaten(pd.DataFrame([{"system": "bm25"}])).endswith("none.")

@@ -224,7 +224,8 @@ def test_the_costs_of_baselines_are_keyed_by_the_code_that_opens_each_of_them(tm
 
 
 def test_baselines_come_whole_and_in_the_students_form_where_that_is_another() -> None:
-    assert list(baselines.systems_of(context())) == ["bm25", "untrained", "symmetric", "end-to-end", "teacher", "student-aligned", "student"]
+    names = ["bm25", "untrained", "symmetric", "end-to-end", "teacher", "student-aligned", "student"]
+    assert list(baselines.systems_of(context())) == names
     cut = Unchecked(load_settings(StudySettings, "smoke", overrides={"distillation.layers": 1}), NoRecorder())  # type: ignore[arg-type]
     assert [name for name in baselines.systems_of(cut) if name.endswith("-cut")] == ["untrained-cut", "symmetric-cut", "end-to-end-cut"]
     named = load_settings(StudySettings, "smoke", overrides={"study.small_encoder": "acme/embed", "distillation.layers": 1})
