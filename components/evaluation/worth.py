@@ -13,7 +13,7 @@ Systems trained with one seed are compared like the others, and the sentence the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,8 +61,12 @@ class Choice:
             )
         else:
             best = list(dict.fromkeys(self.best.values()))
-            against = "" if best == [self.chosen] else f" against the best ({', '.join(best)})"
-            reason = f"the cheapest system whose loss{against} is shown to be at most {self.margin:g} in {_titles(' and ')} ({cost})"
+            loss = f"at most {self.margin:g} in {_titles(' and ')}"
+            reason = (
+                f"the best in {_titles(' and ')} ({cost}): no cheaper system is shown to lose {loss}"
+                if best == [self.chosen]
+                else f"the cheapest system whose loss against the best ({', '.join(best)}) is shown to be {loss} ({cost})"
+            )
             told = f"{'BM25 is enough: deploy' if self.chosen == BM25 else 'Deploy'} {self.chosen}, {reason}{self._cheaper()}."
         return told if self.claimed else f"With one seed nothing is claimed; by the queries alone: {told[0].lower()}{told[1:]}"
 
@@ -126,7 +130,8 @@ def _behind(
     runs, reference = (differences(own, other), None) if same else (own, other)
     found = compare(runs, reference, "difference", config, config.split, metric, confidence)
     assert found is not None
-    return found
+    # A few seeds reach beyond what two means between 0 and 1 can differ by.
+    return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high)) if found.known else found
 
 
 def _titles(word: str) -> str:

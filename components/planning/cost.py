@@ -126,8 +126,8 @@ def seconds_of(work: Mapping[str, float], rates: Mapping[str, float]) -> float:
 
 
 def target_texts(config: Any, facts: Facts) -> list[Texts]:
-    """The texts of the alignment under `config`, which may ask for fewer titles and sentences than the facts have."""
-    limits = {"titles": config.distillation.titles, "sentences": config.distillation.sentences}
+    """The texts that the teacher encodes under `config`, which may ask for fewer titles, sentences and spans than the facts have."""
+    limits = {source: getattr(config.distillation, source) for source in ("titles", "sentences", "spans")}
     found = [_at_most(texts, limits.get(source)) for source, texts in facts.sources.items()]
     if config.distillation.generated and "train" in facts.sources:
         train = facts.sources["train"]
@@ -261,6 +261,12 @@ def _distillation(config: Any, facts: Facts, targets: Sequence[Texts]) -> Work:
     from components.distillation.plan import make_plan
 
     settings, size = config.distillation, config.distillation.batch_size
+    # Noised copies have the teacher's vectors of their originals, whose lengths they about have.
+    more, left = [], settings.noised
+    for texts in targets:
+        more.append(_at_most(texts, min(left, texts.count)))
+        left -= more[-1].count
+    targets = [*targets, *(texts for texts in more if texts.count)]
     count, documents = sum(t.count for t in targets), facts.documents.count
     known = {source: texts.count for source, texts in facts.sources.items()}
     lost = max(0, known.get("titles", 0) - settings.titles) if settings.refine_titles else 0
@@ -269,8 +275,9 @@ def _distillation(config: Any, facts: Facts, targets: Sequence[Texts]) -> Work:
     refined = [epoch for epoch in epochs if epoch.phase.kind == "refine"]
     cap = settings.max_query_length
     mined = settings.refine_negatives == "mined"
-    against = min(documents, size * settings.refine_depth) if mined else documents
+    against = documents if settings.refine_negatives == "all" else min(documents, size * settings.refine_depth)
     rows = sum(epoch.phase.rows for epoch in refined)
+    chosen = 0 if settings.refine_negatives == "all" else rows * documents
     dev = real(facts.dev.student, facts.dev.count, cap)
     fitted = min(FIT_TEXTS, count)
     return {
@@ -280,7 +287,7 @@ def _distillation(config: Any, facts: Facts, targets: Sequence[Texts]) -> Work:
         "refine_batch": sum(-(-epoch.phase.rows // size) for epoch in refined),
         "refine_score": rows * against,
         "student_float_token": (len(epochs) + 1) * dev + (len(refined) * rows / max(1, len(refined)) * 12 if mined else 0),
-        "score": (len(epochs) + 1) * facts.dev.count * documents * _visited(config, facts) + (rows * documents if mined else 0),
+        "score": (len(epochs) + 1) * facts.dev.count * documents * _visited(config, facts) + chosen,
         "metric_query": len(epochs) * facts.dev.count * 0.2,
         "written_byte": len(epochs) * student_checkpoint_bytes(config, facts),
     }

@@ -232,7 +232,10 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     from components.evaluation.worth import RISK
 
     costs, margin = read_result(require(results, COST).path), _margin(config)
-    setups = [f"{cell}: {artifact.attributes['setup']}" for cell, artifact in results.items() if artifact.attributes.get("setup")]
+    setups: dict[str, list[str]] = {}
+    for cell, artifact in results.items():
+        if setup := artifact.attributes.get("setup"):
+            setups.setdefault(str(setup), []).append(cell)
     unknown = [name for name, seconds in costs["built"].items() if seconds is None]
     missing = layers_left_out(config)
     return [
@@ -254,7 +257,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         ),
         *([f"Not chosen among, since the time of their building was not recorded: {', '.join(unknown)}."] if unknown else []),
         *([f"Left out, since '{config.distillation.student}' has fewer layers: {', '.join(map(str, missing))}."] if missing else []),
-        *setups,
+        *(f"{setup} ({', '.join(of)})." for setup, of in setups.items()),
     ]
 
 

@@ -50,7 +50,10 @@ def test_the_cheapest_system_that_loses_no_more_than_the_margin_is_chosen() -> N
     }  # fmt: skip
     assert found.sentence.startswith("Deploy static, the cheapest system whose loss against the best (teacher) is shown to be at most 0.05")
     assert "the strongest of the 1 cheaper ones, bm25, may lose 0.3" in found.sentence
-    assert choose(systems, hours, 0.001, 1000, CONFIG, ["bm25"]).chosen == "teacher"  # nothing else is shown to lose so little
+    strict = choose(systems, hours, 0.001, 1000, CONFIG, ["bm25"])  # nothing else is shown to lose so little
+    assert strict.chosen == "teacher" and strict.sentence.startswith("Deploy teacher, the best in R@50 and nDCG@10 (9.00 hours")
+    assert "no cheaper system is shown to lose at most 0.001" in strict.sentence
+    assert all(found.low >= -1 for standing in strict.standings.values() for found in standing.behind.values())
 
 
 def test_bm25_is_enough_where_it_is() -> None:
