@@ -22,7 +22,7 @@ from flows.studies import worth
 from flows.studies.config import StudySettings
 from tests.encoders import WordEncoder
 from tests.unit.test_evaluation_fusion import WITH_DEV
-from tests.unit.test_flows_studies import NoRecorder, Unchecked
+from tests.unit.test_flows_studies import Measured, NoRecorder, Unchecked
 
 CONFIG = EvaluationConfig(bootstrap_samples=1000)
 QUERIES = 400
@@ -144,6 +144,16 @@ def test_every_system_is_measured_alone_and_fused_with_each_seed() -> None:
     assert [cell.name for cell in worth.cells(context("static+bm25", seeds=[5]))] == ["bm25", "static+bm25@5", "cost"]
     with pytest.raises(ConfigError, match=r"Unknown cell 'static\+bm2'; did you mean"):
         worth.cells(context("static+bm2"))
+
+
+def test_the_costs_are_keyed_by_the_code_that_opens_each_system(tmp_path: Path) -> None:
+    found = Measured(context(seeds=[1]).config, tmp_path)
+    builds = worth._builds(found)
+    worth._cost(found, {name: builds[name.removesuffix("+bm25")] for name in ("bm25", "untrained+bm25", "static")}, [found.config])
+    code, keyed = found.steps[-1].reached.code, found.steps[-1].config
+    for place in ("evaluation/fusion.py", "evaluation/baselines.py", "evaluation/systems.py", "evaluation/encoder_speed.py"):
+        assert f"components/{place}" in code, place
+    assert keyed["systems"] == ["bm25", "untrained+bm25", "static"] and keyed["built"]["static"] > keyed["built"]["untrained+bm25"] == 0
 
 
 def test_margin_and_queries_are_settings() -> None:
