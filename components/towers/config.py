@@ -110,6 +110,13 @@ class TowerConfig(StepConfig):
     processes: int = Field(1, ge=1, le=1024, description="Processes on this machine that share every batch")
     sharding: Literal["none", "fsdp"] = Field("none", description="fsdp: full fine-tuning of a model that one device cannot hold")
     checkpoint_every: int = Field(25, ge=1, description="Steps between checkpoints")
+    merge_last: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="The towers become the mean of so many weights: those after the last step and, checkpoint_every steps apart, before. "
+        "1: those of the last step alone",
+    )
     max_mean_cosine: float = Field(0.9, gt=0, le=1, description="Collapse check: highest mean cosine of two random embeddings")
     min_effective_rank: float = Field(4.0, ge=1, description="Collapse check: lowest effective rank of the embeddings")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto takes bfloat16 where the machine is fast with it")
@@ -122,6 +129,17 @@ class TowerConfig(StepConfig):
         if isinstance(given, Mapping) and given.get("base_model") in WITHOUT_WEIGHTS and "training" not in given:
             return {**given, "training": "none"}
         return given
+
+    @model_validator(mode="after")
+    def _can_be_merged(self) -> TowerConfig:
+        if self.merge_last > 1 and self.sharding == "fsdp":
+            raise ValueError("merge_last keeps a second copy of all trained weights in one place; set it to 1 with sharding fsdp")
+        if self.merge_last > 1 and (self.merge_last - 1) * self.checkpoint_every >= self.steps:
+            raise ValueError(
+                f"merge_last {self.merge_last} with checkpoint_every {self.checkpoint_every} reaches back beyond the first of {self.steps} "
+                "steps; lower one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> TowerConfig:

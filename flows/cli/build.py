@@ -232,11 +232,12 @@ def report_of(result: dict[str, Any]) -> str:
 
 
 def in_short(result: dict[str, Any]) -> str:
-    """Two sentences for somebody who decides on the money: what was gained, and what it costs."""
-    from components.evaluation.plain_words import cost_sentence, gain_sentence
+    """For somebody who decides on the money: what was gained, what it costs, and what BM25 beside it adds."""
+    from components.evaluation.plain_words import cost_sentence, fusion_sentence, gain_sentence
 
     summary = _summary_of(result)
-    return f"{gain_sentence(summary)}\n{cost_sentence(summary, result.get('cost', {}))}"
+    told = (gain_sentence(summary), cost_sentence(summary, result.get("cost", {})), fusion_sentence(summary))
+    return "\n".join(sentence for sentence in told if sentence)
 
 
 def _summary_of(result: dict[str, Any]) -> Summary:
