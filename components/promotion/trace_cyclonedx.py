@@ -112,9 +112,8 @@ class _Bill:
         parts: dict[str, dict[str, Any]] = {}
         for part in found:
             known = parts.setdefault(part["bom-ref"], part)
-            if known is not part:
-                roles = [entry for entry in part.get("properties", []) if entry not in known.setdefault("properties", [])]
-                known["properties"] += roles
+            if known is not part and (more := part.get("properties")):
+                known["properties"] += [entry for entry in more if entry not in known["properties"]]
         return parts
 
     def _approvals(self) -> Iterator[dict[str, Any]]:

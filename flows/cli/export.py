@@ -71,7 +71,7 @@ def _export_signed(options: argparse.Namespace) -> None:
     command = shlex.join(["model_signing", "verify", "certificate", str(options.signed), "--signature", str(options.signed / BUNDLE)])
     lines = (
         f"{release} with its parts in {options.signed}, signed for others (OpenSSF Model Signing 1.0) by {key[:16]}. They check it with",
-        f"  {command} --certificate-chain CERTIFICATE",
+        f"  {command} --certificate_chain CERTIFICATE",
         "where CERTIFICATE is the key's own, from `scalingnote keys certificate`. Give it to them on another way than the folder.",
     )
     show(options, result, "\n".join(lines))
