@@ -82,7 +82,7 @@ def _about(payload: bytes) -> tuple[Any, Any]:
     """Subjects and type of a signed statement."""
     try:
         content = json.loads(payload)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or content.get("_type") != STATEMENT_TYPE:
         raise ArtifactError(f"What is signed is not a statement of the type {STATEMENT_TYPE}.")
