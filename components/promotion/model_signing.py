@@ -1,10 +1,11 @@
 """A release as a folder that others can check: OpenSSF Model Signing 1.0, made for the tool `model_signing`.
 
 https://github.com/ossf/model-signing-spec/blob/main/spec/v1.0.md. The folder holds the release and the four parts that it pins, as whole
-artifacts, so `scalingnote verify --folder` reads it too, and `model.sig`: a Sigstore bundle with a DSSE envelope over the sha256 of every
-file. That specification knows elliptic curves P-256 to P-521 alone and our keys are ed25519, so the bundle is signed with a P-256 key
-that is made for it and thrown away, and the signing key certifies that one (X.509, RFC 5280 and 8410). A third party trusts the
-certificate of the signing key, which is always the same bytes, and gets it on another way than the folder.
+artifacts, so `scalingnote verify --folder` reads it too (but for a decision against a champion, whose files are not there), and
+`model.sig`: a Sigstore bundle with a DSSE envelope over the sha256 of every file. That specification knows elliptic curves P-256 to P-521
+alone and our keys are ed25519, so the bundle is signed with a P-256 key that is made for it and thrown away, and the signing key
+certifies that one (X.509, RFC 5280 and 8410). A third party trusts the certificate of the signing key, which is always the same bytes,
+and gets it on another way than the folder.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def test_schedules_limits_and_types_are_deployed(installation: Installation) -> 
     deployments = {found["name"]: found for found in installation.post("/deployments/filter", {})}
     assert {name: found["global_concurrency_limit"]["limit"] for name, found in deployments.items()} == dict.fromkeys(NAMES, 1)
     crons = {name: [s["schedule"]["cron"] for s in found["schedules"] if s["active"]] for name, found in deployments.items()}
-    assert crons == {"retrain": ["0 3 * * 0"], "refresh-index": [], "refresh-query-tower": [], "promote": ["30 * * * *"]}
+    assert crons == {"retrain": [], "refresh-index": [], "refresh-query-tower": [], "promote": ["30 * * * *"]}
     assert all(found["enforce_parameter_schema"] for found in deployments.values())
     for name in ("retrain", "refresh-index", "refresh-query-tower"):
         form = deployments[name]["parameter_openapi_schema"]["properties"]

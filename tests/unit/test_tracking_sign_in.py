@@ -57,7 +57,9 @@ def test_second_server_over_one_home_is_refused(note: Path, monkeypatch: pytest.
     monkeypatch.setattr(auth_server, "entry_points", lambda group: Known)
     with sign_in.announced(URL), pytest.raises(ServerError, match=f"already: {URL}"):
         auth_server.auth_plan(5001)
+    (note.parent / "basic_auth.db").write_bytes(b"")
     assert auth_server.auth_plan(5001).command[-1] == "--uvicorn-opts=--no-proxy-headers"
+    assert stat.S_IMODE((note.parent / "basic_auth.db").stat().st_mode) == 0o600  # also where an older version had left it open
 
 
 def test_no_stored_password_makes_a_person_of_whoever_trains_or_approves(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
