@@ -201,12 +201,18 @@ def _add_use(commands: Any) -> None:
     answers = _command(commands, "prune-answers", "use:answers", "remove answers from the log that are older than the retention")
     answers.add_argument("--days", type=_positive, default=183, help="keep the answers of so many days (default 183)")
     export = _command(
-        commands, "export", "export:export", "write a release's vectors as Parquet or into Qdrant, or its encoders as a package"
+        commands, "export", "export:export", "write a release's vectors as Parquet or into Qdrant, its encoders as a package, or all signed"
     )
     export.add_argument("--to", type=Path, metavar="FOLDER", help="new or empty folder for the Parquet shards")
     export.add_argument("--qdrant", metavar="PATH|URL", help="Qdrant server, or folder of an embedded store; needs the extra 'qdrant'")
     export.add_argument(
         "--router", type=Path, metavar="FOLDER", help="new or empty folder for the encoders as one Router of sentence-transformers"
+    )
+    export.add_argument(
+        "--signed",
+        type=Path,
+        metavar="FOLDER",
+        help="new or empty folder for the release and its parts, signed so that `model_signing verify certificate` accepts them",
     )
     export.add_argument("--collection", metavar="NAME", help="collection to make there (default: the retriever's name)")
     _release_option(export)
@@ -258,11 +264,13 @@ def _add_proof(commands: Any) -> None:
     keys = _command(commands, "keys", "proof:keys", "make the key that signs releases and records, list keys, sign a release")
     keys.add_argument(
         "action",
-        choices=("new", "list", "sign", "rotate"),
-        help="make a key pair, list the keys, sign a registered release, or change to a new key",
+        choices=("new", "list", "sign", "rotate", "certificate"),
+        help="make a key pair, list the keys, sign a registered release, change to a new key, or write the certificate for third parties",
     )
     keys.add_argument("ref", nargs="?", default="champion", help="for sign: champion (default), previous, candidate/N or release/N")
-    keys.add_argument("--to", type=Path, metavar="FILE", help="for new: where the private key goes (default: keys/signing.pem at home)")
+    keys.add_argument(
+        "--to", type=Path, metavar="FILE", help="for new and certificate: where that is written (default: below keys/ at home)"
+    )
     replay = _command(commands, "replay", "proof:replay", "evaluate a release again from its record and compare every value")
     replay.add_argument("ref", nargs="?", default="champion", help="champion (default), previous, candidate/N or release/N")
     replay.add_argument("--build", action="store_true", help="also build it again from its data and compare the parts' digests")
