@@ -45,9 +45,9 @@ def load_decoder(base: BaseModel, precision: str, attention: str = "causal") -> 
     logging.disable_progress_bar()
     load_config(base)
     try:
-        model = AutoModel.from_pretrained(base.location, dtype=pick_dtype(precision), trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(base.location, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        model = AutoModel.from_pretrained(base.location, dtype=pick_dtype(precision), **base.loading)
+        tokenizer = AutoTokenizer.from_pretrained(base.location, **base.loading)
+    except base.faults as error:
         raise ModelError(f"The model '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
     if getattr(model.config, "is_encoder_decoder", False):
         raise ModelError(f"'{base.name}' has an encoder and a decoder; name a model that is one of them alone.")
@@ -68,6 +68,7 @@ def draft_contract(base: BaseModel, tokenizer: Any, width: int, config: TowerCon
         base_model=base.name,
         base_digest=base.digest,
         base_revision=base.revision,
+        base_code=base.code,
         adapter_digest=None,
         tokenizer_digest=tokenizer_digest(tokenizer),
         pooling=config.pooling,

@@ -82,10 +82,10 @@ def shape_of(config: Any, layers: int) -> Shape:
     )
 
 
-def count_layers(name: str, revision: str | None = None) -> int:
+def count_layers(name: str, revision: str | None = None, code: bool = False) -> int:
     """Layers of the base model `name`; raises ModelError when it cannot be found or its configuration does not say."""
     # The models built here are built from texts; their number of layers does not depend on which.
-    base = resolve_base(name, ["any text"], revision)
+    base = resolve_base(name, ["any text"], revision, code)
     return len(base.layers) if base.layers is not None else configured_layers(load_config(base), base.name)
 
 
@@ -105,7 +105,7 @@ def model_without_memory(base: BaseModel) -> Any:
     from transformers import AutoModel
 
     with torch.device("meta"):
-        model = AutoModel.from_config(load_config(base), trust_remote_code=False)
+        model = AutoModel.from_config(load_config(base), **base.loading)
     if base.layers is not None:
         keep_layers(model, base.layers, base.name)
     return model

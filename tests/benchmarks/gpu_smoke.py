@@ -197,7 +197,7 @@ def gemma(**changes: Any) -> Part:
     def part(folder: Path) -> str:
         import torch
 
-        from components.planning.facts import shape_of_model
+        from components.planning.facts import shape_of_base
         from components.towers.backbone import TwoTowers
         from components.towers.base_models import resolve_base
         from components.towers.config import TowerConfig
@@ -224,7 +224,7 @@ def gemma(**changes: Any) -> Part:
         if on_gpu:
             torch.cuda.synchronize()
         rate = steps * count / (time.perf_counter() - started)
-        shape = shape_of_model("gemma3-270m", None, ["x"])
+        shape = shape_of_base(resolve_base("gemma3-270m"))
         weights = sum(p.numel() * p.element_size() for p in towers.model.parameters())
         planned = (
             weights + shape.kept(chunk * 128, towers.dtype.itemsize, towers.recomputes) + 12 * sum(p.numel() for p in towers.parameters())
