@@ -19,6 +19,7 @@ from components.towers.model_size import Shape, shape_of
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
+    from components.towers.base_models import BaseModel
 
 SAMPLE = 20_000  # texts of a kind whose tokens are counted; of more a seeded sample speaks for all
 SHARES = (50, 95, 99)  # percentiles of the lengths that people are shown
@@ -77,26 +78,24 @@ class Facts:
         return sum(texts.count for texts in self.sources.values())
 
 
-def shape_of_model(name: str, revision: str | None, texts: Sequence[str]) -> Shape:
-    """The shape of the base model `name` at `revision`; `texts` as for `resolve_base`.
+def shape_of_base(base: BaseModel) -> Shape:
+    """The shape of a base model; raises ModelError when its configuration states none."""
+    from components.towers.base_models import load_config
 
-    Raises ModelError when it cannot be found or has no shape.
-    """
-    from components.towers.base_models import load_config, resolve_base
-
-    base = resolve_base(name, texts, revision)
     try:
         config = load_config(base)
         return shape_of(config, len(base.layers) if base.layers is not None else config.num_hidden_layers)
     except AttributeError as error:
-        raise ModelError(f"The configuration of '{name}' does not say how large it is: {str(error).strip().splitlines()[0]}") from None
+        raise ModelError(f"The configuration of '{base.name}' does not say how large it is: {str(error).strip().splitlines()[0]}") from None
 
 
 def _teacher_shape(towers: TowerConfig, texts: Sequence[str]) -> Shape:
     """The teacher's shape; one without weights takes no memory here beyond its vectors."""
-    if towers.base_model not in WITHOUT_WEIGHTS:
-        return shape_of_model(towers.base_model, towers.revision, texts)
     from components.distillation.checks import width_of
+    from components.towers.base_models import tower_base
+
+    if towers.base_model not in WITHOUT_WEIGHTS:
+        return shape_of_base(tower_base(towers, texts))
 
     return Shape(layers=0, width=width_of(towers), inner=0, heads=0, key_heads=0, head_width=0, vocabulary=0, gated=False)
 
@@ -141,7 +140,7 @@ def gather_facts(
         refine_pairs=len(refinement_pairs(dataset, list(first), distillation.refine_titles)),
         scripts={script: found / scripts.total() for script, found in scripts.most_common()},
         teacher=_teacher_shape(towers, built_from),
-        student=shape_of_model(*_models(towers, distillation)[1], built_from),
+        student=shape_of_base(_student_base(towers, distillation, built_from)),
         design_effect=expected_effect(query_units(judged_split(dataset, evaluation.split), dataset, evaluation.query_groups)),
         untrained_length=_untrained_length(distillation, built_from),
     )
@@ -166,7 +165,9 @@ class _Counter:
 
     @classmethod
     def of(cls, towers: TowerConfig, distillation: DistillationConfig, built_from: Sequence[str]) -> _Counter:
-        return cls(*(_tokenizer(name, revision, built_from) for name, revision in _models(towers, distillation)))
+        from components.towers.base_models import tower_base
+
+        return cls(_tokenizer(tower_base(towers, built_from)), _tokenizer(_student_base(towers, distillation, built_from)))
 
     def teacher(self, texts: Sequence[str], prompt: str) -> NDArray[np.int64]:
         # One more than the tokenizer's own: the end token, which some of them add by themselves.
@@ -179,22 +180,23 @@ class _Counter:
         return Texts(len(texts), sum(map(len, texts)), teacher, _lengths(self._student, shown, 0), common)
 
 
-def _models(towers: TowerConfig, distillation: DistillationConfig) -> tuple[tuple[str, str | None], tuple[str, str | None]]:
-    """Name and revision of the teacher's and of the student's base model."""
-    teacher = towers.base_model, towers.revision
-    return teacher, teacher if distillation.student == "teacher" else (distillation.student, distillation.revision)
+def _student_base(towers: TowerConfig, distillation: DistillationConfig, built_from: Sequence[str]) -> BaseModel:
+    from components.towers.base_models import resolve_base, tower_base
+
+    if distillation.student == "teacher":
+        return tower_base(towers, built_from)
+    return resolve_base(distillation.student, built_from, distillation.revision)
 
 
-def _tokenizer(name: str, revision: str | None, built_from: Sequence[str]) -> Any:
+def _tokenizer(base: BaseModel) -> Any:
     from transformers import AutoTokenizer
 
-    from components.towers.base_models import resolve_base
+    from components.towers.base_models import why_unloadable
 
-    base = resolve_base(name, built_from, revision)
     try:
-        return AutoTokenizer.from_pretrained(base.location)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"The tokenizer of '{name}' cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        return AutoTokenizer.from_pretrained(base.location, **base.loading)
+    except base.faults as error:
+        raise ModelError(f"The tokenizer of '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
 
 
 def _lengths(tokenizer: Any, texts: Sequence[str], more: int) -> NDArray[np.int64]:

@@ -54,6 +54,9 @@ class TowerConfig(StepConfig):
         min_length=1,
         description="Branch, tag or commit of a model from a hub; null: its main branch. The commit is recorded and loaded ever after",
     )
+    trust_remote_code: bool = Field(
+        False, description="Run the Python code that a model of a hub brings; only of the full commit in `revision`. Read it first"
+    )
     pooling: Literal["last", "mean", "cls"] = Field("last", description="Which token states make the embedding")
     query_prompt: str = Field("query: ", description="Put before every query")
     document_prompt: str = Field("document: ", description="Put before every document")
@@ -149,6 +152,7 @@ class TowerConfig(StepConfig):
             raise ValueError("base_model vectors and a folder in towers.vectors belong together; set both or neither")
         if self.base_model == "endpoint" and not (self.endpoint.url and self.endpoint.model):
             raise ValueError("base_model endpoint needs towers.endpoint.url and towers.endpoint.model; set both")
+        self._code_is_pinned()
         if self.training != "none" and self.pooling == "cls" and self.attention == "causal":
             raise ValueError("pooling cls takes the first token, which sees no other in causal attention; set attention to bidirectional")
         if self.training != "none" and self.dimension is not None and self.dimension not in self.matryoshka:
@@ -162,3 +166,11 @@ class TowerConfig(StepConfig):
         if self.batch_size % self.processes:
             raise ValueError(f"batch_size {self.batch_size} cannot be shared equally by {self.processes} processes")
         return self
+
+    def _code_is_pinned(self) -> None:
+        if not self.trust_remote_code:
+            return
+        if not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ValueError("trust_remote_code runs code of others, so it needs the full commit (40 digits) in revision; set it")
+        if self.training == "full":
+            raise ValueError("trust_remote_code goes with training lora or none; a fully trained model would carry that code along")

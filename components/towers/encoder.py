@@ -167,7 +167,8 @@ def published_encoder(base: BaseModel, contract: EncodingContract, precision: st
 
 
 def _base_of(folder: Path, contract: EncodingContract) -> BaseModel:
-    base = resolve_base(contract.base_model, revision=contract.base_revision)
+    # Code of the base runs for a tower that was made with it; that it is the same code, the digest says.
+    base = resolve_base(contract.base_model, revision=contract.base_revision, code=contract.base_code is not None)
     if base.digest != contract.base_digest:
         raise ArtifactError(
             f"{folder}: made on '{contract.base_model}' with digest {contract.base_digest[:12]}, but that model is now "
