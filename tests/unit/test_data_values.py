@@ -125,6 +125,11 @@ def test_metadata_of_parquet_may_be_a_structure_a_map_or_json(folder: Path) -> N
         assert found["metadata"].tolist() == ['{"a": 1}', "{}", '{"a": null}']
 
 
+def structures(column: pa.Array) -> pa.Array:
+    """A column of structures with one field."""
+    return pa.StructArray.from_arrays([column], names=["field"])
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
@@ -142,6 +147,18 @@ def test_metadata_of_parquet_may_be_a_structure_a_map_or_json(folder: Path) -> N
         (
             {"_id": pa.array(["a"]), "text": pa.array(["x"]), "metadata": pa.array([{"n": float("nan")}])},
             "corpus.parquet, metadata, row 1: the field metadata is no JSON object",
+        ),
+        (
+            {"_id": pa.array(["a", "b"]), "text": pa.array(["x", "y"]), "metadata": structures(pa.array([1, 10**7], pa.date32()))},
+            "corpus.parquet, metadata, row 2: cannot be read",
+        ),
+        (
+            {
+                "_id": pa.array(["a", "b"]),
+                "text": pa.array(["x", "y"]),
+                "metadata": structures(pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"\xff"]).buffers())),
+            },
+            "corpus.parquet, metadata, row 2: not UTF-8",
         ),
     ],
 )
