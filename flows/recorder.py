@@ -142,7 +142,7 @@ def _marked_as_running(run_id: str) -> Iterator[None]:
     folder = settings.work_folder() / "running"
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.json"):
-        with suppress(OSError), path.open(encoding="utf-8") as handle:
+        with suppress(OSError), path.open("r+", encoding="utf-8") as handle:  # NFS locks only what may be written
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if text := handle.read():  # else its process is about to take the lock
                 _close_killed(path.stem, text)

@@ -57,7 +57,7 @@ def _scores(column: pa.ChunkedArray, path: Path) -> list[int]:
         raise DataError(f"{path}, score: expected a column of whole numbers; found {column.type}.")
     grades: dict[Any, int] = {}
     scores = []
-    for row, value in enumerate(column.to_pylist(), start=1):
+    for row, value in enumerate(_values(column, f"{path}, score"), start=1):
         key = (type(value), value)
         if key not in grades:
             grades[key] = parse_score(value, f"{path}, row {row}")
@@ -90,13 +90,24 @@ def _strings(column: pa.ChunkedArray, where: str) -> list[str | None]:
 
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0):
-        return [None if value is None else str(value) for value in column.to_pylist()]
+        return [None if value is None else str(value) for value in _values(column, where)]
     if not (pa.types.is_null(kind) or any(is_kind(kind) for is_kind in _text_kinds())):
         raise DataError(f"{where}: expected a column of text; found {column.type}. Cast it to text when the file is written.")
+    return _values(column, where)
+
+
+def _values(column: pa.ChunkedArray, where: str) -> list[Any]:
+    """The values of a column as Python's, bytes as text. Raises DataError for what is no UTF-8, and for what Python has no value for."""
+    import pyarrow as pa
+
     try:
         return [value.decode() if isinstance(value, bytes) else value for value in column.to_pylist()]
     except UnicodeDecodeError:
-        raise DataError(f"{where}, row {_first_broken(column)}: not UTF-8. Convert the column to UTF-8 when the file is written.") from None
+        row = _first_broken(column)
+        raise DataError(f"{where}, row {row}: not UTF-8. Convert the column to UTF-8 when the file is written.") from None
+    except (ValueError, OverflowError, pa.ArrowException) as error:  # a day of the year 10000; two fields of one name
+        row = _first_broken(column)
+        raise DataError(f"{where}, row {row}: cannot be read ({str(error)[:160]}). Write the column as text (JSON).") from None
 
 
 def _text_kinds() -> tuple[Any, ...]:
@@ -108,13 +119,13 @@ def _text_kinds() -> tuple[Any, ...]:
 
 
 def _first_broken(column: pa.ChunkedArray) -> int:
-    """Number of the first row, from 1, whose bytes are no UTF-8."""
+    """Number of the first row, from 1, whose value cannot be read, or whose bytes are no UTF-8; 0 for none."""
     for number, value in enumerate((value for chunk in column.chunks for value in chunk), start=1):
         try:
             found = value.as_py()
             if isinstance(found, bytes):
                 found.decode()
-        except UnicodeDecodeError:
+        except (ValueError, OverflowError):
             return number
     return 0
 
@@ -125,9 +136,9 @@ def _metadata(column: pa.ChunkedArray, where: str) -> list[str]:
 
     kind = column.type
     if pa.types.is_map(kind):
-        values: list[Any] = [None if value is None else dict(value) for value in column.to_pylist()]
+        values: list[Any] = [None if value is None else dict(value) for value in _values(column, where)]
     elif pa.types.is_struct(kind):
-        values = column.to_pylist()
+        values = _values(column, where)
     else:
         texts = enumerate(_strings(column, where), start=1)
         return [metadata_from_text(text, f"{where}, row {row}") for row, text in texts]
