@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from components.data.tables import DOCUMENT_COLUMNS, judgement_table, query_table
-from components.data.values import FIELDS, known_fields, metadata_from_text, metadata_text, parse_score
+from components.data.values import FIELDS, known_fields, metadata_from_text, metadata_text, parse_score, without_nul
 from components.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def read_documents(path: Path) -> pd.DataFrame:
     # A title that is missing is an empty one, as in JSON Lines; a missing text is a fault for the contracts to find.
     titles = [title or "" for title in _strings(columns["title"], f"{path}, title")] if "title" in columns else [""] * size
     table = {
-        "doc_id": _strings(columns["doc_id"], f"{path}, doc_id"),
+        "doc_id": _ids(columns["doc_id"], path, "doc_id"),
         "title": titles,
         "text": _strings(columns["text"], f"{path}, text"),
         "metadata": _metadata(columns["metadata"], f"{path}, metadata") if "metadata" in columns else ["{}"] * size,
@@ -38,15 +38,15 @@ def read_queries(path: Path, default_id: str | None = None) -> pd.DataFrame:
     columns = _columns(path, "queries", optional=("query_id",) if default_id else ())
     texts = _strings(columns["text"], f"{path}, text")
     if "query_id" in columns:
-        return query_table(_strings(columns["query_id"], f"{path}, query_id"), texts)
+        return query_table(_ids(columns["query_id"], path, "query_id"), texts)
     return query_table([f"{default_id}-{row}" for row in range(1, len(texts) + 1)], texts)
 
 
 def read_qrels(path: Path, split: str) -> pd.DataFrame:
     """Columns query_id, doc_id, score, split."""
     columns = _columns(path, "qrels")
-    queries = [value or "" for value in _strings(columns["query_id"], f"{path}, query_id")]
-    documents = [value or "" for value in _strings(columns["doc_id"], f"{path}, doc_id")]
+    queries = [value or "" for value in _ids(columns["query_id"], path, "query_id")]
+    documents = [value or "" for value in _ids(columns["doc_id"], path, "doc_id")]
     return judgement_table(list(zip(queries, documents, _scores(columns["score"], path), strict=True)), split)
 
 
@@ -82,6 +82,14 @@ def _columns(path: Path, table: str, optional: Sequence[str] = ()) -> dict[str, 
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as Parquet ({str(error)[:160]}). Write the file again.") from None
     return {field: read.column(name) for field, name in names.items()}
+
+
+def _ids(column: pa.ChunkedArray, path: Path, name: str) -> list[str | None]:
+    found = _strings(column, f"{path}, {name}")
+    for row, value in enumerate(found, start=1):
+        if value and "\0" in value:
+            without_nul(value, f"{path}, row {row}")
+    return found
 
 
 def _strings(column: pa.ChunkedArray, where: str) -> list[str | None]:

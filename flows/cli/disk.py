@@ -83,6 +83,8 @@ def is_disk_full(error: BaseException) -> bool:
         words = str(seen).lower()
         if getattr(seen, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(said in words for said in FULL):
             return True
+    if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
+        return False  # the system said what it was
     # Writers in C++ report a failed write without saying why.
     with suppress(OSError, ScalingNoteError):
         return not isinstance(error, ScalingNoteError) and _free_bytes() < LOW_BYTES

@@ -176,6 +176,40 @@ def test_a_home_that_cannot_be_is_refused_in_words(name: str, said: str, tmp_pat
         assert lacking(caught.value) is None
 
 
+@pytest.mark.parametrize(
+    ("place", "said"), [("/dev/null", "is a file"), ("/dev/null/x", "is a file"), ("/proc/nosuch", "cannot be made: No such file")]
+)
+def test_a_home_that_is_no_folder_of_a_disk_is_refused_in_words(place: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALINGNOTE_HOME", place)
+    with pytest.raises(ConfigError, match=said) as caught:
+        settings.activate()
+    assert lacking(caught.value) is None
+
+
+@pytest.mark.parametrize("name", ["work", "prefect", "mlflow"])
+def test_a_file_in_the_place_of_a_folder_of_the_home_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    (tmp_path / name).write_text("")
+    with pytest.raises(ConfigError, match=f"holds a file in the place of the folder {name}"):
+        settings.activate()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_home_that_lies_on_a_read_only_disk_is_opened(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    monkeypatch.setattr(Path, "mkdir", refused)
+    settings.activate()
+
+
+def test_a_disk_without_room_is_not_blamed_for_what_the_system_explains(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "_free_bytes", lambda probe=None: 0)
+    assert lacking(FileNotFoundError(errno.ENOENT, "No such file or directory", "x")) is None
+    assert isinstance(lacking(RuntimeError("write failed")), DiskFull)
+
+
 def test_a_current_folder_that_is_gone_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
