@@ -77,7 +77,7 @@ def test_the_passing_candidate_is_the_challenger_and_answers_with_titles(world: 
     assert len(model.predict(model.input_example)["doc_ids"][0]) == 10
 
 
-def test_mlflow_finds_the_best_passages_of_the_candidate_by_its_own_evaluation(world: Built) -> None:
+def test_mlflow_evaluates_what_the_candidate_finds_by_its_own_means(world: Built, tmp_path: Path) -> None:
     import mlflow
     import pandas as pd
 
@@ -85,9 +85,11 @@ def test_mlflow_finds_the_best_passages_of_the_candidate_by_its_own_evaluation(w
     model = mlflow.pyfunc.load_model("models:/retriever-candidate/1")
     found = model.predict(data[["text"]])
     assert [len(ids) for ids in found["doc_ids"]] == [10, 10]
-    result = mlflow.models.evaluate(
-        data=data.assign(found=found["doc_ids"]), model_type="retriever", targets="relevant", predictions="found", evaluators="default"
-    )
+    experiment = client().create_experiment("evaluated", artifact_location=tmp_path.as_uri())
+    with mlflow.start_run(experiment_id=experiment):  # the default one would put its files into the current folder
+        result = mlflow.models.evaluate(
+            data=data.assign(found=found["doc_ids"]), model_type="retriever", targets="relevant", predictions="found", evaluators="default"
+        )
     assert 0 <= result.metrics["recall_at_3/mean"] <= 1
 
 
