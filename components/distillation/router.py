@@ -67,7 +67,7 @@ def export_router(
         package = SentenceTransformer(
             modules=[Router(routes, default_route=alone, allow_empty_key=False)],
             prompts={"query": "", "document": "", **prompts},
-            default_prompt_name=alone,
+            default_prompt_name=alone if alone and prompts[alone] else None,
             similarity_fn_name="cosine",
             device="cpu",
         )

@@ -36,7 +36,8 @@ def save_student(student: StudentEncoder, folder: Path) -> EncodingContract:
     save_tokenizer(student.tokenizer, student.contract, folder)
     modules = [*_input_modules(student, folder), *dense_modules(student.head), _last_module(student.contract)]
     prompts = {"query": student.contract.prompt, "document": student.contract.prompt}
-    written = SentenceTransformer(modules=modules, prompts=prompts, default_prompt_name="query", similarity_fn_name="cosine", device="cpu")
+    default = "query" if student.contract.prompt else None
+    written = SentenceTransformer(modules=modules, prompts=prompts, default_prompt_name=default, similarity_fn_name="cosine", device="cpu")
     written.save(str(folder), create_model_card=False)
     save_tokenizer(student.tokenizer, student.contract, folder)  # once more: what the library writes knows nothing of control tokens
     return student.contract.model_copy(update={"adapter_digest": weights_digest(folder)})
