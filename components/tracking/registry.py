@@ -142,6 +142,7 @@ def log_version_metrics(version: RegisteredVersion, metrics: Mapping[str, float]
     The headline also becomes tags of the version, which its page and its copies show. What stands there already is not written again.
     """
     from mlflow.entities import Metric
+    from mlflow.exceptions import MlflowException
 
     found = client().get_logged_model(_model_id(version.name, version.version))
     data = (lineage.label(dataset), dataset.digest[: lineage.DATASET_DIGEST_LENGTH])
@@ -149,8 +150,12 @@ def log_version_metrics(version: RegisteredVersion, metrics: Mapping[str, float]
     now = int(time.time() * 1000)
     wanted = {labels.name(key): float(value) for key, value in metrics.items() if math.isfinite(value)}
     entries = [Metric(key, value, now, 0, found.model_id, *data) for key, value in wanted.items() if (key, value) not in known]
-    for start in range(0, len(entries), _METRICS):
-        client().log_batch(found.source_run_id, metrics=entries[start : start + _METRICS])
+    try:
+        for start in range(0, len(entries), _METRICS):
+            client().log_batch(found.source_run_id, metrics=entries[start : start + _METRICS])
+    except MlflowException as error:  # somebody has deleted the run that made it
+        said = str(error).partition("\n")[0]
+        _log.warning("MLflow cannot compare %s/%s by what was measured now: %s", version.name, version.version, said)
     for key in {entry.key for entry in entries} & _HEADLINE:
         set_version_tag(version.name, version.version, f"metric.{key}", f"{wanted[key]:.4f}")
 

@@ -321,6 +321,15 @@ def test_a_copy_is_measured_with_its_origin(home: Path, tmp_path: Path) -> None:
     assert [metric.key for metric in origin.metrics] == ["x"]
 
 
+def test_a_version_whose_run_was_deleted_is_no_reason_to_stop(home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    artifact = make_index(tmp_path / "index")
+    version = register_index(artifact)
+    client().delete_run(client().get_model_version(MODEL, "1").run_id)
+    registry.log_version_metrics(version, {"recall@50": 0.5}, artifact)
+    assert "cannot compare retriever-index/1" in caplog.text
+    assert versions(MODEL)[0].tags["scalingnote.metric.recall_at_50"] == "0.5000"
+
+
 def test_the_challenger_is_the_newest_candidate_that_passed(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = [
         register_kind(tmp_path / f"release-{n}", "release", "retriever-candidate", {"release.json": {"name": "retriever", "n": n}})
