@@ -51,8 +51,14 @@ def export_router(
     routes: dict[str, list[Any]] = {}
     with tempfile.TemporaryDirectory(prefix="scalingnote-router-") as scratch:
         for role, folder in encoders.items():
-            if load_contract(folder)[0].base_model in WITHOUT_WEIGHTS:
+            contract, _ = load_contract(folder)
+            if contract.base_model in WITHOUT_WEIGHTS:
                 continue
+            if contract.base_code is not None:
+                raise ModelError(
+                    f"'{contract.base_model}' runs Python code of its makers, which a package cannot carry. Export the vectors (--to), or one "
+                    "encoder without such code (--part student)."
+                )
             if (folder / MODULES).is_file():
                 own[role], routes[role] = load_student(folder, "float32"), _student_modules(folder)
             else:

@@ -184,6 +184,14 @@ def test_a_teacher_without_weights_is_no_package(tmp_path: Path, home: Path) -> 
     assert not (tmp_path / "package").exists()
 
 
+def test_a_model_that_brings_its_own_code_is_refused_in_words(tmp_path: Path, home: Path) -> None:
+    contract = load_student(student_of(16, tmp_path / "student")).contract.model_copy(update={"role": "document", "base_code": "0" * 64})
+    save_contract(tmp_path / "tower", contract, "space")
+    with pytest.raises(ModelError, match="runs Python code of its makers, which a package cannot carry"):
+        export_router({"query": tmp_path / "student", "document": tmp_path / "tower"}, tmp_path / "package")
+    assert not (tmp_path / "package").exists()
+
+
 @pytest.mark.parametrize("card", ["", "---\n[\n---\n", "no front matter", "---\nlicense: [a]\n---\n", "---\n- a\n---\n", "---\n"])
 def test_a_card_that_names_no_licence_is_none(card: str, tmp_path: Path) -> None:
     base = BaseModelPin(name=str(tmp_path), digest="x")
