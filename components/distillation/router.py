@@ -56,8 +56,8 @@ def export_router(
                 continue
             if contract.base_code is not None:
                 raise ModelError(
-                    f"'{contract.base_model}' runs Python code of its makers, which a package cannot carry. Export the vectors (--to), or one "
-                    "encoder without such code (--part student)."
+                    f"'{contract.base_model}' runs Python code of its makers, which a package cannot carry. Export the vectors (--to), or "
+                    "one encoder without such code (--part student)."
                 )
             if (folder / MODULES).is_file():
                 own[role], routes[role] = load_student(folder, "float32"), _student_modules(folder)
