@@ -30,6 +30,9 @@ COMPARED = (
     ("student", "teacher"),
     ("teacher", "bm25"),
     ("teacher", "student_untrained"),
+    ("student_fused", "bm25"),
+    ("student_fused", "student_untrained"),
+    ("student_fused", "student"),
 )
 
 

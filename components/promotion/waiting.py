@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from components import settings
 from components.artifacts import digest_of, read_json, write_json
 from components.errors import ArtifactError, PromotionError
-from components.promotion.approval import rejection
+from components.promotion.approval import rejection, rejection_of_files
 from components.promotion.standing import Record, candidate_model, current_aliases, expected_aliases, registered, release_model
 from components.tracking import records as record_store
 from components.tracking import registry
@@ -109,4 +109,4 @@ def _refusal_file(name: str) -> Path:
 def _candidate_rejection(name: str, release: VersionInfo, candidates: dict[int, VersionInfo]) -> str | None:
     origin = registry.copied_from(release)
     candidate = candidates.get(origin[1]) if origin and origin[0] == candidate_model(name) else None
-    return rejection(candidate) if candidate is not None else None
+    return rejection_of_files(candidate, candidates.values()) if candidate is not None else None

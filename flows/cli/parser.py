@@ -98,6 +98,7 @@ def _add_building(commands: Any) -> None:
         commands, "retrain", "build:retrain", "build a candidate: validate, train, distil, index, evaluate, decide, register"
     )
     _training_options(retrain, preset=None)
+    _again_option(retrain)
     retrain.add_argument("--budget", metavar="TIME", help="time for the whole run, such as 30m or 1h30m: settings are planned for it")
     adopt = _command(commands, "adopt", "build:adopt", "take over vectors that exist as the document side; refresh-query-tower goes on")
     adopt.add_argument(
@@ -146,6 +147,7 @@ def _add_refreshing(commands: Any) -> None:
     for parser, example in ((index, "policy.margin=0.02"), (query, "distillation.epochs=4")):
         _release_option(parser)
         _policy_option(parser)
+        _again_option(parser)
         parser.add_argument("--preset", metavar="NAME", help="take what the refresh may change from this preset, gates apart")
         parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=f"one setting, such as {example}; repeatable")
 
@@ -168,6 +170,7 @@ def _add_promotion(commands: Any) -> None:
     hook.add_argument("--port", type=_port, required=True, metavar="PORT", help="port to receive on")
     hook.add_argument("--host", default="127.0.0.1", help="address to receive on (default 127.0.0.1)")
     hook.add_argument("--watch", type=_seconds, default=60.0, metavar="SECONDS", help="look this often by itself (default 60)")
+    hook.add_argument("--emit", action="store_true", help="promote nothing here: tell Prefect, whose deployment promote does it")
     rollback = _command(commands, "rollback", "release:rollback", "go back to the release that the champion replaced")
     rollback.add_argument("--as", dest="person", required=True, metavar="NAME", help="who rolls back")
     rollback.add_argument("--reason", required=True, metavar="TEXT", help="why; kept in the promotion record")
@@ -198,12 +201,18 @@ def _add_use(commands: Any) -> None:
     answers = _command(commands, "prune-answers", "use:answers", "remove answers from the log that are older than the retention")
     answers.add_argument("--days", type=_positive, default=183, help="keep the answers of so many days (default 183)")
     export = _command(
-        commands, "export", "export:export", "write a release's vectors as Parquet or into Qdrant, or its encoders as a package"
+        commands, "export", "export:export", "write a release's vectors as Parquet or into Qdrant, its encoders as a package, or all signed"
     )
     export.add_argument("--to", type=Path, metavar="FOLDER", help="new or empty folder for the Parquet shards")
     export.add_argument("--qdrant", metavar="PATH|URL", help="Qdrant server, or folder of an embedded store; needs the extra 'qdrant'")
     export.add_argument(
         "--router", type=Path, metavar="FOLDER", help="new or empty folder for the encoders as one Router of sentence-transformers"
+    )
+    export.add_argument(
+        "--signed",
+        type=Path,
+        metavar="FOLDER",
+        help="new or empty folder for the release and its parts, signed so that `model_signing verify certificate` accepts them",
     )
     export.add_argument("--collection", metavar="NAME", help="collection to make there (default: the retriever's name)")
     _release_option(export)
@@ -255,11 +264,13 @@ def _add_proof(commands: Any) -> None:
     keys = _command(commands, "keys", "proof:keys", "make the key that signs releases and records, list keys, sign a release")
     keys.add_argument(
         "action",
-        choices=("new", "list", "sign", "rotate"),
-        help="make a key pair, list the keys, sign a registered release, or change to a new key",
+        choices=("new", "list", "sign", "rotate", "certificate"),
+        help="make a key pair, list the keys, sign a registered release, change to a new key, or write the certificate for third parties",
     )
     keys.add_argument("ref", nargs="?", default="champion", help="for sign: champion (default), previous, candidate/N or release/N")
-    keys.add_argument("--to", type=Path, metavar="FILE", help="for new: where the private key goes (default: keys/signing.pem at home)")
+    keys.add_argument(
+        "--to", type=Path, metavar="FILE", help="for new and certificate: where that is written (default: below keys/ at home)"
+    )
     replay = _command(commands, "replay", "proof:replay", "evaluate a release again from its record and compare every value")
     replay.add_argument("ref", nargs="?", default="champion", help="champion (default), previous, candidate/N or release/N")
     replay.add_argument("--build", action="store_true", help="also build it again from its data and compare the parts' digests")
@@ -280,6 +291,11 @@ def _training_options(parser: argparse.ArgumentParser, preset: str | None) -> No
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="one setting, such as towers.steps=200; repeatable"
     )
+
+
+def _again_option(parser: argparse.ArgumentParser) -> None:
+    about = "make this step anew although it is finished, such as evaluate; repeatable"
+    parser.add_argument("--again", action="append", default=[], metavar="STEP", help=about)
 
 
 def _command(commands: Any, name: str, target: str, text: str) -> argparse.ArgumentParser:
