@@ -145,12 +145,11 @@ def index_step(config: RetrainConfig, vectors: VectorShards, dataset: DatasetArt
     inputs: dict[str, Artifact] = {"vectors": vectors, "dataset": dataset, **({"targets": targets} if targets else {})}
 
     def make(folder: Path) -> Artifact:
-        from components.data.dataset import load_dataset
         from components.distillation.teacher_targets import held_out_vectors
         from components.index.build import build_index, display_titles
 
         queries = held_out_vectors(targets.path) if targets else None
-        return build_index(vectors, config.index, folder, display_titles(load_dataset(dataset.path)), queries)
+        return build_index(vectors, config.index, folder, display_titles(dataset.path / "documents.parquet"), queries)
 
     return Step("build_index", make, inputs, config.index.model_dump())
 

@@ -152,7 +152,6 @@ class TowerConfig(StepConfig):
             raise ValueError("base_model vectors and a folder in towers.vectors belong together; set both or neither")
         if self.base_model == "endpoint" and not (self.endpoint.url and self.endpoint.model):
             raise ValueError("base_model endpoint needs towers.endpoint.url and towers.endpoint.model; set both")
-        self._code_is_pinned()
         if self.training != "none" and self.pooling == "cls" and self.attention == "causal":
             raise ValueError("pooling cls takes the first token, which sees no other in causal attention; set attention to bidirectional")
         if self.training != "none" and self.dimension is not None and self.dimension not in self.matryoshka:
@@ -167,10 +166,12 @@ class TowerConfig(StepConfig):
             raise ValueError(f"batch_size {self.batch_size} cannot be shared equally by {self.processes} processes")
         return self
 
-    def _code_is_pinned(self) -> None:
+    @model_validator(mode="after")
+    def _code_is_pinned(self) -> TowerConfig:
         if not self.trust_remote_code:
-            return
+            return self
         if not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             raise ValueError("trust_remote_code runs code of others, so it needs the full commit (40 digits) in revision; set it")
         if self.training == "full":
             raise ValueError("trust_remote_code goes with training lora or none; a fully trained model would carry that code along")
+        return self

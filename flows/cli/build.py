@@ -132,7 +132,8 @@ def validate(options: argparse.Namespace) -> None:
         print(f"Report: {validation.path / 'report.html'}")
     require_valid(validation)
     report = load_report(validation)
-    warnings = f"{validation.attributes['warnings']} warnings" if validation.attributes["warnings"] else "no warnings"
+    count = validation.attributes["warnings"] or "no"
+    warnings = f"{count} warning{'' if count == 1 else 's'}"
     dropped = [f"Left out: {entry.summary}" for entry in report.left_out]
     kept_at = [f"All rows left out, with reasons: {dataset.path / QUARANTINE_FILE}"] if dropped else []
     result = {**report.model_dump(mode="json"), "remarks": remarks_on(config.data)}
