@@ -95,7 +95,8 @@ def _cost(context: Context, builds: Mapping[str, Build], trainings: Sequence[Stu
     """Seconds of building by system, and the speed of whole answers of all in turns; of a fused system those of both together."""
     systems = {name: system for name, build in builds.items() if (system := _first_whole(build, trainings)) is not None}
     # Functions alone: what a System holds would not be counted as code of the step.
-    rankers, evaluation = {name: system.ranker for name, system in systems.items()}, context.config.evaluation
+    rankers = {name.removesuffix(WITH_BM25): system.ranker for name, system in systems.items()}
+    names, evaluation = list(systems), context.config.evaluation
     built = {name: _building_seconds(context, system) for name, system in systems.items()}
     inputs = {"dataset": context.dataset, **{f"{name}.{role}": a for name, s in systems.items() for role, a in s.inputs.items()}}
 
@@ -116,11 +117,11 @@ def _cost(context: Context, builds: Mapping[str, Build], trainings: Sequence[Stu
             # How the two are weighted takes no time.
             return once(name) if dense == name else FusedRanker(once(dense), once(BM25), FusionSetup())
 
-        return {**serving_speeds({name: partial(opener, name) for name in rankers}, inputs["dataset"], evaluation), "built": built}
+        return {**serving_speeds({name: partial(opener, name) for name in names}, inputs["dataset"], evaluation), "built": built}
 
     settings = evaluation.model_dump(include={"split", "depth", "latency_queries", "throughput_batch", "speed_precision", "seed"})
     named = {name: dict(system.settings) for name, system in systems.items() if system.settings}
-    return context.measure("worth_costs", numbers, inputs, {**settings, "built": built, "systems": list(systems), **named})
+    return context.measure("worth_costs", numbers, inputs, {**settings, "built": built, "systems": names, **named})
 
 
 def _first_whole(build: Build, trainings: Sequence[StudySettings]) -> System | None:
