@@ -302,7 +302,9 @@ def _metrics(summary: Summary, system: str) -> Iterator[dict[str, Any]]:
             entry["confidenceInterval"] = {"lowerBound": f"{interval[0]:.6f}", "upperBound": f"{interval[1]:.6f}"}
         yield entry
     speed = getattr(summary.speed, system, None) if system else None
-    for name in ("p50_ms", "p95_ms", "qps") if speed else ():
+    if speed is None:
+        return
+    for name in ("p50_ms", "p95_ms", "qps"):
         yield {"type": f"encoding {name}", "value": f"{getattr(speed, name):.6f}", "slice": f"{speed.queries} queries"}
 
 
