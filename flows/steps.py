@@ -270,6 +270,7 @@ def _made(step: Step, retriever: str = "", flow_run: str = "", again: bool = Fal
         say(f"[{step.name}] started{f': {because}' if because else ''}")
         if again:  # nor from what an attempt left
             _remove_all_but(step.folder, lambda name: False)
+        begin_step()
         artifact, timing = _timed(step)
         keep_end(step.folder)
     say(f"[{step.name}] done in {timing.seconds:.1f} s: {_counts(artifact)}")
@@ -313,7 +314,6 @@ def _timed(step: Step) -> tuple[Artifact, Timing]:
     # The seal would take in a stray file, and every later step would be made anew.
     _remove_all_but(step.folder, lambda name: any(fnmatch(name, pattern) for pattern in step.resumes))
     started = time.monotonic()
-    begin_step()
     artifact = step.make(step.folder)
     timing = Timing(time.monotonic() - started, attempts)
     write_json(_timing_file(step.folder), asdict(timing))
