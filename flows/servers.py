@@ -90,8 +90,10 @@ def run_flow(flow: str, *arguments: Any, **named: Any) -> dict[str, Any]:
                 if not given:
                     _delete_old_runs()
                 return result
-        except (httpx.TransportError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not str(error).startswith("Failed to reach API"):
+        except (httpx.TransportError, httpx.HTTPStatusError, RuntimeError) as error:
+            if given and (isinstance(error, httpx.HTTPStatusError) or str(error).startswith("Found incompatible versions")):
+                raise ServerError(_other_version(given, error)) from error
+            if not isinstance(error, httpx.TransportError) and not str(error).startswith("Failed to reach API"):
                 raise
             if given or not left:
                 raise ServerError(
@@ -102,6 +104,21 @@ def run_flow(flow: str, *arguments: Any, **named: Any) -> dict[str, Any]:
             print(f"Prefect's own small server stopped answering ({why}); another is started.", file=sys.stderr, flush=True)
             _end_small_server()
     raise AssertionError("the last attempt returns or raises")
+
+
+def _other_version(api: str, error: Exception) -> str:
+    """What to say of a server that answers, but not as this client expects; an older one is the usual reason."""
+    from importlib.metadata import version
+
+    from prefect.client.orchestration import get_client
+
+    there = "of an unknown version"
+    with suppress(Exception), get_client(sync_client=True) as client:
+        there = f"of version {client.api_version()}"
+    return (
+        f"Prefect's server {without_user(api)} is {there}, this client of {version('prefect')}, and they do not understand each other "
+        f"({' '.join(str(error).split())[:200]}). Run a server of the client's version. Finished steps are kept."
+    )
 
 
 def _delete_old_runs() -> None:

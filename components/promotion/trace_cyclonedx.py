@@ -301,9 +301,11 @@ def _metrics(summary: Summary, system: str) -> Iterator[dict[str, Any]]:
         if interval := found.intervals.get(metric) if found else None:
             entry["confidenceInterval"] = {"lowerBound": f"{interval[0]:.6f}", "upperBound": f"{interval[1]:.6f}"}
         yield entry
-    if (speed := getattr(summary.speed, system, None) if system else None) is not None:
-        for name in ("p50_ms", "p95_ms", "qps"):
-            yield {"type": f"encoding {name}", "value": f"{getattr(speed, name):.6f}", "slice": f"{speed.queries} queries"}
+    speed = getattr(summary.speed, system, None) if system else None
+    if speed is None:
+        return
+    for name in ("p50_ms", "p95_ms", "qps"):
+        yield {"type": f"encoding {name}", "value": f"{getattr(speed, name):.6f}", "slice": f"{speed.queries} queries"}
 
 
 def _purl(pin: Pin) -> str:

@@ -34,7 +34,7 @@ class Waiting(NamedTuple):
 
 
 def waiting_for_promotion(name: str, records: Sequence[Record]) -> Waiting:
-    """Approved and not rejected, neither itself nor its candidate. Versions below the newest promoted one were passed over for good."""
+    """Versions that were approved, and neither they nor their candidates rejected. Those below the newest promoted one are passed over."""
     newest = max((int(record["to_version"]) for record in records), default=0)
     fresh = [info for info in registry.versions(release_model(name)) if info.version > newest]
     candidates = _candidates(name) if fresh else {}

@@ -7,7 +7,6 @@ the entry they rest on, and a signed record cannot follow.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -253,7 +252,7 @@ def _write_head(path: Path, head: Head) -> None:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.with_name(path.name + ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        settings.locked(lock)
         yield
 
 
