@@ -46,8 +46,15 @@ class Installation:
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         request = urllib.request.Request(f"{self.api}{path}", json.dumps(body).encode(), {"content-type": "application/json"})
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as response:
-            return json.load(response)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        for left in reversed(range(10)):
+            try:
+                with opener.open(request, timeout=30) as response:
+                    return json.load(response)
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or not left:  # its database is locked by another request
+                    raise
+            time.sleep(1)
 
     def get(self, path: str) -> Any:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{self.api}{path}", timeout=10) as response:
