@@ -42,9 +42,7 @@ if TYPE_CHECKING:
 class Recorder:
     """Runs steps and remembers what the lineage of the release will need."""
 
-    def __init__(
-        self, name: str, parameters: Mapping[str, Any], run_id: str, provenance: Provenance, again: Iterable[str] = ()
-    ) -> None:
+    def __init__(self, name: str, parameters: Mapping[str, Any], run_id: str, provenance: Provenance, again: Iterable[str] = ()) -> None:
         """`again`: names of the steps that are made anew although they are finished."""
         self.name, self.parameters, self.run_id, self.provenance = name, parameters, run_id, provenance
         self.again = frozenset(again)

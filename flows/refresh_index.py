@@ -121,11 +121,10 @@ def refresh_step(
     index = base.index
 
     def make(folder: Path) -> Artifact:
-        from components.data.dataset import load_dataset
         from components.index.build import display_titles
         from components.index.refresh import refresh_index
 
-        return refresh_index(index, delta, changes, config.index, folder, display_titles(load_dataset(dataset.path)))
+        return refresh_index(index, delta, changes, config.index, folder, display_titles(dataset.path / "documents.parquet"))
 
     inputs: dict[str, Artifact] = {"dataset": dataset, "index": index, **({"vectors": delta} if delta else {})}
     return Step("refresh_index", make, inputs, config.index.model_dump())

@@ -76,12 +76,17 @@ def small_prefect_plan(port: int) -> ServerPlan:
     return ServerPlan("Prefect", port, command, "/api/health", environment, "small-prefect")
 
 
-def prefect_plan(port: int) -> ServerPlan:
-    """Prefect over the database in the home folder, where runs without a server leave their history too."""
+def prefect_plan(port: int, account: str = "") -> ServerPlan:
+    """Prefect over the database in the home folder, where runs without a server leave their history too.
+
+    With an `account` (user:password) its API and page ask for it: whoever may start a run there runs code on the workers.
+    """
     command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port), "--analytics-off")
     environment = {
         "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",  # else the page asks the address of some other profile
-        "PREFECT_LOGGING_LEVEL": "INFO",
+        "PREFECT_LOGGING_LEVEL": "INFO",  # our commands silence Prefect, but the log must say why a server ended
         **LOUD,
+        # The server's own services are clients of its API.
+        **({"PREFECT_SERVER_API_AUTH_STRING": account, "PREFECT_API_AUTH_STRING": account} if account else {}),
     }
     return ServerPlan("Prefect", port, command, "/api/health", environment)

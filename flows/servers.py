@@ -52,7 +52,7 @@ def serve(mlflow_port: int = 5000, prefect_port: int = 4200, auth: bool = False)
             for plan in plans:
                 print(f"{plan.name:8} {plan.url}", flush=True)
             if auth:
-                print(_sign_in_text(), flush=True)
+                print(_sign_in_text(prefect=plans[-1].name == "Prefect"), flush=True)
             print("Approve in MLflow: Model registry > <name>-candidate > a version > Promote model > <name>-release.", flush=True)
             print("Ctrl-C stops the servers; nothing is lost.", flush=True)
             _watch(plans, processes)
@@ -226,11 +226,15 @@ def check_ports(plans: Sequence[ServerPlan]) -> None:
         taken[plan.port] = plan.name
 
 
-def _sign_in_text() -> str:
-    """Where the administrator's password lies and what comes next."""
+def _sign_in_text(prefect: bool) -> str:
+    """Where the passwords lie and what comes next; `prefect`: its server is ours too."""
     given = bool(os.environ.get(sign_in.ADMIN_PASSWORD))
     place = f"the one in {sign_in.ADMIN_PASSWORD}" if given else f"in {sign_in.password_file('admin')}"
-    return f"Sign in as admin (password: {place}). Users and roles: scalingnote bootstrap. Audit log: {settings.audit_log()}"
+    both = f"Sign in as admin (password: {place}). Users and roles: scalingnote bootstrap. Audit log: {settings.audit_log()}"
+    if not prefect or os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        return both
+    secret = f"{sign_in.PREFECT_USER}:PASSWORD (password: in {sign_in.password_file(sign_in.PREFECT_USER)})"
+    return f"{both}\nPrefect asks for {secret}; workers and `prefect deploy` give it in PREFECT_API_AUTH_STRING."
 
 
 def _plans(mlflow_port: int, prefect_port: int, auth: bool) -> list[ServerPlan]:
@@ -251,7 +255,8 @@ def _plans(mlflow_port: int, prefect_port: int, auth: bool) -> list[ServerPlan]:
     if given := os.environ.get("PREFECT_API_URL") or PREFECT_API_URL.value():
         print(f"Prefect  {without_user(given).removesuffix('/api')} (from PREFECT_API_URL; not started here)", flush=True)
     else:
-        plans.append(prefect_plan(prefect_port))
+        own = auth and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING")  # else the server asks for that one already
+        plans.append(prefect_plan(prefect_port, sign_in.prefect_account() if own else ""))
     return plans
 
 

@@ -29,7 +29,7 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.utilities.annotations import quote
 
 from components import settings
-from components.artifacts import MANIFEST, SIGNATURE, Artifact, digest_of, read_json, read_manifest, verify, write_json
+from components.artifacts import MANIFEST, SIGNATURE, UNFINISHED, Artifact, digest_of, read_json, read_manifest, verify, write_json
 from components.code import Reached, reached_by
 from components.errors import ArtifactError, ConfigError, DataError, ResourceError, ScalingNoteError
 from flows.reporting import say, watched
@@ -307,6 +307,8 @@ def _timed(step: Step) -> tuple[Artifact, Timing]:
     earlier = _read_timing(step.folder) if any(step.folder.iterdir()) else None
     attempts = earlier.attempts + 1 if earlier else 1
     write_json(_timing_file(step.folder), asdict(Timing(0.0, attempts)))
+    for left in step.folder.rglob(f".*{UNFINISHED}"):  # a killed attempt was writing it; a whole shard of vectors may be large
+        left.unlink(missing_ok=True)
     # The seal would take in a stray file, and every later step would be made anew.
     _remove_all_but(step.folder, lambda name: any(fnmatch(name, pattern) for pattern in step.resumes))
     started = time.monotonic()

@@ -93,9 +93,7 @@ def keep_use(folder: Path, inputs: Mapping[str, Artifact], retriever: str, flow_
         write_json(_place(folder), record | {"uses": record["uses"] | _use(retriever, flow_run, _now())})
 
 
-def keep_begin(
-    folder: Path, parts: Mapping[str, Any], retriever: str, flow_run: str, damage: str, asked: bool = False
-) -> list[Reason]:
+def keep_begin(folder: Path, parts: Mapping[str, Any], retriever: str, flow_run: str, damage: str, asked: bool = False) -> list[Reason]:
     """Keep the parts of the key of a result that is about to be made, and return why: empty where nothing is known to compare with.
 
     `damage` says what is wrong with the finished result that was there, if one was; `asked`: somebody wants it again in any case.

@@ -71,10 +71,10 @@ def _alarm(name: str) -> str | None:
     except PromotionError:
         found = []  # nothing was promoted yet
     if foreign := record_store.foreign_runs(name):
-        many = "a run" if len(foreign) == 1 else f"{len(foreign)} runs"
+        many = "a run or a claim" if len(foreign) == 1 else f"{len(foreign)} runs or claims"
         found.append(
-            f"In the experiment {name}-promotions there is {many} beside the promotion records ({foreign[0]}). It changes nothing, but "
-            "somebody writes there who should not; find out who, and delete it."
+            f"In the experiment {name}-promotions there is {many} beside the promotion records ({foreign[0]}). That changes nothing, but "
+            "somebody writes there who should not; find out who, and delete such runs."
         )
     return " ".join(alarm for alarm in found if alarm) or None
 

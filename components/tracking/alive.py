@@ -31,7 +31,7 @@ def marked_as_running(run_id: str, about: Mapping[str, Any]) -> Iterator[None]:
 def left_behind() -> Iterator[tuple[str, dict[str, Any]]]:
     """The runs whose process was killed, with what was kept; the mark of each is removed once its turn of the loop is over."""
     for path in _folder().glob("*.json"):
-        with suppress(OSError), path.open(encoding="utf-8") as handle:
+        with suppress(OSError), path.open("r+", encoding="utf-8") as handle:  # NFS locks only what may be written
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if text := handle.read():  # else its process is about to take the lock
                 with suppress(ValueError):  # torn by a full disk: there is nothing to find the run by but its name

@@ -72,7 +72,9 @@ def _require_prefect() -> None:
     from prefect.settings import PREFECT_API_URL
 
     if not PREFECT_API_URL.value():
-        raise ConfigError("--emit tells a Prefect server of approvals, and none is named. Set PREFECT_API_URL, such as http://HOST:4200/api.")
+        raise ConfigError(
+            "--emit tells a Prefect server of approvals, and none is named. Set PREFECT_API_URL, such as http://HOST:4200/api."
+        )
 
 
 def rollback(options: argparse.Namespace) -> None:

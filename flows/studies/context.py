@@ -174,6 +174,33 @@ class Context:
         noisy = {"noise": noise._asdict()} if noise else {}
         return self.run(Step("study_scores", make, everything, {**measured, **noisy, **(settings or {})}))
 
+    def rankings_of(
+        self, system: str, ranker: Callable[[], Ranker], inputs: Mapping[str, Artifact], settings: Mapping[str, Any] | None = None
+    ) -> Artifact:
+        """What a ranker finds for the judged queries, and for those that fusions are chosen on; arguments as of `scores_of`."""
+        config = self.config.evaluation
+        everything = {"dataset": self.dataset, **inputs}
+
+        def make(folder: Path) -> Artifact:
+            from components.evaluation.scores import write_rankings
+
+            return write_rankings(ranker(), everything, config, folder)
+
+        asked = config.model_dump(include={"split", "extra_splits", "depth"})
+        return self.run(Step("study_rankings", make, everything, {"system": system, **asked, **(settings or {})}))
+
+    def scores_of_found(self, system: str, found: Mapping[str, Artifact]) -> Artifact:
+        """Metrics per query of `rankings`, an artifact of `rankings_of`, fused with those of `lexical` where it is given."""
+        config, inputs = self.config.evaluation, {"dataset": self.dataset, **found}
+
+        def make(folder: Path) -> Artifact:
+            from components.evaluation.scores import write_found
+
+            return write_found(inputs, config, folder)
+
+        asked = config.model_dump(include={"split", "extra_splits", "depth", "query_groups"})
+        return self.run(Step("study_found_scores", make, inputs, {"system": system, **asked}))
+
     def measure(
         self,
         name: str,

@@ -115,7 +115,7 @@ def test_schedules_limits_and_types_are_deployed(installation: Installation) -> 
     deployments = {found["name"]: found for found in installation.post("/deployments/filter", {})}
     assert {name: found["global_concurrency_limit"]["limit"] for name, found in deployments.items()} == dict.fromkeys(NAMES, 1)
     crons = {name: [s["schedule"]["cron"] for s in found["schedules"] if s["active"]] for name, found in deployments.items()}
-    assert crons == {"retrain": ["0 3 * * 0"], "train": [], "refresh-index": [], "refresh-query-tower": [], "promote": ["30 * * * *"]}
+    assert crons == {"retrain": [], "train": [], "refresh-index": [], "refresh-query-tower": [], "promote": ["30 * * * *"]}
     assert {name: found["work_pool_name"] for name, found in deployments.items() if found["work_pool_name"] != "scalingnote"} == {
         "train": "scalingnote-gpu", "promote": "scalingnote-promote",
     }  # fmt: skip

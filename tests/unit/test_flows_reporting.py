@@ -145,7 +145,9 @@ def test_who_only_tells_prefect_tells_it_once_of_each_state_and_again_after_a_fa
 
 def test_a_step_that_a_flow_does_not_have_is_refused_with_the_list() -> None:
     require_steps("retrain", ["evaluate"], ("evaluate", "train_towers"))
-    with pytest.raises(ConfigError, match="retrain has no step 'train_tower'; did you mean 'train_towers'.* Steps: evaluate, train_towers"):
+    with pytest.raises(
+        ConfigError, match=r"retrain has no step 'train_tower'; did you mean 'train_towers'.* Steps: evaluate, train_towers"
+    ):
         require_steps("retrain", ["train_tower"], ("evaluate", "train_towers"))
 
 

@@ -109,7 +109,8 @@ def test_an_attempt_finds_what_an_earlier_one_left_to_go_on_with_and_nothing_els
     one = Step("probe", make_it, resumes=("checkpoint.pt", "shard-*.json"))
     one.folder.mkdir(parents=True)
     (one.folder / "query_tower").mkdir()
-    for name in ("checkpoint.pt", "shard-00001.json", "notes.txt", "manifest.json", "query_tower/weights", ".tmp"):
+    half_written = (".12-ab.tmp", "query_tower/.vectors-00001.parquet.7.tmp")
+    for name in ("checkpoint.pt", "shard-00001.json", "notes.txt", "manifest.json", "query_tower/weights", ".tmp", *half_written):
         (one.folder / name).write_text("x")
     assert not make(one).cached and found == [".tmp", "checkpoint.pt", "shard-00001.json"]
 
