@@ -108,7 +108,9 @@ def _measure(systems: Mapping[str, Ranker], dataset: Dataset, split: str, config
     judged, depth = judged_split(dataset, split), config.depth
     units = query_units(judged, dataset, config.query_groups)
     tables, vectors = [], {}
-    answers: dict[int, Sequence[Ranking]] = {}  # by ranker: what is fused was asked already
+    fused = [ranker for ranker in systems.values() if isinstance(ranker, FusedRanker)]
+    kept = {id(part) for ranker in fused for part in (ranker.dense, ranker.lexical)}
+    answers: dict[int, Sequence[Ranking]] = {}  # by ranker, of those that are fused, so that none is asked twice
     for name, ranker in systems.items():
         if isinstance(ranker, DenseRanker):
             encoded = ranker.encode(judged.texts)
@@ -118,7 +120,8 @@ def _measure(systems: Mapping[str, Ranker], dataset: Dataset, split: str, config
             found = ranker.fused(answers[id(ranker.dense)], answers[id(ranker.lexical)], judged.asked(depth))
         else:
             found = ranker.rank(judged.texts, judged.asked(depth))
-        answers[id(ranker)] = found
+        if id(ranker) in kept:
+            answers[id(ranker)] = found
         ranking = judged.rankings(found, depth)
         write_trec_run(Path(f"{run_files}{name}.trec"), ranking, name)
         tables.append(per_query_metrics(judged.judgements, ranking).assign(system=name))

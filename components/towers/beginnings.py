@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NODES = 128  # of a bundle; attention is quadratic in them, and a larger one saves no more
+LONGEST = 512  # tokens of a text; the mask of a tree is quadratic in its longest
 WORTH = 0.9  # share of the tokens that have to be left, else the plain way is as fast
 # Rows that begin alike, so that the last of them stands far from its place in the tree, and what their states may differ by: rounding,
 # not what a wrong neighbour or place would change.
@@ -83,15 +84,18 @@ def worth_sharing(rows: Sequence[Sequence[int]], bundles: Sequence[Bundle]) -> b
     return sum(len(bundle.ids) for bundle in bundles) <= WORTH * sum(map(len, rows))
 
 
-def can_share(model: Any, longest: int) -> bool:
-    """Whether `model` gives the same states for a tree of tokens as for each text alone, for texts of at most `longest` tokens.
+def longest_shared(model: Any) -> int:
+    """The longest text in tokens that may stand in a tree: a mask of our own would let layers see further back than their window."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    return min(LONGEST, window) if isinstance(window, int) else LONGEST
+
+
+def can_share(model: Any) -> bool:
+    """Whether `model` gives the same states for a tree of tokens as for each text alone.
 
     Measured, as architectures differ in the masks and positions that they heed; one that fails in any way is encoded the plain way.
     """
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-    if isinstance(window, int) and longest > window:  # a mask of our own would let its layers see further back
-        return False
     if "position_ids" not in signature(model.forward).parameters:
         return False
     import torch

@@ -15,7 +15,7 @@ from components.progress import Progress, counting
 from components.towers.adapters import ADAPTER, adapter_digest
 from components.towers.backbone import finished, load_decoder, pooled
 from components.towers.base_models import BaseModel, resolve_base
-from components.towers.beginnings import Bundle, bundles_of, can_share, numbers_of, pooled_bundles, worth_sharing
+from components.towers.beginnings import Bundle, bundles_of, can_share, longest_shared, numbers_of, pooled_bundles, worth_sharing
 from components.towers.config import WITHOUT_WEIGHTS
 from components.towers.contract import EncodingContract, TextEncoder, is_tokenizer_of, load_contract
 from components.towers.endpoint import load_endpoint
@@ -99,14 +99,14 @@ class TowerEncoder:
 
     def _bundles(self, rows: Sequence[Sequence[int]]) -> list[Bundle] | None:
         """Trees of the rows' tokens; None where they save too little or the model cannot take them."""
-        if self.contract.attention != "causal" or len(rows) < 2 or not all(rows):
+        if self.contract.attention != "causal" or len(rows) < 2 or not all(rows) or max(map(len, rows)) > longest_shared(self._model):
             return None
         bundles = bundles_of(rows)
         return bundles if worth_sharing(rows, bundles) and self._can_share else None
 
     @cached_property
     def _can_share(self) -> bool:
-        return can_share(self._model, self.contract.max_length)
+        return can_share(self._model)
 
     def _of_bundles(self, bundles: Sequence[Bundle]) -> Tensor:
         states = pooled_bundles(self._model, bundles, self.contract.pooling, self._tokenizer.pad_token_id or 0)

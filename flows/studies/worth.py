@@ -67,7 +67,9 @@ def cells(context: Context) -> list[Cell]:
 def _builds(context: Context) -> dict[str, Build]:
     """Every system but the fused ones by its name."""
     known = systems_of(context)
-    found = {name: known[name] for name in (BM25, *BASELINES, TEACHER)}
+    # Where no LLM is trained there is none that could be trained with the small encoder.
+    left_out = (END_TO_END,) if context.config.towers.training == "none" else ()
+    found = {name: known[name] for name in (BM25, *BASELINES, TEACHER) if name not in left_out}
     for name, fields in fields_of(context.config).items():
         context.check(context.changed(distillation={**fields, "prune_to": ()}))
         found[name] = partial(_student, context, fields)
@@ -93,7 +95,8 @@ def _cost(context: Context, builds: Mapping[str, Build], trainings: Sequence[Stu
     """Seconds of building by system, and the speed of whole answers of all in turns; of a fused system those of both together."""
     systems = {name: system for name, build in builds.items() if (system := _first_whole(build, trainings)) is not None}
     # Functions alone: what a System holds would not be counted as code of the step.
-    rankers, evaluation = {name: system.ranker for name, system in systems.items()}, context.config.evaluation
+    rankers = {name.removesuffix(WITH_BM25): system.ranker for name, system in systems.items()}
+    names, evaluation = list(systems), context.config.evaluation
     built = {name: _building_seconds(context, system) for name, system in systems.items()}
     inputs = {"dataset": context.dataset, **{f"{name}.{role}": a for name, s in systems.items() for role, a in s.inputs.items()}}
 
@@ -114,11 +117,11 @@ def _cost(context: Context, builds: Mapping[str, Build], trainings: Sequence[Stu
             # How the two are weighted takes no time.
             return once(name) if dense == name else FusedRanker(once(dense), once(BM25), FusionSetup())
 
-        return {**serving_speeds({name: partial(opener, name) for name in rankers}, inputs["dataset"], evaluation), "built": built}
+        return {**serving_speeds({name: partial(opener, name) for name in names}, inputs["dataset"], evaluation), "built": built}
 
     settings = evaluation.model_dump(include={"split", "depth", "latency_queries", "throughput_batch", "speed_precision", "seed"})
     named = {name: dict(system.settings) for name, system in systems.items() if system.settings}
-    return context.measure("worth_costs", numbers, inputs, {**settings, "built": built, "systems": list(systems), **named})
+    return context.measure("worth_costs", numbers, inputs, {**settings, "built": built, "systems": names, **named})
 
 
 def _first_whole(build: Build, trainings: Sequence[StudySettings]) -> System | None:
@@ -248,7 +251,11 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         _beaten(frame),
         about_queries(next(iter(results.values())), config),
         about_seeds(results),
-        f"{END_TO_END} is ScalingDoc: LLM document tower ({config.towers.base_model}) and small query encoder, trained end to end.",
+        (
+            f"{END_TO_END}, ScalingDoc, is left out, since the teacher is taken as it is (towers.training none)."
+            if config.towers.training == "none"
+            else f"{END_TO_END} is ScalingDoc: LLM document tower ({config.towers.base_model}) and small query encoder, trained end to end."
+        ),
         (
             "Building: seconds of the first seed's steps with all they stand on, without the choice of learning rates, and the reading of "
             f"documents where no index is built. Speed: whole answers, {config.evaluation.depth} documents, all systems in turns, each by "

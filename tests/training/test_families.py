@@ -140,7 +140,7 @@ def test_what_sees_ahead_or_has_no_room_for_a_tree_is_encoded_the_plain_way(
     families: dict[str, str], tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import components.towers.encoder as encoder
-    from components.towers.beginnings import can_share
+    from components.towers.beginnings import can_share, longest_shared
 
     def saved(name: str, **changes: Any) -> Any:
         folder = tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}"
@@ -151,12 +151,12 @@ def test_what_sees_ahead_or_has_no_room_for_a_tree_is_encoded_the_plain_way(
         return load_tower(folder, "float32")
 
     causal = saved("gemma-3")
-    assert can_share(causal.model, 8) and not can_share(causal.model, 9), "its sliding window is shorter"
+    assert can_share(causal.model) and longest_shared(causal.model) == 8, "its sliding window"
     monkeypatch.setattr(encoder, "pooled_bundles", lambda *given: pytest.fail("a tree of tokens"))
     both_ways = saved("qwen3", attention="bidirectional", max_query_length=24)
     assert np.isfinite(both_ways.encode(COMMON)).all()
     one_by_one = [causal.encode([text])[0] for text in COMMON]
-    monkeypatch.setattr(type(causal), "_can_share", False)
+    assert max(map(len, causal.tokens(COMMON))) > 8
     np.testing.assert_allclose(causal.encode(COMMON), one_by_one, atol=2e-5)
 
 
@@ -171,7 +171,7 @@ def test_a_model_that_heeds_no_mask_or_no_positions_of_ours_is_found_out(familie
         with torch.no_grad():  # states of a tiny random model hardly depend on their neighbours; these do
             for layer in model.layers:
                 layer.self_attn.o_proj.weight.mul_(30)
-        assert can_share(model, 16)
+        assert can_share(model)
         forward = model.forward
 
         def deaf(dropped: str = dropped, forward: Any = forward, position_ids: Any = None, **named: Any) -> Any:
@@ -181,7 +181,7 @@ def test_a_model_that_heeds_no_mask_or_no_positions_of_ours_is_found_out(familie
             return forward(**{name: value for name, value in given.items() if value is not None})
 
         model.forward = deaf
-        assert not can_share(model, 16)
+        assert not can_share(model)
 
 
 @pytest.mark.parametrize("name", STUDENTS)

@@ -319,6 +319,29 @@ def test_every_module_of_a_room_stands_in_its_readme(room: str) -> None:
     assert missing == [], f"name them in {room}/README.md, among its files in reading order"
 
 
+def test_the_modules_that_import_faiss_are_those_that_the_readme_of_the_index_names() -> None:
+    text = (ROOT / "components" / "index" / "README.md").read_text(encoding="utf-8")
+    told = text.partition("an engine other than FAISS added?**")[2].partition("\n- **")[0]
+    named = {f"components/index/{name}" if "/" not in name else name for name in re.findall(r"`([\w/]+\.py)`", told)}
+    files = [file for top in ("components", "flows") for file in (ROOT / top).rglob("*.py")]
+    assert named == {str(file.relative_to(ROOT)) for file in files if "import faiss" in file.read_text(encoding="utf-8")}
+
+
+def test_the_code_that_runs_inside_the_mlflow_server_is_what_the_readme_of_tracking_names() -> None:
+    reached, new = set(), {"audit_plugin"}
+    while new:
+        name = new.pop()
+        reached.add(name)
+        text = (ROOT / "components" / "tracking" / f"{name}.py").read_text(encoding="utf-8")
+        found = set(re.findall(r"^from components\.tracking\.(\w+) import", text, re.MULTILINE))
+        for names in re.findall(r"^from components\.tracking import (.+)$", text, re.MULTILINE):
+            found |= set(names.split(", "))
+        new |= found - reached
+    told = (ROOT / "components" / "tracking" / "README.md").read_text(encoding="utf-8")
+    rows = table_of(told, "Which code runs inside the MLflow server?")
+    assert {name for row in rows for name in re.findall(r"`(\w+)\.py`", row[0])} == reached
+
+
 def test_every_room_of_components_has_a_readme_that_says_where_things_are() -> None:
     rooms = {path.parent.name for path in (ROOT / "components").glob("*/__init__.py")}
     assert rooms == set(ROOMS)

@@ -146,6 +146,11 @@ def test_every_system_is_measured_alone_and_fused_with_each_seed() -> None:
         worth.cells(context("static+bm2"))
 
 
+def test_no_llm_is_trained_end_to_end_where_the_teacher_is_taken_as_it_is() -> None:
+    taken = Unchecked(context(seeds=[1]).changed(towers={"training": "none"}), NoRecorder())  # type: ignore[arg-type]
+    assert not [cell.name for cell in worth.cells(taken) if cell.name.startswith("end-to-end")]
+
+
 def test_the_costs_are_keyed_by_the_code_that_opens_each_system(tmp_path: Path) -> None:
     found = Measured(context(seeds=[1], small_learning_rates=[0.001]).config, tmp_path)
     builds, names = worth._builds(found), ["bm25", "untrained+bm25", "symmetric"]
