@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ from components.data.validation_report import (
     requirement,
 )
 from components.data.values import on_one_line
-from components.errors import ArtifactError, ConfigError, DataError
+from components.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,12 +119,8 @@ def check_contracts(dataset: Dataset, contracts: list[Contract]) -> list[RuleRes
 
 
 def _quiet_context() -> AbstractDataContext:
-    """A context that lives in memory, reports nothing to anyone and draws no progress bars. Raises ConfigError without docstrings."""
+    """A context that lives in memory, reports nothing to anyone and draws no progress bars."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    if sys.flags.optimize > 1:
-        raise ConfigError(
-            "Python runs without docstrings (PYTHONOPTIMIZE=2 or -OO), and Great Expectations cannot be loaded so. Set PYTHONOPTIMIZE to 1."
-        )
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
