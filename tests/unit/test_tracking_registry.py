@@ -71,21 +71,6 @@ def test_registered_version_carries_its_lineage(home: Path, tmp_path: Path) -> N
     assert client().get_model_version(MODEL, "1").description == "# Evidence"
 
 
-def test_a_refreshed_index_shares_the_files_that_stayed_with_the_version_before(home: Path, tmp_path: Path) -> None:
-    first = make_index(tmp_path / "first")
-    register_index(first)
-    (tmp_path / "second" / "deep").mkdir(parents=True)
-    os.link(artifact_folder(MODEL, 1) / "deep" / "index.faiss", tmp_path / "second" / "deep" / "index.faiss")
-    (tmp_path / "second" / "part.faiss").write_text("new")
-    second = seal(tmp_path / "second", "index", parents={"index": first.digest}, attributes={"space_id": "space-1"})
-    register_index(second)
-    former, later = (artifact_folder(MODEL, version) for version in (1, 2))
-    assert (later / "deep" / "index.faiss").samefile(former / "deep" / "index.faiss")
-    assert not (later / "part.faiss").samefile(tmp_path / "second" / "part.faiss")
-    shutil.rmtree(former)
-    assert verify(later).digest == second.digest
-
-
 def test_registering_again_gives_the_same_version(home: Path, tmp_path: Path) -> None:
     artifact = make_index(tmp_path / "index")
     assert register_index(artifact) == register_index(artifact)
