@@ -192,7 +192,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _constant(name: str) -> NoReturn:
-    raise AmbiguousJson(f"{name} is no JSON value; write null")
+    raise AmbiguousJson(f"{name} is not a JSON value; write null")
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)

@@ -22,7 +22,7 @@ from components.distillation.initial import new_student
 from components.distillation.saved import load_student, save_student
 from components.distillation.symmetric import SmallEncoder
 from components.towers.backbone import TwoTowers
-from components.towers.base_models import resolve_base
+from components.towers.base_models import tower_base
 from components.towers.config import TowerConfig
 from components.towers.contract import EncodingContract, Role, TextEncoder, save_contract, space_id_of
 from components.towers.encoder import load_tower
@@ -79,7 +79,7 @@ def train_asymmetric(
     the LLM's whole width. Raises ModelError for an unusable model or too few pairs.
     """
     config, small = without_auxiliary(configs[0]), configs[1]
-    towers = TwoTowers(resolve_base(config.base_model, [*pairs.documents, *pairs.queries], config.revision), config)
+    towers = TwoTowers(tower_base(config, [*pairs.documents, *pairs.queries]), config)
     texts = list(dict.fromkeys(pairs.queries))[:FIT_QUERIES]
     untrained = towers.encode(towers.tokens(texts, "query"), "query", "queries with the untrained LLM")
     student = new_student(texts, untrained, "in training", small, None)

@@ -10,7 +10,7 @@ from components.distillation.config import DistillationConfig
 from components.distillation.forms import TEACHER
 from components.distillation.layers import choose_layers
 from components.errors import ModelError
-from components.towers.base_models import load_config, resolve_base
+from components.towers.base_models import load_config, resolve_base, tower_base
 from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.contract import load_contract
 from components.towers.endpoint import endpoint_width
@@ -30,12 +30,12 @@ def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None
     """Refuse a student that cannot be made, before the towers are trained; raises ModelError."""
     teacher, shape = None, None
     if towers.base_model not in WITHOUT_WEIGHTS:
-        shape = shape_of(towers.base_model, towers.revision)
-        teacher = resolve_base(towers.base_model, ["any text"], towers.revision)
+        shape = shape_of(towers.base_model, towers.revision, towers.trust_remote_code)
+        teacher = tower_base(towers, ["any text"])
         require_positions(teacher, towers.max_document_length, "towers.max_document_length")
         require_positions(teacher, towers.max_query_length, "towers.max_query_length")
     elif config.student == TEACHER:
-        raise ModelError(f"distillation.student is teacher, but of the teacher '{towers.base_model}' no layers are here. Name an encoder.")
+        raise ModelError(f"distillation.student is teacher, but the teacher '{towers.base_model}' has no layers here. Name an encoder.")
     if config.form != "static":
         student = teacher if config.student == TEACHER else resolve_base(config.student, ["any text"], config.revision)
         assert student is not None
@@ -51,7 +51,7 @@ def width_of(towers: TowerConfig) -> int:
         return stored_width(Path(towers.vectors).expanduser())
     if towers.base_model == "endpoint":
         return endpoint_width(towers.endpoint)
-    return head_width(towers) or shape_of(towers.base_model, towers.revision).width
+    return head_width(towers) or shape_of(towers.base_model, towers.revision, towers.trust_remote_code).width
 
 
 def check_student(config: DistillationConfig, index_dimension: int, query_tower_folder: Path | None) -> None:
@@ -65,19 +65,19 @@ def check_student(config: DistillationConfig, index_dimension: int, query_tower_
             raise ModelError("distillation.student is teacher, but no query tower was given; train the towers first.")
         contract = load_contract(query_tower_folder)[0]
         if contract.base_model in WITHOUT_WEIGHTS:
-            raise ModelError(f"distillation.student is teacher, but of the teacher '{contract.base_model}' no layers are here.")
-        tower = shape_of(contract.base_model, contract.base_revision)
+            raise ModelError(f"distillation.student is teacher, but the teacher '{contract.base_model}' has no layers here.")
+        tower = shape_of(contract.base_model, contract.base_revision, contract.base_code is not None)
     _check(config, index_dimension, tower)
 
 
 @cache  # finding a model hashes its files, and a study asks for every student
-def shape_of(name: str, revision: str | None = None) -> Shape:
+def shape_of(name: str, revision: str | None = None, code: bool = False) -> Shape:
     """Layers and width of the base model `name`, from its configuration alone."""
     # The models built here are built from texts; their size does not depend on which.
-    width = getattr(load_config(resolve_base(name, ["any text"], revision)), "hidden_size", None)
+    width = getattr(load_config(resolve_base(name, ["any text"], revision, code)), "hidden_size", None)
     if not isinstance(width, int):
         raise ModelError(f"The configuration of '{name}' does not say how wide its vectors are; name another model.")
-    return Shape(count_layers(name, revision), width)
+    return Shape(count_layers(name, revision, code), width)
 
 
 def _check(config: DistillationConfig, dimension: int, tower: Shape | None) -> None:

@@ -145,11 +145,11 @@ class _Sample:
 def _teacher(clock: _Clock, texts: _Sample, config: Any, folder: Path) -> _Teacher:
     """Rates of the teacher, with a query tower that is saved as a training saves it."""
     from components.towers.backbone import TwoTowers
-    from components.towers.base_models import resolve_base
+    from components.towers.base_models import tower_base
     from components.towers.contract import save_contract
     from components.towers.encoder import load_tower
 
-    base = resolve_base(config.towers.base_model, texts.built_from, config.towers.revision)
+    base = tower_base(config.towers, texts.built_from)
     alone = {"processes": 1, "sharding": "none", "hard_negatives": 0, "homogeneous_batches": False, "length_window": 1}
     settings = config.towers.model_copy(update={**alone, "batch_size": min(2, len(texts.chosen))})
     towers = TwoTowers(base, settings)
@@ -164,12 +164,12 @@ def _teacher(clock: _Clock, texts: _Sample, config: Any, folder: Path) -> _Teach
     encoder = clock.kept("teacher_load", lambda: load_tower(tower))
     queries = texts.targets[:64]
     lengths = _tokens(encoder.tokenizer, texts.documents, config.towers.document_prompt)
-    cap, batch = encoder.contract.max_length, encoder.tokens_per_batch
+    cap = encoder.contract.max_length
     rows = max(1, config.encoding.tokens_per_batch // max(1, int(np.minimum(lengths, config.towers.max_document_length).mean())))
     # The query tower with the documents' length: the same transformer, whichever adapter was merged.
     encoder.contract = encoder.contract.model_copy(update={"max_length": config.towers.max_document_length})
     seconds, size = clock.grown(lambda n: encoder.encode(texts.documents[:n]), min(4, len(texts.documents)), min(rows, 1000), 0.3)
-    clock.keep("teacher_token", seconds, padded(lengths[:size], size, config.towers.max_document_length, batch))
+    clock.keep("teacher_token", seconds, encoder.worked_tokens(texts.documents[:size]))
     encoder.contract = encoder.contract.model_copy(update={"max_length": cap})
     single = _pair(clock.of(lambda: encoder.encode(queries[:1], batch_size=1), 3))
     # A full batch would take seconds on a slow machine: its tokens say as much.
@@ -234,10 +234,11 @@ def _lessons(texts: _Sample, config: Any, tower: Path) -> DistillationData:
     """A distillation of real texts with random vectors."""
     from components.distillation.selection import DevSet
     from components.distillation.train import DistillationData
-    from components.planning.facts import shape_of_model
+    from components.planning.facts import shape_of_base
+    from components.towers.base_models import tower_base
 
     rng = np.random.default_rng(0)
-    dimension = config.towers.dimension or shape_of_model(config.towers.base_model, config.towers.revision, texts.built_from).width
+    dimension = config.towers.dimension or shape_of_base(tower_base(config.towers, texts.built_from)).width
     vectors = _unit(rng, len(texts.targets), dimension)
     documents = _unit(rng, min(texts.count, _DOCUMENTS), dimension)
     pairs = [(i, i % len(documents)) for i in range(len(texts.targets))]

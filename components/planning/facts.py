@@ -13,15 +13,18 @@ from numpy.typing import NDArray
 from components.distillation.config import DistillationConfig
 from components.errors import ModelError
 from components.evaluation.config import EvaluationConfig
+from components.towers.beginnings import common_lengths
 from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.model_size import Shape, shape_of
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
+    from components.towers.base_models import BaseModel
 
 SAMPLE = 20_000  # texts of a kind whose tokens are counted; of more a seeded sample speaks for all
 SHARES = (50, 95, 99)  # percentiles of the lengths that people are shown
 LONGEST = 1_000_000  # characters of a text that are looked at
+COMMON_AT_MOST = 2_000  # characters at the beginning of a text that are looked at for what it shares
 CHARACTERS_PER_TOKEN = 4  # where tokens are guessed
 
 
@@ -29,13 +32,15 @@ CHARACTERS_PER_TOKEN = 4  # where tokens are guessed
 class Texts:
     """Texts of one kind: how many there are, their characters in all, and for a sample of them the tokens, uncut.
 
-    `teacher` counts by the teacher's tokenizer, with prompt and end token; `student` by the student's.
+    `teacher` counts by the teacher's tokenizer, with prompt and end token; `student` by the student's. `common`: how many of its first
+    tokens a text shares with another of the sample, for which a causal teacher works once; None where nobody looked.
     """
 
     count: int
     characters: int
     teacher: NDArray[np.int64]
     student: NDArray[np.int64]
+    common: NDArray[np.int64] | None = None
 
     def percentiles(self) -> tuple[int, ...]:
         """Tokens of the teacher at `SHARES`; empty where there are no texts."""
@@ -73,26 +78,24 @@ class Facts:
         return sum(texts.count for texts in self.sources.values())
 
 
-def shape_of_model(name: str, revision: str | None, texts: Sequence[str]) -> Shape:
-    """The shape of the base model `name` at `revision`; `texts` as for `resolve_base`.
+def shape_of_base(base: BaseModel) -> Shape:
+    """The shape of a base model; raises ModelError when its configuration states none."""
+    from components.towers.base_models import load_config
 
-    Raises ModelError when it cannot be found or has no shape.
-    """
-    from components.towers.base_models import load_config, resolve_base
-
-    base = resolve_base(name, texts, revision)
     try:
         config = load_config(base)
         return shape_of(config, len(base.layers) if base.layers is not None else config.num_hidden_layers)
     except AttributeError as error:
-        raise ModelError(f"The configuration of '{name}' does not say how large it is: {str(error).strip().splitlines()[0]}") from None
+        raise ModelError(f"The configuration of '{base.name}' does not say how large it is: {str(error).strip().splitlines()[0]}") from None
 
 
 def _teacher_shape(towers: TowerConfig, texts: Sequence[str]) -> Shape:
     """The teacher's shape; one without weights takes no memory here beyond its vectors."""
-    if towers.base_model not in WITHOUT_WEIGHTS:
-        return shape_of_model(towers.base_model, towers.revision, texts)
     from components.distillation.checks import width_of
+    from components.towers.base_models import tower_base
+
+    if towers.base_model not in WITHOUT_WEIGHTS:
+        return shape_of_base(tower_base(towers, texts))
 
     return Shape(layers=0, width=width_of(towers), inner=0, heads=0, key_heads=0, head_width=0, vocabulary=0, gated=False)
 
@@ -137,7 +140,7 @@ def gather_facts(
         refine_pairs=len(refinement_pairs(dataset, list(first), distillation.refine_titles)),
         scripts={script: found / scripts.total() for script, found in scripts.most_common()},
         teacher=_teacher_shape(towers, built_from),
-        student=shape_of_model(*_models(towers, distillation)[1], built_from),
+        student=shape_of_base(_student_base(towers, distillation, built_from)),
         design_effect=expected_effect(query_units(judged_split(dataset, evaluation.split), dataset, evaluation.query_groups)),
         untrained_length=_untrained_length(distillation, built_from),
     )
@@ -162,7 +165,9 @@ class _Counter:
 
     @classmethod
     def of(cls, towers: TowerConfig, distillation: DistillationConfig, built_from: Sequence[str]) -> _Counter:
-        return cls(*(_tokenizer(name, revision, built_from) for name, revision in _models(towers, distillation)))
+        from components.towers.base_models import tower_base
+
+        return cls(_tokenizer(tower_base(towers, built_from)), _tokenizer(_student_base(towers, distillation, built_from)))
 
     def teacher(self, texts: Sequence[str], prompt: str) -> NDArray[np.int64]:
         # One more than the tokenizer's own: the end token, which some of them add by themselves.
@@ -171,25 +176,27 @@ class _Counter:
 
     def texts(self, texts: Sequence[str], prompt: str) -> Texts:
         shown = [texts[i] for i in _sample(len(texts))]
-        return Texts(len(texts), sum(map(len, texts)), self.teacher(shown, prompt), _lengths(self._student, shown, 0))
+        teacher, common = self.teacher(shown, prompt), _common_tokens(self._teacher, [prompt + text for text in shown])
+        return Texts(len(texts), sum(map(len, texts)), teacher, _lengths(self._student, shown, 0), common)
 
 
-def _models(towers: TowerConfig, distillation: DistillationConfig) -> tuple[tuple[str, str | None], tuple[str, str | None]]:
-    """Name and revision of the teacher's and of the student's base model."""
-    teacher = towers.base_model, towers.revision
-    return teacher, teacher if distillation.student == "teacher" else (distillation.student, distillation.revision)
+def _student_base(towers: TowerConfig, distillation: DistillationConfig, built_from: Sequence[str]) -> BaseModel:
+    from components.towers.base_models import resolve_base, tower_base
+
+    if distillation.student == "teacher":
+        return tower_base(towers, built_from)
+    return resolve_base(distillation.student, built_from, distillation.revision)
 
 
-def _tokenizer(name: str, revision: str | None, built_from: Sequence[str]) -> Any:
+def _tokenizer(base: BaseModel) -> Any:
     from transformers import AutoTokenizer
 
-    from components.towers.base_models import resolve_base
+    from components.towers.base_models import why_unloadable
 
-    base = resolve_base(name, built_from, revision)
     try:
-        return AutoTokenizer.from_pretrained(base.location)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"The tokenizer of '{name}' cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        return AutoTokenizer.from_pretrained(base.location, **base.loading)
+    except base.faults as error:
+        raise ModelError(f"The tokenizer of '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
 
 
 def _lengths(tokenizer: Any, texts: Sequence[str], more: int) -> NDArray[np.int64]:
@@ -199,6 +206,16 @@ def _lengths(tokenizer: Any, texts: Sequence[str], more: int) -> NDArray[np.int6
     rows = tokenizer([text[:LONGEST] for text in texts], truncation=False, verbose=False)["input_ids"]
     ends = [more if not row or row[-1] != tokenizer.eos_token_id else 0 for row in rows]
     return np.array([len(row) + end for row, end in zip(rows, ends, strict=True)], np.int64)
+
+
+def _common_tokens(tokenizer: Any, texts: Sequence[str]) -> NDArray[np.int64] | None:
+    if tokenizer is None or not texts:
+        return None
+    rows = tokenizer([text[:COMMON_AT_MOST] for text in texts], truncation=False, verbose=False)["input_ids"]
+    found = np.zeros(len(rows), np.int64)
+    for number, common in common_lengths(rows):
+        found[number] = common
+    return found
 
 
 def _sample(count: int) -> list[int]:

@@ -23,7 +23,7 @@ from components.towers.contract import ROLES, EncodingContract, Role, tokenizer_
 from components.towers.distributed import collected, current_world, like, sum_over_processes
 from components.towers.full import FullModels
 from components.towers.layers import keep_layers, layer_count, recompute_layers
-from components.towers.model_size import shape_of
+from components.towers.model_size import model_without_memory, shape_of
 from components.towers.pooling import cut, normalize, pool
 from components.towers.precision import autocast, free_bytes, pick_device, pick_dtype
 from components.towers.published import asked_attention, head_digest, read_published
@@ -36,8 +36,11 @@ if TYPE_CHECKING:
 KEPT_SHARE = 0.5  # of the free memory for what a chunk keeps, before the layers are worked out twice instead
 
 
-def load_decoder(base: BaseModel, precision: str, attention: str = "causal") -> tuple[Any, Any]:
-    """The model without its language head, and its tokenizer; raises ModelError when it cannot be loaded."""
+def load_decoder(base: BaseModel, precision: str, attention: str = "causal", empty: bool = False) -> tuple[Any, Any]:
+    """The model without its language head, and its tokenizer; raises ModelError when it cannot be loaded.
+
+    `empty`: its modules with all their shapes, and no numbers in them.
+    """
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
@@ -45,13 +48,14 @@ def load_decoder(base: BaseModel, precision: str, attention: str = "causal") -> 
     logging.disable_progress_bar()
     load_config(base)
     try:
-        model = AutoModel.from_pretrained(base.location, dtype=pick_dtype(precision), trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(base.location, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        dtype = pick_dtype(precision)
+        model = model_without_memory(base, dtype) if empty else AutoModel.from_pretrained(base.location, dtype=dtype, **base.loading)
+        tokenizer = AutoTokenizer.from_pretrained(base.location, **base.loading)
+    except base.faults as error:
         raise ModelError(f"The model '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
     if getattr(model.config, "is_encoder_decoder", False):
         raise ModelError(f"'{base.name}' has an encoder and a decoder; name a model that is one of them alone.")
-    if base.layers is not None:
+    if base.layers is not None and not empty:
         keep_layers(model, base.layers, base.name)
     model.config.use_cache = False
     if getattr(model, "pooler", None) is not None:
@@ -68,6 +72,7 @@ def draft_contract(base: BaseModel, tokenizer: Any, width: int, config: TowerCon
         base_model=base.name,
         base_digest=base.digest,
         base_revision=base.revision,
+        base_code=base.code,
         adapter_digest=None,
         tokenizer_digest=tokenizer_digest(tokenizer),
         pooling=config.pooling,
@@ -101,7 +106,11 @@ def pooled(model: Any, batch: dict[str, Tensor], contract: EncodingContract, hea
 
     `head`: the maps behind the pooling of a published model, float32.
     """
-    vectors = pool(model(**batch).last_hidden_state, batch["attention_mask"], contract.pooling)
+    return finished(pool(model(**batch).last_hidden_state, batch["attention_mask"], contract.pooling), contract, head)
+
+
+def finished(vectors: Tensor, contract: EncodingContract, head: Any = None) -> Tensor:
+    """Unit float32 vectors (rows, dimension) of pooled states (rows, width), through the maps of a published model where it has some."""
     return cut(normalize(vectors if head is None else head(vectors)), contract.dimension)
 
 
@@ -118,7 +127,9 @@ class TwoTowers:
         _check_training(config)
         torch.manual_seed(config.seed)
         self.device, self.dtype = pick_device(), pick_dtype(config.precision)
-        decoder, self.tokenizer = load_decoder(base, "float32" if config.training == "full" else config.precision, config.attention)
+        precision = "float32" if config.training == "full" else config.precision
+        empty = config.sharding == "fsdp" and not current_world().main  # it is given its shards by the main process
+        decoder, self.tokenizer = load_decoder(base, precision, config.attention, empty)
         self.width = int(decoder.config.get_text_config().hidden_size)
         _check_width(base.name, self.width, config)
         _check_pooling(base.name, self.tokenizer, config)
@@ -149,7 +160,7 @@ class TwoTowers:
             if self.recomputes:
                 recompute_layers(decoder, base.name)
             return adapters
-        models = FullModels(decoder, self.tokenizer, base.name)
+        models = FullModels(decoder, self.tokenizer, base.name, config.sharding == "fsdp")
         if self.recomputes:
             models.recompute()
         if config.sharding == "fsdp":

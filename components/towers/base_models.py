@@ -26,7 +26,7 @@ from components.artifacts import digest_of, file_sha256, is_complete, open_artif
 from components.errors import ModelError
 from components.settings import models_folder, shipped
 from components.towers import hub
-from components.towers.config import WITHOUT_WEIGHTS
+from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.layers import configured_layers, first_and_last
 from components.towers.tiny import LAYERS, WIDTH, build_decoder, build_tiny_encoder
 
@@ -51,7 +51,8 @@ MAX_WIDTH, MAX_LAYERS = 4096, 128
 class BaseModel:
     """A base model that can be loaded: `name` as recorded, the folder `location`, `digest` of what decides its vectors.
 
-    `layers` are the numbers of the layers that are kept, None for all; `revision` is the commit of a model from a hub.
+    `layers` are the numbers of the layers that are kept, None for all; `revision` is the commit of a model from a hub; `code` the digest
+    of the Python files that the model brings, where they may run here.
     """
 
     name: str
@@ -59,20 +60,36 @@ class BaseModel:
     digest: str
     layers: tuple[int, ...] | None = None
     revision: str | None = None
+    code: str | None = None
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What every load of its configuration, tokenizer and weights is told: whether code of its own may run, and of which commit."""
+        return {"trust_remote_code": True, "code_revision": self.revision} if self.code else {"trust_remote_code": False}
+
+    @property
+    def faults(self) -> tuple[type[Exception], ...]:
+        """What a load raises for a model that cannot be used; code of its own may raise anything."""
+        return (Exception,) if self.code else (OSError, ValueError, KeyError, ImportError)
 
 
-def resolve_base(name: str, texts: Sequence[str] = (), revision: str | None = None) -> BaseModel:
+def tower_base(towers: TowerConfig, texts: Sequence[str] = ()) -> BaseModel:
+    """The base model that the settings of the towers name; `texts` and what is raised as for `resolve_base`."""
+    return resolve_base(towers.base_model, texts, towers.revision, towers.trust_remote_code)
+
+
+def resolve_base(name: str, texts: Sequence[str] = (), revision: str | None = None, code: bool = False) -> BaseModel:
     """Find or make the base model `name`; `texts` train the tokenizer of those built here.
 
-    `revision` is the branch, tag or commit of a model on a hub (None: the branch main).
+    `revision` is the branch, tag or commit of a model on a hub (None: the branch main). `code`: Python files that it brings may run here.
     Raises ModelError when it is neither built in, nor a folder, nor on a model hub that can be reached, lacks the layers asked for, or is
-    given a revision without being on a hub.
+    given a revision without being on a hub; and for code that is not pinned by a commit of this very model.
     """
     whole, kept = _split(name)
     if kept:
-        return _cut(resolve_base(whole, texts, revision), kept)
+        return _cut(resolve_base(whole, texts, revision, code), kept)
     if is_on_hub(name):
-        return _hub(name, revision)
+        return _hub(name, revision, code)
     if revision is not None:
         raise ModelError(f"'{name}' is no model of a hub, so it has no revision '{revision}'. Leave the revision out.")
     return _local(name, texts)
@@ -126,13 +143,13 @@ def _local(name: str, texts: Sequence[str]) -> BaseModel:
     if "/" not in name and (built := models_folder() / name).is_dir():
         return BaseModel(name, str(built), open_artifact(built).digest)
     if name in WITHOUT_WEIGHTS:
-        raise ModelError(f"The teacher is '{name}', of which no model is here. Name a model for what needs one.")
+        raise ModelError(f"The teacher is '{name}', which has no model here. Name a model for the step that needs one.")
     folder = _folder(name)
     if name.lower().endswith(".gguf"):
         raise ModelError(f"'{name}' is a GGUF file, whose weights are quantized. Name the model that it was made from, as safetensors.")
     if folder is None:
         raise ModelError(
-            f"The model folder '{name}' does not exist, and the name has not the form of one on a model hub (model or owner/model). "
+            f"The model folder '{name}' does not exist, and the name does not look like one of a model hub (model or owner/model). "
             f"Built in: {', '.join(BUILT_IN)}."
         )
     return BaseModel(name, str(folder), folder_digest(folder))
@@ -146,14 +163,14 @@ def folder_digest(folder: Path) -> str:
     return digest_of({p.relative_to(folder).as_posix(): file_sha256(p) for p in files})
 
 
-def _hub(name: str, revision: str | None) -> BaseModel:
+def _hub(name: str, revision: str | None, code: bool) -> BaseModel:
     try:
-        found = hub.find(name, revision)
+        found = hub.find(name, revision, code)
     except ModelError as error:
         if "/" in name:
             raise
         raise ModelError(f"{error} Built in: {', '.join(BUILT_IN)}.") from None  # the name may be a slip of one of these
-    return BaseModel(name, str(found.folder), found.digest, revision=found.commit)
+    return BaseModel(name, str(found.folder), found.digest, revision=found.commit, code=found.code)
 
 
 def load_config(base: BaseModel) -> Any:
@@ -161,8 +178,8 @@ def load_config(base: BaseModel) -> Any:
     from transformers import AutoConfig
 
     try:
-        whole = AutoConfig.from_pretrained(base.location, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        whole = AutoConfig.from_pretrained(base.location, **base.loading)
+    except base.faults as error:
         raise ModelError(f"The model '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
     kinds = getattr(whole, "architectures", None) or []
     if any(kind.endswith("ForSequenceClassification") for kind in kinds):
@@ -179,7 +196,10 @@ def why_unloadable(error: Exception) -> str:
     """The first line of what transformers says, in words of ours where a model brings code of its own."""
     said = str(error).strip() or type(error).__name__
     if "trust_remote_code" in said:
-        return "it brings Python code of its own, which is not run here. Name a model whose architecture transformers has."
+        return (
+            "it brings Python code of its own, which runs here only for towers.trust_remote_code with the full commit in towers.revision. "
+            "Read that code first, or name a model whose architecture transformers has."
+        )
     return said.splitlines()[0]
 
 

@@ -54,6 +54,9 @@ class TowerConfig(StepConfig):
         min_length=1,
         description="Branch, tag or commit of a model from a hub; null: its main branch. The commit is recorded and loaded ever after",
     )
+    trust_remote_code: bool = Field(
+        False, description="Run the Python code that a model of a hub brings; only of the full commit in `revision`. Read it first"
+    )
     pooling: Literal["last", "mean", "cls"] = Field("last", description="Which token states make the embedding")
     query_prompt: str = Field("query: ", description="Put before every query")
     document_prompt: str = Field("document: ", description="Put before every document")
@@ -110,6 +113,13 @@ class TowerConfig(StepConfig):
     processes: int = Field(1, ge=1, le=1024, description="Processes on this machine that share every batch")
     sharding: Literal["none", "fsdp"] = Field("none", description="fsdp: full fine-tuning of a model that one device cannot hold")
     checkpoint_every: int = Field(25, ge=1, description="Steps between checkpoints")
+    merge_last: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="The towers become the mean of so many weights: those after the last step and, checkpoint_every steps apart, before. "
+        "1: those of the last step alone",
+    )
     max_mean_cosine: float = Field(0.9, gt=0, le=1, description="Collapse check: highest mean cosine of two random embeddings")
     min_effective_rank: float = Field(4.0, ge=1, description="Collapse check: lowest effective rank of the embeddings")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto takes bfloat16 where the machine is fast with it")
@@ -122,6 +132,17 @@ class TowerConfig(StepConfig):
         if isinstance(given, Mapping) and given.get("base_model") in WITHOUT_WEIGHTS and "training" not in given:
             return {**given, "training": "none"}
         return given
+
+    @model_validator(mode="after")
+    def _can_be_merged(self) -> TowerConfig:
+        if self.merge_last > 1 and self.sharding == "fsdp":
+            raise ValueError("merge_last keeps a second copy of all trained weights in one place; set it to 1 with sharding fsdp")
+        if self.merge_last > 1 and (self.merge_last - 1) * self.checkpoint_every >= self.steps:
+            raise ValueError(
+                f"merge_last {self.merge_last} with checkpoint_every {self.checkpoint_every} reaches back beyond the first of {self.steps} "
+                "steps; lower one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> TowerConfig:
@@ -143,4 +164,14 @@ class TowerConfig(StepConfig):
             raise ValueError(f"hard_negatives {self.hard_negatives} cannot be drawn from mining_depth {self.mining_depth} documents")
         if self.batch_size % self.processes:
             raise ValueError(f"batch_size {self.batch_size} cannot be shared equally by {self.processes} processes")
+        return self
+
+    @model_validator(mode="after")
+    def _code_is_pinned(self) -> TowerConfig:
+        if not self.trust_remote_code:
+            return self
+        if not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ValueError("trust_remote_code runs code of others, so it needs the full commit (40 digits) in revision; set it")
+        if self.training == "full":
+            raise ValueError("trust_remote_code goes with training lora or none; a fully trained model would carry that code along")
         return self

@@ -33,12 +33,16 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model of the hub at one commit: its folder in the cache, and the digest of its configuration and weights."""
+    """A model of the hub at one commit: its folder in the cache, and the digest of its configuration and weights.
+
+    `code`: the digest of the Python files that it brings, where they may run; None for a model without, and where they may not.
+    """
 
     name: str
     commit: str
     folder: Path
     digest: str
+    code: str | None = None
 
 
 def is_hub_name(name: str) -> bool:
@@ -51,14 +55,49 @@ def is_commit(revision: str | None) -> bool:
     return revision is not None and bool(_COMMIT.fullmatch(revision))
 
 
-def find(name: str, revision: str | None = None) -> HubModel:
+def find(name: str, revision: str | None = None, code: bool = False) -> HubModel:
     """The model `name` at `revision` (branch, tag or commit; None: the branch main), from the cache or else from the hub.
 
+    `code`: the Python files that it brings may run here, which takes a commit, since nobody has read what a branch may hold tomorrow.
     Raises ModelError, in one sentence and within seconds, for a name, revision or access that does not work.
     """
+    if code and not is_commit(revision):
+        raise ModelError(f"Code that '{name}' brings runs only of a full commit; the revision is '{revision or MAIN}'. Name a commit.")
     commit = commit_of(name, revision)
     folder = _folder(name, commit)
-    return HubModel(name, commit, folder, weights_digest(folder))
+    digest = weights_digest(folder)
+    brought = code_files(folder, name, commit) if code else []
+    if not brought:
+        return HubModel(name, commit, folder, digest)
+    of_code = digest_of({path.relative_to(folder).as_posix(): file_sha256(path) for path in brought})
+    return HubModel(name, commit, folder, digest_of({"model": digest, "code": of_code}), of_code)
+
+
+def code_files(folder: Path, name: str, commit: str) -> list[Path]:
+    """The Python files that the model in `folder` names for its classes, and those that they import from beside them, in a fixed order.
+
+    What is missing in the cache is fetched. Raises ModelError for classes of another repository, which this commit does not pin, and
+    for files that are nowhere.
+    """
+    from transformers.dynamic_module_utils import get_relative_imports
+
+    settings = [read_json(folder / file) for file in ("config.json", "tokenizer_config.json") if (folder / file).is_file()]
+    values = [value for of_file in settings for value in of_file.get("auto_map", {}).values()]
+    named = {entry for value in values for entry in (value if isinstance(value, list) else [value]) if entry}
+    if elsewhere := sorted(entry for entry in named if "--" in entry):
+        raise ModelError(f"'{name}' takes code from another repository ({elsewhere[0]}), which its commit does not pin. Name that model.")
+    wanted, found = [f"{entry.rpartition('.')[0]}.py" for entry in sorted(named)], dict[str, Path]()
+    while wanted:
+        file = wanted.pop()
+        if file in found:
+            continue
+        if not (folder / file).is_file():
+            _download(name, commit, ("*.py",))
+        if not (folder / file).is_file():
+            raise ModelError(f"'{name}' at commit {commit[:12]} names the code {file}, which it does not have.")
+        found[file] = folder / file
+        wanted += [(Path(file).parent / f"{module}.py").as_posix() for module in get_relative_imports(folder / file)]
+    return [found[file] for file in sorted(found)]
 
 
 @cache

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from components.errors import ModelError
 from components.towers.base_models import BaseModel, load_config, resolve_base
 from components.towers.layers import configured_layers, keep_layers, position_limit
+
+if TYPE_CHECKING:
+    import torch
 
 # Bytes that a layer with adapters keeps for a token, for each number of its width, of its inner width, and of its queries and keys side
 # by side; by whether its feed-forward part is gated, and by the bytes of a number. Fitted to what autograd saved in layers of the sizes of
@@ -82,10 +85,10 @@ def shape_of(config: Any, layers: int) -> Shape:
     )
 
 
-def count_layers(name: str, revision: str | None = None) -> int:
+def count_layers(name: str, revision: str | None = None, code: bool = False) -> int:
     """Layers of the base model `name`; raises ModelError when it cannot be found or its configuration does not say."""
     # The models built here are built from texts; their number of layers does not depend on which.
-    base = resolve_base(name, ["any text"], revision)
+    base = resolve_base(name, ["any text"], revision, code)
     return len(base.layers) if base.layers is not None else configured_layers(load_config(base), base.name)
 
 
@@ -99,13 +102,13 @@ def require_positions(base: BaseModel, longest: int, setting: str) -> None:
         raise ModelError(f"{setting} is {longest}, but '{base.name}' has positions for {limit} tokens. Set {setting} to {limit} at most.")
 
 
-def model_without_memory(base: BaseModel) -> Any:
-    """The model's modules with all their shapes, and no numbers in them."""
+def model_without_memory(base: BaseModel, dtype: torch.dtype | None = None) -> Any:
+    """The model's modules with all their shapes, and no numbers in them; of `dtype`, else as the model was saved."""
     import torch
     from transformers import AutoModel
 
     with torch.device("meta"):
-        model = AutoModel.from_config(load_config(base), trust_remote_code=False)
+        model = AutoModel.from_config(load_config(base), dtype=dtype, **base.loading)
     if base.layers is not None:
         keep_layers(model, base.layers, base.name)
     return model

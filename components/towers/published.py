@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from components.artifacts import digest_of, file_sha256, read_json
 from components.errors import ModelError
-from components.towers.base_models import BaseModel, load_config, resolve_base
+from components.towers.base_models import BaseModel, load_config, tower_base
 from components.towers.config import TowerConfig
 from components.towers.contract import ROLES
 from components.towers.layers import position_limit
@@ -111,7 +111,7 @@ def with_own_settings(towers: TowerConfig) -> TowerConfig:
         return towers.model_copy(update={field: value for field, value in own.items() if field not in towers.model_fields_set})
     if set(OWN) <= towers.model_fields_set:
         return towers
-    found = read_published(resolve_base(towers.base_model, ["any text"], towers.revision))
+    found = read_published(tower_base(towers, ["any text"]))
     if found is None:
         return towers
     own = {
@@ -128,7 +128,7 @@ def head_width(towers: TowerConfig) -> int | None:
     """Dimensions that the head of a model gives that is taken as it is; None for one without a head, whose vectors are as wide as it is."""
     if towers.training != "none":
         return None
-    found = read_published(resolve_base(towers.base_model, ["any text"], towers.revision))
+    found = read_published(tower_base(towers, ["any text"]))
     return found.head[-1].outputs if found is not None and found.head else None
 
 
@@ -184,9 +184,9 @@ def _longest(base: BaseModel, folder: Path) -> int | None:
     from transformers import AutoTokenizer
 
     settings = next((_json(folder / file) for file in TRANSFORMER_SETTINGS if (folder / file).is_file()), {})
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **base.loading)
     if settings.get("do_lower_case") and tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]:
-        raise ModelError(f"'{base.name}' wants its texts in small letters, which its tokenizer does not see to, nor does a tower.")
+        raise ModelError(f"'{base.name}' expects texts in lower case, but neither its tokenizer nor a tower makes them so.")
     stated, positions = settings.get("max_seq_length"), getattr(load_config(base), "max_position_embeddings", None)
     limits = [stated] if isinstance(stated, int) else [tokenizer.model_max_length, positions]
     # A length that its table of positions lacks would end the process on a GPU.
@@ -203,7 +203,7 @@ def _dense(folder: Path, path: str, name: str) -> Dense:
     try:
         _bend(dense.activation)
     except (AttributeError, ValueError):
-        raise ModelError(f"'{name}' bends its vectors by '{dense.activation}', which is no activation of torch.") from None
+        raise ModelError(f"'{name}' bends its vectors by '{dense.activation}', which torch does not have as an activation.") from None
     return dense
 
 

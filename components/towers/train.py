@@ -16,7 +16,7 @@ import numpy as np
 from components.artifacts import Artifact, Scalar, digest_of, file_sha256, open_artifact, read_json, seal, write_json
 from components.errors import ConfigError
 from components.towers.backbone import TwoTowers, published_contracts
-from components.towers.base_models import BaseModel, resolve_base
+from components.towers.base_models import BaseModel, tower_base
 from components.towers.checkpoint import CHECKPOINT
 from components.towers.checks import Spread, measure_spread, refuse_collapse
 from components.towers.config import TowerConfig
@@ -89,7 +89,7 @@ def take_as_published(pairs: Pairs, config: TowerConfig, parents: Mapping[str, s
     far the vectors spread is recorded and not judged: the model is what it is.
     """
     config = with_own_settings(config)
-    base = resolve_base(config.base_model, [*pairs.documents, *pairs.queries], config.revision)
+    base = tower_base(config, [*pairs.documents, *pairs.queries])
     contracts = published_contracts(base, config)
     _start_over(folder)
     _seal_towers(contracts, parents, folder)
@@ -111,9 +111,9 @@ def _check_shares(config: TowerConfig) -> None:
 def _resolved(pairs: Pairs, config: TowerConfig) -> BaseModel:
     """The base model; the main process looks first, since looking may build or convert the model."""
     texts = [*pairs.documents, *pairs.queries]
-    found = from_main(lambda: resolve_base(config.base_model, texts, config.revision))
+    found = from_main(lambda: tower_base(config, texts))
     # The commit that the main process found: a branch may move before the others ask.
-    return found if current_world().main else resolve_base(config.base_model, texts, found.revision)
+    return found if current_world().main else tower_base(config.model_copy(update={"revision": found.revision}), texts)
 
 
 def _identity(pairs: Pairs, config: TowerConfig, base: BaseModel, folder: Path) -> str:
@@ -167,6 +167,7 @@ def _seal_towers(contracts: Mapping[Role, EncodingContract], parents: Mapping[st
             "role": role,
             "dimension": contract.dimension,
             "base_model": contract.base_model,
+            **({"base_code": contract.base_code} if contract.base_code else {}),
         }
         seal(target, "encoder", counts={"probes": 64}, parents=parents, attributes=attributes)
 

@@ -201,7 +201,7 @@ def _refuse_newer(line: bytes) -> None:
     """Raise ArtifactError for an entry of a later version of this program, whose fields are not known."""
     try:
         raw = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:

@@ -23,9 +23,9 @@ def _pull(options: argparse.Namespace) -> int:
 
     found = []
     with only_result_on_stdout(options):
-        for name, revision in _asked_for(options):
+        for name, revision, code in _asked_for(options):
             # Those that are built from the data's texts are made when the data is there.
-            base = resolve_base(name, ["any text"], revision)
+            base = resolve_base(name, ["any text"], revision, code)
             found.append({"model": base.name, "commit": base.revision, "digest": base.digest, "folder": base.location})
     show(options, {"models": found}, "\n".join(_line(model) for model in found))
     return 0
@@ -46,8 +46,8 @@ def _verify(options: argparse.Namespace) -> int:
     from components.towers.hub import verify
 
     found: list[dict[str, Any]] = []
-    for name, revision in _asked_for(options):
-        base = resolve_base(name, ["any text"], revision)
+    for name, revision, code in _asked_for(options):
+        base = resolve_base(name, ["any text"], revision, code)
         # The digest of any other model was made from its files a moment ago.
         faults = verify(Path(base.location)) if base.revision else []
         found.append({"model": base.name, "commit": base.revision, "digest": base.digest, "faults": faults})
@@ -57,22 +57,22 @@ def _verify(options: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
-def _asked_for(options: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
-    """The models that were named on the command line, or else those of the configuration, each with its revision."""
+def _asked_for(options: argparse.Namespace) -> Iterator[tuple[str, str | None, bool]]:
+    """The models that were named on the command line, or else those of the configuration: name, revision, whether their code may run."""
     if options.models:
         for given in options.models:
             name, at, revision = given.partition("@")
             if not name or (at and not revision):
                 raise ConfigError(f"Expected a model as NAME or NAME@REVISION, not '{given}'.")
-            yield (given, None) if revision.isdecimal() else (name, revision or None)  # NAME@6 keeps six layers
+            yield (given, None, False) if revision.isdecimal() else (name, revision or None, False)  # NAME@6 keeps six layers
         return
     config = read_config(options)
     if config.towers.base_model not in WITHOUT_WEIGHTS:
-        yield config.towers.base_model, config.towers.revision
+        yield config.towers.base_model, config.towers.revision, config.towers.trust_remote_code
     if config.distillation.student != "teacher":
-        yield config.distillation.student, config.distillation.revision
+        yield config.distillation.student, config.distillation.revision, False
     if config.distillation.generated:
-        yield config.distillation.generator, config.distillation.generator_revision
+        yield config.distillation.generator, config.distillation.generator_revision, False
 
 
 def _line(model: dict[str, Any]) -> str:

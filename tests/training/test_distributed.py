@@ -87,6 +87,10 @@ def test_loss_and_gradient_of_sharded_models_are_those_of_one_process(found: lis
     _same(found[0]["fsdp_recomputed"], loss, gradient)
 
 
+def test_the_main_process_alone_reads_the_weights_of_sharded_models(found: list[dict[str, Any]]) -> None:
+    assert [found[rank]["weights_read"] for rank in (0, 1)] == [1, 0]
+
+
 def test_each_process_searches_its_share_of_the_queries(found: list[dict[str, Any]]) -> None:
     scores, numbers = nearest(*vectors(), 5)
     for rank in (0, 1):

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -100,6 +101,16 @@ def sharded_checkpoint(folder: Path) -> dict[str, Any]:
     return {"states": states, "vectors": run.towers.encode(run.document_tokens, "document")}
 
 
+def weights_read() -> int:
+    """How often this process reads weights from the disk for sharded models."""
+    from transformers import AutoModel
+
+    read, calls = AutoModel.from_pretrained, []
+    with patch.object(AutoModel, "from_pretrained", lambda *given, **named: calls.append(given) or read(*given, **named)):
+        TwoTowers(resolve_base("tiny-decoder", [*documents(), *queries()]), FULL.model_copy(update={"sharding": "fsdp"}))
+    return len(calls)
+
+
 def refusal(given: Pairs, config: TowerConfig, folder: Path) -> str:
     """The message with which a training is refused."""
     try:
@@ -137,6 +148,7 @@ def main(arguments: Sequence[str]) -> None:
     sharded = FULL.model_copy(update={"sharding": "fsdp"})
     found["fsdp"] = loss_and_gradient(sharded, negatives(2), folder)
     found["fsdp_recomputed"] = loss_and_gradient(sharded.model_copy(update={"activation_checkpointing": True}), negatives(2), folder)
+    found["weights_read"] = weights_read()
     found["nearest"] = nearest_together(*vectors(), 5)
     found["wordless"] = wordless(rank)
     own = pairs()

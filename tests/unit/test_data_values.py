@@ -39,9 +39,9 @@ def with_line(folder: Path, name: str, line: str) -> str:
     [
         ('{"_id": "a", "text": "x", "_id": "b"}', "the key '_id' stands twice in one object. Programs would read this line in different"),
         ('{"_id": "a", "text": "x", "metadata": {"n": 1, "n": 2}}', "the key 'n' stands twice in one object"),
-        ('{"_id": "a", "text": "x", "metadata": {"n": NaN}}', "NaN is no JSON value; write null"),
-        ('{"_id": "a", "text": "x", "metadata": {"n": -Infinity}}', "-Infinity is no JSON value; write null"),
-        ('{"_id": "a", "text": "x", "title": NaN}', "NaN is no JSON value; write null"),
+        ('{"_id": "a", "text": "x", "metadata": {"n": NaN}}', "NaN is not a JSON value; write null"),
+        ('{"_id": "a", "text": "x", "metadata": {"n": -Infinity}}', "-Infinity is not a JSON value; write null"),
+        ('{"_id": "a", "text": "x", "title": NaN}', "NaN is not a JSON value; write null"),
         ('{"_id": "a", "text": "x", "metadata": {"n": 1e999}}', "the field metadata is no JSON object (Out of range float values"),
         ('{"_id": "a", "text": "x", "metadata": "web"}', 'the field metadata must be an object, such as {"source": "web"}; found \'web\''),
         ('{"_id": "a", "text": "x", "metadata": ""}', "the field metadata must be an object"),
