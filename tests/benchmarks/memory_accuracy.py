@@ -5,7 +5,7 @@
 
 Random models are made on the spot, large enough that the libraries do not dominate. Each case is a process of its own, whose libraries
 are loaded before it counts: expected is the need of the step without PROGRAM, measured the peak of the process less what it held
-then. On a GPU compare `tests.benchmarks.gpu_smoke` instead. Pairs a second say what a setting costs; take their ratio alone.
+then. On a GPU compare `tests.benchmarks.gpu_smoke` instead. Pairs a second are of processor time, since machines are shared.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import argparse
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,24 +86,47 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, float]:
         config = TowerConfig.model_validate(given)
         pairs = _pairs(4 * config.batch_size if not options.growth else 2000)
         torch.ones(256, 256) @ torch.ones(256, 256)  # the threads are started
-        before = memory.resident()
-        with suppress(OSError):  # the peak from here on, where the system lets a process reset it
-            Path("/proc/self/clear_refs").write_text("5")
+        peak = _Peak()
         towers = TwoTowers(resolve_base(config.base_model), config)
-        run = Training(towers, pairs, config, Path(scratch))
-        started, done = time.perf_counter(), 0
-        for step in range(config.steps):
-            run.losses.append(run._step(step))
-            done += step > 0
-            started = time.perf_counter() if step == 0 else started
-            if options.growth and step % 5 == 4:
-                now = f"{memory.anonymous() / 1e9:.2f} GB now, {memory.peak() / 1e9:.2f} at most"
-                rate = config.batch_size * done / (time.perf_counter() - started)
-                print(f"step {step + 1}: {now}, {rate:.2f} pairs/s", file=sys.stderr, flush=True)
-        rate = config.batch_size * done / (time.perf_counter() - started)
-        measured = memory.peak() - before
+        towers.even = towers.even and not options.uneven
+        rates = []
+
+        class Watched(Training):
+            def _step(self, step: int) -> float:
+                started = time.process_time()
+                loss = super()._step(step)
+                rates.append(config.batch_size / (time.process_time() - started))
+                if options.growth and step % 5 == 4:
+                    now = f"{memory.anonymous() / 1e9:.2f} GB now, {peak.taken() / 1e9:.2f} at most beyond the libraries"
+                    print(f"step {step + 1}: {now}, {statistics.median(rates):.2f} pairs a processor second", file=sys.stderr, flush=True)
+                return loss
+
+        Watched(towers, pairs, config, Path(scratch)).to_end()
+        rate = statistics.median(rates[1:])
+        measured = peak.taken()
         expected = _expected(config, pairs, towers)
     return {"expected": expected, "measured": measured, "pairs_per_second": rate, "parameters": parameters}
+
+
+class _Peak:
+    """The most memory that this process takes beyond what it held, looked at a hundred times a second; mapped files, whose pages can be
+    dropped, aside."""
+
+    def __init__(self) -> None:
+        from components.evaluation import memory
+
+        self._read, self._before = memory.anonymous, memory.anonymous()
+        self._most = self._before
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            self._most = max(self._most, self._read())
+            time.sleep(0.01)
+
+    def taken(self) -> int:
+        """Bytes so far."""
+        return self._most - self._before
 
 
 def _expected(config: Any, pairs: Any, towers: Any) -> float:
@@ -167,6 +191,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--growth", type=int, default=0, metavar="STEPS", help="steps of a model of Gemma's shape in bfloat16, by length")
     parser.add_argument("--layers", type=int, default=18, help="layers of that model; fewer take less time and memory")
+    parser.add_argument("--uneven", action="store_true", help="batches in the shapes that the texts have, as they were before")
     parser.add_argument("--steps", type=int, default=2, help="steps of a case")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose names contain this")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="a setting of the towers")
