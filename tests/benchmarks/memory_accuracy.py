@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-VOCABULARY, LENGTH = 16_000, 96
+VOCABULARY, WORDS, LENGTH = 16_000, 3_000, 96
 # A decoder as Qwen3 and Llama are, a narrow deep one, and an encoder as BERT is, of some 60 million parameters each.
 DECODER: dict[str, Any] = {"width": 768, "inner": 2304, "layers": 7, "heads": 12, "keys": 4}
 NARROW: dict[str, Any] = {"width": 512, "inner": 1408, "layers": 16, "heads": 8, "keys": 8}
@@ -154,7 +154,7 @@ def _make(model: dict[str, Any], folder: Path, kind: str) -> int:
     from components.towers.tiny import _train_tokenizer
 
     folder.mkdir()
-    _train_tokenizer([f"w{i}" for i in range(VOCABULARY)], folder)
+    _train_tokenizer([f"w{i}" for i in range(WORDS)], folder)  # a token each, so that lengths are those of the texts
     torch.manual_seed(0)
     shape: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": model["width"], "intermediate_size": model["inner"]}
     shape |= {"num_hidden_layers": model["layers"], "num_attention_heads": model["heads"], "pad_token_id": 0}
@@ -174,7 +174,7 @@ def _pairs(count: int) -> Any:
     draw = random.Random(0)
 
     def words(fewest: int, most: int) -> str:
-        return " ".join(f"w{draw.randrange(3000)}" for _ in range(draw.randint(fewest, most)))
+        return " ".join(f"w{draw.randrange(WORDS)}" for _ in range(draw.randint(fewest, most)))
 
     queries, documents = ([words(*sizes) for _ in range(count)] for sizes in ((2, 20), (20, LENGTH * 3 // 2)))
     return Pairs(queries, documents, [(i, i) for i in range(count)], {i: frozenset({i}) for i in range(count)})
