@@ -14,7 +14,7 @@ INSTALL := $(LOCK) $(BIN)/python -m pip install --quiet --disable-pip-version-ch
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint ui clean distclean
+.PHONY: help demo test check lint ui clean distclean
 
 help: ## this list
 	@echo "Usage: make TARGET [PYTHON=python3.11] [SCALINGNOTE_HOME=FOLDER] [ARGS=...]"
@@ -26,6 +26,12 @@ demo: $(VENV)/.demo ## build a retriever from the built-in data, show its measur
 
 test: $(VENV)/.test ## run all tests; those in a browser where Chromium and its driver are installed
 	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.lint ## check format, style, types, sizes, commands and links of the documents, in about a minute
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -p no:cacheprovider --durations=0 --durations-min=5 tests/unit/test_repository.py tests/unit/test_documents.py
 
 lint: $(VENV)/.lint ## check style and types
 	$(BIN)/ruff check .

@@ -1,0 +1,22 @@
+"""The steps of the production line as plain Python: importable without Prefect and without a server.
+
+What other programs may rely on, in one example: open the release that serves, search it, verify it, and follow it back to its data.
+
+    from components import settings
+    from components.promotion.trace import follow
+    from components.promotion.verification import verify_release
+    from components.serving.loader import open_release
+
+    settings.activate()  # the home folder, as SCALINGNOTE_HOME names it
+
+    release = open_release("retriever", "champion")  # or previous, candidate/N, release/N
+    for hit in release.retriever.search(["kidney stone", "heart attack"], k=3)[0]:
+        print(hit.doc_id, round(hit.score, 3), release.titles[hit.doc_id])
+
+    for check in verify_release("retriever", "champion"):  # hashes every byte; findings are returned, never raised
+        print("ok" if check.ok else "WRONG", check.name, check.detail)
+
+    print(follow("retriever", "champion").text())  # or a model, an index, the id of a document
+
+All errors that a caller can act on are `components.errors.ScalingNoteError`. README.md of this folder says what lies where.
+"""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 SIGNATURE = "signature.dsse.json"  # of the manifest, so it cannot be listed in it: an artifact keeps its digest when it is signed
 Scalar = str | int | float | bool | None
+UNFINISHED = ".tmp"  # ends the hidden name that a file has as long as it is written
 _CLOCK_TICK = 10**8  # nanoseconds: of two changes that are closer than this, a file system may give both the same time
 
 
@@ -143,9 +145,10 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o666) -> None:
 def written_atomically(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """`write_atomic` for what is too large to hold: the block writes into the file, which takes its name when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Containers that share a folder have the same process ids, and a name may be as long as names can be already.
+    beside = path.with_name(f".{os.getpid()}-{secrets.token_hex(8)}{UNFINISHED}")
     try:
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as handle:
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
@@ -195,7 +198,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing; run the step that makes it again.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not valid JSON ({error}); remove its folder and run the step again.") from None
 
 

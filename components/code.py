@@ -55,6 +55,7 @@ UNDECIDING: Mapping[str, str] = {
     "components.index.progress": "a progress bar",
     "components.index.workers": "says how many threads a worker takes",
     "flows.encoding": "says where shards are encoded; every runner calls the same function",
+    "flows.reporting": "shows what is printed, and looks at progress bars",
 }
 # Modules of `flows/` whose classes decide no result when a value of them is at hand, with the reason. Their functions count as all others.
 HANDED: Mapping[str, str] = {

@@ -230,6 +230,30 @@ def _group_limit() -> int:
     return 2**62
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.exists() and not path.is_dir()
+    except OSError:  # of somebody else
+        return False
+
+
+def _make_folders(root: Path) -> None:
+    """Make the home folder and those in it, if they may be written. Raises ConfigError where no folder can be."""
+    wanted = (root, work_folder(), models_folder(), artifact_root(), root / "prefect", root / "cache")
+    if other := next((path for folder in wanted for path in (folder, *folder.parents) if _is_file(path)), None):
+        what = "is a file, or lies below one" if other in (root, *root.parents) else f"holds a file in the place of the folder {other.name}"
+        raise ConfigError(f"The home folder '{root}' {what}. Name a folder with SCALINGNOTE_HOME.")
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)  # queries, names and the store lie there, and are nobody else's
+        for folder in wanted:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL, errno.ENOTSUP):  # as below /proc
+            raise ConfigError(f"The home folder '{root}' cannot be made: {error.strerror}. Name another with SCALINGNOTE_HOME.") from None
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+
+
 def activate() -> None:
     """Make the home folder and point every library's state into it. Call before the first heavy import.
 
@@ -238,12 +262,7 @@ def activate() -> None:
     spare_loopback()
     _limit_threads()
     root = home()
-    if any(path.is_file() for path in (root, *root.parents)):
-        raise ConfigError(f"The home folder '{root}' is a file, or lies below one. Name a folder with SCALINGNOTE_HOME.")
-    with suppress(PermissionError):  # of somebody who may only read an existing home
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)  # queries, names and the store lie there, and are nobody else's
-        for folder in (work_folder(), models_folder(), artifact_root(), root / "prefect", root / "cache"):
-            folder.mkdir(parents=True, exist_ok=True)
+    _make_folders(root)
     try:
         Path.home()
     except RuntimeError:  # neither HOME nor an entry in the password file; Prefect and others fail without

@@ -20,6 +20,7 @@ from flows.recorder import recorded_flow
 from flows.refresh import RefreshConfig
 from flows.registration import register_documents
 from flows.release_steps import at_commits
+from flows.reporting import ended, run_name, shown_as_cancelled
 from flows.retrain import build_documents
 
 FLOW = "adopt"
@@ -27,7 +28,7 @@ ADOPTED = "adopted"  # names what was adopted last, in the place of a release
 Settings = Annotated[dict[str, Any], SettingsForm()]
 
 
-@flow(name=FLOW, persist_result=False, validate_parameters=True)
+@flow(name=FLOW, flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True)
 def adopt(
     preset: Preset | None = None,
     data: str = "",
@@ -59,7 +60,7 @@ def adopt(
     with recorded_flow(chosen.name, FLOW, chosen.model_dump(mode="json")) as recorder:
         made = build_documents(chosen, recorder)
         versions = register_documents(recorder, (made.query_tower, made.document_tower, made.index), made.dataset.digest)
-        return {
+        result = {
             "name": chosen.name,
             "documents": made.index.counts["documents"],
             "queries": made.query_tower.counts["texts"],
@@ -69,6 +70,7 @@ def adopt(
             "cached": recorder.all_cached,
             "mlflow_run_id": recorder.run_id,
         }
+    return ended(result, f"{result['documents']:,} vectors are now {result['index']}.")
 
 
 def adopted_run(request: RefreshConfig) -> FlowRun | None:

@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from components import settings
-from components.artifacts import write_atomic
+from components.artifacts import open_private, write_atomic
 from components.tracking import audit, sign_in
 from components.tracking.roles import PERMISSIONS_FILE, load_permissions
 from flows.server_plans import ServerError, ServerPlan, mlflow_plan
@@ -53,6 +53,7 @@ def _import_path() -> dict[str, str]:
 def _configuration() -> Path:
     """The project's sign-in settings with a database in the home folder."""
     path = settings.home() / "mlflow" / "basic_auth.ini"
+    open_private(path.with_suffix(".db")).close()  # the hashes of all passwords; SQLite would let everybody on the machine read them
     template = (PERMISSIONS_FILE.parent / "basic_auth.ini").read_text(encoding="utf-8")
     database = f"sqlite:///{settings.home() / 'mlflow' / 'basic_auth.db'}".replace("%", "%%")
     write_atomic(path, template.replace("sqlite:///basic_auth.db", database).encode())

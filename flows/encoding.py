@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextvars import copy_context
 from functools import partial
 from importlib.util import find_spec
+from logging import WARNING
 from multiprocessing import get_context
 from typing import Any
 
@@ -26,8 +27,15 @@ from components.errors import ConfigError, ScalingNoteError
 from components.index.config import EncodingConfig
 from components.index.encode import Runner, ShardJob, encode_in_process, encode_shard_in_worker
 from components.index.workers import prepare_worker, take_share, threads_of, useful_workers
+from flows.reporting import say
 
-TASK: dict[str, Any] = {"name": "encode_shard", "task_run_name": "encode_shard {number}", "cache_policy": NO_CACHE, "persist_result": False}
+TASK: dict[str, Any] = {
+    "name": "encode_shard",
+    "description": "Encode one shard of the documents.",
+    "task_run_name": "encode_shard {number}",
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+}
 
 
 class WorkerLost(ScalingNoteError):
@@ -71,7 +79,7 @@ class Worker:
                 return self._pool.submit(encode_shard_in_worker, self._job, number).result()
             except BrokenProcessPool:
                 self.close()
-                print(f"[encode_corpus] the process of shard {number} died in attempt {attempt} of {self._attempts}", flush=True)
+                say(f"[encode_corpus] the process of shard {number} died in attempt {attempt} of {self._attempts}", WARNING)
                 self._pool = self._fresh()
         raise WorkerLost.of(number, self._attempts)
 

@@ -6,7 +6,7 @@ by the flow, a wrong setting would be said after the run before it, hours later.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -16,12 +16,26 @@ from pydantic_core import CoreSchema, core_schema
 from components.config import RETRIEVER_NAME
 from components.errors import ConfigError
 from flows.config import Layer, RetrainConfig, layers_of, nested, settle
+from flows.config_errors import did_you_mean
 
 Preset = Literal["adopt", "cluster", "demo", "embeddinggemma", "endpoint", "gpu", "harrier", "pages", "quick", "qwen3-embedding", "smoke"]
 Name = Annotated[str, Field(pattern=RETRIEVER_NAME)]
 NameOrEmpty = Annotated[str, Field(pattern=rf"^$|{RETRIEVER_NAME}")]
 ReleaseRef = Annotated[str, Field(min_length=1)]
 NO_SETTINGS: dict[str, Any] = {}
+NOTHING: list[str] = []
+
+
+def steps_form(steps: Sequence[str]) -> Any:
+    """Makes of `Annotated[list[str], steps_form(steps)]` a choice among steps on the Prefect page."""
+    return Field(json_schema_extra={"items": {"type": "string", "enum": list(steps)}, "uniqueItems": True})
+
+
+def require_steps(flow: str, asked: Iterable[str], steps: Sequence[str]) -> None:
+    """Raise ConfigError for a step that `flow` does not have."""
+    for step in asked:
+        if step not in steps:
+            raise ConfigError(f"{flow} has no step '{step}'{did_you_mean(step, steps) or '.'} Steps: {', '.join(steps)}.")
 
 
 @dataclass(frozen=True)

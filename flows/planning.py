@@ -227,7 +227,9 @@ def _planned(config: RetrainConfig, dataset: DatasetArtifact, fixed: list[str], 
     size = number_bytes(config)
     host, device = planning.free_room(settings.home()), planning.device_memory()
     if card is not None and device is None and budget is not None:
-        raise ConfigError("--budget needs times, and the card is not here to be measured. Leave out one of them, or plan on its machine.")
+        raise ConfigError(
+            "--budget needs measured times, and the card is not in this machine. Leave out one of the two, or plan where the card is."
+        )
     memory = card or device or host.memory
     facts = _facts(planning.wanted_facts(config, fixed), dataset)
     on_card = card is not None or device is not None

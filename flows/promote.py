@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from logging import WARNING
 from typing import Any, cast
 
 from prefect import flow, task
@@ -10,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from flows.parameters import Name
+from flows.reporting import emit, ended, logged_lines, run_name, say, shown_as_cancelled, tag_run
 
 
 @task(name="promote_newest_approved", cache_policy=NO_CACHE, persist_result=False)
@@ -22,7 +24,7 @@ def promote_newest_approved(name: str, without_champion: str | None = None) -> d
     return asdict(change_champion(name, check_smoke, compare_again, without_champion))
 
 
-@flow(name="promote", persist_result=False, validate_parameters=True)
+@flow(name="promote", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True)
 def promote(name: Name = "retriever", retry: bool = True, without_champion: str | None = None) -> dict[str, Any]:
     """Promote the newest approved release of a retriever; returns what was done, with a message.
 
@@ -37,11 +39,15 @@ def promote(name: Name = "retriever", retry: bool = True, without_champion: str 
     activate()
     if not retry and (reason := refused_before(name)) is not None:
         message = f"Refused as before, nothing changed since: {reason}"
-        print(message, flush=True)
+        with logged_lines():
+            say(message, WARNING)
         # The run's page shows name and message of the state that a flow returns, and the caller gets its data.
         refused: Any = Completed(name="Refused before", message=message, data={"status": "refused", "message": message, "warnings": ()})
         return cast("dict[str, Any]", refused)
-    with refusal_remembered(name):
+    tag_run(("scalingnote", f"retriever:{name}"))
+    with logged_lines(), refusal_remembered(name):
         done = promote_newest_approved(name, without_champion)
-    print(done["message"], flush=True)
-    return done
+        say(done["message"])
+    if done["status"] == "promoted":
+        emit("release.promoted", name, done["message"], release=done["to_version"])
+    return ended(done, done["message"])

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 
-from components import settings
 from components.artifacts import Artifact
 from components.promotion.evidence_metrics import step_metrics
 from components.promotion.release import LineageNode
 from components.promotion.signing_keys import load_signing_key
+from components.tracking.alive import left_behind, marked_as_running
 from components.tracking.provenance import Provenance, collect_provenance, version_tags
 from components.tracking.registry import RegisteredVersion, register
 from components.tracking.runs import (
+    CANCELLED,
     Measured,
+    Status,
     StepRecord,
     close_flow_run,
     close_killed_run,
@@ -30,20 +32,29 @@ from components.tracking.runs import (
     record_step,
 )
 from flows.planning import left_after
-from flows.steps import Done, Step, Timing, run_step
+from flows.reporting import cancelled_runs, logged_lines, say, tag_run
+from flows.steps import Done, Step, Timing, run_step, was_cancelled
+
+if TYPE_CHECKING:
+    from prefect.states import State
 
 
 class Recorder:
     """Runs steps and remembers what the lineage of the release will need."""
 
-    def __init__(self, name: str, parameters: Mapping[str, Any], run_id: str, provenance: Provenance) -> None:
+    def __init__(self, name: str, parameters: Mapping[str, Any], run_id: str, provenance: Provenance, again: Iterable[str] = ()) -> None:
+        """`again`: names of the steps that are made anew although they are finished."""
         self.name, self.parameters, self.run_id, self.provenance = name, parameters, run_id, provenance
+        self.again = frozenset(again)
         self.lineage: list[LineageNode] = []
         self.earlier_flows: dict[str, dict[str, Any]] = {}
         self.made = 0  # steps that were not found finished
         self.timings: dict[str, Timing | None] = {}  # by the artifact's digest
         self._runs: dict[str, str] = {}
         self._tasks: dict[str, str | None] = {}
+        self._states: dict[str, State[Any]] = {}  # in Prefect, of the tasks that made the artifacts of this flow
+        self._check: State[Any] | None = None  # of the newest task that held a result against what it has to be
+        self._checked: set[str] = set()  # artifacts that were made after it
         self._reused: set[str] = set()
 
     @property
@@ -63,17 +74,45 @@ class Recorder:
         return self.made == 0
 
     def run(self, step: Step, metrics: Callable[[Artifact], Mapping[str, Measured]] = step_metrics) -> Artifact:
-        """Run a step, record it in MLflow with the `metrics` of its artifact, and return the artifact."""
-        done = run_step(step, self.name, self.run_id)
+        """Run a step, record it in MLflow with the `metrics` of its artifact, and return the artifact.
+
+        Raises what the making raises, and what the step's check finds wrong.
+        """
+        done = run_step(step, self.name, self.run_id, self._before(step), step.name in self.again)
         if left := left_after(step.name, None if done.cached else done.seconds):
-            print(f"[{step.name}] {left}", flush=True)
+            say(f"[{step.name}] {left}")
         self.made += not done.cached
         self.timings[done.artifact.digest] = done.timing
-        return self._record(step, done, metrics(done.artifact))
+        artifact = self._record(step, done, metrics(done.artifact))
+        if done.fault is not None:
+            raise done.fault
+        self._follow(step, done)
+        return artifact
+
+    def _before(self, step: Step) -> list[State[Any]]:
+        """The tasks that a step follows: those that made its inputs, and the check before it unless one of these follows that already."""
+        digests = {artifact.digest for artifact in step.inputs.values()}
+        made = {id(state): state for digest in digests if (state := self._states.get(digest)) is not None}
+        if self._check is not None and not digests & self._checked:
+            made[id(self._check)] = self._check
+        return list(made.values())
+
+    def _follow(self, step: Step, done: Done) -> None:
+        if done.state is None:
+            return
+        self._states[done.artifact.digest] = done.state
+        if step.check is not None:
+            self._check, self._checked = done.state, {done.artifact.digest}
+        elif self._check is not None:
+            self._checked.add(done.artifact.digest)
 
     def part(self, whole: Artifact, part: Artifact, step: Step) -> Artifact:
         """Make a part of a finished step (such as one of two towers) an artifact of its own in the lineage."""
         self._runs[part.digest], self._tasks[part.digest] = self._runs[whole.digest], self._tasks[whole.digest]
+        if whole.digest in self._states:
+            self._states[part.digest] = self._states[whole.digest]
+        if whole.digest in self._checked:
+            self._checked.add(part.digest)
         if whole.digest in self._reused:
             self._reused.add(part.digest)
         self._remember(step, part, self._runs[whole.digest])
@@ -101,8 +140,9 @@ class Recorder:
 
     def _record(self, step: Step, done: Done, metrics: Mapping[str, Measured]) -> Artifact:
         artifact = done.artifact
+        fault = str(done.fault or "")
         record = StepRecord(
-            step.name, step.config, artifact, step.inputs, metrics, done.seconds, done.cached, self.run_id, done.task_run_id
+            step.name, step.config, artifact, step.inputs, metrics, done.seconds, done.cached, self.run_id, done.task_run_id, fault
         )
         self._runs[artifact.digest], self._tasks[artifact.digest] = record_step(self.run_id, record), done.task_run_id
         if done.cached:
@@ -134,57 +174,54 @@ class Recorder:
 
 
 @contextmanager
-def _marked_as_running(run_id: str) -> Iterator[None]:
-    """Hold the lock of a file that names this run, as long as the block runs; the system frees it when the process is killed.
+def recorded_flow(name: str, flow: str, parameters: Mapping[str, Any], again: Iterable[str] = ()) -> Iterator[Recorder]:
+    """Open the flow's run in MLflow and close it as finished, failed or killed, as Prefect shows it; the steps `again` are made anew.
 
-    Runs whose file is there without its lock are those of killed processes: they are closed first, in MLflow and in Prefect.
+    Runs of killed processes are closed first, in MLflow and in Prefect.
     """
-    folder = settings.work_folder() / "running"
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob("*.json"):
-        with suppress(OSError), path.open(encoding="utf-8") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if text := handle.read():  # else its process is about to take the lock
-                _close_killed(path.stem, text)
-                path.unlink(missing_ok=True)
-    own = folder / f"{run_id}.json"
-    with own.open("w", encoding="utf-8") as handle:
-        with suppress(OSError):  # a file system without locks, where no run is ever taken for a killed one
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        handle.write(json.dumps({"prefect_flow_run_id": flow_run.id}))
-        handle.flush()
-        try:
-            yield
-        finally:
-            own.unlink(missing_ok=True)
-
-
-def _close_killed(run_id: str, mark: str) -> None:
-    close_killed_run(run_id)
-    with suppress(Exception):  # Prefect's database may be another one by now, and its history is not ours to keep
-        from prefect.client.orchestration import get_client
-        from prefect.states import Crashed
-
-        left = json.loads(mark)["prefect_flow_run_id"]
-        if left is None:
-            return
-        with get_client(sync_client=True) as client:
-            if client.read_flow_run(left).state_name == "Running":
-                client.set_flow_run_state(left, Crashed(message="The process of this run was killed."), force=True)
-
-
-@contextmanager
-def recorded_flow(name: str, flow: str, parameters: Mapping[str, Any]) -> Iterator[Recorder]:
-    """Open the flow's run in MLflow and close it as finished, failed or killed."""
     load_signing_key()  # a key that cannot be used is found now, not after a day of training
     provenance = collect_provenance()
     run_id = open_flow_run(name, flow, parameters, provenance, {"prefect_flow_run_id": flow_run.id or "none"})
     try:
-        with _marked_as_running(run_id):
-            yield Recorder(name, parameters, run_id, provenance)
+        for killed, about in left_behind():
+            _close_killed(killed, about.get("prefect_flow_run_id"))
+        tag_run(("scalingnote", f"retriever:{name}"))
+        with marked_as_running(run_id, {"prefect_flow_run_id": flow_run.id}), logged_lines():
+            yield Recorder(name, parameters, run_id, provenance, again)
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
+        status, why = _ended_by(error)
         with suppress(Exception):  # a store that cannot be written must not hide what went wrong
-            close_flow_run(run_id, "KILLED" if interrupted else "FAILED", "interrupted" if interrupted else str(error))
+            close_flow_run(run_id, status, why)
         raise
     close_flow_run(run_id, "FINISHED")
+
+
+def _ended_by(error: BaseException) -> tuple[Status, str]:
+    """How a run ended that did not finish, and why."""
+    if not isinstance(error, (KeyboardInterrupt, TerminationSignal)):
+        return "FAILED", str(error)
+    if not was_cancelled(error):
+        return "KILLED", "its process was told to end"
+    cancelled_runs.add(str(flow_run.id))
+    return "KILLED", CANCELLED
+
+
+def _close_killed(run_id: str, in_prefect: str | None) -> None:
+    close_killed_run(run_id)
+    if in_prefect is None:
+        return
+    with suppress(Exception):  # Prefect's database may be another one by now, and its history is not ours to keep
+        from prefect.client.orchestration import get_client
+        from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+        from prefect.states import Cancelled, Crashed
+
+        left = UUID(in_prefect)
+        with get_client(sync_client=True) as client:
+            asked_to_end = client.read_flow_run(left).state_name == "Cancelling"
+            cancelled: State[Any] = Cancelled(message="The run was cancelled.")
+            state: State[Any] = cancelled if asked_to_end else Crashed(message="The process of this run was killed.")
+            if asked_to_end or client.read_flow_run(left).state_name == "Running":
+                client.set_flow_run_state(left, state, force=True)
+            for step in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[left]))):
+                if step.state_name == "Running":
+                    client.set_task_run_state(step.id, state, force=True)

@@ -105,13 +105,11 @@ def checked_data(config: RetrainConfig, recorder: Recorder, base: PinnedRelease)
     from components.artifacts import DatasetArtifact
     from components.data.dataset import load_dataset
     from components.data.seen_queries import load_seen, require_unseen
-    from components.data.validation import require_valid
     from components.evaluation.summarize import require_judged
-    from flows.release_steps import snapshot_step, typed, validation_step
+    from flows.release_steps import checked_validation, snapshot_step, typed
 
     dataset: DatasetArtifact = typed(recorder.run(snapshot_step(config)), DatasetArtifact)
-    validation = recorder.run(validation_step(config, dataset))
-    require_valid(validation)
+    validation = recorder.run(checked_validation(config, dataset))
     splits, tables = (config.evaluation.split, *config.evaluation.extra_splits), load_dataset(dataset.path)
     require_judged(tables, splits, config.evaluation.query_groups)
     if (seen := load_seen(base.artifact.path)) is not None:

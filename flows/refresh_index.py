@@ -19,12 +19,13 @@ from components.promotion.pinned import PinnedRelease
 from components.promotion.standing import candidate_model
 from components.tracking.registry import find_version
 from flows.config import RetrainConfig
-from flows.parameters import NO_SETTINGS, Name, Preset, ReleaseRef, SettingsForm
+from flows.parameters import NO_SETTINGS, NOTHING, Name, Preset, ReleaseRef, SettingsForm, require_steps, steps_form
 from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
 from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base, requested_refresh, unknown_queries
 from flows.registration import register_candidate
 from flows.release_steps import SHARD_FILES, encoding_key, evaluation_step, typed
+from flows.reporting import emit, ended, run_name, say, shown_as_cancelled, verdict_line
 from flows.steps import Step
 
 CHANGEABLE = (
@@ -39,9 +40,11 @@ CHANGEABLE = (
     "index.max_recall_loss",
 )
 Settings = Annotated[dict[str, Any], SettingsForm(CHANGEABLE)]
+AGAIN = ("snapshot_data", "validate_data", "encode_changes", "refresh_index", "evaluate", "compare_with_champion", "write_candidate")
+Again = Annotated[list[str], steps_form(AGAIN)]
 
 
-@flow(name="refresh-index", persist_result=False, validate_parameters=True)
+@flow(name="refresh-index", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True)
 def refresh_index(
     name: Name = "retriever",
     release: ReleaseRef = "champion",
@@ -49,6 +52,7 @@ def refresh_index(
     preset: Preset | None = None,
     settings: Settings = NO_SETTINGS,
     request: RefreshConfig | None = None,
+    again: Again = NOTHING,
 ) -> dict[str, Any]:
     """Bring a release's index up to date with the documents in `data` and register the candidate.
 
@@ -62,28 +66,34 @@ def refresh_index(
         preset: Preset that what this refresh may change is taken from, gates apart; none: the release's own settings
         settings: Settings over the release's, as sections or by dotted names
         request: All of these in one, instead of the others
+        again: Steps that are made anew although they are finished; what follows them is made anew where their result has changed
     """
     from components.settings import activate
 
     chosen = requested_refresh(request, name=name, release=release, data=data, preset=preset, settings=settings)
+    require_steps("refresh-index", again, AGAIN)
     activate()
     started = time.monotonic()
     base, config = open_base(chosen, CHANGEABLE)
-    with recorded_flow(config.name, "refresh-index", config.model_dump(mode="json")) as recorder:
+    with recorded_flow(config.name, "refresh-index", config.model_dump(mode="json"), again) as recorder:
         recorder.adopt(base.ancestry(), base.flows())
         dataset, validation = checked_data(config, recorder, base)
         changes = changes_since(base.index.path, read_documents(dataset.path))
-        print(f"Since {base.title}: {describe_changes(changes)}{_many_gone(changes, config.policy.max_removed_share)}", flush=True)
+        say(f"Since {base.title}: {describe_changes(changes)}{_many_gone(changes, config.policy.max_removed_share)}")
         if not changes and merge_fault_of(base.index) is None:
-            return _unchanged(recorder, base, changes) | {"seconds": time.monotonic() - started}
+            result = _unchanged(recorder, base, changes) | {"seconds": time.monotonic() - started}
+            return ended(result, f"No document changed since {base.title}.")
         delta, encoded = _encoded(config, recorder, base, dataset, changes)
         index = typed(recorder.run(refresh_step(config, dataset, base, delta, changes)), IndexArtifact)
         guard = read_guard(index.path)
         notes = [*_notes(base, changes, guard), *unknown_queries(base, dataset)]
         parts = _parts(config, recorder, base, (dataset, validation, index), notes, (len(changes.removed), served_before(changes)))
         result = register_candidate(config, recorder, parts)
+    if guard.status != "ok":
+        emit("drift", config.name, f"The index of '{config.name}' no longer fits its documents.", reasons=list(guard.reasons))
     outcome = {"changes": changes.counts, "encoded": encoded, "guard": guard.model_dump(mode="json")}
-    return result | outcome | {"base": base.title, "seconds": time.monotonic() - started}
+    result |= outcome | {"base": base.title, "seconds": time.monotonic() - started}
+    return ended(result, f"{verdict_line(result)}; {describe_changes(changes)}")
 
 
 def delta_step(config: RetrainConfig, dataset: DatasetArtifact, base: PinnedRelease, changes: Changes) -> Step:
@@ -111,11 +121,10 @@ def refresh_step(
     index = base.index
 
     def make(folder: Path) -> Artifact:
-        from components.data.dataset import load_dataset
         from components.index.build import display_titles
         from components.index.refresh import refresh_index
 
-        return refresh_index(index, delta, changes, config.index, folder, display_titles(load_dataset(dataset.path)))
+        return refresh_index(index, delta, changes, config.index, folder, display_titles(dataset.path / "documents.parquet"))
 
     inputs: dict[str, Artifact] = {"dataset": dataset, "index": index, **({"vectors": delta} if delta else {})}
     return Step("refresh_index", make, inputs, config.index.model_dump())

@@ -19,20 +19,21 @@ from components.promotion.release import EVALUATION_FOLDER
 from components.tracking.runs import FlowRun
 from flows.adopt import adopted_run
 from flows.config import RetrainConfig, amend_config
-from flows.parameters import NO_SETTINGS, Name, Preset, ReleaseRef, SettingsForm
+from flows.parameters import NO_SETTINGS, NOTHING, Name, Preset, ReleaseRef, SettingsForm, require_steps
 from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
 from flows.refresh import RefreshConfig, checked_data, configured, describe_changes, open_base, requested_refresh, unknown_queries
 from flows.registration import register_candidate
 from flows.release_steps import at_commits, evaluation_step, generation_step, student_step, targets_step, typed, untrained_key
-from flows.retrain import build_parts
+from flows.reporting import ended, run_name, shown_as_cancelled, verdict_line
+from flows.retrain import AGAIN, Again, build_parts
 from flows.steps import Step
 
 CHANGEABLE = ("data.on_violation", "data.max_dropped_share", "distillation", "evaluation", "policy")
 Settings = Annotated[dict[str, Any], SettingsForm(CHANGEABLE)]
 
 
-@flow(name="refresh-query-tower", persist_result=False, validate_parameters=True)
+@flow(name="refresh-query-tower", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True)
 def refresh_query_tower(
     name: Name = "retriever",
     release: ReleaseRef = "champion",
@@ -40,6 +41,7 @@ def refresh_query_tower(
     preset: Preset | None = None,
     settings: Settings = NO_SETTINGS,
     request: RefreshConfig | None = None,
+    again: Again = NOTHING,
 ) -> dict[str, Any]:
     """Teach a new student the query tower of a release and register the candidate; index version and digest stay.
 
@@ -52,17 +54,20 @@ def refresh_query_tower(
         preset: Preset that what this refresh may change is taken from, gates apart; none: the release's own settings
         settings: Settings over the release's, as sections or by dotted names
         request: All of these in one, instead of the others
+        again: Steps that are made anew although they are finished; what follows them is made anew where their result has changed
     """
     from components.settings import activate
 
     chosen = requested_refresh(request, name=name, release=release, data=data, preset=preset, settings=settings)
+    require_steps("refresh-query-tower", again, AGAIN)
     activate()
     started = time.monotonic()
     if (adopted := adopted_run(chosen)) is not None:
-        return _first_release(chosen, adopted) | {"base": "the adopted vectors", "seconds": time.monotonic() - started}
+        result = _first_release(chosen, adopted, again) | {"base": "the adopted vectors", "seconds": time.monotonic() - started}
+        return ended(result, verdict_line(result))
     base, config = open_base(chosen, CHANGEABLE)
     config = at_commits(config)
-    with recorded_flow(config.name, "refresh-query-tower", config.model_dump(mode="json")) as recorder:
+    with recorded_flow(config.name, "refresh-query-tower", config.model_dump(mode="json"), again) as recorder:
         recorder.adopt(base.ancestry(), base.flows())
         dataset, validation = checked_data(config, recorder, base)
         require_same_documents(config, base, dataset)
@@ -73,13 +78,13 @@ def refresh_query_tower(
         notes = (note, *unknown_queries(base, dataset))
         parts = Parts(dataset, validation, *towers, base.index, evaluation, "query-refresh", notes, base.artifact.path)
         result = register_candidate(config, recorder, parts)
-    return result | {"base": base.title, "seconds": time.monotonic() - started}
+    return ended(result | {"base": base.title, "seconds": time.monotonic() - started}, verdict_line(result))
 
 
-def _first_release(request: RefreshConfig, adopted: FlowRun) -> dict[str, Any]:
+def _first_release(request: RefreshConfig, adopted: FlowRun, again: list[str]) -> dict[str, Any]:
     """The candidate over documents that `scalingnote adopt` took over: its steps are found finished, the student is new."""
     config = at_commits(configured(request, adopted, CHANGEABLE))
-    with recorded_flow(config.name, "refresh-query-tower", config.model_dump(mode="json")) as recorder:
+    with recorded_flow(config.name, "refresh-query-tower", config.model_dump(mode="json"), again) as recorder:
         note = (
             f"The documents' vectors were adopted by the run {adopted.run_id} ({adopted.started} UTC); the query encoder was made for them."
         )

@@ -31,12 +31,13 @@ from components.promotion.release import (
 )
 from components.promotion.standing import release_model
 from components.promotion.training_noise import find_noise, load_noise, write_noise
-from components.tracking.links import evidence_links
+from components.tracking.links import evidence_links, run_link, version_link
 from components.tracking.registry import RegisteredVersion, ensure_model, find_version, set_description
 from flows.config import RetrainConfig
 from flows.evidence import Outcome, compare_with_champion, cost_of, dossier_of, open_candidate
 from flows.parts import Parts
 from flows.recorder import Recorder
+from flows.reporting import emit, mlflow_address, show_candidate, verdict_line
 from flows.steps import Step
 
 
@@ -66,7 +67,7 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
     set_description(registered.name, registered.version, text)
     recorder.show(candidate, candidate_metrics(dossier), text)
     decision = decided.decision
-    return {
+    result = {
         "name": config.name,
         "release_type": parts.release_type,
         "candidate": f"candidate/{registered.version}",
@@ -81,6 +82,12 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
         "cached": recorder.all_cached,
         "mlflow_run_id": recorder.run_id,
     }
+    show_candidate(result, text, run_link(recorder.run_id))
+    if not recorder.all_cached:
+        page = f"{mlflow_address()}/{version_link(registered.name, registered.version)}"
+        message = f"{verdict_line(result)}. It waits for a reviewer: {page}"
+        emit("candidate.registered", config.name, message, candidate=registered.version, verdict=decision.verdict)
+    return result
 
 
 def _decide(config: RetrainConfig, recorder: Recorder, parts: Parts, baseline: Baseline | None) -> _Decided:

@@ -6,6 +6,7 @@ code by which a step is keyed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,6 +64,13 @@ def validation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
     contracts = contracts_folder(config.data.contracts)
     settings = {"contracts": contracts_digest(contracts)}
     return Step("validate_data", lambda folder: validate(dataset, contracts, folder), {"dataset": dataset}, settings)
+
+
+def checked_validation(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
+    """`validation_step` that has failed where a contract is broken: its report stays, and nothing follows it."""
+    from components.data.validation import require_valid
+
+    return replace(validation_step(config, dataset), check=require_valid)
 
 
 def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
@@ -137,12 +145,11 @@ def index_step(config: RetrainConfig, vectors: VectorShards, dataset: DatasetArt
     inputs: dict[str, Artifact] = {"vectors": vectors, "dataset": dataset, **({"targets": targets} if targets else {})}
 
     def make(folder: Path) -> Artifact:
-        from components.data.dataset import load_dataset
         from components.distillation.teacher_targets import held_out_vectors
         from components.index.build import build_index, display_titles
 
         queries = held_out_vectors(targets.path) if targets else None
-        return build_index(vectors, config.index, folder, display_titles(load_dataset(dataset.path)), queries)
+        return build_index(vectors, config.index, folder, display_titles(dataset.path / "documents.parquet"), queries)
 
     return Step("build_index", make, inputs, config.index.model_dump())
 
@@ -179,7 +186,7 @@ def targets_step(
 
     `document_tower`: needed where the teacher is stored vectors alone, since those of documents stand in for missing ones.
     """
-    chosen = {key: getattr(config.distillation, key) for key in ("titles", "sentences", "generated", "seed")}
+    chosen = {key: getattr(config.distillation, key) for key in ("titles", "sentences", "spans", "generated", "seed")}
     inputs: dict[str, Artifact] = {"dataset": dataset, "query_tower": query_tower, **({"generated": generated} if generated else {})}
     if document_tower is not None and query_tower.attributes.get("base_model") == "vectors":
         inputs["document_tower"] = document_tower
@@ -213,6 +220,7 @@ def student_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
         from components.distillation.material import DocumentSide, distillation_data
         from components.distillation.student import check_student
         from components.distillation.train import train_student
+        from components.evaluation.noise import mixed_noise
         from components.index.lookup import vectors_of
         from components.index.search import load_index
         from components.index.shards import read_vectors
@@ -225,7 +233,7 @@ def student_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
         stored = None if "vectors" in inputs else vectors_of(index, dataset.documents["doc_id"].tolist())
         unit = read_vectors(inputs["vectors"]).vectors if stored is None else stored
         documents = DocumentSide(unit, space_id, lambda vectors, k: index.search(vectors, k)[1])
-        data = distillation_data(dataset, targets, documents, config.distillation, tower)
+        data = distillation_data(dataset, targets, documents, config.distillation, tower, mixed_noise)
         return train_student(data, config.distillation, {role: a.digest for role, a in inputs.items()}, folder)
 
     settings = {**config.distillation.model_dump(), **_folders(config.distillation.student)}

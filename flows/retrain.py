@@ -14,13 +14,14 @@ from prefect import flow
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
 from flows.config import RetrainConfig
-from flows.parameters import NO_SETTINGS, NameOrEmpty, Preset, SettingsForm, requested_config
+from flows.parameters import NO_SETTINGS, NOTHING, NameOrEmpty, Preset, SettingsForm, requested_config, require_steps, steps_form
 from flows.parts import Parts
 from flows.planning import require_room_for
 from flows.recorder import Recorder, recorded_flow
 from flows.registration import register_candidate
 from flows.release_steps import (
     at_commits,
+    checked_validation,
     evaluation_step,
     generation_step,
     index_step,
@@ -30,24 +31,29 @@ from flows.release_steps import (
     targets_step,
     towers_step,
     typed,
-    validation_step,
     vectors_step,
 )
+from flows.reporting import ended, run_name, say, shown_as_cancelled, verdict_line
 from flows.steps import Step
+from flows.why import STEPS
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
 
 Settings = Annotated[dict[str, Any], SettingsForm()]
+AGAIN = tuple(step for step in STEPS if step not in ("encode_changes", "refresh_index"))
+TRAINING = tuple(step for step in AGAIN if step not in ("evaluate", "compare_with_champion", "write_candidate"))
+Again = Annotated[list[str], steps_form(AGAIN)]
 
 
-@flow(name="retrain", persist_result=False, validate_parameters=True)
+@flow(name="retrain", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True)
 def retrain(
     preset: Preset | None = None,
     data: str = "",
     name: NameOrEmpty = "",
     settings: Settings = NO_SETTINGS,
     config: RetrainConfig | None = None,
+    again: Again = NOTHING,
 ) -> dict[str, Any]:
     """Build a candidate and register it; finished steps are taken from the cache, a killed one continues.
 
@@ -60,17 +66,61 @@ def retrain(
         name: Name of the retriever, small letters, digits and hyphens; empty: the preset's
         settings: Settings over the preset, as sections or by dotted names such as towers.steps
         config: A whole configuration, instead of a preset
+        again: Steps that are made anew although they are finished; what follows them is made anew where their result has changed
     """
     from components.settings import activate
     from components.tracking.registry import require_prepared
 
     chosen = requested_config(preset, data, name, settings, config)
+    require_steps("retrain", again, AGAIN)
     activate()
     require_prepared(chosen.name)
     chosen = at_commits(chosen)
-    with recorded_flow(chosen.name, "retrain", chosen.model_dump(mode="json")) as recorder:
+    with recorded_flow(chosen.name, "retrain", chosen.model_dump(mode="json"), again) as recorder:
         parts = build_parts(chosen, recorder)
-        return register_candidate(chosen, recorder, parts)
+        result = register_candidate(chosen, recorder, parts)
+    return ended(result, verdict_line(result))
+
+
+@flow(name="train", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True)
+def train(
+    preset: Preset | None = None,
+    data: str = "",
+    name: NameOrEmpty = "",
+    settings: Settings = NO_SETTINGS,
+    config: RetrainConfig | None = None,
+    again: Annotated[list[str], steps_form(TRAINING)] = NOTHING,
+) -> dict[str, Any]:
+    """Make all models, vectors and the index of a release, and no candidate: the part of `retrain` that a GPU is for.
+
+    `retrain` with the same parameters over the same home folder finds these steps finished and goes on, on a machine without one.
+    Returns the digests of what was made. Raises as `retrain` does.
+
+    Args:
+        preset: Settings to start from; none: the defaults of all fields
+        data: Data folder, or icd10cm for the built-in set; empty: the preset's
+        name: Name of the retriever, small letters, digits and hyphens; empty: the preset's
+        settings: Settings over the preset, as sections or by dotted names such as towers.steps
+        config: A whole configuration, instead of a preset
+        again: Steps that are made anew although they are finished; what follows them is made anew where their result has changed
+    """
+    from components.settings import activate
+
+    chosen = requested_config(preset, data, name, settings, config)
+    require_steps("train", again, TRAINING)
+    activate()
+    chosen = at_commits(chosen)
+    with recorded_flow(chosen.name, "train", chosen.model_dump(mode="json"), again) as recorder:
+        made, student = build_models(chosen, recorder)
+        parts = {"query_tower": made.query_tower, "document_tower": made.document_tower, "index": made.index, "query_encoder": student}
+        result = {
+            "name": chosen.name,
+            "digests": {role: artifact.digest for role, artifact in parts.items()},
+            "cached": recorder.all_cached,
+            "mlflow_run_id": recorder.run_id,
+        }
+    said = "All models were there already." if result["cached"] else "The models are made; retrain makes a candidate of them."
+    return ended(result, said)
 
 
 @dataclass(frozen=True)
@@ -89,6 +139,14 @@ class DocumentSide:
 
 def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
     """Run every step that makes a part of the release."""
+    made, student = build_models(config, recorder)
+    measured = {"dataset": made.dataset, "query_tower": made.query_tower, "query_encoder": student, "index": made.index}
+    evaluation = recorder.run(evaluation_step(config, measured))
+    return Parts(made.dataset, made.validation, made.query_tower, made.document_tower, student, made.index, evaluation)
+
+
+def build_models(config: RetrainConfig, recorder: Recorder) -> tuple[DocumentSide, EncoderArtifact]:
+    """Run the steps from the data to the student."""
     made = build_documents(config, recorder)
     targets = made.targets or recorder.run(made.teacher_queries)
     learned_from = {
@@ -98,19 +156,13 @@ def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
         "vectors": made.vectors,
         "index": made.index,
     }
-    student = typed(recorder.run(student_step(config, learned_from)), EncoderArtifact)
-    measured = {"dataset": made.dataset, "query_tower": made.query_tower, "query_encoder": student, "index": made.index}
-    evaluation = recorder.run(evaluation_step(config, measured))
-    return Parts(made.dataset, made.validation, made.query_tower, made.document_tower, student, made.index, evaluation)
+    return made, typed(recorder.run(student_step(config, learned_from)), EncoderArtifact)
 
 
 def build_documents(config: RetrainConfig, recorder: Recorder) -> DocumentSide:
     """Run the steps from the data to the index."""
-    from components.data.validation import require_valid
-
     dataset = typed(recorder.run(snapshot_step(config)), DatasetArtifact)
-    validation = recorder.run(validation_step(config, dataset))
-    require_valid(validation)
+    validation = recorder.run(checked_validation(config, dataset))
     require_usable(config, dataset)
     require_room_for(config, dataset)
     # Needs no tower, and a generator that cannot write is found before a day of training.
@@ -163,10 +215,7 @@ def _require_affordable(config: RetrainConfig, data: Dataset) -> None:
     endpoint = config.towers.endpoint
     tokens = guessed_tokens(data.document_texts()) + guessed_tokens(queries) + guessed_tokens(learned) + 10 * guessed_tokens(PROBE_TEXTS)
     cost = f", at {endpoint.price:g} a million about {tokens * endpoint.price / 1e6:,.2f}" if endpoint.price else ""
-    print(
-        f"[train_towers] {endpoint.url} will be sent about {tokens:,} tokens{cost}; what is in the cache already is not sent again",
-        flush=True,
-    )
+    say(f"[train_towers] {endpoint.url} will be sent about {tokens:,} tokens{cost}; what is in the cache already is not sent again")
     require_within(endpoint, tokens, "The run needs")
 
 

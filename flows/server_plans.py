@@ -10,6 +10,8 @@ from components import settings
 from components.errors import ScalingNoteError
 
 HOST = "127.0.0.1"
+# Our commands silence Prefect in the terminal, but a server's log must say why it ended.
+LOUD = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "NOTSET"}
 
 
 class ServerError(ScalingNoteError):
@@ -70,15 +72,21 @@ def small_prefect_plan(port: int) -> ServerPlan:
         *("--host", HOST, "--port", str(port), "--log-level", "error", "--lifespan", "on"),
     )
     small = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-    environment = small | get_current_settings().to_environment_variables(exclude_unset=True)
+    environment = small | get_current_settings().to_environment_variables(exclude_unset=True) | LOUD
     return ServerPlan("Prefect", port, command, "/api/health", environment, "small-prefect")
 
 
-def prefect_plan(port: int) -> ServerPlan:
-    """Prefect over the database in the home folder, where runs without a server leave their history too."""
+def prefect_plan(port: int, account: str = "") -> ServerPlan:
+    """Prefect over the database in the home folder, where runs without a server leave their history too.
+
+    With an `account` (user:password) its API and page ask for it: whoever may start a run there runs code on the workers.
+    """
     command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port), "--analytics-off")
     environment = {
         "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",  # else the page asks the address of some other profile
         "PREFECT_LOGGING_LEVEL": "INFO",  # our commands silence Prefect, but the log must say why a server ended
+        **LOUD,
+        # The server's own services are clients of its API.
+        **({"PREFECT_SERVER_API_AUTH_STRING": account, "PREFECT_API_AUTH_STRING": account} if account else {}),
     }
     return ServerPlan("Prefect", port, command, "/api/health", environment)

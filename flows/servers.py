@@ -52,7 +52,7 @@ def serve(mlflow_port: int = 5000, prefect_port: int = 4200, auth: bool = False)
             for plan in plans:
                 print(f"{plan.name:8} {plan.url}", flush=True)
             if auth:
-                print(_sign_in_text(), flush=True)
+                print(_sign_in_text(prefect=plans[-1].name == "Prefect"), flush=True)
             print("Approve in MLflow: Model registry > <name>-candidate > a version > Promote model > <name>-release.", flush=True)
             print("Ctrl-C stops the servers; nothing is lost.", flush=True)
             _watch(plans, processes)
@@ -90,8 +90,10 @@ def run_flow(flow: str, *arguments: Any, **named: Any) -> dict[str, Any]:
                 if not given:
                     _delete_old_runs()
                 return result
-        except (httpx.TransportError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not str(error).startswith("Failed to reach API"):
+        except (httpx.TransportError, httpx.HTTPStatusError, RuntimeError) as error:
+            if given and (isinstance(error, httpx.HTTPStatusError) or str(error).startswith("Found incompatible versions")):
+                raise ServerError(_other_version(given, error)) from error
+            if not isinstance(error, httpx.TransportError) and not str(error).startswith("Failed to reach API"):
                 raise
             if given or not left:
                 raise ServerError(
@@ -102,6 +104,21 @@ def run_flow(flow: str, *arguments: Any, **named: Any) -> dict[str, Any]:
             print(f"Prefect's own small server stopped answering ({why}); another is started.", file=sys.stderr, flush=True)
             _end_small_server()
     raise AssertionError("the last attempt returns or raises")
+
+
+def _other_version(api: str, error: Exception) -> str:
+    """What to say of a server that answers, but not as this client expects; an older one is the usual reason."""
+    from importlib.metadata import version
+
+    from prefect.client.orchestration import get_client
+
+    there = "of an unknown version"
+    with suppress(Exception), get_client(sync_client=True) as client:
+        there = f"of version {client.api_version()}"
+    return (
+        f"Prefect's server {without_user(api)} is {there}, this client of {version('prefect')}, and they do not understand each other "
+        f"({' '.join(str(error).split())[:200]}). Run a server of the client's version. Finished steps are kept."
+    )
 
 
 def _delete_old_runs() -> None:
@@ -209,11 +226,15 @@ def check_ports(plans: Sequence[ServerPlan]) -> None:
         taken[plan.port] = plan.name
 
 
-def _sign_in_text() -> str:
-    """Where the administrator's password lies and what comes next."""
+def _sign_in_text(prefect: bool) -> str:
+    """Where the passwords lie and what comes next; `prefect`: its server is ours too."""
     given = bool(os.environ.get(sign_in.ADMIN_PASSWORD))
     place = f"the one in {sign_in.ADMIN_PASSWORD}" if given else f"in {sign_in.password_file('admin')}"
-    return f"Sign in as admin (password: {place}). Users and roles: scalingnote bootstrap. Audit log: {settings.audit_log()}"
+    both = f"Sign in as admin (password: {place}). Users and roles: scalingnote bootstrap. Audit log: {settings.audit_log()}"
+    if not prefect or os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        return both
+    secret = f"{sign_in.PREFECT_USER}:PASSWORD (password: in {sign_in.password_file(sign_in.PREFECT_USER)})"
+    return f"{both}\nPrefect asks for {secret}; workers and `prefect deploy` give it in PREFECT_API_AUTH_STRING."
 
 
 def _plans(mlflow_port: int, prefect_port: int, auth: bool) -> list[ServerPlan]:
@@ -234,7 +255,8 @@ def _plans(mlflow_port: int, prefect_port: int, auth: bool) -> list[ServerPlan]:
     if given := os.environ.get("PREFECT_API_URL") or PREFECT_API_URL.value():
         print(f"Prefect  {without_user(given).removesuffix('/api')} (from PREFECT_API_URL; not started here)", flush=True)
     else:
-        plans.append(prefect_plan(prefect_port))
+        own = auth and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING")  # else the server asks for that one already
+        plans.append(prefect_plan(prefect_port, sign_in.prefect_account() if own else ""))
     return plans
 
 

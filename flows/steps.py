@@ -10,29 +10,41 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
+from logging import WARNING
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import TerminationSignal
+from prefect.runtime import flow_run as prefect_run
 from prefect.runtime import task_run
-from prefect.states import Completed
+from prefect.states import Cancelled, Completed, Failed
+from prefect.utilities.annotations import quote
 
 from components import settings
-from components.artifacts import MANIFEST, SIGNATURE, Artifact, digest_of, read_json, read_manifest, verify, write_json
+from components.artifacts import MANIFEST, SIGNATURE, UNFINISHED, Artifact, digest_of, read_json, read_manifest, verify, write_json
 from components.code import Reached, reached_by
-from components.errors import ArtifactError
-from flows.why import at_start, keep_begin, keep_end, keep_use, made_by, named_settings
+from components.errors import ArtifactError, ConfigError, DataError, ResourceError, ScalingNoteError
+from flows.reporting import say, watched
+from flows.why import STEPS, at_start, keep_begin, keep_end, keep_use, made_by, named_settings
 
 if TYPE_CHECKING:
     from prefect.states import State
 
 PRECISION = "components/towers/precision.py"  # what it chooses decides the results of the steps that reach it
+# Seconds before a step is tried again whose failure may pass by itself.
+RETRY_DELAYS = (10, 60)
+# Steps that compute with a model have this tag after `prefect concurrency-limit create gpu 1`, and one of them at a time has the card. The
+# others, such as the evaluation's BM25, need none.
+CARD = "gpu"
+ON_CARD = frozenset({"generate_queries", "train_towers", "encode_corpus", "encode_teacher_queries", "distil_query_tower", "encode_changes"})
 # Folders of steps that this process made for its estimate, before the flow that they belong to.
 _made_ahead: set[Path] = set()
 
@@ -44,6 +56,7 @@ class Step:
     What `make` and the functions it is closed over import, and all that is imported from there, is the step's code (see
     components.code). `version` is raised by hand when results have to be made anew although nothing in their key has changed.
     `resumes` are the patterns of files that a killed attempt may leave for the next one; all others are removed before it begins.
+    `check` raises what is wrong with a finished result: the step has then failed, though its result, such as a report, stays.
     """
 
     name: str
@@ -52,6 +65,7 @@ class Step:
     config: Mapping[str, Any] = field(default_factory=dict)
     version: int = 1
     resumes: tuple[str, ...] = ()
+    check: Callable[[Artifact], None] | None = None
 
     @cached_property
     def reached(self) -> Reached:
@@ -102,7 +116,7 @@ class Timing:
 class Done:
     """A finished step: its artifact, whether it was found finished, the seconds that took, and those its making took, if known.
 
-    `task_run_id` is that of Prefect, None outside of it.
+    `task_run_id` and `state` are those of Prefect, None outside of it. `fault`: what the step's check found wrong.
     """
 
     artifact: Artifact
@@ -110,22 +124,83 @@ class Done:
     seconds: float
     timing: Timing | None
     task_run_id: str | None = None
+    state: State[Any] | None = None
+    fault: ScalingNoteError | None = None
 
 
-def run_step(step: Step, retriever: str = "", flow_run: str = "") -> Done:
-    """Run `step` as a Prefect task: at once if its folder verifies (state `Cached`), else by making it.
+def run_step(step: Step, retriever: str = "", flow_run: str = "", after: Iterable[State[Any]] = (), again: bool = False) -> Done:
+    """Run `step` as a Prefect task: at once if its folder verifies (state `Cached`), else by making it; with `again` in any case.
 
-    `retriever` and `flow_run` (in MLflow) say for whom, so that its next result can be compared with this one.
+    `retriever` and `flow_run` (in MLflow) say for whom, so that its next result can be compared with this one. `after` are the states of
+    the tasks that it follows, which Prefect draws as edges. Raises what the making raises; what the check found stands in the result.
     """
-    # The state is asked for, since a task that returns a state of its own (Cached) gives its caller that state.
-    done: Done = _as_task(step.name)(step, retriever, flow_run, return_state=True).result()
-    return done
+    # Prefect would know an input again only where it is the very object that a task returned, and inputs are read from their folders:
+    # so it is told what came before, and does not look. The state is asked for, since a task that returns a state of its own (Cached)
+    # gives its caller that state.
+    job = partial(_execute, step, retriever, flow_run, again)
+    limited = step.name in ON_CARD and _card_is_limited(str(prefect_run.id))
+    state = _as_task(step.name, limited)(quote(job), wait_for=list(after) or None, return_state=True)
+    outcome = state.result(raise_on_failure=False)
+    if isinstance(outcome, Done):
+        return replace(outcome, state=state)
+    raise outcome
 
 
 @cache
-def _as_task(name: str) -> Any:
+def _card_is_limited(_run: str) -> bool:
+    """Whether Prefect limits the steps that use the card. Asked once a run: a task with a tag asks the server, and fails without it."""
+    from prefect.client.orchestration import get_client
+
+    with suppress(Exception), get_client(sync_client=True) as client:
+        return client.read_concurrency_limit_by_tag(CARD) is not None
+    return False
+
+
+@cache
+def _as_task(name: str, limited: bool) -> Any:
+    """The task of the step `name`, with a key of its own that stays the same when our code changes, for filters and automations."""
+
+    def run(job: Callable[[], Any]) -> Any:
+        return job()
+
+    run.__name__ = run.__qualname__ = name
     # No Prefect cache or stored result: the manifest is the one place that says whether a step is done.
-    return task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)(_execute)
+    made = task(
+        name=name,
+        description=STEPS.get(name, f"A measurement of a study: {name.replace('_', ' ')}."),
+        task_run_name=name,
+        tags={CARD} if limited else None,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=len(RETRY_DELAYS),
+        retry_delay_seconds=list(RETRY_DELAYS),
+        retry_condition_fn=_tried_again,
+    )(run)
+    made.task_key = f"scalingnote.{name}"
+    return made
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether a failure may be gone in a minute: a connection that was refused, cut or silent, and not what a person has to mend."""
+    if isinstance(error, (ConfigError, DataError, ResourceError)):
+        return False
+    seen: BaseException | None = error
+    while seen is not None:
+        network = {kind.__module__.partition(".")[0] + "." + kind.__name__ for kind in type(seen).__mro__}
+        if isinstance(seen, (ConnectionError, TimeoutError)) or network & {"httpx.TransportError", "requests.ConnectionError"}:
+            return True
+        seen = seen.__cause__
+    return False
+
+
+def _tried_again(step_task: Any, run: Any, state: State[Any]) -> bool:
+    """Prefect's question after a failure, which it asks while a retry is left."""
+    error = state.data if isinstance(state.data, BaseException) else None
+    if error is None or not may_pass(error):
+        return False
+    delay = RETRY_DELAYS[min(run.run_count, len(RETRY_DELAYS)) - 1]
+    say(f"[{step_task.name}] failed ({type(error).__name__}: {error}); it is tried again in {delay} s", WARNING)
+    return True
 
 
 def make_step(step: Step) -> Artifact:
@@ -142,30 +217,61 @@ def make_ahead(step: Step) -> Artifact:
     return done.artifact
 
 
-def _execute(step: Step, retriever: str, flow_run: str) -> State[Done] | Done:
-    done = replace(_made(step, retriever, flow_run), task_run_id=task_run.id)
+def _execute(step: Step, retriever: str, flow_run: str, again: bool) -> State[Any] | Done:
+    try:
+        with watched(step.name):
+            done = replace(_made(step, retriever, flow_run, again), task_run_id=task_run.id)
+    except (KeyboardInterrupt, TerminationSignal) as stop:
+        if was_cancelled(stop):  # else Prefect shows a crash, which it was
+            return Cancelled(message="The run was cancelled.", data=stop)
+        raise
+    if (fault := _fault(step, done.artifact)) is not None:
+        return Failed(message=str(fault), data=replace(done, fault=fault))
     return Completed(name="Cached", message="its manifest verified", data=done) if done.cached else done
 
 
-def _made(step: Step, retriever: str = "", flow_run: str = "") -> Done:
+def _fault(step: Step, artifact: Artifact) -> ScalingNoteError | None:
+    try:
+        if step.check is not None:
+            step.check(artifact)
+    except ScalingNoteError as fault:
+        return fault
+    return None
+
+
+def was_cancelled(stop: BaseException) -> bool:
+    """Whether a person ended the run, with Ctrl-C or in Prefect's page; a signal that nobody there sent has killed it."""
+    if isinstance(stop, TerminationSignal):
+        from prefect.client.orchestration import get_client
+
+        with suppress(Exception), get_client(sync_client=True) as client:  # a server that is gone was not asked to cancel anything
+            state = client.read_flow_run(UUID(str(prefect_run.id))).state
+            return state is not None and (state.is_cancelling() or state.is_cancelled())
+    return isinstance(stop, KeyboardInterrupt)
+
+
+def _made(step: Step, retriever: str = "", flow_run: str = "", again: bool = False) -> Done:
     started = time.monotonic()
     with _alone(step.folder):
-        artifact, damage = _finished(step)
+        artifact, damage = (None, "") if again else _finished(step)
         if artifact is not None and step.folder in _made_ahead:
             _made_ahead.discard(step.folder)
             keep_use(step.folder, step.inputs, retriever, flow_run)
             timing = _read_timing(step.folder) or Timing(0.0, 1)
-            print(f"[{step.name}] started\n[{step.name}] done in {timing.seconds:.1f} s: {_counts(artifact)}", flush=True)
+            say(f"[{step.name}] started")
+            say(f"[{step.name}] done in {timing.seconds:.1f} s: {_counts(artifact)}")
             return Done(artifact, False, timing.seconds, timing)
         if artifact is not None:
             keep_use(step.folder, step.inputs, retriever, flow_run)
-            print(f"[{step.name}] unchanged, taken from the cache", flush=True)
+            say(f"[{step.name}] unchanged, taken from the cache")
             return Done(artifact, True, time.monotonic() - started, _read_timing(step.folder))
-        because = at_start(step.name, keep_begin(step.folder, step.parts, retriever, flow_run, damage))
-        print(f"[{step.name}] started{f': {because}' if because else ''}", flush=True)
+        because = at_start(step.name, keep_begin(step.folder, step.parts, retriever, flow_run, damage, again))
+        say(f"[{step.name}] started{f': {because}' if because else ''}")
+        if again:  # nor from what an attempt left
+            _remove_all_but(step.folder, lambda name: False)
         artifact, timing = _timed(step)
         keep_end(step.folder)
-    print(f"[{step.name}] done in {timing.seconds:.1f} s: {_counts(artifact)}", flush=True)
+    say(f"[{step.name}] done in {timing.seconds:.1f} s: {_counts(artifact)}")
     return Done(artifact, False, time.monotonic() - started, timing)
 
 
@@ -176,7 +282,7 @@ def _finished(step: Step) -> tuple[Artifact | None, str]:
             return None, ""
         named = {*read_manifest(step.folder).files, MANIFEST, SIGNATURE}
         for stray in _remove_all_but(step.folder, named.__contains__):
-            print(f"[{step.name}] removed {os.fsencode(stray).decode(errors='replace')}, which is none of its files", flush=True)
+            say(f"[{step.name}] removed {os.fsencode(stray).decode(errors='replace')}, which is none of its files", WARNING)
         return verify(step.folder), ""
     except ArtifactError as error:
         return None, str(error).removeprefix(f"{step.folder}: ").partition(". ")[0]
@@ -201,6 +307,8 @@ def _timed(step: Step) -> tuple[Artifact, Timing]:
     earlier = _read_timing(step.folder) if any(step.folder.iterdir()) else None
     attempts = earlier.attempts + 1 if earlier else 1
     write_json(_timing_file(step.folder), asdict(Timing(0.0, attempts)))
+    for left in step.folder.rglob(f".*{UNFINISHED}"):  # a killed attempt was writing it; a whole shard of vectors may be large
+        left.unlink(missing_ok=True)
     # The seal would take in a stray file, and every later step would be made anew.
     _remove_all_but(step.folder, lambda name: any(fnmatch(name, pattern) for pattern in step.resumes))
     started = time.monotonic()
@@ -232,6 +340,6 @@ def _alone(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as handle:
         if not settings.locked(handle, wait=False):
-            print(f"[{folder.parent.name}] waiting: another run is making this step", flush=True)
+            say(f"[{folder.parent.name}] waiting: another run is making this step", WARNING)
             settings.locked(handle)
         yield

@@ -18,14 +18,20 @@ Tell = Callable[[dict[str, Any]], None]
 
 @dataclass
 class Watch:
-    """Looks every `seconds`, or at once when `wake` is set; `stop` ends it. `tell` gets each change and each refusal once."""
+    """Looks every `seconds`, or at once when `wake` is set; `stop` ends it. `tell` gets each change and each refusal once.
+
+    With `emit` it promotes nothing itself: it tells Prefect once of what waits (see `flows.reporting.tell_approved`), whose automation
+    starts the deployment `promote` where the promoter's account and keys are.
+    """
 
     name: str
     seconds: float
     tell: Tell
+    emit: bool = False
     wake: threading.Event = field(default_factory=threading.Event)
     stop: threading.Event = field(default_factory=threading.Event)
     _said: str | None = None
+    _emitted: str | None = None  # the state that Prefect was told of
 
     def run(self) -> None:
         """Look until `stop` is set. An error that the user can act on is told, and looked at again; any other one ends the loop."""
@@ -41,13 +47,23 @@ class Watch:
         """Promote when something waits that was not refused in this state before (see `refused_before`)."""
         from components.promotion.waiting import pending, refused_before
 
-        if pending(self.name) is None:
+        state = pending(self.name)
+        if state is None:
             self._said = None
             return
-        if refused_before(self.name) is None:
+        if self.emit:
+            self._emit(state)
+        elif refused_before(self.name) is None:
             from flows.servers import run_flow  # with Prefect, which a process that only looks does without
 
             self.tell(run_flow("flows.promote:promote", self.name))
+
+    def _emit(self, state: str) -> None:
+        from flows.reporting import tell_approved
+
+        if state != self._emitted and tell_approved(self.name):
+            self._emitted = state
+            self.tell({"status": "told", "message": f"Prefect was told that an approved release of '{self.name}' waits.", "warnings": ()})
 
     def _tell_once(self, message: str) -> None:
         if message != self._said:

@@ -26,11 +26,22 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 SUFFIX = ".key.json"
-# Steps of the flows in their order; those of studies are known once they have run.
-STEPS = (
-    "snapshot_data", "validate_data", "generate_queries", "train_towers", "encode_corpus", "build_index", "encode_teacher_queries",
-    "distil_query_tower", "evaluate", "encode_changes", "refresh_index", "compare_with_champion", "write_candidate",
-)  # fmt: skip
+# Steps of the flows in their order, with what each does; those of studies are known once they have run.
+STEPS = {
+    "snapshot_data": "Read the source and keep it as tables.",
+    "validate_data": "Hold the tables against the data contracts; red where one is broken.",
+    "generate_queries": "Let a decoder write queries for documents.",
+    "train_towers": "Stage 1: train query and document tower, or take a teacher that is trained already.",
+    "encode_corpus": "Encode all documents with the document tower, in shards.",
+    "build_index": "Build the search index over the documents' vectors.",
+    "encode_teacher_queries": "Compute the teacher's query vectors, which the student learns from.",
+    "distil_query_tower": "Stage 2: align the small query encoder to the teacher and refine it on the index.",
+    "evaluate": "Measure BM25, the untrained encoder, the teacher and the student on judged queries.",
+    "encode_changes": "Encode the documents that were added or changed since the release.",
+    "refresh_index": "Carry the release's index over, without what was removed and with what was encoded.",
+    "compare_with_champion": "Ask candidate and champion the same queries.",
+    "write_candidate": "Pin the parts, the decision of the gates and the evidence as one candidate.",
+}
 GIVEN = ("pins", "decision", "baseline", "baseline_version", "timings")  # settings that are no one's choice: earlier steps gave them
 SHOWN_AT_START = 3  # reasons in the line that a step begins with
 VALUE_LENGTH = 60  # characters of a setting's value
@@ -39,7 +50,7 @@ _DIGEST = re.compile(r"[0-9a-f]{40,64}")
 
 @dataclass(frozen=True)
 class Reason:
-    """One difference: `kind` is setting, input, code, library, version or files; `subject` is its name; None stands for none.
+    """One difference: `kind` is setting, input, code, library, version, files or asked; `subject` is its name; None stands for none.
 
     `step` is the earlier step that was made again for it, empty for a reason of the step itself.
     """
@@ -53,6 +64,8 @@ class Reason:
     @property
     def words(self) -> str:
         """The reason as a part of a sentence."""
+        if self.kind == "asked":
+            return "it was asked for again"
         if self.kind == "files":
             return f"its files were changed or removed ({self.subject})"
         if self.kind == "input":
@@ -80,10 +93,10 @@ def keep_use(folder: Path, inputs: Mapping[str, Artifact], retriever: str, flow_
         write_json(_place(folder), record | {"uses": record["uses"] | _use(retriever, flow_run, _now())})
 
 
-def keep_begin(folder: Path, parts: Mapping[str, Any], retriever: str, flow_run: str, damage: str) -> list[Reason]:
+def keep_begin(folder: Path, parts: Mapping[str, Any], retriever: str, flow_run: str, damage: str, asked: bool = False) -> list[Reason]:
     """Keep the parts of the key of a result that is about to be made, and return why: empty where nothing is known to compare with.
 
-    `damage` says what is wrong with the finished result that was there, if one was.
+    `damage` says what is wrong with the finished result that was there, if one was; `asked`: somebody wants it again in any case.
     """
     place, own, now = _place(folder), {}, _now()
     with suppress(ArtifactError):
@@ -92,7 +105,10 @@ def keep_begin(folder: Path, parts: Mapping[str, Any], retriever: str, flow_run:
         damage = "the result is not there any more"
     parts = json.loads(json.dumps(parts, default=str))  # as it will be read again: a tuple would differ from its own list
     earlier = _last_used(folder, retriever)
-    reasons = [Reason("files", damage)] if damage else _differences(parts, earlier["parts"]) if earlier else []
+    if asked:
+        reasons = [Reason("asked", folder.parent.name)]
+    else:
+        reasons = [Reason("files", damage)] if damage else _differences(parts, earlier["parts"]) if earlier else []
     begun = {"at": now, "retriever": retriever, "flow_run": flow_run, "reasons": [vars(reason) for reason in reasons]}
     uses = own.get("uses", {}) | _use(retriever, flow_run, now)
     record = {"schema_version": SCHEMA_VERSION, "parts": parts, "begun": begun, "uses": uses}

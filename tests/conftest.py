@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import third_party
 from tests.browser.chromium import missing
 from tests.flows.cli_world import SMALL, Built, at_home, done, write_collection
 
@@ -22,6 +23,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if reason := missing():
         terminalreporter.section("BROWSER TESTS DID NOT RUN", sep="!", red=True)
         terminalreporter.write_line(f"{reason} What a reviewer sees in the pages was not tested.")
+    if packages := third_party.missing():
+        terminalreporter.section("EXPORTS WERE NOT CHECKED BY THE PROGRAMS OF OTHERS", sep="!", red=True)
+        terminalreporter.write_line(f"Install {' and '.join(packages)} for that. Our own tests of the formats ran.")
 
 
 def pytest_unconfigure() -> None:

@@ -60,6 +60,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with open_text(path, newline="\n") as handle:
             for line, text in enumerate(handle, start=1):
+                text = text.removeprefix("\ufeff")  # of files that were put together, each with its mark
                 if text.strip():
                     yield line, text.rstrip("\r\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:

@@ -131,7 +131,7 @@ def _require_file(path: Path) -> Path:
 def _require_content(path: Path) -> None:
     """Raises DataError for a stand-in that version control keeps in the place of a large file, and for a name that cannot be recorded."""
     if printable(path) != path.as_posix():
-        raise DataError(f"The name of {printable(path)} is no plain text in UTF-8. Rename the file.")
+        raise DataError(f"The name of {printable(path)} is not plain text in UTF-8. Rename the file.")
     with path.open("rb") as handle:
         start = handle.read(64)
     if start.startswith(_POINTERS):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from components.data.tables import DOCUMENT_COLUMNS, judgement_table, query_table
-from components.data.values import FIELDS, known_fields, metadata_from_text, metadata_text, parse_score
+from components.data.values import FIELDS, known_fields, metadata_from_text, metadata_text, parse_score, without_nul
 from components.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def read_documents(path: Path) -> pd.DataFrame:
     # A title that is missing is an empty one, as in JSON Lines; a missing text is a fault for the contracts to find.
     titles = [title or "" for title in _strings(columns["title"], f"{path}, title")] if "title" in columns else [""] * size
     table = {
-        "doc_id": _strings(columns["doc_id"], f"{path}, doc_id"),
+        "doc_id": _ids(columns["doc_id"], path, "doc_id"),
         "title": titles,
         "text": _strings(columns["text"], f"{path}, text"),
         "metadata": _metadata(columns["metadata"], f"{path}, metadata") if "metadata" in columns else ["{}"] * size,
@@ -38,15 +38,15 @@ def read_queries(path: Path, default_id: str | None = None) -> pd.DataFrame:
     columns = _columns(path, "queries", optional=("query_id",) if default_id else ())
     texts = _strings(columns["text"], f"{path}, text")
     if "query_id" in columns:
-        return query_table(_strings(columns["query_id"], f"{path}, query_id"), texts)
+        return query_table(_ids(columns["query_id"], path, "query_id"), texts)
     return query_table([f"{default_id}-{row}" for row in range(1, len(texts) + 1)], texts)
 
 
 def read_qrels(path: Path, split: str) -> pd.DataFrame:
     """Columns query_id, doc_id, score, split."""
     columns = _columns(path, "qrels")
-    queries = [value or "" for value in _strings(columns["query_id"], f"{path}, query_id")]
-    documents = [value or "" for value in _strings(columns["doc_id"], f"{path}, doc_id")]
+    queries = [value or "" for value in _ids(columns["query_id"], path, "query_id")]
+    documents = [value or "" for value in _ids(columns["doc_id"], path, "doc_id")]
     return judgement_table(list(zip(queries, documents, _scores(columns["score"], path), strict=True)), split)
 
 
@@ -57,7 +57,7 @@ def _scores(column: pa.ChunkedArray, path: Path) -> list[int]:
         raise DataError(f"{path}, score: expected a column of whole numbers; found {column.type}.")
     grades: dict[Any, int] = {}
     scores = []
-    for row, value in enumerate(column.to_pylist(), start=1):
+    for row, value in enumerate(_values(column, f"{path}, score"), start=1):
         key = (type(value), value)
         if key not in grades:
             grades[key] = parse_score(value, f"{path}, row {row}")
@@ -84,19 +84,38 @@ def _columns(path: Path, table: str, optional: Sequence[str] = ()) -> dict[str, 
     return {field: read.column(name) for field, name in names.items()}
 
 
+def _ids(column: pa.ChunkedArray, path: Path, name: str) -> list[str | None]:
+    found = _strings(column, f"{path}, {name}")
+    for row, value in enumerate(found, start=1):
+        if value and "\0" in value:
+            without_nul(value, f"{path}, row {row}")
+    return found
+
+
 def _strings(column: pa.ChunkedArray, where: str) -> list[str | None]:
     """Text, bytes of UTF-8 and whole numbers as text; missing values stay missing, for the contracts to judge. Raises DataError."""
     import pyarrow as pa
 
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0):
-        return [None if value is None else str(value) for value in column.to_pylist()]
+        return [None if value is None else str(value) for value in _values(column, where)]
     if not (pa.types.is_null(kind) or any(is_kind(kind) for is_kind in _text_kinds())):
         raise DataError(f"{where}: expected a column of text; found {column.type}. Cast it to text when the file is written.")
+    return _values(column, where)
+
+
+def _values(column: pa.ChunkedArray, where: str) -> list[Any]:
+    """The values of a column as Python's, bytes as text. Raises DataError for what is no UTF-8, and for what Python has no value for."""
+    import pyarrow as pa
+
     try:
         return [value.decode() if isinstance(value, bytes) else value for value in column.to_pylist()]
     except UnicodeDecodeError:
-        raise DataError(f"{where}, row {_first_broken(column)}: not UTF-8. Convert the column to UTF-8 when the file is written.") from None
+        row = _first_broken(column)
+        raise DataError(f"{where}, row {row}: not UTF-8. Convert the column to UTF-8 when the file is written.") from None
+    except (ValueError, OverflowError, pa.ArrowException) as error:  # a day of the year 10000; two fields of one name
+        row = _first_broken(column)
+        raise DataError(f"{where}, row {row}: cannot be read ({str(error)[:160]}). Write the column as text (JSON).") from None
 
 
 def _text_kinds() -> tuple[Any, ...]:
@@ -108,13 +127,13 @@ def _text_kinds() -> tuple[Any, ...]:
 
 
 def _first_broken(column: pa.ChunkedArray) -> int:
-    """Number of the first row, from 1, whose bytes are no UTF-8."""
+    """Number of the first row, from 1, whose value cannot be read, or whose bytes are no UTF-8; 0 for none."""
     for number, value in enumerate((value for chunk in column.chunks for value in chunk), start=1):
         try:
             found = value.as_py()
             if isinstance(found, bytes):
                 found.decode()
-        except UnicodeDecodeError:
+        except (ValueError, OverflowError):
             return number
     return 0
 
@@ -125,9 +144,9 @@ def _metadata(column: pa.ChunkedArray, where: str) -> list[str]:
 
     kind = column.type
     if pa.types.is_map(kind):
-        values: list[Any] = [None if value is None else dict(value) for value in column.to_pylist()]
+        values: list[Any] = [None if value is None else dict(value) for value in _values(column, where)]
     elif pa.types.is_struct(kind):
-        values = column.to_pylist()
+        values = _values(column, where)
     else:
         texts = enumerate(_strings(column, where), start=1)
         return [metadata_from_text(text, f"{where}, row {row}") for row, text in texts]

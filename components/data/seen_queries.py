@@ -68,7 +68,7 @@ def require_unseen(dataset: Dataset, splits: Sequence[str], seen: Seen, release:
             raise DataError(
                 f"{len(found):,} of {len(queries):,} judged queries of the split '{split}' were train queries of {release}, whose models "
                 f"the refresh keeps; the first is '{first['query_id']}'. Their scores would measure memory. Put them back into train or "
-                "take them out of the data, or train anew: scalingnote retrain."
+                "take them out of the data, or train again: scalingnote retrain."
             )
 
 

@@ -101,7 +101,11 @@ def identifier(value: Any, name: str, where: str) -> str:
     """A text or whole number as an id, white space at its ends included."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise DataError(f"{where}: the field {name} must be there and be text; found {value!r:.60}.")
-    found = storable(str(value), name, where)
+    return without_nul(storable(str(value), name, where), where)
+
+
+def without_nul(found: str, where: str) -> str:
+    """An id that holds no NUL, with which many programs end a text; raises DataError for another."""
     if "\0" in found:
         raise DataError(f"{where}: the id {found!r:.80} holds the character NUL. Remove it; a file in UTF-16 has to be converted to UTF-8.")
     return found
@@ -149,12 +153,12 @@ def metadata_from_text(text: str | None, where: str) -> str:
 
 def parse_score(value: Any, where: str) -> int:
     """A relevance score as a whole number: 1, 1.0 and "1" are the same. Raises DataError that names `where`."""
-    number = _number(value)
+    number, shown = _number(value), str(value)[:60]
     if number is None or not -_SCORE_LIMIT < number < _SCORE_LIMIT:
-        raise DataError(f"{where}: the score must be a whole number such as 0, 1 or 2, in plain digits; found '{value}'.")
+        raise DataError(f"{where}: the score must be a whole number such as 0, 1 or 2, in plain digits; found '{shown}'.")
     if number != int(number):
         raise DataError(
-            f"{where}: the score must be a whole number such as 0, 1 or 2; found '{value}'. Map fractional grades to whole ones first, by "
+            f"{where}: the score must be a whole number such as 0, 1 or 2; found '{shown}'. Map fractional grades to whole ones first, by "
             "steps (below 0.5 becomes 0, all others 1) or by a factor (0, 0.25 and 1 times 4)."
         )
     return int(number)
@@ -188,8 +192,15 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _constant(name: str) -> NoReturn:
-    raise AmbiguousJson(f"{name} is no JSON value; write null")
+    raise AmbiguousJson(f"{name} is not a JSON value; write null")
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
-_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, allow_nan=False, default=str)  # made once: json.dumps makes one a call
+
+
+def _as_text(value: Any) -> str:
+    """What JSON has no kind for: bytes, which Hive and Spark write for text, as text; raises UnicodeDecodeError."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, allow_nan=False, default=_as_text)  # made once: json.dumps makes one a call

@@ -35,7 +35,7 @@ def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None
         require_positions(teacher, towers.max_document_length, "towers.max_document_length")
         require_positions(teacher, towers.max_query_length, "towers.max_query_length")
     elif config.student == TEACHER:
-        raise ModelError(f"distillation.student is teacher, but of the teacher '{towers.base_model}' no layers are here. Name an encoder.")
+        raise ModelError(f"distillation.student is teacher, but the teacher '{towers.base_model}' has no layers here. Name an encoder.")
     if config.form != "static":
         student = teacher if config.student == TEACHER else resolve_base(config.student, ["any text"], config.revision)
         assert student is not None
@@ -65,7 +65,7 @@ def check_student(config: DistillationConfig, index_dimension: int, query_tower_
             raise ModelError("distillation.student is teacher, but no query tower was given; train the towers first.")
         contract = load_contract(query_tower_folder)[0]
         if contract.base_model in WITHOUT_WEIGHTS:
-            raise ModelError(f"distillation.student is teacher, but of the teacher '{contract.base_model}' no layers are here.")
+            raise ModelError(f"distillation.student is teacher, but the teacher '{contract.base_model}' has no layers here.")
         tower = shape_of(contract.base_model, contract.base_revision, contract.base_code is not None)
     _check(config, index_dimension, tower)
 

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from components.config import StepConfig
 
 RefineTitles = Literal[True, False, "train_documents"]
+Source = Literal["train", "unlabelled", "titles", "sentences", "spans", "generated", "noised"]
 HELD_OUT_TITLES = "held_out_titles"  # count of a student: documents that only held-out queries ask for, whose titles it was refined on
 
 
@@ -43,12 +44,19 @@ class DistillationConfig(StepConfig):
     query_prompt: str = Field("", description="Put before every query of the student")
     titles: int = Field(20_000, ge=0, description="Document titles used as additional queries, at most")
     sentences: int = Field(0, ge=0, description="Sentences of documents used as additional queries, at most")
+    spans: int = Field(0, ge=0, description="Runs of 3 to 12 words cut from documents used as additional queries, at most")
+    noised: int = Field(
+        0,
+        ge=0,
+        description="Misspelt, shortened or wordy versions of the other texts as additional queries, at most; each is taught the teacher's "
+        "vector of the text as it was",
+    )
     generated: int = Field(0, ge=0, description="Queries that `generator` writes for documents, at most")
     generator: str = Field("", description="Decoder that writes queries: Hugging Face name, path or gemma3-270m")
     generator_revision: str | None = Field(
         None, min_length=1, description="Branch, tag or commit of a generator from a hub; null: its main branch"
     )
-    source_shares: dict[Literal["train", "unlabelled", "titles", "sentences", "generated"], float] = Field(
+    source_shares: dict[Source, float] = Field(
         default_factory=dict, description="Share of each source in an alignment epoch; empty: each as large as it is"
     )
     refine_titles: RefineTitles = Field(
@@ -70,10 +78,12 @@ class DistillationConfig(StepConfig):
     refine_learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate of the refinement")
     refine_temperature: float = Field(0.03, gt=0, le=1, description="Temperature of the refinement on cosine similarities")
     refine_cosine_weight: float = Field(1.0, ge=0, le=1000, description="Weight of staying close to the teacher while refining")
-    refine_negatives: Literal["all", "mined"] = Field(
-        "all", description="all documents, or those mined from the index with the student, again before every epoch"
+    refine_negatives: Literal["all", "mined", "spread"] = Field(
+        "all",
+        description="all documents; mined: those nearest to the student's vectors, again before every epoch; spread: some from every part "
+        "of the range of the teacher's scores, drawn again before every epoch",
     )
-    refine_depth: int = Field(100, ge=1, le=100_000, description="Mined documents of a query")
+    refine_depth: int = Field(100, ge=1, le=100_000, description="Mined or spread documents of a query")
     refine_positive_share: float | None = Field(
         0.95, gt=0, le=1, description="Leave out a negative that the teacher scores above this share of the positive; null leaves out none"
     )

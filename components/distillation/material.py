@@ -5,7 +5,7 @@ They stand apart from `sources`, so that the teacher's vectors stay when only th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,15 +13,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from components.data.tables import normalise_text
 from components.distillation.config import DistillationConfig, RefineTitles
 from components.distillation.plan import texts_per_source
 from components.distillation.selection import DevSet, Search
-from components.distillation.sources import dev_queries, query_sources, relevant
+from components.distillation.sources import dev_queries, held_out_wordings, query_sources, relevant
 from components.distillation.teacher_targets import read_held_out, read_sources, read_teacher_targets
 from components.errors import DataError
+from components.visible import is_blank
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
+
+NOISED = "noised"
+NoiseOf = Callable[[Sequence[str], int], list[str]]  # texts and a seed -> the texts with noise, in the same order
 
 
 @dataclass(frozen=True)
@@ -62,31 +67,55 @@ def check_sources(dataset: Dataset, config: DistillationConfig) -> None:
     if relevant(dataset, "dev").empty:
         raise DataError("The data has no relevant dev judgements; checkpoints cannot be chosen. Add qrels/dev.tsv.")
     sources = query_sources(dataset, config, ["a query"] if config.generated else [])
+    sources |= {NOISED: ["a query"]} if config.noised else {}
     texts_per_source({name: len(texts) for name, texts in sources.items()}, config.source_shares)
 
 
 def distillation_data(
-    dataset: Dataset, targets: Path, documents: DocumentSide, config: DistillationConfig, teacher_folder: Path | None = None
+    dataset: Dataset,
+    targets: Path,
+    documents: DocumentSide,
+    config: DistillationConfig,
+    teacher_folder: Path | None = None,
+    noise: NoiseOf | None = None,
 ) -> DistillationData:
     """Join teacher targets, pairs for the refinement, and the frozen document vectors, whose rows follow the data set's documents.
 
-    `teacher_folder` is the teacher's query tower, which a student cut from it needs.
+    `teacher_folder` is the teacher's query tower, which a student cut from it needs; `noise` makes the texts of `config.noised`, to which
+    the alignment alone is extended.
     """
     texts, teacher = read_teacher_targets(targets)
+    sources = read_sources(targets)
+    copies = noised_copies(dataset, texts, config, noise) if noise is not None and config.noised else {}
     pairs = refinement_pairs(dataset, texts, config.refine_titles)
     held_out, doc_ids = held_out_documents(dataset), dataset.documents["doc_id"].tolist()
     return DistillationData(
-        texts=texts,
-        teacher=teacher,
+        texts=[*texts, *copies],
+        teacher=np.concatenate([teacher, teacher[list(copies.values())]]) if copies else teacher,
         pairs=pairs,
         held_out_titles=len({document for _, document in pairs if doc_ids[document] in held_out}),
         own=own_pairs(dataset, texts),
         documents=documents.vectors,
         space_id=documents.space_id,
         dev=dev_set(dataset, documents.search, read_held_out(targets)),
-        sources=read_sources(targets),
+        sources=[*sources, *[NOISED] * len(copies)],
         teacher_folder=teacher_folder,
     )
+
+
+def noised_copies(dataset: Dataset, texts: Sequence[str], config: DistillationConfig, noise: NoiseOf) -> dict[str, int]:
+    """At most `config.noised` new texts -> the number of the text that each was made of, in the seed's order.
+
+    A copy that noise left as it was, that stands among `texts`, or that reads as a held-out query is none.
+    """
+    order = np.random.default_rng([config.seed, 3]).permutation(len(texts)).tolist()
+    known, tested, found = set(texts), held_out_wordings(dataset), dict[str, int]()
+    for number, copy in zip(order, noise([texts[i] for i in order], config.seed), strict=True):
+        if len(found) >= config.noised:
+            break
+        if copy not in known and not is_blank(copy) and normalise_text(copy) not in tested:
+            found.setdefault(copy, number)
+    return found
 
 
 def refinement_pairs(dataset: Dataset, texts: Sequence[str], titles: RefineTitles) -> list[tuple[int, int]]:

@@ -68,6 +68,32 @@ class Refinement:
         depth = min(depth, len(self._documents))
         self._mined = torch.cat([(chunk @ self._documents.T).topk(depth).indices for chunk in queries.split(rows)])
 
+    def spread(self, depth: int, seed: Sequence[int]) -> None:
+        """Take documents from the whole range of the teacher's scores as the negatives from now on, at most `depth` of each query.
+
+        The range from a query's lowest to its highest score is cut into `depth` equal parts, and of each part that holds documents one is
+        drawn. Source: arXiv 2604.04734, which draws the documents that a query encoder is distilled on so and not from the top alone.
+        """
+        import torch
+
+        count, device = len(self._documents), self._documents.device
+        depth = min(depth, count)
+        rng = torch.Generator().manual_seed(int(np.random.default_rng(seed).integers(2**62)))
+        drawn = []
+        for texts in torch.from_numpy(self.texts).to(device).split(max(1, SCORES_AT_ONCE // count)):
+            scores = self._teacher[texts] @ self._documents.T
+            lowest, highest = scores.min(1, keepdim=True).values, scores.max(1, keepdim=True).values
+            parts = ((scores - lowest) / (highest - lowest).clamp(min=1e-12) * depth).long().clamp(0, depth - 1)
+            # Sorted by part, and by chance within it: the first of each part is the one that is drawn.
+            order = (parts.double() + torch.rand(scores.shape, generator=rng, dtype=torch.float64).to(device)).argsort(1)
+            of = parts.gather(1, order)
+            first = torch.cat([torch.ones_like(of[:, :1], dtype=torch.bool), of[:, 1:] != of[:, :-1]], 1)
+            chosen = torch.full((len(texts), depth + 1), -1, dtype=torch.long, device=device)  # the last column takes all others
+            chosen = chosen.scatter_(1, torch.where(first, of, depth), order)[:, :depth]
+            # An empty part repeats a document that was drawn from another one.
+            drawn.append(torch.where(chosen < 0, chosen.max(1, keepdim=True).values, chosen))
+        self._mined = torch.cat(drawn)
+
     def text_numbers(self, pairs: NDArray[np.int64]) -> list[int]:
         """The texts of these pairs."""
         numbers: list[int] = self._text_of[pairs].tolist()

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from components.data.dataset import Dataset
 
 SENTENCE_WORDS = (3, 40)  # shorter ones are headings and numbers, longer ones are no queries
+SPAN_WORDS = (3, 12)  # of what is cut from anywhere in a document, as long as queries are
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\s*\n\s*")
 
 
 def query_sources(dataset: Dataset, config: DistillationConfig, generated: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Texts for the alignment by source: train queries, unlabelled queries, titles, sentences (seeded samples), generated queries.
+    """Texts for the alignment by source: train and unlabelled queries, titles, sentences, spans (seeded samples), generated queries.
 
     Beside the train queries none of them reads as a query that is held out (see `learnable`).
     """
@@ -43,6 +44,7 @@ def learnable(dataset: Dataset, config: DistillationConfig, generated: Sequence[
         "unlabelled": dataset.unlabelled["text"].tolist(),
         "titles": titles.tolist(),
         "sentences": document_sentences(dataset.documents["text"].tolist(), config.sentences, config.seed),
+        **({"spans": document_spans(dataset.documents["text"].tolist(), config.spans, config.seed)} if config.spans else {}),
         "generated": list(generated),
     }
     tested = held_out_wordings(dataset)
@@ -73,6 +75,25 @@ def document_sentences(texts: Sequence[str], count: int, seed: int) -> list[str]
     return list(chosen)[:count]
 
 
+def document_spans(texts: Sequence[str], count: int, seed: int) -> list[str]:
+    """At most `count` different runs of 3 to 12 words from anywhere in a document, from as many documents as possible, in the seed's order.
+
+    Source: random cropping, Izacard et al., Unsupervised Dense Information Retrieval with Contrastive Learning, TMLR 2022.
+    """
+    rng = np.random.default_rng([seed, 2])
+    each = -(-count // max(1, len(texts)))  # spans of one document
+    chosen: dict[str, None] = {}
+    for document in rng.permutation(len(texts)):
+        words = (texts[document] or "").split()
+        for _ in range(each if len(words) >= SPAN_WORDS[0] else 0):
+            length = int(rng.integers(SPAN_WORDS[0], min(SPAN_WORDS[1], len(words)) + 1))
+            start = int(rng.integers(0, len(words) - length + 1))
+            chosen.setdefault(" ".join(words[start : start + length]))
+        if len(chosen) >= count:
+            break
+    return list(chosen)[:count]
+
+
 def _sentences(text: str) -> Iterator[str]:
     for sentence in _SENTENCE_END.split(text):
         if SENTENCE_WORDS[0] <= len(sentence.split()) <= SENTENCE_WORDS[1]:
@@ -86,6 +107,6 @@ def dev_queries(dataset: Dataset) -> list[str]:
 
 
 def relevant(dataset: Dataset, split: str) -> pd.DataFrame:
-    """query_id, doc_id, score and text of the judgements of a split that say relevant."""
+    """The judgements of a split that call a document relevant: query_id, doc_id, score and the query's text."""
     judged = dataset.judgements(split)
     return judged[judged["score"] > 0].merge(dataset.judged_queries(split), on="query_id")

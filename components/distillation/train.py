@@ -144,6 +144,8 @@ class Distillation:
     def _epoch(self, epoch: Epoch) -> float:
         if epoch.phase.kind == "refine" and self.config.refine_negatives == "mined":
             self._mine()
+        elif epoch.phase.kind == "refine" and self.config.refine_negatives == "spread":
+            self.refinement.spread(self.config.refine_depth, (self.config.seed, epoch.place, epoch.number))
         losses, size = [], self.config.batch_size
         order = order_of(epoch, self.data.sources, self.config)
         label = f"{epoch.phase.name}: student, epoch {epoch.number + 1}"

@@ -97,6 +97,12 @@ class Bm25Ranker:
         part: NDArray[np.float64] = setup.k1 * (1 - setup.b + setup.b * self._lengths / self._lengths.mean())
         return part
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the table of words and documents, without the words themselves."""
+        parts = self._index.scores.values() if self._index is not None else ()
+        return int(sum(part.nbytes for part in parts if isinstance(part, np.ndarray)))
+
     def quiet(self) -> Bm25Ranker:
         """The same without progress bars, which would be timed with the answers."""
         other = copy.copy(self)
@@ -131,8 +137,17 @@ def bm25_ranker(dataset: Dataset, stemmer: str = AUTO, progress: bool = True) ->
     ranker = Bm25Ranker(documents, setup, progress)
     if _DEV not in dataset.splits or dataset.judged_queries(_DEV).empty:
         return ranker
-    judged = _some_queries(judged_split(dataset, _DEV))
+    judged = sampled(judged_split(dataset, _DEV))
     return ranker.at(*_best_on_dev(ranker, documents, judged, progress), len(judged.query_ids))
+
+
+def bm25_as(dataset: Dataset, setup: Bm25Setup, progress: bool = True) -> Bm25Ranker:
+    """The BM25 that an earlier evaluation of the same documents has recorded: nothing is chosen again."""
+    texts, doc_ids = dataset.document_texts(), [str(i) for i in dataset.documents["doc_id"]]
+    # As it was made then: indexed with Lucene's values, and brought to the recorded ones.
+    first = setup.model_copy(update={"k1": GRID[0][0], "b": GRID[0][1], "dev_queries": 0})
+    ranker = Bm25Ranker(Bm25Documents.read(doc_ids, texts, setup.stemmer, progress), first, progress)
+    return ranker.at(setup.k1, setup.b, setup.dev_queries) if setup.dev_queries else ranker
 
 
 def _by_language(stemmer: str, texts: Sequence[str]) -> Bm25Setup:
@@ -152,7 +167,8 @@ def _best_on_dev(ranker: Bm25Ranker, documents: Bm25Documents, judged: JudgedSpl
     return GRID[int(np.argmax(scores))]
 
 
-def _some_queries(judged: JudgedSplit) -> JudgedSplit:
+def sampled(judged: JudgedSplit) -> JudgedSplit:
+    """An even sample of at most `DEV_QUERIES` judged queries, with which settings are chosen; itself where there are no more."""
     step = -(-len(judged.query_ids) // DEV_QUERIES)
     ids = judged.query_ids[::step]
     asked = judged.judgements["query_id"].astype(str).isin(set(ids))

@@ -43,14 +43,25 @@ def gained(runs: Runs, reference: Runs, config: EvaluationConfig, word: str = "g
     `same_trainings`: both are the same trainings in the same order, asked in two ways, so that they are paired by seed as well.
     """
     if same_trainings:
-        runs = [
-            Scores({key: own[key] - other[key] for key in own}, _units(own))
-            for own, other in zip(seeds_of(runs), seeds_of(reference), strict=True)
-        ]
-    return _columns(config, partial(compare, runs, None if same_trainings else reference, "difference", config), word)
+        runs, reference = differences(runs, reference), None  # type: ignore[assignment]
+    return _columns(config, partial(compare, runs, reference, "difference", config), word)
 
 
-def compare(runs: Runs, reference: Runs | None, statistic: Statistic, config: EvaluationConfig, split: str, metric: str) -> Interval | None:
+def differences(runs: Runs, reference: Runs) -> list[Scores]:
+    """Each training's scores minus the reference's of the same training: what `compare` takes for `runs`, without a reference."""
+    pairs = zip(seeds_of(runs), seeds_of(reference), strict=True)
+    return [Scores({key: own[key] - other[key] for key in own}, _units(own)) for own, other in pairs]
+
+
+def compare(
+    runs: Runs,
+    reference: Runs | None,
+    statistic: Statistic,
+    config: EvaluationConfig,
+    split: str,
+    metric: str,
+    confidence: float = CONFIDENCE,
+) -> Interval | None:
     """The statistic in one metric of one split over seeds and units, with its chance for a difference; None for a share of 0.
 
     Raises DataError when the units of two runs differ.
@@ -63,7 +74,7 @@ def compare(runs: Runs, reference: Runs | None, statistic: Statistic, config: Ev
     if any(not np.array_equal(units, known[0]) for units in known[1:]):
         raise DataError(f"The queries of '{split}' were drawn in other units by another cell. Run the study again.")
     asked: Statistic = "mean" if second is None else statistic
-    found = seeded_interval(first, second, asked, config.bootstrap_samples, CONFIDENCE, config.seed, known[0] if known else None)
+    found = seeded_interval(first, second, asked, config.bootstrap_samples, confidence, config.seed, known[0] if known else None)
     if statistic == "difference":
         return found
     return replace(found.share if statistic == "mean" else found, p=None)

@@ -47,6 +47,7 @@ class EvaluationConfig(StepConfig):
         description="Stemmer of BM25: auto (the documents' language, where they tell it), none, or a language such as german or de",
     )
     untrained_student: bool = Field(True, description="Also measure the student's encoder as it was before training")
+    fusion: bool = Field(True, description="Also measure the student fused with BM25; how is chosen on dev")
     latency_queries: int = Field(
         200, ge=20, le=100_000, description="At most this many queries are timed at batch 1, the same for every system"
     )

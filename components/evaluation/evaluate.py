@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from components.artifacts import EvalReport, seal
 from components.evaluation.ann import AnnMeasured, measure_ann
 from components.evaluation.config import EvaluationConfig
-from components.evaluation.latency import measure_speed
-from components.evaluation.metrics import per_query_metrics
+from components.evaluation.encoder_speed import answering
+from components.evaluation.fusion import FusedRanker
+from components.evaluation.latency import measure_speed, measure_speeds
+from components.evaluation.metrics import Ranking, per_query_metrics
 from components.evaluation.rankers import DenseRanker, Ranker
-from components.evaluation.report import Bm25Setup, Evaluation, HealthSummary, SpeedSummary, UntrainedSetup, write_report
+from components.evaluation.report import Bm25Setup, Evaluation, FusionSetup, HealthSummary, SpeedSummary, UntrainedSetup, write_report
 from components.evaluation.slices import assign_slices
 from components.evaluation.summarize import JudgedSplit, judged_split, require_judged, summarize, summarize_extra
 from components.evaluation.trec import write_trec_run
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 HEALTH_QUERIES = 2048  # the spread of more vectors takes long and says no more
 MEASURED_HEALTH = ("teacher", "student")
+FUSED = "student_fused"
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,11 @@ def evaluate(
 ) -> EvalReport:
     """Measure every system on the judged queries of `config.split` and `config.extra_splits` and write the report into `folder`.
 
-    Names with a meaning: bm25, student_untrained, student_cut, teacher, student. Speed is measured when `teacher` and `student` are both a
-    `DenseRanker`, the recall of the student's index when `student` is one. Writes report.json, per_query.parquet, slices.parquet,
-    units.parquet, ann.parquet and `<system>.trec`, for extra splits per_query_extra.parquet and `<split>.<system>.trec`; raises DataError
-    when nothing is judged in a split, or no document has the metadata field that `config.query_groups` names. `absent`: the systems that
-    could not be measured, each with the reason.
+    Names with a meaning: bm25, student_untrained, student_cut, teacher, student, student_fused. Speed is measured when `teacher` and
+    `student` are both a `DenseRanker`, that of whole answers when `student_fused` is a `FusedRanker`, the recall of the student's index
+    when `student` is one. Writes report.json, per_query.parquet, slices.parquet, units.parquet, ann.parquet and `<system>.trec`, for extra
+    splits per_query_extra.parquet and `<split>.<system>.trec`; raises DataError when nothing is judged in a split, or no document has the
+    metadata field that `config.query_groups` names. `absent`: the systems that could not be measured, each with the reason.
     """
     require_judged(dataset, (config.split, *config.extra_splits), config.query_groups)
     _remove_leftovers(folder)
@@ -71,6 +74,7 @@ def evaluate(
             "ann": ann.summary if ann else None,
             "bm25": next((setup for setup in setups.values() if isinstance(setup, Bm25Setup)), None),
             "untrained": {name: setup for name, setup in setups.items() if isinstance(setup, UntrainedSetup)},
+            "fusion": next((setup for setup in setups.values() if isinstance(setup, FusionSetup)), None),
             "absent": dict(absent or {}),
         }
     )
@@ -104,13 +108,20 @@ def _measure(systems: Mapping[str, Ranker], dataset: Dataset, split: str, config
     judged, depth = judged_split(dataset, split), config.depth
     units = query_units(judged, dataset, config.query_groups)
     tables, vectors = [], {}
+    fused = [ranker for ranker in systems.values() if isinstance(ranker, FusedRanker)]
+    kept = {id(part) for ranker in fused for part in (ranker.dense, ranker.lexical)}
+    answers: dict[int, Sequence[Ranking]] = {}  # by ranker, of those that are fused, so that none is asked twice
     for name, ranker in systems.items():
         if isinstance(ranker, DenseRanker):
             encoded = ranker.encode(judged.texts)
             found = ranker.rank_vectors(encoded, judged.asked(depth))
             vectors.update({name: encoded} if name in MEASURED_HEALTH else {})
+        elif isinstance(ranker, FusedRanker) and {id(ranker.dense), id(ranker.lexical)} <= answers.keys():
+            found = ranker.fused(answers[id(ranker.dense)], answers[id(ranker.lexical)], judged.asked(depth))
         else:
             found = ranker.rank(judged.texts, judged.asked(depth))
+        if id(ranker) in kept:
+            answers[id(ranker)] = found
         ranking = judged.rankings(found, depth)
         write_trec_run(Path(f"{run_files}{name}.trec"), ranking, name)
         tables.append(per_query_metrics(judged.judgements, ranking).assign(system=name))
@@ -144,7 +155,13 @@ def _speed(systems: Mapping[str, Ranker], judged: JudgedSplit, config: Evaluatio
         return None
     # Stored vectors compute nothing that could be timed, and an endpoint's times are those of a network, at its price.
     timed = teacher if isinstance(teacher, DenseRanker) and teacher.encoder.contract.form not in ("vectors", "endpoint") else None
-    return measure_speed(timed, student, judged.texts, config)
+    speed = measure_speed(timed, student, judged.texts, config)
+    fused = systems.get(FUSED)
+    if not isinstance(fused, FusedRanker):
+        return speed
+    whole: dict[str, Ranker] = {"student": student, FUSED: fused}
+    answers = measure_speeds({name: answering(ranker, config.depth) for name, ranker in whole.items()}, judged.texts, config)
+    return speed.model_copy(update={"answers": answers})
 
 
 def _ann(systems: Mapping[str, Ranker], main: _Measured, config: EvaluationConfig) -> AnnMeasured | None:

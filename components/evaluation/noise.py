@@ -19,6 +19,8 @@ POLITE = (
     "Please find everything that you know about {} for me.",
 )
 
+MIXED = (("typos", 0.3), ("dropped_words", 0.3), ("lower_case", 1.0), ("verbosity", 1.0))  # kind and rate, each as often as another
+
 
 class Noise(NamedTuple):
     """One of `KINDS`, the share of the words that change (for verbosity of the queries), and the seed."""
@@ -32,6 +34,12 @@ def add_noise(texts: Sequence[str], noise: Noise) -> list[str]:
     """`texts` with the noise in them, in the same order."""
     change = KINDS[noise.kind]
     return [change(text, noise.rate, random.Random(f"{noise.seed}:{noise.kind}:{text}")) for text in texts]
+
+
+def mixed_noise(texts: Sequence[str], seed: int) -> list[str]:
+    """`texts` with one of `MIXED` in each, which follows from the text and the seed."""
+    chosen = [random.Random(f"{seed}:mixed:{text}").choice(MIXED) for text in texts]
+    return [add_noise([text], Noise(kind, rate, seed))[0] for text, (kind, rate) in zip(texts, chosen, strict=True)]
 
 
 def typos(text: str, rate: float, rng: random.Random) -> str:

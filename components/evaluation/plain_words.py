@@ -62,9 +62,16 @@ def gain_sentence(summary: Summary) -> str:
     return f"{whole[0].upper()}{whole[1:]} (in brackets {summary.confidence:.0%} intervals)."
 
 
-def _changes(summary: Summary, rival: str) -> str:
+def fusion_sentence(summary: Summary) -> str:
+    """What the search gains over BM25 and over the downloaded encoder when it is fused with BM25; empty where that was not measured."""
+    told = [(words, _changes(summary, rival, "student_fused")) for rival, words in _RIVALS.items()]
+    parts = [(f"against {words}", found) for words, found in told if found]
+    return f"Fused with BM25, {'; '.join(f'{words}, it {found}' for words, found in parts)}." if parts else ""
+
+
+def _changes(summary: Summary, rival: str, system: str = "student") -> str:
     """`gains 0.139 [0.110 0.170] in nDCG@10 and loses ... in recall@50`; empty where nothing was measured."""
-    found = [(metric, difference(summary, "student", rival, metric)) for metric in RETAINED]
+    found = [(metric, difference(summary, system, rival, metric)) for metric in RETAINED]
     return " and ".join(_change(value, metric_words(metric)) for metric, value in found if value is not None)
 
 

@@ -42,7 +42,7 @@ class DenseRanker:
         if self.encoder.space_id != self.index.space_id:
             raise SpaceMismatch(
                 f"The query encoder belongs to the vector space {self.encoder.space_id[:12]}, the index to {self.index.space_id[:12]}. "
-                "What would be measured is chance: take both from the same run."
+                "Together they would find documents by chance: take both from the same run."
             )
 
     def rank(self, queries: Sequence[str], k: int) -> list[list[tuple[str, float]]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -92,7 +92,7 @@ class EncoderSpeed(_Section):
 class SpeedSummary(_Section):
     """Both encoders, measured in turns on one machine; `speed_up` is the student's queries per second over the teacher's.
 
-    `threads`: how many both could use.
+    `threads`: how many both could use. `answers` are whole answers by system (encoding, search, and BM25's part where it has one).
 
     A teacher of stored vectors or behind an endpoint is not timed: there both are None.
     """
@@ -102,6 +102,7 @@ class SpeedSummary(_Section):
     speed_up: float | None
     search_p50_ms: float
     threads: int | None = None
+    answers: dict[str, EncoderSpeed] = Field(default_factory=dict)
 
 
 class OwnSummary(_Section):
@@ -171,6 +172,26 @@ class Bm25Setup(_Section):
         return f"BM25: Lucene's variant, {stemmed}, k1 {self.k1:g} and b {self.b:g} {chosen}, no stop words removed, short words kept"
 
 
+class FusionSetup(_Section):
+    """How a dense ranking and BM25's were made one (see `components.evaluation.fusion`); `weight` is that of the dense one.
+
+    `k` is the constant of the reciprocal ranks, without a meaning where scores are summed. `dev_queries`: on how many dev queries all of it
+    was chosen; 0: it was not chosen, and k is Cormack's.
+    """
+
+    method: Literal["reciprocal_rank", "scores"] = "reciprocal_rank"
+    k: float = 60.0
+    weight: float = 0.5
+    dev_queries: int = 0
+
+    @property
+    def words(self) -> str:
+        """One sentence without its full stop."""
+        how = f"reciprocal ranks with k {self.k:g}" if self.method == "reciprocal_rank" else "scores on one scale"
+        chosen = f"chosen on {self.dev_queries:,} dev queries" if self.dev_queries else "not chosen, since no dev query is judged"
+        return f"Fused with BM25: {how}, weight {self.weight:g} for the encoder and {1 - self.weight:g} for BM25, {chosen}"
+
+
 class UntrainedSetup(_Section):
     """Which untrained encoder was measured; `published`: with all its layers and its own pooling, else in the student's form.
 
@@ -224,8 +245,8 @@ class Summary(_Section):
     `retention` is the student's mean over the teacher's; a metric in which the teacher has 0 is absent. `confidence` is that of every
     two-sided interval. `extra` maps a split to its figures, `health` teacher and student to theirs, `ann` is the index's recall; reports of
     older versions have none of these. `own_documents` is there when queries have ids of documents. Without `units`, as in older reports,
-    every query counts as drawn by itself. `bm25` says which BM25 was measured, `untrained` by system which untrained encoders, `absent`
-    why a system is not among `systems`.
+    every query counts as drawn by itself. `bm25` says which BM25 was measured, `untrained` by system which untrained encoders, `fusion` how
+    student and BM25 were fused, `absent` why a system is not among `systems`.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -247,6 +268,7 @@ class Summary(_Section):
     units: UnitsSummary | None = None
     bm25: Bm25Setup | None = None
     untrained: dict[str, UntrainedSetup] = Field(default_factory=dict)
+    fusion: FusionSetup | None = None
     absent: dict[str, str] = Field(default_factory=dict)
 
 

@@ -1,4 +1,7 @@
-"""What the studies measure, kept in sealed folders: metrics per query of one system (`scores.parquet`), or any numbers (`result.json`)."""
+"""What the studies measure, kept in sealed folders: metrics per query of one system (`scores.parquet`), or any numbers (`result.json`).
+
+Where a system is measured alone and fused with BM25, what it found is kept first (`rankings.parquet`), so that it is asked once.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import Artifact, read_json, seal, write_atomic, write_json
+from components.artifacts import Artifact, Scalar, read_json, seal, write_atomic, write_json
 from components.data.dataset import load_dataset
 from components.errors import ArtifactError
-from components.evaluation.metrics import per_query_metrics
+from components.evaluation.fusion import DEV, best_on_dev, dev_sample, fuse
+from components.evaluation.metrics import Ranking, per_query_metrics
 from components.evaluation.noise import Noise, add_noise
-from components.evaluation.summarize import judged_split
+from components.evaluation.report import FusionSetup
+from components.evaluation.summarize import JudgedSplit, judged_split
 from components.evaluation.units import Numbers, query_units
 
 if TYPE_CHECKING:
@@ -27,6 +32,8 @@ if TYPE_CHECKING:
 KIND = "study"
 SCORES_FILE = "scores.parquet"
 RESULT_FILE = "result.json"
+RANKINGS_FILE = "rankings.parquet"
+Rankings = Mapping[str, Mapping[str, Ranking]]  # by split and query
 
 
 class Scores(dict[tuple[str, str], NDArray[np.float64]]):
@@ -49,10 +56,81 @@ def write_scores(
 
     `inputs` are the `dataset` and what the ranker was made from.
     """
+    dataset = load_dataset(inputs["dataset"].path)
+
+    def ranked(judged: JudgedSplit) -> dict[str, Ranking]:
+        texts = judged.texts if noise is None else add_noise(judged.texts, noise)
+        return judged.rankings(ranker.rank(texts, judged.asked(config.depth)), config.depth)
+
+    return _write_scores({split: ranked(judged_split(dataset, split)) for split in splits_of(config)}, dataset, inputs, config, folder)
+
+
+def write_rankings(ranker: Ranker, inputs: Mapping[str, Artifact], config: EvaluationConfig, folder: Path) -> Artifact:
+    """Keep what a ranker finds for the judged queries of every split, and for those dev queries by which a fusion is chosen."""
     import pandas as pd
 
     dataset = load_dataset(inputs["dataset"].path)
-    frames = [_split_scores(ranker, dataset, split, config, noise) for split in splits_of(config)]
+    sample = dev_sample(dataset)
+    asked = {split: judged_split(dataset, split) for split in splits_of(config)}
+    asked |= {DEV: sample} if sample is not None and DEV not in asked else {}
+    rows: list[tuple[str, str, str, float]] = []
+    for split, judged in asked.items():
+        found = judged.rankings(ranker.rank(judged.texts, judged.asked(config.depth)), config.depth)
+        rows += [(split, query, doc_id, score) for query, ranking in found.items() for doc_id, score in ranking]
+    frame = pd.DataFrame(rows, columns=["split", "query_id", "doc_id", "score"])
+    write_atomic(folder / RANKINGS_FILE, frame.to_parquet(index=False))
+    counts = {"queries": sum(len(judged.query_ids) for judged in asked.values())}
+    setup = getattr(ranker, "setup", None)
+    attributes = {"setup": setup.words} if setup is not None else {}
+    parents = {role: artifact.digest for role, artifact in inputs.items()}
+    return seal(folder, KIND, counts=counts, parents=parents, attributes=attributes)
+
+
+def load_rankings(folder: Path) -> dict[str, dict[str, list[tuple[str, float]]]]:
+    """Split -> query -> what was found, best first; a query that found nothing is not among them."""
+    import pandas as pd
+
+    rankings: dict[str, dict[str, list[tuple[str, float]]]] = {}
+    frame = pd.read_parquet(folder / RANKINGS_FILE)
+    for split, query, doc_id, score in frame.itertuples(index=False):
+        rankings.setdefault(split, {}).setdefault(query, []).append((doc_id, score))
+    return rankings
+
+
+def write_found(inputs: Mapping[str, Artifact], config: EvaluationConfig, folder: Path) -> Artifact:
+    """The scores of `rankings` (an artifact of `write_rankings`), fused with those of `lexical` where that is among the inputs.
+
+    How they are fused is chosen on dev (see `components.evaluation.fusion`) and stands in the attribute `setup`.
+    """
+    dataset, found = load_dataset(inputs["dataset"].path), load_rankings(inputs["rankings"].path)
+    if "lexical" not in inputs:
+        return _write_scores(found, dataset, inputs, config, folder, {"setup": inputs["rankings"].attributes.get("setup")})
+    lexical, sample = load_rankings(inputs["lexical"].path), dev_sample(dataset)
+    setup = FusionSetup() if sample is None else best_on_dev(_of(found, DEV, sample), _of(lexical, DEV, sample), sample)
+    fused: dict[str, dict[str, Ranking]] = {}
+    for split in splits_of(config):
+        judged = judged_split(dataset, split)
+        first, second = _of(found, split, judged), _of(lexical, split, judged)
+        fused[split] = {query: fuse(first[query], second[query], setup)[: config.depth] for query in judged.query_ids}
+    return _write_scores(fused, dataset, inputs, config, folder, {"setup": setup.words})
+
+
+def _of(rankings: Rankings, split: str, judged: JudgedSplit) -> dict[str, Ranking]:
+    """The rankings of these queries; empty where nothing was found."""
+    return {query: rankings.get(split, {}).get(query, []) for query in judged.query_ids}
+
+
+def _write_scores(
+    found: Rankings,
+    dataset: Dataset,
+    inputs: Mapping[str, Artifact],
+    config: EvaluationConfig,
+    folder: Path,
+    attributes: Mapping[str, Scalar] | None = None,
+) -> Artifact:
+    import pandas as pd
+
+    frames = [_split_scores(found.get(split, {}), dataset, split, config) for split in splits_of(config)]
     frame = pd.concat(frames, ignore_index=True)[["split", "query_id", "unit", "metric", "value"]]
     write_atomic(folder / SCORES_FILE, frame.to_parquet(index=False))
     means = frame.groupby(["split", "metric"])["value"].mean()
@@ -60,14 +138,12 @@ def write_scores(
     queries = int(frame[["split", "query_id"]].drop_duplicates().shape[0])
     documents = {f"{role}_documents": a.counts["documents"] for role, a in inputs.items() if "documents" in a.counts}
     parents = {role: artifact.digest for role, artifact in inputs.items()}
-    return seal(folder, KIND, counts={"queries": queries, **documents}, parents=parents)
+    return seal(folder, KIND, counts={"queries": queries, **documents}, parents=parents, attributes=attributes)
 
 
-def _split_scores(ranker: Ranker, dataset: Dataset, split: str, config: EvaluationConfig, noise: Noise | None) -> pd.DataFrame:
+def _split_scores(rankings: Mapping[str, Ranking], dataset: Dataset, split: str, config: EvaluationConfig) -> pd.DataFrame:
     judged = judged_split(dataset, split)
-    texts = judged.texts if noise is None else add_noise(judged.texts, noise)
-    ranking = judged.rankings(ranker.rank(texts, judged.asked(config.depth)), config.depth)
-    found = per_query_metrics(judged.judgements, ranking)
+    found = per_query_metrics(judged.judgements, rankings)
     return found.assign(split=split, unit=query_units(judged, dataset, config.query_groups).of(found["query_id"]))
 
 

@@ -30,6 +30,9 @@ COMPARED = (
     ("student", "teacher"),
     ("teacher", "bm25"),
     ("teacher", "student_untrained"),
+    ("student_fused", "bm25"),
+    ("student_fused", "student_untrained"),
+    ("student_fused", "student"),
 )
 
 
@@ -62,7 +65,7 @@ class JudgedSplit:
         return {query: self.without_own(query, first_places(ranking))[:depth] for query, ranking in zip(self.query_ids, found, strict=True)}
 
     def without_own(self, query: str, ranking: Ranking) -> Ranking:
-        """The ranking without the document that the query is."""
+        """The ranking without the document that is the query itself."""
         return [hit for hit in ranking if hit[0] != query] if query in self.own.left_out else ranking
 
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from components.artifacts import Artifact, EvalReport, digest_of, is_complete, seal, write_atomic
 from components.data.dataset import load_dataset
-from components.evaluation.baselines import bm25_ranker
+from components.evaluation.baselines import Bm25Ranker, bm25_as, bm25_ranker
 from components.evaluation.config import EvaluationConfig
-from components.evaluation.evaluate import evaluate
+from components.evaluation.evaluate import FUSED, evaluate
+from components.evaluation.fusion import FusedRanker, fused_ranker
 from components.evaluation.rankers import DenseRanker, Ranker, symmetric_ranker
 from components.evaluation.recorded import recorded_ranker
-from components.evaluation.report import UntrainedSetup
+from components.evaluation.report import Bm25Setup, UntrainedSetup
 from components.evaluation.summarize import judged_split
 from components.index.search import load_index
 from components.settings import work_folder
@@ -36,7 +37,7 @@ UNTRAINED_MAX_LENGTH = 512  # tokens of a text; an encoder that was published wi
 def evaluate_release(
     inputs: Mapping[str, Artifact], distillation: DistillationConfig, config: EvaluationConfig, folder: Path
 ) -> EvalReport:
-    """Measure BM25, the untrained encoders, teacher and student on one split, and the speed of the last two.
+    """Measure BM25, the untrained encoders, teacher, student and the student fused with BM25 on one split, and the speed of the last three.
 
     `inputs`: dataset, query_tower, query_encoder, index; and `earlier`, an evaluation on the same data with the same untrained encoders,
     whose rankings of BM25 and these are taken over. `distillation` names the student's encoder before training.
@@ -46,7 +47,15 @@ def evaluate_release(
     teacher, student = _teacher_and_student(inputs)
     absent = {} if (reason := _unmeasured(teacher, dataset, config)) is None else {"teacher": reason}
     systems |= {"student": student} if absent else {"teacher": teacher, "student": student}
+    systems |= {FUSED: _fused(student, systems["bm25"], dataset, config)} if config.fusion else {}
     return evaluate(systems, dataset, config, folder, {role: artifact.digest for role, artifact in inputs.items()}, absent)
+
+
+def _fused(student: DenseRanker, bm25: Ranker, dataset: Dataset, config: EvaluationConfig) -> FusedRanker:
+    """A BM25 whose rankings were taken over knows the judged queries alone, and how it is fused is chosen on others: it is read again."""
+    setup = getattr(bm25, "setup", None)
+    live = bm25 if isinstance(bm25, Bm25Ranker) or not isinstance(setup, Bm25Setup) else bm25_as(dataset, setup)
+    return fused_ranker(student, live, dataset, config.depth)
 
 
 def _unmeasured(teacher: DenseRanker, dataset: Dataset, config: EvaluationConfig) -> str | None:

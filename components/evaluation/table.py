@@ -9,7 +9,14 @@ from components.evaluation.metrics import METRICS, RETAINED, metric_words
 from components.evaluation.plain_words import DEV, split_mark
 from components.evaluation.report import AnnSummary, Comparison, EncoderSpeed, ExtraSummary, SpeedSummary, Summary
 
-_TITLES = {"bm25": "BM25", "student_untrained": "untrained", "student_cut": "untrained, cut", "teacher": "teacher", "student": "student"}
+_TITLES = {
+    "bm25": "BM25",
+    "student_untrained": "untrained",
+    "student_cut": "untrained, cut",
+    "teacher": "teacher",
+    "student": "student",
+    "student_fused": "student + BM25",
+}
 _WIDTH = 80
 
 
@@ -134,7 +141,13 @@ def _speed(speed: SpeedSummary | None) -> str:
     head = ["", "p50, batch 1", "p95, batch 1", "queries timed", f"queries/s, batch {size}"]
     rows = [_speed_row(name, timed) for name, timed in (("teacher", speed.teacher), ("student", speed.student)) if timed is not None]
     faster = "" if speed.speed_up is None else f"student: {speed.speed_up:.1f} times the teacher's queries per second; "
-    return "\n".join([_columns([head, *rows]), f"{faster}index search p50 {speed.search_p50_ms:.2f} ms", *_work(speed)])
+    return "\n".join([_columns([head, *rows]), f"{faster}index search p50 {speed.search_p50_ms:.2f} ms", *_work(speed), *_answers(speed)])
+
+
+def _answers(speed: SpeedSummary) -> list[str]:
+    """What a whole answer takes with and without BM25, where both were timed."""
+    told = [f"{_title(name)} {found.qps:,.0f} queries/s, p50 {found.p50_ms:.1f} ms" for name, found in speed.answers.items()]
+    return [f"whole answers: {'; '.join(told)}"] if told else []
 
 
 def _work(speed: SpeedSummary) -> list[str]:
@@ -152,7 +165,7 @@ def _speed_row(name: str, speed: EncoderSpeed) -> list[str]:
 
 
 def _notes(summary: Summary) -> str:
-    setups = [setup for setup in (summary.bm25, *summary.untrained.values()) if setup]
+    setups = [setup for setup in (summary.bm25, *summary.untrained.values(), summary.fusion) if setup]
     return "\n".join([*(f"{setup.words}." for setup in setups), *summary.absent.values(), *_units(summary)])
 
 

@@ -144,7 +144,7 @@ def compact(numbers: Numbers) -> Numbers:
 
 
 def grouped(numbers: Numbers | None, queries: int) -> Numbers | None:
-    """The units of as many queries, compact; None where each query is a unit of its own, so that both are computed in one way.
+    """The units of so many queries, without gaps; None where each query is a unit of its own, so that both are computed in one way.
 
     Raises DataError when there is not one number for each query.
     """

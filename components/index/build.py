@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.artifacts import IndexArtifact, Scalar, VectorShards, seal, verify
+from components.data.dataset import reading, wide
 from components.errors import SpaceMismatch
 from components.index.blocks import half_blocks, parts_of, shard_sizes, survey, unit_blocks
 from components.index.config import IndexConfig
@@ -30,8 +31,6 @@ from components.visible import is_blank
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from components.data.dataset import Dataset
 
 TITLE_LENGTH = 80  # characters of a text that stand in for a missing title
 COUNTED = 1_000_000  # documents whose repetitions are counted
@@ -63,14 +62,14 @@ def build_index(
     vectors: VectorShards,
     config: IndexConfig,
     folder: Path,
-    titles: Mapping[str, str] | None = None,
+    titles: pa.Table | Mapping[str, str] | None = None,
     queries: NDArray[np.float32] | None = None,
 ) -> IndexArtifact:
     """Write an index of the kind `config.index_key` into `folder`.
 
-    `titles` are what people read in search results: document id -> title. `queries`, float32 (n, d), are those whose recall the search
-    parameters are tuned to; None: vectors of documents, which is noted. Raises ArtifactError for vectors that were changed or ids that
-    occur twice, SpaceMismatch for a shard of another space or queries of another width, ConfigError for a key that does not fit.
+    `titles` are what people read in search results, as `write_rows` takes them. `queries`, float32 (n, d), are those whose recall the
+    search parameters are tuned to; None: vectors of documents, which is noted. Raises ArtifactError for vectors that were changed or ids
+    that occur twice, SpaceMismatch for a shard of another space or queries of another width, ConfigError for a key that does not fit.
     """
     verify(vectors.path, vectors.digest)
     build = Build(vectors, shard_sizes(vectors), config, folder)
@@ -91,11 +90,29 @@ def build_index(
     return IndexArtifact(**made.model_dump())
 
 
-def display_titles(dataset: Dataset) -> dict[str, str]:
-    """Document id -> its title, or the start of its text when it has none."""
-    frame = dataset.documents
-    shown = frame["title"].mask([is_blank(title) for title in frame["title"].fillna("")], frame["text"].str.slice(0, TITLE_LENGTH))
-    return dict(zip(frame["doc_id"], shown, strict=True))
+def display_titles(documents: Path) -> pa.Table:
+    """doc_id and title of a dataset artifact's `documents.parquet`; the start of its text stands for the title of a document without one.
+
+    Texts are read only where a title is missing. Raises ArtifactError when the file cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    pieces = []
+    with reading(documents), pq.ParquetFile(documents) as file:
+        for group in range(file.num_row_groups):
+            table = wide(file.read_row_group(group, columns=["doc_id", "title"]))
+            titles = pc.fill_null(table["title"], "")
+            unclear = np.flatnonzero(~pc.match_substring_regex(titles, "[0-9A-Za-z]").to_numpy())
+            missing = [row for row in unclear.tolist() if is_blank(titles[row].as_py())]
+            if missing:
+                texts, shown = file.read_row_group(group, columns=["text"])["text"], titles.to_pylist()
+                for row in missing:
+                    shown[row] = (texts[row].as_py() or "")[:TITLE_LENGTH]
+                titles = pa.array(shown, pa.large_string())
+            pieces.append(pa.table({"doc_id": table["doc_id"], "title": titles}))
+    return pa.concat_tables(pieces) if pieces else pa.table({name: pa.array([], pa.large_string()) for name in ("doc_id", "title")})
 
 
 def _key_for(build: Build, queries: NDArray[np.float32] | None) -> str:
@@ -131,7 +148,7 @@ def _plan(build: Build, template: Template) -> list[list[int]]:
     return [list(build.shards)] if whole else parts_of(build.sizes, build.config.part_size)
 
 
-def _write_rows(build: Build, parts: Sequence[Sequence[int]], documents: pa.Table, titles: Mapping[str, str] | None) -> None:
+def _write_rows(build: Build, parts: Sequence[Sequence[int]], documents: pa.Table, titles: pa.Table | Mapping[str, str] | None) -> None:
     import pyarrow as pa
 
     part_of = np.repeat(np.arange(len(parts), dtype=np.int32), [sum(build.sizes[shard] for shard in part) for part in parts])

@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.data.dataset import reading
-from components.index.rows import IDS_FILE, live_rows, only_rows, read_deleted
+from components.index.rows import IDS_FILE, live_rows, only_rows, read_deleted, rows_among
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 COLUMNS = ("doc_id", "content_hash")
 _AT_ONCE = 2**20  # rows that are converted or compared in one go
-_LOOKED_UP = 2**23  # ids that others are looked up among in one go
 RowNumbers = NDArray[np.int64]
 
 
@@ -77,7 +76,7 @@ def find_changes(index: pa.Table, deleted: RowNumbers, documents: pa.Table) -> C
     before, after = _compact(index.to_batches()), _compact(documents.to_batches())
     if len(deleted):
         before = only_rows(before, live)
-    places = _places(after["doc_id"], before["doc_id"])
+    places = rows_among(after["doc_id"], before["doc_id"])
     known = np.flatnonzero(places >= 0)
     same = _equal(after["content_hash"], known, before["content_hash"], places[known])
     gone = np.ones(len(live), bool)
@@ -119,17 +118,6 @@ def _bytes_of(content_hash: str) -> bytes:
     except ValueError:
         found = b""
     return found if len(found) == 32 else hashlib.sha256(content_hash.encode()).digest()
-
-
-def _places(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> RowNumbers:
-    """For each of `ids` its place `among` the others, -1 where it is not there."""
-    import pyarrow.compute as pc
-
-    places = np.full(len(ids), -1, np.int64)
-    for start in range(0, len(among), _LOOKED_UP):  # Arrow's table of all of them would be larger than the ids themselves
-        here = pc.fill_null(pc.index_in(ids, value_set=among.slice(start, _LOOKED_UP).combine_chunks()), -1).to_numpy()
-        np.add(here, start, out=places, where=here >= 0)
-    return places
 
 
 def _equal(ours: pa.ChunkedArray, rows: RowNumbers, theirs: pa.ChunkedArray, other_rows: RowNumbers) -> NDArray[np.bool_]:

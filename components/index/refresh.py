@@ -63,12 +63,12 @@ def refresh_index(
     changes: Changes,
     config: IndexConfig,
     folder: Path,
-    titles: Mapping[str, str] | None = None,
+    titles: pa.Table | Mapping[str, str] | None = None,
 ) -> IndexArtifact:
     """Write the refreshed index into `folder`, with the guard's report; the same search parameters, tuned when the template was trained.
 
     `delta` holds the vectors of `changes.encoded`, in that order; None when nothing had to be encoded. When nothing changed at all,
-    `previous` is the result, unless FAISS damaged it when it was merged. `titles`: document id -> title, of all documents. Raises
+    `previous` is the result, unless FAISS damaged it when it was merged. `titles`: of all documents, as `write_rows` takes them. Raises
     ArtifactError for files that were changed or a delta that does not fit the changes, SpaceMismatch for one of another space, DataError
     when no document would be left.
     """

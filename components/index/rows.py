@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 IDS_FILE = "doc_ids.parquet"
 DELETED_FILE = "deleted.npy"
 _ROW_GROUP = 2**20  # rows that are held as they are written
+_LOOKED_UP = 2**23  # ids that others are looked up among in one go
 
 
 class DocIds(Sequence[str]):
@@ -159,6 +160,17 @@ def only_rows(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
     return table.filter(pa.array(chosen))
 
 
+def rows_among(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> NDArray[np.int64]:
+    """For each of `ids` its row `among` the others, int64 (len(ids),); -1 where it is not there."""
+    import pyarrow.compute as pc
+
+    rows = np.full(len(ids), -1, np.int64)
+    for start in range(0, len(among), _LOOKED_UP):  # Arrow's table of all of them would be larger than the ids themselves
+        here = pc.fill_null(pc.index_in(ids, value_set=among.slice(start, _LOOKED_UP).combine_chunks()), -1).to_numpy()
+        np.add(here, start, out=rows, where=here >= 0)
+    return rows
+
+
 def places(doc_ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
     """For each row, the place of its id among the sorted ids, int32 (rows,). Strings are sorted by code points, as Python does."""
     import pyarrow.compute as pc
@@ -218,10 +230,10 @@ def read_titles(folder: Path, rows: Rows) -> Titles:
     return Titles(rows, table["title"] if "title" in table.column_names else None)
 
 
-def write_rows(folder: Path, table: pa.Table, titles: Mapping[str, str] | None = None) -> None:
+def write_rows(folder: Path, table: pa.Table, titles: pa.Table | Mapping[str, str] | None = None) -> None:
     """Write `doc_ids.parquet` from the columns doc_id, content_hash, part in row order; `order` is worked out here.
 
-    `titles` (document id -> title), where given, are the column title.
+    `titles` (a table of doc_id and title, or document id -> title), where given, are the column title, empty for other documents.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -231,14 +243,33 @@ def write_rows(folder: Path, table: pa.Table, titles: Mapping[str, str] | None =
     rows = pa.table(kept | {"part": table["part"].cast(pa.int32()), "order": pa.array(places(table["doc_id"]))})
     names = ["doc_id", "content_hash", "part", "order", *(["title"] if titles is not None or "title" in kept else [])]
     fields = [pa.field(name, pa.large_string() if name == "title" else rows.schema.field(name).type) for name in names]
+    title_of = None if titles is None else _title_reader(table["doc_id"], titles)
     # A group of rows at a time: the file of an index of many documents does not fit beside them.
     with written_atomically(folder / IDS_FILE) as handle, pq.ParquetWriter(handle, pa.schema(fields)) as writer:
         for start in range(0, max(1, rows.num_rows), _ROW_GROUP):
             some = rows.slice(start, _ROW_GROUP)
-            columns: dict[str, Any] = {name: some[name] for name in names if name != "title" or titles is None}
-            if titles is not None:
-                columns["title"] = pa.array([titles.get(doc_id, "") for doc_id in some["doc_id"].to_pylist()], pa.large_string())
+            columns: dict[str, Any] = {name: some[name] for name in names if name != "title" or title_of is None}
+            if title_of is not None:
+                columns["title"] = title_of(start, some.num_rows)
             writer.write_table(pa.table(columns, pa.schema(fields)), row_group_size=_ROW_GROUP)
+
+
+def _title_reader(ids: pa.ChunkedArray, titles: pa.Table | Mapping[str, str]) -> Callable[[int, int], Any]:
+    """What gives the titles of so many of the `ids` from a row on."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if isinstance(titles, Mapping):
+        return lambda start, count: pa.array([titles.get(i, "") for i in ids.slice(start, count).to_pylist()], pa.large_string())
+    if ids.equals(titles["doc_id"]):  # as in a build
+        return lambda start, count: titles["title"].slice(start, count)
+    rows, column = rows_among(ids, titles["doc_id"]), titles["title"].combine_chunks()
+
+    def of(start: int, count: int) -> pa.Array:
+        some = rows[start : start + count]
+        return pc.fill_null(column.take(pa.array(some, mask=some < 0)), "")
+
+    return of
 
 
 def write_deleted(folder: Path, rows: NDArray[np.int64]) -> None:

@@ -164,12 +164,12 @@ def _teacher(clock: _Clock, texts: _Sample, config: Any, folder: Path) -> _Teach
     encoder = clock.kept("teacher_load", lambda: load_tower(tower))
     queries = texts.targets[:64]
     lengths = _tokens(encoder.tokenizer, texts.documents, config.towers.document_prompt)
-    cap, batch = encoder.contract.max_length, encoder.tokens_per_batch
+    cap = encoder.contract.max_length
     rows = max(1, config.encoding.tokens_per_batch // max(1, int(np.minimum(lengths, config.towers.max_document_length).mean())))
     # The query tower with the documents' length: the same transformer, whichever adapter was merged.
     encoder.contract = encoder.contract.model_copy(update={"max_length": config.towers.max_document_length})
     seconds, size = clock.grown(lambda n: encoder.encode(texts.documents[:n]), min(4, len(texts.documents)), min(rows, 1000), 0.3)
-    clock.keep("teacher_token", seconds, padded(lengths[:size], size, config.towers.max_document_length, batch))
+    clock.keep("teacher_token", seconds, encoder.worked_tokens(texts.documents[:size]))
     encoder.contract = encoder.contract.model_copy(update={"max_length": cap})
     single = _pair(clock.of(lambda: encoder.encode(queries[:1], batch_size=1), 3))
     # A full batch would take seconds on a slow machine: its tokens say as much.

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.planning.facts import Facts, Texts
+from components.towers.beginnings import WORTH
 from components.towers.encoder import TOKENS_PER_BATCH
 from components.towers.precision import pick_dtype
 
@@ -71,7 +72,7 @@ OVERHEAD = {
 READ_DOCUMENT = 2e-5  # reference seconds to read, hash and write a document, and to hold it against the contracts
 VALIDATED_DOCUMENT = 5e-5
 BOOTSTRAP_VALUE = 6e-9  # reference seconds of a resampled value of the bootstrap
-BOOTSTRAPS = 60  # intervals, differences and ratios of a report
+BOOTSTRAPS = 86  # intervals, differences and ratios of a report
 LISTS_VISITED = 0.05  # share of the documents that an approximate search compares with
 KMEANS_ROUNDS = 10
 FIT_TEXTS = 8192  # texts that the student's head is fitted on
@@ -126,8 +127,8 @@ def seconds_of(work: Mapping[str, float], rates: Mapping[str, float]) -> float:
 
 
 def target_texts(config: Any, facts: Facts) -> list[Texts]:
-    """The texts of the alignment under `config`, which may ask for fewer titles and sentences than the facts have."""
-    limits = {"titles": config.distillation.titles, "sentences": config.distillation.sentences}
+    """The texts that the teacher encodes under `config`, which may ask for fewer titles, sentences and spans than the facts have."""
+    limits = {source: getattr(config.distillation, source) for source in ("titles", "sentences", "spans")}
     found = [_at_most(texts, limits.get(source)) for source, texts in facts.sources.items()]
     if config.distillation.generated and "train" in facts.sources:
         train = facts.sources["train"]
@@ -153,6 +154,16 @@ def padded(lengths: NDArray[np.int64], count: int, cap: int, tokens: int, rows: 
     sizes = cut.tolist()
     whole = sum(sizes[batch[0]] * len(batch) for batch in batches_by_tokens(sizes, tokens, rows))
     return whole * count / len(cut)
+
+
+def passed(texts: Texts, count: int, cap: int, tokens: int, attention: str) -> float:
+    """Tokens of `count` texts like these that go through a saved tower, padding included and common beginnings counted once."""
+    plain = padded(texts.teacher, count, cap, tokens)
+    if attention != "causal" or texts.common is None or not len(texts.teacher):
+        return plain
+    cut = np.minimum(texts.teacher, cap)
+    kept = float((cut - np.minimum(texts.common, cut - 1)).sum() / cut.sum())
+    return kept * real(texts.teacher, count, cap) if kept <= WORTH else plain
 
 
 def real(lengths: NDArray[np.int64], count: int, cap: int) -> float:
@@ -228,10 +239,10 @@ def _mining_rounds(towers: Any) -> int:
 
 def _corpus(config: Any, facts: Facts) -> Work:
     documents, towers, encoding = facts.documents, config.towers, config.encoding
-    shard = documents.teacher[: encoding.shard_size]  # shards are sorted by length each for itself
+    tokens = passed(documents, documents.count, towers.max_document_length, encoding.tokens_per_batch, towers.attention)
     return {
         "teacher_load": 1,
-        "teacher_token": padded(shard, documents.count, towers.max_document_length, encoding.tokens_per_batch) + PROBES * PROBE_TOKENS,
+        "teacher_token": tokens + PROBES * PROBE_TOKENS,
         "teacher_character": documents.characters,
         "written_byte": 2.0 * documents.count * dimension_of(config, facts),
     }
@@ -239,9 +250,13 @@ def _corpus(config: Any, facts: Facts) -> Work:
 
 def _teacher_queries(config: Any, facts: Facts, targets: Sequence[Texts]) -> Work:
     texts = [*targets, facts.dev]
-    tokens = sum(padded(t.teacher, t.count, config.towers.max_query_length, TOKENS_PER_BATCH) for t in texts)
+    tokens = sum(_query_tokens(config, t) for t in texts)
     size = 2.0 * sum(t.count for t in texts) * dimension_of(config, facts)
     return {"teacher_load": 1, "teacher_token": tokens, "teacher_character": sum(t.characters for t in texts), "written_byte": size}
+
+
+def _query_tokens(config: Any, texts: Texts) -> float:
+    return passed(texts, texts.count, config.towers.max_query_length, TOKENS_PER_BATCH, config.towers.attention)
 
 
 def _index(config: Any, facts: Facts) -> Work:
@@ -261,6 +276,12 @@ def _distillation(config: Any, facts: Facts, targets: Sequence[Texts]) -> Work:
     from components.distillation.plan import make_plan
 
     settings, size = config.distillation, config.distillation.batch_size
+    # Noised copies have the teacher's vectors of their originals, whose lengths they about have.
+    more, left = [], settings.noised
+    for texts in targets:
+        more.append(_at_most(texts, min(left, texts.count)))
+        left -= more[-1].count
+    targets = [*targets, *(texts for texts in more if texts.count)]
     count, documents = sum(t.count for t in targets), facts.documents.count
     known = {source: texts.count for source, texts in facts.sources.items()}
     lost = max(0, known.get("titles", 0) - settings.titles) if settings.refine_titles else 0
@@ -269,8 +290,9 @@ def _distillation(config: Any, facts: Facts, targets: Sequence[Texts]) -> Work:
     refined = [epoch for epoch in epochs if epoch.phase.kind == "refine"]
     cap = settings.max_query_length
     mined = settings.refine_negatives == "mined"
-    against = min(documents, size * settings.refine_depth) if mined else documents
+    against = documents if settings.refine_negatives == "all" else min(documents, size * settings.refine_depth)
     rows = sum(epoch.phase.rows for epoch in refined)
+    chosen = 0 if settings.refine_negatives == "all" else rows * documents
     dev = real(facts.dev.student, facts.dev.count, cap)
     fitted = min(FIT_TEXTS, count)
     return {
@@ -280,7 +302,7 @@ def _distillation(config: Any, facts: Facts, targets: Sequence[Texts]) -> Work:
         "refine_batch": sum(-(-epoch.phase.rows // size) for epoch in refined),
         "refine_score": rows * against,
         "student_float_token": (len(epochs) + 1) * dev + (len(refined) * rows / max(1, len(refined)) * 12 if mined else 0),
-        "score": (len(epochs) + 1) * facts.dev.count * documents * _visited(config, facts) + (rows * documents if mined else 0),
+        "score": (len(epochs) + 1) * facts.dev.count * documents * _visited(config, facts) + chosen,
         "metric_query": len(epochs) * facts.dev.count * 0.2,
         "written_byte": len(epochs) * student_checkpoint_bytes(config, facts),
     }
@@ -288,18 +310,20 @@ def _distillation(config: Any, facts: Facts, targets: Sequence[Texts]) -> Work:
 
 def _evaluation(config: Any, facts: Facts) -> Work:
     from components.evaluation.baselines import DEV_DOCUMENTS, DEV_QUERIES, GRID
+    from components.evaluation.fusion import GRID as FUSIONS
 
     evaluation, documents, share = config.evaluation, facts.documents, _visited(config, facts)
     queries = sum(texts.count for texts in facts.judged.values())
-    teacher = sum(padded(t.teacher, t.count, config.towers.max_query_length, TOKENS_PER_BATCH) for t in facts.judged.values())
+    teacher = sum(_query_tokens(config, t) for t in facts.judged.values())
     student = sum(real(t.student, t.count, config.distillation.max_query_length) for t in facts.judged.values())
     # Every document through each untrained encoder; tokens of one with more layers than the student count as more of the student's.
     passes = untrained_passes(config, facts)
     untrained = sum(passes) * (real(documents.student, documents.count, facts.untrained_length) + student)
-    systems = 3 + len(passes)
+    systems = 3 + len(passes) + evaluation.fusion
     exact = 1 + (queries > 0)  # the exact search that the index is held against
     bootstraps = BOOTSTRAPS * evaluation.bootstrap_samples * queries
-    tried = len(GRID) * min(DEV_QUERIES, facts.dev.count)
+    asked = min(DEV_QUERIES, facts.dev.count)
+    tried, fusions = len(GRID) * asked, len(FUSIONS) * asked * evaluation.fusion
     part = min(1.0, DEV_DOCUMENTS / max(1, documents.count))
     return {
         "teacher_load": 1,
@@ -310,7 +334,7 @@ def _evaluation(config: Any, facts: Facts) -> Work:
         "bm25_score": (queries + tried * part) * documents.count,
         "score": queries * documents.count * (exact + len(passes) + 2 * share),
         "single_score": evaluation.latency_queries * documents.count * share,
-        "metric_query": queries * systems + tried,
+        "metric_query": queries * systems + tried + fusions,
         "timing": 1,
         "reference_second": BOOTSTRAP_VALUE * bootstraps,
     }

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from components.distillation.config import DistillationConfig
 from components.errors import ModelError
 from components.evaluation.config import EvaluationConfig
+from components.towers.beginnings import common_lengths
 from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.model_size import Shape, shape_of
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 SAMPLE = 20_000  # texts of a kind whose tokens are counted; of more a seeded sample speaks for all
 SHARES = (50, 95, 99)  # percentiles of the lengths that people are shown
 LONGEST = 1_000_000  # characters of a text that are looked at
+COMMON_AT_MOST = 2_000  # characters at the beginning of a text that are looked at for what it shares
 CHARACTERS_PER_TOKEN = 4  # where tokens are guessed
 
 
@@ -30,13 +32,15 @@ CHARACTERS_PER_TOKEN = 4  # where tokens are guessed
 class Texts:
     """Texts of one kind: how many there are, their characters in all, and for a sample of them the tokens, uncut.
 
-    `teacher` counts by the teacher's tokenizer, with prompt and end token; `student` by the student's.
+    `teacher` counts by the teacher's tokenizer, with prompt and end token; `student` by the student's. `common`: how many of its first
+    tokens a text shares with another of the sample, for which a causal teacher works once; None where nobody looked.
     """
 
     count: int
     characters: int
     teacher: NDArray[np.int64]
     student: NDArray[np.int64]
+    common: NDArray[np.int64] | None = None
 
     def percentiles(self) -> tuple[int, ...]:
         """Tokens of the teacher at `SHARES`; empty where there are no texts."""
@@ -172,7 +176,8 @@ class _Counter:
 
     def texts(self, texts: Sequence[str], prompt: str) -> Texts:
         shown = [texts[i] for i in _sample(len(texts))]
-        return Texts(len(texts), sum(map(len, texts)), self.teacher(shown, prompt), _lengths(self._student, shown, 0))
+        teacher, common = self.teacher(shown, prompt), _common_tokens(self._teacher, [prompt + text for text in shown])
+        return Texts(len(texts), sum(map(len, texts)), teacher, _lengths(self._student, shown, 0), common)
 
 
 def _student_base(towers: TowerConfig, distillation: DistillationConfig, built_from: Sequence[str]) -> BaseModel:
@@ -201,6 +206,16 @@ def _lengths(tokenizer: Any, texts: Sequence[str], more: int) -> NDArray[np.int6
     rows = tokenizer([text[:LONGEST] for text in texts], truncation=False, verbose=False)["input_ids"]
     ends = [more if not row or row[-1] != tokenizer.eos_token_id else 0 for row in rows]
     return np.array([len(row) + end for row, end in zip(rows, ends, strict=True)], np.int64)
+
+
+def _common_tokens(tokenizer: Any, texts: Sequence[str]) -> NDArray[np.int64] | None:
+    if tokenizer is None or not texts:
+        return None
+    rows = tokenizer([text[:COMMON_AT_MOST] for text in texts], truncation=False, verbose=False)["input_ids"]
+    found = np.zeros(len(rows), np.int64)
+    for number, common in common_lengths(rows):
+        found[number] = common
+    return found
 
 
 def _sample(count: int) -> list[int]:

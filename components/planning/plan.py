@@ -31,7 +31,7 @@ LONGEST_QUERY, LONGEST_DOCUMENT = 64, 512  # tokens that are proposed; more only
 MOST_SENTENCES = 10_000
 FEW_QUERIES = 10_000  # below so many texts to align on, sentences of documents are added
 PASSES = 2.0  # over the training pairs: more has not been seen to pay before the negatives become harder
-MOST_EPOCHS = 12  # of the alignment, see README
+MOST_EPOCHS = 12  # of the alignment, see flows/studies/RESULTS.md
 FEWEST_STEPS, FEWEST_EPOCHS = 40, 1
 SHORTEST = 24  # tokens of a document below which none is cut to fit a budget
 SHRINKING = 0.85  # from one try to the next
@@ -65,7 +65,7 @@ class Row:
 
     @property
     def need(self) -> Need:
-        """Its memory and disk alone."""
+        """The row's memory and disk, without its times."""
         return Need(self.memory, self.disk, self.extra_disk)
 
 

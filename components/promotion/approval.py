@@ -7,7 +7,7 @@ say when a tag was set, so the claim names the copy by the moment it was made: n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
@@ -196,6 +196,16 @@ def rejection(info: VersionInfo) -> str | None:
     return labels.rejection(info.tags)
 
 
+def rejection_of_files(candidate: VersionInfo, candidates: Iterable[VersionInfo]) -> str | None:
+    """Why a reviewer rejected a candidate, or another of `candidates` that is the very same files under another number."""
+    if reason := rejection(candidate):
+        return reason
+    digest = candidate.tags.get(labels.DIGEST)
+    same = (other for other in candidates if digest and other.tags.get(labels.DIGEST) == digest)
+    found = ((other.version, rejection(other)) for other in same)
+    return next((f"candidate/{version}, the same files, was: {reason}" for version, reason in found if reason), None)
+
+
 def _person(given: str | None) -> str:
     """The name of who approves; a signed-in person cannot be somebody else."""
     person, signed_in = written(given), store.signed_in_as()
@@ -217,7 +227,7 @@ def _candidate(name: str, ref: int | str) -> VersionInfo:
 
 
 def _require_approvable(name: str, candidate: VersionInfo, reason: str) -> None:
-    if rejected := rejection(candidate):
+    if rejected := rejection_of_files(candidate, registry.versions(candidate.name)):
         raise PromotionError(f"candidate/{candidate.version} of '{name}' was rejected: {rejected}. Approve another one.")
     folder = registry.artifact_folder(candidate.name, candidate.version)
     verify(folder)

@@ -85,7 +85,7 @@ def _model(body: bytes) -> str | None:
     """Name of the registered model that the event is about."""
     try:
         event: Any = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DeliveryError(400, "The body is not JSON.") from None
     data = event.get("data") if isinstance(event, dict) else None
     return str(data.get("name")) if isinstance(data, dict) else None

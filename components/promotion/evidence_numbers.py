@@ -143,7 +143,7 @@ def _in_order(slices: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _lower_end(label: str) -> float:
-    """That of `4 and above` or `4 to under 8`; `under 4` comes first, words last."""
+    """The lower end that a slice's name states, such as `4 and above` or `4 to under 8`; `under 4` comes first, words last."""
     first = label.partition(" ")[0]
     try:
         return -math.inf if first == "under" else float(first)

@@ -42,6 +42,8 @@ def _speeds(dossier: Dossier) -> list[tuple[str, EncoderSpeed]]:
     depth = compared.answer_depth if compared else 0
     both = [(f"{who}: whole answer, {depth} documents", getattr(compared, who)) for who in ("candidate", "champion")] if compared else []
     timed = [("candidate (student): encoding only", speed.student), ("teacher: encoding only", speed.teacher)] if speed else []
+    named = {"student": "candidate (student): whole answer", "student_fused": "candidate fused with BM25: whole answer"}
+    timed += [(named.get(who, who), found) for who, found in speed.answers.items()] if speed else []
     return both + [(name, found) for name, found in timed if found is not None]
 
 

@@ -204,7 +204,7 @@ def _delta_row(d: Delta) -> list[Cell]:
 def _setups(dossier: Dossier) -> Safe:
     """Which BM25 and which untrained encoders the candidate was held against."""
     summary = dossier.evaluation.summary
-    told = [setup.words for setup in (summary.bm25, *summary.untrained.values()) if setup]
+    told = [setup.words for setup in (summary.bm25, *summary.untrained.values(), summary.fusion) if setup]
     return bullets([foreign(f"{words}.", _CHANGE) for words in told]) if told else Safe("")
 
 

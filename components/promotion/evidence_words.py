@@ -25,6 +25,7 @@ SYSTEMS = {
     "student_cut": "untrained encoder, in the student's form",
     "teacher": "teacher",
     "student": "candidate (student)",
+    "student_fused": "candidate fused with BM25",
 }
 
 

@@ -88,7 +88,7 @@ def in_units(values: pd.Series, units: Units | None) -> pd.Series:
     """The values, by query_id, knowing their units; not decidable when the units lack one of the queries. None: each is its own."""
     if units is not None:
         if not set(values.index) <= set(units.query_ids):
-            raise NotDecidable("The report says of some of its queries not which unit they were drawn in; evaluate again.")
+            raise NotDecidable("For some queries the report does not say which unit they were drawn in; evaluate again.")
         values.attrs[UNITS] = units
     return values
 

@@ -79,7 +79,7 @@ def _read_anchor(name: str, path: Path) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise ConfigError(f"The anchor {path} cannot be read ({error.strerror}). Give a file of your own.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         kept = None
     form = isinstance(kept, dict) and isinstance(kept.get("sequence"), int) and isinstance(kept.get("digest"), str)
     if not form:

@@ -93,7 +93,7 @@ def _edge_gaps(heads: Mapping[str, str], nodes: Mapping[str, LineageNode]) -> It
 
 
 def _ancestry(digest: str, nodes: Mapping[str, LineageNode]) -> list[LineageNode]:
-    """The node and all that are described before it, each once."""
+    """The node and all nodes that it came from, each once."""
     found: dict[str, LineageNode] = {}
     waiting = [digest]
     while waiting:

@@ -124,7 +124,7 @@ def require_independent(entries: Sequence[AuditEntry], candidate: tuple[str, int
     """Raise PromotionError when `person` made the candidate or a part that it pins, or when nobody knows who made the candidate."""
     if creator(entries, *candidate) is None:
         raise PromotionError(
-            f"The audit log does not say who made {candidate[0]}/{candidate[1]}, so it cannot be told that '{person}' did not. "
+            f"The audit log does not say who made {candidate[0]}/{candidate[1]}, so nobody can rule out that it was '{person}'. "
             "Build the candidate again, signed in to the server."
         )
     for model, version in (candidate, *((pin.model, pin.version) for _, pin in manifest.pins.items())):

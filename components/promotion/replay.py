@@ -1,7 +1,7 @@
 """A recorded evaluation held against one that was made again from the same artifacts: value by value, with the first difference.
 
 Compared are all figures of `report.json` and every value of the tables beside it. Not compared are times, which no run repeats. Figures
-that a later version of the program adds are left out; one that it does not give any more is a difference.
+and systems that a later version of the program adds are left out; one that it does not give any more is a difference.
 """
 
 from __future__ import annotations
@@ -96,7 +96,11 @@ def _report(folder: Path) -> dict[str, Any]:
     found = read_json(folder / REPORT_FILE)
     if not isinstance(found, dict):
         raise ArtifactError(f"{folder / REPORT_FILE} is not an evaluation report.")
-    return {key: value for key, value in found.items() if key not in _TIMED}
+    figures = {key: value for key, value in found.items() if key not in _TIMED}
+    if isinstance(compared := figures.get("comparisons"), list):
+        # By what they compare: a later version may compare more, and its list is longer then.
+        figures["comparisons"] = {f"{c.get('system')} - {c.get('baseline')}, {c.get('metric')}": c for c in compared}
+    return figures
 
 
 def _without_ends(figures: Any) -> Any:
@@ -125,17 +129,26 @@ def _tables(folder: Path) -> list[str]:
 
 def _values(recorded: Path, again: Path) -> Iterator[Difference]:
     """Every row of a table by its key, which is all columns but the last; the last is its value."""
-    old, new = _keyed(recorded), _keyed(again) if again.is_file() else {}
+    old, new = _keyed(recorded), _keyed(again, _systems(recorded)) if again.is_file() else {}
     for key, value in old.items():
         yield Difference(f"query {' '.join(key)} ({recorded.name})", value, new.get(key))
     for key in new.keys() - old.keys():
         yield Difference(f"query {' '.join(key)} ({recorded.name})", None, new[key])
 
 
-def _keyed(path: Path) -> dict[tuple[str, ...], Any]:
+def _systems(path: Path) -> frozenset[str] | None:
+    """The systems of a table; None for one that names none."""
+    import pyarrow.parquet as pq
+
+    return frozenset(pq.read_table(path, columns=["system"])["system"].to_pylist()) if "system" in pq.read_schema(path).names else None
+
+
+def _keyed(path: Path, systems: frozenset[str] | None = None) -> dict[tuple[str, ...], Any]:
+    """Value by key, of the rows of `systems` where they are given."""
     import pandas as pd
 
     table: pd.DataFrame = pd.read_parquet(path)
+    table = table if systems is None else table[table["system"].isin(systems)]
     value = "value" if "value" in table else table.columns[-1]
     names = [name for name in table.columns if name != value]
     keys = zip(*(table[name].astype(str).tolist() for name in names), strict=True)

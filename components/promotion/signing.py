@@ -55,7 +55,7 @@ def sign(claim: Claim, predicate: Mapping[str, Any], key: SigningKey) -> dict[st
     """The DSSE envelope of the statement that says `predicate` of the claim's subjects."""
     about = {"subject": claim.subject_list, "predicateType": claim.predicate_type}
     payload = canonical_json({"_type": STATEMENT_TYPE, **about, "predicate": dict(predicate)})
-    entry = {"keyid": key.key_id, "public_key": _encode(key.public), "sig": _encode(key.sign(_pae(payload)))}
+    entry = {"keyid": key.key_id, "public_key": _encode(key.public), "sig": _encode(key.sign(pae(payload)))}
     return {"payloadType": PAYLOAD_TYPE, "payload": _encode(payload), "signatures": [entry]}
 
 
@@ -71,7 +71,7 @@ def check(envelope: Any, claim: Claim, trusted: Mapping[str, TrustedKey]) -> Sig
     if trusted and name not in trusted:
         known = ", ".join(key[:16] for key in sorted(trusted))
         raise ArtifactError(f"It is signed by the key {name[:16]}, which is not trusted. Trusted are: {known}.")
-    if not _fits(public, _decode(entry["sig"]), _pae(payload)):
+    if not _fits(public, _decode(entry["sig"]), pae(payload)):
         raise ArtifactError(f"The signature by the key {name[:16]} is false: signature or statement was changed.")
     if _about(payload) != (claim.subject_list, claim.predicate_type):
         raise ArtifactError("The signature is about other content than is there now: it was changed after it was signed.")
@@ -82,14 +82,14 @@ def _about(payload: bytes) -> tuple[Any, Any]:
     """Subjects and type of a signed statement."""
     try:
         content = json.loads(payload)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or content.get("_type") != STATEMENT_TYPE:
         raise ArtifactError(f"What is signed is not a statement of the type {STATEMENT_TYPE}.")
     return content.get("subject"), content.get("predicateType")
 
 
-def _pae(payload: bytes) -> bytes:
+def pae(payload: bytes) -> bytes:
     """The bytes that are signed: DSSE's pre-authentication encoding."""
     kind = PAYLOAD_TYPE.encode()
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)

@@ -114,7 +114,7 @@ def exposure(path: Path) -> str | None:
 
 
 def trusted_keys() -> dict[str, TrustedKey]:
-    """Key id -> trusted public key; empty when none is configured. Raises ConfigError for a file that holds none."""
+    """Key id -> trusted public key; empty when none is configured. Raises ConfigError for a file or folder that holds none."""
     named = os.environ.get(TRUSTED_VARIABLE)
     place = settings.expanded(named) if named else settings.keys_folder() / "trusted"
     if named and not place.exists():
@@ -124,6 +124,11 @@ def trusted_keys() -> dict[str, TrustedKey]:
     files = sorted(place.glob("*.pem")) if place.is_dir() else [place] if place.is_file() else []
     if named and not files:
         raise ConfigError(f"{TRUSTED_VARIABLE} names {place}, which holds no *.pem file: nothing could be checked. Put a public key there.")
+    if not files and place.exists():
+        raise ConfigError(
+            f"{place} holds no *.pem file, so no signature would count and nothing could be checked. Put a public key there. To go without "
+            "trusted keys, remove the folder: then anybody's signature counts."
+        )
     found = (TrustedKey(path, _public_key(path)) for path in files)
     return {key_id(key.public): key for key in found}
 

@@ -14,6 +14,7 @@ from components.promotion.standing import candidate_model, expected_aliases, tru
 from components.promotion.waiting import waiting_for_promotion
 from components.tracking import labels, registry
 from components.tracking import records as record_store
+from components.tracking.runs import last_flow_run
 
 
 def status_of(name: str) -> dict[str, Any]:
@@ -35,6 +36,7 @@ def status_of(name: str) -> dict[str, Any]:
         "waiting_for_promotion": [info.version for info in waiting_for_promotion(name, records).versions],
         "override": override.reason if override else None,
         "last_record": dict(records[-1]) if records else None,
+        "last_run": last_flow_run(name),
     }
 
 
@@ -50,6 +52,9 @@ def render_status(state: dict[str, Any]) -> str:
     lines += [f"  release/{v} is approved and waits: scalingnote promote" for v in state["waiting_for_promotion"]]
     if record := state["last_record"]:
         lines.append(f"Last change: {record['action']} to release/{record['to_version']}, {record['recorded_at']}")
+    if run := state["last_run"]:
+        why = f": {one_line(run['why'])}" if run["state"] in ("failed", "killed") and run["why"] else ""
+        lines.append(f"Last run: {run['flow']} of {run['started']} UTC, {run['state']}{why}")
     if state["override"]:
         lines.append(f"{RED} OVERRIDE: the champion was released although its gates did not pass: {state['override']}")
     if state["warning"]:
@@ -66,10 +71,10 @@ def _alarm(name: str) -> str | None:
     except PromotionError:
         found = []  # nothing was promoted yet
     if foreign := record_store.foreign_runs(name):
-        many = "a run" if len(foreign) == 1 else f"{len(foreign)} runs"
+        many = "a run or a claim" if len(foreign) == 1 else f"{len(foreign)} runs or claims"
         found.append(
-            f"In the experiment {name}-promotions there is {many} beside the promotion records ({foreign[0]}). It changes nothing, but "
-            "somebody writes there who should not; find out who, and delete it."
+            f"In the experiment {name}-promotions there is {many} beside the promotion records ({foreign[0]}). That changes nothing, but "
+            "somebody writes there who should not; find out who, and delete such runs."
         )
     return " ".join(alarm for alarm in found if alarm) or None
 

@@ -83,6 +83,15 @@ def time_text(milliseconds: int) -> str:
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
 
 
+def moment(text: Any, milliseconds: int) -> str:
+    """`text`, if it is a time with its zone, else that of the registry: tags and records of others can hold anything."""
+    try:
+        found = datetime.fromisoformat(text) if isinstance(text, str) else None
+        return time_text(milliseconds) if found is None or found.tzinfo is None else found.astimezone(UTC).isoformat()
+    except (ValueError, OverflowError):
+        return time_text(milliseconds)
+
+
 def _walk(root: Node) -> Iterator[tuple[str, Node, str | None]]:
     """Every node with its key and that of its parent, in the order of the text; nodes without a key get one of their place."""
     waiting: list[tuple[str, Node, str | None]] = [(root.key or root.title, root, None)]

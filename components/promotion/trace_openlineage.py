@@ -1,7 +1,8 @@
-"""A trace as OpenLineage events (specification 2-0-2): one completed run for every step, its inputs and its outputs.
+"""A trace as OpenLineage events (specification 2-0-2): for every step a run that starts and completes, its inputs and its outputs.
 
 https://openlineage.io/docs/spec/object-model. Models and indexes are datasets there, as the specification has no other output; the
-facet `version` of each carries the sha256 digest, so two of one name are told apart.
+facet `version` of each carries the sha256 digest, so two of one name are told apart. The specification asks for a START of every run. A
+release knows when a step was recorded, not when it began, so both events bear that time. A receiver takes one event a request.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from components.errors import ModelError
 from components.promotion.release import LineageNode
 from components.promotion.standing import CHAMPION, release_model
 from components.promotion.trace import Trace
-from components.promotion.trace_node import time_text
+from components.promotion.trace_node import moment, time_text
 from components.promotion.trace_people import approvals, call_witness
 from components.promotion.trace_release import Opened
 from components.tracking import labels
@@ -57,7 +58,8 @@ class _Events:
         runs: dict[str, list[LineageNode]] = {}
         for node in self.manifest.lineage:
             runs.setdefault(node.run_id or node.digest, []).append(node)
-        return [*(self._step(made) for made in runs.values()), self._release(), *self._approvals(), *self._promotions()]
+        ended = [*(self._step(made) for made in runs.values()), self._release(), *self._approvals(), *self._promotions()]
+        return [event for end in ended for event in (_start(end), end)]
 
     def _step(self, made: list[LineageNode]) -> dict[str, Any]:
         """A run that made one artifact, or several, as the training makes both towers."""
@@ -72,7 +74,7 @@ class _Events:
         facets["scalingnote_runs"] = _own(mlflowRunId=made[0].run_id, prefectTaskRunId=made[0].task_run_id)
         source = self._source(made)
         return _event(
-            made[0].recorded_at or self.last,
+            moment(made[0].recorded_at or self.last, self.opened.info.created_ms),
             {"runId": _uuid(made[0].run_id or made[0].digest), "facets": facets},
             self._job(made[0].name, "TASK"),
             [*source, *map(self._artifact, inputs), *bases],
@@ -88,7 +90,8 @@ class _Events:
             "scalingnote_decision": _own(**self.manifest.decision.model_dump(mode="json")),
         }
         run = {"runId": _uuid(self.manifest.flow_run_id or "flow"), "facets": facets}
-        return _event(self.last, run, self._job("release", "DAG"), [self._artifact(digest) for digest in used], [self._candidate()])
+        when = moment(self.last, self.opened.info.created_ms)
+        return _event(when, run, self._job("release", "DAG"), [self._artifact(digest) for digest in used], [self._candidate()])
 
     def _approvals(self) -> Iterator[dict[str, Any]]:
         """The copies into the release model that this release is, or that were made of this candidate."""
@@ -96,7 +99,7 @@ class _Events:
             known = {key: value for key, value in node.details.items() if value is not None}
             run = {"runId": _uuid(f"{node.key}:{self.opened.artifact.digest}"), "facets": {"scalingnote_approval": _own(**known)}}
             release = _dataset(self.namespace, release_model(self.opened.name), self.opened.artifact.digest)
-            when = str(known.get("approved_at") or time_text(known["copied_ms"]))
+            when = moment(known.get("approved_at"), known["copied_ms"])
             yield _event(when, run, self._job("approve", "TASK"), [self._candidate()], [release])
 
     def _promotions(self) -> Iterator[dict[str, Any]]:
@@ -107,7 +110,7 @@ class _Events:
             release = _dataset(self.namespace, self.opened.info.name, self.opened.artifact.digest)
             known = str(record.get("digest") or digest_of(record))
             run = {"runId": _uuid(known), "facets": {"scalingnote_record": _own(**record)}}
-            when = str(record.get("recorded_at") or record.get("time") or self.last)
+            when = moment(record.get("recorded_at") or record.get("time"), self.opened.info.created_ms)
             yield _event(when, run, self._job(str(record["action"]), "TASK"), [self._candidate()], [release])
 
     def _candidate(self) -> dict[str, Any]:
@@ -146,6 +149,11 @@ class _Events:
 def _event(when: str, run: Mapping[str, Any], job: Mapping[str, Any], inputs: list[Any], outputs: list[Any]) -> dict[str, Any]:
     event = {"eventType": "COMPLETE", "eventTime": when, "run": run, "job": job, "inputs": inputs, "outputs": outputs}
     return {**event, "producer": PRODUCER, "schemaURL": f"{SPECIFICATION}#/$defs/RunEvent"}
+
+
+def _start(end: dict[str, Any]) -> dict[str, Any]:
+    """The beginning of a run that ended: what it gave is not there yet."""
+    return {**end, "eventType": "START", "outputs": []}
 
 
 def _dataset(namespace: str, name: str, digest: str) -> dict[str, Any]:

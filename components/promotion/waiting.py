@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from components import settings
 from components.artifacts import digest_of, read_json, write_json
 from components.errors import ArtifactError, PromotionError
-from components.promotion.approval import rejection
+from components.promotion.approval import rejection, rejection_of_files
 from components.promotion.standing import Record, candidate_model, current_aliases, expected_aliases, registered, release_model
 from components.tracking import records as record_store
 from components.tracking import registry
@@ -34,7 +34,7 @@ class Waiting(NamedTuple):
 
 
 def waiting_for_promotion(name: str, records: Sequence[Record]) -> Waiting:
-    """Approved and not rejected, neither itself nor its candidate. Versions below the newest promoted one were passed over for good."""
+    """Versions that were approved, and neither they nor their candidates rejected. Those below the newest promoted one are passed over."""
     newest = max((int(record["to_version"]) for record in records), default=0)
     fresh = [info for info in registry.versions(release_model(name)) if info.version > newest]
     candidates = _candidates(name) if fresh else {}
@@ -109,4 +109,4 @@ def _refusal_file(name: str) -> Path:
 def _candidate_rejection(name: str, release: VersionInfo, candidates: dict[int, VersionInfo]) -> str | None:
     origin = registry.copied_from(release)
     candidate = candidates.get(origin[1]) if origin and origin[0] == candidate_model(name) else None
-    return rejection(candidate) if candidate is not None else None
+    return rejection_of_files(candidate, candidates.values()) if candidate is not None else None

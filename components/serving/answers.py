@@ -242,6 +242,6 @@ def _parsed(path: Path, line: bytes) -> Answer:
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise ArtifactError(f"{path}: an answer has the schema version {version}, this program knows {SCHEMA_VERSION}. Update it.")
         return Answer.model_validate(content)
-    except (ValueError, ValidationError) as error:
+    except (ValueError, ValidationError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise ArtifactError(f"{path}: a line is not an answer as this program writes it ({reason}). Restore the log.") from None

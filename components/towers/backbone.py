@@ -106,7 +106,11 @@ def pooled(model: Any, batch: dict[str, Tensor], contract: EncodingContract, hea
 
     `head`: the maps behind the pooling of a published model, float32.
     """
-    vectors = pool(model(**batch).last_hidden_state, batch["attention_mask"], contract.pooling)
+    return finished(pool(model(**batch).last_hidden_state, batch["attention_mask"], contract.pooling), contract, head)
+
+
+def finished(vectors: Tensor, contract: EncodingContract, head: Any = None) -> Tensor:
+    """Unit float32 vectors (rows, dimension) of pooled states (rows, width), through the maps of a published model where it has some."""
     return cut(normalize(vectors if head is None else head(vectors)), contract.dimension)
 
 

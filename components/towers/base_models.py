@@ -143,13 +143,13 @@ def _local(name: str, texts: Sequence[str]) -> BaseModel:
     if "/" not in name and (built := models_folder() / name).is_dir():
         return BaseModel(name, str(built), open_artifact(built).digest)
     if name in WITHOUT_WEIGHTS:
-        raise ModelError(f"The teacher is '{name}', of which no model is here. Name a model for what needs one.")
+        raise ModelError(f"The teacher is '{name}', which has no model here. Name a model for the step that needs one.")
     folder = _folder(name)
     if name.lower().endswith(".gguf"):
         raise ModelError(f"'{name}' is a GGUF file, whose weights are quantized. Name the model that it was made from, as safetensors.")
     if folder is None:
         raise ModelError(
-            f"The model folder '{name}' does not exist, and the name has not the form of one on a model hub (model or owner/model). "
+            f"The model folder '{name}' does not exist, and the name does not look like one of a model hub (model or owner/model). "
             f"Built in: {', '.join(BUILT_IN)}."
         )
     return BaseModel(name, str(folder), folder_digest(folder))

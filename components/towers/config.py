@@ -113,6 +113,13 @@ class TowerConfig(StepConfig):
     processes: int = Field(1, ge=1, le=1024, description="Processes on this machine that share every batch")
     sharding: Literal["none", "fsdp"] = Field("none", description="fsdp: full fine-tuning of a model that one device cannot hold")
     checkpoint_every: int = Field(25, ge=1, description="Steps between checkpoints")
+    merge_last: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="The towers become the mean of so many weights: those after the last step and, checkpoint_every steps apart, before. "
+        "1: those of the last step alone",
+    )
     max_mean_cosine: float = Field(0.9, gt=0, le=1, description="Collapse check: highest mean cosine of two random embeddings")
     min_effective_rank: float = Field(4.0, ge=1, description="Collapse check: lowest effective rank of the embeddings")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto takes bfloat16 where the machine is fast with it")
@@ -127,6 +134,17 @@ class TowerConfig(StepConfig):
         return given
 
     @model_validator(mode="after")
+    def _can_be_merged(self) -> TowerConfig:
+        if self.merge_last > 1 and self.sharding == "fsdp":
+            raise ValueError("merge_last keeps a second copy of all trained weights in one place; set it to 1 with sharding fsdp")
+        if self.merge_last > 1 and (self.merge_last - 1) * self.checkpoint_every >= self.steps:
+            raise ValueError(
+                f"merge_last {self.merge_last} with checkpoint_every {self.checkpoint_every} reaches back beyond the first of {self.steps} "
+                "steps; lower one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fits_together(self) -> TowerConfig:
         if self.base_model in WITHOUT_WEIGHTS and self.training != "none":
             raise ValueError(f"base_model {self.base_model} has no weights that could be trained; set training to none")
@@ -134,7 +152,6 @@ class TowerConfig(StepConfig):
             raise ValueError("base_model vectors and a folder in towers.vectors belong together; set both or neither")
         if self.base_model == "endpoint" and not (self.endpoint.url and self.endpoint.model):
             raise ValueError("base_model endpoint needs towers.endpoint.url and towers.endpoint.model; set both")
-        self._code_is_pinned()
         if self.training != "none" and self.pooling == "cls" and self.attention == "causal":
             raise ValueError("pooling cls takes the first token, which sees no other in causal attention; set attention to bidirectional")
         if self.training != "none" and self.dimension is not None and self.dimension not in self.matryoshka:
@@ -149,10 +166,12 @@ class TowerConfig(StepConfig):
             raise ValueError(f"batch_size {self.batch_size} cannot be shared equally by {self.processes} processes")
         return self
 
-    def _code_is_pinned(self) -> None:
+    @model_validator(mode="after")
+    def _code_is_pinned(self) -> TowerConfig:
         if not self.trust_remote_code:
-            return
+            return self
         if not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             raise ValueError("trust_remote_code runs code of others, so it needs the full commit (40 digits) in revision; set it")
         if self.training == "full":
             raise ValueError("trust_remote_code goes with training lora or none; a fully trained model would carry that code along")
+        return self

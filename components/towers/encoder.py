@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from components.errors import ArtifactError, ModelError
 from components.progress import Progress, counting
 from components.towers.adapters import ADAPTER, adapter_digest
-from components.towers.backbone import load_decoder, pooled
+from components.towers.backbone import finished, load_decoder, pooled
 from components.towers.base_models import BaseModel, resolve_base
+from components.towers.beginnings import Bundle, bundles_of, can_share, longest_shared, numbers_of, pooled_bundles, worth_sharing
 from components.towers.config import WITHOUT_WEIGHTS
 from components.towers.contract import EncodingContract, TextEncoder, is_tokenizer_of, load_contract
 from components.towers.endpoint import load_endpoint
@@ -22,6 +24,9 @@ from components.towers.precision import pick_device
 from components.towers.published import asked_attention, head_digest, load_head, read_published
 from components.towers.stored import load_stored
 from components.towers.tokens import batches_by_tokens, pad_batch, token_ids
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TOKENS_PER_BATCH = 2048
 
@@ -58,20 +63,58 @@ class TowerEncoder:
         return token_ids(self._tokenizer, texts, self.contract)
 
     def encode(self, texts: Sequence[str], batch_size: int | None = None, progress: Progress = None) -> NDArray[np.float32]:
-        """Unit float32 vectors (len(texts), dimension), in the order of `texts`; encoded in batches of similar length."""
+        """Unit float32 vectors (len(texts), dimension), in the order of `texts`; encoded in batches of similar length.
+
+        Where enough texts begin alike and the model allows it, common beginnings are worked out once (`components.towers.beginnings`).
+        """
         import torch
 
         rows = self.tokens(texts)
         vectors = np.empty((len(rows), self.contract.dimension), dtype=np.float32)
         with torch.inference_mode(), counting(progress, len(rows), "text") as done:
-            for batch in batches_by_tokens([len(r) for r in rows], self.tokens_per_batch, batch_size):
-                vectors[batch] = self._embed([rows[i] for i in batch])
-                done(len(batch))
+            for numbers, found in self._encoded(rows, batch_size):
+                vectors[numbers] = found.cpu().numpy()
+                done(len(numbers))
         return vectors
 
-    def _embed(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def worked_tokens(self, texts: Sequence[str]) -> int:
+        """Tokens that go through the model for `encode(texts)`, padding included."""
+        rows = self.tokens(texts)
+        lengths = [len(one.ids) for one in bundles] if (bundles := self._bundles(rows)) else [len(row) for row in rows]
+        return sum(lengths[batch[0]] * len(batch) for batch in batches_by_tokens(lengths, self.tokens_per_batch))
+
+    def _encoded(self, rows: Sequence[Sequence[int]], batch_size: int | None) -> Iterator[tuple[list[int], Tensor]]:
+        """Numbers of rows and their vectors, batch by batch."""
+        if batch_size is None and (bundles := self._bundles(rows)):
+            for batch in batches_by_tokens([len(bundle.ids) for bundle in bundles], self.tokens_per_batch):
+                some = [bundles[i] for i in batch]
+                yield numbers_of(some), self._of_bundles(some)
+            return
+        for batch in batches_by_tokens([len(row) for row in rows], self.tokens_per_batch, batch_size):
+            own = [rows[i] for i in batch]
+            if batch_size is not None and (bundles := self._bundles(own)):
+                yield [batch[i] for i in numbers_of(bundles)], self._of_bundles(bundles)
+            else:
+                yield batch, self._alone(own)
+
+    def _bundles(self, rows: Sequence[Sequence[int]]) -> list[Bundle] | None:
+        """Trees of the rows' tokens; None where they save too little or the model cannot take them."""
+        if self.contract.attention != "causal" or len(rows) < 2 or not all(rows) or max(map(len, rows)) > longest_shared(self._model):
+            return None
+        bundles = bundles_of(rows)
+        return bundles if worth_sharing(rows, bundles) and self._can_share else None
+
+    @cached_property
+    def _can_share(self) -> bool:
+        return can_share(self._model)
+
+    def _of_bundles(self, bundles: Sequence[Bundle]) -> Tensor:
+        states = pooled_bundles(self._model, bundles, self.contract.pooling, self._tokenizer.pad_token_id or 0)
+        return finished(states, self.contract, self._head)
+
+    def _alone(self, rows: Sequence[Sequence[int]]) -> Tensor:
         batch = {k: v.to(self._device) for k, v in pad_batch(rows, self._tokenizer.pad_token_id or 0).items()}
-        return pooled(self._model, batch, self.contract, self._head).cpu().numpy()
+        return pooled(self._model, batch, self.contract, self._head)
 
 
 def open_tower(folder: Path) -> TextEncoder:

@@ -263,7 +263,9 @@ def _vectors(raw: Mapping[str, Any], count: int, endpoint: EndpointConfig) -> ND
         rows = sorted(enumerate(raw["data"]), key=lambda pair: pair[1].get("index", pair[0]))
         vectors = [_numbers(row["embedding"]) for _, row in rows]
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise ModelError(f"{_named(endpoint)} gave an answer without an embedding for each text. It is no OpenAI-shaped server.") from None
+        raise ModelError(
+            f"{_named(endpoint)} gave an answer without an embedding for each text. It is not an OpenAI-shaped server."
+        ) from None
     if len(vectors) != count:
         raise ModelError(f"{_named(endpoint)} gave {len(vectors)} vectors for {count} texts. Lower towers.endpoint.batch_size.")
     widths = {len(vector) for vector in vectors}

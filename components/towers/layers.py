@@ -55,7 +55,7 @@ def layer_stack(model: Any, name: str) -> tuple[Any, str]:
             owner = getattr(owner, parent, None)
         if isinstance(getattr(owner, last, None), ModuleList):
             return owner, last
-    raise ModelError(f"'{name}' keeps its layers under none of the names {', '.join(STACKS)}; take the whole model.")
+    raise ModelError(f"'{name}' keeps its layers under a name other than {', '.join(STACKS)}; take the whole model.")
 
 
 def layer_count(model: Any, name: str) -> int:

@@ -100,6 +100,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, weight_decay=0.0)
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.losses: list[float] = []
+        self._merged, self._totals = 0, dict[str, "Tensor"]()
         self._resume()
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -121,8 +122,26 @@ class Training:
                 bar.update()
                 rate = (bar.format_dict["rate"] or 0) * self.config.batch_size
                 bar.set_postfix(loss=f"{np.mean(self.losses[-10:]):.3f}", pairs_per_s=f"{rate:.1f}", refresh=False)
+                if self._is_merged(step):
+                    self._add_to_mean()
                 if (step + 1) % self.config.checkpoint_every == 0:
                     self._save()
+
+        if self.config.merge_last > 1:
+            self.towers.load_state({name: total / self._merged for name, total in self._totals.items()})
+
+    def _is_merged(self, step: int) -> bool:
+        """Whether the weights after this step belong to the mean that the towers become (`merge_last`)."""
+        before_end = self.config.steps - (step + 1)
+        return before_end % self.config.checkpoint_every == 0 and before_end // self.config.checkpoint_every < self.config.merge_last
+
+    def _add_to_mean(self) -> None:
+        """Source: Wortsman et al., Model soups, ICML 2022; of checkpoints of one run, Sanyal et al., LAWA, 2023."""
+        if self.config.merge_last == 1:
+            return
+        self._merged += 1
+        for name, value in self.towers.state().items():
+            self._totals[name] = self._totals[name] + value.float() if name in self._totals else value.float()
 
     def _step(self, step: int) -> float:
         import torch
@@ -200,6 +219,8 @@ class Training:
         state: dict[str, Any] = {"towers": self.towers.state(), "optimizer": optimizer_state(self.optimizer), "losses": self.losses}
         if self.prediction is not None:
             state["query_prediction"] = self.prediction.state_dict()
+        if self._merged:
+            state["merged"] = {"count": self._merged, "totals": self._totals}
         save_checkpoint(self.folder, state)
 
     def _resume(self) -> None:
@@ -211,6 +232,8 @@ class Training:
         if self.prediction is not None:
             self.prediction.load_state_dict(state["query_prediction"])
         self.losses = state["losses"]
+        if "merged" in state:
+            self._merged, self._totals = state["merged"]["count"], state["merged"]["totals"]
 
 
 def _sum(value: float, device: Any) -> float:

@@ -186,7 +186,7 @@ def _longest(base: BaseModel, folder: Path) -> int | None:
     settings = next((_json(folder / file) for file in TRANSFORMER_SETTINGS if (folder / file).is_file()), {})
     tokenizer = AutoTokenizer.from_pretrained(folder, **base.loading)
     if settings.get("do_lower_case") and tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]:
-        raise ModelError(f"'{base.name}' wants its texts in small letters, which its tokenizer does not see to, nor does a tower.")
+        raise ModelError(f"'{base.name}' expects texts in lower case, but neither its tokenizer nor a tower makes them so.")
     stated, positions = settings.get("max_seq_length"), getattr(load_config(base), "max_position_embeddings", None)
     limits = [stated] if isinstance(stated, int) else [tokenizer.model_max_length, positions]
     # A length that its table of positions lacks would end the process on a GPU.
@@ -203,7 +203,7 @@ def _dense(folder: Path, path: str, name: str) -> Dense:
     try:
         _bend(dense.activation)
     except (AttributeError, ValueError):
-        raise ModelError(f"'{name}' bends its vectors by '{dense.activation}', which is no activation of torch.") from None
+        raise ModelError(f"'{name}' bends its vectors by '{dense.activation}', which torch does not have as an activation.") from None
     return dense
 
 

@@ -7,7 +7,6 @@ the entry they rest on, and a signed record cannot follow.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -202,7 +201,7 @@ def _refuse_newer(line: bytes) -> None:
     """Raise ArtifactError for an entry of a later version of this program, whose fields are not known."""
     try:
         raw = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -253,7 +252,7 @@ def _write_head(path: Path, head: Head) -> None:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.with_name(path.name + ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        settings.locked(lock)
         yield
 
 

@@ -19,8 +19,8 @@ RECORD_FILE = "record.json"
 SEQUENCE = labels.PREFIX + "sequence"  # a tag that every run of a record has from its creation on
 OVERTAKEN_FILE = "overtaken.json"  # beside the record of a writer that came second, for whoever has the files alone
 RECORD_KEY = "record-{:06d}"
-_PLACE = re.compile(r"^record-(\d{6,})$")
-_CLAIM = re.compile(r"^([0-9a-f]{32}):([0-9a-f]{64})$")
+_PLACE = re.compile(r"record-([0-9]{6,})")
+_CLAIM = re.compile(r"([0-9a-f]{32}):([0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,15 @@ class Chain:
     runs: dict[str, RunState]
 
     def places(self) -> list[tuple[str, str]]:
-        """(run id, digest) of each record in order; raises ArtifactError for a gap or an unreadable claim."""
-        numbered = {int(found.group(1)): value for key, value in self.claims.items() if (found := _PLACE.match(key))}
+        """(run id, digest) of each record in order; raises ArtifactError for a gap or an unreadable claim.
+
+        A place has one name: `record-0000003` beside `record-000003` would be a second claim of it, which MLflow takes for another.
+        """
+        numbered = {_number_of(key): value for key, value in self.claims.items() if _number_of(key)}
         if sorted(numbered) != list(range(1, len(numbered) + 1)):
             missing = next(number for number in range(1, max(numbered)) if number not in numbered)
             raise ArtifactError(f"{self.name}: promotion record {missing} is missing from the chain.")
-        parsed = [_CLAIM.match(numbered[number]) for number in sorted(numbered)]
+        parsed = [_CLAIM.fullmatch(numbered[number]) for number in sorted(numbered)]
         if None in parsed:
             raise ArtifactError(f"{self.name}: the claim of promotion record {parsed.index(None) + 1} is unreadable.")
         return [(found.group(1), found.group(2)) for found in parsed if found]
@@ -69,6 +72,17 @@ class Chain:
         """Ids of the runs in the experiment that are no runs of records at all: anybody may make one there, so they change nothing."""
         placed = {run_id for run_id, _ in self.places()} | {self.run_id}
         return sorted(run.run_id for run in self.runs.values() if run.active and run.sequence is None and run.run_id not in placed)
+
+    def strange_claims(self) -> list[str]:
+        """Parameters of the chain's run that are no claims: they change nothing, and nobody but a forger writes them."""
+        return sorted(key for key in self.claims if not _number_of(key))
+
+
+def _number_of(key: str) -> int:
+    """The place that a parameter of the chain's run claims; 0 for one that claims none."""
+    found = _PLACE.fullmatch(key)
+    number = int(found[1]) if found else 0
+    return number if key == RECORD_KEY.format(number) else 0
 
 
 def open_chain(name: str) -> Chain | None:
@@ -117,7 +131,7 @@ def parse_record(content: bytes, title: str) -> dict[str, Any]:
     """
     try:
         found = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or json.dumps(found, indent=2).encode() != content:
         raise ArtifactError(f"{title} was changed: its file does not read as it was written. Restore it from a backup.")

@@ -22,7 +22,10 @@ PARENT = PREFIX + "parent."
 INPUT = PREFIX + "input."
 ATTRIBUTE = PREFIX + "attribute."
 
-_APPROVAL = re.compile(r"(approved?|accept(ed)?|ok|pass(ed)?)\b", re.IGNORECASE)
+_APPROVAL = re.compile(r"(approved?|accept(ed)?|ok|pass(ed)?)( by [^:]*)?([.!]*|:.*)", re.IGNORECASE)
+_DOUBT = re.compile(
+    r"\b(no|not|never|cannot|reject\w*|refus\w*|declin\w*|withdr\w*|revok\w*|mistake\w*|wrong\w*)\b|n['\u2019]t\b", re.IGNORECASE
+)
 _REJECTION = re.compile(r"\W*reject\w*[\s:,;.(\-\u2013\u2014]*(.*?)\)?$", re.IGNORECASE)
 
 MAX_TAG = 8000
@@ -34,14 +37,15 @@ def rejection(tags: Mapping[str, str]) -> str | None:
     """Why a reviewer rejected a version, None when its tags do not say so: `review` = `rejected: reason`, or `rejected` = the reason.
 
     The one reader of these tags, for the command line, the server's rules and the pages. It fails closed: with or without the project's
-    prefix, in any capitals, what begins with "reject" rejects, and so does a review that is neither blank nor plainly an approval. A
-    rejection needs no proof: it is the one claim that cannot let anything through.
+    prefix, in any capitals, what begins with "reject" rejects, and so does a review that is neither blank nor plainly an approval: one
+    word, who, and after a colon a comment that takes nothing back. A rejection needs no proof: it is the one claim that cannot let
+    anything through.
     """
     for key, value in sorted(tags.items()):
         plain, said = key.strip().casefold().removeprefix(PREFIX), " ".join(value.split())
         if plain == "rejected" and said.casefold() not in ("", "false", "no"):
             return said
-        if plain != "review" or not said or (_APPROVAL.match(said) and "reject" not in said.casefold()):
+        if plain != "review" or not said or (_APPROVAL.fullmatch(said) and not _DOUBT.search(said)):
             continue
         verdict = _REJECTION.match(said)
         if verdict is None:

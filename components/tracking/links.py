@@ -22,6 +22,12 @@ def evidence_links(model: str, version: int) -> dict[str, str]:
     }
 
 
+@translated("find the page of a run")
+def run_link(run_id: str) -> str:
+    """The page of a run."""
+    return f"#/experiments/{client().get_run(run_id).info.experiment_id}/runs/{run_id}"
+
+
 def version_link(model: str, version: int) -> str:
     """The page of a registered version."""
     return f"#/models/{model}/versions/{version}"

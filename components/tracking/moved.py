@@ -75,7 +75,7 @@ def settle() -> None:
     if path is None or path in _in_use:
         return
     try:
-        lock = (settings.home() / "locks" / "mlflow-in-use.lock").open("a")
+        lock = (settings.home() / "locks" / "mlflow-in-use.lock").open("a+")  # NFS gives a shared lock only where one may read
     except OSError:  # a home that is only read
         lock = None
     if roots := former_roots(path):

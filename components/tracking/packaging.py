@@ -129,7 +129,10 @@ def _share(sealed: Path, place: Path, former: Path) -> None:
         target, earlier = place / path.relative_to(sealed), former / path.relative_to(sealed)
         if earlier.is_file() and earlier.samefile(path):
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(earlier, target)
+            try:
+                os.link(earlier, target)
+            except OSError:  # a file may have 65,000 names on ext4, 1,024 on NTFS: then it is uploaded like a new one
+                continue
             path.unlink()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ def read_record_files(root: Path, retriever_name: str) -> list[dict[str, Any]]:
         record = _read(path)
         if record.get("retriever") == retriever_name:
             places.setdefault(int(record["sequence"]), []).append({**record, _OVERTAKEN: path.with_name(OVERTAKEN_FILE).is_file()})
-    if missing := [number for number in range(1, max(places, default=0)) if number not in places]:
-        raise ArtifactError(f"{root}: the file of promotion record {missing[0]} is missing.")
+    if (missing := next(number for number in count(1) if number not in places)) < max(places, default=0):
+        raise ArtifactError(f"{root}: the file of promotion record {missing} is missing.")
     return _linked(places)
 
 
@@ -56,13 +57,13 @@ def _place(path: Path) -> tuple[str, int] | None:
     try:
         record = json.loads(path.read_bytes())
         return str(record["retriever"]), int(record["sequence"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
 def _read(path: Path) -> dict[str, Any]:
     record = parse_record(path.read_bytes(), f"The promotion record {path}")
-    if not isinstance(record.get("sequence"), int):
+    if type(record.get("sequence")) is not int or record["sequence"] < 1:
         raise ArtifactError(f"{path} does not hold a promotion record.")
     if digest_of({key: value for key, value in record.items() if key != "digest"}) != record.get("digest"):
         raise ArtifactError(f"{path}: promotion record {record['sequence']} was changed: its digest is not that of its content.")

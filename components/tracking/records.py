@@ -104,9 +104,12 @@ def _refuse_outside(chain: Chain) -> None:
 
 
 def foreign_runs(retriever_name: str) -> list[str]:
-    """Ids of runs in the experiment of the records that are none: they change nothing, but somebody writes there who should not."""
+    """Ids of runs in the experiment of the records that are none, and claims of no place.
+
+    They change nothing, but somebody writes there who should not.
+    """
     chain = open_chain(_experiment(retriever_name))
-    return [] if chain is None else chain.foreign()
+    return [] if chain is None else [*chain.foreign(), *chain.strange_claims()]
 
 
 def stated_heads(retriever_name: str) -> dict[int, tuple[int, str]]:

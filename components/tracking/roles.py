@@ -63,8 +63,8 @@ class Verdicts(BaseModel):
     set_by: tuple[str, ...]
 
     def covers(self, model: str, tag: str) -> bool:
-        """Whether `tag`, with or without the project's prefix, is such a tag of `model`."""
-        return model.endswith(self.models) and tag.removeprefix(labels.PREFIX) in self.tags
+        """Whether `tag`, with or without the project's prefix, is such a tag of `model`. Some databases overlook capitals and blanks."""
+        return model.endswith(self.models) and plain(tag).removeprefix(labels.PREFIX) in self.tags
 
 
 class Permissions(BaseModel):
@@ -171,6 +171,11 @@ def refusal(call: Call, permissions: Permissions, world: World) -> str | None:
     return _refused_version(call, permissions, world) if call.action == "create_model_version" else None
 
 
+def plain(key: str) -> str:
+    """A tag's key as a database may read it that overlooks capitals and blanks at the ends."""
+    return key.strip().casefold()
+
+
 def _names(call: Call) -> list[str]:
     """Names that the rules look at: of the model or experiment, and the one it would be renamed to."""
     found = (call.subject.get(key) for key in ("model", "experiment", "new_name"))
@@ -184,7 +189,7 @@ def _refused_by_rule(call: Call, name: str, permissions: Permissions, world: Wor
     if allowed is None and name == call.subject.get("model"):
         allowed = permissions.rule(name, OTHER_ACTION)
     key = call.subject.get("key", "") if call.action in ("set_version_tag", "delete_version_tag") else ""
-    if key in permissions.sealed and permissions.ending(name):
+    if plain(key) in permissions.sealed and permissions.ending(name):
         return f"The tag '{key}' is set when a version of {name} is created; nobody may change it."
     if permissions.verdicts.covers(name, key):
         return _refused_verdict(call, permissions.verdicts)

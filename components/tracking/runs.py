@@ -17,6 +17,7 @@ from typing import Any, Literal
 from components import settings
 from components.artifacts import MANIFEST, Artifact, digest_of
 from components.tracking import labels, lineage
+from components.tracking.alive import was_killed
 from components.tracking.files import local_path
 from components.tracking.provenance import Provenance, claimed_user, provenance_tags
 from components.tracking.store import client, error_code, experiment_id, translated
@@ -26,6 +27,7 @@ REPORT_KINDS = frozenset({"validation", "evaluation", "comparison", "study"})
 PAGE = "report.html"  # what people read of an artifact that has it: a run's page can be linked to, a model's files cannot
 PLOTS = "plots"  # folder of its pictures
 Measured = float | Sequence[float]  # a number, or a curve: the values after step 1, 2 and so on
+CANCELLED = "cancelled"  # why a run was killed that a person ended
 _CONFIG = "config.json"  # the file that holds a flow's whole configuration, beside the run's parameters
 _BATCH = 100  # the most parameters or tags that MLflow takes in one call
 _METRICS = 1000  # the most metrics that it takes in one call
@@ -37,7 +39,8 @@ _POINTS = 1000  # of a curve: its pages draw fewer
 class StepRecord:
     """What one step did. `inputs` and `artifact` carry the digests, `seconds` is the step's own duration.
 
-    `flow_run_id` is the flow's run in MLflow, `task_run_id` the step's run in Prefect.
+    `flow_run_id` is the flow's run in MLflow, `task_run_id` the step's run in Prefect. `fault`: what is wrong with the artifact, empty
+    when nothing is.
     """
 
     step: str
@@ -49,6 +52,7 @@ class StepRecord:
     cached: bool = False
     flow_run_id: str = ""
     task_run_id: str | None = None
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,27 @@ def read_flow_run(run_id: str) -> FlowRun | None:
     return FlowRun(run_id, title, str(run.info.status), started, tags, parent, config)
 
 
+@translated("find the last run")
+def last_flow_run(name: str) -> dict[str, str] | None:
+    """The newest run of any flow in the experiment `name`: flow, state, start (UTC) and why it ended so; None where there is none.
+
+    The state is finished, failed, cancelled (a person ended it), killed (its process is gone) or running, as Prefect shows the same run:
+    Completed, Failed, Cancelled, Crashed, Running.
+    """
+    experiment = client().get_experiment_by_name(name)
+    found = experiment and client().search_runs(
+        [experiment.experiment_id], f"tags.`{labels.FLOW}` != ''", max_results=1, order_by=["attributes.start_time DESC"]
+    )
+    if not found:
+        return None
+    info, tags = found[0].info, found[0].data.tags
+    why = tags.get(labels.ERROR, "")
+    killed = info.status == "KILLED" or (info.status == "RUNNING" and was_killed(info.run_id))
+    state = ("cancelled" if why == CANCELLED else "killed") if killed else str(info.status).lower()
+    started = time.strftime("%Y-%m-%d %H:%M", time.gmtime(info.start_time / 1000))
+    return {"flow": tags[labels.FLOW], "state": state, "started": started, "why": why, "run_id": str(info.run_id)}
+
+
 @translated("find a run")
 def newest_flow_run(name: str, flow: str) -> FlowRun | None:
     """The newest finished run of `flow` in the experiment `name`, with the configuration that it recorded; None where there is none."""
@@ -191,7 +216,7 @@ def record_step(parent_run_id: str, record: StepRecord) -> str:
     lineage.log_output(run_id, experiment, record.artifact)
     if holder is None:
         _upload(run_id, record.artifact)
-    client().set_terminated(run_id, "FINISHED", ended)
+    client().set_terminated(run_id, "FAILED" if record.fault else "FINISHED", ended)
     return run_id
 
 
@@ -205,6 +230,7 @@ def _step_tags(parent_run_id: str, record: StepRecord, holder: str | None) -> di
         labels.FILES_RUN: holder,
         labels.FLOW_RUN: record.flow_run_id or None,
         labels.TASK_RUN: record.task_run_id,
+        labels.ERROR: record.fault or None,
         "config_digest": digest_of(dict(record.config)),
     }
     nested = {"mlflow.parentRunId": parent_run_id, "mlflow.user": claimed_user()}

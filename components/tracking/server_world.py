@@ -58,7 +58,7 @@ class ServerWorld:
         return dict(found.tags)
 
     def complete(self, subject: dict[str, str]) -> dict[str, str]:
-        """`subject` with the name of its experiment; the run that holds a chain of promotion records counts to their experiment."""
+        """`subject` with the name of its experiment; the run that holds a chain of promotion records counts as part of their experiment."""
         if "experiment" in subject:
             return subject
         name = _experiment_of_run(subject["run"]) if "run" in subject else None

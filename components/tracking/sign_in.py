@@ -1,7 +1,8 @@
 """Signing in to a server of this installation: where it is, whose password lies where, and which account a command uses.
 
 `scalingnote ui --auth` notes its address in the home folder as long as it runs. Commands that change something then go through it and
-not around it, with the stored account of their role, so that the audit log holds them. What the environment names always wins.
+not around it, so that the audit log holds them. The promote flow has an account of its own, whose stored password is taken. Who trains or
+approves is a person, and named by the environment: with a shared account for training, a person could approve their own work unseen.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from components.network import answers
 from components.tracking.roles import ADMIN
 from components.tracking.store import TrackingError
 
+PROMOTER = "promoter"
+PREFECT_USER = "prefect"
 USERNAME, PASSWORD, ADMIN_PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_AUTH_ADMIN_PASSWORD"
 
 
@@ -38,6 +41,11 @@ def stored_password(user: str) -> str | None:
 def admin_password() -> str:
     """From `MLFLOW_AUTH_ADMIN_PASSWORD`, else generated once and kept."""
     return os.environ.get(ADMIN_PASSWORD) or stored_password(ADMIN) or keep_secret(password_file(ADMIN))
+
+
+def prefect_account() -> str:
+    """`user:password` for Prefect's API and page; the password is generated once and kept in `password_file("prefect")`."""
+    return f"{PREFECT_USER}:{stored_password(PREFECT_USER) or keep_secret(password_file(PREFECT_USER))}"
 
 
 def keep_secret(path: Path) -> str:
@@ -82,17 +90,18 @@ def _is_alive(pid: int) -> bool:
 
 
 def sign_in(role: str) -> None:
-    """Send this process to the running server, as the account named in the environment or the stored one of `role`.
+    """Send this process to the running server, as the account named in the environment or, for the promoter alone, the stored one.
 
     Nothing happens when the environment names a tracking server or store, or when no server with sign-in runs over this home folder.
-    A person's password is never taken from a file: raises TrackingError when a reviewer's command finds none in the environment.
+    A person's password is never taken from a file: raises TrackingError when a trainer's or reviewer's command finds none in the
+    environment.
     """
     if os.environ.get("MLFLOW_TRACKING_URI") or (url := running_server()) is None:
         return
     os.environ["MLFLOW_TRACKING_URI"] = url
     if os.environ.get(USERNAME) and os.environ.get(PASSWORD):
         return
-    password = None if role == "reviewer" else stored_password(role)
+    password = stored_password(role) if role == PROMOTER else None
     if password is None:
         raise TrackingError(
             f"The server {url} asks who you are. Set {USERNAME} and {PASSWORD} to an account with the role {role}; "

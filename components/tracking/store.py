@@ -96,7 +96,7 @@ def _require_one_store(uri: str) -> None:
     """Records, runs and registered models belong together; with the registry elsewhere nothing would find its other half."""
     registry = os.environ.get("MLFLOW_REGISTRY_URI")
     if registry and registry != uri:
-        raise ConfigError(f"MLFLOW_REGISTRY_URI names {registry}, the tracking store is {uri}; both have to be one. Unset it.")
+        raise ConfigError(f"MLFLOW_REGISTRY_URI names {registry}, the tracking store is {uri}; both have to be the same. Unset it.")
     if (workspace := os.environ.get("MLFLOW_WORKSPACE")) not in (None, "", "default"):
         raise ConfigError(f"MLFLOW_WORKSPACE names '{workspace}'; retrievers are kept in the default workspace. Unset it.")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any, NoReturn
 
 INTERRUPTED = "Interrupted. Run the same command again to continue where it was."
@@ -21,6 +22,7 @@ def start() -> int:
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as in the background of a shell script
     if not ignored:
         signal.signal(signal.SIGINT, _leave)
+    _require_own_packages()
     from flows.cli.main import main
     from flows.cli.output import finish_streams, prepare_streams
 
@@ -36,6 +38,16 @@ def start() -> int:
     if not ignored:
         signal.signal(signal.SIGINT, _leave)
     return finish_streams(status)
+
+
+def _require_own_packages() -> None:
+    """Leave with a sentence when a package called `components` that is not ours comes first on the path: no command could be imported."""
+    import components
+
+    found = Path(components.__path__[0]).resolve()
+    if found.parent != Path(__file__).resolve().parents[2]:
+        os.write(2, f"scalingnote: {found} hides our own package of this name. Take its folder out of PYTHONPATH.\n".encode())
+        os._exit(2)
 
 
 def _leave(*_: Any) -> NoReturn:

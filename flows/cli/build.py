@@ -132,7 +132,8 @@ def validate(options: argparse.Namespace) -> None:
         print(f"Report: {validation.path / 'report.html'}")
     require_valid(validation)
     report = load_report(validation)
-    warnings = f"{validation.attributes['warnings']} warnings" if validation.attributes["warnings"] else "no warnings"
+    count = validation.attributes["warnings"] or "no"
+    warnings = f"{count} warning{'' if count == 1 else 's'}"
     dropped = [f"Left out: {entry.summary}" for entry in report.left_out]
     kept_at = [f"All rows left out, with reasons: {dataset.path / QUARANTINE_FILE}"] if dropped else []
     result = {**report.model_dump(mode="json"), "remarks": remarks_on(config.data)}
@@ -200,10 +201,14 @@ def _build(options: argparse.Namespace, config: RetrainConfig, about: str = "", 
 
     `estimate`: known already, and said.
     """
+    from flows.parameters import require_steps
     from flows.planning import announce
     from flows.release_steps import at_commits
+    from flows.retrain import AGAIN
     from flows.servers import run_flow
 
+    again = getattr(options, "again", [])  # the demo has no such option
+    require_steps("retrain", again, AGAIN)
     require_space()
     with only_result_on_stdout(options):
         config = at_commits(config)  # the estimate asks which steps are done, by keys that hold the commits
@@ -211,7 +216,7 @@ def _build(options: argparse.Namespace, config: RetrainConfig, about: str = "", 
         said = None if estimate else announce(config)
         if line := ": ".join(filter(None, (about or ("This run" if said else ""), said))):
             print(f"{line}.", flush=True)
-        return run_flow("flows.retrain:retrain", config=config)
+        return run_flow("flows.retrain:retrain", config=config, again=again)
 
 
 def report_of(result: dict[str, Any]) -> str:
@@ -228,11 +233,12 @@ def report_of(result: dict[str, Any]) -> str:
 
 
 def in_short(result: dict[str, Any]) -> str:
-    """Two sentences for somebody who decides on the money: what was gained, and what it costs."""
-    from components.evaluation.plain_words import cost_sentence, gain_sentence
+    """For somebody who decides on the money: what was gained, what it costs, and what BM25 beside it adds."""
+    from components.evaluation.plain_words import cost_sentence, fusion_sentence, gain_sentence
 
     summary = _summary_of(result)
-    return f"{gain_sentence(summary)}\n{cost_sentence(summary, result.get('cost', {}))}"
+    told = (gain_sentence(summary), cost_sentence(summary, result.get("cost", {})), fusion_sentence(summary))
+    return "\n".join(sentence for sentence in told if sentence)
 
 
 def _summary_of(result: dict[str, Any]) -> Summary:

@@ -66,7 +66,7 @@ def show_completion(options: argparse.Namespace) -> None:
 
 
 def diff_configs(options: argparse.Namespace) -> None:
-    """The settings that two configurations have different. Both outcomes end with status 0: this command looks, and judges nothing."""
+    """The settings in which two configurations differ. The exit status is 0 either way: this command looks, and judges nothing."""
     a, b = (_recorded(options, ref) for ref in (options.a, options.b))
     found = differences(a.values, b.values)
     facts = [fact for fact in a.facts if fact in b.facts and a.facts[fact] != b.facts[fact]]
@@ -148,7 +148,7 @@ def _of_run(run_id: str) -> Recorded:
         raise ConfigError(f"The run {run_id} is that of the step {run.title}. Its flow's run records the configuration: {run.parent}.")
     if run.config is None:
         raise ConfigError(
-            f"The run {run_id} ({run.title}) holds no configuration: it is no run of a flow that builds, or its config.json is gone. "
+            f"The run {run_id} ({run.title}) holds no configuration: it is not the run of a flow that builds, or its config.json is gone. "
             "Compare a release (candidate/N, release/N) instead, whose manifest holds it."
         )
     facts = {"code": run.tags["scalingnote.code_revision"]} if "scalingnote.code_revision" in run.tags else {}

@@ -28,8 +28,10 @@ LIMITS = {
     errno.EMFILE: "This process may not open more files ({files} at most, `ulimit -n`). Allow 1,024: `ulimit -n 1024`.",
     errno.ENFILE: "This machine has no more files to open (fs.file-max). Stop other programs.",
     errno.EFBIG: "A file would become larger than this process may write (`ulimit -f`). Raise the limit.",
+    errno.EAGAIN: "This process may start no more processes or threads (`ulimit -u`, or pids.max of its container). Raise the limit.",
     errno.ENOMEM: "This machine has no memory left. Stop other programs, or take smaller batches (encoding.tokens_per_batch).",
 }
+_NO_THREADS = ("can't start new thread", "pthread_create")
 _NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "malloc of size", "failed to map segment")
 
 
@@ -51,6 +53,10 @@ def lacking(error: BaseException) -> ResourceError | None:
             number = errno.ENOMEM
         if "too many open files" in str(seen).lower():
             number = errno.EMFILE
+        if any(said in str(seen).lower() for said in _NO_THREADS):
+            number = errno.EAGAIN
+        elif number == errno.EAGAIN and seen is not error:
+            number = None  # a connection that was waited for, and not a fork that failed
         if number in LIMITS:
             said = LIMITS[number].format(files=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
             return ResourceError(f"{said} Then run the same command again; finished steps are kept.")
@@ -77,6 +83,8 @@ def is_disk_full(error: BaseException) -> bool:
         words = str(seen).lower()
         if getattr(seen, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(said in words for said in FULL):
             return True
+    if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
+        return False  # the system said what it was
     # Writers in C++ report a failed write without saying why.
     with suppress(OSError, ScalingNoteError):
         return not isinstance(error, ScalingNoteError) and _free_bytes() < LOW_BYTES

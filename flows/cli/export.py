@@ -1,4 +1,4 @@
-"""The command export: a release's vectors for a store that a team has, or its encoders as one package of sentence-transformers."""
+"""The command export: a release's vectors for a store that a team has, its encoders as one package, or all of it signed for others."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from flows.cli.output import only_result_on_stdout, retriever_name, show
 
 def export(options: argparse.Namespace) -> None:
     """Write Parquet shards, or fill a Qdrant collection, or both; all that can be wrong is said before anything is written."""
+    vectors = options.to is not None or options.qdrant is not None
+    if (vectors, options.router is not None, options.signed is not None).count(True) > 1:
+        raise ConfigError("--router writes encoders, --to and --qdrant write vectors, --signed a whole release. Give one of the three.")
     if options.router is not None:
-        if options.to is not None or options.qdrant is not None:
-            raise ConfigError("--router writes encoders, --to and --qdrant write vectors. Give one of the two.")
         _export_router(options)
         return
-    if options.to is None and options.qdrant is None:
+    if options.signed is not None:
+        _export_signed(options)
+        return
+    if not vectors:
         raise ConfigError(
-            "export needs a place to write to: --to FOLDER for Parquet shards, --qdrant PATH|URL, or both; or --router FOLDER for encoders."
+            "export needs a place to write to: --to FOLDER for Parquet shards, --qdrant PATH|URL, or both; or --router FOLDER for "
+            "encoders; or --signed FOLDER for the whole release, signed for others."
         )
     from components.index import export as exporting
     from components.promotion.release_index import verified_index
@@ -54,6 +59,22 @@ def _export_router(options: argparse.Namespace) -> None:
     alone = "" if "document" in found else " Its teacher has no weights here, so encode_document is refused."
     result = {"release": release.title, "folder": str(options.router), "space_id": release.index.space_id, "differences": found}
     show(options, result, f"{release.title} as one package of sentence-transformers in {options.router}: {routes}.{alone}")
+
+
+def _export_signed(options: argparse.Namespace) -> None:
+    import shlex
+
+    from components.promotion.model_signing import BUNDLE, export_signed
+
+    release, key, parts = export_signed(retriever_name(options), options.release, options.signed)
+    result = {"release": release, "folder": str(options.signed), "signature": str(options.signed / BUNDLE), "key_id": key, "digests": parts}
+    command = shlex.join(["model_signing", "verify", "certificate", str(options.signed), "--signature", str(options.signed / BUNDLE)])
+    lines = (
+        f"{release} with its parts in {options.signed}, signed for others (OpenSSF Model Signing 1.0) by {key[:16]}. They check it with",
+        f"  {command} --certificate_chain CERTIFICATE",
+        "where CERTIFICATE is the key's own, from `scalingnote keys certificate`. Give it to them on another way than the folder.",
+    )
+    show(options, result, "\n".join(lines))
 
 
 def _sentence(result: dict[str, Any]) -> str:

@@ -86,12 +86,14 @@ def _fail(options: argparse.Namespace, message: str, status: int) -> int:
 
 
 def _quiet_libraries(verbose: bool) -> None:
-    """Prefect prints a traceback for every failed task and MLflow a line for every call; our own messages say what is needed."""
-    level = "INFO" if verbose else "CRITICAL"
+    """Prefect prints a traceback for every failed task and MLflow a line for every call; our own messages say what is needed.
+
+    Prefect keeps them for its page, where people look for them.
+    """
     values: dict[str, Any] = {
-        "PREFECT_LOGGING_LEVEL": level,
+        "PREFECT_LOGGING_LEVEL": "INFO",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO" if verbose else "CRITICAL",
         "PREFECT_LOGGING_LOG_PRINTS": "false",
-        "PREFECT_LOGGING_TO_API_ENABLED": "false",
         "MLFLOW_LOGGING_LEVEL": "WARNING" if verbose else "CRITICAL",  # it logs a traceback for a database that cannot be written
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -105,6 +107,7 @@ def _quiet_libraries(verbose: bool) -> None:
 
         # Where MLflow is loaded already, it does not look at the variable again.
         logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+        logging.raiseExceptions = False  # lines that a server does not take any more are no message for people
         warnings.simplefilter("ignore")
 
 

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import io
 import os
+import select
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -36,7 +37,9 @@ class _Output(io.FileIO):
 
     def write(self, data: Any) -> int:
         try:
-            return int(super().write(data) or 0)
+            while (written := super().write(data)) is None:  # another program made the stream non-blocking, and its reader is slow
+                select.select([], [self], [])
+            return int(written)
         except BrokenPipeError:
             raise OutputClosed from None
         except OSError as error:

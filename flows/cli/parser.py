@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flows.cli.trace import add_arguments as add_trace_arguments
 from flows.studies.registry import list_studies
@@ -16,15 +16,67 @@ Command = Callable[[argparse.Namespace], int | None]
 EPILOG = "State of a local installation lies in .scalingnote/ (SCALINGNOTE_HOME moves it). `scalingnote COMMAND --help` says more."
 
 
+class Group(NamedTuple):
+    """Commands that one of the people who work here uses, and an example."""
+
+    title: str
+    commands: tuple[str, ...]
+    example: str
+
+
+GROUPS = (
+    Group(
+        "build and run (MLOps engineer)",
+        (
+            *("demo", "retrain", "plan", "validate", "models", "adopt", "refresh-index", "refresh-query-tower", "study", "config"),
+            *("promote", "webhook", "rollback", "ui", "bootstrap", "completion"),
+        ),
+        "scalingnote plan --data DIR --budget 1h",
+    ),
+    Group(
+        "judge (reviewer)",
+        ("status", "approve", "search", "run", "export"),
+        'scalingnote approve candidate/1 --as "Ada Lovelace"',
+    ),
+    Group(
+        "prove (auditor)",
+        ("history", "trace", "verify", "replay", "keys", "prune-answers"),
+        "scalingnote trace champion --format html -o trace.html",
+    ),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """The top of the command line, whose help groups the commands by the people who use them."""
+
+    def format_help(self) -> str:
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        # What argparse itself lists below COMMAND; it has no public name for it.
+        subcommands = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        commands = {entry.dest: entry for action in subcommands for entry in action._choices_actions}
+        for group in GROUPS:
+            formatter.start_section(group.title)
+            formatter.add_arguments([commands[name] for name in group.commands])
+            formatter.add_text(f"e.g. {group.example}")
+            formatter.end_section()
+        formatter.start_section("options")
+        formatter.add_arguments([action for action in self._actions if action.option_strings])
+        formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="scalingnote",
         description="A production line for dense retrievers: LLM towers, a distilled query encoder, gated releases.",
         epilog=EPILOG,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version of scalingnote and of Python, and end")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
     _add_building(commands)
     _add_refreshing(commands)
     _add_promotion(commands)
@@ -46,6 +98,7 @@ def _add_building(commands: Any) -> None:
         commands, "retrain", "build:retrain", "build a candidate: validate, train, distil, index, evaluate, decide, register"
     )
     _training_options(retrain, preset=None)
+    _again_option(retrain)
     retrain.add_argument("--budget", metavar="TIME", help="time for the whole run, such as 30m or 1h30m: settings are planned for it")
     adopt = _command(commands, "adopt", "build:adopt", "take over vectors that exist as the document side; refresh-query-tower goes on")
     adopt.add_argument(
@@ -94,6 +147,7 @@ def _add_refreshing(commands: Any) -> None:
     for parser, example in ((index, "policy.margin=0.02"), (query, "distillation.epochs=4")):
         _release_option(parser)
         _policy_option(parser)
+        _again_option(parser)
         parser.add_argument("--preset", metavar="NAME", help="take what the refresh may change from this preset, gates apart")
         parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=f"one setting, such as {example}; repeatable")
 
@@ -112,10 +166,11 @@ def _add_promotion(commands: Any) -> None:
     promote.add_argument(
         "--without-champion", metavar="REASON", help="where the champion was deleted or damaged: promote without comparing with it"
     )
-    hook = _command(commands, "webhook", "release:webhook", "promote --watch that a signed webhook of MLflow wakes at once")
+    hook = _command(commands, "webhook", "release:webhook", "promote --watch, woken at once by a signed webhook of MLflow")
     hook.add_argument("--port", type=_port, required=True, metavar="PORT", help="port to receive on")
     hook.add_argument("--host", default="127.0.0.1", help="address to receive on (default 127.0.0.1)")
     hook.add_argument("--watch", type=_seconds, default=60.0, metavar="SECONDS", help="look this often by itself (default 60)")
+    hook.add_argument("--emit", action="store_true", help="promote nothing here: tell Prefect, whose deployment promote does it")
     rollback = _command(commands, "rollback", "release:rollback", "go back to the release that the champion replaced")
     rollback.add_argument("--as", dest="person", required=True, metavar="NAME", help="who rolls back")
     rollback.add_argument("--reason", required=True, metavar="TEXT", help="why; kept in the promotion record")
@@ -146,19 +201,25 @@ def _add_use(commands: Any) -> None:
     answers = _command(commands, "prune-answers", "use:answers", "remove answers from the log that are older than the retention")
     answers.add_argument("--days", type=_positive, default=183, help="keep the answers of so many days (default 183)")
     export = _command(
-        commands, "export", "export:export", "write a release's vectors as Parquet or into Qdrant, or its encoders as a package"
+        commands, "export", "export:export", "write a release's vectors as Parquet or into Qdrant, its encoders as a package, or all signed"
     )
     export.add_argument("--to", type=Path, metavar="FOLDER", help="new or empty folder for the Parquet shards")
     export.add_argument("--qdrant", metavar="PATH|URL", help="Qdrant server, or folder of an embedded store; needs the extra 'qdrant'")
     export.add_argument(
         "--router", type=Path, metavar="FOLDER", help="new or empty folder for the encoders as one Router of sentence-transformers"
     )
+    export.add_argument(
+        "--signed",
+        type=Path,
+        metavar="FOLDER",
+        help="new or empty folder for the release and its parts, signed so that `model_signing verify certificate` accepts them",
+    )
     export.add_argument("--collection", metavar="NAME", help="collection to make there (default: the retriever's name)")
     _release_option(export)
 
 
 def _add_inspection(commands: Any) -> None:
-    status = _command(commands, "status", "inspect:status", "what is champion, previous and candidate, and whether all is in order")
+    status = _command(commands, "status", "inspect:status", "which release serves, which ones wait, and whether all is in order")
     status.add_argument(
         "--why", nargs="?", const="", metavar="STEP", help="instead: when and why a step was made last, such as train_towers; no STEP: all"
     )
@@ -183,7 +244,7 @@ def _add_configuration(commands: Any) -> None:
     show.add_argument("--changed", action="store_true", help="only what differs from the defaults")
     show.add_argument("--write", type=Path, metavar="FILE", help="write all values to a YAML file for --config, each with its meaning")
     _command(actions, "schema", "config:show_schema", "the JSON schema of a configuration file, for editors that check and complete")
-    diff = _command(actions, "diff", "config:diff_configs", "what two configurations have different; the exit status is 0 either way")
+    diff = _command(actions, "diff", "config:diff_configs", "where two configurations differ; the exit status is 0 either way")
     diff.epilog = (
         "A and B: the id of a flow's run in MLflow, champion, previous, candidate/N, release/N, the name of a preset, or a YAML file."
     )
@@ -203,11 +264,13 @@ def _add_proof(commands: Any) -> None:
     keys = _command(commands, "keys", "proof:keys", "make the key that signs releases and records, list keys, sign a release")
     keys.add_argument(
         "action",
-        choices=("new", "list", "sign", "rotate"),
-        help="make a key pair, list the keys, sign a registered release, or change to a new key",
+        choices=("new", "list", "sign", "rotate", "certificate"),
+        help="make a key pair, list the keys, sign a registered release, change to a new key, or write the certificate for third parties",
     )
     keys.add_argument("ref", nargs="?", default="champion", help="for sign: champion (default), previous, candidate/N or release/N")
-    keys.add_argument("--to", type=Path, metavar="FILE", help="for new: where the private key goes (default: keys/signing.pem at home)")
+    keys.add_argument(
+        "--to", type=Path, metavar="FILE", help="for new and certificate: where that is written (default: below keys/ at home)"
+    )
     replay = _command(commands, "replay", "proof:replay", "evaluate a release again from its record and compare every value")
     replay.add_argument("ref", nargs="?", default="champion", help="champion (default), previous, candidate/N or release/N")
     replay.add_argument("--build", action="store_true", help="also build it again from its data and compare the parts' digests")
@@ -228,6 +291,11 @@ def _training_options(parser: argparse.ArgumentParser, preset: str | None) -> No
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="one setting, such as towers.steps=200; repeatable"
     )
+
+
+def _again_option(parser: argparse.ArgumentParser) -> None:
+    about = "make this step anew although it is finished, such as evaluate; repeatable"
+    parser.add_argument("--again", action="append", default=[], metavar="STEP", help=about)
 
 
 def _command(commands: Any, name: str, target: str, text: str) -> argparse.ArgumentParser:

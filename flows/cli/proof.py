@@ -26,8 +26,8 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def keys(options: argparse.Namespace) -> None:
-    """Make a key, list the keys, sign a release that was registered unsigned, or change to a new key."""
-    {"new": _new_key, "list": _list_keys, "sign": _sign, "rotate": _rotate}[options.action](options)
+    """Make a key, list the keys, sign a release that was registered unsigned, change to a new key, or write its certificate."""
+    {"new": _new_key, "list": _list_keys, "sign": _sign, "rotate": _rotate, "certificate": _certificate}[options.action](options)
 
 
 def _new_key(options: argparse.Namespace) -> None:
@@ -88,6 +88,23 @@ def _rotate(options: argparse.Namespace) -> None:
     lines.append("give them the new one, and destroy the former private key when nobody needs it:")
     lines += [f"  {path}" for path in done.withdrawn]
     show(options, {"key_id": done.key_id, "signed": done.signed, "left": done.left, "withdrawn": done.withdrawn}, "\n".join(lines))
+
+
+def _certificate(options: argparse.Namespace) -> None:
+    from components import settings
+    from components.errors import ConfigError
+    from components.promotion.model_signing import write_certificate
+    from components.promotion.signing_keys import usable_key
+
+    if (key := usable_key()) is None:
+        raise ConfigError("There is no signing key, so no certificate of it. Make one with `scalingnote keys new`.")
+    path = options.to or settings.keys_folder() / f"{key.key_id[:16]}.certificate.pem"
+    write_certificate(path, key)
+    lines = (
+        f"Certificate of the key {key.key_id[:16]}: {path}",
+        "Whoever trusts it accepts what `scalingnote export --signed` wrote with this key. Ask them to drop it when the key is withdrawn.",
+    )
+    show(options, {"certificate": path, "key_id": key.key_id}, "\n".join(lines))
 
 
 def replay(options: argparse.Namespace) -> int:

@@ -14,23 +14,27 @@ from flows.refresh import RefreshConfig, configured
 
 def refresh_index(options: argparse.Namespace) -> None:
     """Encode the documents that changed and register the candidate."""
-    from flows.refresh_index import CHANGEABLE
+    from flows.parameters import require_steps
+    from flows.refresh_index import AGAIN, CHANGEABLE
     from flows.servers import run_flow
 
+    require_steps("refresh-index", options.again, AGAIN)
     request = _request(options, CHANGEABLE)
     with only_result_on_stdout(options):
-        result = run_flow("flows.refresh_index:refresh_index", request=request)
+        result = run_flow("flows.refresh_index:refresh_index", request=request, again=options.again)
     show(options, result, _index_text(result))
 
 
 def refresh_query_tower(options: argparse.Namespace) -> None:
     """Teach a new student for a release's index and register the candidate."""
-    from flows.refresh_query import CHANGEABLE
+    from flows.parameters import require_steps
+    from flows.refresh_query import AGAIN, CHANGEABLE
     from flows.servers import run_flow
 
+    require_steps("refresh-query-tower", options.again, AGAIN)
     request = _request(options, CHANGEABLE)
     with only_result_on_stdout(options):
-        result = run_flow("flows.refresh_query:refresh_query_tower", request=request)
+        result = run_flow("flows.refresh_query:refresh_query_tower", request=request, again=options.again)
     text = f"A new query encoder for {result['base']} in {result['seconds']:.1f} s; no document was encoded, its index stays."
     show(options, result, "\n\n".join([text, report_of(result), next_steps(result)]))
 

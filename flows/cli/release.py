@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,6 +27,14 @@ def approve(options: argparse.Namespace) -> None:
     proof = "unauthenticated" if approval.authentication == "none" else f"{approval.role}, signed in"
     text = f"candidate/{approval.candidate_version} {state} by {approval.person} ({proof}) as release/{approval.release_version}."
     show(options, asdict(approval), f"{text}\nNext: scalingnote promote{name_option(approval.name)}")
+    if os.environ.get("PREFECT_API_URL"):  # a team's server, whose automations promote
+        from flows.reporting import tell_approved
+        from flows.server_plans import ServerError
+
+        try:
+            tell_approved(approval.name)
+        except ServerError as error:
+            print(f"scalingnote: {visible(str(error))}", file=sys.stderr)
 
 
 def promote(options: argparse.Namespace) -> None:
@@ -49,11 +58,23 @@ def webhook(options: argparse.Namespace) -> None:
     from flows.webhook import receiving, secret
 
     require_space()
+    if options.emit:
+        _require_prefect()
     deliveries = Deliveries(retriever_name(options), secret())
     watch = _watch(options)
+    watch.emit = options.emit
     with receiving((options.host, options.port), deliveries, watch.wake.set) as port:
         print(f"Receiving webhooks on http://{options.host}:{port}/.", file=sys.stderr, flush=True)
         _run(watch, options)
+
+
+def _require_prefect() -> None:
+    from prefect.settings import PREFECT_API_URL
+
+    if not PREFECT_API_URL.value():
+        raise ConfigError(
+            "--emit tells a Prefect server of approvals, and none is named. Set PREFECT_API_URL, such as http://HOST:4200/api."
+        )
 
 
 def rollback(options: argparse.Namespace) -> None:

@@ -55,8 +55,8 @@ def cells(context: Context) -> list[Cell]:
 
     Then what each of them costs, of the first seed.
     """
-    _require_small_encoder(context.config)
-    systems, trainings = _systems(context), whole_trainings(context)
+    require_small_encoder(context.config)
+    systems, trainings = systems_of(context), whole_trainings(context)
     chosen = {*context.chosen([*systems, COST]), STUDENT}
     wanted = {name: build for name, build in systems.items() if name in chosen}
     found = []
@@ -68,7 +68,8 @@ def cells(context: Context) -> list[Cell]:
     return [*found, *([Cell(COST, partial(_cost, context, wanted, next(iter(trainings.values()))))] if COST in chosen else [])]
 
 
-def _systems(context: Context) -> dict[str, Build]:
+def systems_of(context: Context) -> dict[str, Build]:
+    """Name -> what builds the system with a seed's configuration, in the order of the table."""
     small = {f"{name}{suffix}": suffix for name in OF_SMALL_ENCODERS for suffix in small_encoders(context.config)}
     builders = {UNTRAINED: _untrained, SYMMETRIC: _symmetric, END_TO_END: _end_to_end}
     found: dict[str, Build] = {BM25: partial(_bm25, context)}
@@ -77,8 +78,8 @@ def _systems(context: Context) -> dict[str, Build]:
         found[PUBLISHED] = partial(_published_teacher, context)
     found[TEACHER] = lambda config: _dense(context, config, context.towers(config)[0], context.stage_one(config))
     if context.config.distillation.refine_epochs:  # else the student is aligned only
-        found[ALIGNED] = lambda config: _student(context, _aligned_only(config))
-    return found | {STUDENT: lambda config: _student(context, config)}
+        found[ALIGNED] = lambda config: student_system(context, _aligned_only(config))
+    return found | {STUDENT: lambda config: student_system(context, config)}
 
 
 def _aligned_only(config: StudySettings) -> StudySettings:
@@ -96,7 +97,8 @@ def small_encoders(config: StudySettings) -> dict[str, DistillationConfig]:
     return {"": published, **({CUT: own} if own != published else {})}
 
 
-def _require_small_encoder(config: StudySettings) -> None:
+def require_small_encoder(config: StudySettings) -> None:
+    """Raise ConfigError where the baselines have no encoder of their own."""
     if "teacher" in (config.study.small_encoder, config.study.small_encoder or config.distillation.student):
         raise ConfigError("The student is a part of the teacher, and the baselines need an encoder of their own: set study.small_encoder.")
 
@@ -165,7 +167,8 @@ def _dense(context: Context, config: StudySettings, encoder: EncoderArtifact, *t
     return System(ranker, {"encoder": encoder, "index": index}, {}, trained, (vectors,))
 
 
-def _student(context: Context, config: StudySettings) -> System:
+def student_system(context: Context, config: StudySettings) -> System:
+    """A student of this configuration on its teacher's index."""
     student = context.student(config)
     generated = context.generated(config)
     made = (context.stage_one(config), context.targets(config), student)
@@ -257,7 +260,7 @@ def _cost(context: Context, wanted: Mapping[str, Build], config: StudySettings) 
     # Functions alone: what a System holds would not be counted as code of the step.
     rankers, evaluation = {name: system.ranker for name, system in systems.items()}, context.config.evaluation
     seconds = {
-        name: {"training": _seconds(context, system.trained), "encoding": _seconds(context, system.encoded)}
+        name: {"training": seconds_of(context, system.trained), "encoding": seconds_of(context, system.encoded)}
         for name, system in systems.items()
     }
     pairs = {name: system.trained[0].counts for name, system in systems.items() if name.removesuffix(CUT) in (SYMMETRIC, END_TO_END)}
@@ -273,7 +276,7 @@ def _cost(context: Context, wanted: Mapping[str, Build], config: StudySettings) 
     return context.measure("baseline_costs", numbers, inputs, {**settings, "seconds": seconds, "systems": list(systems), **untrained})
 
 
-def _seconds(context: Context, artifacts: tuple[Artifact, ...]) -> float | None:
+def seconds_of(context: Context, artifacts: tuple[Artifact, ...]) -> float | None:
     """Seconds that the making of all took; None where there are none, or where one was not recorded."""
     found = [context.timing(artifact) for artifact in artifacts]
     known = [timing["seconds"] for timing in found if timing]

@@ -20,9 +20,9 @@ class StudyConfig(StepConfig):
     """What the studies vary and measure; each reads the fields it needs."""
 
     layers: tuple[Layers, ...] = Field(
-        (1, 2, 4, 6), description="retention: numbers of layers kept; those the encoder does not have are left out"
+        (1, 2, 4, 6), description="retention, worth: numbers of layers kept; those the encoder does not have are left out"
     )
-    static: bool = Field(True, description="retention: also the static student, which has no transformer")
+    static: bool = Field(True, description="retention, worth: also the static student, which has no transformer")
     seeds: tuple[Seed, ...] = Field(
         (),
         description="Seeds that everything a study compares is trained with; empty: that of the section and the two after it. With one "
@@ -40,17 +40,26 @@ class StudyConfig(StepConfig):
     price_per_kwh: float = Field(0.3, ge=0, le=1000, description="cost_benefit: price of a kilowatt-hour of electricity")
     price_per_hour: float = Field(0.1, ge=0, le=100_000, description="cost_benefit: price of the machine for an hour, power apart")
     small_encoder: str = Field(
-        "", description="baselines: encoder of the untrained, symmetric and end-to-end systems; empty: the student's"
+        "", description="baselines, worth: encoder of the untrained, symmetric and end-to-end systems; empty: the student's"
     )
     small_learning_rates: tuple[float, ...] = Field(
-        (1e-4, 3e-4), min_length=1, description="baselines: peak learning rates of the small encoders; the best on dev counts"
+        (1e-4, 3e-4), min_length=1, description="baselines, worth: peak learning rates of the small encoders; the best on dev counts"
     )
     pair_passes: float | None = Field(
         None,
         gt=0,
         le=1000,
-        description="baselines: passes of the symmetric and end-to-end pairs over train judgements and titles; null: as many as the "
+        description="baselines, worth: passes of the symmetric and end-to-end pairs over train judgements and titles; null: as many as the "
         "student's refinement takes",
+    )
+    worth_margin: float | None = Field(
+        None, gt=0, le=0.5, description="worth: largest loss against the best that is accepted for less cost; null: policy.margin"
+    )
+    worth_queries: int = Field(
+        1_000_000,
+        ge=1,
+        le=10**12,
+        description="worth: queries that a system answers before it is built anew; their time is a part of its cost",
     )
     scaling_models: tuple[str, ...] = Field(
         (),

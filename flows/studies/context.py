@@ -16,6 +16,7 @@ from flows.config_errors import did_you_mean, explain
 from flows.recorder import Recorder
 from flows.release_steps import (
     at_commits,
+    checked_validation,
     generation_step,
     index_step,
     needs_queries,
@@ -24,7 +25,6 @@ from flows.release_steps import (
     targets_step,
     towers_step,
     typed,
-    validation_step,
     vectors_step,
 )
 from flows.retrain import require_usable
@@ -78,10 +78,8 @@ class Context:
     @cached_property
     def dataset(self) -> DatasetArtifact:
         """The data, held against its contracts and against what the study's configuration needs of it."""
-        from components.data.validation import require_valid
-
         dataset: DatasetArtifact = typed(self.run(snapshot_step(self.config)), DatasetArtifact)
-        require_valid(self.run(validation_step(self.config, dataset)))
+        self.run(checked_validation(self.config, dataset))
         require_usable(self.config, dataset)
         return dataset
 
@@ -175,6 +173,33 @@ class Context:
 
         noisy = {"noise": noise._asdict()} if noise else {}
         return self.run(Step("study_scores", make, everything, {**measured, **noisy, **(settings or {})}))
+
+    def rankings_of(
+        self, system: str, ranker: Callable[[], Ranker], inputs: Mapping[str, Artifact], settings: Mapping[str, Any] | None = None
+    ) -> Artifact:
+        """What a ranker finds for the judged queries, and for those that fusions are chosen on; arguments as of `scores_of`."""
+        config = self.config.evaluation
+        everything = {"dataset": self.dataset, **inputs}
+
+        def make(folder: Path) -> Artifact:
+            from components.evaluation.scores import write_rankings
+
+            return write_rankings(ranker(), everything, config, folder)
+
+        asked = config.model_dump(include={"split", "extra_splits", "depth"})
+        return self.run(Step("study_rankings", make, everything, {"system": system, **asked, **(settings or {})}))
+
+    def scores_of_found(self, system: str, found: Mapping[str, Artifact]) -> Artifact:
+        """Metrics per query of `rankings`, an artifact of `rankings_of`, fused with those of `lexical` where it is given."""
+        config, inputs = self.config.evaluation, {"dataset": self.dataset, **found}
+
+        def make(folder: Path) -> Artifact:
+            from components.evaluation.scores import write_found
+
+            return write_found(inputs, config, folder)
+
+        asked = config.model_dump(include={"split", "extra_splits", "depth", "query_groups"})
+        return self.run(Step("study_found_scores", make, inputs, {"system": system, **asked}))
 
     def measure(
         self,

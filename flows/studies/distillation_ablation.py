@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TEACHER = "teacher"
-MORE_QUERIES = 20_000  # sentences at most, in the cell that adds them
+MORE_QUERIES = 20_000  # sentences, spans or noised texts at most, in the cell that adds them
 REFINE_EPOCHS = 3  # in the cells about refinement, where the configuration itself has none
 
 LOSSES: Changes = {
@@ -36,9 +36,11 @@ TRAINING: Changes = {
     "two-layer-head": {"head": "two_layer"},
 }
 SOURCES: Changes = {
-    "train-queries-only": {"titles": 0, "sentences": 0, "generated": 0, "source_shares": {"train": 1.0}},
+    "train-queries-only": {"titles": 0, "sentences": 0, "spans": 0, "generated": 0, "noised": 0, "source_shares": {"train": 1.0}},
     "no-titles": {"titles": 0, "source_shares": {}},
     "sentences": {"sentences": MORE_QUERIES, "source_shares": {}},
+    "spans": {"spans": MORE_QUERIES, "source_shares": {}},
+    "noised": {"noised": MORE_QUERIES, "source_shares": {}},
 }
 
 
@@ -53,6 +55,7 @@ def _refinements(epochs: int) -> Changes:
         "aligned-only": {"refine_epochs": 0},
         "refined": on,
         "refined-mined": {**on, "refine_negatives": "mined"},
+        "refined-spread": {**on, "refine_negatives": "spread"},
         "refined-mined-unfiltered": {**on, "refine_negatives": "mined", "refine_positive_share": None},
         "refined-unfiltered": {**on, "refine_positive_share": None},
     }

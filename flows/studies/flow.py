@@ -10,6 +10,7 @@ from prefect import flow
 
 from components.artifacts import Artifact, read_manifest, write_json
 from flows.recorder import recorded_flow
+from flows.reporting import ended, run_name, show_text, shown_as_cancelled
 from flows.steps import Step
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
@@ -17,7 +18,7 @@ from flows.studies.framework import Ran, Results, Study, run_cells
 from flows.studies.registry import load_study
 
 
-@flow(name="study", persist_result=False, validate_parameters=True)
+@flow(name="study", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True)
 def run_study(study: str, config: StudySettings, cells: tuple[str, ...] = ()) -> dict[str, Any]:
     """Run the study named `study`; `cells` restricts it to some of its cells.
 
@@ -34,7 +35,8 @@ def run_study(study: str, config: StudySettings, cells: tuple[str, ...] = ()) ->
         folder = _publish(report, study, context)
         text = (folder / "table.md").read_text(encoding="utf-8")
         recorder.report(folder, text)
-        return {
+        show_text(f"{config.name}-study-{study.replace('_', '-')}", text)
+        result: dict[str, Any] = {
             "study": study,
             "rows": _rows(folder),
             "text": text,
@@ -42,6 +44,7 @@ def run_study(study: str, config: StudySettings, cells: tuple[str, ...] = ()) ->
             "cached": recorder.all_cached,
             "mlflow_run_id": recorder.run_id,
         }
+    return ended(result, f"Study {study}: {len(result['rows'])} rows{', all from the cache' if result['cached'] else ''}.")
 
 
 def report_step(name: str, study: Study, ran: Ran, config: StudySettings) -> Step:

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from components.artifacts import Artifact
 from components.errors import CollapseError
+from flows.reporting import say
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
 
@@ -88,7 +89,7 @@ def run_cells(name: str, cells: Sequence[Cell], context: Context) -> Ran:
         except CollapseError as error:
             ran.collapsed[cell.name] = str(error)
             how = f"collapsed: {error}"
-        print(f"[{name}] cell {number} of {len(cells)}, {cell.name}: {how} in {time.monotonic() - started:.1f} s", flush=True)
+        say(f"[{name}] cell {number} of {len(cells)}, {cell.name}: {how} in {time.monotonic() - started:.1f} s")
     return ran
 
 

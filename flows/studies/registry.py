@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 # Name, which is also that of the module in this package -> one line for the help.
 STUDIES = {
+    "worth": "what to deploy: BM25, small encoders, teacher and students, alone and fused with BM25, with cost",
     "baselines": "every way to build a retriever, from BM25 to the refined student, at equal training pairs",
     "retention": "students of several sizes: quality kept of the teacher, and speed",
     "tower_ablation": "what each choice of the towers' training gives: mined negatives, filter, query prediction, pooling",

@@ -18,16 +18,22 @@ def student_forms(context: Context) -> dict[str, StudySettings]:
     """
     study = context.config.study
     wanted = context.chosen([*(_name(count) for count in study.layers), *([STATIC] if study.static else [])])
-    layers = layers_of(context.config)
-    forms: dict[str, dict[str, Any]] = {_name(n): _cut(n, layers) for n in study.layers if n <= layers}
-    forms[STATIC] = {"form": "static", "layers": None, "pooling": None}
+    forms = fields_of(context.config)
     found = [name for name in wanted if name in forms]
     if not found:
-        raise ConfigError(f"study.layers is {list(study.layers)}, but '{context.config.distillation.student}' has {layers} layers.")
+        has = layers_of(context.config)
+        raise ConfigError(f"study.layers is {list(study.layers)}, but '{context.config.distillation.student}' has {has} layers.")
     students = {name: context.changed(distillation={**forms[name], "prune_to": ()}) for name in found}
     for config in students.values():
         context.check(config)
     return students
+
+
+def fields_of(config: StudySettings) -> dict[str, dict[str, Any]]:
+    """Name of each student that the encoder can be cut to -> the fields of the section distillation that make it."""
+    layers = layers_of(config)
+    forms = {_name(count): _cut(count, layers) for count in config.study.layers if count <= layers}
+    return forms | ({STATIC: {"form": "static", "layers": None, "pooling": None}} if config.study.static else {})
 
 
 def layers_left_out(config: StudySettings) -> list[int]:

@@ -34,11 +34,13 @@ ENCODINGS: Changes = {
     "mean-pooling": {"pooling": "mean"},
     "bidirectional": {"attention": "bidirectional"},
 }
+MERGED = 3  # weights whose mean the towers become, in the cell that merges, from the last fifth of the steps
 
 
 def changes(config: StudySettings) -> Changes:
     """Name of every cell -> the fields of the section towers that it changes."""
-    return {"base": {}, **_negatives(config.towers), **OBJECTIVES, **ENCODINGS}
+    merged = {"merge_last": MERGED, "checkpoint_every": max(1, config.towers.steps // (5 * (MERGED - 1)))}
+    return {"base": {}, **_negatives(config.towers), **OBJECTIVES, **ENCODINGS, f"merged-{MERGED}": merged}
 
 
 def _negatives(towers: TowerConfig) -> Changes:

@@ -174,6 +174,19 @@ def test_a_foreign_run_among_the_records_is_an_alarm_and_stops_nothing(store: Pa
     assert records.foreign_runs(NAME) == []
 
 
+@pytest.mark.parametrize("key", ["record-0000003", "record-00000\uff14", "record-3"])
+def test_a_second_claim_of_a_place_under_another_spelling_changes_nothing(store: Path, key: str) -> None:
+    """MLflow lets no parameter change, but takes `record-0000003` for another one than `record-000003`."""
+    opened = open_chain(EXPERIMENT)
+    assert opened is not None
+    written = records.read_records(NAME)
+    forged = client().create_run(opened.experiment)
+    client().log_dict(forged.info.run_id, {**written[-1], "to_version": 2}, "record.json")
+    client().log_param(opened.run_id, key, f"{forged.info.run_id}:{'0' * 64}")
+    assert records.read_records(NAME) == written and trusted(NAME).version == 1
+    assert records.foreign_runs(NAME) == [forged.info.run_id, key]
+
+
 def test_a_head_that_a_candidate_brings_along_stops_nothing(store: Path) -> None:
     client().create_model_version(RELEASE, source=str(store), tags={records.HEAD: f"3:1:99:{'f' * 64}"}, await_creation_for=0)
     client().set_model_version_tag(RELEASE, "2", records.HEAD, "no head")
@@ -184,7 +197,7 @@ def test_the_status_names_runs_that_are_no_records(tmp_path: Path, monkeypatch: 
     tracking = MemoryTracking()
     tracking.install(monkeypatch)
     monkeypatch.setattr(records, "foreign_runs", lambda name: ["abc"])
-    assert "retriever-promotions there is a run beside the promotion records (abc)" in status_of(NAME)["alarm"]
+    assert "retriever-promotions there is a run or a claim beside the promotion records (abc)" in status_of(NAME)["alarm"]
     world = World(tracking, tmp_path)
     for _ in range(2):
         approve(NAME, world.candidate(), "Ada")
@@ -231,6 +244,27 @@ def test_on_a_server_the_files_follow_the_folder_with_the_first_record(home: Pat
     next((artifacts() / "13").rglob("record.json")).write_text(json.dumps({**honest[0], "to_version": 9}, indent=2))
     with pytest.raises(ArtifactError, match="in 2 folders"):
         read_record_files(artifacts(), NAME)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"retriever": "retriever", "sequence": 1e400}', b"\xff\xfe", b"", b"7"])
+def test_a_file_that_is_no_record_stops_nobody_who_verifies_the_files(home: Path, content: bytes) -> None:
+    written = [records.append_record(NAME, {"action": "promote", "to_version": number}) for number in (1, 2)]
+    root = settings.artifact_root()
+    place = root / "training" / ("0" * 32) / "artifacts" / "record.json"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(content)
+    assert read_record_files(root, NAME) == written
+
+
+def test_a_record_of_a_place_far_away_is_a_gap_at_once(home: Path) -> None:
+    """Whoever counts to such a number is stopped for good."""
+    place = settings.artifact_root() / "training" / ("0" * 32) / "artifacts" / "record.json"
+    place.parent.mkdir(parents=True)
+    for number, words in ((10**15, "promotion record 1 is missing"), (True, "does not hold a promotion record"), (0, "does not hold")):
+        record = {"retriever": NAME, "sequence": number, "previous": None, "action": "promote", "to_version": 1}
+        place.write_bytes(json.dumps({**record, "digest": digest_of(record)}, indent=2).encode())
+        with pytest.raises(ArtifactError, match=words):
+            read_record_files(settings.artifact_root(), NAME)
 
 
 def test_an_honest_copy_verifies_after_a_race_of_two_promoters(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,6 +178,16 @@ def test_a_rotation_where_others_say_which_keys_count_is_refused(champion: int, 
         rotate()
 
 
+def test_a_folder_of_trusted_keys_that_was_emptied_serves_and_verifies_nothing(champion: int) -> None:
+    """Without keys anybody's signature counts, so taking the last one out must not be the way there."""
+    for key in (settings.keys_folder() / "trusted").glob("*.pem"):
+        key.unlink()
+    for use in (served, lambda: promote(NAME, no_smoke), lambda: verify_release(NAME, "champion")):
+        with pytest.raises(ConfigError, match=r"holds no \*\.pem file.*remove the folder"):
+            use()
+    assert len(record_store.read_records(NAME)) == 1
+
+
 def test_half_a_key_is_refused_and_changes_nothing(champion: int) -> None:
     place = settings.keys_folder() / "signing.pem"
     place.write_bytes(place.read_bytes()[:60])

@@ -51,6 +51,12 @@ REJECTIONS = [
     " rejected : slow",
     "(rejected)",
     "approved? No: rejected",
+    "approved? No",
+    "approved, not really",
+    "Accepted by mistake",
+    "approved: I don't think so",
+    "ok but only without the index",
+    "approved: withdrawn",
     "declined",
     "no",
     "r\u0435jected",  # with a Cyrillic letter
@@ -67,10 +73,24 @@ def test_no_wording_of_a_rejection_is_promoted(world: World, key: str, words: st
     assert waiting.versions == [] and "is marked as rejected" in waiting.rejected[0]
 
 
-@pytest.mark.parametrize("words", ["", " ", "approved", "Approved: good slices", "accepted", "ok"])
+@pytest.mark.parametrize("words", ["", " ", "approved", "Approved: good slices", "accepted", "ok", "Approved!", "approved by Ada L.: fine"])
 def test_a_blank_review_or_a_plain_approval_rejects_nothing(world: World, words: str) -> None:
     approve(NAME, world.candidate(), "Ada")
     world.tracking.models[RELEASE][0].tags["review"] = words
+    assert promote(NAME, no_smoke).status == "promoted"
+
+
+def test_files_that_were_rejected_are_not_approved_under_another_number(world: World) -> None:
+    number = world.candidate()
+    candidates = world.tracking.models[f"{NAME}-candidate"]
+    folder, digest = world.tracking.folders[f"{NAME}-candidate", number], candidates[0].tags["scalingnote.digest"]
+    again = world.tracking.add(f"{NAME}-candidate", folder, digest)
+    approve(NAME, again, "Ada")
+    candidates[0].tags["review"] = "rejected: trained on patients' letters"
+    with pytest.raises(PromotionError, match="candidate/1, the same files, was: trained on patients' letters"):
+        approve(NAME, again, "Ada", override="good figures")
+    assert promote(NAME, no_smoke).status == "nothing"
+    candidates[0].tags["review"] = "approved"
     assert promote(NAME, no_smoke).status == "promoted"
 
 

@@ -147,12 +147,11 @@ def encode(folder: Path, snapshot: Path, target: Path) -> str:
 def index(vectors: Path, snapshot: Path, folder: Path) -> str:
     """The index with its titles, tuned on documents."""
     from components.artifacts import VectorShards, open_artifact
-    from components.data.dataset import load_dataset
     from components.index.build import build_index, display_titles
     from components.index.config import IndexConfig
 
     shards = VectorShards(**open_artifact(vectors).model_dump())
-    made = build_index(shards, IndexConfig(), _empty(folder), display_titles(load_dataset(snapshot)))
+    made = build_index(shards, IndexConfig(), _empty(folder), display_titles(snapshot / "documents.parquet"))
     return f"{made.attributes['index_key']}, recall {made.attributes['ann_recall']}"
 
 
@@ -178,7 +177,6 @@ def search(folder: Path, tower: Path) -> str:
 def refresh(folder: Path) -> str:
     """As the flow does it, from the verified index of before to the sealed one."""
     from components.artifacts import IndexArtifact, open_artifact
-    from components.data.dataset import load_dataset
     from components.index.build import display_titles
     from components.index.changes import changes_since, read_documents
     from components.index.config import EncodingConfig, IndexConfig
@@ -191,7 +189,7 @@ def refresh(folder: Path) -> str:
     found = time.perf_counter() - started
     documents = ChosenDocuments(folder / "snapshot-2" / "documents.parquet", changes.encoded, EncodingConfig().shard_size)
     delta = _encoded(folder, documents, folder / "delta")
-    titles = display_titles(load_dataset(folder / "snapshot-2"))
+    titles = display_titles(folder / "snapshot-2" / "documents.parquet")
     ready = time.perf_counter() - started
     made = refresh_index(previous, delta, changes, IndexConfig(), _empty(folder / "index-2"), titles)
     written = sum(path.stat().st_size for path in made.path.iterdir() if path.stat().st_nlink == 1)

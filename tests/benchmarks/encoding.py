@@ -1,6 +1,8 @@
 """Encoding of a corpus: throughput of our shards against `SentenceTransformer.encode`.
 
-    python tests/benchmarks/encoding.py --data FOLDER [--base decoder-1536x24] [--tower FOLDER] [--documents 600] [--rounds 3]
+    python -m tests.benchmarks.encoding --data FOLDER [--base decoder-1536x24] [--tower FOLDER] [--documents 600] [--rounds 3]
+    python -m tests.benchmarks.encoding --data icd10cm --as-they-are --max-length 64 --documents 1000      # texts that begin alike
+    python -m tests.benchmarks.encoding --data FOLDER --prompt "Instruct: ..."                             # a prompt that all begin with
 
 Both encode the same texts with the same weights, precision, pooling, prompt and longest length, in turns in one process; what is
 compared is the ratio of medians. Ours is the whole step, from the table of documents to the sealed shards on disk; theirs gives an
@@ -78,7 +80,9 @@ def _texts(options: argparse.Namespace) -> list[str]:
     from components.data.sources import read_source
     from components.data.tables import document_text
 
-    frame = read_source(DataConfig(source=str(options.data))).documents.sample(frac=1, random_state=13)
+    frame = read_source(DataConfig(source=options.data)).documents
+    # As they stand, neighbours are of one kind, as in the shards of a corpus.
+    frame = frame if options.as_they_are else frame.sample(frac=1, random_state=13)
     documents = [document_text(title, text) for title, text in zip(frame["title"], frame["text"], strict=True)]
     if options.as_they_are:
         return documents[: options.documents]
@@ -105,7 +109,7 @@ def _tower(options: argparse.Namespace) -> Any:
         return load_tower(options.tower, options.precision)
     base = resolve_base(options.base, _texts(options)[:2000])
     model, tokenizer = load_decoder(base, options.precision)
-    config = TowerConfig(base_model=options.base, max_document_length=options.max_length)
+    config = TowerConfig(base_model=options.base, max_document_length=options.max_length, document_prompt=options.prompt)
     contract = draft_contract(base, tokenizer, int(model.config.get_text_config().hidden_size), config, "document")
     return TowerEncoder(model, tokenizer, contract, space_id_of(contract))
 
@@ -173,13 +177,14 @@ def _report(runs: dict[str, list[float]], documents: int) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="BEIR-layout folder whose documents are encoded")
+    parser.add_argument("--data", required=True, help="BEIR-layout folder whose documents are encoded, or icd10cm: the built-in set")
     parser.add_argument("--base", default="gemma3-270m", help="decoder, default gemma3-270m; decoder-1536x24 is a random one of 0.5 B")
     parser.add_argument("--tower", type=Path, help="folder of a trained document tower, in place of the base decoder")
     parser.add_argument("--documents", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-length", type=int, default=256, help="tokens, of the base decoder")
     parser.add_argument("--as-they-are", action="store_true", help="take the documents uncut")
+    parser.add_argument("--prompt", default="", help="stands before every text")
     parser.add_argument("--batch", type=int, default=32, help="rows in a batch of sentence-transformers")
     parser.add_argument("--tokens-per-batch", type=int, default=2048, help="tokens in a batch of ours")
     parser.add_argument("--shard-size", type=int, default=2048)

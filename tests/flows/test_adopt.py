@@ -101,7 +101,7 @@ def test_mistakes_are_said_before_anything_is_built(story: dict[str, Any], tmp_p
     assert_refused(nowhere, 3, "does not exist")
     assert_refused(scalingnote("refresh-query-tower", "--release", "adopted", "--name", "never"), 7, "has adopted no vectors yet")
     teacher = scalingnote("refresh-query-tower", "--name", "bare", "--set", "distillation.student=teacher")
-    assert_refused(teacher, 4, "no layers are here")
+    assert_refused(teacher, 4, "has no layers here")
 
 
 def test_an_endpoint_is_a_teacher_like_any_other(story: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -260,11 +260,12 @@ def test_bootstrap_again_changes_nothing_and_a_user_without_password_gets_a_priv
 def test_commands_go_through_the_running_server_with_the_account_of_their_role(server: AuthServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(name, "")
-    with pytest.raises(
-        TrackingError, match="Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account with the role reviewer"
-    ):
-        sign_in.sign_in("reviewer")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    monkeypatch.setattr(sign_in, "stored_password", {"trainer": "secret"}.get)
-    sign_in.sign_in("trainer")
-    assert [os.environ[name] for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME")] == [server.url, "trainer"]
+    monkeypatch.setattr(sign_in, "stored_password", dict.fromkeys(("trainer", "reviewer", "promoter"), "secret").get)
+    for person in ("trainer", "reviewer"):
+        with pytest.raises(
+            TrackingError, match=f"Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account with the role {person}"
+        ):
+            sign_in.sign_in(person)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    sign_in.sign_in("promoter")
+    assert [os.environ[name] for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME")] == [server.url, "promoter"]

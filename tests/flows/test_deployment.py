@@ -7,17 +7,22 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+import yaml
 
 from components.promotion.pinned import load_manifest
+from components.tracking.runs import last_flow_run
 from flows.config import load_config, preset_names
 from flows.parameters import requested_config
 from flows.server_plans import prefect_plan
@@ -27,8 +32,8 @@ from tests.browser.pages import Person
 from tests.flows.cli_world import write_collection
 
 ROOT = Path(__file__).resolve().parents[2]
-POOLS = ("scalingnote", "scalingnote-promote")
-NAMES = ("retrain", "refresh-index", "refresh-query-tower", "promote")
+POOLS = ("scalingnote", "scalingnote-gpu", "scalingnote-promote")
+NAMES = ("retrain", "train", "refresh-index", "refresh-query-tower", "promote")
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(180)]
 
 
@@ -42,6 +47,10 @@ class Installation:
     def post(self, path: str, body: dict[str, Any]) -> Any:
         request = urllib.request.Request(f"{self.api}{path}", json.dumps(body).encode(), {"content-type": "application/json"})
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as response:
+            return json.load(response)
+
+    def get(self, path: str) -> Any:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{self.api}{path}", timeout=10) as response:
             return json.load(response)
 
     def runs(self, deployment: str, *states: str) -> list[dict[str, Any]]:
@@ -99,7 +108,10 @@ def test_schedules_limits_and_types_are_deployed(installation: Installation) -> 
     deployments = {found["name"]: found for found in installation.post("/deployments/filter", {})}
     assert {name: found["global_concurrency_limit"]["limit"] for name, found in deployments.items()} == dict.fromkeys(NAMES, 1)
     crons = {name: [s["schedule"]["cron"] for s in found["schedules"] if s["active"]] for name, found in deployments.items()}
-    assert crons == {"retrain": ["0 3 * * 0"], "refresh-index": [], "refresh-query-tower": [], "promote": ["30 * * * *"]}
+    assert crons == {"retrain": [], "train": [], "refresh-index": [], "refresh-query-tower": [], "promote": ["30 * * * *"]}
+    assert {name: found["work_pool_name"] for name, found in deployments.items() if found["work_pool_name"] != "scalingnote"} == {
+        "train": "scalingnote-gpu", "promote": "scalingnote-promote",
+    }  # fmt: skip
     assert all(found["enforce_parameter_schema"] for found in deployments.values())
     for name in ("retrain", "refresh-index", "refresh-query-tower"):
         form = deployments[name]["parameter_openapi_schema"]["properties"]
@@ -121,6 +133,9 @@ def test_schedules_limits_and_types_are_deployed(installation: Installation) -> 
         ("retrain", {"settings": "towers.steps=5"}, "is not of type 'object'"),
         ("retrain", {"preset": "dmo"}, "is not one of ['adopt', 'cluster', 'demo'"),
         ("refresh-query-tower", {"settings": {"towers.steps": 5}}, "one of the sections data, distillation, evaluation, policy"),
+        ("retrain", {"again": ["evaluat"]}, "'evaluat' is not one of ['snapshot_data', "),
+        ("train", {"again": ["evaluate"]}, "'evaluate' is not one of"),
+        ("refresh-index", {"again": ["train_towers"]}, "'train_towers' is not one of"),
         ("promote", {"name": "My Retriever"}, "does not match"),
     ],
 )
@@ -145,7 +160,7 @@ def test_form_that_nobody_touched_asks_for_nothing_beside_the_deployments_own_pa
     asked = runs[0]["parameters"]
     # A switch that the page sent as false without anybody's doing would switch gates off.
     assert [section for section, given in asked.pop("settings").items() if given] == []
-    assert asked == {"name": "retriever", "release": "champion", "data": "", "preset": None, "request": None}
+    assert asked == {"name": "retriever", "release": "champion", "data": "", "preset": None, "request": None, "again": []}
 
 
 @pytest.mark.parametrize("deployment", ["retrain", "promote"])
@@ -204,6 +219,87 @@ def test_a_run_by_preset_data_name_and_settings_builds_what_the_command_line_wou
             patch.setenv(name, installation.environment[name])
         recorded = load_manifest("deployed", "candidate/1").config
     assert recorded == requested_config(**asked).model_dump(mode="json")
+
+
+def test_an_approval_starts_the_promotion_of_its_retriever(installation: Installation) -> None:
+    emit(installation, "release.approved", "shoes", "release/3 of 'shoes' is approved and waits to be promoted.")
+    states = ("SCHEDULED", "PENDING", "RUNNING", "COMPLETED", "FAILED")
+    runs = _wait_for(lambda: [run for run in installation.runs("promote", *states) if run["parameters"]["name"] == "shoes"], 60)
+    assert runs and runs[0]["parameters"] == {"name": "shoes", "retry": False}
+
+
+def test_automations_tell_people_that_a_candidate_waits(installation: Installation, tmp_path: Path) -> None:
+    heard: list[dict[str, Any]] = []
+
+    class People(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), People)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}/"
+    code = f"from prefect.blocks.webhook import Webhook; print(Webhook(url={address!r}).save('scalingnote-people', overwrite=True))"
+    command = [sys.executable, "-c", code]
+    block = subprocess.run(command, env=installation.environment, capture_output=True, text=True, timeout=90, check=True).stdout.split()[-1]
+    given = (ROOT / "docker" / "automations.yaml").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(given.replace("00000000-0000-0000-0000-000000000000", block), encoding="utf-8")
+    installation.prefect("automation", "create", "--from-file", str(tmp_path / "mine.yaml"))
+    made = {found["name"] for found in installation.post("/automations/filter", {})}
+    assert {entry["name"] for entry in yaml.safe_load(given)["automations"]} < made
+    said = 'candidate/2: pass. It waits for a "reviewer"'
+    emit(installation, "candidate.registered", "shoes", said)
+    try:
+        assert _wait_for(lambda: heard, 60) == [{"text": said}]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def emit(installation: Installation, event: str, name: str, message: str) -> None:
+    """Send the event as a process of ours does."""
+    code = f"from flows.reporting import EVENTS, _resource; from prefect.events import Event; e = Event(event=EVENTS + {event!r}, "
+    code += f"resource=_resource({name!r}, {message!r})); from prefect.client.orchestration import get_client\n"
+    code += "with get_client(sync_client=True) as c: c.request('POST', '/events', json=[e.model_dump(mode='json')])"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=installation.environment, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+def test_examples_of_job_variables_fit_the_templates_of_their_pools(installation: Installation, kind: str) -> None:
+    installation.prefect("work-pool", "create", f"in-{kind}", "--type", kind)
+    flow = installation.post("/flows/", {"name": "retrain"})["id"]
+    variables = yaml.safe_load((ROOT / "docker" / "work-pools.yaml").read_text(encoding="utf-8"))[kind]
+    asked = {"name": f"in-{kind}", "flow_id": flow, "work_pool_name": f"in-{kind}", "job_variables": variables}
+    assert installation.post("/deployments/", asked)["job_variables"] == variables
+    pool = installation.get(f"/work_pools/in-{kind}")["base_job_template"]["variables"]
+    jsonschema.validate(variables, {**pool, "additionalProperties": False})  # the server lets a misspelt one pass
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        installation.post("/deployments/", {**asked, "job_variables": {**variables, "image_pull_policy": "Sometimes"}})
+    assert b"is not one of" in refused.value.read()
+
+
+@pytest.mark.timeout(600)
+def test_a_run_that_is_cancelled_in_the_page_is_cancelled_in_mlflow_too(installation: Installation, worker: Path, tmp_path: Path) -> None:
+    data = str(write_collection(tmp_path / "clinic"))
+    asked = {"preset": "smoke", "data": data, "name": "stopped", "settings": {"towers": {"steps": 100_000, "batch_size": 8}}}
+    run_id = installation.start("retrain", asked)
+    task = {"flow_runs": {"id": {"any_": [run_id]}}, "task_runs": {"name": {"any_": ["train_towers"]}}}
+    assert _wait_for(lambda: [found for found in installation.post("/task_runs/filter", task) if found["state_name"] == "Running"], 300)
+    installation.post(f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
+    run = finished(installation, run_id, 120)
+    assert run["state_type"] == "CANCELLED", worker.read_text(encoding="utf-8", errors="replace")[-3000:]
+    assert _wait_for(lambda: [found for found in installation.post("/task_runs/filter", task) if found["state_name"] == "Cancelled"], 30)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("SCALINGNOTE_HOME", "MLFLOW_TRACKING_URI"):
+            patch.setenv(name, installation.environment[name])
+        last = last_flow_run("stopped")
+    assert last is not None and (last["flow"], last["state"]) == ("retrain", "cancelled")
 
 
 def test_parameters_that_only_the_flow_can_judge_fail_the_run_in_words(installation: Installation, worker: Path) -> None:

@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(1200)]
 BUILD = (*SMALL, "--set", "distillation.max_mean_cosine=1.0", "--set", "distillation.min_effective_rank=1.0")
 BUILD += ("--set", "towers.steps=4", "--set", "index.index_key=IVF4,Flat")
 STUDIES = {
+    "worth": ("study.small_learning_rates=[0.001]", "study.pair_passes=0.5", "distillation.noised=5", "distillation.spans=5"),
     "baselines": ("study.small_learning_rates=[0.001, 0.003]", "study.pair_passes=0.5"),
     "scaling_law": ("study.scaling_models=[decoder-32x1, decoder-64x1]", "study.scaling_shares=[0.5, 1.0]", "study.scaling_negatives=64"),
     "retention": (),
@@ -28,12 +29,17 @@ STUDIES = {
     "cost_benefit": ("study.watts=100", "study.price_per_hour=1"),
     "corpus_growth": ("study.growth_sizes=[200, 300]",),
 }
-CELLS = {"retention": "layers-2", "robustness": "typos,foreign_documents", "baselines": "bm25,untrained,symmetric,end-to-end,cost"}
+CELLS = {
+    "worth": "untrained+bm25,layers-1,layers-1+bm25",
+    "retention": "layers-2",
+    "robustness": "typos,foreign_documents",
+    "baselines": "bm25,untrained,symmetric,end-to-end,cost",
+}
 ONE_SEED = "study.seeds=[13]"  # what a study does with more is the same again
 OF_STUDIES = {
     "keep_train_share", "train_symmetric", "train_end_to_end", "study_dev", "study_scores", "study_scaling", "study_prediction",
     "study_fits", "study_speed", "study_building", "study_serving", "study_baseline_costs", "study_growth_queries", "study_growth",
-    "study_growth_production", "study_report",
+    "study_growth_production", "study_report", "study_rankings", "study_found_scores", "study_worth_costs",
 }  # fmt: skip
 # Settings that are read although they are not in the key, since they decide no result.
 READ_WITHOUT_KEY = {
@@ -41,7 +47,7 @@ READ_WITHOUT_KEY = {
     "index.probe_tolerance": "how far a loaded encoder may be from its probes: a refusal, not a result",
 }
 # They open the student's encoder before training with a length of its own in the place of the setting.
-UNTRAINED_LENGTH = {"evaluate", "study_scores", "study_serving", "study_baseline_costs"}
+UNTRAINED_LENGTH = {"evaluate", "study_scores", "study_rankings", "study_serving", "study_baseline_costs", "study_worth_costs"}
 Seen = list[dict[str, Any]]
 
 

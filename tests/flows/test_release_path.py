@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import inspect
 import json
 import os
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,19 @@ def test_rollback_returns_to_the_first_release_and_promote_leaves_it_there(story
 def test_every_check_of_the_champion_holds(story: Story) -> None:
     assert story["verified"]["verified"] is True
     assert {"files", "index", "query encoder", "decision", "promotion record"} <= {check["name"] for check in story["verified"]["checks"]}
+
+
+def test_the_example_of_the_public_api_opens_searches_verifies_and_traces(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
+    import components
+
+    lines = inspect.cleandoc(components.__doc__ or "").splitlines()
+    example = textwrap.dedent("\n".join(line for line in lines if line.startswith("    ") or not line))
+    assert example.count("\n") <= 30
+    exec(compile(example, "components/__init__.py", "exec"), {})
+    told = capsys.readouterr().out
+    assert [line.split(" ")[0] for line in told.splitlines()[:3]] == [hit["doc_id"] for hit in story["found after"]["hits"][:3]]
+    assert "ok decision" in told and "WRONG" not in told
+    assert "retriever-release/1" in told
 
 
 def test_trace_leads_to_data_contracts_code_configuration_and_approval(story: Story) -> None:

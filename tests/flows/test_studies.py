@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,34 @@ def test_ablation_and_cost_on_the_same_teacher(home: Path, clinic: Path) -> None
     assert 0 < cost["teacher"]["device-hours"] < student["device-hours"]
     assert student["kWh"] == pytest.approx(student["device-hours"] * 0.1, rel=1e-4)  # the table keeps six digits
     assert student["USD per million queries"] == pytest.approx(1e6 / student["queries/s"] / 3600 * 1.03)
+
+
+def test_worth_names_what_to_deploy_and_asks_no_system_twice(home: Path, clinic: Path) -> None:
+    rates = ("--set", "study.small_learning_rates=[0.001]", "--set", "study.pair_passes=0.2")
+    cells = ("--cells", "untrained+bm25,symmetric,teacher,static,static+bm25")
+    result = done("study", "worth", *STUDY, *rates, "--data", clinic, *cells)
+    rows = by_system(result)
+    assert list(rows) == ["bm25", "untrained+bm25", "symmetric", "teacher", "static", "static+bm25"]
+    asked = list((home / "work" / "study_rankings").glob("*/manifest.json"))
+    assert len(asked) == 5  # bm25, untrained, symmetric, teacher, static
+    for name, row in rows.items():
+        assert row["queries/s"] > 0 and row["MB"] > 0 and row["building h"] < row["h with 1,000,000 queries"], name
+        assert row["behind the best, R@50 low"] <= row["behind the best, R@50"] <= 0, name
+    best = max(rows, key=lambda name: rows[name]["nDCG@10"])
+    assert rows[best]["behind the best, nDCG@10"] == 0
+    assert rows["static"]["claim"] == "one seed: no claim" and "p below 0.05 by Holm): none" in result["text"]
+    assert rows["static+bm25"]["over bm25 R@50"] == pytest.approx(rows["static+bm25"]["R@50"] - rows["bm25"]["R@50"], abs=1e-5)
+    assert rows["static+bm25"]["building h"] > rows["static"]["building h"]
+    assert "- The rule: the cheapest system" in result["text"]
+    choice = json.loads((Path(result["folder"]) / "choice.json").read_text())
+    assert choice["chosen"] in rows and choice["margin"] == 0.5 and choice["queries"] == 1_000_000
+    # Nothing was trained with a seed where BM25 and the encoder as downloaded are best.
+    trained = {choice["chosen"], *choice["best"].values()} - {"bm25", "untrained+bm25"}
+    assert choice["claimed"] == (not trained) and f"- {choice['sentence']}" in result["text"]
+    # Another number of queries changes the choice's cost, and measures nothing anew.
+    again = scalingnote("study", "worth", *STUDY, *rates, "--data", clinic, *cells, "--set", "study.worth_queries=10")
+    assert again.status == 0 and "[worth] cell 6 of 7, static+bm25@13: from the cache" in again.out
+    assert "[worth] cell 7 of 7, cost: from the cache" in again.out and "h with 10 queries" in again.out
 
 
 def test_tower_ablation_compares_teachers(home: Path, clinic: Path) -> None:

@@ -79,6 +79,37 @@ def test_mining_in_parts_and_deeper_than_there_are_documents(monkeypatch: pytest
     assert refinement.candidates(np.array([0])).documents.tolist() == AXES.tolist()
 
 
+def test_spread_negatives_come_from_the_whole_range_of_the_teachers_scores() -> None:
+    rng = np.random.default_rng(1)
+    documents = torch.nn.functional.normalize(torch.tensor(rng.normal(size=(400, 6)), dtype=torch.float32), dim=-1)
+    teacher = torch.nn.functional.normalize(torch.tensor(rng.normal(size=(3, 6)), dtype=torch.float32), dim=-1)
+    refinement = Refinement(documents, teacher, [(0, 0), (1, 1), (2, 2)], None)
+    refinement.spread(8, (13, 1, 0))
+    drawn = refinement._mined
+    assert drawn is not None and drawn.shape == (3, 8)
+    for text in range(3):
+        scores = documents @ teacher[text]
+        parts = ((scores[drawn[text]] - scores.min()) / (scores.max() - scores.min()) * 8).long().clamp(0, 7)
+        assert sorted(parts.tolist()) == list(range(8))  # one of each eighth, the top included
+    first = drawn.clone()
+    refinement.spread(8, (13, 1, 0))
+    assert torch.equal(first, refinement._mined)
+    refinement.spread(8, (13, 1, 1))  # another epoch draws others
+    assert not torch.equal(first, refinement._mined)
+
+
+def test_spread_negatives_where_documents_are_few_or_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.distillation.refine.SCORES_AT_ONCE", 5)
+    refinement = Refinement(AXES, AXES[:3], PAIRS, None)
+    refinement.spread(100, (1,))  # of four documents, which a text scores 1, 0, 0, 0: two parts hold any
+    assert refinement._mined is not None and refinement._mined.shape == (3, 4)
+    for text in range(3):
+        assert text in refinement._mined[text] and len(set(refinement._mined[text].tolist())) == 2
+    alike = Refinement(AXES[:1].repeat(5, 1), AXES[:1], [(0, 0)], None)
+    alike.spread(3, (1,))
+    assert alike._mined is not None and len(set(alike._mined[0].tolist())) == 1
+
+
 def test_the_masks_of_a_large_batch_are_those_of_a_loop() -> None:
     rng = np.random.default_rng(3)
     documents = torch.nn.functional.normalize(torch.tensor(rng.normal(size=(50, 8)), dtype=torch.float32), dim=-1)

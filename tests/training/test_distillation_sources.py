@@ -15,10 +15,18 @@ from components.data.tables import content_hash
 from components.distillation import generation
 from components.distillation.config import DistillationConfig
 from components.distillation.generation import GENERATED, generate_queries, read_generated
-from components.distillation.material import DocumentSide, check_sources, distillation_data, held_out_documents, refinement_pairs
-from components.distillation.sources import dev_queries, document_sentences, learnable, query_sources
+from components.distillation.material import (
+    DocumentSide,
+    check_sources,
+    distillation_data,
+    held_out_documents,
+    noised_copies,
+    refinement_pairs,
+)
+from components.distillation.sources import dev_queries, document_sentences, document_spans, learnable, query_sources
 from components.distillation.teacher_targets import read_held_out, read_sources, read_teacher_targets, write_teacher_targets
 from components.errors import DataError, ModelError
+from components.evaluation.noise import mixed_noise
 from tests.encoders import WordEncoder
 
 TITLES = ("Apple", "Bread", "Cheese", "Dates", "Eggs", "Figs", "Grape", "Honey")
@@ -57,6 +65,45 @@ def test_every_source_is_there_in_its_number() -> None:
         "sentences": 6,
         "generated": 1,
     }
+
+
+def test_spans_are_runs_of_words_that_stand_in_a_document() -> None:
+    texts = [f"one two three four five six seven eight nine ten eleven twelve thirteen number {n}" for n in range(20)] + ["too short", ""]
+    found = document_spans(texts, 15, 1)
+    assert len(found) == len(set(found)) == 15
+    assert all(3 <= len(span.split()) <= 12 and any(span in text for text in texts) for span in found)
+    assert found == document_spans(texts, 15, 1) != document_spans(texts, 15, 2)
+    assert document_spans(texts, 0, 1) == document_spans([], 5, 1) == document_spans(["too short"], 5, 1) == []
+    assert document_spans(["one two three"], 5, 1) == ["one two three"]
+
+
+def test_spans_are_a_source_where_they_are_asked_for() -> None:
+    sources = query_sources(data(), DistillationConfig(titles=3, spans=6))
+    assert len(sources["spans"]) == 6 and "spans" not in query_sources(data(), DistillationConfig())
+
+
+def test_noised_copies_are_taught_the_vector_of_the_text_as_it_was(tmp_path: Path) -> None:
+    config = DistillationConfig(titles=8, noised=6)
+    sources = query_sources(data(), config)
+    write_teacher_targets(WordEncoder(), sources, {}, tmp_path, dev_queries(data()))
+    documents = DocumentSide(WordEncoder("document").encode(data().document_texts()), "space", lambda vectors, k: [])
+    plain = distillation_data(data(), tmp_path, documents, config)
+    found = distillation_data(data(), tmp_path, documents, config, None, mixed_noise)
+    assert list(found.texts[: len(plain.texts)]) == list(plain.texts) and found.pairs == plain.pairs
+    copies = found.texts[len(plain.texts) :]
+    assert len(copies) == 6 and list(found.sources[len(plain.texts) :]) == ["noised"] * 6
+    clean = {copy: original for original, copy in zip(plain.texts, mixed_noise(plain.texts, config.seed), strict=True)}
+    for copy, vector in zip(copies, found.teacher[len(plain.texts) :], strict=True):
+        assert copy not in plain.texts
+        np.testing.assert_allclose(vector, plain.teacher[list(plain.texts).index(clean[copy])])
+    assert distillation_data(data(), tmp_path, documents, config.model_copy(update={"noised": 0}), None, mixed_noise).texts == plain.texts
+
+
+def test_no_noised_copy_reads_as_a_held_out_query() -> None:
+    held_out, config = "where is honey", DistillationConfig(noised=5)
+    for copy in (held_out, held_out.upper() + "?", "", "where is bread"):
+        given = ["where is bread", "where is apple"]
+        assert noised_copies(data(), given, config, lambda texts, seed, copy=copy: [copy] * len(texts)) == {}
 
 
 def test_targets_count_sources_and_keep_held_out_queries_apart(tmp_path: Path) -> None:

@@ -91,6 +91,99 @@ def test_the_saved_tower_encodes_as_the_one_in_training(
             assert np.abs(loaded.encode([text])[0] - vector).max() < 1e-4
 
 
+COMMON = [
+    "kidney stone",
+    "kidney stone of the left side",
+    "kidney stone of the right side",
+    "kidney",
+    "heart attack",
+    "heart attack, old",
+] * 4
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("name", TEACHERS)
+def test_texts_that_begin_alike_get_the_vectors_that_each_has_alone(
+    name: str, pooling: str, families: dict[str, str], tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    towers = towers_on(families[name], pooling=pooling, query_prompt="Instruct: find the entry of this diagnosis. Query: ")
+    with torch.no_grad():
+        for parameter in towers.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
+    contract = towers.save("query", tmp_path)
+    assert contract is not None
+    save_contract(tmp_path, contract, space_id_of(contract.model_copy(update={"role": "document"})))
+    tower = load_tower(tmp_path, "float32")
+    seen: list[int] = []
+    forward = tower.model.forward
+
+    def counted(*given: Any, **named: Any) -> Any:
+        seen.append(named["input_ids"].numel())
+        return forward(*given, **named)
+
+    shared_only = tower.encode(COMMON)  # measures once whether the model can
+    monkeypatch.setattr(tower.model, "forward", counted)
+    shared, of_shared = tower.encode(COMMON), sum(seen)
+    apart = np.concatenate([tower.encode([text]) for text in COMMON])
+    assert of_shared == tower.worked_tokens(COMMON)
+    window = getattr(tower.model.config, "sliding_window", None) or 16
+    assert (of_shared < 0.5 * (sum(seen) - of_shared)) == (window >= 16), "shared where no layer's window is shorter than the texts"
+    np.testing.assert_allclose(shared, apart, atol=2e-5)
+    np.testing.assert_array_equal(shared, shared_only)
+    batches = tower.encode(COMMON, batch_size=5)  # as a timing asks for
+    np.testing.assert_allclose(batches, apart, atol=2e-5)
+
+
+def test_what_sees_ahead_or_has_no_room_for_a_tree_is_encoded_the_plain_way(
+    families: dict[str, str], tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import components.towers.encoder as encoder
+    from components.towers.beginnings import can_share, longest_shared
+
+    def saved(name: str, **changes: Any) -> Any:
+        folder = tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        contract = towers_on(families[name], **changes).save("query", folder)
+        assert contract is not None
+        save_contract(folder, contract, space_id_of(contract.model_copy(update={"role": "document"})))
+        return load_tower(folder, "float32")
+
+    causal = saved("gemma-3")
+    assert can_share(causal.model) and longest_shared(causal.model) == 8, "its sliding window"
+    monkeypatch.setattr(encoder, "pooled_bundles", lambda *given: pytest.fail("a tree of tokens"))
+    both_ways = saved("qwen3", attention="bidirectional", max_query_length=24)
+    assert np.isfinite(both_ways.encode(COMMON)).all()
+    one_by_one = [causal.encode([text])[0] for text in COMMON]
+    assert max(map(len, causal.tokens(COMMON))) > 8
+    np.testing.assert_allclose(causal.encode(COMMON), one_by_one, atol=2e-5)
+
+
+def test_a_model_that_heeds_no_mask_or_no_positions_of_ours_is_found_out(families: dict[str, str], home: Path) -> None:
+    import torch
+
+    from components.towers.backbone import load_decoder
+    from components.towers.beginnings import can_share
+
+    for dropped in ("attention_mask", "position_ids"):
+        model, _ = load_decoder(resolve_base(families["qwen3"]), "float32")
+        with torch.no_grad():  # states of a tiny random model hardly depend on their neighbours; these do
+            for layer in model.layers:
+                layer.self_attn.o_proj.weight.mul_(30)
+        assert can_share(model)
+        forward = model.forward
+
+        def deaf(dropped: str = dropped, forward: Any = forward, position_ids: Any = None, **named: Any) -> Any:
+            given = {**named, "position_ids": position_ids}
+            if given["attention_mask"].ndim == 4:
+                given[dropped] = None
+            return forward(**{name: value for name, value in given.items() if value is not None})
+
+        model.forward = deaf
+        assert not can_share(model)
+
+
 @pytest.mark.parametrize("name", STUDENTS)
 def test_a_student_of_the_family_is_saved_and_loaded_and_opened_by_sentence_transformers(
     name: str, families: dict[str, str], tmp_path: Path, home: Path

@@ -297,7 +297,7 @@ def test_models_that_cannot_encode_texts_here_are_refused(changes: dict[str, obj
 
 @pytest.mark.parametrize("name", ["a/b/c", "./no/such/model", "/no/such", "~nosuchuser/model", "a b", "org/mo..del"])
 def test_a_name_of_neither_form_says_both_forms(name: str, home: Path) -> None:
-    with pytest.raises(ModelError, match="does not exist, and the name has not the form of one on a model hub"):
+    with pytest.raises(ModelError, match="does not exist, and the name does not look like one of a model hub"):
         resolve_base(name)
 
 

@@ -84,7 +84,7 @@ def test_a_cut_that_the_configuration_cannot_express_is_refused() -> None:
 
 
 def test_a_model_without_a_known_stack_is_refused() -> None:
-    with pytest.raises(ModelError, match="keeps its layers under none of the names"):
+    with pytest.raises(ModelError, match="keeps its layers under a name other than"):
         layer_stack(torch.nn.Linear(2, 2), "linear")
 
 

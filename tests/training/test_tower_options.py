@@ -300,3 +300,68 @@ def test_a_model_bound_to_one_direction_is_refused(home: Path, monkeypatch: pyte
     monkeypatch.setattr("components.towers.backbone.set_attention", lambda model, attention: None)
     with pytest.raises(ModelError, match=r"attention is bidirectional, but the tokens of 'tiny-decoder-.*' do not see"):
         towers_of(attention="bidirectional")
+
+
+class Remembering(Training):
+    """Keeps the trained weights after every step."""
+
+    def _step(self, step: int) -> float:
+        value = super()._step(step)
+        self.__dict__.setdefault("seen", {})[step] = {name: weight.clone() for name, weight in self.towers.state().items()}
+        return value
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_towers_become_the_mean_of_the_last_checkpoints(home: Path, tmp_path: Path, kind: str) -> None:
+    config = CONFIG.model_copy(update={**KINDS[kind], "merge_last": 3, "steps": 11, "checkpoint_every": 4})
+    towers = TwoTowers(resolve_base("tiny-decoder", documents() + queries()), config)
+    run = Remembering(towers, pairs(), config, tmp_path)
+    run.to_end()
+    seen = run.__dict__["seen"]
+    for name, weight in towers.state().items():
+        # After the last step (10), and four and eight steps before it.
+        torch.testing.assert_close(weight, (seen[10][name] + seen[6][name] + seen[2][name]) / 3)
+
+
+def test_a_merged_training_that_was_killed_ends_with_the_same_towers(home: Path, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"merge_last": 3, "steps": 12, "checkpoint_every": 3})
+    ends = []
+    for name, stops in (("straight", ()), ("killed", (5, 10))):
+        folder = tmp_path / name
+        folder.mkdir()
+        for stop in (*stops, None):
+            towers = TwoTowers(resolve_base("tiny-decoder", documents() + queries()), config)
+            run = _Killed(towers, pairs(), config, folder)
+            run.stop = stop
+            try:
+                run.to_end()
+            except KeyboardInterrupt:
+                assert stop is not None
+        ends.append(towers.state())
+    for name, weight in ends[0].items():
+        torch.testing.assert_close(ends[1][name], weight, rtol=0, atol=0)
+
+
+class _Killed(Training):
+    stop: int | None = None
+
+    def _step(self, step: int) -> float:
+        if step == self.stop:
+            raise KeyboardInterrupt
+        return super()._step(step)
+
+
+def test_without_merging_nothing_more_is_kept(home: Path, tmp_path: Path) -> None:
+    towers = TwoTowers(resolve_base("tiny-decoder", documents() + queries()), CONFIG)
+    run = Training(towers, pairs(), CONFIG, tmp_path)
+    run.to_end()
+    assert run._totals == {} and "merged" not in torch.load(tmp_path / CHECKPOINT, weights_only=True)
+
+
+def test_a_merging_that_reaches_back_too_far_is_refused() -> None:
+    with pytest.raises(ValueError, match="reaches back beyond the first of 50 steps"):
+        TowerConfig(merge_last=3, checkpoint_every=25, steps=50)
+    with pytest.raises(ValueError, match="merge_last keeps a second copy"):
+        TowerConfig(merge_last=2, sharding="fsdp", training="full")
+    with pytest.raises(ValueError, match="merge_last"):
+        TowerConfig(merge_last=0)

@@ -87,6 +87,18 @@ def test_a_byte_order_mark_and_blank_lines_are_no_data(folder: Path) -> None:
     assert len(read_source(DataConfig(source=str(folder))).documents) == 260
 
 
+def test_files_that_were_put_together_are_read_like_one(folder: Path) -> None:
+    expected = read_source(DataConfig(source=str(folder)))
+    for path in (folder / "corpus.jsonl", folder / "qrels" / "train.tsv"):
+        lines = path.read_text().splitlines()
+        pieces = [("\ufeff" + "".join(f"{line}\r\n" for line in some)).encode() for some in (lines[:50], lines[50:])]
+        path.with_name(path.name + ".gz").write_bytes(b"".join(map(gzip.compress, pieces)))
+        path.unlink()
+    found = read_source(DataConfig(source=str(folder)))
+    pd.testing.assert_frame_equal(found.documents, expected.documents)
+    pd.testing.assert_frame_equal(found.judgements, expected.judgements)
+
+
 def test_a_text_with_a_line_separator_stays_one_record(folder: Path) -> None:
     rows = documents()
     rows[0]["text"] = "one\u2028two\x85three"

@@ -17,7 +17,7 @@ from components.data.snapshot import snapshot
 from components.data.sources import read_source
 from components.errors import DataError
 from components.visible import is_blank
-from tests.data_world import documents, queries, write_folder, write_rows
+from tests.data_world import documents, queries, write_folder, write_lines, write_rows
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def with_line(folder: Path, name: str, line: str) -> str:
     [
         ('{"_id": "a", "text": "x", "_id": "b"}', "the key '_id' stands twice in one object. Programs would read this line in different"),
         ('{"_id": "a", "text": "x", "metadata": {"n": 1, "n": 2}}', "the key 'n' stands twice in one object"),
-        ('{"_id": "a", "text": "x", "metadata": {"n": NaN}}', "NaN is no JSON value; write null"),
-        ('{"_id": "a", "text": "x", "metadata": {"n": -Infinity}}', "-Infinity is no JSON value; write null"),
-        ('{"_id": "a", "text": "x", "title": NaN}', "NaN is no JSON value; write null"),
+        ('{"_id": "a", "text": "x", "metadata": {"n": NaN}}', "NaN is not a JSON value; write null"),
+        ('{"_id": "a", "text": "x", "metadata": {"n": -Infinity}}', "-Infinity is not a JSON value; write null"),
+        ('{"_id": "a", "text": "x", "title": NaN}', "NaN is not a JSON value; write null"),
         ('{"_id": "a", "text": "x", "metadata": {"n": 1e999}}', "the field metadata is no JSON object (Out of range float values"),
         ('{"_id": "a", "text": "x", "metadata": "web"}', 'the field metadata must be an object, such as {"source": "web"}; found \'web\''),
         ('{"_id": "a", "text": "x", "metadata": ""}', "the field metadata must be an object"),
@@ -125,6 +125,11 @@ def test_metadata_of_parquet_may_be_a_structure_a_map_or_json(folder: Path) -> N
         assert found["metadata"].tolist() == ['{"a": 1}', "{}", '{"a": null}']
 
 
+def structures(column: pa.Array) -> pa.Array:
+    """A column of structures with one field."""
+    return pa.StructArray.from_arrays([column], names=["field"])
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
@@ -143,12 +148,41 @@ def test_metadata_of_parquet_may_be_a_structure_a_map_or_json(folder: Path) -> N
             {"_id": pa.array(["a"]), "text": pa.array(["x"]), "metadata": pa.array([{"n": float("nan")}])},
             "corpus.parquet, metadata, row 1: the field metadata is no JSON object",
         ),
+        (
+            {"_id": pa.array(["a", "b"]), "text": pa.array(["x", "y"]), "metadata": structures(pa.array([1, 10**7], pa.date32()))},
+            "corpus.parquet, metadata, row 2: cannot be read",
+        ),
+        (
+            {
+                "_id": pa.array(["a", "b"]),
+                "text": pa.array(["x", "y"]),
+                "metadata": structures(pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"\xff"]).buffers())),
+            },
+            "corpus.parquet, metadata, row 2: not UTF-8",
+        ),
+        (
+            {"_id": pa.array(["a"]), "text": pa.array(["x"]), "metadata": structures(pa.array([b"\xff"]))},
+            "corpus.parquet, metadata, row 1: the field metadata is no JSON object ('utf-8' codec",
+        ),
+        ({"_id": pa.array(["a", "b\0"]), "text": pa.array(["x", "y"])}, "corpus.parquet, row 2: the id 'b\\x00' holds the character NUL"),
     ],
 )
 def test_a_column_that_is_no_text_is_named(folder: Path, columns: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError) as caught:
         parquet_corpus(folder, columns)
     assert message in str(caught.value)
+
+
+def test_bytes_within_metadata_are_text(folder: Path) -> None:
+    found = parquet_corpus(folder, {"_id": pa.array(["a"]), "text": pa.array(["x"]), "metadata": structures(pa.array(["ü".encode()]))})
+    assert found["metadata"].tolist() == ['{"field": "ü"}']
+
+
+def test_a_long_grade_is_not_shown_whole(folder: Path) -> None:
+    write_lines(folder / "qrels" / "test.tsv", ["q1\td1\t" + "9" * 5000])
+    with pytest.raises(DataError) as caught:
+        read_source(DataConfig(source=str(folder)))
+    assert "the score must be a whole number" in str(caught.value) and len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("score", [[1], {"a": 1}, True, 0.5, float("nan"), None, "1_0"])

@@ -17,10 +17,11 @@ import components.artifacts
 import flows.steps
 from components.artifacts import Artifact, open_artifact, seal
 from components.code import ROOT, Reached
-from components.errors import ArtifactError, ConfigError
+from components.errors import ArtifactError, ConfigError, DataError, ResourceError
+from components.tracking.store import TrackingError
 from flows import why as reasons
 from flows.cli.main import main
-from flows.steps import Done, Step, _made
+from flows.steps import Done, Step, _made, may_pass
 from flows.why import named_settings, render_why, why
 
 Reaches = Callable[..., None]
@@ -108,7 +109,8 @@ def test_an_attempt_finds_what_an_earlier_one_left_to_go_on_with_and_nothing_els
     one = Step("probe", make_it, resumes=("checkpoint.pt", "shard-*.json"))
     one.folder.mkdir(parents=True)
     (one.folder / "query_tower").mkdir()
-    for name in ("checkpoint.pt", "shard-00001.json", "notes.txt", "manifest.json", "query_tower/weights", ".tmp"):
+    half_written = (".12-ab.tmp", "query_tower/.vectors-00001.parquet.7.tmp")
+    for name in ("checkpoint.pt", "shard-00001.json", "notes.txt", "manifest.json", "query_tower/weights", ".tmp", *half_written):
         (one.folder / name).write_text("x")
     assert not make(one).cached and found == [".tmp", "checkpoint.pt", "shard-00001.json"]
 
@@ -338,3 +340,46 @@ def test_the_steps_that_are_known_are_those_of_the_flows() -> None:
                 assert isinstance(node.args[0], ast.Constant)
                 named.add(node.args[0].value)
     assert set(reasons.STEPS) == named
+
+
+def test_a_step_that_is_asked_for_again_is_made_from_the_beginning_though_it_is_finished(capsys: pytest.CaptureFixture[str]) -> None:
+    found: list[list[str]] = []
+
+    def make_it(folder: Path) -> Artifact:
+        found.append(sorted(path.name for path in folder.iterdir() if path.is_file()))
+        return seal(folder, "any")
+
+    one = Step("evaluate", make_it, resumes=("checkpoint.pt",))
+    first = make(one)
+    (one.folder / "checkpoint.pt").write_text("half")
+    again = _made(one, "retriever", "run", again=True)
+    assert not again.cached and found == [[], []] and again.artifact.digest == first.artifact.digest
+    assert started(capsys) == ["[evaluate] started", "[evaluate] started: it was asked for again"]
+    assert why("retriever", "evaluate")["steps"][0]["text"].endswith("because it was asked for again.")
+    assert make(one).cached
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (ConnectionRefusedError("refused"), True),
+        (TimeoutError("silent"), True),
+        (OSError(28, "No space left on device"), False),
+        (MemoryError(), False),
+        (ValueError("a bug"), False),
+        (DataError("wrong data"), False),
+        (ConfigError("wrong setting"), False),
+        (ResourceError("disk full"), False),
+        (ArtifactError("damaged"), False),
+    ],
+)
+def test_only_what_may_pass_by_itself_is_tried_again(error: Exception, passes: bool) -> None:
+    assert may_pass(error) is passes
+
+
+@pytest.mark.parametrize(("kind", "passes"), [(TrackingError, True), (ArtifactError, True), (DataError, False), (ResourceError, False)])
+def test_the_cause_says_whether_a_failure_may_pass_unless_a_person_has_to_mend_it(kind: type[Exception], passes: bool) -> None:
+    error = kind("Could not record the step")
+    error.__cause__ = RuntimeError("MLflow")
+    error.__cause__.__cause__ = ConnectionResetError("reset by peer")
+    assert may_pass(error) is passes

@@ -215,7 +215,7 @@ class Measured(Unchecked):
 
 def test_the_costs_of_baselines_are_keyed_by_the_code_that_opens_each_of_them(tmp_path: Path) -> None:
     found = Measured(smoke(small_learning_rates=[0.001]), tmp_path)
-    wanted = {name: baselines._systems(found)[name] for name in ("bm25", "untrained", "symmetric")}
+    wanted = {name: baselines.systems_of(found)[name] for name in ("bm25", "untrained", "symmetric")}
     baselines._cost(found, wanted, found.config)
     code = found.steps[-1].reached.code
     for place in ("evaluation/baselines.py", "evaluation/systems.py", "distillation/symmetric.py", "evaluation/encoder_speed.py"):
@@ -224,9 +224,10 @@ def test_the_costs_of_baselines_are_keyed_by_the_code_that_opens_each_of_them(tm
 
 
 def test_baselines_come_whole_and_in_the_students_form_where_that_is_another() -> None:
-    assert list(baselines._systems(context())) == ["bm25", "untrained", "symmetric", "end-to-end", "teacher", "student-aligned", "student"]
+    names = ["bm25", "untrained", "symmetric", "end-to-end", "teacher", "student-aligned", "student"]
+    assert list(baselines.systems_of(context())) == names
     cut = Unchecked(load_settings(StudySettings, "smoke", overrides={"distillation.layers": 1}), NoRecorder())  # type: ignore[arg-type]
-    assert [name for name in baselines._systems(cut) if name.endswith("-cut")] == ["untrained-cut", "symmetric-cut", "end-to-end-cut"]
+    assert [name for name in baselines.systems_of(cut) if name.endswith("-cut")] == ["untrained-cut", "symmetric-cut", "end-to-end-cut"]
     named = load_settings(StudySettings, "smoke", overrides={"study.small_encoder": "acme/embed", "distillation.layers": 1})
     assert [(form.student, form.layers) for form in baselines.small_encoders(named).values()] == [("acme/embed", None), ("acme/embed", 1)]
 
@@ -235,9 +236,9 @@ def test_a_teacher_that_was_published_as_a_model_of_embeddings_is_asked_as_it_is
     (tmp_path / "config.json").write_text("{}")
     overrides = {"towers.base_model": str(tmp_path)}
     plain = Unchecked(load_settings(StudySettings, "smoke", overrides=overrides), NoRecorder())  # type: ignore[arg-type]
-    assert "teacher-published" not in baselines._systems(plain)
+    assert "teacher-published" not in baselines.systems_of(plain)
     (tmp_path / "modules.json").write_text("[]")
-    assert "teacher-published" in baselines._systems(plain)
+    assert "teacher-published" in baselines.systems_of(plain)
 
 
 def test_passes_are_those_of_the_refinement_unless_told_otherwise() -> None:

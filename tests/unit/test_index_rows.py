@@ -3,9 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from components.data.dataset import wide, write_table
+from components.errors import ArtifactError
+from components.index.build import display_titles
 from components.index.rows import DocIds, Rows, read_rows, read_titles, write_deleted, write_rows
 from components.promotion.trace_documents import find_document
 
@@ -50,6 +55,50 @@ def test_an_index_without_titles_has_none(tmp_path: Path) -> None:
 def test_titles_of_a_table_are_kept(tmp_path: Path) -> None:
     write_rows(tmp_path, pa.table({"doc_id": ["a"], "content_hash": ["h"], "part": [0], "title": ["Apple"]}))
     assert read_titles(tmp_path, read_rows(tmp_path))["a"] == "Apple"
+
+
+def test_titles_of_another_table_find_their_rows_by_id(tmp_path: Path) -> None:
+    table = pa.table({"doc_id": IDS, "content_hash": [f"h{i}" for i in range(5)], "part": [0, 0, 0, 1, 1]})
+    pieces = [pa.table({"doc_id": ids, "title": [TITLES.get(i, "?") for i in ids]}) for ids in (["new", "b"], ["é", "d"])]
+    write_rows(tmp_path, table, wide(pa.concat_tables(pieces)))
+    assert dict(read_titles(tmp_path, read_rows(tmp_path))) == {**TITLES, "a": ""}  # which is in no row of the other table
+    own = wide(pa.table({"doc_id": IDS, "title": ["D", "B", "A", "E", "B2"]}))
+    write_rows(tmp_path, table, own)
+    assert read_titles(tmp_path, read_rows(tmp_path))["d"] == "D"
+
+
+def test_a_missing_title_is_the_start_of_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.data.dataset.ROW_GROUP", 2)
+    titles = ["Apple", "", "\u200b", " ", "é", "標題", None]
+    columns = {"doc_id": [*"abcdefg"], "title": titles, "text": [f"{letter} text " * 20 for letter in "abcdef"] + [None]}
+    frame = pd.DataFrame({**columns, "metadata": "{}", "content_hash": "h"})
+    write_table(frame, tmp_path / "documents.parquet")
+    found = display_titles(tmp_path / "documents.parquet")
+    starts = {letter: (f"{letter} text " * 20)[:80] for letter in "bcd"}
+    assert dict(zip(found["doc_id"].to_pylist(), found["title"].to_pylist(), strict=True)) == {
+        "a": "Apple",
+        **starts,
+        "e": "é",
+        "f": "標題",
+        "g": "",
+    }
+
+
+def test_titles_are_read_without_the_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = pd.DataFrame({"doc_id": ["a"], "title": ["Apple"], "text": ["x"], "metadata": "{}", "content_hash": "h"})
+    write_table(frame, tmp_path / "documents.parquet")
+    read: list[list[str]] = []
+
+    class Watched(pq.ParquetFile):
+        def read_row_group(self, group: int, columns: list[str]) -> pa.Table:  # type: ignore[override]
+            read.append(columns)
+            return super().read_row_group(group, columns=columns)
+
+    monkeypatch.setattr(pq, "ParquetFile", Watched)
+    assert display_titles(tmp_path / "documents.parquet").num_rows == 1 and read == [["doc_id", "title"]]
+    (tmp_path / "documents.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ArtifactError, match=r"documents\.parquet cannot be read"):
+        display_titles(tmp_path / "documents.parquet")
 
 
 def test_ids_are_taken_row_by_row_of_a_matrix() -> None:

@@ -6,15 +6,27 @@ import errno
 import fcntl
 import os
 import sqlite3
+import threading
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
 from components import settings
+from components.artifacts import write_atomic
 from components.errors import ConfigError, DataError, ScalingNoteError
-from components.tracking.store import TrackingError, translated
-from flows.cli import disk
+from components.serving import answers
+from components.tracking import moved, packaging
+from components.tracking.audit import append_entry, read_audit
+from components.tracking.runs import open_flow_run
+from components.tracking.store import TrackingError, client, translated
+from flows.cli import disk, output
 from flows.cli.disk import DiskFull, lacking
+from flows.recorder import recorded_flow
+from tests.unit.promotion_world import PROVENANCE
+
+ENTRY = {"user": "ada", "roles": ("trainer",), "method": "POST", "path": "/runs/create", "status": 200, "outcome": "ok"}
+ENTRY |= {"action": "create_run", "subject": {"run": "1"}}
 
 
 def raised(error: Exception, within: type[Exception] | None = None) -> Exception:
@@ -41,6 +53,7 @@ def raised(error: Exception, within: type[Exception] | None = None) -> Exception
         (MemoryError(), "no memory left"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), "no memory left"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "no memory left"),
+        (RuntimeError("can't start new thread"), "ulimit -u"),
         (ImportError("libx.so: failed to map segment from shared object"), "no memory left"),
         (OSError(errno.ENOSPC, "No space left on device"), "is full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "is full"),
@@ -56,6 +69,12 @@ def test_what_the_machine_lacks_is_said_and_the_exit_status_is_9(
 def test_other_errors_are_not_taken_for_limits(home: Path) -> None:
     for error in (DataError("The column is too long."), OSError(errno.ENOENT, "No such file"), KeyError("x")):
         assert lacking(raised(error)) is None
+
+
+def test_a_fork_that_fails_is_told_from_a_connection_that_is_waited_for(home: Path) -> None:
+    refused = BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+    assert "ulimit -u" in str(lacking(raised(refused)))
+    assert lacking(raised(refused, within=ConnectionError)) is None
 
 
 def test_the_disk_that_is_full_is_the_one_that_is_named(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -77,6 +96,40 @@ def test_a_file_system_without_locks_stops_nothing(number: int, tmp_path: Path, 
     monkeypatch.setattr(fcntl, "flock", refused)
     with (tmp_path / "lock").open("w") as handle:
         assert settings.locked(handle) and settings.locked(handle, wait=False) and settings.locked(handle, wait=False, shared=True)
+
+
+@pytest.fixture
+def network_drive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks as NFS gives them: a shared one to whoever may read the file, an exclusive one to whoever may write to it."""
+    real = fcntl.flock
+
+    def flock(handle: IO[Any], how: int) -> None:
+        mode = fcntl.fcntl(handle.fileno(), fcntl.F_GETFL) & os.O_ACCMODE
+        if mode not in (os.O_RDWR, os.O_RDONLY if how & fcntl.LOCK_SH else os.O_WRONLY):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_locks_are_had_on_a_network_drive(network_drive: None, home: Path, tmp_path: Path) -> None:
+    moved.forget()  # the store is opened, and marked as in use, anew
+    left = open_flow_run("retriever", "retrain", {}, PROVENANCE, {})
+    (home / "work" / "running").mkdir(parents=True)
+    (home / "work" / "running" / f"{left}.json").write_text('{"prefect_flow_run_id": null}')
+    with recorded_flow("retriever", "retrain", {}):
+        assert client().get_run(left).info.status == "KILLED"
+    append_entry(tmp_path / "audit.jsonl", ENTRY)
+    answers._append(tmp_path / "answers.jsonl", "{}\n")
+
+
+def test_the_audit_log_is_written_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    append_entry(tmp_path / "audit.jsonl", ENTRY)
+    assert len(read_audit(tmp_path / "audit.jsonl")) == 1
 
 
 def test_a_lock_that_another_holds_is_told_from_one_that_is_had(tmp_path: Path) -> None:
@@ -123,6 +176,40 @@ def test_a_home_that_cannot_be_is_refused_in_words(name: str, said: str, tmp_pat
         assert lacking(caught.value) is None
 
 
+@pytest.mark.parametrize(
+    ("place", "said"), [("/dev/null", "is a file"), ("/dev/null/x", "is a file"), ("/proc/nosuch", "cannot be made: No such file")]
+)
+def test_a_home_that_is_no_folder_of_a_disk_is_refused_in_words(place: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALINGNOTE_HOME", place)
+    with pytest.raises(ConfigError, match=said) as caught:
+        settings.activate()
+    assert lacking(caught.value) is None
+
+
+@pytest.mark.parametrize("name", ["work", "prefect", "mlflow"])
+def test_a_file_in_the_place_of_a_folder_of_the_home_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    (tmp_path / name).write_text("")
+    with pytest.raises(ConfigError, match=f"holds a file in the place of the folder {name}"):
+        settings.activate()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_home_that_lies_on_a_read_only_disk_is_opened(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    monkeypatch.setattr(Path, "mkdir", refused)
+    settings.activate()
+
+
+def test_a_disk_without_room_is_not_blamed_for_what_the_system_explains(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "_free_bytes", lambda probe=None: 0)
+    assert lacking(FileNotFoundError(errno.ENOENT, "No such file or directory", "x")) is None
+    assert isinstance(lacking(RuntimeError("write failed")), DiskFull)
+
+
 def test_a_current_folder_that_is_gone_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
@@ -130,3 +217,68 @@ def test_a_current_folder_that_is_gone_is_said(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "gone").rmdir()
     with pytest.raises(ScalingNoteError, match="the current folder was removed"):
         settings.home()
+
+
+def test_a_file_with_as_many_names_as_there_can_be_is_uploaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    former, staged = tmp_path / "former", tmp_path / "staged"
+    for folder in (former, staged):
+        folder.mkdir()
+    for name in ("a.bin", "b.bin"):
+        (former / name).write_text(name)
+        os.link(former / name, staged / name)
+    real = os.link
+
+    def link(source: Path, target: Path) -> None:
+        if Path(source).name == "a.bin":
+            raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", link)
+    packaging._share(staged, tmp_path / "place", former)
+    assert [path.name for path in staged.iterdir()] == ["a.bin"]  # what is left there is uploaded
+    assert (tmp_path / "place" / "b.bin").samefile(former / "b.bin") and not (tmp_path / "place" / "a.bin").exists()
+
+
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path: Path) -> None:
+    for name in ("x" * 255, "ü" * 127):
+        write_atomic(tmp_path / name, b"content")
+        assert (tmp_path / name).read_bytes() == b"content"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_processes_of_one_number_in_two_containers_write_one_file_whole(tmp_path: Path) -> None:
+    failed: list[Exception] = []
+
+    def write(content: bytes) -> None:
+        try:
+            for _ in range(50):
+                write_atomic(tmp_path / "file", content)
+        except OSError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(bytes([65 + number]) * 5000,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and (tmp_path / "file").read_bytes() in [bytes([65 + number]) * 5000 for number in range(4)]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_output_that_another_program_made_non_blocking_is_written_whole() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    read: list[bytes] = []
+
+    def drain() -> None:
+        while some := os.read(reading, 1000):
+            read.append(some)
+
+    reader = threading.Thread(target=drain)
+    reader.start()
+    stream = output._text(output._Output(writing, "w", closefd=True), None)
+    stream.write("x" * 1_000_000)
+    stream.close()
+    reader.join(60)
+    os.close(reading)
+    assert b"".join(read) == b"x" * 1_000_000

@@ -111,7 +111,10 @@ def test_the_evaluation_encodes_the_corpus_with_the_untrained_student_only_if_as
     with_it, without = (work_of(config(evaluation__untrained_student=asked), facts())["evaluate"] for asked in (True, False))
     assert with_it["student_token"] - without["student_token"] == 100 * 20 + 50 * 10
     tried = 16 * 10  # each k1 and b of BM25 on the dev queries
-    assert with_it["metric_query"] == 200 + tried and without["metric_query"] == 150 + tried
+    fused = 14 * 10  # each way to fuse it with the student
+    assert with_it["metric_query"] == 250 + tried + fused and without["metric_query"] == 200 + tried + fused
+    unfused = work_of(config(evaluation__fusion=False), facts())["evaluate"]
+    assert unfused["metric_query"] == 200 + tried
     assert with_it["bm25_score"] == (50 + tried) * 100
 
 

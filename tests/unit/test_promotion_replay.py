@@ -51,6 +51,30 @@ def test_times_are_not_compared(folders: tuple[Path, Path]) -> None:
     assert compare_evaluations(*folders).outcome == "equal"
 
 
+def test_systems_and_comparisons_that_a_later_version_adds_are_left_out(folders: tuple[Path, Path]) -> None:
+    def add(report: dict[str, Any]) -> None:
+        report["systems"]["student_fused"] = report["systems"]["student"]
+        new = [{**compared, "system": "student_fused"} for compared in report["comparisons"]]
+        report["comparisons"] = [*new, *report["comparisons"]]
+
+    change_report(folders[1], add)
+    path = folders[1] / "per_query.parquet"
+    table = pd.read_parquet(path)
+    pd.concat([table, table[table["system"] == "student"].assign(system="student_fused")]).to_parquet(path, index=False)
+    assert compare_evaluations(*folders).outcome == "equal"
+    assert compare_evaluations(*reversed(folders)).outcome == "different"  # one that is not given any more
+    missing = table[table["query_id"] != table["query_id"].iloc[0]]
+    missing.to_parquet(path, index=False)
+    assert compare_evaluations(*folders).outcome == "different"
+
+
+def test_a_query_more_of_a_recorded_system_is_a_difference(folders: tuple[Path, Path]) -> None:
+    path = folders[1] / "per_query.parquet"
+    table = pd.read_parquet(path)
+    pd.concat([table, table.iloc[:1].assign(query_id="another")]).to_parquet(path, index=False)
+    assert compare_evaluations(*folders).outcome == "different"
+
+
 def test_a_single_query_may_differ_while_the_figures_hold(folders: tuple[Path, Path]) -> None:
     change_query(folders[1], 0.9)
     found = compare_evaluations(*folders)

@@ -16,9 +16,11 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP_LEVEL = {
-    *(".ci", ".gitignore", "LICENSE", "Makefile", "README.md", "pyproject.toml", "requirements.lock", "prefect.yaml"),
+    *(".ci", ".github", ".gitignore", ".pre-commit-config.yaml"),
+    *("LICENSE", "Makefile", "README.md", "pyproject.toml", "requirements.lock", "prefect.yaml"),
     *("components", "data_contracts", "docker", "flows", "mlflow", "tests"),
 }
+LONGEST_FUNCTION, LONGEST_MODULE = 60, 600  # lines
 # From the top to the ground: each may import itself and what stands below it.
 LAYERS = ("flows", "serving", "promotion", "evaluation", "index", "distillation", "towers", "data", "tracking")
 
@@ -159,12 +161,36 @@ def test_image_installs_with_the_lock_and_runs_as_a_plain_user() -> None:
 def test_continuous_integration_runs_the_test_command() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
-    assert script.read_text(encoding="utf-8").splitlines()[-2:] == ["make lint", "exec make test"]
+    assert script.read_text(encoding="utf-8").splitlines()[-2:] == ["make check", "exec make test"]
+
+
+def test_the_workflow_runs_it_on_each_supported_python_and_pre_commit_what_make_check_does() -> None:
+    (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"].values()
+    low, high = (int(version) for version in re.findall(r"3\.(\d+)", _pyproject()["project"]["requires-python"]))
+    assert job["strategy"]["matrix"]["python"] == [f"3.{minor}" for minor in range(low, high)]
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert repository["repo"] == "local" and [hook["entry"] for hook in repository["hooks"]] == ["make check"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = makefile.partition("\ncheck: ")[2].partition("\n\n")[0]
+    for part in ("ruff format --check", "ruff check", "mypy", "test_repository.py", "test_documents.py"):
+        assert part in recipe, f"make check leaves out {part}"
+
+
+def test_no_function_and_no_module_is_longer_than_a_reader_can_hold() -> None:
+    for top in ("components", "flows"):
+        for file in sorted((ROOT / top).rglob("*.py")):
+            text = file.read_text(encoding="utf-8")
+            assert text.count("\n") <= LONGEST_MODULE, f"{file} has {text.count(chr(10))} lines"
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                    lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                    assert lines <= LONGEST_FUNCTION, f"{file}: {node.name} has {lines} lines"
 
 
 def test_make_without_a_target_explains_each_target() -> None:
     told = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=20).stdout
-    for target in ("demo", "test", "lint", "ui", "clean"):
+    for target in ("demo", "test", "check", "lint", "ui", "clean"):
         assert f"make {target} " in told
 
 

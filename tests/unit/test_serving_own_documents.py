@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.data.dataset import Dataset
+from components.data.dataset import Dataset, write_table
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.evaluate import evaluate
 from components.evaluation.rankers import symmetric_ranker
@@ -46,7 +46,8 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         (tmp_path / name).mkdir()
     dataset = titled(JUDGEMENTS)
     vectors = encode_corpus(WordEncoder("document"), dataset, {}, EncodingConfig(), tmp_path / "vectors")
-    index = build_index(vectors, IndexConfig(), tmp_path / "index", display_titles(dataset))
+    write_table(dataset.documents, tmp_path / "documents.parquet")
+    index = build_index(vectors, IndexConfig(), tmp_path / "index", display_titles(tmp_path / "documents.parquet"))
     monkeypatch.setattr(loader, "registry_folder", lambda pin: index.path)
     monkeypatch.setattr(loader.registry, "artifact_folder", lambda model, version: tmp_path)
     rows = read_rows(index.path)

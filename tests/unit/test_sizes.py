@@ -154,7 +154,7 @@ def test_changes_are_found_block_by_block(monkeypatch: pytest.MonkeyPatch) -> No
     deleted, marks = np.array([60, 61, 249]), {100: "other", 200: "f" * 64}
     whole = find_changes(table(before, {}), deleted, table(after, marks))
     monkeypatch.setattr("components.index.changes._AT_ONCE", 11)
-    monkeypatch.setattr("components.index.changes._LOOKED_UP", 13)
+    monkeypatch.setattr("components.index.rows._LOOKED_UP", 13)
     blocks = find_changes(table(before, {}), deleted, table(after, marks))
     for name in ("added", "changed", "removed", "replaced"):
         assert getattr(whole, name).tolist() == getattr(blocks, name).tolist()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from components.artifacts import write_json
 from components.tracking import sign_in
+from components.tracking.store import TrackingError
 from flows import auth_server
-from flows.server_plans import ServerError
+from flows.server_plans import ServerError, prefect_plan
 
 URL = "http://127.0.0.1:5000"
 
@@ -55,4 +57,32 @@ def test_second_server_over_one_home_is_refused(note: Path, monkeypatch: pytest.
     monkeypatch.setattr(auth_server, "entry_points", lambda group: Known)
     with sign_in.announced(URL), pytest.raises(ServerError, match=f"already: {URL}"):
         auth_server.auth_plan(5001)
+    (note.parent / "basic_auth.db").write_bytes(b"")
     assert auth_server.auth_plan(5001).command[-1] == "--uvicorn-opts=--no-proxy-headers"
+    assert stat.S_IMODE((note.parent / "basic_auth.db").stat().st_mode) == 0o600  # also where an older version had left it open
+
+
+def test_no_stored_password_makes_a_person_of_whoever_trains_or_approves(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a shared account for training a reviewer approves their own work, and the log says that somebody else had made it."""
+    monkeypatch.delenv(sign_in.USERNAME, raising=False)
+    for user in ("trainer", "reviewer", "promoter"):
+        sign_in.keep_secret(sign_in.password_file(user))
+    with sign_in.announced(URL):
+        for person in ("trainer", "reviewer"):
+            with pytest.raises(TrackingError, match=f"asks who you are.*an account with the role {person}"):
+                sign_in.sign_in(person)
+            assert sign_in.USERNAME not in os.environ
+            monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        monkeypatch.setenv(sign_in.USERNAME, "ada")
+        monkeypatch.setenv(sign_in.PASSWORD, "known to ada")
+        sign_in.sign_in("trainer")
+        assert (os.environ["MLFLOW_TRACKING_URI"], os.environ[sign_in.USERNAME]) == (URL, "ada")
+
+
+def test_prefect_asks_for_a_password_where_mlflow_does(note: Path) -> None:
+    account = sign_in.prefect_account()
+    assert account == sign_in.prefect_account() and len(account) > 20
+    assert stat.S_IMODE(sign_in.password_file("prefect").stat().st_mode) == 0o600
+    assert prefect_plan(4200, account).environment["PREFECT_SERVER_API_AUTH_STRING"] == account
+    assert not any(account in word for word in prefect_plan(4200, account).command)  # arguments are everybody's
+    assert "PREFECT_SERVER_API_AUTH_STRING" not in prefect_plan(4200).environment

@@ -1,0 +1,21 @@
+"""Programs of others that check what is exported for them. They are used where they are installed; a run without them says so."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGES = {"model_signing": "model-signing with pyopenssl", "cyclonedx": "cyclonedx-python-lib[json-validation]"}
+
+
+def tool(name: str) -> str | None:
+    """The command `name` beside this Python or on the path; None where there is none."""
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+
+
+def missing() -> list[str]:
+    """The packages whose checks of our exports cannot run here."""
+    there = {"model_signing": tool("model_signing") is not None, "cyclonedx": find_spec("cyclonedx") is not None}
+    return [package for name, package in PACKAGES.items() if not there[name]]

@@ -1,0 +1,208 @@
+"""What a run tells: lines with levels, names, results, and events that a server may not take."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+import components.promotion.waiting as waiting
+import flows.reporting
+from components.errors import ConfigError
+from components.tracking import runs as runs_in_mlflow
+from components.tracking.provenance import collect_provenance
+from flows import servers
+from flows.cli.main import main
+from flows.parameters import require_steps
+from flows.reporting import LOG, logged_lines, run_name, say, tell_approved, verdict_line
+from flows.server_plans import ServerError
+from flows.watch import Watch
+
+DEAD = "http://127.0.0.1:1/api"
+
+
+def test_lines_go_to_the_terminal_once_and_to_the_file_with_their_level(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    with logged_lines():
+        say("[evaluate] started")
+        say("[encode_corpus] a process died", logging.WARNING)
+        print("a line", "of a component")
+        print("in two ", end="")
+        print("parts, \u00e9")
+        with logged_lines():
+            print("within another flow")
+    say("after the run")
+    lines = ["[evaluate] started", "[encode_corpus] a process died", "a line of a component", "in two parts, \u00e9", "within another flow"]
+    assert capsys.readouterr().out.splitlines() == [*lines, "after the run"]
+    kept = (tmp_path / "logs" / "runs.log").read_text(encoding="utf-8").splitlines()
+    assert [line.partition("] ")[2] for line in kept] == lines
+    assert [" WARNING " in line for line in kept] == [False, True, False, False, False]
+    assert not LOG.handlers and not isinstance(sys.stdout, flows.reporting._Logged)
+
+
+def test_lines_of_two_threads_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    both = threading.Barrier(2, timeout=30)
+
+    def tell(word: str) -> None:
+        sys.stdout.write(word)
+        both.wait()
+        sys.stdout.write(f" {word}\n")
+
+    with logged_lines():
+        threads = [threading.Thread(target=tell, args=(word,)) for word in ("one", "two")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    kept = (tmp_path / "logs" / "runs.log").read_text(encoding="utf-8").splitlines()
+    assert sorted(line.partition("] ")[2] for line in kept) == ["one one", "two two"]
+
+
+def test_a_home_without_room_for_a_log_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    (tmp_path / "logs").write_text("a file where the folder would be")
+    with logged_lines():
+        say("[evaluate] started")
+    said = capsys.readouterr()
+    assert said.out == "[evaluate] started\n" and said.err == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "begins"),
+    [
+        ({"preset": "smoke", "data": "/data/shoes", "name": "shop", "settings": {}, "config": None}, "shop shoes 20"),
+        ({"preset": "demo", "data": "", "name": "", "settings": {}, "config": None}, "retriever icd10cm 20"),
+        ({"preset": "smoke", "data": "x", "name": "shop", "settings": {"no.such": 1}, "config": None}, "shop x 20"),
+        ({"name": "shop", "release": "champion", "data": "", "preset": None, "settings": {}, "request": None}, "shop champion 20"),
+        ({"name": "shop", "retry": False, "without_champion": None}, "shop 20"),
+    ],
+)
+def test_a_run_is_named_by_retriever_data_and_date(given: dict[str, Any], begins: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import prefect.runtime
+
+    monkeypatch.setattr(prefect.runtime, "flow_run", type("Run", (), {"parameters": given}))
+    assert run_name().startswith(begins)
+
+
+def test_the_result_of_a_run_is_one_line() -> None:
+    gates = [{"name": "retention", "status": "pass"}, {"name": "beats_bm25", "status": "fail"}]
+    result = {"candidate": "candidate/2", "verdict": "fail", "gates": gates, "cached": False}
+    assert verdict_line(result) == "candidate/2: fail (not passed: beats_bm25)"
+    assert verdict_line({**result, "gates": gates[:1], "verdict": "pass", "cached": True}) == "candidate/2: pass, all from the cache"
+
+
+def test_an_event_that_no_server_takes_is_one_sentence(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    one = type("Waiting", (), {"versions": [type("Info", (), {"version": 3})]})
+    monkeypatch.setattr(waiting, "waiting_for_promotion", lambda name, records: one)
+    words = r"did not take the event release.approved .*counts all"
+    with temporary_settings({PREFECT_API_URL: DEAD}), pytest.raises(ServerError, match=words):
+        tell_approved("retriever")
+    with temporary_settings({PREFECT_API_URL: None}):
+        assert not tell_approved("retriever")
+
+
+def test_telling_prefect_without_a_server_is_one_sentence(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SCALINGNOTE_WEBHOOK_SECRET", "a secret of the webhook")
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    assert main(["webhook", "--port", "8765", "--emit"]) == 2
+    said = capsys.readouterr().err
+    assert "--emit tells a Prefect server of approvals, and none is named. Set PREFECT_API_URL" in said and "Traceback" not in said
+
+
+def test_who_only_tells_prefect_tells_it_once_of_each_state_and_again_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = iter(["a", "a", "a", None, "b"])
+    monkeypatch.setattr(waiting, "pending", lambda name: next(states))
+    answers: list[Any] = [ServerError("silent"), True, True]
+
+    def tell(name: str) -> bool:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return bool(answer)
+
+    monkeypatch.setattr(flows.reporting, "tell_approved", tell)
+    told: list[dict[str, Any]] = []
+    watch = Watch("retriever", 60, told.append, emit=True)
+    with pytest.raises(ServerError):
+        watch.look()
+    for _ in range(4):
+        watch.look()
+    assert [change["status"] for change in told] == ["told", "told"] and not answers
+
+
+def test_a_step_that_a_flow_does_not_have_is_refused_with_the_list() -> None:
+    require_steps("retrain", ["evaluate"], ("evaluate", "train_towers"))
+    with pytest.raises(
+        ConfigError, match=r"retrain has no step 'train_tower'; did you mean 'train_towers'.* Steps: evaluate, train_towers"
+    ):
+        require_steps("retrain", ["train_tower"], ("evaluate", "train_towers"))
+
+
+class OtherServer(BaseHTTPRequestHandler):
+    """Answers as healthy, with a version of its own, and knows no other path."""
+
+    version = "2.20.9"
+
+    def do_GET(self) -> None:
+        known = {"/api/health": b"true", "/api/admin/version": f'"{self.version}"'.encode()}
+        content = known.get(self.path, b'{"detail": "Not Found"}')
+        self.send_response(200 if self.path in known else 404)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.do_GET()
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("version", ["2.20.9", "3.0.0"])
+def test_a_server_of_an_older_version_is_one_sentence(version: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OtherServer, "version", version)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), OtherServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with (
+            temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{server.server_address[1]}/api"}),
+            pytest.raises(ServerError, match=rf"is of version {version}, this client of .*Run a server of the client's version"),
+        ):
+            servers.run_flow("flows.promote:promote", "retriever")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "why", "state"),
+    [
+        ("FINISHED", None, "finished"),
+        ("FAILED", "the data is wrong", "failed"),
+        ("KILLED", runs_in_mlflow.CANCELLED, "cancelled"),
+        ("KILLED", "its process was killed", "killed"),
+    ],
+)
+def test_status_has_one_word_for_each_end_of_a_run(
+    status: Any, why: str | None, state: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = runs_in_mlflow.open_flow_run("retriever", "retrain", {}, collect_provenance(), {})
+    assert main(["status"]) == 0 and ", running\n" in capsys.readouterr().out
+    runs_in_mlflow.close_flow_run(run_id, status, why)
+    assert main(["status"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Last run: retrain of 20"))
+    assert line.endswith(f", {state}{f': {why}' if state in ('failed', 'killed') else ''}")
