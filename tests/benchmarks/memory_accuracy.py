@@ -18,8 +18,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,9 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, float]:
         config = TowerConfig.model_validate(given)
         pairs = _pairs(4 * config.batch_size if not options.growth else 2000)
         torch.ones(256, 256) @ torch.ones(256, 256)  # the threads are started
-        peak = _Peak()
+        before = memory.resident()
+        with suppress(OSError):  # the peak from here on, where the system lets a process reset it
+            Path("/proc/self/clear_refs").write_text("5")
         towers = TwoTowers(resolve_base(config.base_model), config)
         towers.even = towers.even and not options.uneven
         rates = []
@@ -97,36 +99,15 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, float]:
                 loss = super()._step(step)
                 rates.append(config.batch_size / (time.process_time() - started))
                 if options.growth and step % 5 == 4:
-                    now = f"{memory.anonymous() / 1e9:.2f} GB now, {peak.taken() / 1e9:.2f} at most beyond the libraries"
+                    now = f"{memory.anonymous() / 1e9:.2f} GB now, {memory.peak() / 1e9:.2f} at most"
                     print(f"step {step + 1}: {now}, {statistics.median(rates):.2f} pairs a processor second", file=sys.stderr, flush=True)
                 return loss
 
         Watched(towers, pairs, config, Path(scratch)).to_end()
         rate = statistics.median(rates[1:])
-        measured = peak.taken()
+        measured = memory.peak() - before
         expected = _expected(config, pairs, towers)
     return {"expected": expected, "measured": measured, "pairs_per_second": rate, "parameters": parameters}
-
-
-class _Peak:
-    """The most memory that this process takes beyond what it held, looked at a hundred times a second; mapped files, whose pages can be
-    dropped, aside."""
-
-    def __init__(self) -> None:
-        from components.evaluation import memory
-
-        self._read, self._before = memory.anonymous, memory.anonymous()
-        self._most = self._before
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def _watch(self) -> None:
-        while True:
-            self._most = max(self._most, self._read())
-            time.sleep(0.01)
-
-    def taken(self) -> int:
-        """Bytes so far."""
-        return self._most - self._before
 
 
 def _expected(config: Any, pairs: Any, towers: Any) -> float:
