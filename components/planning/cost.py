@@ -84,6 +84,7 @@ STUDENT_TRAINING = 24  # bytes of a trained parameter of the student: weight, gr
 TABLE_ROW, TABLE_CHARACTER = 600, 4  # of a data set that is held as tables and as lists of texts
 INFERENCE_TOKEN = 60_000  # of a token on its way through a model without a graph
 HOST_OVERHEAD = 1.15  # measured peaks of a process over the tensors that it keeps: scores, passing tensors, gradients on their way
+HOST_BUFFERS = 60_000_000  # what the libraries take for themselves while they train, as measured beside that
 CARD_PROGRAM = 800_000_000  # of a GPU: its context, and the libraries' own buffers
 MARGIN = 1.15  # over the sum, before a job is refused nothing may be short by chance
 
@@ -426,7 +427,7 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
     loaded = PROGRAM + tables  # before a model is
     floor = loaded + KEPT_MODELS * weights
     inference = weights + (0 if on_card else INFERENCE_TOKEN * max(config.encoding.tokens_per_batch, 2048))
-    training = weights if on_card else training_bytes(config, facts, number_bytes, HOST_OVERHEAD)
+    training = weights if on_card else HOST_BUFFERS + training_bytes(config, facts, number_bytes, HOST_OVERHEAD)
     every, trained = student_parameters(config, facts)
     targets = sum(texts.count for texts in target_texts(config, facts))
     queries = sum(texts.count for texts in facts.judged.values())
