@@ -1,7 +1,7 @@
 """Both towers on one base model: loading it, attention and pooling as asked, adapters or full models, from token rows to vectors.
 
-sentence-transformers trains one set of weights for both roles; here each role has its own adapter on one model in memory, or its own
-copy, so the towers are ours, on peft's adapters and transformers' models.
+A Router of sentence-transformers holds a whole model for each role; here each role has its own adapter on one model in memory, or its
+own copy, so the towers are ours, on peft's adapters and transformers' models.
 """
 
 from __future__ import annotations

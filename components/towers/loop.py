@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.progress import progress_bar
+from components.progress import measured, progress_bar
 from components.towers import gradient_cache
 from components.towers.backbone import TwoTowers
 from components.towers.batches import BatchPlan
@@ -100,6 +100,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, weight_decay=0.0)
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.losses: list[float] = []
+        self._norms: list[Tensor] = []
         self._merged, self._totals = 0, dict[str, "Tensor"]()
         self._resume()
 
@@ -122,6 +123,7 @@ class Training:
                 bar.update()
                 rate = (bar.format_dict["rate"] or 0) * self.config.batch_size
                 bar.set_postfix(loss=f"{np.mean(self.losses[-10:]):.3f}", pairs_per_s=f"{rate:.1f}", refresh=False)
+                self._tell(step + 1, rate)
                 if self._is_merged(step):
                     self._add_to_mean()
                 if (step + 1) % self.config.checkpoint_every == 0:
@@ -129,6 +131,12 @@ class Training:
 
         if self.config.merge_last > 1:
             self.towers.load_state({name: total / self._merged for name, total in self._totals.items()})
+
+    def _tell(self, step: int, rate: float) -> None:
+        """What a person watches while it trains: loss, learning rate, norm of the first group's gradient before it is cut, pairs/s."""
+        kind = f"training/{self.label.removeprefix('train ').replace(' ', '_')}"
+        values = {"loss": self.losses[-1], "learning_rate": self.optimizer.param_groups[0]["lr"], "gradient_norm": float(self._norms[0])}
+        measured(step, {f"{kind}_{name}": value for name, value in {**values, "pairs_per_second": rate}.items()})
 
     def _is_merged(self, step: int) -> bool:
         """Whether the weights after this step belong to the mean that the towers become (`merge_last`)."""
@@ -150,9 +158,8 @@ class Training:
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * factor
         value = self.backward(self.plan.of_step(step), self.negatives.of_step(step))
-        for group in self.optimizer.param_groups:
-            # Each group for itself: the size of the auxiliary gradient must not scale that of the towers.
-            torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+        # Each group for itself: the size of the auxiliary gradient must not scale that of the towers.
+        self._norms = [torch.nn.utils.clip_grad_norm_(group["params"], 1.0) for group in self.optimizer.param_groups]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return value
