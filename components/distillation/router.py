@@ -69,7 +69,7 @@ def export_router(
         # Without a default route whoever says neither query nor document is told so, instead of getting a vector of one of them. A package
         # of one role has that role alone to give.
         alone = next(iter(routes)) if len(routes) == 1 and len(encoders) == 1 else None
-        prompts = {role: encoder.contract.prompt for role, encoder in own.items()}
+        prompts: dict[str, str] = {role: encoder.contract.prompt for role, encoder in own.items()}
         package = SentenceTransformer(
             modules=[Router(routes, default_route=alone, allow_empty_key=False)],
             prompts={"query": "", "document": "", **prompts},

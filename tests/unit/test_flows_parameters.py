@@ -28,7 +28,8 @@ from flows.why import STEPS
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOWS: dict[str, Any] = {
-    "retrain": retrain, "train": train,
+    "retrain": retrain,
+    "train": train,
     "refresh-index": refresh_index,
     "refresh-query-tower": refresh_query_tower,
     "promote": promote,
