@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -16,6 +17,41 @@ BAR_SECONDS = 1.0  # between two states of a bar
 
 # Who shows the progress of a call: nobody (None), a bar of this name, or the caller, who is told how many more are done.
 Progress = str | Callable[[int], object] | None
+
+
+class Observer(Protocol):
+    """Who is told how the making of a step goes on."""
+
+    def started(self) -> None:
+        """It begins."""
+
+    def measured(self, values: Mapping[str, float], step: int) -> None:
+        """Name -> value, at the `step` of a training, counted from 1."""
+
+
+_observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
+
+
+@contextmanager
+def observed_by(observer: Observer) -> Iterator[None]:
+    """Let `observer` be told what is made in this block."""
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
+
+
+def begin_step() -> None:
+    """Tell whoever observes that the making of a step begins."""
+    if (observer := _observer.get()) is not None:
+        observer.started()
+
+
+def measured(step: int, values: Mapping[str, float]) -> None:
+    """Tell whoever observes what was measured at a step of a training; nobody has to."""
+    if (observer := _observer.get()) is not None:
+        observer.measured(values, step)
 
 
 def progress_bar(total: int, label: str | None, unit: str, *, initial: int = 0, shown: bool = True, **options: Any) -> tqdm[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -17,6 +18,7 @@ from components.promotion.evidence_metrics import step_metrics
 from components.promotion.release import LineageNode
 from components.promotion.signing_keys import load_signing_key
 from components.tracking.alive import left_behind, marked_as_running
+from components.tracking.live import LiveStep, live_step
 from components.tracking.provenance import Provenance, collect_provenance, version_tags
 from components.tracking.registry import RegisteredVersion, register
 from components.tracking.runs import (
@@ -29,6 +31,7 @@ from components.tracking.runs import (
     log_evidence,
     log_report,
     open_flow_run,
+    open_step,
     record_step,
 )
 from flows.planning import left_after
@@ -78,12 +81,13 @@ class Recorder:
 
         Raises what the making raises, and what the step's check finds wrong.
         """
-        done = run_step(step, self.name, self.run_id, self._before(step), step.name in self.again)
+        with live_step(partial(open_step, self.run_id, step.name)) as live:
+            done = run_step(step, self.name, self.run_id, self._before(step), step.name in self.again)
         if left := left_after(step.name, None if done.cached else done.seconds):
             say(f"[{step.name}] {left}")
         self.made += not done.cached
         self.timings[done.artifact.digest] = done.timing
-        artifact = self._record(step, done, metrics(done.artifact))
+        artifact = self._record(step, done, metrics(done.artifact), live)
         if done.fault is not None:
             raise done.fault
         self._follow(step, done)
@@ -129,22 +133,22 @@ class Recorder:
         """Keep the files of a finished report with the flow's own run, and show its text there."""
         log_report(self.run_id, folder, text)
 
-    def show(self, candidate: Artifact, metrics: Mapping[str, Measured], text: str) -> None:
+    def show(self, candidate: Artifact, metrics: Mapping[str, Measured], text: str, tables: Mapping[str, Any]) -> None:
         """Put the evidence about the candidate on the page of the flow's own run, where people look first."""
-        log_evidence(self.run_id, candidate.path, metrics, text)
+        log_evidence(self.run_id, candidate.path, metrics, text, tables)
 
     def register(self, role: str, artifact: Artifact, inputs: Mapping[str, RegisteredVersion], data_digest: str) -> RegisteredVersion:
         """Register an artifact as a version of `<name>-<role>`; unchanged ones keep their version."""
         tags = version_tags(self.provenance, data_digest, dict(self.parameters), self.run_id)
         return register(f"{self.name}-{role}", artifact, self._runs[artifact.digest], inputs, tags)
 
-    def _record(self, step: Step, done: Done, metrics: Mapping[str, Measured]) -> Artifact:
+    def _record(self, step: Step, done: Done, metrics: Mapping[str, Measured], live: LiveStep) -> Artifact:
         artifact = done.artifact
         fault = str(done.fault or "")
         record = StepRecord(
             step.name, step.config, artifact, step.inputs, metrics, done.seconds, done.cached, self.run_id, done.task_run_id, fault
         )
-        self._runs[artifact.digest], self._tasks[artifact.digest] = record_step(self.run_id, record), done.task_run_id
+        self._runs[artifact.digest], self._tasks[artifact.digest] = record_step(self.run_id, record, live), done.task_run_id
         if done.cached:
             self._reused.add(artifact.digest)
         self._remember(step, artifact, self._runs[artifact.digest])

@@ -14,8 +14,9 @@ from components.promotion.attestation import sign_release
 from components.promotion.base_models import base_models_of
 from components.promotion.baseline import Baseline, comparison_for
 from components.promotion.evidence_markdown import describe
-from components.promotion.evidence_metrics import candidate_metrics
+from components.promotion.evidence_metrics import candidate_metrics, model_metrics
 from components.promotion.evidence_report import write_report_page
+from components.promotion.evidence_tables import evidence_tables
 from components.promotion.fact_finding import gather_facts
 from components.promotion.facts import Facts, write_facts
 from components.promotion.gates import Evidence, GateDecision, decide
@@ -32,7 +33,14 @@ from components.promotion.release import (
 from components.promotion.standing import release_model
 from components.promotion.training_noise import find_noise, load_noise, write_noise
 from components.tracking.links import evidence_links, run_link, version_link
-from components.tracking.registry import RegisteredVersion, ensure_model, find_version, set_description
+from components.tracking.registry import (
+    RegisteredVersion,
+    ensure_model,
+    find_version,
+    log_version_metrics,
+    mark_challenger,
+    set_description,
+)
 from flows.config import RetrainConfig
 from flows.evidence import Outcome, compare_with_champion, cost_of, dossier_of, open_candidate
 from flows.parts import Parts
@@ -65,8 +73,13 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
     dossier = dossier_of(parts, recorder, load_release(candidate.path), baseline, decided.outcome, load_noise(candidate.path))
     text = describe(dossier, evidence_links(registered.name, registered.version))
     set_description(registered.name, registered.version, text)
-    recorder.show(candidate, candidate_metrics(dossier), text)
+    recorder.show(candidate, candidate_metrics(dossier), text, evidence_tables(dossier))
+    measured = model_metrics(dossier)
+    for role, version in {**versions, "candidate": registered}.items():
+        log_version_metrics(version, measured[role], parts.dataset)
     decision = decided.decision
+    if decision.verdict == "pass":
+        mark_challenger(registered)
     result = {
         "name": config.name,
         "release_type": parts.release_type,

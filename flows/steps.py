@@ -32,6 +32,7 @@ from components import settings
 from components.artifacts import MANIFEST, SIGNATURE, UNFINISHED, Artifact, digest_of, read_json, read_manifest, verify, write_json
 from components.code import Reached, reached_by
 from components.errors import ArtifactError, ConfigError, DataError, ResourceError, ScalingNoteError
+from components.progress import begin_step
 from flows.reporting import say, watched
 from flows.why import STEPS, at_start, keep_begin, keep_end, keep_use, made_by, named_settings
 
@@ -312,6 +313,7 @@ def _timed(step: Step) -> tuple[Artifact, Timing]:
     # The seal would take in a stray file, and every later step would be made anew.
     _remove_all_but(step.folder, lambda name: any(fnmatch(name, pattern) for pattern in step.resumes))
     started = time.monotonic()
+    begin_step()
     artifact = step.make(step.folder)
     timing = Timing(time.monotonic() - started, attempts)
     write_json(_timing_file(step.folder), asdict(timing))

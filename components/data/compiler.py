@@ -14,8 +14,13 @@ if TYPE_CHECKING:
     from great_expectations import ExpectationSuite
     from great_expectations.expectations import Expectation
 
-# What a column of a logical type holds once a table is read with its text columns as Python strings.
-_PHYSICAL_TYPES = {"string": ["str"], "integer": ["int64"], "number": ["int64", "float64"], "boolean": ["bool"]}
+# What a column of a logical type holds once a table is read with its text columns as Python strings, or with pandas' nullable types.
+_PHYSICAL_TYPES = {
+    "string": ["str", "StringDtype"],
+    "integer": ["int64", "Int64Dtype"],
+    "number": ["int64", "float64", "Int64Dtype", "Float64Dtype"],
+    "boolean": ["bool", "BooleanDtype"],
+}
 _SEVERITIES = {"error": "critical", "warning": "warning"}
 
 

@@ -28,7 +28,8 @@ class DataConfig(StepConfig):
     source: str = Field(
         "icd10cm",
         min_length=1,
-        description="Path of a folder with corpus, queries and qrels (JSON Lines, CSV, TREC, Parquet), or the built-in set: icd10cm",
+        description="Path of a folder with corpus, queries and qrels (JSON Lines, CSV, TREC, Parquet), ir_datasets:NAME for a set of that "
+        "package, or the built-in set: icd10cm",
     )
     scope: Literal["demo", "quick", "full"] = Field(
         "demo", description="Built-in set only: some chapters, half of their entries with all wordings (quick), or all chapters"

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pandas as pd
 
 from components import settings
+from components.data.ir_sets import is_named, name_of
 from components.data.tables import RawTables
 from components.errors import DataError
 
@@ -16,7 +17,7 @@ MARK = "/"
 
 def mixed_name(source: str) -> str:
     """The name of a further data set: the last part of its folder's path; raises DataError when that cannot stand in an id."""
-    name = settings.expanded(source).resolve().name
+    name = name_of(source) if is_named(source) else settings.expanded(source).resolve().name
     if not name or name.split() != [name]:
         raise DataError(f"data.mix: the folder '{source}' has no name without white space to put before its ids. Rename or move it.")
     return name

@@ -11,7 +11,7 @@ import pandas as pd
 
 from components import settings
 from components.artifacts import digest_of, file_sha256
-from components.data import delimited, icd10cm, jsonl, parquet
+from components.data import delimited, icd10cm, ir_sets, jsonl, parquet
 from components.data.config import DataConfig
 from components.data.layout import SourceFiles, locate
 from components.data.left_out import leave_out
@@ -47,13 +47,13 @@ def source_digest(config: DataConfig) -> str:
 
 
 def source_name(config: DataConfig) -> str:
-    """The built-in set's name, or the base name of the folder; mixed ones with a plus between them."""
+    """The built-in set's name, that of a set of ir_datasets, or the base name of the folder; mixed ones with a plus between them."""
     return "+".join(_parts(config))
 
 
 def _parts(config: DataConfig) -> dict[str, DataConfig]:
     """The configuration of each single source by its name, `config.source` first."""
-    names = [config.source if _built_in(config) else _folder(config).resolve().name, *(mixed_name(source) for source in config.mix)]
+    names = [_own_name(config), *(mixed_name(source) for source in config.mix)]
     require_different(names)
     single = [config.model_copy(update={"source": source, "mix": ()}) for source in (config.source, *config.mix)]
     return dict(zip(names, single, strict=True))
@@ -63,7 +63,7 @@ def remarks_on(config: DataConfig) -> list[str]:
     """In sentences: which files were read as something else than their names say, and which files of the folders were not read, and why."""
     said = []
     for name, part in _parts(config).items() if not _built_in(config) or config.mix else ():
-        if not _built_in(part):
+        if not _built_in(part) and not ir_sets.is_named(part.source):
             files = locate(_folder(part))
             said += [f"{name}: {remark}" for remark in files.remarks]
             said += [f"{name}: {path} is not read: {reason}." for path, reason in files.unread.items()]
@@ -73,17 +73,27 @@ def remarks_on(config: DataConfig) -> list[str]:
 def _read_one(config: DataConfig) -> RawTables:
     if _built_in(config):
         return leave_out(icd10cm.build(config.scope), config)
+    if ir_sets.is_named(config.source):
+        return leave_out(ir_sets.read(config.source), config)
     return leave_out(_read_folder(locate(_folder(config)), config.on_violation.exact_duplicates == "drop"), config)
 
 
 def _digest_of_one(config: DataConfig) -> str:
     if _built_in(config):
         return icd10cm.source_digest()
+    if ir_sets.is_named(config.source):
+        return ir_sets.digest(config.source)
     folder = _folder(config)
     try:
         return digest_of({path.relative_to(folder).as_posix(): file_sha256(path) for path in locate(folder).all()})
     except OSError as error:
         raise DataError(f"The data folder {folder} cannot be read: {error.strerror}: {error.filename}. Check its permissions.") from None
+
+
+def _own_name(config: DataConfig) -> str:
+    if _built_in(config):
+        return config.source
+    return ir_sets.name_of(config.source) if ir_sets.is_named(config.source) else _folder(config).resolve().name
 
 
 def _built_in(config: DataConfig) -> bool:

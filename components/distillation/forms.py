@@ -129,10 +129,17 @@ def pooling_of(location: str) -> str:
 
 
 def published_length(location: str) -> int | None:
-    """The longest text in tokens that the encoder was published with, where a sentence-transformers' configuration names it."""
-    path = Path(location) / "sentence_bert_config.json"
-    length = read_json(path).get("max_seq_length") if path.is_file() else None
-    return length if isinstance(length, int) and length > 0 else None
+    """The longest text in tokens that the encoder was published with, where a sentence-transformers' configuration names it.
+
+    Since version 6 it stands with the tokenizer.
+    """
+    path, tokenizer = Path(location) / "sentence_bert_config.json", Path(location) / "tokenizer_config.json"
+    if not path.is_file():
+        return None
+    length = read_json(path).get("max_seq_length")
+    if length is None and tokenizer.is_file():
+        length = read_json(tokenizer).get("model_max_length")
+    return length if isinstance(length, int) and 0 < length < 10**6 else None
 
 
 def published_prompts(base: BaseModel) -> dict[Role, str] | None:

@@ -26,16 +26,17 @@ class StudentOptimizer:
         self._parts: list[Any] = [torch.optim.AdamW(self._dense, weight_decay=WEIGHT_DECAY, fused=True)] if dense else []
         self._parts += [torch.optim.SparseAdam(list(tables))] if tables else []
 
-    def step(self, learning_rate: float) -> None:
-        """Clip, take one step at `learning_rate`, and drop the gradients."""
+    def step(self, learning_rate: float) -> float:
+        """Clip, take one step at `learning_rate`, and drop the gradients; returns the norm of the dense ones before they were cut."""
         import torch
 
-        torch.nn.utils.clip_grad_norm_(self._dense, MAX_NORM)
+        norm = torch.nn.utils.clip_grad_norm_(self._dense, MAX_NORM)
         for part in self._parts:
             for group in part.param_groups:
                 group["lr"] = learning_rate
             part.step()
             part.zero_grad(set_to_none=True)
+        return float(norm)
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The state of both parts."""

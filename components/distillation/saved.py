@@ -5,6 +5,7 @@ Importing sentence-transformers takes four seconds, and a search must answer soo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,57 @@ POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}  # our names and 
 
 
 def save_student(student: StudentEncoder, folder: Path) -> EncodingContract:
-    """Write the student as a SentenceTransformer (encoder, dense layers of the head, normalise); returns its contract."""
+    """Write the student as a SentenceTransformer (encoder, dense layers of the head, normalise); returns its contract.
+
+    A query encoder answers queries alone: `encode_document` of what is written says so, since documents belong to another encoder.
+    """
+    from sentence_transformers import SentenceTransformer
+
     folder.mkdir(parents=True, exist_ok=True)
     _save_encoder(student, folder)
+    student.tokenizer.model_max_length = student.contract.max_length  # where sentence-transformers keeps the longest text
     save_tokenizer(student.tokenizer, student.contract, folder)
-    modules = [("", "StaticEmbedding")] if student.is_static else [("", "Transformer"), ("1_Pooling", "Pooling")]
-    if not student.is_static:
-        pooling = {"word_embedding_dimension": student.model.config.hidden_size, "pooling_mode": POOLINGS[student.contract.pooling]}
-        _write_module(folder / "1_Pooling", pooling)
-    modules += _save_head(student.head, folder, len(modules))
-    _write_module(folder / f"{len(modules)}_Normalize", {})
-    modules.append((f"{len(modules)}_Normalize", "Normalize"))
-    _save_settings(student.contract, modules, folder)
+    modules = [*_input_modules(student, folder), *dense_modules(student.head), _last_module(student.contract)]
+    prompts = {"query": student.contract.prompt, "document": student.contract.prompt}
+    default = "query" if student.contract.prompt else None
+    written = SentenceTransformer(modules=modules, prompts=prompts, default_prompt_name=default, similarity_fn_name="cosine", device="cpu")
+    written.save(str(folder), create_model_card=False)
+    save_tokenizer(student.tokenizer, student.contract, folder)  # once more: what the library writes knows nothing of control tokens
     return student.contract.model_copy(update={"adapter_digest": weights_digest(folder)})
+
+
+def _input_modules(student: StudentEncoder, folder: Path) -> list[Any]:
+    """The encoder in `folder` with its pooling, as modules of sentence-transformers."""
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
+
+    if student.is_static:
+        return [StaticEmbedding.load(str(folder))]
+    transformer = Transformer(str(folder), max_seq_length=student.contract.max_length, model_kwargs=_without_pooler(folder))
+    return [transformer, Pooling(student.model.config.hidden_size, POOLINGS[student.contract.pooling])]
+
+
+def dense_modules(head: Iterable[Any] | None) -> list[Any]:
+    """Each linear map of a head, with the activation that follows it, as a Dense module of sentence-transformers."""
+    from sentence_transformers.base.modules import Dense
+    from torch import nn
+
+    modules: list[Any] = []
+    layers = list(head or ())
+    for place, layer in enumerate(layers):
+        if isinstance(layer, nn.Linear):
+            bends = place + 1 < len(layers) and not isinstance(layers[place + 1], nn.Linear)
+            weight, bias = (None if values is None else values.detach().float().cpu().clone() for values in (layer.weight, layer.bias))
+            activation = layers[place + 1] if bends else nn.Identity()
+            modules.append(Dense(layer.in_features, layer.out_features, bias is not None, activation, init_weight=weight, init_bias=bias))
+    return modules
+
+
+def _last_module(contract: EncodingContract) -> Any:
+    """Unit length; of a query encoder behind a route for queries alone, which is also taken where nobody says what is encoded."""
+    from sentence_transformers.base.modules import Normalize, Router
+
+    return Router({"query": [Normalize()]}, default_route="query") if contract.role == "query" else Normalize()
 
 
 def _save_encoder(student: StudentEncoder, folder: Path) -> None:
@@ -80,44 +119,6 @@ def _append_end_token(tokenizer: Any) -> None:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=list(special.items()))
 
 
-def _save_head(head: Any, folder: Path, place: int) -> list[tuple[str, str]]:
-    """Each linear map of the head as a Dense module with the activation that follows it; their names, the first numbered `place`."""
-    from safetensors.torch import save_file
-    from torch import nn
-
-    names: list[tuple[str, str]] = []
-    layers = list(head)
-    for i, layer in enumerate(layers):
-        if not isinstance(layer, nn.Linear):
-            continue
-        bends = i + 1 < len(layers)
-        name = f"{place + len(names)}_Dense"
-        config = {"in_features": layer.in_features, "out_features": layer.out_features, "bias": layer.bias is not None}
-        activation = "torch.nn.modules.activation.GELU" if bends else "torch.nn.modules.linear.Identity"
-        _write_module(folder / name, {**config, "activation_function": activation})
-        tensors = {f"linear.{k}": v.detach().float().cpu().contiguous() for k, v in layer.state_dict().items()}
-        save_file(tensors, folder / name / WEIGHTS)
-        names.append((name, "Dense"))
-    return names
-
-
-def _save_settings(contract: EncodingContract, modules: list[tuple[str, str]], folder: Path) -> None:
-    rows = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"} for i, (path, kind) in enumerate(modules)
-    ]
-    write_json(folder / MODULES, rows)
-    if contract.form == "transformer":
-        write_json(folder / "sentence_bert_config.json", {"max_seq_length": contract.max_length, "do_lower_case": False})
-    prompts = {"query": contract.prompt, "document": contract.prompt}
-    settings = {"prompts": prompts, "default_prompt_name": "query", "similarity_fn_name": "cosine"}
-    write_json(folder / "config_sentence_transformers.json", settings)
-
-
-def _write_module(folder: Path, config: dict[str, Any]) -> None:
-    folder.mkdir(exist_ok=True)
-    write_json(folder / "config.json", config)
-
-
 def weights_digest(folder: Path) -> str:
     """Digest over all weight files of a saved student."""
     files = [folder / WEIGHTS, *sorted(folder.glob(f"*_Dense/{WEIGHTS}"))]
@@ -142,13 +143,20 @@ def _load_static(folder: Path) -> Any:
 
 
 def _load_transformer(folder: Path, precision: str) -> Any:
+    import transformers
+
+    kind = getattr(transformers, read_json(folder / "config.json")["architectures"][0])
+    return kind.from_pretrained(folder, dtype=pick_dtype(precision), **_without_pooler(folder))
+
+
+def _without_pooler(folder: Path) -> dict[str, Any]:
+    """What tells the model class of a saved encoder to make no pooler, whose weights would be random."""
     import inspect
 
     import transformers
 
     kind = getattr(transformers, read_json(folder / "config.json")["architectures"][0])
-    options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind.__init__).parameters else {}
-    return kind.from_pretrained(folder, dtype=pick_dtype(precision), **options)
+    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind.__init__).parameters else {}
 
 
 def _load_head(folder: Path) -> Any:

@@ -28,7 +28,7 @@ from components.distillation.refine import Refinement
 from components.distillation.selection import dev_metrics
 from components.distillation.student import load_student, new_student, save_student
 from components.errors import CollapseError, ModelError
-from components.progress import progress_bar
+from components.progress import measured, progress_bar
 from components.towers.checks import Spread, refuse_collapse
 from components.towers.contract import save_contract
 from components.towers.pooling import normalize
@@ -107,6 +107,7 @@ class Distillation:
         self.documents = self._tensor(data.documents)
         self.refinement = Refinement(self.documents, self.teacher, data.pairs, config.refine_positive_share, data.own)
         self.history: list[dict[str, Any]] = []
+        self._steps = 0  # of this process, for whoever watches
         self.best: dict[str, Tensor] = {}
         self.epochs = make_plan(len(data.texts), len(data.pairs), config)
         self._resume()
@@ -125,6 +126,7 @@ class Distillation:
                 self.enter(epoch)
             loss = self._epoch(epoch)
             self.history.append(self._score(epoch, loss))
+            self._tell_epoch()
             if self.best_epoch == number:
                 self.best = self.student.state()
             self._save()
@@ -155,14 +157,26 @@ class Distillation:
                 losses.append(self.learn(batch, epoch, start))
                 bar.update(len(batch))
                 bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}", refresh=False)
+                self._tell_step(losses[-1], learning_rate(epoch, start, self.config), bar.format_dict["rate"] or 0.0)
         return _finite(float(np.mean(losses)), label)
 
     def learn(self, batch: NDArray[np.int64], epoch: Epoch, start: int) -> float:
         """One step on the texts (alignment) or pairs (refinement) numbered in `batch`, which begins at `start` of the epoch; its loss."""
         loss = self._align(batch, (epoch.place, epoch.number, start)) if epoch.phase.kind == "align" else self._refine(batch)
         loss.backward()
-        self.optimizer.step(learning_rate(epoch, start, self.config))
+        self._norm = self.optimizer.step(learning_rate(epoch, start, self.config))
         return float(loss.detach())
+
+    def _tell_step(self, loss: float, rate: float, speed: float) -> None:
+        self._steps += 1
+        values = {"batch_loss": loss, "learning_rate": rate, "gradient_norm": self._norm, "queries_per_second": speed}
+        measured(self._steps, {f"training/student_{name}": value for name, value in values.items()})
+
+    def _tell_epoch(self) -> None:
+        entry = self.history[-1]
+        phase = [earlier for earlier in self.history if earlier["phase"] == entry["phase"]]
+        measured(len(phase), {f"training/student_loss_{entry['phase']}": entry["loss"]})
+        measured(len(self.history), {f"training/student_dev_{name}": entry[name] for name in ("ndcg@10", "recall@50", "mean_cosine")})
 
     def _score(self, epoch: Epoch, loss: float) -> dict[str, Any]:
         """The log entry of a finished epoch."""

@@ -21,7 +21,7 @@ from components.evaluation.rankers import DenseRanker, Ranker
 from components.evaluation.report import Bm25Setup, Evaluation, FusionSetup, HealthSummary, SpeedSummary, UntrainedSetup, write_report
 from components.evaluation.slices import assign_slices
 from components.evaluation.summarize import JudgedSplit, judged_split, require_judged, summarize, summarize_extra
-from components.evaluation.trec import write_trec_run
+from components.evaluation.trec import QRELS, write_trec_qrels, write_trec_run
 from components.evaluation.units import Units, query_units
 
 if TYPE_CHECKING:
@@ -56,9 +56,10 @@ def evaluate(
 
     Names with a meaning: bm25, student_untrained, student_cut, teacher, student, student_fused. Speed is measured when `teacher` and
     `student` are both a `DenseRanker`, that of whole answers when `student_fused` is a `FusedRanker`, the recall of the student's index
-    when `student` is one. Writes report.json, per_query.parquet, slices.parquet, units.parquet, ann.parquet and `<system>.trec`, for extra
-    splits per_query_extra.parquet and `<split>.<system>.trec`; raises DataError when nothing is judged in a split, or no document has the
-    metadata field that `config.query_groups` names. `absent`: the systems that could not be measured, each with the reason.
+    when `student` is one. Writes report.json, per_query.parquet, slices.parquet, units.parquet, ann.parquet, qrels.trec and
+    `<system>.trec`, for extra splits per_query_extra.parquet, `<split>.qrels.trec` and `<split>.<system>.trec`; raises DataError when
+    nothing is judged in a split, or no document has the metadata field that `config.query_groups` names. `absent`: the systems that could
+    not be measured, each with the reason.
     """
     require_judged(dataset, (config.split, *config.extra_splits), config.query_groups)
     _remove_leftovers(folder)
@@ -102,11 +103,12 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _measure(systems: Mapping[str, Ranker], dataset: Dataset, split: str, config: EvaluationConfig, run_files: str) -> _Measured:
-    """Rank with every system, and write each ranking to the run file whose path begins with `run_files`."""
+    """Rank with every system, and write judgements and rankings to TREC files whose paths begin with `run_files`."""
     import pandas as pd
 
     judged, depth = judged_split(dataset, split), config.depth
     units = query_units(judged, dataset, config.query_groups)
+    write_trec_qrels(Path(f"{run_files}{QRELS}"), judged.judgements)
     tables, vectors = [], {}
     fused = [ranker for ranker in systems.values() if isinstance(ranker, FusedRanker)]
     kept = {id(part) for ranker in fused for part in (ranker.dense, ranker.lexical)}

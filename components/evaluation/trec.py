@@ -1,15 +1,21 @@
-"""Run files in TREC format: `query_id Q0 doc_id rank score tag`, one line a document."""
+"""Files in TREC format: runs (`query_id Q0 doc_id rank score tag`, one line a document) and judgements (`query_id 0 doc_id score`)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from components.artifacts import write_named
 from components.errors import DataError
 from components.evaluation.metrics import Ranking, first_places
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+QRELS = "qrels.trec"  # the judgements beside the runs of an evaluation; those of an extra split have its name in front
 
 
 def write_trec_run(path: Path, rankings: Mapping[str, Ranking], tag: str) -> None:
@@ -20,6 +26,18 @@ def write_trec_run(path: Path, rankings: Mapping[str, Ranking], tag: str) -> Non
     place alone, as it is measured. Raises DataError for an id with white space, which the format cannot hold.
     """
     lines = (line for query_id, ranking in rankings.items() for line in _lines(query_id, ranking, tag))
+    write_named(path, "".join(lines).encode())
+
+
+def write_trec_qrels(path: Path, judgements: pd.DataFrame) -> None:
+    """Write the judgements (query_id, doc_id, score) as trec_eval, ir-measures and ranx read them; below 0 is written as 0, as measured.
+
+    Raises DataError for an id with white space, which the format cannot hold.
+    """
+    lines = []
+    for query_id, doc_id, score in zip(judgements["query_id"], judgements["doc_id"], judgements["score"], strict=True):
+        _require_one_word(str(query_id), str(doc_id))
+        lines.append(f"{query_id} 0 {doc_id} {max(int(score), 0)}\n")
     write_named(path, "".join(lines).encode())
 
 
@@ -34,4 +52,4 @@ def _lines(query_id: str, ranking: Ranking, tag: str) -> Iterator[str]:
 def _require_one_word(*names: str) -> None:
     for name in names:
         if not name or name.split() != [name]:
-            raise DataError(f"'{name}' cannot stand in a TREC run file, where white space separates the columns. Rename it.")
+            raise DataError(f"'{name}' cannot stand in a TREC file, where white space separates the columns. Rename it.")

@@ -45,6 +45,30 @@ def candidate_metrics(dossier: Dossier) -> Mapping[str, Measured]:
     return found | _differences(dossier) | _training(dossier.making.tower_losses or (), dossier.making.student_epochs or ())
 
 
+def model_metrics(dossier: Dossier) -> dict[str, dict[str, float]]:
+    """Role -> what MLflow compares registered versions by: `recall@50` of a query encoder is the student's, of a tower the teacher's.
+
+    A candidate has the student's and all that `candidate_metrics` says; an index its recall against exact search.
+    """
+    summary, speed = dossier.evaluation.summary, dossier.evaluation.summary.speed
+    levels = _levels(summary)
+    student, teacher = levels.get("student", {}), levels.get("teacher", {})
+    timed = {} if speed is None else _plain(_speed("student", speed.student))
+    decided = _plain(candidate_metrics(dossier))
+    return {
+        "query_encoder": student | timed,
+        "query_tower": teacher,
+        "document_tower": teacher,
+        "index": {} if summary.ann is None else {f"{metric}_of_exact": value for metric, value in summary.ann.recall.items()},
+        "candidate": student | timed | decided,
+    }
+
+
+def _plain(metrics: Mapping[str, Measured]) -> dict[str, float]:
+    """The numbers alone, without the curves."""
+    return {name: float(value) for name, value in metrics.items() if not isinstance(value, Sequence)}
+
+
 def _baselines(dossier: Dossier) -> Metrics:
     """Student and teacher minus each baseline, in both metrics that the gates ask for: `student_minus_bm25/ndcg@10` and its two ends."""
     found: Metrics = {}

@@ -116,6 +116,12 @@ def folder_identity(name: str) -> dict[str, str]:
     return {"base_folder": folder_digest(folder)} if folder else {}
 
 
+def published_folder(name: str, revision: str | None = None) -> Path | None:
+    """Where the files of a user's own model, or of a commit of the hub, lie on this machine if they are here; None for other models."""
+    whole, _ = _split(name)
+    return _folder(whole) or (hub.cached_snapshot(whole, revision) if revision and is_on_hub(whole) else None)
+
+
 def _split(name: str) -> tuple[str, str]:
     """The whole model's name and which layers are kept (`6`, `first6`); an empty text where the name says nothing of layers."""
     whole, at, kept = name.rpartition("@")

@@ -2,8 +2,8 @@
 
 Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup". First every chunk is embedded
 without a graph, then the loss gives the gradient of each embedding, then every chunk is embedded again with a graph and that
-gradient is pushed through it. Our own code, since sentence-transformers' cached loss embeds both roles with one set of weights
-and here each role has its own adapter, of which one is active at a time.
+gradient is pushed through it. Our own code, since sentence-transformers' cached loss embeds each role with modules of its own (Router)
+and here both adapters are on one model, of which one is active at a time.
 """
 
 from __future__ import annotations

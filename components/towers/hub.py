@@ -21,7 +21,7 @@ from components.errors import ModelError
 ANSWER_SECONDS = 5.0
 MAIN = "main"
 # What transformers and sentence-transformers read of a repository; the same weights for other runtimes are left out.
-WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md")
 UNWANTED = ("onnx/*", "openvino/*", "original/*", "consolidated*", "coreml/*", "*.msgpack", "*.h5")
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # of weights in several files
@@ -136,6 +136,11 @@ def _remember(name: str, revision: str, commit: str) -> None:
 
 def _repository(name: str) -> Path:
     return cache_folder() / f"models--{name.replace('/', '--')}"
+
+
+def cached_snapshot(name: str, commit: str) -> Path:
+    """Where the files of a commit lie in the cache, whether they are there or not."""
+    return _repository(name) / "snapshots" / commit
 
 
 @cache

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.progress import progress_bar
+from components.progress import measured, progress_bar
 from components.towers import gradient_cache
 from components.towers.backbone import TwoTowers
 from components.towers.batches import BatchPlan
@@ -28,9 +28,10 @@ from components.towers.hard_negatives import HardNegatives
 from components.towers.losses import matryoshka_info_nce
 from components.towers.negatives import Mined, known_false_negatives, mine, nearest_together
 from components.towers.pairs import Pairs
+from components.towers.precision import freed_at_once
 from components.towers.query_prediction import QueryPrediction, build
 from components.towers.schedule import warmup_cosine
-from components.towers.tokens import batches_by_tokens
+from components.towers.tokens import batches_by_tokens, even_length
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,12 +70,14 @@ def _documents(pairs: Pairs, batch: Sequence[int], negatives: NDArray[np.int64] 
     return positives if negatives is None else positives + negatives[list(batch)].ravel().tolist()
 
 
-def in_chunks(rows: Sequence[list[int]], tokens: int, size: int | None = None) -> tuple[list[list[list[int]]], list[int]]:
+def in_chunks(
+    rows: Sequence[list[int]], tokens: int, size: int | None = None, even: bool = False
+) -> tuple[list[list[list[int]]], list[int]]:
     """Chunks of rows of similar length, longest first, and for each row its place in them.
 
-    A chunk has at most `tokens` tokens, padding included, but always a row, and at most `size` rows.
+    A chunk has at most `tokens` tokens, padding included, but always a row, and at most `size` rows. `even`: as `pad_batch` pads it.
     """
-    batches = batches_by_tokens([len(row) for row in rows], tokens, size)
+    batches = batches_by_tokens([even_length(len(row)) if even else len(row) for row in rows], tokens, size)
     places = np.argsort([i for batch in batches for i in batch]).tolist()
     return [[rows[i] for i in batch] for batch in batches], places
 
@@ -97,6 +100,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, weight_decay=0.0)
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.losses: list[float] = []
+        self._norms: list[Tensor] = []
         self._merged, self._totals = 0, dict[str, "Tensor"]()
         self._resume()
 
@@ -113,12 +117,13 @@ class Training:
     def to_end(self) -> None:
         """Run the steps that are left, with a progress bar of loss and pairs per second."""
         done, steps = len(self.losses), self.config.steps
-        with progress_bar(steps, self.label, "step", initial=done, shown=self.world.main) as bar:
+        with freed_at_once(), progress_bar(steps, self.label, "step", initial=done, shown=self.world.main) as bar:
             for step in range(done, steps):
                 self.losses.append(self._step(step))
                 bar.update()
                 rate = (bar.format_dict["rate"] or 0) * self.config.batch_size
                 bar.set_postfix(loss=f"{np.mean(self.losses[-10:]):.3f}", pairs_per_s=f"{rate:.1f}", refresh=False)
+                self._tell(step + 1, rate)
                 if self._is_merged(step):
                     self._add_to_mean()
                 if (step + 1) % self.config.checkpoint_every == 0:
@@ -126,6 +131,12 @@ class Training:
 
         if self.config.merge_last > 1:
             self.towers.load_state({name: total / self._merged for name, total in self._totals.items()})
+
+    def _tell(self, step: int, rate: float) -> None:
+        """What a person watches while it trains: loss, learning rate, norm of the first group's gradient before it is cut, pairs/s."""
+        kind = f"training/{self.label.removeprefix('train ').replace(' ', '_')}"
+        values = {"loss": self.losses[-1], "learning_rate": self.optimizer.param_groups[0]["lr"], "gradient_norm": float(self._norms[0])}
+        measured(step, {f"{kind}_{name}": value for name, value in {**values, "pairs_per_second": rate}.items()})
 
     def _is_merged(self, step: int) -> bool:
         """Whether the weights after this step belong to the mean that the towers become (`merge_last`)."""
@@ -147,9 +158,8 @@ class Training:
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * factor
         value = self.backward(self.plan.of_step(step), self.negatives.of_step(step))
-        for group in self.optimizer.param_groups:
-            # Each group for itself: the size of the auxiliary gradient must not scale that of the towers.
-            torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+        # Each group for itself: the size of the auxiliary gradient must not scale that of the towers.
+        self._norms = [torch.nn.utils.clip_grad_norm_(group["params"], 1.0) for group in self.optimizer.param_groups]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return value
@@ -169,9 +179,11 @@ class Training:
         return _sum(value, self.towers.device)
 
     def _chunks(self, rows: Sequence[list[int]]) -> tuple[list[list[list[int]]], list[int]]:
-        size, longest = self.config.chunk_size, self.config.max_document_length
+        size, longest, even = self.config.chunk_size, self.config.max_document_length, self.towers.even
         # The processes of a divided model compute each chunk together, so all need equally many; else the tokens bound the memory.
-        return in_chunks(rows, len(rows) * longest, size) if self.config.sharding == "fsdp" else in_chunks(rows, size * longest)
+        if self.config.sharding == "fsdp":
+            return in_chunks(rows, len(rows) * longest, size, even)
+        return in_chunks(rows, size * longest, even=even)
 
     def _loss(self, share: Share, batch: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
         """The part of the batch's loss that falls to this process, as a function of its vectors; the parts add up to the whole."""

@@ -67,6 +67,8 @@ def read_published(base: BaseModel) -> Published | None:
     if not (folder / MODULES).is_file():
         return None
     modules = [(str(module.get("type", "")).rpartition(".")[2], str(module.get("path", ""))) for module in read_json(folder / MODULES)]
+    if modules and modules[-1][0] == "Router" and _normalises(folder / modules[-1][1]):  # a student of this project
+        modules[-1] = ("Normalize", modules[-1][1])
     kinds = [kind for kind, _ in modules if kind not in SILENT]
     if not kinds or kinds[0] != "Transformer" or modules[0][1] not in ("", "."):
         raise ModelError(f"'{base.name}' begins with the module {kinds[0] if kinds else 'none'}; a teacher begins with one Transformer.")
@@ -89,6 +91,12 @@ def read_published(base: BaseModel) -> Published | None:
         dimension=whole.get("truncate_dim"),
         head=tuple(_dense(folder, path, base.name) for kind, path in modules if kind == "Dense"),
     )
+
+
+def _normalises(router: Path) -> bool:
+    """Whether a Router does nothing to queries but bring them to unit length."""
+    kinds = [str(kind).rpartition(".")[2] for kind in dict(_json(router / "router_config.json").get("types") or {}).values()]
+    return kinds == ["Normalize"]
 
 
 def asked_attention(published: Published | None, attention: str) -> str:

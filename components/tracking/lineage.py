@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from components import settings
 from components.artifacts import Artifact
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MODEL_KINDS = frozenset({"encoder", "index", "release"})
 _KNOWN_MODELS: dict[tuple[str, str, str], str] = {}  # a digest's model never changes, and a flow asks for it many times
+_TABLES = 20  # of one data set whose columns are shown
 DATASET_DIGEST_LENGTH = 36  # the longest that MLflow takes; the whole digest is in a tag beside it
 
 
@@ -32,7 +33,11 @@ def log_inputs(run_id: str, experiment: str, inputs: Mapping[str, Artifact]) -> 
     """Record data as data set inputs and registered models as model inputs. One that is registered later is linked then."""
     from mlflow.entities import LoggedModelInput
 
-    datasets = [_dataset_input(role, artifact) for role, artifact in inputs.items() if artifact.kind not in MODEL_KINDS]
+    datasets = [
+        _data_input(role, label(artifact), artifact.kind, artifact.digest, artifact)
+        for role, artifact in inputs.items()
+        if artifact.kind not in MODEL_KINDS
+    ]
     digests = [artifact.digest for artifact in inputs.values() if artifact.kind in MODEL_KINDS]
     models = [LoggedModelInput(model_id) for model_id in models_of(experiment, digests).values()]
     if datasets or models:
@@ -43,7 +48,7 @@ def log_source(run_id: str, artifact: Artifact) -> None:
     """Record the files that a data set was read from as the input of the run that read them; nothing for other artifacts."""
     source = artifact.attributes.get("source_digest")
     if artifact.kind == "dataset" and source is not None:
-        client().log_inputs(run_id, datasets=[_data_input("source", f"{_label(artifact)} source", "source", str(source))])
+        client().log_inputs(run_id, datasets=[_data_input("source", f"{label(artifact)} source", "source", str(source))])
 
 
 def log_output(run_id: str, experiment: str, artifact: Artifact) -> None:
@@ -94,18 +99,49 @@ def _models_with(experiment: str, digest: str) -> list[LoggedModel]:
     return list(client().search_logged_models([experiment], filter_string=f"tags.`{labels.DIGEST}` = '{digest}'"))
 
 
-def _dataset_input(role: str, artifact: Artifact) -> DatasetInput:
-    return _data_input(role, _label(artifact), artifact.kind, artifact.digest, artifact.counts)
-
-
-def _label(artifact: Artifact) -> str:
+def label(artifact: Artifact) -> str:
+    """The name under which MLflow shows a data set."""
     return str(artifact.attributes.get("name") or artifact.kind)
 
 
-def _data_input(role: str, name: str, kind: str, digest: str, counts: Mapping[str, int] | None = None) -> DatasetInput:
+def _data_input(role: str, name: str, kind: str, digest: str, artifact: Artifact | None = None) -> DatasetInput:
+    """`artifact`: the data set itself, where it lies here, for the numbers of its rows and its columns."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
+    # As components.tracking.dataset_source reads it, whose import takes MLflow's data packages with it.
     source = json.dumps({"kind": kind, "sha256": digest})
-    profile = json.dumps(dict(counts or {}))
-    dataset = Dataset(name=name, digest=digest[:DATASET_DIGEST_LENGTH], source_type="scalingnote", source=source, profile=profile)
+    profile = json.dumps(dict(artifact.counts if artifact else {}))
+    dataset = Dataset(
+        name=name,
+        digest=digest[:DATASET_DIGEST_LENGTH],
+        source_type="scalingnote",
+        source=source,
+        profile=profile,
+        schema=_schema(artifact) if artifact else None,
+    )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", role), InputTag("sha256", digest)])
+
+
+def _schema(artifact: Artifact) -> str | None:
+    """The columns of its Parquet tables in the form of MLflow's pages, each with its table's name; None where it has no tables."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from mlflow.types import ColSpec, DataType, Schema
+
+    columns = []
+    for path in sorted(artifact.path.glob("*.parquet"))[:_TABLES]:
+        try:
+            fields = list(pq.read_schema(path))
+        except (OSError, pa.ArrowException):  # the step that reads it says what is wrong with it
+            continue
+        columns += [
+            ColSpec(_column_type(field.type, DataType), f"{path.stem}.{field.name}", required=not field.nullable) for field in fields
+        ]
+    return json.dumps({"mlflow_colspec": Schema(columns).to_dict()}) if columns else None
+
+
+def _column_type(kind: Any, names: Any) -> Any:
+    import pyarrow as pa
+
+    found = ((pa.types.is_integer, names.long), (pa.types.is_floating, names.double), (pa.types.is_boolean, names.boolean))
+    return next((name for is_kind, name in found if is_kind(kind)), names.string)

@@ -97,6 +97,14 @@ def provenance_tags(provenance: Provenance) -> dict[str, str | bool | None]:
     return provenance.model_dump(include={"code_revision", "dirty", "patch_digest", "code_digest", "lock_digest"})
 
 
+def source_tags(provenance: Provenance, flow: str) -> dict[str, str]:
+    """MLflow's own tags for what made a run, which the columns Source and Version of its pages show."""
+    known = {"mlflow.source.name": f"scalingnote {flow}", "mlflow.source.type": "JOB"}
+    if provenance.code_revision != "unknown":
+        known |= {"mlflow.source.git.commit": provenance.code_revision, "mlflow.source.git.dirty": str(provenance.dirty).lower()}
+    return known
+
+
 def version_tags(provenance: Provenance, data_digest: str, config: Mapping[str, Any], flow_run_id: str) -> dict[str, str | bool | None]:
     """All tags for `registry.register` that do not come from the artifact itself."""
     known = {"data_digest": data_digest, "config_digest": digest_of(dict(config)), "flow_run_id": flow_run_id}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,8 +18,12 @@ from components.tracking.files import COPY, local_files
 from components.tracking.files import artifact_folder as artifact_folder
 from components.tracking.files import forget_download as forget_download
 from components.tracking.files import share_file as share_file
-from components.tracking.store import client, error_code, is_server, translated
+from components.tracking.store import TrackingError, client, error_code, is_server, translated
 
+CHALLENGER = "challenger"  # the alias of the newest candidate whose gates passed
+_HEADLINE = {"recall_at_10", "recall_at_50", "ndcg_at_10", "recall_at_10_of_exact"}
+_METRICS = 1000  # the most metrics that MLflow takes in one call
+_log = logging.getLogger(__name__)
 _DESCRIPTIONS = {
     "-query-tower": "Query tower: the LLM's query adapter with its encoding contract. Teacher of the query encoder.",
     "-document-tower": "Document tower: the LLM's document adapter with its encoding contract. It defines the vector space.",
@@ -99,13 +106,15 @@ def _register_new(
     experiment = str(run.info.experiment_id)
     former = find_version(model_name, artifact.parents.get("index", "")) if artifact.kind == "index" else None
     shared = local_files(model_name, former.version) if former else None
-    logged = packaging.log_model(artifact, model_name, experiment, run_id, shared)
+    params = {key: value for key, value in run.data.params.items() if not key.startswith("artifact.")}
+    logged = packaging.log_model(artifact, model_name, experiment, run_id, shared, params | labels.flatten(artifact.attributes))
     _link_parents(run_id, experiment, inputs)
     created = client().create_model_version(
         model_name,
         source=f"models:/{logged.model_id}",
         run_id=run_id,
         tags=_version_tags(artifact, inputs, {**tags, labels.PACKAGE: logged.package}),
+        description=_description(model_name, artifact, inputs),
         model_id=logged.model_id,
         await_creation_for=0,
     )
@@ -124,6 +133,44 @@ def find_version(model_name: str, digest: str) -> RegisteredVersion | None:
 def package_digest(model_name: str, version: int) -> str | None:
     """What lists the files around a version's artifact had this digest when it was registered; None for an older version."""
     return next((info.tags.get(labels.PACKAGE) for info in versions(model_name) if info.version == version), None)
+
+
+@translated("log the metrics of a model version")
+def log_version_metrics(version: RegisteredVersion, metrics: Mapping[str, float], dataset: Artifact) -> None:
+    """Show what was measured on `dataset` where MLflow compares models: with the version's LoggedModel, and on the run that made it.
+
+    The headline also becomes tags of the version, which its page and its copies show. What stands there already is not written again.
+    """
+    from mlflow.entities import Metric
+    from mlflow.exceptions import MlflowException
+
+    found = client().get_logged_model(_model_id(version.name, version.version))
+    data = (lineage.label(dataset), dataset.digest[: lineage.DATASET_DIGEST_LENGTH])
+    known = {(metric.key, metric.value) for metric in found.metrics or () if (metric.dataset_name, metric.dataset_digest) == data}
+    now = int(time.time() * 1000)
+    wanted = {labels.name(key): float(value) for key, value in metrics.items() if math.isfinite(value)}
+    entries = [Metric(key, value, now, 0, found.model_id, *data) for key, value in wanted.items() if (key, value) not in known]
+    try:
+        for start in range(0, len(entries), _METRICS):
+            client().log_batch(found.source_run_id, metrics=entries[start : start + _METRICS])
+    except MlflowException as error:  # somebody has deleted the run that made it
+        said = str(error).partition("\n")[0]
+        _log.warning("MLflow cannot compare %s/%s by what was measured now: %s", version.name, version.version, said)
+    for key in {entry.key for entry in entries} & _HEADLINE:
+        set_version_tag(version.name, version.version, f"metric.{key}", f"{wanted[key]:.4f}")
+
+
+def mark_challenger(candidate: RegisteredVersion) -> None:
+    """Point the alias `challenger` to a candidate whose gates passed, unless a newer one has it.
+
+    It is for people and their tools; nothing is decided by it, so a server that does not let this user set it stops nothing.
+    """
+    if (alias(candidate.name, CHALLENGER) or 0) >= candidate.version:
+        return
+    try:
+        set_alias(candidate.name, CHALLENGER, candidate.version)
+    except TrackingError as error:
+        _log.warning("The alias '%s' of %s stays where it is: %s", CHALLENGER, candidate.name, error)
 
 
 @translated("describe a model version")
@@ -216,6 +263,24 @@ def set_version_tag(model_name: str, version: int, key: str, value: str) -> None
 def set_review_tag(model_name: str, version: int, key: str, value: str) -> None:
     """Set a tag as a reviewer does in the MLflow UI: without the project's prefix, whose tags are not a reviewer's to set."""
     client().set_model_version_tag(model_name, str(version), key, labels.cut(value, labels.MAX_TAG))
+
+
+def _model_id(model_name: str, version: int) -> str:
+    """The LoggedModel behind a version; a copy has that of its origin."""
+    found = client().get_model_version(model_name, str(version))
+    while copied := COPY.match(found.source or ""):
+        found = client().get_model_version(*copied.groups())
+    return str(found.source).removeprefix("models:/")
+
+
+def _description(model_name: str, artifact: Artifact, inputs: Mapping[str, RegisteredVersion]) -> str:
+    """What a version's page says before anybody describes it: what it is, its artifact, and what it was made from."""
+    kind = next((text for suffix, text in _DESCRIPTIONS.items() if model_name.endswith(suffix)), artifact.kind)
+    facts = [f"- {key.replace('_', ' ')}: {labels.text(value)}" for key, value in artifact.attributes.items()]
+    facts += [f"- {name.replace('_', ' ')}: {count:,}" for name, count in artifact.counts.items()]
+    made_from = ", ".join(f"{role.replace('_', ' ')} {used.name}/{used.version}" for role, used in inputs.items())
+    last = [f"Made from {made_from}."] if made_from else []
+    return labels.cut("\n\n".join([kind, "\n".join([f"- artifact: `{artifact.digest}`", *facts]), *last]), labels.MAX_DESCRIPTION)
 
 
 def _version_tags(artifact: Artifact, inputs: Mapping[str, RegisteredVersion], tags: Mapping[str, Any]) -> dict[str, str]:

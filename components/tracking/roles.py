@@ -183,7 +183,10 @@ def _names(call: Call) -> list[str]:
 
 
 def _refused_by_rule(call: Call, name: str, permissions: Permissions, world: World) -> str | None:
-    allowed = permissions.rule(name, call.action)
+    alias = call.subject.get("alias")
+    allowed = permissions.rule(name, f"{call.action} {alias}") if alias else None  # a rule may speak of one alias alone
+    if allowed is None:
+        allowed = permissions.rule(name, call.action)
     if allowed is None and (call.action == "create_run" or "run" in call.subject):
         allowed = permissions.rule(name, RUN_ACTION)
     if allowed is None and name == call.subject.get("model"):

@@ -12,19 +12,25 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from components import settings
 from components.artifacts import MANIFEST, Artifact, digest_of
 from components.tracking import labels, lineage
 from components.tracking.alive import was_killed
 from components.tracking.files import local_path
-from components.tracking.provenance import Provenance, claimed_user, provenance_tags
+from components.tracking.provenance import Provenance, claimed_user, provenance_tags, source_tags
 from components.tracking.store import client, error_code, experiment_id, translated
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from components.tracking.live import LiveStep
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 REPORT_KINDS = frozenset({"validation", "evaluation", "comparison", "study"})
 PAGE = "report.html"  # what people read of an artifact that has it: a run's page can be linked to, a model's files cannot
+TABLES = "tables"  # folder of what its viewer shows as tables
 PLOTS = "plots"  # folder of its pictures
 Measured = float | Sequence[float]  # a number, or a curve: the values after step 1, 2 and so on
 CANCELLED = "cancelled"  # why a run was killed that a person ended
@@ -80,7 +86,7 @@ def open_flow_run(name: str, flow: str, parameters: Mapping[str, Any], provenanc
     run = client().create_run(
         experiment,
         run_name=f"{flow}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}",
-        tags={"mlflow.user": provenance.user, **labels.prefixed(everything)},
+        tags={"mlflow.user": provenance.user, **source_tags(provenance, flow), **labels.prefixed(everything)},
     )
     run_id = str(run.info.run_id)
     _log_parameters(run_id, labels.flatten(parameters))
@@ -186,31 +192,46 @@ def log_report(run_id: str, folder: Path, text: str) -> None:
 
 
 @translated("log the evidence about a candidate")
-def log_evidence(run_id: str, folder: Path, metrics: Mapping[str, Measured], text: str) -> None:
-    """Show on the page of a flow's run what was found out about its candidate: `metrics`, page and plots of `folder`, `text` (Markdown)."""
+def log_evidence(
+    run_id: str, folder: Path, metrics: Mapping[str, Measured], text: str, tables: Mapping[str, pd.DataFrame] | None = None
+) -> None:
+    """Show on the page of a flow's run what was found out about its candidate.
+
+    `metrics`, page and plots of `folder`, `text` (Markdown), and `tables` (name -> rows), which its viewer shows as `tables/NAME.json`.
+    """
     _log_metrics(run_id, metrics, int(time.time() * 1000))
+    for name, table in (tables or {}).items():
+        client().log_table(run_id, table, f"{TABLES}/{name}.json")
     _upload_readable(run_id, folder)
     client().set_tag(run_id, _NOTE, labels.cut(text, labels.MAX_DESCRIPTION))
 
 
+@translated("open a run for a step")
+def open_step(parent_run_id: str, step: str) -> str:
+    """Open the nested run of a step whose making begins, and return its id; `record_step` or the reason of its failure closes it."""
+    experiment, source = _parent(settings.tracking_uri(), parent_run_id)
+    own = {labels.STEP: step, labels.FLOW_RUN: parent_run_id}
+    tags = {**dict(source), "mlflow.parentRunId": parent_run_id, "mlflow.user": claimed_user(), **labels.prefixed(own)}
+    return str(client().create_run(experiment, run_name=step, tags=tags).info.run_id)
+
+
 @translated("record a step")
-def record_step(parent_run_id: str, record: StepRecord) -> str:
-    """Write one finished step as a nested run and return that run's id.
+def record_step(parent_run_id: str, record: StepRecord, live: LiveStep | None = None) -> str:
+    """Write one finished step as a nested run and return that run's id: the one that `live` has open, else a new one.
 
     Reports (`REPORT_KINDS`) are uploaded whole, of other artifacts the manifest and what people read: models travel by registration. A
     cached step does not upload again; its tag names the run that holds the files.
     """
-    experiment = _experiment_of(settings.tracking_uri(), parent_run_id)
+    experiment, source = _parent(settings.tracking_uri(), parent_run_id)
     holder = _earlier_upload(experiment, record.artifact.digest) if record.cached else None
-    ended = int(time.time() * 1000)
-    run = client().create_run(
-        experiment,
-        start_time=ended - int(record.seconds * 1000),
-        run_name=record.step,
-        tags=_step_tags(parent_run_id, record, holder),
-    )
-    run_id = str(run.info.run_id)
-    _log_numbers(run_id, record, ended)
+    ended, tags = int(time.time() * 1000), _step_tags(parent_run_id, record, holder)
+    run_id, fed = (live.run_id, live.first) if live is not None else (None, {})
+    if run_id is None:
+        started = ended - int(record.seconds * 1000)
+        run_id = str(client().create_run(experiment, started, {**dict(source), **tags}, record.step).info.run_id)
+    else:
+        _set_tags(run_id, tags)
+    _log_numbers(run_id, record, ended, fed)
     lineage.log_inputs(run_id, experiment, record.inputs)
     lineage.log_source(run_id, record.artifact)
     lineage.log_output(run_id, experiment, record.artifact)
@@ -218,6 +239,14 @@ def record_step(parent_run_id: str, record: StepRecord) -> str:
         _upload(run_id, record.artifact)
     client().set_terminated(run_id, "FAILED" if record.fault else "FINISHED", ended)
     return run_id
+
+
+def _set_tags(run_id: str, tags: Mapping[str, str]) -> None:
+    from mlflow.entities import RunTag
+
+    entries = [RunTag(key, value) for key, value in tags.items()]
+    for start in range(0, len(entries), _BATCH):
+        client().log_batch(run_id, tags=entries[start : start + _BATCH])
 
 
 def _step_tags(parent_run_id: str, record: StepRecord, holder: str | None) -> dict[str, str]:
@@ -237,11 +266,14 @@ def _step_tags(parent_run_id: str, record: StepRecord, holder: str | None) -> di
     return {**nested, **labels.prefixed(own), **lineage.input_tags(record.inputs)}
 
 
-def _log_numbers(run_id: str, record: StepRecord, now_ms: int) -> None:
-    """Parameters from the step's settings; metrics, counts and numeric attributes of its artifact."""
+def _log_numbers(run_id: str, record: StepRecord, now_ms: int, fed: Mapping[str, int]) -> None:
+    """Parameters from the step's settings; metrics, counts and numeric attributes of its artifact.
+
+    `fed`: name -> step since which the run was fed with this curve while it was made: only what came before is written.
+    """
     counts = {f"count.{key}": float(value) for key, value in record.artifact.counts.items()}
     _log_parameters(run_id, labels.flatten({**record.config, "artifact": record.artifact.attributes}))
-    _log_metrics(run_id, {**counts, **record.metrics, "seconds": record.seconds}, now_ms)
+    _log_metrics(run_id, {**counts, **record.metrics, "seconds": record.seconds}, now_ms, fed)
 
 
 def _log_parameters(run_id: str, parameters: Mapping[str, str]) -> None:
@@ -252,10 +284,11 @@ def _log_parameters(run_id: str, parameters: Mapping[str, str]) -> None:
         client().log_batch(run_id, params=entries[start : start + _BATCH])
 
 
-def _log_metrics(run_id: str, metrics: Mapping[str, Measured], now_ms: int) -> None:
+def _log_metrics(run_id: str, metrics: Mapping[str, Measured], now_ms: int, fed: Mapping[str, int] | None = None) -> None:
     from mlflow.entities import Metric
 
-    entries = [Metric(labels.name(key), value, now_ms, step) for key, measured in metrics.items() for step, value in _steps(measured)]
+    points = [(labels.name(key), step, value) for key, measured in metrics.items() for step, value in _steps(measured)]
+    entries = [Metric(name, value, now_ms, step) for name, step, value in points if step < (fed or {}).get(name, step + 1)]
     for start in range(0, len(entries), _METRICS):
         client().log_batch(run_id, metrics=entries[start : start + _METRICS])
 
@@ -294,5 +327,8 @@ def _earlier_upload(experiment: str, digest: str) -> str | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _experiment_of(uri: str, run_id: str) -> str:
-    return str(client().get_run(run_id).info.experiment_id)
+def _parent(uri: str, run_id: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The experiment of a flow's run, and its tags that say what made it, which hold for its steps as well."""
+    run = client().get_run(run_id)
+    source = tuple((key, value) for key, value in run.data.tags.items() if key.startswith("mlflow.source."))
+    return str(run.info.experiment_id), source

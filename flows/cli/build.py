@@ -128,16 +128,28 @@ def validate(options: argparse.Namespace) -> None:
     with only_result_on_stdout(options):
         dataset: Any = make_step(snapshot_step(config))
         validation = make_step(validation_step(config, dataset))
+        project = _gx_project(options, config, dataset)
     if not options.json:
-        print(f"Report: {validation.path / 'report.html'}")
+        print("\n".join([f"Report: {validation.path / 'report.html'}", *([f"Data Docs: {project['data_docs']}"] if project else [])]))
     require_valid(validation)
     report = load_report(validation)
     count = validation.attributes["warnings"] or "no"
     warnings = f"{count} warning{'' if count == 1 else 's'}"
     dropped = [f"Left out: {entry.summary}" for entry in report.left_out]
     kept_at = [f"All rows left out, with reasons: {dataset.path / QUARANTINE_FILE}"] if dropped else []
-    result = {**report.model_dump(mode="json"), "remarks": remarks_on(config.data)}
+    result = {**report.model_dump(mode="json"), "remarks": remarks_on(config.data), **({"gx_project": project} if project else {})}
     show(options, result, "\n".join([*dropped, *kept_at, f"The data keeps its contracts, {warnings}."]))
+
+
+def _gx_project(options: argparse.Namespace, config: RetrainConfig, dataset: Any) -> dict[str, Any]:
+    """What was written for users of Great Expectations; nothing unless they asked for it."""
+    if options.gx_project is None:
+        return {}
+    from components.data.contracts import contracts_folder, load_contracts
+    from components.data.dataset import load_dataset
+    from components.data.gx_project import write_gx_project
+
+    return write_gx_project(load_dataset(dataset.path), load_contracts(contracts_folder(config.data.contracts)), options.gx_project)
 
 
 def read_config(options: argparse.Namespace) -> RetrainConfig:

@@ -21,6 +21,8 @@ def export(options: argparse.Namespace) -> None:
     if options.signed is not None:
         _export_signed(options)
         return
+    if options.part is not None:
+        raise ConfigError(f"--part {options.part} says which encoders --router writes; --to and --qdrant write vectors. Leave it out.")
     if not vectors:
         raise ConfigError(
             "export needs a place to write to: --to FOLDER for Parquet shards, --qdrant PATH|URL, or both; or --router FOLDER for "
@@ -49,16 +51,20 @@ def export(options: argparse.Namespace) -> None:
 
 def _export_router(options: argparse.Namespace) -> None:
     from components.distillation.router import export_router, require_new
+    from components.promotion.model_cards import Part, folders_of, model_card
     from components.promotion.pinned import open_pinned
 
     require_new(options.router)
+    part: Part = options.part or "pair"
     release = open_pinned(retriever_name(options), options.release)
     with only_result_on_stdout(options):
-        found = export_router(release.query_encoder.path, release.document_tower.path, options.router)
+        found = export_router(folders_of(release, part), options.router, lambda differences: model_card(release, part, differences))
     routes = " and ".join(f"encode_{role} (within {difference:.1g} of the release)" for role, difference in found.items())
-    alone = "" if "document" in found else " Its teacher has no weights here, so encode_document is refused."
-    result = {"release": release.title, "folder": str(options.router), "space_id": release.index.space_id, "differences": found}
-    show(options, result, f"{release.title} as one package of sentence-transformers in {options.router}: {routes}.{alone}")
+    missing = " and ".join(f"encode_{role}" for role in ("query", "document") if role not in found)
+    alone = f" {missing} is refused: there is no encoder for it in the package." if missing else ""
+    result = {"release": release.title, "folder": str(options.router), "part": part, "space_id": release.index.space_id}
+    text = f"{release.title} as one package of sentence-transformers in {options.router}: {routes}.{alone} README.md is its model card."
+    show(options, {**result, "differences": found}, text)
 
 
 def _export_signed(options: argparse.Namespace) -> None:

@@ -117,6 +117,9 @@ def _add_building(commands: Any) -> None:
         _policy_option(parser)
     validate = _command(commands, "validate", "build:validate", "hold data against its contracts, without training")
     _training_options(validate, preset=None)
+    validate.add_argument(
+        "--gx-project", type=Path, metavar="DIR", help="also write a project of Great Expectations there: suites, checkpoint, Data Docs"
+    )
     models = _command(commands, "models", "models:models", "fetch, list or verify the base models that a configuration names")
     models.add_argument("action", choices=("pull", "list", "verify"), help="fetch from the hub; list the hub's cache; hash the files again")
     models.add_argument("models", nargs="*", metavar="NAME[@REVISION]", help="models (default: those of the configuration)")
@@ -209,6 +212,11 @@ def _add_use(commands: Any) -> None:
         "--router", type=Path, metavar="FOLDER", help="new or empty folder for the encoders as one Router of sentence-transformers"
     )
     export.add_argument(
+        "--part",
+        choices=("pair", "student", "query-tower", "document-tower"),
+        help="which encoders --router writes: student and document tower (pair, the default), or one encoder that refuses the other side",
+    )
+    export.add_argument(
         "--signed",
         type=Path,
         metavar="FOLDER",
@@ -286,7 +294,7 @@ def _training_options(parser: argparse.ArgumentParser, preset: str | None) -> No
         + (f" (default {preset})" if preset else ""),
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file laid over the preset")
-    parser.add_argument("--data", metavar="DIR", help="folder in BEIR layout or with Parquet tables, or icd10cm")
+    parser.add_argument("--data", metavar="DIR", help="folder in BEIR layout or with Parquet tables, ir_datasets:NAME, or icd10cm")
     parser.add_argument("--max-documents", type=int, metavar="N", help="use a subset of N documents, judged ones first")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="one setting, such as towers.steps=200; repeatable"

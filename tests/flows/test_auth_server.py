@@ -112,6 +112,7 @@ def calls(server: AuthServer, release: tuple[str, str]) -> dict[str, tuple[str, 
         "delete model": ("DELETE", "registered-models/delete", model, set()),
         "rename model": ("POST", "registered-models/rename", {**model, "new_name": "x"}, set()),
         "alias candidate": ("POST", "registered-models/alias", {**other, "alias": "champion"}, set()),
+        "newest passing": ("POST", "registered-models/alias", {**other, "alias": "challenger"}, {"trainer"}),
         "give a permission": (
             "POST",
             "/api/3.0/mlflow/users/permissions/grant",

@@ -80,7 +80,9 @@ def test_the_artifact_verifies_and_holds_a_run_file_per_system(tmp_path: Path) -
     (tmp_path / "old.trec").write_text("leftover of a killed attempt")
     artifact = report(tmp_path)
     assert verify(tmp_path, artifact.digest).kind == "evaluation"
-    assert sorted(p.name for p in tmp_path.glob("*.trec")) == ["bm25.trec", "student.trec", "student_untrained.trec", "teacher.trec"]
+    names = sorted(path.stem for path in tmp_path.glob("*.trec"))
+    assert names == ["bm25", "qrels", "student", "student_untrained", "teacher"]
+    assert (tmp_path / "qrels.trec").read_text().splitlines()[0].split()[::2] == ["q0", "d0"]
     assert (tmp_path / "student.trec").read_text().splitlines()[0] == "q0 Q0 d0 1 1 student"
     assert report(tmp_path).digest == artifact.digest
 

@@ -15,7 +15,7 @@ from components.evaluation.baselines import GRID, Bm25Documents, Bm25Ranker, bm2
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.rankers import DenseRanker, symmetric_ranker
 from components.evaluation.report import Bm25Setup
-from components.evaluation.trec import write_trec_run
+from components.evaluation.trec import write_trec_qrels, write_trec_run
 from tests.encoders import WordEncoder, dataset_of
 
 DOCUMENTS = {"d2": "apple bread", "d1": "apple bread", "d3": "cheese of the farm", "d4": "figs and figs and honey"}
@@ -228,3 +228,16 @@ def test_a_run_file_names_a_document_once_at_its_first_place(tmp_path: Path) -> 
     write_trec_run(tmp_path / "run.trec", {"q": [("a", 3.0), ("b", 2.0), ("a", 1.0), ("c", 0.5)]}, "t")
     written = [line.split() for line in (tmp_path / "run.trec").read_text().splitlines()]
     assert [(row[2], row[3]) for row in written] == [("a", "1"), ("b", "2"), ("c", "3")]
+
+
+def test_judgements_are_written_as_trec_eval_reads_them(tmp_path: Path) -> None:
+    import ir_measures
+    import pandas as pd
+
+    judged = pd.DataFrame({"query_id": ["q1", "q1", "q2"], "doc_id": ["a", "b", "é"], "score": [2, -1, 1]})
+    write_trec_qrels(tmp_path / "qrels.trec", judged)
+    read = list(ir_measures.read_trec_qrels(str(tmp_path / "qrels.trec")))
+    assert [(row.query_id, row.doc_id, row.relevance) for row in read] == [("q1", "a", 2), ("q1", "b", 0), ("q2", "é", 1)]
+    with pytest.raises(DataError, match="'a b' cannot stand in a TREC file"):
+        write_trec_qrels(tmp_path / "other.trec", judged.assign(doc_id="a b"))
+    assert not (tmp_path / "other.trec").exists()

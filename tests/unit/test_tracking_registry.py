@@ -12,10 +12,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import yaml
 
 from components.artifacts import Artifact, seal, verify
 from components.errors import ArtifactError, ModelError
-from components.tracking import embedded, registry
+from components.tracking import embedded, packaging, registry
+from components.tracking.package_files import check_package
 from components.tracking.provenance import version_tags
 from components.tracking.registry import (
     RegisteredVersion,
@@ -205,6 +207,8 @@ class FakeIndex:
 class FakeRetriever:
     """Stands for the retriever: records what it was opened with."""
 
+    index = SimpleNamespace(rows="rows")
+
     opened: ClassVar[list[Any]] = []
 
     @classmethod
@@ -225,6 +229,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
         "components.distillation.student": SimpleNamespace(load_encoder=lambda folder: encoder),
         "components.index.search": SimpleNamespace(load_index=FakeIndex),
         "components.serving.retriever": SimpleNamespace(Retriever=FakeRetriever),
+        "components.index.rows": SimpleNamespace(read_titles=lambda folder, rows: {"heart-0": f"The heart, {rows}"}),
     }
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
@@ -270,13 +275,105 @@ def test_release_pyfunc_opens_the_pinned_versions(home: Path, tmp_path: Path, fa
     }
     register_kind(tmp_path / "release", "release", "retriever-candidate", {"release.json": {"name": "retriever", "pins": pins}})
     model = load("retriever-candidate")
-    assert model.predict(["heart"], params={"k": 2}) == [["heart-0", "heart-1"]]
-    assert len(model.predict(["heart"])[0]) == 10
+    (row,) = model.predict(["heart"], params={"k": 2}).to_dict("records")
+    assert row == {"doc_ids": ["heart-0", "heart-1"], "scores": [1.0, 1.0], "titles": ["The heart, rows", ""]}
+    assert len(model.predict(["heart"])["doc_ids"][0]) == 10
+    assert model.metadata.signature.outputs.input_names() == ["doc_ids", "scores", "titles"]
+    assert len(model.predict(model.input_example)) == 1
     folders = [artifact_folder(pin.name, pin.version) for pin in (encoder, index)]
     assert list(FakeRetriever.opened[-1][1:3]) == folders
     (folders[1] / "deep" / "index.faiss").write_text("tampered")
     with pytest.raises(ArtifactError, match="was changed"):
         load("retriever-candidate")
+
+
+def test_versions_are_described_and_compared_by_what_was_measured(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    data = seal(tmp_path / "data", "dataset", attributes={"name": "clinic"})
+    parent = open_flow_run("retriever", "retrain", {}, PROVENANCE, {})
+    found = []
+    for place, recall in enumerate((0.7, 0.9)):
+        artifact = make_index(tmp_path / f"index-{place}", f"vectors {place}")
+        step = record_step(parent, StepRecord("build_index", {"kind": "exact", "nested": {"lists": 8}}, artifact))
+        version = register(MODEL, artifact, step, {}, {})
+        registry.log_version_metrics(version, {"recall@50": recall, "gates/pass": 3.0, "lost": float("nan")}, data)
+        registry.log_version_metrics(version, {"recall@50": recall}, data)
+        found.append(client().get_model_version(MODEL, str(version.version)))
+    experiment = client().get_run(parent).info.experiment_id
+    (best,) = client().search_logged_models([experiment], filter_string="metrics.recall_at_50 > 0.8")
+    assert found[1].source == f"models:/{best.model_id}"
+    assert best.params == {"kind": "exact", "nested.lists": "8", "space_id": "space-1"}
+    assert sorted((m.key, m.value, m.dataset_name, m.dataset_digest) for m in best.metrics) == [
+        ("gates/pass", 3.0, "clinic", data.digest[:36]),
+        ("recall_at_50", 0.9, "clinic", data.digest[:36]),
+    ]
+    assert len(client().search_logged_models([experiment], filter_string="metrics.recall_at_50 > 0.1")) == 2
+    assert "Index over the vectors of the document tower." in found[0].description and "- space id: space-1" in found[0].description
+    assert [info.tags["scalingnote.metric.recall_at_50"] for info in versions(MODEL)] == ["0.7000", "0.9000"]
+
+
+def test_a_copy_is_measured_with_its_origin(home: Path, tmp_path: Path) -> None:
+    artifact = make_index(tmp_path / "index")
+    register_index(artifact)
+    copy_version(MODEL, 1, "retriever-release")
+    registry.log_version_metrics(RegisteredVersion(name="retriever-release", version=1, digest=artifact.digest), {"x": 1.0}, artifact)
+    (origin,) = client().search_logged_models([client().get_experiment_by_name("retriever").experiment_id])
+    assert [metric.key for metric in origin.metrics] == ["x"]
+
+
+def test_a_version_whose_run_was_deleted_is_no_reason_to_stop(home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    artifact = make_index(tmp_path / "index")
+    version = register_index(artifact)
+    client().delete_run(client().get_model_version(MODEL, "1").run_id)
+    registry.log_version_metrics(version, {"recall@50": 0.5}, artifact)
+    assert "cannot compare retriever-index/1" in caplog.text
+    assert versions(MODEL)[0].tags["scalingnote.metric.recall_at_50"] == "0.5000"
+
+
+def test_the_challenger_is_the_newest_candidate_that_passed(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [
+        register_kind(tmp_path / f"release-{n}", "release", "retriever-candidate", {"release.json": {"name": "retriever", "n": n}})
+        for n in range(2)
+    ]
+    registry.mark_challenger(made[1])
+    registry.mark_challenger(made[0])  # an older one that was found again
+    assert alias("retriever-candidate", "challenger") == 2
+    newest = register_kind(tmp_path / "release-3", "release", "retriever-candidate", {"release.json": {"name": "retriever", "n": 3}})
+
+    def refuse(*_: Any) -> None:
+        raise TrackingError("ada (trainer) may not set alias on retriever-candidate")
+
+    monkeypatch.setattr(registry, "set_alias", refuse)
+    registry.mark_challenger(newest)  # a server of before that does not let a trainer set it
+    assert alias("retriever-candidate", "challenger") == 2
+
+
+def test_a_student_is_also_a_model_of_sentence_transformers(home: Path, tmp_path: Path) -> None:
+    register_kind(tmp_path / "encoder", "encoder", "retriever-query-encoder", {"modules.json": [], "weights.json": 1})
+    sealed = artifact_folder("retriever-query-encoder", 1)
+    package = sealed.parents[1]
+    other = package / "model.sentence_transformer"
+    assert {path.name for path in other.iterdir()} == {path.name for path in sealed.iterdir()}
+    assert all((other / path.name).samefile(path) for path in sealed.iterdir()), "the files take space twice"
+    flavors = yaml.safe_load((package / "MLmodel").read_text())["flavors"]
+    assert flavors["sentence_transformers"]["sentence_transformers_version"]
+    assert check_package([sealed], registry.package_digest("retriever-query-encoder", 1))
+    (other / "weights.json").unlink()
+    (other / "weights.json").write_text("2")
+    with pytest.raises(ArtifactError, match=r"weights\.json, with which MLflow loads the version, was changed"):
+        check_package([sealed], None)
+
+
+def test_an_encoder_that_is_no_package_has_no_such_flavor(home: Path, tmp_path: Path) -> None:
+    register_kind(tmp_path / "tower", "encoder", "retriever-query-tower", {"weights.json": 1})
+    package = artifact_folder("retriever-query-tower", 1).parents[1]
+    assert list(yaml.safe_load((package / "MLmodel").read_text())["flavors"]) == ["python_function"]
+
+
+def test_requirements_name_versions_that_an_index_of_packages_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions_here = {"torch": "2.13.0+cpu", "numpy": "2.4.6", "faiss-cpu": "1.15.1.post1"}
+    monkeypatch.setattr(packaging, "installed", lambda names: versions_here)
+    assert packaging.requirements("index") == ["torch==2.13.0", "numpy==2.4.6", "faiss-cpu==1.15.1.post1"]
 
 
 def test_stored_model_needs_no_checkout_and_names_its_requirements(home: Path, tmp_path: Path) -> None:

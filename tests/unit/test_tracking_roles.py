@@ -97,6 +97,21 @@ def test_the_digest_is_sealed_for_everybody() -> None:
     assert asked("set_version_tag", "trainer", model="something else", version="1", key="scalingnote.digest") == ""
 
 
+def test_the_alias_of_the_newest_passing_candidate_is_the_trainers_and_no_other_alias() -> None:
+    assert asked("set_alias", "trainer", model=CANDIDATE, alias="challenger", version="2") == ""
+    for roles, model, alias in (
+        ("trainer", CANDIDATE, "champion"),
+        ("trainer", CANDIDATE, "Challenger"),
+        ("trainer", CANDIDATE, "challenger "),
+        ("trainer", CANDIDATE, ""),
+        ("trainer", RELEASE, "challenger"),
+        ("reviewer", CANDIDATE, "challenger"),
+        ("auditor", CANDIDATE, "challenger"),
+    ):
+        assert "may not set alias" in asked("set_alias", roles, model=model, alias=alias, version="2")
+    assert "may not delete alias" in asked("delete_alias", "trainer", model=CANDIDATE, alias="challenger")
+
+
 def test_what_has_no_rule_of_its_own() -> None:
     for roles, may in (("promoter", True), ("admin", True), ("reviewer", False), ("trainer", False)):
         assert (asked("a_route_of_tomorrow", roles, model=RELEASE) == "") is may

@@ -1,4 +1,4 @@
-"""A candidate or release as a pyfunc: queries in, ranked document ids out. MLflow executes this file when it loads a version.
+"""A candidate or release as a pyfunc: queries in, ranked documents out. MLflow executes this file when it loads a version.
 
 Here alone the tracking room calls rooms that stand above it: the import happens at load, in the process that serves the model,
 and nothing of the room itself depends on it. The pinned versions are resolved through the registry and verified by digest.
@@ -40,6 +40,7 @@ class ReleaseModel(PythonModel):  # type: ignore[misc, unused-ignore]
         from components.artifacts import read_json
         from components.distillation.student import load_encoder
         from components.index.config import IndexConfig
+        from components.index.rows import read_titles
         from components.promotion.pinned import require_as_registered
         from components.serving.retriever import Retriever
 
@@ -49,12 +50,18 @@ class ReleaseModel(PythonModel):  # type: ignore[misc, unused-ignore]
         encoder, index = _open_pin(release, "query_encoder"), _open_pin(release, "index")
         tolerance = IndexConfig.model_validate(release.get("config", {}).get("index", {})).probe_tolerance
         self.retriever = Retriever.open(load_encoder(encoder), encoder, index, tolerance, check="sizes")
+        self.titles = read_titles(index, self.retriever.index.rows)
 
-    def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[list[str]]:
-        """Queries (a table with one column) -> for each the `k` best document ids, best first."""
+    def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Queries (a table with one column) -> a row each: `doc_ids` of the `k` best documents, their `scores` and `titles`, best first.
+
+        Scores are cosines; a title is empty where the index keeps none.
+        """
         queries = [str(text) for text in model_input.iloc[:, 0]]
-        hits = self.retriever.search(queries, int((params or {}).get("k", 10)))
-        return [[hit.doc_id for hit in row] for row in hits]
+        found = self.retriever.search(queries, int((params or {}).get("k", 10)))
+        rows = [([hit.doc_id for hit in hits], [hit.score for hit in hits]) for hits in found]
+        named = [(ids, scores, [self.titles.get(doc_id, "") for doc_id in ids]) for ids, scores in rows]
+        return pd.DataFrame(named, columns=["doc_ids", "scores", "titles"])
 
 
 set_model(ReleaseModel())

@@ -1,0 +1,127 @@
+"""The run of a step while it works: opened when its making begins, fed with what the making tells, closed with the reason where it fails.
+
+What cannot be shown stops nothing: a store that does not answer costs the curve, not the training.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from components.progress import observed_by
+from components.tracking import labels
+from components.tracking.store import client
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+
+FLUSH_SECONDS = 1.0  # between two calls to the store, and between two points of one curve
+_METRICS = 1000  # the most metrics that MLflow takes in one call
+_log = logging.getLogger(__name__)
+
+
+class LiveStep:
+    """A step's run in MLflow; `run_id` is None until its making begins, and for a step that was found finished.
+
+    `first` has, for each curve that was fed, the step at which that began: what came before it belongs to an earlier attempt.
+    """
+
+    def __init__(self, open_run: Callable[[], str]) -> None:
+        self.run_id: str | None = None
+        self.first: dict[str, int] = {}
+        self._open, self._broken = open_run, False
+        self._waiting: list[Metric] = []
+        self._held: dict[str, Metric] = {}  # the newest point of a curve that came too soon after the one before it
+        self._shown: dict[str, float] = {}
+        self._flushed = time.monotonic()
+        self._monitor: Any = None
+
+    def started(self) -> None:
+        """Open the run, and watch processor, memory and GPU as long as it is open. A step that is tried again keeps its run."""
+        if self.run_id is None and not self._broken:
+            with self._shown_or_not():
+                self.run_id = self._open()
+                self._monitor = _monitor(self.run_id)
+
+    def measured(self, values: Mapping[str, float], step: int) -> None:
+        """Keep the values with the time at which they came, and send them with what came in the same second."""
+        from mlflow.entities import Metric
+
+        if self.run_id is None or self._broken:
+            return
+        now = time.monotonic()
+        for key, value in values.items():
+            name = labels.name(key)
+            self.first.setdefault(name, step)
+            point = Metric(name, float(value), int(time.time() * 1000), step)
+            if now - self._shown.get(name, -FLUSH_SECONDS) >= FLUSH_SECONDS:
+                self._shown[name] = now
+                self._waiting.append(point)
+                self._held.pop(name, None)
+            else:
+                self._held[name] = point
+        if now - self._flushed >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what waits."""
+        waiting, self._waiting, self._flushed = self._waiting, [], time.monotonic()
+        for start in range(0, len(waiting), _METRICS):
+            with self._shown_or_not():
+                client().log_batch(self.run_id, metrics=waiting[start : start + _METRICS])
+
+    def finish(self) -> None:
+        """Send the ends of all curves and stop watching the machine."""
+        self._waiting += self._held.values()
+        self._held = {}
+        if self._monitor is not None:
+            with suppress(Exception):
+                self._monitor.finish()
+        if self.run_id is not None and not self._broken:
+            self.flush()
+
+    def failed(self, error: BaseException) -> None:
+        """Close the run with the reason; one that had not begun is opened for it."""
+        self.started()
+        self.finish()
+        if self.run_id is not None:
+            with self._shown_or_not():
+                client().set_tag(self.run_id, labels.ERROR, labels.cut(str(error) or type(error).__name__, labels.MAX_TAG))
+                client().set_terminated(self.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+
+    @contextmanager
+    def _shown_or_not(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._broken = True
+            self.first.clear()  # so that the whole curve is written when the step has ended
+            _log.warning("MLflow does not show how this step goes on: %s", str(error).partition("\n")[0])
+
+
+@contextmanager
+def live_step(open_run: Callable[[], str]) -> Iterator[LiveStep]:
+    """A step whose making runs in this block; `open_run` opens its run in MLflow and returns the run's id."""
+    live = LiveStep(open_run)
+    try:
+        with observed_by(live):
+            yield live
+    except BaseException as error:
+        live.failed(error)
+        raise
+    live.finish()
+
+
+def _monitor(run_id: str) -> Any:
+    """MLflow's own, started; None where its packages are missing."""
+    try:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(run_id)
+        monitor.start()
+    except Exception:
+        return None
+    return monitor

@@ -1,0 +1,63 @@
+"""The project of Great Expectations that `validate --gx-project` writes, as its users open it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from components.artifacts import open_artifact
+from components.data.validation import load_report
+from tests.flows.cli_world import assert_refused, done, scalingnote, write_collection
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A collection with one judgement of a document that is not there."""
+    folder = write_collection(tmp_path / "clinic")
+    with (folder / "qrels" / "train.tsv").open("a") as handle:
+        handle.write("q1\tnowhere\t1\n")
+    return folder
+
+
+def test_the_project_opens_and_its_checkpoint_finds_again_what_the_report_says(home: Path, data: Path, tmp_path: Path) -> None:
+    import great_expectations as gx
+
+    project = tmp_path / "project"
+    outcome = scalingnote("validate", "--preset", "smoke", "--data", data, "--gx-project", project)
+    assert_refused(outcome, 3, "breaks 1 rule", "Data Docs: ")
+    report = next(load_report(open_artifact(path.parent)) for path in home.glob("work/validate_data/*/manifest.json"))
+    context = gx.get_context(project_root_dir=project, mode="file")
+    assert {suite.name for suite in context.suites.all()} == {
+        f"{used.name}-{used.version}-{table}".replace(".", "_")
+        for used in report.contracts
+        for table in {result.table for result in report.results if result.contract == used.name}
+    }
+    found = context.checkpoints.get("contracts").run()
+    failed = {
+        (outcome.expectation_config.meta["contract"], outcome.expectation_config.meta["rule"])
+        for table in found.run_results.values()
+        for outcome in table.results
+        if not outcome.success
+    }
+    assert failed == {(result.contract, result.rule) for result in report.results if not result.passed}
+    assert ("judgements", "doc_id.references") in failed and not found.success
+    docs = project / "gx" / "uncommitted" / "data_docs" / "local_site"
+    assert "nowhere" in "".join(path.read_text() for path in docs.glob("validations/**/*.html"))
+    assert list((project / "gx" / "uncommitted" / "validations").rglob("*.json"))
+
+
+def test_a_project_is_brought_up_to_date(home: Path, tmp_path: Path) -> None:
+    data, project = write_collection(tmp_path / "clinic"), tmp_path / "project"
+    first, second = (done("validate", "--preset", "smoke", "--data", data, "--gx-project", project)["gx_project"] for _ in range(2))
+    assert first == second and first["failed"]["error"] == 0 and first["suites"] >= 3
+
+
+def test_a_folder_that_cannot_hold_a_project_is_refused_in_a_sentence(home: Path, tmp_path: Path) -> None:
+    data = write_collection(tmp_path / "clinic")
+    file, broken = tmp_path / "file", tmp_path / "broken"
+    file.write_text("x")
+    (broken / "gx").mkdir(parents=True)
+    (broken / "gx" / "great_expectations.yml").write_text("config_version: [")
+    for place in (file, broken):
+        assert_refused(scalingnote("validate", "--preset", "smoke", "--data", data, "--gx-project", place), 2, "--gx-project", "new folder")
