@@ -68,8 +68,8 @@ def export_router(
             raise ModelError("The teacher has no weights here (stored vectors, or an endpoint), so there is no encoder to write.")
         # Without a default route whoever says neither query nor document is told so, instead of getting a vector of one of them. A package
         # of one role has that role alone to give.
-        alone = next(iter(routes)) if len(routes) == 1 and len(encoders) == 1 else None
-        prompts: dict[str, str] = {role: encoder.contract.prompt for role, encoder in own.items()}
+        alone = next(iter(own)) if len(encoders) == 1 else None
+        prompts = {role: encoder.contract.prompt for role, encoder in own.items()}
         package = SentenceTransformer(
             modules=[Router(routes, default_route=alone, allow_empty_key=False)],
             prompts={"query": "", "document": "", **prompts},
