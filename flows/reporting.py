@@ -208,7 +208,7 @@ def tag_run(tags: Iterable[str]) -> None:
     run: FlowRun | None = context.flow_run if context else None
     if run is None:
         return
-    with suppress(Exception), get_client(sync_client=True) as client:
+    with _shown_if_possible(), get_client(sync_client=True) as client:
         client.update_flow_run(run.id, tags=sorted({*run.tags, *tags}))
 
 
@@ -313,8 +313,11 @@ def shown_as_cancelled(flow: Any, flow_run: FlowRun, state: Any) -> None:
 
 @contextmanager
 def _shown_if_possible() -> Iterator[None]:
-    """The run must not fail for what could not be shown, as on a server that is gone."""
+    """The run must not fail for what could not be shown, nor wait long for a server that is gone."""
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
     try:
-        yield
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}):
+            yield
     except Exception as error:
         LOG.warning("Something could not be shown on Prefect's page: %s: %s", type(error).__name__, error)

@@ -42,7 +42,7 @@ class AsymmetricPair:
 
     def __init__(self, towers: TwoTowers, tower_rate: float, query: SmallEncoder) -> None:
         self.towers, self.tower_rate, self.query = towers, tower_rate, query
-        self.device = towers.device
+        self.device, self.even = towers.device, towers.even
 
     def tokens(self, texts: Sequence[str], role: Role) -> list[list[int]]:
         """Token ids under the contract of the role's own encoder."""

@@ -35,6 +35,7 @@ class TrainablePair(Protocol):
     """Two encoders of one space, or one in both roles: what the loop asks of towers."""
 
     device: torch.device
+    even: bool  # whether batches are padded to few shapes (see `components.towers.tokens.pad_batch`)
 
     def tokens(self, texts: Sequence[str], role: Role) -> list[list[int]]:
         """Token ids of each text."""

@@ -62,7 +62,7 @@ class SymmetricPair:
     """The small encoder in both roles (see components.distillation.contrastive.TrainablePair), which differ by their prompts alone."""
 
     def __init__(self, encoder: SmallEncoder, query_prompt: str) -> None:
-        self.encoder, self.device = encoder, encoder.device
+        self.encoder, self.device, self.even = encoder, encoder.device, False
         self._queries = with_prompt(encoder.student, query_prompt)
 
     def tokens(self, texts: Sequence[str], role: Role) -> list[list[int]]:

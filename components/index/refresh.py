@@ -29,7 +29,7 @@ from components.index.kinds import can_filter
 from components.index.merging import MERGE_VERSION, can_merge
 from components.index.opening import LAYOUT_VERSION, layout_version, merge_fault_of, open_files, require_index
 from components.index.parts import INDEX_FILE, merge_parts, open_stored, part_files, write_part
-from components.index.rows import live_rows, only_rows, read_rows, read_table, write_deleted, write_rows
+from components.index.rows import live_rows, only_rows, read_deleted, read_table, write_deleted, write_rows
 from components.index.search import vector_index
 from components.index.shards import read_shard
 from components.index.template import TEMPLATE_FILE, Template, read_faiss, read_template
@@ -112,17 +112,17 @@ def _joined(previous: IndexArtifact, delta: VectorShards | None, changes: Change
     """The rows of the index with those of the delta behind them, before any file is written."""
     import pyarrow as pa
 
-    before, rows = read_table(previous.path, COLUMNS), read_rows(previous.path)
+    before = read_table(previous.path, COLUMNS)
     tables = [before, *(_ids(delta) if delta else ())]
-    deleted = np.union1d(rows.deleted, changes.deleted)
+    deleted = np.union1d(read_deleted(previous.path, len(before)), changes.deleted)
     known = previous.attributes.get("rows_at_training")
     update = _Update(
         table=pa.concat_tables(table.select(list(COLUMNS)) for table in tables),
-        before=len(rows),
+        before=len(before),
         deleted=deleted,
         parts=previous.counts.get("parts", 1),
         written=_written_at_once(previous),
-        at_training=len(rows) if known is None else int(known),  # 0: none of the rows that it was trained with is left
+        at_training=len(before) if known is None else int(known),  # 0: none of the rows that it was trained with is left
     )
     if len(deleted) == update.table.num_rows:
         raise DataError("Every document was removed and none was added: an index without documents answers nothing. Check the data folder.")

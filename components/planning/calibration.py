@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from components.planning.cost import UNITS, padded
 from components.settings import work_folder
-from components.towers.precision import give_back_memory
+from components.towers.precision import freed_at_once, give_back_memory
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
@@ -192,7 +192,8 @@ def _train(clock: _Clock, towers: Any, texts: _Sample, settings: Any, most: int,
     run = Training(towers, sample, settings.model_copy(update={"chunk_size": max(1, most)}), folder)
     each = max(1, (sum(map(len, run.query_tokens)) + sum(map(len, run.document_tokens))) // len(queries))
     first = min(most, max(2, _FIRST_TOKENS // each))
-    seconds, size = clock.grown(lambda n: run.backward(list(range(n)), None), first, most, 0.4)
+    with freed_at_once():
+        seconds, size = clock.grown(lambda n: run.backward(list(range(n)), None), first, most, 0.4)
     rows = [run.query_tokens[:size], run.document_tokens[:size]]
     clock.keep("teacher_train_token", seconds, sum(max(map(len, some)) * len(some) for some in rows))
     clock.keep("teacher_step", clock.of(run.optimizer.step), 1)

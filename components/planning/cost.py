@@ -83,7 +83,8 @@ KEPT_MODELS = 2  # copies of the teacher that a finished step leaves to the garb
 STUDENT_TRAINING = 24  # bytes of a trained parameter of the student: weight, gradient, two moments, the best epoch and the checkpoint
 TABLE_ROW, TABLE_CHARACTER = 600, 4  # of a data set that is held as tables and as lists of texts
 INFERENCE_TOKEN = 60_000  # of a token on its way through a model without a graph
-HOST_OVERHEAD = 2.0  # measured peaks of a process over the tensors that it keeps: scores, passing tensors, what the C library holds
+HOST_OVERHEAD = 1.15  # measured peaks of a process over the tensors that it keeps: scores, passing tensors, gradients on their way
+HOST_BUFFERS = 60_000_000  # what the libraries take for themselves while they train, as measured beside that
 CARD_PROGRAM = 800_000_000  # of a GPU: its context, and the libraries' own buffers
 MARGIN = 1.15  # over the sum, before a job is refused nothing may be short by chance
 
@@ -423,9 +424,10 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
     documents, dimension, towers = facts.documents.count, dimension_of(config, facts), config.towers
     tables = TABLE_ROW * documents + TABLE_CHARACTER * facts.documents.characters
     weights, vectors = facts.teacher.parameters * number_bytes, documents * dimension
-    floor = PROGRAM + tables + KEPT_MODELS * weights
+    loaded = PROGRAM + tables  # before a model is
+    floor = loaded + KEPT_MODELS * weights
     inference = weights + (0 if on_card else INFERENCE_TOKEN * max(config.encoding.tokens_per_batch, 2048))
-    training = weights if on_card else training_bytes(config, facts, number_bytes, HOST_OVERHEAD)
+    training = weights if on_card else HOST_BUFFERS + training_bytes(config, facts, number_bytes, HOST_OVERHEAD)
     every, trained = student_parameters(config, facts)
     targets = sum(texts.count for texts in target_texts(config, facts))
     queries = sum(texts.count for texts in facts.judged.values())
@@ -439,7 +441,7 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
         "snapshot_data": Need(PROGRAM // 3 + 2 * tables, int(0.6 * facts.documents.characters) + 100 * documents),
         "validate_data": Need(PROGRAM // 3 + 3 * tables, 100_000),
         "generate_queries": Need(floor + inference, 200 * config.distillation.generated),
-        "train_towers": Need(floor + training, adapters + 1_000_000, checkpoint_bytes(towers, facts)),
+        "train_towers": Need(loaded + weights + training, adapters + 1_000_000, checkpoint_bytes(towers, facts)),
         "encode_corpus": Need(floor + inference + 6 * dimension * config.encoding.shard_size, 2 * vectors + 100 * documents),
         "encode_teacher_queries": Need(floor + inference + 8 * targets * dimension, (2 * dimension + 60) * targets),
         "build_index": Need(floor + built, 2 * vectors + 150 * documents),
@@ -463,8 +465,9 @@ def training_bytes(config: Any, facts: Facts, number_bytes: int, overhead: float
     longest = min(towers.max_document_length, int(facts.documents.teacher.max(initial=1)))
     tokens = longest * min(towers.chunk_size, towers.batch_size * (1 + towers.hard_negatives))
     kept = round(overhead * shape.kept(tokens, pick_dtype(towers.precision).itemsize, bool(towers.activation_checkpointing)))
-    extra = facts.teacher.parameters * 4 if towers.training == "full" else 0  # the second model; the first counts as the weights
-    return kept + 16 * trained_parameters(towers, facts) + extra
+    # Gradient and two moments of what is trained, and its weights: of two full models the first one's count as the frozen weights do.
+    new = facts.teacher.parameters if towers.training == "full" else trained_parameters(towers, facts)
+    return kept + 12 * trained_parameters(towers, facts) + 4 * new
 
 
 def card_needs(config: Any, facts: Facts, number_bytes: int) -> dict[str, int]:

@@ -100,8 +100,7 @@ def _approve_claimed(
     """The approval of somebody whom nobody checked: tags carry the claim."""
     candidate, copy = versions
     if copy is None:
-        version = registry.copy_version(candidate.name, candidate.version, release_model(name))
-        return _claim(name, candidate.version, version, person, reason)
+        return _claim(name, candidate.version, _new_copy(name, candidate, records), person, reason)
     claim = claimed_approval(name, copy)
     if claim.approved_at is not None and not _adds_reason(claim, records, reason):
         return claim
@@ -115,13 +114,21 @@ def _approve_signed_in(name: str, candidate: VersionInfo, known: Approval | None
     adds = known is None or not stands or (_adds_reason(known, records, reason) and not _promoted(known, records))
     if known is not None and not adds:
         return known
-    version = known.release_version if known is not None and stands else registry.copy_version(candidate.name, candidate.version, model)
+    version = known.release_version if known is not None and stands else _new_copy(name, candidate, records)
     if reason:
         registry.set_review_tag(model, version, OVERRIDE, reason)
     release = find_version(model, version)
     if release is None:
         raise PromotionError(f"{model}/{version} was deleted while it was approved. Approve the candidate again.")
     return replace(read_approval(name, release, people.require_trail(records)), created=True)
+
+
+def _new_copy(name: str, candidate: VersionInfo, records: Sequence[Record]) -> int:
+    """The number of a new copy, above all that were promoted: a release model that was deleted and made again counts from 1 once more."""
+    newest = max((int(record["to_version"]) for record in records), default=0)
+    while (version := registry.copy_version(candidate.name, candidate.version, release_model(name))) <= newest:
+        continue
+    return version
 
 
 def _promoted(approval: Approval, records: Sequence[Record]) -> bool:

@@ -97,13 +97,15 @@ def require_as_registered(folder: Path) -> Artifact:
         )
     records = record_store.read_records(name)
     champion, alias = expected_aliases(records).champion, registry.alias(release_model(name), CHAMPION)
-    if alias != champion and digests.get(alias or 0) == artifact.digest != digests.get(champion or 0):
-        decided = f"release/{champion} is champion" if champion else "nothing was promoted"
+    # By the record, not by the number: that of a version that was deleted is given again.
+    true = next((str(record["manifest_digest"]) for record in reversed(records) if record["to_version"] == champion), None)
+    if digests.get(alias or 0) == artifact.digest != true:
+        decided = f"release/{champion} is champion, of the digest {str(true)[:12]}" if champion else "nothing was promoted"
         raise ArtifactError(
             f"The alias 'champion' of {release_model(name)} points at release/{alias}, but by the promotion records {decided}: it was "
             "moved by hand, or a change was interrupted. Nothing is served; run `scalingnote promote` to put the alias right."
         )
-    if digests.get(champion or 0) == artifact.digest and (keys := trusted_keys()):
+    if true == artifact.digest and (keys := trusted_keys()):
         check_records(records, keys)
     return artifact
 

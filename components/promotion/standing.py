@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from components.errors import ArtifactError, PromotionError
+from components.tracking import labels, registry
 from components.tracking import records as record_store
-from components.tracking import registry
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
@@ -106,7 +106,7 @@ def reconcile(name: str, records: Sequence[Record]) -> Reconciled:
     """
     want, have = expected_aliases(records), current_aliases(name)
     record_store.state_head(name, records)
-    possible, gone = registered(name, want)
+    possible, gone = registered(name, want, records)
     if possible == have:
         return Reconciled("clean", _gone_note(gone[0], possible) if gone else "")
     place_aliases(name, possible, have)
@@ -124,7 +124,7 @@ def settle_aliases(name: str) -> None:
     for _ in range(3):
         records = record_store.read_records(name)
         record_store.state_head(name, records)
-        (want, _), have = registered(name, expected_aliases(records)), current_aliases(name)
+        (want, _), have = registered(name, expected_aliases(records), records), current_aliases(name)
         if want == have:
             return
         place_aliases(name, want, have)
@@ -178,10 +178,15 @@ def _gone_note(version: int, aliases: Aliases) -> str:
     return f"The promotion records name release/{version}, which was deleted from the registry. The aliases: {_text(aliases)}."
 
 
-def registered(name: str, want: Aliases) -> tuple[Aliases, list[int]]:
-    """`want` without the versions that are no longer registered, and those versions."""
+def registered(name: str, want: Aliases, records: Sequence[Record]) -> tuple[Aliases, list[int]]:
+    """`want` without the versions that are no longer registered, and those versions.
+
+    A number is given again when the newest version is deleted, so a version of another digest than its record's is another release.
+    """
     wanted = [version for version in want if version is not None]
-    there = {info.version for info in registry.versions(release_model(name))} if wanted else set()
+    digests = {int(record["to_version"]): record.get("manifest_digest") for record in records}
+    found = {info.version: info.tags.get(labels.DIGEST) for info in registry.versions(release_model(name))} if wanted else {}
+    there = {version for version, digest in found.items() if digest is None or digests.get(version) in (None, digest)}
     keep = [version if version in there else None for version in want]
     return Aliases(*keep), [version for version in wanted if version not in there]
 

@@ -64,7 +64,7 @@ def pending(name: str) -> str | None:
     """
     records = record_store.read_records(name)
     waiting, aliases = waiting_for_promotion(name, records), current_aliases(name)
-    if not waiting.versions and aliases == registered(name, expected_aliases(records))[0]:
+    if not waiting.versions and aliases == registered(name, expected_aliases(records), records)[0]:
         return None
     seen = [(info.version, info.tags) for info in waiting.versions]
     return digest_of({"waiting": seen, "records": len(records), "aliases": list(aliases)})

@@ -20,14 +20,14 @@ from components.towers.attention import check_attention, measured_attention, set
 from components.towers.base_models import BaseModel, load_config, why_unloadable
 from components.towers.config import TowerConfig
 from components.towers.contract import ROLES, EncodingContract, Role, tokenizer_digest
-from components.towers.distributed import collected, current_world, like, sum_over_processes
+from components.towers.distributed import collected, current_world, from_main, like, sum_over_processes
 from components.towers.full import FullModels
-from components.towers.layers import keep_layers, layer_count, recompute_layers
+from components.towers.layers import keep_layers, layer_count, position_limit, recompute_layers
 from components.towers.model_size import model_without_memory, shape_of
 from components.towers.pooling import cut, normalize, pool
 from components.towers.precision import autocast, free_bytes, pick_device, pick_dtype
 from components.towers.published import asked_attention, head_digest, read_published
-from components.towers.tokens import batches_by_tokens, ends_by_itself, needs_end_token, pad_batch, token_ids
+from components.towers.tokens import batches_by_tokens, ends_by_itself, even_length, needs_end_token, pad_batch, token_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,8 +133,11 @@ class TwoTowers:
         self.width = int(decoder.config.get_text_config().hidden_size)
         _check_width(base.name, self.width, config)
         _check_pooling(base.name, self.tokenizer, config)
-        check_attention(decoder, base.name, config.attention)
+        from_main(lambda: check_attention(decoder, base.name, config.attention))  # the others may hold no numbers to look at
         self.contracts = {role: draft_contract(base, self.tokenizer, self.width, config, role) for role in ROLES}
+        # oneDNN keeps about 1.2 MB for every number of rows that a bfloat16 map meets, and a third of it for ever.
+        positions = position_limit(decoder)
+        self.even = self.device.type == "cpu" and self.dtype == torch.bfloat16 and (positions or 32) % 32 == 0
         self._whole = {role: contract.model_copy(update={"dimension": self.width}) for role, contract in self.contracts.items()}
         self._tokens_per_batch = config.chunk_size * config.max_document_length
         self.recomputes = self._must_recompute(decoder, config)
@@ -184,10 +187,10 @@ class TwoTowers:
 
     def embed(self, rows: Sequence[Sequence[int]], role: Role) -> Tensor:
         """Unit vectors (len(rows), width) float32 of token id rows through the weights of `role`, in all dimensions of the model."""
-        batch = {k: v.to(self.device) for k, v in pad_batch(rows, self.tokenizer.pad_token_id or 0).items()}
+        batch = {k: v.to(self.device) for k, v in pad_batch(rows, self.tokenizer.pad_token_id or 0, self.even).items()}
         # A context per call: a cast that autocast caches without a graph would else be used again where a graph is needed.
         with autocast(self.device, self.dtype):
-            return pooled(self._weights.of(role), batch, self._whole[role])
+            return pooled(self._weights.of(role), batch, self._whole[role])[: len(rows)]
 
     def encode(self, rows: Sequence[Sequence[int]], role: Role, progress: str | None = None) -> NDArray[np.float32]:
         """Unit vectors (len(rows), dimension) float32 without a graph, in the order of `rows`; `progress` labels a bar on stderr.
@@ -198,7 +201,7 @@ class TwoTowers:
 
         world = current_world()
         vectors = np.zeros((len(rows), self.contracts[role].dimension), np.float32)
-        batches = batches_by_tokens([len(row) for row in rows], self._tokens_per_batch)
+        batches = batches_by_tokens([even_length(len(row)) if self.even else len(row) for row in rows], self._tokens_per_batch)
         quiet = progress is None or not world.main
         with torch.no_grad(), progress_bar(len(rows), progress, "text", shown=not quiet, leave=False) as bar:
             for start in range(0, len(batches), world.size):

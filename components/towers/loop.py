@@ -28,9 +28,10 @@ from components.towers.hard_negatives import HardNegatives
 from components.towers.losses import matryoshka_info_nce
 from components.towers.negatives import Mined, known_false_negatives, mine, nearest_together
 from components.towers.pairs import Pairs
+from components.towers.precision import freed_at_once
 from components.towers.query_prediction import QueryPrediction, build
 from components.towers.schedule import warmup_cosine
-from components.towers.tokens import batches_by_tokens
+from components.towers.tokens import batches_by_tokens, even_length
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,12 +70,14 @@ def _documents(pairs: Pairs, batch: Sequence[int], negatives: NDArray[np.int64] 
     return positives if negatives is None else positives + negatives[list(batch)].ravel().tolist()
 
 
-def in_chunks(rows: Sequence[list[int]], tokens: int, size: int | None = None) -> tuple[list[list[list[int]]], list[int]]:
+def in_chunks(
+    rows: Sequence[list[int]], tokens: int, size: int | None = None, even: bool = False
+) -> tuple[list[list[list[int]]], list[int]]:
     """Chunks of rows of similar length, longest first, and for each row its place in them.
 
-    A chunk has at most `tokens` tokens, padding included, but always a row, and at most `size` rows.
+    A chunk has at most `tokens` tokens, padding included, but always a row, and at most `size` rows. `even`: as `pad_batch` pads it.
     """
-    batches = batches_by_tokens([len(row) for row in rows], tokens, size)
+    batches = batches_by_tokens([even_length(len(row)) if even else len(row) for row in rows], tokens, size)
     places = np.argsort([i for batch in batches for i in batch]).tolist()
     return [[rows[i] for i in batch] for batch in batches], places
 
@@ -114,7 +117,7 @@ class Training:
     def to_end(self) -> None:
         """Run the steps that are left, with a progress bar of loss and pairs per second."""
         done, steps = len(self.losses), self.config.steps
-        with progress_bar(steps, self.label, "step", initial=done, shown=self.world.main) as bar:
+        with freed_at_once(), progress_bar(steps, self.label, "step", initial=done, shown=self.world.main) as bar:
             for step in range(done, steps):
                 self.losses.append(self._step(step))
                 bar.update()
@@ -176,9 +179,11 @@ class Training:
         return _sum(value, self.towers.device)
 
     def _chunks(self, rows: Sequence[list[int]]) -> tuple[list[list[list[int]]], list[int]]:
-        size, longest = self.config.chunk_size, self.config.max_document_length
+        size, longest, even = self.config.chunk_size, self.config.max_document_length, self.towers.even
         # The processes of a divided model compute each chunk together, so all need equally many; else the tokens bound the memory.
-        return in_chunks(rows, len(rows) * longest, size) if self.config.sharding == "fsdp" else in_chunks(rows, size * longest)
+        if self.config.sharding == "fsdp":
+            return in_chunks(rows, len(rows) * longest, size, even)
+        return in_chunks(rows, size * longest, even=even)
 
     def _loss(self, share: Share, batch: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
         """The part of the batch's loss that falls to this process, as a function of its vectors; the parts add up to the whole."""

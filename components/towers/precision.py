@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from components.settings import forced_precision, free_memory
 
 if TYPE_CHECKING:
     import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_BLOCK, _LARGEST_BLOCK = 2**20, 2**25  # bytes; the latter is glibc's own limit
 
 
 def pick_device() -> torch.device:
@@ -53,6 +57,29 @@ def give_back_memory() -> None:
         torch.cuda.empty_cache()
     with suppress(OSError, AttributeError):  # another C library than glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@contextmanager
+def freed_at_once() -> Iterator[None]:
+    """Within the block the memory of a freed tensor goes back to the system at once; with another C library than glibc nothing changes.
+
+    Once blocks of up to 32 MiB have been freed, glibc takes others of that size from its heap, which shrinks from its end alone. Chunks
+    of texts of all lengths leave holes there that fit nothing later. What stands afterwards is what glibc comes to by itself, so that
+    later measurements of speed do not depend on what ran before.
+    """
+    _set_malloc(_BLOCK, _BLOCK)
+    try:
+        yield
+    finally:
+        _set_malloc(_LARGEST_BLOCK, 2 * _LARGEST_BLOCK)
+
+
+def _set_malloc(block: int, kept: int) -> None:
+    """Bytes from which on a block of memory is the system's own, and bytes that may stay unused at the end of the heap."""
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(_M_MMAP_THRESHOLD, block)
+        library.mallopt(_M_TRIM_THRESHOLD, kept)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

@@ -8,6 +8,7 @@ a vocabulary, such as Gemma's line breaks and HTML tags, are words of it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 NO_CHARACTER = "\ufdd0"
+EVEN_TOKENS = 256
 _PLAIN: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # made once for a tokenizer, and only if a text asks for it
 
 
@@ -149,15 +151,28 @@ def needs_end_token(tokenizer: Any) -> bool:
     return not ends_by_itself(tokenizer) or tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
 
 
-def pad_batch(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
+def even_length(length: int) -> int:
+    """The length to which texts of `length` tokens are padded where shapes are to be few: a multiple of 8, of 16 or of 32 by size."""
+    step = 8 if length <= 32 else 16 if length <= 64 else 32
+    return -(-length // step) * step
+
+
+def pad_batch(rows: Sequence[Sequence[int]], pad_id: int, even: bool = False) -> dict[str, torch.Tensor]:
     """Right-padded int64 `input_ids` and `attention_mask`, both (len(rows), longest row, at least 1).
 
-    Right padding whatever the tokenizer prefers: positions start at 0 and a causal model's real tokens never see the padding.
+    Right padding whatever the tokenizer prefers: positions start at 0 and a causal model's real tokens never see the padding. `even`: the
+    length is an `even_length`, and rows of one token, for nobody, make the whole a multiple of EVEN_TOKENS.
     """
     import torch
 
     lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-    real = np.arange(max(1, lengths.max())) < lengths[:, None]
+    longest = max(1, lengths.max())
+    if even:
+        longest = even_length(int(longest))
+        step = EVEN_TOKENS // math.gcd(EVEN_TOKENS, longest)
+        rows = [*rows, *([[pad_id]] * (-len(rows) % step))]
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+    real = np.arange(longest) < lengths[:, None]
     ids = np.full(real.shape, pad_id, dtype=np.int64)
     ids[real] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
     return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(real.astype(np.int64))}

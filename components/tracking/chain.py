@@ -209,4 +209,7 @@ def _require(name: str, experiment_active: bool, anchor: str, chain_active: bool
     if not experiment_active:
         raise ArtifactError(f"The experiment {name} with the promotion records was deleted; restore it in MLflow.")
     if anchor and not chain_active:
-        raise ArtifactError(f"{name}: the run that holds the chain of promotion records was deleted ({anchor}); restore it in MLflow.")
+        raise ArtifactError(
+            f"{name}: the run that holds the chain of promotion records was deleted ({anchor}): restore it in MLflow, or "
+            "the experiment that it lies in."
+        )

@@ -102,6 +102,17 @@ def _ask(model_name: str, version: int) -> str:
 
 
 def _unknown(model_name: str, version: int) -> ModelError:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client().get_registered_model(model_name)
+    except MlflowException as error:
+        if error_code(error) != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return ModelError(
+            f"There is no registered model '{model_name}' in {settings.tracking_uri()}: it was renamed or deleted. Give it its name again "
+            "in MLflow, or restore the store from a backup."
+        )
     return ModelError(f"There is no version {version} of '{model_name}' in {settings.tracking_uri()}. List them with `scalingnote status`.")
 
 

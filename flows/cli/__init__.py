@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +23,7 @@ def start() -> int:
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as in the background of a shell script
     if not ignored:
         signal.signal(signal.SIGINT, _leave)
+    _keep_docstrings()
     _require_own_packages()
     from flows.cli.main import main
     from flows.cli.output import finish_streams, prepare_streams
@@ -38,6 +40,14 @@ def start() -> int:
     if not ignored:
         signal.signal(signal.SIGINT, _leave)
     return finish_streams(status)
+
+
+def _keep_docstrings() -> None:
+    """Start again with `-O` where Python was told `-OO`: several libraries read their own docstrings and fail without them."""
+    given = sys.orig_argv[1:]
+    if sys.flags.optimize > 1 and ("-OO" in given or os.environ.get("PYTHONOPTIMIZE", "") not in ("", "0", "1")):
+        os.environ["PYTHONOPTIMIZE"] = "1"
+        os.execv(sys.executable, [sys.executable, *("-O" if word == "-OO" else word for word in given)])
 
 
 def _require_own_packages() -> None:

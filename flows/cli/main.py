@@ -93,6 +93,7 @@ def _quiet_libraries(verbose: bool) -> None:
     values: dict[str, Any] = {
         "PREFECT_LOGGING_LEVEL": "INFO",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO" if verbose else "CRITICAL",
+        "PREFECT_LOGGING_INTERNAL_LEVEL": "ERROR" if verbose else "CRITICAL",  # of what it says when a server is gone
         "PREFECT_LOGGING_LOG_PRINTS": "false",
         "MLFLOW_LOGGING_LEVEL": "WARNING" if verbose else "CRITICAL",  # it logs a traceback for a database that cannot be written
         "TRANSFORMERS_VERBOSITY": "error",

@@ -7,16 +7,30 @@ from pathlib import Path
 
 import pytest
 
-from components.errors import PromotionError
+from components.errors import ArtifactError, ModelError, PromotionError
 from components.promotion.approval import approve
 from components.promotion.baseline import comparison_for
 from components.promotion.gates import Evidence, decide
 from components.promotion.history import history_of, render_history
+from components.promotion.pinned import require_as_registered
 from components.promotion.promote import promote, rollback, trusted
 from components.promotion.stale import decide_again
 from components.promotion.standing import expected_aliases
 from components.promotion.waiting import pending
-from tests.unit.promotion_world import FACTS, GOOD, NAME, POLICY, MemoryTracking, World, make_evaluation, no_smoke
+from components.tracking import registry
+from components.tracking.store import client
+from tests.unit.promotion_world import (
+    FACTS,
+    GOOD,
+    NAME,
+    POLICY,
+    MemoryTracking,
+    World,
+    into_mlflow,
+    make_candidate,
+    make_evaluation,
+    no_smoke,
+)
 
 RELEASE = f"{NAME}-release"
 
@@ -122,6 +136,27 @@ def test_a_rollback_with_nothing_left_says_so(world: World) -> None:
     with pytest.raises(PromotionError, match="None of the earlier releases verifies"):
         rollback(NAME, "Bob", "slow", past_lost=True)
     assert trusted(NAME).version == 2
+
+
+def test_after_the_release_model_was_deleted_approvals_and_promotions_go_on(home: Path, tmp_path: Path) -> None:
+    register = into_mlflow()
+    for number in (1, 2):
+        make_candidate(tmp_path / str(number), register, {**GOOD, "student": 0.70 + number / 1000})
+        approve(NAME, number, "Ada")
+        promote(NAME, no_smoke)
+    client().delete_registered_model(f"{NAME}-release")
+    with pytest.raises(ModelError, match=r"no registered model 'retriever-release'.*renamed or deleted"):
+        registry.artifact_folder(f"{NAME}-release", 2)
+    # The model that is made again counts from 1, and release/2 of the records is another release than its release/2.
+    assert approve(NAME, 1, "Ada", override="nothing is served").release_version == 3
+    with pytest.raises(PromotionError, match="--without-champion"):
+        promote(NAME, no_smoke)
+    assert registry.alias(f"{NAME}-release", "champion") is None  # not that other release/2
+    client().set_registered_model_alias(f"{NAME}-release", "champion", "2")
+    with pytest.raises(ArtifactError, match="points at release/2, but by the promotion records release/2 is champion, of the digest"):
+        require_as_registered(registry.artifact_folder(f"{NAME}-release", 2))
+    assert promote(NAME, no_smoke, without_champion="its model was deleted").to_version == 3
+    assert trusted(NAME).version == 3
 
 
 def test_a_deleted_release_is_told_and_leaves_nothing_to_do_for_ever(world: World) -> None:

@@ -200,13 +200,13 @@ def bookkeeping(folder: Path, rows: int) -> str:
     """Rows of an index and of a data set, one in a million of them changed, through all of a refresh that needs no vector."""
     from components.index import refresh as steps
     from components.index.changes import changes_since, read_documents
-    from components.index.rows import live_rows, read_rows, read_table, write_deleted, write_rows
+    from components.index.rows import live_rows, read_deleted, read_rows, read_table, write_deleted, write_rows
 
     _write_rows(_empty(folder) / "doc_ids.parquet", rows, 0)
     _write_rows(folder / "documents.parquet", rows, 1)
     changes = changes_since(folder, read_documents(folder))
-    table, before = read_table(folder, steps.COLUMNS), read_rows(folder)
-    deleted = np.union1d(before.deleted, changes.deleted)
+    table = read_table(folder, steps.COLUMNS)
+    deleted = np.union1d(read_deleted(folder, rows), changes.deleted)
     update = steps._Update(table, rows, deleted, 1, 1, rows)
     steps._require_unique(update)
     live = live_rows(rows, deleted)

@@ -5,7 +5,7 @@
 
 Random models are made on the spot, large enough that the libraries do not dominate. Each case is a process of its own, whose libraries
 are loaded before it counts: expected is the need of the step without PROGRAM, measured the peak of the process less what it held
-then. On a GPU compare `tests.benchmarks.gpu_smoke` instead. Pairs a second say what a setting costs; take their ratio alone.
+then. On a GPU compare `tests.benchmarks.gpu_smoke` instead. Pairs a second are of processor time, since machines are shared.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-VOCABULARY, LENGTH = 16_000, 96
+VOCABULARY, WORDS, LENGTH = 16_000, 3_000, 96
 # A decoder as Qwen3 and Llama are, a narrow deep one, and an encoder as BERT is, of some 60 million parameters each.
 DECODER: dict[str, Any] = {"width": 768, "inner": 2304, "layers": 7, "heads": 12, "keys": 4}
 NARROW: dict[str, Any] = {"width": 512, "inner": 1408, "layers": 16, "heads": 8, "keys": 8}
@@ -89,17 +90,21 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, float]:
         with suppress(OSError):  # the peak from here on, where the system lets a process reset it
             Path("/proc/self/clear_refs").write_text("5")
         towers = TwoTowers(resolve_base(config.base_model), config)
-        run = Training(towers, pairs, config, Path(scratch))
-        started, done = time.perf_counter(), 0
-        for step in range(config.steps):
-            run.losses.append(run._step(step))
-            done += step > 0
-            started = time.perf_counter() if step == 0 else started
-            if options.growth and step % 5 == 4:
-                now = f"{memory.anonymous() / 1e9:.2f} GB now, {memory.peak() / 1e9:.2f} at most"
-                rate = config.batch_size * done / (time.perf_counter() - started)
-                print(f"step {step + 1}: {now}, {rate:.2f} pairs/s", file=sys.stderr, flush=True)
-        rate = config.batch_size * done / (time.perf_counter() - started)
+        towers.even = towers.even and not options.uneven
+        rates = []
+
+        class Watched(Training):
+            def _step(self, step: int) -> float:
+                started = time.process_time()
+                loss = super()._step(step)
+                rates.append(config.batch_size / (time.process_time() - started))
+                if options.growth and step % 5 == 4:
+                    now = f"{memory.anonymous() / 1e9:.2f} GB now, {memory.peak() / 1e9:.2f} at most"
+                    print(f"step {step + 1}: {now}, {statistics.median(rates):.2f} pairs a processor second", file=sys.stderr, flush=True)
+                return loss
+
+        Watched(towers, pairs, config, Path(scratch)).to_end()
+        rate = statistics.median(rates[1:])
         measured = memory.peak() - before
         expected = _expected(config, pairs, towers)
     return {"expected": expected, "measured": measured, "pairs_per_second": rate, "parameters": parameters}
@@ -130,7 +135,7 @@ def _make(model: dict[str, Any], folder: Path, kind: str) -> int:
     from components.towers.tiny import _train_tokenizer
 
     folder.mkdir()
-    _train_tokenizer([f"w{i}" for i in range(VOCABULARY)], folder)
+    _train_tokenizer([f"w{i}" for i in range(WORDS)], folder)  # a token each, so that lengths are those of the texts
     torch.manual_seed(0)
     shape: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": model["width"], "intermediate_size": model["inner"]}
     shape |= {"num_hidden_layers": model["layers"], "num_attention_heads": model["heads"], "pad_token_id": 0}
@@ -150,7 +155,7 @@ def _pairs(count: int) -> Any:
     draw = random.Random(0)
 
     def words(fewest: int, most: int) -> str:
-        return " ".join(f"w{draw.randrange(3000)}" for _ in range(draw.randint(fewest, most)))
+        return " ".join(f"w{draw.randrange(WORDS)}" for _ in range(draw.randint(fewest, most)))
 
     queries, documents = ([words(*sizes) for _ in range(count)] for sizes in ((2, 20), (20, LENGTH * 3 // 2)))
     return Pairs(queries, documents, [(i, i) for i in range(count)], {i: frozenset({i}) for i in range(count)})
@@ -167,6 +172,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--growth", type=int, default=0, metavar="STEPS", help="steps of a model of Gemma's shape in bfloat16, by length")
     parser.add_argument("--layers", type=int, default=18, help="layers of that model; fewer take less time and memory")
+    parser.add_argument("--uneven", action="store_true", help="batches in the shapes that the texts have, as they were before")
     parser.add_argument("--steps", type=int, default=2, help="steps of a case")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose names contain this")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="a setting of the towers")

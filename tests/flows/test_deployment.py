@@ -46,8 +46,16 @@ class Installation:
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         request = urllib.request.Request(f"{self.api}{path}", json.dumps(body).encode(), {"content-type": "application/json"})
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as response:
-            return json.load(response)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        for _ in range(10):
+            try:
+                with opener.open(request, timeout=30) as response:
+                    return json.load(response)
+            except urllib.error.HTTPError as error:
+                if error.code != 503:  # its database is locked by another request
+                    raise
+            time.sleep(1)
+        raise AssertionError(f"{path} was not answered: the server's database stayed locked")
 
     def get(self, path: str) -> Any:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{self.api}{path}", timeout=10) as response:

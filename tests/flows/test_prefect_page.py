@@ -159,7 +159,7 @@ def test_a_run_has_a_name_tags_a_result_lines_and_tables(released: Page) -> None
     kept = (released.home / "logs" / "runs.log").read_text(encoding="utf-8")
     assert " INFO " in kept and "[train_towers] started" in kept
     artifacts = released.ask("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
-    shown = {artifact["key"]: artifact["data"] for artifact in artifacts}
+    shown = {artifact["key"]: artifact["data"] for artifact in artifacts if artifact["type"] != "progress"}  # of a step that was slow
     assert set(shown) == {"retriever-gates", "retriever-candidate", "retriever-mlflow"}
     assert {"retention", "ann_recall"} <= {gate["gate"] for gate in json.loads(shown["retriever-gates"])}
     assert "/#/experiments/" in shown["retriever-mlflow"] and "](#/" not in shown["retriever-candidate"]

@@ -21,6 +21,7 @@ from components.towers.encoder import load_tower
 from components.towers.hard_negatives import HardNegatives, round_of_step
 from components.towers.loop import Training, in_chunks
 from components.towers.negatives import Mined
+from components.towers.tokens import pad_batch
 from components.towers.train import train_towers, training_losses
 from tests.training.test_mining_report import report
 from tests.training.tiny_world import documents, pairs, queries
@@ -199,6 +200,51 @@ def test_chunks_are_bounded_by_their_tokens_with_padding() -> None:
     chunks, _ = in_chunks(rows, 6)
     assert [[len(row) for row in chunk] for chunk in chunks] == [[4], [3, 2], [1, 1, 1]]
     assert in_chunks(rows, 1)[0] == [[row] for row in sorted(rows, key=lambda r: -len(r))]
+
+
+def test_even_batches_have_few_shapes_and_the_same_rows() -> None:
+    for rows, shape in (
+        ([[5] * 3] * 5, (32, 8)),
+        ([[5] * 24] * 32, (32, 24)),
+        ([[5] * 40] * 3, (16, 48)),
+        ([[5] * 128] * 16, (16, 128)),
+        ([[5] * 97, [6]], (2, 128)),
+        ([[]], (32, 8)),
+    ):
+        plain, even = pad_batch(rows, 0), pad_batch(rows, 0, even=True)
+        assert tuple(even["input_ids"].shape) == shape and (shape[0] * shape[1]) % 256 == 0
+        longest = plain["input_ids"].shape[1]
+        for name, values in plain.items():
+            assert torch.equal(even[name][: len(rows), :longest], values)
+            assert not even[name][: len(rows), longest:].any()
+        assert even["attention_mask"][len(rows) :].sum(dim=1).tolist() == [1] * (shape[0] - len(rows))  # without one they give NaN
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_even_batches_change_neither_vectors_nor_gradients(home: Path, tmp_path: Path, pooling: str) -> None:
+    found = {}
+    for even in (False, True):
+        run = Training(towers_of(pooling=pooling), pairs(), CONFIG.model_copy(update={"pooling": pooling}), tmp_path)
+        run.towers.even = even
+        loss = run.backward(list(range(8)), None)
+        gradients = [p.grad for p in run.towers.parameters()]
+        found[even] = loss, gradients, run.towers.encode(run.document_tokens, "document")
+    assert found[True][0] == pytest.approx(found[False][0], abs=1e-5)
+    for ours, plain in zip(found[True][1], found[False][1], strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
+    np.testing.assert_allclose(found[True][2], found[False][2], atol=1e-5)
+
+
+def test_bfloat16_on_a_processor_takes_even_batches(home: Path) -> None:
+    on_processor = not torch.cuda.is_available()
+    assert towers_of(precision="bfloat16").even is on_processor
+    assert not towers_of(precision="float32").even
+
+
+def test_even_chunks_stay_within_their_tokens() -> None:
+    rows = [[1] * length for length in range(90, 129)]
+    chunks, _ = in_chunks(rows, 16 * 128, even=True)
+    assert [pad_batch(chunk, 0, even=True)["input_ids"].numel() for chunk in chunks] == [2048, 2048, 768]
 
 
 def test_a_changed_full_model_is_refused(home: Path, tmp_path: Path) -> None:

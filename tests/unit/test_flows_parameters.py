@@ -23,11 +23,13 @@ from flows.refresh_index import CHANGEABLE as INDEX_CHANGEABLE
 from flows.refresh_index import refresh_index
 from flows.refresh_query import CHANGEABLE as QUERY_CHANGEABLE
 from flows.refresh_query import refresh_query_tower
-from flows.retrain import retrain
+from flows.retrain import retrain, train
+from flows.why import STEPS
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOWS: dict[str, Any] = {
     "retrain": retrain,
+    "train": train,
     "refresh-index": refresh_index,
     "refresh-query-tower": refresh_query_tower,
     "promote": promote,
@@ -59,7 +61,21 @@ def test_every_parameter_of_a_deployment_is_described_and_its_own_parameters_are
     FLOWS[name].validate_parameters(parameters)
 
 
-@pytest.mark.parametrize("name", ["retrain", "refresh-index", "refresh-query-tower"])
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [
+        ("retrain", {"encode_changes", "refresh_index"}),
+        ("train", {"encode_changes", "refresh_index", "evaluate", "compare_with_champion", "write_candidate"}),
+        ("refresh-query-tower", {"encode_changes", "refresh_index"}),
+    ],
+)
+def test_steps_that_can_be_made_again_are_those_of_the_flow(name: str, without: set[str]) -> None:
+    assert set(schema_of(FLOWS[name])["properties"]["again"]["items"]["enum"]) == set(STEPS) - without
+    with pytest.raises(Exception, match="is not one of"):
+        check(FLOWS[name], {"again": ["evaluat"]})
+
+
+@pytest.mark.parametrize("name", ["retrain", "train", "refresh-index", "refresh-query-tower"])
 def test_builds_and_refreshes_take_the_same_typed_parameters(name: str) -> None:
     properties = schema_of(FLOWS[name])["properties"]
     assert {"preset", "data", "name", "settings"} <= set(properties)

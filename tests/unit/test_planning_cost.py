@@ -18,6 +18,7 @@ from components.planning.cost import (
     seconds_of,
     step_tokens,
     target_texts,
+    training_bytes,
     work_of,
     work_steps,
 )
@@ -144,6 +145,16 @@ def test_memory_grows_with_chunk_weights_and_vectors() -> None:
     # Ten million float32 vectors of 64 dimensions are held three times while the student learns.
     grown = needs_of(config(), many, 4)["distil_query_tower"].memory - needs_of(config(), facts(), 4)["distil_query_tower"].memory
     assert grown > 3 * 4 * 64 * 9_000_000
+
+
+def test_what_a_training_holds_beside_its_weights_is_counted_once() -> None:
+    # With so little to keep, the rest shows: gradient and two moments of what is trained, and the weights that were not there before.
+    for training, trained, new in (("lora", 2 * DECODER.adapter_parameters(4), 2 * DECODER.adapter_parameters(4)), ("full", 2, 1)):
+        towers = {"towers__training": training, "towers__lora_rank": 4, "towers__activation_checkpointing": True, "towers__chunk_size": 1}
+        settings = config(**towers, towers__max_document_length=4)
+        kept = DECODER.kept(4, 4, True)
+        size = 1 if training == "lora" else DECODER.parameters
+        assert training_bytes(settings, facts(), 4) == kept + 12 * trained * size + 4 * new * size
 
 
 def test_shapes_count_parameters_as_the_models_have_them() -> None:

@@ -50,7 +50,7 @@ def test_training_tokens_are_those_of_the_batches_that_are_trained(
     seen: dict[bool, int] = {True: 0, False: 0}
     pad = backbone.pad_batch
 
-    def counted(rows: Any, pad_id: int) -> Any:
+    def counted(rows: Any, pad_id: int, even: bool) -> Any:
         batch = pad(rows, pad_id)
         seen[torch.is_grad_enabled()] += batch["input_ids"].numel()
         return batch

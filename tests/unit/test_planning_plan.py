@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,18 +120,33 @@ QWEN = {"heads": 16, "key_heads": 8, "head_width": 128, "vocabulary": 151_936, "
 CARDS = {
     "gpu": (24, Shape(layers=28, width=1024, inner=3072, **QWEN)),
     "cluster": (40, Shape(layers=36, width=2560, inner=9728, **{**QWEN, "heads": 32})),
+    "qwen3-embedding": (4, Shape(layers=28, width=1024, inner=3072, **QWEN)),
+    "qwen3-embedding-4b": (16, Shape(layers=36, width=2560, inner=9728, **{**QWEN, "heads": 32})),
+    "qwen3-embedding-8b": (24, Shape(layers=36, width=4096, inner=12288, **{**QWEN, "heads": 32})),
 }
+GEMMA = Shape(layers=18, width=640, inner=2048, heads=4, key_heads=1, head_width=256, vocabulary=262_144, gated=True)
 
 
 @pytest.mark.parametrize("preset", CARDS)
 def test_a_preset_fits_the_card_that_it_names(preset: str) -> None:
     gigabytes, teacher = CARDS[preset]
-    config = load_config(preset, None, {"data.source": "somewhere"})
-    longest = texts(1_000_000, config.towers.max_document_length)
+    config = load_config(preset.removesuffix("-4b").removesuffix("-8b"), None, {"data.source": "somewhere"})
+    longest = texts(1_000_000 if preset == "cluster" else 46_881, config.towers.max_document_length)
     needs = card_needs(config, facts(documents=longest, pair_count=100_000, teacher=teacher), 2)
     assert set(needs) == {"train_towers", "encode_corpus", "encode_teacher_queries", "distil_query_tower", "evaluate"}
     assert max(needs.values()) < 0.9 * gigabytes * 10**9
-    assert f"{gigabytes} GB" in (PRESETS / f"{preset}.yaml").read_text(encoding="utf-8")
+    named = (PRESETS / f"{preset.removesuffix('-4b').removesuffix('-8b')}.yaml").read_text(encoding="utf-8")
+    assert re.search(rf"\b{gigabytes}\b[^.]* GB", named)
+
+
+def test_training_on_pages_takes_less_than_its_preset_says() -> None:
+    config = load_config("pages", None, {"data.source": "somewhere"})
+    pages = texts(7_000, 2 * config.towers.max_document_length)
+    for precision, size in (("bfloat16", 2), ("float32", 4)):
+        settings = plan.changed(config, {"towers.precision": precision})
+        need = needs_of(settings, facts(documents=pages, pair_count=10_000, teacher=GEMMA), size)["train_towers"].memory
+        assert (need < 4 * 10**9) is (precision == "bfloat16")
+    assert "under 4 GB" in (PRESETS / "pages.yaml").read_text(encoding="utf-8")
 
 
 def test_a_budget_is_filled_and_not_exceeded() -> None:

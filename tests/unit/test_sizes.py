@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -351,3 +354,35 @@ def test_every_query_gets_k_answers_whatever_the_lists_hold(tmp_path: Path, capf
         assert all(len(set(line)) == 999 for line in ids) and np.isfinite(scores).all()
     said = "".join(capfd.readouterr())
     assert "WARNING" not in said, said
+
+
+HOLES = """
+import contextlib, sys
+import numpy as np
+from components.evaluation.memory import anonymous
+from components.towers.precision import freed_at_once
+
+first = np.ones(2**21)  # once such a block was freed, glibc takes smaller ones from its heap
+del first
+with freed_at_once() if sys.argv[1] == "at once" else contextlib.nullcontext():
+    large, small = [], []
+    for _ in range(50):
+        large.append(np.ones(2**19))
+        small.append(np.ones(2**13))
+    held = anonymous()
+    del large
+    print(held - anonymous())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has ways of its own")
+def test_freed_tensors_leave_no_holes_that_the_process_keeps() -> None:
+    given = {mode: int(_said(HOLES, mode)) for mode in ("at once", "as glibc does")}
+    whole = 50 * 2**22
+    assert given["at once"] > 0.9 * whole
+    assert given["as glibc does"] < 0.5 * whole  # else there is nothing to mend, and this test says nothing
+
+
+def _said(program: str, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout
