@@ -71,7 +71,7 @@ def test_values_and_rankings_of_an_extra_split_are_kept_apart(tmp_path: Path) ->
     verify(tmp_path, artifact.digest)
     assert artifact.counts == {"queries": 8, "systems": 2, "queries_shifted": 4}
     files = {path.name for path in tmp_path.glob("*.trec")}
-    assert files == {f"{prefix}{name}.trec" for prefix in ("", "shifted.") for name in ("teacher", "student")}
+    assert files == {f"{prefix}{name}.trec" for prefix in ("", "shifted.") for name in ("teacher", "student", "qrels")}
     extra = pd.read_parquet(tmp_path / EXTRA_FILE)
     assert set(extra["split"]) == {"shifted"}
     assert set(pd.read_parquet(tmp_path / "per_query.parquet")["query_id"]) == {f"q{i}" for i in range(8)}

@@ -207,7 +207,7 @@ def test_units_that_lack_a_query_are_not_decidable() -> None:
     report = in_units(make_evaluation(), np.arange(40))
     assert report.units is not None
     decision = decided(replace(report, units=report.units.iloc[1:]), make_evaluation())
-    assert "not which unit" in gate(decision, "champion_non_inferior").reason
+    assert "does not say which unit" in gate(decision, "champion_non_inferior").reason
     assert decision.verdict == "not_decidable"
 
 

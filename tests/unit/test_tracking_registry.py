@@ -108,9 +108,11 @@ def test_a_refreshed_index_shares_the_files_that_it_kept_with_the_version_it_was
 
 
 def test_missing_versions_and_lost_files_are_named(home: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no version 3 of 'retriever-index'"):
+    with pytest.raises(ModelError, match="no registered model 'retriever-index'"):
         artifact_folder(MODEL, 3)
     register_index(make_index(tmp_path / "index"))
+    with pytest.raises(ModelError, match="no version 3 of 'retriever-index'"):
+        artifact_folder(MODEL, 3)
     shutil.rmtree(artifact_folder(MODEL, 1))
     with pytest.raises(ArtifactError, match="files of retriever-index/1"):
         artifact_folder(MODEL, 1)
