@@ -153,7 +153,7 @@ def _teacher(clock: _Clock, texts: _Sample, config: Any, folder: Path) -> _Teach
     alone = {"processes": 1, "sharding": "none", "hard_negatives": 0, "homogeneous_batches": False, "length_window": 1}
     settings = config.towers.model_copy(update={**alone, "batch_size": min(2, len(texts.chosen))})
     towers = TwoTowers(base, settings)
-    _train(clock, towers, texts, settings, min(config.towers.batch_size, len(texts.chosen)), folder)
+    _train(clock, towers, texts, settings, min(config.towers.batch_size, len(texts.chosen)), folder, towers.kept_bytes(config.towers))
     tower = folder / "query_tower"
     tower.mkdir()
     contract = towers.save("query", tower)
@@ -180,8 +180,8 @@ def _teacher(clock: _Clock, texts: _Sample, config: Any, folder: Path) -> _Teach
     return _Teacher(tower, single, (whole * wall, whole * cpu))
 
 
-def _train(clock: _Clock, towers: Any, texts: _Sample, settings: Any, most: int, folder: Path) -> None:
-    """Rates of the training itself, on `texts.chosen`."""
+def _train(clock: _Clock, towers: Any, texts: _Sample, settings: Any, most: int, folder: Path, kept: int) -> None:
+    """Rates of the training itself, on `texts.chosen`; `kept`: bytes that a pass of the real one keeps."""
     from components.towers.loop import Training
     from components.towers.pairs import Pairs
 
@@ -192,7 +192,7 @@ def _train(clock: _Clock, towers: Any, texts: _Sample, settings: Any, most: int,
     run = Training(towers, sample, settings.model_copy(update={"chunk_size": max(1, most)}), folder)
     each = max(1, (sum(map(len, run.query_tokens)) + sum(map(len, run.document_tokens))) // len(queries))
     first = min(most, max(2, _FIRST_TOKENS // each))
-    with freed_at_once():
+    with freed_at_once(kept):
         seconds, size = clock.grown(lambda n: run.backward(list(range(n)), None), first, most, 0.4)
     rows = [run.query_tokens[:size], run.document_tokens[:size]]
     clock.keep("teacher_train_token", seconds, sum(max(map(len, some)) * len(some) for some in rows))

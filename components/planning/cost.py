@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from components.planning.facts import Facts, Texts
 from components.towers.beginnings import WORTH
 from components.towers.encoder import TOKENS_PER_BATCH
-from components.towers.precision import pick_dtype
+from components.towers.precision import FREED_FROM, pick_dtype
 
 # Every unit of work, and what one of it is.
 UNITS: Mapping[str, str] = {
@@ -83,7 +83,9 @@ KEPT_MODELS = 2  # copies of the teacher that a finished step leaves to the garb
 STUDENT_TRAINING = 24  # bytes of a trained parameter of the student: weight, gradient, two moments, the best epoch and the checkpoint
 TABLE_ROW, TABLE_CHARACTER = 600, 4  # of a data set that is held as tables and as lists of texts
 INFERENCE_TOKEN = 60_000  # of a token on its way through a model without a graph
-HOST_OVERHEAD = 1.15  # measured peaks of a process over the tensors that it keeps: scores, passing tensors, gradients on their way
+# Measured peaks of a process over the tensors that it keeps (scores, passing tensors, gradients on their way), and where freed tensors
+# stay in the heap (`precision.freed_at_once`).
+HOST_OVERHEAD, HEAP_OVERHEAD = 1.15, 1.5
 HOST_BUFFERS = 60_000_000  # what the libraries take for themselves while they train, as measured beside that
 CARD_PROGRAM = 800_000_000  # of a GPU: its context, and the libraries' own buffers
 MARGIN = 1.15  # over the sum, before a job is refused nothing may be short by chance
@@ -427,7 +429,7 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
     loaded = PROGRAM + tables  # before a model is
     floor = loaded + KEPT_MODELS * weights
     inference = weights + (0 if on_card else INFERENCE_TOKEN * max(config.encoding.tokens_per_batch, 2048))
-    training = weights if on_card else HOST_BUFFERS + training_bytes(config, facts, number_bytes, HOST_OVERHEAD)
+    training = weights if on_card else HOST_BUFFERS + training_bytes(config, facts, number_bytes, on_host=True)
     every, trained = student_parameters(config, facts)
     targets = sum(texts.count for texts in target_texts(config, facts))
     queries = sum(texts.count for texts in facts.judged.values())
@@ -457,14 +459,16 @@ def work_steps(config: Any) -> list[str]:
     return [step for step in STEPS if step != "generate_queries" or config.distillation.generated]
 
 
-def training_bytes(config: Any, facts: Facts, number_bytes: int, overhead: float = 1.0) -> int:
-    """Bytes of a training step of the towers beyond the frozen weights: what a chunk keeps (times `overhead`), gradients and moments."""
+def training_bytes(config: Any, facts: Facts, number_bytes: int, on_host: bool = False) -> int:
+    """Bytes of a training step of the towers beyond the frozen weights: what a chunk keeps, gradients and moments."""
     towers, shape = config.towers, facts.teacher
     if towers.training == "none":
         return 0
     longest = min(towers.max_document_length, int(facts.documents.teacher.max(initial=1)))
     tokens = longest * min(towers.chunk_size, towers.batch_size * (1 + towers.hard_negatives))
-    kept = round(overhead * shape.kept(tokens, pick_dtype(towers.precision).itemsize, bool(towers.activation_checkpointing)))
+    kept = shape.kept(tokens, pick_dtype(towers.precision).itemsize, bool(towers.activation_checkpointing))
+    if on_host:
+        kept = round(kept * (HOST_OVERHEAD if kept >= FREED_FROM else HEAP_OVERHEAD))
     # Gradient and two moments of what is trained, and its weights: of two full models the first one's count as the frozen weights do.
     new = facts.teacher.parameters if towers.training == "full" else trained_parameters(towers, facts)
     return kept + 12 * trained_parameters(towers, facts) + 4 * new

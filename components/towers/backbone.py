@@ -7,6 +7,7 @@ own copy, so the towers are ours, on peft's adapters and transformers' models.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,9 @@ class TwoTowers:
         self.even = self.device.type == "cpu" and self.dtype == torch.bfloat16 and (positions or 32) % 32 == 0
         self._whole = {role: contract.model_copy(update={"dimension": self.width}) for role, contract in self.contracts.items()}
         self._tokens_per_batch = config.chunk_size * config.max_document_length
+        self._shape: Shape | None = None
+        with suppress(AttributeError, ModelError):  # an architecture that says nothing of its size
+            self._shape = shape_of(decoder.config.get_text_config(), layer_count(decoder, config.base_model))
         self.recomputes = self._must_recompute(decoder, config)
         self._weights = self._made_trainable(decoder, base, config)
 
@@ -147,14 +151,17 @@ class TwoTowers:
         """Whether the layers are worked out again in the backward pass: as configured, else where memory asks for it."""
         if config.activation_checkpointing is not None:
             return config.activation_checkpointing
-        try:
-            shape = shape_of(decoder.config.get_text_config(), layer_count(decoder, config.base_model))
-        except (AttributeError, ModelError):  # an architecture that says nothing of its size: only by configuration
-            return False
-        tokens, width = min(config.chunk_size, config.batch_size * (1 + config.hard_negatives)), config.max_document_length
         weights = sum(p.numel() * p.element_size() for p in decoder.parameters())
-        kept = shape.kept(tokens * width, self.dtype.itemsize)
+        kept = self._whole_pass(config)
         return kept > KEPT_SHARE * max(0, free_bytes(self.device) - (weights if self.device.type == "cuda" else 0))
+
+    def _whole_pass(self, config: TowerConfig, recomputed: bool = False) -> int:
+        tokens = config.max_document_length * min(config.chunk_size, config.batch_size * (1 + config.hard_negatives))
+        return self._shape.kept(tokens, self.dtype.itemsize, recomputed) if self._shape is not None else 0
+
+    def kept_bytes(self, config: TowerConfig) -> int:
+        """Bytes that a pass over the largest chunk of `config` keeps for its backward pass; 0 where the model does not say its size."""
+        return self._whole_pass(config, self.recomputes)
 
     def _made_trainable(self, decoder: Any, base: BaseModel, config: TowerConfig) -> Adapters | FullModels:
         if config.training == "lora":

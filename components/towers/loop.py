@@ -28,13 +28,15 @@ from components.towers.hard_negatives import HardNegatives
 from components.towers.losses import matryoshka_info_nce
 from components.towers.negatives import Mined, known_false_negatives, mine, nearest_together
 from components.towers.pairs import Pairs
-from components.towers.precision import freed_at_once
+from components.towers.precision import freed_at_once, give_back_holes
 from components.towers.query_prediction import QueryPrediction, build
 from components.towers.schedule import warmup_cosine
 from components.towers.tokens import batches_by_tokens, even_length
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_HOLES_EVERY = 4  # steps, after which the heap gives back what it does not use
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,10 @@ class Training:
     def to_end(self) -> None:
         """Run the steps that are left, with a progress bar of loss and pairs per second."""
         done, steps = len(self.losses), self.config.steps
-        with freed_at_once(), progress_bar(steps, self.label, "step", initial=done, shown=self.world.main) as bar:
+        with (
+            freed_at_once(self.towers.kept_bytes(self.config)),
+            progress_bar(steps, self.label, "step", initial=done, shown=self.world.main) as bar,
+        ):
             for step in range(done, steps):
                 self.losses.append(self._step(step))
                 bar.update()
@@ -128,6 +133,8 @@ class Training:
                     self._add_to_mean()
                 if (step + 1) % self.config.checkpoint_every == 0:
                     self._save()
+                if step % _HOLES_EVERY == 0:
+                    give_back_holes()
 
         if self.config.merge_last > 1:
             self.towers.load_state({name: total / self._merged for name, total in self._totals.items()})

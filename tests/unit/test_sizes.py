@@ -364,7 +364,7 @@ from components.towers.precision import freed_at_once
 
 first = np.ones(2**21)  # once such a block was freed, glibc takes smaller ones from its heap
 del first
-with freed_at_once() if sys.argv[1] == "at once" else contextlib.nullcontext():
+with freed_at_once(2**30) if sys.argv[1] == "at once" else contextlib.nullcontext():
     large, small = [], []
     for _ in range(50):
         large.append(np.ones(2**19))
