@@ -24,7 +24,7 @@ from components.towers.contract import ROLES, EncodingContract, Role, tokenizer_
 from components.towers.distributed import collected, current_world, from_main, like, sum_over_processes
 from components.towers.full import FullModels
 from components.towers.layers import keep_layers, layer_count, position_limit, recompute_layers
-from components.towers.model_size import model_without_memory, shape_of
+from components.towers.model_size import Shape, model_without_memory, shape_of
 from components.towers.pooling import cut, normalize, pool
 from components.towers.precision import autocast, free_bytes, pick_device, pick_dtype
 from components.towers.published import asked_attention, head_digest, read_published
