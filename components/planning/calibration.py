@@ -88,12 +88,12 @@ class _Clock:
         """Seconds and size of the largest call up to `most` that fits twice into this share of the time left.
 
         The call of the size `first` shows how fast it is. The one of the full size is made twice: what a library does once for every
-        new shape (its kernels, its memory) is not counted.
+        new shape (its kernels, its memory) is not counted. Where seconds count it is made once.
         """
         seconds = self.of(lambda: call(first))
         fits = int(first * self.left * share / 2 / max(float(seconds[0]), 1e-6))
         size = max(first, min(most, fits))
-        return self.of(lambda: call(size), 2), size
+        return self.of(lambda: call(size), 2 if self.limit > QUICK_SECONDS else 1), size
 
 
 def calibrate(dataset: Dataset, config: Any, limit: float = FULL_SECONDS) -> Calibration:

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from components.artifacts import digest_of, file_sha256, is_complete, open_artifact, read_json, seal
-from components.errors import ModelError
-from components.settings import models_folder, shipped
+from components.artifacts import digest_of, file_sha256, is_complete, open_artifact, read_json, seal, verify_noted
+from components.errors import ArtifactError, ModelError
+from components.settings import check_note, models_folder, shipped
 from components.towers import hub
 from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.layers import configured_layers, first_and_last
@@ -261,10 +261,19 @@ def _built(name: str, texts: Sequence[str]) -> BaseModel:
     return BaseModel(folder.name, str(folder), open_artifact(folder).digest)
 
 
+def _is_made(folder: Path) -> bool:
+    """Whether a model was prepared and is unchanged; half a gigabyte is hashed only where its files are not as the last time."""
+    try:
+        verify_noted(folder, None, check_note(folder))
+    except ArtifactError:
+        return False
+    return True
+
+
 def _gemma() -> BaseModel:
     """Gemma 3 270M, de-quantized once from its GGUF packages to bfloat16 safetensors (15 s, 0.6 GB on disk)."""
     folder = models_folder() / GEMMA
-    if not is_complete(folder):
+    if not _is_made(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         print(f"Preparing {GEMMA} once (less than a minute): de-quantizing its packages into {folder}", flush=True)
@@ -280,7 +289,7 @@ def _warm_gemma() -> BaseModel:
         raise ModelError(f"{WARM_GEMMA}: expected an adapter with sha256 {WARM_SHA256[:12]}, found {found[:12]}. Install it again.")
     made_of = {"base": source.digest, "adapter_sha256": found, "licence": read_json(adapter / WARM_NOTE)["licence"]}
     # One that was made from another version's adapter is made again.
-    if not (is_complete(folder) and made_of.items() <= open_artifact(folder).attributes.items()):
+    if not (_is_made(folder) and made_of.items() <= open_artifact(folder).attributes.items()):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(source.location, folder, ignore=shutil.ignore_patterns("manifest.json", "model.safetensors"))
         _merge(Path(source.location) / "model.safetensors", adapter / WARM_WEIGHTS, WARM_SCALE, folder / "model.safetensors")
