@@ -87,6 +87,15 @@ class Reader:
         found = self.rows("SELECT run_uuid, status, lifecycle_stage, artifact_uri FROM runs WHERE run_uuid = ?", run_id)
         return found[0] if found else None
 
+    def newest_run(self, experiment: int, key: str) -> Row | None:
+        """The active run that began last of those that have the tag `key`: its id, status and start (milliseconds)."""
+        found = self.rows(
+            "SELECT r.run_uuid, r.status, r.start_time FROM runs r JOIN tags t ON t.run_uuid = r.run_uuid AND t.key = ? "
+            "WHERE r.experiment_id = ? AND r.lifecycle_stage = 'active' ORDER BY r.start_time DESC LIMIT 1",
+            *(key, experiment),
+        )
+        return found[0] if found else None
+
     def run_tags(self, experiment: int, key: str) -> dict[str, str]:
         """Run id -> value of the tag `key`, for the runs of an experiment that have it."""
         statement = "SELECT t.run_uuid, t.value FROM tags t JOIN runs r ON r.run_uuid = t.run_uuid WHERE r.experiment_id = ? AND t.key = ?"

@@ -18,6 +18,7 @@ from components import settings
 from components.artifacts import MANIFEST, Artifact, digest_of
 from components.tracking import labels, lineage
 from components.tracking.alive import was_killed
+from components.tracking.embedded import reader
 from components.tracking.files import local_path
 from components.tracking.provenance import Provenance, claimed_user, provenance_tags, source_tags
 from components.tracking.store import client, error_code, experiment_id, translated
@@ -146,18 +147,34 @@ def last_flow_run(name: str) -> dict[str, str] | None:
     The state is finished, failed, cancelled (a person ended it), killed (its process is gone) or running, as Prefect shows the same run:
     Completed, Failed, Cancelled, Crashed, Running.
     """
+    found = _newest(name)
+    if found is None:
+        return None
+    run_id, status, start, tags = found
+    why = tags.get(labels.ERROR, "")
+    killed = status == "KILLED" or (status == "RUNNING" and was_killed(run_id))
+    state = ("cancelled" if why == CANCELLED else "killed") if killed else status.lower()
+    started = time.strftime("%Y-%m-%d %H:%M", time.gmtime(start / 1000))
+    return {"flow": tags[labels.FLOW], "state": state, "started": started, "why": why, "run_id": run_id}
+
+
+def _newest(name: str) -> tuple[str, str, int, Mapping[str, str]] | None:
+    """Id, status, start (milliseconds) and the tags that matter of the newest flow's run; read without MLflow where that can be."""
+    if (view := reader()) is not None:
+        experiment = view.experiment(name)
+        run = view.newest_run(experiment["experiment_id"], labels.FLOW) if experiment else None
+        if experiment is None or run is None:
+            return None
+        known = {key: view.run_tags(experiment["experiment_id"], key).get(run["run_uuid"], "") for key in (labels.FLOW, labels.ERROR)}
+        return str(run["run_uuid"]), str(run["status"]), int(run["start_time"]), known
     experiment = client().get_experiment_by_name(name)
     found = experiment and client().search_runs(
         [experiment.experiment_id], f"tags.`{labels.FLOW}` != ''", max_results=1, order_by=["attributes.start_time DESC"]
     )
     if not found:
         return None
-    info, tags = found[0].info, found[0].data.tags
-    why = tags.get(labels.ERROR, "")
-    killed = info.status == "KILLED" or (info.status == "RUNNING" and was_killed(info.run_id))
-    state = ("cancelled" if why == CANCELLED else "killed") if killed else str(info.status).lower()
-    started = time.strftime("%Y-%m-%d %H:%M", time.gmtime(info.start_time / 1000))
-    return {"flow": tags[labels.FLOW], "state": state, "started": started, "why": why, "run_id": str(info.run_id)}
+    info = found[0].info
+    return str(info.run_id), str(info.status), int(info.start_time), found[0].data.tags
 
 
 @translated("find a run")
