@@ -44,6 +44,10 @@ class AsymmetricPair:
         self.towers, self.tower_rate, self.query = towers, tower_rate, query
         self.device, self.even = towers.device, towers.even
 
+    def kept_bytes(self, config: TowerConfig) -> int:
+        """See components.distillation.contrastive.TrainablePair."""
+        return self.towers.kept_bytes(config)
+
     def tokens(self, texts: Sequence[str], role: Role) -> list[list[int]]:
         """Token ids under the contract of the role's own encoder."""
         return self.query.student.tokens(texts) if role == "query" else self.towers.tokens(texts, "document")

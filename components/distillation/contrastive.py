@@ -61,6 +61,10 @@ class TrainablePair(Protocol):
         """Put back weights given by `state()`."""
         ...
 
+    def kept_bytes(self, config: TowerConfig) -> int:
+        """Bytes that a pass over the largest chunk of `config` keeps for its backward pass; 0 where they are few."""
+        ...
+
 
 class PairTraining(Training):
     """Stage 1's loop with a pair of encoders in the place of the towers."""

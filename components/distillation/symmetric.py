@@ -65,6 +65,10 @@ class SymmetricPair:
         self.encoder, self.device, self.even = encoder, encoder.device, False
         self._queries = with_prompt(encoder.student, query_prompt)
 
+    def kept_bytes(self, config: TowerConfig) -> int:
+        """See components.distillation.contrastive.TrainablePair."""
+        return 0
+
     def tokens(self, texts: Sequence[str], role: Role) -> list[list[int]]:
         """Token ids behind the role's prompt."""
         return (self._queries if role == "query" else self.encoder.student).tokens(texts)
