@@ -113,7 +113,7 @@ def test_data_that_cannot_be_trained_on_is_refused_as_ever(home: Path, clinic: P
 def test_a_card_that_is_not_here_gives_memory_and_no_times(home: Path, clinic: Path) -> None:
     outcome = scalingnote("plan", *SMALL, "--data", clinic, "--card", "24 GB")
     assert outcome.status == 0 and "No GPU is here" in outcome.out and "not known here" in outcome.out
-    assert_refused(scalingnote("plan", *SMALL, "--data", clinic, "--card", "24 GB", "--budget", "1h"), 2, "--budget needs times")
+    assert_refused(scalingnote("plan", *SMALL, "--data", clinic, "--card", "24 GB", "--budget", "1h"), 2, "--budget needs measured times")
     assert_refused(scalingnote("plan", *SMALL, "--data", clinic, "--card", "H900"), 2, "--card is 'H900'")
 
 

@@ -308,7 +308,8 @@ def test_a_test_query_that_the_kept_towers_were_trained_on_is_refused(lossy: Pat
 
 def test_the_summary_of_a_retraining_ends_with_gain_and_cost(story: Story, built: Built) -> None:
     outcome = scalingnote("retrain", *SMALL, "--data", built.data, *NAME)
-    gain, cost = outcome.out.rstrip().splitlines()[-2:]
+    gain, fused, cost = outcome.out.rstrip().splitlines()[-3:]
+    assert fused.startswith("Fused with BM25, ")
     assert gain.startswith("Against BM25 the new search ") and "recall@50" in gain and "nDCG@10" in gain
     assert "against the encoder as it was downloaded it " in gain
     assert cost.startswith("It took ") and "queries a second" in cost and "MB for the encoder" in cost
