@@ -245,11 +245,11 @@ def report_of(result: dict[str, Any]) -> str:
 
 
 def in_short(result: dict[str, Any]) -> str:
-    """For somebody who decides on the money: what was gained, what it costs, and what BM25 beside it adds."""
+    """For somebody who decides on the money: what was gained, what BM25 beside it adds, and what it costs."""
     from components.evaluation.plain_words import cost_sentence, fusion_sentence, gain_sentence
 
     summary = _summary_of(result)
-    told = (gain_sentence(summary), cost_sentence(summary, result.get("cost", {})), fusion_sentence(summary))
+    told = (gain_sentence(summary), fusion_sentence(summary), cost_sentence(summary, result.get("cost", {})))
     return "\n".join(sentence for sentence in told if sentence)
 
 
