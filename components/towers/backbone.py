@@ -152,8 +152,7 @@ class TwoTowers:
         if config.activation_checkpointing is not None:
             return config.activation_checkpointing
         weights = sum(p.numel() * p.element_size() for p in decoder.parameters())
-        kept = self._whole_pass(config)
-        return kept > KEPT_SHARE * max(0, free_bytes(self.device) - (weights if self.device.type == "cuda" else 0))
+        return self._whole_pass(config) > KEPT_SHARE * max(0, free_bytes(self.device) - (weights if self.device.type == "cuda" else 0))
 
     def _whole_pass(self, config: TowerConfig, recomputed: bool = False) -> int:
         tokens = config.max_document_length * min(config.chunk_size, config.batch_size * (1 + config.hard_negatives))

@@ -144,7 +144,7 @@ def _write_table(texts: Sequence[str], path: Path) -> Path:
 
 
 def _describe(encoder: Any, texts: Sequence[str], options: argparse.Namespace) -> None:
-    """How long the texts are, and how many tokens their batches of 32 add as padding."""
+    """How long the texts are, how many tokens their batches of 32 add as padding, and what share of all goes through our encoder."""
     from components.towers.tokens import token_ids
 
     lengths = np.array([len(row) for row in token_ids(encoder.tokenizer, list(texts), encoder.contract)])
@@ -155,7 +155,8 @@ def _describe(encoder: Any, texts: Sequence[str], options: argparse.Namespace) -
     low, middle, high = np.percentile(lengths, [10, 50, 90])
     print(
         f"{len(texts)} texts of {lengths.min()} to {lengths.max()} tokens (10 %: {low:.0f}, 50 %: {middle:.0f}, 90 %: {high:.0f}), "
-        f"{next(encoder.model.parameters()).dtype}; padding in batches of {options.batch} by characters: {padded / lengths.sum() - 1:.1%}",
+        f"{next(encoder.model.parameters()).dtype}; padding in batches of {options.batch} by characters: {padded / lengths.sum() - 1:.1%}; "
+        f"through our encoder go {encoder.worked_tokens(texts) / lengths.sum():.1%} of the tokens",
         flush=True,
     )
 
