@@ -47,6 +47,7 @@ def logged_lines() -> Iterator[None]:
         yield
         return
     handlers = [_file_handler(), _page_handler()]
+    level, propagated = LOG.level, LOG.propagate
     LOG.setLevel(logging.INFO)
     LOG.propagate = False  # else the terminal would show each line twice
     for handler in handlers:
@@ -55,6 +56,8 @@ def logged_lines() -> Iterator[None]:
         with redirect_stdout(_Logged(sys.stdout)):
             yield
     finally:
+        LOG.setLevel(level)
+        LOG.propagate = propagated
         for handler in handlers:
             LOG.removeHandler(handler)
             if isinstance(handler, RotatingFileHandler):

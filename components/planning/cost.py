@@ -18,6 +18,7 @@ from components.planning.facts import Facts, Texts
 from components.towers.beginnings import WORTH
 from components.towers.encoder import TOKENS_PER_BATCH
 from components.towers.precision import FREED_FROM, pick_dtype
+from components.towers.tokens import even_length, longest_text
 
 # Every unit of work, and what one of it is.
 UNITS: Mapping[str, str] = {
@@ -180,7 +181,7 @@ def _training(config: Any, facts: Facts) -> Work:
         return {"teacher_load": 4, "teacher_token": 2 * PROBES * PROBE_TOKENS}
     graph, cached = step_tokens(towers, facts)
     rounds = _mining_rounds(towers)
-    chunk = towers.chunk_size * towers.max_document_length
+    chunk = towers.chunk_size * longest_text(towers)
     train = facts.sources.get("train") or facts.dev
     everything = padded(facts.documents.teacher, facts.documents.count, towers.max_document_length, chunk)
     everything += padded(train.teacher, train.count, towers.max_query_length, chunk)
@@ -230,7 +231,7 @@ def _tokens_of_batch(towers: Any, facts: Facts, lengths: NDArray[np.int64]) -> t
 def _chunk_tokens(lengths: Sequence[int], towers: Any) -> list[int]:
     from components.towers.tokens import batches_by_tokens
 
-    return [lengths[c[0]] * len(c) for c in batches_by_tokens(lengths, towers.chunk_size * towers.max_document_length)]
+    return [lengths[c[0]] * len(c) for c in batches_by_tokens(lengths, towers.chunk_size * longest_text(towers))]
 
 
 def _mining_rounds(towers: Any) -> int:
@@ -464,8 +465,9 @@ def training_bytes(config: Any, facts: Facts, number_bytes: int, on_host: bool =
     towers, shape = config.towers, facts.teacher
     if towers.training == "none":
         return 0
-    longest = min(towers.max_document_length, int(facts.documents.teacher.max(initial=1)))
-    tokens = longest * min(towers.chunk_size, towers.batch_size * (1 + towers.hard_negatives))
+    queries = (facts.sources.get("train") or facts.dev).teacher
+    longest = min(longest_text(towers), even_length(int(max(facts.documents.teacher.max(initial=1), queries.max(initial=1)))))
+    tokens = min(towers.chunk_size * longest_text(towers), longest * towers.batch_size * (1 + towers.hard_negatives))
     kept = shape.kept(tokens, pick_dtype(towers.precision).itemsize, bool(towers.activation_checkpointing))
     if on_host:
         kept = round(kept * (HOST_OVERHEAD if kept >= FREED_FROM else HEAP_OVERHEAD))

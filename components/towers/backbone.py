@@ -28,7 +28,7 @@ from components.towers.model_size import Shape, model_without_memory, shape_of
 from components.towers.pooling import cut, normalize, pool
 from components.towers.precision import autocast, free_bytes, pick_device, pick_dtype
 from components.towers.published import asked_attention, head_digest, read_published
-from components.towers.tokens import batches_by_tokens, ends_by_itself, even_length, needs_end_token, pad_batch, token_ids
+from components.towers.tokens import batches_by_tokens, ends_by_itself, even_length, longest_text, needs_end_token, pad_batch, token_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,7 +140,7 @@ class TwoTowers:
         positions = position_limit(decoder)
         self.even = self.device.type == "cpu" and self.dtype == torch.bfloat16 and (positions or 32) % 32 == 0
         self._whole = {role: contract.model_copy(update={"dimension": self.width}) for role, contract in self.contracts.items()}
-        self._tokens_per_batch = config.chunk_size * config.max_document_length
+        self._tokens_per_batch = config.chunk_size * longest_text(config)
         self._shape: Shape | None = None
         with suppress(AttributeError, ModelError):  # an architecture that says nothing of its size
             self._shape = shape_of(decoder.config.get_text_config(), layer_count(decoder, config.base_model))
@@ -155,7 +155,7 @@ class TwoTowers:
         return self._whole_pass(config) > KEPT_SHARE * max(0, free_bytes(self.device) - (weights if self.device.type == "cuda" else 0))
 
     def _whole_pass(self, config: TowerConfig, recomputed: bool = False) -> int:
-        tokens = config.max_document_length * min(config.chunk_size, config.batch_size * (1 + config.hard_negatives))
+        tokens = longest_text(config) * min(config.chunk_size, config.batch_size * (1 + config.hard_negatives))
         return self._shape.kept(tokens, self.dtype.itemsize, recomputed) if self._shape is not None else 0
 
     def kept_bytes(self, config: TowerConfig) -> int:

@@ -31,7 +31,7 @@ from components.towers.pairs import Pairs
 from components.towers.precision import freed_at_once, give_back_holes
 from components.towers.query_prediction import QueryPrediction, build
 from components.towers.schedule import warmup_cosine
-from components.towers.tokens import batches_by_tokens, even_length
+from components.towers.tokens import batches_by_tokens, even_length, longest_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -186,7 +186,7 @@ class Training:
         return _sum(value, self.towers.device)
 
     def _chunks(self, rows: Sequence[list[int]]) -> tuple[list[list[list[int]]], list[int]]:
-        size, longest, even = self.config.chunk_size, self.config.max_document_length, self.towers.even
+        size, longest, even = self.config.chunk_size, longest_text(self.config), self.towers.even
         # The processes of a divided model compute each chunk together, so all need equally many; else the tokens bound the memory.
         if self.config.sharding == "fsdp":
             return in_chunks(rows, len(rows) * longest, size, even)

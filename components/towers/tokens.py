@@ -21,6 +21,8 @@ from components.towers.contract import EncodingContract
 if TYPE_CHECKING:
     import torch
 
+    from components.towers.config import TowerConfig
+
 NO_CHARACTER = "\ufdd0"
 EVEN_TOKENS = 256
 _PLAIN: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # made once for a tokenizer, and only if a text asks for it
@@ -176,6 +178,14 @@ def pad_batch(rows: Sequence[Sequence[int]], pad_id: int, even: bool = False) ->
     ids = np.full(real.shape, pad_id, dtype=np.int64)
     ids[real] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
     return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(real.astype(np.int64))}
+
+
+def longest_text(towers: TowerConfig) -> int:
+    """Tokens of the longest text of either role, as `pad_batch` pads it: a batch of `chunk_size` texts of any kind is one chunk.
+
+    Bounded by documents alone, or by what is real of them, a batch of longer queries would be two chunks, and each step a quarter slower.
+    """
+    return even_length(max(towers.max_document_length, towers.max_query_length))
 
 
 def batches_by_tokens(lengths: Sequence[int], tokens_per_batch: int, rows_per_batch: int | None = None) -> list[list[int]]:

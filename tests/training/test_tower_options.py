@@ -247,6 +247,17 @@ def test_even_chunks_stay_within_their_tokens() -> None:
     assert [pad_batch(chunk, 0, even=True)["input_ids"].numel() for chunk in chunks] == [2048, 2048, 768]
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_batch_that_is_no_larger_than_a_chunk_is_one_chunk(home: Path, tmp_path: Path, precision: str) -> None:
+    """Texts of any length of either role: in two chunks each of them is computed twice."""
+    config = CONFIG.model_copy(update={"precision": precision, "chunk_size": 32, "max_query_length": 20, "max_document_length": 18})
+    run = Training(towers_of(**config.model_dump()), pairs(), config, tmp_path)
+    for longest in (config.max_query_length, config.max_document_length):
+        rows = [[5] * longest] * config.chunk_size
+        assert len(run._chunks(rows)[0]) == 1
+    assert len(run._chunks([[5] * 24] * (config.chunk_size + 1))[0]) == 2, "what a chunk keeps stays bounded"
+
+
 def test_a_changed_full_model_is_refused(home: Path, tmp_path: Path) -> None:
     contract = towers_of(training="full").save("document", tmp_path)
     assert contract is not None

@@ -31,6 +31,7 @@ def test_lines_go_to_the_terminal_once_and_to_the_file_with_their_level(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    before = (list(LOG.handlers), LOG.level, LOG.propagate)
     with logged_lines():
         say("[evaluate] started")
         say("[encode_corpus] a process died", logging.WARNING)
@@ -45,7 +46,8 @@ def test_lines_go_to_the_terminal_once_and_to_the_file_with_their_level(
     kept = (tmp_path / "logs" / "runs.log").read_text(encoding="utf-8").splitlines()
     assert [line.partition("] ")[2] for line in kept] == lines
     assert [" WARNING " in line for line in kept] == [False, True, False, False, False]
-    assert not LOG.handlers and not isinstance(sys.stdout, flows.reporting._Logged)
+    assert (LOG.handlers, LOG.level, LOG.propagate) == before and not isinstance(sys.stdout, flows.reporting._Logged)
+    assert LOG.propagate, "who takes this logger's lines elsewhere still gets them after a run"
 
 
 def test_lines_of_two_threads_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

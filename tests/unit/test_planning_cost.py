@@ -151,8 +151,8 @@ def test_what_a_training_holds_beside_its_weights_is_counted_once() -> None:
     # With so little to keep, the rest shows: gradient and two moments of what is trained, and the weights that were not there before.
     for training, trained, new in (("lora", 2 * DECODER.adapter_parameters(4), 2 * DECODER.adapter_parameters(4)), ("full", 2, 1)):
         towers = {"towers__training": training, "towers__lora_rank": 4, "towers__activation_checkpointing": True, "towers__chunk_size": 1}
-        settings = config(**towers, towers__max_document_length=4)
-        kept = DECODER.kept(4, 4, True)
+        settings = config(**towers, towers__max_document_length=8, towers__max_query_length=8)
+        kept = DECODER.kept(8, 4, True)
         size = 1 if training == "lora" else DECODER.parameters
         assert training_bytes(settings, facts(), 4) == kept + 12 * trained * size + 4 * new * size
 
