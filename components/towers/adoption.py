@@ -15,6 +15,7 @@ from components.errors import DataError
 from components.towers.contract import EncodingContract, save_contract, space_id_of
 from components.towers.stored import BASE, BLOCK, TABLE, VectorTable
 from components.towers.vector_files import read_vectors
+from components.towers.vector_stores import copied_from
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
@@ -46,13 +47,16 @@ def take_stored(dataset: Dataset, source: Path, parents: Mapping[str, str], fold
     kept = {role: _of_data(table, texts[role], width) for role, table in (("query", queries), ("document", documents))}
     contracts = {role: _contract(role, table) for role, table in kept.items()}
     space_id = space_id_of(contracts["document"])
+    origin = copied_from(source)
     for role, table in kept.items():
         _write(folder / f"{role}_tower", table.ids, [texts[role][name] for name in table.ids], table.vectors)
-        _seal(folder / f"{role}_tower", contracts[role], space_id, parents, len(table.ids))
+        save_contract(folder / f"{role}_tower", contracts[role], space_id)
+        about: dict[str, Scalar] = {"space_id": space_id, "role": role, "dimension": width, "base_model": BASE, **origin}
+        seal(folder / f"{role}_tower", "encoder", counts={"texts": len(table.ids)}, parents=parents, attributes=about)
     for remark in remarks:
         print(f"[train_towers] {remark}", flush=True)
     counts = {f"{role}_vectors": len(table.ids) for role, table in kept.items()}
-    return seal(folder, "towers", counts=counts, parents=parents, attributes={"steps": 0})
+    return seal(folder, "towers", counts=counts, parents=parents, attributes={"steps": 0, **origin})
 
 
 def query_texts(dataset: Dataset) -> dict[str, str]:
@@ -69,9 +73,10 @@ def _require_all(documents: VectorTable, texts: Mapping[str, str]) -> list[str]:
     there = set(documents.ids)
     missing = [name for name in texts if name not in there]
     if missing:
+        shown = f" All vectors have ids of another kind, such as '{documents.ids[0]}'." if len(missing) == len(texts) else ""
         raise DataError(
-            f"{len(missing):,} of {len(texts):,} documents have no vector (first: '{missing[0]}'), and the encoder is not here. Give their "
-            "vectors under the ids of the data, or leave them out of the data."
+            f"{len(missing):,} of {len(texts):,} documents have no vector (first: '{missing[0]}'), and the encoder is not here.{shown} "
+            "Give their vectors under the ids of the data, or leave them out of the data."
         )
     surplus = len(there) - len(texts)
     return [f"{surplus:,} vectors belong to no document of the data and are left out"] if surplus else []
@@ -152,9 +157,3 @@ def _write(folder: Path, ids: Sequence[str], texts: Sequence[str], vectors: NDAr
     }
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), folder / TABLE)
-
-
-def _seal(folder: Path, contract: EncodingContract, space_id: str, parents: Mapping[str, str], count: int) -> None:
-    save_contract(folder, contract, space_id)
-    attributes: dict[str, Scalar] = {"space_id": space_id, "role": contract.role, "dimension": contract.dimension, "base_model": BASE}
-    seal(folder, "encoder", counts={"texts": count}, parents=parents, attributes=attributes)
