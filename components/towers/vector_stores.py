@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from components.progress import progress_bar
 from components.towers.vector_files import files_digest, parquet_vectors, vector_files
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from qdrant_client import QdrantClient
 
 Store = Literal["qdrant", "milvus", "pgvector"]
@@ -71,7 +73,7 @@ class _Opened:
     count: int
     ids: str
     vectors: str
-    rows: Iterator[Rows]
+    rows: Generator[Rows, None, None]
 
 
 def copy_collection(wanted: Collection, queries: Path | None, into: Path) -> Artifact:
@@ -82,24 +84,34 @@ def copy_collection(wanted: Collection, queries: Path | None, into: Path) -> Art
     """
     beside = [] if queries is None else _of_queries(queries)
     opened = _said(wanted, lambda: _OPENERS[wanted.store](wanted))
-    partial = into / f".{digest_of(asdict(wanted))[:24]}"
-    shutil.rmtree(partial, ignore_errors=True)  # of an attempt that was killed
-    partial.mkdir(parents=True)
-    written = _write(wanted, opened, partial / COPY)
+    unfinished = into / f".{digest_of(asdict(wanted))[:24]}"
+    shutil.rmtree(unfinished, ignore_errors=True)  # of an attempt that was killed
+    unfinished.mkdir(parents=True)
+    try:
+        return _kept(unfinished, into, _fill(wanted, opened, beside, unfinished))
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _fill(wanted: Collection, opened: _Opened, queries: Sequence[Path], folder: Path) -> dict[str, Scalar]:
+    """Write the vectors into `folder` and check them; what the records say of them."""
+    written = _write(wanted, opened, folder / COPY)
     if written != opened.count:
         raise DataError(f"{wanted.title} said that it holds {opened.count:,} rows and gave {written:,}: it changed meanwhile. Try again.")
-    table = parquet_vectors([partial / COPY], wanted.title)
-    for path in beside:
-        shutil.copyfile(path, partial / path.name)
-    about = {"store": wanted.store, "collection": wanted.title, "id_field": opened.ids, "vector_field": opened.vectors}
-    folder = into / digest_of([files_digest(partial), about])[:24]
-    if is_complete(folder):
-        shutil.rmtree(partial)
-        return open_artifact(folder)
-    seal(partial, KIND, counts={"documents": len(table.ids)}, attributes=about)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
-    return open_artifact(folder)
+    parquet_vectors([folder / COPY], wanted.title)
+    for path in queries:
+        shutil.copyfile(path, folder / path.name)
+    return {"documents": written, "collection": wanted.title, "id_field": opened.ids, "vector_field": opened.vectors}
+
+
+def _kept(folder: Path, into: Path, about: dict[str, Scalar]) -> Artifact:
+    """Seal `folder` and move it to where its content and origin say, unless it is there already."""
+    kept = into / digest_of([files_digest(folder), about])[:24]
+    if not is_complete(kept):
+        seal(folder, KIND, attributes=about)
+        shutil.rmtree(kept, ignore_errors=True)
+        folder.replace(kept)
+    return open_artifact(kept)
 
 
 def copied_from(folder: Path) -> dict[str, Scalar]:
@@ -164,15 +176,21 @@ def _write(wanted: Collection, opened: _Opened, path: Path) -> int:
     written = 0
     with closing(opened.rows), pq.ParquetWriter(path, schema) as writer, progress_bar(opened.count, wanted.title, "vector") as bar:
         while (rows := _said(wanted, lambda: next(opened.rows, None))) is not None:
-            ids = ["" if value is None else str(value) for value in rows.ids]
-            held.append(_said(wanted, lambda ids=ids, rows=rows: pa.record_batch([ids, rows.vectors], schema=schema)))
-            written += len(ids)
-            bar.update(len(ids))
+            held.append(_said(wanted, partial(_as_batch, rows, schema)))
+            written += held[-1].num_rows
+            bar.update(held[-1].num_rows)
             if len(held) == GROUP:
                 writer.write_table(pa.Table.from_batches(held, schema))
                 held = []
         writer.write_table(pa.Table.from_batches(held, schema))
     return written
+
+
+def _as_batch(rows: Rows, schema: pa.Schema) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    ids = [None if value is None else str(value) for value in rows.ids]
+    return pa.record_batch([ids, rows.vectors], schema=schema)
 
 
 def _one_of(found: Sequence[str], asked: str | None, what: str, wanted: Collection) -> str:
@@ -215,7 +233,7 @@ def _qdrant(wanted: Collection) -> _Opened:
     return _Opened(count, field or "id of the point", chosen or "vector", _points(client, wanted.name, field, chosen))
 
 
-def _points(client: QdrantClient, name: str, field: str | None, vector: str) -> Iterator[Rows]:
+def _points(client: QdrantClient, name: str, field: str | None, vector: str) -> Generator[Rows, None, None]:
     asked: dict[str, Any] = {"with_payload": [field] if field else False, "with_vectors": [vector] if vector else True}
     offset = None
     with closing(client):
@@ -251,7 +269,7 @@ def _milvus(wanted: Collection) -> _Opened:
     return _Opened(count, ids, vector, _entities(client, wanted.name, ids, vector))
 
 
-def _entities(client: Any, name: str, ids: str, vector: str) -> Iterator[Rows]:
+def _entities(client: Any, name: str, ids: str, vector: str) -> Generator[Rows, None, None]:
     with closing(client):
         iterator = client.query_iterator(name, batch_size=ROWS, output_fields=[ids, vector])
         while rows := iterator.next():
@@ -302,7 +320,7 @@ def _pgvector(wanted: Collection) -> _Opened:
     return _Opened(int(count), ids, vector, _records(connection, query))
 
 
-def _records(connection: Any, query: str) -> Iterator[Rows]:
+def _records(connection: Any, query: str) -> Generator[Rows, None, None]:
     with closing(connection), connection.cursor(name="scalingnote", binary=True) as cursor:
         cursor.execute(query)
         while rows := cursor.fetchmany(ROWS):

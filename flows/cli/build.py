@@ -60,7 +60,7 @@ def _copied(options: argparse.Namespace) -> None:
     with only_result_on_stdout(options):
         copied = copy_collection(wanted, queries, work_folder() / "collections")
         fields = f"ids: {copied.attributes['id_field']}; vectors: {copied.attributes['vector_field']}"
-        print(f"{copied.counts['documents']:,} vectors were read from {wanted.title} ({fields}).", flush=True)
+        print(f"{copied.attributes['documents']:,} vectors were read from {wanted.title} ({fields}).", flush=True)
     options.vectors = str(copied.path)
 
 

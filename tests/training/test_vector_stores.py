@@ -43,7 +43,8 @@ class PlayedPostgres:
     """What psycopg answers to the queries of this program, and to no other."""
 
     def __init__(self, world: Played) -> None:
-        self.world, self.answer = world, []
+        self.world = world
+        self.answer: list[Any] = []
 
     def execute(self, query: str, given: dict[str, str] | None = None) -> PlayedPostgres:
         self.world.asked.append(query)
@@ -233,7 +234,7 @@ def test_a_collection_gives_the_vectors_that_files_would(fill: Fill, tmp_path: P
     expected = read_vectors(tmp_path / "files", "documents")
     assert found is not None and expected is not None
     assert sorted(found.ids) == sorted(IDS) and found.digest == expected.digest
-    assert copied.counts == {"documents": 260} and copied.attributes["id_field"] == "doc_id"
+    assert (copied.attributes["documents"], copied.attributes["id_field"]) == (260, "doc_id")
     assert "docs" in str(copied_from(copied.path)["copied_from"])
 
 
@@ -262,7 +263,7 @@ def test_rows_that_cannot_be_meant_are_refused_with_counts(fill: Fill, tmp_path:
     twice = fill(doc_id=[*IDS[:39], "d0"], vector=lists(DOCUMENTS[:40]))
     with pytest.raises(DataError, match=r"docs.*: 1 of 39 ids occur more than once \('d0'\)"):
         copy_collection(twice, None, tmp_path / "copies")
-    assert not list((tmp_path / "copies").glob("[!.]*"))
+    assert not list((tmp_path / "copies").iterdir())
 
 
 def test_rows_without_id_or_vector_are_refused_with_counts(fill: Fill, tmp_path: Path) -> None:
@@ -371,6 +372,7 @@ def test_multivectors_and_sparse_ones_are_no_choice(tmp_path: Path) -> None:
 def test_what_a_killed_copy_left_goes_at_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     collection = fill_qdrant(tmp_path / "store", {"doc_id": IDS[:5], "vector": lists(DOCUMENTS[:5])})
     monkeypatch.setattr(vector_stores, "parquet_vectors", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(vector_stores.shutil, "rmtree", lambda *_, **__: None)  # nobody cleans up after a kill
     with pytest.raises(KeyboardInterrupt):
         copy_collection(collection, None, tmp_path / "copies")
     assert [path.name[0] for path in (tmp_path / "copies").iterdir()] == ["."]
