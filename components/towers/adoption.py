@@ -29,7 +29,8 @@ def take_stored(dataset: Dataset, source: Path, parents: Mapping[str, str], fold
     """Write both towers from the vectors in `source`, which must hold one for every document of the data set.
 
     Queries may have vectors or not. The space is named by the documents' vectors. Raises DataError, with counts, for documents without
-    vectors, for query vectors of another width, and for those that do not find the documents they were judged with.
+    vectors, for query vectors of another width, for query vectors none of which has the id of a query, and for those that do not find the
+    documents they were judged with.
     """
     documents = read_vectors(source, "documents")
     if documents is None:
@@ -41,7 +42,7 @@ def take_stored(dataset: Dataset, source: Path, parents: Mapping[str, str], fold
         if queries.vectors.shape[1] != documents.vectors.shape[1]:
             widths = f"{documents.vectors.shape[1]} dimensions, those of queries {queries.vectors.shape[1]}"
             raise DataError(f"{source}: the vectors of documents have {widths}. Both must come from one model.")
-        remarks += _about(queries, "queries")
+        remarks += [*_require_some(queries, texts["query"]), *_about(queries, "queries")]
         remarks += _probe(dataset, documents, queries)
     width = documents.vectors.shape[1]
     kept = {role: _of_data(table, texts[role], width) for role, table in (("query", queries), ("document", documents))}
@@ -80,6 +81,16 @@ def _require_all(documents: VectorTable, texts: Mapping[str, str]) -> list[str]:
         )
     surplus = len(there) - len(texts)
     return [f"{surplus:,} vectors belong to no document of the data and are left out"] if surplus else []
+
+
+def _require_some(queries: VectorTable, texts: Mapping[str, str]) -> list[str]:
+    surplus = sum(name not in texts for name in queries.ids)
+    if surplus == len(queries.ids):
+        raise DataError(
+            f"None of the {surplus:,} vectors of queries has the id of a query: theirs are such as '{queries.ids[0]}', those of the data "
+            f"such as '{next(iter(texts), '')}'. Give them under the ids of the data, or leave them out."
+        )
+    return [f"{surplus:,} vectors belong to no query of the data and are left out"] if surplus else []
 
 
 def _about(table: VectorTable, what: str) -> list[str]:
