@@ -121,7 +121,7 @@ def parquet_vectors(paths: Sequence[Path], named: str) -> VectorTable:
         shown = ", ".join(f"{count:,} of {length}" for length, count in lengths.most_common(_SHOWN))
         raise DataError(f"{named} has vectors of {len(lengths)} lengths: {shown}. One encoder gives one length: encode the others again.")
     width = next(iter(lengths), 0)
-    vectors = np.concatenate([block.reshape(-1, width) for block in blocks]) if blocks else np.empty((0, 0), np.float32)
+    vectors = np.concatenate([block.reshape(-1, width) for block in blocks]) if width else np.empty((len(ids), 0), np.float32)
     return _checked(ids, vectors, named)
 
 

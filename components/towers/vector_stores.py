@@ -52,11 +52,15 @@ class Collection:
     @property
     def title(self) -> str:
         """What messages and records call it; an address without its credentials."""
-        parts = urlsplit(self.address)
-        place = f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}" if parts.netloc else ""
-        if not place and self.store == "pgvector":  # a string of keywords, which may hold a password
-            place = "the database that was named"
-        return f"{STORES[self.store]}: '{self.name}' in {place or self.address}"
+        try:
+            parts = urlsplit(self.address)
+            port = f":{parts.port}" if parts.port else ""
+            place = f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}" if parts.netloc else self.address
+        except ValueError:  # no address at all
+            place = ""
+        if self.store == "pgvector" and "://" not in place:  # a string of keywords, which may hold a password
+            place = ""
+        return f"{STORES[self.store]}: '{self.name}' in {place or 'the database that was named'}"
 
 
 class Rows(NamedTuple):
@@ -208,7 +212,7 @@ def _one_of(found: Sequence[str], asked: str | None, what: str, wanted: Collecti
 
 def _local(wanted: Collection) -> None:
     """Embedded stores are made by their clients where there is none."""
-    if "://" not in wanted.address and not Path(wanted.address).expanduser().exists():
+    if "://" not in wanted.address and not Path(wanted.address).exists():
         raise DataError(
             f"{wanted.title}: there is no such file or folder. Name the place of an embedded store, or the address of a server."
         )

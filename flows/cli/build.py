@@ -239,6 +239,7 @@ def _build(options: argparse.Namespace, config: RetrainConfig, about: str = "", 
 
     `estimate`: known already, and said.
     """
+    from components.distillation.student import check_before_towers
     from flows.parameters import require_steps
     from flows.planning import announce
     from flows.release_steps import at_commits
@@ -250,7 +251,8 @@ def _build(options: argparse.Namespace, config: RetrainConfig, about: str = "", 
     require_space()
     with only_result_on_stdout(options):
         config = at_commits(config)  # the estimate asks which steps are done, by keys that hold the commits
-        # A missing folder is said here, before any server starts.
+        # A missing folder and a model that cannot be used are said here, before any server starts.
+        check_before_towers(config.distillation, config.towers)
         said = None if estimate else announce(config)
         if line := ": ".join(filter(None, (about or ("This run" if said else ""), said))):
             print(f"{line}.", flush=True)

@@ -140,6 +140,8 @@ def _with(place: tuple[int, ...], value: float) -> NDArray[np.float32]:
         (IDS, [["a", "b"]] * 260, "hold values of type"),
         (IDS, ["text"] * 260, "expected lists of numbers"),
         ([], [], "holds no vectors|expected lists"),
+        (IDS, [[]] * 260, "holds no vectors|hold values of type null"),
+        (IDS, [np.empty(0, np.float32)] * 260, "holds no vectors"),
     ],
 )
 def test_vectors_that_cannot_be_meant_are_refused_with_counts(ids: list[Any], vectors: Any, words: str, tmp_path: Path) -> None:

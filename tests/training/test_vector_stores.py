@@ -347,6 +347,8 @@ def test_vectors_of_documents_have_one_source(tmp_path: Path) -> None:
             "PostgreSQL: 'docs' in postgresql://db.example:5432/x",
         ),
         ("pgvector", "host=db password=secret", "PostgreSQL: 'docs' in the database that was named"),
+        ("milvus", "http://root:secret@m:port", "Milvus: 'docs' in the database that was named"),
+        ("qdrant", "http://[::1", "Qdrant: 'docs' in the database that was named"),
         ("milvus", "https://root:secret@m.example:19530", "Milvus: 'docs' in https://m.example:19530"),
         ("qdrant", "vectors/store", "Qdrant: 'docs' in vectors/store"),
     ],
@@ -367,6 +369,21 @@ def test_multivectors_and_sparse_ones_are_no_choice(tmp_path: Path) -> None:
     for name in ("late", "sparse"):
         with pytest.raises(DataError, match="has no dense vector"):
             copy_collection(Collection("qdrant", str(tmp_path / "store"), name), None, tmp_path / "copies")
+
+
+def test_an_empty_collection_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qdrant_client import QdrantClient
+    from qdrant_client.models import Distance, VectorParams
+
+    client = QdrantClient(path=str(tmp_path / "store"))
+    client.create_collection("docs", VectorParams(size=4, distance=Distance.DOT))
+    client.close()
+    with pytest.raises(DataError, match=r"Qdrant: 'docs' in .* holds no vectors"):
+        copy_collection(Collection("qdrant", str(tmp_path / "store"), "docs"), None, tmp_path / "copies")
+    world = Played({"docs": {"id": [], "vector": []}}, {"vector": "vector"})
+    monkeypatch.setitem(sys.modules, "psycopg", SimpleNamespace(connect=lambda *_, **__: PlayedPostgres(world)))
+    with pytest.raises(DataError, match="holds no vectors"):
+        copy_collection(Collection("pgvector", "host=db", "docs"), None, tmp_path / "copies")
 
 
 def test_what_a_killed_copy_left_goes_at_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from components.errors import ConfigError, DataError, ModelError
 from flows.config import RetrainConfig, load_config, preset_names
 from flows.retrain import require_usable
 from tests.data_world import write_folder
+from tests.flows.cli_world import assert_refused, scalingnote
 
 
 @pytest.fixture
@@ -75,3 +76,13 @@ def test_every_preset_tunes_its_index_to_more_than_the_gate_asks_for(preset: str
     assert chosen.policy.min_ann_recall is not None
     assert chosen.index.target_recall > chosen.policy.min_ann_recall
     assert chosen.index.refine != "none"
+
+
+@pytest.mark.parametrize("setting", ["towers.base_model=a/b/c", "distillation.student=a/b/c", "distillation.layers=[0,7]"])
+def test_a_model_that_cannot_be_used_is_said_before_any_server_starts(
+    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("flows.servers.run_flow", lambda *_, **__: pytest.fail("a server was started"))
+    data = write_folder(tmp_path / "data")
+    assert_refused(scalingnote("retrain", "--preset", "smoke", "--data", data, "--set", setting), 4)
