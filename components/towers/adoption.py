@@ -14,8 +14,7 @@ from components.data.tables import content_hash
 from components.errors import DataError
 from components.towers.contract import EncodingContract, save_contract, space_id_of
 from components.towers.stored import BASE, BLOCK, TABLE, VectorTable
-from components.towers.vector_files import read_vectors
-from components.towers.vector_stores import copied_from
+from components.towers.vector_files import copied_from, read_vectors
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import digest_of, file_sha256
+from components.artifacts import Scalar, digest_of, file_sha256, is_complete, read_manifest
 from components.errors import DataError
 from components.towers.stored import VectorTable
 
@@ -31,6 +31,7 @@ ID_COLUMNS = ("_id", "id", "doc_id", "query_id", "docid", "qid")
 VECTOR_COLUMNS = ("vector", "embedding", "embeddings", "values")
 FORMATS = (".parquet", ".npy", ".faiss")
 IDS = (".ids.txt", ".ids.json", "_ids.txt", "_ids.json")
+COPY_KIND = "collection"  # of the artifact that a copy of a database's collection is (see `vector_stores`)
 _SHOWN = 3
 _BLOCK = 65_536  # rows that are looked at together
 
@@ -47,6 +48,12 @@ def vector_files(folder: Path) -> list[Path]:
 def files_digest(folder: Path) -> str:
     """Identity of the files of vectors in `folder`, for the key of a step."""
     return digest_of({path.relative_to(folder).as_posix(): file_sha256(path) for path in vector_files(folder)})
+
+
+def copied_from(folder: Path) -> dict[str, Scalar]:
+    """The collection that the files in `folder` were copied from, for the records; nothing for files that came otherwise."""
+    found = read_manifest(folder) if is_complete(folder) else None
+    return {"copied_from": found.attributes["collection"]} if found is not None and found.kind == COPY_KIND else {}
 
 
 def stored_width(folder: Path) -> int:

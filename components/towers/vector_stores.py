@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from components.artifacts import Artifact, Scalar, digest_of, is_complete, open_artifact, read_manifest, seal
+from components.artifacts import Artifact, Scalar, digest_of, is_complete, open_artifact, seal
 from components.errors import ConfigError, DataError, ScalingNoteError
 from components.progress import progress_bar
-from components.towers.vector_files import files_digest, parquet_vectors, vector_files
+from components.towers.vector_files import COPY_KIND, files_digest, parquet_vectors, vector_files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,7 +33,6 @@ ROWS = 500  # in one answer of the database
 GROUP = 64  # answers in one row group of the copy
 SECONDS = 10  # until a database that does not answer is given up
 COPY = "documents.parquet"
-KIND = "collection"  # of the artifact that a copy is
 
 
 @dataclass(frozen=True)
@@ -112,16 +111,10 @@ def _kept(folder: Path, into: Path, about: dict[str, Scalar]) -> Artifact:
     """Seal `folder` and move it to where its content and origin say, unless it is there already."""
     kept = into / digest_of([files_digest(folder), about])[:24]
     if not is_complete(kept):
-        seal(folder, KIND, attributes=about)
+        seal(folder, COPY_KIND, attributes=about)
         shutil.rmtree(kept, ignore_errors=True)
         folder.replace(kept)
     return open_artifact(kept)
-
-
-def copied_from(folder: Path) -> dict[str, Scalar]:
-    """What a copy in `folder` says of its origin, for the records; nothing for vectors that came otherwise."""
-    found = read_manifest(folder) if is_complete(folder) else None
-    return {"copied_from": found.attributes["collection"]} if found is not None and found.kind == KIND else {}
 
 
 def qdrant_client(where: str) -> QdrantClient:
