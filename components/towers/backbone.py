@@ -18,7 +18,7 @@ from components.errors import ConfigError, ModelError
 from components.progress import progress_bar
 from components.towers.adapters import Adapters
 from components.towers.attention import check_attention, measured_attention, set_attention
-from components.towers.base_models import BaseModel, load_config, why_unloadable
+from components.towers.base_models import BaseModel, load_config, tokenizer_of, why_unloadable
 from components.towers.config import TowerConfig
 from components.towers.contract import ROLES, EncodingContract, Role, tokenizer_digest
 from components.towers.distributed import collected, current_world, from_main, like, sum_over_processes
@@ -42,7 +42,7 @@ def load_decoder(base: BaseModel, precision: str, attention: str = "causal", emp
 
     `empty`: its modules with all their shapes, and no numbers in them.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -51,7 +51,7 @@ def load_decoder(base: BaseModel, precision: str, attention: str = "causal", emp
     try:
         dtype = pick_dtype(precision)
         model = model_without_memory(base, dtype) if empty else AutoModel.from_pretrained(base.location, dtype=dtype, **base.loading)
-        tokenizer = AutoTokenizer.from_pretrained(base.location, **base.loading)
+        tokenizer = tokenizer_of(base)
     except base.faults as error:
         raise ModelError(f"The model '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
     if getattr(model.config, "is_encoder_decoder", False):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 NO_CHARACTER = "\ufdd0"
 EVEN_TOKENS = 256
+_ONE_USE = threading.RLock()  # lengths and control tokens are settings of a tokenizer that encoders share, in a server across threads
 _PLAIN: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # made once for a tokenizer, and only if a text asks for it
 
 
@@ -54,15 +56,16 @@ def rows_of(tokenizer: Any, texts: Sequence[str], contract: EncodingContract, ad
     if backend is None:
         options = {"add_special_tokens": add_special_tokens, "split_special_tokens": contract.split_special_tokens}
         return [row[:length] for row in tokenizer(prompted, truncation=True, max_length=length, **options)["input_ids"]]
-    backend.no_padding()
-    backend.enable_truncation(length)
-    controlled = contract.split_special_tokens and contract.prompt != "" and has_control_token(tokenizer, contract.prompt)
-    backend.encode_special_tokens = contract.split_special_tokens and not controlled
-    # A tokenizer does not cut at all where its own tokens alone are more than the longest row.
-    rows = [encoding.ids[:length] for encoding in backend.encode_batch_fast(prompted, add_special_tokens=add_special_tokens)]
-    if controlled or (contract.split_special_tokens and _is_unigram(backend)):
-        for number in (n for n, text in enumerate(texts) if has_control_token(tokenizer, text)):
-            rows[number] = _encoded_apart(tokenizer, contract, texts[number], add_special_tokens)
+    with _ONE_USE:
+        backend.no_padding()
+        backend.enable_truncation(length)
+        controlled = contract.split_special_tokens and contract.prompt != "" and has_control_token(tokenizer, contract.prompt)
+        backend.encode_special_tokens = contract.split_special_tokens and not controlled
+        # A tokenizer does not cut at all where its own tokens alone are more than the longest row.
+        rows = [encoding.ids[:length] for encoding in backend.encode_batch_fast(prompted, add_special_tokens=add_special_tokens)]
+        if controlled or (contract.split_special_tokens and _is_unigram(backend)):
+            for number in (n for n, text in enumerate(texts) if has_control_token(tokenizer, text)):
+                rows[number] = _encoded_apart(tokenizer, contract, texts[number], add_special_tokens)
     return rows
 
 
