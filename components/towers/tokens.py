@@ -162,6 +162,18 @@ def even_length(length: int) -> int:
     return -(-length // step) * step
 
 
+def tokens_of(longest: int, rows: int, even: bool = False) -> int:
+    """Tokens, padding included, of a batch as `pad_batch` makes it."""
+    if not even:
+        return longest * rows
+    longest = even_length(longest)
+    return longest * -(-rows // _even_rows(longest)) * _even_rows(longest)
+
+
+def _even_rows(longest: int) -> int:
+    return EVEN_TOKENS // math.gcd(EVEN_TOKENS, longest)
+
+
 def pad_batch(rows: Sequence[Sequence[int]], pad_id: int, even: bool = False) -> dict[str, torch.Tensor]:
     """Right-padded int64 `input_ids` and `attention_mask`, both (len(rows), longest row, at least 1).
 
@@ -174,8 +186,7 @@ def pad_batch(rows: Sequence[Sequence[int]], pad_id: int, even: bool = False) ->
     longest = max(1, lengths.max())
     if even:
         longest = even_length(int(longest))
-        step = EVEN_TOKENS // math.gcd(EVEN_TOKENS, longest)
-        rows = [*rows, *([[pad_id]] * (-len(rows) % step))]
+        rows = [*rows, *([[pad_id]] * (-len(rows) % _even_rows(longest)))]
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
     real = np.arange(longest) < lengths[:, None]
     ids = np.full(real.shape, pad_id, dtype=np.int64)
