@@ -14,7 +14,7 @@ from components.tracking import registry
 from components.tracking.store import client
 from tests.flows.cli_world import TITLES, Built, assert_refused, at_home, done, scalingnote
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 TEXTS = ["kidney stone", "Stone of the kidney", "é"]
 
 
