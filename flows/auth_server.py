@@ -19,7 +19,10 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 def auth_plan(port: int) -> ServerPlan:
-    """The plan of `mlflow_plan` with our app in front; raises for a damaged audit log or a bad file of permissions or policies before anything starts."""
+    """The plan of `mlflow_plan` with our app in front.
+
+    Raises, before anything starts, for a damaged audit log and for a bad file of permissions or policies.
+    """
     if APP not in entry_points(group="mlflow.app").names:
         raise ServerError(f"MLflow does not know the app '{APP}'. Install scalingnote again with pip.")
     if url := sign_in.running_server():

@@ -138,10 +138,10 @@ def test_a_server_that_lost_its_policy_is_never_taken_for_one_without(server: Se
 def test_a_policy_of_the_server_with_a_field_that_is_none_decides_nothing(server: Server) -> None:
     server.allow()
     (server.folder / "0.yaml").write_text("min_retention: .nan")
-    with pytest.raises((ConfigError, TrackingError), match="no policy|could not give"):
+    with pytest.raises((ConfigError, TrackingError), match=r"no policy|could not give"):
         foreign_policy(POLICY)
     (server.folder / "0.yaml").write_text("min_retentoin: 0.9")
-    with pytest.raises(ConfigError, match="0.yaml .the server .* is no policy: min_retentoin"):
+    with pytest.raises(ConfigError, match=r"0.yaml .the server .* is no policy: min_retentoin"):
         foreign_policy(POLICY)
 
 
