@@ -150,7 +150,9 @@ def _require_content(path: Path) -> None:
         raise DataError(f"{path} is a pointer of Git LFS or git-annex, not the file itself. Fetch it: git lfs pull, or git annex get.")
     packed, name = start.startswith(_KINDS[0][0]), path.name.lower()
     if start and name.endswith(".gz") and not packed:
-        raise DataError(f"{path} cannot be read: it is not compressed with gzip. Let its name end without .gz; if it was cut off, copy it again.")
+        raise DataError(
+            f"{path} cannot be read: it is not compressed with gzip. Let its name end without .gz; if it was cut off, copy it again."
+        )
     for begins, what, advice in () if name.endswith((".gz", ".parquet")) else _KINDS:
         if start.startswith(begins) and (begins != b"BZh" or start[4:10] == b"1AY&SY"):
             raise DataError(f"{path} is {what}, which its name does not say. {advice}")

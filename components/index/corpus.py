@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -145,3 +146,22 @@ def read_slice(file: pa.parquet.ParquetFile, columns: list[str], start: int, sto
         if at >= stop:
             break
     return pa.Table.from_batches(pieces)
+
+
+def pick_rows(path: Path, columns: Sequence[str], rows: NDArray[np.int64]) -> pa.Table:
+    """The `rows`, ascending, of a Parquet file; of the row groups that hold some of them one is in memory at a time.
+
+    Columns that the file lacks are left out. Raises ArtifactError that names the file when it cannot be read.
+    """
+    import pyarrow as pa
+
+    pieces, start = [], 0
+    with open_table(path) as file:
+        there = [name for name in columns if name in file.schema_arrow.names]
+        for group in range(file.metadata.num_row_groups):
+            stop = start + file.metadata.row_group(group).num_rows
+            mine = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)] - start
+            if len(mine):
+                pieces.append(file.read_row_group(group, columns=there).take(mine))
+            start = stop
+        return pa.concat_tables(pieces) if pieces else file.schema_arrow.empty_table().select(there)

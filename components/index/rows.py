@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from components.artifacts import written_atomically
 from components.data.dataset import open_table, wide
 from components.errors import ArtifactError
+from components.index.corpus import pick_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -99,10 +100,10 @@ class Rows:
 
     def missing_from(self, other: Rows) -> frozenset[str]:
         """Ids of the documents here that `other` does not hold, deleted ones of both left out."""
-        import pyarrow.compute as pc
+        import pyarrow as pa
 
-        mine, theirs = self._live_ids(), other._live_ids()
-        return frozenset(mine.filter(pc.invert(pc.is_in(mine, value_set=theirs))).to_pylist())
+        mine, theirs = pa.chunked_array([self._live_ids()]), pa.chunked_array([other._live_ids()])
+        return frozenset(mine.take(np.flatnonzero(rows_among(mine, theirs) < 0)).to_pylist())
 
     def _live_ids(self) -> pa.Array:
         import pyarrow as pa
@@ -230,6 +231,16 @@ def read_table(folder: Path, columns: Sequence[str]) -> pa.Table:
     """
     with open_table(folder / IDS_FILE) as table:
         return wide(table.read(columns=[name for name in columns if name in table.schema_arrow.names]))
+
+
+def read_single(folder: Path, columns: Sequence[str], rows: Sequence[int]) -> list[dict[str, Any]]:
+    """The columns of single rows of `doc_ids.parquet`, as Python's values and in the order of `rows`; those it lacks are left out.
+
+    Raises ArtifactError when it cannot be read.
+    """
+    ascending, places_of = np.unique(np.asarray(rows, np.int64), return_inverse=True)
+    found = pick_rows(folder / IDS_FILE, columns, ascending).to_pylist()
+    return [found[place] for place in places_of.tolist()]
 
 
 def read_titles(folder: Path, rows: Rows) -> Titles:
