@@ -243,6 +243,7 @@ def bookkeeping(folder: Path, rows: int) -> str:
 def _write_rows(path: Path, rows: int, changed: int) -> None:
     """doc_id, content_hash, title and what else an index has of its rows; with `changed` one hash in a million is another."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     texts, numbered = ("doc_id", "content_hash", "title"), ("part", "order")
@@ -250,14 +251,18 @@ def _write_rows(path: Path, rows: int, changed: int) -> None:
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, rows, AT_ONCE):
             numbers = np.arange(start, min(start + AT_ONCE, rows))
-            words = np.random.default_rng(start).bytes(32 * len(numbers)).hex()
-            hashes = [words[64 * n : 64 * n + 64] for n in range(len(numbers))]
+            digits = bytearray(np.random.default_rng(start).bytes(32 * len(numbers)).hex(), "ascii")
             if changed:
-                hashes[len(hashes) // 2] = "0" * 64
-            ids = [f"d{n:011d}" for n in numbers.tolist()]
-            titles = [f"The title of the document number {n}" for n in numbers.tolist()]
+                digits[:64] = b"0" * 64
+            ends = pa.py_buffer(64 * np.arange(len(numbers) + 1))
+            hashes = pa.LargeStringArray.from_buffers(len(numbers), ends, pa.py_buffer(digits))
+            words = pc.utf8_lpad(pa.array(numbers).cast(pa.large_string()), 11, "0")
+            ids, titles = (
+                pc.binary_join_element_wise(pa.scalar(start_of, pa.large_string()), words, pa.scalar("", pa.large_string()))
+                for start_of in ("d", "The title of the document number ")
+            )
             columns = [ids, hashes, titles, np.zeros(len(numbers), np.int32), numbers.astype(np.int32)]
-            writer.write_table(pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema))
+            writer.write_table(pa.table(columns, schema=schema))
 
 
 def _encoded(folder: Path, documents: Any, target: Path) -> Any:
