@@ -15,7 +15,7 @@ from tests.data_world import write_rows
 from tests.endpoint_world import Endpoint, endpoint_on_loopback
 from tests.flows.cli_world import SMALL, assert_refused, at_home, done, scalingnote, write_collection
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 # The models of the smoke preset, and no demand for a speed that stored vectors do not have.
 NO_SPEED = ("policy.min_speed_up=null", "policy.min_effective_rank_share=null", "distillation.epochs=2")
 LESS = (*SMALL[4:], *(word for setting in NO_SPEED for word in ("--set", setting)))
