@@ -154,20 +154,29 @@ def _folder(name: str, commit: str) -> Path:
         if not (folder / "config.json").is_file():
             raise ModelError(_no_model(name, folder))
     if not _is_whole(folder):
-        raise ModelError(
-            f"'{name}' at commit {commit[:12]} lacks weights that transformers loads ({' or '.join(WEIGHTS)}), or a tokenizer."
-        )
+        lacking = f"weights that transformers loads ({' or '.join(WEIGHTS)})"
+        if not _has_tokenizer(folder):
+            lacking = f"a tokenizer ({', '.join(TOKENIZERS)}), as a model of images or sounds does. Name a language model or a text encoder"
+        raise ModelError(f"'{name}' at commit {commit[:12]} lacks {lacking}.")
     return folder
 
 
 def _is_whole(folder: Path) -> bool:
     """Whether configuration, tokenizer and every file of the weights are there: other programs leave only what they used."""
-    if not (folder / "config.json").is_file() or not any((folder / name).is_file() for name in TOKENIZERS):
+    if not (folder / "config.json").is_file() or not _has_tokenizer(folder):
         return False
     index = next((path for path in map(folder.joinpath, INDEXES) if path.is_file()), None)
     if index is None:
         return any(any(folder.glob(weights)) for weights in WEIGHTS)
-    return all((folder / shard).is_file() for shard in set(read_json(index)["weight_map"].values()))
+    named = read_json(index)
+    shards = named.get("weight_map") if isinstance(named, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise ModelError(f"{index} does not say in which files the weights are. Name another revision of the model, or another model.")
+    return all((folder / shard).is_file() for shard in set(shards.values()))
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in TOKENIZERS)
 
 
 def _download(name: str, commit: str, patterns: tuple[str, ...]) -> Path:

@@ -259,6 +259,11 @@ def test_offline_without_the_model_names_the_cache_that_was_searched(cache: Path
         ({"model.gguf": b"GGUF", "README.md": b"x"}, "no config.json.*GGUF"),
         ({"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"}, "is an adapter, not a model"),
         ({"config.json": b'{"model_type": "bert"}', "tokenizer.json": b"{}"}, "lacks weights"),
+        ({"config.json": b'{"model_type": "vit"}', "model.safetensors": b"x"}, "lacks a tokenizer .* as a model of images or sounds does"),
+        (
+            {"config.json": b'{"model_type": "bert"}', "tokenizer.json": b"{}", "model.safetensors.index.json": b'{"weight_map": ["x"]}'},
+            "does not say in which files the weights are",
+        ),
     ],
 )
 def test_repositories_that_hold_no_model_are_named_for_what_they_are(
