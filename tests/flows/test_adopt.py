@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from components.settings import work_folder
 from tests.data_world import write_rows
 from tests.endpoint_world import Endpoint, endpoint_on_loopback
 from tests.flows.cli_world import SMALL, assert_refused, at_home, done, scalingnote, write_collection
@@ -113,10 +114,8 @@ def test_vectors_in_a_database_are_adopted_as_those_in_files_and_name_their_orig
     adopted = story["from a database"]
     assert adopted["space_id"] == story["adopted"]["space_id"]
     assert (adopted["documents"], adopted["queries"]) == (story["adopted"]["documents"], story["adopted"]["queries"])
-    tower = Path(story["static"]["folder"]).parent
-    manifests = [
-        json.loads(path.read_text(encoding="utf-8")) for path in tower.parents[1].glob("train_towers/*/document_tower/manifest.json")
-    ]
+    written = work_folder().glob("train_towers/*/document_tower/manifest.json")
+    manifests = [json.loads(path.read_text(encoding="utf-8")) for path in written]
     origins = {manifest["attributes"].get("copied_from") for manifest in manifests}
     assert any(origin and origin.startswith("Qdrant: 'clinic' in ") for origin in origins)
 
