@@ -76,10 +76,8 @@ def load_small_encoder(base: BaseModel) -> tuple[Any, Any]:
     try:
         model = _load_without_pooler(base.location)
         tokenizer = AutoTokenizer.from_pretrained(base.location, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except base.faults as error:
         raise ModelError(f"The student '{base.name}' cannot be loaded as an encoder: {why_unloadable(error)}") from None
-    if model.config.is_encoder_decoder:
-        raise ModelError(f"The student '{base.name}' has an encoder and a decoder; name a model that is an encoder alone.")
     return model, tokenizer
 
 

@@ -54,8 +54,6 @@ def load_decoder(base: BaseModel, precision: str, attention: str = "causal", emp
         tokenizer = tokenizer_of(base)
     except base.faults as error:
         raise ModelError(f"The model '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise ModelError(f"'{base.name}' has an encoder and a decoder; name a model that is one of them alone.")
     if base.layers is not None and not empty:
         keep_layers(model, base.layers, base.name)
     model.config.use_cache = False

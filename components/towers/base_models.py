@@ -69,8 +69,12 @@ class BaseModel:
 
     @property
     def faults(self) -> tuple[type[Exception], ...]:
-        """What a load raises for a model that cannot be used; code of its own may raise anything."""
-        return (Exception,) if self.code else (OSError, ValueError, KeyError, ImportError)
+        """What a load raises for a model that cannot be used or whose files are cut off; code of its own may raise anything."""
+        from pickle import UnpicklingError
+
+        from safetensors import SafetensorError
+
+        return (Exception,) if self.code else (OSError, ValueError, KeyError, ImportError, EOFError, SafetensorError, UnpicklingError)
 
 
 def tower_base(towers: TowerConfig, texts: Sequence[str] = ()) -> BaseModel:
@@ -192,6 +196,10 @@ def load_config(base: BaseModel) -> Any:
         raise ModelError(
             f"'{base.name}' scores texts (a cross-encoder or classifier, {kinds[0]}) and gives no vectors. Name an encoder or a decoder."
         )
+    if getattr(whole, "is_encoder_decoder", False):
+        raise ModelError(f"'{base.name}' ({whole.model_type}) has an encoder and a decoder. Name a model that is one of the two alone.")
+    if hasattr(whole, "logit_scale_init_value"):  # CLIP and its kin
+        raise ModelError(f"'{base.name}' ({whole.model_type}) is two models, of texts and of other things. Name an encoder of texts alone.")
     config = whole.get_text_config()
     if not isinstance(getattr(config, "vocab_size", None), int):
         raise ModelError(f"'{base.name}' ({whole.model_type}) does not read text alone. Name a language model or a text encoder.")

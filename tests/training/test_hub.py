@@ -286,6 +286,8 @@ def test_repositories_that_hold_no_model_are_named_for_what_they_are(
         ({"model_type": "vit", "architectures": ["ViTModel"], "vocab_size": None}, "does not read text"),
         ({"model_type": "newformer", "auto_map": {"AutoConfig": "configuration_new.NewConfig"}}, "brings Python code of its own"),
         ({"model_type": "newformer"}, "newformer"),
+        ({"is_encoder_decoder": True}, "has an encoder and a decoder"),
+        ({"logit_scale_init_value": 2.6592}, "is two models, of texts and of other things"),
     ],
 )
 def test_models_that_cannot_encode_texts_here_are_refused(changes: dict[str, object], words: str, tmp_path: Path, home: Path) -> None:
@@ -295,6 +297,19 @@ def test_models_that_cannot_encode_texts_here_are_refused(changes: dict[str, obj
     with pytest.raises(ModelError, match=words) as error:
         load_config(resolve_base(str(tmp_path)))
     assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_cut_off_are_refused_in_words(tmp_path: Path, home: Path) -> None:
+    from components.distillation.forms import load_small_encoder
+    from components.towers.backbone import load_decoder
+
+    build_tiny_encoder(TEXTS, tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    base = resolve_base(str(tmp_path))
+    for load in (load_small_encoder, lambda base: load_decoder(base, "float32", "bidirectional")):
+        with pytest.raises(ModelError, match="cannot be loaded"):
+            load(base)
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "./no/such/model", "/no/such", "~nosuchuser/model", "a b", "org/mo..del"])
