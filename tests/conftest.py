@@ -13,17 +13,20 @@ import pytest
 
 from tests import third_party, workers
 from tests.browser.chromium import missing
+from tests.disk import wait_for_no_disk
 from tests.flows.cli_world import SMALL, Built, at_home, done, write_collection
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+wait_for_no_disk()
 if "PYTEST_XDIST_WORKER" in os.environ:  # before a library counts the processors
-    os.environ["OMP_NUM_THREADS"] = workers.threads_of_a_worker()
+    os.environ["OMP_NUM_THREADS"] = str(workers.threads_of_a_worker())
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    return workers.number_of_workers(config)
+    chosen = config.option.keyword or config.option.markexpr or config.option.collectonly or getattr(config.option, "lf", False)
+    return workers.number_of_workers(config.args, bool(chosen))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -32,7 +35,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Shared out among processes, tests begin in the order that ends soonest; alone they keep that of their files."""
+    """Shared out among processes, what takes longest begins; in one process files keep their order."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: workers.rank(item.nodeid))
 
