@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from components.tracking.store import client
-from tests.flows.cli_world import SMALL, Built, assert_refused, at_home, done, scalingnote
+from tests.flows.cli_world import SMALL, Built, assert_refused, at_home, done, require_valid_exports, scalingnote
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 NAME = ("--name", "traced")
@@ -82,6 +82,15 @@ def test_each_form_is_written_to_a_file(home: Path, tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "html").read_text() and "<script" not in (tmp_path / "html").read_text()
     assert len(json.loads((tmp_path / "openlineage").read_text())) >= 9
     assert json.loads((tmp_path / "cyclonedx").read_text())["specVersion"] == "1.6"
+
+
+def test_the_exports_are_valid_where_the_teacher_serves_its_own_queries(home: Path, built: Built, tmp_path: Path) -> None:
+    """Query tower and query encoder are one model then."""
+    other = ("--name", "oneself")
+    done("retrain", *SMALL, "--data", built.data, "--set", "distillation.student=teacher", *other)
+    done("approve", "candidate/1", "--as", "Ada", "--override", "a test has few queries", *other)
+    done("promote", *other)
+    require_valid_exports("champion", tmp_path, *other)
 
 
 def test_parts_are_traced_by_name(home: Path) -> None:
