@@ -70,3 +70,12 @@ def rank(nodeid: str) -> tuple[int, int]:
         LONGEST.index(place) if place in LONGEST else len(LONGEST),
         RINGS.index(ring) if ring in RINGS else len(RINGS),
     )
+
+
+def sendable(report: Any) -> Any:
+    """A report as one process can send it to another: what was logged of a name that is no text has escapes for its bytes."""
+    if isinstance(report, str):
+        return report.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(report, dict):
+        return {sendable(key): sendable(value) for key, value in report.items()}
+    return type(report)(map(sendable, report)) if type(report) in (list, tuple) else report

@@ -67,6 +67,15 @@ def test_all_workers_together_take_the_processors_there_are(count: str, threads:
     assert workers.threads_of_a_worker() == threads
 
 
+def test_a_report_that_tells_of_bytes_that_are_no_text_can_be_sent_from_process_to_process() -> None:
+    execnet = pytest.importorskip("execnet.gateway_base")
+    report = {"sections": [("Captured log", "caf\udcff é")], "duration": 0.5, "longrepr": None, "user_properties": [["a", 1]]}
+    with pytest.raises(execnet.DumpError):
+        execnet.dumps(report)
+    sent = execnet.loads(execnet.dumps(workers.sendable(report)))
+    assert sent == {**report, "sections": [("Captured log", "caf\\udcff é")]}
+
+
 def test_databases_of_tests_do_not_wait_for_the_disk_and_what_is_none_is_told_later(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "x.db") as store:
         assert store.execute("PRAGMA synchronous").fetchone() == (0,)
