@@ -7,6 +7,8 @@ A template is a file `*.j2` beside the module that fills it, named by its place 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +18,19 @@ from markupsafe import Markup
 from components.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from jinja2 import Environment, Template
+    from jinja2 import Environment
 
 
 def page(template: str, /, **values: Any) -> str:
-    """The whole template filled with `values`; raises ArtifactError where there is no such file."""
-    return _template(template).render(values)
+    """The whole template filled with `values`; raises ArtifactError where its file, or one that it includes, is gone."""
+    with _complete():
+        return environment().get_template(template).render(values)
 
 
 def piece(template: str, macro: str, /, *values: Any) -> Markup:
-    """One macro of a template called with `values`, without the white space around it; raises ArtifactError where there is no such file."""
-    return Markup(getattr(_template(template).module, macro)(*values)).strip()
+    """One macro of a template called with `values`, without the white space around it; raises ArtifactError like `page`."""
+    with _complete():
+        return Markup(getattr(environment().get_template(template).module, macro)(*values)).strip()
 
 
 def plain(text: str) -> str:
@@ -59,10 +63,11 @@ def environment() -> Environment:
     return made
 
 
-def _template(name: str) -> Template:
+@contextmanager
+def _complete() -> Iterator[None]:
     from jinja2 import TemplateNotFound
 
     try:
-        return environment().get_template(name)
+        yield
     except TemplateNotFound as error:
         raise ArtifactError(f"The code is incomplete: there is no template components/{error.name}. Install scalingnote again.") from None
