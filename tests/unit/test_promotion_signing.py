@@ -103,7 +103,7 @@ def test_a_signature_by_another_key_is_refused_by_name(
     own, other = make_key(keys / "signing.pem"), make_key(tmp_path / "mallory" / "signing.pem")
     monkeypatch.setenv(KEY, str(other.path))
     sign_release(candidate)
-    with pytest.raises(ArtifactError, match=f"signed by the key {other.key_id[:16]}, which is not trusted. Trusted are: {own.key_id[:16]}"):
+    with pytest.raises(ArtifactError, match=f"by the key {other.key_id[:16]}, which is not trusted. Trusted keys: {own.key_id[:16]}"):
         check_release(candidate, trusted_keys())
     untold = check_release(candidate, {})
     assert untold is not None and not untold.trusted and "nothing here says whether to trust" in str(untold)
