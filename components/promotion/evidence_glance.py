@@ -88,7 +88,7 @@ def _compared(name: str, ours: float, theirs: float, unit: str, smaller: bool) -
 
 
 def agreements(dossier: Dossier, k: int | None = 10) -> list[Agreement]:
-    """How far both releases agree, on logged queries first; with `k` only that many documents."""
+    """How far both releases agree, on logged queries first; with `k` only at that depth."""
     found = dossier.compared.summary.agreement.values() if dossier.compared.summary else []
     order = (LOGGED, UNLABELLED, JUDGED)
     return sorted((a for a in found if k in (None, a.k)), key=lambda a: (order.index(a.source) if a.source in order else 9, a.k))
