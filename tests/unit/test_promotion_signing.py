@@ -194,7 +194,7 @@ def test_signatures_that_do_not_count_do_not_count_together(candidate: Path, key
     public = base64.b64encode(other.public).decode()
     refused: dict[str, list[dict[str, Any]]] = {
         "which is not trusted": [{"keyid": other.key_id, "public_key": public, "sig": foreign}, {"keyid": own.key_id, "sig": foreign}],
-        "is false": [{**entry, "sig": foreign}, {"keyid": own.key_id, "sig": foreign}],
+        "does not fit": [{**entry, "sig": foreign}, {"keyid": own.key_id, "sig": foreign}],
         "fits no trusted key": [{"keyid": own.key_id, "sig": foreign}],
         "carries another": [{**entry, "public_key": public}],
     }
