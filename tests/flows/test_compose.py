@@ -28,7 +28,7 @@ import yaml
 
 from tests.auth_world import OPENER, ROOT, free_port, know_the_app
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 SCHEMA = ROOT / "tests" / "compose" / "compose-spec.json"
 REQUIRED = ("POSTGRES_PASSWORD", "MLFLOW_DB_PASSWORD", "PREFECT_DB_PASSWORD", "PREFECT_API_PASSWORD")
 GIVEN = {  # what docker/README.md puts into docker/.env
@@ -124,7 +124,7 @@ class Service:
             headers["authorization"] = "Basic " + b64encode(account.encode()).decode()
         data = None if body is None else json.dumps(body).encode()
         try:
-            with OPENER.open(Request(self.url + path, data, headers, method=method), timeout=60) as answer:
+            with OPENER.open(Request(self.url + path, data, headers, method=method), timeout=600) as answer:
                 content = answer.read()
                 return answer.status, json.loads(content) if content.startswith((b"{", b"[")) else content
         except HTTPError as error:
@@ -163,7 +163,7 @@ def started(name: str, folder: Path, database: str, volumes: Mapping[str, Path])
         yield running
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
+        process.wait(600)
 
 
 def _answers(service: Service, path: str) -> bool:
