@@ -6,23 +6,28 @@ server must have `MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY`, or it stops signing whe
 
 from __future__ import annotations
 
-import json
+import asyncio
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
-from urllib.parse import urlsplit
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from components.errors import ConfigError
 from components.promotion.deliveries import MAX_BODY, Deliveries, DeliveryError
 
 SECRET = "SCALINGNOTE_WEBHOOK_SECRET"
-MAX_DIGITS = 12
-MAX_DISCARDED = 20 * MAX_BODY  # bytes of a body that is too long
+SECONDS = 10.0  # a sender that stops half-way must not keep its connection
+CONNECTIONS = 64  # at a time; MLflow needs one
+# Status -> what is said of calls that are no delivery.
+_REFUSED = {404: "Deliveries are received at the path / alone.", 405: "Deliveries are sent with POST."}
 Wake = Callable[[], None]
 
 
@@ -36,89 +41,66 @@ def secret() -> str:
 
 @contextmanager
 def receiving(address: tuple[str, int], deliveries: Deliveries, wake: Wake) -> Iterator[int]:
-    """Receive in a thread of its own as long as the block runs; gives the port. `wake` is called for each event that may matter."""
+    """Receive in a thread of its own as long as the block runs; gives the port. `wake` is called for each event that may matter.
+
+    Raises ConfigError where nothing can listen at `address`.
+    """
     try:
-        server = _Server(address, deliveries, wake)
+        listener = socket.create_server(address, family=socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
     except OSError as error:
         raise ConfigError(f"Nothing can listen on {address[0]}:{address[1]}: {error.strerror}. Choose another --port or --host.") from None
-    thread = threading.Thread(target=server.serve_forever, name="webhook", daemon=True)
+    # stdout holds what the flow did, and a flood of wrong deliveries must not fill a disk: only failures of our own are logged.
+    options = uvicorn.Config(
+        application(deliveries, wake), log_config=None, log_level="error", access_log=False, lifespan="off",
+        limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=1,
+    )  # fmt: skip
+    server = uvicorn.Server(options)
+    thread = threading.Thread(target=server.run, args=([listener],), name="webhook", daemon=True)
     thread.start()
     try:
-        yield int(server.server_address[1])
+        yield int(listener.getsockname()[1])
     finally:
-        server.shutdown()
-        server.server_close()
+        server.should_exit = True
         thread.join()
+        listener.close()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
+def application(deliveries: Deliveries, wake: Wake) -> FastAPI:
+    """One delivery a call: 202 when it wakes the flow, 200 when it is about something else, 4xx when it is refused.
 
-    def __init__(self, address: tuple[str, int], deliveries: Deliveries, wake: Wake) -> None:
-        self.deliveries, self.wake, self.lock = deliveries, wake, threading.Lock()
-        super().__init__(address, _Handler)
+    All calls are answered by one thread, so no two deliveries with one id are accepted.
+    """
+    app = FastAPI(openapi_url=None)  # without the schema there are no pages about it either
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing: a sender that hangs up while it is answered is no failure of ours."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """One delivery: 202 when it wakes the flow, 200 when it is about something else, 4xx when it is refused."""
-
-    server: _Server
-    timeout = 10  # seconds: a sender that stops half-way must not keep its thread
-    error_content_type = "application/json"
-    error_message_format = '{"message": "%(explain)s"}'
-
-    def do_POST(self) -> None:
-        try:
-            matters = self._accept()
-        except DeliveryError as error:
-            self._answer(error.status, str(error))
-            return
+    @app.post("/")
+    async def receive(request: Request) -> JSONResponse:
+        matters = deliveries.accept(request.headers, await _body(request), time.time())
         if matters:
-            self.server.wake()
-        self._answer(202 if matters else 200, "looking" if matters else "not about this retriever")
+            wake()
+        return JSONResponse({"message": "looking" if matters else "not about this retriever"}, 202 if matters else 200)
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Every method but POST comes here as "not implemented"."""
-        if code == HTTPStatus.NOT_IMPLEMENTED:
-            self._answer(405, "Deliveries are sent with POST.")
-        else:
-            super().send_error(code, message, explain)
+    @app.exception_handler(DeliveryError)
+    async def refused(_request: Request, error: DeliveryError) -> JSONResponse:
+        return JSONResponse({"message": str(error)}, error.status)
 
-    def _accept(self) -> bool:
-        body = self._body()
-        if urlsplit(self.path).path != "/":
-            raise DeliveryError(404, "Deliveries are received at the path / alone.")
-        with self.server.lock:  # two deliveries with one id at the same moment
-            return self.server.deliveries.accept(dict(self.headers.items()), body, time.time())
+    @app.exception_handler(HTTPException)
+    async def no_delivery(_request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"message": _REFUSED.get(error.status_code, error.detail)}, error.status_code, error.headers)
 
-    def _body(self) -> bytes:
-        given = self.headers.get("Content-Length", "")
-        if not (given.isascii() and given.isdigit()):
-            raise DeliveryError(411, "The header Content-Length is missing or holds no number.")
-        if len(given) > MAX_DIGITS or int(given) > MAX_BODY:
-            self._discard(int(given[:MAX_DIGITS]))
-            raise DeliveryError(413, f"The body is longer than {MAX_BODY} bytes, which no delivery of MLflow is.")
-        return self.rfile.read(int(given))
+    return app
 
-    def _discard(self, length: int) -> None:
-        """Read what is sent, up to a limit: a sender that is cut off while it sends never sees the answer."""
-        left = min(length, MAX_DISCARDED)
-        while left and (chunk := self.rfile.read(min(left, 1 << 16))):
-            left -= len(chunk)
 
-    def _answer(self, status: int, message: str) -> None:
-        content = json.dumps({"message": message}).encode()
-        self.send_response(status)
-        if status == 405:
-            self.send_header("Allow", "POST")
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        """Nothing: stdout holds what the flow did, and a flood of wrong deliveries must not fill a disk."""
+async def _body(request: Request) -> bytes:
+    """What was sent. A body that is too long is read to its end: a sender that is cut off while it sends never sees the answer."""
+    read = bytearray()
+    try:
+        async with asyncio.timeout(SECONDS):
+            async for chunk in request.stream():
+                read += chunk if len(read) <= MAX_BODY else b""
+    except TimeoutError:
+        raise DeliveryError(408, f"The body did not arrive within {SECONDS:.0f} seconds.") from None
+    except ClientDisconnect:
+        raise DeliveryError(400, "The sender hung up.") from None
+    if len(read) > MAX_BODY:
+        raise DeliveryError(413, f"The body is longer than {MAX_BODY} bytes, which no delivery of MLflow is.")
+    return bytes(read)

@@ -7,7 +7,11 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = {"model_signing": "model-signing with pyopenssl", "cyclonedx": "cyclonedx-python-lib[json-validation]"}
+PACKAGES = {
+    "model_signing": "model-signing with pyopenssl",
+    "cyclonedx": "cyclonedx-python-lib[json-validation]",
+    "datasets": "datasets",  # reads the sets of NanoBEIR for sentence-transformers' evaluator
+}
 
 
 def tool(name: str) -> str | None:
@@ -15,7 +19,11 @@ def tool(name: str) -> str | None:
     return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
 
 
+def there(name: str) -> bool:
+    """Whether a package of `PACKAGES` can be used here."""
+    return tool(name) is not None if name == "model_signing" else find_spec(name) is not None
+
+
 def missing() -> list[str]:
     """The packages whose checks of our exports cannot run here."""
-    there = {"model_signing": tool("model_signing") is not None, "cyclonedx": find_spec("cyclonedx") is not None}
-    return [package for name, package in PACKAGES.items() if not there[name]]
+    return [package for name, package in PACKAGES.items() if not there(name)]

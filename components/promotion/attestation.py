@@ -24,7 +24,7 @@ from components.artifacts import (
 from components.errors import ArtifactError
 from components.promotion.people import require_entry, require_logged_heads
 from components.promotion.release import ReleaseManifest, load_release
-from components.promotion.signing import Claim, Signed, check, sign
+from components.promotion.signing import Claim, Signed, check, sign, signers
 from components.promotion.signing_keys import SigningKey, TrustedKey, load_signing_key, usable_key
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def check_records(records: Sequence[Record], trusted: Mapping[str, TrustedKey]) 
         foreign = next((record for record in reversed(records[covered:]) if record.get("signature")), None)
         state = f"{covered + 1} is not signed"
         if foreign is not None:
-            key = foreign["signature"]["signatures"][0]["keyid"][:16]
+            key = signers(foreign["signature"], _record_claim(foreign), trusted)[0][:16]
             state = f"{foreign['sequence']}: It is signed by the key {key}, which is not trusted"
         raise ArtifactError(
             f"Promotion record {state}, and no trusted key signed one after it; only their signatures count here. "
@@ -100,12 +100,22 @@ def covered_records(records: Sequence[Record], trusted: Mapping[str, TrustedKey]
         if record.get("signature") is None:
             continue
         try:
-            signer = check(record["signature"], _record_claim(record), {})
+            names = signers(record["signature"], _record_claim(record), trusted)
         except ArtifactError as error:
             raise ArtifactError(f"Promotion record {record.get('sequence')}: {error}") from None
-        if not trusted or signer.key_id in trusted:
+        if not trusted or trusted.keys() & set(names):
             covered = int(record["sequence"])
     return covered
+
+
+def signed_by(record: Record) -> list[str]:
+    """Ids of the keys that signed a record, by the public keys beside their signatures; nobody's where no signature fits."""
+    if record.get("signature") is None:
+        return []
+    try:
+        return signers(record["signature"], _record_claim(record), {})
+    except ArtifactError:
+        return ["nobody: the signature does not fit"]
 
 
 def check_audit(name: str, records: Sequence[Record], entries: Sequence[AuditEntry] | None) -> str:

@@ -1,8 +1,8 @@
 """Signed statements: an in-toto Statement v1 in a DSSE envelope, checked byte for byte.
 
 The envelope is that of https://github.com/secure-systems-lab/dsse (v1), the statement that of https://github.com/in-toto/attestation, so
-other tools can check them. Beside each signature stands the public key: without a trusted key nobody is proven by it, but that the
-signature was not changed still is.
+other tools can check them and sign them too. Beside each of our signatures stands the public key: without a trusted key nobody is proven
+by it, but that the signature was not changed still is.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from components.promotion.signing_keys import SigningKey, TrustedKey, key_id
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+MAX_SIGNATURES = 32  # nobody's time is taken by thousands of false ones
+_FROM_URL = str.maketrans("-_", "+/")
 
 
 @dataclass(frozen=True)
@@ -62,20 +64,55 @@ def sign(claim: Claim, predicate: Mapping[str, Any], key: SigningKey) -> dict[st
 def check(envelope: Any, claim: Claim, trusted: Mapping[str, TrustedKey]) -> Signed:
     """Who signed a statement about the claim's subjects. With trusted keys only theirs count, with none any signature that fits.
 
-    Raises ArtifactError for an envelope that is malformed, about something else, changed, or signed by another key.
+    Raises ArtifactError for an envelope that is malformed, about something else, changed, or signed by other keys alone.
     """
-    entry = _entry(envelope)
-    payload, public, name = _decode(envelope["payload"]), _decode(entry["public_key"]), str(entry["keyid"])
-    if key_id(public) != name:
-        raise ArtifactError(f"The signature names the key {name[:16]}, but carries another; it was changed.")
-    if trusted and name not in trusted:
-        known = ", ".join(key[:16] for key in sorted(trusted))
-        raise ArtifactError(f"It is signed by the key {name[:16]}, which is not trusted. Trusted are: {known}.")
-    if not _fits(public, _decode(entry["sig"]), pae(payload)):
-        raise ArtifactError(f"The signature by the key {name[:16]} is false: signature or statement was changed.")
+    names = signers(envelope, claim, trusted)
+    if not trusted:
+        return Signed(names[0], False)
+    if counted := [name for name in names if name in trusted]:
+        return Signed(counted[0], True)
+    known = ", ".join(key[:16] for key in sorted(trusted))
+    raise ArtifactError(f"It is signed by the key {names[0][:16]}, which is not trusted. Trusted are: {known}.")
+
+
+def signers(envelope: Any, claim: Claim, trusted: Mapping[str, TrustedKey]) -> list[str]:
+    """Ids of the keys whose signatures of a statement about the claim's subjects fit, at least one.
+
+    As DSSE has it, an envelope may have several signatures, of kinds that are not known here too, and fields that are not known are passed
+    over. A signature without the public key beside it is held against the trusted keys: a key id is a hint alone, and each tool makes its
+    own. Raises ArtifactError when nothing fits, and for an envelope that is malformed, changed, or about something else.
+    """
+    payload, entries = _opened(envelope)
+    names: list[str] = []
+    problems: list[ArtifactError] = []
+    for entry in entries:
+        try:
+            names.append(_signer(entry, pae(payload), trusted))
+        except ArtifactError as error:
+            problems.append(error)
+    if not names:
+        raise problems[0]
     if _about(payload) != (claim.subject_list, claim.predicate_type):
         raise ArtifactError("The signature is about other content than is there now: it was changed after it was signed.")
-    return Signed(name, bool(trusted))
+    return names
+
+
+def _signer(entry: Any, message: bytes, trusted: Mapping[str, TrustedKey]) -> str:
+    """The id of the key that made the signature `entry` of `message`."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("sig"), str):
+        raise ArtifactError("The signature does not name sig.")
+    signature, hint = _decode(entry["sig"]), str(entry.get("keyid", ""))
+    if "public_key" not in entry:
+        if found := next((name for name, key in trusted.items() if _fits(key.public, signature, message)), None):
+            return found
+        raise ArtifactError(f"The signature by the key {hint[:16] or 'without a name'} carries no public key, and fits no trusted key.")
+    public = _decode(entry["public_key"])
+    name = key_id(public)
+    if name != hint:
+        raise ArtifactError(f"The signature names the key {hint[:16] or 'nothing'}, but carries another; it was changed.")
+    if not _fits(public, signature, message):
+        raise ArtifactError(f"The signature by the key {name[:16]} is false: signature or statement was changed.")
+    return name
 
 
 def _about(payload: bytes) -> tuple[Any, Any]:
@@ -95,16 +132,12 @@ def pae(payload: bytes) -> bytes:
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
-def _entry(envelope: Any) -> dict[str, Any]:
-    """The one signature of an envelope that has exactly our fields."""
-    fields = set(envelope) if isinstance(envelope, dict) else set()
-    entries = envelope["signatures"] if fields == {"payloadType", "payload", "signatures"} else None
-    if not isinstance(entries, list) or len(entries) != 1 or envelope["payloadType"] != PAYLOAD_TYPE:
-        raise ArtifactError(f"The signature is not a DSSE envelope of the type {PAYLOAD_TYPE} with one signature.")
-    entry = entries[0]
-    if not isinstance(entry, dict) or set(entry) != {"keyid", "public_key", "sig"}:
-        raise ArtifactError("The signature does not name keyid, public_key and sig.")
-    return entry
+def _opened(envelope: Any) -> tuple[bytes, list[Any]]:
+    """The payload of an envelope, and its signatures."""
+    entries = envelope.get("signatures") if isinstance(envelope, dict) else None
+    if not isinstance(entries, list) or not 0 < len(entries) <= MAX_SIGNATURES or envelope.get("payloadType") != PAYLOAD_TYPE:
+        raise ArtifactError(f"The signature is not a DSSE envelope of the type {PAYLOAD_TYPE} with 1 to {MAX_SIGNATURES} signatures.")
+    return _decode(envelope.get("payload")), entries
 
 
 def _fits(public: bytes, signature: bytes, message: bytes) -> bool:
@@ -123,11 +156,12 @@ def _encode(content: bytes) -> str:
 
 
 def _decode(text: Any) -> bytes:
-    """Strict base64: several texts decode to the same bytes, and only the one that was written is taken."""
+    """Strict base64, plain or for URLs: of the texts that decode to the same bytes only the one that is written is taken."""
+    plain = text.translate(_FROM_URL) if isinstance(text, str) else ""
     try:
-        content = base64.b64decode(text, validate=True)
-    except (TypeError, ValueError, binascii.Error):
+        content = base64.b64decode(plain, validate=True)
+    except (ValueError, binascii.Error):
         content = b""
-    if not content or _encode(content) != text:
+    if not content or _encode(content) != plain:
         raise ArtifactError("The signature holds text that is not base64; it was changed.")
     return content

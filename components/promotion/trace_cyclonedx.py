@@ -21,6 +21,7 @@ from urllib.parse import quote
 from components.artifacts import canonical_json, digest_of
 from components.errors import ModelError
 from components.evaluation.report import Summary, load_summary
+from components.promotion.attestation import signed_by
 from components.promotion.release import EVALUATION_FOLDER, BaseModelPin, LineageNode, Pin
 from components.promotion.signing_keys import SigningKey, load_signing_key, trusted_keys
 from components.promotion.trace import Trace
@@ -160,7 +161,7 @@ class _Bill:
         """What holds a release to what was approved, as far as it is used here."""
         policy = str(self.manifest.decision.policy_version or "none")
         controls = ["every file by sha256", f"gates by the policy {policy}", "approval by a person", "promotion records chained by digest"]
-        signed = {str(record["signature"]["signatures"][0]["keyid"])[:16] for record in self.witness.records if record.get("signature")}
+        signed = {name[:16] for record in self.witness.records for name in signed_by(record)}
         controls += [f"records signed by {', '.join(sorted(signed))}"] if signed else []
         return "; ".join([*controls, *(["an audit log of who did what"] if self.witness.entries is not None else [])])
 

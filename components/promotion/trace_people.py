@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.promotion import people
 from components.promotion.approval import read_approval
+from components.promotion.attestation import signed_by
 from components.promotion.baseline import record_of
 from components.promotion.standing import Record, candidate_model, release_model
 from components.promotion.trace_node import Node
@@ -77,7 +78,7 @@ def promotions(name: str, info: VersionInfo, witness: Witness) -> Node:
 
 def _readable(record: Record) -> dict[str, Any]:
     """The record with the ids of the keys in place of its signature, which `verify` reads from the record itself."""
-    signed = [str(one.get("keyid")) for one in (record.get("signature") or {}).get("signatures", [])]
+    signed = signed_by(record)
     shown = {field: value for field, value in record.items() if field != "signature"}
     return {**shown, **({"signed_by": ", ".join(signed)} if signed else {})}
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
     from selenium.webdriver.remote.webelement import WebElement
 
-SECONDS = 60.0  # how long a page may take; a loaded machine has taken half of it
+SECONDS = 600.0  # how long a page may take; a loaded machine has taken minutes
 T = TypeVar("T")
 # MLflow shows an error for three seconds, which a loaded machine may miss: the page keeps them.
 _KEEP_NOTICES = """

@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from components.data.tables import document_text
 from components.tracking import registry
 from components.tracking.store import client
-from tests.flows.cli_world import TITLES, Built, assert_refused, at_home, done, scalingnote
+from tests import third_party
+from tests.flows.cli_world import TITLES, Built, assert_refused, at_home, done, free_port, scalingnote
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 TEXTS = ["kidney stone", "Stone of the kidney", "é"]
+KINDS = ("query-encoder", "query-tower", "document-tower", "index", "candidate")
+# Loads the models that are named, asks each its own example, and says which modules our code has asked for by then.
+ASKED_FOR = """
+import builtins, json, sys
+asked, original = set(), builtins.__import__
+def recording(name, globals=None, locals=None, fromlist=(), level=0):
+    if level == 0 and ((globals or {}).get("__name__") or "").startswith("components"):
+        asked.add(name.partition(".")[0])
+    return original(name, globals, locals, fromlist, level)
+builtins.__import__ = recording
+import mlflow
+model = mlflow.pyfunc.load_model(sys.argv[1])
+model.predict(model.input_example)
+print(json.dumps(sorted(asked)))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +135,117 @@ def test_the_query_encoder_loads_by_the_flavor_of_sentence_transformers(world: B
     assert "torch==" in requirements and "+" not in requirements
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_models_code_imports_is_among_its_requirements(kind: str, world: Built) -> None:
+    """A fresh environment has these packages and what they require, and nothing else."""
+    uri = f"models:/retriever-{kind}/1"
+    command = [sys.executable, "-c", ASKED_FOR, uri]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stderr
+    asked = set(json.loads(ran.stdout.splitlines()[-1])) - set(sys.stdlib_module_names) - {"components"}
+    assert {"mlflow", "numpy"} <= asked
+    distributions = metadata.packages_distributions()
+    pinned = (registry.artifact_folder(f"retriever-{kind}", 1).parents[1] / "requirements.txt").read_text().split()
+    there = required({canonicalize_name(Requirement(line).name) for line in pinned})
+    missing = {name for name in asked if not {canonicalize_name(each) for each in distributions[name]} & there}
+    assert missing == set()
+
+
+def required(names: set[str]) -> set[str]:
+    """These distributions and all that an installation of them brings along."""
+    found: set[str] = set()
+    while names:
+        found |= names
+        lines = [line for name in names for line in metadata.requires(name) or ()]
+        wanted = [Requirement(line) for line in lines]
+        names = {canonicalize_name(each.name) for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})} - found
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mlflow_writes_a_dockerfile_for_each_model_that_needs_nothing_of_this_machine(kind: str, world: Built, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+    from mlflow.models.cli import commands
+
+    uri, folder = f"models:/retriever-{kind}/1", tmp_path / "image"
+    ran = CliRunner().invoke(commands, ["generate-dockerfile", "-m", uri, "-d", str(folder)], catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    written = (folder / "Dockerfile").read_text()
+    assert re.search(rf"^FROM python:{sys.version_info.major}\.{sys.version_info.minor}\.\d+-slim$", written, re.MULTILINE)
+    assert f"RUN pip install mlflow=={metadata.version('mlflow')}" in written and "COPY model_dir/" in written
+    model = folder / "model_dir"
+    assert (model / "code" / "components" / "artifacts.py").is_file()
+    lines = (model / "requirements.txt").read_text().splitlines()
+    assert lines and all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line) for line in lines), lines
+    told = [path.read_text() for path in (folder / "Dockerfile", model / "python_env.yaml", model / "conda.yaml", model / "MLmodel")]
+    artifact_location = "artifact_path:"  # MLflow's own record of where it was logged; nothing is read from there
+    said = "\n".join(line for text in told for line in text.splitlines() if not line.startswith(artifact_location))
+    assert str(world.home) not in said and sys.prefix not in said
+
+
+@pytest.fixture(scope="module")
+def served(built: Built, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The champion as `mlflow models serve` serves it, in a copy of the home."""
+    folder = tmp_path_factory.mktemp("served")
+    shutil.copytree(built.home, folder / "home")
+    with at_home(folder / "home", mlflow_template):
+        done("approve", "candidate/1", "--as", "Ada", "--override", "the gates of so little training do not matter here")
+        done("promote")
+        port = free_port()
+        command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/retriever-release@champion", "-p", str(port)]
+        address = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'home' / 'mlflow' / 'mlflow.db'}"}
+        log = (folder / "log").open("wb")
+        process = subprocess.Popen(
+            [*command, "--env-manager", "local"], env=os.environ | address, stdout=log, stderr=log, cwd=folder, start_new_session=True
+        )
+    try:
+        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 240
+        while not answers(url):
+            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
+            time.sleep(0.5)
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+        log.close()
+
+
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def answers(url: str) -> bool:
+    with contextlib.suppress(OSError), OPENER.open(f"{url}/ping", timeout=5) as response:
+        return bool(response.status == 200)
+    return False
+
+
+def invoked(url: str, body: Any) -> tuple[int, Any]:
+    """Status and content of a call of /invocations."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    try:
+        with OPENER.open(urllib.request.Request(f"{url}/invocations", content, {"content-type": "application/json"}), timeout=60) as found:
+            return found.status, json.load(found)
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_mlflow_serves_the_champion_with_ids_scores_and_titles(served: str) -> None:
+    status, answer = invoked(served, {"inputs": ["kidney stone", "burn of the eye"], "params": {"k": 3}})
+    assert status == 200, answer
+    first, second = answer["predictions"]
+    assert first["doc_ids"] != second["doc_ids"]
+    for row in (first, second):
+        assert row["titles"] == [TITLES[doc_id] for doc_id in row["doc_ids"]] and len(row["doc_ids"]) == 3
+        assert row["scores"] == sorted(row["scores"], reverse=True)
+    assert [len(row["doc_ids"]) for row in invoked(served, {"dataframe_split": {"data": [["x"]]}})[1]["predictions"]] == [10]
+
+
+@pytest.mark.parametrize("body", [b"no json", {}, {"inputs": []}, {"inputs": ["x"], "params": {"k": "three"}}, {"inputs": [["a", "b"]]}])
+def test_a_call_that_mlflow_cannot_answer_is_the_callers_fault(body: Any, served: str) -> None:
+    status, answer = invoked(served, body)
+    assert 400 <= status < 500, answer
+
+
 def test_the_package_pairs_student_and_tower_and_says_so_in_its_card(package: Path) -> None:
     from huggingface_hub import ModelCard
     from sentence_transformers import SentenceTransformer
@@ -121,6 +262,43 @@ def test_the_package_pairs_student_and_tower_and_says_so_in_its_card(package: Pa
     assert f"{student['metrics']['ndcg@10']:.3f} [{low:.3f} {high:.3f}]" in card.text
     assert "retriever-document-tower/1" in card.text and "clinic" in card.text and "encode_document" in card.text
     assert str(package) not in card.content
+
+
+@pytest.mark.skipif(not third_party.there("datasets"), reason="the package datasets is not installed; it comes with the extra `test`")
+def test_the_evaluator_of_nanobeir_measures_the_package(
+    package: Path, world: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.evaluation import NanoBEIREvaluator
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    evaluator = NanoBEIREvaluator(["scifact"], dataset_id=str(as_nanobeir(world.data, tmp_path / "nano")), write_csv=False)
+    found = evaluator(SentenceTransformer(str(package), device="cpu"))
+    reported = steps_of(world.first["mlflow_run_id"])["evaluate"].data.metrics
+    # Ours searches the index, whose vectors have half the digits, with texts' ties in another order: a query or two may differ.
+    assert found["NanoSciFact_cosine_ndcg@10"] == pytest.approx(reported["student/ndcg_at_10"], abs=0.05)
+
+
+def as_nanobeir(collection: Path, folder: Path) -> Path:
+    """A collection's test queries in the layout that NanoBEIR has on the hub, as one of its sets."""
+    import pandas as pd
+
+    documents = pd.read_json(collection / "corpus.jsonl", lines=True)
+    queries = pd.read_json(collection / "queries.jsonl", lines=True)
+    qrels = pd.read_csv(collection / "qrels" / "test.tsv", sep="\t")
+    texts = [document_text(title, text) for title, text in zip(documents["title"], documents["text"], strict=True)]
+    tables = {
+        "corpus": documents[["_id"]].assign(text=texts),
+        "queries": queries[queries["_id"].isin(qrels["query-id"])][["_id", "text"]],
+        "qrels": qrels[["query-id", "corpus-id"]],
+    }
+    head = "---\nconfigs:\n"
+    for name, table in tables.items():
+        (folder / name).mkdir(parents=True)
+        table.to_parquet(folder / name / "NanoSciFact.parquet", index=False)
+        head += f"- config_name: {name}\n  data_files:\n  - split: NanoSciFact\n    path: {name}/NanoSciFact.parquet\n"
+    (folder / "README.md").write_text(f"{head}---\n")
+    return folder
 
 
 @pytest.mark.parametrize(("part", "side", "other"), [("student", "query", "document"), ("document-tower", "document", "query")])

@@ -18,7 +18,7 @@ from components.towers.probes import PROBE_TEXTS
 from tests.data_world import write_lines, write_rows
 from tests.flows.cli_world import SMALL, TITLES, Built, assert_refused, at_home, done, require_valid_exports, scalingnote
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 Story = dict[str, Any]
 NAME = ("--name", "fresh")
 NEW = {"new1": "Moonstone of the ear", "new2": "Comet of the knee"}

@@ -12,7 +12,7 @@ from tests.attacks.test_signed_export import accepted
 from tests.flows.cli_world import SMALL, Built, assert_refused, at_home, done, require_valid_exports, scalingnote
 
 NAME = ("--name", "signed")
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 
 @pytest.fixture

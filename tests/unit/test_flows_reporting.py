@@ -52,7 +52,7 @@ def test_lines_go_to_the_terminal_once_and_to_the_file_with_their_level(
 
 def test_lines_of_two_threads_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
-    both = threading.Barrier(2, timeout=30)
+    both = threading.Barrier(2, timeout=600)
 
     def tell(word: str) -> None:
         sys.stdout.write(word)

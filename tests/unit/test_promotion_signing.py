@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from components.artifacts import SIGNATURE, file_sha256, open_artifact, read_json, verify, write_json
 from components.errors import ArtifactError, ConfigError
-from components.promotion.attestation import check_records, check_release, record_signer, sign_release
+from components.promotion.attestation import check_records, check_release, record_signer, sign_release, signed_by
+from components.promotion.signing import pae
 from components.promotion.signing_keys import TRUSTED_VARIABLE, exposure, load_signing_key, make_key, public_file, trusted_keys
 from components.tracking.registry import RegisteredVersion
 from tests.unit.promotion_world import MemoryTracking, make_candidate
@@ -140,10 +141,15 @@ def test_a_changed_byte_of_a_signature_is_found_without_any_trusted_key(candidat
 @pytest.mark.parametrize(
     "change",
     [
-        lambda envelope: envelope.update(extra=1),
         lambda envelope: envelope.update(payloadType="text/plain"),
+        lambda envelope: envelope.pop("payloadType"),
         lambda envelope: envelope.update(signatures=[]),
-        lambda envelope: envelope["signatures"][0].pop("public_key"),
+        lambda envelope: envelope.update(signatures={}),
+        lambda envelope: envelope.update(signatures=["sig"]),
+        lambda envelope: envelope.update(signatures=envelope["signatures"] * 33),
+        lambda envelope: envelope["signatures"][0].pop("sig"),
+        lambda envelope: envelope["signatures"][0].pop("keyid"),
+        lambda envelope: envelope["signatures"][0].update(public_key=None),
         lambda envelope: envelope["signatures"][0].update(sig=base64.b64encode(b"short").decode()),
         lambda envelope: envelope.update(payload=7),
     ],
@@ -156,6 +162,61 @@ def test_a_malformed_envelope_is_refused(candidate: Path, keys: Path, change: Ca
     write_json(candidate / SIGNATURE, envelope)
     with pytest.raises(ArtifactError):
         check_release(candidate, trusted_keys())
+
+
+def test_what_dsse_allows_is_accepted(candidate: Path, keys: Path, tmp_path: Path) -> None:
+    """Further signatures, of kinds that are not known here too, fields that are not known, and key ids of other tools."""
+    own, other = make_key(keys / "signing.pem"), make_key(tmp_path / "other" / "signing.pem")
+    sign_release(candidate)
+    envelope = read_json(candidate / SIGNATURE)
+    payload, (entry,) = base64.b64decode(envelope["payload"]), envelope["signatures"]
+    another = {"keyid": "of-another-tool", "sig": base64.urlsafe_b64encode(other.sign(pae(payload))).decode()}
+    unknown = {"sig": base64.b64encode(b"some ECDSA signature").decode(), "cert": "-----BEGIN CERTIFICATE-----"}
+    plain = {"sig": entry["sig"]}
+    accepted = (
+        {**envelope, "note": "x", "signatures": [entry, another, unknown]},
+        {**envelope, "signatures": [unknown, another, {**entry, "extension": {"kind": "x"}}]},
+        {**envelope, "signatures": [another, plain]},
+        {**envelope, "payload": base64.urlsafe_b64encode(payload).decode(), "signatures": [{**plain, "keyid": "of-another-tool"}]},
+    )
+    for changed in accepted:
+        write_json(candidate / SIGNATURE, changed)
+        signed = check_release(candidate, trusted_keys())
+        assert signed is not None and (signed.key_id, signed.trusted) == (own.key_id, True)
+
+
+def test_signatures_that_do_not_count_do_not_count_together(candidate: Path, keys: Path, tmp_path: Path) -> None:
+    own, other = make_key(keys / "signing.pem"), make_key(tmp_path / "other" / "signing.pem")
+    sign_release(candidate)
+    envelope = read_json(candidate / SIGNATURE)
+    (entry,) = envelope["signatures"]
+    foreign = base64.b64encode(other.sign(pae(base64.b64decode(envelope["payload"])))).decode()
+    public = base64.b64encode(other.public).decode()
+    refused: dict[str, list[dict[str, Any]]] = {
+        "which is not trusted": [{"keyid": other.key_id, "public_key": public, "sig": foreign}, {"keyid": own.key_id, "sig": foreign}],
+        "is false": [{**entry, "sig": foreign}, {"keyid": own.key_id, "sig": foreign}],
+        "fits no trusted key": [{"keyid": own.key_id, "sig": foreign}],
+        "carries another": [{**entry, "public_key": public}],
+    }
+    for reason, signatures in refused.items():
+        write_json(candidate / SIGNATURE, {**envelope, "signatures": signatures})
+        with pytest.raises(ArtifactError, match=reason):
+            check_release(candidate, trusted_keys())
+    write_json(candidate / SIGNATURE, {**envelope, "signatures": [{"sig": entry["sig"]}]})
+    with pytest.raises(ArtifactError, match="fits no trusted key"):
+        check_release(candidate, {})  # nothing here says by whom
+
+
+def test_a_record_is_not_shown_as_signed_by_a_key_that_is_only_named_there(keys: Path, tmp_path: Path) -> None:
+    own, other = make_key(keys / "signing.pem"), make_key(tmp_path / "other" / "signing.pem")
+    (record,) = chain((True,))
+    named = {"keyid": other.key_id, "sig": record["signature"]["signatures"][0]["sig"]}
+    with_name = {**record, "signature": {**record["signature"], "signatures": [*record["signature"]["signatures"], named]}}
+    assert signed_by(record) == signed_by(with_name) == [own.key_id]
+    assert signed_by({**record, "to_version": 9}) == ["nobody: the signature does not fit"]
+    assert signed_by({"sequence": 1}) == []
+    both = {**record, "signature": {**record["signature"], "signatures": [named, *record["signature"]["signatures"]]}}
+    assert check_records([both], trusted_keys()).startswith("1 of 1 records signed")
 
 
 def test_a_wrong_missing_or_needless_password_is_told_apart(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
