@@ -183,7 +183,7 @@ def test_records_that_were_swept_away_serve_nothing_and_are_never_an_empty_chain
     assert [info.version for info in registry.versions(f"{NAME}-release")] == [1, 2]  # nothing was written meanwhile
 
 
-def test_an_experiment_of_a_retriever_that_was_deleted_stops_no_answer_and_comes_back(home: Path) -> None:
+def test_the_experiment_of_a_retriever_that_was_deleted_is_missed_and_restored_it_serves_again(home: Path) -> None:
     number = experiment(NAME)
     client().delete_experiment(number)
     clear_caches()
