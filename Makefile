@@ -25,7 +25,7 @@ demo: $(VENV)/.demo ## build a retriever from the built-in data, show its measur
 	@$(BIN)/scalingnote demo $(ARGS)
 
 test: $(VENV)/.test ## run all tests; those in a browser where Chromium and its driver are installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 check: $(VENV)/.lint ## check format, style, types, sizes, commands and links of the documents, in about a minute
 	$(BIN)/ruff format --check --quiet .

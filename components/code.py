@@ -1,8 +1,9 @@
-"""What code a result depends on: the modules that a function reaches through their imports, each by a digest.
+"""What code a result depends on: the modules that a function reaches through their imports, and their templates, each by a digest.
 
 The digest is taken of the syntax tree, so comments, docstrings, layout and descriptions of settings do not change it. Modules of
 `components/` count as a whole. Those of `flows/` wire many steps in one file, so of them only the definitions count that are reached.
-Imports inside functions count, those under TYPE_CHECKING do not: nothing runs them.
+Imports inside functions count, those under TYPE_CHECKING do not: nothing runs them. A template belongs to the modules that write its
+name out (see components.templates), and to the templates that include or import it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from components.syntax import (
     find_definition,
     imports_in,
     parsed,
+    templates_in,
     top_level,
     used_names,
 )
@@ -93,10 +95,11 @@ KNOWN_FILES = 2000  # entries of the file of known digests, beyond which it is b
 
 @dataclass(frozen=True)
 class Source:
-    """What matters of one file: its digest, and what it imports when it runs."""
+    """What matters of one file: its digest, what it imports when it runs, and the templates that it names."""
 
     digest: str
     imports: tuple[Import, ...]
+    templates: tuple[str, ...]
 
 
 @dataclass
@@ -178,8 +181,9 @@ class _Project:
             known = _as_source(self._known_files().get(key))
             if known is None:
                 tree = parsed(path)
-                known = Source(digest_of_tree(tree), tuple(imports_in(tree, package)))
-                self._known_files()[key] = [known.digest, [[found.module, found.name] for found in known.imports]]
+                known = Source(digest_of_tree(tree), tuple(imports_in(tree, package)), tuple(templates_in(tree)))
+                imports = [[found.module, found.name] for found in known.imports]
+                self._known_files()[key] = [known.digest, imports, list(known.templates)]
                 self._new = True
             self._sources[module] = known
         return self._sources[module]
@@ -316,6 +320,8 @@ class _Walk:
     def _names_in(self, node: ast.AST, module: str) -> None:
         """Follow the imports within `node` and the names of the module's top that it uses. Annotations are not evaluated."""
         self._imported(imports_in(node, self.project.package(module, module)), module)
+        for template in templates_in(node):
+            self.template(template, self.project.place(module))
         for name in used_names(node) & self.project.named(module, module).keys():
             self.definition(module, name, module)
 
@@ -358,7 +364,41 @@ class _Walk:
             self.code[path] = source.digest
         if "." in module:
             self.module(module.rpartition(".")[0], module)
+        for template in source.templates:
+            self.template(template, path)
         self._imported(source.imports, module)
+
+    def template(self, name: str, user: str) -> None:
+        """A template and those that it includes or imports."""
+        place = f"{WHOLE}/{name}"
+        if place not in self.code:
+            self.code[place], others = read_template(self.project.root / place, user)
+            for other in others:
+                self.template(other, place)
+
+
+def read_template(path: Path, user: str) -> tuple[str, list[str]]:
+    """The digest of a template, which its comments do not change, and the names of those that it includes or imports.
+
+    Raises ArtifactError where `user` names one that is gone or cannot be parsed, and where it does not write another's name out.
+    """
+    from jinja2 import TemplateSyntaxError
+    from jinja2.meta import find_referenced_templates
+
+    from components.templates import environment
+
+    try:
+        tree = environment().parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"The code is incomplete: there is no template {path}, which {user} needs. Restore it, or install scalingnote again."
+        ) from None
+    except (TemplateSyntaxError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is not a template that can be read ({error}). Restore it, or install scalingnote again.") from None
+    others = list(find_referenced_templates(tree))
+    if None in others:
+        raise ArtifactError(f"{path} computes the name of another template, so that no key can hold it. Write the name out.")
+    return hashlib.sha256(repr(tree).encode()).hexdigest(), [name for name in others if name is not None]
 
 
 def _ours(module: str | None) -> bool:
@@ -385,7 +425,8 @@ def _known_format() -> str:
 
 def _as_source(raw: Any) -> Source | None:
     try:
-        digest, imports = raw
-        return Source(str(digest), tuple(Import(str(module), str(name)) for module, name in imports))
+        digest, imports, templates = raw
+        found = tuple(Import(str(module), str(name)) for module, name in imports)
+        return Source(str(digest), found, tuple(map(str, templates)))
     except (TypeError, ValueError):
         return None

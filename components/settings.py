@@ -127,7 +127,7 @@ def opening(store: str) -> Iterator[None]:
 def locked(handle: IO[Any], wait: bool = True, shared: bool = False) -> bool:
     """Take the lock of an open file, which the system frees when its holder dies; False when another holds it and `wait` is False.
 
-    A file system without locks, as some network drives are, gives none: then it counts as taken, and one command at a time is the user's.
+    Some network drives have no locks. There the lock counts as taken, and users have to run one command at a time.
     """
     try:
         fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))

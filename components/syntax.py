@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,12 @@ def imports_in(node: ast.AST, package: str) -> list[Import]:
         else:
             waiting += list(ast.iter_child_nodes(current))
     return list(dict.fromkeys(found))
+
+
+def templates_in(node: ast.AST) -> list[str]:
+    """Names of templates, such as data/report.html.j2, that are written out within `node`."""
+    words = (inner.value for inner in ast.walk(node) if isinstance(inner, ast.Constant) and isinstance(inner.value, str))
+    return sorted({word for word in words if re.fullmatch(r"[\w./-]+\.j2", word)})
 
 
 def used_names(node: ast.AST) -> set[str]:

@@ -28,7 +28,7 @@ from components.tracking import moved, sign_in
 from components.tracking.store import is_server, require_answer
 from flows.server_plans import HOST, ServerError, ServerPlan, mlflow_plan, prefect_plan, small_prefect_plan
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0  # a starved machine has taken more than two minutes
 STOP_SECONDS = 10.0
 MOST_DELETED = 200  # old runs that a command deletes when it has done its work
 SMALL_SERVERS = 3  # that may fail one after the other while one flow runs

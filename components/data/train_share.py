@@ -39,7 +39,7 @@ def write_train_share(dataset: DatasetArtifact, share: float, seed: int, folder:
 
 
 def train_pair_count(dataset: DatasetArtifact, share: float = 1.0) -> int:
-    """Relevant train judgements that `share` of them are."""
+    """How many relevant train judgements a `share` of all of them is."""
     judgements = load_dataset(dataset.path).all_judgements
     return _count(int(((judgements["split"] == "train") & (judgements["score"] > 0)).sum()), share)
 

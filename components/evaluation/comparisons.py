@@ -72,7 +72,7 @@ def compare(
         return None
     known = [units[split] for run in (*own, *others) if split in (units := _units(run))]
     if any(not np.array_equal(units, known[0]) for units in known[1:]):
-        raise DataError(f"The queries of '{split}' were drawn in other units by another cell. Run the study again.")
+        raise DataError(f"Another cell grouped the queries of '{split}' into other units. Run the study again.")
     asked: Statistic = "mean" if second is None else statistic
     found = seeded_interval(first, second, asked, config.bootstrap_samples, confidence, config.seed, known[0] if known else None)
     if statistic == "difference":

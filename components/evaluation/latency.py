@@ -93,7 +93,7 @@ def measure_speed(teacher: DenseRanker | None, student: DenseRanker, queries: Se
 
 
 def with_work(speed: EncoderSpeed, encoder: TextEncoder, texts: Sequence[str]) -> EncoderSpeed:
-    """`speed` with the tokens and floating-point operations of `texts`; as it is where the encoder does not tell its tokens.
+    """`speed` with the tokens and floating-point operations of `texts` added; unchanged where the encoder does not tell its tokens.
 
     Two operations for each parameter of a linear map and token, and four for each number of a query vector and pair of tokens in every
     layer's attention. Embeddings are looked up, and norms are left out. A layer that is cut short for a pooled token counts as a whole one.

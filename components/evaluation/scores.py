@@ -66,7 +66,7 @@ def write_scores(
 
 
 def write_rankings(ranker: Ranker, inputs: Mapping[str, Artifact], config: EvaluationConfig, folder: Path) -> Artifact:
-    """Keep what a ranker finds for the judged queries of every split, and for those dev queries by which a fusion is chosen."""
+    """Keep what a ranker finds for the judged queries of every split, and for the dev queries on which the fusion is chosen."""
     import pandas as pd
 
     dataset = load_dataset(inputs["dataset"].path)

@@ -88,7 +88,7 @@ def ratio_interval(
     """
     first, second = _paired(a, b)
     if second.mean() == 0:
-        raise DataError("The ratio of two means was asked for, but the second is 0.")
+        raise DataError("A ratio of two means cannot be computed where the second is 0.")
     over, under = resampled_means(first, samples, seed, units), resampled_means(second, samples, seed, units)
     found = _interval(float(first.mean() / second.mean()), _ratios(over, under), confidence, grouped(units, len(first)))
     return _not_below_zero(found, first, second)
@@ -127,7 +127,7 @@ def seeded_interval(
         raise DataError(f"Two systems are compared query by query, but have {rows[0].shape[1]} and {rows[1].shape[1]} values.")
     means = [float(row.mean()) for row in rows]
     if statistic == "ratio" and means[1] == 0:
-        raise DataError("The ratio of two means was asked for, but the second is 0.")
+        raise DataError("A ratio of two means cannot be computed where the second is 0.")
     numbers = grouped(units, rows[0].shape[1])
     count = rows[0].shape[1] if numbers is None else int(numbers.max()) + 1
     value, slopes = _value_of(statistic, means)

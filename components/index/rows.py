@@ -177,7 +177,7 @@ def rows_among(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> NDArray[np.int64
 
 
 def looked_up(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Places of those of `ids` that are `among` at most LOOKED_UP others, ascending, and the place of each there."""
+    """Where in `ids` those stand that also occur in `among` (at most LOOKED_UP ids): their places in `ids`, ascending, and in `among`."""
     import pyarrow.compute as pc
 
     here = pc.fill_null(pc.index_in(ids, value_set=among.combine_chunks()), -1).to_numpy()

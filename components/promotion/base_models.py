@@ -19,7 +19,7 @@ def base_models_of(folders: Mapping[str, Path]) -> dict[str, BaseModelPin]:
 
 
 def base_models_named_by(manifest: ReleaseManifest) -> dict[str, BaseModelPin]:
-    """Those in the manifest; of an older manifest, which names none, those that the pinned encoders name."""
+    """The base models that the manifest names. An older manifest names none; then those that the pinned encoders name."""
     if manifest.base_models:
         return manifest.base_models
     pins = {role: pin for role, pin in manifest.pins.items() if role in ENCODERS}

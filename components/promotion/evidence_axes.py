@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from components.promotion.evidence_html import PLOT_STYLE, Safe, plain
+from markupsafe import Markup
+
+from components.templates import page, plain
 
 WIDTH = 900  # units of the drawing; the page scales it
 _HEAD = 34  # the place of the title above it
@@ -35,23 +37,23 @@ class Frame:
     bottom: float
 
 
-def drawing(parts: Sequence[str], height: float, words: Words) -> Safe:
+def drawing(parts: Sequence[str], height: float, words: Words) -> Markup:
     """The plot as a block of the page, with its title above and a description for those who cannot see it."""
     title, description = text(words.title), text(words.description)
-    return Safe(
+    return Markup(
         f'{_OPEN}<svg viewBox="0 0 {WIDTH} {height + _HEAD:.0f}" role="img" aria-label="{title}. {description}">'
         f'<title>{title}</title><desc>{description}</desc><text class="title" x="16" y="24">{title}</text>'
         f'<g transform="translate(0 {_HEAD})">{"".join(parts)}</g></svg>{_CLOSE}'
     )
 
 
-def standalone(plot: Safe) -> str:
+def standalone(plot: Markup) -> str:
     """The same plot as an SVG file that needs no page around it; on paper of its own, as viewers show it on any."""
-    svg = plot.removeprefix(_OPEN).removesuffix(_CLOSE)
+    svg = str(plot).removeprefix(_OPEN).removesuffix(_CLOSE)
     _, _, width, height = svg.split('"', 2)[1].split()
     size = f'xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
     first, rest = svg.removeprefix("<svg ").split(">", 1)
-    style = f"{PLOT_STYLE}svg {{ font: 12.5px system-ui, sans-serif; }}"
+    style = f"{page('promotion/plots.css.j2')}svg {{ font: 12.5px system-ui, sans-serif; }}"
     return f'<svg {size} {first}><style>{style}</style><rect class="paper" width="100%" height="100%"/>{rest}\n'
 
 

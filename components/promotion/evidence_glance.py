@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
 from typing import NamedTuple
+
+from markupsafe import Markup
 
 from components.evaluation.comparison import JUDGED, LOGGED, UNLABELLED, Agreement
 from components.evaluation.metrics import RETAINED
 from components.promotion.evidence import Dossier
-from components.promotion.evidence_html import Safe, bullets, foreign, heading, paragraph, section
+from components.promotion.evidence_html import PIECES, section
 from components.promotion.evidence_numbers import METRIC, Delta, Tone, against_champion, baseline_rivals, deltas, slice_deltas, tally
 from components.promotion.evidence_words import interval_words, metric_words, signed, systems_words
+from components.templates import piece
 
 _TONES: dict[Tone, str] = {"better": "good", "worse": "bad", "open": ""}
 _NOISE = 0.1  # share by which two measurements of one time may differ without a reason
@@ -86,35 +88,17 @@ def _compared(name: str, ours: float, theirs: float, unit: str, smaller: bool) -
 
 
 def agreements(dossier: Dossier, k: int | None = 10) -> list[Agreement]:
-    """How far both releases agree, on logged queries first; with `k` only that many documents."""
+    """How far both releases agree, on logged queries first; with `k` only at that depth."""
     found = dossier.compared.summary.agreement.values() if dossier.compared.summary else []
     order = (LOGGED, UNLABELLED, JUDGED)
     return sorted((a for a in found if k in (None, a.k)), key=lambda a: (order.index(a.source) if a.source in order else 9, a.k))
 
 
-def glance_section(dossier: Dossier) -> Safe:
+def glance_section(dossier: Dossier) -> Markup:
     """Tiles with the figures, and what is worse and better in two columns."""
     found = moved(dossier)
-    return section("glance", "At a glance", _tiles(_figures(dossier)), _halves(found) if found else Safe(""))
-
-
-def _halves(found: Moved) -> Safe:
-    columns = []
-    for title, lines, none in (
-        ("Worse than the champion", found.worse, "Nothing that was measured is shown to be worse."),
-        ("Better than the champion", found.better, "Nothing that was measured is shown to be better."),
-    ):
-        listed = bullets([foreign(line, 300) for line in lines]) if lines else paragraph(none)
-        columns.append(f"<div>{heading(title)}{listed}</div>")
-    chance = f"Of {found.slices} slices compared at 95 % about {found.slices * 0.05:.1f} differ by chance alone." if found.slices else ""
-    return Safe(f'<div class="halves">{"".join(columns)}</div>' + (f'<p class="soft">{escape(chance)}</p>' if chance else ""))
-
-
-def _tiles(figures: Sequence[Figure]) -> Safe:
-    listed = "".join(
-        f'<li>{escape(f.name)}<b class="{_TONES[f.tone]}">{escape(f.value)}</b><span>{escape(f.below)}</span></li>' for f in figures
-    )
-    return Safe(f'<ul class="tiles">{listed}</ul>')
+    tiles = piece(PIECES, "tiles", _figures(dossier), _TONES)
+    return section("glance", "At a glance", tiles, piece(PIECES, "worse_and_better", found) if found else "")
 
 
 def _figures(dossier: Dossier) -> list[Figure]:

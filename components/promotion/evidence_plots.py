@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from markupsafe import Markup
+
 from components.promotion.evidence_axes import (
     WIDTH,
     Frame,
@@ -24,7 +26,6 @@ from components.promotion.evidence_axes import (
     ticks,
     vertical,
 )
-from components.promotion.evidence_html import Safe
 from components.promotion.evidence_numbers import Tone, tone_of
 
 MOST_POINTS = 200  # of a curve: more than there are pixels says nothing more
@@ -76,7 +77,7 @@ class Curve:
     values: Sequence[float]
 
 
-def forest(marks: Sequence[Mark], words: Words) -> Safe:
+def forest(marks: Sequence[Mark], words: Words) -> Markup:
     """Differences with their intervals below each other, around a line at 0; dashed where a loss is allowed."""
     frame = Frame(222, WIDTH - 262, 6, 6 + _ROW * len(marks))
     ends = [0.0, *(end for m in marks for end in (m.low, m.value, m.high) if end is not None)]
@@ -120,7 +121,7 @@ def _legend(marks: Sequence[Mark], frame: Frame) -> str:
     return f"<g>{''.join(parts)}</g>"
 
 
-def scatter(points: Sequence[Point], words: Words) -> Safe:
+def scatter(points: Sequence[Point], words: Words) -> Markup:
     """Systems by a value with its interval over a logarithmic axis, each named where it stands."""
     frame = Frame(70, WIDTH - 190, 6, 290)
     steps = decades(min(p.x for p in points), max(p.x for p in points))
@@ -150,7 +151,7 @@ def _names_apart(places: Sequence[tuple[float, float]]) -> list[float]:
     return [placed[i][1] for i in range(len(places))]
 
 
-def lines(curves: Sequence[Curve], words: Words, names: Sequence[str] = (), kept: int | None = None) -> Safe:
+def lines(curves: Sequence[Curve], words: Words, names: Sequence[str] = (), kept: int | None = None) -> Markup:
     """Curves over the same points, named at their ends. `names` are those of the points, else they are counted; `kept` is one of them."""
     frame = Frame(70, WIDTH - 190, 6, 250)
     length = max(len(c.values) for c in curves)

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from components.promotion.evidence import Dossier
 from components.promotion.evidence_glance import agreements
-from components.promotion.evidence_html import Safe, details, foreign, heading, paragraph, section, table
+from components.promotion.evidence_html import PIECES, details, heading, paragraph, section, table
 from components.promotion.evidence_numbers import against_champion, tally
+from components.templates import piece
 
 _NOT_LOGGED = "No query's text was logged while serving (SCALINGNOTE_ANSWER_LOG=full keeps it), so none could be replayed; others stand in."
 _OPEN = 3  # queries of each kind whose answers are shown without a click
-_QUERY, _WHOLE_QUERY, _TITLE, _ID = 200, 1000, 160, 80  # characters that are shown
-_MOST_RELEVANT = 10  # documents that are named; a query may have hundreds
 
 
-def queries_section(dossier: Dossier) -> Safe:
+def queries_section(dossier: Dossier) -> Markup:
     """The worst regressions and best gains, with the titles that both releases retrieved."""
     title, tables = "Worst regressions and best gains", dossier.compared.tables
     if tables is None:
@@ -37,42 +38,14 @@ def _counted(dossier: Dossier) -> str:
     return f"By nDCG@10, of {len(rivals.query_ids):,} judged queries: {counts}."
 
 
-def _listed(title: str, rows: Sequence[Mapping[Any, Any]]) -> list[Safe]:
+def _listed(title: str, rows: Sequence[Mapping[Any, Any]]) -> list[Markup]:
     if not rows:
         return [heading(title), paragraph("None: no judged query changed in this direction.")]
-    blocks = [details(_titled(row), _both(row), opened=i < _OPEN) for i, row in enumerate(rows)]
+    blocks = [details(piece(PIECES, "query", row), piece(PIECES, "answers", row), opened=i < _OPEN) for i, row in enumerate(rows)]
     return [heading(f"{title}: {len(rows)} largest by nDCG@10"), *blocks]
 
 
-def _titled(row: Mapping[Any, Any]) -> Safe:
-    tone = "bad" if row["difference"] < 0 else "good"
-    return Safe(f'<b class="{tone} figure">{row["difference"]:+.3f}</b> {foreign(str(row["text"]), _QUERY)}')
-
-
-def _both(row: Mapping[Any, Any]) -> Safe:
-    wanted = "; ".join(_named(document) for document in row["relevant"][:_MOST_RELEVANT])
-    more = len(row["relevant"]) - _MOST_RELEVANT
-    columns = "".join(f"<div><b>{who.title()}</b>{_ranking(row[who])}</div>" for who in ("champion", "candidate"))
-    whole = f"{foreign(str(row['text']), _WHOLE_QUERY)} " if len(str(row["text"])) > _QUERY else ""
-    told = f"Query {foreign(str(row['query_id']), _ID)}. Relevant: {wanted}{f' and {more:,} more' if more > 0 else ''}"
-    return Safe(f'<p class="soft">{whole}{told}</p><div class="halves">{columns}</div>')
-
-
-def _ranking(hits: Sequence[Mapping[str, Any]]) -> str:
-    return "<ol>" + "".join(_hit(hit) for hit in hits) + "</ol>" if len(hits) else "<p>Nothing was found.</p>"
-
-
-def _hit(hit: Mapping[str, Any]) -> str:
-    style, mark = (' class="right"', '<span class="mark">&#10003; relevant</span> ') if hit["relevant"] else ("", "")
-    return f'<li{style}>{mark}{_named(hit)} <span class="soft">{hit["score"]:.3f}</span></li>'
-
-
-def _named(document: Mapping[str, Any]) -> str:
-    title, doc_id = str(document["title"] or ""), foreign(str(document["doc_id"]), _ID)
-    return f"{foreign(title, _TITLE)} ({doc_id})" if title else doc_id
-
-
-def agreement_section(dossier: Dossier) -> Safe:
+def agreement_section(dossier: Dossier) -> Markup:
     """How many documents both releases share."""
     title, summary = "Agreement with the champion", dossier.compared.summary
     if summary is None:

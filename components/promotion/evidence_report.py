@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from html import escape
 from pathlib import Path
+
+from markupsafe import Markup
 
 from components.artifacts import digest_of, write_atomic
 from components.promotion.evidence import Dossier, require_measured
 from components.promotion.evidence_axes import standalone
 from components.promotion.evidence_glance import glance_section, override_words
-from components.promotion.evidence_html import Safe, details, foreign, page, section, table
+from components.promotion.evidence_html import PIECES, details, foreign, section, table
 from components.promotion.evidence_queries import agreement_section, queries_section
 from components.promotion.evidence_running import contracts_section, cost_section, index_section, latency_plot, speed_section
 from components.promotion.evidence_sections import (
@@ -27,6 +28,7 @@ from components.promotion.evidence_sections import (
 from components.promotion.evidence_training import retention_section, student_plot, towers_plot
 from components.promotion.evidence_words import held_out_titles, release_words
 from components.promotion.release import REPORT_PAGE
+from components.templates import page, piece
 from components.tracking.runs import PLOTS
 
 _OVERRIDE = 1000  # characters of its reason
@@ -56,7 +58,7 @@ def write_report_page(dossier: Dossier, folder: Path) -> None:
     write_atomic(folder / REPORT_PAGE, page_text.encode())
 
 
-def plots_of(dossier: Dossier) -> dict[str, Safe]:
+def plots_of(dossier: Dossier) -> dict[str, Markup]:
     """Name -> plot, those that can be drawn."""
     made = {
         "1_differences_from_champion": champion_plot(dossier),
@@ -72,30 +74,33 @@ def plots_of(dossier: Dossier) -> dict[str, Safe]:
 def render_report(dossier: Dossier) -> str:
     """The whole page, everything from outside escaped; raises PromotionError for an evaluation over no query."""
     require_measured(dossier)
-    told = Safe('<p class="soft hint">A click on a heading folds its section.</p>')
-    body = [_head(dossier), banner(dossier), told, *(make(dossier) for make in _SECTIONS), _origin(dossier)]
-    return page(f"Candidate of {dossier.manifest.name}", body)
+    overridden = override_words(dossier)
+    return page(
+        "promotion/evidence.html.j2",
+        name=dossier.manifest.name,
+        told=_head(dossier),
+        override=foreign(overridden, _OVERRIDE) if overridden else "",
+        banner=banner(dossier),
+        sections=[*(make(dossier) for make in _SECTIONS), _origin(dossier)],
+    )
 
 
-def _head(dossier: Dossier) -> Safe:
+def _head(dossier: Dossier) -> str:
     manifest, summary = dossier.manifest, dossier.evaluation.summary
     champion = f"held against the champion release/{dossier.champion.version}" if dossier.champion else "with no champion before it"
     made = max((node.recorded_at for node in manifest.lineage if node.recorded_at), default="")
     when = f"Built until {made[:16].replace('T', ' ')} UTC" if made else "Built at an unrecorded time"
     local = " with uncommitted changes" if manifest.provenance.get("dirty") else ""
     code = f"from code {str(manifest.provenance.get('code_revision') or 'of unknown revision')[:12]}{local}"
-    overridden = override_words(dossier)
     own = f" {summary.own_documents.words}" if summary.own_documents else ""
     own += f" {titles}" if (titles := held_out_titles(manifest)) else ""
-    red = f'<div class="banner bad" role="note"><b>{foreign(overridden, _OVERRIDE)}</b></div>' if overridden else ""
-    return Safe(
-        f"<h1>Candidate of the retriever {escape(manifest.name)}</h1>"
-        f'<p class="soft">{escape(release_words(manifest.release_type))}, {escape(champion)}. {escape(when)} {escape(code)}. '
-        f"{summary.queries:,} judged queries ({escape(summary.split)}), {summary.documents:,} documents.{escape(own)}</p>{red}"
+    return (
+        f"{release_words(manifest.release_type)}, {champion}. {when} {code}. "
+        f"{summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents.{own}"
     )
 
 
-def _origin(dossier: Dossier) -> Safe:
+def _origin(dossier: Dossier) -> Markup:
     """Digests to compare with the registry, and the whole configuration."""
     manifest, summary = dossier.manifest, dossier.evaluation.summary
     rows = [[role.replace("_", " "), f"{pin.model}/{pin.version}", pin.digest] for role, pin in manifest.pins.items()]
@@ -106,6 +111,6 @@ def _origin(dossier: Dossier) -> Safe:
         f"Code revision {origin.get('code_revision', 'unknown')}{', with uncommitted changes' if origin.get('dirty') else ''}; flow run "
         f"{manifest.flow_run_id or 'unknown'} in MLflow; made by {origin.get('user') or 'nobody named'} (as the machine says)."
     )
-    config = Safe(f"<pre>{escape(json.dumps(manifest.config, indent=2, sort_keys=True))}</pre>")
+    config = piece(PIECES, "preformatted", json.dumps(manifest.config, indent=2, sort_keys=True))
     parts = table("What this candidate is made of", ("Part", "Version", "Digest"), rows)
     return section("origin", "Origin", parts, told, details("The whole configuration", config))

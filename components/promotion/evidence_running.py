@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from markupsafe import Markup
+
 from components.data.report_html import contract_blocks
 from components.evaluation.comparison import CHAMPION
 from components.evaluation.report import EncoderSpeed
@@ -11,7 +13,7 @@ from components.evaluation.significance import mean_interval
 from components.evaluation.summarize import CONFIDENCE
 from components.promotion.evidence import Dossier, StepCost
 from components.promotion.evidence_axes import Words
-from components.promotion.evidence_html import Cell, Safe, section, table
+from components.promotion.evidence_html import Cell, section, table
 from components.promotion.evidence_plots import Point, scatter
 from components.promotion.evidence_words import SYSTEMS, metric_words, with_interval
 
@@ -19,7 +21,7 @@ _MILLION = 1_000_000
 _NO_SPEED = "No speed was measured: the evaluation did not have both teacher and student."
 
 
-def speed_section(dossier: Dossier) -> Safe:
+def speed_section(dossier: Dossier) -> Markup:
     """Latency of the whole answer against the champion, of the encoders, sizes, and quality over latency."""
     columns = ("What", "p50, batch 1 (ms)", "p95, batch 1 (ms)", "Queries timed", "Queries/s", "Batch", "Tokens/s", "MFLOP")
     rows = [_speed_row(name, speed) for name, speed in _speeds(dossier)]
@@ -53,11 +55,11 @@ def _speed_row(name: str, speed: EncoderSpeed) -> list[Cell]:
     return [name, *times, tokens, "" if speed.flops_per_query is None else f"{speed.flops_per_query / 1e6:,.0f}"]
 
 
-def latency_plot(dossier: Dossier) -> Safe:
+def latency_plot(dossier: Dossier) -> Markup:
     """recall@50 over the time of an answer; empty where no time was taken."""
     points = _points(dossier)
     if not points:
-        return Safe("")
+        return Markup()
     told = "; ".join(f"{p.label}: recall@50 {p.y:.3f} at {p.x:.2f} ms" for p in points)
     return scatter(points, Words("Recall over latency", told, "p50 of a whole answer in milliseconds (logarithmic)", "recall@50"))
 
@@ -88,14 +90,14 @@ def _champion_level(dossier: Dossier) -> dict[str, tuple[float | None, tuple[flo
     return {CHAMPION: (found.difference, found.ends if found.known else None)}
 
 
-def _sizes(dossier: Dossier) -> Safe:
+def _sizes(dossier: Dossier) -> Markup:
     compared = dossier.compared.summary
     sizes: Mapping[str, Mapping[str, int]] = compared.sizes if compared and compared.sizes else {"candidate": dossier.making.sizes}
     rows = [[who, _bytes(s.get("encoder")), _bytes(s.get("index")), _count(s.get("documents"))] for who, s in sizes.items() if s]
-    return table("Sizes", ("Release", "Query encoder", "Index", "Documents"), rows, numbers=1) if rows else Safe("")
+    return table("Sizes", ("Release", "Query encoder", "Index", "Documents"), rows, numbers=1) if rows else Markup()
 
 
-def index_section(dossier: Dossier) -> Safe:
+def index_section(dossier: Dossier) -> Markup:
     """The index against exact search on the same vectors, which says nothing about the models."""
     title, ann = "Index against exact search", dossier.evaluation.summary.ann
     if ann is None:
@@ -112,16 +114,16 @@ def _depth(entry: tuple[str, float]) -> int:
     return int(entry[0].partition("@")[2] or 0)
 
 
-def contracts_section(dossier: Dossier) -> Safe:
+def contracts_section(dossier: Dossier) -> Markup:
     """What the data contracts found."""
     report = dossier.validation
     counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in report.counts.items())
     found = f"{len(report.results)} rules checked: {len(report.errors)} errors, {len(report.warnings)} warnings."
     told = f"{found} Data set {report.dataset}: {counts}."
-    return section("contracts", "Data contracts", told, Safe(contract_blocks(report)))
+    return section("contracts", "Data contracts", told, contract_blocks(report))
 
 
-def cost_section(dossier: Dossier) -> Safe:
+def cost_section(dossier: Dossier) -> Markup:
     """Seconds of every step, and machine hours per million queries."""
     making = dossier.making
     rows = [_cost_row(cost) for cost in making.costs]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from html import escape
+
+from markupsafe import Markup
 
 from components.evaluation.metrics import METRICS, RETAINED
 from components.promotion.decision import GateResult
 from components.promotion.evidence import Dossier
 from components.promotion.evidence_axes import Words
 from components.promotion.evidence_changes import Changes, changes_between
-from components.promotion.evidence_html import Cell, Safe, bullets, details, foreign, heading, paragraph, section, shortened, table
+from components.promotion.evidence_html import PIECES, Cell, bullets, details, foreign, heading, section, table
 from components.promotion.evidence_numbers import FEWEST, METRIC, Delta, Rivals, against_champion, baseline_rivals, deltas, slice_deltas
 from components.promotion.evidence_plots import TONES, Mark, forest
 from components.promotion.evidence_words import (
@@ -29,6 +30,7 @@ from components.promotion.evidence_words import (
     units_words,
     with_interval,
 )
+from components.templates import piece, shortened
 
 _COUNTED = {
     "pass": "passed",
@@ -43,7 +45,7 @@ _CHANGE = 600  # characters of a change that are shown; the configuration stands
 _READINGS: dict[str, Cell] = {"better": ("good", "better"), "worse": ("bad", "worse"), "open": "not told apart"}
 
 
-def banner(dossier: Dossier) -> Safe:
+def banner(dossier: Dossier) -> Markup:
     """The verdict in words, with what makes it worth less than it seems, and what is open."""
     decision = dossier.manifest.decision
     style, word = STATUS_WORDS[decision.verdict]
@@ -52,12 +54,11 @@ def banner(dossier: Dossier) -> Safe:
     counted = ", ".join(f"{counts[status]} {words}" for status, words in _COUNTED.items() if counts[status])
     lines = [f"Of {len(decision.gates)} gates {counted}."]
     lines += ["This is a first release: there is no champion to compare with, a person has to decide."] if decision.first_release else []
-    opened = bullets([foreign(f"{STATUS_WORDS[gate.status][1]}: {_gate_name(gate)}", 200) for gate in decision.open_gates()])
-    inner = "".join(map(paragraph, lines)) + (opened if decision.open_gates() else "")
-    return Safe(f'<div class="banner {style}" role="status"><b>{escape(first)}</b>{inner}</div>')
+    opened = [foreign(f"{STATUS_WORDS[gate.status][1]}: {_gate_name(gate)}", 200) for gate in decision.open_gates()]
+    return piece(PIECES, "banner", style, first, lines, opened)
 
 
-def gates_section(dossier: Dossier) -> Safe:
+def gates_section(dossier: Dossier) -> Markup:
     """Every gate with its reason, and the policy it was decided by."""
     decision = dossier.manifest.decision
     rows = [_gate_row(gate) for gate in sorted(decision.gates, key=lambda gate: _ORDER.index(gate.status))]
@@ -85,9 +86,9 @@ def _gate_name(gate: GateResult) -> str:
     return gate_words(gate) + (f" ({gate.slice})" if gate.slice else "")
 
 
-def changes_section(dossier: Dossier) -> Safe:
+def changes_section(dossier: Dossier) -> Markup:
     """What is different from the champion."""
-    notes = bullets([foreign(note, _CHANGE) for note in dossier.notes]) if dossier.notes else Safe("")
+    notes = bullets([foreign(note, _CHANGE) for note in dossier.notes])
     if dossier.champion is None:
         return section("changes", "What changed", notes, "This is a first release, so there is nothing before it.")
     found = changes_between(dossier.manifest, dossier.champion.manifest)
@@ -97,7 +98,7 @@ def changes_section(dossier: Dossier) -> Safe:
     return section("changes", f"What changed since the champion, release/{dossier.champion.version}", notes, *blocks, unchanged)
 
 
-def _subject(lines: Sequence[str]) -> Safe:
+def _subject(lines: Sequence[str]) -> Markup:
     listed = bullets([foreign(line, _CHANGE) for line in lines])
     return listed if len(lines) <= 20 else details(f"{len(lines)} differences", listed)
 
@@ -107,7 +108,7 @@ def changes_of(dossier: Dossier) -> Changes | None:
     return changes_between(dossier.manifest, dossier.champion.manifest) if dossier.champion else None
 
 
-def quality_section(dossier: Dossier) -> Safe:
+def quality_section(dossier: Dossier) -> Markup:
     """Levels of every system, differences from champion and baselines with intervals and power, and their plot."""
     rivals = against_champion(dossier)
     main, others = champion_deltas(dossier), [d for pair in baseline_rivals(dossier) for d in deltas(pair, dossier, RETAINED)]
@@ -129,12 +130,12 @@ def champion_deltas(dossier: Dossier) -> list[Delta]:
     return deltas(rivals, dossier) if rivals else []
 
 
-def champion_plot(dossier: Dossier) -> Safe:
+def champion_plot(dossier: Dossier) -> Markup:
     """Candidate minus champion in every metric; empty where they cannot be compared."""
     return delta_plot(champion_deltas(dossier), "Candidate minus champion", dossier.policy.margin)
 
 
-def baseline_plot(dossier: Dossier) -> Safe:
+def baseline_plot(dossier: Dossier) -> Markup:
     """The pairs of systems of the candidate's own evaluation, in both metrics that the gates ask for."""
     found = [delta for pair in baseline_rivals(dossier) for delta in deltas(pair, dossier, RETAINED)]
     return delta_plot(found, "Differences from the baselines")
@@ -157,10 +158,10 @@ def _said(dossier: Dossier, rivals: Rivals | None) -> str:
     return f"The champion cannot be compared query by query: it was evaluated on other judgements. {dossier.compared.missing}"
 
 
-def delta_plot(found: Sequence[Delta], title: str, margin: float | None = None) -> Safe:
+def delta_plot(found: Sequence[Delta], title: str, margin: float | None = None) -> Markup:
     """A forest plot; `margin` is the loss of nDCG@10 that the policy allows."""
     if not found:
-        return Safe("")
+        return Markup()
     marks = [Mark(_label(d, found), d.difference, d.low, d.high, _note(d), margin if d.metric == METRIC else None) for d in found]
     line = f" Dashed: the loss that the policy allows, {margin:g}." if margin else ""
     told = "; ".join(f"{mark.label} {mark.note}, {TONES[mark.tone].partition(':')[0]}" for mark in marks)
@@ -184,7 +185,7 @@ def _queries(delta: Delta) -> str:
     return f"{delta.queries:,}" if delta.effective is None else f"{delta.queries:,} (as {delta.effective:,})"
 
 
-def delta_table(caption: str, found: Sequence[Delta], systems: tuple[str, str] = ("First", "Second")) -> Safe:
+def delta_table(caption: str, found: Sequence[Delta], systems: tuple[str, str] = ("First", "Second")) -> Markup:
     """Differences between two `systems` with interval, sample size, power and what could have been shown."""
     figures = (*systems, "Difference", "95 % interval", "Queries", "Power", "Smallest margin")
     rows = [_delta_row(delta) for delta in found]
@@ -201,14 +202,14 @@ def _delta_row(d: Delta) -> list[Cell]:
     return [*named, reading, *means, signed(d.difference), interval_words(d), _queries(d), *power]
 
 
-def _setups(dossier: Dossier) -> Safe:
+def _setups(dossier: Dossier) -> Markup:
     """Which BM25 and which untrained encoders the candidate was held against."""
     summary = dossier.evaluation.summary
     told = [setup.words for setup in (summary.bm25, *summary.untrained.values(), summary.fusion) if setup]
-    return bullets([foreign(f"{words}.", _CHANGE) for words in told]) if told else Safe("")
+    return bullets([foreign(f"{words}.", _CHANGE) for words in told])
 
 
-def _levels(dossier: Dossier) -> Safe:
+def _levels(dossier: Dossier) -> Markup:
     summary = dossier.evaluation.summary
     columns = ("System", *(metric_words(metric) for metric in METRICS))
     rows = []
@@ -219,7 +220,7 @@ def _levels(dossier: Dossier) -> Safe:
     return table(caption, columns, rows, numbers=1)
 
 
-def slices_section(dossier: Dossier) -> Safe:
+def slices_section(dossier: Dossier) -> Markup:
     """Differences in nDCG@10 by slice: against the champion, or where there is none against the teacher."""
     slices, rivals = dossier.evaluation.slices, against_champion(dossier) or _teacher(dossier)
     title = "Slices of the queries"
@@ -238,11 +239,11 @@ def slices_section(dossier: Dossier) -> Safe:
     return section("slices", title, told, slices_plot(dossier), delta_table(f"{who}, by slice", found, _names(rivals)), note)
 
 
-def slices_plot(dossier: Dossier) -> Safe:
+def slices_plot(dossier: Dossier) -> Markup:
     """Differences in nDCG@10 by slice; empty where there are none."""
     slices, rivals = dossier.evaluation.slices, against_champion(dossier) or _teacher(dossier)
     if slices is None or rivals is None or METRIC not in rivals.scores:
-        return Safe("")
+        return Markup()
     margin = dossier.policy.slice_margin if dossier.champion else None
     return delta_plot(slice_deltas(rivals, slices, dossier), f"{_who(rivals)}, by slice", margin)
 

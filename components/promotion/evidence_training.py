@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
+from markupsafe import Markup
+
 from components.evaluation.report import ExtraSummary, Summary
 from components.promotion.evidence import Dossier
 from components.promotion.evidence_axes import Words
-from components.promotion.evidence_html import Cell, Safe, foreign, heading, section, table
+from components.promotion.evidence_html import Cell, foreign, heading, section, table
 from components.promotion.evidence_plots import Curve, lines
 from components.promotion.evidence_words import metric_words, number, share_with_interval
 
@@ -17,7 +19,7 @@ _NOT_RETAINED = "No retention was measured: the teacher found nothing, or there 
 _CURVES = ("ndcg@10", "recall@50", "mean_cosine")
 
 
-def retention_section(dossier: Dossier) -> Safe:
+def retention_section(dossier: Dossier) -> Markup:
     """What the student keeps of the teacher on and off the training distribution, whether it collapsed, and how it was trained."""
     told = "Share of the teacher's value that the student keeps, with 95 % intervals; the champion's beside it, as it was released."
     columns = ("Queries", "Metric", "Candidate keeps", "Champion keeps", "Candidate", "Teacher", "Number of queries")
@@ -46,16 +48,16 @@ def _retained_on(queries: str, found: Summary | ExtraSummary, former: Summary | 
     return rows
 
 
-def _health(dossier: Dossier) -> Safe:
+def _health(dossier: Dossier) -> Markup:
     health = dossier.evaluation.summary.health
     rows = [[n, f"{h.mean_cosine:.3f}", f"{h.effective_rank:.1f}", f"{h.queries:,}"] for n, h in sorted(health.items())]
     caption = "Spread of the query vectors: a mean cosine far above the teacher's, or a far lower rank, is a sign of collapse"
-    return table(caption, ("Encoder", "Mean cosine", "Effective rank", "Queries"), rows, numbers=1) if rows else Safe("")
+    return table(caption, ("Encoder", "Mean cosine", "Effective rank", "Queries"), rows, numbers=1) if rows else Markup()
 
 
 def _curves(dossier: Dossier) -> list[str]:
     towers, student = towers_plot(dossier), student_plot(dossier)
-    epochs = _epochs_table(dossier.making.student_epochs or (), _kept(dossier)) if student else Safe("")
+    epochs = _epochs_table(dossier.making.student_epochs or (), _kept(dossier)) if student else Markup()
     return [
         heading("Training curves"),
         towers or "The towers were not trained in this run; their curve stands in the report of the release that they came from.",
@@ -64,20 +66,20 @@ def _curves(dossier: Dossier) -> list[str]:
     ]
 
 
-def towers_plot(dossier: Dossier) -> Safe:
+def towers_plot(dossier: Dossier) -> Markup:
     """The loss of every step of stage 1; empty where the towers were not trained in this run."""
     finite = [loss for loss in dossier.making.tower_losses or () if isfinite(loss)]
     if not finite:
-        return Safe("")
+        return Markup()
     told = f"The loss over {len(finite):,} steps, from {finite[0]:.3f} to {finite[-1]:.3f}."
     return lines([Curve("loss", finite)], Words("Training of the towers", told, "step", "loss"))
 
 
-def student_plot(dossier: Dossier) -> Safe:
+def student_plot(dossier: Dossier) -> Markup:
     """What the student reached on dev after each epoch; empty without its log."""
     epochs = dossier.making.student_epochs or ()
     if not epochs:
-        return Safe("")
+        return Markup()
     curves = [Curve(_title(name), [float(e[name]) for e in epochs]) for name in _CURVES if all(name in e for e in epochs)]
     told = "; ".join(f"{c.label} from {c.values[0]:.3f} to {c.values[-1]:.3f}" for c in curves)
     kept = _kept(dossier)
@@ -86,7 +88,7 @@ def student_plot(dossier: Dossier) -> Safe:
     return lines(curves, words, [_epoch_name(e) for e in epochs], kept)
 
 
-def _epochs_table(epochs: Sequence[Mapping[str, Any]], kept: int | None) -> Safe:
+def _epochs_table(epochs: Sequence[Mapping[str, Any]], kept: int | None) -> Markup:
     rows: list[list[Cell]] = [
         [
             _epoch_name(e) + (" (kept)" if i == kept else ""),

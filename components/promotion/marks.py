@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from components.promotion.evidence_html import plain
 from components.promotion.standing import Record, release_model
+from components.templates import plain
 from components.tracking import labels, registry
 
 OVERRIDDEN = "overridden"

@@ -72,7 +72,7 @@ def check(envelope: Any, claim: Claim, trusted: Mapping[str, TrustedKey]) -> Sig
     if counted := [name for name in names if name in trusted]:
         return Signed(counted[0], True)
     known = ", ".join(key[:16] for key in sorted(trusted))
-    raise ArtifactError(f"It is signed by the key {names[0][:16]}, which is not trusted. Trusted are: {known}.")
+    raise ArtifactError(f"It is signed by the key {names[0][:16]}, which is not trusted. Trusted keys: {known}.")
 
 
 def signers(envelope: Any, claim: Claim, trusted: Mapping[str, TrustedKey]) -> list[str]:
@@ -111,7 +111,7 @@ def _signer(entry: Any, message: bytes, trusted: Mapping[str, TrustedKey]) -> st
     if name != hint:
         raise ArtifactError(f"The signature names the key {hint[:16] or 'nothing'}, but carries another; it was changed.")
     if not _fits(public, signature, message):
-        raise ArtifactError(f"The signature by the key {name[:16]} is false: signature or statement was changed.")
+        raise ArtifactError(f"The signature by the key {name[:16]} does not fit: the signature or the statement was changed.")
     return name
 
 

@@ -40,8 +40,8 @@ def take_stored(dataset: Dataset, source: Path, parents: Mapping[str, str], fold
     remarks = [*_require_all(documents, texts["document"]), *_about(documents, "documents")]
     if queries is not None:
         if queries.vectors.shape[1] != documents.vectors.shape[1]:
-            widths = f"{documents.vectors.shape[1]} dimensions, those of queries {queries.vectors.shape[1]}"
-            raise DataError(f"{source}: the vectors of documents have {widths}. Both must come from one model.")
+            widths = f"{documents.vectors.shape[1]} dimensions, but those of queries have {queries.vectors.shape[1]}"
+            raise DataError(f"{source}: the vectors of documents have {widths}. Make both with the same model.")
         remarks += [*_require_some(queries, texts["query"]), *_about(queries, "queries")]
         remarks += _probe(dataset, documents, queries)
     width = documents.vectors.shape[1]

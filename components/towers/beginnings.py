@@ -51,7 +51,7 @@ class Bundle:
 
 
 def bundles_of(rows: Sequence[Sequence[int]], nodes: int = NODES) -> list[Bundle]:
-    """Trees of at most `nodes` tokens over all rows, none of them empty; a longer row is a tree of its own."""
+    """All rows as trees of at most `nodes` tokens. A longer row is a tree of its own; no tree is empty."""
     bundles: list[Bundle] = []
     path: list[int] = []
     for number, common in common_lengths(rows):
@@ -72,7 +72,7 @@ def bundles_of(rows: Sequence[Sequence[int]], nodes: int = NODES) -> list[Bundle
 
 
 def common_lengths(rows: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
-    """The numbers of the rows in the order of their tokens, each with how many first tokens it has in common with the one before."""
+    """Row numbers, sorted by the rows' tokens; with each, how many leading tokens it shares with the row before it."""
     last: Sequence[int] = ()
     for number in sorted(range(len(rows)), key=lambda i: tuple(rows[i])):
         yield number, _common(last, rows[number])

@@ -171,7 +171,7 @@ def _base_of(folder: Path, contract: EncodingContract) -> BaseModel:
     base = resolve_base(contract.base_model, revision=contract.base_revision, code=contract.base_code is not None)
     if base.digest != contract.base_digest:
         raise ArtifactError(
-            f"{folder}: made on '{contract.base_model}' with digest {contract.base_digest[:12]}, but that model is now "
+            f"{folder} was made on '{contract.base_model}' with digest {contract.base_digest[:12]}, but that model is now "
             f"{base.digest[:12]}. Restore the base model, or retrain."
         )
     return base

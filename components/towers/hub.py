@@ -119,7 +119,7 @@ def commit_of(name: str, revision: str | None = None) -> str:
             print(f"The model hub does not answer; '{name}' is taken from the cache at commit {cached[:12]}.", flush=True)
         return cached
     if info.id and info.id.lower() != name.lower():
-        raise ModelError(f"The model '{name}' is called '{info.id}' on the hub now. Name it so.")
+        raise ModelError(f"The model '{name}' is called '{info.id}' on the hub now. Use that name.")
     if not is_commit(info.sha):
         raise ModelError(f"The hub names no commit for '{name}' ({asked}), so what is trained on it could never be traced.")
     _remember(name, asked, info.sha)

@@ -82,10 +82,10 @@ def has_control_token(tokenizer: Any, text: str) -> bool:
 
 
 def words_only(state: dict[str, Any]) -> dict[str, Any]:
-    """The JSON of a compiled tokenizer that knows control tokens as plain words under their ids, which no text is made of.
+    """The JSON of a compiled tokenizer in which control tokens keep their ids but are plain words that no text turns into.
 
-    The characters of such a word are parted before words are looked up; but a unigram model looks everywhere in a text, so there it gets
-    a name that no text holds.
+    Most tokenizers split the characters of such a word before they look words up. A unigram model looks for words everywhere in a text,
+    so there the word gets a name that no text contains.
     """
     names = {token["content"]: token["id"] for token in state["added_tokens"] if token["special"]}
     words = state["model"]["vocab"]

@@ -232,8 +232,10 @@ def _checked(ids: list[str], vectors: NDArray[np.float32], named: str, remarks: 
         raise DataError(f"{named}: {len(repeated):,} of {len(set(ids)):,} ids occur more than once ({shown}). Leave one vector for each.")
     lengths = np.concatenate([np.linalg.norm(vectors[s : s + _BLOCK].astype(np.float64), axis=1) for s in range(0, len(vectors), _BLOCK)])
     if len(strange := np.flatnonzero(~np.isfinite(lengths))):
-        raise DataError(f"{named}: {len(strange):,} of {len(ids):,} vectors have values that are not finite (first: '{ids[strange[0]]}').")
+        first = f"first: '{ids[strange[0]]}'"
+        raise DataError(f"{named}: {len(strange):,} of {len(ids):,} vectors have values that are not finite ({first}). Make them again.")
     if len(empty := np.flatnonzero(lengths < 1e-9)):
-        raise DataError(f"{named}: {len(empty):,} of {len(ids):,} vectors are zero and have no direction (first: '{ids[empty[0]]}').")
+        first = f"first: '{ids[empty[0]]}'"
+        raise DataError(f"{named}: {len(empty):,} of {len(ids):,} vectors are zero and have no direction ({first}). Make them again.")
     unit = (vectors / lengths[:, None]).astype(np.float32)
     return VectorTable(ids, unit, (float(lengths.min()), float(lengths.mean()), float(lengths.max())), remarks)

@@ -84,7 +84,7 @@ def is_reading(action: str) -> bool:
 
 
 def changes_something(request: Any, action: str) -> bool:
-    """Whether a call can change anything. A query of GraphQL comes in the body, of a GET too."""
+    """Whether a call can change anything. GraphQL queries come in the body, even with GET."""
     if action == "graphql":
         return _is_mutation(str(body_of(request).get("query", "")))
     return request.method not in SAFE_METHODS and not is_reading(action)

@@ -52,10 +52,11 @@ class Chain:
         numbered = {_number_of(key): value for key, value in self.claims.items() if _number_of(key)}
         if sorted(numbered) != list(range(1, len(numbered) + 1)):
             missing = next(number for number in range(1, max(numbered)) if number not in numbered)
-            raise ArtifactError(f"{self.name}: promotion record {missing} is missing from the chain.")
+            raise ArtifactError(f"{self.name}: promotion record {missing} is missing. Restore the experiment from a backup.")
         parsed = [_CLAIM.fullmatch(numbered[number]) for number in sorted(numbered)]
         if None in parsed:
-            raise ArtifactError(f"{self.name}: the claim of promotion record {parsed.index(None) + 1} is unreadable.")
+            number = parsed.index(None) + 1
+            raise ArtifactError(f"{self.name}: the claim of promotion record {number} is unreadable. Restore the experiment from a backup.")
         return [(found.group(1), found.group(2)) for found in parsed if found]
 
     def outside(self) -> set[str]:

@@ -49,7 +49,7 @@ def rejection(tags: Mapping[str, str]) -> str | None:
             continue
         verdict = _REJECTION.match(said)
         if verdict is None:
-            return f"the tag {key} says '{cut(said, 200)}', which is no plain approval and counts as a rejection"
+            return f"the tag {key} says '{cut(said, 200)}', which is not a plain approval and counts as a rejection"
         return verdict[1].strip() or "no reason given"
     return None
 

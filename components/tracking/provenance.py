@@ -117,8 +117,8 @@ def project_root() -> Path:
 
 
 def code_digest(root: Path) -> str:
-    """sha256 over the project's Python files: identifies the code where there is no git, too."""
-    files = sorted(path for part in ("components", "flows") for path in (root / part).rglob("*.py"))
+    """sha256 over the project's Python files and templates: identifies the code where there is no git, too."""
+    files = sorted(path for part in ("components", "flows") for path in (root / part).rglob("*") if path.suffix in (".py", ".j2"))
     return digest_of({path.relative_to(root).as_posix(): file_sha256(path) for path in files})
 
 

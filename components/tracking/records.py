@@ -36,8 +36,8 @@ Signer = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 def append_record(retriever_name: str, record: Mapping[str, Any], sign: Signer | None = None, after: int | None = None) -> dict[str, Any]:
     """Append `record` and return it with its sequence number, time, digest and the digest of the record before it.
 
-    `sign` makes the signature of the record from all that it says; without it the record has none. `after` is the number of records that
-    the decision behind this one was made on: with another one since, it was made on what is no longer true.
+    `sign` makes the signature of the record from all that it says; without it the record has none. `after` is how many records
+    there were when the decision behind this one was made: if another was appended since, that decision no longer holds.
     Raises PromotionError when another writer took the place at the same time, ArtifactError when the chain is broken.
     """
     if taken := sorted(set(record) & set(_OWN)):

@@ -97,7 +97,7 @@ def _certificate(options: argparse.Namespace) -> None:
     from components.promotion.signing_keys import usable_key
 
     if (key := usable_key()) is None:
-        raise ConfigError("There is no signing key, so no certificate of it. Make one with `scalingnote keys new`.")
+        raise ConfigError("There is no signing key yet, so there is nothing to certify. Make one with `scalingnote keys new`.")
     path = options.to or settings.keys_folder() / f"{key.key_id[:16]}.certificate.pem"
     write_certificate(path, key)
     lines = (

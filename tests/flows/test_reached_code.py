@@ -80,7 +80,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> See
     variables |= {"PREFECT_HOME": str(folder / "prefect"), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180"}
     given = "\n".join(json.dumps(words) for words in commands(folder))
     run = (sys.executable, "-m", "tests.flows.reached_world", str(folder / "seen.jsonl"))
-    done = subprocess.run(run, cwd=ROOT, env=variables, input=given, capture_output=True, text=True, timeout=1100)
+    done = subprocess.run(run, cwd=ROOT, env=variables, input=given, capture_output=True, text=True, timeout=1700)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return [json.loads(line) for line in (folder / "seen.jsonl").read_text(encoding="utf-8").splitlines()]
 

@@ -52,6 +52,9 @@ def test_wheel_holds_what_is_needed_and_nothing_under_the_names_of_others(wheel:
     shipped |= {"requirements.lock", "mlflow/permissions.yaml", "mlflow/basic_auth.ini"}
     assert {name.removeprefix("components/_shipped/") for name in names if "/_shipped/" in name} == shipped
     assert {f"flows/presets/{file.name}" for file in (ROOT / "flows" / "presets").glob("*.yaml")} <= names
+    assert {file.relative_to(ROOT).as_posix() for file in (ROOT / "components").rglob("*.j2")} == {
+        name for name in names if name.endswith(".j2")
+    }
 
 
 def test_installed_wheel_validates_retrains_and_signs_in(program: Path, tmp_path: Path, mlflow_template: Path) -> None:

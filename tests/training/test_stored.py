@@ -206,7 +206,7 @@ def test_documents_without_vectors_and_queries_of_another_width_are_refused(data
         take_stored(data, tmp_path / "few", {}, tmp_path / "towers")
     parquet(tmp_path / "wide" / "documents.parquet", IDS, DOCUMENTS)
     parquet(tmp_path / "wide" / "queries.parquet", QUERIES, vectors_of(260, width=12))
-    with pytest.raises(DataError, match="of documents have 16 dimensions, those of queries 12"):
+    with pytest.raises(DataError, match="of documents have 16 dimensions, but those of queries have 12"):
         take_stored(data, tmp_path / "wide", {}, tmp_path / "towers")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="has no vectors of documents"):

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from components.artifacts import Artifact
-from components.code import HANDED, LOADED_BY_NAME, ROOT, UNDECIDING, UNFOLLOWED, Reached, _project, reached_by
+from components.code import HANDED, LOADED_BY_NAME, ROOT, UNDECIDING, UNFOLLOWED, Reached, _project, reached_by, read_template
 from components.errors import ArtifactError
-from components.syntax import tree_digest
+from components.syntax import imports_in, templates_in, tree_digest
 from flows.config import load_config
 from flows.release_steps import (
     evaluation_step,
@@ -91,6 +91,9 @@ def test_comments_docstrings_and_layout_of_the_whole_project_change_no_key(tree:
 
     for place in {place.partition(":")[0] for step in STEPS.values() for place in step.reached.code}:
         path = tree / place
+        if path.suffix == ".j2":
+            path.write_text(f"{{# A comment. #}}\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
+            continue
         written = ast.unparse(ast.fix_missing_locations(OtherDocstrings().visit(ast.parse(path.read_text(encoding="utf-8")))))
         path.write_text(f"# A comment.\n\n{written.replace('    ', '        ')}\n", encoding="utf-8")
         assert path.read_bytes() != (ROOT / place).read_bytes()
@@ -134,6 +137,13 @@ def test_a_comment_in_the_code_of_the_built_in_data_leaves_its_digest(tmp_path: 
         ("flows/retrain.py", set()),
         ("flows/release_steps.py", set()),
         ("components/artifacts.py", set(STEPS)),
+        ("components/templates.py", {"validate_data"}),
+        ("components/data/report.html.j2", {"validate_data"}),
+        ("components/data/contract_blocks.html.j2", {"validate_data"}),  # imported by the template of the page
+        ("components/data/style.css.j2", {"validate_data"}),  # included by it
+        ("components/promotion/evidence.html.j2", set()),
+        ("components/promotion/evidence_pieces.html.j2", set()),
+        ("components/promotion/trace.html.j2", set()),
     ],
 )
 def test_a_change_in_a_module_makes_those_steps_again_that_reach_it(tree: Path, place: str, expected: set[str]) -> None:
@@ -175,6 +185,33 @@ def test_a_file_that_cannot_be_parsed_is_named(tree: Path, content: str) -> None
     (tree / "components/towers/losses.py").write_text(content, encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"towers/losses\.py is not Python that can be read"):
         reached_by(STEPS["train_towers"].make, tree)
+
+
+def test_a_template_that_is_gone_is_named_with_what_needs_it(tree: Path) -> None:
+    (tree / "components" / "data" / "style.css.j2").unlink()
+    with pytest.raises(ArtifactError, match=r"no template .*style\.css\.j2, which components/data/report\.html\.j2 needs"):
+        reached_by(STEPS["validate_data"].make, tree)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{% if %}", "not a template that can be read"),
+        (b"{% macro", "not a template that can be read"),
+        (b"\xff\xfe", "not a template that can be read"),
+        (b"{% include other %}", "computes the name of another template"),
+        (b'{% include "data/gone.j2" %}', "no template"),
+    ],
+)
+def test_a_template_that_no_key_can_hold_is_refused(tree: Path, content: bytes, words: str) -> None:
+    (tree / "components" / "data" / "contract_blocks.html.j2").write_bytes(content)
+    with pytest.raises(ArtifactError, match=words):
+        reached_by(STEPS["validate_data"].make, tree)
+
+
+def test_templates_that_include_each_other_end(tree: Path) -> None:
+    (tree / "components" / "data" / "style.css.j2").write_text('{% include "data/report.html.j2" %}', encoding="utf-8")
+    assert "components/data/style.css.j2" in reached_by(STEPS["validate_data"].make, tree).code
 
 
 def test_wiring_that_was_changed_while_the_program_runs_is_refused(tree: Path) -> None:
@@ -398,14 +435,34 @@ def test_a_home_that_cannot_be_written_costs_only_time(tree: Path, fresh: Path) 
     assert reached_by(STEPS["train_towers"].make, tree) == STEPS["train_towers"].reached
 
 
-def test_no_file_but_code_decides_a_result() -> None:
-    """A template or a prompt in a file of its own would be in no key: it needs a place in the settings of its step, as contracts have."""
-    others = [
-        path
-        for path in (ROOT / "components").rglob("*")
-        if path.is_file() and path.suffix not in (".py", ".pyc", ".md") and path.name != "py.typed"
-    ]
+def test_no_file_but_code_and_its_templates_decides_a_result() -> None:
+    """A prompt in a file of its own would be in no key: it needs a place in the settings of its step, as contracts have."""
+    kinds = (".py", ".pyc", ".md", ".j2")
+    others = [path for path in (ROOT / "components").rglob("*") if path.is_file() and path.suffix not in kinds and path.name != "py.typed"]
     assert not others, others
+    assert not list((ROOT / "flows").rglob("*.j2"))
+
+
+def test_every_template_is_named_by_a_module_or_a_template_of_its_own_room() -> None:
+    """One that is named from elsewhere alone would be in the key of who does not use it, one that nobody names in no key."""
+    named: dict[str, set[str]] = {}
+    for name, tree in modules():
+        named.setdefault(name.split(".")[1], set()).update(templates_in(tree))
+    for path in (ROOT / "components").rglob("*.j2"):
+        named[path.parent.name].update(read_template(path, "this test")[1])
+    for path in (ROOT / "components").rglob("*.j2"):
+        assert f"{path.parent.name}/{path.name}" in named[path.parent.name], f"{path} is used by nobody"
+
+
+def test_names_of_templates_are_written_out_where_they_are_filled() -> None:
+    for name, tree in modules():
+        fills = {i.name for i in imports_in(tree, name.rpartition(".")[0]) if i.module == "components.templates"} & {"page", "piece"}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in fills:
+                (first, *_) = node.args
+                assert isinstance(first, ast.Constant) or (isinstance(first, ast.Name) and first.id.isupper()), (
+                    f"{name}: {ast.unparse(node)}"
+                )
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:

@@ -113,6 +113,22 @@ def test_whole_numbers_of_any_kind_are_ids(folder: Path) -> None:
         assert found["doc_id"].tolist() == ["1", "20", "300"]
 
 
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_words_that_spreadsheets_take_for_nothing_and_leading_zeros_are_ids(folder: Path, ending: str) -> None:
+    rows = [("NA", "NULL"), ("nan", "None"), ("007", "1e5"), ("TRUE", "x" * 300_000), ("1.0", "-"), ("=1", "a;b")]
+    (folder / "corpus.jsonl").unlink()
+    text = ending.join(["_id,text", *(f"{doc_id},{text}" for doc_id, text in rows)])
+    (folder / "corpus.csv").write_bytes(text.encode())
+    found = read_source(DataConfig(source=str(folder))).documents
+    assert list(found[["doc_id", "text"]].itertuples(index=False, name=None)) == rows
+
+
+def test_ids_that_look_alike_are_kept_apart(folder: Path) -> None:
+    ids = ["A", "a", "\u00e9", "e\u0301", "\ufb01", "fi", "\u0130", "i", "\u212a", "K"]
+    write_rows(folder / "corpus.jsonl", [{"_id": doc_id, "text": f"text {number}"} for number, doc_id in enumerate(ids)])
+    assert read_source(DataConfig(source=str(folder))).documents["doc_id"].tolist() == ids
+
+
 def test_metadata_of_parquet_may_be_a_structure_a_map_or_json(folder: Path) -> None:
     columns = {
         "structure": pa.array([{"a": 1}, None, {"a": None}]),

@@ -228,7 +228,7 @@ def test_rollback_names_the_person_that_the_log_names(world: World) -> None:
         ({"scalingnote.review": "Rejected"}, "no reason given"),
         ({"rejected": "old form"}, "old form"),
         ({"review": "approved"}, None),
-        ({"review": "looks fine"}, "the tag review says 'looks fine', which is no plain approval and counts as a rejection"),
+        ({"review": "looks fine"}, "the tag review says 'looks fine', which is not a plain approval and counts as a rejection"),
     ],
 )
 def test_forms_of_a_rejection(world: World, tags: dict[str, str], reason: str | None) -> None:

@@ -103,7 +103,7 @@ def test_a_signature_by_another_key_is_refused_by_name(
     own, other = make_key(keys / "signing.pem"), make_key(tmp_path / "mallory" / "signing.pem")
     monkeypatch.setenv(KEY, str(other.path))
     sign_release(candidate)
-    with pytest.raises(ArtifactError, match=f"signed by the key {other.key_id[:16]}, which is not trusted. Trusted are: {own.key_id[:16]}"):
+    with pytest.raises(ArtifactError, match=f"by the key {other.key_id[:16]}, which is not trusted. Trusted keys: {own.key_id[:16]}"):
         check_release(candidate, trusted_keys())
     untold = check_release(candidate, {})
     assert untold is not None and not untold.trusted and "nothing here says whether to trust" in str(untold)
@@ -194,7 +194,7 @@ def test_signatures_that_do_not_count_do_not_count_together(candidate: Path, key
     public = base64.b64encode(other.public).decode()
     refused: dict[str, list[dict[str, Any]]] = {
         "which is not trusted": [{"keyid": other.key_id, "public_key": public, "sig": foreign}, {"keyid": own.key_id, "sig": foreign}],
-        "is false": [{**entry, "sig": foreign}, {"keyid": own.key_id, "sig": foreign}],
+        "does not fit": [{**entry, "sig": foreign}, {"keyid": own.key_id, "sig": foreign}],
         "fits no trusted key": [{"keyid": own.key_id, "sig": foreign}],
         "carries another": [{**entry, "public_key": public}],
     }

@@ -10,7 +10,7 @@ import pytest
 
 from components.promotion.lineage_gaps import _code_gaps
 from components.tracking import provenance
-from components.tracking.provenance import _revision, collect_provenance
+from components.tracking.provenance import _revision, code_digest, collect_provenance
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -57,6 +57,16 @@ SETTINGS = [
     ("diff.algorithm", "patience"),
     ("core.quotePath", "true"),
 ]
+
+
+@pytest.mark.parametrize("place", ["components/errors.py", "components/page.html.j2"])
+def test_code_and_templates_are_the_code_of_a_folder_without_git(tmp_path: Path, place: str) -> None:
+    root = checkout(tmp_path / "checkout")
+    before = code_digest(root)
+    (root / "components" / "README.md").write_text("words")
+    assert code_digest(root) == before
+    (root / place).write_text("other")
+    assert code_digest(root) != before
 
 
 @pytest.mark.parametrize(("key", "value"), SETTINGS)
