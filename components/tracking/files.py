@@ -45,6 +45,12 @@ def local_files(model_name: str, version: int) -> Path | None:
     return None if folder is None else folder / SEALED_PATH
 
 
+def are_lost(model_name: str, version: int) -> bool:
+    """Whether the files of a version were swept from a local store, as by `mlflow gc`. Of a remote one nothing is said."""
+    folder = local_files(model_name, version)
+    return folder is not None and not folder.is_dir()
+
+
 def forget_download(model_name: str, version: int) -> bool:
     """Remove this machine's copy of a version's files, so that they are fetched again; False where there is none, as in a local store."""
     location = _location(model_name, version).rstrip("/")

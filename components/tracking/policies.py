@@ -52,8 +52,8 @@ def local_files() -> dict[str, dict[str, Any]] | None:
     return {file.name: _fields(file) for file in files}
 
 
-def serve(flask_app: Any) -> None:
-    """A route that gives the server's policies to everybody who signs in. They are read anew each time, so a new file counts at once.
+def serve(flask_app: Any) -> str:
+    """A route that gives the server's policies, and its address. They are read anew each time, so a new file counts at once.
 
     Raises ConfigError where there are none to give, so that the server does not start.
     """
@@ -70,7 +70,9 @@ def serve(flask_app: Any) -> None:
             answer.status_code = 500
             return answer
 
-    flask_app.add_url_rule(_add_static_prefix(ENDPOINT), "scalingnote_policies", give)
+    address = _add_static_prefix(ENDPOINT)
+    flask_app.add_url_rule(address, "scalingnote_policies", give)
+    return str(address)
 
 
 def _fields(file: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from components import settings
 from components.artifacts import Artifact
 from components.tracking import embedded, labels, lineage, packaging
-from components.tracking.files import COPY, local_files
+from components.tracking.files import COPY, are_lost, local_files
 from components.tracking.files import artifact_folder as artifact_folder
 from components.tracking.files import forget_download as forget_download
 from components.tracking.files import share_file as share_file
@@ -81,8 +81,9 @@ def register(
 ) -> RegisteredVersion:
     """Register `artifact` as a version of `model_name`, produced by the run `run_id` from `inputs` (role -> version).
 
-    Run again with the same artifact it returns the existing version. Digest, kind, parents and attributes become tags beside
-    `tags` (see `provenance.version_tags`); they are given at creation, so a version never exists without them.
+    Run again with the same artifact it returns the existing version, or makes another where the files of that one are lost. Digest, kind,
+    parents and attributes become tags beside `tags` (see `provenance.version_tags`); they are given at creation, so a version never exists
+    without them.
     """
     with _one_at_a_time(model_name):
         return find_version(model_name, artifact.digest) or _register_new(model_name, artifact, run_id, inputs, tags)
@@ -123,9 +124,9 @@ def _register_new(
 
 
 def find_version(model_name: str, digest: str) -> RegisteredVersion | None:
-    """The oldest version of `model_name` that holds the artifact `digest`."""
+    """The oldest version of `model_name` that holds the artifact `digest`, without those whose files are lost."""
     for info in versions(model_name):
-        if info.tags.get(labels.DIGEST) == digest:
+        if info.tags.get(labels.DIGEST) == digest and not are_lost(model_name, info.version):
             return RegisteredVersion(name=model_name, version=info.version, digest=digest)
     return None
 

@@ -12,11 +12,13 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import yaml
 
 from components.errors import PromotionError
 from components.promotion.approval import approve
 from components.promotion.deliveries import Deliveries
 from components.promotion.history import history_of
+from components.promotion.policy import POLICY_VARIABLE
 from components.promotion.promote import promote, rollback
 from components.promotion.waiting import pending
 from components.tracking import registry
@@ -25,7 +27,7 @@ from components.tracking.store import TrackingError
 from flows.webhook import receiving
 from tests.auth_world import AuthServer, auth_server
 from tests.flows.cli_world import assert_refused, scalingnote
-from tests.unit.promotion_world import GOOD, NAME, into_mlflow, make_candidate, no_smoke
+from tests.unit.promotion_world import GOOD, NAME, POLICY, into_mlflow, make_candidate, no_smoke
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 CANDIDATE, RELEASE = f"{NAME}-candidate", f"{NAME}-release"
@@ -33,13 +35,28 @@ BAD = {**GOOD, "student": 0.5}
 SECRET = "a secret that both sides share"
 
 
+def write_policy(path: Path) -> None:
+    """The policy by which candidates of these tests are decided on."""
+    path.write_text(yaml.safe_dump(POLICY.model_dump(mode="json")))
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Iterator[AuthServer]:
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that the administrator named in the server's environment, and in no other."""
+    path = tmp_path_factory.mktemp("administrator") / "policy.yaml"
+    write_policy(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path, policy: Path) -> Iterator[AuthServer]:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(POLICY_VARIABLE, str(policy))
         patch.setenv("MLFLOW_WEBHOOK_ALLOWED_SCHEMES", "http,https")
         patch.setenv("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS", "true")
         patch.setenv("MLFLOW_WEBHOOK_CACHE_TTL", "1")  # else a minute may pass before a server knows of a new webhook
         with auth_server(tmp_path_factory.mktemp("server"), mlflow_template) as running:
+            patch.delenv(POLICY_VARIABLE)
             yield running
 
 
@@ -137,6 +154,22 @@ def test_rollback_is_proven_by_the_tag_that_the_log_holds(server: AuthServer) ->
         "basic",
         "worse on knees",
     )
+
+
+def test_the_administrators_policy_binds_whoever_works_on_the_server(server: AuthServer, tmp_path: Path, policy: Path) -> None:
+    number = build(server, tmp_path / "policy")
+    policy.write_text("version: another\n")  # read by the server, which runs on
+    route = "/ajax-api/2.0/scalingnote/policies"
+    assert server.call("GET", route)[0] == 401
+    assert server.call("GET", route, user="auditor") == (200, {"policies": {policy.name: {"version": "another"}}})
+    with server.as_user("reviewer"), pytest.raises(PromotionError, match="none of this installation's, by the server"):
+        approve(NAME, number, None)
+    assert copy_in_the_ui(server, "reviewer", number)[0] == 200
+    with server.as_user("promoter"):
+        with pytest.raises(PromotionError, match="none of this installation's, by the server"):
+            promote(NAME, no_smoke)
+        write_policy(policy)
+        assert promote(NAME, no_smoke).status == "promoted"
 
 
 def test_promotion_past_the_server_uses_its_log_all_the_same(server: AuthServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

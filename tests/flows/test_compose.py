@@ -1,0 +1,210 @@
+"""`docker/compose.yaml` as far as it can be tried without a container engine: by the schema of compose files, and by starting its servers.
+
+The servers run here with the commands and settings of the file. Three things stand in for what only containers have: a folder for each
+volume, SQLite for Postgres, and loopback with a free port for the network.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from base64 import b64encode
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request
+
+import pytest
+import yaml
+
+from tests.auth_world import OPENER, ROOT, free_port, know_the_app
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+SCHEMA = ROOT / "tests" / "compose" / "compose-spec.json"
+REQUIRED = ("POSTGRES_PASSWORD", "MLFLOW_DB_PASSWORD", "PREFECT_DB_PASSWORD", "PREFECT_API_PASSWORD")
+GIVEN = {  # what docker/README.md puts into docker/.env
+    **dict.fromkeys(REQUIRED, "0123456789abcdef"),
+    "MLFLOW_APP_NAME": "scalingnote",
+    "MLFLOW_AUTH_ADMIN_PASSWORD": "a password of the administrator",
+    "MLFLOW_FLASK_SERVER_SECRET_KEY": "fedcba9876543210",
+    "MLFLOW_TRAINER_USERNAME": "training",
+    "MLFLOW_TRAINER_PASSWORD": "a password of the trainer",
+    "MLFLOW_PROMOTER_USERNAME": "promotion",
+    "MLFLOW_PROMOTER_PASSWORD": "a password of the promoter",
+    "SCALINGNOTE_POLICY": "/policies",
+}
+_VARIABLE = re.compile(r"\$\{(\w+)(?:(:[-?+])([^}]*))?\}")
+
+
+def filled(text: str, given: Mapping[str, str]) -> str:
+    """`text` with its variables, as compose puts them in; KeyError names one that is required and not given."""
+
+    def value(found: re.Match[str]) -> str:
+        name, how, other = found.groups()
+        there = given.get(name, "")
+        if how == ":?" and not there:
+            raise KeyError(name)
+        return (other if there else "") if how == ":+" else there or (other if how == ":-" else "")
+
+    return _VARIABLE.sub(value, text)
+
+
+def compose(given: Mapping[str, str]) -> Any:
+    """The file as compose reads it."""
+
+    def fill(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: fill(value) for key, value in part.items()}
+        if isinstance(part, list):
+            return [fill(value) for value in part]
+        return filled(part, given) if isinstance(part, str) else part
+
+    return fill(yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8")))
+
+
+def problems(file: Any) -> list[str]:
+    from jsonschema import Draft7Validator
+
+    found = Draft7Validator(json.loads(SCHEMA.read_text(encoding="utf-8"))).iter_errors(file)
+    return [f"{'/'.join(map(str, error.path))}: {error.message[:200]}" for error in found]
+
+
+@pytest.mark.parametrize("given", [GIVEN, {name: GIVEN[name] for name in REQUIRED}])
+def test_the_file_is_valid_with_sign_in_and_without(given: dict[str, str]) -> None:
+    assert problems(compose(given)) == []
+    wrong = copy.deepcopy(compose(given))
+    wrong["services"]["worker"]["comand"] = "no such field"
+    assert problems(wrong)
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_a_missing_password_stops_it_by_name(name: str) -> None:
+    with pytest.raises(KeyError, match=name):
+        compose({key: value for key, value in GIVEN.items() if key != name})
+
+
+def test_whoever_trains_has_another_account_pool_and_volume_than_whoever_promotes() -> None:
+    services = compose(GIVEN)["services"]
+    trainer, promoters = services["worker"], (services["promote"], services["promotion-worker"])
+    name = "MLFLOW_TRACKING_USERNAME"
+    assert trainer["environment"][name] == "training" and {p["environment"][name] for p in promoters} == {"promotion"}
+    assert GIVEN["MLFLOW_PROMOTER_PASSWORD"] not in str(trainer) + str(services["deploy"])
+    assert all(GIVEN["MLFLOW_TRAINER_PASSWORD"] not in str(p) for p in promoters)
+    volumes = {v.split(":")[0] for v in trainer["volumes"] if not v.startswith(".")}
+    assert volumes.isdisjoint(v.split(":")[0] for p in promoters for v in p["volumes"] if not v.startswith("."))
+    pools = set(re.findall(r"work-pool create (\S+)", services["deploy"]["command"][2]))
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    assert {entry["work_pool"]["name"] for entry in deployments} <= pools
+    served = {service["command"][4] for service in (trainer, services["promotion-worker"])}
+    assert served == {"scalingnote", "scalingnote-promote"} <= pools
+    policies = [v for v in services["mlflow"]["volumes"] if ":/policies" in v]
+    assert policies and policies[0].endswith(":ro") and services["mlflow"]["environment"]["SCALINGNOTE_POLICY"] == "/policies"
+    assert all(policies[0] in p["volumes"] for p in promoters) and policies[0] not in trainer["volumes"]
+
+
+@dataclass(frozen=True)
+class Service:
+    """A server of the file that runs here; `volumes` maps a folder of its container to one of the test."""
+
+    url: str
+    volumes: Mapping[str, Path]
+
+    def call(self, method: str, path: str, account: str = "", body: Any = None) -> tuple[int, Any]:
+        headers = {"content-type": "application/json"}
+        if account:
+            headers["authorization"] = "Basic " + b64encode(account.encode()).decode()
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with OPENER.open(Request(self.url + path, data, headers, method=method), timeout=600) as answer:
+                content = answer.read()
+                return answer.status, json.loads(content) if content.startswith((b"{", b"[")) else content
+        except HTTPError as error:
+            return error.code, error.read()
+
+
+@contextmanager
+def started(name: str, folder: Path, database: str, volumes: Mapping[str, Path]) -> Iterator[Service]:
+    """The service `name`, until the block ends."""
+    service, port = compose(GIVEN)["services"][name], free_port()
+
+    def here(text: str) -> str:
+        for place, local in {**volumes, "/app": ROOT}.items():
+            text = re.sub(rf"(?<![\w/]){place}(?=/|\s|$)", str(local), text)
+        text = re.sub(r"postgresql\+\w+://\S+", database, text)
+        return re.sub(r"(--port )\S+", rf"\g<1>{port}", text.replace("0.0.0.0", "127.0.0.1"))
+
+    given = {key: here(str(value)) for key, value in service["environment"].items()}
+    if file := service.get("env_file"):
+        lines = (ROOT / "docker" / file).read_text(encoding="utf-8").splitlines()
+        given |= dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    command = [here(part) for part in service["command"]]
+    command = [str(port) if part.isdigit() else part for part in command]
+    kept = ("PATH", "HOME", "PYTHONPATH", "LANG", "TMPDIR", "NO_PROXY", "no_proxy")
+    environment = {key: os.environ[key] for key in kept if key in os.environ} | given
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    at = Path(here(service["working_dir"])) if "working_dir" in service else folder
+    with (folder / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=at, env=environment, stdout=log, stderr=log, start_new_session=True)
+    running = Service(f"http://127.0.0.1:{port}", volumes)
+    asked = re.findall(r"http://127.0.0.1:\d+(/\S+?)'", service["healthcheck"]["test"][3])[0]
+    try:
+        while not _answers(running, asked):
+            assert process.poll() is None, (folder / f"{name}.log").read_text(errors="replace")[-2000:]
+            time.sleep(0.3)
+        yield running
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(600)
+
+
+def _answers(service: Service, path: str) -> bool:
+    try:
+        return service.call("GET", path)[0] == 200
+    except (URLError, OSError):
+        return False
+
+
+def test_mlflow_asks_who_you_are_and_hands_out_the_policies(tmp_path: Path, mlflow_template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    know_the_app(tmp_path / "app", monkeypatch)
+    monkeypatch.setenv("PYTHONPATH", f"{os.environ['PYTHONPATH']}{os.pathsep}{ROOT}")
+    volumes = {f"/{name}": tmp_path / name for name in ("artifacts", "audit", "policies")}
+    for place in volumes.values():
+        place.mkdir()
+    (volumes["/policies"] / "ours.yaml").write_text("version: ours\n")
+    database = tmp_path / "mlflow.db"
+    database.write_bytes(mlflow_template.read_bytes())
+    with started("mlflow", tmp_path, f"sqlite:///{database}", volumes) as server:
+        asked = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
+        assert server.call("GET", asked)[0] == 401
+        admin = f"admin:{GIVEN['MLFLOW_AUTH_ADMIN_PASSWORD']}"
+        assert server.call("GET", asked, admin)[0] == 200
+        policies = "/ajax-api/2.0/scalingnote/policies"
+        assert server.call("GET", policies)[0] == 401
+        assert server.call("GET", policies, admin) == (200, {"policies": {"ours.yaml": {"version": "ours"}}})
+        assert server.call("POST", "/api/2.0/mlflow/experiments/create", admin, {"name": "one"})[0] == 200
+        assert (volumes["/audit"] / "audit.jsonl").read_text().count('"create_experiment"') == 1
+        assert (volumes["/audit"] / "basic_auth.db").exists()  # users lie on the volume too
+
+
+def test_prefect_asks_for_a_password_and_keeps_its_leases_on_the_volume(tmp_path: Path) -> None:
+    volumes = {"/state": tmp_path / "state"}
+    volumes["/state"].mkdir()
+    account = f"prefect:{GIVEN['PREFECT_API_PASSWORD']}"
+    with started("prefect", tmp_path, f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}", volumes) as server:
+        assert server.call("POST", "/api/deployments/filter", body={})[0] == 401
+        assert server.call("POST", "/api/deployments/filter", "prefect:wrong", {})[0] == 401
+        assert server.call("POST", "/api/deployments/filter", account, {}) == (200, [])
+        limit = {"name": "gpu", "limit": 1, "active": True}
+        assert server.call("POST", "/api/v2/concurrency_limits/", account, limit)[0] == 201
+        taken = {"names": ["gpu"], "slots": 1, "mode": "concurrency", "lease_duration": 300}
+        assert server.call("POST", "/api/v2/concurrency_limits/increment-with-lease", account, taken)[0] == 200
+        assert list((volumes["/state"] / "prefect" / "concurrency_leases").glob("*.json"))
