@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -218,20 +219,74 @@ def test_a_worker_completes_a_run(installation: Installation, worker: Path) -> N
     assert "Nothing to promote" in text
 
 
-@pytest.mark.timeout(600)
-def test_a_run_by_preset_data_name_and_settings_builds_what_the_command_line_would(
-    installation: Installation, worker: Path, tmp_path: Path
-) -> None:
-    data = str(write_collection(tmp_path / "clinic"))
+@pytest.fixture(scope="module")
+def built_run(installation: Installation, worker: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was asked of a run of the deployment `retrain`, and that run, which a worker has completed."""
+    data = str(write_collection(tmp_path_factory.mktemp("data") / "clinic"))
     settings = {"towers": {"steps": 4, "batch_size": 8}, "distillation.epochs": 1, "evaluation.latency_queries": 20}
     asked = {"preset": "smoke", "data": data, "name": "deployed", "settings": settings}
     run = finished(installation, installation.start("retrain", asked), 450)
     assert run.get("state_type") == "COMPLETED", worker.read_text(encoding="utf-8", errors="replace")[-3000:]
+    return asked, run
+
+
+@pytest.mark.timeout(600)
+def test_a_run_by_preset_data_name_and_settings_builds_what_the_command_line_would(
+    installation: Installation, built_run: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("SCALINGNOTE_HOME", "MLFLOW_TRACKING_URI"):
             patch.setenv(name, installation.environment[name])
         recorded = load_manifest("deployed", "candidate/1").config
-    assert recorded == requested_config(**asked).model_dump(mode="json")
+    assert recorded == requested_config(**built_run[0]).model_dump(mode="json")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(missing() is not None, reason=missing() or "")
+def test_a_run_is_read_in_its_page_and_run_again_from_there(
+    installation: Installation, built_run: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    run = built_run[1]["id"]
+    asked = {"artifacts": {"flow_run_id": {"any_": [run]}, "key": {"any_": ["deployed-gates"]}}}
+    (gates,) = installation.post("/artifacts/filter", asked)
+    with chromium(tmp_path / "profile") as browser:
+        page = Person(browser, installation.api.removesuffix("/api"))
+        address = f"{page.url}/runs/flow-run/{run}"
+        browser.get(f"{address}?tab=Task%20Runs")
+        page.see("snapshot_data", "train_towers", "distil_query_tower", "evaluate", "write_candidate")
+        graph = page.find("canvas")
+        _wait_for(lambda: [True] * (_colours(graph.screenshot_as_png) > 8), 60)
+        _keep(browser, tmp_path / "graph.png")
+        assert _colours(graph.screenshot_as_png) > 8, "the graph is drawn"
+        browser.get(f"{address}?tab=Logs")
+        page.see("[train_towers] started", "[evaluate] done in")
+        _keep(browser, tmp_path / "logs.png")
+        browser.get(f"{address}?tab=Artifacts")
+        page.see("deployed-gates", "deployed-mlflow")
+        _keep(browser, tmp_path / "artifacts.png")
+        browser.get(f"{page.url}/artifacts/artifact/{gates['id']}")
+        page.see("retention", "ann_recall")
+        _keep(browser, tmp_path / "gates.png")
+        browser.get(address)
+        page.press("Retry")
+        page.see("This will retry flow run")
+        page.press("Retry")
+        _keep(browser, tmp_path / "again.png")
+    again = _wait_for(lambda: [found for found in [installation.get(f"/flow_runs/{run}")] if found["run_count"] == 2], 120)
+    assert again, "the worker took it up again"
+    assert finished(installation, run, 240)["state_type"] == "COMPLETED"
+
+
+def _colours(picture: bytes) -> int:
+    """How many colours a picture has: a canvas that nothing was drawn on has one."""
+    from PIL import Image
+
+    return len(Image.open(io.BytesIO(picture)).convert("RGB").getcolors(1 << 24) or ())
+
+
+def _keep(browser: Any, file: Path) -> None:
+    """A screenshot, in the folder that pytest keeps of its last runs."""
+    assert browser.save_screenshot(str(file)) and file.stat().st_size > 10_000
 
 
 def test_an_approval_starts_the_promotion_of_its_retriever(installation: Installation) -> None:
@@ -304,7 +359,17 @@ def test_a_run_that_is_cancelled_in_the_page_is_cancelled_in_mlflow_too(installa
     run_id = installation.start("retrain", asked)
     task = {"flow_runs": {"id": {"any_": [run_id]}}, "task_runs": {"name": {"any_": ["train_towers"]}}}
     assert _wait_for(lambda: [found for found in installation.post("/task_runs/filter", task) if found["state_name"] == "Running"], 300)
-    installation.post(f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
+    if missing():
+        installation.post(f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
+    else:
+        with chromium(tmp_path / "profile") as browser:
+            page = Person(browser, installation.api.removesuffix("/api"))
+            browser.get(f"{page.url}/runs/flow-run/{run_id}")
+            page.press("Cancel")
+            page.see("Cancel Flow Run")
+            page.press("Confirm")
+            page.see("Cancel")
+            _keep(browser, tmp_path / "cancelled.png")
     run = finished(installation, run_id, 120)
     assert run["state_type"] == "CANCELLED", worker.read_text(encoding="utf-8", errors="replace")[-3000:]
     assert _wait_for(lambda: [found for found in installation.post("/task_runs/filter", task) if found["state_name"] == "Cancelled"], 30)
