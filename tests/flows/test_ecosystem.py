@@ -193,7 +193,10 @@ def served(built: Built, mlflow_template: Path, tmp_path_factory: pytest.TempPat
         done("promote")
         port = free_port()
         command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/retriever-release@champion", "-p", str(port)]
-        address = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'home' / 'mlflow' / 'mlflow.db'}"}
+        address = {
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'home' / 'mlflow' / 'mlflow.db'}",
+            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),  # MLflow calls uvicorn by its name
+        }
         log = (folder / "log").open("wb")
         process = subprocess.Popen(
             [*command, "--env-manager", "local"], env=os.environ | address, stdout=log, stderr=log, cwd=folder, start_new_session=True
