@@ -9,6 +9,7 @@ from pathlib import Path
 
 from components import settings
 from components.artifacts import open_private, write_atomic
+from components.promotion.policy import allowed_policies
 from components.tracking import audit, sign_in
 from components.tracking.roles import PERMISSIONS_FILE, load_permissions
 from flows.server_plans import ServerError, ServerPlan, mlflow_plan
@@ -18,12 +19,16 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 def auth_plan(port: int) -> ServerPlan:
-    """The plan of `mlflow_plan` with our app in front; raises for a damaged audit log or permissions file before anything starts."""
+    """The plan of `mlflow_plan` with our app in front.
+
+    Raises, before anything starts, for a damaged audit log and for a bad file of permissions or policies.
+    """
     if APP not in entry_points(group="mlflow.app").names:
         raise ServerError(f"MLflow does not know the app '{APP}'. Install scalingnote again with pip.")
     if url := sign_in.running_server():
         raise ServerError(f"A server with sign-in runs over {settings.home()} already: {url}. Use it, or stop it first.")
     load_permissions()
+    allowed_policies()
     if settings.audit_log().exists():
         audit.read_audit(settings.audit_log())
     plan = mlflow_plan(port)

@@ -77,7 +77,7 @@ class AuthServer:
             sent["authorization"] = "Basic " + b64encode(f"{user}:{password}".encode()).decode()
         data = None if body is None else json.dumps(body).encode()
         try:
-            with OPENER.open(urllib.request.Request(url, data, sent, method=method), timeout=60) as response:
+            with OPENER.open(urllib.request.Request(url, data, sent, method=method), timeout=600) as response:
                 return response.status, _content(response)
         except HTTPError as error:
             return error.code, _content(error)
@@ -138,7 +138,7 @@ def _started() -> Iterator[str]:
         yield url
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
 
 
 def _content(response: Any) -> Any:

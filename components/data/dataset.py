@@ -19,6 +19,7 @@ from components.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 TABLES = {
     "documents": (*DOCUMENT_COLUMNS, "content_hash"),
@@ -32,6 +33,7 @@ IDENTICAL = "ignore_identical_ids"
 ROW_GROUP = 8192
 # Bytes from which a row group is full whatever its rows: a page of a Parquet file cannot hold 2 GiB, and a group is held in memory.
 GROUP_BYTES = 2**28
+_BUFFER_BYTES = 2**20  # of a column that are read at a time
 
 
 @dataclass(frozen=True)
@@ -173,3 +175,15 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException) as error:
         raise ArtifactError(f"{path} cannot be read ({str(error)[:160]}). Remove its folder and run the step again.") from None
+
+
+@contextmanager
+def open_table(path: Path) -> Iterator[pq.ParquetFile]:
+    """The Parquet table `path`; pages are read as they are needed, where pyarrow would hold all that is asked for as it is in the file.
+
+    Raises ArtifactError that names the file when it cannot be read.
+    """
+    import pyarrow.parquet as pq
+
+    with reading(path), pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+        yield file

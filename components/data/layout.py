@@ -24,6 +24,15 @@ QRELS_SUFFIXES = (*TABLE_SUFFIXES, *(end + gz for end in (".txt", ".trec", ".qre
 # The words of the hubs for the queries that checkpoints are chosen by.
 DEV_WORDS = ("dev", "validation", "valid", "val")
 _SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
+# How files of other kinds begin, what they are, and what to do with one whose name says something else.
+_KINDS = (
+    (b"\x1f\x8b", "compressed with gzip", "Let its name end in .gz."),
+    (b"\x28\xb5\x2f\xfd", "compressed with Zstandard", "Unpack it: zstd -d."),
+    (b"\xfd7zXZ\x00", "compressed with xz", "Unpack it: xz -d."),
+    (b"BZh", "compressed with bzip2", "Unpack it: bzip2 -d."),
+    (b"PK\x03\x04", "a zip archive or a spreadsheet", "Unpack it, or save it as CSV."),
+    (b"PAR1\x15", "Parquet", "Let its name end in .parquet."),
+)
 _POINTERS = (b"version https://git-lfs.github.com/spec/", b"/annex/objects/")
 _EXPECTED = "a folder with corpus.jsonl, queries.jsonl and qrels/"
 
@@ -74,8 +83,10 @@ def _required(folder: Path, names: Sequence[str], usual: str) -> tuple[Path, ...
     found = _table(folder, names)
     if not found:
         others = ", ".join(name + suffix for name in names for suffix in TABLE_SUFFIXES if name + suffix != usual)
+        near = [printable(path.relative_to(folder)) for path in _entries(folder) if path.name.lower().split(".")[0] in names]
+        unread = f" {near[0]} is there, but its name ends in none of these: convert or unpack it." if near else ""
         raise DataError(
-            f"{folder / usual} is missing (also accepted: {others}, or a folder {names[0]} of such files). "
+            f"{folder / usual} is missing (also accepted: {others}, or a folder {names[0]} of such files).{unread} "
             "Add it, or give another data folder."
         )
     return found
@@ -129,13 +140,22 @@ def _require_file(path: Path) -> Path:
 
 
 def _require_content(path: Path) -> None:
-    """Raises DataError for a stand-in that version control keeps in the place of a large file, and for a name that cannot be recorded."""
+    """Raises DataError for a stand-in that version control keeps in the place of a large file, and for a name that is not plain text or
+    says something else than what the file holds."""
     if printable(path) != path.as_posix():
         raise DataError(f"The name of {printable(path)} is not plain text in UTF-8. Rename the file.")
     with path.open("rb") as handle:
         start = handle.read(64)
     if start.startswith(_POINTERS):
         raise DataError(f"{path} is a pointer of Git LFS or git-annex, not the file itself. Fetch it: git lfs pull, or git annex get.")
+    packed, name = start.startswith(_KINDS[0][0]), path.name.lower()
+    if start and name.endswith(".gz") and not packed:
+        raise DataError(
+            f"{path} cannot be read: it is not compressed with gzip. Let its name end without .gz; if it was cut off, copy it again."
+        )
+    for begins, what, advice in () if name.endswith((".gz", ".parquet")) else _KINDS:
+        if start.startswith(begins) and (begins != b"BZh" or start[4:10] == b"1AY&SY"):
+            raise DataError(f"{path} is {what}, which its name does not say. {advice}")
 
 
 def _require_all_shards(paths: Sequence[Path], suffixes: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ Importing sentence-transformers takes four seconds, and a search must answer soo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,6 @@ def save_student(student: StudentEncoder, folder: Path) -> EncodingContract:
 
     folder.mkdir(parents=True, exist_ok=True)
     _save_encoder(student, folder)
-    student.tokenizer.model_max_length = student.contract.max_length  # where sentence-transformers keeps the longest text
     save_tokenizer(student.tokenizer, student.contract, folder)
     modules = [*_input_modules(student, folder), *dense_modules(student.head), _last_module(student.contract)]
     prompts = {"query": student.contract.prompt, "document": student.contract.prompt}
@@ -87,7 +87,12 @@ def _save_encoder(student: StudentEncoder, folder: Path) -> None:
 
 
 def save_tokenizer(tokenizer: Any, contract: EncodingContract, folder: Path) -> None:
-    """Write a tokenizer that sentence-transformers uses as the contract says: its end token, its longest text, control tokens as text."""
+    """Write a tokenizer that sentence-transformers uses as the contract says: its end token, its longest text, control tokens as text.
+
+    What is written is a changed copy: other encoders of the process may use the same tokenizer.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = contract.max_length  # where sentence-transformers looks for the longest text
     if contract.append_eos:
         _append_end_token(tokenizer)
     backend, static = tokenizer.backend_tokenizer, contract.form == "static"

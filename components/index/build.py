@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.artifacts import IndexArtifact, Scalar, VectorShards, seal, verify
-from components.data.dataset import reading, wide
+from components.data.dataset import open_table, wide
 from components.errors import SpaceMismatch
 from components.index.blocks import half_blocks, parts_of, shard_sizes, survey, unit_blocks
 from components.index.config import IndexConfig
@@ -97,10 +97,9 @@ def display_titles(documents: Path) -> pa.Table:
     """
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     pieces = []
-    with reading(documents), pq.ParquetFile(documents) as file:
+    with open_table(documents) as file:
         for group in range(file.num_row_groups):
             table = wide(file.read_row_group(group, columns=["doc_id", "title"]))
             titles = pc.fill_null(table["title"], "")
@@ -112,7 +111,11 @@ def display_titles(documents: Path) -> pa.Table:
                     shown[row] = (texts[row].as_py() or "")[:TITLE_LENGTH]
                 titles = pa.array(shown, pa.large_string())
             pieces.append(pa.table({"doc_id": table["doc_id"], "title": titles}))
-    return pa.concat_tables(pieces) if pieces else pa.table({name: pa.array([], pa.large_string()) for name in ("doc_id", "title")})
+    if not pieces:
+        return pa.table({name: pa.array([], pa.large_string()) for name in ("doc_id", "title")})
+    found = pa.concat_tables(pieces)
+    # One chunk of titles, so that whoever picks some of them needs no second copy of all.
+    return pa.table({"doc_id": found["doc_id"], "title": found["title"].combine_chunks()})
 
 
 def _key_for(build: Build, queries: NDArray[np.float32] | None) -> str:

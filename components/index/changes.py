@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from binascii import unhexlify
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.data.dataset import reading
-from components.index.rows import IDS_FILE, live_rows, only_rows, read_deleted, rows_among
+from components.data.dataset import open_table
+from components.index.rows import IDS_FILE, LOOKED_UP, live_marks, looked_up, only_rows, read_deleted
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 COLUMNS = ("doc_id", "content_hash")
 _AT_ONCE = 2**20  # rows that are converted or compared in one go
+_DIGITS = np.full(256, 255, np.uint8)  # the value of each hexadecimal digit
+_DIGITS[list(b"0123456789abcdefABCDEF")] = [*range(16), *range(10, 16)]
 RowNumbers = NDArray[np.int64]
 
 
@@ -57,14 +59,21 @@ class Changes:
 
 
 def changes_since(index_folder: Path, documents: pa.Table) -> Changes:
-    """How `documents` (columns doc_id, content_hash; unique ids) differ from those in the index in `index_folder`."""
-    index = _read(index_folder / IDS_FILE)
-    return find_changes(index, read_deleted(index_folder, index.num_rows), documents)
+    """How `documents` (columns doc_id, content_hash; unique ids) differ from those in the index in `index_folder`.
+
+    The index's rows are read a piece at a time: in memory stand 52 bytes a document with an id of 12 letters, and 9 more while it runs.
+    Raises ArtifactError when the index's table cannot be read.
+    """
+    with open_table(index_folder / IDS_FILE) as file:
+        rows = file.metadata.num_rows
+        batches = file.iter_batches(batch_size=_AT_ONCE, columns=list(COLUMNS))
+        return _compared(batches, live_marks(rows, read_deleted(index_folder, rows)), documents)
 
 
 def read_documents(dataset_folder: Path) -> pa.Table:
     """The columns doc_id and content_hash (its 32 bytes) of a dataset artifact, in the order of its documents."""
-    return _read(dataset_folder / "documents.parquet")
+    with open_table(dataset_folder / "documents.parquet") as file:
+        return _compact(file.iter_batches(batch_size=_AT_ONCE, columns=list(COLUMNS)))
 
 
 def find_changes(index: pa.Table, deleted: RowNumbers, documents: pa.Table) -> Changes:
@@ -72,29 +81,44 @@ def find_changes(index: pa.Table, deleted: RowNumbers, documents: pa.Table) -> C
 
     A document whose id was deleted from the index before counts as added: its old vector is not looked at again.
     """
-    live = live_rows(index.num_rows, deleted)
-    before, after = _compact(index.to_batches()), _compact(documents.to_batches())
-    if len(deleted):
-        before = only_rows(before, live)
-    places = rows_among(after["doc_id"], before["doc_id"])
-    known = np.flatnonzero(places >= 0)
-    same = _equal(after["content_hash"], known, before["content_hash"], places[known])
-    gone = np.ones(len(live), bool)
+    return _compared(index.to_batches(max_chunksize=_AT_ONCE), live_marks(index.num_rows, deleted), documents)
+
+
+def _compared(batches: Iterable[pa.RecordBatch], live: NDArray[np.bool_], documents: pa.Table) -> Changes:
+    """Compare the rows that are `live` among those of the `batches` of an index with the documents."""
+    after = _compact(documents.to_batches(max_chunksize=_AT_ONCE))
+    places, same, start = np.full(len(after), -1, np.int64), np.zeros(len(after), bool), 0
+    for piece in _pieces(batches):
+        stop = start + len(piece)
+        rows = start + np.flatnonzero(live[start:stop])
+        before = piece if len(rows) == len(piece) else only_rows(piece, rows - start)
+        found, here = looked_up(after["doc_id"], before["doc_id"])
+        places[found] = rows[here]
+        same[found] = _equal(after["content_hash"], found, before["content_hash"], here)
+        start = stop
+    known = places >= 0
+    gone = live.copy()
     gone[places[known]] = False
+    changed = np.flatnonzero(known & ~same)
     return Changes(
-        added=np.flatnonzero(places < 0),
-        changed=known[~same],
-        removed=live[gone],
-        replaced=np.sort(live[places[known[~same]]]),
+        added=np.flatnonzero(~known),
+        changed=changed,
+        removed=np.flatnonzero(gone),
+        replaced=np.sort(places[changed]),
         unchanged=int(same.sum()),
     )
 
 
-def _read(path: Path) -> pa.Table:
-    import pyarrow.parquet as pq
-
-    with reading(path), pq.ParquetFile(path) as file:
-        return _compact(file.iter_batches(batch_size=_AT_ONCE, columns=list(COLUMNS)))
+def _pieces(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The batches as tables of at least LOOKED_UP rows, the last one shorter: a table of hashes is made for each."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(map(len, held)) >= LOOKED_UP:
+            yield _compact(held)
+            held = []
+    if held:
+        yield _compact(held)
 
 
 def _compact(batches: Iterable[pa.RecordBatch]) -> pa.Table:
@@ -106,13 +130,27 @@ def _compact(batches: Iterable[pa.RecordBatch]) -> pa.Table:
     for batch in batches:
         ids, hashes = batch.column("doc_id").cast(pa.large_string()), batch.column("content_hash")
         if hashes.type != schema.field("content_hash").type:
-            hashes = pa.array([_bytes_of(value) for value in hashes.to_pylist()], pa.binary(32))
+            hashes = pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(hashes), [None, pa.py_buffer(_hash_bytes(hashes))])
         found.append(pa.record_batch([ids, hashes], schema=schema))
     return pa.Table.from_batches(found, schema)
 
 
+def _hash_bytes(hashes: pa.Array) -> NDArray[np.uint8]:
+    """The 32 bytes of each sha256 in hexadecimal digits, of any other text its own sha256; uint8 (n, 32)."""
+    import pyarrow as pa
+
+    texts = hashes.cast(pa.large_string())
+    if not len(texts):
+        return np.empty((0, 32), np.uint8)
+    ends = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    if not texts.null_count and (np.diff(ends) == 64).all():
+        values = _DIGITS[np.frombuffer(texts.buffers()[2], np.uint8)[ends[0] : ends[-1]].reshape(-1, 2)]
+        if (values < 16).all():
+            return (16 * values[:, 0] + values[:, 1]).reshape(-1, 32)
+    return np.frombuffer(b"".join(_bytes_of(value) for value in texts.to_pylist()), np.uint8).reshape(-1, 32)
+
+
 def _bytes_of(content_hash: str) -> bytes:
-    """The 32 bytes of a sha256 in hexadecimal digits; of any other text its own sha256."""
     try:
         found = unhexlify(content_hash)
     except ValueError:
@@ -120,7 +158,7 @@ def _bytes_of(content_hash: str) -> bytes:
     return found if len(found) == 32 else hashlib.sha256(content_hash.encode()).digest()
 
 
-def _equal(ours: pa.ChunkedArray, rows: RowNumbers, theirs: pa.ChunkedArray, other_rows: RowNumbers) -> NDArray[np.bool_]:
+def _equal(ours: pa.ChunkedArray, rows: RowNumbers, theirs: pa.ChunkedArray, other_rows: NDArray[Any]) -> NDArray[np.bool_]:
     """Whether the 32 bytes of each of the `rows` are those of the row beside it in `theirs`."""
     same = np.empty(len(rows), bool)
     for start in range(0, len(rows), _AT_ONCE):
@@ -129,7 +167,7 @@ def _equal(ours: pa.ChunkedArray, rows: RowNumbers, theirs: pa.ChunkedArray, oth
     return same
 
 
-def _words(column: pa.ChunkedArray, rows: RowNumbers) -> NDArray[np.uint64]:
+def _words(column: pa.ChunkedArray, rows: NDArray[Any]) -> NDArray[np.uint64]:
     """Rows of a column of 32 bytes each as numbers, uint64 (len(rows), 4); its chunks stay where they are."""
     found, first = np.empty((len(rows), 4), np.uint64), 0
     for chunk in column.chunks:

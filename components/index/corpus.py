@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from components.data.dataset import reading
+from components.data.dataset import open_table
 from components.data.tables import document_text
 from components.errors import DataError
 from components.index.shards import ShardKeys
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from components.data.dataset import Dataset
-
-# Pages of a table are read as they are needed: pyarrow would otherwise hold whole column chunks.
-_BUFFER_BYTES = 1 << 20
 
 
 class Documents(Protocol):
@@ -55,9 +53,7 @@ class StoredDocuments:
     @property
     def count(self) -> int:
         """Rows of the table."""
-        import pyarrow.parquet as pq
-
-        with reading(self.path), pq.ParquetFile(self.path) as file:
+        with open_table(self.path) as file:
             return int(file.metadata.num_rows)
 
     def keys(self, number: int) -> ShardKeys:
@@ -72,11 +68,9 @@ class StoredDocuments:
         return [document_text(title, text) for title, text in zip(titles, texts, strict=True)]
 
     def _rows(self, number: int, columns: list[str]) -> pa.Table:
-        import pyarrow.parquet as pq
-
         start = number * self.shard_size
-        with reading(self.path), pq.ParquetFile(self.path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
-            return _slice(file, columns, start, min(start + self.shard_size, file.metadata.num_rows))
+        with open_table(self.path) as file:
+            return read_slice(file, columns, start, min(start + self.shard_size, file.metadata.num_rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +129,8 @@ def _hashes(doc_ids: list[str]) -> NDArray[np.uint64]:
     return np.asarray(pd.util.hash_array(np.array(doc_ids, dtype=object), categorize=False), dtype=np.uint64)
 
 
-def _slice(file: pa.parquet.ParquetFile, columns: list[str], start: int, stop: int) -> pa.Table:
-    """Rows start to stop of a Parquet file; only the row groups that hold some of them are read."""
+def read_slice(file: pa.parquet.ParquetFile, columns: list[str], start: int, stop: int) -> pa.Table:
+    """Rows start to stop, at least one, of a Parquet file; only the row groups that hold some of them are read."""
     import pyarrow as pa
 
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
@@ -152,3 +146,22 @@ def _slice(file: pa.parquet.ParquetFile, columns: list[str], start: int, stop: i
         if at >= stop:
             break
     return pa.Table.from_batches(pieces)
+
+
+def pick_rows(path: Path, columns: Sequence[str], rows: NDArray[np.int64]) -> pa.Table:
+    """The `rows`, ascending, of a Parquet file; of the row groups that hold some of them one is in memory at a time.
+
+    Columns that the file lacks are left out. Raises ArtifactError that names the file when it cannot be read.
+    """
+    import pyarrow as pa
+
+    pieces, start = [], 0
+    with open_table(path) as file:
+        there = [name for name in columns if name in file.schema_arrow.names]
+        for group in range(file.metadata.num_row_groups):
+            stop = start + file.metadata.row_group(group).num_rows
+            mine = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)] - start
+            if len(mine):
+                pieces.append(file.read_row_group(group, columns=there).take(mine))
+            start = stop
+        return pa.concat_tables(pieces) if pieces else file.schema_arrow.empty_table().select(there)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from components.data.dataset import reading
 from components.data.tables import document_text
+from components.index.corpus import pick_rows
 from components.index.shards import ShardKeys
 
 if TYPE_CHECKING:
@@ -42,17 +42,5 @@ class ChosenDocuments:
         return [document_text(title, text) for title, text in zip(titles, texts, strict=True)]
 
     def _table(self, number: int, columns: list[str]) -> pa.Table:
-        """The rows of a shard. Only the row groups that hold some of them are read, one at a time."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        wanted = self.rows[number * self.shard_size : (number + 1) * self.shard_size]
-        pieces, start = [], 0
-        with reading(self.path), pq.ParquetFile(self.path) as file:
-            for group in range(file.metadata.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                mine = wanted[(wanted >= start) & (wanted < start + rows)] - start
-                if len(mine):
-                    pieces.append(file.read_row_group(group, columns=columns).take(mine))
-                start += rows
-        return pa.concat_tables(pieces)
+        """The rows of a shard."""
+        return pick_rows(self.path, columns, self.rows[number * self.shard_size : (number + 1) * self.shard_size])

@@ -8,12 +8,11 @@ Deleted documents are left out. Every shard names in its schema's metadata the s
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,19 +114,15 @@ def open_qdrant(where: str, collection: str) -> QdrantClient:
 
     Raises ConfigError without the package qdrant-client, ExportError when the store does not answer or the collection exists.
     """
+    from components.towers.vector_stores import first_line, qdrant_client
+
     try:
-        from qdrant_client import QdrantClient
-    except ImportError:
-        raise ConfigError("Export to Qdrant needs the package qdrant-client: pip install 'scalingnote[qdrant]'.") from None
-    key = os.environ.get("QDRANT_API_KEY")
-    place: dict[str, Any] = {"url": where, "api_key": key, "check_compatibility": False} if "://" in where else {"path": where}
-    try:
-        client = QdrantClient(":memory:") if where == ":memory:" else QdrantClient(**place)
+        client = qdrant_client(where)
         exists = client.collection_exists(collection)
+    except ConfigError:
+        raise
     except Exception as error:  # the client raises errors of its own, of httpx and of the file lock
-        raise ExportError(
-            f"Qdrant at {where} cannot be used: {_first_line(error)}. Check the address, QDRANT_API_KEY and access."
-        ) from None
+        raise ExportError(f"Qdrant at {where} cannot be used: {first_line(error)}. Check the address, QDRANT_API_KEY and access.") from None
     if exists:
         raise ExportError(f"Qdrant at {where} already has a collection '{collection}'. Name another in --collection, or delete it there.")
     return client
@@ -140,6 +135,8 @@ def export_qdrant(source: ExportSource, client: QdrantClient, collection: str) -
     """
     from qdrant_client.models import Distance, VectorParams
 
+    from components.towers.vector_stores import first_line
+
     size = int(str(source.artifact.attributes["dimension"]))
     try:
         client.create_collection(collection, VectorParams(size=size, distance=Distance.DOT), metadata=source.about)
@@ -147,7 +144,7 @@ def export_qdrant(source: ExportSource, client: QdrantClient, collection: str) -
             client.upload_points(collection, _points(source, bar), batch_size=POINTS_PER_CALL, wait=True)
         held = int(client.count(collection, exact=True).count)
     except Exception as error:
-        raise ExportError(f"Qdrant stopped the export: {_first_line(error)}. Delete the collection '{collection}' and try again.") from None
+        raise ExportError(f"Qdrant stopped the export: {first_line(error)}. Delete the collection '{collection}' and try again.") from None
     if held != len(source.live):
         raise ExportError(f"The collection '{collection}' holds {held:,} of {len(source.live):,} documents. Delete it and try again.")
     return held
@@ -175,7 +172,3 @@ def _columns(folder: Path) -> pa.Table:
 def _why(index: IndexArtifact) -> str:
     refine = index.attributes.get("refine")
     return "index.refine was none when it was built" if refine == "none" else "it was built by an older version"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.errors import ArtifactError
-from components.index.rows import live_rows
 
 if TYPE_CHECKING:
     from components.index.search import VectorIndex
@@ -34,13 +33,8 @@ def vectors_of(index: VectorIndex, doc_ids: Sequence[str]) -> NDArray[np.float32
 
 def rows_of(index: VectorIndex, doc_ids: Sequence[str]) -> NDArray[np.int64]:
     """The row of each document, int64 (len(doc_ids),), deleted rows left out; raises ArtifactError for a document without one."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    ids = index.doc_ids.column
-    live = live_rows(len(ids), index.rows.deleted)
-    found = pc.index_in(pa.array(list(doc_ids), ids.type), value_set=ids.take(live))
-    if found.null_count:
-        missing = next(doc_id for doc_id, place in zip(doc_ids, found.to_pylist(), strict=True) if place is None)
+    found = index.rows.live_rows_of(doc_ids)
+    missing = next((doc_id for doc_id in doc_ids if doc_id not in found), None)
+    if missing is not None:
         raise ArtifactError(f"The index holds no document '{missing}'. Refresh it with the data that it is used with.")
-    return np.asarray(live[found.to_numpy()], dtype=np.int64)
+    return np.array([found[doc_id] for doc_id in doc_ids], np.int64)

@@ -18,18 +18,20 @@ from numpy.typing import NDArray
 
 from components import settings
 from components.artifacts import IndexArtifact, Scalar, VectorShards, read_manifest, seal, verify, verify_noted, write_json
+from components.data.dataset import open_table, wide
 from components.errors import ArtifactError, DataError, SpaceMismatch
 from components.index.blocks import half_blocks, parts_of, shard_sizes
 from components.index.build import remove_leftovers
 from components.index.changes import COLUMNS, Changes
 from components.index.config import IndexConfig
+from components.index.corpus import read_slice
 from components.index.exact import BLOCK
 from components.index.guard import GUARD_FILE, Watched, watch
 from components.index.kinds import can_filter
 from components.index.merging import MERGE_VERSION, can_merge
 from components.index.opening import LAYOUT_VERSION, layout_version, merge_fault_of, open_files, require_index
 from components.index.parts import INDEX_FILE, merge_parts, open_stored, part_files, write_part
-from components.index.rows import live_rows, only_rows, read_deleted, read_table, write_deleted, write_rows
+from components.index.rows import IDS_FILE, ColumnReader, live_rows, only_rows, read_deleted, read_table, write_deleted, write_rows
 from components.index.search import vector_index
 from components.index.shards import read_shard
 from components.index.template import TEMPLATE_FILE, Template, read_faiss, read_template
@@ -42,19 +44,22 @@ MOST_ADDED = 64  # parts that refreshes added, each of which is a search of its 
 
 @dataclass(frozen=True)
 class _Update:
-    """An index on its way: its rows, the `before` of the previous index first, which of them are deleted, and its parts.
+    """An index on its way: the ids of its rows, the `before` of the previous index first, which of them are deleted, and its parts.
 
-    `written` of the parts were written at once, by a build or anew; refreshes added the others. `at_training` counts the rows, the first
-    ones, that the template was trained with; `merge_version` says how earlier parts were merged.
+    `hashes` are the content hashes of what was added; those of the previous index stay in its file. `kept` are the rows of that index
+    which this one has, None for all. `written` of the parts were written at once, by a build or anew; refreshes added the others.
+    `at_training` counts the rows, the first ones, that the template was trained with; `merge_version` says how earlier parts were merged.
     """
 
     table: pa.Table
+    hashes: pa.ChunkedArray
     before: int
     deleted: NDArray[np.int64]
     parts: int
     written: int
     at_training: int
     merge_version: Scalar = None
+    kept: NDArray[np.int64] | None = None
 
 
 def refresh_index(
@@ -82,7 +87,7 @@ def refresh_index(
     make = _written_anew if _is_due(previous, update, template, config) else _carried_over
     remove_leftovers(folder)
     made = make(previous, delta, update, (template, config, folder))
-    write_rows(folder, made.table, titles)
+    write_rows(folder, made.table, titles, _hash_reader(previous, made))
     write_deleted(folder, made.deleted)
     return _sealed(previous, delta, made, (template, config, folder))
 
@@ -112,12 +117,14 @@ def _joined(previous: IndexArtifact, delta: VectorShards | None, changes: Change
     """The rows of the index with those of the delta behind them, before any file is written."""
     import pyarrow as pa
 
-    before = read_table(previous.path, COLUMNS)
-    tables = [before, *(_ids(delta) if delta else ())]
+    before = read_table(previous.path, ("doc_id",))
+    none = pa.schema([(name, pa.large_string()) for name in COLUMNS]).empty_table()
+    added = pa.concat_tables([none, *(_keys(delta) if delta else ())])
     deleted = np.union1d(read_deleted(previous.path, len(before)), changes.deleted)
     known = previous.attributes.get("rows_at_training")
     update = _Update(
-        table=pa.concat_tables(table.select(list(COLUMNS)) for table in tables),
+        table=pa.concat_tables([before, added.select(["doc_id"])]),
+        hashes=added["content_hash"],
         before=len(before),
         deleted=deleted,
         parts=previous.counts.get("parts", 1),
@@ -140,8 +147,27 @@ def _written_at_once(previous: IndexArtifact) -> int:
     return int(of_row[int(trained) - 1].as_py()) + 1 if 0 < int(trained) <= len(of_row) else parts
 
 
-def _ids(delta: VectorShards) -> Iterator[pa.Table]:
+def _keys(delta: VectorShards) -> Iterator[pa.Table]:
     return (read_shard(delta, number).select(list(COLUMNS)) for number in range(delta.counts["shards"]))
+
+
+def _hash_reader(previous: IndexArtifact, made: _Update) -> ColumnReader:
+    """What gives the content hashes of an index: those that it keeps of the previous one come from its file, a slice at a time."""
+    import pyarrow as pa
+
+    path = previous.path / IDS_FILE
+    kept = range(made.before) if made.kept is None else made.kept
+
+    def of(start: int, count: int) -> pa.ChunkedArray:
+        rows = np.asarray(kept[start : start + count], np.int64)
+        chunks = made.hashes.slice(max(0, start - len(kept)), count - len(rows)).chunks
+        if len(rows):
+            with open_table(path) as file:
+                some = wide(read_slice(file, ["content_hash"], int(rows[0]), int(rows[-1]) + 1))
+            chunks = [*only_rows(some, rows - rows[0])["content_hash"].chunks, *chunks]
+        return pa.chunked_array(chunks, pa.large_string())
+
+    return of
 
 
 def _require_unique(update: _Update) -> None:
@@ -202,7 +228,8 @@ def _written_anew(previous: IndexArtifact, delta: VectorShards | None, update: _
     if template.index is not None:
         _link_if_there(previous.path / TEMPLATE_FILE, folder / TEMPLATE_FILE)
     live = _live(update)
-    blocks = _Blocks(previous, delta, live[live < update.before])
+    kept = live[live < update.before]
+    blocks = _Blocks(previous, delta, kept)
     merged = previous.attributes.get("layout", config.layout) == "merged"
     grown_whole = merged and template.index is not None and not can_merge(template.index)
     parts = [list(range(len(blocks.sizes)))] if grown_whole else parts_of(blocks.sizes, config.part_size)
@@ -214,7 +241,7 @@ def _written_anew(previous: IndexArtifact, delta: VectorShards | None, update: _
     part = pa.array(np.repeat(np.arange(len(parts), dtype=np.int32), sizes))
     table = only_rows(update.table, live).append_column("part", part)
     trained, version = int((live < update.at_training).sum()), None if template.index is None else MERGE_VERSION
-    return _Update(table, len(table), np.empty(0, np.int64), len(parts), len(parts), trained, version)
+    return _Update(table, update.hashes, len(table), np.empty(0, np.int64), len(parts), len(parts), trained, version, kept)
 
 
 class _Blocks:

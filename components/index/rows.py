@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.artifacts import written_atomically
-from components.data.dataset import reading, wide
+from components.data.dataset import open_table, wide
 from components.errors import ArtifactError
+from components.index.corpus import pick_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 IDS_FILE = "doc_ids.parquet"
 DELETED_FILE = "deleted.npy"
 _ROW_GROUP = 2**20  # rows that are held as they are written
-_LOOKED_UP = 2**23  # ids that others are looked up among in one go
+LOOKED_UP = 2**23  # ids that others are looked up among in one go
+ColumnReader = Callable[[int, int], Any]  # first row and number of rows -> Arrow's array of them
 
 
 class DocIds(Sequence[str]):
@@ -98,10 +100,10 @@ class Rows:
 
     def missing_from(self, other: Rows) -> frozenset[str]:
         """Ids of the documents here that `other` does not hold, deleted ones of both left out."""
-        import pyarrow.compute as pc
+        import pyarrow as pa
 
-        mine, theirs = self._live_ids(), other._live_ids()
-        return frozenset(mine.filter(pc.invert(pc.is_in(mine, value_set=theirs))).to_pylist())
+        mine, theirs = pa.chunked_array([self._live_ids()]), pa.chunked_array([other._live_ids()])
+        return frozenset(mine.take(np.flatnonzero(rows_among(mine, theirs) < 0)).to_pylist())
 
     def _live_ids(self) -> pa.Array:
         import pyarrow as pa
@@ -146,9 +148,14 @@ class Titles(Mapping[str, str]):
 
 def live_rows(rows: int, deleted: NDArray[np.int64]) -> NDArray[np.int64]:
     """Those of the row numbers 0 to rows - 1 that are not `deleted`, int64 and ascending."""
+    return np.flatnonzero(live_marks(rows, deleted))
+
+
+def live_marks(rows: int, deleted: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """For each of the rows 0 to rows - 1 whether it is not `deleted`, bool (rows,)."""
     live = np.ones(rows, bool)
     live[deleted] = False
-    return np.flatnonzero(live)
+    return live
 
 
 def only_rows(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
@@ -162,13 +169,20 @@ def only_rows(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
 
 def rows_among(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> NDArray[np.int64]:
     """For each of `ids` its row `among` the others, int64 (len(ids),); -1 where it is not there."""
+    rows = np.full(len(ids), -1, np.int64)
+    for start in range(0, len(among), LOOKED_UP):  # Arrow's table of all of them would be larger than the ids themselves
+        found, here = looked_up(ids, among.slice(start, LOOKED_UP))
+        rows[found] = start + here
+    return rows
+
+
+def looked_up(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Places of those of `ids` that are `among` at most LOOKED_UP others, ascending, and the place of each there."""
     import pyarrow.compute as pc
 
-    rows = np.full(len(ids), -1, np.int64)
-    for start in range(0, len(among), _LOOKED_UP):  # Arrow's table of all of them would be larger than the ids themselves
-        here = pc.fill_null(pc.index_in(ids, value_set=among.slice(start, _LOOKED_UP).combine_chunks()), -1).to_numpy()
-        np.add(here, start, out=rows, where=here >= 0)
-    return rows
+    here = pc.fill_null(pc.index_in(ids, value_set=among.combine_chunks()), -1).to_numpy()
+    found = np.flatnonzero(here >= 0)
+    return found, here[found]
 
 
 def places(doc_ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
@@ -183,11 +197,9 @@ def places(doc_ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
 def read_rows(folder: Path) -> Rows:
     """The rows of the index in `folder`; raises ArtifactError when they cannot be read or deleted rows are not rows of it."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     # read_table of Arrow would import pandas and pyarrow's data sets, a third of a second of every search.
-    with reading(folder / IDS_FILE):
-        table = pq.ParquetFile(folder / IDS_FILE)
+    with open_table(folder / IDS_FILE) as table:
         ordered = "order" in table.schema_arrow.names  # older indexes do not keep it
         columns = table.read(columns=["doc_id", "order"] if ordered else ["doc_id"])
     ids = columns["doc_id"].cast(pa.large_string()).combine_chunks()
@@ -217,11 +229,18 @@ def read_table(folder: Path, columns: Sequence[str]) -> pa.Table:
 
     Raises ArtifactError when it cannot be read.
     """
-    import pyarrow.parquet as pq
-
-    with reading(folder / IDS_FILE):
-        table = pq.ParquetFile(folder / IDS_FILE)
+    with open_table(folder / IDS_FILE) as table:
         return wide(table.read(columns=[name for name in columns if name in table.schema_arrow.names]))
+
+
+def read_single(folder: Path, columns: Sequence[str], rows: Sequence[int]) -> list[dict[str, Any]]:
+    """The columns of single rows of `doc_ids.parquet`, as Python's values and in the order of `rows`; those it lacks are left out.
+
+    Raises ArtifactError when it cannot be read.
+    """
+    ascending, places_of = np.unique(np.asarray(rows, np.int64), return_inverse=True)
+    found = pick_rows(folder / IDS_FILE, columns, ascending).to_pylist()
+    return [found[place] for place in places_of.tolist()]
 
 
 def read_titles(folder: Path, rows: Rows) -> Titles:
@@ -230,31 +249,34 @@ def read_titles(folder: Path, rows: Rows) -> Titles:
     return Titles(rows, table["title"] if "title" in table.column_names else None)
 
 
-def write_rows(folder: Path, table: pa.Table, titles: pa.Table | Mapping[str, str] | None = None) -> None:
+def write_rows(
+    folder: Path, table: pa.Table, titles: pa.Table | Mapping[str, str] | None = None, content_hash: ColumnReader | None = None
+) -> None:
     """Write `doc_ids.parquet` from the columns doc_id, content_hash, part in row order; `order` is worked out here.
 
     `titles` (a table of doc_id and title, or document id -> title), where given, are the column title, empty for other documents.
+    `content_hash` reads that column where the table lacks it: it is the largest, and nothing here needs it whole.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = wide(table)
-    kept = {name: table[name] for name in ("doc_id", "content_hash", "title") if name in table.column_names}
-    rows = pa.table(kept | {"part": table["part"].cast(pa.int32()), "order": pa.array(places(table["doc_id"]))})
-    names = ["doc_id", "content_hash", "part", "order", *(["title"] if titles is not None or "title" in kept else [])]
-    fields = [pa.field(name, pa.large_string() if name == "title" else rows.schema.field(name).type) for name in names]
-    title_of = None if titles is None else _title_reader(table["doc_id"], titles)
+    whole = {name: table[name] for name in ("doc_id", "content_hash", "title") if name in table.column_names}
+    whole |= {"part": table["part"].cast(pa.int32()), "order": pa.array(places(table["doc_id"]))}
+    readers = {} if content_hash is None else {"content_hash": content_hash}
+    if titles is not None:
+        readers["title"] = _title_reader(table["doc_id"], titles)
+    names = [name for name in ("doc_id", "content_hash", "part", "order", "title") if name in whole or name in readers]
+    schema = pa.schema([(name, pa.large_string() if name in readers else whole[name].type) for name in names])
     # A group of rows at a time: the file of an index of many documents does not fit beside them.
-    with written_atomically(folder / IDS_FILE) as handle, pq.ParquetWriter(handle, pa.schema(fields)) as writer:
-        for start in range(0, max(1, rows.num_rows), _ROW_GROUP):
-            some = rows.slice(start, _ROW_GROUP)
-            columns: dict[str, Any] = {name: some[name] for name in names if name != "title" or title_of is None}
-            if title_of is not None:
-                columns["title"] = title_of(start, some.num_rows)
-            writer.write_table(pa.table(columns, pa.schema(fields)), row_group_size=_ROW_GROUP)
+    with written_atomically(folder / IDS_FILE) as handle, pq.ParquetWriter(handle, schema) as writer:
+        for start in range(0, max(1, table.num_rows), _ROW_GROUP):
+            count = min(_ROW_GROUP, table.num_rows - start)
+            columns = [readers[name](start, count) if name in readers else whole[name].slice(start, count) for name in names]
+            writer.write_table(pa.table(columns, schema=schema), row_group_size=_ROW_GROUP)
 
 
-def _title_reader(ids: pa.ChunkedArray, titles: pa.Table | Mapping[str, str]) -> Callable[[int, int], Any]:
+def _title_reader(ids: pa.ChunkedArray, titles: pa.Table | Mapping[str, str]) -> ColumnReader:
     """What gives the titles of so many of the `ids` from a row on."""
     import pyarrow as pa
     import pyarrow.compute as pc

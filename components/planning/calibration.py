@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from components.planning.cost import UNITS, padded
 from components.settings import work_folder
 from components.towers.precision import freed_at_once, give_back_memory
+from components.towers.tokens import tokens_of
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
@@ -85,13 +86,16 @@ class _Clock:
         return made[0]
 
     def grown(self, call: Callable[[int], object], first: int, most: int, share: float) -> tuple[NDArray[np.float64], int]:
-        """Seconds and size of the largest call up to `most` that fits twice into this share of the time left.
+        """Seconds and size of the largest call up to `most` that fits twice into this share of the limit.
 
-        The call of the size `first` shows how fast it is. The one of the full size is made twice: what a library does once for every
-        new shape (its kernels, its memory) is not counted. Where seconds count it is made once.
+        The second call of the size `first` shows how fast it is: the first one of all may take ten times as long. The one of the full
+        size is made twice: what a library does once for every new shape (its kernels, its memory) is not counted. Where seconds count
+        it is made once. The share is not one of what is left: models that load slowly would leave nothing but the smallest size, whose
+        overhead is several times its tokens.
         """
+        call(first)
         seconds = self.of(lambda: call(first))
-        fits = int(first * self.left * share / 2 / max(float(seconds[0]), 1e-6))
+        fits = int(first * self.limit * share / 2 / max(float(seconds[0]), 1e-6))
         size = max(first, min(most, fits))
         return self.of(lambda: call(size), 2 if self.limit > QUICK_SECONDS else 1), size
 
@@ -195,12 +199,12 @@ def _train(clock: _Clock, towers: Any, texts: _Sample, settings: Any, most: int,
     with freed_at_once(kept):
         seconds, size = clock.grown(lambda n: run.backward(list(range(n)), None), first, most, 0.4)
     rows = [run.query_tokens[:size], run.document_tokens[:size]]
-    clock.keep("teacher_train_token", seconds, sum(max(map(len, some)) * len(some) for some in rows))
+    clock.keep("teacher_train_token", seconds, sum(tokens_of(max(map(len, some)), size, towers.even) for some in rows))
     clock.keep("teacher_step", clock.of(run.optimizer.step), 1)
     run.optimizer.zero_grad(set_to_none=True)
     shown = run.document_tokens[:size]
     seconds = clock.of(lambda: towers.encode(shown, "document"), 2)
-    clock.keep("teacher_cached_token", seconds, max(map(len, shown)) * len(shown))
+    clock.keep("teacher_cached_token", seconds, tokens_of(max(map(len, shown)), size, towers.even))
     characters = sum(map(len, texts.documents))
     clock.keep("teacher_character", clock.of(lambda: towers.tokens(texts.documents, "document")), characters)
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from components.planning.facts import Facts, Texts
 from components.towers.beginnings import WORTH
 from components.towers.encoder import TOKENS_PER_BATCH
-from components.towers.precision import FREED_FROM, pick_dtype
-from components.towers.tokens import even_length, longest_text
+from components.towers.precision import FREED_FROM, even_shapes, pick_dtype
+from components.towers.tokens import batches_by_tokens, even_length, longest_text, tokens_of
 
 # Every unit of work, and what one of it is.
 UNITS: Mapping[str, str] = {
@@ -146,18 +146,20 @@ def _at_most(texts: Texts, limit: int | None) -> Texts:
     return Texts(limit, round(texts.characters * limit / texts.count), texts.teacher, texts.student)
 
 
-def padded(lengths: NDArray[np.int64], count: int, cap: int, tokens: int, rows: int | None = None) -> float:
+def padded(lengths: NDArray[np.int64], count: int, cap: int, tokens: int, even: bool = False) -> float:
     """Tokens, padding included, of `count` texts whose lengths are like `lengths`, in batches as the towers make them."""
-    from components.towers.tokens import batches_by_tokens
-
     if not len(lengths) or not count:
         return 0.0
     cut = np.minimum(lengths, cap)
     if count < len(cut):
         cut = cut[:count]
-    sizes = cut.tolist()
-    whole = sum(sizes[batch[0]] * len(batch) for batch in batches_by_tokens(sizes, tokens, rows))
-    return whole * count / len(cut)
+    return sum(_batch_tokens(cut.tolist(), tokens, even)) * count / len(cut)
+
+
+def _batch_tokens(lengths: Sequence[int], tokens: int, even: bool) -> list[int]:
+    """Tokens of each batch of at most `tokens`, padding included."""
+    lengths = [even_length(length) for length in lengths] if even else lengths
+    return [tokens_of(lengths[batch[0]], len(batch), even) for batch in batches_by_tokens(lengths, tokens)]
 
 
 def passed(texts: Texts, count: int, cap: int, tokens: int, attention: str) -> float:
@@ -183,10 +185,11 @@ def _training(config: Any, facts: Facts) -> Work:
     rounds = _mining_rounds(towers)
     chunk = towers.chunk_size * longest_text(towers)
     train = facts.sources.get("train") or facts.dev
-    everything = padded(facts.documents.teacher, facts.documents.count, towers.max_document_length, chunk)
-    everything += padded(train.teacher, train.count, towers.max_query_length, chunk)
-    checked = padded(facts.documents.teacher, min(256, facts.documents.count), towers.max_document_length, chunk)
-    checked += padded(train.teacher, min(256, train.count), towers.max_query_length, chunk)
+    even = even_shapes(towers.precision)
+    everything = padded(facts.documents.teacher, facts.documents.count, towers.max_document_length, chunk, even)
+    everything += padded(train.teacher, train.count, towers.max_query_length, chunk, even)
+    checked = padded(facts.documents.teacher, min(256, facts.documents.count), towers.max_document_length, chunk, even)
+    checked += padded(train.teacher, min(256, train.count), towers.max_query_length, chunk, even)
     return {
         "teacher_train_token": towers.steps * graph,
         "teacher_cached_token": towers.steps * cached + rounds * everything + checked,
@@ -221,17 +224,12 @@ def _tokens_of_batch(towers: Any, facts: Facts, lengths: NDArray[np.int64]) -> t
     if towers.hard_negatives:
         more = np.resize(np.minimum(facts.documents.teacher, towers.max_document_length), len(lengths) * towers.hard_negatives)
         documents += more.tolist()
-    parts = [_chunk_tokens(rows, towers) for rows in (queries, documents)]
+    most, even = towers.chunk_size * longest_text(towers), even_shapes(towers.precision)
+    parts = [_batch_tokens(rows, most, even) for rows in (queries, documents)]
     whole = float(sum(map(sum, parts)))
     if all(len(part) == 1 for part in parts):
         return whole, 0.0
     return whole, whole - parts[1][0]  # the first chunk of documents keeps its graph
-
-
-def _chunk_tokens(lengths: Sequence[int], towers: Any) -> list[int]:
-    from components.towers.tokens import batches_by_tokens
-
-    return [lengths[c[0]] * len(c) for c in batches_by_tokens(lengths, towers.chunk_size * longest_text(towers))]
 
 
 def _mining_rounds(towers: Any) -> int:

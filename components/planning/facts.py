@@ -189,12 +189,10 @@ def _student_base(towers: TowerConfig, distillation: DistillationConfig, built_f
 
 
 def _tokenizer(base: BaseModel) -> Any:
-    from transformers import AutoTokenizer
-
-    from components.towers.base_models import why_unloadable
+    from components.towers.base_models import tokenizer_of, why_unloadable
 
     try:
-        return AutoTokenizer.from_pretrained(base.location, **base.loading)
+        return tokenizer_of(base)
     except base.faults as error:
         raise ModelError(f"The tokenizer of '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
 

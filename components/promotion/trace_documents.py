@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.artifacts import file_sha256, read_manifest, verify_sizes
 from components.errors import ArtifactError, DataError
-from components.index.rows import DELETED_FILE, IDS_FILE, read_rows, read_table
+from components.index.rows import DELETED_FILE, IDS_FILE, read_rows, read_single
 from components.promotion.references import TRACED
 from components.promotion.release import Pin
 from components.tracking import registry
@@ -51,9 +51,9 @@ def find_documents(index_folder: Path, doc_ids: Sequence[str]) -> list[dict[str,
 
 
 def _found(index_folder: Path, rows: Rows, doc_ids: Sequence[str]) -> list[dict[str, Any] | None]:
-    table = read_table(index_folder, ("content_hash", "part", "shard"))
     places = [rows.row_of(doc_id) for doc_id in doc_ids]
-    return [None if row is None else _described(row, table.slice(row, 1).to_pylist()[0]) for row in places]
+    found = iter(read_single(index_folder, ("content_hash", "part", "shard"), [row for row in places if row is not None]))
+    return [None if row is None else _described(row, next(found)) for row in places]
 
 
 def _described(row: int, found: dict[str, Any]) -> dict[str, Any]:

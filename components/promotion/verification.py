@@ -114,7 +114,7 @@ def _installed_policy(store: Store) -> str:
     promoted = [r for r in store.records() if r["action"] == "promote" and r["to_version"] == record.get("to_version")]
     if promoted and (why := promoted[-1].get("override")):
         return f"{RED} let through by {promoted[-1].get('override_by') or promoted[-1].get('approved_by')}: {why}. {foreign}"
-    raise ArtifactError(f"{foreign} Keep the policies of earlier releases in the folder that {POLICY_VARIABLE} names.")
+    raise ArtifactError(f"{foreign} Keep the policies of earlier releases in that folder too ({POLICY_VARIABLE} names it).")
 
 
 def _own_checks(store: Store, lost: str = "") -> list[Check]:

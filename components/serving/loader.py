@@ -15,7 +15,7 @@ from components.distillation.student import StudentEncoder, load_student
 from components.errors import ArtifactError, ModelError, ScalingNoteError
 from components.evaluation.report import load_summary
 from components.index.config import IndexConfig
-from components.index.rows import read_table, read_titles
+from components.index.rows import read_single, read_titles
 from components.promotion.attestation import check_records
 from components.promotion.pinned import recorded_digest
 from components.promotion.references import resolve
@@ -84,13 +84,13 @@ def own_documents(opened: Opened, queries: Mapping[str, str], policy: IgnoreIden
         if evaluated is not None and evaluated.same_text and not evaluated.left_out:
             return frozenset()
         titles_count = evaluated is not None and bool(evaluated.left_out)
-    table = read_table(registry_folder(opened.manifest.pins.index), ("content_hash", "title"))
+    documents = read_single(registry_folder(opened.manifest.pins.index), ("content_hash", "title"), list(rows.values()))
     found = []
-    for query, row in rows.items():
-        title, text = str(table["title"][row].as_py()) if "title" in table.column_names else "", queries[query]
+    for query, document in zip(rows, documents, strict=True):
+        title, text = document.get("title") or "", queries[query]
         # The index keeps no texts: the query is held against the digest of its document as it stands, and as what follows the title.
         said = {document_text("", text), document_text(title, text), document_text(title, text.strip().removeprefix(title))}
-        if table["content_hash"][row].as_py() in map(content_hash, said) or (titles_count and reads_as(text, title)):
+        if document["content_hash"] in map(content_hash, said) or (titles_count and reads_as(text, title)):
             found.append(query)
     return frozenset(found)
 

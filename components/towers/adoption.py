@@ -15,6 +15,7 @@ from components.errors import DataError
 from components.towers.contract import EncodingContract, save_contract, space_id_of
 from components.towers.stored import BASE, BLOCK, TABLE, VectorTable
 from components.towers.vector_files import read_vectors
+from components.towers.vector_stores import copied_from
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
@@ -28,7 +29,8 @@ def take_stored(dataset: Dataset, source: Path, parents: Mapping[str, str], fold
     """Write both towers from the vectors in `source`, which must hold one for every document of the data set.
 
     Queries may have vectors or not. The space is named by the documents' vectors. Raises DataError, with counts, for documents without
-    vectors, for query vectors of another width, and for those that do not find the documents they were judged with.
+    vectors, for query vectors of another width, for query vectors none of which has the id of a query, and for those that do not find the
+    documents they were judged with.
     """
     documents = read_vectors(source, "documents")
     if documents is None:
@@ -40,19 +42,22 @@ def take_stored(dataset: Dataset, source: Path, parents: Mapping[str, str], fold
         if queries.vectors.shape[1] != documents.vectors.shape[1]:
             widths = f"{documents.vectors.shape[1]} dimensions, those of queries {queries.vectors.shape[1]}"
             raise DataError(f"{source}: the vectors of documents have {widths}. Both must come from one model.")
-        remarks += _about(queries, "queries")
+        remarks += [*_require_some(queries, texts["query"]), *_about(queries, "queries")]
         remarks += _probe(dataset, documents, queries)
     width = documents.vectors.shape[1]
     kept = {role: _of_data(table, texts[role], width) for role, table in (("query", queries), ("document", documents))}
     contracts = {role: _contract(role, table) for role, table in kept.items()}
     space_id = space_id_of(contracts["document"])
+    origin = copied_from(source)
     for role, table in kept.items():
         _write(folder / f"{role}_tower", table.ids, [texts[role][name] for name in table.ids], table.vectors)
-        _seal(folder / f"{role}_tower", contracts[role], space_id, parents, len(table.ids))
+        save_contract(folder / f"{role}_tower", contracts[role], space_id)
+        about: dict[str, Scalar] = {"space_id": space_id, "role": role, "dimension": width, "base_model": BASE, **origin}
+        seal(folder / f"{role}_tower", "encoder", counts={"texts": len(table.ids)}, parents=parents, attributes=about)
     for remark in remarks:
         print(f"[train_towers] {remark}", flush=True)
     counts = {f"{role}_vectors": len(table.ids) for role, table in kept.items()}
-    return seal(folder, "towers", counts=counts, parents=parents, attributes={"steps": 0})
+    return seal(folder, "towers", counts=counts, parents=parents, attributes={"steps": 0, **origin})
 
 
 def query_texts(dataset: Dataset) -> dict[str, str]:
@@ -69,12 +74,23 @@ def _require_all(documents: VectorTable, texts: Mapping[str, str]) -> list[str]:
     there = set(documents.ids)
     missing = [name for name in texts if name not in there]
     if missing:
+        shown = f" All vectors have ids of another kind, such as '{documents.ids[0]}'." if len(missing) == len(texts) else ""
         raise DataError(
-            f"{len(missing):,} of {len(texts):,} documents have no vector (first: '{missing[0]}'), and the encoder is not here. Give their "
-            "vectors under the ids of the data, or leave them out of the data."
+            f"{len(missing):,} of {len(texts):,} documents have no vector (first: '{missing[0]}'), and the encoder is not here.{shown} "
+            "Give their vectors under the ids of the data, or leave them out of the data."
         )
     surplus = len(there) - len(texts)
     return [f"{surplus:,} vectors belong to no document of the data and are left out"] if surplus else []
+
+
+def _require_some(queries: VectorTable, texts: Mapping[str, str]) -> list[str]:
+    surplus = sum(name not in texts for name in queries.ids)
+    if surplus == len(queries.ids):
+        raise DataError(
+            f"None of the {surplus:,} vectors of queries has the id of a query: theirs are such as '{queries.ids[0]}', those of the data "
+            f"such as '{next(iter(texts), '')}'. Give them under the ids of the data, or leave them out."
+        )
+    return [f"{surplus:,} vectors belong to no query of the data and are left out"] if surplus else []
 
 
 def _about(table: VectorTable, what: str) -> list[str]:
@@ -152,9 +168,3 @@ def _write(folder: Path, ids: Sequence[str], texts: Sequence[str], vectors: NDAr
     }
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), folder / TABLE)
-
-
-def _seal(folder: Path, contract: EncodingContract, space_id: str, parents: Mapping[str, str], count: int) -> None:
-    save_contract(folder, contract, space_id)
-    attributes: dict[str, Scalar] = {"space_id": space_id, "role": contract.role, "dimension": contract.dimension, "base_model": BASE}
-    seal(folder, "encoder", counts={"texts": count}, parents=parents, attributes=attributes)

@@ -18,7 +18,7 @@ from components.errors import ConfigError, ModelError
 from components.progress import progress_bar
 from components.towers.adapters import Adapters
 from components.towers.attention import check_attention, measured_attention, set_attention
-from components.towers.base_models import BaseModel, load_config, why_unloadable
+from components.towers.base_models import BaseModel, load_config, tokenizer_of, why_unloadable
 from components.towers.config import TowerConfig
 from components.towers.contract import ROLES, EncodingContract, Role, tokenizer_digest
 from components.towers.distributed import collected, current_world, from_main, like, sum_over_processes
@@ -26,7 +26,7 @@ from components.towers.full import FullModels
 from components.towers.layers import keep_layers, layer_count, position_limit, recompute_layers
 from components.towers.model_size import Shape, model_without_memory, shape_of
 from components.towers.pooling import cut, normalize, pool
-from components.towers.precision import autocast, free_bytes, pick_device, pick_dtype
+from components.towers.precision import autocast, even_shapes, free_bytes, pick_device, pick_dtype
 from components.towers.published import asked_attention, head_digest, read_published
 from components.towers.tokens import batches_by_tokens, ends_by_itself, even_length, longest_text, needs_end_token, pad_batch, token_ids
 
@@ -42,7 +42,7 @@ def load_decoder(base: BaseModel, precision: str, attention: str = "causal", emp
 
     `empty`: its modules with all their shapes, and no numbers in them.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -51,7 +51,7 @@ def load_decoder(base: BaseModel, precision: str, attention: str = "causal", emp
     try:
         dtype = pick_dtype(precision)
         model = model_without_memory(base, dtype) if empty else AutoModel.from_pretrained(base.location, dtype=dtype, **base.loading)
-        tokenizer = AutoTokenizer.from_pretrained(base.location, **base.loading)
+        tokenizer = tokenizer_of(base)
     except base.faults as error:
         raise ModelError(f"The model '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
     if getattr(model.config, "is_encoder_decoder", False):
@@ -137,8 +137,7 @@ class TwoTowers:
         from_main(lambda: check_attention(decoder, base.name, config.attention))  # the others may hold no numbers to look at
         self.contracts = {role: draft_contract(base, self.tokenizer, self.width, config, role) for role in ROLES}
         # oneDNN keeps about 1.2 MB for every number of rows that a bfloat16 map meets, and a third of it for ever.
-        positions = position_limit(decoder)
-        self.even = self.device.type == "cpu" and self.dtype == torch.bfloat16 and (positions or 32) % 32 == 0
+        self.even = even_shapes(precision) and (position_limit(decoder) or 32) % 32 == 0
         self._whole = {role: contract.model_copy(update={"dimension": self.width}) for role, contract in self.contracts.items()}
         self._tokens_per_batch = config.chunk_size * longest_text(config)
         self._shape: Shape | None = None

@@ -55,7 +55,7 @@ class TowerEncoder:
 
     @property
     def tokenizer(self) -> Any:
-        """The transformer's tokenizer."""
+        """The transformer's tokenizer, which other encoders may use as well: to change it, copy it."""
         return self._tokenizer
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:

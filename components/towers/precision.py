@@ -39,6 +39,13 @@ def pick_dtype(precision: str) -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
+def even_shapes(precision: str) -> bool:
+    """Whether batches are padded to few shapes: oneDNN's kernels for bfloat16 keep something for each shape that they meet."""
+    import torch
+
+    return pick_device().type == "cpu" and pick_dtype(precision) == torch.bfloat16
+
+
 def free_bytes(device: torch.device) -> int:
     """Bytes that are free on the device."""
     import torch

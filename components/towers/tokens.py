@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 NO_CHARACTER = "\ufdd0"
 EVEN_TOKENS = 256
+_ONE_USE = threading.RLock()  # lengths and control tokens are settings of a tokenizer that encoders share, in a server across threads
 _PLAIN: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # made once for a tokenizer, and only if a text asks for it
 
 
@@ -54,15 +56,16 @@ def rows_of(tokenizer: Any, texts: Sequence[str], contract: EncodingContract, ad
     if backend is None:
         options = {"add_special_tokens": add_special_tokens, "split_special_tokens": contract.split_special_tokens}
         return [row[:length] for row in tokenizer(prompted, truncation=True, max_length=length, **options)["input_ids"]]
-    backend.no_padding()
-    backend.enable_truncation(length)
-    controlled = contract.split_special_tokens and contract.prompt != "" and has_control_token(tokenizer, contract.prompt)
-    backend.encode_special_tokens = contract.split_special_tokens and not controlled
-    # A tokenizer does not cut at all where its own tokens alone are more than the longest row.
-    rows = [encoding.ids[:length] for encoding in backend.encode_batch_fast(prompted, add_special_tokens=add_special_tokens)]
-    if controlled or (contract.split_special_tokens and _is_unigram(backend)):
-        for number in (n for n, text in enumerate(texts) if has_control_token(tokenizer, text)):
-            rows[number] = _encoded_apart(tokenizer, contract, texts[number], add_special_tokens)
+    with _ONE_USE:
+        backend.no_padding()
+        backend.enable_truncation(length)
+        controlled = contract.split_special_tokens and contract.prompt != "" and has_control_token(tokenizer, contract.prompt)
+        backend.encode_special_tokens = contract.split_special_tokens and not controlled
+        # A tokenizer does not cut at all where its own tokens alone are more than the longest row.
+        rows = [encoding.ids[:length] for encoding in backend.encode_batch_fast(prompted, add_special_tokens=add_special_tokens)]
+        if controlled or (contract.split_special_tokens and _is_unigram(backend)):
+            for number in (n for n, text in enumerate(texts) if has_control_token(tokenizer, text)):
+                rows[number] = _encoded_apart(tokenizer, contract, texts[number], add_special_tokens)
     return rows
 
 
@@ -159,6 +162,18 @@ def even_length(length: int) -> int:
     return -(-length // step) * step
 
 
+def tokens_of(longest: int, rows: int, even: bool = False) -> int:
+    """Tokens, padding included, of a batch as `pad_batch` makes it."""
+    if not even:
+        return longest * rows
+    longest = even_length(longest)
+    return longest * -(-rows // _even_rows(longest)) * _even_rows(longest)
+
+
+def _even_rows(longest: int) -> int:
+    return EVEN_TOKENS // math.gcd(EVEN_TOKENS, longest)
+
+
 def pad_batch(rows: Sequence[Sequence[int]], pad_id: int, even: bool = False) -> dict[str, torch.Tensor]:
     """Right-padded int64 `input_ids` and `attention_mask`, both (len(rows), longest row, at least 1).
 
@@ -171,8 +186,7 @@ def pad_batch(rows: Sequence[Sequence[int]], pad_id: int, even: bool = False) ->
     longest = max(1, lengths.max())
     if even:
         longest = even_length(int(longest))
-        step = EVEN_TOKENS // math.gcd(EVEN_TOKENS, longest)
-        rows = [*rows, *([[pad_id]] * (-len(rows) % step))]
+        rows = [*rows, *([[pad_id]] * (-len(rows) % _even_rows(longest)))]
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
     real = np.arange(longest) < lengths[:, None]
     ids = np.full(real.shape, pad_id, dtype=np.int64)

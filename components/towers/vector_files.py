@@ -81,42 +81,48 @@ def read_vectors(folder: Path, kind: Kind) -> VectorTable | None:
         named = ", ".join(path.name for path in there) + (f" and the folder {kind}/" if parquet else "")
         raise DataError(f"{folder} has the vectors of {kind} more than once: {named}. Leave one of them.")
     if parquet:
-        return _checked(*_of_parquet(parquet), folder / kind)
+        return parquet_vectors(parquet, str(folder / kind))
     if not there:
         return None
     path, ids = there[0], _ids_beside(folder, kind)
     if path.suffix == ".parquet":
-        return _checked(*_of_parquet([path]), path)
+        return parquet_vectors([path], str(path))
     if path.suffix == ".faiss":
         return _of_faiss(path, ids)
     if ids is None:
         raise DataError(f"{path} has no ids beside it. Write one id a line, in the order of the rows, into {kind}.ids.txt.")
-    return _checked(ids, np.asarray(_opened_npy(path), dtype=np.float32), path)
+    return _checked(ids, np.asarray(_opened_npy(path), dtype=np.float32), str(path))
 
 
-def _of_parquet(paths: Sequence[Path]) -> tuple[list[str], NDArray[np.float32]]:
+def parquet_vectors(paths: Sequence[Path], named: str) -> VectorTable:
+    """The vectors of Parquet files, which messages call `named`; raises DataError as `read_vectors` does."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     ids: list[str] = []
     blocks: list[NDArray[np.float32]] = []
     lengths: Counter[int] = Counter()
+    without = 0
     for path in paths:
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}).") from None
-        named, column = (_column(path, table, names) for names in (ID_COLUMNS, VECTOR_COLUMNS))
-        ids += ["" if value is None else str(value) for value in named.to_pylist()]
-        for chunk in column.chunks:
-            found, rows = _rows_of(path, chunk)
+        id_column, column = (_column(path, table, names) for names in (ID_COLUMNS, VECTOR_COLUMNS))
+        ids += ["" if value is None else str(value) for value in id_column.to_pylist()]
+        without += column.null_count
+        for chunk in column.chunks if not without else ():
+            found, rows = _rows_of(named, chunk)
             lengths.update(found)
             blocks.append(rows)
+    if without:
+        raise DataError(f"{named}: {without:,} of {len(ids):,} rows have no vector. Leave them out or encode them.")
     if len(lengths) > 1:
-        raise DataError(_two_lengths(paths[0] if len(paths) == 1 else paths[0].parent, lengths))
-    if not blocks:
-        return ids, np.empty((0, 0), np.float32)
-    return ids, np.concatenate([block.reshape(-1, next(iter(lengths), 0)) for block in blocks])
+        shown = ", ".join(f"{count:,} of {length}" for length, count in lengths.most_common(_SHOWN))
+        raise DataError(f"{named} has vectors of {len(lengths)} lengths: {shown}. One encoder gives one length: encode the others again.")
+    width = next(iter(lengths), 0)
+    vectors = np.concatenate([block.reshape(-1, width) for block in blocks]) if blocks else np.empty((0, 0), np.float32)
+    return _checked(ids, vectors, named)
 
 
 def _column(path: Path, table: pa.Table, names: Sequence[str]) -> pa.ChunkedArray:
@@ -126,25 +132,18 @@ def _column(path: Path, table: pa.Table, names: Sequence[str]) -> pa.ChunkedArra
     return table.column(found)
 
 
-def _rows_of(path: Path, chunk: pa.Array) -> tuple[Counter[int], NDArray[np.float32]]:
+def _rows_of(named: str, chunk: pa.Array) -> tuple[Counter[int], NDArray[np.float32]]:
     """Counts of vectors by length, and all their numbers one after the other."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if not (pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type) or pa.types.is_fixed_size_list(chunk.type)):
-        raise DataError(f"{path}: the vectors are of type {chunk.type}; expected lists of numbers.")
-    if chunk.null_count:
-        raise DataError(f"{path}: {chunk.null_count:,} of {len(chunk):,} rows have no vector. Leave them out or encode them.")
+        raise DataError(f"{named}: the vectors are of type {chunk.type}; expected lists of numbers.")
     lengths = Counter(pc.list_value_length(chunk).to_pylist())
     flat = chunk.flatten()
     if not pa.types.is_floating(flat.type) and not pa.types.is_integer(flat.type):
-        raise DataError(f"{path}: the vectors hold values of type {flat.type}; expected numbers.")
+        raise DataError(f"{named}: the vectors hold values of type {flat.type}; expected numbers.")
     return lengths, flat.to_numpy(zero_copy_only=False).astype(np.float32)
-
-
-def _two_lengths(path: Path, lengths: Counter[int]) -> str:
-    shown = ", ".join(f"{count:,} of {length}" for length, count in lengths.most_common(_SHOWN))
-    return f"{path} has vectors of {len(lengths)} lengths: {shown}. One encoder gives one length: encode the others again."
 
 
 def _opened_npy(path: Path) -> NDArray[Any]:
@@ -190,7 +189,7 @@ def _of_faiss(path: Path, ids: list[str] | None) -> VectorTable:
     own = ids if ids is not None else [str(number) for number in (np.arange(len(vectors)) if numbers is None else numbers)]
     exact = isinstance(index, (faiss.IndexFlat, faiss.IndexIVFFlat, faiss.IndexHNSWFlat))
     remark = () if exact else (f"{path.name} is compressed ({type(index).__name__}): its vectors are near those that were encoded",)
-    return _checked(own, vectors, path, remark)
+    return _checked(own, vectors, str(path), remark)
 
 
 def _opened_faiss(path: Path) -> Any:
@@ -220,21 +219,21 @@ def _numbered(index: Any) -> tuple[NDArray[np.int64] | None, Any]:
     return faiss.vector_to_array(index.id_map), faiss.downcast_index(index.index)
 
 
-def _checked(ids: list[str], vectors: NDArray[np.float32], path: Path, remarks: tuple[str, ...] = ()) -> VectorTable:
+def _checked(ids: list[str], vectors: NDArray[np.float32], named: str, remarks: tuple[str, ...] = ()) -> VectorTable:
     if len(ids) != len(vectors):
-        raise DataError(f"{path} has {len(vectors):,} vectors and {len(ids):,} ids. Each vector needs one id, in the same order.")
+        raise DataError(f"{named} has {len(vectors):,} vectors and {len(ids):,} ids. Each vector needs one id, in the same order.")
     if not ids or not vectors.shape[1]:
-        raise DataError(f"{path} holds no vectors.")
+        raise DataError(f"{named} holds no vectors.")
     if blank := sum(not name.strip() for name in ids):
-        raise DataError(f"{path}: {blank:,} of {len(ids):,} vectors have a blank id.")
+        raise DataError(f"{named}: {blank:,} of {len(ids):,} vectors have a blank id.")
     repeated = {name: count for name, count in Counter(ids).items() if count > 1}
     if repeated:
         shown = ", ".join(f"'{name}'" for name in list(repeated)[:_SHOWN])
-        raise DataError(f"{path}: {len(repeated):,} of {len(set(ids)):,} ids occur more than once ({shown}). Leave one vector for each.")
+        raise DataError(f"{named}: {len(repeated):,} of {len(set(ids)):,} ids occur more than once ({shown}). Leave one vector for each.")
     lengths = np.concatenate([np.linalg.norm(vectors[s : s + _BLOCK].astype(np.float64), axis=1) for s in range(0, len(vectors), _BLOCK)])
     if len(strange := np.flatnonzero(~np.isfinite(lengths))):
-        raise DataError(f"{path}: {len(strange):,} of {len(ids):,} vectors have values that are not finite (first: '{ids[strange[0]]}').")
+        raise DataError(f"{named}: {len(strange):,} of {len(ids):,} vectors have values that are not finite (first: '{ids[strange[0]]}').")
     if len(empty := np.flatnonzero(lengths < 1e-9)):
-        raise DataError(f"{path}: {len(empty):,} of {len(ids):,} vectors are zero and have no direction (first: '{ids[empty[0]]}').")
+        raise DataError(f"{named}: {len(empty):,} of {len(ids):,} vectors are zero and have no direction (first: '{ids[empty[0]]}').")
     unit = (vectors / lengths[:, None]).astype(np.float32)
     return VectorTable(ids, unit, (float(lengths.min()), float(lengths.mean()), float(lengths.max())), remarks)

@@ -14,7 +14,7 @@ from typing import Any
 
 from components import settings
 from components.errors import ArtifactError, ConfigError, ScalingNoteError
-from components.tracking import audit
+from components.tracking import audit, policies
 from components.tracking.audit_answer import Answer, Seen, Send
 from components.tracking.calls import (
     SAFE_METHODS,
@@ -38,7 +38,10 @@ _seen: ContextVar[Seen] = ContextVar("seen")
 
 
 def create_app() -> App:
-    """Factory for `mlflow server --app-name scalingnote`; raises ConfigError for a bad permissions file or another server than uvicorn."""
+    """Factory for `mlflow server --app-name scalingnote`.
+
+    Raises ConfigError for a bad file of permissions or policies, and for another server than uvicorn.
+    """
     from mlflow.server import app as flask_app
     from mlflow.server.auth import create_app as create_auth_app
 
@@ -52,6 +55,7 @@ def create_app() -> App:
     flask_app.before_request(lambda: _enforce(permissions, world))
     flask_app.after_request(_note_user)
     _serve_audit(flask_app, path, permissions)
+    policies.serve(flask_app)
     _narrow_native_routes(permissions)
     return AuditLayer(inner, path)
 

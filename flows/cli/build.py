@@ -36,14 +36,40 @@ def retrain(options: argparse.Namespace) -> None:
 
 def adopt(options: argparse.Namespace) -> None:
     """Take over vectors that exist, and say how a query encoder is made for them."""
+    _copied(options)
     result = _adopted(options, _with_vectors(options))
     show(options, result, _adopted_text(result))
+
+
+def _copied(options: argparse.Namespace) -> None:
+    """Put a copy of the database's collection that the command line names, if it names one, in the place of --vectors."""
+    from components.settings import activate, work_folder
+    from components.towers.vector_stores import STORES, Collection, copy_collection
+
+    store = next((store for store in STORES if getattr(options, store) is not None), None)
+    if store is None:
+        if named := next((name for name in ("collection", "id_field", "vector_field") if getattr(options, name) is not None), None):
+            raise ConfigError(f"--{named.replace('_', '-')} belongs to a database. Name it with --qdrant, --milvus or --pgvector.")
+        return
+    if options.collection is None:
+        raise ConfigError(f"--{store} needs the collection or table to read: --collection NAME.")
+    read_config(options)  # a wrong setting is said before the database is asked
+    activate()
+    wanted = Collection(store, getattr(options, store), options.collection, options.id_field, options.vector_field)
+    queries = None if options.vectors is None else Path(options.vectors).expanduser()
+    with only_result_on_stdout(options):
+        copied = copy_collection(wanted, queries, work_folder() / "collections")
+        fields = f"ids: {copied.attributes['id_field']}; vectors: {copied.attributes['vector_field']}"
+        print(f"{copied.attributes['documents']:,} vectors were read from {wanted.title} ({fields}).", flush=True)
+    options.vectors = str(copied.path)
 
 
 def _with_vectors(options: argparse.Namespace) -> RetrainConfig:
     """The configuration that the command line names, with the folder of --vectors in it."""
     if options.vectors is None and not any(entry.startswith("towers.vectors=") for entry in options.set):
-        raise ConfigError("Name the folder of the vectors with --vectors DIR.")
+        raise ConfigError(
+            "Name the folder of the vectors with --vectors DIR, or the database that holds them (--qdrant, --milvus, --pgvector)."
+        )
     given = [] if options.vectors is None else [f"towers.vectors={options.vectors}"]
     options.set = [*options.set, "towers.base_model=vectors", *given]
     return read_config(options)

@@ -107,6 +107,13 @@ def _add_building(commands: Any) -> None:
         metavar="DIR",
         help="folder with documents.parquet (_id, vector), documents.npy and documents.ids.txt, or documents.faiss; queries.* likewise",
     )
+    stores = adopt.add_mutually_exclusive_group()
+    stores.add_argument("--qdrant", metavar="PATH|URL", help="vectors of documents from a collection of Qdrant (key in QDRANT_API_KEY)")
+    stores.add_argument("--milvus", metavar="PATH|URL", help="or of Milvus (token in MILVUS_TOKEN)")
+    stores.add_argument("--pgvector", metavar="URL", help="or from a table of PostgreSQL; the password in PGPASSWORD or ~/.pgpass")
+    adopt.add_argument("--collection", metavar="NAME", help="that collection, or the table as table or schema.table")
+    adopt.add_argument("--id-field", metavar="FIELD", help="field with the ids of the data (default: doc_id or the like, else the key)")
+    adopt.add_argument("--vector-field", metavar="FIELD", help="field with the vectors, where there are several")
     _training_options(adopt, preset="adopt")
     plan = _command(commands, "plan", "plan:plan", "settings for your data and this machine, with what every step will take")
     _training_options(plan, preset=None)

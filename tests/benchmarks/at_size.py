@@ -4,9 +4,10 @@
 
 The documents are random words of very different frequency, the encoder is a random decoder of two layers trained for a single step: how
 well it encodes does not matter to what the stages cost. Every stage runs in a process of its own, whose largest resident memory is its
-peak. The refresh is what the flow does: a new snapshot of the data with one document reworded, its contracts, the changes, the encoding,
-the index. With --documents twice (1000000,2000000) the stages' growth is shown: 2.0 is linear. --rows sends so many simulated rows,
-without texts or vectors, through the bookkeeping of a refresh; it takes about 130 bytes of disk a row.
+peak; seconds are by the clock and, which other programs change less, of processors. The refresh is what the flow does: a new snapshot
+of the data with one document reworded, its contracts, the changes, the encoding, the index. With --documents twice (1000000,2000000) the
+stages' growth is shown: 2.0 is linear. --rows sends so many simulated rows, with titles and without texts or vectors, through the
+bookkeeping of a refresh; it takes about 250 bytes of disk a row.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,7 +32,18 @@ from components.tracking.machine import describe_host
 WORDS = 20_000
 STAGES = ("snapshot", "validate", "encode", "index")
 AT_ONCE = 1_000_000
-Measured = dict[str, tuple[float, float]]  # stage -> seconds, peak GiB
+
+
+class Took(NamedTuple):
+    """Of one stage: seconds by the clock and of all processors, and the largest resident memory in GiB."""
+
+    seconds: float
+    processors: float
+    peak: float
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.seconds:.1f} s ({self.processors:.1f} s of processors), peak {self.peak:.2f} GiB"
 
 
 def main() -> None:
@@ -47,18 +59,20 @@ def _run(folder: Path, options: argparse.Namespace) -> None:
     found = {size: _at_size(folder, size, options) for size in sizes}
     if len(sizes) == 2:
         small, large = (found[size] for size in sizes)
-        growth = {stage: large[stage][0] / max(small[stage][0], 1e-9) for stage in STAGES}
-        print(f"{sizes[1] / sizes[0]:.2f} times the documents: " + ", ".join(f"{stage} x {by:.2f}" for stage, by in growth.items()))
+        growth = {stage: large[stage].processors / max(small[stage].processors, 1e-9) for stage in STAGES}
+        print(
+            f"{sizes[1] / sizes[0]:.2f} times the documents, seconds of processors: "
+            + ", ".join(f"{s} x {x:.2f}" for s, x in growth.items())
+        )
     if options.rows:
-        seconds, peak, said = _apart(bookkeeping, folder / "rows", options.rows)
-        print(f"{options.rows:,} simulated rows: {said}; {seconds:.0f} s, peak {peak:.2f} GiB", flush=True)
+        _shown(f"{options.rows:,} simulated rows", *_apart(bookkeeping, folder / "rows", options.rows))
 
 
-def _at_size(root: Path, documents: int, options: argparse.Namespace) -> Measured:
+def _at_size(root: Path, documents: int, options: argparse.Namespace) -> dict[str, Took]:
     folder = _empty(root / f"at-{documents}")
     _apart(write_data, folder / "data", documents, options.words, options.seed, False)
     _apart(make_tower, folder, options.base)
-    stages: Measured = {}
+    stages: dict[str, Took] = {}
     for stage, function, arguments in (
         ("snapshot", take_snapshot, (folder / "data", folder / "snapshot")),
         ("validate", check, (folder / "snapshot", folder / "report")),
@@ -67,17 +81,17 @@ def _at_size(root: Path, documents: int, options: argparse.Namespace) -> Measure
     ):
         stages[stage] = _shown(f"{documents:,} documents, {stage}", *_apart(function, *arguments))
     _shown("   first answer with titles, opened by sizes", *_apart(search, folder / "index", folder / "tower"))
-    total = sum(seconds for seconds, _ in stages.values())
+    total = _sum(stages.values())
     _apart(write_data, folder / "changed", documents, options.words, options.seed, True)
     parts = [
         _shown("   refresh, snapshot", *_apart(take_snapshot, folder / "changed", folder / "snapshot-2")),
         _shown("   refresh, validate", *_apart(check, folder / "snapshot-2", folder / "report-2")),
         _shown("   refresh, changes, encoding and index", *_apart(refresh, folder)),
     ]
-    after = sum(seconds for seconds, _ in parts)
+    after = _sum(parts)
     print(
-        f"   in all {total:.1f} s; refresh of one document {after:.1f} s ({after / total:.2%}), of it the index {parts[-1][0]:.1f} s "
-        f"({parts[-1][0] / total:.2%})",
+        f"   in all {total}; refresh of one document {after}: {after.processors / total.processors:.2%} of its processors' seconds, "
+        f"the index alone {parts[-1].processors / total.processors:.2%}",
         flush=True,
     )
     return stages
@@ -198,41 +212,57 @@ def refresh(folder: Path) -> str:
 
 def bookkeeping(folder: Path, rows: int) -> str:
     """Rows of an index and of a data set, one in a million of them changed, through all of a refresh that needs no vector."""
-    from components.index import refresh as steps
-    from components.index.changes import changes_since, read_documents
-    from components.index.rows import live_rows, read_deleted, read_rows, read_table, write_deleted, write_rows
+    import pyarrow as pa
 
-    _write_rows(_empty(folder) / "doc_ids.parquet", rows, 0)
+    from components.artifacts import IndexArtifact
+    from components.index import refresh as steps
+    from components.index.build import display_titles
+    from components.index.changes import changes_since, read_documents
+    from components.index.rows import IDS_FILE, live_rows, read_rows, read_table, write_deleted, write_rows
+
+    _write_rows(_empty(folder) / IDS_FILE, rows, 0)
     _write_rows(folder / "documents.parquet", rows, 1)
+    started = time.perf_counter()
     changes = changes_since(folder, read_documents(folder))
-    table = read_table(folder, steps.COLUMNS)
-    deleted = np.union1d(read_deleted(folder, rows), changes.deleted)
-    update = steps._Update(table, rows, deleted, 1, 1, rows)
-    steps._require_unique(update)
-    live = live_rows(rows, deleted)
-    (folder / "new").mkdir()
-    write_rows(folder / "new", table.append_column("part", read_table(folder, ["part"])["part"]))
-    write_deleted(folder / "new", deleted)
+    compared = time.perf_counter() - started
+    index = IndexArtifact(path=folder, digest="0" * 64, counts={"documents": rows, "parts": 1})
+    update = steps._joined(index, None, changes)
+    live = live_rows(rows, update.deleted)
+    table = update.table.append_column("part", pa.array(np.zeros(rows, np.int32)))
+    write_rows(_empty(folder / "new"), table, display_titles(folder / "documents.parquet"), steps._hash_reader(index, update))
+    write_deleted(folder / "new", update.deleted)
+    written = time.perf_counter() - started
     del table, update
-    assert len(read_rows(folder / "new")) == rows and len(live) == rows - len(deleted)
-    return f"{changes.counts}"
+    assert len(read_rows(folder / "new")) == rows and len(live) == rows - len(changes.deleted)
+    some = (0, rows // 3, rows - 1)
+    before, after = (read_table(place, ("doc_id", "content_hash", "title")) for place in (folder, folder / "new"))
+    assert all(before.slice(row, 1).equals(after.slice(row, 1)) for row in some)
+    return f"{changes.counts}, compared in {compared:.0f} s, written after {written:.0f} s"
 
 
 def _write_rows(path: Path, rows: int, changed: int) -> None:
-    """doc_id, content_hash and what else an index has of its rows; with `changed` one hash in a million is another."""
+    """doc_id, content_hash, title and what else an index has of its rows; with `changed` one hash in a million is another."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    schema = pa.schema([("doc_id", pa.large_string()), ("content_hash", pa.large_string()), ("part", pa.int32()), ("order", pa.int32())])
+    texts, numbered = ("doc_id", "content_hash", "title"), ("part", "order")
+    schema = pa.schema([*((name, pa.large_string()) for name in texts), *((name, pa.int32()) for name in numbered)])
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, rows, AT_ONCE):
             numbers = np.arange(start, min(start + AT_ONCE, rows))
-            words = np.random.default_rng(start).bytes(32 * len(numbers)).hex()
-            hashes = [words[64 * n : 64 * n + 64] for n in range(len(numbers))]
+            digits = bytearray(np.random.default_rng(start).bytes(32 * len(numbers)).hex(), "ascii")
             if changed:
-                hashes[len(hashes) // 2] = "0" * 64
-            columns = [[f"d{n:011d}" for n in numbers.tolist()], hashes, np.zeros(len(numbers), np.int32), numbers.astype(np.int32)]
-            writer.write_table(pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema))
+                digits[:64] = b"0" * 64
+            ends = pa.py_buffer(64 * np.arange(len(numbers) + 1))
+            hashes = pa.LargeStringArray.from_buffers(len(numbers), ends, pa.py_buffer(digits))
+            words = pc.utf8_lpad(pa.array(numbers).cast(pa.large_string()), 11, "0")
+            ids, titles = (
+                pc.binary_join_element_wise(pa.scalar(start_of, pa.large_string()), words, pa.scalar("", pa.large_string()))
+                for start_of in ("d", "The title of the document number ")
+            )
+            columns = [ids, hashes, titles, np.zeros(len(numbers), np.int32), numbers.astype(np.int32)]
+            writer.write_table(pa.table(columns, schema=schema))
 
 
 def _encoded(folder: Path, documents: Any, target: Path) -> Any:
@@ -244,21 +274,27 @@ def _encoded(folder: Path, documents: Any, target: Path) -> Any:
     return encode_shards(ShardJob(LoadedEncoder(tower), documents, EncodingConfig().tokens_per_batch, _empty(target)), {})
 
 
-def _apart(function: Callable[..., str], *arguments: Any) -> tuple[float, float, str]:
-    """Seconds, peak GiB and word of `function` in a process of its own."""
+def _apart(function: Callable[..., str], *arguments: Any) -> tuple[Took, str]:
+    """What `function` took in a process of its own, and what it says."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(_measured, function, arguments).result()
 
 
-def _measured(function: Callable[..., str], arguments: tuple[Any, ...]) -> tuple[float, float, str]:
-    started = time.perf_counter()
+def _measured(function: Callable[..., str], arguments: tuple[Any, ...]) -> tuple[Took, str]:
+    started, worked = time.perf_counter(), time.process_time()
     said = function(*arguments)
-    return time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, said
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return Took(time.perf_counter() - started, time.process_time() - worked, peak), said
 
 
-def _shown(what: str, seconds: float, peak: float, said: str) -> tuple[float, float]:
-    print(f"{what}: {seconds:.1f} s, peak {peak:.2f} GiB ({said})", flush=True)
-    return seconds, peak
+def _shown(what: str, took: Took, said: str) -> Took:
+    print(f"{what}: {took} ({said})", flush=True)
+    return took
+
+
+def _sum(stages: Iterable[Took]) -> Took:
+    seconds, processors, peaks = zip(*stages, strict=True)
+    return Took(sum(seconds), sum(processors), max(peaks))
 
 
 def _empty(folder: Path) -> Path:

@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--name")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--quick", action="store_true", help="the short calibration of a run instead of a plan's")
+    parser.add_argument("--measured", type=Path, metavar="FILE", help="a new plan against what an earlier run with --json measured")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     borrowed = settings.models_folder()
@@ -88,8 +89,11 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     found = calibrate(data, config, QUICK_SECONDS if options.quick else FULL_SECONDS)
     facts = gather_facts(data, config.towers, config.distillation, config.evaluation)
     rows = rows_of(config, facts, found.wall, found.cpu, number_bytes(config))
-    build_parts(config, watch)  # type: ignore[arg-type]  # all that it asks of a recorder
-    watch.found |= taken
+    if options.measured:
+        watch.found = {step: both["measured"] for step, both in json.loads(options.measured.read_text(encoding="utf-8"))["steps"].items()}
+    else:
+        build_parts(config, watch)  # type: ignore[arg-type]  # all that it asks of a recorder
+        watch.found |= taken
     expected = {row.step: {"seconds": row.seconds, "cpu_seconds": row.cpu_seconds, "memory": row.memory, "disk": row.disk} for row in rows}
     steps = {step: {"expected": expected[step], "measured": watch.found[step]} for step in expected if step in watch.found}
     return {"device": found.device, "calibration_seconds": found.seconds, "steps": steps}

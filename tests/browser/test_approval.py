@@ -17,7 +17,7 @@ from tests.browser.chromium import chromium, missing
 from tests.browser.pages import Person
 from tests.flows.cli_world import SMALL, Built, at_home, done
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 if reason := missing():
     pytest.skip(f"The browser tests did not run: {reason}", allow_module_level=True)
 

@@ -139,3 +139,17 @@ def at_home(home: Path, mlflow_template: Path) -> Iterator[Path]:
         with temporary_settings({PREFECT_HOME: home / "prefect", PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 180}):
             yield home
         clear_caches()
+
+
+def require_valid_exports(ref: str, folder: Path, *name: str) -> list[dict[str, Any]]:
+    """The events of OpenLineage and the bill of CycloneDX of a release are valid by the schemas of both; the events."""
+    from tests.openlineage_world import problems_of
+    from tests.unit.test_promotion_trace_exports import require_valid
+
+    folder.mkdir(exist_ok=True)
+    for form in ("openlineage", "cyclonedx"):
+        done("trace", ref, "--format", form, "-o", folder / form, *name)
+    events: list[dict[str, Any]] = json.loads((folder / "openlineage").read_text(encoding="utf-8"))
+    assert problems_of(events) == []
+    require_valid(json.loads((folder / "cyclonedx").read_text(encoding="utf-8")))
+    return events

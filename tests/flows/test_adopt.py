@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tests.data_world import write_rows
 from tests.endpoint_world import Endpoint, endpoint_on_loopback
 from tests.flows.cli_world import SMALL, assert_refused, at_home, done, scalingnote, write_collection
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 # The models of the smoke preset, and no demand for a speed that stored vectors do not have.
 NO_SPEED = ("policy.min_speed_up=null", "policy.min_effective_rank_share=null", "distillation.epochs=2")
 LESS = (*SMALL[4:], *(word for setting in NO_SPEED for word in ("--set", setting)))
@@ -54,7 +55,28 @@ def story(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> It
             "verified": done("verify", "--name", "mine"),
             "bare": done(*adopt, "--vectors", bare, "--name", "bare"),
             "bare refreshed": done("refresh-query-tower", "--name", "bare"),
+            "from a database": done(*adopt, *stored_in_qdrant(folder / "store", full), "--name", "stored"),
+            "static": done(
+                "refresh-query-tower", "--name", "stored", "--set", "distillation.form=static", "--set", "distillation.layers=null"
+            ),
         }
+
+
+def stored_in_qdrant(store: Path, vectors: Path) -> tuple[Any, ...]:
+    """The documents' vectors of the folder `vectors` go into an embedded Qdrant; the options that adopt them, with the queries' beside."""
+    from qdrant_client import QdrantClient
+    from qdrant_client.models import Distance, PointStruct, VectorParams
+
+    table = pd.read_parquet(vectors / "documents.parquet")
+    client = QdrantClient(path=str(store))
+    client.create_collection("clinic", VectorParams(size=64, distance=Distance.DOT))
+    rows = zip(table["_id"], table["vector"], strict=True)
+    client.upsert("clinic", [PointStruct(id=n, vector=v.tolist(), payload={"doc_id": name}) for n, (name, v) in enumerate(rows)])
+    client.close()
+    beside = store.parent / "queries alone"
+    beside.mkdir()
+    shutil.copy(vectors / "queries.parquet", beside)
+    return ("--qdrant", store, "--collection", "clinic", "--vectors", beside)
 
 
 def test_adopted_vectors_are_registered_and_make_no_candidate_yet(story: dict[str, Any]) -> None:
@@ -85,6 +107,32 @@ def test_without_query_vectors_the_gates_about_the_teacher_are_undecided_and_say
     assert gates["retention"]["status"] == "not_decidable"
     assert "judged queries (test) have none, so it cannot be measured" in gates["retention"]["reason"]
     assert gates["enough_queries"]["status"] == "pass"
+
+
+def test_vectors_in_a_database_are_adopted_as_those_in_files_and_name_their_origin(story: dict[str, Any]) -> None:
+    adopted = story["from a database"]
+    assert adopted["space_id"] == story["adopted"]["space_id"]
+    assert (adopted["documents"], adopted["queries"]) == (story["adopted"]["documents"], story["adopted"]["queries"])
+    tower = Path(story["static"]["folder"]).parent
+    manifests = [
+        json.loads(path.read_text(encoding="utf-8")) for path in tower.parents[1].glob("train_towers/*/document_tower/manifest.json")
+    ]
+    origins = {manifest["attributes"].get("copied_from") for manifest in manifests}
+    assert any(origin and origin.startswith("Qdrant: 'clinic' in ") for origin in origins)
+
+
+def test_a_static_student_is_made_for_adopted_vectors(story: dict[str, Any]) -> None:
+    static = story["static"]
+    assert (static["candidate"], static["verdict"]) == ("candidate/1", "pass")
+    assert {gate["name"]: gate["status"] for gate in static["gates"]}["retention"] == "pass"
+
+
+def test_a_database_that_is_named_wrongly_is_one_sentence(story: dict[str, Any], tmp_path: Path) -> None:
+    adopt = ("adopt", "--preset", "smoke", "--data", story["data"], "--name", "x")
+    assert_refused(scalingnote(*adopt, "--qdrant", tmp_path / "none", "--collection", "x"), 3, "there is no such file or folder")
+    assert_refused(scalingnote(*adopt, "--qdrant", "http://127.0.0.1:9", "--collection", "x"), 3, "cannot be read", "Check address")
+    assert_refused(scalingnote(*adopt, "--qdrant", tmp_path), 2, "--collection NAME")
+    assert_refused(scalingnote(*adopt, "--vectors", tmp_path, "--id-field", "x"), 2, "--id-field belongs to a database")
 
 
 def test_new_documents_say_that_their_encoder_is_missing(story: dict[str, Any], tmp_path: Path) -> None:

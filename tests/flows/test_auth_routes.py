@@ -14,7 +14,7 @@ from components.tracking.calls import READING, SAFE_METHODS
 from tests.auth_world import AuthServer, auth_server
 from tests.flows.server_routes import Route, server_routes
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]  # hundreds of calls, on a machine that may be busy
+pytestmark = pytest.mark.server
 CANDIDATE, RELEASE = "retriever-candidate", "retriever-release"
 DIGEST = "scalingnote.digest"
 

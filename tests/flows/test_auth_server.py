@@ -18,7 +18,7 @@ from components.tracking.store import TrackingError
 from tests.auth_world import PASSWORD, AuthServer, auth_server
 from tests.flows.client_session import record_requests, session
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]  # hundreds of calls, on a machine that may be busy
+pytestmark = pytest.mark.server
 CANDIDATE, RELEASE = "retriever-candidate", "retriever-release"
 AJAX = "/ajax-api/2.0/mlflow/"
 

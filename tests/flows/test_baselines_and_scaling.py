@@ -10,7 +10,7 @@ import pytest
 
 from tests.flows.cli_world import SMALL, at_home, done, scalingnote, write_collection
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 LESS = (
     "--set",
     "towers.steps=4",

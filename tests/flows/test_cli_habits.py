@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "flows.cli", *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-m", "flows.cli", *words], cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 def test_the_module_says_its_version() -> None:
@@ -35,7 +35,7 @@ def test_bash_completes_commands_and_their_choices() -> None:
     asked += 'COMP_LINE="scalingnote $words"; read -ra COMP_WORDS <<< "scalingnote $words"\n'
     asked += '[[ "$words" == *" " ]] && COMP_WORDS+=(""); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=()\n'
     asked += '_shtab_scalingnote; echo "${COMPREPLY[@]}"; done\n'
-    done = subprocess.run(["bash", "--norc"], input=asked, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "--norc"], input=asked, capture_output=True, text=True, timeout=600)
     first, second = done.stdout.splitlines()[-2:]
     assert "retrain" in first.split()
     assert {"bash", "zsh", "tcsh"} <= set(second.split())

@@ -14,7 +14,7 @@ import pytest
 from components.planning.plan import Room
 from tests.flows.cli_world import SMALL, assert_refused, at_home, done, scalingnote, write_collection
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

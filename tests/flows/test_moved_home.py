@@ -13,7 +13,7 @@ from components.errors import ArtifactError
 from components.tracking import moved
 from tests.flows.cli_world import SMALL, Built, at_home, done, scalingnote
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

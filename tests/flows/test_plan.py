@@ -13,7 +13,7 @@ from components.planning import plan as planning
 from flows.config import RetrainConfig, load_config
 from tests.flows.cli_world import SMALL, assert_refused, at_home, done, scalingnote, write_collection
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 STEPS = ["snapshot_data", "validate_data", "train_towers", "encode_corpus", "encode_teacher_queries", "build_index", "distil_query_tower"]
 STEPS += ["evaluate", "register"]
 LEFT = "left of the whole flow"

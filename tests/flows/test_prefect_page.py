@@ -27,7 +27,7 @@ from flows.why import STEPS
 from tests.flows.cli_world import SMALL, environment, free_port, write_collection
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 TO_INDEX = {
     ("snapshot_data", "validate_data"), ("snapshot_data", "train_towers"), ("validate_data", "train_towers"),
     ("snapshot_data", "encode_corpus"), ("train_towers", "encode_corpus"),
@@ -64,7 +64,7 @@ class Page:
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.api}{path}", data, {"content-type": "application/json"})
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=600) as response:
             return json.load(response)
 
     def start(self, *words: str | Path) -> subprocess.Popen[str]:
@@ -94,7 +94,7 @@ class Page:
     def ended_tasks(self, count: int) -> dict[str, dict[str, Any]]:
         """Tasks of the newest run, which was of this process: it sends what became of them as events, and the server reads those later."""
         found: dict[str, dict[str, Any]] = {}
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while len(found) < count or any(task["state_type"] not in ("COMPLETED", "FAILED") for task in found.values()):
             assert time.monotonic() < deadline, found
             time.sleep(0.2)
@@ -232,8 +232,8 @@ def test_the_step_that_found_the_fault_is_the_red_one(page: Page, tmp_path: Path
     assert step_in_mlflow(page, last["run_id"], "validate_data")[0] == "FAILED"
 
 
-def wait_for(ask: Callable[[], list[Any]], seconds: float = 30) -> list[Any]:
-    deadline = time.monotonic() + seconds
+def wait_for(ask: Callable[[], list[Any]]) -> list[Any]:
+    deadline = time.monotonic() + 600
     while not (found := ask()) and time.monotonic() < deadline:
         time.sleep(0.5)
     return found
@@ -280,11 +280,11 @@ def test_a_run_of_the_command_line_can_be_cancelled_in_the_page_and_shows_its_pr
         found = page.ask("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
         return [bar for bar in found if bar["type"] == "progress" and bar["data"] > 0]
 
-    (bar,) = wait_for(bars, 60)
+    (bar,) = wait_for(bars)
     assert bar["key"] == "train-towers" and bar["description"].endswith(" of 100,000")
-    assert wait_for(lambda: [later for later in bars() if later["data"] > bar["data"]], 60), "it moves"
+    assert wait_for(lambda: [later for later in bars() if later["data"] > bar["data"]]), "it moves"
     page.ask(f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
-    process.communicate(timeout=120)
+    process.communicate(timeout=600)
     assert process.returncode == 130
     assert page.ask(f"/flow_runs/{run['id']}")["state_name"] == "Cancelled"
     assert page.last_run()["state"] == "cancelled"
@@ -345,14 +345,14 @@ def test_steps_that_use_the_card_have_its_tag_where_prefect_limits_it(page: Page
 
 def delete_limit(page: Page) -> None:
     request = urllib.request.Request(f"{page.api}/concurrency_limits/tag/gpu", method="DELETE")
-    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30).close()
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=600).close()
 
 
 def test_killed_and_cancelled_mean_the_same_in_prefect_in_mlflow_and_in_status(page: Page) -> None:
     first = begun(page)
     time.sleep(1)
     os.kill(first.pid, signal.SIGKILL)
-    first.communicate(timeout=60)
+    first.communicate(timeout=600)
     killed, last = page.runs()[0], page.last_run()
     assert last["state"] == "killed", "status sees that its process is gone before anything else does"
     second = begun(page)  # whose start closes the run of the first
@@ -361,7 +361,7 @@ def test_killed_and_cancelled_mean_the_same_in_prefect_in_mlflow_and_in_status(p
     assert page.tasks(run)["train_towers"]["state_name"] == "Crashed"
     assert in_mlflow(page, last["run_id"]) == ("KILLED", "its process was killed")
     second.send_signal(signal.SIGINT)
-    second.communicate(timeout=120)
+    second.communicate(timeout=600)
     assert second.returncode == 130
     run, last = page.runs()[0], page.last_run()
     assert run["state_name"] == "Cancelled" and page.tasks(run)["train_towers"]["state_name"] == "Cancelled"

@@ -20,7 +20,7 @@ from components.tracking.records import read_records
 from components.tracking.store import clear_caches
 from tests.unit.promotion_world import NAME, Register, into_mlflow, make_candidate, no_smoke
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 RELEASE = f"{NAME}-release"
 KILLS = int(os.environ.get("SCALINGNOTE_TEST_KILLS", "8"))
 

@@ -10,7 +10,7 @@ from components.tracking import registry
 from components.tracking.records import read_records
 from tests.flows.cli_world import SMALL, Built, at_home, done, scalingnote
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 NAME = ("--name", "late")
 
 

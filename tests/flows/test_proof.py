@@ -14,7 +14,7 @@ from components.tracking import registry
 from tests.flows.cli_world import SMALL, Built, assert_refused, at_home, done, scalingnote
 
 NAME = ("--name", "proof")
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

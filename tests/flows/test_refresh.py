@@ -16,9 +16,9 @@ from components.promotion.pinned import load_manifest
 from components.towers.encoder import TowerEncoder
 from components.towers.probes import PROBE_TEXTS
 from tests.data_world import write_lines, write_rows
-from tests.flows.cli_world import SMALL, TITLES, Built, assert_refused, at_home, done, scalingnote
+from tests.flows.cli_world import SMALL, TITLES, Built, assert_refused, at_home, done, require_valid_exports, scalingnote
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 Story = dict[str, Any]
 NAME = ("--name", "fresh")
 NEW = {"new1": "Moonstone of the ear", "new2": "Comet of the knee"}
@@ -184,6 +184,15 @@ def test_refreshed_releases_verify_and_are_traced_to_the_release_before(story: S
     for ref in ("release/2", "release/3"):
         assert done("trace", ref, *NAME)["trace"]["details"]["lineage"] == "complete"
     assert [manifest_type(ref) for ref in ("release/1", "release/2", "release/3")] == ["full", "index-refresh", "query-refresh"]
+
+
+@pytest.mark.parametrize("ref", ["candidate/1", "release/1", "release/2", "release/3"])
+def test_the_exports_of_full_and_refreshed_releases_are_valid(story: Story, tmp_path: Path, ref: str) -> None:
+    events = require_valid_exports(ref, tmp_path, *NAME)
+    made = {output["name"] for event in events for output in event["outputs"]}
+    assert {"fresh-index", "fresh-query-encoder", "fresh-candidate"} <= made
+    promoted = [event for event in events if event["job"]["name"] == "promote"]
+    assert len(promoted) == (0 if ref.startswith("candidate") else 2)
 
 
 def test_a_document_is_traced_in_a_refreshed_index(story: Story) -> None:

@@ -20,7 +20,7 @@ from components.tracking.links import evidence_links
 from components.tracking.store import client
 from tests.flows.cli_world import SMALL, TITLES, Built, at_home, done, scalingnote
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 Story = dict[str, Any]
 
 

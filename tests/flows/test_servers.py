@@ -32,7 +32,7 @@ def free_port() -> int:
 
 def get(url: str, body: dict[str, Any] | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
-    with OPENER.open(urllib.request.Request(url, data, {"content-type": "application/json"}), timeout=10) as response:
+    with OPENER.open(urllib.request.Request(url, data, {"content-type": "application/json"}), timeout=600) as response:
         content = response.read()
     return json.loads(content) if response.headers["content-type"].startswith("application/json") else content
 
@@ -74,7 +74,7 @@ def test_ctrl_c_stops_the_server_and_its_children(home: Path) -> None:
         assert command.stdout is not None
         told = [command.stdout.readline() for _ in range(4)]
         command.send_signal(signal.SIGTERM)  # as Ctrl-C; a shell in the background ignores SIGINT
-        assert command.wait(20) == 0
+        assert command.wait(600) == 0
     assert "http://127.0.0.1:1 (from PREFECT_API_URL; not started here)" in told[0]
     assert f"http://127.0.0.1:{port}" in told[1]
     assert not listens(port)
@@ -92,7 +92,7 @@ def test_a_server_and_its_children_end_with_the_process_that_started_them(home: 
         assert command.stdout is not None and command.stdout.readline() == "runs\n"
         assert listens(port)
         command.send_signal(ended_by)
-        assert command.wait(20) == -ended_by
+        assert command.wait(600) == -ended_by
     wait_until_gone(port)
 
 
@@ -130,7 +130,7 @@ def test_a_small_server_that_fails_in_mid_run_costs_no_work(home: Path, how: sig
     quick = {"PREFECT_CLIENT_MAX_RETRIES": "1", "PREFECT_API_REQUEST_TIMEOUT": "3", "PREFECT_SERVER_API_HOST": "127.0.0.1"}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | quick
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=home, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", code], cwd=home, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600
     )
     assert "{'made': 7}" in done.stdout, done.stderr[-3000:]
     assert "another is started" in done.stderr
@@ -157,12 +157,11 @@ def test_port_out_of_range_is_refused(port: int) -> None:
         check_ports([mlflow_plan(port)])
 
 
-def test_server_that_ends_while_starting_shows_its_last_words(home: Path) -> None:
+def test_server_that_ends_while_starting_shows_its_last_words(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.servers.START_SECONDS", 1e6)  # it is not waited for
     plan = ServerPlan("Test", free_port(), (sys.executable, "-c", "import sys; sys.exit('no such database')"), "/health")
-    started = time.monotonic()
     with pytest.raises(ServerError, match="no such database"), running([plan]):
         pass
-    assert time.monotonic() - started < 20
 
 
 def test_servers_of_a_team_are_shown_not_started(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,7 +173,7 @@ def test_servers_of_a_team_are_shown_not_started(home: Path, monkeypatch: pytest
 
 
 def wait_until_gone(port: int) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 600
     while listens(port) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not listens(port)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.attacks.test_signed_export import accepted
-from tests.flows.cli_world import SMALL, Built, assert_refused, at_home, done, scalingnote
+from tests.flows.cli_world import SMALL, Built, assert_refused, at_home, done, require_valid_exports, scalingnote
 
 NAME = ("--name", "signed")
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 
 @pytest.fixture
@@ -47,6 +47,9 @@ def test_what_a_trusted_key_signed_is_promoted_served_rotated_rolled_back_and_gi
     assert served() == 1
     checks = {check["name"]: check["detail"] for check in done("verify", *NAME)["checks"]}
     assert checks["signed records"].startswith("4 of 4 records signed") and "a trusted key" in checks["signature"]
+    # Signed and overridden, promoted, vouched for again by the rotation, and rolled back to: each act is an event.
+    acts = [event["job"]["name"] for event in require_valid_exports("champion", tmp_path / "exports", *NAME)[1::2]]
+    assert acts[-3:] == ["approve", "promote", "rollback"]
     folder, certificate = tmp_path / "given away", tmp_path / "certificate.pem"
     done("export", "--signed", folder, *NAME)
     done("keys", "certificate", "--to", certificate)

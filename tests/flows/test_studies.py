@@ -11,7 +11,7 @@ import pytest
 
 from tests.flows.cli_world import SMALL, at_home, done, scalingnote, write_collection
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 # No student collapses here by its training's length: a collapsed cell has its own test.
 STUDY = (*SMALL, "--set", "distillation.max_mean_cosine=1.0", "--set", "distillation.min_effective_rank=1.0")
 STUDY += ("--set", "study.seeds=[13]")  # several have a test of their own

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from components.tracking.store import client
-from tests.flows.cli_world import SMALL, Built, assert_refused, at_home, done, scalingnote
+from tests.flows.cli_world import SMALL, Built, assert_refused, at_home, done, require_valid_exports, scalingnote
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 NAME = ("--name", "traced")
 
 
@@ -84,6 +84,15 @@ def test_each_form_is_written_to_a_file(home: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "cyclonedx").read_text())["specVersion"] == "1.6"
 
 
+def test_the_exports_are_valid_where_the_teacher_serves_its_own_queries(home: Path, built: Built, tmp_path: Path) -> None:
+    """Query tower and query encoder are one model then."""
+    other = ("--name", "oneself")
+    done("retrain", *SMALL, "--data", built.data, "--set", "distillation.student=teacher", *other)
+    done("approve", "candidate/1", "--as", "Ada", "--override", "a test has few queries", *other)
+    done("promote", *other)
+    require_valid_exports("champion", tmp_path, *other)
+
+
 def test_parts_are_traced_by_name(home: Path) -> None:
     assert details("index/1")["digest"] == details("model/traced-index/1")["digest"]
     used = done("trace", "document-tower/1", *NAME)["trace"]["children"][-1]
@@ -112,7 +121,7 @@ def test_a_cold_trace_takes_little_time(home: Path) -> None:
     """Processor time, which other work on the machine does not change; the command alone takes about as long on an idle one."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "flows.cli.main", "trace", "champion", *NAME]
-    subprocess.run(command, check=True, capture_output=True, env=dict(os.environ), timeout=120)
+    subprocess.run(command, check=True, capture_output=True, env=dict(os.environ), timeout=600)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
 

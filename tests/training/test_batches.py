@@ -30,7 +30,7 @@ def plan(count: int, origins: list[str] | None = None, **fields: object) -> Batc
     return BatchPlan(world(count, origins), TowerConfig(**fields), queries, lengths)  # type: ignore[arg-type]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(count=st.integers(4, 90), size=st.integers(2, 9), window=st.integers(1, 5), seed=st.integers(0, 9), mixed=st.booleans())
 def test_an_epoch_holds_whole_batches_of_different_pairs(count: int, size: int, window: int, seed: int, mixed: bool) -> None:
     origins = ["a" if n % 3 else "b" for n in range(count)] if mixed else None
@@ -88,7 +88,7 @@ def test_pairs_of_documents_of_one_length_are_sorted_by_query() -> None:
     assert list(chain(*batches)) == list(range(40))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(kinds=st.lists(st.sampled_from("aaaabbbccd"), min_size=4, max_size=60), size=st.integers(2, 6), seed=st.integers(0, 9))
 def test_batches_of_one_kind_lose_no_kind_and_less_than_a_batch_of_each(kinds: list[str], size: int, seed: int) -> None:
     pairs = replace(world(len(kinds)), kinds=kinds)

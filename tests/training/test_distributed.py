@@ -58,7 +58,7 @@ def found(root: Path) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "tests.training.two_processes", str(root)]
     processes = [subprocess.Popen(command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, cwd=ROOT) for r in (0, 1)]
     try:
-        assert [process.wait(timeout=240) for process in processes] == [0, 0]
+        assert [process.wait(timeout=600) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
@@ -222,5 +222,5 @@ def test_variables_that_a_launcher_left_behind_are_ignored(at_home: Path) -> Non
     left = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
     environment = {**os.environ, **left, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "TORCHELASTIC_RUN_ID": "gone"}
     command = [sys.executable, "-c", script, str(at_home / "plain")]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.stdout.strip().endswith("towers"), done.stderr[-2000:]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import email.utils
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,11 +64,9 @@ def test_a_busy_server_is_asked_again_when_it_says(server: Endpoint) -> None:
 
 
 def test_a_server_that_stays_busy_ends_the_run_within_its_patience(server: Endpoint) -> None:
-    server.replies = [(429, b"", {"Retry-After": "60"})] * 9
-    started = time.monotonic()
+    server.replies = [(429, b"", {"Retry-After": "86400"})] * 9
     with pytest.raises(ModelError, match=r"does not answer \(status 429\) within the 5 seconds of towers.endpoint.patience"):
         encoder_of(server).encode(TEXTS)
-    assert time.monotonic() - started < 30
 
 
 def test_a_server_that_is_gone_is_named(server: Endpoint) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -231,11 +230,9 @@ def test_a_silent_hub_ends_in_a_sentence_or_in_the_cache(
     monkeypatch.setattr(hub, "ANSWER_SECONDS", 0.2)
     with hub_on_loopback(monkeypatch, cache) as server:
         server.delay = 2.0
-        started = time.monotonic()
         with pytest.raises(ModelError, match="cannot be reached"):
             resolve_base("acme/mini")
-        assert time.monotonic() - started < 60  # one try, not five; generous, since the machine may be busy
-        assert len(server.requests) == 1
+        assert len(server.requests) == 1  # one try, not five
         commit = keep_in_cache(cache, "acme/mini", decoder)
         assert resolve_base("acme/mini").revision == commit
     assert f"does not answer; 'acme/mini' is taken from the cache at commit {commit[:12]}" in capsys.readouterr().out

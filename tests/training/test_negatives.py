@@ -100,7 +100,7 @@ def test_fewer_documents_than_are_asked_for() -> None:
     assert found.negatives.tolist() == [[1, -1, -1, -1, -1]]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), share=st.sampled_from([None, 0.5, 0.95]))
 def test_mining_in_chunks_keeps_what_a_plain_loop_keeps(seed: int, share: float | None) -> None:
     rng = np.random.default_rng(seed)

@@ -116,15 +116,15 @@ def test_the_evaluator_of_sentence_transformers_finds_what_the_encoders_find(tmp
     export_router({"query": student, "document": tower}, tmp_path / "package")
     asked = dict(enumerate(queries()[:6]))
     corpus = {f"d{place}": text for place, text in enumerate(documents())}
-    relevant = {str(place): {f"d{place}"} for place in asked}
+    scores = load_student(student, "float32").encode(list(asked.values())) @ load_tower(tower, "float32").encode(documents()).T
+    # The best document of every second query, else the worst: the encoders are random, and what lies between differs by rounding.
+    relevant = {str(place): {f"d{row.argmin() if place % 2 else row.argmax()}"} for place, row in enumerate(scores)}
     evaluator = InformationRetrievalEvaluator(
         {str(place): text for place, text in asked.items()}, corpus, relevant, show_progress_bar=False
     )
     measured = evaluator(opened(tmp_path / "package"))
-    scores = load_student(student, "float32").encode(list(asked.values())) @ load_tower(tower, "float32").encode(documents()).T
-    expected = np.mean([place == np.argmax(row) for place, row in enumerate(scores)])
-    assert measured["cosine_accuracy@1"] == pytest.approx(expected)
-    assert 0 < measured["cosine_ndcg@10"] <= 1
+    assert measured["cosine_recall@10"] == 0.5
+    assert 0 < measured["cosine_ndcg@10"] <= 0.5
     with pytest.raises(ValueError, match="No route found for task type 'document'"):
         evaluator(opened(student))
 

@@ -213,6 +213,24 @@ def test_documents_without_vectors_and_queries_of_another_width_are_refused(data
         take_stored(data, tmp_path / "empty", {}, tmp_path / "towers")
 
 
+def test_ids_of_another_kind_are_shown_beside_those_of_the_data(data: Dataset, tmp_path: Path) -> None:
+    parquet(tmp_path / "v" / "documents.parquet", [f"doc-{name}" for name in IDS], DOCUMENTS)
+    with pytest.raises(DataError, match=r"260 of 260 documents have no vector.*ids of another kind, such as 'doc-d0'"):
+        take_stored(data, tmp_path / "v", {}, tmp_path / "towers")
+    parquet(tmp_path / "v" / "documents.parquet", IDS, DOCUMENTS)
+    parquet(tmp_path / "v" / "queries.parquet", [f"Q{name}" for name in QUERIES], near(DOCUMENTS))
+    with pytest.raises(DataError, match=r"None of the 260 vectors of queries has the id of a query: theirs are such as 'Qq0', those .* 'q"):
+        take_stored(data, tmp_path / "v", {}, tmp_path / "towers")
+
+
+def test_query_vectors_without_a_query_are_counted(data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parquet(tmp_path / "v" / "documents.parquet", IDS, DOCUMENTS)
+    parquet(tmp_path / "v" / "queries.parquet", [*QUERIES, "stranger"], [*near(DOCUMENTS), DOCUMENTS[0]])
+    made, *_ = taken(data, tmp_path / "v", tmp_path / "towers")
+    assert made.counts["query_vectors"] == 260
+    assert "1 vectors belong to no query of the data and are left out" in capsys.readouterr().out
+
+
 def test_ids_that_belong_to_other_rows_are_found_by_a_search(data: Dataset, tmp_path: Path) -> None:
     parquet(tmp_path / "v" / "documents.parquet", IDS, DOCUMENTS)
     parquet(tmp_path / "v" / "queries.parquet", QUERIES, near(DOCUMENTS)[np.random.default_rng(0).permutation(260)])

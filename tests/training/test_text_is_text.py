@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from components.distillation.config import DistillationConfig
 from components.distillation.forms import Source, bare_student, load_small_encoder
 from components.distillation.initial import new_student
 from components.distillation.packed import packed_vectors
-from components.distillation.saved import load_student, save_student
+from components.distillation.saved import load_student, save_student, save_tokenizer
 from components.towers.backbone import TwoTowers
-from components.towers.base_models import GEMMA_PACKAGE, MINILM_PACKAGE, _assemble_gguf, resolve_base
+from components.towers.base_models import GEMMA_PACKAGE, MINILM_PACKAGE, _assemble_gguf, resolve_base, tokenizer_of
 from components.towers.config import TowerConfig
-from components.towers.contract import EncodingContract, load_contract, save_contract, space_id_of
+from components.towers.contract import ROLES, EncodingContract, load_contract, save_contract, space_id_of
 from components.towers.encoder import load_tower
 from components.towers.pooling import pool
 from components.towers.query_prediction import build
@@ -230,6 +231,33 @@ def test_towers_read_names_as_text_and_saved_ones_too(home: Path, tmp_path: Path
     np.testing.assert_allclose(loaded.encode(texts), wanted, atol=1e-5)
     prediction = build(towers.input_embeddings(), towers.tokens(["kidney [SEP]", "stone [PAD]"], "query"), towers.tokenizer.all_special_ids)
     assert not set(prediction._vocabulary) & set(towers.tokenizer.all_special_ids)
+
+
+def test_encoders_of_one_base_share_its_tokenizer_and_what_is_written_of_one_changes_nothing(home: Path, tmp_path: Path) -> None:
+    base = resolve_base("tiny-decoder", [*documents(), *queries()])
+    towers = TwoTowers(base, TowerConfig(base_model=base.name, pooling="last", precision="float32", query_prompt="find: "))
+    made = towers.save("document", tmp_path / "tower")
+    assert made is not None
+    save_contract(tmp_path / "tower", made, space_id_of(made))
+    tower = load_tower(tmp_path / "tower", "float32")
+    assert tower.tokenizer is towers.tokenizer
+    before, state = tower.tokens(queries()), tower.tokenizer.backend_tokenizer.to_str()
+    save_tokenizer(tower.tokenizer, made.model_copy(update={"append_eos": True, "max_length": 3}), tmp_path / "package")
+    assert tower.tokenizer.backend_tokenizer.to_str() == state and tower.tokens(queries()) == before
+    assert tower.tokenizer.model_max_length > 3 and not getattr(tower.tokenizer, "split_special_tokens", False)
+    changed = Path(base.location) / "tokenizer.json"
+    changed.write_text(changed.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert tokenizer_of(base) is not tower.tokenizer, "a file that has changed is read again"
+
+
+def test_encoders_in_threads_take_the_settings_of_a_shared_tokenizer_one_after_the_other(home: Path) -> None:
+    base = resolve_base("tiny-decoder", [*documents(), *queries()])
+    towers = TwoTowers(base, TowerConfig(base_model=base.name, precision="float32", max_query_length=4, max_document_length=8))
+    texts = [f"{text} {text} {text}" for text in documents()] * 4
+    alone = {role: towers.tokens(texts, role) for role in ROLES}
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda role: (role, towers.tokens(texts, role)), [*ROLES] * 20))
+    assert all(rows == alone[role] for role, rows in found)
 
 
 def test_a_contract_without_the_field_is_one_from_before_and_keeps_the_name_of_its_space(tmp_path: Path) -> None:

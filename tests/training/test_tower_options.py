@@ -21,7 +21,7 @@ from components.towers.encoder import load_tower
 from components.towers.hard_negatives import HardNegatives, round_of_step
 from components.towers.loop import Training, in_chunks
 from components.towers.negatives import Mined
-from components.towers.tokens import pad_batch
+from components.towers.tokens import pad_batch, tokens_of
 from components.towers.train import train_towers, training_losses
 from tests.training.test_mining_report import report
 from tests.training.tiny_world import documents, pairs, queries
@@ -216,6 +216,8 @@ def test_even_batches_have_few_shapes_and_the_same_rows() -> None:
         longest = plain["input_ids"].shape[1]
         for name, values in plain.items():
             assert torch.equal(even[name][: len(rows), :longest], values)
+        for padded, asked in ((plain, False), (even, True)):
+            assert tokens_of(longest, len(rows), asked) == padded["input_ids"].numel()
             assert not even[name][: len(rows), longest:].any()
         assert even["attention_mask"][len(rows) :].sum(dim=1).tolist() == [1] * (shape[0] - len(rows))  # without one they give NaN
 

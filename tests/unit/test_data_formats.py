@@ -207,7 +207,7 @@ def qrels_of(path: Path, *lines: str) -> list[tuple[str, str, int]]:
 IDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n\ufeff"), max_size=6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(IDS, IDS, st.integers(-5, 5)), min_size=1, max_size=5), st.sampled_from(["tsv", "csv"]), st.booleans())
 def test_what_a_writer_of_such_files_wrote_is_read_back(rows: list[tuple[str, str, int]], ending: str, header: bool) -> None:
     out = io.StringIO()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
 from pathlib import Path
 
@@ -112,6 +115,39 @@ def test_a_pointer_of_version_control_is_no_data(folder: Path, name: str, text: 
         (folder / "corpus.jsonl").unlink()
     (folder / name).write_text(text)
     assert f"{folder / name} is a pointer of Git LFS or git-annex, not the file itself. Fetch it: git lfs pull" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(b"q0\td0\t1\n"), "dev.tsv is compressed with gzip, which its name does not say. Let its name end in .gz."),
+        (bz2.compress(b"q0\td0\t1\n"), "dev.tsv is compressed with bzip2, which its name does not say"),
+        (lzma.compress(b"q0\td0\t1\n"), "dev.tsv is compressed with xz, which its name does not say"),
+        (b"\x28\xb5\x2f\xfd\x04\x00", "dev.tsv is compressed with Zstandard, which its name does not say. Unpack it: zstd -d."),
+        (b"PK\x03\x04\x14\x00", "dev.tsv is a zip archive or a spreadsheet"),
+        (b"PAR1\x15\x04\x15", "dev.tsv is Parquet, which its name does not say"),
+    ],
+)
+def test_a_file_that_is_packed_otherwise_than_its_name_says_is_told_so(folder: Path, content: bytes, said: str) -> None:
+    (folder / "qrels" / "dev.tsv").write_bytes(content)
+    assert said in refused(folder)
+
+
+def test_text_that_begins_like_a_packed_file_is_read(folder: Path) -> None:
+    for word in ("BZh9", "PAR1", "PK"):
+        (folder / "qrels" / "dev.tsv").write_text(f"{word}\tt1\t1\n")
+        assert word in set(read_source(DataConfig(source=str(folder))).judgements["query_id"])
+
+
+def test_a_name_that_ends_in_gz_over_plain_text_is_told_so(folder: Path) -> None:
+    (folder / "corpus.jsonl").rename(folder / "corpus.jsonl.gz")
+    assert "corpus.jsonl.gz cannot be read: it is not compressed with gzip. Let its name end without .gz" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl.zst", "Corpus.json", "documents.xlsx"])
+def test_a_corpus_of_another_kind_is_named_where_none_can_be_read(folder: Path, name: str) -> None:
+    (folder / "corpus.jsonl").rename(folder / name)
+    assert f"{name} is there, but its name ends in none of these" in refused(folder)
 
 
 def test_what_is_neither_file_nor_folder_is_refused(folder: Path) -> None:

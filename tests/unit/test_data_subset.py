@@ -83,7 +83,7 @@ judged = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(judged, st.integers(1, 14), st.integers(0, 3))
 def test_every_kept_query_keeps_all_its_relevant_documents(rows: list[tuple[str, str, int]], maximum: int, seed: int) -> None:
     found = keep_documents(tables(rows, 12), maximum, seed)
@@ -95,7 +95,7 @@ def test_every_kept_query_keeps_all_its_relevant_documents(rows: list[tuple[str,
     assert set(found.judgements["doc_id"]) <= kept
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(judged, st.integers(1, 11), st.randoms(use_true_random=False))
 def test_the_subset_does_not_depend_on_the_order_of_the_rows(rows: list[tuple[str, str, int]], maximum: int, random: object) -> None:
     shuffled = list(rows)

@@ -56,7 +56,7 @@ class Line(NamedTuple):
 def _tracked() -> list[str]:
     """Files that git knows or would take; in an unpacked archive all there are."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=20)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
     if done.returncode:
         return [str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.is_file() and ".venv" not in path.parts]
     return [name for name in done.stdout.splitlines() if (ROOT / name).is_file()]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from components.errors import ConfigError
@@ -159,7 +159,6 @@ def test_preset_is_no_path() -> None:
     assert "Unknown preset" in refusal(preset="../config")
 
 
-@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -182,7 +181,7 @@ def test_configuration_survives_json() -> None:
 
 def test_import_is_cheap() -> None:
     code = "import sys, flows.config; print(sorted({'torch', 'numpy', 'pandas', 'mlflow', 'prefect'} & set(sys.modules)))"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30).stdout
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=600).stdout
     assert told.strip() == "[]"
 
 

@@ -24,7 +24,7 @@ import sys, time
 from flows.recorder import recorded_flow
 with recorded_flow("retriever", "retrain", {}) as recorder:
     print(recorder.run_id, flush=True)
-    time.sleep(300)
+    time.sleep(3600)
 """
 
 
@@ -39,7 +39,7 @@ def test_the_next_flow_closes_the_run_of_a_killed_one_and_leaves_those_that_live
     try:
         killed, alive = (process.stdout.readline().strip() for process in processes if process.stdout)
         processes[0].send_signal(signal.SIGKILL)
-        processes[0].wait(60)
+        processes[0].wait(600)
         assert (status(killed), status(alive)) == ("RUNNING", "RUNNING")
         with recorded_flow("retriever", "retrain", {}) as recorder:
             assert (status(killed), status(alive), status(recorder.run_id)) == ("KILLED", "RUNNING", "RUNNING")

@@ -79,7 +79,7 @@ def test_a_level_that_is_none_is_one_sentence(tmp_path: Path, monkeypatch: pytes
 
 def test_lines_of_two_threads_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
-    both = threading.Barrier(2, timeout=30)
+    both = threading.Barrier(2, timeout=600)
 
     def tell(word: str) -> None:
         sys.stdout.write(word)

@@ -76,7 +76,7 @@ def test_untouched_evidence_passes_every_gate() -> None:
     assert set(statuses(whole()).values()) == {"pass"}
 
 
-@settings(max_examples=24, deadline=None)
+@settings(max_examples=24)
 @given(where=st.sampled_from(sorted(NEEDED, key=str)), queries=st.sets(st.integers(0, 39), min_size=1, max_size=40), how=SPOILS)
 def test_values_of_queries(where: tuple[str, str | None, str], queries: set[int], how: str) -> None:
     name, system, metric = where
@@ -93,7 +93,7 @@ def test_values_of_queries(where: tuple[str, str | None, str], queries: set[int]
         assert found[gate] != "pass", gate
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(section=st.sampled_from(["speed", "health", "retention", "systems", "ann", "candidate", "champion"]), value=NO_NUMBERS)
 def test_figures_of_the_summaries(section: str, value: float | None) -> None:
     evidence = whole()

@@ -54,7 +54,7 @@ def test_a_shard_of_the_table_is_that_part_of_the_table(tmp_path: Path) -> None:
     assert documents.texts(2) == ["title 8\napple", "title 9\nbread"]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 45), st.integers(1, 12))
 def test_shards_together_are_the_table_however_its_rows_are_grouped(count: int, shard_size: int, group: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -141,7 +141,6 @@ def test_a_runner_that_leaves_a_shard_out_is_found(tmp_path: Path) -> None:
     assert not is_complete(tmp_path / "out")
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 200))
 def test_calls_hold_every_row_once_longest_first_and_end_when_full(lengths: list[int], budget: int) -> None:
     calls = list(calls_by_length(lengths, budget))

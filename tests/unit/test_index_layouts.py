@@ -30,7 +30,7 @@ def opened(folder: Path, vectors: object, deleted: list[int], **changes: object)
     return load_index((without(artifact, deleted) if deleted else artifact).path, SPACE, check="sizes")
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(
     key=st.sampled_from(KEYS),
     sizes=st.lists(st.integers(1, 150), min_size=1, max_size=4),

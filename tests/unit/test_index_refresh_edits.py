@@ -27,7 +27,7 @@ def edited(documents: dict[str, str], edits: dict[str, str]) -> dict[str, str]:
     return {name: text for name, text in {**documents, **edits}.items() if text}
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(edits=st.lists(EDITS, min_size=1, max_size=6), share=st.sampled_from([0.15, 0.5, 1.0]))
 def test_any_sequence_of_edits_equals_a_build_from_scratch(
     tmp_path_factory: pytest.TempPathFactory, edits: Sequence[dict[str, str]], share: float

@@ -11,7 +11,7 @@ import pytest
 from components.data.dataset import wide, write_table
 from components.errors import ArtifactError
 from components.index.build import display_titles
-from components.index.rows import DocIds, Rows, read_rows, read_titles, write_deleted, write_rows
+from components.index.rows import DocIds, Rows, read_rows, read_single, read_titles, write_deleted, write_rows
 from components.promotion.trace_documents import find_document
 
 # The document b was changed: its former content stands in row 1, which is deleted.
@@ -107,3 +107,36 @@ def test_ids_are_taken_row_by_row_of_a_matrix() -> None:
     assert ids.take(np.empty((2, 0), np.int64)) == [[], []]
     assert (ids[1], list(ids[1:]), len(ids)) == ("b", ["b", "c"], 3)
     assert Rows.of(["b", "a"]).order.tolist() == [1, 0]
+
+
+def test_single_rows_are_read_in_the_order_asked_for_and_only_from_the_groups_that_hold_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("components.index.rows._ROW_GROUP", 2)
+    table = pa.table({"doc_id": [*"abcdefgh"], "content_hash": [f"h{i}" for i in range(8)], "part": [0] * 8})
+    write_rows(tmp_path, table)
+    read: list[int] = []
+
+    class Watched(pq.ParquetFile):
+        def read_row_group(self, group: int, **more: object) -> pa.Table:  # type: ignore[override]
+            read.append(group)
+            return super().read_row_group(group, **more)
+
+    monkeypatch.setattr(pq, "ParquetFile", Watched)
+    found = read_single(tmp_path, ("doc_id", "content_hash", "shard"), [7, 2, 3, 7])
+    assert found == [{"doc_id": letter, "content_hash": mark} for letter, mark in (("h", "h7"), ("c", "h2"), ("d", "h3"), ("h", "h7"))]
+    assert read == [1, 3]
+    assert read_single(tmp_path, ("doc_id",), []) == []
+    (tmp_path / "doc_ids.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ArtifactError, match=r"doc_ids\.parquet cannot be read"):
+        read_single(tmp_path, ("doc_id",), [0])
+
+
+def test_what_one_index_has_more_than_another_is_found_slice_by_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.index.rows.LOOKED_UP", 3)
+    ours, theirs = Rows.of([f"d{n}" for n in range(20)]), Rows.of([f"d{n}" for n in range(19, 4, -1)])
+    assert ours.missing_from(theirs) == {f"d{n}" for n in range(5)} and theirs.missing_from(ours) == frozenset()
+    without = Rows(theirs.doc_ids, theirs.order, np.array([0, 14]))  # d19 and d5
+    assert ours.missing_from(without) == {*(f"d{n}" for n in range(6)), "d19"}
+    gone = Rows(ours.doc_ids, ours.order, np.arange(20))
+    assert gone.missing_from(theirs) == frozenset() and len(theirs.missing_from(gone)) == 15

@@ -279,6 +279,6 @@ def test_output_that_another_program_made_non_blocking_is_written_whole() -> Non
     stream = output._text(output._Output(writing, "w", closefd=True), None)
     stream.write("x" * 1_000_000)
     stream.close()
-    reader.join(60)
+    reader.join(600)
     os.close(reading)
     assert b"".join(read) == b"x" * 1_000_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from components.data.config import DataConfig
 from components.data.dataset import Dataset, load_dataset
 from components.data.snapshot import snapshot
 from components.planning import cost
-from components.planning.calibration import calibrate
+from components.planning.calibration import _Clock, calibrate
 from components.planning.cost import UNITS, padded, step_tokens
 from components.planning.facts import Facts, gather_facts
 from components.towers import backbone
@@ -44,18 +45,19 @@ def facts_of(dataset: Dataset, settings: RetrainConfig) -> Facts:
     return gather_facts(dataset, settings.towers, settings.distillation, settings.evaluation)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_training_tokens_are_those_of_the_batches_that_are_trained(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     seen: dict[bool, int] = {True: 0, False: 0}
     pad = backbone.pad_batch
 
     def counted(rows: Any, pad_id: int, even: bool) -> Any:
-        batch = pad(rows, pad_id)
+        batch = pad(rows, pad_id, even)
         seen[torch.is_grad_enabled()] += batch["input_ids"].numel()
         return batch
 
-    settings = config(towers__steps=12, towers__batch_size=16, towers__chunk_size=3)
+    settings = config(towers__steps=12, towers__batch_size=16, towers__chunk_size=3, towers__precision=precision)
     pairs = training_pairs(dataset)
     run = Training(
         TwoTowers(resolve_base("tiny-decoder", [*pairs.documents, *pairs.queries]), settings.towers), pairs, settings.towers, tmp_path
@@ -78,6 +80,25 @@ def test_lengths_are_those_of_the_towers_and_the_student(dataset: Dataset) -> No
     assert real == padded(np.array([len(row) for row in rows]), len(rows), 10**6, 256)
     rough = gather_facts(dataset, settings.towers, settings.distillation, settings.evaluation, rough=True)
     assert (rough.documents.count, rough.targets, rough.judged_counts) == (found.documents.count, found.targets, found.judged_counts)
+
+
+def test_models_that_load_slowly_and_a_slow_first_call_leave_the_full_size_to_be_measured() -> None:
+    clock, called = _Clock(100.0), list[int]()
+    clock.started -= 1000.0
+
+    def call(size: int) -> None:
+        called.append(size)
+        time.sleep(0.5 if len(called) == 1 else 0.001)
+
+    seconds, size = clock.grown(call, 2, 64, 0.4)
+    assert size == 64 and called == [2, 2, 64, 64]
+    assert seconds[0] < 0.5
+
+
+def test_a_call_that_would_take_longer_than_its_share_is_measured_at_a_smaller_size() -> None:
+    clock = _Clock(20.0)
+    seconds, size = clock.grown(lambda size: time.sleep(0.05 * size), 2, 64, 0.2)
+    assert 2 <= size <= 40 and seconds[0] >= 0.05 * size
 
 
 def test_a_calibration_measures_every_unit_and_leaves_nothing(dataset: Dataset, tmp_path: Path) -> None:

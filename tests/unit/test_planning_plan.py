@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from components.errors import ConfigError, ResourceError
@@ -219,7 +219,6 @@ def test_any_other_budget_is_refused(text: str) -> None:
         parse_budget(text)
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="0123456789.smhd -", max_size=8))
 def test_any_text_is_a_budget_or_refused(text: str) -> None:
     with contextlib.suppress(ConfigError):

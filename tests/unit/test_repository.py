@@ -189,7 +189,7 @@ def test_no_function_and_no_module_is_longer_than_a_reader_can_hold() -> None:
 
 
 def test_make_without_a_target_explains_each_target() -> None:
-    told = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=20).stdout
+    told = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=600).stdout
     for target in ("demo", "test", "check", "lint", "ui", "clean"):
         assert f"make {target} " in told
 
@@ -197,7 +197,7 @@ def test_make_without_a_target_explains_each_target() -> None:
 def test_make_clean_refuses_a_folder_that_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("mine")
     command = ["make", "-s", "clean", f"SCALINGNOTE_HOME={tmp_path}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=20)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode != 0 and "does not look like" in done.stderr
     assert (tmp_path / "letter.txt").read_text() == "mine"
 
@@ -206,7 +206,7 @@ def _tracked() -> list[str]:
     """Files that git knows or would take; in an unpacked archive without git there is nothing to look at."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=20)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=600)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
     return [name for name in done.stdout.splitlines() if (ROOT / name).is_file()]

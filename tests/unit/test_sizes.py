@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -20,18 +21,20 @@ from components.artifacts import seal, verify, verify_noted, verify_sizes
 from components.data import dataset
 from components.data.dataset import load_dataset, wide, write_table
 from components.errors import ArtifactError
-from components.index import shards
+from components.index import changes, shards
 from components.index.blocks import survey
-from components.index.changes import find_changes, read_documents
+from components.index.changes import changes_since, find_changes, read_documents
 from components.index.config import IndexConfig
 from components.index.exact import nearest
 from components.index.export import ExportSource
 from components.index.guard import read_guard
 from components.index.refine import StoredVectors
-from components.index.rows import Rows, live_rows, only_rows, read_table, write_rows
+from components.index.rows import Rows, live_rows, only_rows, read_deleted, read_table, write_rows
 from components.index.search import index_in_memory, load_index
 from components.index.shards import read_shard, read_vectors
+from tests.encoders import dataset_of
 from tests.unit.index_world import DIMENSION, SPACE, built, clustered, ids_of, shards_of
+from tests.unit.refresh_world import FLAT, Collection, table_of
 from tests.unit.test_index_refresh_guard import LISTS, added, removed, start
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,12 +157,56 @@ def test_changes_are_found_block_by_block(monkeypatch: pytest.MonkeyPatch) -> No
     deleted, marks = np.array([60, 61, 249]), {100: "other", 200: "f" * 64}
     whole = find_changes(table(before, {}), deleted, table(after, marks))
     monkeypatch.setattr("components.index.changes._AT_ONCE", 11)
-    monkeypatch.setattr("components.index.rows._LOOKED_UP", 13)
+    monkeypatch.setattr("components.index.changes.LOOKED_UP", 13)
     blocks = find_changes(table(before, {}), deleted, table(after, marks))
     for name in ("added", "changed", "removed", "replaced"):
         assert getattr(whole, name).tolist() == getattr(blocks, name).tolist()
     assert [after[row] for row in blocks.changed] == [200, 100] and blocks.replaced.tolist() == [100, 200]
     assert sorted(after[row] for row in blocks.added) == [60, 61, *range(249, 300)] and blocks.removed.tolist() == list(range(50))
+
+
+def test_the_rows_of_an_index_are_compared_without_holding_them_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = 400_000
+    columns = {"doc_id": [f"d{number:011d}" for number in range(rows)], "content_hash": [f"{number:064x}" for number in range(rows)]}
+    pq.write_table(pa.table(columns), tmp_path / "doc_ids.parquet", row_group_size=10_000)
+    pq.write_table(pa.table(columns | {"content_hash": ["F" * 64, *columns["content_hash"][1:]]}), tmp_path / "documents.parquet")
+    monkeypatch.setattr("components.index.changes._AT_ONCE", 5_000)
+    monkeypatch.setattr("components.index.changes.LOOKED_UP", 10_000)
+    documents = read_documents(tmp_path)
+    held, before, look = [], pa.total_allocated_bytes(), changes.looked_up
+    monkeypatch.setattr(changes, "looked_up", lambda *ids: held.append(pa.total_allocated_bytes()) or look(*ids))
+    found = changes_since(tmp_path, documents)
+    assert found.counts == {"added": 0, "changed": 1, "removed": 0, "unchanged": rows - 1} and found.replaced.tolist() == [0]
+    assert len(held) == 40 and max(held) - before < documents.nbytes / 4
+
+
+@pytest.mark.parametrize("digits", ["0123456789abcdef" * 4, "ABCDEF0123456789" * 4, "mark", "0" * 63, "é" * 32, "0" * 63 + "g", ""])
+def test_a_content_hash_becomes_the_same_bytes_alone_and_beside_others(digits: str) -> None:
+    texts = pa.array(["f" * 64, digits, "0" * 64], pa.large_string())
+    one_by_one = [changes._bytes_of(text) for text in texts.to_pylist()]
+    assert one_by_one[1] == (bytes.fromhex(digits) if len(digits) == 64 and digits[-1] != "g" else hashlib.sha256(digits.encode()).digest())
+    assert changes._hash_bytes(texts).tobytes() == b"".join(one_by_one)
+    assert changes._hash_bytes(texts.slice(1, 2)).tobytes() == b"".join(one_by_one[1:])
+    assert changes._hash_bytes(texts.slice(0, 0)).shape == changes._hash_bytes(pa.array([], pa.large_string())).shape == (0, 32)
+
+
+@pytest.mark.parametrize("compact_share", [1.0, 0.01])
+def test_content_hashes_follow_their_documents_group_by_group(
+    compact_share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("components.index.rows._ROW_GROUP", 7)
+    config = FLAT.model_copy(update={"compact_share": compact_share})
+    collection, documents = Collection(tmp_path, config, shard_size=8), {f"d{number}": f"word {number}" for number in range(30)}
+    collection.build(documents)
+    for gone, new in (([0, 1, 13, 29], range(30, 41)), ([30, 31, 5], range(41, 42)), ([40, 41], ())):
+        documents = {doc_id: text for doc_id, text in documents.items() if int(doc_id[1:]) not in gone}
+        documents |= {f"d{number}": f"word {number}" for number in new} | {"d7": f"reworded {gone}"}
+        index = collection.refresh(documents)
+        table = read_table(index.path, ("doc_id", "content_hash"))
+        live = only_rows(table, live_rows(len(table), read_deleted(index.path, len(table)))).to_pylist()
+        expected = table_of(dataset_of(documents, {}, [])).to_pylist()
+        assert sorted(live, key=str) == sorted(expected, key=str)
+        assert (len(table) == len(live)) == (compact_share < 1)
 
 
 @pytest.mark.parametrize("layout", ["merged", "shards"])

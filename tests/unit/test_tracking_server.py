@@ -60,7 +60,7 @@ def server(tmp_path: Path, mlflow_template: Path, monkeypatch: pytest.MonkeyPatc
         yield uri
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(600)
         clear_caches()
 
 
