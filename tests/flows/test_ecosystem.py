@@ -177,7 +177,7 @@ def test_mlflow_writes_a_dockerfile_for_each_model_that_needs_nothing_of_this_ma
     assert ran.exit_code == 0, ran.output
     written = (folder / "Dockerfile").read_text()
     assert re.search(rf"^FROM python:{sys.version_info.major}\.{sys.version_info.minor}\.\d+-slim$", written, re.MULTILINE)
-    assert f"RUN pip install mlflow=={metadata.version('mlflow')}" in written and "COPY model_dir/" in written
+    assert f"RUN pip install mlflow=={metadata.version('mlflow')}" in written and "COPY model_dir /opt/ml/model" in written
     model = folder / "model_dir"
     assert (model / "code" / "components" / "artifacts.py").is_file()
     lines = (model / "requirements.txt").read_text().splitlines()
