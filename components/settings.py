@@ -17,6 +17,8 @@ from components.errors import ConfigError
 from components.network import spare_loopback
 
 PRECISION_VARIABLE = "SCALINGNOTE_PRECISION"
+LOG_LEVEL = "SCALINGNOTE_LOG_LEVEL"
+LOG_LEVELS = ("debug", "info", "warning", "error")
 NUMBER_FORMATS = ("float32", "bfloat16")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _thread
 import logging
+import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from components import settings
+from components.errors import ConfigError
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -35,25 +37,32 @@ cancelled_runs: set[str] = set()  # Prefect's ids of the runs of this process th
 def say(line: str, level: int = logging.INFO) -> None:
     """Print one line, and log it with a level: everything else that is printed while a run lasts is logged as INFO."""
     out = sys.stdout
-    print(line, file=out.shown if isinstance(out, _Logged) else out, flush=True)
-    if isinstance(out, _Logged):
-        LOG.log(level, line)
+    if not isinstance(out, _Logged):
+        print(line, file=out, flush=True)
+        return
+    if level >= out.level:
+        print(line, file=out.shown, flush=True)
+    LOG.log(level, line)
 
 
 @contextmanager
 def logged_lines() -> Iterator[None]:
-    """As long as the block runs, each line that is printed is a record of the logger `scalingnote` too: in Prefect, and in a file."""
+    """As long as the block runs, each line that is printed is a record of the logger `scalingnote` too: in Prefect, and in a file.
+
+    What is below the level that `SCALINGNOTE_LOG_LEVEL` names (default: info) is shown nowhere. Raises ConfigError for one that is none.
+    """
     if isinstance(sys.stdout, _Logged):  # a flow within another
         yield
         return
+    wanted = _wanted_level()
     handlers = [_file_handler(), _page_handler()]
     level, propagated = LOG.level, LOG.propagate
-    LOG.setLevel(logging.INFO)
+    LOG.setLevel(wanted)
     LOG.propagate = False  # else the terminal would show each line twice
     for handler in handlers:
         LOG.addHandler(handler)
     try:
-        with redirect_stdout(_Logged(sys.stdout)):
+        with redirect_stdout(_Logged(sys.stdout, wanted)):
             yield
     finally:
         LOG.setLevel(level)
@@ -64,15 +73,22 @@ def logged_lines() -> Iterator[None]:
                 handler.close()
 
 
+def _wanted_level() -> int:
+    named = os.environ.get(settings.LOG_LEVEL) or "info"
+    if named.lower() not in settings.LOG_LEVELS:
+        raise ConfigError(f"{settings.LOG_LEVEL} is '{named}', which is no level. Give one of {', '.join(settings.LOG_LEVELS)}.")
+    return logging.getLevelNamesMapping()[named.upper()]
+
+
 class _Logged:
     """A stream that shows what it is given where it was shown before, and logs each whole line of a thread."""
 
-    def __init__(self, shown: Any) -> None:
-        self.shown = shown
+    def __init__(self, shown: Any, level: int = logging.INFO) -> None:
+        self.shown, self.level = shown, level
         self._begun = threading.local()
 
     def write(self, text: str) -> int:
-        count = int(self.shown.write(text) or 0)
+        count = int(self.shown.write(text) or 0) if self.level <= logging.INFO else len(text)
         *lines, self._begun.text = (getattr(self._begun, "text", "") + text).split("\n")
         for line in lines:
             if line.strip():

@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _require_text(given)
         options = build_parser().parse_args(given)
         _quiet_libraries(options.verbose)
+        if level := getattr(options, "log_level", None):
+            os.environ[settings.LOG_LEVEL] = level
         if role := ROLES.get(f"{options.command} {getattr(options, 'action', '')}".strip()):
             sign_in(role)
         settings.activate()

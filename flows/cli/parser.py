@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from components import settings
 from flows.cli.trace import add_arguments as add_trace_arguments
 from flows.studies.registry import list_studies
 
@@ -318,6 +319,11 @@ def _command(commands: Any, name: str, target: str, text: str) -> argparse.Argum
     parser.add_argument("--name", help="name of the retriever (default: retriever)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--verbose", action="store_true", help="show the libraries' own messages, and tracebacks")
+    parser.add_argument(
+        "--log-level",
+        choices=settings.LOG_LEVELS,
+        help="what a run tells in terminal, page and logs/runs.log: this and worse (info)",
+    )
     parser.set_defaults(run=_lazy(target))
     return parser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.flows.cli_world import assert_refused, scalingnote
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,3 +59,12 @@ def test_the_schema_accepts_the_presets_and_refuses_a_slip() -> None:
         assert list(validator.iter_errors(yaml.safe_load(preset.read_text(encoding="utf-8")) or {})) == [], preset.name
     (slip,) = validator.iter_errors({"towers": {"stepps": 3}})
     assert "stepps" in slip.message
+
+
+def test_a_level_of_the_log_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    monkeypatch.setenv("SCALINGNOTE_LOG_LEVEL", "info")
+    seen: list[str] = []
+    monkeypatch.setattr("flows.cli.inspect.status", lambda _options: seen.append(os.environ["SCALINGNOTE_LOG_LEVEL"]))
+    assert scalingnote("status", "--log-level", "warning").status == 0 and seen == ["warning"]
+    assert_refused(scalingnote("status", "--log-level", "loud"), 2, "debug", "warning")

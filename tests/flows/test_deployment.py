@@ -132,6 +132,11 @@ def test_schedules_limits_and_types_are_deployed(installation: Installation) -> 
     )
 
 
+def test_the_page_that_asks_a_host_of_its_makers_is_not_the_one_that_opens(installation: Installation) -> None:
+    page = Installation(installation.api.removesuffix("/api"), installation.environment).get("/ui-settings")
+    assert page["default_ui"] == "v1"
+
+
 @pytest.mark.parametrize(
     ("name", "parameters", "words"),
     [

@@ -50,6 +50,33 @@ def test_lines_go_to_the_terminal_once_and_to_the_file_with_their_level(
     assert LOG.propagate, "who takes this logger's lines elsewhere still gets them after a run"
 
 
+@pytest.mark.parametrize(
+    ("level", "kept"),
+    [("debug", ["told", "printed", "careful"]), ("info", ["told", "printed", "careful"]), ("Warning", ["careful"]), ("error", [])],
+)
+def test_what_is_below_the_level_is_shown_nowhere(
+    level: str, kept: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    monkeypatch.setenv("SCALINGNOTE_LOG_LEVEL", level)
+    with logged_lines():
+        say("told")
+        print("printed")
+        say("careful", logging.WARNING)
+    print("result")
+    assert capsys.readouterr().out.split() == [*kept, "result"]
+    file = tmp_path / "logs" / "runs.log"
+    assert [line.split()[-1] for line in (file.read_text().splitlines() if file.exists() else [])] == kept
+
+
+def test_a_level_that_is_none_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    monkeypatch.setenv("SCALINGNOTE_LOG_LEVEL", "loud")
+    message = "SCALINGNOTE_LOG_LEVEL is 'loud', which is no level. Give one of debug, info, warning, error."
+    with pytest.raises(ConfigError, match=message), logged_lines():
+        pass
+
+
 def test_lines_of_two_threads_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
     both = threading.Barrier(2, timeout=600)
