@@ -105,10 +105,11 @@ def _all_checks(store: Store) -> list[Check]:
 
 def _installed_policy(store: Store) -> str:
     """It was decided by a policy that this installation allows, or let through with a reason."""
-    if allowed_policies() is None:
+    ask = not isinstance(store, FolderStore)
+    if allowed_policies(ask) is None:
         return f"the candidate's own decided: this installation names none ({POLICY_VARIABLE})"
     record = store.record() or {}
-    foreign = foreign_policy(load_release(store.copies()[0]).config.get("policy", {}), promoted=bool(record))
+    foreign = foreign_policy(load_release(store.copies()[0]).config.get("policy", {}), promoted=bool(record), ask_server=ask)
     if foreign is None:
         return "one of this installation's"
     promoted = [r for r in store.records() if r["action"] == "promote" and r["to_version"] == record.get("to_version")]

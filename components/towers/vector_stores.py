@@ -168,7 +168,7 @@ def _write(wanted: Collection, opened: _Opened, path: Path) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema({"_id": pa.large_string(), "vector": pa.list_(pa.float32())})
+    schema = pa.schema({"_id": pa.large_string(), "vector": pa.large_list(pa.float32())})
     held: list[pa.RecordBatch] = []
     written = 0
     with closing(opened.rows), pq.ParquetWriter(path, schema) as writer, progress_bar(opened.count, wanted.title, "vector") as bar:

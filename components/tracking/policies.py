@@ -29,14 +29,15 @@ class PolicyFiles:
     files: Mapping[str, Mapping[str, Any]]
 
 
-def sources() -> list[PolicyFiles]:
+def sources(ask_server: bool = True) -> list[PolicyFiles]:
     """The policies that this environment names, and those of the tracking server; a place that names none is left out.
 
+    `ask_server`: False for what is verified from files alone, where no server may be there to ask.
     Raises ConfigError for a place that is not there or holds no policies, TrackingError for a server that does not say.
     """
     found = [PolicyFiles(POLICY_VARIABLE, here)] if (here := local_files()) is not None else []
     uri = settings.tracking_uri()
-    theirs = _of_server(uri) if is_server(uri) else None
+    theirs = _of_server(uri) if ask_server and is_server(uri) else None
     return found if theirs is None else [*found, PolicyFiles(f"the server {uri}", theirs)]
 
 

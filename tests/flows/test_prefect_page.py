@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,18 @@ class Page:
     def tasks(self, run: dict[str, Any]) -> dict[str, dict[str, Any]]:
         found = self.ask("/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
         return {task["name"]: task for task in found}
+
+    @contextmanager
+    def taking_events(self) -> Iterator[None]:
+        """Flows of this process run on this server, and what becomes of their tasks goes there: Prefect's thread for events would go on
+        sending to the server of the test that began it."""
+        from prefect.events.worker import EventsWorker
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        EventsWorker.drain_all(timeout=30)
+        with temporary_settings({PREFECT_API_URL: self.api}):
+            yield
+            EventsWorker.drain_all(timeout=30)
 
     def ended_tasks(self, count: int) -> dict[str, dict[str, Any]]:
         """Tasks of the newest run, which was of this process: it sends what became of them as events, and the server reads those later."""
@@ -292,7 +305,6 @@ def test_a_run_of_the_command_line_can_be_cancelled_in_the_page_and_shows_its_pr
 
 def test_a_step_whose_connection_fails_is_tried_again_and_one_with_wrong_data_is_not(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect import flow
-    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     attempts: dict[str, int] = {"flaky": 0, "wrong": 0}
     monkeypatch.setenv("SCALINGNOTE_HOME", str(page.home))
@@ -313,7 +325,7 @@ def test_a_step_whose_connection_fails_is_tried_again_and_one_with_wrong_data_is
         run_step(Step("flaky", flaky))
         run_step(Step("wrong", wrong))
 
-    with temporary_settings({PREFECT_API_URL: page.api}), pytest.raises(DataError, match="the data is wrong"):
+    with page.taking_events(), pytest.raises(DataError, match="the data is wrong"):
         line()
     assert attempts == {"flaky": 3, "wrong": 1}
     ends = {name: (task["state_name"], task["run_count"]) for name, task in page.ended_tasks(2).items()}
@@ -322,7 +334,6 @@ def test_a_step_whose_connection_fails_is_tried_again_and_one_with_wrong_data_is
 
 def test_steps_that_use_the_card_have_its_tag_where_prefect_limits_it(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect import flow
-    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     monkeypatch.setenv("SCALINGNOTE_HOME", str(page.home))
 
@@ -331,7 +342,7 @@ def test_steps_that_use_the_card_have_its_tag_where_prefect_limits_it(page: Page
         for name in ("encode_changes", "compare_with_champion"):
             run_step(Step(name, lambda folder: seal(folder, "any"), config={"of": "this test"}))
 
-    with temporary_settings({PREFECT_API_URL: page.api}):
+    with page.taking_events():
         line()
         assert [task["tags"] for task in page.ended_tasks(2).values()] == [[], []]
         limit = page.ask("/concurrency_limits/", {"tag": "gpu", "concurrency_limit": 1})
