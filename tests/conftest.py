@@ -14,12 +14,10 @@ from hypothesis import HealthCheck, settings
 
 from tests import third_party, workers
 from tests.browser.chromium import missing
-from tests.disk import wait_for_no_disk
 from tests.flows.cli_world import SMALL, Built, at_home, done, write_collection
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
-wait_for_no_disk()
 # No test looks at the clock: hypothesis would fail one that takes 200 ms on a machine with other work.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")

@@ -14,6 +14,7 @@ from typing import Any
 
 from components import settings
 from components.errors import ConfigError
+from components.network import without_user
 from components.tracking.store import TrackingError, is_server, translated
 
 POLICY_VARIABLE = "SCALINGNOTE_POLICY"
@@ -38,7 +39,8 @@ def sources(ask_server: bool = True) -> list[PolicyFiles]:
     found = [PolicyFiles(POLICY_VARIABLE, here)] if (here := local_files()) is not None else []
     uri = settings.tracking_uri()
     theirs = _of_server(uri) if ask_server and is_server(uri) else None
-    return found if theirs is None else [*found, PolicyFiles(f"the server {uri}", theirs)]
+    # Where a policy came from is recorded with what was decided by it, and an address may hold a password.
+    return found if theirs is None else [*found, PolicyFiles(f"the server {without_user(uri)}", theirs)]
 
 
 def local_files() -> dict[str, dict[str, Any]] | None:

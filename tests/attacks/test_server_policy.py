@@ -125,6 +125,12 @@ def test_a_release_by_a_policy_that_the_server_does_not_allow_shows_in_verify(wo
     assert not next(check.ok for check in verify_release(NAME, "champion") if check.name == "policy")
 
 
+def test_what_is_recorded_of_a_foreign_policy_names_no_password(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url.replace("http://", "http://ada:not-for-records@"))
+    said = str(foreign_policy(POLICY))
+    assert f"by the server {server.url}" in said and "not-for-records" not in said and "ada" not in said
+
+
 @pytest.mark.parametrize(
     ("file", "content"), [("0.yaml", b"a: ["), ("0.yaml", b"[1]"), ("0.yaml", b"\xff"), ("0.yaml", b""), ("0.txt", b"min_queries: 1")]
 )

@@ -12,8 +12,6 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-from tests.disk import wait_for_no_disk
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -55,7 +53,6 @@ def main(output: Path) -> None:
     import flows.steps
     from flows.cli.main import main as scalingnote
 
-    wait_for_no_disk()
     observer = Observer()
     observer.watch_settings()
     timed = flows.steps._timed

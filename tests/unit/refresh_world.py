@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from components.artifacts import IndexArtifact, VectorShards
@@ -22,6 +25,14 @@ from tests.encoders import WORDS, WordEncoder, dataset_of
 
 FLAT = IndexConfig(compact_share=1.0)
 ALL_WORDS = WordEncoder().encode([*WORDS, "apple bread", "figs grape honey", "stone"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Half the time of so many small artifacts would be spent in fsync."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 class Collection:

@@ -14,7 +14,7 @@ from components.index.numbers import unit_rows
 from components.index.refresh import refresh_index
 from components.index.rows import read_table
 from tests.encoders import WordEncoder, dataset_of
-from tests.unit.refresh_world import DOCUMENTS, FLAT, Collection, answers, chosen, in_memory, table_of
+from tests.unit.refresh_world import DOCUMENTS, FLAT, Collection, answers, chosen, in_memory, no_waiting_for_the_disk, table_of  # noqa: F401
 
 
 def test_added_changed_and_removed_documents_by_hand(tmp_path: Path) -> None:

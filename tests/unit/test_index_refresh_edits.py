@@ -17,7 +17,7 @@ from components.index.config import IndexConfig
 from components.index.tuning import recall_against_exact
 from components.towers.contract import space_id_of
 from tests.encoders import WORDS, WordEncoder
-from tests.unit.refresh_world import FLAT, Collection, answers, in_memory
+from tests.unit.refresh_world import FLAT, Collection, answers, in_memory, no_waiting_for_the_disk  # noqa: F401
 
 EDITS = st.dictionaries(st.sampled_from([f"d{n}" for n in range(6)]), st.sampled_from(["", *WORDS[:4], "apple bread"]), max_size=4)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -74,13 +73,3 @@ def test_a_report_that_tells_of_bytes_that_are_no_text_can_be_sent_from_process_
         execnet.dumps(report)
     sent = execnet.loads(execnet.dumps(workers.sendable(report)))
     assert sent == {**report, "sections": [("Captured log", "caf\\udcff é")]}
-
-
-def test_databases_of_tests_do_not_wait_for_the_disk_and_what_is_none_is_told_later(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "x.db") as store:
-        assert store.execute("PRAGMA synchronous").fetchone() == (0,)
-    (tmp_path / "text").write_text("this is no database, and long enough to be read as one" * 20)
-    broken = sqlite3.connect(tmp_path / "text")
-    with pytest.raises(sqlite3.DatabaseError, match="not a database"):
-        broken.execute("SELECT 1 FROM sqlite_master")
-    broken.close()
