@@ -3,7 +3,7 @@
 What other programs may rely on, in one example: open the release that serves, search it, verify it, and follow it back to its data.
 
     from components import settings
-    from components.promotion.trace import follow
+    from components.lineage.graph import follow
     from components.promotion.verification import verify_release
     from components.serving.loader import open_release
 

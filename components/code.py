@@ -53,10 +53,10 @@ UNDECIDING: Mapping[str, str] = {
     "components.index.config": "the values of all settings that a step reads are in its key",
     "components.evaluation.slice_config": "the values of all settings that a step reads are in its key",
     "components.evaluation.config": "the values of all settings that a step reads are in its key",
-    "components.promotion.config": "the values of all settings that a step reads are in its key",
+    "components.gates.config": "the values of all settings that a step reads are in its key",
     "components.index.progress": "a progress bar",
     "components.index.workers": "says how many threads a worker takes",
-    "flows.encoding": "says where shards are encoded; every runner calls the same function",
+    "flows.encoding_runners": "says where shards are encoded; every runner calls the same function",
     "flows.reporting": "shows what is printed, and looks at progress bars",
 }
 # Modules of `flows/` whose classes decide no result when a value of them is at hand, with the reason. Their functions count as all others.
@@ -70,8 +70,8 @@ HANDED: Mapping[str, str] = {
 # Imports that are not followed: (importing module, module or room) -> reason. Other ways to the same module count.
 UNFOLLOWED: Mapping[tuple[str, str], str] = {
     ("components.serving.loader", "components.promotion"): "finds and verifies a release, whose digest is in the key",
-    ("flows.evidence", "components.towers.train"): "reads the log of a finished training, whose digest is in the key",
-    ("flows.evidence", "components.distillation.train"): "reads the log of a finished training, whose digest is in the key",
+    ("flows.champion_comparison", "components.towers.train"): "reads the log of a finished training, whose digest is in the key",
+    ("flows.champion_comparison", "components.distillation.train"): "reads the log of a finished training, whose digest is in the key",
 }
 # Modules that load others by a name which is in no import statement, with the reason why that needs no place in a key.
 LOADED_BY_NAME: Mapping[str, str] = {

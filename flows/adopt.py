@@ -10,18 +10,18 @@ from typing import Annotated, Any
 from prefect import flow
 
 from components.errors import ConfigError, PromotionError
-from components.promotion.references import resolve
-from components.promotion.standing import CHAMPION, release_model
+from components.release.champion import CHAMPION, release_model
+from components.release.references import resolve
 from components.tracking import registry
 from components.tracking.runs import FlowRun, newest_flow_run
+from flows.candidate import register_documents
 from flows.config import RetrainConfig
 from flows.parameters import NO_SETTINGS, NameOrEmpty, Preset, SettingsForm, requested_config
 from flows.recorder import recorded_flow
 from flows.refresh import RefreshConfig
-from flows.registration import register_documents
-from flows.release_steps import at_commits
 from flows.reporting import ended, run_name, shown_as_cancelled
 from flows.retrain import build_documents
+from flows.steps import at_commits
 
 FLOW = "adopt"
 ADOPTED = "adopted"  # names what was adopted last, in the place of a release

@@ -17,14 +17,14 @@ def existing_vectors(config: RetrainConfig) -> Path:
 
     from components.artifacts import digest_of, is_complete, seal
     from components.data.dataset import load_dataset
-    from components.towers.adoption import query_texts
-    from components.towers.backbone import published_contracts
     from components.towers.base_models import resolve_base
     from components.towers.config import TowerConfig
     from components.towers.encoder import published_encoder
-    from components.towers.published import with_own_settings
-    from flows.release_steps import snapshot_step
-    from flows.steps import make_step
+    from components.towers.trained.adoption import query_texts
+    from components.towers.trained.published import with_own_settings
+    from components.towers.two_towers import published_contracts
+    from flows.runner import make_step
+    from flows.steps import snapshot_step
 
     snapshot = make_step(snapshot_step(config))
     base = resolve_base(ENCODER)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from components import settings
 from components.artifacts import open_private, write_atomic
-from components.promotion.policy import allowed_policies
-from components.tracking import audit, sign_in
-from components.tracking.roles import PERMISSIONS_FILE, load_permissions
+from components.gates.policy import allowed_policies
+from components.tracking import audit_log as audit
+from components.tracking import sign_in
+from components.tracking.server.permissions import PERMISSIONS_FILE, load_permissions
 from flows.server_plans import ServerError, ServerPlan, mlflow_plan
 
 APP = "scalingnote"

@@ -17,8 +17,8 @@ from components.data.config import DataConfig
 from components.distillation.config import DistillationConfig
 from components.errors import ConfigError
 from components.evaluation.config import EvaluationConfig
+from components.gates.config import PolicyConfig
 from components.index.config import EncodingConfig, IndexConfig
-from components.promotion.config import PolicyConfig
 from components.towers.config import TowerConfig
 from flows.config_errors import did_you_mean, explain
 

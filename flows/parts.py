@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact
-from components.promotion.base_models import ENCODERS
-from components.promotion.release import Pins, ReleaseType
+from components.release.base_models import ENCODERS
+from components.release.manifest import Pins, ReleaseType
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from components import settings
 from components.artifacts import Artifact, DatasetArtifact, digest_of, open_artifact, read_json, write_json
 from components.errors import ArtifactError, ConfigError, ResourceError
 from flows.config import RetrainConfig
-from flows.release_steps import (
+from flows.runner import Step, make_ahead
+from flows.steps import (
     at_commits,
     evaluation_step,
     generation_step,
@@ -30,7 +31,6 @@ from flows.release_steps import (
     validation_step,
     vectors_step,
 )
-from flows.steps import Step, make_ahead
 
 if TYPE_CHECKING:
     from components.planning.calibration import Calibration
@@ -119,7 +119,7 @@ def require_room_for(config: RetrainConfig, dataset: DatasetArtifact) -> None:
 
 def number_bytes(config: RetrainConfig) -> int:
     """Bytes of a weight of the teacher as it is loaded."""
-    from components.towers.precision import pick_dtype
+    from components.towers.device import pick_dtype
 
     return 4 if config.towers.training == "full" else pick_dtype(config.towers.precision).itemsize
 

@@ -14,9 +14,9 @@ from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 
 from components.artifacts import Artifact
-from components.promotion.evidence_metrics import step_metrics
-from components.promotion.release import LineageNode
-from components.promotion.signing_keys import load_signing_key
+from components.evidence.metrics import step_metrics
+from components.release.manifest import LineageNode
+from components.signing.keys import load_signing_key
 from components.tracking.alive import left_behind, marked_as_running
 from components.tracking.live import LiveStep, live_step
 from components.tracking.provenance import Provenance, collect_provenance, version_tags
@@ -36,7 +36,7 @@ from components.tracking.runs import (
 )
 from flows.planning import left_after
 from flows.reporting import cancelled_runs, logged_lines, say, tag_run
-from flows.steps import Done, Step, Timing, run_step, was_cancelled
+from flows.runner import Done, Step, Timing, run_step, was_cancelled
 
 if TYPE_CHECKING:
     from prefect.states import State

@@ -14,7 +14,7 @@ from flows.config import RetrainConfig, amend_config, load_config, nested
 if TYPE_CHECKING:
     from components.artifacts import Artifact, DatasetArtifact
     from components.index.changes import Changes
-    from components.promotion.pinned import PinnedRelease
+    from components.release.open import PinnedRelease
     from flows.recorder import Recorder
 
 
@@ -47,8 +47,8 @@ def open_base(request: RefreshConfig, changeable: Sequence[str]) -> tuple[Pinned
 
     Raises as `open_pinned` and `configured` do, and ConfigError when the policy asks for what will not be measured or reached.
     """
-    from components.promotion.attainable import require_attainable, require_measured
-    from components.promotion.pinned import open_pinned
+    from components.gates.attainable import require_attainable, require_measured
+    from components.release.open import open_pinned
 
     base = open_pinned(request.name, request.release)
     config = configured(request, base.manifest, changeable)
@@ -106,7 +106,7 @@ def checked_data(config: RetrainConfig, recorder: Recorder, base: PinnedRelease)
     from components.data.dataset import load_dataset
     from components.data.seen_queries import load_seen, require_unseen
     from components.evaluation.summarize import require_judged
-    from flows.release_steps import checked_validation, snapshot_step, typed
+    from flows.steps import checked_validation, snapshot_step, typed
 
     dataset: DatasetArtifact = typed(recorder.run(snapshot_step(config)), DatasetArtifact)
     validation = recorder.run(checked_validation(config, dataset))

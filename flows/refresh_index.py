@@ -13,20 +13,20 @@ from prefect import flow
 
 from components.artifacts import Artifact, DatasetArtifact, IndexArtifact, VectorShards
 from components.index.changes import Changes, changes_since, read_documents
-from components.index.guard import GuardReport, read_guard
+from components.index.drift import GuardReport, read_guard
 from components.index.opening import merge_fault_of
-from components.promotion.pinned import PinnedRelease
-from components.promotion.standing import candidate_model
+from components.release.champion import candidate_model
+from components.release.open import PinnedRelease
 from components.tracking.registry import find_version
+from flows.candidate import register_candidate
 from flows.config import RetrainConfig
 from flows.parameters import NO_SETTINGS, NOTHING, Name, Preset, ReleaseRef, SettingsForm, require_steps, steps_form
 from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
 from flows.refresh import RefreshConfig, checked_data, describe_changes, open_base, requested_refresh, unknown_queries
-from flows.registration import register_candidate
-from flows.release_steps import SHARD_FILES, encoding_key, evaluation_step, typed
 from flows.reporting import emit, ended, run_name, say, shown_as_cancelled, verdict_line
-from flows.steps import Step
+from flows.runner import Step
+from flows.steps import SHARD_FILES, encoding_key, evaluation_step, typed
 
 CHANGEABLE = (
     "data.on_violation",
@@ -103,7 +103,7 @@ def delta_step(config: RetrainConfig, dataset: DatasetArtifact, base: PinnedRele
     def make(folder: Path) -> Artifact:
         from components.index.delta import ChosenDocuments
         from components.index.encode import ShardJob, StoredTower, encode_shards
-        from flows.encoding import runner_of
+        from flows.encoding_runners import runner_of
 
         documents = ChosenDocuments(dataset.path / "documents.parquet", changes.encoded, encoding.shard_size)
         tower = StoredTower(document_tower.path, config.index.probe_tolerance)

@@ -14,20 +14,20 @@ from prefect import flow
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, open_artifact
 from components.errors import DataError
 from components.index.changes import changes_since, read_documents
-from components.promotion.pinned import PinnedRelease
-from components.promotion.release import EVALUATION_FOLDER
+from components.release.manifest import EVALUATION_FOLDER
+from components.release.open import PinnedRelease
 from components.tracking.runs import FlowRun
 from flows.adopt import adopted_run
+from flows.candidate import register_candidate
 from flows.config import RetrainConfig, amend_config
 from flows.parameters import NO_SETTINGS, NOTHING, Name, Preset, ReleaseRef, SettingsForm, require_steps
 from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
 from flows.refresh import RefreshConfig, checked_data, configured, describe_changes, open_base, requested_refresh, unknown_queries
-from flows.registration import register_candidate
-from flows.release_steps import at_commits, evaluation_step, generation_step, student_step, targets_step, typed, untrained_key
 from flows.reporting import ended, run_name, shown_as_cancelled, verdict_line
 from flows.retrain import AGAIN, Again, build_parts
-from flows.steps import Step
+from flows.runner import Step
+from flows.steps import at_commits, evaluation_step, generation_step, student_step, targets_step, typed, untrained_key
 
 CHANGEABLE = ("data.on_violation", "data.max_dropped_share", "distillation", "evaluation", "policy")
 Settings = Annotated[dict[str, Any], SettingsForm(CHANGEABLE)]

@@ -18,12 +18,12 @@ from typing import Any
 from components import settings
 from components.artifacts import Artifact, DatasetArtifact, open_artifact, verify
 from components.errors import ArtifactError, DataError, PromotionError
-from components.promotion.pinned import PinnedRelease, open_pinned
-from components.promotion.release import EVALUATION_FOLDER, load_release
-from components.promotion.replay import Comparison, Difference, Outcome, compare_evaluations, compare_lineage
+from components.promotion.reproduction import Comparison, Difference, Outcome, compare_evaluations, compare_lineage
 from components.promotion.verification import decide_on
+from components.release.manifest import EVALUATION_FOLDER, load_release
+from components.release.open import PinnedRelease, open_pinned
 from flows.config import RetrainConfig, amend_config
-from flows.release_steps import evaluation_step, typed
+from flows.steps import evaluation_step, typed
 
 
 @dataclass(frozen=True)

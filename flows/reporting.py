@@ -291,7 +291,7 @@ def tell_approved(name: str) -> bool:
 
     from components.network import without_user
     from components.promotion.waiting import waiting_for_promotion
-    from components.tracking.records import read_records
+    from components.tracking.promotion_records import read_records
     from flows.server_plans import ServerError
 
     api = PREFECT_API_URL.value()

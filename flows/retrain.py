@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from prefect import flow
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
+from flows.candidate import register_candidate
 from flows.config import RetrainConfig
 from flows.parameters import NO_SETTINGS, NOTHING, NameOrEmpty, Preset, SettingsForm, requested_config, require_steps, steps_form
 from flows.parts import Parts
 from flows.planning import require_room_for
 from flows.recorder import Recorder, recorded_flow
-from flows.registration import register_candidate
-from flows.release_steps import (
+from flows.reporting import ended, run_name, say, shown_as_cancelled, verdict_line
+from flows.runner import Step
+from flows.steps import (
     at_commits,
     checked_validation,
     evaluation_step,
@@ -33,8 +35,6 @@ from flows.release_steps import (
     typed,
     vectors_step,
 )
-from flows.reporting import ended, run_name, say, shown_as_cancelled, verdict_line
-from flows.steps import Step
 from flows.why import STEPS
 
 if TYPE_CHECKING:
@@ -186,9 +186,9 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     from components.distillation.material import check_sources
     from components.distillation.student import check_before_towers, width_of
     from components.evaluation.summarize import require_judged
-    from components.index.kinds import usable_key
-    from components.promotion.attainable import require_attainable, require_measured
-    from flows.encoding import runner_of
+    from components.gates.attainable import require_attainable, require_measured
+    from components.index.index_keys import usable_key
+    from flows.encoding_runners import runner_of
 
     require_measured(config.policy, config.evaluation)
     data = load_dataset(dataset.path)
@@ -206,8 +206,8 @@ def _require_affordable(config: RetrainConfig, data: Dataset) -> None:
     """Say about how many tokens the endpoint will be sent, and what they cost; raise ConfigError above the limits."""
     from components.distillation.sources import dev_queries, query_sources
     from components.evaluation.summarize import judged_split
-    from components.towers.endpoint import guessed_tokens, require_within
     from components.towers.probes import PROBE_TEXTS
+    from components.towers.trained.endpoint import guessed_tokens, require_within
 
     splits = (config.evaluation.split, *config.evaluation.extra_splits)
     queries = [*dev_queries(data), *(text for split in splits for text in judged_split(data, split).texts)]

@@ -1,347 +1,263 @@
-"""How a step runs inside a flow: found finished or made, shown in Prefect, and its lineage recorded in MLflow.
+"""The steps of a full release: what each is made from, and by which function of `components/`.
 
-A step's folder is named by the digest of all that determines its result: configuration, inputs, the code that its making reaches, and
-the versions of the libraries which that code imports. A folder whose manifest verifies is the result; any other is (re)made, and the
-step itself continues from what a killed attempt left there.
+The heavy imports stand inside the functions: a flow that finds every step finished never loads torch. What `make` imports is also the
+code by which a step is keyed.
 """
 
 from __future__ import annotations
 
-import io
-import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import asdict, dataclass, field, replace
-from fnmatch import fnmatch
-from functools import cache, cached_property, partial
-from logging import WARNING
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from typing import Any, TypeVar
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.exceptions import TerminationSignal
-from prefect.runtime import flow_run as prefect_run
-from prefect.runtime import task_run
-from prefect.states import Cancelled, Completed, Failed
-from prefect.utilities.annotations import quote
+from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, EvalReport, VectorShards
+from components.distillation.config import DistillationConfig
+from components.index.config import EncodingConfig
+from components.towers.config import WITHOUT_WEIGHTS
+from flows.config import RetrainConfig
+from flows.runner import Step
 
-from components import settings
-from components.artifacts import MANIFEST, SIGNATURE, UNFINISHED, Artifact, digest_of, read_json, read_manifest, verify, write_json
-from components.code import Reached, reached_by
-from components.errors import ArtifactError, ConfigError, DataError, ResourceError, ScalingNoteError
-from components.progress import begin_step
-from flows.reporting import say, watched
-from flows.why import STEPS, at_start, keep_begin, keep_end, keep_use, made_by, named_settings
-
-if TYPE_CHECKING:
-    from prefect.states import State
-
-PRECISION = "components/towers/precision.py"  # what it chooses decides the results of the steps that reach it
-# Seconds before a step is tried again whose failure may pass by itself.
-RETRY_DELAYS = (10, 60)
-# Steps that compute with a model have this tag after `prefect concurrency-limit create gpu 1`, and one of them at a time has the card. The
-# others, such as the evaluation's BM25, need none.
-CARD = "gpu"
-ON_CARD = frozenset({"generate_queries", "train_towers", "encode_corpus", "encode_teacher_queries", "distil_query_tower", "encode_changes"})
-# Folders of steps that this process made for its estimate, before the flow that they belong to.
-_made_ahead: set[Path] = set()
+Config = TypeVar("Config", bound=RetrainConfig)
+# What a killed attempt leaves for the next one to continue from.
+TRAINING_FILES = ("checkpoint.pt", "negatives_*.npy", "mining_report.*")
+SHARD_FILES = ("vectors-*.parquet", "shard-*.json")
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step: its name, the function that makes it, its inputs and configuration.
+def at_commits(config: Config) -> Config:
+    """The configuration with every model of a hub pinned to the commit that its name stands for now.
 
-    What `make` and the functions it is closed over import, and all that is imported from there, is the step's code (see
-    components.code). `version` is raised by hand when results have to be made anew although nothing in their key has changed.
-    `resumes` are the patterns of files that a killed attempt may leave for the next one; all others are removed before it begins.
-    `check` raises what is wrong with a finished result: the step has then failed, though its result, such as a report, stays.
+    It is recorded so, and the steps' keys hold the commits: a model that moved on the hub is trained on anew, never taken for the old one.
+    A teacher that is taken as it is brings the settings that nobody gave. Raises ModelError for a model that is not there.
+    """
+    from components.towers.base_models import pinned_revision
+    from components.towers.trained.published import with_own_settings
+
+    towers, student = config.towers, config.distillation
+    towers = with_own_settings(towers.model_copy(update={"revision": pinned_revision(towers.base_model, towers.revision)}))
+    named = {"revision": student.student, "generator_revision": student.generator if student.generated else ""}
+    found = {
+        field: pinned_revision(name, getattr(student, field)) if name not in ("", "teacher") else None for field, name in named.items()
+    }
+    return config.model_copy(update={"towers": towers, "distillation": student.model_copy(update=found)})
+
+
+def snapshot_step(config: RetrainConfig) -> Step:
+    """Read the source and keep it as tables; the key holds the digest of the source's files.
+
+    What was not read of the folder is said every time: it is no part of the data, so a change of it makes nothing anew.
+    """
+    from components.data.snapshot import snapshot
+    from components.data.sources import remarks_on, source_digest
+
+    for remark in remarks_on(config.data):
+        print(f"[snapshot_data] {remark}", flush=True)
+    digest = source_digest(config.data)
+    settings = {**config.data.model_dump(), "source_digest": digest}
+    return Step("snapshot_data", lambda folder: snapshot(config.data, folder, digest), config=settings)
+
+
+def validation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
+    """Hold the tables against the data contracts."""
+    from components.data.contracts import contracts_digest, contracts_folder
+    from components.data.validation import validate
+
+    contracts = contracts_folder(config.data.contracts)
+    settings = {"contracts": contracts_digest(contracts)}
+    return Step("validate_data", lambda folder: validate(dataset, contracts, folder), {"dataset": dataset}, settings)
+
+
+def checked_validation(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
+    """`validation_step` that has failed where a contract is broken: its report stays, and nothing follows it."""
+    from components.data.validation import require_valid
+
+    return replace(validation_step(config, dataset), check=require_valid)
+
+
+def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
+    """Stage 1: train both towers, or take a teacher that is trained already; the key holds what the vectors of such a one are.
+
+    Each of these has a making of its own, so that what one of them reads changes nothing in the key of another.
+    """
+    towers, parents = config.towers, {"dataset": dataset.digest}
+
+    def make(folder: Path) -> Artifact:
+        from components.data.dataset import load_dataset
+        from components.towers.pairs import training_pairs
+        from components.towers.train import train_towers
+
+        pairs = training_pairs(load_dataset(dataset.path), config.towers.batches_by)
+        return train_towers(pairs, config.towers, {"dataset": dataset.digest}, folder)
+
+    def take(folder: Path) -> Artifact:
+        from components.data.dataset import load_dataset
+        from components.towers.trained.adoption import take_stored
+
+        return take_stored(load_dataset(dataset.path), Path(str(config.towers.vectors)).expanduser(), parents, folder)
+
+    def ask(folder: Path) -> Artifact:
+        from components.towers.trained.endpoint import take_endpoint
+
+        return take_endpoint(config.towers, parents, folder)
+
+    settings = {**towers.model_dump(), **_folders(towers.base_model)}
+    if towers.vectors is not None:
+        from components.towers.trained.vector_files import files_digest
+
+        settings["vectors_digest"] = files_digest(Path(towers.vectors).expanduser())
+    chosen = make if towers.base_model not in WITHOUT_WEIGHTS else ask if towers.vectors is None else take
+    return Step("train_towers", chosen, {"dataset": dataset}, settings, resumes=TRAINING_FILES)
+
+
+def _folders(*models: str) -> dict[str, str]:
+    from components.towers.base_models import folder_identity
+
+    return {key: value for name in models for key, value in folder_identity(name).items()}
+
+
+def vectors_step(config: RetrainConfig, dataset: DatasetArtifact, document_tower: EncoderArtifact) -> Step:
+    """Encode the corpus in shards, where `config.encoding` says."""
+    encoding = config.encoding
+
+    def make(folder: Path) -> Artifact:
+        from components.index.corpus import StoredDocuments
+        from components.index.encode import ShardJob, StoredTower, encode_shards
+        from flows.encoding_runners import runner_of
+
+        documents = StoredDocuments(dataset.path / "documents.parquet", encoding.shard_size)
+        job = ShardJob(StoredTower(document_tower.path, config.index.probe_tolerance), documents, encoding.tokens_per_batch, folder)
+        return encode_shards(job, {"dataset": dataset.digest, "document_tower": document_tower.digest}, runner_of(encoding))
+
+    inputs = {"dataset": dataset, "document_tower": document_tower}
+    return Step("encode_corpus", make, inputs, encoding_key(encoding), resumes=SHARD_FILES)
+
+
+def encoding_key(encoding: EncodingConfig) -> dict[str, Any]:
+    """The settings in the key of what is encoded: not those that change no vector, as the runner."""
+    return encoding.model_dump(include={"tokens_per_batch", "shard_size"})
+
+
+def index_step(config: RetrainConfig, vectors: VectorShards, dataset: DatasetArtifact, targets: Artifact | None = None) -> Step:
+    """Build the index over the encoded corpus, with the titles that search results show.
+
+    `targets`: the artifact of `targets_step`, whose dev queries an approximate index is tuned with (see `needs_queries`). Without it an
+    approximate index is tuned with documents for queries.
+    """
+    inputs: dict[str, Artifact] = {"vectors": vectors, "dataset": dataset, **({"targets": targets} if targets else {})}
+
+    def make(folder: Path) -> Artifact:
+        from components.distillation.teacher_targets import held_out_vectors
+        from components.index.build import build_index, display_titles
+
+        queries = held_out_vectors(targets.path) if targets else None
+        return build_index(vectors, config.index, folder, display_titles(dataset.path / "documents.parquet"), queries)
+
+    return Step("build_index", make, inputs, config.index.model_dump())
+
+
+def needs_queries(config: RetrainConfig, vectors: VectorShards) -> bool:
+    """Whether the index of these vectors is approximate, so that its search parameters are tuned with queries."""
+    from components.index.index_keys import is_exact, resolve_key
+
+    return not is_exact(resolve_key(config.index, vectors.counts["documents"], int(vectors.attributes["dimension"] or 0)))
+
+
+def generation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
+    """Let a decoder write queries for documents. It needs no tower, so towers that are trained again find it finished."""
+    keys = {key: getattr(config.distillation, key) for key in ("generated", "generator", "generator_revision", "precision", "seed")}
+    settings = {**keys, **_folders(config.distillation.generator)}
+
+    def make(folder: Path) -> Artifact:
+        from components.data.dataset import load_dataset
+        from components.distillation.generation import generate_queries
+
+        return generate_queries(load_dataset(dataset.path), config.distillation, {"dataset": dataset.digest}, folder)
+
+    return Step("generate_queries", make, {"dataset": dataset}, settings, resumes=("generated_queries.jsonl",))
+
+
+def targets_step(
+    config: RetrainConfig,
+    dataset: DatasetArtifact,
+    query_tower: EncoderArtifact,
+    generated: Artifact | None = None,
+    document_tower: EncoderArtifact | None = None,
+) -> Step:
+    """Compute the teacher's query vectors once. `generated`: the artifact of `generation_step`, when queries were generated.
+
+    `document_tower`: needed where the teacher is stored vectors alone, since those of documents stand in for missing ones.
+    """
+    chosen = {key: getattr(config.distillation, key) for key in ("titles", "sentences", "spans", "generated", "seed")}
+    inputs: dict[str, Artifact] = {"dataset": dataset, "query_tower": query_tower, **({"generated": generated} if generated else {})}
+    if document_tower is not None and query_tower.attributes.get("base_model") == "vectors":
+        inputs["document_tower"] = document_tower
+
+    def make(folder: Path) -> Artifact:
+        from components.data.dataset import load_dataset
+        from components.distillation.generation import read_generated
+        from components.distillation.sources import dev_queries, learnable
+        from components.distillation.stand_ins import answerable
+        from components.distillation.teacher_targets import write_teacher_targets
+        from components.towers.encoder import open_tower
+
+        data = load_dataset(dataset.path)
+        sources, left_out = learnable(data, config.distillation, read_generated(generated.path) if generated else ())
+        parents = {role: artifact.digest for role, artifact in inputs.items()}
+        documents = open_tower(inputs["document_tower"].path) if "document_tower" in inputs else None
+        teacher, sources, held_out = answerable(open_tower(query_tower.path), documents, data, (sources, dev_queries(data)))
+        return write_teacher_targets(teacher, sources, parents, folder, held_out, left_out)
+
+    return Step("encode_teacher_queries", make, inputs, chosen)
+
+
+def student_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
+    """Stage 2: align, prune and refine the student. `inputs`: dataset, targets, index, query_tower for `student: teacher`, and vectors.
+
+    Without vectors, those that the index stores are taken.
     """
 
-    name: str
-    make: Callable[[Path], Artifact]
-    inputs: Mapping[str, Artifact] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
-    version: int = 1
-    resumes: tuple[str, ...] = ()
-    check: Callable[[Artifact], None] | None = None
+    def make(folder: Path) -> Artifact:
+        from components.data.dataset import load_dataset
+        from components.distillation.material import DocumentSide, distillation_data
+        from components.distillation.student import check_student
+        from components.distillation.train import train_student
+        from components.index.lookup import vectors_of
+        from components.index.search import load_index
+        from components.index.shards import read_vectors
+        from components.studies.query_noise import mixed_noise
 
-    @cached_property
-    def reached(self) -> Reached:
-        """Code and libraries that the making of the step reaches."""
-        return reached_by(self.make)
+        space_id = inputs["index"].space_id
+        index = load_index(inputs["index"].path, space_id)
+        tower = inputs["query_tower"].path if "query_tower" in inputs else None
+        check_student(config.distillation, index.dimension, tower)
+        dataset, targets = load_dataset(inputs["dataset"].path), inputs["targets"].path
+        stored = None if "vectors" in inputs else vectors_of(index, dataset.documents["doc_id"].tolist())
+        unit = read_vectors(inputs["vectors"]).vectors if stored is None else stored
+        documents = DocumentSide(unit, space_id, lambda vectors, k: index.search(vectors, k)[1])
+        data = distillation_data(dataset, targets, documents, config.distillation, tower, mixed_noise)
+        return train_student(data, config.distillation, {role: a.digest for role, a in inputs.items()}, folder)
 
-    @property
-    def key_settings(self) -> dict[str, Any]:
-        """The configuration, and the precision where it is forced: what the machine chooses by itself is no setting."""
-        forced = settings.forced_precision() if PRECISION in self.reached.code else None
-        return {**self.config, **({"forced_precision": forced} if forced else {})}
-
-    @cached_property
-    def folder(self) -> Path:
-        """The step's own folder under the working files, named by its key."""
-        key = digest_of(
-            {
-                "config": self.key_settings,
-                "inputs": {role: artifact.digest for role, artifact in self.inputs.items()},
-                "code": self.reached.code,
-                "libraries": self.reached.libraries,
-                "version": self.version,
-            }
-        )
-        return settings.work_folder() / self.name / key[:24]
-
-    @property
-    def parts(self) -> dict[str, Any]:
-        """The parts of the key as people know them, by which two results are compared."""
-        return {
-            "settings": named_settings(self.key_settings),
-            "inputs": {role: made_by(artifact) for role, artifact in self.inputs.items()},
-            "code": self.reached.code,
-            "libraries": self.reached.libraries,
-            "version": {"the step's version": self.version},
-        }
+    settings = {**config.distillation.model_dump(), **_folders(config.distillation.student)}
+    return Step("distil_query_tower", make, inputs, settings, resumes=("checkpoint.pt",))
 
 
-@dataclass(frozen=True)
-class Timing:
-    """How long the making of a step took. Of several attempts, as after a kill, only the last one's seconds are known."""
+def evaluation_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
+    """Measure BM25, the untrained encoders, teacher and student. `inputs` as `evaluate_release` has them."""
 
-    seconds: float
-    attempts: int
+    def make(folder: Path) -> EvalReport:
+        from components.evaluation.systems import evaluate_release
 
+        return evaluate_release(inputs, config.distillation, config.evaluation, folder)
 
-@dataclass(frozen=True)
-class Done:
-    """A finished step: its artifact, whether it was found finished, the seconds that took, and those its making took, if known.
-
-    `task_run_id` and `state` are those of Prefect, None outside of it. `fault`: what the step's check found wrong.
-    """
-
-    artifact: Artifact
-    cached: bool
-    seconds: float
-    timing: Timing | None
-    task_run_id: str | None = None
-    state: State[Any] | None = None
-    fault: ScalingNoteError | None = None
+    settings = {**config.evaluation.model_dump(), **untrained_key(config.distillation)}
+    return Step("evaluate", make, inputs, settings)
 
 
-def run_step(step: Step, retriever: str = "", flow_run: str = "", after: Iterable[State[Any]] = (), again: bool = False) -> Done:
-    """Run `step` as a Prefect task: at once if its folder verifies (state `Cached`), else by making it; with `again` in any case.
-
-    `retriever` and `flow_run` (in MLflow) say for whom, so that its next result can be compared with this one. `after` are the states of
-    the tasks that it follows, which Prefect draws as edges. Raises what the making raises; what the check found stands in the result.
-    """
-    # Prefect would know an input again only where it is the very object that a task returned, and inputs are read from their folders:
-    # so it is told what came before, and does not look. The state is asked for, since a task that returns a state of its own (Cached)
-    # gives its caller that state.
-    job = partial(_execute, step, retriever, flow_run, again)
-    limited = step.name in ON_CARD and _card_is_limited(str(prefect_run.id))
-    state = _as_task(step.name, limited)(quote(job), wait_for=list(after) or None, return_state=True)
-    outcome = state.result(raise_on_failure=False)
-    if isinstance(outcome, Done):
-        return replace(outcome, state=state)
-    raise outcome
+def untrained_key(distillation: DistillationConfig) -> dict[str, Any]:
+    """What the student's encoder before training depends on, which is no artifact."""
+    settings = distillation.model_dump(include={"student", "revision", "form", "layers", "prune_to", "query_prompt", "pooling"})
+    return {**settings, **_folders(distillation.student)}
 
 
-@cache
-def _card_is_limited(_run: str) -> bool:
-    """Whether Prefect limits the steps that use the card. Asked once a run: a task with a tag asks the server, and fails without it."""
-    from prefect.client.orchestration import get_client
-
-    with suppress(Exception), get_client(sync_client=True) as client:
-        return client.read_concurrency_limit_by_tag(CARD) is not None
-    return False
-
-
-@cache
-def _as_task(name: str, limited: bool) -> Any:
-    """The task of the step `name`, with a key of its own that stays the same when our code changes, for filters and automations."""
-
-    def run(job: Callable[[], Any]) -> Any:
-        return job()
-
-    run.__name__ = run.__qualname__ = name
-    # No Prefect cache or stored result: the manifest is the one place that says whether a step is done.
-    made = task(
-        name=name,
-        description=STEPS.get(name, f"A measurement of a study: {name.replace('_', ' ')}."),
-        task_run_name=name,
-        tags={CARD} if limited else None,
-        cache_policy=NO_CACHE,
-        persist_result=False,
-        retries=len(RETRY_DELAYS),
-        retry_delay_seconds=list(RETRY_DELAYS),
-        retry_condition_fn=_tried_again,
-    )(run)
-    made.task_key = f"scalingnote.{name}"
-    return made
-
-
-def may_pass(error: BaseException) -> bool:
-    """Whether a failure may be gone in a minute: a connection that was refused, cut or silent, and not what a person has to mend."""
-    if isinstance(error, (ConfigError, DataError, ResourceError)):
-        return False
-    seen: BaseException | None = error
-    while seen is not None:
-        network = {kind.__module__.partition(".")[0] + "." + kind.__name__ for kind in type(seen).__mro__}
-        if isinstance(seen, (ConnectionError, TimeoutError)) or network & {"httpx.TransportError", "requests.ConnectionError"}:
-            return True
-        seen = seen.__cause__
-    return False
-
-
-def _tried_again(step_task: Any, run: Any, state: State[Any]) -> bool:
-    """Prefect's question after a failure, which it asks while a retry is left."""
-    error = state.data if isinstance(state.data, BaseException) else None
-    if error is None or not may_pass(error):
-        return False
-    delay = RETRY_DELAYS[min(run.run_count, len(RETRY_DELAYS)) - 1]
-    say(f"[{step_task.name}] failed ({type(error).__name__}: {error}); it is tried again in {delay} s", WARNING)
-    return True
-
-
-def make_step(step: Step) -> Artifact:
-    """Run `step` without Prefect and without a record, for commands that only look."""
-    return _made(step).artifact
-
-
-def make_ahead(step: Step) -> Artifact:
-    """As `make_step`, without a word, before the flow that has this step: that flow reports it as made and not as found finished."""
-    with redirect_stdout(io.StringIO()):
-        done = _made(step)
-    if not done.cached:
-        _made_ahead.add(step.folder)
-    return done.artifact
-
-
-def _execute(step: Step, retriever: str, flow_run: str, again: bool) -> State[Any] | Done:
-    try:
-        with watched(step.name):
-            done = replace(_made(step, retriever, flow_run, again), task_run_id=task_run.id)
-    except (KeyboardInterrupt, TerminationSignal) as stop:
-        if was_cancelled(stop):  # else Prefect shows a crash, which it was
-            return Cancelled(message="The run was cancelled.", data=stop)
-        raise
-    if (fault := _fault(step, done.artifact)) is not None:
-        return Failed(message=str(fault), data=replace(done, fault=fault))
-    return Completed(name="Cached", message="its manifest verified", data=done) if done.cached else done
-
-
-def _fault(step: Step, artifact: Artifact) -> ScalingNoteError | None:
-    try:
-        if step.check is not None:
-            step.check(artifact)
-    except ScalingNoteError as fault:
-        return fault
-    return None
-
-
-def was_cancelled(stop: BaseException) -> bool:
-    """Whether a person ended the run, with Ctrl-C or in Prefect's page; a signal that nobody there sent has killed it."""
-    if isinstance(stop, TerminationSignal):
-        from prefect.client.orchestration import get_client
-
-        with suppress(Exception), get_client(sync_client=True) as client:  # a server that is gone was not asked to cancel anything
-            state = client.read_flow_run(UUID(str(prefect_run.id))).state
-            return state is not None and (state.is_cancelling() or state.is_cancelled())
-    return isinstance(stop, KeyboardInterrupt)
-
-
-def _made(step: Step, retriever: str = "", flow_run: str = "", again: bool = False) -> Done:
-    started = time.monotonic()
-    with _alone(step.folder):
-        artifact, damage = (None, "") if again else _finished(step)
-        if artifact is not None and step.folder in _made_ahead:
-            _made_ahead.discard(step.folder)
-            keep_use(step.folder, step.inputs, retriever, flow_run)
-            timing = _read_timing(step.folder) or Timing(0.0, 1)
-            say(f"[{step.name}] started")
-            say(f"[{step.name}] done in {timing.seconds:.1f} s: {_counts(artifact)}")
-            return Done(artifact, False, timing.seconds, timing)
-        if artifact is not None:
-            keep_use(step.folder, step.inputs, retriever, flow_run)
-            say(f"[{step.name}] unchanged, taken from the cache")
-            return Done(artifact, True, time.monotonic() - started, _read_timing(step.folder))
-        because = at_start(step.name, keep_begin(step.folder, step.parts, retriever, flow_run, damage, again))
-        say(f"[{step.name}] started{f': {because}' if because else ''}")
-        if again:  # nor from what an attempt left
-            _remove_all_but(step.folder, lambda name: False)
-        begin_step()
-        artifact, timing = _timed(step)
-        keep_end(step.folder)
-    say(f"[{step.name}] done in {timing.seconds:.1f} s: {_counts(artifact)}")
-    return Done(artifact, False, time.monotonic() - started, timing)
-
-
-def _finished(step: Step) -> tuple[Artifact | None, str]:
-    """The step's artifact, or None with what is wrong with it. Files that it does not name are removed: they are no part of it."""
-    try:
-        if not (step.folder / MANIFEST).exists():
-            return None, ""
-        named = {*read_manifest(step.folder).files, MANIFEST, SIGNATURE}
-        for stray in _remove_all_but(step.folder, named.__contains__):
-            say(f"[{step.name}] removed {os.fsencode(stray).decode(errors='replace')}, which is none of its files", WARNING)
-        return verify(step.folder), ""
-    except ArtifactError as error:
-        return None, str(error).removeprefix(f"{step.folder}: ").partition(". ")[0]
-
-
-def _remove_all_but(folder: Path, keep: Callable[[str], bool]) -> list[str]:
-    """Remove the files of `folder` whose path within it is not to be kept, and return those paths; hidden ones stay.
-
-    A link is removed as one, whatever it leads to.
-    """
-    removed = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if (path.is_file() or path.is_symlink()) and not path.name.startswith(".") and not keep(name):
-            path.unlink()
-            removed.append(name)
-    return removed
-
-
-def _timed(step: Step) -> tuple[Artifact, Timing]:
-    """Make the step and keep how long it took beside its folder: a time within would change the artifact's digest."""
-    earlier = _read_timing(step.folder) if any(step.folder.iterdir()) else None
-    attempts = earlier.attempts + 1 if earlier else 1
-    write_json(_timing_file(step.folder), asdict(Timing(0.0, attempts)))
-    for left in step.folder.rglob(f".*{UNFINISHED}"):  # a killed attempt was writing it; a whole shard of vectors may be large
-        left.unlink(missing_ok=True)
-    # The seal would take in a stray file, and every later step would be made anew.
-    _remove_all_but(step.folder, lambda name: any(fnmatch(name, pattern) for pattern in step.resumes))
-    started = time.monotonic()
-    artifact = step.make(step.folder)
-    timing = Timing(time.monotonic() - started, attempts)
-    write_json(_timing_file(step.folder), asdict(timing))
-    return artifact, timing
-
-
-def _timing_file(folder: Path) -> Path:
-    return folder.with_suffix(".timing.json")
-
-
-def _read_timing(folder: Path) -> Timing | None:
-    """The timing of a step; None when it was not recorded or cannot be read, which is no reason to make the step again."""
-    try:
-        return Timing(**read_json(_timing_file(folder)))
-    except (ArtifactError, TypeError):
-        return None
-
-
-def _counts(artifact: Artifact) -> str:
-    return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in artifact.counts.items()) or artifact.kind
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the step's lock, which the system frees when its holder dies; a second flow waits and then finds the step finished."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as handle:
-        if not settings.locked(handle, wait=False):
-            say(f"[{folder.parent.name}] waiting: another run is making this step", WARNING)
-            settings.locked(handle)
-        yield
+def typed(artifact: Artifact, kind: type[Any]) -> Any:
+    """`artifact` as the artifact type `kind`, which its manifest has to name."""
+    return kind.model_validate(artifact.model_dump())

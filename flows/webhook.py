@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from components.errors import ConfigError
-from components.promotion.deliveries import MAX_BODY, Deliveries, DeliveryError
+from components.promotion.webhook_deliveries import MAX_BODY, Deliveries, DeliveryError
 
 SECRET = "SCALINGNOTE_WEBHOOK_SECRET"
 SECONDS = 10.0  # a sender that stops half-way must not keep its connection

@@ -99,7 +99,7 @@ class AuthServer:
 @contextmanager
 def auth_server(folder: Path, template: Path) -> Iterator[AuthServer]:
     """A server over a new home folder, prepared for the retriever `retriever` with the users of `USERS`."""
-    from components.tracking.bootstrap import bootstrap
+    from components.tracking.server.bootstrap import bootstrap
     from components.tracking.store import clear_caches
 
     home = folder / "home"

@@ -19,7 +19,7 @@ from components.distillation.config import DistillationConfig
 from components.errors import DataError, ModelError
 from components.progress import progress_bar
 from components.towers.base_models import BaseModel, resolve_base, why_unloadable
-from components.towers.precision import pick_device, pick_dtype
+from components.towers.device import pick_device, pick_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor

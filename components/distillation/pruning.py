@@ -8,7 +8,7 @@ from components.errors import ModelError
 from components.towers.layers import first_and_last, keep_layers
 
 if TYPE_CHECKING:
-    from components.distillation.student_encoder import StudentEncoder
+    from components.distillation.student.encoder import StudentEncoder
 
 
 def prune(student: StudentEncoder, count: int) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from components.distillation.saved import MODULES, POOLINGS, dense_modules, load_student, save_tokenizer
+from components.distillation.student.storage import MODULES, POOLINGS, dense_modules, load_student, save_tokenizer
 from components.errors import ArtifactError, ModelError
 from components.towers import hub
 from components.towers.adapters import ADAPTER

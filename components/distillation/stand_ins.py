@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from components.distillation.sources import relevant
 from components.errors import DataError
-from components.towers.stored import StoredVectors
+from components.towers.trained.stored import StoredVectors
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset

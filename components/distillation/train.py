@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from components.artifacts import EncoderArtifact, Scalar, read_json, seal, write_json
 from components.distillation.config import HELD_OUT_TITLES, DistillationConfig
 from components.distillation.health import log_entry, retention_of, spread_of
-from components.distillation.losses import alignment_loss, refinement_loss, similarity_loss
 from components.distillation.material import DistillationData
+from components.distillation.objectives import alignment_loss, refinement_loss, similarity_loss
 from components.distillation.optimizer import StudentOptimizer
 from components.distillation.plan import Epoch, learning_rate, make_plan, order_of, texts_per_source
 from components.distillation.pruning import prune
@@ -31,8 +31,8 @@ from components.errors import CollapseError, ModelError
 from components.progress import measured, progress_bar
 from components.towers.checks import Spread, refuse_collapse
 from components.towers.contract import save_contract
+from components.towers.device import autocast, pick_dtype
 from components.towers.pooling import normalize
-from components.towers.precision import autocast, pick_dtype
 from components.towers.probes import record_probes
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ import numpy as np
 
 from components.artifacts import Artifact, read_manifest
 from components.data.dataset import load_dataset
-from components.evaluation.baselines import Bm25Ranker
+from components.evaluation.bm25 import Bm25Ranker
 from components.evaluation.fusion import FusedRanker
-from components.evaluation.latency import PARTS, Answer, Timed, encoding, measure_speeds, with_work
 from components.evaluation.machine import describe_machine
 from components.evaluation.rankers import DenseRanker, Ranker
 from components.evaluation.report import EncoderSpeed
+from components.evaluation.speed import PARTS, Answer, Timed, encoding, measure_speeds, with_work
 from components.evaluation.summarize import judged_split
 
 if TYPE_CHECKING:

@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.artifacts import EvalReport, seal
-from components.evaluation.ann import AnnMeasured, measure_ann
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.encoder_speed import answering
 from components.evaluation.fusion import FusedRanker
-from components.evaluation.latency import measure_speed, measure_speeds
+from components.evaluation.index_recall import AnnMeasured, measure_ann
 from components.evaluation.metrics import Ranking, per_query_metrics
 from components.evaluation.rankers import DenseRanker, Ranker
 from components.evaluation.report import Bm25Setup, Evaluation, FusionSetup, HealthSummary, SpeedSummary, UntrainedSetup, write_report
 from components.evaluation.slices import assign_slices
+from components.evaluation.speed import measure_speed, measure_speeds
 from components.evaluation.summarize import JudgedSplit, judged_split, require_judged, summarize, summarize_extra
 from components.evaluation.trec import QRELS, write_trec_qrels, write_trec_run
 from components.evaluation.units import Units, query_units

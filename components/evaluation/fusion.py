@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from components.evaluation.baselines import Bm25Ranker, sampled
+from components.evaluation.bm25 import Bm25Ranker, sampled
 from components.evaluation.metrics import RETAINED, Ranking, first_places, per_query_metrics
 from components.evaluation.rankers import DenseRanker, Ranker
 from components.evaluation.report import FusionSetup

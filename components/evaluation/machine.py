@@ -9,7 +9,7 @@ def describe_machine() -> str:
     """Processor, threads in use, GPU if there is one, and the number format the models run in."""
     import torch
 
-    from components.towers.precision import pick_dtype
+    from components.towers.device import pick_dtype
 
     devices = [f"{processor()}, {torch.get_num_threads()} threads"]
     devices += [torch.cuda.get_device_name(0)] if torch.cuda.is_available() else []

@@ -228,7 +228,7 @@ class AnnSummary(_Section):
     """The index against exact search on the same stored vectors, over `queries` of the student's query vectors.
 
     `recall` and `intervals` by recall@10 and recall@100; `ndcg_lost` is the student's nDCG@10 by exact search minus that through the
-    index. It says nothing about the models: see `components.evaluation.ann`.
+    index. It says nothing about the models: see `components.evaluation.index_recall`.
     """
 
     queries: int

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from components.artifacts import Artifact, EvalReport, digest_of, is_complete, seal, write_atomic
 from components.data.dataset import load_dataset
-from components.evaluation.baselines import Bm25Ranker, bm25_as, bm25_ranker
+from components.evaluation.bm25 import Bm25Ranker, bm25_as, bm25_ranker
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.evaluate import FUSED, evaluate
 from components.evaluation.fusion import FusedRanker, fused_ranker
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from components.data.dataset import Dataset
     from components.distillation.config import DistillationConfig
-    from components.distillation.student_encoder import StudentEncoder
+    from components.distillation.student.encoder import StudentEncoder
 
 UNTRAINED, CUT = "student_untrained", "student_cut"
 LABELS = {UNTRAINED: "untrained encoder", CUT: "untrained encoder, cut"}
@@ -60,7 +60,7 @@ def _fused(student: DenseRanker, bm25: Ranker, dataset: Dataset, config: Evaluat
 
 def _unmeasured(teacher: DenseRanker, dataset: Dataset, config: EvaluationConfig) -> str | None:
     """Why a teacher of stored vectors cannot be measured; None when it can."""
-    from components.towers.stored import StoredVectors
+    from components.towers.trained.stored import StoredVectors
 
     if not isinstance(teacher.encoder, StoredVectors):
         return None

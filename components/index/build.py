@@ -19,7 +19,7 @@ from components.data.dataset import open_table, wide
 from components.errors import SpaceMismatch
 from components.index.blocks import half_blocks, parts_of, shard_sizes, survey, unit_blocks
 from components.index.config import IndexConfig
-from components.index.kinds import inverted_file, is_exact, usable_key
+from components.index.index_keys import inverted_file, is_exact, usable_key
 from components.index.merging import MERGE_VERSION, can_merge
 from components.index.opening import LAYOUT_VERSION, open_files
 from components.index.parts import merge_parts, write_part

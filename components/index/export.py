@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from components.artifacts import Artifact, IndexArtifact, seal
 from components.errors import ArtifactError, ConfigError, ScalingNoteError
 from components.index.parts import open_stored
-from components.index.refine import StoredVectors
 from components.index.rows import IDS_FILE, live_rows, read_deleted, read_table
 from components.index.shards import vectors_path, write_vectors
+from components.index.stored_vectors import StoredVectors
 from components.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def open_qdrant(where: str, collection: str) -> QdrantClient:
 
     Raises ConfigError without the package qdrant-client, ExportError when the store does not answer or the collection exists.
     """
-    from components.towers.vector_stores import first_line, qdrant_client
+    from components.towers.trained.vector_stores import first_line, qdrant_client
 
     try:
         client = qdrant_client(where)
@@ -135,7 +135,7 @@ def export_qdrant(source: ExportSource, client: QdrantClient, collection: str) -
     """
     from qdrant_client.models import Distance, VectorParams
 
-    from components.towers.vector_stores import first_line
+    from components.towers.trained.vector_stores import first_line
 
     size = int(str(source.artifact.attributes["dimension"]))
     try:

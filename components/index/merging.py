@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from components.artifacts import digest_of
 from components.errors import ArtifactError
-from components.index.kinds import inner_index, inverted_file
+from components.index.index_keys import inner_index, inverted_file
 
 MERGE_VERSION = 2  # how parts are put together; indexes that do not say it were merged by FAISS itself
 AT_ONCE = 2**22  # bytes of codes that are read, unpacked or packed at a time: what stays in the processor's cache

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from components.artifacts import Artifact, Scalar, open_artifact, read_manifest, verify, verify_sizes
 from components.errors import ArtifactError, SpaceMismatch
 from components.index.exact import BLOCK
-from components.index.kinds import is_exact
+from components.index.index_keys import is_exact
 from components.index.merging import MERGE_VERSION
 from components.index.parts import (
     INDEX_FILE,
@@ -28,8 +28,8 @@ from components.index.parts import (
     read_parts,
 )
 from components.index.pieces import Piece, Settings
-from components.index.refine import StoredVectors
 from components.index.rows import Rows, live_rows, read_rows
+from components.index.stored_vectors import StoredVectors
 from components.index.template import TEMPLATE_FILE, read_faiss
 
 LAYOUT_VERSION = 2

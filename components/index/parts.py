@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.artifacts import file_sha256, read_versioned, write_json
 from components.errors import ArtifactError, SpaceMismatch
-from components.index.kinds import inverted_file
+from components.index.index_keys import inverted_file
 from components.index.merging import Merge, can_merge, lists_damaged_by_faiss
 from components.index.numbers import to_int8, unit_rows
-from components.index.refine import StoredVectors
+from components.index.stored_vectors import StoredVectors
 from components.index.template import TEMPLATE_FILE, Template, read_faiss, write_faiss
 
 INDEX_FILE = "index.faiss"

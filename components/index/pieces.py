@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from components.index.kinds import can_filter, inner_index, inverted_file, transformed
+from components.index.index_keys import can_filter, inner_index, inverted_file, transformed
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 

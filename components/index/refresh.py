@@ -25,9 +25,9 @@ from components.index.build import remove_leftovers
 from components.index.changes import COLUMNS, Changes
 from components.index.config import IndexConfig
 from components.index.corpus import read_slice
+from components.index.drift import GUARD_FILE, Watched, watch
 from components.index.exact import BLOCK
-from components.index.guard import GUARD_FILE, Watched, watch
-from components.index.kinds import can_filter
+from components.index.index_keys import can_filter
 from components.index.merging import MERGE_VERSION, can_merge
 from components.index.opening import LAYOUT_VERSION, layout_version, merge_fault_of, open_files, require_index
 from components.index.parts import INDEX_FILE, merge_parts, open_stored, part_files, write_part

@@ -18,8 +18,8 @@ from components.errors import ArtifactError, SpaceMismatch
 from components.index.exact import BLOCK, nearest
 from components.index.opening import Check, Opened, flat_piece, open_index
 from components.index.pieces import Found, Piece, Settings, search_pieces
-from components.index.refine import StoredVectors
 from components.index.rows import DocIds, Rows
+from components.index.stored_vectors import StoredVectors
 
 SCORE_DIGITS = 6  # that scores are rounded to: what differs by less are equals, in the order of their ids
 # FAISS multiplies large batches by BLAS and small ones by kernels of its own, whose inner products of unit vectors differ by up to 1e-6.

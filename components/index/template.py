@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from components.artifacts import file_sha256, open_artifact
 from components.errors import ArtifactError
-from components.index.kinds import empty_index, inverted_file, is_exact, transformed
+from components.index.index_keys import empty_index, inverted_file, is_exact, transformed
 
 TEMPLATE_FILE = "template.faiss"
 Refine = Literal["none", "int8", "fp16"]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.index.config import IndexConfig
-from components.index.kinds import graph, inverted_file
+from components.index.index_keys import graph, inverted_file
 from components.index.pieces import Settings
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from components.planning.cost import UNITS, padded
 from components.settings import work_folder
-from components.towers.precision import freed_at_once, give_back_memory
+from components.towers.device import freed_at_once, give_back_memory
 from components.towers.tokens import tokens_of
 
 if TYPE_CHECKING:
@@ -148,10 +148,10 @@ class _Sample:
 
 def _teacher(clock: _Clock, texts: _Sample, config: Any, folder: Path) -> _Teacher:
     """Rates of the teacher, with a query tower that is saved as a training saves it."""
-    from components.towers.backbone import TwoTowers
     from components.towers.base_models import tower_base
     from components.towers.contract import save_contract
     from components.towers.encoder import load_tower
+    from components.towers.two_towers import TwoTowers
 
     base = tower_base(config.towers, texts.built_from)
     alone = {"processes": 1, "sharding": "none", "hard_negatives": 0, "homogeneous_batches": False, "length_window": 1}
@@ -217,7 +217,7 @@ def _tokens(tokenizer: Any, texts: Sequence[str], prompt: str) -> NDArray[np.int
 def _student(clock: _Clock, texts: _Sample, config: Any, teacher: _Teacher) -> None:
     """Rates of the student, and of the rounds of timing that both take."""
     from components.distillation.student import untrained_student
-    from components.evaluation.latency import seconds_of_timing
+    from components.evaluation.speed import seconds_of_timing
     from components.evaluation.systems import UNTRAINED_MAX_LENGTH
 
     _learning(clock, texts, config, teacher.folder)
@@ -284,7 +284,7 @@ def _learning(clock: _Clock, texts: _Sample, config: Any, tower: Path) -> None:
 def _search(clock: _Clock, texts: _Sample, config: Any) -> None:
     import pandas as pd
 
-    from components.evaluation.baselines import Bm25Documents, Bm25Ranker
+    from components.evaluation.bm25 import Bm25Documents, Bm25Ranker
     from components.evaluation.metrics import per_query_metrics
     from components.index.search import index_in_memory
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from components.planning.facts import Facts, Texts
 from components.towers.beginnings import WORTH
+from components.towers.device import FREED_FROM, even_shapes, pick_dtype
 from components.towers.encoder import TOKENS_PER_BATCH
-from components.towers.precision import FREED_FROM, even_shapes, pick_dtype
 from components.towers.tokens import batches_by_tokens, even_length, longest_text, tokens_of
 
 # Every unit of work, and what one of it is.
@@ -262,7 +262,7 @@ def _query_tokens(config: Any, texts: Texts) -> float:
 
 
 def _index(config: Any, facts: Facts) -> Work:
-    from components.index.kinds import is_exact
+    from components.index.index_keys import is_exact
 
     documents, key = facts.documents.count, index_key(config, facts)
     work: Work = {"written_byte": 2.0 * documents * dimension_of(config, facts), "reference_second": 1e-5 * documents}
@@ -311,7 +311,7 @@ def _distillation(config: Any, facts: Facts, targets: Sequence[Texts]) -> Work:
 
 
 def _evaluation(config: Any, facts: Facts) -> Work:
-    from components.evaluation.baselines import DEV_DOCUMENTS, DEV_QUERIES, GRID
+    from components.evaluation.bm25 import DEV_DOCUMENTS, DEV_QUERIES, GRID
     from components.evaluation.fusion import GRID as FUSIONS
 
     evaluation, documents, share = config.evaluation, facts.documents, _visited(config, facts)
@@ -362,14 +362,14 @@ def layers_kept(named: int | Sequence[int] | None, layers: int) -> int:
 
 def _visited(config: Any, facts: Facts) -> float:
     """Share of the documents that a search of the index compares a query with."""
-    from components.index.kinds import is_exact
+    from components.index.index_keys import is_exact
 
     return 1.0 if is_exact(index_key(config, facts)) else LISTS_VISITED
 
 
 def index_key(config: Any, facts: Facts) -> str:
     """The FAISS key of the index; raises ConfigError for one that does not fit the data."""
-    from components.index.kinds import usable_key
+    from components.index.index_keys import usable_key
 
     return usable_key(config.index, facts.documents.count, dimension_of(config, facts))
 

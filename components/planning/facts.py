@@ -91,7 +91,7 @@ def shape_of_base(base: BaseModel) -> Shape:
 
 def _teacher_shape(towers: TowerConfig, texts: Sequence[str]) -> Shape:
     """The teacher's shape; one without weights takes no memory here beyond its vectors."""
-    from components.distillation.checks import width_of
+    from components.distillation.student.checks import width_of
     from components.towers.base_models import tower_base
 
     if towers.base_model not in WITHOUT_WEIGHTS:
@@ -147,7 +147,7 @@ def gather_facts(
 
 
 def _untrained_length(distillation: DistillationConfig, built_from: Sequence[str]) -> int:
-    from components.distillation.forms import published_length
+    from components.distillation.student.transformer import published_length
     from components.evaluation.systems import UNTRAINED_MAX_LENGTH
     from components.towers.base_models import resolve_base
 

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Literal
 
 from components.artifacts import verify
 from components.errors import PromotionError
-from components.promotion import people
-from components.promotion.people import OVERRIDE
-from components.promotion.policy import foreign_policy
-from components.promotion.references import candidate_number, describe_versions
-from components.promotion.release import load_release
-from components.promotion.standing import Record, candidate_model, expected_aliases, release_model
+from components.gates.policy import foreign_policy
+from components.release import reviewers as people
+from components.release.champion import Record, candidate_model, expected_aliases, release_model
+from components.release.manifest import load_release
+from components.release.references import candidate_number, describe_versions
+from components.release.reviewers import OVERRIDE
 from components.tracking import labels, registry, store
-from components.tracking import records as record_store
+from components.tracking import promotion_records as record_store
 from components.visible import written
 
 if TYPE_CHECKING:
-    from components.tracking.audit import AuditEntry
+    from components.tracking.audit_log import AuditEntry
     from components.tracking.registry import VersionInfo
 
 APPROVED_BY = "approved_by"

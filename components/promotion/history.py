@@ -9,8 +9,8 @@ from typing import Any
 from components.artifacts import write_json
 from components.errors import ConfigError
 from components.plain_text import one_line
-from components.promotion.marks import RED
-from components.tracking import records as record_store
+from components.release.marks import RED
+from components.tracking import promotion_records as record_store
 
 _FIELDS = (
     "sequence",

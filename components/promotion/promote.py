@@ -12,18 +12,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from components.errors import ArtifactError, ModelError, PromotionError, ScalingNoteError
-from components.promotion import people, stale
+from components.gates.policy import foreign_policy
+from components.promotion import redecide as stale
 from components.promotion.approval import Approval, find_version, read_approval
-from components.promotion.attestation import check_records, record_signer
-from components.promotion.baseline import lost
-from components.promotion.marks import mark_override
-from components.promotion.policy import foreign_policy
-from components.promotion.promotion_record import Promotion, append, promotion_record, rollback_record
-from components.promotion.references import resolve
-from components.promotion.release import ReleaseManifest, load_release
-from components.promotion.signing_keys import trusted_keys
-from components.promotion.stale import CompareAgain
-from components.promotion.standing import (
+from components.promotion.record import Promotion, append, promotion_record, rollback_record
+from components.promotion.redecide import CompareAgain
+from components.promotion.verification import check_version
+from components.promotion.waiting import rejection_of, waiting_for_promotion
+from components.release import reviewers as people
+from components.release.baseline import lost
+from components.release.champion import (
     Reconciled,
     Record,
     candidate_model,
@@ -35,10 +33,13 @@ from components.promotion.standing import (
     trusted,
     trusted_version,
 )
-from components.promotion.verification import check_version
-from components.promotion.waiting import rejection_of, waiting_for_promotion
+from components.release.manifest import ReleaseManifest, load_release
+from components.release.marks import mark_override
+from components.release.references import resolve
+from components.signing.keys import trusted_keys
+from components.signing.statements import check_records, record_signer
 from components.tracking import labels, registry
-from components.tracking import records as record_store
+from components.tracking import promotion_records as record_store
 from components.visible import written
 
 if TYPE_CHECKING:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from components.errors import PromotionError, ScalingNoteError
-from components.evaluation.growth import tuning_warning
 from components.plain_text import one_line
 from components.promotion.approval import rejection
-from components.promotion.marks import RED, override_of
-from components.promotion.release_index import champion_index
-from components.promotion.standing import candidate_model, expected_aliases, trusted
 from components.promotion.waiting import waiting_for_promotion
+from components.release.champion import candidate_model, expected_aliases, trusted
+from components.release.marks import RED, override_of
+from components.release.release_index import champion_index
+from components.studies.growth_law import tuning_warning
 from components.tracking import labels, registry
-from components.tracking import records as record_store
+from components.tracking import promotion_records as record_store
 from components.tracking.runs import last_flow_run
 
 

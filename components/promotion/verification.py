@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, TypeVar
 from components.artifacts import Artifact, digest_of, open_artifact, read_json, verify
 from components.errors import ArtifactError, SpaceMismatch
 from components.evaluation.comparison import load_comparison, load_values
+from components.gates.decide import Evidence, GateDecision, decide
+from components.gates.facts import load_facts
+from components.gates.gate_inputs import VALUES, require_policy, require_same_inputs
+from components.gates.policy import POLICY_VARIABLE, allowed_policies, foreign_policy, policy_digest, recorded_policy
 from components.index.opening import merge_fault_of
-from components.promotion.attestation import check_audit, check_records, check_release
-from components.promotion.baseline import baseline_evaluation
-from components.promotion.facts import load_facts
-from components.promotion.gate_inputs import VALUES, require_policy, require_same_inputs
-from components.promotion.gates import Evidence, GateDecision, decide
-from components.promotion.marks import RED
-from components.promotion.policy import POLICY_VARIABLE, allowed_policies, foreign_policy, policy_digest, recorded_policy
-from components.promotion.references import resolve
-from components.promotion.release import (
+from components.promotion.verified_stores import FolderStore, RegistryStore, Store
+from components.release.baseline import baseline_evaluation
+from components.release.champion import CHAMPION, Record, trusted
+from components.release.manifest import (
     COMPARISON_FOLDER,
     EVALUATION_FOLDER,
     RELEASE_FILE,
@@ -30,9 +29,10 @@ from components.promotion.release import (
     load_release,
     require_report,
 )
-from components.promotion.signing_keys import TrustedKey, trusted_keys
-from components.promotion.standing import CHAMPION, Record, trusted
-from components.promotion.stores import FolderStore, RegistryStore, Store
+from components.release.marks import RED
+from components.release.references import resolve
+from components.signing.keys import TrustedKey, trusted_keys
+from components.signing.statements import check_audit, check_records, check_release
 from components.tracking.package_files import check_package
 from components.visible import written
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from components.artifacts import SIGNATURE, verify
 from components.errors import ArtifactError, ConfigError, ModelError
-from components.promotion.attestation import check_records, check_release, covered_records, record_signer, sign_release
-from components.promotion.pinned import recorded_digest
-from components.promotion.promotion_record import append
-from components.promotion.references import resolve
-from components.promotion.signing_keys import SigningKey, TrustedKey, rotation_key, take_over, trusted_keys, usable_key
-from components.promotion.standing import Record, candidate_model, expected_aliases, release_model
-from components.tracking import records as record_store
+from components.promotion.record import append
+from components.release.champion import Record, candidate_model, expected_aliases, release_model
+from components.release.open import recorded_digest
+from components.release.references import resolve
+from components.signing.keys import SigningKey, TrustedKey, rotation_key, take_over, trusted_keys, usable_key
+from components.signing.statements import check_records, check_release, covered_records, record_signer, sign_release
+from components.tracking import promotion_records as record_store
 from components.tracking import registry
 from components.tracking.provenance import claimed_user
 

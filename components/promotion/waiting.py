@@ -16,8 +16,8 @@ from components import settings
 from components.artifacts import digest_of, read_json, write_json
 from components.errors import ArtifactError, PromotionError
 from components.promotion.approval import rejection, rejection_of_files
-from components.promotion.standing import Record, candidate_model, current_aliases, expected_aliases, registered, release_model
-from components.tracking import records as record_store
+from components.release.champion import Record, candidate_model, current_aliases, expected_aliases, registered, release_model
+from components.tracking import promotion_records as record_store
 from components.tracking import registry
 
 if TYPE_CHECKING:

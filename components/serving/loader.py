@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from components import settings
-from components.artifacts import verify, verify_noted
+from components.artifacts import Artifact, read_json, verify, verify_noted
 from components.data.config import IgnoreIdenticalIds
 from components.data.own_documents import reads_as
 from components.data.tables import content_hash, document_text
@@ -16,16 +16,18 @@ from components.errors import ArtifactError, ModelError, ScalingNoteError
 from components.evaluation.report import load_summary
 from components.index.config import IndexConfig
 from components.index.rows import read_single, read_titles
-from components.promotion.attestation import check_records
-from components.promotion.pinned import recorded_digest
-from components.promotion.references import resolve
-from components.promotion.release import EVALUATION_FOLDER, Pin, ReleaseManifest, load_release
-from components.promotion.signing_keys import trusted_keys
-from components.promotion.standing import CHAMPION, PREVIOUS, Record
+from components.release.champion import CHAMPION, PREVIOUS, Record, candidate_model, expected_aliases, release_model
+from components.release.manifest import EVALUATION_FOLDER, RELEASE_FILE, Pin, ReleaseManifest, load_release
+from components.release.open import recorded_digest
+from components.release.references import resolve
 from components.serving.answers import Served
 from components.serving.retriever import Retriever
-from components.tracking import registry
-from components.tracking.records import read_records
+from components.signing.keys import trusted_keys
+from components.signing.statements import check_records
+from components.tracking import labels, registry
+from components.tracking import promotion_records as record_store
+from components.tracking.package_files import packaged_digest
+from components.tracking.promotion_records import read_records
 
 
 class Opened(NamedTuple):
@@ -156,3 +158,34 @@ def _student(pin: Pin, folder: Path) -> StudentEncoder:
 def registry_folder(pin: Pin) -> Path:
     """Folder of the artifact a pin names."""
     return registry.artifact_folder(pin.model, pin.version)
+
+
+def require_as_registered(folder: Path) -> Artifact:
+    """The release in the package that MLflow loads by itself, if it is the registered one and no alias that was moved by hand led there.
+
+    MLflow follows the alias alone and asks for no record, and does not tell the model by which way it was loaded. So a release that the
+    alias `champion` names against the promotion records is not loaded at all. Raises ArtifactError in all these cases, and where trusted
+    keys do not vouch for the records that say so.
+    """
+    artifact = verify(folder, packaged_digest(folder))
+    name = str(read_json(folder / RELEASE_FILE).get("name"))
+    releases = registry.versions(release_model(name))
+    digests = {info.version: info.tags.get(labels.DIGEST) for info in releases}
+    if artifact.digest not in {*digests.values(), *(info.tags.get(labels.DIGEST) for info in registry.versions(candidate_model(name)))}:
+        raise ArtifactError(
+            f"{folder}: no candidate or release of '{name}' is registered with the digest {artifact.digest[:12]}. It was made or changed "
+            "past the registry; restore the artifact store."
+        )
+    records = record_store.read_records(name)
+    champion, alias = expected_aliases(records).champion, registry.alias(release_model(name), CHAMPION)
+    # By the record, not by the number: that of a version that was deleted is given again.
+    true = next((str(record["manifest_digest"]) for record in reversed(records) if record["to_version"] == champion), None)
+    if digests.get(alias or 0) == artifact.digest != true:
+        decided = f"release/{champion} is champion, of the digest {str(true)[:12]}" if champion else "nothing was promoted"
+        raise ArtifactError(
+            f"The alias 'champion' of {release_model(name)} points at release/{alias}, but by the promotion records {decided}: it was "
+            "moved by hand, or a change was interrupted. Nothing is served; run `scalingnote promote` to put the alias right."
+        )
+    if true == artifact.digest and (keys := trusted_keys()):
+        check_records(records, keys)
+    return artifact

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from components.errors import PromotionError
-from components.promotion.release import ReleaseManifest, SmokeQuery
+from components.release.manifest import ReleaseManifest, SmokeQuery
 from components.serving.loader import open_retriever
 from components.serving.retriever import Retriever
 

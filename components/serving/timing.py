@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from components.errors import PromotionError, ScalingNoteError
+from components.evaluation.champion_comparison import ANSWER_DEPTH
 from components.evaluation.comparison import CANDIDATE, CHAMPION, ComparisonSummary
 from components.evaluation.config import EvaluationConfig
-from components.evaluation.contest import ANSWER_DEPTH
-from components.evaluation.latency import Timed, measure_speeds
 from components.evaluation.machine import describe_machine
-from components.promotion.policy import recorded_policy
-from components.promotion.release import ReleaseManifest, load_release
-from components.promotion.stale import Decided, decide_again
-from components.promotion.standing import release_model
+from components.evaluation.speed import Timed, measure_speeds
+from components.gates.policy import recorded_policy
+from components.promotion.redecide import Decided, decide_again
+from components.release.champion import release_model
+from components.release.manifest import ReleaseManifest, load_release
 from components.serving.answers import logged_queries
 from components.serving.loader import open_retriever
 from components.serving.retriever import Retriever

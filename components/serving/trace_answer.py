@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from components.errors import ArtifactError
-from components.promotion.standing import release_model
-from components.promotion.trace import ANSWER, Trace
-from components.promotion.trace_documents import checked_index, find_documents
-from components.promotion.trace_node import Node
-from components.promotion.trace_release import Opened, open_version, release_node
+from components.lineage.graph import ANSWER, Trace
+from components.lineage.release_graph import Opened, open_version, release_node
+from components.lineage.trace_documents import checked_index, find_documents
+from components.lineage.trace_node import Node
+from components.release.champion import release_model
 from components.serving.answers import Answer, find_answer
-from components.tracking import records as record_store
+from components.tracking import promotion_records as record_store
 
 
 def trace_answer(answer_id: str, name: str | None = None) -> Trace:

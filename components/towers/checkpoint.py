@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.towers.distributed import collected, current_world, like
+from components.towers.processes import collected, current_world, like
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from components.errors import ArtifactError, ModelError
 from components.progress import Progress, counting
 from components.towers.adapters import ADAPTER, adapter_digest
-from components.towers.backbone import finished, load_decoder, pooled
 from components.towers.base_models import BaseModel, resolve_base
 from components.towers.beginnings import Bundle, bundles_of, can_share, longest_shared, numbers_of, pooled_bundles, worth_sharing
 from components.towers.config import WITHOUT_WEIGHTS
 from components.towers.contract import EncodingContract, TextEncoder, is_tokenizer_of, load_contract
-from components.towers.endpoint import load_endpoint
+from components.towers.device import pick_device
 from components.towers.full import WEIGHTS, full_digest
-from components.towers.precision import pick_device
-from components.towers.published import asked_attention, head_digest, load_head, read_published
-from components.towers.stored import load_stored
 from components.towers.tokens import batches_by_tokens, pad_batch, token_ids
+from components.towers.trained.endpoint import load_endpoint
+from components.towers.trained.published import asked_attention, head_digest, load_head, read_published
+from components.towers.trained.stored import load_stored
+from components.towers.two_towers import finished, load_decoder, pooled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -160,7 +160,7 @@ def _as_published(folder: Path, contract: EncodingContract, precision: str) -> t
 
 
 def published_encoder(base: BaseModel, contract: EncodingContract, precision: str = "auto") -> TowerEncoder:
-    """A published model as an encoder of its own, without a folder; see `components.towers.backbone.published_contracts`."""
+    """A published model as an encoder of its own, without a folder; see `components.towers.two_towers.published_contracts`."""
     published = read_published(base)
     model, tokenizer = load_decoder(base, precision, asked_attention(published, contract.attention))
     return TowerEncoder(model, tokenizer, contract, "", load_head(base, published.head if published else ()))

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from components.towers.base_models import folder_digest
 from components.towers.contract import ROLES, Role
-from components.towers.distributed import collected, current_world
 from components.towers.layers import recompute_layers
+from components.towers.processes import collected, current_world
 
 if TYPE_CHECKING:
     import torch

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from components.errors import ConfigError
 from components.towers.config import TowerConfig
-from components.towers.distributed import from_main
 from components.towers.mining_report import add_round
 from components.towers.negatives import Mined
+from components.towers.processes import from_main
 
 
 class HardNegatives:

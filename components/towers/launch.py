@@ -28,8 +28,8 @@ from components import errors
 from components.artifacts import read_json, write_atomic, write_json
 from components.errors import ConfigError, DataError, ModelError, ScalingNoteError
 from components.towers.config import TowerConfig
-from components.towers.distributed import current_world, leave_world, obey_launcher
 from components.towers.pairs import Pairs
+from components.towers.processes import current_world, leave_world, obey_launcher
 
 FAILURE = "failure.json"
 

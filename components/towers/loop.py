@@ -19,19 +19,19 @@ from numpy.typing import NDArray
 
 from components.progress import measured, progress_bar
 from components.towers import gradient_cache
-from components.towers.backbone import TwoTowers
 from components.towers.batches import BatchPlan
 from components.towers.checkpoint import load_checkpoint, load_optimizer, optimizer_state, save_checkpoint
 from components.towers.config import TowerConfig
-from components.towers.distributed import World, current_world, from_main, gather_with_gradient, sum_gradients
+from components.towers.device import freed_at_once, give_back_holes
 from components.towers.hard_negatives import HardNegatives
 from components.towers.losses import matryoshka_info_nce
 from components.towers.negatives import Mined, known_false_negatives, mine, nearest_together
 from components.towers.pairs import Pairs
-from components.towers.precision import freed_at_once, give_back_holes
+from components.towers.processes import World, current_world, from_main, gather_with_gradient, sum_gradients
 from components.towers.query_prediction import QueryPrediction, build
 from components.towers.schedule import warmup_cosine
 from components.towers.tokens import batches_by_tokens, even_length, longest_text
+from components.towers.two_towers import TwoTowers
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.towers.config import TowerConfig
-from components.towers.distributed import current_world, sum_over_processes
+from components.towers.device import pick_device
 from components.towers.pairs import Pairs
-from components.towers.precision import pick_device
+from components.towers.processes import current_world, sum_over_processes
 
 Nearest = tuple[NDArray[np.float32], NDArray[np.int64]]  # inner products and numbers of documents, (queries, k) each
 KEPT, RELEVANT, SAME_TEXT, NEAR = range(4)

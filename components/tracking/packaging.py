@@ -1,4 +1,4 @@
-"""Our artifacts as MLflow models: a pyfunc whose code is a file of `components/tracking/models` and whose data is the sealed folder.
+"""Our artifacts as MLflow models: a pyfunc whose code is a file of `components/tracking/pyfunc` and whose data is the sealed folder.
 
 `mlflow.pyfunc.log_model` is not used: it would work on the active run, pickle or inspect the environment, and copy the data three
 times. The folder is linked into place instead and uploaded once, and the requirements are given, so nothing is inferred.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # The folder that `mlflow.sentence_transformers.load_model` opens, and the file that says that an encoder can be opened so.
 SENTENCE_TRANSFORMER, _MODULES = "model.sentence_transformer", "modules.json"
-_MODELS = Path(__file__).parent / "models"
+_MODELS = Path(__file__).parent / "pyfunc"
 _EXAMPLE = "kidney stone"
 _COMMON = ("mlflow", "pydantic", "numpy", "pandas", "pyarrow")
 _ENCODER = ("torch", "transformers", "sentence-transformers", "peft", "safetensors", "tokenizers")

@@ -17,7 +17,7 @@ from components import settings
 from components.artifacts import read_json, write_json
 from components.errors import ArtifactError
 from components.network import answers
-from components.tracking.roles import ADMIN
+from components.tracking.server.permissions import ADMIN
 from components.tracking.store import TrackingError
 
 PROMOTER = "promoter"

@@ -12,7 +12,7 @@ DEFAULT_SERVER = "http://127.0.0.1:5000"
 
 def bootstrap(options: argparse.Namespace) -> None:
     """Make users, roles, models and experiments."""
-    from components.tracking.bootstrap import bootstrap as prepare
+    from components.tracking.server.bootstrap import bootstrap as prepare
 
     name = retriever_name(options)
     prepared = prepare(name, options.server or _server(), options.users)

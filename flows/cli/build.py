@@ -12,7 +12,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from components.errors import ConfigError
-from components.promotion.config import PolicyConfig
+from components.gates.config import PolicyConfig
 from flows.cli.disk import require_space
 from flows.cli.output import name_option, only_result_on_stdout, show
 from flows.config import Layer, RetrainConfig, Settings, layers_of, nested, read_yaml, settle
@@ -44,7 +44,7 @@ def adopt(options: argparse.Namespace) -> None:
 def _copied(options: argparse.Namespace) -> None:
     """Put a copy of the database's collection that the command line names, if it names one, in the place of --vectors."""
     from components.settings import activate, work_folder
-    from components.towers.vector_stores import STORES, Collection, copy_collection
+    from components.towers.trained.vector_stores import STORES, Collection, copy_collection
 
     store = next((store for store in STORES if getattr(options, store) is not None), None)
     if store is None:
@@ -76,8 +76,8 @@ def _with_vectors(options: argparse.Namespace) -> RetrainConfig:
 
 
 def _adopted(options: argparse.Namespace, config: RetrainConfig) -> dict[str, Any]:
-    from flows.release_steps import at_commits
     from flows.servers import run_flow
+    from flows.steps import at_commits
 
     require_space()
     with only_result_on_stdout(options):
@@ -134,7 +134,7 @@ def _demo_preset() -> str:
     """The demo takes four times as long without bfloat16 instructions, so such a processor gets the smaller one."""
     import torch
 
-    from components.towers.precision import pick_dtype
+    from components.towers.device import pick_dtype
 
     if pick_dtype("auto") == torch.bfloat16:
         return "demo"
@@ -147,8 +147,8 @@ def validate(options: argparse.Namespace) -> None:
     from components.data.left_out import QUARANTINE_FILE
     from components.data.sources import remarks_on
     from components.data.validation import load_report, require_valid
-    from flows.release_steps import snapshot_step, validation_step
-    from flows.steps import make_step
+    from flows.runner import make_step
+    from flows.steps import snapshot_step, validation_step
 
     config = read_config(options)
     with only_result_on_stdout(options):
@@ -242,9 +242,9 @@ def _build(options: argparse.Namespace, config: RetrainConfig, about: str = "", 
     from components.distillation.student import check_before_towers
     from flows.parameters import require_steps
     from flows.planning import announce
-    from flows.release_steps import at_commits
     from flows.retrain import AGAIN
     from flows.servers import run_flow
+    from flows.steps import at_commits
 
     again = getattr(options, "again", [])  # the demo has no such option
     require_steps("retrain", again, AGAIN)
@@ -262,8 +262,8 @@ def _build(options: argparse.Namespace, config: RetrainConfig, about: str = "", 
 def report_of(result: dict[str, Any]) -> str:
     """The table of the evaluation, and how the gates ended."""
     from components.evaluation.table import render_table
-    from components.promotion.evidence_words import first_line, held_out_titles
-    from components.promotion.release import load_release
+    from components.evidence.labels import first_line, held_out_titles
+    from components.release.manifest import load_release
 
     summary = _summary_of(result)
     gates = [f"  {gate['status']:<14} {gate['name']}: {gate['reason']}" for gate in result["gates"]]
@@ -283,7 +283,7 @@ def in_short(result: dict[str, Any]) -> str:
 
 def _summary_of(result: dict[str, Any]) -> Summary:
     from components.evaluation.report import load_summary
-    from components.promotion.release import EVALUATION_FOLDER
+    from components.release.manifest import EVALUATION_FOLDER
 
     return load_summary(Path(result["folder"]) / EVALUATION_FOLDER)
 
@@ -291,11 +291,11 @@ def _summary_of(result: dict[str, Any]) -> Summary:
 def _examples(options: argparse.Namespace, result: dict[str, Any], config: RetrainConfig) -> dict[str, dict[str, list[dict[str, str]]]]:
     """What BM25, the untrained encoder and the candidate answer to each example: query -> system -> id and title of the best documents."""
     from components.data.dataset import load_dataset
-    from components.evaluation.baselines import bm25_ranker
+    from components.evaluation.bm25 import bm25_ranker
     from components.evaluation.systems import untrained_ranker
-    from flows.cli.use import hits_of
-    from flows.release_steps import snapshot_step
-    from flows.steps import make_step
+    from flows.cli.search import hits_of
+    from flows.runner import make_step
+    from flows.steps import snapshot_step
 
     with only_result_on_stdout(options):
         dataset = load_dataset(make_step(snapshot_step(config)).path)
@@ -340,7 +340,7 @@ def next_steps(result: dict[str, Any]) -> str:
 
 def _example(result: dict[str, Any]) -> str:
     """A query that makes sense on the data: the demo's own, else one of the judged ones."""
-    from components.promotion.release import load_release
+    from components.release.manifest import load_release
 
     manifest = load_release(Path(result["folder"]))
     return EXAMPLES[0] if manifest.dataset.name == "icd10cm" or not manifest.smoke else manifest.smoke[0].query

@@ -127,8 +127,8 @@ def _recorded(options: argparse.Namespace, ref: str) -> Recorded:
 
 
 def _of_release(name: str, ref: str) -> Recorded:
-    from components.promotion.references import resolve
-    from components.promotion.release import load_release
+    from components.release.manifest import load_release
+    from components.release.references import resolve
     from components.tracking import registry
 
     model, version = resolve(name, ref)

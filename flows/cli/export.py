@@ -29,7 +29,7 @@ def export(options: argparse.Namespace) -> None:
             "encoders; or --signed FOLDER for the whole release, signed for others."
         )
     from components.index import export as exporting
-    from components.promotion.release_index import verified_index
+    from components.release.release_index import verified_index
 
     if options.to is not None:
         exporting.require_empty(options.to)
@@ -51,8 +51,8 @@ def export(options: argparse.Namespace) -> None:
 
 def _export_router(options: argparse.Namespace) -> None:
     from components.distillation.router import export_router, require_new
-    from components.promotion.model_cards import Part, folders_of, model_card
-    from components.promotion.pinned import open_pinned
+    from components.evidence.model_cards import Part, folders_of, model_card
+    from components.release.open import open_pinned
 
     require_new(options.router)
     part: Part = options.part or "pair"

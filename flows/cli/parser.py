@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components import settings
-from flows.cli.trace import add_arguments as add_trace_arguments
+from flows.cli.audit import add_arguments as add_trace_arguments
 from flows.studies.registry import list_studies
 
 Command = Callable[[argparse.Namespace], int | None]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flows.cli.output import only_result_on_stdout, retriever_name, show
 
 if TYPE_CHECKING:
-    from components.promotion.signing_keys import SigningKey
+    from components.signing.keys import SigningKey
 
 
 def verify(options: argparse.Namespace) -> int:
@@ -32,7 +32,7 @@ def keys(options: argparse.Namespace) -> None:
 
 def _new_key(options: argparse.Namespace) -> None:
     from components import settings
-    from components.promotion.signing_keys import KEY_VARIABLE, PASSWORD_VARIABLE, make_key, public_file
+    from components.signing.keys import KEY_VARIABLE, PASSWORD_VARIABLE, make_key, public_file
 
     key = make_key(options.to or settings.keys_folder() / "signing.pem")
     lines = [f"Private key: {key.path} (readable by you alone)", f"Public key:  {public_file(key)}", f"Key id:      {key.key_id}"]
@@ -48,7 +48,7 @@ def _new_key(options: argparse.Namespace) -> None:
 
 
 def _list_keys(options: argparse.Namespace) -> None:
-    from components.promotion.signing_keys import exposure, load_signing_key, trusted_keys
+    from components.signing.keys import exposure, load_signing_key, trusted_keys
 
     own, trusted = load_signing_key(), trusted_keys()
     lines = [_own_line(own)]
@@ -94,7 +94,7 @@ def _certificate(options: argparse.Namespace) -> None:
     from components import settings
     from components.errors import ConfigError
     from components.promotion.model_signing import write_certificate
-    from components.promotion.signing_keys import usable_key
+    from components.signing.keys import usable_key
 
     if (key := usable_key()) is None:
         raise ConfigError("There is no signing key yet, so there is nothing to certify. Make one with `scalingnote keys new`.")

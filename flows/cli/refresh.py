@@ -42,7 +42,7 @@ def refresh_query_tower(options: argparse.Namespace) -> None:
 def _request(options: argparse.Namespace, changeable: Sequence[str]) -> RefreshConfig:
     """What the command line asks for, checked against the release before any server starts."""
     from components.data.sources import source_digest
-    from components.promotion.pinned import load_manifest
+    from components.release.open import load_manifest
     from flows.adopt import adopted_run
     from flows.refresh_query import CHANGEABLE as QUERY_CHANGEABLE
 

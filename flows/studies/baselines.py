@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from components.artifacts import Artifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
 from components.distillation.config import DistillationConfig
 from components.errors import ConfigError
-from flows.release_steps import TRAINING_FILES, index_step, typed, untrained_key, vectors_step
-from flows.steps import Step
+from flows.runner import Step
+from flows.steps import TRAINING_FILES, index_step, typed, untrained_key, vectors_step
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
 from flows.studies.framework import Cell, Results, about_queries, require
@@ -123,7 +123,7 @@ def _bm25(context: Context, config: StudySettings) -> System:
 
     def ranker() -> Ranker:
         from components.data.dataset import load_dataset
-        from components.evaluation.baselines import bm25_ranker
+        from components.evaluation.bm25 import bm25_ranker
 
         return bm25_ranker(load_dataset(context.dataset), stemmer)
 
@@ -179,8 +179,8 @@ def _symmetric(context: Context, form: str, config: StudySettings) -> System:
     def system(encoder: Artifact) -> System:
         def ranker() -> Ranker:
             from components.data.dataset import load_dataset
-            from components.distillation.symmetric import symmetric_roles
             from components.evaluation.rankers import symmetric_ranker
+            from components.studies.symmetric import symmetric_roles
 
             dataset, (query, document) = load_dataset(context.dataset), symmetric_roles(encoder)
             vectors = document.encode(dataset.document_texts(), progress=f"{SYMMETRIC}: documents")
@@ -212,9 +212,9 @@ def _training_step(context: Context, name: str, config: StudySettings, form: str
 
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
-        from components.distillation.asymmetric import train_asymmetric
-        from components.distillation.contrastive import for_passes, pairs_with_titles
-        from components.distillation.symmetric import train_symmetric
+        from components.studies.asymmetric import train_asymmetric
+        from components.studies.contrastive import for_passes, pairs_with_titles
+        from components.studies.symmetric import train_symmetric
 
         train: Callable[..., Artifact] = train_symmetric if name == SYMMETRIC else train_asymmetric
         pairs = pairs_with_titles(load_dataset(dataset), small, towers.batches_by)
@@ -243,11 +243,11 @@ def _dev_score(context: Context, system: System) -> float:
 
     def numbers(_: Path) -> dict[str, float]:
         from components.data.dataset import load_dataset
-        from components.evaluation.side_by_side import mean_metrics
+        from components.studies.side_by_side import mean_metrics
 
         return mean_metrics(ranker(), load_dataset(context.dataset), "dev", context.config.evaluation.depth)
 
-    from components.evaluation.scores import read_result
+    from components.studies.scores import read_result
 
     everything = {"dataset": context.dataset, **system.inputs}
     found = read_result(context.measure("dev", numbers, everything, {"depth": context.config.evaluation.depth}).path)
@@ -287,8 +287,8 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
     """One row a system: levels, the student's distance from it with paired intervals over seeds and queries, and its cost."""
     import pandas as pd
 
-    from components.evaluation.scores import read_result
-    from components.evaluation.side_by_side import side_by_side
+    from components.studies.scores import read_result
+    from components.studies.side_by_side import side_by_side
 
     systems = by_system(results)
     if STUDENT not in systems:
@@ -315,15 +315,15 @@ def _cost_columns(name: str, costs: Mapping[str, Any]) -> dict[str, float | None
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
     """A bar with its interval for each system and metric."""
-    from components.evaluation.study_plots import bars
+    from components.studies.study_plots import bars
 
     bars(frame, "system", ("R@50", "nDCG@10", "MRR@10"), path, "Baselines")
 
 
 def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[str]:
     """What was equal, what was chosen, and where the student stands."""
-    from components.evaluation.side_by_side import verdict
-    from components.evaluation.study_report import LEVEL
+    from components.studies.report import LEVEL
+    from components.studies.side_by_side import verdict
 
     others = [row for row in frame.to_dict("records") if row["system"] != STUDENT]
     standing = [f"{verdict(row, STUDENT, 'nDCG@10')} {row['system']}" for row in others]
@@ -350,7 +350,7 @@ def _equal(config: StudySettings) -> str:
 
 
 def _about_costs(costs: Artifact, config: StudySettings) -> list[str]:
-    from components.evaluation.scores import read_result
+    from components.studies.scores import read_result
 
     found = read_result(costs.path)
     seen = [f"{name} {counts['pairs_seen']:,} of {counts['pairs']:,} pairs" for name, counts in found["pairs"].items()]

@@ -14,7 +14,9 @@ from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, Ind
 from components.errors import CollapseError, ConfigError
 from flows.config_errors import did_you_mean, explain
 from flows.recorder import Recorder
-from flows.release_steps import (
+from flows.retrain import require_usable
+from flows.runner import Step
+from flows.steps import (
     at_commits,
     checked_validation,
     generation_step,
@@ -27,13 +29,11 @@ from flows.release_steps import (
     typed,
     vectors_step,
 )
-from flows.retrain import require_usable
-from flows.steps import Step
 from flows.studies.config import StudySettings
 
 if TYPE_CHECKING:
-    from components.evaluation.noise import Noise
     from components.evaluation.rankers import Ranker
+    from components.studies.query_noise import Noise
 
 
 class Context:
@@ -143,7 +143,7 @@ class Context:
         return asdict(found) if found else None
 
     def scores(self, system: str, encoder: EncoderArtifact, index: IndexArtifact, noise: Noise | None = None) -> Artifact:
-        """Metrics per query of a tower or student on an index, for every split of the evaluation (see components.evaluation.scores)."""
+        """Metrics per query of a tower or student on an index, for every split of the evaluation (see components.studies.scores)."""
 
         def ranker() -> Ranker:
             from components.evaluation.systems import open_dense
@@ -167,7 +167,7 @@ class Context:
         everything = {"dataset": self.dataset, **inputs}
 
         def make(folder: Path) -> Artifact:
-            from components.evaluation.scores import write_scores
+            from components.studies.scores import write_scores
 
             return write_scores(ranker(), everything, config, folder, noise)
 
@@ -182,7 +182,7 @@ class Context:
         everything = {"dataset": self.dataset, **inputs}
 
         def make(folder: Path) -> Artifact:
-            from components.evaluation.scores import write_rankings
+            from components.studies.scores import write_rankings
 
             return write_rankings(ranker(), everything, config, folder)
 
@@ -194,7 +194,7 @@ class Context:
         config, inputs = self.config.evaluation, {"dataset": self.dataset, **found}
 
         def make(folder: Path) -> Artifact:
-            from components.evaluation.scores import write_found
+            from components.studies.scores import write_found
 
             return write_found(inputs, config, folder)
 
@@ -211,7 +211,7 @@ class Context:
         """Any other measurement: `numbers` may write files into the step's folder and returns what is kept as result.json."""
 
         def make(folder: Path) -> Artifact:
-            from components.evaluation.scores import write_result
+            from components.studies.scores import write_result
 
             values = numbers(folder)
             return write_result(values, folder, {role: artifact.digest for role, artifact in inputs.items()})
@@ -221,6 +221,6 @@ class Context:
 
 def metrics_of(artifact: Artifact) -> Mapping[str, float]:
     """The numbers of a study's measurement, for its run in MLflow; none for other artifacts."""
-    from components.evaluation.scores import flat_numbers
+    from components.studies.scores import flat_numbers
 
     return flat_numbers(artifact) if artifact.kind == "study" else {}

@@ -44,7 +44,7 @@ def _queries(context: Context) -> Artifact:
     seed, tuning, groups = context.config.evaluation.seed, context.config.index.tuning_queries, context.config.evaluation.query_groups
 
     def numbers(folder: Path) -> dict[str, Any]:
-        from components.evaluation.growth_queries import write_growth_queries
+        from components.studies.growth_queries import write_growth_queries
 
         return write_growth_queries(dataset, tower, split, (count, tuning, seed), folder, groups)
 
@@ -57,7 +57,7 @@ def _measure(context: Context, size: int) -> Artifact:
     rule = {"depth": config.evaluation.depth, "batch": config.evaluation.throughput_batch, "seed": config.evaluation.seed}
 
     def numbers(folder: Path) -> dict[str, Any]:
-        from components.evaluation.growth_cell import GrowthRule, measure_size
+        from components.studies.growth_cell import GrowthRule, measure_size
 
         return measure_size(vectors, size, GrowthRule(queries.path, config.index, **rule), folder)
 
@@ -67,13 +67,13 @@ def _measure(context: Context, size: int) -> Artifact:
 
 def _production(context: Context) -> Artifact:
     """The corpus at hand against what the champion's index was tuned for."""
-    from components.promotion.release_index import champion_index
+    from components.release.release_index import champion_index
 
     documents, champion = context.dataset.counts["documents"], champion_index(context.config.name)
     about = {"documents": documents, "champion": champion}
 
     def numbers(_: Path) -> dict[str, Any]:
-        from components.evaluation.growth import tuning_warning
+        from components.studies.growth_law import tuning_warning
 
         return {**about, "warning": tuning_warning(documents, champion["tuned_documents"]) if champion else None}
 
@@ -82,22 +82,22 @@ def _production(context: Context) -> Artifact:
 
 def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
     """One row a size, then the sizes extrapolated to."""
-    from components.evaluation.growth_report import growth_table
+    from components.studies.growth_report import growth_table
 
     return growth_table(_measured(results), config.study.growth_targets)
 
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
     """Building, memory, latency and recall over documents."""
-    from components.evaluation.growth_report import draw_growth
+    from components.studies.growth_report import draw_growth
 
     draw_growth(frame, path)
 
 
 def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[str]:
     """How it was measured, each law, what stands against the extrapolations, and the production corpus."""
-    from components.evaluation.growth_report import law_notes, reach_notes
     from components.evaluation.machine import describe_machine
+    from components.studies.growth_report import law_notes, reach_notes
 
     cells, evaluation = _measured(results), config.evaluation
     measured = (
@@ -114,25 +114,25 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
 
 def files(results: Results, config: StudySettings) -> dict[str, Any]:
     """The laws, for programs."""
-    from components.evaluation.growth_report import fit_laws
+    from components.studies.growth_report import fit_laws
 
     return {"laws.json": {column: law.describe() for column, law in fit_laws(_measured(results)).items()}}
 
 
 def _key(config: StudySettings, documents: int, dimension: int) -> str:
-    from components.index.kinds import resolve_key
+    from components.index.index_keys import resolve_key
 
     return resolve_key(config.index, documents, dimension)
 
 
 def _measured(results: Results) -> list[Mapping[str, Any]]:
-    from components.evaluation.scores import read_result
+    from components.studies.scores import read_result
 
     return [read_result(artifact.path) for name, artifact in results.items() if name != PRODUCTION]
 
 
 def _warning(results: Results) -> list[str]:
-    from components.evaluation.scores import read_result
+    from components.studies.scores import read_result
 
     found = read_result(results[PRODUCTION].path)
     if not found["champion"]:

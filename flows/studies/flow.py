@@ -11,7 +11,7 @@ from prefect import flow
 from components.artifacts import Artifact, read_manifest, write_json
 from flows.recorder import recorded_flow
 from flows.reporting import ended, run_name, show_text, shown_as_cancelled
-from flows.steps import Step
+from flows.runner import Step
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
 from flows.studies.framework import Ran, Results, Study, run_cells
@@ -52,8 +52,8 @@ def report_step(name: str, study: Study, ran: Ran, config: StudySettings) -> Ste
 
     def make(folder: Path) -> Artifact:
         from components.evaluation.plain_words import split_mark
-        from components.evaluation.study_report import corrected, write_study_report
-        from components.promotion.training_noise import write_noise
+        from components.release.training_noise import write_noise
+        from components.studies.report import corrected, write_study_report
         from flows.studies.seeds import noise_of
 
         frame = corrected(study.tabulate(ran.results, config))

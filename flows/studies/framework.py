@@ -6,7 +6,7 @@ A study is a module of this package, named in `registry.STUDIES`, with the four 
         # names = context.chosen([...]) restricts to what --cells asks for and refuses unknown names, before anything is trained
         # Cell("2 layers", lambda: context.scores("2 layers", context.student(config), context.index()))
     def tabulate(results: Results, config: StudySettings) -> pd.DataFrame
-        # results: cell name -> artifact; components.evaluation.scores.load_scores(path) or read_result(path) gives its numbers.
+        # results: cell name -> artifact; components.studies.scores.load_scores(path) or read_result(path) gives its numbers.
         # A column `x` with `x low` and `x high` beside it is shown as one with its interval. Columns `x p` are chances; all of a table
         # are corrected together, by Holm, but those of rows whose column `claim` says that nothing is claimed (one seed).
     def plot(frame: pd.DataFrame, path: Path) -> None
@@ -104,8 +104,8 @@ def require(results: Results, name: str) -> Artifact:
 
 def about_queries(scores: Artifact, config: StudySettings) -> str:
     """The note that says on how many queries the table stands, in which units these were drawn, and what its brackets are."""
-    from components.evaluation.comparisons import told_worth
-    from components.evaluation.scores import load_scores
+    from components.studies.comparisons import told_worth
+    from components.studies.scores import load_scores
 
     splits = ", ".join(dict.fromkeys((config.evaluation.split, *config.evaluation.extra_splits)))
     queries = f"{scores.counts['queries']:,} judged queries ({splits})"

@@ -66,9 +66,9 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
     """One row for teacher and each student: size, quality, share kept, speed."""
     import pandas as pd
 
-    from components.evaluation.comparisons import kept, levels
-    from components.evaluation.scores import read_result
-    from components.evaluation.study_report import claim_of
+    from components.studies.comparisons import kept, levels
+    from components.studies.report import claim_of
+    from components.studies.scores import read_result
 
     require(results, TEACHER)
     speeds, runs = read_result(require(results, SPEED).path)["systems"], by_system(results)
@@ -85,14 +85,14 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
     """Quality over speed."""
-    from components.evaluation.study_plots import quality_over
+    from components.studies.study_plots import quality_over
 
     quality_over(frame, "queries/s", ("R@50", "nDCG@10"), path, "Quality over speed")
 
 
 def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[str]:
     """How it was measured, and what was left out."""
-    from components.evaluation.scores import read_result
+    from components.studies.scores import read_result
 
     machine = read_result(require(results, SPEED).path)["machine"]
     speed = (

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
 from components.errors import CollapseError, ConfigError
-from flows.release_steps import index_step, towers_step, typed, vectors_step
-from flows.steps import Step
+from flows.runner import Step
+from flows.steps import index_step, towers_step, typed, vectors_step
 from flows.studies.config import StudySettings
 from flows.studies.context import Context
 from flows.studies.framework import Cell, Results
@@ -59,8 +59,8 @@ def cells(context: Context) -> list[Cell]:
 
 def _grid(context: Context) -> list[Point]:
     """All cells, small models first; everything that can be wrong with them is found here, before anything is trained."""
-    from components.data.train_share import train_pair_count
-    from components.evaluation.scaling_cell import require_measurable
+    from components.studies.scaling_cell import require_measurable
+    from components.studies.train_share import train_pair_count
     from components.towers.hard_negatives import check_mining
 
     config, dataset = context.config, context.dataset
@@ -147,7 +147,7 @@ def _measure(context: Context, point: Point) -> Artifact:
     rule = (config.study.scaling_negatives, config.towers.temperature, config.evaluation.seed)
 
     def numbers(folder: Path) -> dict[str, Any]:
-        from components.evaluation.scaling_cell import EntropyRule, measure_cell
+        from components.studies.scaling_cell import EntropyRule, measure_cell
 
         return {**about, **measure_cell(inputs, config.evaluation, EntropyRule(*rule), folder)}
 
@@ -162,7 +162,7 @@ def _share(context: Context, share: float) -> DatasetArtifact:
     seed, dataset = context.config.data.seed, context.dataset
 
     def make(folder: Path) -> Artifact:
-        from components.data.train_share import write_train_share
+        from components.studies.train_share import write_train_share
 
         return write_train_share(dataset, share, seed, folder)
 
@@ -179,7 +179,7 @@ def _predict(context: Context, small: Sequence[Cell], large: Sequence[Point]) ->
     inputs = _finished(small)
 
     def numbers(_: Path) -> dict[str, Any]:
-        from components.evaluation.scaling_cell import foretell
+        from components.studies.scaling_cell import foretell
 
         return foretell(_numbers(inputs), wanted, seed, refits)
 
@@ -192,7 +192,7 @@ def _fit(context: Context, everything: Sequence[Cell]) -> Artifact:
     inputs = _finished(everything)
 
     def numbers(_: Path) -> dict[str, Any]:
-        from components.evaluation.scaling_cell import fit_all
+        from components.studies.scaling_cell import fit_all
 
         return {name: fit.describe() for name, fit in fit_all(_numbers(inputs), seed, refits).items()}
 
@@ -211,29 +211,29 @@ def _finished(cells: Sequence[Cell]) -> dict[str, Artifact]:
 
 
 def _numbers(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
-    from components.evaluation.scores import read_result
+    from components.studies.scores import read_result
 
     return [read_result(artifact.path) for artifact in artifacts.values()]
 
 
 def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
     """One row a cell, the predictions beside those they are about."""
-    from components.evaluation.scaling_report import scaling_table
+    from components.studies.scaling_report import scaling_table
 
     return scaling_table(_numbers({name: a for name, a in results.items() if name not in NO_CELLS}), _predicted(results))
 
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
     """Entropy over model size and over training pairs, with the fitted curves."""
-    from components.evaluation.scaling_report import draw_scaling
+    from components.studies.scaling_report import draw_scaling
 
     draw_scaling(frame, path)
 
 
 def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[str]:
     """How it was measured, each law or why there is none, and how the prediction came out."""
-    from components.evaluation.scaling_report import fit_notes, prediction_notes
-    from components.evaluation.scores import read_result
+    from components.studies.scaling_report import fit_notes, prediction_notes
+    from components.studies.scores import read_result
 
     study, towers = config.study, config.towers
     measured = (
@@ -252,12 +252,12 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
 
 def files(results: Results, config: StudySettings) -> dict[str, Any]:
     """The fitted parameters and the prediction, for programs."""
-    from components.evaluation.scores import read_result
+    from components.studies.scores import read_result
 
     return {f"{name}.json": read_result(results[name].path) for name in NO_CELLS if name in results}
 
 
 def _predicted(results: Results) -> dict[str, Any]:
-    from components.evaluation.scores import read_result
+    from components.studies.scores import read_result
 
     return read_result(results[PREDICTION].path) if PREDICTION in results else {"fits": {}, "predictions": []}

@@ -12,8 +12,8 @@ from flows.studies.context import Context
 from flows.studies.framework import Results
 
 if TYPE_CHECKING:
-    from components.evaluation.scores import Scores
-    from components.promotion.training_noise import TrainingNoise
+    from components.release.training_noise import TrainingNoise
+    from components.studies.scores import Scores
 
 STUDENTS = ("student", "clean@student")  # systems of the studies that train towers and student as a release does
 SEEDS = 3  # unless study.seeds says otherwise: the section's own seed, which a release has trained with, and those after it
@@ -42,7 +42,7 @@ def seeded(name: str, seed: int) -> str:
 
 def by_system(results: Results) -> dict[str, list[Scores]]:
     """The scores of each system, one for each of its seeds; one for a system that is not trained."""
-    from components.evaluation.scores import SCORES_FILE, load_scores
+    from components.studies.scores import SCORES_FILE, load_scores
 
     runs: dict[str, list[Scores]] = {}
     for cell, artifact in results.items():
@@ -68,8 +68,8 @@ def about_seeds(cells: Results) -> str:
 
 def noise_of(study: str, results: Results, config: StudySettings) -> TrainingNoise | None:
     """How far the student's trainings lie apart, for releases of the same configuration; None where it had one seed or is no whole one."""
-    from components.evaluation.scores import read_result
-    from components.promotion.training_noise import kind_of, measured
+    from components.release.training_noise import kind_of, measured
+    from components.studies.scores import read_result
 
     towers, students = seeds_of(config, "towers"), seeds_of(config, "distillation")
     pairs, split = {seed: (seed, other) for seed, other in zip(towers, students, strict=True)}, f"{config.evaluation.split}."

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from components.evaluation.rankers import Ranker
-    from components.evaluation.scores import Scores
-    from components.evaluation.worth import Choice
+    from components.studies.scores import Scores
+    from components.studies.worth import Choice
 
 COST, WITH_BM25 = "cost", "+bm25"
 BASELINES = (UNTRAINED, SYMMETRIC, END_TO_END)
@@ -143,7 +143,7 @@ def _building_seconds(context: Context, system: System) -> float | None:
 
 def _hours(name: str, costs: Mapping[str, Any], config: StudySettings) -> tuple[float | None, float | None]:
     """Hours of building, and of building and serving; documents that are read when a system is opened belong to its building."""
-    from components.evaluation.worth import SECONDS_PER_HOUR, hours_of
+    from components.studies.worth import SECONDS_PER_HOUR, hours_of
 
     dense, systems = name.removesuffix(WITH_BM25), costs["systems"]
     opened = [part for part in dict.fromkeys((dense, *([BM25] if name != dense else []))) if part in (BM25, UNTRAINED, SYMMETRIC)]
@@ -155,8 +155,8 @@ def _hours(name: str, costs: Mapping[str, Any], config: StudySettings) -> tuple[
 
 
 def _choice(results: Results, config: StudySettings) -> Choice:
-    from components.evaluation.scores import read_result
-    from components.evaluation.worth import choose
+    from components.studies.scores import read_result
+    from components.studies.worth import choose
 
     runs, costs = by_system(results), read_result(require(results, COST).path)
     hours = {name: _hours(name, costs, config)[1] if name in costs["systems"] else None for name in runs}
@@ -172,9 +172,9 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
     """One row a system: levels, what it lacks of the best, what teacher and students gain over the rivals, and the cost."""
     import pandas as pd
 
-    from components.evaluation.comparisons import METRIC_TITLES, levels
-    from components.evaluation.scores import read_result
-    from components.evaluation.study_report import with_interval
+    from components.studies.comparisons import METRIC_TITLES, levels
+    from components.studies.report import with_interval
+    from components.studies.scores import read_result
 
     runs, costs, choice = by_system(results), read_result(require(results, COST).path), _choice(results, config)
     rows = []
@@ -190,8 +190,8 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
 
 
 def _gains(runs: Mapping[str, Sequence[Scores]], name: str, config: StudySettings) -> dict[str, Any]:
-    from components.evaluation.comparisons import gained
-    from components.evaluation.study_report import claim_of
+    from components.studies.comparisons import gained
+    from components.studies.report import claim_of
 
     dense = name.removesuffix(WITH_BM25)
     if dense in (BM25, *BASELINES):
@@ -223,7 +223,7 @@ def _whole_column(config: StudySettings) -> str:
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
     """Quality over the hours of building and serving."""
-    from components.evaluation.study_plots import quality_over
+    from components.studies.study_plots import quality_over
 
     column = next(column for column in frame.columns if str(column).startswith("h with "))
     quality_over(frame, column, ("R@50", "nDCG@10"), path, "Quality over hours of building and serving")
@@ -231,8 +231,8 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
 
 def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[str]:
     """What to deploy, by which rule, what beats the rivals, and how everything was measured."""
-    from components.evaluation.scores import read_result
-    from components.evaluation.worth import RISK
+    from components.studies.scores import read_result
+    from components.studies.worth import RISK
 
     costs, margin = read_result(require(results, COST).path), _margin(config)
     setups: dict[str, list[str]] = {}
@@ -270,7 +270,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
 
 def _beaten(frame: pd.DataFrame) -> str:
     """Which systems lie above every rival in both metrics, by the corrected table."""
-    from components.evaluation.study_report import LEVEL, apart
+    from components.studies.report import LEVEL, apart
 
     columns = [name.removesuffix(" p") for name in map(str, frame.columns) if name.startswith("over ") and name.endswith(" p")]
     columns = [column for column in columns if column.endswith((" R@50", " nDCG@10"))]

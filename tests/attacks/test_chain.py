@@ -16,12 +16,13 @@ from components.artifacts import digest_of, seal
 from components.config import RESERVED_ENDINGS
 from components.errors import ArtifactError, ConfigError, PromotionError
 from components.promotion.approval import approve
-from components.promotion.attestation import check_audit
 from components.promotion.history import compare_anchor
 from components.promotion.promote import promote, rollback, trusted
 from components.promotion.status import status_of
-from components.tracking import chain, embedded, records, registry
-from components.tracking.audit import AuditEntry
+from components.signing.statements import check_audit
+from components.tracking import chain, embedded, registry
+from components.tracking import promotion_records as records
+from components.tracking.audit_log import AuditEntry
 from components.tracking.chain import ANCHOR, open_chain
 from components.tracking.record_files import read_record_files
 from components.tracking.store import client

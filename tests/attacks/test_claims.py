@@ -14,12 +14,13 @@ import pytest
 
 from components.artifacts import SIGNATURE, digest_of, verify
 from components.errors import ArtifactError
-from components.promotion.people import require_entry
-from components.promotion.pinned import require_as_registered
-from components.promotion.release import load_release
 from components.promotion.verification import Check, verify_release
-from components.tracking import files, records, registry
-from components.tracking.audit import AuditEntry
+from components.release.manifest import load_release
+from components.release.reviewers import require_entry
+from components.serving.loader import require_as_registered
+from components.tracking import files, registry
+from components.tracking import promotion_records as records
+from components.tracking.audit_log import AuditEntry
 from components.tracking.package_files import packaged_digest
 from components.tracking.store import client
 from tests.unit.promotion_world import NAME, rewrite

@@ -14,13 +14,13 @@ import pytest
 
 from components.artifacts import verify
 from components.errors import ArtifactError, ModelError, PromotionError, ScalingNoteError
+from components.lineage.graph import trace
 from components.promotion.approval import approve
 from components.promotion.history import history_of
-from components.promotion.pinned import open_pinned
 from components.promotion.promote import promote, rollback, trusted
 from components.promotion.status import render_status, status_of
-from components.promotion.trace import trace
 from components.promotion.verification import verify_release
+from components.release.open import open_pinned
 from components.tracking import registry
 from components.tracking.registry import artifact_folder, find_version
 from components.tracking.store import clear_caches, client

@@ -12,11 +12,11 @@ from components import settings
 from components.errors import ArtifactError, ConfigError, PromotionError
 from components.promotion.approval import approve
 from components.promotion.promote import promote, rollback, trusted
-from components.promotion.signing_keys import KEY_VARIABLE, SigningKey, load_signing_key, make_key, public_file, trusted_keys
 from components.promotion.verification import verify_release
 from components.promotion.vouch import rotate, vouch
 from components.serving.loader import require_signed
-from components.tracking import records as record_store
+from components.signing.keys import KEY_VARIABLE, SigningKey, load_signing_key, make_key, public_file, trusted_keys
+from components.tracking import promotion_records as record_store
 from tests.unit.promotion_world import GOOD, NAME, Killed, into_mlflow, make_candidate, no_smoke
 
 
@@ -82,7 +82,7 @@ def test_the_way_back_from_a_record_of_a_foreign_key_is_an_open_vouch(
     champion: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As an earlier version could leave it: the newest record is signed by a key that was never trusted."""
-    from components.promotion.attestation import record_signer
+    from components.signing.statements import record_signer
 
     foreign = make_key(tmp_path / "foreign.pem")
     with monkeypatch.context() as elsewhere:

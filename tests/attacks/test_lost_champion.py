@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from components.errors import ArtifactError, ModelError, PromotionError
+from components.gates.decide import Evidence, decide
 from components.promotion.approval import approve
-from components.promotion.baseline import comparison_for
-from components.promotion.gates import Evidence, decide
 from components.promotion.history import history_of, render_history
-from components.promotion.pinned import require_as_registered
 from components.promotion.promote import promote, rollback, trusted
-from components.promotion.stale import decide_again
-from components.promotion.standing import expected_aliases
+from components.promotion.redecide import decide_again
 from components.promotion.waiting import pending
+from components.release.baseline import comparison_for
+from components.release.champion import expected_aliases
+from components.serving.loader import require_as_registered
 from components.tracking import registry
 from components.tracking.store import client
 from tests.unit.promotion_world import (

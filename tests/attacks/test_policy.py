@@ -13,17 +13,17 @@ from components.artifacts import open_artifact
 from components.errors import ConfigError, PromotionError
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.report import load_evaluation
+from components.gates.config import PolicyConfig
+from components.gates.decide import Evidence, GateDecision, decide
+from components.gates.facts import Facts
+from components.gates.policy import POLICY_VARIABLE, allowed_policies, foreign_policy, policy_digest, recorded_policy
 from components.promotion.approval import approve
-from components.promotion.baseline import comparison_for
-from components.promotion.config import PolicyConfig
-from components.promotion.facts import Facts
-from components.promotion.gates import Evidence, GateDecision, decide
 from components.promotion.history import history_of, render_history
-from components.promotion.marks import RED, override_of
-from components.promotion.policy import POLICY_VARIABLE, allowed_policies, foreign_policy, policy_digest, recorded_policy
 from components.promotion.promote import promote
-from components.promotion.release import EVALUATION_FOLDER, load_release
 from components.promotion.verification import verify_release
+from components.release.baseline import comparison_for
+from components.release.manifest import EVALUATION_FOLDER, load_release
+from components.release.marks import RED, override_of
 from tests.unit.promotion_world import FACTS, GOOD, NAME, POLICY, MemoryTracking, World, make_comparison, make_evaluation, no_smoke, rewrite
 
 

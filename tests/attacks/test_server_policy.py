@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from components.errors import ConfigError, PromotionError
+from components.gates.config import PolicyConfig
+from components.gates.policy import POLICY_VARIABLE, allowed_policies, foreign_policy, policy_digest
 from components.promotion.approval import approve
-from components.promotion.config import PolicyConfig
-from components.promotion.policy import POLICY_VARIABLE, allowed_policies, foreign_policy, policy_digest
 from components.promotion.promote import promote
 from components.promotion.verification import verify_release
-from components.tracking import policies
+from components.tracking.server import policies
 from components.tracking.store import TrackingError
 from flows.auth_server import auth_plan
 from tests.unit.promotion_world import NAME, POLICY, MemoryTracking, World, no_smoke

@@ -78,7 +78,7 @@ def told(what: str, wall: float, cpu: float) -> str:
 def table(config: Any, made: dict[str, Any], seconds: dict[str, Any]) -> str:
     """A row for BM25, for the vectors that existed, and for each student."""
     from components.evaluation.report import load_summary
-    from components.promotion.release import EVALUATION_FOLDER
+    from components.release.manifest import EVALUATION_FOLDER
 
     speeds = speeds_of(config, {name: result["candidate"] for name, result in made.items()})
     summaries = {name: load_summary(Path(result["folder"]) / EVALUATION_FOLDER) for name, result in made.items()}
@@ -101,11 +101,11 @@ def speeds_of(config: Any, candidates: dict[str, str]) -> dict[str, Any]:
     """Speeds of MiniLM as published and of the candidates' query encoders, measured in turns."""
     from components.data.dataset import load_dataset
     from components.distillation.student import as_published, load_student, untrained_student
-    from components.evaluation.latency import encoding, measure_speeds
+    from components.evaluation.speed import encoding, measure_speeds
     from components.evaluation.summarize import judged_split
-    from components.promotion.pinned import open_pinned
-    from flows.release_steps import snapshot_step
-    from flows.steps import make_step
+    from components.release.open import open_pinned
+    from flows.runner import make_step
+    from flows.steps import snapshot_step
 
     queries = judged_split(load_dataset(make_step(snapshot_step(config)).path), config.evaluation.split).texts
     settings = config.distillation

@@ -24,7 +24,7 @@ import requests
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from components.tracking import audit
+from components.tracking import audit_log as audit
 from tests.auth_world import PASSWORD, auth_server, free_port
 
 

@@ -34,7 +34,7 @@ BEGUN = re.compile(r"\[(\w+)\] started")
 ENDED = re.compile(r"\[(\w+)\] (?:done in|unchanged)")
 ASK = """
 import torch
-from components.towers.precision import pick_dtype
+from components.towers.device import pick_dtype
 have = {name: getattr(torch.cpu, f"_is_{name}_supported")() for name in ("avx2", "avx512", "avx512_bf16", "amx_tile")}
 print(f"torch kernels {torch.backends.cpu.get_cpu_capability()}, format {pick_dtype('auto')}, {torch.get_num_threads()} threads; "
       f"the processor has {', '.join(name for name, there in have.items() if there)}")

@@ -99,11 +99,11 @@ def _of_mixed_lengths(documents: Sequence[str], count: int, longest: int) -> lis
 
 def _tower(options: argparse.Namespace) -> Any:
     """The tower of a folder, or the base decoder as an untrained document tower."""
-    from components.towers.backbone import draft_contract, load_decoder
     from components.towers.base_models import resolve_base
     from components.towers.config import TowerConfig
     from components.towers.contract import space_id_of
     from components.towers.encoder import TowerEncoder, load_tower
+    from components.towers.two_towers import draft_contract, load_decoder
 
     if options.tower:
         return load_tower(options.tower, options.precision)
@@ -119,7 +119,7 @@ def _sentence_transformer(encoder: Any, options: argparse.Namespace, folder: Pat
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
-    from components.towers.precision import pick_dtype
+    from components.towers.device import pick_dtype
 
     encoder.model.config.use_cache = True
     encoder.model.save_pretrained(folder)

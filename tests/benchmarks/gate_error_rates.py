@@ -24,9 +24,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from components.evaluation.units import Numbers, Units
-from components.promotion.config import PolicyConfig
-from components.promotion.gate_champion import non_inferior
-from components.promotion.gate_measures import Outcome, in_units
+from components.gates.champion import non_inferior
+from components.gates.config import PolicyConfig
+from components.gates.measures import Outcome, in_units
 
 SIZES = (200, 1000, 5000)
 DIFFERENCES = (-0.02, 0.0, 0.02)

@@ -32,7 +32,7 @@ from typing import Any
 import pandas as pd
 
 from components.artifacts import write_atomic
-from components.evaluation.study_report import markdown_table
+from components.studies.report import markdown_table
 from tests.benchmarks.gpu_smoke import describe
 
 STUDY = (sys.executable, "-c", "from flows.cli import start; start()", "study")

@@ -60,7 +60,7 @@ def describe() -> str:
     """Device, versions and number format."""
     import torch
 
-    from components.towers.precision import pick_device, pick_dtype
+    from components.towers.device import pick_device, pick_dtype
 
     device = pick_device()
     if device.type != "cuda":
@@ -73,7 +73,7 @@ def run(name: str, part: Part) -> dict[str, Any]:
     """Run one part in a folder of its own."""
     import torch
 
-    from components.towers.precision import give_back_memory
+    from components.towers.device import give_back_memory
 
     give_back_memory()
     if torch.cuda.is_available():
@@ -102,12 +102,12 @@ def gradients(**changes: Any) -> Part:
     def part(folder: Path) -> str:
         import torch
 
-        from components.towers import precision
+        from components.towers import device as precision
 
         config = CONFIG.model_copy(update=changes)
         loss, found = loss_and_gradient(config, negatives(2), folder)
         device, precision_of = precision.pick_device(), precision.pick_device
-        backbone = sys.modules["components.towers.backbone"]
+        backbone = sys.modules["components.towers.two_towers"]
         backbone.pick_device = lambda: torch.device("cpu")  # type: ignore[attr-defined]
         try:
             expected_loss, expected = loss_and_gradient(config.model_copy(update={"precision": "float32"}), negatives(2), folder)
@@ -159,8 +159,8 @@ def student(**changes: Any) -> Part:
         import torch
 
         from components.distillation.config import DistillationConfig
-        from components.distillation.packed import packed_vectors
         from components.distillation.student import load_student
+        from components.distillation.student.packed import packed_vectors
         from components.distillation.train import train_student
 
         settings = {"student": "tiny-encoder", "epochs": 4, "refine_epochs": 1, "batch_size": 16, "max_mean_cosine": 1.0, **changes}
@@ -207,11 +207,11 @@ def gemma(**changes: Any) -> Part:
 
         from components.planning.cost import training_bytes
         from components.planning.facts import shape_of_base
-        from components.towers.backbone import TwoTowers
         from components.towers.base_models import resolve_base
         from components.towers.config import TowerConfig
         from components.towers.loop import Training
         from components.towers.pairs import Pairs
+        from components.towers.two_towers import TwoTowers
 
         on_gpu = torch.cuda.is_available()
         count = 256 if on_gpu else 8

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from index_world import SPACE_ID, document_blocks, in_own_process
 
-from components.evaluation.memory import peak
-from components.index.kinds import empty_index
+from components.index.index_keys import empty_index
 from components.index.merging import Merge
 from components.index.parts import INDEX_FILE, merge_parts, open_part, write_part
 from components.index.template import list_sizes, read_faiss, train_template, write_faiss
+from components.studies.memory import peak
 
 PARTS, WORK, MERGES = "parts", "merged", 4
 

@@ -66,8 +66,8 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, float]:
     import peft  # noqa: F401
     import torch
 
-    from components.evaluation import memory
     from components.settings import activate
+    from components.studies import memory
     from components.towers.base_models import resolve_base
     from components.towers.config import TowerConfig
     from components.towers.loop import Training

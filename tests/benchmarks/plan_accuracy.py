@@ -32,8 +32,8 @@ class Stopwatch:
 
     def run(self, step: Any) -> Any:
         """Make a step; wall and processor seconds, peak memory, and bytes on disk."""
-        from components.evaluation import memory
-        from flows.steps import make_step
+        from components.studies import memory
+        from flows.runner import make_step
 
         with suppress(OSError):  # the peak of this step alone, where the system lets a process reset it
             Path("/proc/self/clear_refs").write_text("5")
@@ -80,8 +80,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     from components.planning.plan import rows_of
     from flows.cli.build import read_config
     from flows.planning import number_bytes
-    from flows.release_steps import snapshot_step
     from flows.retrain import build_parts
+    from flows.steps import snapshot_step
 
     config, watch = read_config(options), Stopwatch()
     data = load_dataset(watch.run(snapshot_step(config)).path)

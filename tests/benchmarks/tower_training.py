@@ -91,9 +91,9 @@ def _with_towers(pairs: list[tuple[str, str]], options: argparse.Namespace, syst
 
 
 def _towers(options: argparse.Namespace, count: int) -> dict[str, Any]:
-    from components.towers.backbone import TwoTowers
     from components.towers.base_models import resolve_base
     from components.towers.config import TowerConfig
+    from components.towers.two_towers import TwoTowers
 
     config = TowerConfig(
         base_model=options.base,
@@ -141,7 +141,7 @@ def _sentence_transformer(options: argparse.Namespace) -> Any:
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
     from components.towers.base_models import resolve_base
-    from components.towers.precision import pick_dtype
+    from components.towers.device import pick_dtype
 
     # The library has one length for both roles: queries are far below it, documents are cut where ours are.
     transformer = Transformer(
@@ -197,7 +197,7 @@ def _texts(folder: Path) -> list[str]:
 def _is_bfloat16(options: argparse.Namespace) -> bool:
     import torch
 
-    from components.towers.precision import pick_dtype
+    from components.towers.device import pick_dtype
 
     return pick_dtype(options.precision) == torch.bfloat16
 

@@ -52,8 +52,8 @@ def prepare(folder: Path, size: int) -> list[Path]:
     from components import settings
     from components.promotion.approval import approve
     from components.promotion.promote import promote
-    from components.promotion.release import load_release
-    from components.promotion.signing_keys import make_key
+    from components.release.manifest import load_release
+    from components.signing.keys import make_key
     from components.tracking import registry
     from tests.unit import promotion_world
     from tests.unit.proof_world import register

@@ -104,11 +104,11 @@ def train(made: Sequence[tuple[str, str, str]], steps: int, out: Path, sources: 
     import torch
     from safetensors.torch import load_file, save_file
 
-    from components.towers.backbone import TwoTowers
     from components.towers.base_models import GEMMA, resolve_base
     from components.towers.config import TowerConfig
     from components.towers.loop import Training
     from components.towers.pairs import Pairs
+    from components.towers.two_towers import TwoTowers
 
     class OneTower(TwoTowers):
         """Both roles through the query tower's adapter."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from components.promotion.release import load_release
+from components.release.manifest import load_release
 from components.tracking import registry
 from tests.auth_world import PASSWORD, AuthServer, auth_server
 from tests.browser.chromium import chromium, missing
@@ -109,14 +109,14 @@ def test_button_of_mlflow_makes_the_release_version_that_the_flow_promotes(story
 
 
 def test_record_names_the_reviewer_as_signed_in(story: Story) -> None:
-    from components.tracking.records import read_records
+    from components.tracking.promotion_records import read_records
 
     (record,) = read_records("retriever")
     assert (record["approved_by"], record["role"], record["authentication"]) == ("reviewer", "reviewer", "basic")
 
 
 def test_audit_log_names_who_was_refused_and_who_approved(story: Story) -> None:
-    from components.tracking.audit import read_audit
+    from components.tracking.audit_log import read_audit
 
     created = [entry for entry in read_audit(story["home"] / "mlflow" / "audit.jsonl") if entry.action == "create_model_version"]
     tried = [(entry.user, entry.outcome) for entry in created if entry.subject.get("model") == RELEASE]

@@ -50,14 +50,14 @@ class Observer:
 
 def main(output: Path) -> None:
     """Run the commands and write one line for each step that was made."""
-    import flows.steps
+    import flows.runner
     from flows.cli.main import main as scalingnote
 
     observer = Observer()
     observer.watch_settings()
-    timed = flows.steps._timed
+    timed = flows.runner._timed
 
-    def observed(step: flows.steps.Step) -> Any:
+    def observed(step: flows.runner.Step) -> Any:
         observer.begin()
         sys.setprofile(observer.profile)
         threading.setprofile(observer.profile)
@@ -71,7 +71,7 @@ def main(output: Path) -> None:
             with output.open("a") as handle:
                 handle.write(json.dumps({"step": step.name, "config": step.parts["settings"], "code": step.reached.code, **seen}) + "\n")
 
-    flows.steps._timed = observed
+    flows.runner._timed = observed
     for line in sys.stdin:
         expected, *words = json.loads(line)
         if (status := scalingnote(words)) != expected:

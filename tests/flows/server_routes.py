@@ -24,7 +24,7 @@ class Route(NamedTuple):
     @property
     def action(self) -> str:
         """Its name in the audit log."""
-        from components.tracking.calls import named
+        from components.tracking.server.calls import named
 
         return named(self.view) or self.path.rpartition("/")[2].replace("-", "_")
 
@@ -55,7 +55,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _routes() -> Iterator[Route]:
-    from components.tracking.audit_plugin import create_app
+    from components.tracking.server.plugin import create_app
 
     layer: Any = create_app()
     from fastapi.routing import iter_route_contexts

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from components.tracking import audit
-from components.tracking.calls import READING, SAFE_METHODS
+from components.tracking import audit_log as audit
+from components.tracking.server.calls import READING, SAFE_METHODS
 from tests.auth_world import AuthServer, auth_server
 from tests.flows.server_routes import Route, server_routes
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from components.errors import ArtifactError
-from components.tracking import audit, sign_in
-from components.tracking.bootstrap import bootstrap
+from components.tracking import audit_log as audit
+from components.tracking import sign_in
+from components.tracking.server.bootstrap import bootstrap
 from components.tracking.store import TrackingError
 from tests.auth_world import PASSWORD, AuthServer, auth_server
 from tests.flows.client_session import record_requests, session

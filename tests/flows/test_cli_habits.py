@@ -65,6 +65,6 @@ def test_a_level_of_the_log_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
     monkeypatch.setenv("SCALINGNOTE_LOG_LEVEL", "info")
     seen: list[str] = []
-    monkeypatch.setattr("flows.cli.inspect.status", lambda _options: seen.append(os.environ["SCALINGNOTE_LOG_LEVEL"]))
+    monkeypatch.setattr("flows.cli.operate.status", lambda _options: seen.append(os.environ["SCALINGNOTE_LOG_LEVEL"]))
     assert scalingnote("status", "--log-level", "warning").status == 0 and seen == ["warning"]
     assert_refused(scalingnote("status", "--log-level", "loud"), 2, "debug", "warning")

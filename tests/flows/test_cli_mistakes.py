@@ -210,7 +210,7 @@ def test_a_student_in_another_ones_folder_is_refused(installed: Path) -> None:
 
 
 def test_a_candidate_with_a_student_of_another_space_is_refused(installed: Path, tmp_path: Path) -> None:
-    from components.promotion.release import Pin, load_release, write_candidate
+    from components.release.manifest import Pin, load_release, write_candidate
     from components.tracking.registry import artifact_folder, register, versions
 
     run_id = versions("retriever-candidate")[0].run_id

@@ -21,7 +21,7 @@ import jsonschema
 import pytest
 import yaml
 
-from components.promotion.pinned import load_manifest
+from components.release.open import load_manifest
 from components.tracking.runs import last_flow_run
 from flows.config import load_config, preset_names
 from flows.parameters import requested_config

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-import flows.steps
+import flows.runner
 from components.artifacts import Artifact, seal
 from components.errors import DataError
 from components.tracking.store import clear_caches, client
+from flows.runner import Step, run_step
 from flows.server_plans import prefect_plan
 from flows.servers import running
-from flows.steps import Step, run_step
 from flows.why import STEPS
 from tests.flows.cli_world import SMALL, environment, free_port, write_collection
 
@@ -308,7 +308,7 @@ def test_a_step_whose_connection_fails_is_tried_again_and_one_with_wrong_data_is
 
     attempts: dict[str, int] = {"flaky": 0, "wrong": 0}
     monkeypatch.setenv("SCALINGNOTE_HOME", str(page.home))
-    monkeypatch.setattr(flows.steps, "RETRY_DELAYS", (0, 0))
+    monkeypatch.setattr(flows.runner, "RETRY_DELAYS", (0, 0))
 
     def flaky(folder: Path) -> Artifact:
         attempts["flaky"] += 1

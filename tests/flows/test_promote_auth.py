@@ -15,14 +15,14 @@ import pytest
 import yaml
 
 from components.errors import PromotionError
+from components.gates.policy import POLICY_VARIABLE
 from components.promotion.approval import approve
-from components.promotion.deliveries import Deliveries
 from components.promotion.history import history_of
-from components.promotion.policy import POLICY_VARIABLE
 from components.promotion.promote import promote, rollback
 from components.promotion.waiting import pending
+from components.promotion.webhook_deliveries import Deliveries
 from components.tracking import registry
-from components.tracking.audit import read_audit
+from components.tracking.audit_log import read_audit
 from components.tracking.store import TrackingError
 from flows.webhook import receiving
 from tests.auth_world import AuthServer, auth_server

@@ -16,7 +16,7 @@ from components.promotion.approval import approve
 from components.promotion.promote import promote, trusted
 from components.promotion.verification import verify_release
 from components.tracking import registry
-from components.tracking.records import read_records
+from components.tracking.promotion_records import read_records
 from components.tracking.store import clear_caches
 from tests.unit.promotion_world import NAME, Register, into_mlflow, make_candidate, no_smoke
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from components.tracking import registry
-from components.tracking.records import read_records
+from components.tracking.promotion_records import read_records
 from tests.flows.cli_world import SMALL, Built, at_home, done, scalingnote
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]

@@ -20,7 +20,7 @@ import pytest
 
 from components.errors import ConfigError, PromotionError
 from components.promotion import waiting
-from components.promotion.deliveries import DELIVERY_ID, MAX_BODY, SIGNATURE, TIMESTAMP, Deliveries, sign
+from components.promotion.webhook_deliveries import DELIVERY_ID, MAX_BODY, SIGNATURE, TIMESTAMP, Deliveries, sign
 from components.tracking.store import TrackingError
 from flows.watch import Watch
 from flows.webhook import receiving, secret

@@ -116,7 +116,7 @@ def _counted(step: dict[str, Any], place: str, name: str) -> bool:
         return True
     name, _, within = name.partition(".<locals>.")
     within = "" if within.startswith("<") and not within.startswith("<lambda>") else within  # a comprehension is a part of its method
-    if module == "flows.steps" or (module in HANDED and not within):  # what runs the steps, and methods of what they are handed
+    if module == "flows.runner" or (module in HANDED and not within):  # what runs the steps, and methods of what they are handed
         return True
     if place.startswith("components/"):
         return place in step["code"] or place.endswith("__init__.py")

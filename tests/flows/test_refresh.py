@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from components.distillation.student import StudentEncoder
-from components.promotion.pinned import load_manifest
+from components.release.open import load_manifest
 from components.towers.encoder import TowerEncoder
 from components.towers.probes import PROBE_TEXTS
 from tests.data_world import write_lines, write_rows

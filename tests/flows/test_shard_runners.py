@@ -22,11 +22,11 @@ from components.index.config import EncodingConfig
 from components.index.corpus import StoredDocuments
 from components.index.encode import ShardJob, encode_shards
 from components.index.workers import device_of, threads_of
-from flows import encoding
+from flows import encoding_runners as encoding
 from flows.cli.disk import is_disk_full
 from flows.config import load_config
-from flows.encoding import WorkerLost, runner_of
-from flows.release_steps import vectors_step
+from flows.encoding_runners import WorkerLost, runner_of
+from flows.steps import vectors_step
 from tests.flows.cli_world import at_home
 from tests.flows.shard_world import Words, words, write_documents
 

@@ -12,7 +12,7 @@ from components import settings
 from components.promotion.approval import approve
 from components.promotion.promote import promote
 from components.promotion.vouch import vouch
-from components.tracking import records
+from components.tracking import promotion_records as records
 from components.tracking.store import client
 from tests.flows.cli_world import done, scalingnote
 from tests.unit.promotion_world import NAME, into_mlflow, make_candidate, no_smoke

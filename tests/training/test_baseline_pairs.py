@@ -11,12 +11,12 @@ import pytest
 
 from components.artifacts import open_artifact, verify
 from components.data.dataset import Dataset
-from components.distillation.asymmetric import DOCUMENT_TOWER, QUERY_ENCODER, train_asymmetric
 from components.distillation.config import DistillationConfig
-from components.distillation.contrastive import CHECKPOINT, PairTraining, for_passes, pairs_with_titles
 from components.distillation.student import load_student
-from components.distillation.symmetric import symmetric_roles, train_symmetric
 from components.errors import ModelError
+from components.studies.asymmetric import DOCUMENT_TOWER, QUERY_ENCODER, train_asymmetric
+from components.studies.contrastive import CHECKPOINT, PairTraining, for_passes, pairs_with_titles
+from components.studies.symmetric import symmetric_roles, train_symmetric
 from components.towers.config import TowerConfig
 from components.towers.contract import space_id_of
 from components.towers.encoder import load_tower

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from components.distillation.losses import similarity_loss
+from components.distillation.objectives import similarity_loss
 from components.distillation.refine import Refinement
 
 AXES = torch.eye(4)

@@ -26,7 +26,7 @@ from components.distillation.material import (
 from components.distillation.sources import dev_queries, document_sentences, document_spans, learnable, query_sources
 from components.distillation.teacher_targets import read_held_out, read_sources, read_teacher_targets, write_teacher_targets
 from components.errors import DataError, ModelError
-from components.evaluation.noise import mixed_noise
+from components.studies.query_noise import mixed_noise
 from tests.encoders import WordEncoder
 
 TITLES = ("Apple", "Bread", "Cheese", "Dates", "Eggs", "Figs", "Grape", "Honey")

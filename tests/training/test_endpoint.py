@@ -13,13 +13,13 @@ import pytest
 from pydantic import ValidationError
 
 from components.artifacts import digest_of
-from components.distillation.checks import width_of
+from components.distillation.student.checks import width_of
 from components.errors import ConfigError, ModelError, ProbeMismatch
 from components.towers.config import EndpointConfig, TowerConfig
 from components.towers.contract import EncodingContract, space_id_of
 from components.towers.encoder import load_tower, open_tower
-from components.towers.endpoint import KEY, KEY_FILE, EndpointEncoder, _contract, endpoint_width, guessed_tokens, take_endpoint
-from components.towers.published import with_own_settings
+from components.towers.trained.endpoint import KEY, KEY_FILE, EndpointEncoder, _contract, endpoint_width, guessed_tokens, take_endpoint
+from components.towers.trained.published import with_own_settings
 from tests.endpoint_world import Endpoint, endpoint_on_loopback
 
 TEXTS = [f"text {n} of many" for n in range(23)]
@@ -30,7 +30,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
     for name in (KEY, KEY_FILE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("components.towers.endpoint.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("components.towers.trained.endpoint.FIRST_WAIT", 0.01)
     endpoint_width.cache_clear()
     with endpoint_on_loopback() as endpoint:
         yield endpoint

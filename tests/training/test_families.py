@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from components.distillation.config import DistillationConfig
-from components.distillation.forms import Source, bare_student
-from components.distillation.saved import load_student, save_student
+from components.distillation.student.storage import load_student, save_student
+from components.distillation.student.transformer import Source, bare_student
 from components.errors import ModelError
-from components.towers.backbone import TwoTowers
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import save_contract, space_id_of
 from components.towers.encoder import load_tower
 from components.towers.model_size import require_positions
+from components.towers.two_towers import TwoTowers
 from tests.families import STUDENTS, TEACHERS
 from tests.training.tiny_world import documents, queries
 
@@ -163,8 +163,8 @@ def test_what_sees_ahead_or_has_no_room_for_a_tree_is_encoded_the_plain_way(
 def test_a_model_that_heeds_no_mask_or_no_positions_of_ours_is_found_out(families: dict[str, str], home: Path) -> None:
     import torch
 
-    from components.towers.backbone import load_decoder
     from components.towers.beginnings import can_share
+    from components.towers.two_towers import load_decoder
 
     for dropped in ("attention_mask", "position_ids"):
         model, _ = load_decoder(resolve_base(families["qwen3"]), "float32")
@@ -190,7 +190,7 @@ def test_a_student_of_the_family_is_saved_and_loaded_and_opened_by_sentence_tran
 ) -> None:
     from sentence_transformers import SentenceTransformer
 
-    from components.distillation.initial import new_student
+    from components.distillation.student.initial import new_student
 
     config = DistillationConfig(student=families[name], precision="float32", max_query_length=20)
     vectors = np.random.default_rng(1).normal(size=(len(TEXTS), 32)).astype(np.float32)
@@ -221,7 +221,7 @@ def test_weights_that_adapters_cannot_reach_are_refused_by_name(families: dict[s
     import torch
 
     from components.towers.adapters import adapted_maps
-    from components.towers.backbone import load_decoder
+    from components.towers.two_towers import load_decoder
 
     model, _ = load_decoder(resolve_base(families["qwen3"]), "float32")
     model.layers[1].mlp.convolution = torch.nn.Conv1d(4, 4, 3)

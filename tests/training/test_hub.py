@@ -85,10 +85,10 @@ def test_weights_decide_the_digest_and_the_rest_of_the_repository_does_not(
 def test_a_tower_loads_its_own_commit_after_main_has_moved(
     cache: Path, decoder: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from components.towers.backbone import TwoTowers
     from components.towers.config import TowerConfig
     from components.towers.contract import save_contract, space_id_of
     from components.towers.encoder import load_tower
+    from components.towers.two_towers import TwoTowers
 
     commit = keep_in_cache(cache, "acme/mini", decoder)
     use_cache(monkeypatch, cache)
@@ -110,9 +110,9 @@ def test_a_tower_loads_its_own_commit_after_main_has_moved(
 
 
 def test_the_commit_takes_no_part_in_the_identity_of_a_space(cache: Path, decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from components.towers.backbone import TwoTowers
     from components.towers.config import TowerConfig
     from components.towers.contract import space_id_of
+    from components.towers.two_towers import TwoTowers
 
     keep_in_cache(cache, "acme/mini", decoder)
     use_cache(monkeypatch, cache)
@@ -153,7 +153,7 @@ def test_a_flow_pins_every_model_of_a_hub_to_its_commit(
     cache: Path, decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flows.config import load_config as read_settings
-    from flows.release_steps import at_commits
+    from flows.steps import at_commits
 
     with hub_on_loopback(monkeypatch, cache) as server:
         tower, student = server.add("acme/llm-0.6B", decoder), server.add("acme/small-v1.5", decoder)
@@ -300,8 +300,8 @@ def test_models_that_cannot_encode_texts_here_are_refused(changes: dict[str, obj
 
 
 def test_weights_that_are_cut_off_are_refused_in_words(tmp_path: Path, home: Path) -> None:
-    from components.distillation.forms import load_small_encoder
-    from components.towers.backbone import load_decoder
+    from components.distillation.student.transformer import load_small_encoder
+    from components.towers.two_towers import load_decoder
 
     build_tiny_encoder(TEXTS, tmp_path)
     weights = tmp_path / "model.safetensors"

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from components.distillation.losses import alignment_loss, refinement_loss
+from components.distillation.objectives import alignment_loss, refinement_loss
 from components.towers.losses import info_nce, matryoshka_info_nce
 
 UNIT = torch.tensor([[1.0, 0.0], [0.0, 1.0]])

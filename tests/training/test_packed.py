@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from components.distillation.forms import load_small_encoder
-from components.distillation.packed import can_pack, packed_vectors
+from components.distillation.student.packed import can_pack, packed_vectors
+from components.distillation.student.transformer import load_small_encoder
 from components.towers.base_models import resolve_base
 from components.towers.pooling import pool
 from components.towers.tokens import pad_batch

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from components.errors import ArtifactError, ConfigError, ModelError
-from components.towers.backbone import TwoTowers
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import load_contract
 from components.towers.encoder import TowerEncoder, load_tower
 from components.towers.pairs import Pairs
-from components.towers.published import head_width, read_published, with_own_settings
 from components.towers.train import train_towers
+from components.towers.trained.published import head_width, read_published, with_own_settings
+from components.towers.two_towers import TwoTowers
 from tests.published_world import FORMS, INSTRUCTION
 from tests.training.tiny_world import documents, queries
 

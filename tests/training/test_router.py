@@ -12,18 +12,18 @@ import pytest
 
 from components.distillation.config import DistillationConfig
 from components.distillation.router import export_router, require_new
-from components.distillation.saved import load_student, save_student
 from components.distillation.student import new_student
+from components.distillation.student.storage import load_student, save_student
 from components.errors import ArtifactError, ModelError
-from components.promotion.model_cards import stated_licence
-from components.promotion.release import BaseModelPin
+from components.evidence.model_cards import stated_licence
+from components.release.manifest import BaseModelPin
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import load_contract, save_contract
 from components.towers.encoder import load_tower
-from components.towers.published import read_published, with_own_settings
-from components.towers.stored import BASE
 from components.towers.train import train_towers
+from components.towers.trained.published import read_published, with_own_settings
+from components.towers.trained.stored import BASE
 from tests.hub_world import keep_in_cache, use_cache
 from tests.published_world import FORMS
 from tests.training.tiny_world import documents, pairs, queries

@@ -23,10 +23,10 @@ from components.errors import ArtifactError, DataError, ModelError
 from components.index.config import EncodingConfig
 from components.index.encode import encode_corpus
 from components.index.shards import read_vectors as read_shards
-from components.towers.adoption import take_stored
 from components.towers.encoder import open_tower
-from components.towers.stored import StoredVectors, load_stored
-from components.towers.vector_files import files_digest, read_vectors, stored_width
+from components.towers.trained.adoption import take_stored
+from components.towers.trained.stored import StoredVectors, load_stored
+from components.towers.trained.vector_files import files_digest, read_vectors, stored_width
 from tests.data_world import write_folder
 
 IDS = [f"d{n}" for n in range(260)]

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from components.distillation.config import DistillationConfig
-from components.distillation.heads import linear_head, ridge, two_layer_head
-from components.distillation.layers import choose_layers
 from components.distillation.pruning import prune
 from components.distillation.student import check_before_towers, check_student, new_student
+from components.distillation.student.heads import linear_head, ridge, two_layer_head
+from components.distillation.student.layers import choose_layers
 from components.errors import ModelError
 from components.towers.config import TowerConfig
 from components.towers.layers import first_and_last, keep_layers, layer_count, layer_stack

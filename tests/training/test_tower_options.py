@@ -12,7 +12,6 @@ import torch
 from components.artifacts import read_json, verify, write_json
 from components.errors import ArtifactError, ConfigError, ModelError
 from components.towers.attention import check_attention, set_attention
-from components.towers.backbone import TwoTowers
 from components.towers.base_models import resolve_base
 from components.towers.checkpoint import CHECKPOINT
 from components.towers.config import TowerConfig
@@ -23,6 +22,7 @@ from components.towers.loop import Training, in_chunks
 from components.towers.negatives import Mined
 from components.towers.tokens import pad_batch, tokens_of
 from components.towers.train import train_towers, training_losses
+from components.towers.two_towers import TwoTowers
 from tests.training.test_mining_report import report
 from tests.training.tiny_world import documents, pairs, queries
 
@@ -310,7 +310,7 @@ def test_a_model_with_sliding_windows_attends_as_asked(attention: str) -> None:
 
 
 def test_a_model_bound_to_one_direction_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.towers.backbone.set_attention", lambda model, attention: None)
+    monkeypatch.setattr("components.towers.two_towers.set_attention", lambda model, attention: None)
     with pytest.raises(ModelError, match=r"attention is bidirectional, but the tokens of 'tiny-decoder-.*' do not see"):
         towers_of(attention="bidirectional")
 

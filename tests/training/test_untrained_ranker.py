@@ -13,8 +13,8 @@ import pytest
 from components.artifacts import is_complete
 from components.data.dataset import Dataset
 from components.distillation.config import DistillationConfig
-from components.distillation.forms import published_prompts
-from components.distillation.student_encoder import StudentEncoder
+from components.distillation.student.encoder import StudentEncoder
+from components.distillation.student.transformer import published_prompts
 from components.evaluation.report import UntrainedSetup
 from components.evaluation.systems import CUT, UNTRAINED, untrained_ranker, untrained_systems
 from components.towers.base_models import BaseModel

@@ -19,9 +19,9 @@ import pytest
 
 from components.artifacts import read_manifest
 from components.errors import ConfigError, DataError
-from components.towers import vector_stores
-from components.towers.vector_files import copied_from, read_vectors
-from components.towers.vector_stores import Collection, copy_collection
+from components.towers.trained import vector_stores
+from components.towers.trained.vector_files import copied_from, read_vectors
+from components.towers.trained.vector_stores import Collection, copy_collection
 from tests.training.test_stored import DOCUMENTS, IDS, QUERIES, parquet, unit, vectors_of
 
 pytest.importorskip("qdrant_client", reason="the extra 'qdrant' is not installed")

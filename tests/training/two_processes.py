@@ -13,12 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from components.errors import ScalingNoteError
-from components.towers.backbone import TwoTowers
 from components.towers.base_models import resolve_base
 from components.towers.checkpoint import CHECKPOINT, optimizer_state
 from components.towers.config import TowerConfig
 from components.towers.contract import save_contract, space_id_of
-from components.towers.distributed import (
+from components.towers.loop import Training
+from components.towers.negatives import nearest_together
+from components.towers.pairs import Pairs
+from components.towers.processes import (
     current_world,
     gather_with_gradient,
     join_world,
@@ -27,11 +29,9 @@ from components.towers.distributed import (
     sum_gradients,
     wait_for_all,
 )
-from components.towers.loop import Training
-from components.towers.negatives import nearest_together
-from components.towers.pairs import Pairs
 from components.towers.query_prediction import build
 from components.towers.train import take_part
+from components.towers.two_towers import TwoTowers
 from tests.training.tiny_world import documents, pairs, queries
 
 BATCH = (3, 17, 40, 8, 21, 60, 33, 5)

@@ -22,8 +22,8 @@ from components.evaluation.comparison import (
 )
 from components.evaluation.report import EncoderSpeed, UnitsSummary
 from components.evaluation.units import Units
-from components.promotion.evidence import Champion, Compared, Dossier, Making, StepCost
-from components.promotion.release import load_release
+from components.evidence.dossier import Champion, Compared, Dossier, Making, StepCost
+from components.release.manifest import load_release
 from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, make_evaluation
 
 EVIL = "<script>alert('x')</script> | <b>bold</b>"

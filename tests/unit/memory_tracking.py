@@ -12,7 +12,7 @@ import pytest
 
 from components.errors import ModelError, PromotionError
 from components.tracking import labels
-from components.tracking.audit import append_entry, read_audit
+from components.tracking.audit_log import append_entry, read_audit
 from components.tracking.registry import VersionInfo
 
 
@@ -43,10 +43,10 @@ class MemoryTracking:
             monkeypatch.setattr(f"components.tracking.registry.{name}", getattr(self, name))
         for name in ("set_review_tag", "description", "set_description"):
             monkeypatch.setattr(f"components.tracking.registry.{name}", getattr(self, name))
-        monkeypatch.setattr("components.tracking.audit.trail", lambda: read_audit(self.log) if self.log else None)
+        monkeypatch.setattr("components.tracking.audit_log.trail", lambda: read_audit(self.log) if self.log else None)
         monkeypatch.setattr("components.tracking.store.signed_in_as", lambda: self.user)
         for name in ("append_record", "read_records", "foreign_runs"):
-            monkeypatch.setattr(f"components.tracking.records.{name}", getattr(self, name))
+            monkeypatch.setattr(f"components.tracking.promotion_records.{name}", getattr(self, name))
 
     def sign_in(self, user: str, *roles: str) -> None:
         """From now on changes are those of `user`."""

@@ -24,11 +24,11 @@ from components.evaluation.report import (
     load_evaluation,
     write_report,
 )
-from components.promotion.baseline import Baseline, load_baseline
-from components.promotion.config import PolicyConfig
-from components.promotion.facts import Facts, write_facts
-from components.promotion.gates import Evidence, decide
-from components.promotion.release import (
+from components.gates.config import PolicyConfig
+from components.gates.decide import Evidence, decide
+from components.gates.facts import Facts, write_facts
+from components.release.baseline import Baseline, load_baseline
+from components.release.manifest import (
     REPORT_PAGE,
     DatasetPin,
     LineageNode,

@@ -14,11 +14,12 @@ from unittest import mock
 from components import settings
 from components.artifacts import Artifact
 from components.promotion.approval import approve
-from components.promotion.attestation import record_signer, sign_release
 from components.promotion.promote import promote
-from components.promotion.signing_keys import make_key
-from components.tracking import records, registry
-from components.tracking.audit import append_entry
+from components.signing.keys import make_key
+from components.signing.statements import record_signer, sign_release
+from components.tracking import promotion_records as records
+from components.tracking import registry
+from components.tracking.audit_log import append_entry
 from components.tracking.provenance import version_tags
 from components.tracking.registry import RegisteredVersion
 from components.tracking.runs import StepRecord, open_flow_run, record_step

@@ -18,17 +18,8 @@ from components.code import HANDED, LOADED_BY_NAME, ROOT, UNDECIDING, UNFOLLOWED
 from components.errors import ArtifactError
 from components.syntax import imports_in, templates_in, tree_digest
 from flows.config import load_config
-from flows.release_steps import (
-    evaluation_step,
-    generation_step,
-    index_step,
-    student_step,
-    targets_step,
-    towers_step,
-    validation_step,
-    vectors_step,
-)
-from flows.steps import Step
+from flows.runner import Step
+from flows.steps import evaluation_step, generation_step, index_step, student_step, targets_step, towers_step, validation_step, vectors_step
 
 DIGEST = "a" * 64
 
@@ -115,35 +106,35 @@ def test_a_comment_in_the_code_of_the_built_in_data_leaves_its_digest(tmp_path: 
     [
         ("components/towers/losses.py", {"train_towers"}),
         ("components/towers/hard_negatives.py", {"train_towers"}),
-        ("components/distillation/losses.py", {"distil_query_tower"}),
+        ("components/distillation/objectives.py", {"distil_query_tower"}),
         ("components/distillation/train.py", {"distil_query_tower"}),
         ("components/distillation/material.py", {"distil_query_tower"}),
         ("components/distillation/plan.py", {"distil_query_tower"}),
         ("components/distillation/selection.py", {"distil_query_tower"}),
         ("components/distillation/refine.py", {"distil_query_tower"}),
-        ("components/distillation/packed.py", {"distil_query_tower", "evaluate"}),
+        ("components/distillation/student/packed.py", {"distil_query_tower", "evaluate"}),
         ("components/distillation/student.py", {"distil_query_tower", "evaluate"}),
         ("components/distillation/sources.py", {"encode_teacher_queries", "distil_query_tower"}),
         ("components/distillation/generation.py", {"generate_queries", "encode_teacher_queries"}),
         ("components/index/build.py", {"build_index"}),
-        ("components/index/refine.py", {"build_index", "distil_query_tower", "evaluate"}),
+        ("components/index/stored_vectors.py", {"build_index", "distil_query_tower", "evaluate"}),
         ("components/evaluation/metrics.py", {"evaluate"}),
         ("components/data/rules.py", {"validate_data"}),
         ("components/data/jsonl.py", set()),
         ("components/data/snapshot.py", set()),
         ("components/tracking/runs.py", set()),
-        ("components/promotion/gates.py", set()),
+        ("components/gates/decide.py", set()),
         ("components/towers/config.py", set()),
         ("flows/retrain.py", set()),
-        ("flows/release_steps.py", set()),
+        ("flows/steps.py", set()),
         ("components/artifacts.py", set(STEPS)),
         ("components/templates.py", {"validate_data"}),
         ("components/data/report.html.j2", {"validate_data"}),
         ("components/data/contract_blocks.html.j2", {"validate_data"}),  # imported by the template of the page
         ("components/data/style.css.j2", {"validate_data"}),  # included by it
-        ("components/promotion/evidence.html.j2", set()),
-        ("components/promotion/evidence_pieces.html.j2", set()),
-        ("components/promotion/trace.html.j2", set()),
+        ("components/evidence/report.html.j2", set()),
+        ("components/evidence/pieces.html.j2", set()),
+        ("components/lineage/page.html.j2", set()),
     ],
 )
 def test_a_change_in_a_module_makes_those_steps_again_that_reach_it(tree: Path, place: str, expected: set[str]) -> None:
@@ -160,7 +151,7 @@ def test_a_changed_number_in_a_loss_retrains_the_towers_alone(tree: Path) -> Non
 
 
 def test_a_changed_line_of_a_steps_own_wiring_changes_its_key_and_no_other(tree: Path) -> None:
-    path = tree / "flows/release_steps.py"
+    path = tree / "flows/steps.py"
     before = path.read_text(encoding="utf-8")
     after = before.replace("training_pairs(load_dataset(dataset.path), ", "training_pairs(load_dataset(dataset.path, 1), ")
     path.write_text(after, encoding="utf-8")
@@ -215,7 +206,7 @@ def test_templates_that_include_each_other_end(tree: Path) -> None:
 
 
 def test_wiring_that_was_changed_while_the_program_runs_is_refused(tree: Path) -> None:
-    path = tree / "flows/release_steps.py"
+    path = tree / "flows/steps.py"
     path.write_text(path.read_text(encoding="utf-8").replace("def towers_step", "def other_step"), encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"has no towers_step\.<locals>\.make any more: it was changed while"):
         reached_by(STEPS["train_towers"].make, tree)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from components.artifacts import VectorShards, seal
 from components.errors import ArtifactError
-from components.evaluation.ann import MOST_QUERIES, exact_neighbours, measure_ann, recall_at
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.evaluate import evaluate
+from components.evaluation.index_recall import MOST_QUERIES, exact_neighbours, measure_ann, recall_at
 from components.evaluation.rankers import DenseRanker, Ranker, symmetric_ranker
 from components.evaluation.report import ANN_FILE, REPORT_FILE, load_evaluation, load_summary
 from components.evaluation.summarize import JudgedSplit

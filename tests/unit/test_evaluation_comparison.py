@@ -10,6 +10,7 @@ import pytest
 
 from components.artifacts import read_json, verify, write_json
 from components.errors import ArtifactError
+from components.evaluation.champion_comparison import SHOWN, Contender, Contest, hold_contest
 from components.evaluation.comparison import (
     COMPARISON_FILE,
     LOGGED,
@@ -21,7 +22,6 @@ from components.evaluation.comparison import (
     load_values,
 )
 from components.evaluation.config import EvaluationConfig
-from components.evaluation.contest import SHOWN, Contender, Contest, hold_contest
 from components.evaluation.rankers import DenseRanker
 from components.evaluation.summarize import JudgedSplit
 from components.evaluation.units import Units

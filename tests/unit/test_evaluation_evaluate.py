@@ -10,7 +10,7 @@ import pytest
 from components.artifacts import EvalReport, verify
 from components.data.dataset import Dataset
 from components.errors import ArtifactError, DataError
-from components.evaluation.baselines import bm25_ranker
+from components.evaluation.bm25 import bm25_ranker
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.evaluate import evaluate
 from components.evaluation.rankers import Ranker, symmetric_ranker

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from components.evaluation.baselines import Bm25Ranker, bm25_as, bm25_ranker
+from components.evaluation.bm25 import Bm25Ranker, bm25_as, bm25_ranker
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.encoder_speed import answering, bytes_of
 from components.evaluation.evaluate import FUSED, evaluate

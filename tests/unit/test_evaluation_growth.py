@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from components.evaluation.growth import (
-    Extrapolation,
-    comparisons,
-    extrapolate,
-    extrapolate_latency,
-    fit_growth,
-    tuning_warning,
-)
+from components.studies.growth_law import Extrapolation, comparisons, extrapolate, extrapolate_latency, fit_growth, tuning_warning
 
 SIZES = [10_000, 100_000, 1_000_000]
 

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.artifacts import VectorShards
-from components.evaluation import growth_cell
-from components.evaluation.growth_cell import QUERIES_FILE, SCRATCH, TUNING_FILE, GrowthRule, MeasurementFailed, measure_size
-from components.evaluation.growth_corpus import write_blocks, write_growth_corpus
-from components.evaluation.synthetic import unit
 from components.index.config import IndexConfig
 from components.index.shards import read_vectors
+from components.studies import growth_cell
+from components.studies.growth_cell import QUERIES_FILE, SCRATCH, TUNING_FILE, GrowthRule, MeasurementFailed, measure_size
+from components.studies.growth_corpus import write_blocks, write_growth_corpus
+from components.studies.synthetic_vectors import unit
 
 DIMENSION = 16
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.evaluation.growth import comparisons
-from components.evaluation.growth_report import (
+from components.studies.growth_law import comparisons
+from components.studies.growth_report import (
     EXTRAPOLATED,
     ORIGIN,
     draw_growth,

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from components.evaluation import latency
+from components.evaluation import speed as latency
 from components.evaluation.config import EvaluationConfig
-from components.evaluation.latency import Timed, encoding, measure_speeds, with_work
 from components.evaluation.report import EncoderSpeed
+from components.evaluation.speed import Timed, encoding, measure_speeds, with_work
 from components.towers.tokens import batches_by_tokens
 from tests.encoders import WordEncoder
 

@@ -10,8 +10,8 @@ import pytest
 
 from components.data.dataset import Dataset
 from components.errors import DataError, SpaceMismatch
-from components.evaluation import baselines
-from components.evaluation.baselines import GRID, Bm25Documents, Bm25Ranker, bm25_ranker
+from components.evaluation import bm25 as baselines
+from components.evaluation.bm25 import GRID, Bm25Documents, Bm25Ranker, bm25_ranker
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.rankers import DenseRanker, symmetric_ranker
 from components.evaluation.report import Bm25Setup

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from components.evaluation.scaling_law import Points, curve, fit_law, predict
+from components.studies.scaling_law import Points, curve, fit_law, predict
 
 SIZES = np.array([1e6, 2e6, 4e6, 8e6, 16e6, 32e6, 64e6])
 

@@ -9,18 +9,8 @@ import pytest
 
 from components.artifacts import verify
 from components.evaluation.significance import Interval
-from components.evaluation.study_plots import bars, quality_over
-from components.evaluation.study_report import (
-    CLAIM,
-    NO_CLAIM,
-    apart,
-    claim_of,
-    corrected,
-    markdown_table,
-    number,
-    with_interval,
-    write_study_report,
-)
+from components.studies.report import CLAIM, NO_CLAIM, apart, claim_of, corrected, markdown_table, number, with_interval, write_study_report
+from components.studies.study_plots import bars, quality_over
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from components.evaluation.config import EvaluationConfig
-from components.evaluation.scaling_cell import fit_all, foretell
-from components.evaluation.scaling_report import draw_scaling, fit_notes, prediction_notes, scaling_table
-from components.evaluation.side_by_side import METRICS, side_by_side, verdict
+from components.studies.scaling_cell import fit_all, foretell
+from components.studies.scaling_report import draw_scaling, fit_notes, prediction_notes, scaling_table
+from components.studies.side_by_side import METRICS, side_by_side, verdict
 
 CONFIG = EvaluationConfig(bootstrap_samples=200)
 

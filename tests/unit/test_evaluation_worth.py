@@ -14,9 +14,9 @@ from components.evaluation.config import EvaluationConfig
 from components.evaluation.fusion import best_on_dev, fuse
 from components.evaluation.metrics import per_query_metrics
 from components.evaluation.rankers import symmetric_ranker
-from components.evaluation.scores import Scores, load_rankings, load_scores, write_found, write_rankings
 from components.evaluation.summarize import judged_split
-from components.evaluation.worth import choose, hours_of
+from components.studies.scores import Scores, load_rankings, load_scores, write_found, write_rankings
+from components.studies.worth import choose, hours_of
 from flows.config import load_settings
 from flows.studies import worth
 from flows.studies.config import StudySettings
@@ -186,7 +186,7 @@ def test_hours_count_building_reading_and_serving() -> None:
 
 
 def test_what_was_found_is_kept_and_gives_the_scores_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.evaluation.scores.load_dataset", lambda _: WITH_DEV)
+    monkeypatch.setattr("components.studies.scores.load_dataset", lambda _: WITH_DEV)
     dataset = Artifact(kind="dataset", path=tmp_path, digest="d" * 64)
     found = {}
     for name in ("dense", "lexical"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from components.errors import ConfigError
-from components.promotion.config import PolicyConfig
+from components.gates.config import PolicyConfig
 from flows.cli.build import read_config
 from flows.cli.parser import build_parser
 

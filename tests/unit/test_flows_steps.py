@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 import components.artifacts
-import flows.steps
+import flows.runner
 from components.artifacts import Artifact, open_artifact, seal
 from components.code import ROOT, Reached
 from components.errors import ArtifactError, ConfigError, DataError, ResourceError
 from components.tracking.store import TrackingError
 from flows import why as reasons
 from flows.cli.main import main
-from flows.steps import Done, Step, _made, may_pass
+from flows.runner import Done, Step, _made, may_pass
 from flows.why import named_settings, render_why, why
 
 Reaches = Callable[..., None]
@@ -52,7 +52,7 @@ def reaches(monkeypatch: pytest.MonkeyPatch) -> Reaches:
     """Let every step reach other code and libraries than it does."""
 
     def set_to(code: dict[str, str] | None = None, libraries: dict[str, str] | None = None) -> None:
-        monkeypatch.setattr(flows.steps, "reached_by", lambda function: Reached(code or {}, libraries or {}))
+        monkeypatch.setattr(flows.runner, "reached_by", lambda function: Reached(code or {}, libraries or {}))
 
     return set_to
 

@@ -10,7 +10,7 @@ import pytest
 from components.artifacts import Artifact, seal
 from components.errors import CollapseError, ConfigError
 from flows.config import load_settings
-from flows.steps import Step, _made, make_step
+from flows.runner import Step, _made, make_step
 from flows.studies import baselines, cost_benefit, distillation_ablation, tower_ablation
 from flows.studies.config import StudySettings
 from flows.studies.context import Context

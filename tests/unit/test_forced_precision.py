@@ -11,10 +11,10 @@ from components import settings
 from components.artifacts import Artifact
 from components.errors import ConfigError
 from components.evaluation.machine import describe_machine
+from components.towers.device import pick_dtype
 from components.towers.encoder import load_tower
-from components.towers.precision import pick_dtype
 from components.tracking.provenance import collect_provenance
-from flows.steps import Step
+from flows.runner import Step
 
 
 def never(_: Path) -> Artifact:

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from components.evaluation.comparison import CANDIDATE, CHAMPION, SHARED
-from components.promotion.config import PolicyConfig
-from components.promotion.facts import Facts
-from components.promotion.gates import Evidence, GateDecision, GateResult, decide
+from components.gates.config import PolicyConfig
+from components.gates.decide import Evidence, GateDecision, GateResult, decide
+from components.gates.facts import Facts
 from tests.unit.promotion_world import FACTS, make_comparison, make_evaluation, make_values
 
 POLICY = PolicyConfig(min_queries=20, min_slice_queries=15)

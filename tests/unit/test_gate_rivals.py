@@ -13,11 +13,11 @@ import pytest
 
 from components.evaluation.comparison import AGREEMENT_COLUMNS, SIDE_COLUMNS, ComparisonTables, write_comparison
 from components.evaluation.report import load_evaluation
-from components.promotion.config import PolicyConfig
-from components.promotion.gate_slices import SERVED_BY_BOTH
-from components.promotion.gates import Evidence, GateDecision, GateResult, decide
-from components.promotion.release import COMPARISON_FOLDER, EVALUATION_FOLDER, load_release
+from components.gates.config import PolicyConfig
+from components.gates.decide import Evidence, GateDecision, GateResult, decide
+from components.gates.gate_slices import SERVED_BY_BOTH
 from components.promotion.verification import decide_on
+from components.release.manifest import COMPARISON_FOLDER, EVALUATION_FOLDER, load_release
 from tests.unit.promotion_world import FACTS, GOOD, MemoryTracking, World, make_comparison, make_evaluation, make_values
 
 POLICY = PolicyConfig(min_queries=20, min_slice_queries=15)

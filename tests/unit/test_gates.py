@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from components.evaluation.report import Evaluation
-from components.promotion.config import PolicyConfig
-from components.promotion.gates import Evidence, GateDecision, GateResult
-from components.promotion.gates import decide as decide_on
+from components.gates.config import PolicyConfig
+from components.gates.decide import Evidence, GateDecision, GateResult
+from components.gates.decide import decide as decide_on
 from tests.unit.promotion_world import FACTS, GOOD, make_comparison, make_evaluation, with_ann
 
 POLICY = PolicyConfig(min_queries=20, min_slice_queries=15)

@@ -12,11 +12,11 @@ from numpy.typing import ArrayLike
 
 from components.errors import ConfigError
 from components.evaluation.report import Evaluation
-from components.promotion.attainable import require_measured
-from components.promotion.config import PolicyConfig
-from components.promotion.gate_quality import quality_gates
-from components.promotion.gates import Evidence, GateDecision, GateResult, decide
-from components.promotion.policy import recorded_policy
+from components.gates.attainable import require_measured
+from components.gates.config import PolicyConfig
+from components.gates.decide import Evidence, GateDecision, GateResult, decide
+from components.gates.policy import recorded_policy
+from components.gates.quality import quality_gates
 from flows.config import load_config
 from tests.unit.promotion_world import FACTS, GOOD, make_evaluation
 

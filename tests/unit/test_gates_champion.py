@@ -11,8 +11,8 @@ import pytest
 
 from components.evaluation.report import Evaluation
 from components.evaluation.units import Units
-from components.promotion.config import PolicyConfig
-from components.promotion.gates import Evidence, GateDecision, GateResult, decide
+from components.gates.config import PolicyConfig
+from components.gates.decide import Evidence, GateDecision, GateResult, decide
 from tests.unit.promotion_world import FACTS, GOOD, make_comparison, make_evaluation
 
 POLICY = PolicyConfig(min_queries=20, min_slice_queries=15)

@@ -4,7 +4,7 @@ import pytest
 
 from components.errors import ConfigError
 from components.index.config import IndexConfig
-from components.index.kinds import is_exact, require_trainable, resolve_key, usable_key
+from components.index.index_keys import is_exact, require_trainable, resolve_key, usable_key
 
 
 @pytest.mark.parametrize(

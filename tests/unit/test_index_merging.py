@@ -25,7 +25,7 @@ from components.errors import ArtifactError, ConfigError
 from components.index import merging, parts
 from components.index.changes import changes_since
 from components.index.config import IndexConfig
-from components.index.kinds import empty_index, inner_index, inverted_file
+from components.index.index_keys import empty_index, inner_index, inverted_file
 from components.index.merging import Contents, Merge, Rows, can_merge, lists_damaged_by_faiss, rows_of
 from components.index.parts import INDEX_FILE, merge_parts, open_part, write_part
 from components.index.pieces import Piece, Settings, search_pieces

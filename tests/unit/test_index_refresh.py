@@ -9,7 +9,7 @@ import pytest
 from components.artifacts import IndexArtifact, seal, verify
 from components.errors import ArtifactError, DataError, SpaceMismatch
 from components.index.changes import Changes
-from components.index.guard import read_guard
+from components.index.drift import read_guard
 from components.index.numbers import unit_rows
 from components.index.refresh import refresh_index
 from components.index.rows import read_table

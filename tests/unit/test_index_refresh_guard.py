@@ -10,7 +10,7 @@ from components.artifacts import IndexArtifact
 from components.errors import ArtifactError
 from components.index.changes import Changes
 from components.index.config import IndexConfig
-from components.index.guard import GuardReport, read_guard
+from components.index.drift import GuardReport, read_guard
 from components.index.refresh import refresh_index
 from tests.unit.index_world import DIMENSION, built, clustered, shards_of
 

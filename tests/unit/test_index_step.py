@@ -14,7 +14,7 @@ from components.index.config import EncodingConfig
 from components.index.encode import encode_corpus
 from components.index.search import load_index
 from flows.config import RetrainConfig, load_config
-from flows.release_steps import index_step, needs_queries
+from flows.steps import index_step, needs_queries
 from tests.data_world import write_folder
 from tests.encoders import WORDS, WordEncoder, dataset_of
 

@@ -17,7 +17,7 @@ from components.artifacts import write_atomic
 from components.errors import ConfigError, DataError, ScalingNoteError
 from components.serving import answers
 from components.tracking import moved, packaging
-from components.tracking.audit import append_entry, read_audit
+from components.tracking.audit_log import append_entry, read_audit
 from components.tracking.runs import open_flow_run
 from components.tracking.store import TrackingError, client, translated
 from flows.cli import disk, output

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from components.promotion.lineage_gaps import Origins, gaps_of, lineage_gaps
-from components.promotion.release import BaseModelPin, DatasetPin, LineageNode
+from components.release.completeness import Origins, gaps_of, lineage_gaps
+from components.release.manifest import BaseModelPin, DatasetPin, LineageNode
 from tests.unit.promotion_world import NAME, MemoryTracking, World
 
 PARENTS = {
@@ -117,7 +117,7 @@ def test_a_lineage_that_goes_in_a_circle_ends() -> None:
 
 
 def test_the_manifest_itself_is_asked(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from components.promotion.release import load_release
+    from components.release.manifest import load_release
 
     tracking = MemoryTracking()
     tracking.install(monkeypatch)

@@ -18,15 +18,15 @@ from components.data.snapshot import snapshot
 from components.distillation.material import dev_set, own_pairs
 from components.distillation.refine import Refinement
 from components.distillation.selection import dev_metrics
-from components.evaluation.baselines import bm25_ranker
+from components.evaluation.bm25 import bm25_ranker
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.evaluate import evaluate
 from components.evaluation.rankers import DenseRanker, symmetric_ranker
 from components.evaluation.recorded import recorded_ranker
 from components.evaluation.report import load_evaluation, load_summary
-from components.evaluation.side_by_side import mean_metrics
 from components.evaluation.summarize import judged_split
 from components.evaluation.table import render_table
+from components.studies.side_by_side import mean_metrics
 from components.towers.config import TowerConfig
 from components.towers.launch import read_pairs, write_pairs
 from components.towers.negatives import known_false_negatives, mine

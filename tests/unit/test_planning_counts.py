@@ -17,11 +17,11 @@ from components.planning import cost
 from components.planning.calibration import _Clock, calibrate
 from components.planning.cost import UNITS, padded, step_tokens
 from components.planning.facts import Facts, gather_facts
-from components.towers import backbone
-from components.towers.backbone import TwoTowers
+from components.towers import two_towers as backbone
 from components.towers.base_models import resolve_base
 from components.towers.loop import Training
 from components.towers.pairs import training_pairs
+from components.towers.two_towers import TwoTowers
 from flows.config import RetrainConfig, load_config
 from tests.data_world import queries, write_folder, write_rows
 

@@ -7,7 +7,7 @@ import pytest
 
 from components.evaluation.power import power
 from components.evaluation.units import WITHIN
-from components.promotion.config import PolicyConfig
+from components.gates.config import PolicyConfig
 from flows.config import load_config, preset_names
 
 # Judged test queries: of the built-in set (demo, gpu with scope full), of tldr (pages), and what the preset's comment asks for (cluster).

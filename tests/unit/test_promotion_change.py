@@ -11,7 +11,7 @@ from components.artifacts import open_artifact
 from components.errors import ArtifactError, PromotionError
 from components.promotion.approval import approve
 from components.promotion.promote import Change, promote, resolve, rollback, trusted
-from components.promotion.release import ReleaseManifest
+from components.release.manifest import ReleaseManifest
 from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, rewrite
 
 RELEASE = f"{NAME}-release"

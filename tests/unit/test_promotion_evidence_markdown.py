@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 
-from components.promotion.decision import GateDecision, GateResult
-from components.promotion.evidence import Compared, Dossier
-from components.promotion.evidence_changes import changes_between
-from components.promotion.evidence_markdown import LIMIT, describe
-from components.promotion.marks import Override
-from components.promotion.release import ReleaseManifest
-from components.promotion.training_noise import TrainingNoise
+from components.evidence.changes import changes_between
+from components.evidence.description import LIMIT, describe
+from components.evidence.dossier import Compared, Dossier
+from components.gates.decision import GateDecision, GateResult
+from components.release.manifest import ReleaseManifest
+from components.release.marks import Override
+from components.release.training_noise import TrainingNoise
 from tests.unit.evidence_world import validation_with_dropped_rows, with_units, world_of
 
 LINKS = {"Full report": "#/experiments/1/runs/r/artifacts/release/report.html"}
@@ -88,7 +88,7 @@ def test_a_description_that_is_too_long_says_that_the_rest_is_in_the_report(doss
 
 
 def test_the_spread_of_the_vectors_stands_as_a_terminal_shows_it(dossier: Dossier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.promotion.evidence_markdown.render_shift", lambda _: "Extra judgements: other\nrecall@50  .9")
+    monkeypatch.setattr("components.evidence.description.render_shift", lambda _: "Extra judgements: other\nrecall@50  .9")
     assert "```\nExtra judgements: other\nrecall@50  .9\n```" in describe(dossier, LINKS)
 
 

@@ -11,8 +11,8 @@ from mlflow.utils.validation import _validate_metric_name
 from components.artifacts import Artifact, seal, write_json
 from components.evaluation.comparison import write_comparison
 from components.evaluation.report import write_report
-from components.promotion.evidence import Compared, Dossier, Making
-from components.promotion.evidence_metrics import candidate_metrics, step_metrics
+from components.evidence.dossier import Compared, Dossier, Making
+from components.evidence.metrics import candidate_metrics, step_metrics
 from components.tracking import labels
 from tests.unit.evidence_world import comparison, epochs, slices, tables, world_of
 from tests.unit.promotion_world import make_evaluation

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from components.promotion.evidence import Compared, Dossier
-from components.promotion.evidence_axes import Words, standalone, ticks
-from components.promotion.evidence_numbers import METRIC, against_champion, deltas, slice_deltas
-from components.promotion.evidence_plots import Curve, Mark, Point, forest, lines, scatter
+from components.evidence.axes import Words, standalone, ticks
+from components.evidence.dossier import Compared, Dossier
+from components.evidence.numbers import METRIC, against_champion, deltas, slice_deltas
+from components.evidence.plots import Curve, Mark, Point, forest, lines, scatter
 from tests.unit.evidence_world import slices, world_of
 from tests.unit.promotion_world import make_evaluation
 

@@ -17,14 +17,14 @@ from components.artifacts import read_manifest
 from components.errors import ArtifactError, PromotionError
 from components.evaluation.comparison import CANDIDATE, CHAMPION, SIDE_COLUMNS, ComparisonTables
 from components.evaluation.report import Bm25Setup, UntrainedSetup
-from components.promotion.evidence import Compared, Dossier, Making
-from components.promotion.evidence_markdown import describe
-from components.promotion.evidence_report import render_report, write_report_page
-from components.promotion.evidence_sections import champion_deltas
-from components.promotion.evidence_words import systems_words
-from components.promotion.marks import Override
-from components.promotion.release import REPORT_PAGE, LineageNode, require_report
+from components.evidence.description import describe
+from components.evidence.dossier import Compared, Dossier, Making
+from components.evidence.labels import systems_words
+from components.evidence.quality_sections import champion_deltas
+from components.evidence.report import render_report, write_report_page
 from components.promotion.verification import check_version
+from components.release.manifest import REPORT_PAGE, LineageNode, require_report
+from components.release.marks import Override
 from components.tracking import labels
 from components.tracking.runs import PLOTS
 from tests.unit.evidence_world import EVIL, slices, tables, validation_with_dropped_rows, with_units, world_of

@@ -13,10 +13,12 @@ import pytest
 
 from components.errors import PromotionError
 from components.promotion.approval import approve
-from components.promotion.marks import RED
 from components.promotion.promote import Change, promote, rollback, trusted
-from components.promotion.release import ReleaseManifest
-from components.tracking import audit, records, registry
+from components.release.manifest import ReleaseManifest
+from components.release.marks import RED
+from components.tracking import audit_log as audit
+from components.tracking import promotion_records as records
+from components.tracking import registry
 from tests.unit.promotion_world import GOOD, NAME, Killed, MemoryTracking, World, no_smoke
 
 RELEASE = f"{NAME}-release"

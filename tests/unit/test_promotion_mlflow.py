@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from components.lineage.graph import trace, trace_document
 from components.promotion.approval import approve
 from components.promotion.promote import promote, rollback, trusted
-from components.promotion.release import ReleaseManifest
-from components.promotion.trace import trace, trace_document
 from components.promotion.verification import verify_release
+from components.release.manifest import ReleaseManifest
 from components.tracking import registry
 from tests.unit.promotion_world import GOOD, NAME, Register, into_mlflow, make_candidate
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from components.errors import ArtifactError, PromotionError
-from components.promotion import approval, people
+from components.promotion import approval
 from components.promotion.approval import approve, rejection
 from components.promotion.promote import Change, promote, rollback
 from components.promotion.status import status_of
-from components.tracking.audit import head_file, read_audit
+from components.release import reviewers as people
+from components.tracking.audit_log import head_file, read_audit
 from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, no_smoke
 
 CANDIDATE, RELEASE = f"{NAME}-candidate", f"{NAME}-release"

@@ -9,9 +9,9 @@ import pytest
 
 from components.errors import ArtifactError, PromotionError
 from components.promotion.approval import approve
-from components.promotion.pinned import UNKNOWN_FLOW, ancestors, open_pinned
 from components.promotion.promote import promote
-from components.promotion.release import LineageNode
+from components.release.manifest import LineageNode
+from components.release.open import UNKNOWN_FLOW, ancestors, open_pinned
 from tests.unit.promotion_world import NAME, SPACE, MemoryTracking, World
 
 

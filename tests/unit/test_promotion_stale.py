@@ -15,12 +15,12 @@ from components.evaluation.report import load_evaluation, write_report
 from components.index.search import index_in_memory
 from components.promotion.approval import approve
 from components.promotion.history import history_of, render_history
-from components.promotion.marks import RED, override_of
 from components.promotion.promote import promote, rollback
-from components.promotion.release import EVALUATION_FOLDER, ReleaseManifest, load_release
-from components.promotion.stale import decide_again
+from components.promotion.redecide import decide_again
 from components.promotion.status import render_status, status_of
 from components.promotion.waiting import pending
+from components.release.manifest import EVALUATION_FOLDER, ReleaseManifest, load_release
+from components.release.marks import RED, override_of
 from components.serving import timing
 from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, no_smoke, rewrite
 

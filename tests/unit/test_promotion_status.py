@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from components.errors import ArtifactError, PromotionError
-from components.promotion import release_index, status
-from components.promotion.release import load_release
-from components.promotion.release_index import champion_index
+from components.promotion import status
+from components.release import release_index
+from components.release.manifest import load_release
+from components.release.release_index import champion_index
 from tests.unit.promotion_world import NAME, MemoryTracking, World
 
 

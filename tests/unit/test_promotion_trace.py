@@ -13,12 +13,12 @@ import pytest
 
 from components.artifacts import open_artifact, seal, verify
 from components.errors import ArtifactError, DataError, PromotionError
+from components.lineage.graph import trace, trace_document
+from components.lineage.trace_documents import find_document
 from components.promotion.approval import approve
 from components.promotion.promote import promote
-from components.promotion.release import REPORT_PAGE, SCHEMA_VERSION, load_release, write_candidate
-from components.promotion.trace import trace, trace_document
-from components.promotion.trace_documents import find_document
 from components.promotion.verification import verify_release
+from components.release.manifest import REPORT_PAGE, SCHEMA_VERSION, load_release, write_candidate
 from tests.unit.promotion_world import NAME, MemoryTracking, World, rewrite
 
 RELEASE = f"{NAME}-release"
@@ -105,7 +105,7 @@ def test_broken_record_chain_is_a_finding(world: World, monkeypatch: pytest.Monk
     def broken(name: str) -> None:
         raise ArtifactError("Promotion record 1 was changed.")
 
-    monkeypatch.setattr("components.tracking.records.read_records", broken)
+    monkeypatch.setattr("components.tracking.promotion_records.read_records", broken)
     assert findings() == {"promotion record": "Promotion record 1 was changed."}
     assert findings("release/1")["promotion record"] == "Promotion record 1 was changed."
 

@@ -19,11 +19,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from components import settings
 from components.errors import ModelError
-from components.promotion.release import BaseModelPin
-from components.promotion.signing_keys import make_key
-from components.promotion.trace import Trace, follow
-from components.promotion.trace_cyclonedx import cyclonedx_of
-from components.promotion.trace_openlineage import openlineage_of
+from components.lineage.cyclonedx import cyclonedx_of
+from components.lineage.graph import Trace, follow
+from components.lineage.openlineage import openlineage_of
+from components.release.manifest import BaseModelPin
+from components.signing.keys import make_key
 from tests.openlineage_world import problems, problems_of
 from tests.unit.promotion_world import NAME
 from tests.unit.trace_world import champion_trace

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from components.promotion.trace import Trace
-from components.promotion.trace_html import html_of
-from components.promotion.trace_layout import HEIGHT, WIDTH, layout
-from components.promotion.trace_node import SHOWN, Node, graph_of, text_of
+from components.lineage.graph import Trace
+from components.lineage.page import html_of
+from components.lineage.trace_layout import HEIGHT, WIDTH, layout
+from components.lineage.trace_node import SHOWN, Node, graph_of, text_of
 from tests.unit.trace_world import champion_trace
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from components.errors import ArtifactError
+from components.lineage.graph import trace
+from components.lineage.openlineage import openlineage_of
+from components.lineage.release_graph import release_node
+from components.lineage.trace_node import Node
 from components.promotion.promote import promote
-from components.promotion.release import LineageNode
-from components.promotion.trace import trace
-from components.promotion.trace_node import Node
-from components.promotion.trace_openlineage import openlineage_of
-from components.promotion.trace_release import release_node
+from components.release.manifest import LineageNode
 from components.tracking.store import TrackingError
 from tests.unit.promotion_world import NAME, MemoryTracking, World
 from tests.unit.trace_world import champion_trace
@@ -62,7 +62,7 @@ def test_a_log_that_this_user_may_not_read_is_said_to_be_there(tmp_path: Path, m
     def refused() -> None:
         raise TrackingError("The server does not show its audit log to this user.")
 
-    monkeypatch.setattr("components.tracking.audit.trail", refused)
+    monkeypatch.setattr("components.tracking.audit_log.trail", refused)
     approval = approval_in(trace(NAME, "champion").root)
     assert approval["authentication"] == "as claimed: The server does not show its audit log to this user."
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from components.errors import ArtifactError, DataError, ModelError, PromotionError
-from components.promotion.trace import follow
+from components.lineage.graph import follow
 from components.serving.answers import SETTING, Served, log_answers
 from components.serving.retriever import Hit
 from components.serving.trace_answer import trace_answer

@@ -16,11 +16,11 @@ import pytest
 from components import settings
 from components.artifacts import SIGNATURE, read_json
 from components.errors import ConfigError, PromotionError
-from components.promotion.release import load_release
-from components.promotion.signing_keys import make_key, public_file
 from components.promotion.verification import Check, verify_folder, verify_release
+from components.release.manifest import load_release
+from components.signing.keys import make_key, public_file
 from components.tracking import registry
-from components.tracking.audit import Head, append_entry, head_bytes, head_file
+from components.tracking.audit_log import Head, append_entry, head_bytes, head_file
 from tests.unit.promotion_world import NAME
 from tests.unit.proof_world import Proven, call, proven_home
 

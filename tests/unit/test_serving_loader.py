@@ -10,13 +10,13 @@ import pytest
 from components import settings
 from components.errors import ArtifactError, ConfigError, PromotionError
 from components.promotion.approval import approve
-from components.promotion.attestation import sign_release
 from components.promotion.history import history_of, render_history
 from components.promotion.promote import promote, rollback
-from components.promotion.signing_keys import KEY_VARIABLE, TRUSTED_VARIABLE, make_key, public_file
 from components.promotion.verification import verify_release
 from components.promotion.vouch import vouch
 from components.serving import loader
+from components.signing.keys import KEY_VARIABLE, TRUSTED_VARIABLE, make_key, public_file
+from components.signing.statements import sign_release
 from components.tracking import registry
 from tests.unit.promotion_world import NAME, into_mlflow, make_candidate, no_smoke
 

@@ -18,7 +18,7 @@ from components.index.build import build_index, display_titles
 from components.index.config import EncodingConfig, IndexConfig
 from components.index.encode import encode_corpus
 from components.index.rows import Rows, read_rows
-from components.promotion.release import EVALUATION_FOLDER
+from components.release.manifest import EVALUATION_FOLDER
 from components.serving import loader
 from components.serving.loader import own_documents
 from components.serving.retriever import Retriever

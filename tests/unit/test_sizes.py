@@ -25,13 +25,13 @@ from components.index import changes, shards
 from components.index.blocks import survey
 from components.index.changes import changes_since, find_changes, read_documents
 from components.index.config import IndexConfig
+from components.index.drift import read_guard
 from components.index.exact import nearest
 from components.index.export import ExportSource
-from components.index.guard import read_guard
-from components.index.refine import StoredVectors
 from components.index.rows import Rows, live_rows, only_rows, read_deleted, read_table, write_rows
 from components.index.search import index_in_memory, load_index
 from components.index.shards import read_shard, read_vectors
+from components.index.stored_vectors import StoredVectors
 from tests.encoders import dataset_of
 from tests.unit.index_world import DIMENSION, SPACE, built, clustered, ids_of, shards_of
 from tests.unit.refresh_world import FLAT, Collection, table_of
@@ -406,8 +406,8 @@ def test_every_query_gets_k_answers_whatever_the_lists_hold(tmp_path: Path, capf
 HOLES = """
 import contextlib, sys
 import numpy as np
-from components.evaluation.memory import anonymous
-from components.towers.precision import freed_at_once
+from components.studies.memory import anonymous
+from components.towers.device import freed_at_once
 
 first = np.ones(2**21)  # once such a block was freed, glibc takes smaller ones from its heap
 del first

@@ -12,7 +12,7 @@ import pytest
 
 from components.artifacts import digest_of
 from components.errors import ArtifactError
-from components.tracking.audit import actions_on, append_entry, check_end, creation_of, head_file, read_audit, trail
+from components.tracking.audit_log import actions_on, append_entry, check_end, creation_of, head_file, read_audit, trail
 
 
 def fields(number: int = 1, **changes: object) -> dict[str, object]:

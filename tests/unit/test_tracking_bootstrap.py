@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from components.errors import ConfigError
-from components.tracking.bootstrap import bootstrap
+from components.tracking.server.bootstrap import bootstrap
 from components.tracking.store import TrackingError
 from tests.auth_world import PASSWORD, free_port
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from components.promotion.lineage_gaps import _code_gaps
+from components.release.completeness import _code_gaps
 from components.tracking import provenance
 from components.tracking.provenance import _revision, code_digest, collect_provenance
 

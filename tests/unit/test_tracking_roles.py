@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from components.errors import ConfigError
-from components.tracking.bootstrap import load_users
-from components.tracking.roles import PERMISSIONS_FILE, Call, Permissions, load_permissions, refusal
+from components.tracking.server.bootstrap import load_users
+from components.tracking.server.permissions import PERMISSIONS_FILE, Call, Permissions, load_permissions, refusal
 
 RULES = load_permissions()
 CANDIDATE, RELEASE = "r-candidate", "r-release"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from components import settings
-from components.promotion.release import ReleaseManifest, load_release
-from components.promotion.training_noise import TrainingNoise, find_noise, kind_of, load_noise, measured, words_on, write_noise
+from components.release.manifest import ReleaseManifest, load_release
+from components.release.training_noise import TrainingNoise, find_noise, kind_of, load_noise, measured, words_on, write_noise
 from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, rewrite
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from components.lineage.graph import Trace, trace
 from components.promotion.approval import approve
 from components.promotion.promote import promote
-from components.promotion.trace import Trace, trace
 from tests.unit.promotion_world import NAME, MemoryTracking, World
 
 

@@ -1,0 +1,238 @@
+"""A candidate against the champion in one run: every judged query asked of both, logged queries replayed, speed measured in turns.
+
+Both are asked here and now, so neither another machine nor other judgements stand between them. Where they hold other documents, as after
+an index refresh, the champion is judged by the documents that it has: one that is new counts against it. How many of the relevant ones
+each has is kept beside the metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.artifacts import Artifact, digest_of, seal
+from components.evaluation.comparison import (
+    AGREEMENT_COLUMNS,
+    CANDIDATE,
+    CHAMPION,
+    JUDGED,
+    KIND,
+    LOGGED,
+    PER_QUERY_COLUMNS,
+    SERVED,
+    SHARED,
+    SIDE_COLUMNS,
+    Agreement,
+    ComparisonSummary,
+    ComparisonTables,
+    write_comparison,
+)
+from components.evaluation.machine import describe_machine
+from components.evaluation.metrics import METRICS, Ranking, per_query_metrics
+from components.evaluation.report import Comparison
+from components.evaluation.significance import mean_interval
+from components.evaluation.speed import Answer, Timed, measure_speeds
+from components.evaluation.summarize import CONFIDENCE, JudgedSplit, compare_scores, scores_of
+from components.evaluation.units import Units
+from components.index.tuning import recall_against_exact
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from components.evaluation.config import EvaluationConfig
+    from components.evaluation.rankers import DenseRanker
+
+ANSWER_DEPTH = 10  # documents of an answer whose time is taken; what a search returns unless more are asked for
+AGREEMENT_DEPTHS = (1, 10, 100)
+SHARED_BATCH, SHARED_DEPTH = 64, 10_000  # queries at once, and how deep they are ranked, where most documents of one side are gone
+SHOWN = 20  # worst regressions, and as many best gains
+SHOWN_METRIC = "ndcg@10"
+Hits = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A release that is ready to answer, the titles of its documents, and its sizes (see ComparisonSummary)."""
+
+    ranker: DenseRanker
+    titles: Mapping[str, str]
+    sizes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Who stands against whom (`champion` is the version `baseline_version`), and what they are asked.
+
+    `replayed` are queries without judgements, from `source`; there may be none. `units` are those of the judged queries.
+    """
+
+    candidate: Contender
+    champion: Contender
+    baseline_version: int
+    judged: JudgedSplit
+    replayed: Sequence[str] = ()
+    source: str = LOGGED
+    units: Units | None = None
+
+    @property
+    def contenders(self) -> dict[str, Contender]:
+        return {CANDIDATE: self.candidate, CHAMPION: self.champion}
+
+
+def hold_contest(contest: Contest, config: EvaluationConfig, parents: Mapping[str, str], folder: Path) -> Artifact:
+    """Ask both, write the comparison into `folder` and seal it. A ranking takes `config.depth` documents."""
+    rankings = {name: _rankings(contender, contest.judged, config.depth) for name, contender in contest.contenders.items()}
+    removed = contest.champion.ranker.index.rows.missing_from(contest.candidate.ranker.index.rows)
+    per_query = _per_query(contest, rankings, bool(removed))
+    agreement = _agreement(contest, rankings, config.depth)
+    speeds = measure_speeds({n: Timed(_answering(c.ranker)) for n, c in contest.contenders.items()}, contest.judged.texts, config)
+    summary = ComparisonSummary(
+        baseline_version=contest.baseline_version,
+        judgements_digest=contest.judged.digest,
+        queries=len(contest.judged.query_ids),
+        candidate=speeds[CANDIDATE],
+        champion=speeds[CHAMPION],
+        metrics=_differences(per_query, contest, config),
+        agreement=_means(agreement, contest, config),
+        sizes={name: dict(contender.sizes) for name, contender in contest.contenders.items()},
+        removed=len(removed),
+        answer_depth=ANSWER_DEPTH,
+        machine=describe_machine(),
+    )
+    write_comparison(folder, summary, ComparisonTables(per_query, _side_by_side(contest, rankings, per_query), agreement))
+    counts = {"queries": summary.queries, "replayed": len(contest.replayed)}
+    return seal(folder, KIND, counts=counts, parents=parents, attributes={"baseline_version": contest.baseline_version})
+
+
+def _rankings(contender: Contender, judged: JudgedSplit, depth: int) -> dict[str, Ranking]:
+    return judged.rankings(contender.ranker.rank(judged.texts, judged.asked(depth)), depth)
+
+
+def _answering(ranker: DenseRanker) -> Answer:
+    """The whole answer: encoding, tokenisation included, and the search."""
+    return lambda texts: ranker.rank_vectors(ranker.encoder.encode(texts, batch_size=len(texts)), ANSWER_DEPTH)
+
+
+def _per_query(contest: Contest, rankings: Mapping[str, Mapping[str, Ranking]], removed: bool) -> pd.DataFrame:
+    import pandas as pd
+
+    tables = [per_query_metrics(contest.judged.judgements, ranking).assign(system=name) for name, ranking in rankings.items()]
+    tables += [_served(contest.judged, contender.ranker).assign(system=name) for name, contender in contest.contenders.items()]
+    tables += _among_shared(contest) if removed else []
+    return pd.concat(tables, ignore_index=True)[list(PER_QUERY_COLUMNS)]
+
+
+def _among_shared(contest: Contest) -> list[pd.DataFrame]:
+    """nDCG@10 of both when each ranks the documents that both hold and no others, of the queries that ask for one of these."""
+    judged, sides = contest.judged, contest.contenders
+    rows = {name: contender.ranker.index.rows for name, contender in sides.items()}
+    alone = {CANDIDATE: rows[CANDIDATE].missing_from(rows[CHAMPION]), CHAMPION: rows[CHAMPION].missing_from(rows[CANDIDATE])}
+    shared = [all(found.row_of(str(doc_id)) is not None for found in rows.values()) for doc_id in judged.judgements["doc_id"]]
+    judgements = judged.judgements[shared]
+    judgements = judgements[judgements["query_id"].isin(judgements.loc[judgements["score"] > 0, "query_id"])]
+    if judgements.empty:
+        return []
+    tables = []
+    for name, contender in sides.items():
+        found = judged.rankings(_without(contender.ranker, judged, alone[name]), ANSWER_DEPTH)
+        values = per_query_metrics(judgements, found)
+        tables.append(values[values["metric"] == SHOWN_METRIC].assign(metric=SHARED, system=name))
+    return tables
+
+
+def _without(ranker: DenseRanker, judged: JudgedSplit, left_out: Container[str]) -> list[Ranking]:
+    """Rankings of the judged queries without some documents: the first ANSWER_DEPTH that are left of each, as far as they are found.
+
+    Some queries at a time, each asked for more documents until enough are left, at most SHARED_DEPTH.
+    """
+    vectors, wanted, found = ranker.encode(judged.texts), judged.asked(ANSWER_DEPTH), list[Ranking]()
+    for start in range(0, len(vectors), SHARED_BATCH):
+        batch, asked = vectors[start : start + SHARED_BATCH], AGREEMENT_DEPTHS[-1]
+        while True:
+            kept = [[hit for hit in ranking if hit[0] not in left_out][:wanted] for ranking in ranker.rank_vectors(batch, asked)]
+            if asked >= min(SHARED_DEPTH, len(ranker.index)) or min(map(len, kept)) >= wanted:
+                break
+            asked *= 4
+        found += kept
+    return found
+
+
+def _served(judged: JudgedSplit, ranker: DenseRanker) -> pd.DataFrame:
+    """The share of each query's relevant documents that the index holds, as one more metric."""
+    rows = judged.judgements[judged.judgements["score"] > 0]
+    held = [ranker.index.rows.row_of(str(doc_id)) is not None for doc_id in rows["doc_id"]]
+    shares = rows.assign(value=held).groupby("query_id", as_index=False)["value"].mean()
+    return shares.assign(query_id=shares["query_id"].astype(str), metric=SERVED)
+
+
+def _differences(per_query: pd.DataFrame, contest: Contest, config: EvaluationConfig) -> tuple[Comparison, ...]:
+    query_ids = contest.judged.query_ids
+    scores, numbers = scores_of(per_query, query_ids), contest.units.of(query_ids) if contest.units else None
+    return tuple(compare_scores(scores, (CANDIDATE, CHAMPION), metric, config, numbers) for metric in METRICS)
+
+
+def _agreement(contest: Contest, rankings: Mapping[str, Mapping[str, Ranking]], depth: int) -> pd.DataFrame:
+    import pandas as pd
+
+    pairs = [([d for d, _ in rankings[CANDIDATE][q]], [d for d, _ in rankings[CHAMPION][q]]) for q in contest.judged.query_ids]
+    tables = [_overlaps(JUDGED, contest.judged.query_ids, pairs, depth)]
+    if contest.replayed:
+        found = [[[d for d, _ in row] for row in c.ranker.rank(contest.replayed, depth)] for c in contest.contenders.values()]
+        names = [digest_of(text)[:16] for text in contest.replayed]
+        tables.insert(0, _overlaps(contest.source, names, list(zip(*found, strict=True)), depth))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _overlaps(source: str, names: Sequence[str], pairs: Sequence[tuple[list[str], list[str]]], depth: int) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = []
+    for k in (k for k in AGREEMENT_DEPTHS if k <= depth):
+        values = recall_against_exact([a[:k] for a, _ in pairs], [b[:k] for _, b in pairs])
+        rows += [(source, name, k, float(value)) for name, value in zip(names, values, strict=True)]
+    return pd.DataFrame(rows, columns=list(AGREEMENT_COLUMNS))
+
+
+def _means(agreement: pd.DataFrame, contest: Contest, config: EvaluationConfig) -> dict[str, Agreement]:
+    """Nothing groups the queries that are replayed, so each of them counts by itself; of one unit alone there is no interval."""
+    found = {}
+    for (source, k), rows in agreement.groupby(["source", "k"], sort=False):
+        numbers = contest.units.of(rows["query"]) if contest.units and source == JUDGED else None
+        mean = mean_interval(rows["value"].to_numpy(), config.bootstrap_samples, CONFIDENCE, config.seed, numbers).share
+        low, high = mean.ends if mean.known else (0.0, 1.0)
+        figures = Agreement(k=int(k), mean=mean.difference, low=low, high=high, queries=len(rows), source=str(source))
+        found[f"{source}@{k}"] = figures
+    return found
+
+
+def _side_by_side(contest: Contest, rankings: Mapping[str, Mapping[str, Ranking]], per_query: pd.DataFrame) -> pd.DataFrame:
+    """The queries that lost most, worst first, then those that gained most, the best last; a query that kept its value is not shown."""
+    import pandas as pd
+
+    judged = contest.judged
+    relevant = judged.judgements[judged.judgements["score"] > 0].groupby("query_id")["doc_id"].agg(list).to_dict()
+    texts = dict(zip(judged.query_ids, judged.texts, strict=True))
+    rows: list[tuple[Any, ...]] = []
+    for query_id, difference in _largest(per_query):
+        wanted = [str(doc_id) for doc_id in relevant[query_id]]
+        found = [_hits(c, rankings[name][query_id], set(wanted)) for name, c in contest.contenders.items()]
+        named = [{"doc_id": d, "title": contest.candidate.titles.get(d) or contest.champion.titles.get(d, "")} for d in wanted]
+        rows.append((query_id, texts[query_id], difference, named, *found))
+    return pd.DataFrame(rows, columns=list(SIDE_COLUMNS))
+
+
+def _largest(per_query: pd.DataFrame) -> list[tuple[str, float]]:
+    """(query id, candidate minus champion), rising; equal differences in the order of the ids."""
+    rows = per_query[per_query["metric"] == SHOWN_METRIC].pivot(index="query_id", columns="system", values="value")
+    gaps = sorted((float(gap), str(query_id)) for query_id, gap in (rows[CANDIDATE] - rows[CHAMPION]).items())
+    losses, gains = [gap for gap in gaps if gap[0] < 0][:SHOWN], [gap for gap in gaps if gap[0] > 0][-SHOWN:]
+    return [(query_id, gap) for gap, query_id in (*losses, *gains)]
+
+
+def _hits(contender: Contender, ranking: Ranking, relevant: set[str]) -> Hits:
+    return [
+        {"doc_id": doc_id, "title": contender.titles.get(doc_id, ""), "score": round(score, 4), "relevant": doc_id in relevant}
+        for doc_id, score in ranking[:ANSWER_DEPTH]
+    ]

@@ -1,0 +1,188 @@
+"""Plots of the reviewer's report as inline SVG: no library, no script, no font from outside, colours that follow the page.
+
+Each has a title and a description for readers who cannot see it, and says by shape, dash and words what it says by colour. The numbers
+stand in a table beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from markupsafe import Markup
+
+from components.evidence.axes import WIDTH, Frame, Scale, Words, axis_names, decades, drawing, horizontal, scale, text, ticks, vertical
+from components.evidence.numbers import Tone, tone_of
+
+MOST_POINTS = 200  # of a curve: more than there are pixels says nothing more
+MOST_NAMES = 12  # of points below an axis
+TONES: Mapping[Tone, str] = {
+    "better": "better: interval above 0",
+    "worse": "worse: interval below 0",
+    "open": "not told apart: holds 0",
+}
+_ROW, _NAME_HEIGHT, _NAME_WIDTH = 26, 16, 200
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One row of a forest plot: a difference with its interval (None: too few queries for one); `note` stands at the right.
+
+    `margin` is the loss that the policy allows for it.
+    """
+
+    label: str
+    value: float
+    low: float | None
+    high: float | None
+    note: str
+    margin: float | None = None
+
+    @property
+    def tone(self) -> Tone:
+        """What the interval says."""
+        return tone_of(self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One system in a scatter plot: `x` above 0 (the axis is logarithmic), `y` with its interval."""
+
+    label: str
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line: its values in order, spread over the width of the plot."""
+
+    label: str
+    values: Sequence[float]
+
+
+def forest(marks: Sequence[Mark], words: Words) -> Markup:
+    """Differences with their intervals below each other, around a line at 0; dashed where a loss is allowed."""
+    frame = Frame(222, WIDTH - 262, 6, 6 + _ROW * len(marks))
+    ends = [0.0, *(end for m in marks for end in (m.low, m.value, m.high) if end is not None)]
+    widest = 2 * (max(ends) - min(ends))  # a margin beyond would press all intervals into a dot
+    marks = [mark if mark.margin and mark.margin <= widest else replace(mark, margin=None) for mark in marks]
+    ends += [-mark.margin for mark in marks if mark.margin]
+    levels = ticks(min(ends), max(ends))
+    across = scale(levels[0], levels[-1], frame.left, frame.right)
+    parts = [vertical(across(t), frame, f"{t:+g}" if t else "0", "grid" if t else "zero") for t in levels]
+    parts += [_mark(mark, across, frame.top + _ROW * (i + 0.5), frame) for i, mark in enumerate(marks)]
+    return drawing([*parts, axis_names(words, frame)[0], _legend(marks, frame)], frame.bottom + 78, words)
+
+
+def _mark(mark: Mark, across: Scale, y: float, frame: Frame) -> str:
+    x, tone, arm = across(mark.value), mark.tone, ""
+    if mark.low is not None and mark.high is not None:
+        arm = f'<line class="{tone}" x1="{across(mark.low):.1f}" x2="{across(mark.high):.1f}" y1="{y}" y2="{y}"/>'
+    if mark.margin:
+        allowed = across(-mark.margin)
+        arm += f'<line class="margin" x1="{allowed:.1f}" x2="{allowed:.1f}" y1="{y - _ROW / 2}" y2="{y + _ROW / 2}"/>'
+    name = f'<text x="{frame.left - 12}" y="{y + 4}" text-anchor="end">{text(_short(mark.label, 30))}</text>'
+    return f'<g>{name}{arm}{_shape(tone, x, y)}<text class="note" x="{frame.right + 12}" y="{y + 4}">{text(mark.note)}</text></g>'
+
+
+def _shape(tone: Tone, x: float, y: float) -> str:
+    """Three shapes, so that the three outcomes can be told without colour."""
+    if tone == "open":
+        return f'<circle class="open" cx="{x:.1f}" cy="{y}" r="4.5"/>'
+    path = f"M{x:.1f} {y - 6}l6 11h-12z" if tone == "better" else f"M{x:.1f} {y + 6}l6 -11h-12z"
+    return f'<path class="{tone}" d="{path}"/>'
+
+
+def _legend(marks: Sequence[Mark], frame: Frame) -> str:
+    y, x, parts = frame.bottom + 62, 28.0, []
+    for tone, words in TONES.items():
+        parts.append(f'{_shape(tone, x, y)}<text class="note" x="{x + 12}" y="{y + 4}">{words}</text>')
+        x += 212
+    if any(mark.margin for mark in marks):
+        parts.append(f'<line class="margin" x1="{x}" x2="{x}" y1="{y - 9}" y2="{y + 9}"/>')
+        parts.append(f'<text class="note" x="{x + 12}" y="{y + 4}">the loss that the policy allows</text>')
+    return f"<g>{''.join(parts)}</g>"
+
+
+def scatter(points: Sequence[Point], words: Words) -> Markup:
+    """Systems by a value with its interval over a logarithmic axis, each named where it stands."""
+    frame = Frame(70, WIDTH - 190, 6, 290)
+    steps = decades(min(p.x for p in points), max(p.x for p in points))
+    ends = [end for p in points for end in (p.low, p.y, p.high) if end is not None]
+    levels = ticks(min(ends), max(ends))
+    across = scale(math.log10(steps[0]), math.log10(steps[-1]), frame.left, frame.right)
+    up = scale(levels[0], levels[-1], frame.bottom, frame.top)
+    parts = [vertical(across(math.log10(t)), frame, f"{t:g}") for t in steps]
+    parts += [horizontal(up(t), frame, f"{t:g}") for t in levels]
+    places = [(across(math.log10(point.x)), up(point.y)) for point in points]
+    for number, (point, (x, y), name) in enumerate(zip(points, places, _names_apart(places), strict=True), start=1):
+        if point.low is not None and point.high is not None:
+            parts.append(f'<line class="line{number}" x1="{x:.1f}" x2="{x:.1f}" y1="{up(point.low):.1f}" y2="{up(point.high):.1f}"/>')
+        parts.append(f'<circle class="fill{number}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>')
+        parts.append(f'<text class="fill{number}" x="{x + 10:.1f}" y="{name:.1f}">{text(point.label)}</text>')
+    return drawing([*parts, *axis_names(words, frame)], frame.bottom + 50, words)
+
+
+def _names_apart(places: Sequence[tuple[float, float]]) -> list[float]:
+    """The height of each point's name, moved down until it covers none that was placed before."""
+    placed: dict[int, tuple[float, float]] = {}
+    for i in sorted(range(len(places)), key=lambda i: places[i][1]):
+        x, y = places[i][0], places[i][1] - 7
+        while any(abs(x - x2) < _NAME_WIDTH and abs(y - y2) < _NAME_HEIGHT for x2, y2 in placed.values()):
+            y += 1
+        placed[i] = (x, y)
+    return [placed[i][1] for i in range(len(places))]
+
+
+def lines(curves: Sequence[Curve], words: Words, names: Sequence[str] = (), kept: int | None = None) -> Markup:
+    """Curves over the same points, named at their ends. `names` are those of the points, else they are counted; `kept` is one of them."""
+    frame = Frame(70, WIDTH - 190, 6, 250)
+    length = max(len(c.values) for c in curves)
+    along = scale(1, max(2, length), frame.left, frame.right)
+    shown = [Curve(c.label, _thinned(c.values)) for c in curves]
+    levels = ticks(min(min(c.values) for c in shown), max(max(c.values) for c in shown))
+    up = scale(levels[0], levels[-1], frame.bottom, frame.top)
+    parts = [horizontal(up(t), frame, f"{t:g}") for t in levels]
+    parts += [vertical(along(place), frame, name) for place, name in _point_names(length, names)]
+    if kept is not None:
+        parts.append(f'<line class="kept" x1="{along(kept + 1):.1f}" x2="{along(kept + 1):.1f}" y1="{frame.top}" y2="{frame.bottom}"/>')
+        parts.append(f'<text class="note" x="{along(kept + 1) - 6:.1f}" y="{frame.top + 12}" text-anchor="end">kept</text>')
+    ends = _names_apart([(frame.right, up(c.values[-1])) for c in shown])
+    for number, (curve, end) in enumerate(zip(shown, ends, strict=True), start=1):
+        parts += _curve(number, curve.values, scale(0, max(1, len(curve.values) - 1), along(1), along(length)), up)
+        parts.append(f'<text class="fill{number}" x="{frame.right + 10}" y="{end + 11:.1f}">{text(curve.label)}</text>')
+    return drawing([*parts, *axis_names(words, frame)], frame.bottom + 50, words)
+
+
+def _curve(number: int, values: Sequence[float], across: Scale, up: Scale) -> list[str]:
+    path = " ".join(f"{across(i):.1f},{up(v):.1f}" for i, v in enumerate(values))
+    points = [f'<circle class="fill{number}" cx="{across(i):.1f}" cy="{up(v):.1f}" r="3"/>' for i, v in _few(values)]
+    return [f'<polyline class="line{number}" points="{path}"/>', *points]
+
+
+def _point_names(length: int, names: Sequence[str]) -> list[tuple[int, str]]:
+    """(number of a point, from 1, and what stands below it); of many, some."""
+    if not names:
+        inner = [int(t) for t in ticks(1, length) if 1 < t < 0.95 * length and t == int(t)]
+        return [(place, f"{place:,}") for place in dict.fromkeys((1, *inner, length))]
+    every = -(-len(names) // MOST_NAMES)
+    return [(place + 1, names[place]) for place in range(0, len(names), every)]
+
+
+def _thinned(values: Sequence[float]) -> list[float]:
+    """Means of neighbours, at most `MOST_POINTS`."""
+    size = -(-len(values) // MOST_POINTS)
+    return [sum(values[i : i + size]) / len(values[i : i + size]) for i in range(0, len(values), size)]
+
+
+def _few(values: Sequence[float]) -> list[tuple[int, float]]:
+    """The points of a short curve, each of which is a measurement of its own; of a long one none."""
+    return list(enumerate(values)) if len(values) <= 30 else []
+
+
+def _short(words: str, most: int) -> str:
+    return words if len(words) <= most else words[: most - 1] + "…"

@@ -1,0 +1,262 @@
+"""Sections of the reviewer's report about the decision and the quality: gates, changes, differences, slices."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from components.evaluation.metrics import METRICS, RETAINED
+from components.evidence.axes import Words
+from components.evidence.changes import Changes, changes_between
+from components.evidence.dossier import Dossier
+from components.evidence.html import PIECES, Cell, bullets, details, foreign, heading, section, table
+from components.evidence.labels import (
+    STATUS_WORDS,
+    SYSTEMS,
+    first_line,
+    gate_words,
+    interval_words,
+    metric_words,
+    noise_words,
+    number,
+    share,
+    signed,
+    systems_words,
+    units_words,
+    with_interval,
+)
+from components.evidence.numbers import FEWEST, METRIC, Delta, Rivals, against_champion, baseline_rivals, deltas, slice_deltas
+from components.evidence.plots import TONES, Mark, forest
+from components.gates.decision import GateResult
+from components.templates import piece, shortened
+
+_COUNTED = {
+    "pass": "passed",
+    "fail": "failed",
+    "not_decidable": "could not be decided",
+    "first_release": "need a champion",
+    "off": "are switched off",
+}
+_ORDER = ("fail", "not_decidable", "first_release", "pass", "off")
+_NAME = 80  # characters of a slice's name, which may come from the data
+_CHANGE = 600  # characters of a change that are shown; the configuration stands at the end of the page
+_READINGS: dict[str, Cell] = {"better": ("good", "better"), "worse": ("bad", "worse"), "open": "not told apart"}
+
+
+def banner(dossier: Dossier) -> Markup:
+    """The verdict in words, with what makes it worth less than it seems, and what is open."""
+    decision = dossier.manifest.decision
+    style, word = STATUS_WORDS[decision.verdict]
+    first = first_line(f"Verdict: {word}", dossier.evaluation.summary)
+    counts = Counter[str](gate.status for gate in decision.gates)
+    counted = ", ".join(f"{counts[status]} {words}" for status, words in _COUNTED.items() if counts[status])
+    lines = [f"Of {len(decision.gates)} gates {counted}."]
+    lines += ["This is a first release: there is no champion to compare with, a person has to decide."] if decision.first_release else []
+    opened = [foreign(f"{STATUS_WORDS[gate.status][1]}: {_gate_name(gate)}", 200) for gate in decision.open_gates()]
+    return piece(PIECES, "banner", style, first, lines, opened)
+
+
+def gates_section(dossier: Dossier) -> Markup:
+    """Every gate with its reason, and the policy it was decided by."""
+    decision = dossier.manifest.decision
+    rows = [_gate_row(gate) for gate in sorted(decision.gates, key=lambda gate: _ORDER.index(gate.status))]
+    columns = ("Gate", "Status", "Slice", "Reason", "Measured", "Threshold", "Queries", "Power")
+    policy = f"Policy {decision.policy_version or 'without a version'}, digest {decision.policy_digest or 'not recorded'}."
+    return section("gates", "Gates", table("All gates of the policy", columns, rows, numbers=4), policy)
+
+
+def _gate_row(gate: GateResult) -> list[Cell]:
+    value, threshold = ("" if found is None else f"{found:.4g}" for found in (gate.value, gate.threshold))
+    queries, power = "" if gate.queries is None else f"{gate.queries:,}", share(gate.power)
+    return [
+        gate_words(gate),
+        STATUS_WORDS[gate.status],
+        foreign(gate.slice or "", _NAME),
+        ("words", gate.reason),
+        value,
+        threshold,
+        queries,
+        power,
+    ]
+
+
+def _gate_name(gate: GateResult) -> str:
+    return gate_words(gate) + (f" ({gate.slice})" if gate.slice else "")
+
+
+def changes_section(dossier: Dossier) -> Markup:
+    """What is different from the champion."""
+    notes = bullets([foreign(note, _CHANGE) for note in dossier.notes])
+    if dossier.champion is None:
+        return section("changes", "What changed", notes, "This is a first release, so there is nothing before it.")
+    found = changes_between(dossier.manifest, dossier.champion.manifest)
+    blocks = [block for name, lines in found.subjects().items() if lines for block in (heading(name), _subject(lines))]
+    same = [name.lower() for name, lines in found.subjects().items() if not lines]
+    unchanged = f"Unchanged: {', '.join(same)}." if same else ""
+    return section("changes", f"What changed since the champion, release/{dossier.champion.version}", notes, *blocks, unchanged)
+
+
+def _subject(lines: Sequence[str]) -> Markup:
+    listed = bullets([foreign(line, _CHANGE) for line in lines])
+    return listed if len(lines) <= 20 else details(f"{len(lines)} differences", listed)
+
+
+def changes_of(dossier: Dossier) -> Changes | None:
+    """The differences from the champion; None for a first release."""
+    return changes_between(dossier.manifest, dossier.champion.manifest) if dossier.champion else None
+
+
+def quality_section(dossier: Dossier) -> Markup:
+    """Levels of every system, differences from champion and baselines with intervals and power, and their plot."""
+    rivals = against_champion(dossier)
+    main, others = champion_deltas(dossier), [d for pair in baseline_rivals(dossier) for d in deltas(pair, dossier, RETAINED)]
+    blocks: list[str] = [_said(dossier, rivals), units_words(dossier), noise_words(dossier)]
+    if main:
+        blocks += [
+            champion_plot(dossier),
+            delta_table("Candidate minus champion, all metrics", main, ("Candidate", "Champion")),
+            _bounds(dossier),
+        ]
+    if others:
+        blocks += [heading("Against the baselines"), baseline_plot(dossier), delta_table("Differences from the baselines", others)]
+    return section("quality", "Quality against champion and baselines", *blocks, heading("Levels"), _levels(dossier), _setups(dossier))
+
+
+def champion_deltas(dossier: Dossier) -> list[Delta]:
+    """Candidate minus champion in every metric; empty where they cannot be compared."""
+    rivals = against_champion(dossier)
+    return deltas(rivals, dossier) if rivals else []
+
+
+def champion_plot(dossier: Dossier) -> Markup:
+    """Candidate minus champion in every metric; empty where they cannot be compared."""
+    return delta_plot(champion_deltas(dossier), "Candidate minus champion", dossier.policy.margin)
+
+
+def baseline_plot(dossier: Dossier) -> Markup:
+    """The pairs of systems of the candidate's own evaluation, in both metrics that the gates ask for."""
+    found = [delta for pair in baseline_rivals(dossier) for delta in deltas(pair, dossier, RETAINED)]
+    return delta_plot(found, "Differences from the baselines")
+
+
+def _bounds(dossier: Dossier) -> str:
+    policy = dossier.policy
+    return (
+        f"The gate looks at one end only, with a confidence of {policy.confidence:.0%}, so its bound lies within the interval shown here. "
+        f"Power: the chance that an equal candidate is shown to lose less than {policy.margin:g}. Smallest margin: what could be shown "
+        "with a power of 80 %. Behind the queries stands in brackets how many drawn one by one would say as much."
+    )
+
+
+def _said(dossier: Dossier, rivals: Rivals | None) -> str:
+    if rivals is not None:
+        return f"Champion: {rivals.source}, {len(rivals.query_ids):,} judged queries. {dossier.compared.missing}"
+    if dossier.champion is None:
+        return "There is no champion to compare with: this is a first release."
+    return f"The champion cannot be compared query by query: it was evaluated on other judgements. {dossier.compared.missing}"
+
+
+def delta_plot(found: Sequence[Delta], title: str, margin: float | None = None) -> Markup:
+    """A forest plot; `margin` is the loss of nDCG@10 that the policy allows."""
+    if not found:
+        return Markup()
+    marks = [Mark(_label(d, found), d.difference, d.low, d.high, _note(d), margin if d.metric == METRIC else None) for d in found]
+    line = f" Dashed: the loss that the policy allows, {margin:g}." if margin else ""
+    told = "; ".join(f"{mark.label} {mark.note}, {TONES[mark.tone].partition(':')[0]}" for mark in marks)
+    return forest(marks, Words(title, f"{told}.{line}", "difference with its 95 % interval (right of 0: the first is better)"))
+
+
+def _label(delta: Delta, found: Sequence[Delta]) -> str:
+    same = len({d.name for d in found}) == 1
+    if same:
+        return metric_words(delta.metric)
+    metric = f", {metric_words(delta.metric)}" if len({d.metric for d in found}) > 1 else ""
+    return shortened(systems_words(delta.name), _NAME - len(metric)) + metric
+
+
+def _note(delta: Delta) -> str:
+    return f"{signed(delta.difference)} {interval_words(delta)}, n = {_queries(delta)}"
+
+
+def _queries(delta: Delta) -> str:
+    """How many, and where they were drawn together how many drawn one by one would say as much."""
+    return f"{delta.queries:,}" if delta.effective is None else f"{delta.queries:,} (as {delta.effective:,})"
+
+
+def delta_table(caption: str, found: Sequence[Delta], systems: tuple[str, str] = ("First", "Second")) -> Markup:
+    """Differences between two `systems` with interval, sample size, power and what could have been shown."""
+    figures = (*systems, "Difference", "95 % interval", "Queries", "Power", "Smallest margin")
+    rows = [_delta_row(delta) for delta in found]
+    if len({delta.name for delta in found}) == 1:  # the caption names the systems
+        return table(caption, ("Metric", "Reading", *figures), [row[1:] for row in rows], numbers=2)
+    first = "Slice" if "=" in found[0].name else "Systems"
+    return table(caption, (first, "Metric", "Reading", *figures), rows, numbers=3)
+
+
+def _delta_row(d: Delta) -> list[Cell]:
+    reading: Cell = ("too few queries" if d.queries < FEWEST else "one unit") if d.low is None else _READINGS[d.tone]
+    means, power = [f"{mean:.3f}" for mean in d.means], [share(d.power), number(d.detectable, 4)]
+    named = [foreign(systems_words(d.name), _NAME), metric_words(d.metric)]
+    return [*named, reading, *means, signed(d.difference), interval_words(d), _queries(d), *power]
+
+
+def _setups(dossier: Dossier) -> Markup:
+    """Which BM25 and which untrained encoders the candidate was held against."""
+    summary = dossier.evaluation.summary
+    told = [setup.words for setup in (summary.bm25, *summary.untrained.values(), summary.fusion) if setup]
+    return bullets([foreign(f"{words}.", _CHANGE) for words in told])
+
+
+def _levels(dossier: Dossier) -> Markup:
+    summary = dossier.evaluation.summary
+    columns = ("System", *(metric_words(metric) for metric in METRICS))
+    rows = []
+    for name, system in sorted(summary.systems.items(), key=lambda entry: list(SYSTEMS).index(entry[0]) if entry[0] in SYSTEMS else 9):
+        cells = [with_interval(system.metrics.get(metric), system.intervals.get(metric)) for metric in METRICS]
+        rows.append([SYSTEMS.get(name, name), *cells])
+    caption = f"Means over {summary.queries:,} judged queries ({summary.split}), {summary.documents:,} documents, 95 % intervals"
+    return table(caption, columns, rows, numbers=1)
+
+
+def slices_section(dossier: Dossier) -> Markup:
+    """Differences in nDCG@10 by slice: against the champion, or where there is none against the teacher."""
+    slices, rivals = dossier.evaluation.slices, against_champion(dossier) or _teacher(dossier)
+    title = "Slices of the queries"
+    if slices is None or not len(slices):
+        return section(
+            "slices", title, "The evaluation has no slices: it is from an older version, or none is defined in evaluation.slices."
+        )
+    if rivals is None or METRIC not in rivals.scores:
+        return section("slices", title, "There are no two systems that could be compared on the slices.")
+    who = _who(rivals)
+    found = slice_deltas(rivals, slices, dossier)
+    margin = dossier.policy.slice_margin
+    power = f"Power: the chance to show that an equal candidate loses less than {margin:g} there. " if margin else ""
+    note = f"{power}Slices with fewer than {FEWEST} queries have no interval. Which slices the policy judges stands in the gates."
+    told = f"{who}. Slices are defined in evaluation.slices."
+    return section("slices", title, told, slices_plot(dossier), delta_table(f"{who}, by slice", found, _names(rivals)), note)
+
+
+def slices_plot(dossier: Dossier) -> Markup:
+    """Differences in nDCG@10 by slice; empty where there are none."""
+    slices, rivals = dossier.evaluation.slices, against_champion(dossier) or _teacher(dossier)
+    if slices is None or rivals is None or METRIC not in rivals.scores:
+        return Markup()
+    margin = dossier.policy.slice_margin if dossier.champion else None
+    return delta_plot(slice_deltas(rivals, slices, dossier), f"{_who(rivals)}, by slice", margin)
+
+
+def _who(rivals: Rivals) -> str:
+    first, second = _names(rivals)
+    return f"{first} minus {second.lower()}, nDCG@10"
+
+
+def _names(rivals: Rivals) -> tuple[str, str]:
+    first, second = (SYSTEMS.get(name, name) for name in (rivals.first, rivals.second))
+    return first.capitalize(), second.capitalize()
+
+
+def _teacher(dossier: Dossier) -> Rivals | None:
+    return next((pair for pair in baseline_rivals(dossier) if (pair.first, pair.second) == ("student", "teacher")), None)

@@ -1,0 +1,232 @@
+"""The tree of a release: what it pins and all that came before, data, code and machine, runs, configuration, approval, records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from components.artifacts import Artifact, digest_of, verify
+from components.errors import ScalingNoteError
+from components.lineage.trace_node import SHOWN, Node
+from components.lineage.trace_people import Witness, approvals, call_witness, promotions
+from components.promotion.approval import find_version
+from components.release.base_models import base_models_named_by
+from components.release.champion import CHAMPION, release_model
+from components.release.completeness import DATA_KIND, VALIDATION_KIND, gaps_of, origins_of
+from components.release.manifest import FLOWS_SINCE, BaseModelPin, LineageNode, Pin, ReleaseManifest, load_release
+from components.release.open import recorded_digest
+from components.tracking import labels, registry
+from components.tracking.registry import VersionInfo
+
+ENCODER_ROLES = ("query_tower", "document_tower", "query_encoder")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A candidate or release whose files were hashed; `info` is its registered version, `base_models` those of its encoders by role."""
+
+    name: str
+    info: VersionInfo
+    artifact: Artifact
+    manifest: ReleaseManifest
+    base_models: Mapping[str, BaseModelPin]
+
+    @property
+    def title(self) -> str:
+        """Registered model and version."""
+        return f"{self.info.name}/{self.info.version}"
+
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        """What is missing on the way back; base models count that an older manifest does not name but its encoders do."""
+        found = gaps_of(replace(origins_of(self.manifest), base_models=self.base_models))
+        if self.manifest.release_type == "full" or self.manifest.schema_version >= FLOWS_SINCE:
+            return found
+        return (*found, "This refresh is from before releases named the flow, and so the code, that made the parts they kept.")
+
+
+def open_version(name: str, model: str, version: int) -> Opened:
+    """Open a version of the candidate or release model; raises ArtifactError for changed files, ModelError for no such version.
+
+    Its digest has to be that of its promotion record, where it has one: the tag beside it is no proof.
+    """
+    info = find_version(model, version)
+    return open_info(name, info or VersionInfo(name=model, version=version, tags={}, source="", run_id=None, created_ms=0, aliases=()))
+
+
+def open_info(name: str, info: VersionInfo) -> Opened:
+    """`open_version` of what the registry said before."""
+    folder, released = registry.artifact_folder(info.name, info.version), info.name == release_model(name)
+    artifact = verify(folder, recorded_digest(name, info.name, info.version) if released else info.tags.get(labels.DIGEST))
+    manifest = load_release(folder)
+    return Opened(name, info, artifact, manifest, _base_models(manifest))
+
+
+def release_node(opened: Opened) -> Node:
+    """The whole tree of a release."""
+    ancestry, witness = Ancestry(opened), call_witness(opened.name)
+    pins = [ancestry.pin(role) for role, _ in opened.manifest.pins.items()]
+    evidence = [ancestry.node(role, digest) for role, digest in _evidence(opened.manifest)]
+    acts = (approvals(opened.name, opened.info, witness), promotions(opened.name, opened.info, witness))
+    children = (*pins, *evidence, *surroundings(opened), *acts)
+    return Node(opened.title, _details(opened, witness), children, "release", opened.artifact.digest)
+
+
+def surroundings(opened: Opened) -> tuple[Node, ...]:
+    """Data, code and machine, runs of the flow, and configuration."""
+    return _data(opened.manifest), _code(opened.manifest.provenance), _flow(opened.manifest), _config(opened.manifest)
+
+
+class Ancestry:
+    """The artifacts of a release with their parents; what was shown before is only named again."""
+
+    def __init__(self, opened: Opened) -> None:
+        self.nodes = {node.digest: node for node in opened.manifest.lineage}
+        self.pins: dict[str, Pin] = dict(opened.manifest.pins.items())
+        self.roles = {pin.digest: role for role, pin in self.pins.items()}
+        self.base_models = opened.base_models
+        self.data = opened.manifest.dataset.digest
+        self.flows = opened.manifest.earlier_flows
+        self.champion = opened.manifest.baseline_version
+        self._seen: set[str] = set()
+
+    def pin(self, role: str) -> Node:
+        """A pinned artifact."""
+        return self.node(role.replace("_", " "), self.pins[role].digest)
+
+    def node(self, role: str, digest: str) -> Node:
+        """The artifact and its parents."""
+        entry = self.nodes.get(digest)
+        if entry is None:
+            return self._stranger(role, digest)
+        title = f"{role}: {self._name(entry)}"
+        if digest in self._seen:
+            return Node(title, {"digest": digest, "note": SHOWN}, kind=entry.kind, key=digest)
+        self._seen.add(digest)
+        parents = [self.node(parent, found) for parent, found in sorted(entry.parents.items())]
+        own = (*self._bases(entry), *self._contracts(entry), *self._flow(entry))
+        return Node(title, described(entry), (*parents, *own), entry.kind, digest)
+
+    def _stranger(self, role: str, digest: str) -> Node:
+        """An artifact that is not of this lineage: the champion that the release was compared with, or a gap."""
+        if role == CHAMPION:
+            note = f"a release with a lineage of its own: scalingnote trace release/{self.champion}"
+            return Node(f"{role}: release/{self.champion}", {"digest": digest, "note": note}, (), "release", digest)
+        return Node(f"{role} {digest[:12]}", {"digest": digest, "note": "not described in the release's lineage"}, key=digest)
+
+    def _name(self, entry: LineageNode) -> str:
+        """The registered version that is pinned, or the step that made it."""
+        pin = self.pins.get(self.roles.get(entry.digest, ""))
+        return f"{pin.model}/{pin.version}" if pin else entry.name
+
+    def _bases(self, entry: LineageNode) -> Iterator[Node]:
+        """The published models that an encoder or a set of generated queries was made with."""
+        base = self.base_models.get(self.roles.get(entry.digest, ""))
+        if base is not None:
+            yield base_model_node(base)
+        if generator := entry.attributes.get("generator"):
+            about = entry.attributes
+            commit = about.get("generator_revision")
+            digest = str(about.get("generator_digest") or "unknown")
+            yield base_model_node(BaseModelPin(name=str(generator), digest=digest, revision=str(commit) if commit else None))
+
+    def _contracts(self, entry: LineageNode) -> Iterator[Node]:
+        """The contracts of data of an earlier release; those of the release's own data stand with it."""
+        if entry.kind == DATA_KIND and entry.digest != self.data:
+            yield from _validations(self.nodes.values(), entry.digest)
+
+    def _flow(self, entry: LineageNode) -> Iterator[Node]:
+        """The earlier flow that made it, with its code and machine: those of the release are not what it was made with."""
+        if entry.flow_run_id is None:
+            return
+        title, key = f"made by an earlier flow: {entry.flow_run_id[:12]}", f"flow:{entry.flow_run_id}"
+        known = self.flows.get(entry.flow_run_id)
+        if known and key not in self._seen:
+            self._seen.add(key)
+            yield _code(known, title, entry.flow_run_id)
+        else:
+            yield Node(title, {"note": SHOWN if known else "its code and machine are not known"}, kind="code", key=key)
+
+
+def base_model_node(base: BaseModelPin) -> Node:
+    """A published model, the digest of its weights, and its commit if it came from a model hub."""
+    details = {"digest": base.digest, **({"commit": base.revision} if base.revision else {})}
+    return Node(f"base model: {base.name}", details, kind="base_model", key=f"base:{base.name}:{base.digest}")
+
+
+def described(entry: LineageNode) -> dict[str, Any]:
+    """What the lineage says about one artifact."""
+    runs = {"run_id": entry.run_id, "task_run_id": entry.task_run_id, "recorded_at": entry.recorded_at}
+    details = {"digest": entry.digest, "kind": entry.kind, **runs, **entry.counts, **entry.attributes}
+    details |= {"config_digest": digest_of(entry.config)} if entry.config else {}
+    if entry.flow_run_id:  # the configuration of the release is not what it was made with
+        details |= {f"config.{key}": value for key, value in labels.flatten(entry.config).items()}
+    return {**details, "found_finished": True} if entry.reused else details
+
+
+def _evidence(manifest: ReleaseManifest) -> Iterator[tuple[str, str]]:
+    """Role and digest of what the gates decided on: the evaluation, and the comparison with the champion of that time."""
+    yield "evaluation", manifest.evaluation.digest
+    yield from (("comparison", node.digest) for node in manifest.lineage if node.kind == "comparison")
+
+
+def _details(opened: Opened, witness: Witness) -> dict[str, Any]:
+    manifest = opened.manifest
+    gaps = opened.gaps
+    return {
+        "digest": opened.artifact.digest,
+        "registered_by": witness.registered(opened.info.name, opened.info.version),
+        "release_type": manifest.release_type,
+        "space_id": manifest.space_id,
+        "verdict": manifest.decision.verdict,
+        "gates": [f"{gate.name} {gate.status}" for gate in manifest.decision.gates],
+        "first_release": manifest.decision.first_release,
+        "baseline_version": manifest.baseline_version,
+        "flow_run_id": manifest.flow_run_id,
+        "lineage": f"gaps: {' '.join(gaps)}" if gaps else "complete",
+    }
+
+
+def _data(manifest: ReleaseManifest) -> Node:
+    data = manifest.dataset
+    counts = next((node.counts for node in manifest.lineage if node.digest == data.digest), {})
+    contracts = [_contract(name, version) for name, version in sorted(data.contracts.items())]
+    details = {"digest": data.digest, "source_digest": data.source_digest, **counts}
+    return Node(f"data: {data.name}", details, (*contracts, *_validations(manifest.lineage, data.digest)), "dataset", data.digest)
+
+
+def _contract(name: str, version: str) -> Node:
+    return Node(f"contract {name}", {"version": version}, kind="contract", key=f"contract:{name}:{version}")
+
+
+def _validations(lineage: Iterable[LineageNode], data: str) -> Iterator[Node]:
+    """The reports of the contracts on this data; shown beside the data, for no artifact comes from them."""
+    for entry in lineage:
+        if entry.kind == VALIDATION_KIND and data in entry.parents.values():
+            yield Node(f"validation: {entry.name}", described(entry), kind=entry.kind, key=entry.digest)
+
+
+def _code(known: Mapping[str, Any], title: str = "code and machine", flow: str | None = None) -> Node:
+    """What a flow ran on; `flow` is its run in MLflow where it is not the release's own."""
+    children = tuple(Node(part, known[part], kind="code") for part in ("packages", "machine") if isinstance(known.get(part), Mapping))
+    details = {key: value for key, value in known.items() if key not in ("packages", "machine")}
+    return Node(title, {"mlflow_run_id": flow, **details} if flow else details, children, "code", f"flow:{flow}" if flow else "")
+
+
+def _flow(manifest: ReleaseManifest) -> Node:
+    prefect = manifest.provenance.get("prefect_flow_run_id")
+    details = {"mlflow_run_id": manifest.flow_run_id, "prefect_flow_run_id": prefect or "not recorded"}
+    return Node("flow run", details, kind="run")
+
+
+def _config(manifest: ReleaseManifest) -> Node:
+    return Node("configuration", {"digest": digest_of(manifest.config), **labels.flatten(manifest.config)}, kind="config")
+
+
+def _base_models(manifest: ReleaseManifest) -> Mapping[str, BaseModelPin]:
+    """None where an older manifest names no base model and its encoders cannot be read any more: that is a gap, not the trace's end."""
+    try:
+        return base_models_named_by(manifest)
+    except ScalingNoteError:
+        return {}

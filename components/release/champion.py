@@ -1,0 +1,199 @@
+"""Which release stands where: replayed from the promotion records, which are the truth; aliases only point there.
+
+A promotion pushes a release on a stack, a rollback pops one: `champion` is the top, `previous` the one below, where the next rollback
+would go. An alias can be moved by anyone who may write to the registry and leaves no trace of who did it, so an alias that does not
+match the records is put back, and serving does not follow it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from components.errors import ArtifactError, PromotionError
+from components.tracking import labels, registry
+from components.tracking import promotion_records as record_store
+
+CHAMPION = "champion"
+PREVIOUS = "previous"
+Record = Mapping[str, Any]
+_log = logging.getLogger(__name__)
+
+
+class Aliases(NamedTuple):
+    """Versions of the release model that the two aliases point at; None where there is none."""
+
+    champion: int | None
+    previous: int | None
+
+
+class Reconciled(NamedTuple):
+    """What had to be done to make the aliases match the records, and a sentence about it (empty when nothing)."""
+
+    kind: Literal["clean", "finished", "put_back"]
+    note: str = ""
+
+
+class Trusted(NamedTuple):
+    """The version that serving may serve, and an alarm when the alias says otherwise."""
+
+    version: int
+    alarm: str | None
+
+
+def candidate_model(name: str) -> str:
+    """Registered model that the pipeline writes candidates to."""
+    return f"{name}-candidate"
+
+
+def release_model(name: str) -> str:
+    """Registered model that holds approved releases; serving follows its alias `champion`."""
+    return f"{name}-release"
+
+
+def replay(records: Sequence[Record]) -> list[int]:
+    """The stack of releases after `records`, the champion last; raises ArtifactError for a rollback to where nothing stood.
+
+    A rollback names the releases that it passed over, because they could not be served any more.
+
+    A record that two processes wrote at the same time counts once.
+    """
+    stack: list[int] = []
+    for record in records:
+        target = int(record["to_version"])
+        if stack and stack[-1] == target:
+            continue
+        if record["action"] == "promote":
+            stack.append(target)
+            continue
+        passed_over = {int(version) for version in record.get("skipped") or {}}
+        stack = stack[:-1]
+        while stack and stack[-1] != target and stack[-1] in passed_over:
+            stack = stack[:-1]
+        if not stack or stack[-1] != target:
+            raise ArtifactError(f"Promotion record {record.get('sequence')} rolls back to release/{target}, which was not the one before.")
+    return stack
+
+
+def expected_aliases(records: Sequence[Record]) -> Aliases:
+    """Where the aliases belong after `records`."""
+    stack = replay(records)
+    return Aliases(stack[-1] if stack else None, stack[-2] if len(stack) > 1 else None)
+
+
+def current_aliases(name: str) -> Aliases:
+    """Where the aliases point now."""
+    model = release_model(name)
+    return Aliases(registry.alias(model, CHAMPION), registry.alias(model, PREVIOUS))
+
+
+def was_interrupted(records: Sequence[Record], aliases: Aliases) -> bool:
+    """Whether `aliases` is a state between the newest record and the end of its promotion or rollback.
+
+    Both aliases are looked at: one that is moved by hand to the former champion alone is no interruption.
+    """
+    if not records:
+        return False
+    before, after = expected_aliases(records[:-1]), expected_aliases(records)
+    return aliases != after and aliases in (before, Aliases(after.champion, before.previous))
+
+
+def reconcile(name: str, records: Sequence[Record]) -> Reconciled:
+    """Make the aliases point where the records say: finishes an interrupted change, puts back one moved by hand.
+
+    A version that was deleted from the registry gets no alias, and the note says so; a newer one can still be promoted.
+    """
+    want, have = expected_aliases(records), current_aliases(name)
+    record_store.state_head(name, records)
+    possible, gone = registered(name, want, records)
+    if possible == have:
+        return Reconciled("clean", _gone_note(gone[0], possible) if gone else "")
+    place_aliases(name, possible, have)
+    if was_interrupted(records, have) and not gone:
+        return Reconciled("finished", f"Finished an interrupted change: {_text(want)}.")
+    note = f"The aliases did not match the promotion records ({_text(have)}) and were put back: {_text(possible)}."
+    if gone:
+        note = _gone_note(gone[0], possible)
+    _log.warning(note)
+    return Reconciled("put_back", note)
+
+
+def settle_aliases(name: str) -> None:
+    """Make the aliases follow the records as they are now: another promotion may have come between the record and this."""
+    for _ in range(3):
+        records = record_store.read_records(name)
+        record_store.state_head(name, records)
+        (want, _), have = registered(name, expected_aliases(records), records), current_aliases(name)
+        if want == have:
+            return
+        place_aliases(name, want, have)
+
+
+def place_aliases(name: str, want: Aliases, have: Aliases) -> None:
+    """Set or delete both aliases, champion first: this order tells an interruption from a change by hand."""
+    model = release_model(name)
+    for alias, target, actual in ((CHAMPION, want.champion, have.champion), (PREVIOUS, want.previous, have.previous)):
+        if target == actual:
+            continue
+        if target is None:
+            registry.delete_alias(model, alias)
+        else:
+            registry.set_alias(model, alias, target)
+
+
+def trusted(name: str) -> Trusted:
+    """The release that may be served, and an alarm if the alias `champion` does not match the newest promotion record.
+
+    What was decided last is served, also where its change was interrupted before the aliases followed: aliases that somebody moved back
+    by hand look the same, and after a rollback they would lead to the withdrawn release. Raises PromotionError when nothing was ever
+    promoted, ArtifactError when the records are damaged.
+    """
+    records = record_store.read_records(name)
+    want, have = expected_aliases(records), current_aliases(name)
+    if want.champion is None:
+        raise PromotionError(
+            f"No release of '{name}' was promoted yet. Approve a candidate (scalingnote approve candidate/N --as NAME) "
+            "and promote it (scalingnote promote)."
+        )
+    if have.champion == want.champion:
+        return Trusted(want.champion, None)
+    cause = "a change was interrupted, or the alias was moved by hand" if was_interrupted(records, have) else "the alias was moved by hand"
+    return Trusted(
+        want.champion,
+        f"The alias 'champion' points at {_place(have.champion)}, the newest promotion record names release/{want.champion}, "
+        f"which is served: {cause}. Run 'scalingnote promote' to put the alias right.",
+    )
+
+
+def trusted_version(name: str) -> int:
+    """The version of `trusted`; an alarm is logged as a warning."""
+    version, alarm = trusted(name)
+    if alarm:
+        _log.warning(alarm)
+    return version
+
+
+def _gone_note(version: int, aliases: Aliases) -> str:
+    return f"The promotion records name release/{version}, which was deleted from the registry. The aliases: {_text(aliases)}."
+
+
+def registered(name: str, want: Aliases, records: Sequence[Record]) -> tuple[Aliases, list[int]]:
+    """`want` without the versions that are no longer registered, and those versions.
+
+    A number is given again when the newest version is deleted, so a version of another digest than its record's is another release.
+    """
+    wanted = [version for version in want if version is not None]
+    digests = {int(record["to_version"]): record.get("manifest_digest") for record in records}
+    found = {info.version: info.tags.get(labels.DIGEST) for info in registry.versions(release_model(name))} if wanted else {}
+    there = {version for version, digest in found.items() if digest is None or digests.get(version) in (None, digest)}
+    keep = [version if version in there else None for version in want]
+    return Aliases(*keep), [version for version in wanted if version not in there]
+
+
+def _place(version: int | None) -> str:
+    return "nothing" if version is None else f"release/{version}"
+
+
+def _text(aliases: Aliases) -> str:
+    return f"champion -> {_place(aliases.champion)}, previous -> {_place(aliases.previous)}"

@@ -1,0 +1,176 @@
+"""What is missing on the way from a release back to its data, code, configuration and base models; nothing missing is a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from components.release.manifest import BaseModelPin, DatasetPin, LineageNode, ReleaseManifest
+
+DATA_KIND = "dataset"
+VALIDATION_KIND = "validation"
+INDEX_ROLE = "index"
+LEADS_TO = {"index": ("document_tower",), "query_encoder": ("query_tower",), "evaluation": ("query_encoder", "index")}
+MADE_FROM_DATA = ("vectors", "encoder", "evaluation")  # kinds whose step reads the tables themselves
+
+
+@dataclass(frozen=True)
+class Origins:
+    """All that a release says about where it came from; known before its manifest is written.
+
+    `pins` maps a role to the digest of the artifact, `base_models` the role of an encoder to what it started from, `earlier_flows` a flow
+    that made parts of an earlier release to its code and machine, `evaluation` is the digest of the evaluation.
+    """
+
+    lineage: tuple[LineageNode, ...]
+    pins: Mapping[str, str]
+    dataset: DatasetPin
+    evaluation: str
+    provenance: Mapping[str, Any]
+    config: Mapping[str, Any]
+    flow_run_id: str | None
+    base_models: Mapping[str, BaseModelPin] = field(default_factory=dict)
+    earlier_flows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def lineage_gaps(manifest: ReleaseManifest) -> tuple[str, ...]:
+    """The gaps of a written release, as sentences; empty when every parent is known."""
+    return gaps_of(origins_of(manifest))
+
+
+def origins_of(manifest: ReleaseManifest) -> Origins:
+    """The origins that a manifest states."""
+    return Origins(
+        lineage=manifest.lineage,
+        pins={role: pin.digest for role, pin in manifest.pins.items()},
+        dataset=manifest.dataset,
+        evaluation=manifest.evaluation.digest,
+        provenance=manifest.provenance,
+        config=manifest.config,
+        flow_run_id=manifest.flow_run_id,
+        base_models=manifest.base_models,
+        earlier_flows=manifest.earlier_flows,
+    )
+
+
+def gaps_of(origins: Origins) -> tuple[str, ...]:
+    """The gaps as sentences, each once; empty when every parent is known."""
+    nodes = {node.digest: node for node in origins.lineage}
+    heads = {**origins.pins, "evaluation": origins.evaluation, "data set": origins.dataset.digest}
+    found = [gap for role, digest in heads.items() for gap in _ancestry_gaps(_words(role), digest, nodes)]
+    found += _edge_gaps(heads, nodes)
+    found += [*_data_gaps(origins.dataset), *_code_gaps(origins.provenance), *_run_gaps(origins), *_base_model_gaps(origins)]
+    found += _earlier_gaps(origins)
+    return tuple(dict.fromkeys(found))
+
+
+def _ancestry_gaps(role: str, digest: str, nodes: Mapping[str, LineageNode]) -> Iterator[str]:
+    """Of one head: it and all that it came from have to be described, and data among them."""
+    if digest not in nodes:
+        yield f"The {role} ({digest[:12]}) is not described in the lineage."
+        return
+    ancestry = _ancestry(digest, nodes)
+    if not any(node.kind == DATA_KIND for node in ancestry):
+        yield f"The {role} ({digest[:12]}) cannot be followed to a data set."
+    for node in ancestry:
+        yield from (
+            f"{_named(node)} was made from the {_words(parent)} {made_from[:12]}, which is not described in the lineage."
+            for parent, made_from in node.parents.items()
+            if made_from not in nodes
+        )
+        yield from _node_gaps(node, nodes)
+
+
+def _edge_gaps(heads: Mapping[str, str], nodes: Mapping[str, LineageNode]) -> Iterator[str]:
+    """Each part has to lead to the others that it is known to be made from, not to any data alone."""
+    for role, parents in LEADS_TO.items():
+        ancestry = {node.digest for node in _ancestry(heads.get(role, ""), nodes)}
+        for parent in parents:
+            if ancestry and heads.get(parent) not in {None, *ancestry}:
+                yield f"The {_words(role)} cannot be followed to the {_words(parent)} that the release pins ({heads[parent][:12]})."
+
+
+def _ancestry(digest: str, nodes: Mapping[str, LineageNode]) -> list[LineageNode]:
+    """The node and all nodes that it came from, each once."""
+    found: dict[str, LineageNode] = {}
+    waiting = [digest]
+    while waiting:
+        place = waiting.pop()
+        if place in nodes and place not in found:
+            found[place] = nodes[place]
+            waiting += nodes[place].parents.values()
+    return list(found.values())
+
+
+def _node_gaps(node: LineageNode, nodes: Mapping[str, LineageNode]) -> Iterator[str]:
+    data = (nodes[parent].kind for parent in node.parents.values() if parent in nodes)
+    if node.kind in MADE_FROM_DATA and DATA_KIND not in data:
+        yield f"{_named(node)} names no data set that it was made from."
+    if node.run_id is None:
+        yield f"{_named(node)} names no run that made it."
+    if node.attributes.get("generator") and not node.attributes.get("generator_digest"):
+        yield f"{_named(node)} was written by the model '{node.attributes['generator']}', whose digest is not known."
+
+
+def _data_gaps(dataset: DatasetPin) -> Iterator[str]:
+    if not dataset.source_digest:
+        yield f"The source of the data set '{dataset.name}' has no digest."
+    if not dataset.contracts:
+        yield f"The data set '{dataset.name}' was held against no data contract."
+    yield from (f"The data contract '{name}' has no version." for name, version in dataset.contracts.items() if not version)
+
+
+def _code_gaps(provenance: Mapping[str, Any]) -> Iterator[str]:
+    revision = provenance.get("code_revision")
+    if revision in (None, "", "unknown") and not provenance.get("code_digest"):
+        yield "Neither the revision nor the digest of the code is known."
+    if problem := provenance.get("code_problem"):
+        yield f"The revision of the code is not known: {problem}"
+    if provenance.get("dirty") and not provenance.get("patch_digest"):
+        yield "The code had local changes whose digest is not known."
+    if not provenance.get("lock_digest"):
+        yield "The lock file of the installed packages has no digest."
+    if not provenance.get("platform"):
+        yield "The machine is not described."
+
+
+def _earlier_gaps(origins: Origins) -> Iterator[str]:
+    """Of what earlier flows made: their code and machine have to be known as well, and the contracts of their data."""
+    made = {node.flow_run_id: node for node in origins.lineage if node.flow_run_id}
+    for flow, node in made.items():
+        if flow not in origins.earlier_flows:
+            yield f"{_named(node)} was made by an earlier flow ({flow[:12]}), whose code and machine are not known."
+            continue
+        yield from (f"Of the earlier flow {flow[:12]}: {gap}" for gap in _code_gaps(origins.earlier_flows[flow]))
+    held = {digest for node in origins.lineage if node.kind == VALIDATION_KIND for digest in node.parents.values()}
+    for node in origins.lineage:
+        if node.kind == DATA_KIND and node.digest not in {*held, origins.dataset.digest}:
+            yield f"{_named(node)} was held against no data contract."
+
+
+def _run_gaps(origins: Origins) -> Iterator[str]:
+    if not origins.flow_run_id:
+        yield "The run of the flow is not named."
+    if not origins.config:
+        yield "The configuration is not kept."
+
+
+def _base_model_gaps(origins: Origins) -> Iterator[str]:
+    for role in _encoders(origins.pins):
+        base = origins.base_models.get(role)
+        if base is None or not base.digest:
+            yield f"The base model of the {_words(role)} has no digest."
+
+
+def _encoders(roles: Iterable[str]) -> list[str]:
+    return [role for role in roles if role != INDEX_ROLE]
+
+
+def _words(role: str) -> str:
+    return role.replace("_", " ")
+
+
+def _named(node: LineageNode) -> str:
+    return f"The {node.kind} of {node.name} ({node.digest[:12]})"

@@ -1,0 +1,205 @@
+"""Who acted on a release, read from the audit log of the tracking server.
+
+Tags are claims that anybody may have written; the log names the person that was signed in. Where there is a log it alone counts: an
+approval is the copy that a reviewer made, and nobody approves what is their own work.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from components import settings
+from components.errors import ArtifactError, PromotionError
+from components.release.champion import Record
+from components.tracking import audit_log as audit
+from components.tracking import labels, store
+from components.tracking import promotion_records as record_store
+from components.tracking.server.calls import MAX_VALUE
+from components.visible import written
+
+if TYPE_CHECKING:
+    from components.release.manifest import ReleaseManifest
+    from components.tracking.audit_log import AuditEntry
+    from components.tracking.registry import VersionInfo
+
+REVIEWER = "reviewer"
+OVERRIDE = "override"
+ROLLED_BACK = "rolled_back"  # the tag whose entry in the log proves who rolled back
+OVERRIDE_KEYS = (OVERRIDE, labels.PREFIX + OVERRIDE)
+_TAGGED = frozenset({"set_version_tag", "delete_version_tag"})
+
+
+@dataclass(frozen=True)
+class Act:
+    """One act of a signed-in person, and the audit entry that proves it."""
+
+    person: str
+    role: str | None
+    at: str
+    sequence: int
+    digest: str
+
+
+def require_trail(records: Sequence[Record]) -> list[AuditEntry] | None:
+    """The audit log that approvals are read with; None where there never was one.
+
+    Raises PromotionError when a log has to be there and is not: without it an approval would fall back to mere claims. Raises
+    ArtifactError when the log no longer holds the entries that earlier promotion records rest on.
+    """
+    entries = audit.trail()
+    if entries is None:
+        if reason := _why_expected(records):
+            raise PromotionError(
+                f"{reason}, but there is no audit log, so nobody can say who approved. Nothing was changed. Start the server with "
+                "`scalingnote ui --auth`, and restore its audit log if it was there before."
+            )
+        return None
+    for record in records:
+        require_entry(record, entries)
+    return entries
+
+
+def require_entry(record: Record, entries: Sequence[AuditEntry]) -> None:
+    """Raise ArtifactError when the audit log does not hold the entry that a promotion record rests on, or it proves something else."""
+    digest, number = record.get("audit_digest"), int(record.get("audit_sequence") or 0)
+    if digest is None:
+        return
+    if not (0 < number <= len(entries) and entries[number - 1].digest == digest):
+        raise ArtifactError(
+            f"Promotion record {record['sequence']} rests on the audit entry {number} ({str(digest)[:12]}), which the audit log does not "
+            "hold: it was replaced or cut. Restore the log from a backup."
+        )
+    if wrong := _not_proven(record, entries[number - 1]):
+        raise ArtifactError(f"Promotion record {record['sequence']} rests on the audit entry {number}, which does not prove it: {wrong}.")
+
+
+def _not_proven(record: Record, entry: AuditEntry) -> str | None:
+    """What the entry does not say of what the record claims: that `approved_by`, in `role`, copied or rolled back this release."""
+    said = record.get("approved_by"), record.get("role")
+    act = act_of(entry)
+    if act is None or entry.outcome != "ok":
+        return f"it is a call that was {entry.outcome}" if act else "nobody was signed in"
+    if (act.person, act.role) != said:
+        return f"it is an act of {act.person} ({act.role}), the record names {said[0]} ({said[1]})"
+    copied = entry.action == "create_model_version" and entry.is_of(f"{record.get('retriever')}-release", int(record["to_version"]))
+    left = None if record["action"] == "vouch" else int(record.get("from_version") or 0)
+    rolled_back = (
+        entry.action == "set_version_tag"
+        and entry.is_of(f"{record.get('retriever')}-release", left)
+        and entry.subject.get("key") == labels.PREFIX + ROLLED_BACK
+    )
+    proofs = {"promote": copied, "rollback": rolled_back, "vouch": copied or rolled_back}
+    if proofs.get(str(record["action"]), False):
+        return None
+    return f"it is the call {entry.action} on {entry.subject.get('model')}/{entry.subject.get('version')}"
+
+
+def require_logged_heads(name: str, records: Sequence[Record], entries: Sequence[AuditEntry]) -> None:
+    """Raise ArtifactError when the log knows of a promotion record that is not there: each record's head was set as a tag on the server."""
+    for entry in entries:
+        stated = record_store.HEAD_FORM.fullmatch(entry.subject.get("value", "")) if entry.subject.get("key") == record_store.HEAD else None
+        model = entry.subject.get("model", "")
+        if stated is None or entry.outcome != "ok" or entry.action != "set_version_tag" or model != f"{name}-release":
+            continue
+        witness = f"the audit entry {entry.sequence} ({entry.user} on {model}/{stated[1]})"
+        record_store.require_head(records, int(stated[3]), stated[4], witness)
+
+
+def creator(entries: Sequence[AuditEntry], model: str, version: int) -> Act | None:
+    """Who made a version; None when the log does not know, or nobody was signed in."""
+    return act_of(audit.creation_of(entries, model, version))
+
+
+def act_of(entry: AuditEntry | None) -> Act | None:
+    """The act that an entry proves. Of several roles the reviewer's is named."""
+    if entry is None or entry.user is None:
+        return None
+    role = REVIEWER if REVIEWER in entry.roles else next(iter(entry.roles), None)
+    return Act(entry.user, role, entry.at, entry.sequence, entry.digest)
+
+
+def require_independent(entries: Sequence[AuditEntry], candidate: tuple[str, int], manifest: ReleaseManifest, person: str) -> None:
+    """Raise PromotionError when `person` made the candidate or a part that it pins, or when nobody knows who made the candidate."""
+    if creator(entries, *candidate) is None:
+        raise PromotionError(
+            f"The audit log does not say who made {candidate[0]}/{candidate[1]}, so nobody can rule out that it was '{person}'. "
+            "Build the candidate again, signed in to the server."
+        )
+    for model, version in (candidate, *((pin.model, pin.version) for _, pin in manifest.pins.items())):
+        made = creator(entries, model, version)
+        if made is not None and made.person.casefold() == person.casefold():
+            raise PromotionError(
+                f"'{person}' made {model}/{version} (audit entry {made.sequence}) and cannot approve it: nobody approves their own "
+                "work. Another reviewer has to."
+            )
+
+
+def require_reviewer(entries: Sequence[AuditEntry], release: VersionInfo, manifest: ReleaseManifest, candidate: tuple[str, int]) -> Act:
+    """The reviewer who copied the candidate to `release`; raises PromotionError for anybody else, and for the one who trained it."""
+    where = f"{release.name}/{release.version}"
+    entry = audit.creation_of(entries, release.name, release.version)
+    act = act_of(entry)
+    if entry is None or act is None:
+        raise PromotionError(
+            f"The audit log does not say who made {where}: it was written past the server. Reject that version (tag `review`), "
+            "and approve the candidate signed in to the server."
+        )
+    if act.role != REVIEWER:
+        roles = ", ".join(entry.roles) or "none"
+        raise PromotionError(
+            f"{where} was made by '{act.person}' (roles: {roles}; audit entry {act.sequence}); only a reviewer's copy is an approval. "
+            "Reject that version (tag `review`) and let a reviewer approve the candidate."
+        )
+    _require_logged_digest(entry, release)
+    require_independent(entries, candidate, manifest, act.person)
+    return act
+
+
+def _require_logged_digest(entry: AuditEntry, release: VersionInfo) -> None:
+    """Entries of an older log do not hold the digest."""
+    logged, now = entry.subject.get("digest"), release.tags.get(labels.DIGEST)
+    if logged is not None and logged != now:
+        raise PromotionError(
+            f"{release.name}/{release.version} was approved with the digest {logged[:12]} (audit entry {entry.sequence}); its tag now says "
+            f"{str(now)[:12]}. Somebody changed it past the server: reject that version, and approve the candidate again."
+        )
+
+
+def override_tag(tags: Mapping[str, str]) -> tuple[str, str] | None:
+    """Key and text of the tag that overrides failed gates; None when it is missing or blank."""
+    found = ((key, written(tags.get(key))) for key in OVERRIDE_KEYS)
+    return next(((key, text) for key, text in found if text), None)
+
+
+def override_act(entries: Sequence[AuditEntry], release: VersionInfo) -> tuple[str, Act] | None:
+    """The reason that a reviewer gave on the release itself, and the act. One that came along with a copy is nobody's."""
+    found = override_tag(release.tags)
+    if found is None:
+        return None
+    key, reason = found
+    tagged = [entry for entry in audit.actions_on(entries, release.name, release.version) if entry.action in _TAGGED]
+    last = next((entry for entry in reversed(tagged) if entry.outcome == "ok" and entry.subject.get("key") == key), None)
+    act = act_of(last)
+    if last is None or act is None or act.role != REVIEWER:
+        return None
+    logged = last.subject.get("value", "")  # cut off there when it is long
+    return (reason, act) if labels.cut(release.tags[key], MAX_VALUE) == logged else None
+
+
+def tag_act(entries: Sequence[AuditEntry], release: VersionInfo, key: str) -> Act | None:
+    """Who set the tag `key` of a release last."""
+    acts = [entry for entry in audit.actions_on(entries, release.name, release.version) if entry.subject.get("key") == key]
+    return act_of(next((entry for entry in reversed(acts) if entry.outcome == "ok" and entry.action == "set_version_tag"), None))
+
+
+def _why_expected(records: Sequence[Record]) -> str | None:
+    if rested := next((record for record in reversed(records) if record.get("audit_digest")), None):
+        return f"Promotion record {rested['sequence']} rests on the entry {rested['audit_sequence']} of an audit log"
+    if (user := store.signed_in_as()) is not None:
+        return f"'{user}' signs in to {settings.tracking_uri()}"
+    if "SCALINGNOTE_AUDIT_LOG" in os.environ:
+        return f"SCALINGNOTE_AUDIT_LOG names {settings.audit_log()}"
+    return None

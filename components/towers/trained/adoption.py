@@ -1,0 +1,169 @@
+"""Vectors that exist become towers: held against the data by their ids, tried by a search, and written as what the texts have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.artifacts import Artifact, Scalar, seal
+from components.data.tables import content_hash
+from components.errors import DataError
+from components.towers.contract import EncodingContract, save_contract, space_id_of
+from components.towers.trained.stored import BASE, BLOCK, TABLE, VectorTable
+from components.towers.trained.vector_files import copied_from, read_vectors
+
+if TYPE_CHECKING:
+    from components.data.dataset import Dataset
+
+CHANCE = 3.0  # query vectors that find their documents less often than this many times chance belong to other texts
+PROBED = 500  # judged queries of the probe search
+PROBE_DEPTH = 50
+
+
+def take_stored(dataset: Dataset, source: Path, parents: Mapping[str, str], folder: Path) -> Artifact:
+    """Write both towers from the vectors in `source`, which must hold one for every document of the data set.
+
+    Queries may have vectors or not. The space is named by the documents' vectors. Raises DataError, with counts, for documents without
+    vectors, for query vectors of another width, for query vectors none of which has the id of a query, and for those that do not find the
+    documents they were judged with.
+    """
+    documents = read_vectors(source, "documents")
+    if documents is None:
+        raise DataError(f"{source} has no vectors of documents. Expected documents.parquet, documents.npy or documents.faiss.")
+    queries = read_vectors(source, "queries")
+    texts = {"query": query_texts(dataset), "document": _texts(dataset.documents["doc_id"], dataset.document_texts())}
+    remarks = [*_require_all(documents, texts["document"]), *_about(documents, "documents")]
+    if queries is not None:
+        if queries.vectors.shape[1] != documents.vectors.shape[1]:
+            widths = f"{documents.vectors.shape[1]} dimensions, but those of queries have {queries.vectors.shape[1]}"
+            raise DataError(f"{source}: the vectors of documents have {widths}. Make both with the same model.")
+        remarks += [*_require_some(queries, texts["query"]), *_about(queries, "queries")]
+        remarks += _probe(dataset, documents, queries)
+    width = documents.vectors.shape[1]
+    kept = {role: _of_data(table, texts[role], width) for role, table in (("query", queries), ("document", documents))}
+    contracts = {role: _contract(role, table) for role, table in kept.items()}
+    space_id = space_id_of(contracts["document"])
+    origin = copied_from(source)
+    for role, table in kept.items():
+        _write(folder / f"{role}_tower", table.ids, [texts[role][name] for name in table.ids], table.vectors)
+        save_contract(folder / f"{role}_tower", contracts[role], space_id)
+        about: dict[str, Scalar] = {"space_id": space_id, "role": role, "dimension": width, "base_model": BASE, **origin}
+        seal(folder / f"{role}_tower", "encoder", counts={"texts": len(table.ids)}, parents=parents, attributes=about)
+    for remark in remarks:
+        print(f"[train_towers] {remark}", flush=True)
+    counts = {f"{role}_vectors": len(table.ids) for role, table in kept.items()}
+    return seal(folder, "towers", counts=counts, parents=parents, attributes={"steps": 0, **origin})
+
+
+def query_texts(dataset: Dataset) -> dict[str, str]:
+    """Id -> text of all queries, those without judgements too."""
+    found = _texts(dataset.unlabelled["query_id"], dataset.unlabelled["text"])
+    return {**found, **_texts(dataset.queries["query_id"], dataset.queries["text"])}
+
+
+def _texts(ids: Iterable[object], texts: Iterable[object]) -> dict[str, str]:
+    return {str(name): str(text) for name, text in zip(ids, texts, strict=True)}
+
+
+def _require_all(documents: VectorTable, texts: Mapping[str, str]) -> list[str]:
+    there = set(documents.ids)
+    missing = [name for name in texts if name not in there]
+    if missing:
+        shown = f" All vectors have ids of another kind, such as '{documents.ids[0]}'." if len(missing) == len(texts) else ""
+        raise DataError(
+            f"{len(missing):,} of {len(texts):,} documents have no vector (first: '{missing[0]}'), and the encoder is not here.{shown} "
+            "Give their vectors under the ids of the data, or leave them out of the data."
+        )
+    surplus = len(there) - len(texts)
+    return [f"{surplus:,} vectors belong to no document of the data and are left out"] if surplus else []
+
+
+def _require_some(queries: VectorTable, texts: Mapping[str, str]) -> list[str]:
+    surplus = sum(name not in texts for name in queries.ids)
+    if surplus == len(queries.ids):
+        raise DataError(
+            f"None of the {surplus:,} vectors of queries has the id of a query: theirs are such as '{queries.ids[0]}', those of the data "
+            f"such as '{next(iter(texts), '')}'. Give them under the ids of the data, or leave them out."
+        )
+    return [f"{surplus:,} vectors belong to no query of the data and are left out"] if surplus else []
+
+
+def _about(table: VectorTable, what: str) -> list[str]:
+    """What people should know of vectors that were accepted."""
+    least, mean, most = table.norms
+    rows = {hash(row.tobytes()) for row in table.vectors}
+    said = [f"{len(table.ids):,} vectors of {what} in {table.vectors.shape[1]} dimensions", *table.remarks]
+    if most - least > 0.01 * mean:
+        said.append(f"Vectors of {what} have lengths from {least:.3g} to {most:.3g}; here they are compared by cosine")
+    if len(rows) < len(table.ids):
+        said.append(f"{len(table.ids) - len(rows):,} vectors of {what} equal another one")
+    return said
+
+
+def _probe(dataset: Dataset, documents: VectorTable, queries: VectorTable) -> list[str]:
+    """Search for judged queries by their vectors: ids that belong to other texts find nothing better than chance does."""
+    row = {name: place for place, name in enumerate(documents.ids)}
+    place = {name: number for number, name in enumerate(queries.ids)}
+    judged = dataset.all_judgements
+    judged = judged[(judged["score"] > 0) & judged["query_id"].isin(place) & judged["doc_id"].isin(row)]
+    chosen = sorted(set(judged["query_id"]))[:PROBED]
+    if not chosen:
+        return ["No judged query has a vector, so no search could show whether ids and vectors belong together"]
+    depth = min(PROBE_DEPTH, len(documents.ids))
+    relevant = judged.groupby("query_id")["doc_id"].agg(lambda ids: [row[name] for name in ids])
+    asked = queries.vectors[[place[name] for name in chosen]]
+    best = np.array([(asked[n] @ documents.vectors[relevant[name]].T).max() for n, name in enumerate(chosen)])
+    above = np.zeros(len(chosen), np.int64)
+    for start in range(0, len(documents.ids), BLOCK):
+        above += (asked @ documents.vectors[start : start + BLOCK].T > best[:, None]).sum(1)
+    hits = above < depth
+    chance = float(np.mean([1 - (1 - depth / len(documents.ids)) ** len(relevant[name]) for name in chosen]))
+    share = float(np.mean(hits))
+    if len(chosen) >= 20 and share < min(0.5, CHANCE * chance):
+        raise DataError(
+            f"Of {len(chosen):,} judged queries, {share:.1%} find a relevant document among the best {depth} by their vectors; by chance "
+            f"{chance:.1%} would. The ids belong to other rows, or the two sets of vectors come from two models."
+        )
+    return [f"Probe search: {share:.1%} of {len(chosen):,} judged queries find a relevant document among the best {depth}"]
+
+
+def _of_data(table: VectorTable | None, texts: Mapping[str, str], width: int) -> VectorTable:
+    """The vectors whose ids the data has, in the order of the ids; none where there is no table."""
+    if table is None:
+        return VectorTable([], np.empty((0, width), np.float32), (1.0, 1.0, 1.0))
+    rows = sorted((name, row) for row, name in enumerate(table.ids) if name in texts)
+    return VectorTable([name for name, _ in rows], table.vectors[[row for _, row in rows]], table.norms)
+
+
+def _contract(role: str, table: VectorTable) -> EncodingContract:
+    return EncodingContract(
+        role="query" if role == "query" else "document",
+        base_model=BASE,
+        base_digest=table.digest,
+        adapter_digest=None,
+        tokenizer_digest="unknown",
+        pooling="unknown",
+        normalize=True,
+        prompt="",
+        append_eos=False,
+        max_length=1,
+        dimension=table.vectors.shape[1],
+        form="vectors",
+    )
+
+
+def _write(folder: Path, ids: Sequence[str], texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        "id": pa.array(ids, pa.large_string()),
+        "content_hash": pa.array([content_hash(text) for text in texts], pa.large_string()),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), pa.float32()), vectors.shape[1]),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), folder / TABLE)

@@ -1,0 +1,248 @@
+"""Vectors that a team has already, read from a folder and checked: Parquet, NumPy or FAISS, each vector under the id of its text.
+
+    documents.parquet                 _id, vector; or a folder documents/ of such files
+    documents.npy + documents.ids.txt (.json)   one row and one id for each document
+    documents.faiss [+ documents.ids.txt]       without a file of ids those of the index itself
+
+and the same under the name `queries`, as far as there are any.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.artifacts import Scalar, digest_of, file_sha256, is_complete, read_manifest
+from components.errors import DataError
+from components.towers.trained.stored import VectorTable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Kind = Literal["documents", "queries"]
+KINDS: tuple[Kind, Kind] = ("documents", "queries")
+ID_COLUMNS = ("_id", "id", "doc_id", "query_id", "docid", "qid")
+VECTOR_COLUMNS = ("vector", "embedding", "embeddings", "values")
+FORMATS = (".parquet", ".npy", ".faiss")
+IDS = (".ids.txt", ".ids.json", "_ids.txt", "_ids.json")
+COPY_KIND = "collection"  # of the artifact that a copy of a database's collection is (see `vector_stores`)
+_SHOWN = 3
+_BLOCK = 65_536  # rows that are looked at together
+
+
+def vector_files(folder: Path) -> list[Path]:
+    """The files of `folder` that hold vectors or their ids, in a fixed order; raises DataError where there is no folder."""
+    if not folder.is_dir():
+        raise DataError(f"The folder of vectors '{folder}' does not exist. Give one with documents.parquet, .npy or .faiss.")
+    wanted = [folder / f"{kind}{ending}" for kind in KINDS for ending in (*FORMATS, *IDS)]
+    wanted += [path for kind in KINDS for path in (folder / kind).glob("*.parquet")]
+    return sorted(path for path in wanted if path.is_file())
+
+
+def files_digest(folder: Path) -> str:
+    """Identity of the files of vectors in `folder`, for the key of a step."""
+    return digest_of({path.relative_to(folder).as_posix(): file_sha256(path) for path in vector_files(folder)})
+
+
+def copied_from(folder: Path) -> dict[str, Scalar]:
+    """The collection that the files in `folder` were copied from, for the records; nothing for files that came otherwise."""
+    found = read_manifest(folder) if is_complete(folder) else None
+    return {"copied_from": found.attributes["collection"]} if found is not None and found.kind == COPY_KIND else {}
+
+
+def stored_width(folder: Path) -> int:
+    """Dimensions of the documents' vectors, from the head of their file; raises DataError where there are none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = next((path for path in vector_files(folder) if path.stem == "documents" and path.suffix in FORMATS), None)
+    path = path or next((path for path in vector_files(folder) if path.parent == folder / "documents"), None)
+    if path is None:
+        raise DataError(f"{folder} has no vectors of documents. Expected documents.parquet, documents.npy or documents.faiss.")
+    if path.suffix == ".faiss":
+        return int(_opened_faiss(path).d)
+    if path.suffix == ".npy":
+        return int(_opened_npy(path).shape[1])
+    try:
+        first = pa.Table.from_batches([next(pq.ParquetFile(path).iter_batches(1))])
+    except (OSError, pa.ArrowException, StopIteration) as error:
+        raise DataError(f"{path} holds no vectors, or cannot be read as Parquet ({type(error).__name__}).") from None
+    return len(_column(path, first, VECTOR_COLUMNS)[0].as_py() or ())
+
+
+def read_vectors(folder: Path, kind: Kind) -> VectorTable | None:
+    """The vectors of documents or queries in `folder`; None where it has none.
+
+    Raises DataError, with counts, for vectors with values that are not finite, of two lengths or without a direction, for ids that are
+    missing, blank or repeated, and for files that cannot be read.
+    """
+    parquet = sorted((folder / kind).glob("*.parquet"))
+    there = [path for path in vector_files(folder) if path.parent == folder and path.suffix in FORMATS and path.stem == kind]
+    if len(there) + bool(parquet) > 1:
+        named = ", ".join(path.name for path in there) + (f" and the folder {kind}/" if parquet else "")
+        raise DataError(f"{folder} has the vectors of {kind} more than once: {named}. Leave one of them.")
+    if parquet:
+        return parquet_vectors(parquet, str(folder / kind))
+    if not there:
+        return None
+    path, ids = there[0], _ids_beside(folder, kind)
+    if path.suffix == ".parquet":
+        return parquet_vectors([path], str(path))
+    if path.suffix == ".faiss":
+        return _of_faiss(path, ids)
+    if ids is None:
+        raise DataError(f"{path} has no ids beside it. Write one id a line, in the order of the rows, into {kind}.ids.txt.")
+    return _checked(ids, np.asarray(_opened_npy(path), dtype=np.float32), str(path))
+
+
+def parquet_vectors(paths: Sequence[Path], named: str) -> VectorTable:
+    """The vectors of Parquet files, which messages call `named`; raises DataError as `read_vectors` does."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ids: list[str] = []
+    blocks: list[NDArray[np.float32]] = []
+    lengths: Counter[int] = Counter()
+    without = 0
+    for path in paths:
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}).") from None
+        id_column, column = (_column(path, table, names) for names in (ID_COLUMNS, VECTOR_COLUMNS))
+        ids += ["" if value is None else str(value) for value in id_column.to_pylist()]
+        without += column.null_count
+        for chunk in column.chunks if not without else ():
+            found, rows = _rows_of(named, chunk)
+            lengths.update(found)
+            blocks.append(rows)
+    if without:
+        raise DataError(f"{named}: {without:,} of {len(ids):,} rows have no vector. Leave them out or encode them.")
+    if len(lengths) > 1:
+        shown = ", ".join(f"{count:,} of {length}" for length, count in lengths.most_common(_SHOWN))
+        raise DataError(f"{named} has vectors of {len(lengths)} lengths: {shown}. One encoder gives one length: encode the others again.")
+    width = next(iter(lengths), 0)
+    vectors = np.concatenate([block.reshape(-1, width) for block in blocks]) if width else np.empty((len(ids), 0), np.float32)
+    return _checked(ids, vectors, named)
+
+
+def _column(path: Path, table: pa.Table, names: Sequence[str]) -> pa.ChunkedArray:
+    found = next((name for name in names if name in table.column_names), None)
+    if found is None:
+        raise DataError(f"{path} has the columns {', '.join(table.column_names)}; expected one named {' or '.join(names)}.")
+    return table.column(found)
+
+
+def _rows_of(named: str, chunk: pa.Array) -> tuple[Counter[int], NDArray[np.float32]]:
+    """Counts of vectors by length, and all their numbers one after the other."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not (pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type) or pa.types.is_fixed_size_list(chunk.type)):
+        raise DataError(f"{named}: the vectors are of type {chunk.type}; expected lists of numbers.")
+    lengths = Counter(pc.list_value_length(chunk).to_pylist())
+    flat = chunk.flatten()
+    if not pa.types.is_floating(flat.type) and not pa.types.is_integer(flat.type):
+        raise DataError(f"{named}: the vectors hold values of type {flat.type}; expected numbers.")
+    return lengths, flat.to_numpy(zero_copy_only=False).astype(np.float32)
+
+
+def _opened_npy(path: Path) -> NDArray[Any]:
+    try:
+        found: NDArray[Any] = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is not a table of numbers as numpy.save writes it ({str(error).splitlines()[0]}).") from None
+    if found.ndim != 2 or not np.issubdtype(found.dtype, np.number) or np.iscomplexobj(found):
+        raise DataError(f"{path} holds {found.dtype} of the shape {found.shape}; expected numbers of the shape (texts, dimensions).")
+    return found
+
+
+def _ids_beside(folder: Path, kind: Kind) -> list[str] | None:
+    path = next((folder / f"{kind}{ending}" for ending in IDS if (folder / f"{kind}{ending}").is_file()), None)
+    if path is None:
+        return None
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        found = json.loads(text) if path.suffix == ".json" else text.splitlines()
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({str(error).splitlines()[0]}).") from None
+    if not isinstance(found, list):
+        raise DataError(f"{path} holds {type(found).__name__}; expected a list of ids.")
+    return [str(value) for value in found]
+
+
+def _of_faiss(path: Path, ids: list[str] | None) -> VectorTable:
+    """What a FAISS index gives back of its vectors, which of a compressed one is near them and not they themselves."""
+    import faiss
+
+    whole = _opened_faiss(path)  # held, since the index within it does not live on without it
+    numbers, index = _numbered(whole)
+    try:
+        if isinstance(index, faiss.IndexIVF):
+            rows = _ids_of_lists(index)
+            index.set_direct_map_type(faiss.DirectMap.Hashtable)
+            vectors = index.reconstruct_batch(rows)
+            numbers = rows if numbers is None else numbers
+        else:
+            vectors = index.reconstruct_n(0, index.ntotal)
+    except RuntimeError as error:
+        raise DataError(f"{path}: FAISS does not give its vectors back ({str(error).strip().splitlines()[-1][:160]}).") from None
+    own = ids if ids is not None else [str(number) for number in (np.arange(len(vectors)) if numbers is None else numbers)]
+    exact = isinstance(index, (faiss.IndexFlat, faiss.IndexIVFFlat, faiss.IndexHNSWFlat))
+    remark = () if exact else (f"{path.name} is compressed ({type(index).__name__}): its vectors are near those that were encoded",)
+    return _checked(own, vectors, str(path), remark)
+
+
+def _opened_faiss(path: Path) -> Any:
+    import faiss
+
+    try:
+        return faiss.read_index(str(path))
+    except RuntimeError as error:
+        raise DataError(f"{path} is no index that FAISS can read ({str(error).strip().splitlines()[-1][:160]}).") from None
+
+
+def _ids_of_lists(index: Any) -> NDArray[np.int64]:
+    """The ids in the lists of an inverted file, in their order."""
+    import faiss
+
+    lists = index.invlists
+    found = [faiss.rev_swig_ptr(lists.get_ids(number), lists.list_size(number)).copy() for number in range(lists.nlist)]
+    return np.sort(np.concatenate(found)).astype(np.int64)
+
+
+def _numbered(index: Any) -> tuple[NDArray[np.int64] | None, Any]:
+    """The ids that an IndexIDMap holds, and the index within it."""
+    import faiss
+
+    if not isinstance(index, faiss.IndexIDMap):
+        return None, index
+    return faiss.vector_to_array(index.id_map), faiss.downcast_index(index.index)
+
+
+def _checked(ids: list[str], vectors: NDArray[np.float32], named: str, remarks: tuple[str, ...] = ()) -> VectorTable:
+    if len(ids) != len(vectors):
+        raise DataError(f"{named} has {len(vectors):,} vectors and {len(ids):,} ids. Each vector needs one id, in the same order.")
+    if not ids or not vectors.shape[1]:
+        raise DataError(f"{named} holds no vectors.")
+    if blank := sum(not name.strip() for name in ids):
+        raise DataError(f"{named}: {blank:,} of {len(ids):,} vectors have a blank id.")
+    repeated = {name: count for name, count in Counter(ids).items() if count > 1}
+    if repeated:
+        shown = ", ".join(f"'{name}'" for name in list(repeated)[:_SHOWN])
+        raise DataError(f"{named}: {len(repeated):,} of {len(set(ids)):,} ids occur more than once ({shown}). Leave one vector for each.")
+    lengths = np.concatenate([np.linalg.norm(vectors[s : s + _BLOCK].astype(np.float64), axis=1) for s in range(0, len(vectors), _BLOCK)])
+    if len(strange := np.flatnonzero(~np.isfinite(lengths))):
+        first = f"first: '{ids[strange[0]]}'"
+        raise DataError(f"{named}: {len(strange):,} of {len(ids):,} vectors have values that are not finite ({first}). Make them again.")
+    if len(empty := np.flatnonzero(lengths < 1e-9)):
+        first = f"first: '{ids[empty[0]]}'"
+        raise DataError(f"{named}: {len(empty):,} of {len(ids):,} vectors are zero and have no direction ({first}). Make them again.")
+    unit = (vectors / lengths[:, None]).astype(np.float32)
+    return VectorTable(ids, unit, (float(lengths.min()), float(lengths.mean()), float(lengths.max())), remarks)

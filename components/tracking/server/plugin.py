@@ -1,0 +1,250 @@
+"""The `mlflow.app` plugin: MLflow's basic auth, our rules before every handler, and one audit entry for every mutating call.
+
+Two layers. Hooks in the Flask app know the route, its parsed body and the user who signed in, and refuse what a rule forbids. An ASGI
+layer around everything sees calls that never reach Flask too, holds each answer back until its entry is on the disk, and lets no
+mutating call through while the log is damaged. Both are wired to internals of MLflow 3.17; the tests of the server guard them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from components import settings
+from components.errors import ArtifactError, ConfigError, ScalingNoteError
+from components.tracking import audit_log as audit
+from components.tracking.server import policies
+from components.tracking.server.audit_answer import Answer, Seen, Send
+from components.tracking.server.calls import (
+    SAFE_METHODS,
+    action_of,
+    changes_something,
+    contradiction,
+    fields_of,
+    is_reading,
+    native_action,
+    subject_of,
+    tags_of,
+)
+from components.tracking.server.permissions import Call, Permissions, load_permissions, refusal
+from components.tracking.server.stores import ServerWorld, roles_of
+
+ASSISTANT = "/mlflow/assistant/"
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+_seen: ContextVar[Seen] = ContextVar("seen")
+
+
+def create_app() -> App:
+    """Factory for `mlflow server --app-name scalingnote`.
+
+    Raises ConfigError for a bad file of permissions or policies, and for another server than uvicorn.
+    """
+    from mlflow.server import app as flask_app
+    from mlflow.server.auth import create_app as create_auth_app
+
+    permissions = load_permissions()
+    flask_app.before_request(_note_call)  # before MLflow's own hooks, which end the chain for a call they refuse
+    inner = create_auth_app(flask_app)
+    if inner is flask_app:
+        raise ConfigError("The app 'scalingnote' runs on uvicorn alone; start `mlflow server` without --gunicorn-opts and --waitress-opts.")
+    path = settings.audit_log()
+    world = ServerWorld(path)
+    flask_app.before_request(lambda: _enforce(permissions, world))
+    flask_app.after_request(_note_user)
+    _serve_audit(flask_app, path, permissions)
+    _serve_policies(flask_app)
+    _narrow_native_routes(permissions)
+    return AuditLayer(inner, path)
+
+
+def _note_call() -> None:
+    """Flask hook: remember what is asked for, before anything can refuse it."""
+    from flask import request
+
+    seen = _seen.get(None)
+    if seen is None:
+        return
+    seen.action = action_of(request)
+    seen.changes = changes_something(request, seen.action)
+    if seen.changes:
+        seen.subject = subject_of(request, seen.action)
+
+
+def _enforce(permissions: Permissions, world: ServerWorld) -> Any:
+    """Flask hook after MLflow's: a JSON refusal when a rule forbids the call, None to go on."""
+    from flask import g, request
+
+    seen = _seen.get(None)
+    user = g.get("mlflow_authenticated_user")
+    if seen is None:
+        return _refused_read(request)
+    if user is None:
+        return None
+    seen.user = user
+    if not seen.changes:
+        return None
+    seen.roles = roles_of(user)
+    subject = seen.subject = world.complete(seen.subject)
+    if field := contradiction(request):
+        return _refused(f"The call gives the field '{field}' twice with different values. Give it once.", 400, "INVALID_PARAMETER_VALUE")
+    call = Call(user, seen.roles, seen.action, subject, tags_of(request))
+    try:
+        reason = refusal(call, permissions, world)
+    except ArtifactError as error:
+        reason = str(error)
+    return _refused(reason) if reason else None
+
+
+def _refused_read(request: Any) -> Any:
+    """A GET that would change something: its body may hold a mutation of GraphQL. It is refused, so there is nothing to log."""
+    if not changes_something(request, action_of(request)):
+        return None
+    return _refused("Send a mutation with POST.", 405, "INVALID_PARAMETER_VALUE")
+
+
+def _note_user(response: Any) -> Any:
+    """Flask hook for every answer: who signed in, also where MLflow refused before our rules were asked."""
+    from flask import g
+
+    seen = _seen.get(None)
+    if seen is not None and seen.user is None and (user := g.get("mlflow_authenticated_user")):
+        seen.user, seen.roles = user, roles_of(user) if seen.changes else ()
+    return response
+
+
+def _refused(reason: str, status: int = 403, code: str = "PERMISSION_DENIED") -> Any:
+    from flask import jsonify
+
+    answer = jsonify(error_code=code, message=reason)
+    answer.status_code = status
+    return answer
+
+
+def _narrow_native_routes(permissions: Permissions) -> None:
+    """Calls that FastAPI serves itself never reach the Flask hooks: put what binds there before MLflow's own check of each of them.
+
+    The assistant works with the rights of the server's process, on its files and on the log, so it is left to the administrator, whom
+    MLflow does not check.
+    """
+    import anyio
+    from mlflow.server import auth
+
+    find = auth._find_fastapi_validator
+
+    def narrowed(path: str, method: str) -> Any:
+        inner = find(path, method)
+        if inner is None or method in SAFE_METHODS:
+            return inner
+
+        async def validator(username: str, request: Any) -> bool:
+            roles = await anyio.to_thread.run_sync(roles_of, username)
+            return ASSISTANT not in path and not permissions.only_reads(roles) and bool(await inner(username, request))
+
+        return validator
+
+    auth._find_fastapi_validator = narrowed
+
+
+def _serve_audit(flask_app: Any, path: Path, permissions: Permissions) -> None:
+    """A route that gives the log's head and lines to the roles that may read it."""
+    from flask import Response, g
+    from mlflow.server.auth import BEFORE_REQUEST_VALIDATORS
+    from mlflow.server.handlers import _add_static_prefix
+
+    address = _add_static_prefix(audit.ENDPOINT)
+    readers = {name for name, role in permissions.roles.items() if role.reads_audit}
+
+    def give() -> Any:
+        head = audit.read_head(path)  # before the log, which only grows
+        lines = path.read_bytes() if path.exists() else b""
+        first = audit.head_bytes(head) if head else b""
+        return Response(first + b"\n" + lines, mimetype="application/x-ndjson")
+
+    flask_app.add_url_rule(address, "scalingnote_audit", give)
+    BEFORE_REQUEST_VALIDATORS[address, "GET"] = lambda: bool(readers & set(roles_of(g.mlflow_authenticated_user)))
+
+
+def _serve_policies(flask_app: Any) -> None:
+    """The policies are for everybody who signs in; MLflow refuses a route that no validator lets through."""
+    from mlflow.server.auth import BEFORE_REQUEST_VALIDATORS
+
+    BEFORE_REQUEST_VALIDATORS[policies.serve(flask_app), "GET"] = lambda: True
+
+
+class AuditLayer:
+    """ASGI layer around the whole server: no mutating call is answered before its entry is on the disk."""
+
+    def __init__(self, inner: App, path: Path) -> None:
+        self.inner = inner
+        self.path = path
+
+    async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
+        """Pass reading calls through; hold the answer of others until they are logged."""
+        if scope["type"] != "http" or scope["method"] in SAFE_METHODS:
+            await self.inner(scope, receive, send)
+            return
+        scope.setdefault("state", {})
+        seen, answer = Seen(), Answer()
+        token = _seen.set(seen)
+        try:
+            if await self._is_writable(answer):
+                await self.inner(scope, receive, answer.hold)
+        except Exception:
+            await self._log(scope, seen, Answer(status=500))
+            raise
+        finally:
+            _seen.reset(token)
+        await self._log(scope, seen, answer)
+        await answer.release(send)
+
+    async def _is_writable(self, answer: Answer) -> bool:
+        import anyio
+
+        try:
+            await anyio.to_thread.run_sync(audit.check_end, self.path)
+        except (ScalingNoteError, OSError) as error:
+            answer.replace(503, "TEMPORARILY_UNAVAILABLE", f"Nothing can be changed while the audit log cannot be written: {error}")
+            return False
+        return True
+
+    async def _log(self, scope: Any, seen: Seen, answer: Answer) -> None:
+        import anyio
+
+        if answer.unlogged or seen.changes is False or (seen.changes is None and _only_reads(scope)):
+            return
+        answer.explain_refusal(seen)
+        fields = _fields(scope, seen, answer)
+        try:
+            await anyio.to_thread.run_sync(audit.append_entry, self.path, fields)
+        except (ScalingNoteError, OSError) as error:
+            answer.replace(500, "INTERNAL_ERROR", f"The call was carried out, but its audit entry could not be written: {error}")
+
+
+def _only_reads(scope: Any) -> bool:
+    """Whether a call that Flask did not serve went to a function that only reads; the path alone says nothing."""
+    served = scope.get("endpoint")
+    return hasattr(served, "__name__") and is_reading(native_action(scope["method"], scope["path"], served))
+
+
+def _fields(scope: Any, seen: Seen, answer: Answer) -> dict[str, Any]:
+    headers = dict(scope["headers"])
+    client = scope.get("client")
+    user = seen.user or scope["state"].get("username")
+    outcome = "ok" if answer.status < 300 else "refused" if answer.status in (401, 403) else "failed"  # a redirect did nothing
+    subject = seen.subject or fields_of(scope.get("path_params") or {})
+    return {
+        "user": user,
+        "roles": seen.roles or (roles_of(user) if user else ()),
+        "method": scope["method"],
+        "path": scope["path"][:500],
+        "action": seen.action or native_action(scope["method"], scope["path"], scope.get("endpoint")),
+        "subject": subject | (answer.made() if outcome == "ok" else {}),
+        "address": client[0] if client else None,
+        "user_agent": headers.get(b"user-agent", b"").decode("latin-1")[:200] or None,
+        "status": answer.status,
+        "outcome": outcome,
+    }

@@ -1,0 +1,119 @@
+"""Commands that change what is served, or tell how it changed: approve, promote, webhook, rollback, history."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from components.errors import ConfigError
+from components.plain_text import as_json, visible
+from flows.cli.disk import require_space
+from flows.cli.output import name_option, only_result_on_stdout, retriever_name, show
+
+if TYPE_CHECKING:
+    from flows.watch import Watch
+
+
+def approve(options: argparse.Namespace) -> None:
+    """Approve a candidate as a named person."""
+    from components.promotion.approval import approve as approve_candidate
+
+    approval = approve_candidate(retriever_name(options), options.candidate, options.person, options.override)
+    state = "approved" if approval.created else "was approved before"
+    proof = "unauthenticated" if approval.authentication == "none" else f"{approval.role}, signed in"
+    text = f"candidate/{approval.candidate_version} {state} by {approval.person} ({proof}) as release/{approval.release_version}."
+    show(options, asdict(approval), f"{text}\nNext: scalingnote promote{name_option(approval.name)}")
+    if os.environ.get("PREFECT_API_URL"):  # a team's server, whose automations promote
+        from flows.reporting import tell_approved
+        from flows.server_plans import ServerError
+
+        try:
+            tell_approved(approval.name)
+        except ServerError as error:
+            print(f"scalingnote: {visible(str(error))}", file=sys.stderr)
+
+
+def promote(options: argparse.Namespace) -> None:
+    """Promote the newest approved release, once or again and again."""
+    require_space()
+    if options.watch is not None:
+        if options.without_champion:
+            raise ConfigError("--without-champion is about one approval that somebody looked at; run it without --watch.")
+        _run(_watch(options), options)
+        return
+    from flows.servers import run_flow
+
+    with only_result_on_stdout(options):
+        result = run_flow("flows.promote:promote", retriever_name(options), without_champion=options.without_champion)
+    show(options, result, f"Status: {result['status']}{_warnings(result['warnings'])}")
+
+
+def webhook(options: argparse.Namespace) -> None:
+    """Watch, and look at once when MLflow calls."""
+    from components.promotion.webhook_deliveries import Deliveries
+    from flows.webhook import receiving, secret
+
+    require_space()
+    if options.emit:
+        _require_prefect()
+    deliveries = Deliveries(retriever_name(options), secret())
+    watch = _watch(options)
+    watch.emit = options.emit
+    with receiving((options.host, options.port), deliveries, watch.wake.set) as port:
+        print(f"Receiving webhooks on http://{options.host}:{port}/.", file=sys.stderr, flush=True)
+        _run(watch, options)
+
+
+def _require_prefect() -> None:
+    from prefect.settings import PREFECT_API_URL
+
+    if not PREFECT_API_URL.value():
+        raise ConfigError(
+            "--emit tells a Prefect server of approvals, and none is named. Set PREFECT_API_URL, such as http://HOST:4200/api."
+        )
+
+
+def rollback(options: argparse.Namespace) -> None:
+    """Go back one release."""
+    from components.promotion.promote import rollback as change_back
+    from components.serving.smoke import check_smoke
+
+    change = change_back(retriever_name(options), options.person, options.reason, check_smoke, options.override, options.past_lost)
+    show(options, asdict(change), change.message + _warnings(change.warnings))
+
+
+def history(options: argparse.Namespace) -> None:
+    """All promotions and rollbacks with their people and reasons."""
+    from components.promotion.history import compare_anchor, history_of, render_history
+
+    name = retriever_name(options)
+    entries = history_of(name)
+    anchor = compare_anchor(name, options.anchor) if options.anchor else None
+    told = render_history(name, entries) + (f"\n{anchor}" if anchor else "")
+    show(options, {"name": name, "history": entries, **({"anchor": anchor} if anchor else {})}, told)
+
+
+def _watch(options: argparse.Namespace) -> Watch:
+    from flows.watch import Watch
+
+    out = sys.stdout  # with --json everything else is sent to stderr while it runs
+
+    def tell(change: dict[str, Any]) -> None:
+        text = f"{change['status']}: {change['message']}{_warnings(change['warnings'])}"
+        print(as_json(change) if options.json else visible(text), file=out, flush=True)
+
+    return Watch(retriever_name(options), options.watch, tell)
+
+
+def _run(watch: Watch, options: argparse.Namespace) -> None:
+    print(f"Looking for approvals of '{watch.name}' every {watch.seconds:g} s; Ctrl-C stops it.", file=sys.stderr, flush=True)
+    with only_result_on_stdout(options):
+        watch.run()
+
+
+def _warnings(warnings: Sequence[str]) -> str:
+    return "".join(f"\nWarning: {warning}" for warning in warnings)
