@@ -20,3 +20,27 @@ What other programs may rely on, in one example: open the release that serves, s
 
 All errors that a caller can act on are `components.errors.ScalingNoteError`. README.md of this folder says what lies where.
 """
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+# Registered versions carry model files that import modules by the names that these had then.
+FORMER = {"components.promotion.pinned": "components.serving.loader", "components.tracking.package_files": "components.tracking.packaging"}
+
+
+class _Former(MetaPathFinder, Loader):
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in FORMER else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        now = vars(importlib.import_module(FORMER[module.__name__]))
+        vars(module).update({name: value for name, value in now.items() if not name.startswith("__")})
+
+
+sys.meta_path.append(_Former())

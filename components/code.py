@@ -42,36 +42,35 @@ WHOLE, WIRING = "components", "flows"
 # Modules (or rooms) that decide no result, with the reason. They are neither counted nor followed.
 UNDECIDING: Mapping[str, str] = {
     "components.errors": "a step that fails has no result",
-    "components.settings": "says where files lie, not what is in them",
+    "components.settings": "says where files lie and what settings may be, not what is in them",
     "components.code": "makes the keys themselves",
     "components.syntax": "makes the keys themselves",
     "components.tracking": "records and finds results; what it finds has its digest in the key",
-    "components.config": "the values of all settings that a step reads are in its key",
     "components.data.config": "the values of all settings that a step reads are in its key",
     "components.towers.config": "the values of all settings that a step reads are in its key",
     "components.distillation.config": "the values of all settings that a step reads are in its key",
     "components.index.config": "the values of all settings that a step reads are in its key",
-    "components.evaluation.slice_config": "the values of all settings that a step reads are in its key",
     "components.evaluation.config": "the values of all settings that a step reads are in its key",
-    "components.gates.config": "the values of all settings that a step reads are in its key",
-    "components.index.progress": "a progress bar",
-    "components.index.workers": "says how many threads a worker takes",
+    "components.gates.policy": "the values of all settings that a step reads are in its key",
+    "components.index.workers": "says how many threads a worker takes, and shows progress",
     "flows.encoding_runners": "says where shards are encoded; every runner calls the same function",
     "flows.reporting": "shows what is printed, and looks at progress bars",
 }
 # Modules of `flows/` whose classes decide no result when a value of them is at hand, with the reason. Their functions count as all others.
 HANDED: Mapping[str, str] = {
     "flows.config": "the values of all settings that a step reads are in its key",
-    "flows.studies.config": "the values of all settings that a step reads are in its key",
-    "flows.studies.context": "hands out artifacts, whose digests are in the key",
-    "flows.parts": "hands out artifacts, whose digests are in the key",
+    "flows.studies.context": "hands out settings, whose values are in the key, and artifacts, whose digests are",
+    "flows.candidate": "hands out artifacts, whose digests are in the key",
     "flows.recorder": "hands out what is recorded about a release: provenance and lineage",
 }
 # Imports that are not followed: (importing module, module or room) -> reason. Other ways to the same module count.
 UNFOLLOWED: Mapping[tuple[str, str], str] = {
-    ("components.serving.loader", "components.promotion"): "finds and verifies a release, whose digest is in the key",
-    ("flows.champion_comparison", "components.towers.train"): "reads the log of a finished training, whose digest is in the key",
-    ("flows.champion_comparison", "components.distillation.train"): "reads the log of a finished training, whose digest is in the key",
+    **{
+        ("components.serving.loader", f"components.{room}"): "finds and verifies a release, whose digest is in the key"
+        for room in ("promotion", "release", "signing")
+    },
+    ("flows.candidate", "components.towers.train"): "reads the log of a finished training, whose digest is in the key",
+    ("flows.candidate", "components.distillation.train"): "reads the log of a finished training, whose digest is in the key",
 }
 # Modules that load others by a name which is in no import statement, with the reason why that needs no place in a key.
 LOADED_BY_NAME: Mapping[str, str] = {

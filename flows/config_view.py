@@ -12,8 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from flows.config import Layer, RetrainConfig, settle
-from flows.config_errors import allowed
+from flows.config import Layer, RetrainConfig, allowed, settle
 
 DEFAULT = "default"
 GENERAL = "general"  # heading of the fields that stand in no section

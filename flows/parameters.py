@@ -13,10 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from components.config import RETRIEVER_NAME
 from components.errors import ConfigError
-from flows.config import Layer, RetrainConfig, layers_of, nested, settle
-from flows.config_errors import did_you_mean
+from components.settings import RETRIEVER_NAME
+from flows.config import Layer, RetrainConfig, did_you_mean, layers_of, nested, settle
 
 Preset = Literal["adopt", "cluster", "demo", "embeddinggemma", "endpoint", "gpu", "harrier", "pages", "quick", "qwen3-embedding", "smoke"]
 Name = Annotated[str, Field(pattern=RETRIEVER_NAME)]
@@ -53,7 +52,7 @@ class SettingsForm:
         return core_schema.no_info_before_validator_function(_mapping, handler(source))
 
     def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        from flows.config_errors import allowed
+        from flows.config import allowed
         from flows.config_view import field_schemas, shown
 
         sections: dict[str, Any] = {}

@@ -210,7 +210,7 @@ def _as_of_now(plan: Plan, dataset: DatasetArtifact) -> Plan:
 
 def _stored_at(config: RetrainConfig, dataset: Artifact, fixed: list[str], budget: float | None, card: int | None) -> Path:
     from components.planning.plan import PLAN_VERSION
-    from components.tracking.machine import describe_host
+    from components.tracking.provenance import describe_host
 
     machine = {**describe_host(), "threads": os.environ.get("OMP_NUM_THREADS", "")}
     asked = {"config": config.model_dump(mode="json"), "fixed": fixed, "budget": budget, "card": card}

@@ -17,8 +17,7 @@ from components.artifacts import Artifact
 from components.evidence.metrics import step_metrics
 from components.release.manifest import LineageNode
 from components.signing.keys import load_signing_key
-from components.tracking.alive import left_behind, marked_as_running
-from components.tracking.live import LiveStep, live_step
+from components.tracking.live import LiveStep, left_behind, live_step, marked_as_running
 from components.tracking.provenance import Provenance, collect_provenance, version_tags
 from components.tracking.registry import RegisteredVersion, register
 from components.tracking.runs import (

@@ -13,17 +13,16 @@ from prefect import flow
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, open_artifact
 from components.errors import DataError
-from components.index.changes import changes_since, read_documents
+from components.index.refresh import changes_since, read_documents
 from components.release.manifest import EVALUATION_FOLDER
 from components.release.open import PinnedRelease
 from components.tracking.runs import FlowRun
 from flows.adopt import adopted_run
-from flows.candidate import register_candidate
+from flows.candidate import Parts, register_candidate
 from flows.config import RetrainConfig, amend_config
 from flows.parameters import NO_SETTINGS, NOTHING, Name, Preset, ReleaseRef, SettingsForm, require_steps
-from flows.parts import Parts
 from flows.recorder import Recorder, recorded_flow
-from flows.refresh import RefreshConfig, checked_data, configured, describe_changes, open_base, requested_refresh, unknown_queries
+from flows.refresh_index import RefreshConfig, checked_data, configured, describe_changes, open_base, requested_refresh, unknown_queries
 from flows.reporting import ended, run_name, shown_as_cancelled, verdict_line
 from flows.retrain import AGAIN, Again, build_parts
 from flows.runner import Step
@@ -103,8 +102,8 @@ def require_same_documents(config: RetrainConfig, base: PinnedRelease, dataset: 
 
 def _new_student(config: RetrainConfig, recorder: Recorder, base: PinnedRelease, dataset: DatasetArtifact) -> EncoderArtifact:
     from components.data.dataset import load_dataset
-    from components.distillation.material import check_sources
     from components.distillation.student import check_student
+    from components.distillation.train import check_sources
 
     check_sources(load_dataset(dataset.path), config.distillation)
     check_student(config.distillation, int(str(base.index.attributes["dimension"])), base.query_tower.path)

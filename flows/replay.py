@@ -1,29 +1,190 @@
 """Replay: evaluate a release again from its record, and on demand build it again, to see whether its numbers can be had twice.
 
+Compared are all figures of `report.json` and every value of the tables beside it. Not compared are times, which no run repeats. Figures
+and systems that a later version of the program adds are left out; one that it does not give any more is a difference.
+
 The encoders and the index come from the registry by the digests in the record, the data by its digest from the working files or, when
 these are gone, from where the release took it. Nothing of a replay is registered or kept.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from components import settings
-from components.artifacts import Artifact, DatasetArtifact, open_artifact, verify
+from components.artifacts import Artifact, DatasetArtifact, open_artifact, read_json, verify
 from components.errors import ArtifactError, DataError, PromotionError
-from components.promotion.reproduction import Comparison, Difference, Outcome, compare_evaluations, compare_lineage
+from components.evaluation.report import REPORT_FILE
 from components.promotion.verification import decide_on
 from components.release.manifest import EVALUATION_FOLDER, load_release
 from components.release.open import PinnedRelease, open_pinned
 from flows.config import RetrainConfig, amend_config
 from flows.steps import evaluation_step, typed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from components.release.manifest import LineageNode
+
+
+Outcome = Literal["equal", "within tolerance", "different"]
+TOLERANCE = 1e-3
+_TIMED_KINDS = ("evaluation", "comparison")
+_ENDS = ("units", "intervals", "retention_intervals", "ndcg_lost_interval", "low", "high")
+_TIMED = ("speed", "schema_version")  # figures of the report that are times, and its form
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One value that came out otherwise."""
+
+    where: str
+    recorded: Any
+    found: Any
+
+    def __str__(self) -> str:
+        return f"{self.where}: recorded {_text(self.recorded)}, found {_text(self.found)}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How many values were compared and how many differ. `first` is the first that is out of tolerance, else the first at all."""
+
+    outcome: Outcome
+    values: int
+    differing: int
+    first: Difference | None
+    tolerance: float
+
+    def text(self) -> str:
+        """One sentence, and the first difference."""
+        said = f"{self.outcome}: {self.values:,} values compared, {self.differing:,} differ"
+        return f"{said} (tolerance {self.tolerance:g}). First: {self.first}" if self.first else f"{said}."
+
+
+def compare_evaluations(recorded: Path, again: Path, tolerance: float = TOLERANCE) -> Comparison:
+    """Compare two evaluation folders.
+
+    `within tolerance` means that no figure of the report differs by more than `tolerance`, absolutely and relatively; single queries may.
+    Raises ArtifactError for a folder without a readable report.
+    """
+    before, now = _report(recorded), _report(again)
+    figures = list(_figures(_without_ends(before) if now.get("units") and not before.get("units") else before, now))
+    singles = [pair for name in _tables(recorded) for pair in _values(recorded / name, again / name)]
+    different = [pair for pair in (*figures, *singles) if not _same(pair, 0.0)]
+    beyond = [pair for pair in figures if not _same(pair, tolerance)]
+    beyond += [pair for pair in singles if not _numbers(pair) and not _same(pair, 0.0)]  # a query or a table that is not there
+    outcome: Outcome = "different" if beyond else "within tolerance" if different else "equal"
+    return Comparison(outcome, len(figures) + len(singles), len(different), next(iter(beyond or different), None), tolerance)
+
+
+def compare_lineage(recorded: Sequence[LineageNode], again: Sequence[LineageNode]) -> tuple[int, Difference | None]:
+    """How many artifacts of a build came out with the recorded digest, and the first that did not, parents first.
+
+    What holds times is never the same and is left out; `compare_evaluations` is for an evaluation.
+    """
+    pairs = list(zip(_built(recorded), _built(again), strict=False))
+    equal = sum(old.digest == new.digest for old, new in pairs)
+    for old, new in pairs:
+        if (old.name, old.kind) != (new.name, new.kind):
+            return equal, Difference("steps", f"{old.name} ({old.kind})", f"{new.name} ({new.kind})")
+        if old.digest != new.digest:
+            return equal, Difference(f"{old.name} ({old.kind})", old.digest[:12], new.digest[:12])
+    lengths = len(_built(recorded)), len(_built(again))
+    return equal, None if lengths[0] == lengths[1] else Difference("number of artifacts", *lengths)
+
+
+def _built(lineage: Sequence[LineageNode]) -> list[LineageNode]:
+    return [node for node in lineage if node.kind not in _TIMED_KINDS]
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    found = read_json(folder / REPORT_FILE)
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{folder / REPORT_FILE} is not an evaluation report.")
+    figures = {key: value for key, value in found.items() if key not in _TIMED}
+    if isinstance(compared := figures.get("comparisons"), list):
+        # By what they compare: a later version may compare more, and its list is longer then.
+        figures["comparisons"] = {f"{c.get('system')} - {c.get('baseline')}, {c.get('metric')}": c for c in compared}
+    return figures
+
+
+def _without_ends(figures: Any) -> Any:
+    """A report of before units were kept has intervals over single queries, which nobody computes any more; its values are compared."""
+    if isinstance(figures, Mapping):
+        return {key: _without_ends(value) for key, value in figures.items() if key not in _ENDS}
+    return [_without_ends(value) for value in figures] if isinstance(figures, list) else figures
+
+
+def _figures(recorded: Any, found: Any, where: str = "") -> Iterator[Difference]:
+    """Every leaf of the recorded report, with what stands at its place now."""
+    if isinstance(recorded, Mapping):
+        for key, value in recorded.items():
+            yield from _figures(value, found.get(key) if isinstance(found, Mapping) else None, f"{where}.{key}".lstrip("."))
+    elif isinstance(recorded, list):
+        others = found if isinstance(found, list) and len(found) == len(recorded) else [None] * len(recorded)
+        for number, (value, other) in enumerate(zip(recorded, others, strict=True)):
+            yield from _figures(value, other, f"{where}[{number}]")
+    else:
+        yield Difference(where, recorded, found)
+
+
+def _tables(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.parquet"))
+
+
+def _values(recorded: Path, again: Path) -> Iterator[Difference]:
+    """Every row of a table by its key, which is all columns but the last; the last is its value."""
+    old, new = _keyed(recorded), _keyed(again, _systems(recorded)) if again.is_file() else {}
+    for key, value in old.items():
+        yield Difference(f"query {' '.join(key)} ({recorded.name})", value, new.get(key))
+    for key in new.keys() - old.keys():
+        yield Difference(f"query {' '.join(key)} ({recorded.name})", None, new[key])
+
+
+def _systems(path: Path) -> frozenset[str] | None:
+    """The systems of a table; None for one that names none."""
+    import pyarrow.parquet as pq
+
+    return frozenset(pq.read_table(path, columns=["system"])["system"].to_pylist()) if "system" in pq.read_schema(path).names else None
+
+
+def _keyed(path: Path, systems: frozenset[str] | None = None) -> dict[tuple[str, ...], Any]:
+    """Value by key, of the rows of `systems` where they are given."""
+    import pandas as pd
+
+    table: pd.DataFrame = pd.read_parquet(path)
+    table = table if systems is None else table[table["system"].isin(systems)]
+    value = "value" if "value" in table else table.columns[-1]
+    names = [name for name in table.columns if name != value]
+    keys = zip(*(table[name].astype(str).tolist() for name in names), strict=True)
+    return dict(zip(keys, table[value].tolist(), strict=True))
+
+
+def _same(pair: Difference, tolerance: float) -> bool:
+    if not _numbers(pair):
+        return bool(pair.recorded == pair.found)
+    near = math.isclose(pair.recorded, pair.found, rel_tol=tolerance, abs_tol=tolerance)
+    return near or (math.isnan(pair.recorded) and math.isnan(pair.found))
+
+
+def _numbers(pair: Difference) -> bool:
+    return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (pair.recorded, pair.found))
+
+
+def _text(value: Any) -> str:
+    return "nothing" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+# --- Replay: evaluate a release again from its record, and on demand build it again, to see whether its numbers can be had twice.
 
 
 @dataclass(frozen=True)

@@ -260,7 +260,7 @@ def show_text(key: str, text: str) -> None:
 
 def mlflow_address() -> str:
     """Where a browser finds MLflow: the server, or the place where `scalingnote ui` starts one."""
-    from components.network import without_user
+    from components.settings import without_user
     from components.tracking.store import is_server
 
     uri = settings.tracking_uri()
@@ -289,10 +289,10 @@ def tell_approved(name: str) -> bool:
     from prefect.events import Event
     from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-    from components.network import without_user
-    from components.promotion.waiting import waiting_for_promotion
+    from components.promotion.promote import waiting_for_promotion
+    from components.settings import without_user
     from components.tracking.promotion_records import read_records
-    from flows.server_plans import ServerError
+    from flows.servers import ServerError
 
     api = PREFECT_API_URL.value()
     waiting = [info.version for info in waiting_for_promotion(name, read_records(name)).versions]

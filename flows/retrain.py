@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from prefect import flow
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
-from flows.candidate import register_candidate
+from flows.candidate import Parts, register_candidate
 from flows.config import RetrainConfig
 from flows.parameters import NO_SETTINGS, NOTHING, NameOrEmpty, Preset, SettingsForm, requested_config, require_steps, steps_form
-from flows.parts import Parts
 from flows.planning import require_room_for
 from flows.recorder import Recorder, recorded_flow
 from flows.reporting import ended, run_name, say, shown_as_cancelled, verdict_line
@@ -183,10 +182,10 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     installed.
     """
     from components.data.dataset import load_dataset
-    from components.distillation.material import check_sources
     from components.distillation.student import check_before_towers, width_of
+    from components.distillation.train import check_sources
     from components.evaluation.summarize import require_judged
-    from components.gates.attainable import require_attainable, require_measured
+    from components.gates.decide import require_attainable, require_measured
     from components.index.index_keys import usable_key
     from flows.encoding_runners import runner_of
 
@@ -204,9 +203,9 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
 
 def _require_affordable(config: RetrainConfig, data: Dataset) -> None:
     """Say about how many tokens the endpoint will be sent, and what they cost; raise ConfigError above the limits."""
-    from components.distillation.sources import dev_queries, query_sources
+    from components.distillation.teacher_targets import dev_queries, query_sources
     from components.evaluation.summarize import judged_split
-    from components.towers.probes import PROBE_TEXTS
+    from components.towers.contract import PROBE_TEXTS
     from components.towers.trained.endpoint import guessed_tokens, require_within
 
     splits = (config.evaluation.split, *config.evaluation.extra_splits)

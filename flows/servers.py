@@ -1,5 +1,7 @@
 """The MLflow and Prefect servers of a local installation, on loopback, over the same files that the commands use.
 
+MLflow's also starts with sign-in, roles and audit log.
+
 Both for people (`serve`), and a small one of Prefect alone for a command that runs a flow (`run_flow`). All end with us.
 """
 
@@ -14,19 +16,112 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import import_module
+from importlib.metadata import entry_points
 from io import StringIO
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from components import settings
-from components.errors import ConfigError
-from components.network import answers, is_healthy, without_user
-from components.tracking import moved, sign_in
+from components.artifacts import open_private, write_atomic
+from components.errors import ConfigError, ScalingNoteError
+from components.gates.policy import allowed_policies
+from components.settings import answers, is_healthy, without_user
+from components.tracking import audit_log as audit
+from components.tracking import embedded as moved
+from components.tracking import sign_in
+from components.tracking.server.permissions import PERMISSIONS_FILE, load_permissions
 from components.tracking.store import is_server, require_answer
-from flows.server_plans import HOST, ServerError, ServerPlan, mlflow_plan, prefect_plan, small_prefect_plan
+
+HOST = "127.0.0.1"
+# Our commands silence Prefect in the terminal, but a server's log must say why it ended.
+LOUD = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "NOTSET"}
+
+
+class ServerError(ScalingNoteError):
+    """A local server that did not start, or that ended by itself."""
+
+    exit_code = 8
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    """How one server is started: its command and environment, and the path that answers once it is ready."""
+
+    name: str
+    port: int
+    command: tuple[str, ...]
+    health: str
+    environment: dict[str, str] = field(default_factory=dict)
+    log_name: str = ""  # of the file for what it prints, where not its name
+
+    @property
+    def url(self) -> str:
+        """Where a browser finds it."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        """The file that holds what the server prints."""
+        return settings.home() / "logs" / f"{self.log_name or self.name.lower()}-server.log"
+
+
+def mlflow_plan(port: int) -> ServerPlan:
+    """MLflow over the embedded store.
+
+    Artifacts are not proxied: every experiment keeps a file location, which the server shows and the embedded commands read.
+    One worker without job execution starts in 5 s and 2 processes instead of 19 s and 13.
+    """
+    command = (
+        *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
+        *("--no-serve-artifacts", "--default-artifact-root", settings.artifact_root().as_uri()),
+    )
+    environment = {
+        "MLFLOW_BACKEND_STORE_URI": settings.tracking_uri(),  # not an argument: it may hold a password, and arguments are everybody's
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_LOGGING_LEVEL": "INFO",
+    }
+    return ServerPlan("MLflow", port, command, "/health", environment)
+
+
+def small_prefect_plan(port: int) -> ServerPlan:
+    """Prefect over the same database as long as one command runs: no page, and only the services that a run needs.
+
+    The command and the variables are those of Prefect's own ephemeral server, which stays behind when we are killed.
+    """
+    from prefect.settings import get_current_settings
+
+    command = (
+        *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
+        *("--host", HOST, "--port", str(port), "--log-level", "error", "--lifespan", "on"),
+    )
+    small = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    environment = small | get_current_settings().to_environment_variables(exclude_unset=True) | LOUD
+    return ServerPlan("Prefect", port, command, "/api/health", environment, "small-prefect")
+
+
+def prefect_plan(port: int, account: str = "") -> ServerPlan:
+    """Prefect over the database in the home folder, where runs without a server leave their history too.
+
+    With an `account` (user:password) its API and page ask for it: whoever may start a run there runs code on the workers.
+    """
+    command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port), "--analytics-off")
+    environment = {
+        "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",  # else the page asks the address of some other profile
+        "PREFECT_LOGGING_LEVEL": "INFO",  # our commands silence Prefect, but the log must say why a server ended
+        # Prefect's second page asks a host of its makers' at every load, with its analytics switched off too; the first one does not.
+        "PREFECT_SERVER_UI_V2_ENABLED": os.environ.get("PREFECT_SERVER_UI_V2_ENABLED", "false"),
+        **LOUD,
+        # The server's own services are clients of its API.
+        **({"PREFECT_SERVER_API_AUTH_STRING": account, "PREFECT_API_AUTH_STRING": account} if account else {}),
+    }
+    return ServerPlan("Prefect", port, command, "/api/health", environment)
+
+
+# --- The MLflow and Prefect servers of a local installation, on loopback, over the same files that the commands use.
+
 
 START_SECONDS = 300.0  # a starved machine has taken more than two minutes
 STOP_SECONDS = 10.0
@@ -242,8 +337,6 @@ def _plans(mlflow_port: int, prefect_port: int, auth: bool) -> list[ServerPlan]:
 
     plans = []
     if auth:
-        from flows.auth_server import auth_plan
-
         if is_server(settings.tracking_uri()):
             named = without_user(settings.tracking_uri())
             raise ConfigError(f"--auth starts a server, but MLFLOW_TRACKING_URI names {named} already. Unset it first.")
@@ -343,3 +436,57 @@ def _interrupted_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+# --- The MLflow server with sign-in, roles and audit log, over the files of this installation.
+
+
+APP = "scalingnote"
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def auth_plan(port: int) -> ServerPlan:
+    """The plan of `mlflow_plan` with our app in front.
+
+    Raises, before anything starts, for a damaged audit log and for a bad file of permissions or policies.
+    """
+    if APP not in entry_points(group="mlflow.app").names:
+        raise ServerError(f"MLflow does not know the app '{APP}'. Install scalingnote again with pip.")
+    if url := sign_in.running_server():
+        raise ServerError(f"A server with sign-in runs over {settings.home()} already: {url}. Use it, or stop it first.")
+    load_permissions()
+    allowed_policies()
+    if settings.audit_log().exists():
+        audit.read_audit(settings.audit_log())
+    plan = mlflow_plan(port)
+    # Without a proxy in front anybody could name the address that the log then holds.
+    command = (*plan.command, "--app-name", APP, "--uvicorn-opts=--no-proxy-headers")
+    return replace(plan, command=command, environment=plan.environment | _environment())
+
+
+def _environment() -> dict[str, str]:
+    secret = settings.home() / "mlflow" / "server-secret"
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(_configuration()),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": sign_in.admin_password(),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secret.read_text().strip() if secret.exists() else sign_in.keep_secret(secret),
+        "SCALINGNOTE_AUDIT_LOG": str(settings.audit_log()),
+        **_import_path(),
+    }
+
+
+def _import_path() -> dict[str, str]:
+    """The server works in the home folder, but imports our app: from the checkout, unless it is installed where Python looks anyway."""
+    if not (PROJECT / "pyproject.toml").exists():
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))}
+
+
+def _configuration() -> Path:
+    """The project's sign-in settings with a database in the home folder."""
+    path = settings.home() / "mlflow" / "basic_auth.ini"
+    open_private(path.with_suffix(".db")).close()  # the hashes of all passwords; SQLite would let everybody on the machine read them
+    template = (PERMISSIONS_FILE.parent / "basic_auth.ini").read_text(encoding="utf-8")
+    database = f"sqlite:///{settings.home() / 'mlflow' / 'basic_auth.db'}".replace("%", "%%")
+    write_atomic(path, template.replace("sqlite:///basic_auth.db", database).encode())
+    return path

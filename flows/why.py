@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from components import settings
 from components.artifacts import MANIFEST, read_versioned, write_json
 from components.errors import ArtifactError, ConfigError
-from flows.config_errors import did_you_mean
+from flows.config import did_you_mean
 
 if TYPE_CHECKING:
     from components.artifacts import Artifact

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from components.data.dataset import Dataset
-from components.data.tables import content_hash, document_text
+from components.data.dataset import Dataset, content_hash, document_text
 from components.towers.contract import EncodingContract, space_id_of
 
 WORDS = ("apple", "bread", "cheese", "dates", "eggs", "figs", "grape", "honey")

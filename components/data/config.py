@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from components.config import StepConfig
+from components.settings import StepConfig
 
 IgnoreIdenticalIds = Literal["same_text", "always", "never"]
 OnRule = Literal["refuse", "drop"]

@@ -1,25 +1,221 @@
-"""The tables of a dataset artifact, which every later step works on: read, and written one by one."""
+"""The tables that every source is read into, and those of a dataset artifact, which every later step works on.
+
+Here alone texts are joined, normalised and hashed, and queries found that are documents themselves, as in duplicate questions (Quora),
+counterarguments (ArguAna) and citations: each finds itself.
+
+BEIR leaves the document with the query's id out of every answer (`ignore_identical_ids`). The id alone does not tell, though: small sets
+number queries and documents from 1, and there the document of the same number is often the very answer. So a document is the query's own
+if the id is the same and its title, its text, or both together read the same (see `normalise_text`), and one that the judgements call
+relevant stays, since whoever judged it meant it as an answer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from components.artifacts import Artifact, open_artifact
-from components.data.own_documents import POLICIES, IdenticalIds, IgnoreIdenticalIds, OwnDocuments, identical_ids
-from components.data.tables import DOCUMENT_COLUMNS, GROUPS, JUDGEMENT_COLUMNS, QUERY_COLUMNS, document_text, origin_of
+from components.artifacts import Artifact, Scalar, open_artifact
+from components.data.config import IgnoreIdenticalIds
 from components.errors import ArtifactError, DataError
+from components.text import INVISIBLE
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+
+DOCUMENT_COLUMNS = ("doc_id", "title", "text", "metadata")
+QUERY_COLUMNS = ("query_id", "text")
+JUDGEMENT_COLUMNS = ("query_id", "doc_id", "score", "split")
+GROUPS = "query_groups"  # note of a source: the metadata field of its documents that the splits were made by
+
+_UNSEEN = re.compile(f"[{INVISIBLE}\ufdd0-\ufdef\u0640]")  # and no characters, and the Arabic tatweel, which only makes a word longer
+# Before NFKC, which would make 10² the number 102, 1½ the number 11/2, and letters of a trade mark.
+_POWER = re.compile("(?<=\\d)(?=[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻])")
+_FRACTION = re.compile("(?<=\\d)(?=[¼-¾⅐-⅟↉])")
+_DECORATION = str.maketrans(dict.fromkeys("®©℗™℠\u00b4\u00a8\u00af\u00b8", " "))
+_ALIKE = {"\u2044": "/", "\u2215": "/", "\u066a": "%"}  # other slashes, the Arabic per cent
+_ALIKE |= dict.fromkeys("\u05be\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u2e3a\u2e3b", "-")  # dashes, the minus, the Hebrew maqaf
+_SAME_SIGN = str.maketrans(_ALIKE)
+# Punctuation that changes what is meant: in numbers and before them, before a name (.net, !ready), in != and between factors.
+_MEANT = re.compile(
+    "(?<=\\d)[.,:\u066b\u066c-](?=\\d)|(?<![\\w).-])-(?=\\.?\\d)|(?<![\\w.])[.](?=\\w)|(?<!\\w)!(?=[\\w(])|!(?= ?=)"
+    "|(?<=\\w)[*](?=\\w)|(?<=\\w )[*](?= \\w)"
+)
+_KEPT = {mark: chr(0xFDD0 + place) for place, mark in enumerate(".,:\u066b\u066c-!*")}  # stands for it: a code point that no text may hold
+_SIGNS = frozenset("%‰‱&@/\\§\u2032")  # beside all symbols, such as < = $ ° and €; the last is the prime of feet and minutes
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Rows of a table (of one split, for judgements) that were dropped for one reason, of `total` rows that it had.
+
+    `unanswered`: queries that lost their last relevant document with them.
+    """
+
+    rule: str
+    table: str
+    split: str
+    reason: str
+    rows: pd.DataFrame
+    total: int
+    unanswered: int = 0
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class RawTables:
+    """A source as it was read, broken rows included: the contracts judge it, not the reader.
+
+    documents: doc_id, title, text, metadata (a JSON object as a string). queries and unlabelled: query_id, text.
+    judgements: query_id, doc_id, score (int64), split. All else is text. `notes` says what was cut or held out.
+    `sources`: names of the data sets when several are mixed, the first of them the one whose ids have no name in front.
+    `left_out`: rows that were dropped as the configuration asks.
+    """
+
+    documents: pd.DataFrame
+    queries: pd.DataFrame
+    judgements: pd.DataFrame
+    unlabelled: pd.DataFrame
+    notes: Mapping[str, Scalar] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def origin_of(identifier: str, sources: Sequence[str]) -> str:
+    """Which of the mixed data sets an id belongs to; "" when nothing is mixed."""
+    name, slash, _ = identifier.partition("/")
+    return name if slash and name in sources[1:] else next(iter(sources), "")
+
+
+def document_text(title: str | None, text: str | None) -> str:
+    """What an encoder reads of a document: the title, then the text, on lines of their own; empty parts are left out."""
+    return "\n".join(part for part in ((title or "").strip(), (text or "").strip()) if part)
+
+
+def normalise_text(text: str | None) -> str:
+    """`text` without case, punctuation, width variants, invisible letters and repeated spaces: wordings that differ only there are equal.
+
+    Kept is what a reader would miss: letters with their marks (the vowels of Hindi, the tones of Thai, the points of Hebrew and Arabic),
+    numbers with sign, point and power, and signs such as < > = % & * / $ °; of a text that has neither letter nor number nothing is.
+    Unicode's NFKC and full case folding; the dot that folding leaves over the Turkish capital İ goes with it.
+    """
+    folded = (text or "").casefold()
+    if not folded.isascii():
+        plain = _UNSEEN.sub("", (text or "").translate(_DECORATION))
+        plain = unicodedata.normalize("NFKC", _FRACTION.sub(" ", _POWER.sub("^", plain)))
+        folded = unicodedata.normalize("NFKC", plain.casefold()).replace("i\u0307", "i").translate(_SAME_SIGN)
+    read = " ".join(_MEANT.sub(lambda found: _KEPT[found[0]], folded).translate(_READ).split())
+    return read if any(map(str.isalnum, read)) else ""
+
+
+class _Reading(dict[int, str]):
+    """What stands for each character in a normalised text, by code point; worked out when it is met for the first time."""
+
+    def __missing__(self, point: int) -> str:
+        letter, kind = chr(point), unicodedata.category(chr(point))
+        if kind[0] in "LNM" or letter in "+#":
+            read = letter
+        else:
+            read = f" {letter} " if letter in _SIGNS or (kind[0] == "S" and letter != "`") else " "
+        self[point] = read
+        return read
+
+
+_READ = _Reading({ord(kept): {"*": " * ", "!": " !"}.get(mark, mark) for mark, kept in _KEPT.items()})
+
+
+def content_hash(text: str) -> str:
+    """sha256 (hex) of a document's text as encoded."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def stable_order(keys: Iterable[str], seed: int) -> list[str]:
+    """The distinct `keys` in an order that depends on the keys and the seed alone, not on how they came."""
+    return sorted(set(keys), key=lambda key: (hashlib.sha256(f"{seed}:{key}".encode()).digest(), key))
+
+
+def query_table(ids: list[str | None], texts: list[str | None]) -> pd.DataFrame:
+    """Columns query_id and text, in the given order."""
+    return pd.DataFrame({"query_id": ids, "text": texts}, columns=list(QUERY_COLUMNS)).astype("str")
+
+
+def judgement_table(rows: list[tuple[str, str, int]], split: str) -> pd.DataFrame:
+    """Columns query_id, doc_id, score and split from rows of (query_id, doc_id, score)."""
+    queries, documents, scores = zip(*rows, strict=True) if rows else ((), (), ())
+    table = pd.DataFrame({"query_id": queries, "doc_id": documents, "score": scores, "split": split}, columns=list(JUDGEMENT_COLUMNS))
+    return table.astype({"query_id": "str", "doc_id": "str", "score": "int64", "split": "str"})
+
+
+# --- Queries that are documents themselves, as in duplicate questions (Quora), counterarguments (ArguAna) and citations: each finds
+# --- itself.
+
+
+POLICIES: tuple[IgnoreIdenticalIds, ...] = ("same_text", "always", "never")
+
+
+class IdenticalIds(NamedTuple):
+    """Ids that queries share with documents: those whose document reads as the query does, and those whose document says something else."""
+
+    same_text: frozenset[str] = frozenset()
+    other_text: frozenset[str] = frozenset()
+
+
+class OwnDocuments(NamedTuple):
+    """How the judged queries of one split stand to the documents of their own id.
+
+    `left_out`: queries whose document is neither an answer to them nor a negative. Numbers of queries: `same_text` that are documents
+    themselves, `relevant` of these that are judged relevant to themselves, `other_text` that only share a document's id.
+    """
+
+    left_out: frozenset[str] = frozenset()
+    same_text: int = 0
+    relevant: int = 0
+    other_text: int = 0
+    policy: IgnoreIdenticalIds = "same_text"
+
+    @classmethod
+    def of(cls, found: IdenticalIds, to_itself: frozenset[str], policy: IgnoreIdenticalIds) -> OwnDocuments:
+        """What `policy` makes of the queries `found`; `to_itself` are those judged with their own id as relevant."""
+        chosen = {"same_text": found.same_text - to_itself, "always": found.same_text | found.other_text, "never": frozenset[str]()}
+        return cls(chosen[policy], len(found.same_text), len(found.same_text & to_itself), len(found.other_text), policy)
+
+
+def identical_ids(documents: pd.DataFrame, queries: pd.DataFrame) -> IdenticalIds:
+    """The ids that stand in both tables, told apart by their texts."""
+    known = documents["doc_id"].dropna()
+    asked = queries.loc[queries["query_id"].isin(known) & queries["query_id"].notna(), ["query_id", "text"]].fillna("")
+    if asked.empty:
+        return IdenticalIds()
+    texts = {str(query): str(text) for query, text in zip(asked["query_id"], asked["text"], strict=True)}
+    shared = documents.loc[documents["doc_id"].isin(asked["query_id"]), ["doc_id", "title", "text"]].fillna("")
+    rows = zip(shared["doc_id"], shared["title"], shared["text"], strict=True)
+    same = frozenset(str(i) for i, title, text in rows if reads_as(texts[i], title, text, document_text(title, text)))
+    return IdenticalIds(same, frozenset(texts) - same)
+
+
+def reads_as(query: str, *texts: str) -> bool:
+    """Whether one of the texts reads as the query does; a query of punctuation alone is compared as it stands."""
+    wanted = _wording(query)
+    return bool(wanted) and any(wanted == _wording(text) for text in texts)
+
+
+def _wording(text: str) -> str:
+    return normalise_text(text) or text.strip()
+
+
+# --- The tables of a dataset artifact, which every later step works on: read, and written one by one.
+
 
 TABLES = {
     "documents": (*DOCUMENT_COLUMNS, "content_hash"),
@@ -42,7 +238,7 @@ class Dataset:
 
     documents: doc_id, title, text, metadata (JSON), content_hash. queries and unlabelled: query_id, text.
     all_judgements: query_id, doc_id, score (int64), split. sources: names of the data sets when several are mixed.
-    ignore_identical_ids: which documents are left out as a query's own (see `components.data.own_documents`).
+    ignore_identical_ids: which documents are left out as a query's own (see `components.data.dataset`).
     query_groups: metadata field of the documents that the splits were made by; "" where the source names none.
     """
 

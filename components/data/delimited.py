@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from components.data.dataset import judgement_table
 from components.data.jsonl import document_table, open_text, queries_of, text_lines, unreadable
-from components.data.tables import judgement_table
 from components.data.values import QRELS_FIELDS, Row, is_number, known_fields, metadata_from_text, names_of, parse_score
 from components.errors import DataError
 

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.data.compiler import compile_suite
+from components.data.contracts import Contract, cannot_check, forget_texts, with_helper_columns
 from components.data.dataset import Dataset
-from components.data.helper_columns import cannot_check, forget_texts, with_helper_columns
-from components.data.rules import Contract
+from components.data.validation import compile_suite
 from components.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from components.artifacts import digest_of, file_sha256
-from components.data.tables import DOCUMENT_COLUMNS, GROUPS, JUDGEMENT_COLUMNS, RawTables, normalise_text, query_table
+from components.data.dataset import DOCUMENT_COLUMNS, GROUPS, JUDGEMENT_COLUMNS, RawTables, normalise_text, query_table
 from components.errors import DataError
 from components.syntax import tree_digest
 

@@ -13,7 +13,7 @@ from typing import Any, TextIO, cast
 
 import pandas as pd
 
-from components.data.tables import DOCUMENT_COLUMNS, judgement_table, query_table
+from components.data.dataset import DOCUMENT_COLUMNS, judgement_table, query_table
 from components.data.values import AmbiguousJson, Row, metadata_text, names_of, parse_score, read_json
 from components.errors import DataError
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from components.data.tables import DOCUMENT_COLUMNS, judgement_table, query_table
+from components.data.dataset import DOCUMENT_COLUMNS, judgement_table, query_table
 from components.data.values import FIELDS, known_fields, metadata_from_text, metadata_text, parse_score, without_nul
 from components.errors import DataError
 

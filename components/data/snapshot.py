@@ -9,11 +9,9 @@ from typing import cast
 
 from components.artifacts import DatasetArtifact, Scalar, seal
 from components.data.config import DataConfig
-from components.data.dataset import IDENTICAL, SOURCES, texts_of, write_table
+from components.data.dataset import IDENTICAL, SOURCES, RawTables, content_hash, identical_ids, origin_of, texts_of, write_table
 from components.data.left_out import counts_of, write_left_out
-from components.data.own_documents import identical_ids
 from components.data.sources import read_source, source_digest, source_name
-from components.data.tables import RawTables, content_hash, origin_of
 from components.errors import DataError
 
 

@@ -1,24 +1,258 @@
-"""Read sources, folders or the built-in set, into tables; and name their content by a digest."""
+"""Read sources into tables: folders, the built-in set, data sets of ir_datasets; mixed, cut down, and named by a digest of their content.
+
+The package is no requirement; it fetches a set when it is read for the first time, and keeps it where IR_DATASETS_HOME says.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pandas as pd
 
 from components import settings
 from components.artifacts import digest_of, file_sha256
-from components.data import delimited, icd10cm, ir_sets, jsonl, parquet
+from components.data import delimited, icd10cm, jsonl, parquet
 from components.data.config import DataConfig
+from components.data.dataset import DOCUMENT_COLUMNS, RawTables, judgement_table, normalise_text, origin_of, query_table, stable_order
 from components.data.layout import SourceFiles, locate
 from components.data.left_out import leave_out
-from components.data.mixing import mix, mixed_name, require_different
-from components.data.subset import hold_out_dev, keep_documents
-from components.data.tables import RawTables, query_table
 from components.errors import DataError
+
+MARK = "/"
+
+
+def mixed_name(source: str) -> str:
+    """The name of a further data set: the last part of its folder's path; raises DataError when that cannot stand in an id."""
+    name = ir_set_name(source) if is_ir_set(source) else settings.expanded(source).resolve().name
+    if not name or name.split() != [name]:
+        raise DataError(f"data.mix: the folder '{source}' has no name without white space to put before its ids. Rename or move it.")
+    return name
+
+
+def require_different(names: Sequence[str]) -> None:
+    """Raises DataError when two data sets have one name."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"data.mix: two of the data sets are named '{twice}', and their ids could not be told apart. "
+            "Give every data set once, and rename folders of the same name."
+        )
+
+
+def mix(parts: Mapping[str, RawTables]) -> RawTables:
+    """All tables of the parts by name, one part after the other; the first keeps its ids and its notes.
+
+    Raises DataError when an id of the first looks as if it belonged to a further one.
+    """
+    (first, base), *further = parts.items()
+    for name, _ in further:
+        _require_no_such_id(name, base, first)
+    tables = [base, *(_prefixed(part, name + MARK) for name, part in further)]
+    return RawTables(
+        documents=pd.concat([t.documents for t in tables], ignore_index=True),
+        queries=pd.concat([t.queries for t in tables], ignore_index=True),
+        judgements=pd.concat([t.judgements for t in tables], ignore_index=True),
+        unlabelled=pd.concat([t.unlabelled for t in tables], ignore_index=True),
+        notes=base.notes,
+        sources=tuple(parts),
+        left_out=tuple(replace(entry, source=name) for name, part in parts.items() for entry in part.left_out),
+    )
+
+
+def _prefixed(tables: RawTables, prefix: str) -> RawTables:
+    """A missing id stays missing, for the contracts to judge."""
+    return replace(
+        tables,
+        documents=tables.documents.assign(doc_id=prefix + tables.documents["doc_id"]),
+        queries=tables.queries.assign(query_id=prefix + tables.queries["query_id"]),
+        judgements=tables.judgements.assign(query_id=prefix + tables.judgements["query_id"], doc_id=prefix + tables.judgements["doc_id"]),
+        unlabelled=tables.unlabelled.assign(query_id=prefix + tables.unlabelled["query_id"]),
+    )
+
+
+def _require_no_such_id(name: str, base: RawTables, base_name: str) -> None:
+    for column in (base.documents["doc_id"], base.queries["query_id"], base.judgements["query_id"], base.unlabelled["query_id"]):
+        found = next((i for i in column if str(i).startswith(name + MARK)), None)
+        if found is not None:
+            raise DataError(
+                f"data.mix: '{base_name}' has the id '{found}', which looks as if it came from '{name}'. Rename the folder '{name}'."
+            )
+
+
+# --- Cut a source down, and hold out dev queries where it has none: both depend on ids, texts and the seed alone.
+
+
+def keep_documents(tables: RawTables, maximum: int, seed: int) -> RawTables:
+    """At most `maximum` documents, judged ones first; a query stays only when all its relevant documents stay.
+
+    Rows that point to an id that does not exist are kept: a subset must not hide them from the contracts.
+    """
+    known = set(tables.documents["doc_id"])
+    if len(known) <= maximum:
+        return tables
+    kept = _chosen_documents(tables, known, maximum, seed)
+    judgements = tables.judgements
+    cut = judgements["doc_id"].isin(known - kept)
+    lost = set(judgements.loc[cut & (judgements["score"] > 0), "query_id"])
+    return replace(
+        tables,
+        documents=_rows(tables.documents, tables.documents["doc_id"].isin(kept)),
+        queries=_rows(tables.queries, ~tables.queries["query_id"].isin(lost)),
+        judgements=_rows(judgements, ~cut & ~judgements["query_id"].isin(lost)),
+    )
+
+
+def hold_out_dev(tables: RawTables, share: float, seed: int) -> RawTables:
+    """Move `share` of the train queries to the split dev when it has no relevant judgement; says how many in the notes.
+
+    Of several mixed data sets it is those without a dev judgement of their own that give. Queries that are equal after normalisation
+    move together, or the held-out ones would have been seen in training.
+    """
+    judgements = tables.judgements
+    train, dev = (_relevant_queries(judgements, split) for split in ("train", "dev"))
+    complete = {origin_of(query, tables.sources) for query in dev}
+    if complete.issuperset(tables.sources or [""]):
+        return tables
+    texts = tables.queries.loc[tables.queries["query_id"].isin(train)].drop_duplicates("query_id").fillna("")
+    wording = {query: normalise_text(text) for query, text in zip(texts["query_id"], texts["text"], strict=True)}
+    order = stable_order((text for query, text in wording.items() if origin_of(query, tables.sources) not in complete), seed)
+    chosen = set(order[: max(1, round(share * len(order)))] if len(order) > 1 else [])
+    held_out = {query for query, text in wording.items() if text in chosen}
+    moved = judgements["query_id"].isin(held_out) & (judgements["split"] == "train")
+    split = judgements["split"].mask(moved, "dev")
+    return replace(tables, judgements=judgements.assign(split=split), notes={**tables.notes, "dev_held_out_of_train": len(held_out)})
+
+
+def _chosen_documents(tables: RawTables, known: set[str], maximum: int, seed: int) -> set[str]:
+    """Whole queries in the seed's order as long as their documents fit, then other documents up to `maximum`."""
+    judgements = tables.judgements
+    relevant = judgements.loc[(judgements["score"] > 0) & judgements["doc_id"].isin(known)]
+    wanted: dict[str, set[str]] = {}
+    for query, document in zip(relevant["query_id"], relevant["doc_id"], strict=True):
+        wanted.setdefault(query, set()).add(document)
+    kept: set[str] = set()
+    for query in stable_order(wanted, seed):
+        if len(kept) + len(wanted[query] - kept) <= maximum:
+            kept |= wanted[query]
+    others = stable_order(known - kept, seed)
+    return kept | set(others[: maximum - len(kept)])
+
+
+def _relevant_queries(judgements: pd.DataFrame, split: str) -> set[str]:
+    return set(judgements.loc[(judgements["score"] > 0) & (judgements["split"] == split), "query_id"])
+
+
+def _rows(table: pd.DataFrame, keep: pd.Series) -> pd.DataFrame:
+    return table.loc[keep].reset_index(drop=True)
+
+
+# --- Data sets of the package ir_datasets by name: `ir_datasets:beir/scifact` has the splits that the package has of it.
+
+
+PREFIX = "ir_datasets:"
+# How the package's names end, and what such a split is here.
+_SPLITS = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "val": "dev", "test": "test"}
+
+
+def is_ir_set(source: str) -> bool:
+    """Whether a source is one of the package."""
+    return source.startswith(PREFIX)
+
+
+def ir_set_name(source: str) -> str:
+    """The set's name without slashes, which would stand for folders."""
+    return source.removeprefix(PREFIX).strip("/").replace("/", "-")
+
+
+def read_ir_set(source: str) -> RawTables:
+    """Documents, queries and judgements of the set `source`; raises DataError for one that is not there or cannot be fetched."""
+    whole, splits = _opened(source)
+    with _reading(source):
+        documents = pd.DataFrame([_document(row) for row in whole.docs_iter()], columns=list(DOCUMENT_COLUMNS)).astype("str")
+        queries = {str(row.query_id): _text(row) for part in splits.values() for row in part.queries_iter()}
+        judged = [
+            judgement_table([(str(row.query_id), str(row.doc_id), int(row.relevance)) for row in part.qrels_iter()], split)
+            for split, part in splits.items()
+        ]
+    return RawTables(
+        documents=documents,
+        queries=query_table(list(queries), list(queries.values())),
+        judgements=pd.concat(judged, ignore_index=True),
+        unlabelled=query_table([], []),
+    )
+
+
+@lru_cache(maxsize=8)
+def ir_set_digest(source: str) -> str:
+    """sha256 over all that `read_ir_set` gives: a set of this name may be another one with another version of the package."""
+    tables = read_ir_set(source)
+    hashed = hashlib.sha256()
+    for table in (tables.documents, tables.queries, tables.judgements):
+        hashed.update(f"{list(table.columns)}\n".encode())
+        for row in table.itertuples(index=False, name=None):
+            hashed.update(f"{row!r}\n".encode("utf-8", "surrogatepass"))
+    return hashed.hexdigest()
+
+
+def _opened(source: str) -> tuple[Any, dict[str, Any]]:
+    """The set that has the documents, and by split those that have judgements."""
+    try:
+        import ir_datasets
+    except ImportError:
+        raise DataError(f"'{source}' needs the package ir_datasets, which is not installed: pip install ir-datasets") from None
+    name = source.removeprefix(PREFIX).strip("/")
+    known = [str(entry) for entry in ir_datasets.registry]
+    with _reading(source):
+        if name not in known:
+            near = ", ".join(difflib.get_close_matches(name, known, 3)) or "see https://ir-datasets.com"
+            raise DataError(f"ir_datasets has no data set '{name}'. Names that are near: {near}.")
+        whole = ir_datasets.load(name)
+        ends = {entry.removeprefix(f"{name}/"): entry for entry in known if entry.startswith(f"{name}/")}
+        splits = {_SPLITS[end]: ir_datasets.load(entry) for end, entry in ends.items() if end in _SPLITS}
+        if not splits and whole.has_qrels():
+            splits = {_SPLITS.get(name.rpartition("/")[2], "test"): whole}
+        splits = {split: part for split, part in splits.items() if part.has_qrels() and part.has_queries()}
+        if not whole.has_docs() or not splits:
+            parts = ", ".join(sorted(ends)[:5])
+            raise DataError(f"'{source}' has no documents with judged queries{f'; parts of it: {parts}' if parts else ''}. Name another.")
+    return whole, splits
+
+
+@contextmanager
+def _reading(source: str) -> Iterator[None]:
+    """A set that cannot be fetched or read is said in one sentence, whatever the package and its readers raise."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DataError(f"'{source}' cannot be fetched or read: {said}. Check the network, or fetch it first with ir_datasets.") from None
+
+
+def _document(row: Any) -> tuple[str, str, str, str]:
+    title, text = getattr(row, "title", None), getattr(row, "text", None)
+    if isinstance(title, str) and isinstance(text, str):
+        return str(row.doc_id), title, text, "{}"
+    return str(row.doc_id), "", _text(row), "{}"
+
+
+def _text(row: Any) -> str:
+    """What the package calls the text of a document or a query: of TREC topics the title, of a page its body."""
+    made = getattr(row, "default_text", None)
+    return str(made() if callable(made) else row.text)
+
+
+# --- Read sources, folders or the built-in set, into tables; and name their content by a digest.
+
 
 UNLABELLED_ID = "unlabelled"
 
@@ -63,7 +297,7 @@ def remarks_on(config: DataConfig) -> list[str]:
     """In sentences: which files were read as something else than their names say, and which files of the folders were not read, and why."""
     said = []
     for name, part in _parts(config).items() if not _built_in(config) or config.mix else ():
-        if not _built_in(part) and not ir_sets.is_named(part.source):
+        if not _built_in(part) and not is_ir_set(part.source):
             files = locate(_folder(part))
             said += [f"{name}: {remark}" for remark in files.remarks]
             said += [f"{name}: {path} is not read: {reason}." for path, reason in files.unread.items()]
@@ -73,16 +307,16 @@ def remarks_on(config: DataConfig) -> list[str]:
 def _read_one(config: DataConfig) -> RawTables:
     if _built_in(config):
         return leave_out(icd10cm.build(config.scope), config)
-    if ir_sets.is_named(config.source):
-        return leave_out(ir_sets.read(config.source), config)
+    if is_ir_set(config.source):
+        return leave_out(read_ir_set(config.source), config)
     return leave_out(_read_folder(locate(_folder(config)), config.on_violation.exact_duplicates == "drop"), config)
 
 
 def _digest_of_one(config: DataConfig) -> str:
     if _built_in(config):
         return icd10cm.source_digest()
-    if ir_sets.is_named(config.source):
-        return ir_sets.digest(config.source)
+    if is_ir_set(config.source):
+        return ir_set_digest(config.source)
     folder = _folder(config)
     try:
         return digest_of({path.relative_to(folder).as_posix(): file_sha256(path) for path in locate(folder).all()})
@@ -93,7 +327,7 @@ def _digest_of_one(config: DataConfig) -> str:
 def _own_name(config: DataConfig) -> str:
     if _built_in(config):
         return config.source
-    return ir_sets.name_of(config.source) if ir_sets.is_named(config.source) else _folder(config).resolve().name
+    return ir_set_name(config.source) if is_ir_set(config.source) else _folder(config).resolve().name
 
 
 def _built_in(config: DataConfig) -> bool:

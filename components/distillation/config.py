@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from components.config import StepConfig
+from components.settings import StepConfig
 
 RefineTitles = Literal[True, False, "train_documents"]
 Source = Literal["train", "unlabelled", "titles", "sentences", "spans", "generated", "noised"]

@@ -1,4 +1,7 @@
-"""The course of a distillation: its phases, the texts or pairs that each epoch goes through, and the learning rate.
+"""The course of a distillation: phases, pruning step by step, texts or pairs of each epoch, optimizer and learning rate.
+
+A batch of 32 queries touches a few hundred of 30,000 token vectors; a dense optimizer reads and writes all of them, their gradients and
+both moments at every step, which took more time than a student of one or two layers itself.
 
 Everything here depends on configuration, seed and place alone, so a run that continues after a kill takes the same course.
 """
@@ -7,14 +10,75 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from components.distillation.config import DistillationConfig
-from components.errors import DataError
-from components.towers.schedule import cyclic, one_cycle, warmup_cosine
+from components.errors import DataError, ModelError
+from components.towers.losses import cyclic, one_cycle, warmup_cosine
+from components.towers.transformer import first_and_last, keep_layers
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
+
+    from components.distillation.student.encoder import StudentEncoder
+
+
+def prune(student: StudentEncoder, count: int) -> None:
+    """Keep `count` layers of those the student has, in place: the first half, rounded up, and the last half.
+
+    The parameters that are left are the same tensors as before, but an optimiser has to be made anew. Raises ModelError when the
+    student has not more than `count` layers, or none at all.
+    """
+    total = student.layer_count
+    if not 1 <= count < total:
+        raise ModelError(f"distillation.prune_to asks for {count} layers, but the student has {total}; ask for 1 to {total - 1}.")
+    keep_layers(student.model, first_and_last(count, total), student.contract.base_model)
+
+
+# --- The optimizer of a student: AdamW, and for a trained table of token vectors Adam on the rows that a batch has touched.
+
+
+MAX_NORM = 1.0
+WEIGHT_DECAY = 0.01
+
+
+class StudentOptimizer:
+    """Steps over dense parameters and sparse tables with one learning rate; only the dense gradients are clipped and decayed."""
+
+    def __init__(self, dense: Sequence[Parameter], tables: Sequence[Parameter]) -> None:
+        import torch
+
+        self._dense = list(dense)
+        self._parts: list[Any] = [torch.optim.AdamW(self._dense, weight_decay=WEIGHT_DECAY, fused=True)] if dense else []
+        self._parts += [torch.optim.SparseAdam(list(tables))] if tables else []
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, take one step at `learning_rate`, and drop the gradients; returns the norm of the dense ones before they were cut."""
+        import torch
+
+        norm = torch.nn.utils.clip_grad_norm_(self._dense, MAX_NORM)
+        for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = learning_rate
+            part.step()
+            part.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """The state of both parts."""
+        return [part.state_dict() for part in self._parts]
+
+    def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
+        """Put back what `state_dict` gave."""
+        for part, state in zip(self._parts, states, strict=True):
+            part.load_state_dict(state)
+
+
+# --- The course of a distillation: its phases, the texts or pairs that each epoch goes through, and the learning rate.
+
 
 WARMUP_SHARE = 0.1
 

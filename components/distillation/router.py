@@ -20,12 +20,11 @@ import numpy as np
 from components.distillation.student.storage import MODULES, POOLINGS, dense_modules, load_student, save_tokenizer
 from components.errors import ArtifactError, ModelError
 from components.towers import hub
-from components.towers.adapters import ADAPTER
 from components.towers.base_models import is_on_hub
 from components.towers.config import WITHOUT_WEIGHTS
-from components.towers.contract import Role, TextEncoder, load_contract
+from components.towers.contract import PROBE_TEXTS, Role, TextEncoder, load_contract
 from components.towers.encoder import TowerEncoder, load_tower
-from components.towers.probes import PROBE_TEXTS
+from components.towers.two_towers import ADAPTER
 
 if TYPE_CHECKING:
     from torch.nn import Module

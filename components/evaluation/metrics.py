@@ -1,12 +1,21 @@
-"""Retrieval metrics per query, by ir-measures (trec_eval's implementations where it has them)."""
+"""Retrieval metrics per query, by ir-measures (trec_eval's implementations where it has them); rankings and judgements as TREC files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from components.artifacts import digest_of, write_named
+from components.data.dataset import OwnDocuments
+from components.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 METRICS = ("recall@1", "recall@10", "recall@50", "recall@100", "ndcg@10", "mrr@10")
 RETAINED = ("recall@50", "ndcg@10")  # what the student keeps of the teacher is said in these
@@ -66,3 +75,79 @@ def _run(rankings: Mapping[str, Ranking], judged: set[str]) -> dict[str, dict[st
         for query_id, ranking in rankings.items()
         if query_id in judged
     }
+
+
+@dataclass(frozen=True)
+class JudgedSplit:
+    """The judged queries of one split in the order of their ids, their judgements, and which of them are documents themselves.
+
+    Whoever ranks for them asks for `asked(depth)` documents and takes `rankings` of the answers, which leave out a query's own document.
+    """
+
+    query_ids: list[str]
+    texts: list[str]
+    judgements: pd.DataFrame
+    own: OwnDocuments = field(default_factory=OwnDocuments)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over query texts, judgements and what is left out, whatever their order: equal means that two reports are comparable."""
+        rows = zip(self.judgements["query_id"], self.judgements["doc_id"], self.judgements["score"], strict=True)
+        judgements = sorted([str(query), str(doc), int(score)] for query, doc, score in rows)
+        left_out = {"left_out": sorted(self.own.left_out)} if self.own.left_out else {}
+        return digest_of({"queries": list(zip(self.query_ids, self.texts, strict=True)), "judgements": judgements, **left_out})
+
+    def asked(self, depth: int) -> int:
+        """How many documents to ask for, so that `depth` are left."""
+        return depth + bool(self.own.left_out)
+
+    def rankings(self, found: Iterable[Ranking], depth: int) -> dict[str, Ranking]:
+        """Query id -> at most `depth` different documents found for it (one ranking a query, in their order) without its own."""
+        return {query: self.without_own(query, first_places(ranking))[:depth] for query, ranking in zip(self.query_ids, found, strict=True)}
+
+    def without_own(self, query: str, ranking: Ranking) -> Ranking:
+        """The ranking without the document that is the query itself."""
+        return [hit for hit in ranking if hit[0] != query] if query in self.own.left_out else ranking
+
+
+# --- Files in TREC format: runs (`query_id Q0 doc_id rank score tag`, one line a document) and judgements (`query_id 0 doc_id score`).
+
+
+QRELS = "qrels.trec"  # the judgements beside the runs of an evaluation; those of an extra split have its name in front
+
+
+def write_trec_run(path: Path, rankings: Mapping[str, Ranking], tag: str) -> None:
+    """Write the rankings (query_id -> best first) where `write_named` puts them, in the order of the mapping; ranks count from 1.
+
+    A score that is not below the one before it is lowered to the next smaller float32: trec_eval ignores the rank, sorts by score and
+    breaks ties in its own way, so it would otherwise see another order. A document that a ranking holds twice is written at its first
+    place alone, as it is measured. Raises DataError for an id with white space, which the format cannot hold.
+    """
+    lines = (line for query_id, ranking in rankings.items() for line in _lines(query_id, ranking, tag))
+    write_named(path, "".join(lines).encode())
+
+
+def write_trec_qrels(path: Path, judgements: pd.DataFrame) -> None:
+    """Write the judgements (query_id, doc_id, score) as trec_eval, ir-measures and ranx read them; below 0 is written as 0, as measured.
+
+    Raises DataError for an id with white space, which the format cannot hold.
+    """
+    lines = []
+    for query_id, doc_id, score in zip(judgements["query_id"], judgements["doc_id"], judgements["score"], strict=True):
+        _require_one_word(str(query_id), str(doc_id))
+        lines.append(f"{query_id} 0 {doc_id} {max(int(score), 0)}\n")
+    write_named(path, "".join(lines).encode())
+
+
+def _lines(query_id: str, ranking: Ranking, tag: str) -> Iterator[str]:
+    _require_one_word(query_id, tag, *(doc_id for doc_id, _ in ranking))
+    above = np.float32(np.inf)
+    for rank, (doc_id, score) in enumerate(first_places(ranking), start=1):
+        above = min(np.float32(score), np.nextafter(above, np.float32(-np.inf)))
+        yield f"{query_id} Q0 {doc_id} {rank} {float(above):.9g} {tag}\n"
+
+
+def _require_one_word(*names: str) -> None:
+    for name in names:
+        if not name or name.split() != [name]:
+            raise DataError(f"'{name}' cannot stand in a TREC file, where white space separates the columns. Rename it.")

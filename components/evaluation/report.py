@@ -106,7 +106,7 @@ class SpeedSummary(_Section):
 
 
 class OwnSummary(_Section):
-    """Numbers of judged queries that have the id of a document (see `components.data.own_documents`), and what was made of them."""
+    """Numbers of judged queries that have the id of a document (see `components.data.dataset`), and what was made of them."""
 
     policy: IgnoreIdenticalIds
     left_out: int
@@ -173,7 +173,7 @@ class Bm25Setup(_Section):
 
 
 class FusionSetup(_Section):
-    """How a dense ranking and BM25's were made one (see `components.evaluation.fusion`); `weight` is that of the dense one.
+    """How a dense ranking and BM25's were made one (see `components.evaluation.rankers`); `weight` is that of the dense one.
 
     `k` is the constant of the reciprocal ranks, without a meaning where scores are summed. `dev_queries`: on how many dev queries all of it
     was chosen; 0: it was not chosen, and k is Cormack's.
@@ -228,7 +228,7 @@ class AnnSummary(_Section):
     """The index against exact search on the same stored vectors, over `queries` of the student's query vectors.
 
     `recall` and `intervals` by recall@10 and recall@100; `ndcg_lost` is the student's nDCG@10 by exact search minus that through the
-    index. It says nothing about the models: see `components.evaluation.index_recall`.
+    index. It says nothing about the models: see `components.evaluation.evaluate`.
     """
 
     queries: int

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from components.data.tables import normalise_text
-from components.evaluation.slice_config import SliceConfig
+from components.data.dataset import normalise_text
+from components.evaluation.config import SliceConfig
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from components.data.dataset import Dataset
-    from components.evaluation.summarize import JudgedSplit
+    from components.evaluation.metrics import JudgedSplit
 
 COLUMNS = ("query_id", "dimension", "slice")
 TRAIN = "train"

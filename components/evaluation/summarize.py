@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import digest_of
-from components.data.own_documents import OwnDocuments
 from components.errors import DataError
-from components.evaluation.metrics import METRICS, RETAINED, Ranking, first_places
+from components.evaluation.metrics import METRICS, RETAINED, JudgedSplit
 from components.evaluation.report import Comparison, ExtraSummary, OwnSummary, Summary, SystemSummary, UnitsSummary
-from components.evaluation.significance import Interval, mean_interval, paired_bootstrap, ratio_interval
-from components.evaluation.units import AUTO, Numbers, Units, design_effect, query_units, told_units
+from components.evaluation.units import (
+    AUTO,
+    Interval,
+    Numbers,
+    Units,
+    design_effect,
+    mean_interval,
+    paired_bootstrap,
+    query_units,
+    ratio_interval,
+    told_units,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,39 +41,6 @@ COMPARED = (
     ("student_fused", "student_untrained"),
     ("student_fused", "student"),
 )
-
-
-@dataclass(frozen=True)
-class JudgedSplit:
-    """The judged queries of one split in the order of their ids, their judgements, and which of them are documents themselves.
-
-    Whoever ranks for them asks for `asked(depth)` documents and takes `rankings` of the answers, which leave out a query's own document.
-    """
-
-    query_ids: list[str]
-    texts: list[str]
-    judgements: pd.DataFrame
-    own: OwnDocuments = field(default_factory=OwnDocuments)
-
-    @property
-    def digest(self) -> str:
-        """sha256 over query texts, judgements and what is left out, whatever their order: equal means that two reports are comparable."""
-        rows = zip(self.judgements["query_id"], self.judgements["doc_id"], self.judgements["score"], strict=True)
-        judgements = sorted([str(query), str(doc), int(score)] for query, doc, score in rows)
-        left_out = {"left_out": sorted(self.own.left_out)} if self.own.left_out else {}
-        return digest_of({"queries": list(zip(self.query_ids, self.texts, strict=True)), "judgements": judgements, **left_out})
-
-    def asked(self, depth: int) -> int:
-        """How many documents to ask for, so that `depth` are left."""
-        return depth + bool(self.own.left_out)
-
-    def rankings(self, found: Iterable[Ranking], depth: int) -> dict[str, Ranking]:
-        """Query id -> at most `depth` different documents found for it (one ranking a query, in their order) without its own."""
-        return {query: self.without_own(query, first_places(ranking))[:depth] for query, ranking in zip(self.query_ids, found, strict=True)}
-
-    def without_own(self, query: str, ranking: Ranking) -> Ranking:
-        """The ranking without the document that is the query itself."""
-        return [hit for hit in ranking if hit[0] != query] if query in self.own.left_out else ranking
 
 
 def judged_split(dataset: Dataset, split: str) -> JudgedSplit:

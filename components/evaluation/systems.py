@@ -13,9 +13,7 @@ from components.data.dataset import load_dataset
 from components.evaluation.bm25 import Bm25Ranker, bm25_as, bm25_ranker
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.evaluate import FUSED, evaluate
-from components.evaluation.fusion import FusedRanker, fused_ranker
-from components.evaluation.rankers import DenseRanker, Ranker, symmetric_ranker
-from components.evaluation.recorded import recorded_ranker
+from components.evaluation.rankers import DenseRanker, FusedRanker, Ranker, fused_ranker, recorded_ranker, symmetric_ranker
 from components.evaluation.report import Bm25Setup, UntrainedSetup
 from components.evaluation.summarize import judged_split
 from components.index.search import load_index
@@ -60,7 +58,7 @@ def _fused(student: DenseRanker, bm25: Ranker, dataset: Dataset, config: Evaluat
 
 def _unmeasured(teacher: DenseRanker, dataset: Dataset, config: EvaluationConfig) -> str | None:
     """Why a teacher of stored vectors cannot be measured; None when it can."""
-    from components.towers.trained.stored import StoredVectors
+    from components.towers.trained.vector_files import StoredVectors
 
     if not isinstance(teacher.encoder, StoredVectors):
         return None

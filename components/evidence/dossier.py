@@ -1,23 +1,210 @@
-"""All that the reviewer's report and description are made from, as one object; what is missing is said in words, never left out."""
+"""What the reviewer's report is made of, gathered once, with its numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from components.errors import PromotionError
+from components.evaluation.champion_comparison import CANDIDATE, CHAMPION
 from components.evaluation.config import EvaluationConfig
-from components.gates.config import PolicyConfig
+from components.evaluation.metrics import METRICS
+from components.evaluation.summarize import COMPARED, CONFIDENCE, scores_of
+from components.evaluation.units import Interval, design_effect, effective_queries, grouped, min_detectable, paired_bootstrap, power
+from components.gates.policy import PolicyConfig
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from components.data.validation_report import ValidationReport
-    from components.evaluation.comparison import ComparisonSummary, ComparisonTables
+    from components.evaluation.champion_comparison import ComparisonSummary, ComparisonTables
     from components.evaluation.report import Evaluation
     from components.evaluation.units import Numbers
+    from components.release.champion import Override
     from components.release.manifest import ReleaseManifest
-    from components.release.marks import Override
     from components.release.training_noise import TrainingNoise
+
+
+METRIC = "ndcg@10"
+Tone = Literal["better", "worse", "open"]
+_ROUNDING = 1e-9  # of means of values between 0 and 1
+FEWEST = 10  # queries below which an interval over queries means nothing
+Scores = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Mean of one system minus another's over the same queries, with its two-sided interval (None: too few queries, or a single unit).
+
+    `power` is the chance to show an equal system to be equal at the policy's margin (in a slice: at that for slices), `detectable` the
+    smallest margin that could be shown with a chance of 80 %; both at the policy's one-sided confidence, and None for too few queries.
+    `means` are those of both systems. `effective` is how many queries drawn one by one would say as much, None where these were.
+    """
+
+    name: str
+    metric: str
+    queries: int
+    difference: float
+    means: tuple[float, float]
+    low: float | None = None
+    high: float | None = None
+    power: float | None = None
+    detectable: float | None = None
+    effective: int | None = None
+
+    @property
+    def tone(self) -> Tone:
+        """Whether the interval lies above 0 (better), below it (worse), or holds it or is missing (open)."""
+        return tone_of(self.low, self.high)
+
+
+def tone_of(low: float | None, high: float | None) -> Tone:
+    """What an interval says; an end that only rounding keeps from 0 holds 0."""
+    if low is None or high is None or (low <= _ROUNDING and high >= -_ROUNDING):
+        return "open"
+    return "better" if low > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """Two systems with their values per query, by metric and in the order of `query_ids`, and in words where they come from."""
+
+    first: str
+    second: str
+    query_ids: tuple[str, ...]
+    scores: Scores
+    source: str
+
+
+def against_champion(dossier: Dossier) -> Rivals | None:
+    """Candidate and champion on the same queries: from the run that asked both, else from both evaluations; None where neither can say."""
+    if dossier.champion is None:
+        return None
+    summary, tables = dossier.compared.summary, dossier.compared.tables
+    if summary is not None and tables is not None:
+        return _rivals(tables.per_query, (CANDIDATE, CHAMPION), "both were asked in one run")
+    ours, theirs = dossier.evaluation, dossier.champion.evaluation
+    if not ours.summary.judgements_digest or ours.summary.judgements_digest != theirs.summary.judgements_digest:
+        return None
+    import pandas as pd
+
+    both = pd.concat([_student(ours.per_query, CANDIDATE), _student(theirs.per_query, CHAMPION)], ignore_index=True)
+    return _rivals(both, (CANDIDATE, CHAMPION), "from the two evaluations, made at different times on the same judgements")
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many queries the first of two systems answers better, worse and equally well."""
+
+    better: int
+    worse: int
+    equal: int
+
+
+def tally(rivals: Rivals, metric: str = METRIC) -> Tally | None:
+    """Queries that gained, lost and kept their value; None when the metric was not measured on all."""
+    if metric not in rivals.scores:
+        return None
+    first, second = rivals.scores[metric]
+    better, worse = int((first > second).sum()), int((first < second).sum())
+    return Tally(better, worse, len(first) - better - worse)
+
+
+def baseline_rivals(dossier: Dossier) -> list[Rivals]:
+    """The pairs of systems of the candidate's own evaluation."""
+    table = dossier.evaluation.per_query
+    systems = set(table["system"])
+    return [_rivals(table, pair, "the candidate's evaluation") for pair in COMPARED if set(pair) <= systems]
+
+
+def deltas(rivals: Rivals, dossier: Dossier, metrics: Sequence[str] = METRICS) -> list[Delta]:
+    """The difference in each metric."""
+    name = f"{rivals.first} - {rivals.second}"
+    ids = rivals.query_ids
+    return [delta(name, metric, rivals.scores[metric], ids, dossier) for metric in metrics if metric in rivals.scores]
+
+
+def slice_deltas(rivals: Rivals, slices: pd.DataFrame, dossier: Dossier) -> list[Delta]:
+    """The difference in nDCG@10 on each slice, named "dimension=slice"; `slices` has query_id, dimension, slice."""
+    first, second = rivals.scores[METRIC]
+    place = {query_id: i for i, query_id in enumerate(rivals.query_ids)}
+    found = []
+    members = dict(list(slices.groupby(["dimension", "slice"], sort=False)["query_id"]))
+    for dimension, label in _in_order(slices):
+        chosen = [place[str(query_id)] for query_id in members[dimension, label] if str(query_id) in place]
+        if chosen:
+            ids, values = [rivals.query_ids[i] for i in chosen], (first[chosen], second[chosen])
+            found.append(delta(f"{dimension}={label}", METRIC, values, ids, dossier, dossier.policy.slice_margin))
+    return found
+
+
+def _in_order(slices: pd.DataFrame) -> list[tuple[str, str]]:
+    """Dimension and slice: dimensions as they are defined, slices of numbers from low to high."""
+    pairs = slices[["dimension", "slice"]].drop_duplicates().itertuples(index=False, name=None)
+    place = {dimension: i for i, dimension in enumerate(slices["dimension"].unique())}
+    return sorted(pairs, key=lambda pair: (place[pair[0]], _lower_end(pair[1]), pair[1]))
+
+
+def _lower_end(label: str) -> float:
+    """The lower end that a slice's name states, such as `4 and above` or `4 to under 8`; `under 4` comes first, words last."""
+    first = label.partition(" ")[0]
+    try:
+        return -math.inf if first == "under" else float(first)
+    except ValueError:
+        return math.inf
+
+
+def delta(
+    name: str,
+    metric: str,
+    pair: tuple[NDArray[np.float64], NDArray[np.float64]],
+    query_ids: Sequence[str],
+    dossier: Dossier,
+    margin: float | None = None,
+) -> Delta:
+    """One difference, with interval and power where there are enough queries; `margin` instead of the policy's for all queries."""
+    first, second = pair
+    gaps, policy, means = first - second, dossier.policy, (float(first.mean()), float(second.mean()))
+    units = grouped(dossier.units_of(query_ids), len(gaps))
+    if len(gaps) < FEWEST or (units is not None and not units.any()):
+        return Delta(name, metric, len(gaps), float(gaps.mean()), means)
+    samples, seed = dossier.resampling
+    found = _interval(gaps.tobytes(), None if units is None else units.tobytes(), samples, seed)
+    strength = power(gaps, margin or policy.margin, policy.confidence, units)
+    needed = min_detectable(gaps, policy.confidence, units=units)
+    effective = None if units is None else effective_queries(len(gaps), design_effect(gaps, units))
+    return Delta(name, metric, len(gaps), found.difference, means, found.low, found.high, strength, needed, effective)
+
+
+@lru_cache(maxsize=1024)  # plots, tables and words ask for the same differences
+def _interval(gaps: bytes, units: bytes | None, samples: int, seed: int) -> Interval:
+    """Of differences per query, float64, and of their units, int64."""
+    values = np.frombuffer(gaps, dtype=np.float64)
+    numbers = None if units is None else np.frombuffer(units, dtype=np.int64)
+    return paired_bootstrap(values, np.zeros_like(values), samples, CONFIDENCE, seed, numbers)
+
+
+def _student(per_query: pd.DataFrame, name: str) -> pd.DataFrame:
+    return per_query[per_query["system"] == "student"].assign(system=name)
+
+
+def _rivals(per_query: pd.DataFrame, pair: tuple[str, str], source: str) -> Rivals:
+    rows = per_query[per_query["system"].isin(pair)]
+    ids = sorted(str(i) for i in rows["query_id"].unique())
+    scores = scores_of(rows, ids)
+    both = {m: (scores[pair[0], m], scores[pair[1], m]) for m in METRICS if (pair[0], m) in scores and (pair[1], m) in scores}
+    # A query that one of them lacks would make every mean nan: such a metric cannot be compared in pairs.
+    whole = {m: values for m, values in both.items() if np.isfinite(values[0]).all() and np.isfinite(values[1]).all()}
+    return Rivals(pair[0], pair[1], tuple(ids), whole, source)
+
+
+# --- All that the reviewer's report and description are made from, as one object; what is missing is said in words, never left out.
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,19 @@
-"""Names and figures of the evidence as people read them, the same in the report and in the description."""
+"""Words of the reviewer's report, and the pieces of HTML that its sections are made of."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
 from components.distillation.config import HELD_OUT_TITLES
-from components.evaluation.metrics import metric_words as metric_words
-from components.evaluation.plain_words import split_mark, teacher_mark
 from components.evaluation.report import Summary
-from components.evidence.dossier import Dossier
-from components.evidence.numbers import Delta
+from components.evaluation.table import split_mark, teacher_mark
+from components.evidence.dossier import Delta, Dossier
 from components.gates.decision import GateResult
 from components.release.manifest import ReleaseManifest
 from components.release.training_noise import words_on
+from components.templates import piece
 
 STATUS_WORDS = {
     "pass": ("good", "\u2714 pass"),
@@ -106,3 +109,45 @@ def share_with_interval(value: float | None, ends: tuple[float, float] | None) -
     if value is None:
         return "missing"
     return f"{value:.1%}" if ends is None else f"{value:.1%} [{ends[0]:.1%}, {ends[1]:.1%}]"
+
+
+# --- Pieces of the reviewer's report: sections, tables and lists of facts, everything escaped unless it was made here.
+
+
+PIECES = "evidence/pieces.html.j2"
+Cell = str | tuple[str, str]  # the text, or its class (good, bad, warn, words) and the text
+
+
+def section(anchor: str, title: str, *blocks: str) -> Markup:
+    """A heading that folds its blocks; blocks that are plain text become paragraphs, empty ones are left out."""
+    return piece(PIECES, "section", anchor, title, blocks)
+
+
+def foreign(text: str, most: int) -> Markup:
+    """Text from the data: cut, and kept from turning the direction in which the words around it are read."""
+    return piece(PIECES, "foreign", text, most)
+
+
+def paragraph(text: str) -> Markup:
+    """A paragraph of plain text."""
+    return piece(PIECES, "paragraph", text)
+
+
+def heading(text: str) -> Markup:
+    """A heading within a section."""
+    return piece(PIECES, "heading", text)
+
+
+def bullets(items: Sequence[str]) -> Markup:
+    """A list of plain texts; nothing where there are none."""
+    return piece(PIECES, "bullets", items) if items else Markup()
+
+
+def details(summary: str, inner: Markup, opened: bool = False) -> Markup:
+    """A block that opens on a click, without a script."""
+    return piece(PIECES, "details", summary, inner, opened)
+
+
+def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], numbers: int | None = None) -> Markup:
+    """A table that scrolls by itself when it is wide. The first column names the row; columns from `numbers` on stand right."""
+    return piece(PIECES, "table", caption, columns, rows, len(columns) if numbers is None else numbers)

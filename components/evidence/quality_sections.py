@@ -1,36 +1,229 @@
-"""Sections of the reviewer's report about the decision and the quality: gates, changes, differences, slices."""
+"""Sections of the report on quality: verdict at a glance, gates, differences, slices, queries that got worse or better."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from components.evaluation.metrics import METRICS, RETAINED
-from components.evidence.axes import Words
+from components.evaluation.champion_comparison import JUDGED, LOGGED, UNLABELLED, Agreement
+from components.evaluation.metrics import METRICS, RETAINED, metric_words
 from components.evidence.changes import Changes, changes_between
-from components.evidence.dossier import Dossier
-from components.evidence.html import PIECES, Cell, bullets, details, foreign, heading, section, table
+from components.evidence.dossier import (
+    FEWEST,
+    METRIC,
+    Delta,
+    Dossier,
+    Rivals,
+    Tone,
+    against_champion,
+    baseline_rivals,
+    deltas,
+    slice_deltas,
+    tally,
+)
 from components.evidence.labels import (
+    PIECES,
     STATUS_WORDS,
     SYSTEMS,
+    Cell,
+    bullets,
+    details,
     first_line,
+    foreign,
     gate_words,
+    heading,
     interval_words,
-    metric_words,
     noise_words,
     number,
+    paragraph,
+    section,
     share,
     signed,
     systems_words,
+    table,
     units_words,
     with_interval,
 )
-from components.evidence.numbers import FEWEST, METRIC, Delta, Rivals, against_champion, baseline_rivals, deltas, slice_deltas
-from components.evidence.plots import TONES, Mark, forest
+from components.evidence.plots import TONES, Mark, Words, forest
 from components.gates.decision import GateResult
 from components.templates import piece, shortened
+
+_TONES: dict[Tone, str] = {"better": "good", "worse": "bad", "open": ""}
+_NOISE = 0.1  # share by which two measurements of one time may differ without a reason
+
+
+class Figure(NamedTuple):
+    """One tile: a name, its value, what stands below, and whether that is good news."""
+
+    name: str
+    value: str
+    below: str
+    tone: Tone = "open"
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What is worse and what is better, as sentences, and of how many slices that was asked."""
+
+    worse: tuple[str, ...]
+    better: tuple[str, ...]
+    slices: int
+
+
+def moved(dossier: Dossier) -> Moved | None:
+    """Everything that was measured of both releases and whose difference is more than chance or noise; None without a champion."""
+    rivals = against_champion(dossier)
+    if dossier.champion is None:
+        return None
+    quality = deltas(rivals, dossier) if rivals else []
+    slices = dossier.evaluation.slices
+    parts = slice_deltas(rivals, slices, dossier) if rivals and slices is not None and METRIC in rivals.scores else []
+    parts = [part for part in parts if rivals and part.queries < len(rivals.query_ids)]  # a slice of all queries says nothing of its own
+    worse, better = ([_told(d) for d in (*quality, *parts) if d.tone == tone] for tone in ("worse", "better"))
+    for sentence, good in _running(dossier):
+        (better if good else worse).append(sentence)
+    return Moved(tuple(worse), tuple(better), sum(part.low is not None for part in parts))
+
+
+def override_words(dossier: Dossier) -> str:
+    """That the champion was released against its own gates, and why; empty where it was not."""
+    champion = dossier.champion
+    if champion is None or champion.override is None:
+        return ""
+    return f"The champion release/{champion.version} is there by an OVERRIDE: {champion.override.what}, {champion.override.who}"
+
+
+def _told(delta: Delta) -> str:
+    where = f" in {delta.name}" if "=" in delta.name else ""
+    return f"{metric_words(delta.metric)}{where}: {signed(delta.difference)} {interval_words(delta)}, {delta.queries:,} queries"
+
+
+def _running(dossier: Dossier) -> Iterator[tuple[str, bool]]:
+    """Speed and size of the whole answer, where they differ by more than a tenth, and whether that is good."""
+    compared = dossier.compared.summary
+    if compared is None:
+        return
+    ours, theirs = compared.candidate, compared.champion
+    yield from _compared("p95 of an answer", ours.p95_ms, theirs.p95_ms, "ms", smaller=True)
+    yield from _compared("queries per second", ours.qps, theirs.qps, "", smaller=False)
+    sizes = [compared.sizes.get(who, {}) for who in ("candidate", "champion")]
+    for part in ("encoder", "index"):
+        mine, other = (size.get(part, 0) / 1e6 for size in sizes)
+        yield from _compared(f"size of the {part}", mine, other, "MB", smaller=True)
+
+
+def _compared(name: str, ours: float, theirs: float, unit: str, smaller: bool) -> Iterator[tuple[str, bool]]:
+    if min(ours, theirs) > 0 and not 1 - _NOISE <= ours / theirs <= 1 + _NOISE:
+        digits = 0 if max(ours, theirs) >= 100 else 2
+        words = f"{name}: {ours:,.{digits}f} {unit}".rstrip() + f", the champion's {theirs:,.{digits}f} {unit}".rstrip()
+        yield f"{words} ({ours / theirs:.2f} times)", (ours < theirs) == smaller
+
+
+def agreements(dossier: Dossier, k: int | None = 10) -> list[Agreement]:
+    """How far both releases agree, on logged queries first; with `k` only at that depth."""
+    found = dossier.compared.summary.agreement.values() if dossier.compared.summary else []
+    order = (LOGGED, UNLABELLED, JUDGED)
+    return sorted((a for a in found if k in (None, a.k)), key=lambda a: (order.index(a.source) if a.source in order else 9, a.k))
+
+
+def glance_section(dossier: Dossier) -> Markup:
+    """Tiles with the figures, and what is worse and better in two columns."""
+    found = moved(dossier)
+    tiles = piece(PIECES, "tiles", _figures(dossier), _TONES)
+    return section("glance", "At a glance", tiles, piece(PIECES, "worse_and_better", found) if found else "")
+
+
+def _figures(dossier: Dossier) -> list[Figure]:
+    rivals, summary, compared = against_champion(dossier), dossier.evaluation.summary, dossier.compared.summary
+    shown = deltas(rivals, dossier, RETAINED) if rivals else _from_baselines(dossier)
+    found = [_difference(delta, "champion" if rivals else "") for delta in shown]
+    if rivals and (count := tally(rivals)):
+        found.append(Figure("Queries that gained / lost", f"{count.better:,} / {count.worse:,}", f"{count.equal:,} equal, by nDCG@10"))
+    for agreement in agreements(dossier)[:1]:
+        found.append(Figure(f"Documents shared, first {agreement.k}", f"{agreement.mean:.0%}", f"{agreement.queries:,} {agreement.source}"))
+    if compared and compared.champion.p95_ms > 0:
+        below = f"{compared.candidate.p95_ms:.2f} ms against {compared.champion.p95_ms:.2f} ms"
+        found.append(Figure("p95 of an answer", f"{compared.candidate.p95_ms / compared.champion.p95_ms:.2f}\u00d7", below))
+    if (kept := summary.retention.get("ndcg@10")) is not None:
+        ends = summary.retention_intervals.get("ndcg@10")
+        found.append(Figure("nDCG@10 kept of the teacher", f"{kept:.1%}", f"[{ends[0]:.1%}, {ends[1]:.1%}]" if ends else "no interval"))
+    if left_out := dossier.validation.left_out:
+        lost = sum(entry.unanswered for entry in left_out)
+        found.append(Figure("Rows left out of the data", f"{dossier.validation.dropped:,}", f"queries without an answer now: {lost:,}"))
+    return found
+
+
+def _from_baselines(dossier: Dossier) -> list[Delta]:
+    """For a first release: the candidate against its baselines."""
+    return [delta for pair in baseline_rivals(dossier) if pair.first == "student" for delta in deltas(pair, dossier, RETAINED)]
+
+
+def _difference(delta: Delta, rival: str) -> Figure:
+    against = rival or systems_words(delta.name).partition(" - ")[2]
+    below = f"{interval_words(delta)}, {delta.queries:,} queries"
+    return Figure(f"{metric_words(delta.metric)} minus {against}", signed(delta.difference), below, delta.tone)
+
+
+# --- Sections of the reviewer's report about single queries: what got worse and better, and how far both releases agree.
+
+
+_NOT_LOGGED = "No query's text was logged while serving (SCALINGNOTE_ANSWER_LOG=full keeps it), so none could be replayed; others stand in."
+_OPEN = 3  # queries of each kind whose answers are shown without a click
+
+
+def queries_section(dossier: Dossier) -> Markup:
+    """The worst regressions and best gains, with the titles that both releases retrieved."""
+    title, tables = "Worst regressions and best gains", dossier.compared.tables
+    if tables is None:
+        return section("queries", title, dossier.compared.missing or "There is no comparison with a champion.")
+    rows = tables.side_by_side.to_dict("records")
+    losses = [row for row in rows if row["difference"] < 0]
+    gains = [row for row in rows if row["difference"] > 0][::-1]
+    told = "Ten best documents of each release. Relevant ones stand in bold with a check mark; others may be relevant and not judged."
+    return section("queries", title, _counted(dossier), told, *_listed("Regressions", losses), *_listed("Gains", gains))
+
+
+def _counted(dossier: Dossier) -> str:
+    """Over all queries, of which only the ends are shown."""
+    rivals = against_champion(dossier)
+    if rivals is None or (found := tally(rivals)) is None:
+        return ""
+    counts = f"{found.worse:,} worse than with the champion, {found.better:,} better, {found.equal:,} equal"
+    return f"By nDCG@10, of {len(rivals.query_ids):,} judged queries: {counts}."
+
+
+def _listed(title: str, rows: Sequence[Mapping[Any, Any]]) -> list[Markup]:
+    if not rows:
+        return [heading(title), paragraph("None: no judged query changed in this direction.")]
+    blocks = [details(piece(PIECES, "query", row), piece(PIECES, "answers", row), opened=i < _OPEN) for i, row in enumerate(rows)]
+    return [heading(f"{title}: {len(rows)} largest by nDCG@10"), *blocks]
+
+
+def agreement_section(dossier: Dossier) -> Markup:
+    """How many documents both releases share."""
+    title, summary = "Agreement with the champion", dossier.compared.summary
+    if summary is None:
+        return section("agreement", title, dossier.compared.missing or "There is no comparison with a champion.")
+    rows = [
+        [found.source, str(found.k), f"{found.mean:.1%}", f"[{found.low:.1%}, {found.high:.1%}]", f"{found.queries:,}"]
+        for found in agreements(dossier, None)
+    ]
+    columns = ("Queries", "k", "Agreement@k", "95 % interval", "Number of queries")
+    told = (
+        "Share of the champion's first k documents that the candidate has among its own. It needs no judgements, so it shows how much "
+        "users will see change; it does not say which of both is right."
+    )
+    replayed = any(found.source.startswith("logged") for found in summary.agreement.values())
+    none = "" if replayed else _NOT_LOGGED
+    return section("agreement", title, told, table("Agreement of candidate and champion", columns, rows, numbers=1), none)
+
+
+# --- Sections of the reviewer's report about the decision and the quality: gates, changes, differences, slices.
+
 
 _COUNTED = {
     "pass": "passed",

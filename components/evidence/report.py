@@ -9,24 +9,33 @@ from pathlib import Path
 from markupsafe import Markup
 
 from components.artifacts import digest_of, write_atomic
-from components.evidence.axes import standalone
 from components.evidence.dossier import Dossier, require_measured
-from components.evidence.glance import glance_section, override_words
-from components.evidence.html import PIECES, details, foreign, section, table
-from components.evidence.labels import held_out_titles, release_words
-from components.evidence.operation_sections import contracts_section, cost_section, index_section, latency_plot, speed_section
+from components.evidence.labels import PIECES, details, foreign, held_out_titles, release_words, section, table
+from components.evidence.operation_sections import (
+    contracts_section,
+    cost_section,
+    index_section,
+    latency_plot,
+    retention_section,
+    speed_section,
+    student_plot,
+    towers_plot,
+)
+from components.evidence.plots import standalone
 from components.evidence.quality_sections import (
+    agreement_section,
     banner,
     baseline_plot,
     champion_plot,
     changes_section,
     gates_section,
+    glance_section,
+    override_words,
     quality_section,
+    queries_section,
     slices_plot,
     slices_section,
 )
-from components.evidence.queries import agreement_section, queries_section
-from components.evidence.training import retention_section, student_plot, towers_plot
 from components.release.manifest import REPORT_PAGE
 from components.templates import page, piece
 from components.tracking.runs import PLOTS

@@ -1,4 +1,23 @@
-"""Gates against the champion: non-inferiority over all queries and in every slice, answer time and throughput in the same run.
+"""Gates against the champion: paired scores, slices, and what a refresh removed.
+
+The champion is asked again rather than remembered, also where its own evaluation is about the same judgements: within one run there is
+one machine, one set of libraries and one set of judgements, and nothing but the two releases can make a difference. So new data needs no
+exception: a champion that was evaluated on older judgements answers today's.
+
+It answers with the documents that it serves, and one that is new counts against it. So that new documents hide no loss on the others, the
+queries whose documents it serves as well (`known_queries`) are a part of their own, with the margin of all queries; the other slices, and
+the power, which asks how far equal candidates differ by chance, stand on them alone.
+
+The registered evaluation stands in for a champion that was not asked, if it is about the same judgements.
+
+The rule for small slices: those with fewer than `min_slice_queries` queries are judged together, as `the others` of their dimension, so
+that a language with 20 queries is not left out while it is too small to be judged alone. If they are too few even together they are not
+judged: the gate is shown as off with the count, and their queries count in the gate over all queries. Were it `not_decidable`, one rare
+slice would stop every release. What must not be passed over is named in `required_slices`: there an empty, small or missing slice is
+`not_decidable`. A dimension none of whose slices is large enough, and a report without slices, are `not_decidable` as well.
+
+Where the champion lacks documents, a slice is made of the queries whose documents it serves. One that is new to it has nothing to be
+compared with: it is off, with the count.
 
 `gate_rivals` says which values are compared. Non-inferiority holds nDCG@10 per query, paired, against a margin; interval and power
 resample the units that the queries were drawn in. Its three outcomes:
@@ -12,20 +31,232 @@ resample the units that the queries were drawn in. Its three outcomes:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from components.gates.config import PolicyConfig
+from components.evaluation.champion_comparison import CANDIDATE, CHAMPION, SERVED, SHARED
 from components.gates.decision import Evidence, GateResult
-from components.gates.gate_rivals import METRIC, Rivals, among_shared, compared, known_queries, rivals
-from components.gates.gate_slices import HELD_BY_BOTH, Part, judged_slices, part_of, served_by_both
-from components.gates.measures import NotDecidable, Outcome, bound_text, finite, gate, numbers_of, off, paired_bound, require_paired, scores
+from components.gates.measures import (
+    NotDecidable,
+    Outcome,
+    bound_text,
+    finite,
+    gate,
+    numbers_of,
+    off,
+    paired_bound,
+    require_paired,
+    scores,
+    values_per_query,
+)
+from components.gates.policy import PolicyConfig
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from components.evaluation.comparison import ComparisonSummary
+    from components.evaluation.champion_comparison import ComparisonSummary
+    from components.evaluation.report import Evaluation
+
+
+METRIC = "ndcg@10"
+RUN_TOLERANCE = 1e-3  # absolute, of a mean; another batch may turn a tie in a ranking, but not make another candidate
+_ASK = "Build the candidate again by the same command: finished steps come from the cache, and both are asked the same queries."
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """nDCG@10 of both by query_id, in the same order, and in a sentence where the values come from."""
+
+    candidate: pd.Series
+    champion: pd.Series
+    source: str
+
+
+def rivals(evidence: Evidence) -> Rivals:
+    """The values to compare; NotDecidable, with what to do, when there are none that can be compared in pairs."""
+    return _of_evaluations(evidence) if evidence.values is None else _of_one_run(evidence, evidence.values)
+
+
+def compared(evidence: Evidence, missing: str) -> ComparisonSummary:
+    """The comparison, which has to be with this champion and on these judgements; `missing` says what is lost without one."""
+    found, summary = evidence.comparison, evidence.report.summary
+    if found is None:
+        raise NotDecidable(f"{missing} {_why(evidence)}")
+    if (found.judgements_digest, found.queries) != (summary.judgements_digest, summary.queries):
+        raise NotDecidable(f"Candidate and champion were compared on other judgements than those of this evaluation. {_ASK}")
+    if found.baseline_version != evidence.champion:
+        raise NotDecidable(f"The candidate was compared with release/{found.baseline_version}, which is not the champion here. {_ASK}")
+    return found
+
+
+def known_queries(evidence: Evidence) -> frozenset[str] | None:
+    """The queries whose relevant documents the champion serves as well; None where these are all, or nobody looked."""
+    shares = None if evidence.values is None else _served(evidence.values)
+    if shares is None or not len(shares):
+        return None
+    known = frozenset(shares[shares >= 1].index)
+    return None if known == set(evidence.report.per_query["query_id"]) else known
+
+
+def among_shared(evidence: Evidence) -> Rivals | None:
+    """Values of both among the documents that both hold, where the champion has some that the candidate lacks; None where it has none.
+
+    With fewer documents every query is easier, so a candidate that lost some is also compared on equal terms.
+    """
+    import numpy as np
+
+    table = evidence.values
+    if table is None or not len(rows := table[table["metric"] == SHARED]):
+        return None
+    rows = rows[np.isfinite(rows["value"].astype(float))]
+    ours, theirs = (rows[rows["system"] == who].set_index("query_id")["value"].astype(float).sort_index() for who in (CANDIDATE, CHAMPION))
+    return Rivals(ours, theirs, "Both rank the documents alone that both hold.")
+
+
+def _of_one_run(evidence: Evidence, table: pd.DataFrame) -> Rivals:
+    comparison = compared(evidence, "The values of candidate and champion come without the comparison that they belong to.")
+    candidate, queries = scores(evidence.report, "student", METRIC), evidence.report.summary.queries
+    asked, champion = (
+        values_per_query(table, (who, METRIC), queries, f"{METRIC} of the {who} in one run") for who in (CANDIDATE, CHAMPION)
+    )
+    require_paired(candidate, asked)
+    require_paired(candidate, champion)
+    if not abs(asked.mean() - candidate.mean()) <= RUN_TOLERANCE:
+        raise NotDecidable(
+            f"In the comparison the candidate has a mean {METRIC} of {asked.mean():.4f}, in its evaluation {candidate.mean():.4f}: one of "
+            f"both measured something else. {_ASK}"
+        )
+    return Rivals(candidate, champion, f"Both were asked in one run{_documents(comparison)}.{_lacking(_served(table))}")
+
+
+def _of_evaluations(evidence: Evidence) -> Rivals:
+    report, baseline = evidence.report, evidence.baseline
+    if baseline is None:
+        raise NotDecidable("There is no evaluation of the champion.")
+    ours, theirs = report.summary.judgements_digest, baseline.summary.judgements_digest
+    if not ours or ours != theirs:
+        raise NotDecidable(
+            f"The champion was evaluated on other judgements ({str(theirs)[:12]}, the candidate on {str(ours)[:12]}), and it was not asked "
+            f"these. {_why(evidence)}"
+        )
+    champion = scores(baseline, "student", METRIC, "champion's ")
+    candidate = scores(report, "student", METRIC)
+    require_paired(candidate, champion)
+    return Rivals(candidate, champion, "From the evaluations of both, which are about the same judgements.")
+
+
+def _why(evidence: Evidence) -> str:
+    return (evidence.facts.uncompared if evidence.facts else "") or _ASK
+
+
+def _documents(comparison: ComparisonSummary) -> str:
+    """That each searches its own documents, with their numbers where the comparison has them."""
+    ours, theirs = (comparison.sizes.get(who, {}).get("documents") for who in (CANDIDATE, CHAMPION))
+    numbers = "" if ours is None or theirs is None else f" (candidate {ours:,}, champion {theirs:,})"
+    return f", each with the documents that it serves{numbers}"
+
+
+def _lacking(shares: pd.Series) -> str:
+    if len(shares) and not (shares > 0).any():
+        raise NotDecidable(
+            "The champion serves none of the documents that these queries ask for, so it says nothing about this candidate. Where the "
+            "documents were exchanged on purpose, a reviewer decides with --override REASON, or the retriever gets a name of its own."
+        )
+    lacking = int((~(shares >= 1)).sum())
+    return f" For {lacking:,} of the queries the champion lacks a relevant document, which counts against it." if lacking else ""
+
+
+def _served(table: pd.DataFrame) -> pd.Series:
+    """By query_id the share of the relevant documents that the champion serves; empty for comparisons of older versions."""
+    rows = table[(table["system"] == CHAMPION) & (table["metric"] == SERVED)]
+    return rows.set_index("query_id")["value"].astype(float)
+
+
+# --- Which slices of the queries the gates judge.
+
+
+OTHERS = "the others"
+SERVED_BY_BOTH = "documents=served by both"
+HELD_BY_BOTH = "documents=only those that both hold"  # each ranks these alone; above it is the queries that are chosen
+
+
+@dataclass(frozen=True)
+class Part:
+    """A slice, named dimension=slice, and its queries; `problem` says why it cannot be judged, `required` that it had to be."""
+
+    name: str
+    query_ids: frozenset[str]
+    problem: str = ""
+    required: bool = False
+
+
+def served_by_both(known: frozenset[str], policy: PolicyConfig) -> Part:
+    """The queries whose documents the champion serves as well: without them nothing could be compared."""
+    return part_of(SERVED_BY_BOTH, known, policy, required=True)
+
+
+def judged_slices(report: Evaluation, policy: PolicyConfig, known: frozenset[str] | None = None) -> list[Part]:
+    """Every slice of the report, the required ones that it lacks included; never empty. `known`: the queries to take, None for all."""
+    table = report.slices
+    if table is None or not len(table):
+        return [Part("all", frozenset(), "The report says of no query which slice it is in; evaluate again.", True)]
+    if unknown := set(table["query_id"]) - set(report.per_query["query_id"]):
+        return [Part("all", frozenset(unknown), f"The slices hold {len(unknown)} queries that the report does not.", True)]
+    whole, table = table, table if known is None else table[table["query_id"].isin(known)]
+    parts = [part for dimension, rows in table.groupby("dimension", sort=True) for part in _of_dimension(str(dimension), rows, policy)]
+    parts += _new(whole, table, policy)
+    return [*parts, *_missing(parts, whole, policy)]
+
+
+def _of_dimension(dimension: str, rows: pd.DataFrame, policy: PolicyConfig) -> Iterator[Part]:
+    slices = {f"{dimension}={name}": frozenset(found["query_id"]) for name, found in rows.groupby("slice", sort=True)}
+    small = [name for name, ids in slices.items() if len(ids) < policy.min_slice_queries and name not in policy.required_slices]
+    alone = [part_of(name, ids, policy) for name, ids in slices.items() if name not in small]
+    yield from alone
+    if small:
+        others = frozenset[str]().union(*(slices[name] for name in small))
+        none_is_judged = all(part.problem for part in alone)
+        name = small[0] if len(small) == 1 else f"{dimension}={OTHERS}"
+        yield part_of(name, others, policy, none_is_judged or dimension in policy.required_slices)
+
+
+def part_of(name: str, ids: frozenset[str], policy: PolicyConfig, required: bool = False) -> Part:
+    """The slice, with its problem when it is too small; `required` says that it may not be left out then."""
+    required = required or name in policy.required_slices
+    if len(ids) >= policy.min_slice_queries:
+        return Part(name, ids, required=required)
+    rule = "so it cannot be decided on" if required else "so it is not judged; its queries count in the gate over all of them"
+    return Part(
+        name,
+        ids,
+        f"{len(ids)} {'query' if len(ids) == 1 else 'queries'}, fewer than the {policy.min_slice_queries} that a slice needs, {rule}.",
+        required,
+    )
+
+
+def _new(whole: pd.DataFrame, known: pd.DataFrame, policy: PolicyConfig) -> Iterator[Part]:
+    """The slices that hold no known query."""
+    kept = set(zip(known["dimension"], known["slice"], strict=True))
+    for (dimension, label), rows in whole.groupby(["dimension", "slice"], sort=True):
+        if (dimension, label) not in kept:
+            problem = (
+                f"The champion lacks the documents of all its {len(rows)} queries, so there is nothing to compare them with; they count in "
+                "the gate over all queries."
+            )
+            name = f"{dimension}={label}"
+            yield Part(name, frozenset(rows["query_id"]), problem, name in policy.required_slices or dimension in policy.required_slices)
+
+
+def _missing(parts: list[Part], table: pd.DataFrame, policy: PolicyConfig) -> Iterator[Part]:
+    there = {part.name for part in parts} | set(table["dimension"])
+    for name in policy.required_slices:
+        if name not in there:
+            yield Part(name, frozenset(), "The policy requires this slice, and no query of the report is in it.", True)
+
+
+# --- Gates against the champion: non-inferiority over all queries and in every slice, answer time and throughput in the same run.
+
 
 NON_INFERIOR = "champion_non_inferior"
 
@@ -62,7 +293,7 @@ def non_inferior(
     candidate: pd.Series, champion: pd.Series, margin: float, policy: PolicyConfig, known: frozenset[str] | None = None
 ) -> Outcome:
     """The test on values per query of the same queries; see the module for its outcomes. The power stands on `known` queries, or all."""
-    from components.evaluation.power import power, queries_needed
+    from components.evaluation.units import power, queries_needed
 
     interval, queries = paired_bound(candidate, champion, policy), len(candidate)
     between = candidate - champion

@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from components.gates.config import PolicyConfig
 from components.gates.decision import GateResult, Status
+from components.gates.policy import PolicyConfig
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from components.evaluation.report import Evaluation
-    from components.evaluation.significance import Interval
-    from components.evaluation.units import Numbers, Units
+    from components.evaluation.units import Interval, Numbers, Units
 
 BOOTSTRAP_SAMPLES = 2000
 TAIL_SAMPLES = 20  # resamples beyond an end of an interval, below which the end is a matter of luck
@@ -132,14 +131,14 @@ def agrees(stated: Any, found: float, what: str, tolerance: float = SUMMARY_TOLE
 
 def mean_bound(values: pd.Series, policy: PolicyConfig) -> Interval:
     """The mean over queries and the one-sided ends of its interval."""
-    from components.evaluation.significance import mean_interval
+    from components.evaluation.units import mean_interval
 
     return _more_than_one_unit(mean_interval(values.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED, numbers_of(values)))
 
 
 def ratio_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
     """Mean of `a` over mean of `b`, paired by query, and the one-sided ends of its interval."""
-    from components.evaluation.significance import ratio_interval
+    from components.evaluation.units import ratio_interval
 
     require_paired(a, b)
     found = ratio_interval(a.to_numpy(), b.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED, numbers_of(a, b))
@@ -148,7 +147,7 @@ def ratio_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
 
 def paired_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
     """Mean of `a` minus mean of `b`, paired by query, and the one-sided ends of its interval."""
-    from components.evaluation.significance import paired_bootstrap
+    from components.evaluation.units import paired_bootstrap
 
     require_paired(a, b)
     found = paired_bootstrap(a.to_numpy(), b.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED, numbers_of(a, b))

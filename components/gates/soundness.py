@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from components.evaluation.comparison import CHAMPION
-from components.gates.config import PolicyConfig
-from components.gates.decision import Evidence, GateResult
-from components.gates.facts import Facts
-from components.gates.gate_rivals import compared
+from components.evaluation.champion_comparison import CHAMPION
+from components.gates.champion import compared
+from components.gates.decision import Evidence, Facts, GateResult
 from components.gates.measures import NotDecidable, Outcome, agrees, finite, gate, in_units, mapping, mean_bound, off, sample_text
+from components.gates.policy import PolicyConfig
 
 if TYPE_CHECKING:
     import pandas as pd

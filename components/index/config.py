@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from components.config import StepConfig
+from components.settings import StepConfig
 
 
 class EncodingConfig(StepConfig):

@@ -20,9 +20,9 @@ from components.artifacts import Scalar, read_json
 from components.errors import ArtifactError
 from components.index.config import IndexConfig
 from components.index.index_keys import inverted_file, is_exact, resolve_key
+from components.index.parts import Template, centroid_distances, imbalance, list_sizes
 from components.index.rows import live_rows
 from components.index.search import VectorIndex
-from components.index.template import Template, centroid_distances, imbalance, list_sizes
 
 GUARD_FILE = "guard.json"
 TUNED_RANGE = 4  # times more or fewer documents than at the tuning: the lists are then four times longer or shorter

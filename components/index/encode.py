@@ -19,8 +19,8 @@ from components.artifacts import Scalar, VectorShards, seal
 from components.errors import ModelError, SpaceMismatch
 from components.index.config import EncodingConfig
 from components.index.corpus import Documents, LoadedDocuments, require_unique, shard_sizes
-from components.index.progress import ShardProgress, shown_progress
 from components.index.shards import read_shard_manifest, remove_strays, shard_is_finished, shard_manifest_path, write_shard
+from components.index.workers import ShardProgress, shown_progress
 from components.towers.config import WITHOUT_WEIGHTS
 from components.towers.contract import EncodingContract, TextEncoder, load_contract, space_id_of
 
@@ -63,8 +63,8 @@ class StoredTower:
 
         A worker may run where another library or number format is installed, and would add vectors that do not fit the others.
         """
+        from components.towers.contract import check_probes
         from components.towers.encoder import open_tower
-        from components.towers.probes import check_probes
 
         encoder = open_tower(self.path)
         # No library computes stored vectors, and an endpoint was asked when it was opened.

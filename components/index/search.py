@@ -1,4 +1,4 @@
-"""Search of an index by vectors: exact, or approximate with its best candidates scored again; ties in a fixed order.
+"""Search an index: rows of documents that are gone left out, candidates rescored, titles looked up.
 
 An answer depends on the vectors, the template and the search parameters, not on the files: merged or in parts, with one query or many,
 the same documents come back in the same order.
@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 
 from components.artifacts import Artifact
 from components.errors import ArtifactError, SpaceMismatch
-from components.index.exact import BLOCK, nearest
-from components.index.opening import Check, Opened, flat_piece, open_index
-from components.index.pieces import Found, Piece, Settings, search_pieces
+from components.index.opening import BLOCK, Check, Found, Opened, Piece, Settings, flat_piece, nearest, open_index, search_pieces
 from components.index.rows import DocIds, Rows
 from components.index.stored_vectors import StoredVectors
 
@@ -220,3 +218,32 @@ def vector_index(opened: Opened) -> VectorIndex:
 def index_in_memory(vectors: NDArray[np.float32], doc_ids: Sequence[str], space_id: str) -> VectorIndex:
     """An exact index over float32 (n, d) vectors that is not kept on disk."""
     return VectorIndex(space_id, vectors.shape[1], Rows.of(doc_ids), [flat_piece([vectors], vectors.shape[1])])
+
+
+# --- The vectors of single documents, read from what an index keeps of them: nothing is encoded again.
+
+
+def vectors_of(index: VectorIndex, doc_ids: Sequence[str]) -> NDArray[np.float32]:
+    """Unit vectors of the documents, float32 (len(doc_ids), d), in their order.
+
+    Raises ArtifactError when the index keeps no vectors (`refine: none`) or lacks one of the documents.
+    """
+    rows = rows_of(index, doc_ids)
+    if index.stored is not None:
+        return index.stored.unit_vectors(rows)
+    if not index.flat:
+        raise ArtifactError(
+            "The index keeps no vectors (index.refine is none), so nothing can be learned from its documents. "
+            "Retrain with index.refine=fp16."
+        )
+    kept: NDArray[np.float32] = index.pieces[0].index.reconstruct_batch(rows)  # the first layout has its vectors in FAISS alone
+    return kept
+
+
+def rows_of(index: VectorIndex, doc_ids: Sequence[str]) -> NDArray[np.int64]:
+    """The row of each document, int64 (len(doc_ids),), deleted rows left out; raises ArtifactError for a document without one."""
+    found = index.rows.live_rows_of(doc_ids)
+    missing = next((doc_id for doc_id in doc_ids if doc_id not in found), None)
+    if missing is not None:
+        raise ArtifactError(f"The index holds no document '{missing}'. Refresh it with the data that it is used with.")
+    return np.array([found[doc_id] for doc_id in doc_ids], np.int64)

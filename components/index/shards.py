@@ -1,4 +1,4 @@
-"""Shards of document vectors in Parquet: write one, know whether it is finished, read them all.
+"""Vector shards: Parquet files of document vectors, written one by one and read in blocks.
 
 A shard is two files: `vectors-00000.parquet` (doc_id, content_hash, vector fp16) and, written after it, `shard-00000.json`. A shard is
 finished if and only if the second verifies the first, so a killed run leaves nothing that counts as done by mistake.
@@ -6,7 +6,7 @@ finished if and only if the second verifies the first, so a killed run leaves no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from components.artifacts import Artifact, digest_of, file_sha256, read_versioned, write_json, written_atomically
+from components.artifacts import Artifact, VectorShards, digest_of, file_sha256, read_versioned, write_json, written_atomically
 from components.data.dataset import reading, wide
 from components.errors import ArtifactError, SpaceMismatch
-from components.index.numbers import unit_rows
+from components.index.stored_vectors import unit_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -195,3 +195,77 @@ def half_vectors(table: pa.Table) -> NDArray[np.float16]:
     """The vectors of a shard's table as they are stored, float16 (rows, d)."""
     flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column("vector").chunks]
     return (flat[0] if len(flat) == 1 else np.concatenate(flat)).reshape(table.num_rows, -1)
+
+
+# --- What a build reads from the shards of vectors, one shard at a time: ids, a sample, and blocks of vectors.
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One reading of all shards: doc_id and content_hash of every row, and a sample of the vectors, float32 (n, d) of unit length."""
+
+    documents: pa.Table
+    sample: NDArray[np.float32]
+
+
+def shard_sizes(vectors: VectorShards) -> list[int]:
+    """Rows of each shard; raises ArtifactError when there are none."""
+    sizes = [read_shard_manifest(vectors.path, n).rows for n in range(vectors.counts["shards"])]
+    if not sum(sizes):
+        raise ArtifactError(f"{vectors.path} holds no vectors; encode the documents again.")
+    return sizes
+
+
+def survey(vectors: VectorShards, sizes: Sequence[int], sampled: int, seed: int) -> Survey:
+    """Read every shard once; the sample is drawn by `seed` from all rows alike, at most `sampled` of them, in row order.
+
+    Raises ArtifactError for a shard that is missing or changed, and for ids that occur twice, SpaceMismatch for a shard of another space.
+    """
+    import pyarrow as pa
+
+    rows = sum(sizes)
+    chosen = np.sort(np.random.default_rng(seed).choice(rows, min(sampled, rows), replace=False))
+    tables, sample, first = [], [], 0
+    for number, size in enumerate(sizes):
+        table = read_shard(vectors, number)
+        tables.append(table.select(["doc_id", "content_hash"]))
+        mine = chosen[(chosen >= first) & (chosen < first + size)] - first
+        sample.append(half_vectors(table)[mine])
+        first += size
+    documents = pa.concat_tables(tables)
+    _require_unique(documents, vectors)
+    return Survey(documents, unit_rows(np.concatenate(sample)))
+
+
+def half_blocks(vectors: VectorShards, shards: Sequence[int]) -> Iterator[NDArray[np.float16]]:
+    """The vectors of some shards as they are stored, float16 (rows, d), a shard at a time."""
+    for number in shards:
+        yield half_vectors(read_shard(vectors, number))
+
+
+def unit_blocks(vectors: VectorShards, shards: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+    """The same as float32 of unit length."""
+    return (unit_rows(block) for block in half_blocks(vectors, shards))
+
+
+def parts_of(sizes: Sequence[int], part_size: int) -> list[list[int]]:
+    """Numbers of consecutive shards that make one part each: as many as it takes to hold `part_size` rows."""
+    parts: list[list[int]] = [[]]
+    rows = 0
+    for number, size in enumerate(sizes):
+        if rows >= part_size:
+            parts.append([])
+            rows = 0
+        parts[-1].append(number)
+        rows += size
+    return parts
+
+
+def _require_unique(documents: pa.Table, vectors: VectorShards) -> None:
+    counts = documents.group_by("doc_id").aggregate([("doc_id", "count")])
+    twice = counts.filter(counts["doc_id_count"].to_numpy() > 1)
+    if twice.num_rows:
+        raise ArtifactError(
+            f"{vectors.path}: {twice.num_rows} document ids occur more than once, the first is '{twice['doc_id'][0].as_py()}'. "
+            "An answer could not be traced to one document: make the ids unique and encode again."
+        )

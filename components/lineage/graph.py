@@ -1,16 +1,160 @@
-"""The way back from a release, a model, an index, one document or one served answer to data, code, configuration and approval."""
+"""Trace anything back: a release, an answer, a model, an index, a document."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from components.errors import PromotionError
-from components.lineage.release_graph import Opened, open_version, release_node
-from components.lineage.trace_model import model_node, role_of
-from components.lineage.trace_node import Node, text_of
-from components.release.references import TRACED, resolve
+from components.artifacts import file_sha256, read_manifest, verify_sizes
+from components.errors import ArtifactError, DataError, ModelError, PromotionError
+from components.index.rows import DELETED_FILE, IDS_FILE, read_rows, read_single
+from components.lineage.node import Node, text_of
+from components.lineage.release_graph import (
+    Ancestry,
+    Opened,
+    Witness,
+    approvals,
+    call_witness,
+    copies,
+    open_info,
+    open_version,
+    promotions,
+    release_node,
+    surroundings,
+)
+from components.promotion.approval import find_version
+from components.release.champion import candidate_model
+from components.release.manifest import Pin, PinRole
+from components.release.open import TRACED, resolve
+from components.tracking import labels, registry
+from components.tracking.registry import VersionInfo
+
+if TYPE_CHECKING:
+    from components.index.rows import Rows
+
+
+ROLES: tuple[PinRole, ...] = ("query_tower", "document_tower", "query_encoder", "index")
+
+
+def role_of(model: str) -> tuple[str, PinRole] | None:
+    """Retriever and role of a registered model; None for a candidate, a release or any other."""
+    for role in ROLES:
+        name = model.removesuffix(f"-{role.replace('_', '-')}")
+        if name and name != model:
+            return name, role
+    return None
+
+
+def model_node(model: str, version: int) -> tuple[Node, Opened | None]:
+    """The tree of a registered version, and the oldest candidate that pins it, None when none does.
+
+    Raises ModelError when there is no such version or it is no part of a retriever, ArtifactError for a candidate with changed files.
+    """
+    part, info = role_of(model), find_version(model, version)
+    if part is None or info is None:
+        raise ModelError(_unknown(model, version, info))
+    name, role = part
+    users = _pinned_in(name, role, info)
+    if not users:
+        return Node(f"{model}/{version}", _tags(info), (Node("used in", {"note": "no candidate pins it"}),), role), None
+    built = users[0]
+    node, witness = Ancestry(built).pin(role), call_witness(name)
+    by = witness.registered(model, version)
+    title, details = f"{model}/{version}", {**node.details, "registered_by_run": info.run_id, "registered_by": by}
+    used = Node("used in", {}, tuple(_use(user, witness) for user in users), "release")
+    return Node(title, details, (*node.children, *surroundings(built), used), node.kind, node.key), built
+
+
+def _pinned_in(name: str, role: str, info: VersionInfo) -> list[Opened]:
+    """Candidates that pin this version, oldest first. Tags only say where to look: the manifests, which are verified, decide."""
+    digest = info.tags.get(labels.DIGEST)
+    tagged = [found for found in registry.versions(candidate_model(name)) if found.tags.get(labels.PARENT + role, digest) == digest]
+    opened = [open_info(name, found) for found in tagged]
+    return [candidate for candidate in opened if (info.name, info.version) == _pin(candidate, role)]
+
+
+def _pin(candidate: Opened, role: str) -> tuple[str, int]:
+    pin = getattr(candidate.manifest.pins, role)
+    return pin.model, pin.version
+
+
+def _use(candidate: Opened, witness: Witness) -> Node:
+    """A candidate, its approvals, and the records of the releases that it became."""
+    records = [promotions(candidate.name, info, witness) for info in copies(candidate.info, witness)]
+    details = {"digest": candidate.artifact.digest, "verdict": candidate.manifest.decision.verdict}
+    return Node(
+        candidate.title, details, (approvals(candidate.name, candidate.info, witness), *records), "release", candidate.artifact.digest
+    )
+
+
+def _tags(info: VersionInfo) -> dict[str, str]:
+    """What the registry says where no manifest does; anybody with the right to could have written it."""
+    known = {key.removeprefix(labels.PREFIX): value for key, value in info.tags.items() if key.startswith(labels.PREFIX)}
+    return {**known, "note": "from tags, which are no proof: no release manifest describes it"}
+
+
+def _unknown(model: str, version: int, info: VersionInfo | None) -> str:
+    if info is not None:
+        return f"{model} is no tower, encoder or index of a retriever. Trace a release or candidate by its own name."
+    numbers = [str(found.version) for found in registry.versions(model)]
+    there = f"its versions: {', '.join(numbers[-10:])}" if numbers else "there is no such model; `scalingnote status` names a retriever's"
+    return f"{model}/{version} does not exist; {there}."
+
+
+# --- Documents in an index: row, file of the stored vector, and the digest of the content that was encoded.
+
+
+SHARD_FILE = "vectors-{:05d}.parquet"
+PART_FILE = "part-{:05d}.vectors.npy"
+
+
+def checked_index(pin: Pin) -> Path:
+    """Folder of a pinned index, the files that name its documents hashed and all others compared by size.
+
+    Raises ArtifactError for a difference. `scalingnote verify` hashes the vectors as well, which takes seconds for a large index.
+    """
+    folder = registry.artifact_folder(pin.model, pin.version)
+    verify_sizes(folder, pin.digest)
+    for name, entry in read_manifest(folder).files.items():
+        if name in (IDS_FILE, DELETED_FILE) and file_sha256(folder / name) != entry.sha256:
+            raise ArtifactError(f"{folder}: the file {name} was changed. Restore it or run the step again.")
+    return folder
+
+
+def find_document(index_folder: Path, doc_id: str) -> dict[str, Any]:
+    """Row, file of the stored vector and content hash of a document; raises DataError when the index does not hold it."""
+    rows = read_rows(index_folder)
+    found = _found(index_folder, rows, [doc_id])[0]
+    if found is None:
+        raise DataError(
+            f"The index of this release has no document '{doc_id}'; it holds {rows.live:,} others. "
+            f"Check the id, or give another reference: {TRACED}."
+        )
+    return found
+
+
+def find_documents(index_folder: Path, doc_ids: Sequence[str]) -> list[dict[str, Any] | None]:
+    """What `find_document` gives for each id; None for one that the index does not hold."""
+    return _found(index_folder, read_rows(index_folder), doc_ids)
+
+
+def _found(index_folder: Path, rows: Rows, doc_ids: Sequence[str]) -> list[dict[str, Any] | None]:
+    places = [rows.row_of(doc_id) for doc_id in doc_ids]
+    found = iter(read_single(index_folder, ("content_hash", "part", "shard"), [row for row in places if row is not None]))
+    return [None if row is None else _described(row, next(found)) for row in places]
+
+
+def _described(row: int, found: dict[str, Any]) -> dict[str, Any]:
+    # Indexes of the first layout keep no vectors of their own, but name the shard of the encoding.
+    where = {"shard": SHARD_FILE.format(found["shard"])} if "shard" in found else {"part": PART_FILE.format(found["part"])}
+    return {"row": row, **where, "content_hash": found["content_hash"]}
+
+
+# --- The way back from a release, a model, an index, one document or one served answer to data, code, configuration and approval.
+
 
 _RELEASE = re.compile(r"^(champion|previous|(candidate|release)/.*)$")
 _MODEL = re.compile(r"^model/([^/]+)/(.*)$")
@@ -77,7 +221,6 @@ def trace_document(name: str, ref: str, doc_id: str) -> Trace:
 
     Raises DataError for an id that is not in the index, else as `trace`.
     """
-    from components.lineage.trace_documents import checked_index, find_document  # pandas takes as long as the rest of a trace
 
     opened = open_version(name, *resolve(name, ref))
     details = find_document(checked_index(opened.manifest.pins.index), doc_id)

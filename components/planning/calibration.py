@@ -122,7 +122,7 @@ def calibrate(dataset: Dataset, config: Any, limit: float = FULL_SECONDS) -> Cal
 
 def describe_device() -> str:
     """The processor or GPU that the models will run on, its threads and number format."""
-    from components.evaluation.machine import describe_machine
+    from components.evaluation.speed import describe_machine
 
     return describe_machine()
 
@@ -131,7 +131,7 @@ class _Sample:
     """Real texts for the measurements: training pairs, documents and queries."""
 
     def __init__(self, dataset: Dataset, config: Any) -> None:
-        from components.distillation.sources import query_sources
+        from components.distillation.teacher_targets import query_sources
         from components.towers.pairs import training_pairs
 
         self.pairs = training_pairs(dataset)
@@ -253,7 +253,7 @@ def _lessons(texts: _Sample, config: Any, tower: Path) -> DistillationData:
 
 def _learning(clock: _Clock, texts: _Sample, config: Any, tower: Path) -> None:
     """Rates of a batch of alignment, and of refinement against two numbers of documents."""
-    from components.distillation.refine import Refinement
+    from components.distillation.objectives import Refinement
     from components.distillation.train import Distillation
 
     folder = tower.parent / "student"

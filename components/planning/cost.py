@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.planning.facts import Facts, Texts
-from components.towers.beginnings import WORTH
 from components.towers.device import FREED_FROM, even_shapes, pick_dtype
-from components.towers.encoder import TOKENS_PER_BATCH
+from components.towers.encoder import TOKENS_PER_BATCH, WORTH
 from components.towers.tokens import batches_by_tokens, even_length, longest_text, tokens_of
 
 # Every unit of work, and what one of it is.
@@ -55,7 +54,7 @@ STEPS = (
     "evaluate",
     "register",
 )
-PROBES = 64  # texts of `components.towers.probes`, some 12 tokens each with prompt and end token
+PROBES = 64  # texts of `components.towers.contract`, some 12 tokens each with prompt and end token
 PROBE_TOKENS = 12
 GENERATED_TOKENS = 24  # tokens that a decoder writes for a query, each a pass through the model
 # Seconds of plain Python, libraries' start and bookkeeping, by step: what is left of measured runs when all that is counted is taken off.
@@ -207,8 +206,7 @@ def step_tokens(towers: Any, facts: Facts) -> tuple[float, float]:
 
     The mean over up to 40 steps of the real plan of batches on the sampled pairs. Raises ModelError for fewer pairs than a batch.
     """
-    from components.towers.batches import BatchPlan
-    from components.towers.pairs import Pairs
+    from components.towers.pairs import BatchPlan, Pairs
 
     lengths = np.minimum(facts.pairs, [towers.max_query_length, towers.max_document_length])
     numbers = Pairs([], [], [(i, i) for i in range(len(lengths))], {})
@@ -233,7 +231,7 @@ def _tokens_of_batch(towers: Any, facts: Facts, lengths: NDArray[np.int64]) -> t
 
 
 def _mining_rounds(towers: Any) -> int:
-    from components.towers.hard_negatives import round_of_step
+    from components.towers.negatives import round_of_step
 
     last = round_of_step(towers.steps - 1, towers)
     return 0 if last is None else last + 1
@@ -312,7 +310,7 @@ def _distillation(config: Any, facts: Facts, targets: Sequence[Texts]) -> Work:
 
 def _evaluation(config: Any, facts: Facts) -> Work:
     from components.evaluation.bm25 import DEV_DOCUMENTS, DEV_QUERIES, GRID
-    from components.evaluation.fusion import GRID as FUSIONS
+    from components.evaluation.rankers import GRID as FUSIONS
 
     evaluation, documents, share = config.evaluation, facts.documents, _visited(config, facts)
     queries = sum(texts.count for texts in facts.judged.values())

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from components.distillation.config import DistillationConfig
 from components.errors import ModelError
 from components.evaluation.config import EvaluationConfig
-from components.towers.beginnings import common_lengths
 from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
+from components.towers.encoder import common_lengths
 from components.towers.model_size import Shape, shape_of
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def shape_of_base(base: BaseModel) -> Shape:
 
 def _teacher_shape(towers: TowerConfig, texts: Sequence[str]) -> Shape:
     """The teacher's shape; one without weights takes no memory here beyond its vectors."""
-    from components.distillation.student.checks import width_of
+    from components.distillation.student.initial import width_of
     from components.towers.base_models import tower_base
 
     if towers.base_model not in WITHOUT_WEIGHTS:
@@ -107,8 +107,8 @@ def gather_facts(
 
     Raises DataError for data that cannot be trained or measured on, ModelError for an unknown model.
     """
-    from components.distillation.material import refinement_pairs
-    from components.distillation.sources import dev_queries, query_sources
+    from components.distillation.teacher_targets import dev_queries, query_sources
+    from components.distillation.train import refinement_pairs
     from components.evaluation.slices import script_of
     from components.evaluation.summarize import judged_split
     from components.evaluation.units import expected_effect, query_units

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from components.errors import ConfigError, ResourceError
-from components.evaluation.power import margin_for, queries_for
+from components.evaluation.units import margin_for, queries_for
 from components.planning.cost import MARGIN, Need, card_needs, index_key, needs_of, seconds_of, work_of
 from components.planning.facts import Facts, Texts
 from components.settings import free_memory

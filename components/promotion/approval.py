@@ -18,11 +18,11 @@ from components.gates.policy import foreign_policy
 from components.release import reviewers as people
 from components.release.champion import Record, candidate_model, expected_aliases, release_model
 from components.release.manifest import load_release
-from components.release.references import candidate_number, describe_versions
+from components.release.open import candidate_number, describe_versions
 from components.release.reviewers import OVERRIDE
+from components.text import written
 from components.tracking import labels, registry, store
 from components.tracking import promotion_records as record_store
-from components.visible import written
 
 if TYPE_CHECKING:
     from components.tracking.audit_log import AuditEntry

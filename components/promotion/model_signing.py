@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING, Any
 from components.artifacts import MANIFEST, SIGNATURE, canonical_json, file_sha256, read_manifest, verify, write_atomic, write_json
 from components.errors import ArtifactError, ConfigError
 from components.promotion.verification import verify_release
-from components.release.open import open_pinned
-from components.release.references import resolve
-from components.signing.envelopes import PAYLOAD_TYPE, STATEMENT_TYPE, pae
+from components.release.open import open_pinned, resolve
 from components.signing.keys import KEY_VARIABLE, SigningKey, usable_key
+from components.signing.statements import PAYLOAD_TYPE, STATEMENT_TYPE, pae
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey

@@ -1,32 +1,50 @@
-"""Promotion and rollback: verify, append a record, then move the aliases.
+"""Promote and roll back: which versions are approved, each verified and decided again against today's champion, recorded, then served.
 
-The record is the one act that counts; the aliases follow it. A run that is killed between two calls is finished by the next one, and
-a run with nothing new to promote changes nothing. Only the newest approved version is promoted: older ones that were approved but
-never promoted are passed over for good, and a new approval of the same candidate makes a new version.
+What was refused is remembered on this machine, so that who looks again and again verifies it anew only when something changed, or after a
+pause that grows from ten minutes to a day: nothing in the registry shows a file that somebody restored.
+
+The record is the one act that counts; the aliases follow it. A run that is killed between two calls is finished by the next one, and a
+run with nothing new to promote changes nothing. Only the newest approved version is promoted: older ones that were approved but never
+promoted are passed over for good, and a new approval of the same candidate makes a new version.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from components import settings
+from components.artifacts import digest_of, read_json, write_json
 from components.errors import ArtifactError, ModelError, PromotionError, ScalingNoteError
 from components.gates.policy import foreign_policy
-from components.promotion import redecide as stale
-from components.promotion.approval import Approval, find_version, read_approval
-from components.promotion.record import Promotion, append, promotion_record, rollback_record
-from components.promotion.redecide import CompareAgain
+from components.promotion.approval import Approval, find_version, read_approval, rejection, rejection_of_files
+from components.promotion.record import (
+    CompareAgain,
+    Promotion,
+    append,
+    decide_again,
+    decisions_for,
+    promotion_record,
+    require_decided,
+    rollback_record,
+    stale_note,
+)
 from components.promotion.verification import check_version
-from components.promotion.waiting import rejection_of, waiting_for_promotion
 from components.release import reviewers as people
-from components.release.baseline import lost
 from components.release.champion import (
     Reconciled,
     Record,
     candidate_model,
+    current_aliases,
     expected_aliases,
+    lost,
+    mark_override,
     reconcile,
+    registered,
     release_model,
     replay,
     settle_aliases,
@@ -34,16 +52,108 @@ from components.release.champion import (
     trusted_version,
 )
 from components.release.manifest import ReleaseManifest, load_release
-from components.release.marks import mark_override
-from components.release.references import resolve
+from components.release.open import resolve
 from components.signing.keys import trusted_keys
 from components.signing.statements import check_records, record_signer
+from components.text import written
 from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
-from components.visible import written
 
 if TYPE_CHECKING:
     from components.tracking.registry import VersionInfo
+
+
+FIRST_PAUSE, LONGEST_PAUSE = 600.0, 86_400.0  # seconds until an unchanged refusal is examined again; each time twice as long
+
+
+class Waiting(NamedTuple):
+    """Versions of the release model that may be promoted, oldest first, and a sentence about each that was rejected."""
+
+    versions: list[VersionInfo]
+    rejected: list[str]
+
+
+def waiting_for_promotion(name: str, records: Sequence[Record]) -> Waiting:
+    """Versions that were approved, and neither they nor their candidates rejected. Those below the newest promoted one are passed over."""
+    newest = max((int(record["to_version"]) for record in records), default=0)
+    fresh = [info for info in registry.versions(release_model(name)) if info.version > newest]
+    candidates = _candidates(name) if fresh else {}
+    found = Waiting([], [])
+    for info in fresh:
+        reason = rejection(info) or _candidate_rejection(name, info, candidates)
+        if reason is None:
+            found.versions.append(info)
+        else:
+            found.rejected.append(f"release/{info.version} is marked as rejected ({reason}) and was left out.")
+    return found
+
+
+def rejection_of(name: str, release: VersionInfo) -> str | None:
+    """Why a reviewer rejected a release or the candidate that it is a copy of; None when nobody did."""
+    return rejection(release) or _candidate_rejection(name, release, _candidates(name))
+
+
+def _candidates(name: str) -> dict[int, VersionInfo]:
+    return {info.version: info for info in registry.versions(candidate_model(name))}
+
+
+def pending(name: str) -> str | None:
+    """A digest of what the promote flow would look at; None when it would find nothing to do. Reads the registry alone, no files.
+
+    It stays the same as long as nothing changes, so that a refused approval need not be verified again at every look.
+    """
+    records = record_store.read_records(name)
+    waiting, aliases = waiting_for_promotion(name, records), current_aliases(name)
+    if not waiting.versions and aliases == registered(name, expected_aliases(records), records)[0]:
+        return None
+    seen = [(info.version, info.tags) for info in waiting.versions]
+    return digest_of({"waiting": seen, "records": len(records), "aliases": list(aliases)})
+
+
+def refused_before(name: str) -> str | None:
+    """Why what waits now was refused when it was last examined; None when nothing waits, something changed, or the pause is over."""
+    state, known = pending(name), _refusal(name)
+    if state is None or known is None or known["state"] != state:
+        return None
+    paused = 0 <= time.time() - known["at"] < min(FIRST_PAUSE * 2 ** (known["times"] - 1), LONGEST_PAUSE)
+    return str(known["message"]) if paused else None
+
+
+@contextmanager
+def refusal_remembered(name: str) -> Iterator[None]:
+    """Remember a refusal that the block raises, and forget an earlier one when it ends well. A server that does not answer is none."""
+    state = pending(name)  # before the examination: what comes meanwhile is another state, and is looked at next
+    try:
+        yield
+    except (PromotionError, ArtifactError) as error:
+        known = _refusal(name)
+        times = int(known["times"]) + 1 if known and known["state"] == state else 1
+        write_json(_refusal_file(name), {"state": state, "message": str(error), "at": time.time(), "times": min(times, 32)})
+        raise
+    _refusal_file(name).unlink(missing_ok=True)
+
+
+def _refusal(name: str) -> dict[str, Any] | None:
+    """What was remembered; a file that cannot be read is no more than a refusal that is examined again."""
+    try:
+        found = read_json(_refusal_file(name))
+        return {"state": found["state"], "message": found["message"], "at": float(found["at"]), "times": int(found["times"])}
+    except (ArtifactError, KeyError, TypeError, ValueError, OSError):
+        return None
+
+
+def _refusal_file(name: str) -> Path:
+    return settings.home() / "promotion" / f"{name}.refused.json"
+
+
+def _candidate_rejection(name: str, release: VersionInfo, candidates: dict[int, VersionInfo]) -> str | None:
+    origin = registry.copied_from(release)
+    candidate = candidates.get(origin[1]) if origin and origin[0] == candidate_model(name) else None
+    return rejection_of_files(candidate, candidates.values()) if candidate is not None else None
+
+
+# --- Promotion and rollback: verify, append a record, then move the aliases.
+
 
 __all__ = ["Change", "promote", "resolve", "rollback", "trusted", "trusted_version"]
 
@@ -62,9 +172,7 @@ class Change:
     warnings: tuple[str, ...] = ()
 
 
-def promote(
-    name: str, smoke: Smoke, compare_again: CompareAgain | None = stale.decide_again, without_champion: str | None = None
-) -> Change:
+def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = decide_again, without_champion: str | None = None) -> Change:
     """Make the newest approved version of `<name>-release` the champion; finishes what a killed run began.
 
     `smoke` gets the manifest and raises when the release does not answer its smoke queries as recorded. `compare_again` decides when
@@ -84,13 +192,13 @@ def promote(
         return _nothing(repaired, champion, warnings)
     without_champion = written(without_champion) or None
     gone = _lost_champion(name, champion, without_champion)
-    promotion = _examined(name, versions[-1], records, smoke, stale.decide_again if gone else compare_again, gone)
+    promotion = _examined(name, versions[-1], records, smoke, decide_again if gone else compare_again, gone)
     promotion = replace(promotion, without_champion=without_champion)
     record = append(name, promotion_record(name, promotion), records, sign)
     mark_override(name, [*records, record])
     settle_aliases(name)
     version, candidate = promotion.release.version, promotion.approval.candidate_version
-    warnings += stale.stale_note(promotion.decisions)
+    warnings += stale_note(promotion.decisions)
     message = f"release/{version} (candidate/{candidate}) is champion."
     return Change("promoted", message, champion, version, record["sequence"], tuple(warnings))
 
@@ -198,8 +306,8 @@ def _examined(
     approval = _approval(name, release, manifest, records)
     champion = expected_aliases(records).champion
     folder = registry.artifact_folder(release.name, release.version)
-    decisions = stale.decisions_for(manifest, folder, champion, compare_again)
-    stale.require_decided(release.version, decisions, approval, records)
+    decisions = decisions_for(manifest, folder, champion, compare_again)
+    require_decided(release.version, decisions, approval, records)
     foreign = foreign_policy(manifest.config.get("policy", {}))
     if foreign and not approval.override:
         raise PromotionError(

@@ -1,29 +1,136 @@
-"""The content of promotion records: from where to where, who, when and why, and the digests of what the decision rests on.
+"""What a promotion record says: the decision, made again where the champion has changed since; and records signed afterwards.
+
+A candidate is compared with the champion of its day. Approved late, it would replace another one, which may be better: then the gates
+decide again, on the candidate's evaluation and that of today's champion, both registered and digested. Speed alone is measured anew, by
+whoever can open both: times of different runs say nothing about each other. The judged queries themselves lie with the data and not with
+a release, so a champion that was evaluated on other judgements is not asked here: the candidate has to be built again.
 
 Fields that were added later have no default in older records: read them with `.get`.
+
+That is the release, and one more record that vouches for the chain up to it.
+
+A record cannot be signed afterwards, since the next one names its digest. So a record of the action `vouch` repeats the newest one, moves
+nothing, and is signed: as every record names the one before it, its signature holds for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from components.artifacts import verify
-from components.promotion.approval import Approval
-from components.promotion.redecide import Decided
+from components.artifacts import SIGNATURE, digest_of, verify
+from components.errors import ArtifactError, ConfigError, ModelError, PromotionError
+from components.gates.decide import Evidence, GateDecision, decide
+from components.gates.decision import load_facts
+from components.gates.policy import recorded_policy
+from components.promotion.approval import Approval, given_since
 from components.release import reviewers as people
-from components.release.champion import Record, release_model
-from components.release.manifest import load_release
+from components.release.champion import Record, baseline_evaluation, candidate_model, expected_aliases, lost, release_model
+from components.release.manifest import EVALUATION_FOLDER, ReleaseManifest, load_release
+from components.release.open import recorded_digest, resolve
+from components.signing.keys import SigningKey, TrustedKey, rotation_key, take_over, trusted_keys, usable_key
+from components.signing.statements import check_records, check_release, covered_records, record_signer, sign_release
 from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
 from components.tracking.provenance import claimed_user
 
 if TYPE_CHECKING:
+    from components.evaluation.champion_comparison import ComparisonSummary
     from components.release.reviewers import Act
     from components.tracking.registry import VersionInfo
+
+
+class Decided(NamedTuple):
+    """A decision, and the version of the release model that the candidate was held against (None: a first release).
+
+    `comparison` is what was measured for this decision alone and lies in no artifact.
+    """
+
+    against: int | None
+    decision: GateDecision
+    comparison: ComparisonSummary | None = None
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the decision's canonical JSON."""
+        return digest_of(self.decision.model_dump(mode="json"))
+
+
+CompareAgain = Callable[[Path, int | None], Decided]
+
+
+def decide_again(folder: Path, champion: int | None, comparison: ComparisonSummary | None = None, problem: str = "") -> Decided:
+    """Decide about the release in `folder` as if `champion` had been there when it was built.
+
+    `comparison` holds their speeds if they were timed in one run, else `problem` says why they were not; what the candidate was built with
+    is about another champion. One that was deleted or whose files were changed leaves its gates undecided.
+    """
+    from components.evaluation.report import load_evaluation
+
+    manifest = load_release(folder)
+    gone = "" if champion is None else lost(manifest.name, champion)
+    baseline = None if champion is None or gone else baseline_evaluation(manifest.name, champion)
+    facts = load_facts(folder)
+    if facts is not None:
+        facts = facts.model_copy(update={"uncompared": "" if champion is None else _uncompared(champion, problem)})
+    evidence = Evidence(load_evaluation(folder / EVALUATION_FOLDER), baseline, comparison, facts, champion=champion, lost=gone)
+    return Decided(champion, decide(evidence, recorded_policy(manifest.config)), comparison)
+
+
+def _uncompared(champion: int, problem: str) -> str:
+    advice = f"Build the candidate again by the same command: finished steps come from the cache, and release/{champion} is asked as well."
+    return f"{problem} {advice}".strip()
+
+
+def decisions_for(manifest: ReleaseManifest, folder: Path, champion: int | None, compare_again: CompareAgain | None) -> tuple[Decided, ...]:
+    """The candidate's decision, and after it the one against today's champion when that is another one than it was compared with.
+
+    Raises PromotionError for a stale comparison when there is no `compare_again`.
+    """
+    first = Decided(manifest.baseline_version, manifest.decision)
+    if first.against == champion:
+        return (first,)
+    if compare_again is None:
+        raise PromotionError(f"{_stale(first.against, champion)} It has to be compared again; nothing was changed.")
+    return first, compare_again(folder, champion)
+
+
+def require_decided(version: int, decisions: Sequence[Decided], approval: Approval, records: Sequence[Record]) -> None:
+    """Raise PromotionError unless the last decision is a pass or a reviewer gave a reason to release it all the same, knowing it."""
+    last, stale = decisions[-1], len(decisions) > 1
+    if last.decision.verdict == "pass":
+        return
+    if approval.override and (not stale or given_since(approval.override_at, records)):
+        return
+    gates = " ".join(f"{gate.name}: {gate.reason}" for gate in last.decision.open_gates())
+    subject = f"{_stale(decisions[0].against, last.against)} Compared again, it" if stale else f"release/{version}"
+    before = " The reason that was given is older than that champion, or has no time." if approval.override else ""
+    raise PromotionError(
+        f"{subject} did not pass its gates ({last.decision.verdict}): {gates} Its approval gives no reason to release it all the same."
+        f"{before} Give one: scalingnote approve candidate/{approval.candidate_version} --override REASON, or, where people "
+        f"sign in, the tag `override` on release/{version} in the MLflow UI. Or reject it: the tag `review` = `rejected: REASON`."
+    )
+
+
+def stale_note(decisions: Sequence[Decided]) -> list[str]:
+    """A sentence about a second decision; nothing when there was none."""
+    if len(decisions) == 1:
+        return []
+    first, last = decisions[0], decisions[-1]
+    return [f"{_stale(first.against, last.against)} Compared again: {last.decision.verdict}."]
+
+
+def _stale(compared: int | None, champion: int | None) -> str:
+    was = f"release/{compared}" if compared is not None else "no champion"
+    now = f"release/{champion}" if champion is not None else "none"
+    return f"The gates compared this candidate with {was}; the champion it replaces is {now}."
+
+
+# --- The content of promotion records: from where to where, who, when and why, and the digests of what the decision rests on.
+
 
 UNAUTHENTICATED = "unauthenticated"
 
@@ -152,3 +259,101 @@ def _proven_rollback(name: str, records: Sequence[Record], champion: int, reason
     entries = people.require_trail(records) or []
     release = next((info for info in registry.versions(release_model(name)) if info.version == champion), None)
     return people.tag_act(entries, release, labels.PREFIX + people.ROLLED_BACK) if release is not None else None
+
+
+# --- Signing afterwards what was promoted before there was a key, or with one that is withdrawn now.
+
+
+# What the chain gives every record itself, or what is said anew.
+_OWN = {"sequence", "previous", "recorded_at", "retriever", "digest", "signature", "time"}
+
+
+class Vouched(NamedTuple):
+    """The version that was signed, with which key, and the number of the record that vouches; None where none was needed."""
+
+    model: str
+    version: int
+    key_id: str
+    sequence: int | None
+
+
+def vouch(name: str, ref: str) -> Vouched:
+    """Sign the release `ref`; where it is the champion and the newest promotion record has no signature, vouch for the records too.
+
+    Raises ConfigError without a key, or with one that is not trusted where others are, ArtifactError for a release that was changed or a
+    chain that is broken, PromotionError for an unknown reference.
+    """
+    key = usable_key()
+    if key is None:
+        raise ConfigError("There is no signing key. Make one with `scalingnote keys new`, or name one in SCALINGNOTE_SIGNING_KEY.")
+    model, version = resolve(name, ref)
+    records = record_store.read_records(name)
+    folder = verify(registry.artifact_folder(model, version), recorded_digest(name, model, version, records)).path
+    sign_release(folder)
+    registry.share_file(model, version, SIGNATURE)
+    unsigned = model == release_model(name) and _is_uncovered(records, version)
+    return Vouched(model, version, key.key_id, _append_vouch(name, records, key) if unsigned else None)
+
+
+class Rotated(NamedTuple):
+    """The key that signs from now on, what it signed again, and what was left as it is, with the reason."""
+
+    key_id: str
+    signed: list[str]
+    left: list[str]
+    withdrawn: list[Path]
+
+
+def rotate() -> Rotated:
+    """Give this home a new signing key: all that a trusted key had signed is signed again, then the former key is withdrawn.
+
+    Of every retriever in the tracking store: candidates and releases, and one more record that vouches for the chain. Nothing stops being
+    served on the way: both keys are trusted until the new one has signed all. A rotation that was killed is finished by the next.
+    Raises ConfigError as `rotation_key` does, ArtifactError for a chain that no trusted key vouches for: look at it first.
+    """
+    key = rotation_key()
+    signed: list[str] = []
+    left: list[str] = []
+    for name in registry.retrievers():
+        records = record_store.read_records(name)
+        if records:
+            check_records(records, trusted_keys())
+        for model in (candidate_model(name), release_model(name)):
+            for info in registry.versions(model):
+                place = f"{model}/{info.version}"
+                try:
+                    _sign_again(name, info, records, key)
+                    signed.append(place)
+                except (ArtifactError, ModelError) as error:
+                    left.append(f"{place}: {error}")
+        if records and covered_records(records, {key.key_id: TrustedKey(key.path, key.public)}) < len(records):
+            signed.append(f"{name}-promotions/{_append_vouch(name, records, key)}")
+    return Rotated(key.key_id, signed, left, take_over(key))
+
+
+def _sign_again(name: str, info: VersionInfo, records: Sequence[Record], key: SigningKey) -> None:
+    """Sign a version with `key` that is whole and that a trusted key had signed; another one is for a person to look at."""
+    folder = verify(registry.artifact_folder(info.name, info.version), recorded_digest(name, info.name, info.version, records)).path
+    if not (folder / SIGNATURE).is_file():
+        raise ArtifactError("It was not signed, and stays so. Sign it: scalingnote keys sign REF.")
+    if (found := check_release(folder, trusted_keys())) and found.key_id == key.key_id:
+        return
+    sign_release(folder, key)
+    registry.share_file(info.name, info.version, SIGNATURE)
+
+
+def _is_uncovered(records: Sequence[Record], version: int) -> bool:
+    """Whether the release is the champion by records of which no signature that counts covers the newest."""
+    return expected_aliases(records).champion == version and covered_records(records, trusted_keys()) < len(records)
+
+
+def _append_vouch(name: str, records: Sequence[Record], key: SigningKey) -> int:
+    """The number of one more record, signed with `key`, that says what the newest says."""
+    record = append(name, _repeated(records[-1]), records, record_signer(key))
+    record_store.state_head(name, [*records, record])
+    return int(record["sequence"])
+
+
+def _repeated(newest: Record) -> dict[str, Any]:
+    content = {field: value for field, value in newest.items() if field not in _OWN}
+    return {**content, "action": "vouch", "from_version": newest["to_version"], "vouched_by": claimed_user()}

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from components.artifacts import Artifact, digest_of, open_artifact, read_json, verify
 from components.errors import ArtifactError, SpaceMismatch
-from components.evaluation.comparison import load_comparison, load_values
-from components.gates.decide import Evidence, GateDecision, decide
-from components.gates.facts import load_facts
-from components.gates.gate_inputs import VALUES, require_policy, require_same_inputs
-from components.gates.policy import POLICY_VARIABLE, allowed_policies, foreign_policy, policy_digest, recorded_policy
+from components.evaluation.champion_comparison import load_comparison, load_values
+from components.gates.decide import VALUES, Evidence, GateDecision, decide, require_policy, require_same_inputs
+from components.gates.decision import load_facts
+from components.gates.policy import allowed_policies, foreign_policy, policy_digest, recorded_policy
 from components.index.opening import merge_fault_of
 from components.promotion.verified_stores import FolderStore, RegistryStore, Store
-from components.release.baseline import baseline_evaluation
-from components.release.champion import CHAMPION, Record, trusted
+from components.release.champion import CHAMPION, RED, Record, baseline_evaluation, trusted
 from components.release.manifest import (
     COMPARISON_FOLDER,
     EVALUATION_FOLDER,
@@ -29,12 +27,12 @@ from components.release.manifest import (
     load_release,
     require_report,
 )
-from components.release.marks import RED
-from components.release.references import resolve
+from components.release.open import resolve
 from components.signing.keys import TrustedKey, trusted_keys
 from components.signing.statements import check_audit, check_records, check_release
-from components.tracking.package_files import check_package
-from components.visible import written
+from components.text import written
+from components.tracking.packaging import check_package
+from components.tracking.server.permissions import POLICY_VARIABLE
 
 if TYPE_CHECKING:
     from components.evaluation.report import Evaluation

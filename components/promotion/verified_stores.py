@@ -12,13 +12,21 @@ from typing import TYPE_CHECKING, Protocol
 from components import settings
 from components.artifacts import MANIFEST, open_artifact, read_manifest
 from components.errors import ArtifactError, PromotionError
-from components.release.baseline import baseline_evaluation, record_of, verified_evaluation
-from components.release.champion import CHAMPION, PREVIOUS, Record, expected_aliases, release_model
+from components.release.champion import (
+    CHAMPION,
+    PREVIOUS,
+    Record,
+    baseline_evaluation,
+    expected_aliases,
+    record_of,
+    release_model,
+    verified_evaluation,
+)
 from components.release.manifest import RELEASE_FILE, Pin
 from components.tracking import audit_log as audit
 from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
-from components.tracking.record_files import read_record_files
+from components.tracking.promotion_records import read_record_files
 
 if TYPE_CHECKING:
     from components.evaluation.report import Evaluation

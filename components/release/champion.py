@@ -1,19 +1,95 @@
-"""Which release stands where: replayed from the promotion records, which are the truth; aliases only point there.
+"""Which release is champion and which was before it: by the promotion records, never by an alias alone.
+
+MLflow's pages strip colours and styles from a description, so the red is a red square.
 
 A promotion pushes a release on a stack, a rollback pops one: `champion` is the top, `previous` the one below, where the next rollback
-would go. An alias can be moved by anyone who may write to the registry and leaves no trace of who did it, so an alias that does not
-match the records is put back, and serving does not follow it.
+would go. An alias can be moved by anyone who may write to the registry and leaves no trace of who did it, so an alias that does not match
+the records is put back, and serving does not follow it.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from components.errors import ArtifactError, PromotionError
+from components.artifacts import verify
+from components.errors import ArtifactError, ModelError, PromotionError
+from components.gates.policy import PolicyConfig, policy_digest
+from components.release.manifest import EVALUATION_FOLDER, load_release
+from components.templates import plain
 from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
+
+if TYPE_CHECKING:
+    from components.evaluation.report import Evaluation
+
+
+OVERRIDDEN = "overridden"
+RED = "\U0001f7e5"
+
+
+class Override(NamedTuple):
+    """Why a release was let through although its gates said `verdict`; `person` is None when nobody was signed in.
+
+    `foreign`: they were decided by a policy that is not the installation's.
+    """
+
+    reason: str
+    person: str | None
+    verdict: str
+    foreign: bool = False
+
+    @property
+    def what(self) -> str:
+        """What was done."""
+        return f"released although its gates said {self.verdict}" + (", by a policy that is not the installation's" if self.foreign else "")
+
+    @property
+    def who(self) -> str:
+        """By whom and why, in one line: a line break would end a red line early."""
+        return f"by {self.person or 'unauthenticated'}: {' '.join(self.reason.split())}"
+
+    @property
+    def line(self) -> str:
+        """One line of markdown, in red as far as MLflow shows it."""
+        return f"{RED} **OVERRIDE: {self.what}**, {as_text(self.who)}"
+
+
+def override_of(records: Sequence[Record], version: int) -> Override | None:
+    """The override that release `version` was promoted with, also after a rollback to it; None when its gates passed."""
+    promoted = [r for r in records if r["action"] == "promote" and int(r["to_version"]) == version and r.get("override")]
+    if not promoted:
+        return None
+    last = promoted[-1]
+    return Override(str(last["override"]), last.get("override_by"), str(last.get("verdict")), bool(last.get("foreign_policy")))
+
+
+def mark_override(name: str, records: Sequence[Record]) -> None:
+    """Put the reason of the newest promotion's override into a tag and above the description of its release; else nothing.
+
+    Only a promotion that has a record is marked. One that was killed before its mark gets it from the next.
+    """
+    model, version = release_model(name), next((int(r["to_version"]) for r in reversed(records) if r["action"] == "promote"), 0)
+    override = override_of(records, version)
+    release = next((info for info in registry.versions(model) if info.version == version), None)
+    if override is None or release is None or release.tags.get(labels.PREFIX + OVERRIDDEN) == labels.cut(override.reason, labels.MAX_TAG):
+        return
+    text = registry.description(model, version)
+    if not text.startswith(override.line):
+        registry.set_description(model, version, f"{override.line}\n\n{text}")
+    registry.set_version_tag(model, version, OVERRIDDEN, override.reason)
+
+
+def as_text(words: str) -> str:
+    """Words from outside as markdown that shows them: one line that starts no HTML, link or emphasis, and ends no cell of a table."""
+    return re.sub(r"([\\|`*\[\]])", r"\\\1", " ".join(plain(words).split())).replace("<", "&lt;")
+
+
+# --- Which release stands where: replayed from the promotion records, which are the truth; aliases only point there.
+
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
@@ -197,3 +273,73 @@ def _place(version: int | None) -> str:
 
 def _text(aliases: Aliases) -> str:
     return f"champion -> {_place(aliases.champion)}, previous -> {_place(aliases.previous)}"
+
+
+# --- The champion's own evaluation, which a candidate is held against.
+
+
+class Baseline(NamedTuple):
+    """The version of the release model that is champion, and the evaluation it was released with.
+
+    Without an evaluation the champion was deleted or damaged, and `lost` says so: its gates stay undecided.
+    """
+
+    version: int
+    evaluation: Evaluation | None
+    lost: str = ""
+
+
+def load_baseline(name: str) -> Baseline | None:
+    """The champion by the promotion records, without its evaluation where it is lost; None before the first promotion."""
+    version = expected_aliases(record_store.read_records(name)).champion
+    return None if version is None else _baseline(name, version)
+
+
+def _baseline(name: str, version: int) -> Baseline:
+    try:
+        return Baseline(version, baseline_evaluation(name, version))
+    except (ArtifactError, ModelError) as error:
+        return Baseline(version, None, f"release/{version} of '{name}' cannot be opened: {error}")
+
+
+def lost(name: str, version: int) -> str:
+    """Why the evaluation of a promoted release cannot be read: it was deleted, or a file of it is damaged; empty when it can."""
+    return _baseline(name, version).lost
+
+
+def comparison_for(name: str, pins: Mapping[str, str], evaluation: str, policy: PolicyConfig) -> Baseline | None:
+    """What a release with the artifacts `pins` (role -> digest), its evaluation (digest) and policy is held against: the champion.
+
+    A release that is the champion itself is held against what the champion was compared with, so that building it again decides
+    and registers nothing new. A champion that is lost leaves its gates undecided, and builds a candidate all the same.
+    """
+    champion = load_baseline(name)
+    if champion is None or champion.lost:
+        return champion
+    manifest = load_release(registry.artifact_folder(release_model(name), champion.version))
+    same = {role: pin.digest for role, pin in manifest.pins.items()} == dict(pins)
+    if not (same and manifest.evaluation.digest == evaluation and policy_digest(policy) == policy_digest(manifest.config["policy"])):
+        return champion
+    return None if manifest.baseline_version is None else _baseline(name, manifest.baseline_version)
+
+
+def baseline_evaluation(name: str, version: int) -> Evaluation:
+    """The evaluation of a promoted release, checked against the digest in its promotion record."""
+    record = record_of(record_store.read_records(name), version)
+    if record is None:
+        raise ArtifactError(f"{release_model(name)}/{version} was never promoted, so it cannot be a baseline.")
+    return verified_evaluation(registry.artifact_folder(release_model(name), version), str(record["manifest_digest"]))
+
+
+def verified_evaluation(folder: Path, digest: str) -> Evaluation:
+    """The evaluation in a release's folder; raises ArtifactError unless release and evaluation are whole and the release is `digest`."""
+    from components.evaluation.report import load_evaluation
+
+    verify(folder, digest)
+    verify(folder / EVALUATION_FOLDER, load_release(folder).evaluation.digest)
+    return load_evaluation(folder / EVALUATION_FOLDER)
+
+
+def record_of(records: Sequence[Record], version: int) -> Record | None:
+    """The newest record that moved the champion to `version`."""
+    return next((record for record in reversed(records) if int(record["to_version"]) == version), None)

@@ -1,13 +1,75 @@
-"""What is missing on the way from a release back to its data, code, configuration and base models; nothing missing is a gate."""
+"""Is everything there that leads back from a release: lineage without gaps, one vector space, base models by digest."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.artifacts import Artifact
+from components.gates.decision import Facts
+from components.gates.policy import PolicyConfig, allowed_policies, foreign_policy
+from components.release.manifest import BaseModelPin, ReleaseManifest
+from components.towers.contract import load_contract
+from components.tracking import registry
+
 if TYPE_CHECKING:
-    from components.release.manifest import BaseModelPin, DatasetPin, LineageNode, ReleaseManifest
+    from components.release.manifest import DatasetPin, LineageNode
+
+
+ENCODERS = ("query_tower", "document_tower", "query_encoder")
+
+
+def base_models_of(folders: Mapping[str, Path]) -> dict[str, BaseModelPin]:
+    """Role -> base model, for the encoders among `folders` (role -> folder); raises ArtifactError for an unreadable contract."""
+    contracts = {role: load_contract(folder)[0] for role, folder in folders.items() if role in ENCODERS}
+    return {role: BaseModelPin(name=c.base_model, digest=c.base_digest, revision=c.base_revision) for role, c in contracts.items()}
+
+
+def base_models_named_by(manifest: ReleaseManifest) -> dict[str, BaseModelPin]:
+    """The base models that the manifest names. An older manifest names none; then those that the pinned encoders name."""
+    if manifest.base_models:
+        return manifest.base_models
+    pins = {role: pin for role, pin in manifest.pins.items() if role in ENCODERS}
+    return base_models_of({role: registry.artifact_folder(pin.model, pin.version) for role, pin in pins.items()})
+
+
+# --- Whether encoders and index belong to one vector space, by what each of them states and by the contract that the space is named
+# --- after.
+
+
+INDEX, DOCUMENT_TOWER = "index", "document_tower"
+
+
+def space_mismatches(parts: Mapping[str, Artifact]) -> tuple[str, ...]:
+    """One sentence for every part (role -> artifact, `index` among them) that belongs to another space than the index does.
+
+    Raises ArtifactError for an artifact that names no space, or an encoder without a contract.
+    """
+    expected = parts[INDEX].space_id
+    return tuple(
+        f"The {role.replace('_', ' ')} {says} the space {space[:12]}, the index {expected[:12]}."
+        for role, artifact in parts.items()
+        for says, space in _spaces(role, artifact)
+        if space != expected
+    )
+
+
+def _spaces(role: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
+    from components.towers.contract import load_contract, space_id_of
+
+    yield "belongs to", artifact.space_id
+    if role == INDEX:
+        return
+    contract, stated = load_contract(artifact.path)
+    yield "has a contract for", stated
+    if role == DOCUMENT_TOWER:  # the space is named after this contract, so it has to give the name
+        yield "has a contract that gives", space_id_of(contract)
+
+
+# --- What is missing on the way from a release back to its data, code, configuration and base models; nothing missing is a gate.
+
 
 DATA_KIND = "dataset"
 VALIDATION_KIND = "validation"
@@ -174,3 +236,33 @@ def _words(role: str) -> str:
 
 def _named(node: LineageNode) -> str:
     return f"The {node.kind} of {node.name} ({node.digest[:12]})"
+
+
+# --- Finding out what the gates ask besides measurements: broken contracts, gaps in the lineage, parts of different spaces.
+
+
+def gather_facts(
+    validation: Artifact,
+    origins: Origins,
+    parts: Mapping[str, Artifact],
+    policy: PolicyConfig,
+    uncompared: str = "",
+    removed: tuple[int, int] | None = None,
+) -> Facts:
+    """The facts about a candidate before its manifest is written; `parts` maps the role of encoders and index to their artifact.
+
+    `removed`: documents that an index refresh removed, and how many there were.
+    """
+    from components.data.validation import load_report
+
+    report = load_report(validation)
+    return Facts(
+        contract_errors=len(report.errors),
+        contract_warnings=len(report.warnings),
+        lineage_gaps=gaps_of(origins),
+        space_mismatches=space_mismatches(parts),
+        uncompared=uncompared,
+        removed_documents=removed[0] if removed else None,
+        documents_before=removed[1] if removed else None,
+        foreign_policy=None if allowed_policies() is None else foreign_policy(policy) or "",
+    )

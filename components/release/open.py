@@ -1,4 +1,4 @@
-"""The parts that a release pins, fetched from the registry and verified: what a refresh starts from, whatever the working files hold."""
+"""Open a release by its reference (champion, candidate/3, ...), with the parts that it pins, each verified."""
 
 from __future__ import annotations
 
@@ -8,14 +8,78 @@ from typing import Any
 
 from components import settings
 from components.artifacts import Artifact, EncoderArtifact, IndexArtifact, verify, verify_noted
-from components.errors import ArtifactError, ModelError, SpaceMismatch
-from components.release.baseline import record_of
-from components.release.champion import Record, release_model
+from components.errors import ArtifactError, ModelError, PromotionError, SpaceMismatch
+from components.index.index_keys import is_exact
+from components.release.champion import (
+    CHAMPION,
+    PREVIOUS,
+    Record,
+    candidate_model,
+    expected_aliases,
+    record_of,
+    release_model,
+    trusted_version,
+)
 from components.release.completeness import VALIDATION_KIND
 from components.release.manifest import FLOWS_SINCE, LineageNode, Pin, ReleaseManifest, load_release
-from components.release.references import resolve
 from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
+
+TRACED = "a release (champion, previous, candidate/N, release/N), model/NAME/N, index/N, answer:ID, or the id of a document"
+FORMS = "champion, previous, candidate/N or release/N (N a number or 'latest')"
+
+
+def resolve(name: str, ref: str) -> tuple[str, int]:
+    """(registered model, version) of `ref`: champion, previous, candidate/N or release/N, N a number or 'latest'.
+
+    `champion` and `previous` follow the promotion records, not an alias that was moved by hand. Raises PromotionError for a
+    reference that is malformed or names nothing; the message lists what there is.
+    """
+    if ref == CHAMPION:
+        return release_model(name), trusted_version(name)
+    if ref == PREVIOUS:
+        return release_model(name), _previous(name)
+    kind, _, number = ref.partition("/")
+    models = {"candidate": candidate_model(name), "release": release_model(name)}
+    if kind not in models or not (number == "latest" or (number.isascii() and number.isdigit())):
+        raise PromotionError(f"'{ref}' names no release. Expected {FORMS}.")
+    return models[kind], _existing(name, kind, models[kind], number)
+
+
+def candidate_number(ref: str | int, there: Sequence[int]) -> int | None:
+    """N of `candidate/N`, a bare number or, of those that are `there`, `candidate/latest`; None for anything else."""
+    if ref in ("latest", "candidate/latest"):
+        return max(there, default=None)
+    kind, _, number = str(ref).rpartition("/")
+    return int(number) if kind in ("", "candidate") and number.isascii() and number.isdigit() else None
+
+
+def describe_versions(name: str, kind: str, numbers: list[int]) -> str:
+    """A sentence about the versions there are, for error messages."""
+    if not numbers:
+        return f"'{name}' has no {kind}s yet; 'scalingnote retrain' makes a candidate, an approval makes a release."
+    shown = ", ".join(f"{kind}/{number}" for number in sorted(numbers)[-10:])
+    return f"The newest {kind}s of '{name}': {shown}."
+
+
+def _existing(name: str, kind: str, model: str, number: str) -> int:
+    numbers = [info.version for info in registry.versions(model)]
+    if number == "latest" and numbers:
+        return max(numbers)
+    if number != "latest" and int(number) in numbers:
+        return int(number)
+    raise PromotionError(f"{kind}/{number} does not exist. {describe_versions(name, kind, numbers)}")
+
+
+def _previous(name: str) -> int:
+    previous = expected_aliases(record_store.read_records(name)).previous
+    if previous is None:
+        raise PromotionError(f"'{name}' has no previous release: the champion is the first one, or nothing was promoted yet.")
+    return previous
+
+
+# --- The parts that a release pins, fetched from the registry and verified: what a refresh starts from, whatever the working files hold.
+
 
 UNKNOWN_FLOW = "unknown"
 
@@ -119,3 +183,37 @@ def _fetch(role: str, pin: Pin, manifest: ReleaseManifest, release: str) -> Arti
             f"{manifest.space_id[:12]}. Run 'scalingnote verify {release.rpartition('-')[2]}', and retrain."
         )
     return artifact
+
+
+# --- The index of a release: its verified files, and of the champion whether it still has the size that it was tuned for.
+
+
+def verified_index(name: str, ref: str) -> tuple[str, IndexArtifact]:
+    """`model/version` that `ref` names, and its index with every file hashed; encoders are not fetched.
+
+    Raises PromotionError for an unknown `ref`, ArtifactError when a file of release or index is missing or changed.
+    """
+    model, version = resolve(name, ref)
+    folder = verify(registry.artifact_folder(model, version), recorded_digest(name, model, version)).path
+    pin = load_release(folder).pins.index
+    index = verify(registry.artifact_folder(pin.model, pin.version), pin.digest)
+    return f"{model}/{version}", IndexArtifact(**index.model_dump())
+
+
+def champion_index(name: str) -> dict[str, Any] | None:
+    """`index_key`, `documents`, `tuned_documents` and `guard` of the champion's index; None when nothing was promoted yet.
+
+    `tuned_documents` is None for exact search, which has nothing to tune, and for an index from before it was recorded; `guard` is what
+    the last refresh found. Reads the release's manifest alone; raises ArtifactError when that is gone or broken.
+    """
+    try:
+        manifest = load_manifest(name, CHAMPION)
+    except PromotionError:
+        return None
+    for node in manifest.lineage:
+        if node.digest == manifest.pins.index.digest:
+            key = str(node.attributes.get("index_key"))
+            tuned = None if is_exact(key) else node.attributes.get("tuned_documents")
+            found = {"index_key": key, "documents": node.counts.get("documents"), "tuned_documents": tuned}
+            return {**found, "guard": node.attributes.get("guard")}
+    return None

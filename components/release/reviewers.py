@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from components import settings
 from components.errors import ArtifactError, PromotionError
 from components.release.champion import Record
+from components.text import written
 from components.tracking import audit_log as audit
 from components.tracking import labels, store
 from components.tracking import promotion_records as record_store
 from components.tracking.server.calls import MAX_VALUE
-from components.visible import written
 
 if TYPE_CHECKING:
     from components.release.manifest import ReleaseManifest

@@ -9,8 +9,7 @@ from typing import NamedTuple
 from components import settings
 from components.artifacts import Artifact, read_json, verify, verify_noted
 from components.data.config import IgnoreIdenticalIds
-from components.data.own_documents import reads_as
-from components.data.tables import content_hash, document_text
+from components.data.dataset import content_hash, document_text, reads_as
 from components.distillation.student import StudentEncoder, load_student
 from components.errors import ArtifactError, ModelError, ScalingNoteError
 from components.evaluation.report import load_summary
@@ -18,15 +17,14 @@ from components.index.config import IndexConfig
 from components.index.rows import read_single, read_titles
 from components.release.champion import CHAMPION, PREVIOUS, Record, candidate_model, expected_aliases, release_model
 from components.release.manifest import EVALUATION_FOLDER, RELEASE_FILE, Pin, ReleaseManifest, load_release
-from components.release.open import recorded_digest
-from components.release.references import resolve
-from components.serving.answers import Served
+from components.release.open import recorded_digest, resolve
+from components.serving.answer_log import Served
 from components.serving.retriever import Retriever
 from components.signing.keys import trusted_keys
 from components.signing.statements import check_records
 from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
-from components.tracking.package_files import packaged_digest
+from components.tracking.packaging import packaged_digest
 from components.tracking.promotion_records import read_records
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from components.errors import ArtifactError
 from components.index.opening import Check
 from components.index.search import VectorIndex, load_index
-from components.towers.probes import check_probes
+from components.towers.contract import check_probes
 
 if TYPE_CHECKING:
     from components.towers.contract import TextEncoder

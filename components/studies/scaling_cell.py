@@ -1,31 +1,149 @@
-"""One cell of the scaling study: contrastive entropy and metrics of one pair of towers, and laws fitted over all cells."""
+"""One cell of the scaling study: a share of the training pairs, contrastive entropy and metrics of one pair of towers.
+
+Source: Fang et al., "Scaling Laws For Dense Retrieval", SIGIR 2024: minus the log-probability of the relevant document among it and 256
+random ones. The paper's scores are inner products of vectors without a fixed length; ours are cosines, so they are divided by the
+temperature that the towers were trained with (the logits of training), and the softmax itself has the temperature 1.
+"""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from components.artifacts import Artifact, VectorShards, write_atomic
-from components.data.dataset import load_dataset
-from components.evaluation.metrics import per_query_metrics
+from components.artifacts import Artifact, DatasetArtifact, VectorShards, seal, write_atomic
+from components.data.dataset import TABLES, load_dataset, stable_order, write_table
+from components.errors import DataError
+from components.evaluation.metrics import JudgedSplit, per_query_metrics
 from components.evaluation.rankers import DenseRanker
-from components.evaluation.significance import mean_interval
-from components.evaluation.summarize import CONFIDENCE, JudgedSplit, judged_split
-from components.evaluation.units import query_units
+from components.evaluation.summarize import CONFIDENCE, judged_split
+from components.evaluation.units import mean_interval, query_units
 from components.index.search import load_index
 from components.index.shards import read_vectors
-from components.studies.contrastive_entropy import contrastive_entropy, draw_negatives, relevant_rows, require_negatives
 from components.studies.scaling_law import LAWS, Fit, Points, fit_law, predict
 from components.towers.encoder import load_tower
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    import pandas as pd
 
     from components.evaluation.config import EvaluationConfig
+
+
+NEGATIVES = 256
+
+
+def contrastive_entropy(
+    queries: NDArray[np.float32],
+    documents: NDArray[np.float32],
+    relevant: Sequence[frozenset[int]],
+    negatives: Sequence[NDArray[np.int64]],
+    temperature: float,
+) -> NDArray[np.float64]:
+    """Nats per query, float64 (n,): the mean over its relevant documents, each against the same negatives.
+
+    `queries` (n, d) and `documents` (m, d) unit rows, `relevant` document numbers per query (at least one each), `negatives` from
+    `draw_negatives`. Knowing nothing gives log(1 + number of negatives).
+    """
+    values = np.empty(len(queries), np.float64)
+    for row, (wanted, others) in enumerate(zip(relevant, negatives, strict=True)):
+        query = queries[row].astype(np.float64)
+        against = documents[others] @ query / temperature
+        positives = documents[sorted(wanted)] @ query / temperature
+        values[row] = float(np.mean([_log_sum([score, *against]) - score for score in positives]))
+    return values
+
+
+def draw_negatives(relevant: Sequence[frozenset[int]], documents: int, count: int, seed: int) -> list[NDArray[np.int64]]:
+    """`count` different document numbers below `documents` for each query, none of them relevant to it.
+
+    A function of the seed and the query's place alone, so that every model meets the same negatives.
+    """
+    require_negatives(relevant, documents, count)
+    drawn = []
+    for number, wanted in enumerate(relevant):
+        # The relevant ones are at most len(wanted) of those drawn.
+        picked = np.random.default_rng([seed, number]).permutation(documents)[: count + len(wanted)]
+        drawn.append(np.array([d for d in picked if d not in wanted][:count], dtype=np.int64))
+    return drawn
+
+
+def require_negatives(relevant: Sequence[frozenset[int]], documents: int, count: int) -> None:
+    """Raise DataError when a query has fewer than `count` documents that are not relevant to it."""
+    left = documents - max(map(len, relevant), default=0)
+    if left < count:
+        raise DataError(
+            f"Contrastive entropy is asked for with {count} random negatives, but a query has only {left} documents that are not "
+            "relevant to it. Lower study.scaling_negatives, or take more documents."
+        )
+
+
+def relevant_rows(judged: Mapping[str, Sequence[str]], doc_ids: Sequence[str]) -> list[frozenset[int]]:
+    """For each query its relevant documents (`judged`: query id -> document ids) as rows of `doc_ids`."""
+    row = {doc_id: number for number, doc_id in enumerate(doc_ids)}
+    return [frozenset(row[d] for d in wanted) for wanted in judged.values()]
+
+
+def _log_sum(scores: Sequence[float]) -> float:
+    array = np.asarray(scores, np.float64)
+    top = array.max()
+    return float(top + np.log(np.exp(array - top).sum()))
+
+
+# --- A data set with a share of its training pairs, all else equal: what a scaling law over data sizes is measured with.
+
+
+JUDGEMENTS = "judgements"
+
+
+def write_train_share(dataset: DatasetArtifact, share: float, seed: int, folder: Path) -> DatasetArtifact:
+    """Copy the data set with `share` of the relevant judgements of the split train (rounded, at least one).
+
+    The smaller share is contained in the larger one of the same seed. Raises DataError when nothing is judged for train.
+    """
+    for name in TABLES:
+        if name != JUDGEMENTS:
+            shutil.copyfile(dataset.path / f"{name}.parquet", folder / f"{name}.parquet")
+    judgements = load_dataset(dataset.path).all_judgements
+    train = (judgements["split"] == "train") & (judgements["score"] > 0)
+    names = _names(judgements)
+    kept = _chosen(names[train].tolist(), share, seed)
+    left = judgements[~train | names.isin(kept)]
+    write_table(left, folder / f"{JUDGEMENTS}.parquet")
+    counts = {**dataset.counts, "judgements": len(left), "train_pairs": len(kept)}
+    counts["train_queries"] = int(left.loc[(left["split"] == "train") & (left["score"] > 0), "query_id"].nunique())
+    attributes = {**dataset.attributes, "train_share": share}
+    made = seal(folder, "dataset", counts=counts, parents={"dataset": dataset.digest}, attributes=attributes)
+    return cast("DatasetArtifact", made)
+
+
+def train_pair_count(dataset: DatasetArtifact, share: float = 1.0) -> int:
+    """How many relevant train judgements a `share` of all of them is."""
+    judgements = load_dataset(dataset.path).all_judgements
+    return _count(int(((judgements["split"] == "train") & (judgements["score"] > 0)).sum()), share)
+
+
+def _names(judgements: pd.DataFrame) -> pd.Series:
+    return judgements["query_id"] + "\t" + judgements["doc_id"]
+
+
+def _chosen(names: list[str], share: float, seed: int) -> set[str]:
+    order = stable_order(names, seed)
+    return set(order[: _count(len(order), share)])
+
+
+def _count(pairs: int, share: float) -> int:
+    if not pairs:
+        raise DataError("The data has no relevant train judgements; qrels/train.tsv must name at least one document per query.")
+    return max(1, round(share * pairs))
+
+
+# --- One cell of the scaling study: contrastive entropy and metrics of one pair of towers, and laws fitted over all cells.
+
 
 PER_QUERY = "per_query.parquet"
 SHOWN = {"recall@50": "R@50", "ndcg@10": "nDCG@10"}

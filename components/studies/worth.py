@@ -1,13 +1,16 @@
-"""Which system to deploy: the cheapest one that is shown to lose no more than a margin against the best.
+"""What a team would pick on its own data: the systems side by side, and what each costs in hours, energy and money.
 
-The rule:
-1. In each metric (recall@50, nDCG@10) the best is the system with the highest mean.
-2. A system is good enough where the interval of its difference from the best excludes a loss above the margin, in both metrics. The lower
-   ends hold for all systems together: one-sided 95 %, corrected for the number of systems by Bonferroni, over seeds and units of queries.
-   A system that is best in both is good enough; the best was chosen by the same values, which is to the disadvantage of all others.
-3. Of these the one whose building and serving take least hours is deployed. Where none is good enough, it is the one with the highest sum
-   of both metrics, and nothing is claimed of the others.
-Systems trained with one seed are compared like the others, and the sentence then says that it claims nothing.
+energy [kWh] = seconds / 3600 * watts / 1000 money = seconds / 3600 * (price of the machine for an hour + watts / 1000 * price of a
+kilowatt-hour)
+
+The watts are what the whole machine is stated to draw under load; they are not measured.
+
+The rule: 1. In each metric (recall@50, nDCG@10) the best is the system with the highest mean. 2. A system is good enough where the
+interval of its difference from the best excludes a loss above the margin, in both metrics. The lower ends hold for all systems together:
+one-sided 95 %, corrected for the number of systems by Bonferroni, over seeds and units of queries. A system that is best in both is good
+enough; the best was chosen by the same values, which is to the disadvantage of all others. 3. Of these the one whose building and serving
+take least hours is deployed. Where none is good enough, it is the one with the highest sum of both metrics, and nothing is claimed of the
+others. Systems trained with one seed are compared like the others, and the sentence then says that it claims nothing.
 """
 
 from __future__ import annotations
@@ -20,13 +23,57 @@ import numpy as np
 from components.errors import DataError
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.metrics import RETAINED
-from components.evaluation.significance import Interval
-from components.studies.comparisons import METRIC_TITLES, compare, differences, seeds_of
+from components.evaluation.units import Interval
+from components.studies.report import METRIC_TITLES, compare, differences, seeds_of
 from components.studies.scores import Scores
+
+SECONDS_PER_HOUR = 3600
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Power of the machine in watts, and prices in one currency."""
+
+    watts: float
+    per_kwh: float
+    per_hour: float
+
+    @property
+    def of_an_hour(self) -> float:
+        """An hour of the machine under load, its electricity included."""
+        return self.per_hour + self.watts / 1000 * self.per_kwh
+
+
+def energy_kwh(seconds: float, prices: Prices) -> float:
+    """Energy in kilowatt-hours."""
+    return seconds / SECONDS_PER_HOUR * prices.watts / 1000
+
+
+def money(seconds: float, prices: Prices) -> float:
+    """Price of so many seconds of the machine under load."""
+    return seconds / SECONDS_PER_HOUR * prices.of_an_hour
+
+
+def money_per_million(queries_per_second: float, prices: Prices) -> float:
+    """Price of a million queries on a machine that does nothing else and is never idle."""
+    return money(MILLION / queries_per_second, prices)
+
+
+def break_even(dearer_training: float, cheaper_training: float, dear_serving: float, cheap_serving: float) -> float | None:
+    """Million queries after which the dearer training has paid for itself by cheaper serving; None when it never does.
+
+    The trainings are prices, the servings prices per million queries.
+    """
+    saved = dear_serving - cheap_serving
+    return max(0.0, dearer_training - cheaper_training) / saved if saved > 0 else None
+
+
+# --- Which system to deploy: the cheapest one that is shown to lose no more than a margin against the best.
+
 
 BM25, WITH_BM25 = "bm25", "+bm25"
 RISK = 0.05  # of taking any system that loses more for good enough
-SECONDS_PER_HOUR = 3600
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from components.config import StepConfig
+from components.settings import StepConfig
 
 WITHOUT_WEIGHTS = ("vectors", "endpoint")  # what `base_model` names where no model is here
 

@@ -1,4 +1,8 @@
-"""The encoding contract: everything that must be equal for two texts to be encoded alike, saved beside every encoder.
+"""EncodingContract: all that two encoders must share to write into one vector space, and the probe texts that prove it.
+
+Also the check for collapse: embeddings that crowd in one direction or one small subspace cannot tell texts apart.
+
+A digest cannot see a changed kernel, library or number format; the probes can.
 
 It is written once, when the encoder is made, and read ever after; nobody types its values a second time.
 """
@@ -6,6 +10,7 @@ It is written once, when the encoder is made, and read ever after; nobody types 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,8 +19,81 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.artifacts import digest_of, read_json, write_json
-from components.errors import ArtifactError
+from components.errors import ArtifactError, CollapseError, ProbeMismatch
 from components.progress import Progress
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How widely embeddings spread: mean cosine of two different rows, and effective rank."""
+
+    mean_cosine: float
+    effective_rank: float
+
+
+def measure_spread(vectors: NDArray[np.float32]) -> Spread:
+    """Spread of unit rows (n >= 2, d). Effective rank: exp of the entropy of the normalised singular values (Roy & Vetterli 2007)."""
+    n = len(vectors)
+    total = vectors.sum(0, dtype=np.float64)
+    # Rows of unit length to float32 only: equal ones would have a mean cosine of a hair above 1.
+    mean_cosine = min(1.0, (float(total @ total) - n) / (n * (n - 1)))
+    singular = np.linalg.svd(vectors.astype(np.float64), compute_uv=False)
+    share = singular / max(singular.sum(), 1e-12)
+    entropy = -float((share * np.log(np.clip(share, 1e-12, None))).sum())
+    return Spread(mean_cosine=mean_cosine, effective_rank=float(np.exp(entropy)))
+
+
+def refuse_collapse(label: str, spread: Spread, max_mean_cosine: float, min_effective_rank: float) -> None:
+    """Raise CollapseError when the spread is outside its bounds; `label` names the encoder."""
+    advice = "Lower the learning rate, raise the batch size or the temperature, or train on more varied data."
+    if not spread.mean_cosine <= max_mean_cosine:
+        raise CollapseError(
+            f"The {label} has collapsed: two random texts have a mean cosine of {spread.mean_cosine:.3f} "
+            f"(allowed: at most {max_mean_cosine}). {advice}"
+        )
+    if not spread.effective_rank >= min_effective_rank:
+        raise CollapseError(
+            f"The {label} has collapsed: its embeddings have an effective rank of {spread.effective_rank:.1f} "
+            f"(allowed: at least {min_effective_rank}). {advice}"
+        )
+
+
+# --- Probe texts: 64 fixed texts whose vectors are recorded beside every encoder and computed again when it is loaded.
+
+
+PROBE_FILE = "probes.npy"
+_SUBJECTS = ("kidney stone", "red bicycle", "tax return", "list files by size", "cold coffee", "broken leg", "Łódź 1945", "x = y + 1")
+_FRAMES = ("{}", "what is {}?", "{} in winter", "how to treat {} at home", "NO {}", "{}, {}", "a long story about {} and the sea", "{}!")
+PROBE_TEXTS: tuple[str, ...] = tuple(frame.replace("{}", subject) for subject in _SUBJECTS for frame in _FRAMES)
+
+
+def record_probes(encoder: TextEncoder, folder: Path) -> None:
+    """Write the encoder's vectors for the probe texts, float32 (64, dimension), into `folder`."""
+    np.save(folder / PROBE_FILE, encoder.encode(PROBE_TEXTS, batch_size=16))
+
+
+def check_probes(encoder: TextEncoder, folder: Path, tolerance: float) -> float:
+    """Largest 1 - cosine between recorded and fresh probe vectors; raises ProbeMismatch when above `tolerance`."""
+    try:
+        recorded = np.load(folder / PROBE_FILE, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder / PROBE_FILE} cannot be read ({error}). Restore the encoder or retrain.") from None
+    fresh = encoder.encode(PROBE_TEXTS, batch_size=16)
+    if fresh.shape != recorded.shape:
+        raise ProbeMismatch(f"{folder}: the probe vectors have the shape {recorded.shape}, the encoder gives {fresh.shape}.")
+    cosines = (fresh * recorded).sum(1) / np.linalg.norm(recorded, axis=1).clip(1e-9)
+    worst = float(1 - cosines.min())
+    if not worst <= tolerance:
+        text = PROBE_TEXTS[int(cosines.argmin())]
+        raise ProbeMismatch(
+            f"{folder}: the encoder no longer gives its recorded vectors (1 - cosine is {worst:.4f} for the probe '{text}', allowed "
+            f"{tolerance}). A library, kernel or number format has changed: use the recorded versions, or retrain."
+        )
+    return worst
+
+
+# --- The encoding contract: everything that must be equal for two texts to be encoded alike, saved beside every encoder.
+
 
 CONTRACT_FILE = "encoding_contract.json"
 WHOLE_TOKENIZER = "whole:"  # begins a digest over all of a tokenizer

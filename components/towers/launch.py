@@ -9,93 +9,21 @@ main process writes checkpoints and towers there, and every process continues fr
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import os
-import signal
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
-from components import errors
-from components.artifacts import read_json, write_atomic, write_json
-from components.errors import ConfigError, DataError, ModelError, ScalingNoteError
+from components.artifacts import read_json, write_json
+from components.errors import ConfigError, DataError, ScalingNoteError
 from components.towers.config import TowerConfig
 from components.towers.pairs import Pairs
 from components.towers.processes import current_world, leave_world, obey_launcher
-
-FAILURE = "failure.json"
-
-
-def train_in_processes(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], folder: Path) -> None:
-    """Train with `config.processes` processes on this machine; an expected failure of one of them is raised here."""
-    with tempfile.TemporaryDirectory(prefix="scalingnote-launch-") as scratch:
-        given = Path(scratch)
-        write_pairs(pairs, given / "pairs.json")
-        write_json(given / "config.json", config.model_dump())
-        write_json(given / "parents.json", dict(parents))
-        names = {"pairs": given / "pairs.json", "config": given / "config.json", "parents": given / "parents.json"}
-        names |= {"out": folder.resolve(), "failure": given / FAILURE}
-        _launch(config.processes, [text for name, path in names.items() for text in (f"--{name}", str(path))], given)
-
-
-def _launch(processes: int, arguments: Sequence[str], scratch: Path) -> None:
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    # The launcher prints a page about a failed process, whose message is raised below.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=f"towers-{os.getpid()}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
-        max_restarts=0,
-        # Ctrl-C reaches every process of the terminal by itself.
-        signals_to_handle="SIGTERM",
-        logs_specs=DefaultLogsSpecs(log_dir=str(scratch / "logs")),
-    )
-    with _signals_kept():
-        try:
-            elastic_launch(settings, sys.executable)("-m", "components.towers.launch", *arguments)
-        except ChildFailedError as failed:
-            raise failure_of(failed, scratch) from None
-
-
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Put back the handler of SIGTERM, which the launcher replaces for good when it runs in the main thread."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
-
-
-def failure_of(failed: Any, scratch: Path) -> ScalingNoteError:
-    """What the failed process left in `scratch`, as an error of its own class; else the exit status that `failed` knows of torch."""
-    told = scratch / FAILURE
-    if told.exists():
-        raw = read_json(told)
-        found: ScalingNoteError = getattr(errors, raw["class"])(raw["message"])
-        return found
-    rank, process = failed.get_first_failure()
-    return ModelError(
-        f"Process {rank} of the training ended with exit status {process.exitcode}; if it wrote why, that stands above. "
-        "Killed without a word (-9) it most often lacked memory: lower towers.chunk_size or towers.processes."
-    )
+from components.towers.train import take_part
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -124,9 +52,6 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _take_part(given: argparse.Namespace) -> None:
-    # The module of the training imports this one, to start processes.
-    from components.towers.train import take_part
-
     try:
         config = TowerConfig.model_validate(read_json(given.config))
     except ValidationError as error:
@@ -154,16 +79,6 @@ def _end_with_launcher() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def write_pairs(pairs: Pairs, path: Path) -> None:
-    """Write the training pairs as one JSON file."""
-    relevant = [[query, sorted(documents)] for query, documents in pairs.relevant.items()]
-    content = {name: list(getattr(pairs, name)) for name in ("queries", "documents", "pairs", "origins")} | {
-        "relevant": relevant,
-        "own": list(pairs.own.items()),
-    }
-    write_atomic(path, json.dumps(content, ensure_ascii=False).encode())
 
 
 def read_pairs(path: Path) -> Pairs:

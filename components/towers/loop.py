@@ -1,13 +1,17 @@
 """The training loop of stage 1: batches, embeddings through cached gradients, the loss over all processes, steps and checkpoints.
 
+accelerate's save_state keeps one file a process for adapters, optimizer and random state each; here a training killed on two processes
+continues on one, or the other way round, since everything is stored whole.
+
 The batch of a step follows from the seed and the step alone, mined negatives are kept by round, nothing is drawn during a step, and a
 checkpoint holds weights, optimizer and random state: a continued run repeats the straight run's arithmetic. The optimizer and its
-schedule are torch's. accelerate gives process group and device (see `distributed`); its Accelerator is not used, since its
-backward knows one loss and one pass, and the cached gradient needs one pass a chunk.
+schedule are torch's. accelerate gives process group and device (see `distributed`); its Accelerator is not used, since its backward knows
+one loss and one pass, and the cached gradient needs one pass a chunk.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,23 +22,78 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.progress import measured, progress_bar
-from components.towers import gradient_cache
-from components.towers.batches import BatchPlan
-from components.towers.checkpoint import load_checkpoint, load_optimizer, optimizer_state, save_checkpoint
+from components.towers import losses as gradient_cache
 from components.towers.config import TowerConfig
 from components.towers.device import freed_at_once, give_back_holes
-from components.towers.hard_negatives import HardNegatives
-from components.towers.losses import matryoshka_info_nce
-from components.towers.negatives import Mined, known_false_negatives, mine, nearest_together
-from components.towers.pairs import Pairs
-from components.towers.processes import World, current_world, from_main, gather_with_gradient, sum_gradients
-from components.towers.query_prediction import QueryPrediction, build
-from components.towers.schedule import warmup_cosine
+from components.towers.losses import QueryPrediction, build, matryoshka_info_nce, warmup_cosine
+from components.towers.negatives import HardNegatives, Mined, known_false_negatives, mine, nearest_together
+from components.towers.pairs import BatchPlan, Pairs
+from components.towers.processes import World, collected, current_world, from_main, gather_with_gradient, like, sum_gradients
 from components.towers.tokens import batches_by_tokens, even_length, longest_text
 from components.towers.two_towers import TwoTowers
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.optim import Optimizer
+
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors and plain values) and the random state into `folder`, atomically; all but the main process do nothing."""
+    import torch
+
+    if not current_world().main:
+        return
+    beside = folder / f".{CHECKPOINT}.tmp"
+    torch.save({**state, "random": _random_state()}, beside)
+    os.replace(beside, folder / CHECKPOINT)
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The state in `folder` with its tensors on the CPU, the random state put back; None when there is none."""
+    import torch
+
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    random = state.pop("random")
+    torch.set_rng_state(random["cpu"])
+    if "cuda" in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random["cuda"])
+    return state
+
+
+def _random_state() -> dict[str, Tensor]:
+    import torch
+
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    """The optimizer's state with whole tensors, for the main process; all have to call it, since shards are gathered."""
+    state = optimizer.state_dict()
+    moments = {number: collected(values) for number, values in state["state"].items()}
+    return {"state": moments, "param_groups": state["param_groups"]}
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Put back what `optimizer_state` gave, cut as the parameters are where these are sharded."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, values in state["state"].items():
+        parameter = parameters[number]
+        # The step count is a scalar that stays on the CPU.
+        state["state"][number] = {k: v if k == "step" else like(v, parameter) for k, v in values.items()}
+    optimizer.load_state_dict(state)
+
+
+# --- The training loop of stage 1: batches, embeddings through cached gradients, the loss over all processes, steps and checkpoints.
+
 
 _HOLES_EVERY = 4  # steps, after which the heap gives back what it does not use
 

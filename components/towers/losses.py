@@ -1,12 +1,30 @@
-"""Losses of stage 1, as functions of tensors."""
+"""Losses of stage 1 as functions of tensors, gradients cached over chunks, query prediction as an auxiliary loss, learning rate.
+
+Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup". First every chunk is embedded without
+a graph, then the loss gives the gradient of each embedding, then every chunk is embedded again with a graph and that gradient is pushed
+through it. Our own code, since sentence-transformers' cached loss embeds each role with modules of its own (Router) and here both
+adapters are on one model, of which one is active at a time.
+
+The paper names the task and does not describe it; this is what was chosen. The document's unit vector v goes through a learned d x d map
+M, identity at the start, and is compared with the frozen input embeddings E of the base model, so for a model that ties input and output
+embeddings the start is its own language head. The logits are s (M v) E^T + log p, with a learned scale s and the frequency p of each
+token among the training queries, and the loss is the cross-entropy against the uniform distribution over the distinct tokens of the
+query. Without log p the frequent tokens would pull all documents in one direction. Only tokens of the training queries compete, and those
+that stand in every query, such as the prompt's, are left out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from components.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Parameter
 
 
 def info_nce(
@@ -74,3 +92,150 @@ def _left_out(scores: Tensor, targets: Tensor, blocked: Tensor | None, suspect_m
     if suspect_margin is not None:
         found |= scores > scores.gather(1, own) + suspect_margin
     return found.scatter(1, own, False)
+
+
+# --- Gradient caching: a contrastive batch larger than memory, with the gradient of the whole batch.
+
+
+Embed = Callable[[Any, str], "Tensor"]
+Loss = Callable[["Tensor", "Tensor"], "Tensor"]
+
+
+def backward(embed: Embed, queries: Sequence[Any], documents: Sequence[Any], loss: Loss) -> float:
+    """Accumulate the gradient of `loss` over chunks of queries and documents; returns the loss.
+
+    `embed(chunk, role)` gives (n, d) vectors for the roles "query" and "document". The first chunk of documents is embedded last and
+    keeps its graph through the loss, so it is embedded once; with one chunk a role, so are the queries.
+    """
+    import torch
+
+    if len(queries) == 1 and len(documents) == 1:
+        value = loss(embed(queries[0], "query"), embed(documents[0], "document"))
+        value.backward()
+        return float(value.detach())
+    with torch.no_grad():
+        cached_queries = torch.cat([embed(chunk, "query") for chunk in queries]).requires_grad_()
+        cached = [embed(chunk, "document").requires_grad_() for chunk in documents[1:]]
+    value = loss(cached_queries, torch.cat([embed(documents[0], "document"), *cached]))
+    value.backward()
+    _push(embed, queries, "query", cached_queries.grad)
+    for chunk, vectors in zip(documents[1:], cached, strict=True):
+        _push(embed, [chunk], "document", vectors.grad)
+    return float(value.detach())
+
+
+def _push(embed: Embed, chunks: Sequence[Any], role: str, gradient: Any) -> None:
+    start = 0
+    for chunk in chunks:
+        vectors = embed(chunk, role)
+        (vectors * gradient[start : start + len(vectors)]).sum().backward()
+        start += len(vectors)
+
+
+# --- Title-specific query prediction: an auxiliary loss that has the document's vector foretell the words of its query.
+
+
+# Inverse temperature at the start, for embeddings of mean length 1.
+START_SCALE = 20.0
+
+
+class QueryPrediction:
+    """The learned map and scale, beside the frozen embeddings of the `vocabulary` (token id -> row)."""
+
+    def __init__(self, embeddings: Tensor, vocabulary: Mapping[int, int], log_frequency: Tensor) -> None:
+        """`embeddings` float32 (words, d); `log_frequency` float32 (words,), both on the device of the training."""
+        import torch
+
+        self._embeddings, self._vocabulary, self._log_frequency = embeddings, vocabulary, log_frequency
+        scale = torch.log(START_SCALE / embeddings.norm(dim=1).mean())
+        self._learned = torch.nn.ParameterDict({"map": torch.eye(embeddings.shape[1], device=embeddings.device), "log_scale": scale})
+
+    def parameters(self) -> list[Parameter]:
+        """The trainable parameters, in a fixed order."""
+        return [self._learned["map"], self._learned["log_scale"]]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of the trainable parameters by name, for a checkpoint."""
+        return {name: value.detach().clone() for name, value in self._learned.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` gave."""
+        self._learned.load_state_dict(state)
+
+    def loss(self, document_vectors: Tensor, query_token_rows: Sequence[Sequence[int]]) -> Tensor:
+        """Mean cross-entropy over the rows; `document_vectors` unit (n, d), `query_token_rows` the token ids of each one's query.
+
+        A query without a word of the vocabulary does not count; with no other the loss is 0.
+        """
+        import torch
+
+        words = [sorted({self._vocabulary[token] for token in row if token in self._vocabulary}) for row in query_token_rows]
+        cells = [(row, word, 1 / len(found)) for row, found in enumerate(words) for word in found]
+        if not cells:
+            # Also with no word the learned values get a gradient: the processes send theirs in one message of equal length.
+            return (document_vectors.sum() + sum(value.sum() for value in self.parameters())) * 0
+        rows, columns, weights = zip(*cells, strict=True)
+        device = document_vectors.device
+        chances = torch.log_softmax(self._logits(document_vectors), dim=1)
+        picked = chances[torch.tensor(rows, device=device), torch.tensor(columns, device=device)]
+        return -(picked * torch.tensor(weights, device=device)).sum() / len(set(rows))
+
+    def with_words(self, query_token_rows: Sequence[Sequence[int]]) -> int:
+        """How many of the rows have a word of the vocabulary, so that they count in the loss."""
+        return sum(any(token in self._vocabulary for token in row) for row in query_token_rows)
+
+    def _logits(self, vectors: Tensor) -> Tensor:
+        mapped = vectors.float() @ self._learned["map"].T
+        return self._learned["log_scale"].exp() * (mapped @ self._embeddings.T) + self._log_frequency
+
+
+def build(embedding_weight: Tensor, query_tokens: Sequence[Sequence[int]], special_ids: Collection[int]) -> QueryPrediction:
+    """The prediction for training queries given as token ids; `embedding_weight` (V, d) are the base model's input embeddings.
+
+    Raises ModelError when the queries have no tokens to predict.
+    """
+    import torch
+
+    counts = Counter(token for row in query_tokens for token in set(row))
+    words = sorted(token for token, count in counts.items() if token not in special_ids and count < len(query_tokens))
+    if not words:
+        raise ModelError("The training queries have no tokens to predict; set towers.query_prediction_weight to 0.")
+    device = embedding_weight.device
+    frequency = torch.tensor([counts[word] for word in words], dtype=torch.float32, device=device)
+    embeddings = embedding_weight.detach()[torch.tensor(words, device=device)].float()
+    return QueryPrediction(embeddings, {word: row for row, word in enumerate(words)}, torch.log(frequency / frequency.sum()))
+
+
+# --- Learning rate over a training, as a factor of its peak; `step` counts from 0 in any unit, such as optimizer steps or rows.
+
+
+LOWEST = 1 / 25  # where one_cycle and cyclic start, the share that the source of one_cycle uses
+RISING = 0.3  # share of one_cycle with a rising rate
+
+
+def warmup_cosine(step: int, steps: int, warmup_share: float) -> float:
+    """Factor of the peak learning rate: linear rise over the warm-up, then cosine fall to zero."""
+    warmup = max(1, round(steps * warmup_share))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """Cosine rise from 1/25 of the peak over the first 30 %, then cosine fall to zero.
+
+    Source: Smith and Topin, Super-Convergence (2018). The momentum, which they turn the other way, is left alone: AdamW has none.
+    """
+    done = step / max(1, steps)
+    if done < RISING:
+        return LOWEST + (1 - LOWEST) * 0.5 * (1 - math.cos(math.pi * done / RISING))
+    return 0.5 * (1 + math.cos(math.pi * (done - RISING) / (1 - RISING)))
+
+
+def cyclic(step: int, steps: int, cycles: int) -> float:
+    """`cycles` equal triangles, each a linear rise from 1/25 of the peak and a linear fall back to it.
+
+    Source: Smith, Cyclical Learning Rates for Training Neural Networks (2017), the policy "triangular".
+    """
+    within = (step * cycles / max(1, steps)) % 1
+    return LOWEST + (1 - LOWEST) * (1 - abs(2 * within - 1))

@@ -9,7 +9,7 @@ import numpy as np
 
 from components.errors import ModelError
 from components.towers.base_models import BaseModel, load_config, resolve_base
-from components.towers.layers import configured_layers, keep_layers, position_limit
+from components.towers.transformer import configured_layers, keep_layers, position_limit
 
 if TYPE_CHECKING:
     import torch

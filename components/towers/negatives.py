@@ -1,23 +1,31 @@
 """Negatives: hard ones mined from all documents with the towers as they are, and which documents of a batch are none.
 
-The nearest documents of a query are its hardest negatives, and the likeliest to be unjudged positives. So a candidate that scores
-above a share of the positive's score is dropped (positive-aware mining, Moreira et al. 2024, "NV-Retriever"), and so is a document
-whose text equals a relevant one's, or which the query is itself. What is left is drawn from at random.
+What each mining kept and dropped is reported.
+
+The nearest documents of a query are its hardest negatives, and the likeliest to be unjudged positives. So a candidate that scores above a
+share of the positive's score is dropped (positive-aware mining, Moreira et al. 2024, "NV-Retriever"), and so is a document whose text
+equals a relevant one's, or which the query is itself. What is left is drawn from at random.
+
+A round's file is written last, so a continued run reads the rounds that a killed one has finished.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from components.artifacts import read_json, write_atomic, write_json
+from components.errors import ConfigError
 from components.towers.config import TowerConfig
 from components.towers.device import pick_device
 from components.towers.pairs import Pairs
-from components.towers.processes import current_world, sum_over_processes
+from components.towers.processes import current_world, from_main, sum_over_processes
 
 Nearest = tuple[NDArray[np.float32], NDArray[np.int64]]  # inner products and numbers of documents, (queries, k) each
 KEPT, RELEVANT, SAME_TEXT, NEAR = range(4)
@@ -214,3 +222,131 @@ def _examples(miner: _Miner, pairs: Pairs, rng: np.random.Generator) -> list[dic
             scores = {"positive_score": judged.positive[row], "candidate_score": judged.scores[row, place]}
             examples.append({**example, **{key: round(float(value), 4) for key, value in scores.items()}})
     return examples
+
+
+# --- When negatives are mined, and where they are kept: mined once a round with the towers of that step, saved, and read ever after.
+
+
+class HardNegatives:
+    """The mined negatives of every step; `mined(round)` mines with the towers as they are, in all processes alike."""
+
+    def __init__(self, config: TowerConfig, folder: Path, mined: Callable[[int], Mined]) -> None:
+        self._config, self._folder, self._mined = config, folder, mined
+        self._round: int | None = None
+        self._negatives: NDArray[np.int64] | None = None
+
+    def of_step(self, step: int) -> NDArray[np.int64] | None:
+        """int64 (pairs, hard_negatives) document numbers, -1 where there are fewer; None before the first mining."""
+        wanted = round_of_step(step, self._config)
+        if wanted != self._round and wanted is not None:
+            self._negatives = self._read(wanted)
+            self._round = wanted
+        return self._negatives
+
+    def _read(self, number: int) -> NDArray[np.int64]:
+        path = self._folder / f"negatives_{number}.npy"
+        # Asked of the main process alone: another one would see the file appear while it looks.
+        if not from_main(path.exists):
+            mined = self._mined(number)
+            from_main(lambda: self._write(mined, path))
+        return from_main(lambda: np.load(path, allow_pickle=False))
+
+    def _write(self, mined: Mined, path: Path) -> None:
+        add_round(self._folder, mined.report)
+        beside = path.with_name(f".{path.name}.tmp")
+        with beside.open("wb") as handle:
+            np.save(handle, mined.negatives)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(beside, path)
+
+
+def round_of_step(step: int, config: TowerConfig) -> int | None:
+    """Number of the mining whose negatives the step uses; None while there are none."""
+    if not config.hard_negatives or step < config.mining_start:
+        return None
+    return (step - config.mining_start) // config.mining_interval if config.mining_interval else 0
+
+
+def check_mining(config: TowerConfig) -> None:
+    """Raise ConfigError when hard negatives are asked for and the training ends before the first mining."""
+    if config.hard_negatives and config.mining_start >= config.steps:
+        raise ConfigError(
+            f"towers.hard_negatives is {config.hard_negatives}, but towers.mining_start ({config.mining_start}) is not below "
+            f"towers.steps ({config.steps}), so none would ever be mined. Lower mining_start, or set hard_negatives to 0."
+        )
+
+
+# --- What each mining of hard negatives kept and dropped, with examples: mining_report.json for programs, mining_report.md for people.
+
+
+REPORT_JSON = "mining_report.json"
+REPORT_MD = "mining_report.md"
+_SHOWN = 160
+_TITLES = {
+    "kept": "Kept: could be drawn",
+    "relevant": "Dropped: judged relevant",
+    "same_text": "Dropped: same text as a relevant one, or the query's own document",
+    "above_positive_share": "Dropped: too near to the positive's score",
+}
+
+
+def add_round(folder: Path, report: Mapping[str, Any]) -> None:
+    """Add the report of one mining (`Mined.report`) to those in `folder`; a round that is mined again takes its old place."""
+    before = load_rounds(folder) if (folder / REPORT_JSON).exists() else []
+    rounds = sorted([*(r for r in before if r["round"] != report["round"]), dict(report)], key=lambda r: int(r["round"]))
+    write_json(folder / REPORT_JSON, {"rounds": rounds})
+    write_atomic(folder / REPORT_MD, render(rounds).encode())
+
+
+def load_rounds(folder: Path) -> list[dict[str, Any]]:
+    """The reports of all minings in `folder`, in their order; raises ArtifactError when there are none."""
+    rounds: list[dict[str, Any]] = read_json(folder / REPORT_JSON)["rounds"]
+    return rounds
+
+
+def render(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """The rounds as Markdown: a table of the counts, then the examples of each round."""
+    header = "| round | pairs | candidates | kept | relevant | same text | too near | drawn | pairs with too few |"
+    lines = ["# Mining of hard negatives", "", *_setting_lines(rounds), header, "|" + " ---: |" * 9, *map(_row, rounds), ""]
+    for report in rounds:
+        lines += [f"## Examples of round {report['round']}", "", *_example_lines(report["examples"])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _setting_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not rounds:
+        return []
+    last = rounds[-1]
+    share = last["positive_share"]
+    bound = "no bound on their score" if share is None else f"none above {share:g} of the positive's score"
+    return [f"{last['hard_negatives']} for each pair, from the nearest {last['mining_depth']} documents, {bound}.", ""]
+
+
+def _row(report: Mapping[str, Any]) -> str:
+    dropped = report["dropped"]
+    counts = [report[name] for name in ("round", "pairs", "candidates", "kept")]
+    counts += [dropped[name] for name in ("relevant", "same_text", "above_positive_share")]
+    return "| " + " | ".join(f"{count:,}" for count in [*counts, report["drawn"], report["pairs_with_too_few"]]) + " |"
+
+
+def _example_lines(examples: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines: list[str] = []
+    for reason, title in _TITLES.items():
+        chosen = [example for example in examples if example["reason"] == reason]
+        lines += [f"### {title}", ""] if chosen else []
+        for example in chosen:
+            lines += [
+                f"- query: {_shown(example['query'])}",
+                f"  - positive ({example['positive_score']:.3f}): {_shown(example['positive'])}",
+                f"  - candidate ({example['candidate_score']:.3f}): {_shown(example['candidate'])}",
+            ]
+        lines += [""] if chosen else []
+    return lines
+
+
+def _shown(text: str) -> str:
+    """One line of the text, cut, with nothing in it that Markdown would read as markup."""
+    line = " ".join(text.split())
+    line = line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"
+    return "`" + line.replace("`", "'") + "`"

@@ -8,18 +8,30 @@ every one of them. In one process every function here gives its input back, so t
 
 from __future__ import annotations
 
+import json
+import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.errors import DataError, ScalingNoteError
+from components import errors
+from components.artifacts import read_json, write_atomic, write_json
+from components.errors import DataError, ModelError, ScalingNoteError
 from components.settings import asked_threads, usable_processors
+from components.towers.config import TowerConfig
+from components.towers.pairs import Pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +39,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Numbers = TypeVar("Numbers", NDArray[np.float32], NDArray[np.int64])
+FAILURE = "failure.json"
 LONGEST_WAIT_HOURS = 6
 _SENT_AT_ONCE = 2**26  # bytes of an array that stand on a device at a time
 
@@ -246,3 +259,77 @@ def _device() -> str:
     import torch
 
     return "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+
+
+def train_in_processes(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], folder: Path) -> None:
+    """Train with `config.processes` processes on this machine; an expected failure of one of them is raised here."""
+    with tempfile.TemporaryDirectory(prefix="scalingnote-launch-") as scratch:
+        given = Path(scratch)
+        write_pairs(pairs, given / "pairs.json")
+        write_json(given / "config.json", config.model_dump())
+        write_json(given / "parents.json", dict(parents))
+        names = {"pairs": given / "pairs.json", "config": given / "config.json", "parents": given / "parents.json"}
+        names |= {"out": folder.resolve(), "failure": given / FAILURE}
+        _launch(config.processes, [text for name, path in names.items() for text in (f"--{name}", str(path))], given)
+
+
+def _launch(processes: int, arguments: Sequence[str], scratch: Path) -> None:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # The launcher prints a page about a failed process, whose message is raised below.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=f"towers-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        # Ctrl-C reaches every process of the terminal by itself.
+        signals_to_handle="SIGTERM",
+        logs_specs=DefaultLogsSpecs(log_dir=str(scratch / "logs")),
+    )
+    with _signals_kept():
+        try:
+            elastic_launch(settings, sys.executable)("-m", "components.towers.launch", *arguments)
+        except ChildFailedError as failed:
+            raise failure_of(failed, scratch) from None
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Put back the handler of SIGTERM, which the launcher replaces for good when it runs in the main thread."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def failure_of(failed: Any, scratch: Path) -> ScalingNoteError:
+    """What the failed process left in `scratch`, as an error of its own class; else the exit status that `failed` knows of torch."""
+    told = scratch / FAILURE
+    if told.exists():
+        raw = read_json(told)
+        found: ScalingNoteError = getattr(errors, raw["class"])(raw["message"])
+        return found
+    rank, process = failed.get_first_failure()
+    return ModelError(
+        f"Process {rank} of the training ended with exit status {process.exitcode}; if it wrote why, that stands above. "
+        "Killed without a word (-9) it most often lacked memory: lower towers.chunk_size or towers.processes."
+    )
+
+
+def write_pairs(pairs: Pairs, path: Path) -> None:
+    """Write the training pairs as one JSON file."""
+    relevant = [[query, sorted(documents)] for query, documents in pairs.relevant.items()]
+    content = {name: list(getattr(pairs, name)) for name in ("queries", "documents", "pairs", "origins")} | {
+        "relevant": relevant,
+        "own": list(pairs.own.items()),
+    }
+    write_atomic(path, json.dumps(content, ensure_ascii=False).encode())

@@ -16,18 +16,24 @@ import numpy as np
 from components.artifacts import Artifact, Scalar, digest_of, file_sha256, open_artifact, read_json, seal, write_json
 from components.errors import ConfigError
 from components.towers.base_models import BaseModel, tower_base
-from components.towers.checkpoint import CHECKPOINT
-from components.towers.checks import Spread, measure_spread, refuse_collapse
 from components.towers.config import TowerConfig
-from components.towers.contract import ROLES, EncodingContract, Role, save_contract, space_id_of
+from components.towers.contract import (
+    ROLES,
+    EncodingContract,
+    Role,
+    Spread,
+    measure_spread,
+    record_probes,
+    refuse_collapse,
+    save_contract,
+    space_id_of,
+)
 from components.towers.device import give_back_memory
 from components.towers.encoder import load_tower
-from components.towers.hard_negatives import check_mining
-from components.towers.launch import train_in_processes
-from components.towers.loop import Training
+from components.towers.loop import CHECKPOINT, Training
+from components.towers.negatives import check_mining
 from components.towers.pairs import Pairs
-from components.towers.probes import record_probes
-from components.towers.processes import current_world, from_main, join_world, launched, require_same_data, wait_for_all
+from components.towers.processes import current_world, from_main, join_world, launched, require_same_data, train_in_processes, wait_for_all
 from components.towers.trained.published import with_own_settings
 from components.towers.two_towers import TwoTowers, published_contracts
 

@@ -1,11 +1,16 @@
-"""Both towers on one base model: loading it, attention and pooling as asked, adapters or full models, from token rows to vectors.
+"""Both towers on one base model, and what of it is trained: a pair of LoRA adapters, or two full copies.
 
-A Router of sentence-transformers holds a whole model for each role; here each role has its own adapter on one model in memory, or its
-own copy, so the towers are ours, on peft's adapters and transformers' models.
+Sharding is torch's `fully_shard`, each layer for itself and then the rest. Its gradients are made sums, not means: the loss of a process
+is already divided by the number of processes. The main process alone reads the weights, once for both towers, and hands each process its
+shards: a model that one device cannot hold is not to be held by every process of a machine either.
+
+A Router of sentence-transformers holds a whole model for each role; here each role has its own adapter on one model in memory, or its own
+copy, so the towers are ours, on peft's adapters and transformers' models.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,25 +19,247 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from components.artifacts import file_sha256, read_json, write_json
 from components.errors import ConfigError, ModelError
 from components.progress import progress_bar
-from components.towers.adapters import Adapters
-from components.towers.attention import check_attention, measured_attention, set_attention
-from components.towers.base_models import BaseModel, load_config, tokenizer_of, why_unloadable
+from components.towers.base_models import BaseModel, folder_digest, load_config, tokenizer_of, why_unloadable
 from components.towers.config import TowerConfig
 from components.towers.contract import ROLES, EncodingContract, Role, tokenizer_digest
 from components.towers.device import autocast, even_shapes, free_bytes, pick_device, pick_dtype
-from components.towers.full import FullModels
-from components.towers.layers import keep_layers, layer_count, position_limit, recompute_layers
 from components.towers.model_size import Shape, model_without_memory, shape_of
-from components.towers.pooling import cut, normalize, pool
 from components.towers.processes import collected, current_world, from_main, like, sum_over_processes
 from components.towers.tokens import batches_by_tokens, ends_by_itself, even_length, longest_text, needs_end_token, pad_batch, token_ids
 from components.towers.trained.published import asked_attention, head_digest, read_published
+from components.towers.transformer import (
+    check_attention,
+    cut,
+    keep_layers,
+    layer_count,
+    layer_stack,
+    measured_attention,
+    normalize,
+    pool,
+    position_limit,
+    recompute_layers,
+    set_attention,
+)
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.nn import Parameter
+
+
+ADAPTER = "adapter"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+class Adapters:
+    """A frozen model with an adapter for each role, of which one is active at a time (see `FullModels` for the other way)."""
+
+    def __init__(self, decoder: Any, config: TowerConfig, base: BaseModel) -> None:
+        """Raises ModelError for weights that adapters cannot be put on (see `adapted_maps`), and for too many `lora_layers`."""
+        from peft import LoraConfig, get_peft_model
+
+        self._base = base
+        modules, experts = adapted_maps(decoder, base.name)
+        upper = _upper_layers(decoder, config.lora_layers, base.name)
+        if upper and experts:  # peft's settings of layers are for modules alone
+            experts = [f"{upper['layers_pattern'][0]}.{layer}.{path}" for layer in upper["layers_to_transform"] for path in experts]
+        lora = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=0.0,
+            target_modules=modules,
+            target_parameters=experts or None,
+            **upper,
+        )
+        self.model: Any = get_peft_model(decoder, lora, adapter_name=ROLES[0])
+        self.model.add_adapter(ROLES[1], lora)
+        _leave_number_format_to_autocast(self.model)
+        self.trained: dict[str, Parameter] = {n: p for n, p in sorted(self.model.named_parameters()) if ".lora_" in n}
+
+    def of(self, role: Role) -> Any:
+        """The model with the adapter of `role` active."""
+        if self.model.active_adapter != role:
+            self.model.set_adapter(role)
+        # set_adapter freezes the other adapter, and autograd drops the gradient of a frozen leaf even when its graph is older.
+        for parameter in self.trained.values():
+            parameter.requires_grad_(True)
+        return self.model
+
+    def write(self, role: Role, folder: Path) -> str | None:
+        """Write the adapter of `role` into `folder`/adapter and return the digest of its weights."""
+        target = folder / ADAPTER
+        self.model.save_pretrained(folder, selected_adapters=[role])
+        # peft writes a named adapter into a folder of its name.
+        (folder / role).rename(target)
+        (folder / "README.md").unlink(missing_ok=True)
+        (target / "README.md").unlink(missing_ok=True)
+        _make_portable(target / "adapter_config.json", self._base)
+        return adapter_digest(folder)
+
+
+def adapted_maps(decoder: Any, name: str) -> tuple[list[str], list[str]]:
+    """Names of all linear maps in the layers of a decoder, and of the fused maps of its experts, where it has any.
+
+    peft adapts the names it is given and says nothing of the rest: with a fixed list a model with fused maps (Phi-3) would train a part
+    of itself. The small router that chooses experts stays as it is. Raises ModelError for any other weight that would be left out.
+    """
+    from torch.nn import Embedding, Linear
+
+    owner, attribute = layer_stack(decoder, name)
+    modules, experts, left_out = set(), set(), set()
+    for layer in getattr(owner, attribute):
+        for path, module in layer.named_modules():
+            if isinstance(module, Linear):
+                modules.add(path.rpartition(".")[2])
+                continue
+            for parameter, weight in module.named_parameters(recurse=False):
+                if weight.dim() == 3 and path.endswith("experts"):
+                    experts.add(f"{path}.{parameter}")
+                elif weight.dim() > 1 and not isinstance(module, Embedding) and "router" not in type(module).__name__.lower():
+                    left_out.add(f"{path}.{parameter}")
+    if left_out or not modules:
+        what = f"weights that adapters cannot be put on ({', '.join(sorted(left_out))})" if left_out else "no linear maps in its layers"
+        raise ModelError(f"'{name}' has {what}. Use another model, or set towers.training to full.")
+    return sorted(modules), sorted(experts)
+
+
+def _upper_layers(decoder: Any, count: int | None, name: str) -> dict[str, Any]:
+    """peft's settings that put adapters on the last `count` layers alone; none for all. No gradient is computed below the first of them."""
+    if count is None:
+        return {}
+    owner, attribute = layer_stack(decoder, name)
+    total = len(getattr(owner, attribute))
+    if count > total:
+        raise ModelError(f"towers.lora_layers is {count}, but '{name}' has {total} layers. Give {total} at most, or null for all.")
+    # Without the list's name peft finds no number in names that begin with it, as those of a decoder without its head do.
+    return {"layers_to_transform": list(range(total - count, total)), "layers_pattern": [attribute]}
+
+
+def _leave_number_format_to_autocast(model: Any) -> None:
+    # peft widens every input to the adapter's float32 and autocast narrows it again: the same numbers, and time and memory for nothing.
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
+
+
+def adapter_digest(folder: Path) -> str:
+    """sha256 of the adapter's weights in a tower folder."""
+    return file_sha256(folder / ADAPTER / ADAPTER_WEIGHTS)
+
+
+def _make_portable(path: Path, base: BaseModel) -> None:
+    """peft writes the base model's folder on this machine and a list in random order: equal adapters would have unequal digests."""
+    config = {**read_json(path), "base_model_name_or_path": base.name, "revision": base.revision}
+    write_json(path, {**config, "target_modules": sorted(config["target_modules"])})
+
+
+# --- Both towers as two fully trained copies of a model, kept whole in every process or, by configuration, sharded over them (FSDP).
+
+
+WEIGHTS = "model"
+
+
+class FullModels:
+    """A model of its own for each role (see `Adapters` for the other way)."""
+
+    def __init__(self, decoder: Any, tokenizer: Any, name: str, sharded: bool = False) -> None:
+        """`decoder` in float32: small updates are lost in shorter formats. `sharded`: `shard` follows, and gives the weights."""
+        from torch.nn import ModuleDict
+
+        self._tokenizer, self._name = tokenizer, name
+        self._whole = decoder if sharded else None
+        roles = [without_numbers(decoder) for _ in ROLES] if sharded else [decoder, copy.deepcopy(decoder)]
+        self.model: Any = ModuleDict(dict(zip(ROLES, roles, strict=True)))
+        self.trained: dict[str, Parameter] = self._parameters()
+
+    def _parameters(self) -> dict[str, Parameter]:
+        return dict(sorted(self.model.named_parameters()))
+
+    def recompute(self) -> None:
+        """Work the layers out again in the backward pass (see `layers.recompute_layers`); to be called before `shard`."""
+        for role in ROLES:
+            recompute_layers(self.model[role], self._name)
+
+    def shard(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Leave each process a part of every weight; weights travel as `dtype`, gradients as float32."""
+        import torch
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        policy = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
+        mesh = init_device_mesh(device.type, (current_world().size,))
+        for role in ROLES:
+            _shard(self.model[role], {"mesh": mesh, "mp_policy": policy})
+            _hand_out(self._whole, self.model[role].to_empty(device=device))
+        self._whole = None
+        self.trained = self._parameters()
+
+    def of(self, role: Role) -> Any:
+        """The model of `role`."""
+        return self.model[role]
+
+    def write(self, role: Role, folder: Path) -> str | None:
+        """Write weights and tokenizer of `role` into `folder`/model and return their digest; None in all but the main process."""
+        model = self.model[role]
+        weights = collected(dict(model.state_dict()))
+        if not current_world().main:
+            return None
+        # Else the folder of the base model on this machine would stand in the configuration.
+        model.config._name_or_path = self._name
+        model.save_pretrained(folder / WEIGHTS, state_dict=weights)
+        self._tokenizer.save_pretrained(folder / WEIGHTS)
+        return full_digest(folder)
+
+
+def full_digest(folder: Path) -> str:
+    """Digest of configuration, weights and tokenizer in a tower folder."""
+    return folder_digest(folder / WEIGHTS)
+
+
+def without_numbers(model: Any) -> Any:
+    """A copy of the modules with all their shapes, whose parameters and buffers take no memory."""
+    import torch
+
+    copies: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        empty = torch.empty_like(tensor, device="meta")
+        copies[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else empty
+    return copy.deepcopy(model, copies)
+
+
+def _hand_out(whole: Any, sharded: Any) -> None:
+    """Fill the shards of every process from `whole`, whose numbers the main process has."""
+    import torch
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    main = current_world().main
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(sharded, dict(whole.state_dict()) if main else {}, options=options)
+    # Buffers that are saved nowhere, such as the frequencies of rotary positions, are no part of a state.
+    for (_, given), (_, buffer) in zip(whole.named_buffers(), sharded.named_buffers(), strict=True):
+        if main:
+            buffer.copy_(given)
+        torch.distributed.broadcast(buffer, 0)
+
+
+def _shard(model: Any, options: dict[str, Any]) -> None:
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn import ModuleList
+
+    stacks = [module for module in model.modules() if isinstance(module, ModuleList)]
+    layers: Sequence[Any] = max(stacks, key=len, default=[])
+    for part in (*layers, model):
+        fully_shard(part, **options)
+        part.set_gradient_divide_factor(1.0)
+        # Without it the factor goes into a kind of sum that gloo does not have.
+        part.set_force_sum_reduction_for_comms(True)
+
+
+# --- Both towers on one base model: loading it, attention and pooling as asked, adapters or full models, from token rows to vectors.
+
 
 KEPT_SHARE = 0.5  # of the free memory for what a chunk keeps, before the layers are worked out twice instead
 

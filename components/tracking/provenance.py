@@ -1,4 +1,4 @@
-"""What the running code is: revision, local changes, lock file, versions, machine and user, as far as it can be known."""
+"""What the running code is and runs on: revision, local changes, lock file, versions, machine and user, as far as it can be known."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from importlib import metadata
@@ -17,7 +18,44 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components import settings
 from components.artifacts import digest_of, file_sha256
-from components.tracking.machine import describe_host
+from components.settings import forced_precision, usable_processors
+
+_GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+def describe_host() -> dict[str, str | int | float]:
+    """Host name, processor, usable cores, memory in GiB and the GPUs, as far as the system tells; the number format, if one is forced."""
+    found: dict[str, str | int | float] = {"host": platform.node(), "processor": processor(), "cores": usable_processors()}
+    if "SC_PHYS_PAGES" in os.sysconf_names:
+        found["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    if gpus := _gpus():
+        found["gpus"] = ", ".join(gpus)
+    if forced := forced_precision():
+        found["precision"] = forced
+    return found
+
+
+def processor() -> str:
+    """The model name of the processor."""
+    return _first(Path("/proc/cpuinfo"), r"^model name\s*:\s*(.+)$") or platform.processor() or platform.machine()
+
+
+def _gpus() -> list[str]:
+    """Names of NVIDIA GPUs, from the driver: importing torch for it would take a second."""
+    files = sorted(_GPUS.glob("*/information")) if _GPUS.is_dir() else []
+    return [name for file in files if (name := _first(file, r"^Model:\s*(.+)$"))]
+
+
+def _first(file: Path, pattern: str) -> str:
+    try:
+        found = re.search(pattern, file.read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:  # not a Linux machine, or no right to read it
+        return ""
+    return found[1].strip() if found else ""
+
+
+# --- What the running code is: revision, local changes, lock file, versions, machine and user, as far as it can be known.
+
 
 LOCK_FILE = "requirements.lock"
 # Whoever configured colours, another diff program or other prefixes gets the same digest as everybody else.

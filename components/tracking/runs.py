@@ -1,4 +1,4 @@
-"""Runs in MLflow: one for a flow run, one nested run for each of its steps, written with the step's whole lineage.
+"""Runs in MLflow: one for a flow run, one nested run for each of its steps, with the step's whole lineage and links to their pages.
 
 Every call names its run. MLflow's active run is never used: tasks on other threads would not see it, and it would leak into them.
 """
@@ -16,17 +16,48 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from components import settings
 from components.artifacts import MANIFEST, Artifact, digest_of
-from components.tracking import labels, lineage
-from components.tracking.alive import was_killed
+from components.tracking import labels
 from components.tracking.embedded import reader
-from components.tracking.files import local_path
+from components.tracking.live import was_killed
+from components.tracking.packaging import local_path
 from components.tracking.provenance import Provenance, claimed_user, provenance_tags, source_tags
+from components.tracking.registry import input_tags, log_inputs, log_output, log_source
 from components.tracking.store import client, error_code, experiment_id, translated
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from components.tracking.live import LiveStep
+
+
+@translated("find the pages of a model version")
+def evidence_links(model: str, version: int) -> dict[str, str]:
+    """Title -> link for the files of a version, and for the report that the run which made it keeps a copy of."""
+    found = client().get_model_version(model, str(version))
+    run = client().get_run(found.run_id)
+    experiment = run.info.experiment_id
+    holder = run.data.tags.get(labels.FILES_RUN, found.run_id)  # a run that found its step finished keeps no copy
+    model_id = (found.source or "").removeprefix("models:/")
+    return {
+        "Full report": f"#/experiments/{experiment}/runs/{holder}/artifacts/release/{PAGE}",
+        "Files of this version": f"#/experiments/{experiment}/models/{model_id}/artifacts",
+        "Run": f"#/experiments/{experiment}/runs/{found.run_id}",
+    }
+
+
+@translated("find the page of a run")
+def run_link(run_id: str) -> str:
+    """The page of a run."""
+    return f"#/experiments/{client().get_run(run_id).info.experiment_id}/runs/{run_id}"
+
+
+def version_link(model: str, version: int) -> str:
+    """The page of a registered version."""
+    return f"#/models/{model}/versions/{version}"
+
+
+# --- Runs in MLflow: one for a flow run, one nested run for each of its steps, written with the step's whole lineage.
+
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 REPORT_KINDS = frozenset({"validation", "evaluation", "comparison", "study"})
@@ -249,9 +280,9 @@ def record_step(parent_run_id: str, record: StepRecord, live: LiveStep | None = 
     else:
         _set_tags(run_id, tags)
     _log_numbers(run_id, record, ended, fed)
-    lineage.log_inputs(run_id, experiment, record.inputs)
-    lineage.log_source(run_id, record.artifact)
-    lineage.log_output(run_id, experiment, record.artifact)
+    log_inputs(run_id, experiment, record.inputs)
+    log_source(run_id, record.artifact)
+    log_output(run_id, experiment, record.artifact)
     if holder is None:
         _upload(run_id, record.artifact)
     client().set_terminated(run_id, "FAILED" if record.fault else "FINISHED", ended)
@@ -280,7 +311,7 @@ def _step_tags(parent_run_id: str, record: StepRecord, holder: str | None) -> di
         "config_digest": digest_of(dict(record.config)),
     }
     nested = {"mlflow.parentRunId": parent_run_id, "mlflow.user": claimed_user()}
-    return {**nested, **labels.prefixed(own), **lineage.input_tags(record.inputs)}
+    return {**nested, **labels.prefixed(own), **input_tags(record.inputs)}
 
 
 def _log_numbers(run_id: str, record: StepRecord, now_ms: int, fed: Mapping[str, int]) -> None:

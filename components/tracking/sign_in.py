@@ -16,7 +16,7 @@ from pathlib import Path
 from components import settings
 from components.artifacts import read_json, write_json
 from components.errors import ArtifactError
-from components.network import answers
+from components.settings import answers
 from components.tracking.server.permissions import ADMIN
 from components.tracking.store import TrackingError
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from components import settings
 from components.errors import ConfigError, ScalingNoteError
-from components.network import answers, without_user
-from components.tracking import moved
+from components.settings import answers, without_user
+from components.tracking import embedded as moved
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,24 +1,27 @@
-"""Commands that build: demo, retrain, adopt, validate."""
+"""Commands that build: demo, retrain, adopt, validate, refresh-index, refresh-query-tower, study."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from components.errors import ConfigError
-from components.gates.config import PolicyConfig
-from flows.cli.disk import require_space
-from flows.cli.output import name_option, only_result_on_stdout, show
-from flows.config import Layer, RetrainConfig, Settings, layers_of, nested, read_yaml, settle
+from flows.cli.output import name_option, only_result_on_stdout, require_space, retriever_name, show
+from flows.cli.prepare import parsed_settings, planned, policy_settings, read_config, read_settings
+from flows.config import RetrainConfig
+from flows.refresh_index import RefreshConfig, configured
+from flows.studies.context import StudySettings
+from flows.studies.registry import require_study
 
 if TYPE_CHECKING:
     from components.evaluation.report import Summary
+
 
 EXAMPLES = ("heart attack", "kidney stone")
 EXAMPLE_DEPTH = 3
@@ -27,8 +30,6 @@ COLUMN = 42  # characters of a system's column
 
 def retrain(options: argparse.Namespace) -> None:
     """Build a candidate and say what comes next; with a budget, by the settings of its plan."""
-    from flows.cli.plan import planned
-
     config, estimate = planned(options) if options.budget is not None else (read_config(options), None)
     result = _build(options, config, estimate=estimate)
     show(options, {**result, "in_short": in_short(result)}, "\n\n".join([report_of(result), next_steps(result), in_short(result)]))
@@ -113,8 +114,8 @@ def demo(options: argparse.Namespace) -> None:
 
 def _demo_adopt(options: argparse.Namespace) -> None:
     """The second story: an index exists already, here of MiniLM's own vectors, and gets a small query encoder."""
-    from flows.adopt_demo import existing_vectors
-    from flows.refresh import RefreshConfig
+    from flows.adopt import existing_vectors
+    from flows.refresh_index import RefreshConfig
     from flows.servers import run_flow
 
     options.preset, options.name = options.preset or "adopt", options.name or "adopted"
@@ -178,62 +179,6 @@ def _gx_project(options: argparse.Namespace, config: RetrainConfig, dataset: Any
     return write_gx_project(load_dataset(dataset.path), load_contracts(contracts_folder(config.data.contracts)), options.gx_project)
 
 
-def read_config(options: argparse.Namespace) -> RetrainConfig:
-    """The configuration that the command line names."""
-    return read_settings(options, RetrainConfig)
-
-
-def read_settings(options: argparse.Namespace, model: type[Settings]) -> Settings:
-    """The configuration `model` that the command line names."""
-    return settle(model, read_layers(options))
-
-
-def read_layers(options: argparse.Namespace) -> list[Layer]:
-    """What the command line lays over the defaults, the one that wins last: preset, file, policy, single settings."""
-    given = {"name": options.name, "data.source": options.data, "data.max_documents": options.max_documents}
-    single = {**parsed_settings(options), **{field: value for field, value in given.items() if value is not None}}
-    policy = policy_settings(options)
-    layers = layers_of(options.preset, options.config)
-    if policy:  # it stands alone: no floor of a preset's policy may stay beside its own
-        layers = [Layer(layer.source, {key: values for key, values in layer.values.items() if key != "policy"}) for layer in layers]
-        layers.append(Layer(f"policy {options.policy}", nested(policy)))
-    return [*layers, *layers_of(overrides=single)]
-
-
-def policy_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The policy in the file given with --policy, by dotted names; it stands alone, so what it leaves out has the default of its field.
-
-    Raises ConfigError for a file that cannot be read or names no version.
-    """
-    file: Path | None = getattr(options, "policy", None)  # commands that decide nothing have no such option
-    if file is None:
-        return {}
-    given = read_yaml(file)
-    if "version" not in given:
-        raise ConfigError(f"The policy {file} names no version. Add a line such as 'version: \"2026-1\"'; change it with any threshold.")
-    return {f"policy.{field}": value for field, value in {**PolicyConfig().model_dump(mode="json"), **given}.items()}
-
-
-def parsed_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings given with --set, by their dotted names."""
-    settings: dict[str, Any] = {}
-    for entry in options.set:
-        field, equals, value = entry.partition("=")
-        if not equals or not field:
-            raise ConfigError(f"--set expects FIELD=VALUE, such as towers.steps=200, not '{entry}'.")
-        settings[field] = _parsed(value)
-    return settings
-
-
-def _parsed(value: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        return value
-
-
 def _build(options: argparse.Namespace, config: RetrainConfig, about: str = "", estimate: str | None = None) -> dict[str, Any]:
     """Run the flow; the first line says what is built (`about`) and how long it will take, where something is to be made.
 
@@ -274,7 +219,7 @@ def report_of(result: dict[str, Any]) -> str:
 
 def in_short(result: dict[str, Any]) -> str:
     """For somebody who decides on the money: what was gained, what BM25 beside it adds, and what it costs."""
-    from components.evaluation.plain_words import cost_sentence, fusion_sentence, gain_sentence
+    from components.evaluation.table import cost_sentence, fusion_sentence, gain_sentence
 
     summary = _summary_of(result)
     told = (gain_sentence(summary), fusion_sentence(summary), cost_sentence(summary, result.get("cost", {})))
@@ -344,3 +289,89 @@ def _example(result: dict[str, Any]) -> str:
 
     manifest = load_release(Path(result["folder"]))
     return EXAMPLES[0] if manifest.dataset.name == "icd10cm" or not manifest.smoke else manifest.smoke[0].query
+
+
+# --- Commands that refresh a part of a release: refresh-index, refresh-query-tower.
+
+
+def refresh_index(options: argparse.Namespace) -> None:
+    """Encode the documents that changed and register the candidate."""
+    from flows.parameters import require_steps
+    from flows.refresh_index import AGAIN, CHANGEABLE
+    from flows.servers import run_flow
+
+    require_steps("refresh-index", options.again, AGAIN)
+    request = _request(options, CHANGEABLE)
+    with only_result_on_stdout(options):
+        result = run_flow("flows.refresh_index:refresh_index", request=request, again=options.again)
+    show(options, result, _index_text(result))
+
+
+def refresh_query_tower(options: argparse.Namespace) -> None:
+    """Teach a new student for a release's index and register the candidate."""
+    from flows.parameters import require_steps
+    from flows.refresh_query import AGAIN, CHANGEABLE
+    from flows.servers import run_flow
+
+    require_steps("refresh-query-tower", options.again, AGAIN)
+    request = _request(options, CHANGEABLE)
+    with only_result_on_stdout(options):
+        result = run_flow("flows.refresh_query:refresh_query_tower", request=request, again=options.again)
+    text = f"A new query encoder for {result['base']} in {result['seconds']:.1f} s; no document was encoded, its index stays."
+    show(options, result, "\n\n".join([text, report_of(result), next_steps(result)]))
+
+
+def _request(options: argparse.Namespace, changeable: Sequence[str]) -> RefreshConfig:
+    """What the command line asks for, checked against the release before any server starts."""
+    from components.data.sources import source_digest
+    from components.release.open import load_manifest
+    from flows.adopt import adopted_run
+    from flows.refresh_query import CHANGEABLE as QUERY_CHANGEABLE
+
+    name = retriever_name(options)
+    settings = {**policy_settings(options), **parsed_settings(options)}
+    request = RefreshConfig(name=name, release=options.release, data=options.data or "", preset=options.preset, settings=settings)
+    adopted = adopted_run(request) if changeable == QUERY_CHANGEABLE else None
+    recorded = load_manifest(name, options.release) if adopted is None else adopted
+    source_digest(configured(request, recorded, changeable).data)
+    require_space()
+    return request
+
+
+def _index_text(result: dict[str, Any]) -> str:
+    changes = ", ".join(f"{count:,} {what}" for what, count in result["changes"].items())
+    if not any(count for what, count in result["changes"].items() if what != "unchanged"):
+        return (
+            f"No document changed since {result['base']}: nothing was encoded in {result['seconds']:.1f} s, and its index stays as it is. "
+            "New queries or judgements alone: scalingnote refresh-query-tower."
+        )
+    cached = ", all taken from the cache" if result["cached"] else ""
+    done = f"Since {result['base']}: {changes} documents; {result['encoded']:,} encoded, {result['seconds']:.1f} s{cached}."
+    return "\n\n".join([done, *_guard_text(result["guard"]), report_of(result), next_steps(result)])
+
+
+def _guard_text(guard: dict[str, Any]) -> list[str]:
+    if guard["status"] == "ok":
+        return []
+    reasons = "\n".join(f"  {reason}" for reason in guard["reasons"])
+    return [f"The index no longer fits its documents well; build a new one with 'scalingnote retrain':\n{reasons}"]
+
+
+# --- The command study: one experiment, its table and its plot.
+
+
+def study(options: argparse.Namespace) -> None:
+    """Run a study and show its table."""
+    from components.data.sources import source_digest
+
+    name = require_study(options.study)
+    config = read_settings(options, StudySettings)
+    cells = tuple(cell.strip() for cell in (options.cells or "").split(",") if cell.strip())
+    source_digest(config.data)  # a missing folder is said at once, before any server starts
+    require_space()
+    from flows.servers import run_flow
+
+    with only_result_on_stdout(options):
+        result = run_flow("flows.studies.framework:run_study", name, config, cells)
+    cached = "All cells were taken from the cache.\n" if result["cached"] else ""
+    show(options, result, f"\n{result['text']}\n{cached}Table and plot: {result['folder']}")

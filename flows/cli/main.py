@@ -15,11 +15,10 @@ from typing import Any
 
 from components import settings
 from components.errors import ConfigError, ResourceError, ScalingNoteError
-from components.plain_text import as_json, visible
+from components.text import as_json, visible
 from components.tracking.sign_in import sign_in
 from flows.cli import INTERRUPTED, start
-from flows.cli.disk import lacking
-from flows.cli.output import OutputClosed, OutputError, drop_output
+from flows.cli.output import OutputClosed, OutputError, drop_output, lacking
 from flows.cli.parser import build_parser
 
 # Commands that change something go through a running `scalingnote ui --auth`, as an account with this role.

@@ -1,9 +1,10 @@
-"""Commands that look: status, ui."""
+"""Commands for those who run an installation: status, ui, bootstrap."""
 
 from __future__ import annotations
 
 import argparse
 
+from components import settings
 from flows.cli.output import retriever_name, show
 
 
@@ -27,3 +28,30 @@ def ui(options: argparse.Namespace) -> None:
     from flows.servers import serve
 
     serve(options.mlflow_port, options.prefect_port, options.auth)
+
+
+# --- The command that prepares a server with sign-in: bootstrap.
+
+
+DEFAULT_SERVER = "http://127.0.0.1:5000"
+
+
+def bootstrap(options: argparse.Namespace) -> None:
+    """Make users, roles, models and experiments."""
+    from components.tracking.server.bootstrap import bootstrap as prepare
+
+    name = retriever_name(options)
+    prepared = prepare(name, options.server or _server(), options.users)
+    made = f"roles made: {', '.join(prepared.roles) or 'none'}; users made: {', '.join(prepared.users) or 'none'}"
+    lines = [f"The server {prepared.server} is ready for '{name}': {made}; grants added: {prepared.grants}."]
+    lines += [f"Password of {user}: {path}" for user, path in prepared.passwords.items()]
+    show(options, prepared.to_json(), "\n".join(lines))
+
+
+def _server() -> str:
+    """The server that the environment names, the one that runs over this home folder, or where one would be."""
+    from components.tracking.sign_in import running_server
+    from components.tracking.store import is_server
+
+    uri = settings.tracking_uri()
+    return uri if is_server(uri) else running_server() or DEFAULT_SERVER

@@ -10,12 +10,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from components.errors import ConfigError
-from components.plain_text import as_json, visible
-from flows.cli.disk import require_space
-from flows.cli.output import name_option, only_result_on_stdout, retriever_name, show
+from components.text import as_json, visible
+from flows.cli.output import name_option, only_result_on_stdout, require_space, retriever_name, show
 
 if TYPE_CHECKING:
-    from flows.watch import Watch
+    from flows.promote import Watch
 
 
 def approve(options: argparse.Namespace) -> None:
@@ -29,7 +28,7 @@ def approve(options: argparse.Namespace) -> None:
     show(options, asdict(approval), f"{text}\nNext: scalingnote promote{name_option(approval.name)}")
     if os.environ.get("PREFECT_API_URL"):  # a team's server, whose automations promote
         from flows.reporting import tell_approved
-        from flows.server_plans import ServerError
+        from flows.servers import ServerError
 
         try:
             tell_approved(approval.name)
@@ -54,8 +53,7 @@ def promote(options: argparse.Namespace) -> None:
 
 def webhook(options: argparse.Namespace) -> None:
     """Watch, and look at once when MLflow calls."""
-    from components.promotion.webhook_deliveries import Deliveries
-    from flows.webhook import receiving, secret
+    from flows.webhook import Deliveries, receiving, secret
 
     require_space()
     if options.emit:
@@ -80,7 +78,7 @@ def _require_prefect() -> None:
 def rollback(options: argparse.Namespace) -> None:
     """Go back one release."""
     from components.promotion.promote import rollback as change_back
-    from components.serving.smoke import check_smoke
+    from components.serving.promotion_checks import check_smoke
 
     change = change_back(retriever_name(options), options.person, options.reason, check_smoke, options.override, options.past_lost)
     show(options, asdict(change), change.message + _warnings(change.warnings))
@@ -88,7 +86,7 @@ def rollback(options: argparse.Namespace) -> None:
 
 def history(options: argparse.Namespace) -> None:
     """All promotions and rollbacks with their people and reasons."""
-    from components.promotion.history import compare_anchor, history_of, render_history
+    from components.promotion.status import compare_anchor, history_of, render_history
 
     name = retriever_name(options)
     entries = history_of(name)
@@ -98,7 +96,7 @@ def history(options: argparse.Namespace) -> None:
 
 
 def _watch(options: argparse.Namespace) -> Watch:
-    from flows.watch import Watch
+    from flows.promote import Watch
 
     out = sys.stdout  # with --json everything else is sent to stderr while it runs
 

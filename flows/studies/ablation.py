@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from flows.studies.config import StudySettings
-from flows.studies.context import Context
-from flows.studies.framework import Results, require
-from flows.studies.seeds import by_system, seeded, seeds_of
+from flows.studies.context import Context, StudySettings
+from flows.studies.framework import Results, by_system, require, seeded, seeds_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,8 +39,7 @@ def variants_of(results: Results, *others: str) -> dict[str, list[Scores]]:
 
 def over_base(name: str, runs: Mapping[str, Sequence[Scores]], config: StudySettings) -> Mapping[str, Any]:
     """Columns of what a variant gains over the base, and whether that may be claimed; none for the base itself."""
-    from components.studies.comparisons import gained
-    from components.studies.report import claim_of
+    from components.studies.report import claim_of, gained
 
     if name == BASE:
         return {}
@@ -51,7 +48,7 @@ def over_base(name: str, runs: Mapping[str, Sequence[Scores]], config: StudySett
 
 def plot_changes(frame: pd.DataFrame, path: Path, title: str) -> None:
     """What each change gains or loses."""
-    from components.studies.study_plots import bars
+    from components.studies.report import bars
 
     shown = [column for column in SHOWN if column in frame] or ["R@50", "nDCG@10"]
     bars(frame, "system", shown, path, title)

@@ -19,10 +19,8 @@ from components.distillation.config import DistillationConfig
 from components.errors import ConfigError
 from flows.runner import Step
 from flows.steps import TRAINING_FILES, index_step, typed, untrained_key, vectors_step
-from flows.studies.config import StudySettings
-from flows.studies.context import Context
-from flows.studies.framework import Cell, Results, about_queries, require
-from flows.studies.seeds import about_seeds, by_system, seeded, whole_trainings
+from flows.studies.context import Context, StudySettings
+from flows.studies.framework import Cell, Results, about_queries, about_seeds, by_system, require, seeded, whole_trainings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -180,7 +178,7 @@ def _symmetric(context: Context, form: str, config: StudySettings) -> System:
         def ranker() -> Ranker:
             from components.data.dataset import load_dataset
             from components.evaluation.rankers import symmetric_ranker
-            from components.studies.symmetric import symmetric_roles
+            from components.studies.trained_baselines import symmetric_roles
 
             dataset, (query, document) = load_dataset(context.dataset), symmetric_roles(encoder)
             vectors = document.encode(dataset.document_texts(), progress=f"{SYMMETRIC}: documents")
@@ -212,9 +210,7 @@ def _training_step(context: Context, name: str, config: StudySettings, form: str
 
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
-        from components.studies.asymmetric import train_asymmetric
-        from components.studies.contrastive import for_passes, pairs_with_titles
-        from components.studies.symmetric import train_symmetric
+        from components.studies.trained_baselines import for_passes, pairs_with_titles, train_asymmetric, train_symmetric
 
         train: Callable[..., Artifact] = train_symmetric if name == SYMMETRIC else train_asymmetric
         pairs = pairs_with_titles(load_dataset(dataset), small, towers.batches_by)
@@ -243,7 +239,7 @@ def _dev_score(context: Context, system: System) -> float:
 
     def numbers(_: Path) -> dict[str, float]:
         from components.data.dataset import load_dataset
-        from components.studies.side_by_side import mean_metrics
+        from components.studies.report import mean_metrics
 
         return mean_metrics(ranker(), load_dataset(context.dataset), "dev", context.config.evaluation.depth)
 
@@ -267,7 +263,7 @@ def _cost(context: Context, wanted: Mapping[str, Build], config: StudySettings) 
     inputs = {"dataset": context.dataset, **{f"{name}.{role}": a for name, s in systems.items() for role, a in s.inputs.items()}}
 
     def numbers(_: Path) -> dict[str, Any]:
-        from components.evaluation.encoder_speed import serving_speeds
+        from components.evaluation.speed import serving_speeds
 
         return {**serving_speeds(rankers, inputs["dataset"], evaluation), "seconds": seconds, "pairs": pairs}
 
@@ -287,8 +283,8 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
     """One row a system: levels, the student's distance from it with paired intervals over seeds and queries, and its cost."""
     import pandas as pd
 
+    from components.studies.report import side_by_side
     from components.studies.scores import read_result
-    from components.studies.side_by_side import side_by_side
 
     systems = by_system(results)
     if STUDENT not in systems:
@@ -315,15 +311,14 @@ def _cost_columns(name: str, costs: Mapping[str, Any]) -> dict[str, float | None
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
     """A bar with its interval for each system and metric."""
-    from components.studies.study_plots import bars
+    from components.studies.report import bars
 
     bars(frame, "system", ("R@50", "nDCG@10", "MRR@10"), path, "Baselines")
 
 
 def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[str]:
     """What was equal, what was chosen, and where the student stands."""
-    from components.studies.report import LEVEL
-    from components.studies.side_by_side import verdict
+    from components.studies.report import LEVEL, verdict
 
     others = [row for row in frame.to_dict("records") if row["system"] != STUDENT]
     standing = [f"{verdict(row, STUDENT, 'nDCG@10')} {row['system']}" for row in others]

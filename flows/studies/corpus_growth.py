@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact
-from flows.studies.config import StudySettings
-from flows.studies.context import Context
+from flows.studies.context import Context, StudySettings
 from flows.studies.framework import Cell, Results
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def _queries(context: Context) -> Artifact:
     seed, tuning, groups = context.config.evaluation.seed, context.config.index.tuning_queries, context.config.evaluation.query_groups
 
     def numbers(folder: Path) -> dict[str, Any]:
-        from components.studies.growth_queries import write_growth_queries
+        from components.studies.growth_cell import write_growth_queries
 
         return write_growth_queries(dataset, tower, split, (count, tuning, seed), folder, groups)
 
@@ -67,7 +66,7 @@ def _measure(context: Context, size: int) -> Artifact:
 
 def _production(context: Context) -> Artifact:
     """The corpus at hand against what the champion's index was tuned for."""
-    from components.release.release_index import champion_index
+    from components.release.open import champion_index
 
     documents, champion = context.dataset.counts["documents"], champion_index(context.config.name)
     about = {"documents": documents, "champion": champion}
@@ -82,22 +81,22 @@ def _production(context: Context) -> Artifact:
 
 def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
     """One row a size, then the sizes extrapolated to."""
-    from components.studies.growth_report import growth_table
+    from components.studies.growth_law import growth_table
 
     return growth_table(_measured(results), config.study.growth_targets)
 
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
     """Building, memory, latency and recall over documents."""
-    from components.studies.growth_report import draw_growth
+    from components.studies.growth_law import draw_growth
 
     draw_growth(frame, path)
 
 
 def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[str]:
     """How it was measured, each law, what stands against the extrapolations, and the production corpus."""
-    from components.evaluation.machine import describe_machine
-    from components.studies.growth_report import law_notes, reach_notes
+    from components.evaluation.speed import describe_machine
+    from components.studies.growth_law import law_notes, reach_notes
 
     cells, evaluation = _measured(results), config.evaluation
     measured = (
@@ -114,7 +113,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
 
 def files(results: Results, config: StudySettings) -> dict[str, Any]:
     """The laws, for programs."""
-    from components.studies.growth_report import fit_laws
+    from components.studies.growth_law import fit_laws
 
     return {"laws.json": {column: law.describe() for column, law in fit_laws(_measured(results)).items()}}
 

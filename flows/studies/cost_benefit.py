@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Any
 from components.artifacts import Artifact
 from components.distillation.config import DistillationConfig
 from flows.steps import untrained_key
-from flows.studies.config import StudySettings
-from flows.studies.context import Context
-from flows.studies.framework import Cell, Results, about_queries, require
-from flows.studies.seeds import about_seeds, by_system, seeded, whole_trainings
+from flows.studies.context import Context, StudySettings
+from flows.studies.framework import Cell, Results, about_queries, about_seeds, by_system, require, seeded, whole_trainings
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from components.evaluation.rankers import Ranker
-    from components.studies.cost import Prices
     from components.studies.scores import Scores
+    from components.studies.worth import Prices
 
 BM25, UNTRAINED, CUT, TEACHER, STUDENT = "bm25", "student_untrained", "student_cut", "teacher", "student"
 BUILDING, SERVING = "building", "serving"
@@ -94,7 +92,7 @@ def _serving(context: Context, names: Sequence[str], config: StudySettings) -> A
     inputs = {"dataset": context.dataset, **_parts(context, names, config)}
 
     def numbers(_: Path) -> dict[str, Any]:
-        from components.evaluation.encoder_speed import serving_speeds
+        from components.evaluation.speed import serving_speeds
 
         openers = {name: partial(_open, name, inputs, distillation, evaluation.bm25_stemmer) for name in names}
         return serving_speeds(openers, inputs["dataset"], evaluation)
@@ -131,8 +129,7 @@ def _numbers(results: Results, cell: str) -> dict[str, Any]:
 
 
 def _quality_columns(runs: Mapping[str, Sequence[Scores]], name: str, config: StudySettings) -> dict[str, Any]:
-    from components.studies.comparisons import gained, levels
-    from components.studies.report import claim_of
+    from components.studies.report import claim_of, gained, levels
 
     found = runs[name]
     row: dict[str, Any] = {"seeds": len(found) if name in STEPS else 0, **levels(found, config.evaluation)}
@@ -145,7 +142,7 @@ def _quality_columns(runs: Mapping[str, Sequence[Scores]], name: str, config: St
 
 
 def _cost_columns(seconds: float | None, speed: Mapping[str, Any], config: StudySettings) -> dict[str, float | None]:
-    from components.studies.cost import SECONDS_PER_HOUR, energy_kwh, money, money_per_million
+    from components.studies.worth import SECONDS_PER_HOUR, energy_kwh, money, money_per_million
 
     prices, unit, flops = prices_of(config), config.study.currency, speed["flops_per_query"]
     built = (
@@ -164,7 +161,7 @@ def _cost_columns(seconds: float | None, speed: Mapping[str, Any], config: Study
 
 def prices_of(config: StudySettings) -> Prices:
     """The stated power and prices."""
-    from components.studies.cost import Prices
+    from components.studies.worth import Prices
 
     return Prices(config.study.watts, config.study.price_per_kwh, config.study.price_per_hour)
 
@@ -176,7 +173,7 @@ def serving_column(config: StudySettings) -> str:
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
     """Quality over the price of serving."""
-    from components.studies.study_plots import quality_over
+    from components.studies.report import quality_over
 
     column = next(column for column in frame.columns if column.endswith("per million queries"))
     quality_over(frame, column, ("R@50", "nDCG@10"), path, "Quality over the price of serving")
@@ -219,7 +216,7 @@ def _seconds(timing: Mapping[str, float] | None) -> str:
 
 
 def _break_even(frame: pd.DataFrame, config: StudySettings) -> list[str]:
-    from components.studies.cost import break_even
+    from components.studies.worth import break_even
 
     rows = {str(row["system"]): row for row in frame.to_dict("records")}
     building, serving = f"building {config.study.currency}", serving_column(config)

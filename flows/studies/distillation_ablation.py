@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 
 from components.artifacts import Artifact
 from flows.studies.ablation import BASE, Changes, cells_of, decided_note, over_base, plot_changes, variants_of
-from flows.studies.config import StudySettings
-from flows.studies.context import Context
-from flows.studies.framework import Cell, Results, about_queries, require
-from flows.studies.seeds import about_seeds
-from flows.studies.student_forms import layers_of
+from flows.studies.context import Context, StudySettings
+from flows.studies.framework import Cell, Results, about_queries, about_seeds, require
+from flows.studies.retention import layers_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +87,7 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
     """One row a variant, over its seeds: quality, share kept of the teacher's, difference to the base."""
     import pandas as pd
 
-    from components.studies.comparisons import kept, levels
+    from components.studies.report import kept, levels
     from components.studies.scores import load_scores
 
     teacher, runs = load_scores(require(results, TEACHER).path), variants_of(results, TEACHER)

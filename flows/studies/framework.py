@@ -1,4 +1,4 @@
-"""How a study looks: cells, each one cached measurement, and what makes a table and a plot of them.
+"""How a study looks and runs: cells, each one cached measurement, with several seeds, and what makes a table and a plot of them.
 
 A study is a module of this package, named in `registry.STUDIES`, with the four functions of the protocol `Study`:
 
@@ -17,27 +17,38 @@ A study is a module of this package, named in `registry.STUDIES`, with the four 
 
 Nothing heavy is imported at a study's top. A cell's `run` builds on the release's steps through the context (`context.towers(config)`,
 `.vectors`, `.index`, `.targets`, `.student`), each found finished or made once for every configuration, and ends with a measuring step
-(`context.scores` for rankings, `context.measure` for any other numbers). Every step is keyed by all that determines it, so a killed
-study continues and a repeated one only reads. A cell whose encoder collapses is a finding, not the end of the study: it is left out
-of `results` and named below the table.
+(`context.scores` for rankings, `context.measure` for any other numbers). Every step is keyed by all that determines it, so a killed study
+continues and a repeated one only reads. A cell whose encoder collapses is a finding, not the end of the study: it is left out of
+`results` and named below the table.
+
+A cell of a trained system is named `system@seed`; what is not trained has a cell without a seed.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from components.artifacts import Artifact
+from prefect import flow
+
+from components.artifacts import Artifact, read_manifest, write_json
 from components.errors import CollapseError
-from flows.reporting import say
-from flows.studies.config import StudySettings
-from flows.studies.context import Context
+from flows.recorder import recorded_flow
+from flows.reporting import ended, run_name, say, show_text, shown_as_cancelled
+from flows.runner import Step
+from flows.studies.context import Context, StudySettings
+from flows.studies.registry import load_study
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from components.release.training_noise import TrainingNoise
+    from components.studies.scores import Scores
+
 
 Results = Mapping[str, Artifact]
 
@@ -104,7 +115,7 @@ def require(results: Results, name: str) -> Artifact:
 
 def about_queries(scores: Artifact, config: StudySettings) -> str:
     """The note that says on how many queries the table stands, in which units these were drawn, and what its brackets are."""
-    from components.studies.comparisons import told_worth
+    from components.studies.report import told_worth
     from components.studies.scores import load_scores
 
     splits = ", ".join(dict.fromkeys((config.evaluation.split, *config.evaluation.extra_splits)))
@@ -113,3 +124,154 @@ def about_queries(scores: Artifact, config: StudySettings) -> str:
         f"{queries}. In brackets: 95% intervals, paired by query where two systems are compared. p: by Holm over the whole table. "
         f"{told_worth(load_scores(scores.path), config.evaluation)}"
     )
+
+
+# --- Seeds of the studies: every training is repeated, since one alone could have come out otherwise by more than what is compared.
+
+
+STUDENTS = ("student", "clean@student")  # systems of the studies that train towers and student as a release does
+SEEDS = 3  # unless study.seeds says otherwise: the section's own seed, which a release has trained with, and those after it
+MARK = "@"
+
+
+def seeds_of(config: StudySettings, section: Literal["towers", "distillation"]) -> tuple[int, ...]:
+    """The seeds that a section is trained with."""
+    first: int = getattr(config, section).seed
+    return config.study.seeds or tuple(range(first, first + SEEDS))
+
+
+def whole_trainings(context: Context) -> dict[int, StudySettings]:
+    """Seed -> the study's configuration in which towers and student are trained with it; refused before anything is trained."""
+    pairs = zip(seeds_of(context.config, "towers"), seeds_of(context.config, "distillation"), strict=True)
+    found = {seed: context.changed(towers={"seed": seed}, distillation={"seed": other}) for seed, other in pairs}
+    for config in found.values():
+        context.check(config)
+    return found
+
+
+def seeded(name: str, seed: int) -> str:
+    """The name of a system's cell with one seed."""
+    return f"{name}{MARK}{seed}"
+
+
+def by_system(results: Results) -> dict[str, list[Scores]]:
+    """The scores of each system, one for each of its seeds; one for a system that is not trained."""
+    from components.studies.scores import SCORES_FILE, load_scores
+
+    runs: dict[str, list[Scores]] = {}
+    for cell, artifact in results.items():
+        name, mark, _ = cell.rpartition(MARK)
+        if (artifact.path / SCORES_FILE).is_file():
+            runs.setdefault(name if mark else cell, []).append(load_scores(artifact.path))
+    return runs
+
+
+def about_seeds(cells: Results) -> str:
+    """The note that says with how many seeds the systems of a table were trained, and what the intervals make of them."""
+    seeds = sorted({int(cell.rpartition(MARK)[2]) for cell in cells if MARK in cell})
+    if len(seeds) < 2:
+        return (
+            "Every system was trained with one seed alone: another seed may move it by more than what is compared, so nothing is claimed. "
+            "study.seeds names more."
+        )
+    return (
+        f"Every system was trained with the seeds {', '.join(map(str, seeds))}; values are means over them. Intervals hold the noise of "
+        "training and of the queries (seeds and units of queries are drawn together)."
+    )
+
+
+def noise_of(study: str, results: Results, config: StudySettings) -> TrainingNoise | None:
+    """How far the student's trainings lie apart, for releases of the same configuration; None where it had one seed or is no whole one."""
+    from components.release.training_noise import kind_of, measured
+    from components.studies.scores import read_result
+
+    towers, students = seeds_of(config, "towers"), seeds_of(config, "distillation")
+    pairs, split = {seed: (seed, other) for seed, other in zip(towers, students, strict=True)}, f"{config.evaluation.split}."
+    found, kind = {}, ""
+    for cell, artifact in results.items():
+        name, _, seed = cell.rpartition(MARK)
+        if name in STUDENTS and int(seed) in pairs:
+            means = {key.removeprefix(split): value for key, value in read_result(artifact.path).items() if key.startswith(split)}
+            found[pairs[int(seed)]] = (f"study {study}", means)
+            kind = kind_of(config.model_dump(mode="json"), artifact.parents["dataset"])
+    return measured(kind, found)
+
+
+# --- A study as a flow: run its cells, make table and plot, log both, and put them where people look.
+
+
+@flow(name="study", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True)
+def run_study(study: str, config: StudySettings, cells: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Run the study named `study`; `cells` restricts it to some of its cells.
+
+    Returns the table as rows and as text, the folder with table and plot, whether all came from the cache, and the MLflow run.
+    """
+    from components import settings
+
+    settings.activate()
+    module = load_study(study)
+    with recorded_flow(f"{config.name}-study-{study}", f"study-{study}", config.model_dump(mode="json")) as recorder:
+        context = Context(config, recorder, cells)
+        ran = run_cells(study, module.cells(context), context)
+        report = context.run(report_step(study, module, ran, context.config))
+        folder = _publish(report, study, context)
+        text = (folder / "table.md").read_text(encoding="utf-8")
+        recorder.report(folder, text)
+        show_text(f"{config.name}-study-{study.replace('_', '-')}", text)
+        result: dict[str, Any] = {
+            "study": study,
+            "rows": _rows(folder),
+            "text": text,
+            "folder": str(folder),
+            "cached": recorder.all_cached,
+            "mlflow_run_id": recorder.run_id,
+        }
+    return ended(result, f"Study {study}: {len(result['rows'])} rows{', all from the cache' if result['cached'] else ''}.")
+
+
+def report_step(name: str, study: Study, ran: Ran, config: StudySettings) -> Step:
+    """Table, notes and plot from the measurements; keyed by them, by the settings, and by the code of the study."""
+
+    def make(folder: Path) -> Artifact:
+        from components.evaluation.table import split_mark
+        from components.release.training_noise import write_noise
+        from components.studies.report import corrected, write_study_report
+
+        frame = corrected(study.tabulate(ran.results, config))
+        notes = [*study.notes(ran.results, frame, config), *(f"{cell} collapsed: {why}" for cell, why in ran.collapsed.items())]
+        notes = [note for note in (split_mark(config.evaluation.split), *notes) if note]
+        write_noise(folder, noise_of(name, ran.results, config))
+        parents = {cell: artifact.digest for cell, artifact in ran.results.items()}
+        for file, content in getattr(study, "files", _no_files)(ran.results, config).items():
+            write_json(folder / file, content)
+        return write_study_report(name, frame, notes, study.plot, parents, folder)
+
+    settings = {"study": name, "config": config.model_dump(mode="json"), "collapsed": ran.collapsed}
+    return Step("study_report", make, ran.results, settings)
+
+
+def _no_files(results: Results, config: StudySettings) -> dict[str, Any]:
+    """What a study without files of its own adds to its report."""
+    return {}
+
+
+def _publish(report: Artifact, study: str, context: Context) -> Path:
+    """Copy the report to `<home>/studies/<study>/<data>-<key>` with a note on the run that it comes from."""
+    from components import settings
+
+    folder = settings.studies_folder() / study / f"{context.dataset.attributes['name']}-{report.path.name[:8]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in read_manifest(report.path).files:
+        shutil.copyfile(report.path / name, folder / name)
+    about = {"config": context.config.model_dump(mode="json"), "provenance": context.recorder.provenance.model_dump(mode="json")}
+    write_json(folder / "about.json", {"mlflow_run_id": context.recorder.run_id, "report_digest": report.digest, **about})
+    return folder
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    import json
+
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = json.loads(pd.read_csv(folder / "table.csv").to_json(orient="records"))
+    return rows

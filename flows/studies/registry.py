@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from components.errors import ConfigError
-
-if TYPE_CHECKING:
-    from flows.studies.framework import Study
 
 # Name, which is also that of the module in this package -> one line for the help.
 STUDIES = {
@@ -25,19 +22,18 @@ STUDIES = {
 
 def require_study(name: str) -> str:
     """`name`; raises ConfigError with all names when it is none of them."""
-    from flows.config_errors import did_you_mean
+    from flows.config import did_you_mean
 
     if name not in STUDIES:
         raise ConfigError(f"Unknown study '{name}'{did_you_mean(name, list(STUDIES)) or '.'} Studies: {', '.join(STUDIES)}.")
     return name
 
 
-def load_study(name: str) -> Study:
-    """The module of the study `name`."""
+def load_study(name: str) -> Any:
+    """The module of the study `name`, a `flows.studies.framework.Study`."""
     from importlib import import_module
 
-    study: Study = import_module(f"flows.studies.{require_study(name)}")
-    return study
+    return import_module(f"flows.studies.{require_study(name)}")
 
 
 def list_studies() -> str:

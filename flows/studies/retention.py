@@ -11,17 +11,68 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact
-from components.errors import CollapseError
-from flows.studies.config import StudySettings
-from flows.studies.context import Context
-from flows.studies.framework import Cell, Results, about_queries, require
-from flows.studies.seeds import about_seeds, by_system, seeded, seeds_of
-from flows.studies.student_forms import layers_left_out, student_forms
+from components.errors import CollapseError, ConfigError
+from flows.studies.context import Context, StudySettings
+from flows.studies.framework import Cell, Results, about_queries, about_seeds, by_system, require, seeded, seeds_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TEACHER, SPEED = "teacher", "speed"
+
+TEACHER, STATIC = "teacher", "static"
+
+
+def student_forms(context: Context) -> dict[str, StudySettings]:
+    """Name -> configuration of each student wanted; numbers of layers that the encoder does not have are left out.
+
+    Raises ConfigError for a wrong name in --cells, for one that the encoder does not have, and when nothing is left.
+    """
+    study = context.config.study
+    wanted = context.chosen([*(_name(count) for count in study.layers), *([STATIC] if study.static else [])])
+    forms = fields_of(context.config)
+    found = [name for name in wanted if name in forms]
+    if not found:
+        has = layers_of(context.config)
+        raise ConfigError(f"study.layers is {list(study.layers)}, but '{context.config.distillation.student}' has {has} layers.")
+    students = {name: context.changed(distillation={**forms[name], "prune_to": ()}) for name in found}
+    for config in students.values():
+        context.check(config)
+    return students
+
+
+def fields_of(config: StudySettings) -> dict[str, dict[str, Any]]:
+    """Name of each student that the encoder can be cut to -> the fields of the section distillation that make it."""
+    layers = layers_of(config)
+    forms = {_name(count): _cut(count, layers) for count in config.study.layers if count <= layers}
+    return forms | ({STATIC: {"form": "static", "layers": None, "pooling": None}} if config.study.static else {})
+
+
+def layers_left_out(config: StudySettings) -> list[int]:
+    """Those of study.layers that the encoder does not have."""
+    layers = layers_of(config)
+    return [count for count in config.study.layers if count > layers]
+
+
+def layers_of(config: StudySettings) -> int:
+    """Layers of the student's encoder; of the towers' model for the student `teacher`."""
+    from components.towers.model_size import count_layers
+
+    towers, student = config.towers, config.distillation
+    return count_layers(*((towers.base_model, towers.revision) if student.student == TEACHER else (student.student, student.revision)))
+
+
+def _name(count: int) -> str:
+    return f"layers-{count}"
+
+
+def _cut(count: int, layers: int) -> dict[str, Any]:
+    return {"form": "transformer", "layers": None if count == layers else count}
+
+
+# --- Retention: students of several sizes, all distilled from one teacher: what each keeps of its quality, and how fast each is.
+
+
+SPEED = "speed"
 
 
 def cells(context: Context) -> list[Cell]:
@@ -53,7 +104,7 @@ def _speed(context: Context, students: Mapping[str, Sequence[StudySettings]]) ->
     evaluation = context.config.evaluation
 
     def numbers(_: Path) -> dict[str, Any]:
-        from components.evaluation.encoder_speed import encoder_speeds
+        from components.evaluation.speed import encoder_speeds
 
         return encoder_speeds(encoders, context.dataset, evaluation)
 
@@ -66,8 +117,7 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
     """One row for teacher and each student: size, quality, share kept, speed."""
     import pandas as pd
 
-    from components.studies.comparisons import kept, levels
-    from components.studies.report import claim_of
+    from components.studies.report import claim_of, kept, levels
     from components.studies.scores import read_result
 
     require(results, TEACHER)
@@ -85,7 +135,7 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
     """Quality over speed."""
-    from components.studies.study_plots import quality_over
+    from components.studies.report import quality_over
 
     quality_over(frame, "queries/s", ("R@50", "nDCG@10"), path, "Quality over speed")
 

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, VectorShards
 from flows.steps import snapshot_step, typed, vectors_step
-from flows.studies.config import StudySettings
-from flows.studies.context import Context
-from flows.studies.framework import Cell, Results, about_queries, require
-from flows.studies.seeds import about_seeds, by_system, seeded, whole_trainings
+from flows.studies.context import Context, StudySettings
+from flows.studies.framework import Cell, Results, about_queries, about_seeds, by_system, require, seeded, whole_trainings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +55,7 @@ def _clean(context: Context, system: str, config: StudySettings) -> Artifact:
 
 
 def _noisy(context: Context, kind: str, rate: float, system: str, config: StudySettings) -> Artifact:
-    from components.studies.query_noise import Noise
+    from components.studies.scores import Noise
 
     noise = Noise(kind, rate, context.config.study.noise_seed)
     return context.scores(system, _encoder(context, system, config), context.index(config), noise)
@@ -92,7 +90,7 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
     """One row for each condition and system: quality, and what was lost against the same system's clean one (below 0: lost)."""
     import pandas as pd
 
-    from components.studies.comparisons import levels
+    from components.studies.report import levels
 
     runs, rows = by_system(results), []
     for name, found in runs.items():
@@ -104,8 +102,7 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
 
 def _changes(results: Results, name: str, config: StudySettings) -> dict[str, Any]:
     """What a system loses under a condition, each of its trainings against the same one on clean queries."""
-    from components.studies.comparisons import gained, kept
-    from components.studies.report import claim_of
+    from components.studies.report import claim_of, gained, kept
     from components.studies.scores import load_scores
 
     clean = _cell(CLEAN, name.rpartition("@")[2])
@@ -121,7 +118,7 @@ def _changes(results: Results, name: str, config: StudySettings) -> dict[str, An
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
     """The change against clean queries, teacher beside student."""
-    from components.studies.study_plots import bars
+    from components.studies.report import bars
 
     shown = [column for column in ("change R@50", "change nDCG@10") if column in frame] or ["R@50", "nDCG@10"]
     bars(frame, "queries", shown, path, "Change against clean queries", series="system")

@@ -17,8 +17,7 @@ from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, Ind
 from components.errors import CollapseError, ConfigError
 from flows.runner import Step
 from flows.steps import index_step, towers_step, typed, vectors_step
-from flows.studies.config import StudySettings
-from flows.studies.context import Context
+from flows.studies.context import Context, StudySettings
 from flows.studies.framework import Cell, Results
 
 if TYPE_CHECKING:
@@ -59,9 +58,8 @@ def cells(context: Context) -> list[Cell]:
 
 def _grid(context: Context) -> list[Point]:
     """All cells, small models first; everything that can be wrong with them is found here, before anything is trained."""
-    from components.studies.scaling_cell import require_measurable
-    from components.studies.train_share import train_pair_count
-    from components.towers.hard_negatives import check_mining
+    from components.studies.scaling_cell import require_measurable, train_pair_count
+    from components.towers.negatives import check_mining
 
     config, dataset = context.config, context.dataset
     require_measurable(dataset, config.evaluation.split, config.study.scaling_negatives)
@@ -162,7 +160,7 @@ def _share(context: Context, share: float) -> DatasetArtifact:
     seed, dataset = context.config.data.seed, context.dataset
 
     def make(folder: Path) -> Artifact:
-        from components.studies.train_share import write_train_share
+        from components.studies.scaling_cell import write_train_share
 
         return write_train_share(dataset, share, seed, folder)
 
@@ -218,21 +216,21 @@ def _numbers(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
 
 def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
     """One row a cell, the predictions beside those they are about."""
-    from components.studies.scaling_report import scaling_table
+    from components.studies.scaling_law import scaling_table
 
     return scaling_table(_numbers({name: a for name, a in results.items() if name not in NO_CELLS}), _predicted(results))
 
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
     """Entropy over model size and over training pairs, with the fitted curves."""
-    from components.studies.scaling_report import draw_scaling
+    from components.studies.scaling_law import draw_scaling
 
     draw_scaling(frame, path)
 
 
 def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[str]:
     """How it was measured, each law or why there is none, and how the prediction came out."""
-    from components.studies.scaling_report import fit_notes, prediction_notes
+    from components.studies.scaling_law import fit_notes, prediction_notes
     from components.studies.scores import read_result
 
     study, towers = config.study, config.towers

@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING
 from components.artifacts import Artifact
 from components.towers.config import TowerConfig
 from flows.studies.ablation import Changes, cells_of, decided_note, over_base, plot_changes, variants_of
-from flows.studies.config import StudySettings
-from flows.studies.context import Context
-from flows.studies.framework import Cell, Results, about_queries
-from flows.studies.seeds import about_seeds
+from flows.studies.context import Context, StudySettings
+from flows.studies.framework import Cell, Results, about_queries, about_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +66,7 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
     """One row a variant, over its seeds: quality of the teacher and difference to the base."""
     import pandas as pd
 
-    from components.studies.comparisons import levels
+    from components.studies.report import levels
 
     runs = variants_of(results)
     rows = [
@@ -96,8 +94,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
 
 
 def _filter_note(results: Results, config: StudySettings) -> list[str]:
-    from components.studies.comparisons import gained
-    from components.studies.report import HIGH, LOW, claim_of
+    from components.studies.report import HIGH, LOW, claim_of, gained
 
     runs = variants_of(results)
     if FILTERED not in runs or UNFILTERED not in runs:

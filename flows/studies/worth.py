@@ -28,11 +28,9 @@ from flows.studies.baselines import (
     student_system,
     systems_of,
 )
-from flows.studies.config import StudySettings
-from flows.studies.context import Context
-from flows.studies.framework import Cell, Results, about_queries, require
-from flows.studies.seeds import about_seeds, by_system, seeded, whole_trainings
-from flows.studies.student_forms import fields_of, layers_left_out
+from flows.studies.context import Context, StudySettings
+from flows.studies.framework import Cell, Results, about_queries, about_seeds, by_system, require, seeded, whole_trainings
+from flows.studies.retention import fields_of, layers_left_out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,9 +99,9 @@ def _cost(context: Context, builds: Mapping[str, Build], trainings: Sequence[Stu
     inputs = {"dataset": context.dataset, **{f"{name}.{role}": a for name, s in systems.items() for role, a in s.inputs.items()}}
 
     def numbers(_: Path) -> dict[str, Any]:
-        from components.evaluation.encoder_speed import serving_speeds
-        from components.evaluation.fusion import FusedRanker
+        from components.evaluation.rankers import FusedRanker
         from components.evaluation.report import FusionSetup
+        from components.evaluation.speed import serving_speeds
 
         opened: dict[str, Ranker] = {}
 
@@ -172,8 +170,7 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
     """One row a system: levels, what it lacks of the best, what teacher and students gain over the rivals, and the cost."""
     import pandas as pd
 
-    from components.studies.comparisons import METRIC_TITLES, levels
-    from components.studies.report import with_interval
+    from components.studies.report import METRIC_TITLES, levels, with_interval
     from components.studies.scores import read_result
 
     runs, costs, choice = by_system(results), read_result(require(results, COST).path), _choice(results, config)
@@ -190,8 +187,7 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
 
 
 def _gains(runs: Mapping[str, Sequence[Scores]], name: str, config: StudySettings) -> dict[str, Any]:
-    from components.studies.comparisons import gained
-    from components.studies.report import claim_of
+    from components.studies.report import claim_of, gained
 
     dense = name.removesuffix(WITH_BM25)
     if dense in (BM25, *BASELINES):
@@ -223,7 +219,7 @@ def _whole_column(config: StudySettings) -> str:
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
     """Quality over the hours of building and serving."""
-    from components.studies.study_plots import quality_over
+    from components.studies.report import quality_over
 
     column = next(column for column in frame.columns if str(column).startswith("h with "))
     quality_over(frame, column, ("R@50", "nDCG@10"), path, "Quality over hours of building and serving")

@@ -13,18 +13,17 @@ from pydantic import ValidationError
 
 from components import settings
 from components.artifacts import digest_of, seal
-from components.config import RESERVED_ENDINGS
 from components.errors import ArtifactError, ConfigError, PromotionError
 from components.promotion.approval import approve
-from components.promotion.history import compare_anchor
 from components.promotion.promote import promote, rollback, trusted
-from components.promotion.status import status_of
+from components.promotion.status import compare_anchor, status_of
+from components.settings import RESERVED_ENDINGS
 from components.signing.statements import check_audit
-from components.tracking import chain, embedded, registry
+from components.tracking import embedded, registry
+from components.tracking import promotion_records as chain
 from components.tracking import promotion_records as records
 from components.tracking.audit_log import AuditEntry
-from components.tracking.chain import ANCHOR, open_chain
-from components.tracking.record_files import read_record_files
+from components.tracking.promotion_records import ANCHOR, open_chain, read_record_files
 from components.tracking.store import client
 from flows.config import RetrainConfig
 from tests.unit.memory_tracking import MemoryTracking

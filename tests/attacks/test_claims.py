@@ -18,10 +18,11 @@ from components.promotion.verification import Check, verify_release
 from components.release.manifest import load_release
 from components.release.reviewers import require_entry
 from components.serving.loader import require_as_registered
-from components.tracking import files, registry
+from components.tracking import packaging as files
 from components.tracking import promotion_records as records
+from components.tracking import registry
 from components.tracking.audit_log import AuditEntry
-from components.tracking.package_files import packaged_digest
+from components.tracking.packaging import packaged_digest
 from components.tracking.store import client
 from tests.unit.promotion_world import NAME, rewrite
 from tests.unit.proof_world import Proven, proven_home

@@ -16,9 +16,8 @@ from components.artifacts import verify
 from components.errors import ArtifactError, ModelError, PromotionError, ScalingNoteError
 from components.lineage.graph import trace
 from components.promotion.approval import approve
-from components.promotion.history import history_of
 from components.promotion.promote import promote, rollback, trusted
-from components.promotion.status import render_status, status_of
+from components.promotion.status import history_of, render_status, status_of
 from components.promotion.verification import verify_release
 from components.release.open import open_pinned
 from components.tracking import registry

@@ -12,8 +12,8 @@ from components import settings
 from components.errors import ArtifactError, ConfigError, PromotionError
 from components.promotion.approval import approve
 from components.promotion.promote import promote, rollback, trusted
+from components.promotion.record import rotate, vouch
 from components.promotion.verification import verify_release
-from components.promotion.vouch import rotate, vouch
 from components.serving.loader import require_signed
 from components.signing.keys import KEY_VARIABLE, SigningKey, load_signing_key, make_key, public_file, trusted_keys
 from components.tracking import promotion_records as record_store
@@ -124,7 +124,7 @@ def test_a_rotation_signs_again_what_is_served_and_withdraws_the_former_key(cham
 @pytest.mark.parametrize("step", range(7))
 def test_a_rotation_that_is_killed_serves_on_and_is_finished_by_the_next(champion: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed before its n-th change of a file or record: a signature, a vouching record, a rename of a key."""
-    from components.promotion import vouch as room
+    from components.promotion import record as room
 
     done = 0
 

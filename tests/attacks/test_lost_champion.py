@@ -10,12 +10,10 @@ import pytest
 from components.errors import ArtifactError, ModelError, PromotionError
 from components.gates.decide import Evidence, decide
 from components.promotion.approval import approve
-from components.promotion.history import history_of, render_history
-from components.promotion.promote import promote, rollback, trusted
-from components.promotion.redecide import decide_again
-from components.promotion.waiting import pending
-from components.release.baseline import comparison_for
-from components.release.champion import expected_aliases
+from components.promotion.promote import pending, promote, rollback, trusted
+from components.promotion.record import decide_again
+from components.promotion.status import history_of, render_history
+from components.release.champion import comparison_for, expected_aliases
 from components.serving.loader import require_as_registered
 from components.tracking import registry
 from components.tracking.store import client

@@ -13,17 +13,16 @@ from components.artifacts import open_artifact
 from components.errors import ConfigError, PromotionError
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.report import load_evaluation
-from components.gates.config import PolicyConfig
 from components.gates.decide import Evidence, GateDecision, decide
-from components.gates.facts import Facts
-from components.gates.policy import POLICY_VARIABLE, allowed_policies, foreign_policy, policy_digest, recorded_policy
+from components.gates.decision import Facts
+from components.gates.policy import PolicyConfig, allowed_policies, foreign_policy, policy_digest, recorded_policy
 from components.promotion.approval import approve
-from components.promotion.history import history_of, render_history
 from components.promotion.promote import promote
+from components.promotion.status import history_of, render_history
 from components.promotion.verification import verify_release
-from components.release.baseline import comparison_for
+from components.release.champion import RED, comparison_for, override_of
 from components.release.manifest import EVALUATION_FOLDER, load_release
-from components.release.marks import RED, override_of
+from components.tracking.server.permissions import POLICY_VARIABLE
 from tests.unit.promotion_world import FACTS, GOOD, NAME, POLICY, MemoryTracking, World, make_comparison, make_evaluation, no_smoke, rewrite
 
 

@@ -12,11 +12,11 @@ import pytest
 
 from components import settings
 from components.errors import ConfigError, DataError, ScalingNoteError
-from components.serving import answers
-from components.serving.answers import Answer, answers_file, find_answer, prune_answers, pruned_file
+from components.serving import answer_log as answers
+from components.serving.answer_log import Answer, answers_file, find_answer, prune_answers, pruned_file
 from components.tracking.audit_log import append_entry, head_file
 from components.tracking.store import TrackingError, translated
-from flows.server_plans import mlflow_plan
+from flows.servers import mlflow_plan
 
 SECRET = "hunter2-s3cret"
 ADDRESSES = [

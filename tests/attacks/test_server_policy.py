@@ -12,14 +12,14 @@ import pytest
 import yaml
 
 from components.errors import ConfigError, PromotionError
-from components.gates.config import PolicyConfig
-from components.gates.policy import POLICY_VARIABLE, allowed_policies, foreign_policy, policy_digest
+from components.gates.policy import PolicyConfig, allowed_policies, foreign_policy, policy_digest
 from components.promotion.approval import approve
 from components.promotion.promote import promote
 from components.promotion.verification import verify_release
-from components.tracking.server import policies
+from components.tracking.server import permissions as policies
+from components.tracking.server.permissions import POLICY_VARIABLE
 from components.tracking.store import TrackingError
-from flows.auth_server import auth_plan
+from flows.servers import auth_plan
 from tests.unit.promotion_world import NAME, POLICY, MemoryTracking, World, no_smoke
 
 STRICT = POLICY.model_copy(update={"version": "strict", "min_retention": 0.99})
@@ -174,6 +174,6 @@ def test_a_server_that_is_to_start_with_a_policy_that_is_not_there_does_not(tmp_
     monkeypatch.setenv(POLICY_VARIABLE, str(tmp_path / "gone.yaml"))
     with pytest.raises(ConfigError, match="no YAML file with a policy"):
         policies.serve(Flask("mlflow of a test"))
-    monkeypatch.setattr("flows.auth_server.entry_points", lambda group: type("Found", (), {"names": {"scalingnote"}}))
+    monkeypatch.setattr("flows.servers.entry_points", lambda group: type("Found", (), {"names": {"scalingnote"}}))
     with pytest.raises(ConfigError, match="no YAML file with a policy"):
         auth_plan(5000)

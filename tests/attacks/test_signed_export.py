@@ -22,8 +22,8 @@ from components.errors import ArtifactError, ConfigError, PromotionError
 from components.promotion.approval import approve
 from components.promotion.model_signing import BUNDLE, export_signed, write_certificate
 from components.promotion.promote import promote
+from components.promotion.record import rotate, vouch
 from components.promotion.verification import verify_folder
-from components.promotion.vouch import rotate, vouch
 from components.signing.keys import SigningKey, load_signing_key, make_key
 from components.tracking import registry
 from tests import third_party

@@ -9,10 +9,8 @@ import pytest
 
 from components.errors import PromotionError
 from components.promotion.approval import approve
-from components.promotion.history import history_of, render_history
-from components.promotion.promote import promote, rollback, trusted
-from components.promotion.status import render_status, status_of
-from components.promotion.waiting import waiting_for_promotion
+from components.promotion.promote import promote, rollback, trusted, waiting_for_promotion
+from components.promotion.status import history_of, render_history, render_status, status_of
 from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, no_smoke
 
 CANDIDATE, RELEASE = f"{NAME}-candidate", f"{NAME}-release"

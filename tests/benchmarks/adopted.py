@@ -38,8 +38,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="adopted-") as scratch:
         os.environ["SCALINGNOTE_HOME"] = str(options.home or Path(scratch) / "home")
         activate()
-        from components.evaluation.machine import describe_machine
-        from flows.adopt_demo import existing_vectors
+        from components.evaluation.speed import describe_machine
+        from flows.adopt import existing_vectors
         from flows.config import RetrainConfig, layers_of, settle
 
         config = settle(RetrainConfig, layers_of("adopt", overrides={"data.source": options.data}))

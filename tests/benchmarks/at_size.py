@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from components.tracking.machine import describe_host
+from components.tracking.provenance import describe_host
 
 WORDS = 20_000
 STAGES = ("snapshot", "validate", "encode", "index")
@@ -192,10 +192,9 @@ def refresh(folder: Path) -> str:
     """As the flow does it, from the verified index of before to the sealed one."""
     from components.artifacts import IndexArtifact, open_artifact
     from components.index.build import display_titles
-    from components.index.changes import changes_since, read_documents
     from components.index.config import EncodingConfig, IndexConfig
-    from components.index.delta import ChosenDocuments
-    from components.index.refresh import refresh_index
+    from components.index.corpus import ChosenDocuments
+    from components.index.refresh import changes_since, read_documents, refresh_index
 
     started = time.perf_counter()
     previous = IndexArtifact(**open_artifact(folder / "index").model_dump())
@@ -217,7 +216,7 @@ def bookkeeping(folder: Path, rows: int) -> str:
     from components.artifacts import IndexArtifact
     from components.index import refresh as steps
     from components.index.build import display_titles
-    from components.index.changes import changes_since, read_documents
+    from components.index.refresh import changes_since, read_documents
     from components.index.rows import IDS_FILE, live_rows, read_rows, read_single, write_deleted, write_rows
 
     _write_rows(_empty(folder) / IDS_FILE, rows, 0)

@@ -43,8 +43,7 @@ def measure_servers(folder: Path, calls: int) -> None:
     """Writing and reading calls, one to each server in turn."""
     from mlflow import MlflowClient
 
-    from flows.server_plans import mlflow_plan
-    from flows.servers import running
+    from flows.servers import mlflow_plan, running
 
     template = folder / "template.db"
     MlflowClient(f"sqlite:///{template}").search_registered_models()

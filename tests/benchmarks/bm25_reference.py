@@ -28,7 +28,7 @@ from components.evaluation.bm25 import Bm25Documents, Bm25Ranker, bm25_ranker
 from components.evaluation.rankers import Ranker
 from components.evaluation.report import Bm25Setup
 from components.evaluation.summarize import judged_split
-from components.studies.side_by_side import mean_metrics
+from components.studies.report import mean_metrics
 
 TOLERANCE = 0.015
 ANSERINI = {"k1": 0.9, "b": 0.4}

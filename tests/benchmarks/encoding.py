@@ -77,8 +77,8 @@ def _encode_theirs(model: Any, texts: Sequence[str], encoder: Any, options: argp
 
 def _texts(options: argparse.Namespace) -> list[str]:
     from components.data.config import DataConfig
+    from components.data.dataset import document_text
     from components.data.sources import read_source
-    from components.data.tables import document_text
 
     frame = read_source(DataConfig(source=options.data)).documents
     # As they stand, neighbours are of one kind, as in the shards of a corpus.
@@ -135,8 +135,7 @@ def _sentence_transformer(encoder: Any, options: argparse.Namespace, folder: Pat
 def _write_table(texts: Sequence[str], path: Path) -> Path:
     import pandas as pd
 
-    from components.data.dataset import write_table
-    from components.data.tables import content_hash
+    from components.data.dataset import content_hash, write_table
 
     rows = [(f"d{n}", "", text, "{}", content_hash(text)) for n, text in enumerate(texts)]
     write_table(pd.DataFrame(rows, columns=["doc_id", "title", "text", "metadata", "content_hash"]), path)

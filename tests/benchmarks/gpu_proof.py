@@ -154,7 +154,7 @@ def run(part: Part, environment: dict[str, str], limit: float) -> dict[str, Any]
 
 def machine() -> dict[str, Any]:
     """Device, processor, versions, commit and date."""
-    from components.evaluation.machine import describe_machine
+    from components.evaluation.speed import describe_machine
 
     asked = ("git", "rev-parse", "HEAD")
     commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() if shutil.which("git") else ""

@@ -57,7 +57,7 @@ def build(options: argparse.Namespace) -> dict[str, Any]:
     if note.is_file():
         found: dict[str, Any] = json.loads(note.read_text())
         return found
-    from components.studies.memory import peak, resident
+    from components.studies.growth_cell import peak, resident
 
     folder.mkdir(parents=True, exist_ok=True)
     _load_libraries(options.system)
@@ -72,7 +72,7 @@ def build(options: argparse.Namespace) -> dict[str, Any]:
 
 def search(options: argparse.Namespace) -> dict[str, Any]:
     """Recall and queries per second of every setting of one system, and the memory that searching took."""
-    from components.studies.memory import anonymous, peak, resident
+    from components.studies.growth_cell import anonymous, peak, resident
 
     _load_libraries(options.system)
     queries, exact = np.load(options.folder / QUERIES), np.load(options.folder / EXACT)

@@ -22,9 +22,8 @@ from index_world import SPACE_ID, document_blocks, in_own_process
 
 from components.index.index_keys import empty_index
 from components.index.merging import Merge
-from components.index.parts import INDEX_FILE, merge_parts, open_part, write_part
-from components.index.template import list_sizes, read_faiss, train_template, write_faiss
-from components.studies.memory import peak
+from components.index.parts import INDEX_FILE, list_sizes, merge_parts, open_part, read_faiss, train_template, write_faiss, write_part
+from components.studies.growth_cell import peak
 
 PARTS, WORK, MERGES = "parts", "merged", 4
 
@@ -91,8 +90,7 @@ def _merged(options: argparse.Namespace) -> dict[str, Any]:
 def _by_faiss(folder: Path, count: int) -> None:
     """The former `merge_parts`."""
     from components.artifacts import file_sha256
-    from components.index.parts import read_part, read_parts
-    from components.index.template import TEMPLATE_FILE
+    from components.index.parts import TEMPLATE_FILE, read_part, read_parts
 
     parts = read_parts(folder, count, read_part(folder, 0).space_id, file_sha256(folder / TEMPLATE_FILE))
     read_faiss(folder / TEMPLATE_FILE)

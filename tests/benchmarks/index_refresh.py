@@ -21,14 +21,12 @@ from typing import Any
 import numpy as np
 
 from components.artifacts import IndexArtifact, VectorShards
-from components.data.tables import content_hash, document_text
+from components.data.dataset import content_hash, document_text
 from components.index.build import build_index
-from components.index.changes import changes_since, read_documents
 from components.index.config import EncodingConfig, IndexConfig
-from components.index.corpus import Documents, StoredDocuments
-from components.index.delta import ChosenDocuments
+from components.index.corpus import ChosenDocuments, Documents, StoredDocuments
 from components.index.encode import LoadedEncoder, ShardJob, encode_shards
-from components.index.refresh import refresh_index
+from components.index.refresh import changes_since, read_documents, refresh_index
 
 WORDS, SHORTEST, LONGEST = 4000, 6, 60
 TABLE = "documents.parquet"

@@ -48,7 +48,7 @@ def in_own_process(job: str, system: str | None = None, one_thread: bool = True)
 def prepare(options: argparse.Namespace) -> dict[str, Any]:
     """Write corpus, queries and exact answers; returns how near the answers are, which says how hard the corpus is."""
     from components.artifacts import is_complete
-    from components.studies.growth_corpus import write_blocks
+    from components.studies.growth_cell import write_blocks
 
     shards = options.folder / SHARDS
     if not is_complete(shards):
@@ -62,7 +62,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
 
 def document_blocks(options: argparse.Namespace) -> Iterator[Floats]:
     """The corpus block by block, float32 of unit length."""
-    from components.studies.synthetic_vectors import BLOCK, random_space, unit
+    from components.studies.growth_cell import BLOCK, random_space, unit
 
     if options.vectors is None:
         yield from random_space(options.dimension, options.seed).blocks(options.documents)
@@ -82,7 +82,7 @@ def _numbered(blocks: Iterator[Floats]) -> Iterator[tuple[list[str], Floats]]:
 
 def _held_out(options: argparse.Namespace) -> Floats:
     """Twice as many queries as are measured: near documents but none of them; of real vectors those that are no documents."""
-    from components.studies.synthetic_vectors import random_space, unit
+    from components.studies.growth_cell import random_space, unit
 
     if options.vectors is not None:
         return unit(np.load(options.vectors, mmap_mode="r")[-2 * options.queries :].astype(np.float32))

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from components.evaluation.significance import Interval, mean_interval, paired_bootstrap, ratio_interval, seeded_interval
-from components.evaluation.units import Numbers
+from components.evaluation.units import Interval, Numbers, mean_interval, paired_bootstrap, ratio_interval, seeded_interval
 
 CONFIDENCE, LOWEST, HIGHEST = 0.95, 0.93, 0.97
 QUERIES, CATEGORIES = 641, 62

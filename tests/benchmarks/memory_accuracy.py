@@ -67,7 +67,7 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from components.settings import activate
-    from components.studies import memory
+    from components.studies import growth_cell as memory
     from components.towers.base_models import resolve_base
     from components.towers.config import TowerConfig
     from components.towers.loop import Training
@@ -132,7 +132,7 @@ def _make(model: dict[str, Any], folder: Path, kind: str) -> int:
     import torch
     from transformers import BertConfig, BertModel, Qwen3Config, Qwen3Model
 
-    from components.towers.tiny import _train_tokenizer
+    from components.towers.base_models import _train_tokenizer
 
     folder.mkdir()
     _train_tokenizer([f"w{i}" for i in range(WORDS)], folder)  # a token each, so that lengths are those of the texts

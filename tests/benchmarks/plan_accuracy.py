@@ -32,7 +32,7 @@ class Stopwatch:
 
     def run(self, step: Any) -> Any:
         """Make a step; wall and processor seconds, peak memory, and bytes on disk."""
-        from components.studies import memory
+        from components.studies import growth_cell as memory
         from flows.runner import make_step
 
         with suppress(OSError):  # the peak of this step alone, where the system lets a process reset it
@@ -78,7 +78,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     from components.planning.calibration import FULL_SECONDS, QUICK_SECONDS, calibrate
     from components.planning.facts import gather_facts
     from components.planning.plan import rows_of
-    from flows.cli.build import read_config
+    from flows.cli.prepare import read_config
     from flows.planning import number_bytes
     from flows.retrain import build_parts
     from flows.steps import snapshot_step

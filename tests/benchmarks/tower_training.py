@@ -61,7 +61,7 @@ def measure(system: str, options: argparse.Namespace) -> dict[str, float]:
 def _with_towers(pairs: list[tuple[str, str]], options: argparse.Namespace, system: str) -> float:
     import torch
 
-    from components.towers import gradient_cache
+    from components.towers import losses as gradient_cache
     from components.towers.contract import ROLES
     from components.towers.loop import in_chunks
     from components.towers.losses import info_nce
@@ -174,8 +174,8 @@ def _clock() -> Any:
 def _pairs(folder: Path) -> Iterator[tuple[str, str]]:
     """(query, document) of the folder's train judgements, in a fixed order; over again when they are too few."""
     from components.data.config import DataConfig
+    from components.data.dataset import document_text
     from components.data.sources import read_source
-    from components.data.tables import document_text
 
     tables = read_source(DataConfig(source=str(folder)))
     queries = dict(zip(tables.queries["query_id"], tables.queries["text"], strict=True))

@@ -11,10 +11,8 @@ import pytest
 import yaml
 from open_data_contract_standard.model import OpenDataContractStandard
 
-from components.data.compiler import compile_suite
-from components.data.contract_quality import regular_expression
-from components.data.contracts import contracts_digest, contracts_folder, load_contracts
-from components.data.rules import Place
+from components.data.contracts import Place, contracts_digest, contracts_folder, load_contracts, regular_expression
+from components.data.validation import compile_suite
 from components.errors import ConfigError
 
 OURS = contracts_folder("")

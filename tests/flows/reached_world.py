@@ -36,7 +36,7 @@ class Observer:
         self.executed, self.settings, self._met, self.on = set(), set(), set(), True
 
     def watch_settings(self) -> None:
-        from components.config import StepConfig
+        from components.settings import StepConfig
 
         plain = StepConfig.__getattribute__
 

@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from components.data.dataset import write_table
-from components.data.tables import content_hash
+from components.data.dataset import content_hash, write_table
 from components.errors import ModelError
 from components.towers.contract import EncodingContract
 from tests.encoders import WORDS, WordEncoder

@@ -264,7 +264,7 @@ def test_full_disk_is_named_and_finished_steps_are_kept(
     with at_home(small_disk / "home", mlflow_template) as home:
         assert_refused(scalingnote(*build), 9, str(home), "is full")
         assert not (home / "prefect" / "prefect.db").exists(), "no server was started on a disk too small for it"
-        monkeypatch.setattr("flows.cli.disk.NEEDED_BYTES", 0)
+        monkeypatch.setattr("flows.cli.output.NEEDED_BYTES", 0)
         assert_refused(scalingnote(*build), 9, "This job writes about", "is free")  # the sum is known before the first step
         monkeypatch.setattr("components.planning.plan.free_room", lambda _: Room(2**50, 2**50))  # it becomes full while the steps run
         interrupted = scalingnote(*build)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from components.towers.tiny import build_decoder, build_tiny_encoder
+from components.towers.base_models import build_decoder, build_tiny_encoder
 from flows.cli.main import main
 from tests.hub_world import hub_on_loopback, use_cache
 from tests.training.tiny_world import documents

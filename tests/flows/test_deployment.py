@@ -25,8 +25,7 @@ from components.release.open import load_manifest
 from components.tracking.runs import last_flow_run
 from flows.config import load_config, preset_names
 from flows.parameters import requested_config
-from flows.server_plans import prefect_plan
-from flows.servers import running
+from flows.servers import prefect_plan, running
 from tests.browser.chromium import chromium, missing
 from tests.browser.pages import Person
 from tests.flows.cli_world import write_collection

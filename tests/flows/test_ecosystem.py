@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from components import settings
-from components.data.tables import document_text
+from components.data.dataset import document_text
 from components.tracking import registry
 from components.tracking.store import client
 from tests import third_party

@@ -67,7 +67,7 @@ def test_wrong_arguments_are_refused_with_what_to_do(words: tuple[str, ...], sai
 
 def test_the_settings_for_a_card_are_valid(tmp_path: Path) -> None:
     from flows.config import load_settings
-    from flows.studies.config import StudySettings
+    from flows.studies.context import StudySettings
 
     for preset, settings in (("pages", gpu_proof.CARD), ("pages", gpu_proof.SCALING), ("smoke", gpu_proof.TINY)):
         import yaml

@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from components.artifacts import file_sha256
-from flows.server_plans import prefect_plan
-from flows.servers import running
+from flows.servers import prefect_plan, running
 from tests.flows.cli_world import SMALL, environment, free_port, write_collection
 
 ROOT = Path(__file__).resolve().parents[2]

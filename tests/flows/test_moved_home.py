@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from components.errors import ArtifactError
-from components.tracking import moved
+from components.tracking import embedded as moved
 from tests.flows.cli_world import SMALL, Built, at_home, done, scalingnote
 
 pytestmark = pytest.mark.slow

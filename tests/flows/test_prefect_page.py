@@ -22,8 +22,7 @@ from components.artifacts import Artifact, seal
 from components.errors import DataError
 from components.tracking.store import clear_caches, client
 from flows.runner import Step, run_step
-from flows.server_plans import prefect_plan
-from flows.servers import running
+from flows.servers import prefect_plan, running
 from flows.why import STEPS
 from tests.flows.cli_world import SMALL, environment, free_port, write_collection
 

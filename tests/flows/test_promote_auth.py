@@ -15,16 +15,14 @@ import pytest
 import yaml
 
 from components.errors import PromotionError
-from components.gates.policy import POLICY_VARIABLE
 from components.promotion.approval import approve
-from components.promotion.history import history_of
-from components.promotion.promote import promote, rollback
-from components.promotion.waiting import pending
-from components.promotion.webhook_deliveries import Deliveries
+from components.promotion.promote import pending, promote, rollback
+from components.promotion.status import history_of
 from components.tracking import registry
 from components.tracking.audit_log import read_audit
+from components.tracking.server.permissions import POLICY_VARIABLE
 from components.tracking.store import TrackingError
-from flows.webhook import receiving
+from flows.webhook import Deliveries, receiving
 from tests.auth_world import AuthServer, auth_server
 from tests.flows.cli_world import assert_refused, scalingnote
 from tests.unit.promotion_world import GOOD, NAME, POLICY, into_mlflow, make_candidate, no_smoke

@@ -19,11 +19,10 @@ from urllib.error import HTTPError
 import pytest
 
 from components.errors import ConfigError, PromotionError
-from components.promotion import waiting
-from components.promotion.webhook_deliveries import DELIVERY_ID, MAX_BODY, SIGNATURE, TIMESTAMP, Deliveries, sign
+from components.promotion import promote as waiting
 from components.tracking.store import TrackingError
-from flows.watch import Watch
-from flows.webhook import receiving, secret
+from flows.promote import Watch
+from flows.webhook import DELIVERY_ID, MAX_BODY, SIGNATURE, TIMESTAMP, Deliveries, receiving, secret, sign
 from tests.flows.cli_world import assert_refused, scalingnote
 
 SECRET = "a secret that both sides share"
@@ -39,7 +38,7 @@ class Flow:
         self.state: str | None = None
         self.outcome: Exception | None = None
         self.runs = 0
-        monkeypatch.setattr("components.promotion.waiting.pending", lambda name: self.state)
+        monkeypatch.setattr("components.promotion.promote.pending", lambda name: self.state)
         monkeypatch.setattr("flows.servers.run_flow", lambda _flow, name: self._promote(name))
 
     def _promote(self, name: str) -> dict[str, Any]:
@@ -137,7 +136,7 @@ def test_a_scheduled_run_ends_at_once_where_nothing_changed_since_the_refusal(mo
         raise PromotionError("no reason given")
 
     monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
-    monkeypatch.setattr("components.promotion.waiting.pending", lambda name: "a")
+    monkeypatch.setattr("components.promotion.promote.pending", lambda name: "a")
     monkeypatch.setattr(module, "promote_newest_approved", refuse)
     with pytest.raises(PromotionError):
         module.promote.fn("mine", retry=False)
@@ -151,8 +150,8 @@ def test_a_scheduled_run_ends_at_once_where_nothing_changed_since_the_refusal(mo
 
 def test_a_look_that_finds_nothing_loads_no_prefect(tmp_path: Path) -> None:
     code = (
-        "import sys, components.promotion.waiting as w; w.pending = lambda name: None\n"
-        "from flows.watch import Watch; Watch('retriever', 60, print).look(); print('prefect' in sys.modules)"
+        "import sys, components.promotion.promote as w; w.pending = lambda name: None\n"
+        "from flows.promote import Watch; Watch('retriever', 60, print).look(); print('prefect' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600).stdout == "False\n"
 

@@ -13,8 +13,8 @@ import pytest
 
 from components.distillation.student import StudentEncoder
 from components.release.open import load_manifest
+from components.towers.contract import PROBE_TEXTS
 from components.towers.encoder import TowerEncoder
-from components.towers.probes import PROBE_TEXTS
 from tests.data_world import write_lines, write_rows
 from tests.flows.cli_world import SMALL, TITLES, Built, assert_refused, at_home, done, require_valid_exports, scalingnote
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from components.evaluation.comparison import load_comparison
+from components.evaluation.champion_comparison import load_comparison
 from components.tracking import registry
-from components.tracking.links import evidence_links
+from components.tracking.runs import evidence_links
 from components.tracking.store import client
 from tests.flows.cli_world import SMALL, TITLES, Built, at_home, done, scalingnote
 

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from components.errors import ConfigError
-from flows.server_plans import ServerError, ServerPlan, mlflow_plan, prefect_plan
-from flows.servers import check_ports, running, serve
+from flows.servers import ServerError, ServerPlan, check_ports, mlflow_plan, prefect_plan, running, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -85,7 +84,7 @@ def test_a_server_and_its_children_end_with_the_process_that_started_them(home: 
     port = free_port()
     child = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-m', 'http.server', '-b', '127.0.0.1', '{port}']))"
     plan = f"ServerPlan('Test', {port}, (sys.executable, '-c', {child!r}), '/')"
-    imports = "import sys, time; from flows.servers import running; from flows.server_plans import ServerPlan"
+    imports = "import sys, time; from flows.servers import running; from flows.servers import ServerPlan"
     code = f"{imports}\nwith running([{plan}]): print('runs', flush=True); time.sleep(300)"
     command = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     with command:

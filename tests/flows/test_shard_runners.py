@@ -23,7 +23,7 @@ from components.index.corpus import StoredDocuments
 from components.index.encode import ShardJob, encode_shards
 from components.index.workers import device_of, threads_of
 from flows import encoding_runners as encoding
-from flows.cli.disk import is_disk_full
+from flows.cli.output import is_disk_full
 from flows.config import load_config
 from flows.encoding_runners import WorkerLost, runner_of
 from flows.steps import vectors_step

@@ -11,7 +11,7 @@ import pytest
 from components import settings
 from components.promotion.approval import approve
 from components.promotion.promote import promote
-from components.promotion.vouch import vouch
+from components.promotion.record import vouch
 from components.tracking import promotion_records as records
 from components.tracking.store import client
 from tests.flows.cli_world import done, scalingnote

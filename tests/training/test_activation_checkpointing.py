@@ -11,7 +11,7 @@ import torch
 from components.towers import two_towers as backbone
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
-from components.towers.layers import recompute_layers
+from components.towers.transformer import recompute_layers
 from components.towers.two_towers import TwoTowers
 from tests.training.tiny_world import documents, queries
 from tests.training.two_processes import CONFIG, loss_and_gradient, negatives

@@ -14,13 +14,20 @@ from components.data.dataset import Dataset
 from components.distillation.config import DistillationConfig
 from components.distillation.student import load_student
 from components.errors import ModelError
-from components.studies.asymmetric import DOCUMENT_TOWER, QUERY_ENCODER, train_asymmetric
-from components.studies.contrastive import CHECKPOINT, PairTraining, for_passes, pairs_with_titles
-from components.studies.symmetric import symmetric_roles, train_symmetric
+from components.studies.trained_baselines import (
+    CHECKPOINT,
+    DOCUMENT_TOWER,
+    QUERY_ENCODER,
+    PairTraining,
+    for_passes,
+    pairs_with_titles,
+    symmetric_roles,
+    train_asymmetric,
+    train_symmetric,
+)
 from components.towers.config import TowerConfig
-from components.towers.contract import space_id_of
+from components.towers.contract import check_probes, space_id_of
 from components.towers.encoder import load_tower
-from components.towers.probes import check_probes
 from tests.encoders import dataset_of
 from tests.training.tiny_world import documents, pairs, queries
 

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.errors import ModelError
-from components.towers.batches import BatchPlan
 from components.towers.config import TowerConfig
-from components.towers.pairs import Pairs
+from components.towers.pairs import BatchPlan, Pairs
 
 
 def world(count: int, origins: list[str] | None = None) -> Pairs:

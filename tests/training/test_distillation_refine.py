@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from components.distillation.objectives import similarity_loss
-from components.distillation.refine import Refinement
+from components.distillation.objectives import Refinement, similarity_loss
 
 AXES = torch.eye(4)
 # Text 0 has the documents 0 and 2, text 1 the document 1, text 2 the document 3.
@@ -73,7 +72,7 @@ def test_mined_documents_are_the_nearest_of_the_queries_of_the_batch() -> None:
 
 
 def test_mining_in_parts_and_deeper_than_there_are_documents(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.distillation.refine.SCORES_AT_ONCE", 5)
+    monkeypatch.setattr("components.distillation.objectives.SCORES_AT_ONCE", 5)
     refinement = Refinement(AXES, AXES[:3], PAIRS, None)
     refinement.mine(AXES[:3], 100)
     assert refinement.candidates(np.array([0])).documents.tolist() == AXES.tolist()
@@ -99,7 +98,7 @@ def test_spread_negatives_come_from_the_whole_range_of_the_teachers_scores() -> 
 
 
 def test_spread_negatives_where_documents_are_few_or_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.distillation.refine.SCORES_AT_ONCE", 5)
+    monkeypatch.setattr("components.distillation.objectives.SCORES_AT_ONCE", 5)
     refinement = Refinement(AXES, AXES[:3], PAIRS, None)
     refinement.spread(100, (1,))  # of four documents, which a text scores 1, 0, 0, 0: two parts hold any
     assert refinement._mined is not None and refinement._mined.shape == (3, 4)

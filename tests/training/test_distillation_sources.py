@@ -10,12 +10,22 @@ import pandas as pd
 import pytest
 
 from components.artifacts import verify
-from components.data.dataset import Dataset
-from components.data.tables import content_hash
+from components.data.dataset import Dataset, content_hash
 from components.distillation import generation
 from components.distillation.config import DistillationConfig
 from components.distillation.generation import GENERATED, generate_queries, read_generated
-from components.distillation.material import (
+from components.distillation.teacher_targets import (
+    dev_queries,
+    document_sentences,
+    document_spans,
+    learnable,
+    query_sources,
+    read_held_out,
+    read_sources,
+    read_teacher_targets,
+    write_teacher_targets,
+)
+from components.distillation.train import (
     DocumentSide,
     check_sources,
     distillation_data,
@@ -23,10 +33,8 @@ from components.distillation.material import (
     noised_copies,
     refinement_pairs,
 )
-from components.distillation.sources import dev_queries, document_sentences, document_spans, learnable, query_sources
-from components.distillation.teacher_targets import read_held_out, read_sources, read_teacher_targets, write_teacher_targets
 from components.errors import DataError, ModelError
-from components.studies.query_noise import mixed_noise
+from components.studies.scores import mixed_noise
 from tests.encoders import WordEncoder
 
 TITLES = ("Apple", "Bread", "Cheese", "Dates", "Eggs", "Figs", "Grape", "Honey")

@@ -13,12 +13,11 @@ from pydantic import ValidationError
 
 from components.artifacts import read_json
 from components.distillation.config import DistillationConfig
-from components.distillation.health import collapse_signs, retention_of, spread_of
-from components.distillation.material import DistillationData
+from components.distillation.selection import collapse_signs, retention_of, spread_of
 from components.distillation.student import load_student
-from components.distillation.train import LOG, Distillation, train_student
+from components.distillation.train import LOG, Distillation, DistillationData, train_student
 from components.errors import CollapseError, DataError
-from components.towers.checks import Spread
+from components.towers.contract import Spread
 from tests.training.student_world import word_data
 from tests.training.tiny_world import queries
 

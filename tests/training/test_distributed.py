@@ -20,10 +20,10 @@ from components.artifacts import verify, write_json
 from components.errors import ConfigError, DataError, ModelError
 from components.towers.config import TowerConfig
 from components.towers.encoder import load_tower
-from components.towers.launch import FAILURE, failure_of, main, read_pairs, write_pairs
+from components.towers.launch import main, read_pairs
 from components.towers.loop import share_of
 from components.towers.negatives import nearest
-from components.towers.processes import World, gather_with_gradient, launched, require_same_data
+from components.towers.processes import FAILURE, World, failure_of, gather_with_gradient, launched, require_same_data, write_pairs
 from components.towers.train import train_towers, training_losses
 from tests.training.tiny_world import documents, pairs
 from tests.training.two_processes import CONFIG, FULL, loss_and_gradient, negatives, vectors

@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from components.artifacts import digest_of
-from components.distillation.student.checks import width_of
+from components.distillation.student.initial import width_of
 from components.errors import ConfigError, ModelError, ProbeMismatch
 from components.towers.config import EndpointConfig, TowerConfig
 from components.towers.contract import EncodingContract, space_id_of

@@ -140,7 +140,7 @@ def test_what_sees_ahead_or_has_no_room_for_a_tree_is_encoded_the_plain_way(
     families: dict[str, str], tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import components.towers.encoder as encoder
-    from components.towers.beginnings import can_share, longest_shared
+    from components.towers.encoder import can_share, longest_shared
 
     def saved(name: str, **changes: Any) -> Any:
         folder = tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}"
@@ -163,7 +163,7 @@ def test_what_sees_ahead_or_has_no_room_for_a_tree_is_encoded_the_plain_way(
 def test_a_model_that_heeds_no_mask_or_no_positions_of_ours_is_found_out(families: dict[str, str], home: Path) -> None:
     import torch
 
-    from components.towers.beginnings import can_share
+    from components.towers.encoder import can_share
     from components.towers.two_towers import load_decoder
 
     for dropped in ("attention_mask", "position_ids"):
@@ -220,8 +220,7 @@ def test_texts_longer_than_the_positions_are_refused_before_training_and_the_lon
 def test_weights_that_adapters_cannot_reach_are_refused_by_name(families: dict[str, str], home: Path) -> None:
     import torch
 
-    from components.towers.adapters import adapted_maps
-    from components.towers.two_towers import load_decoder
+    from components.towers.two_towers import adapted_maps, load_decoder
 
     model, _ = load_decoder(resolve_base(families["qwen3"]), "float32")
     model.layers[1].mlp.convolution = torch.nn.Conv1d(4, 4, 3)

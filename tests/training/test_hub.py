@@ -10,8 +10,7 @@ import pytest
 
 from components.errors import ModelError
 from components.towers import hub
-from components.towers.base_models import is_on_hub, load_config, pinned_revision, resolve_base
-from components.towers.tiny import build_decoder, build_tiny_encoder
+from components.towers.base_models import build_decoder, build_tiny_encoder, is_on_hub, load_config, pinned_revision, resolve_base
 from tests.hub_world import hub_on_loopback, keep_in_cache, use_cache
 from tests.training.tiny_world import documents, queries
 

@@ -12,9 +12,9 @@ from components.errors import ModelError
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.encoder import load_tower
-from components.towers.layers import first_and_last, keep_layers
 from components.towers.model_size import non_embedding_parameters
 from components.towers.train import train_towers
+from components.towers.transformer import first_and_last, keep_layers
 from components.towers.two_towers import load_decoder
 from tests.training.tiny_world import documents, pairs, queries
 

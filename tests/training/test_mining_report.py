@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from components.errors import ArtifactError
-from components.towers.mining_report import REPORT_MD, add_round, load_rounds, render
+from components.towers.negatives import REPORT_MD, add_round, load_rounds, render
 
 
 def report(number: int, **changes: Any) -> dict[str, Any]:

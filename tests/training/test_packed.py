@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from components.distillation.student.packed import can_pack, packed_vectors
+from components.distillation.student.encoder import can_pack, packed_vectors
 from components.distillation.student.transformer import load_small_encoder
 from components.towers.base_models import resolve_base
-from components.towers.pooling import pool
 from components.towers.tokens import pad_batch
+from components.towers.transformer import pool
 from tests.training.tiny_world import documents, queries
 
 ROWS = [[1, 9, 2], [1, 9, 14, 30, 7, 2], [1, 5, 2], [1, 2]]

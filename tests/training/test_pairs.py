@@ -5,8 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from components.data.dataset import Dataset
-from components.data.tables import judgement_table, query_table
+from components.data.dataset import Dataset, judgement_table, query_table
 from components.towers.pairs import Pairs, training_pairs
 
 

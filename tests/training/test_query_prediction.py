@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from components.errors import ModelError
-from components.towers.query_prediction import START_SCALE, build
+from components.towers.losses import START_SCALE, build
 
 # Token 0 is special and token 9 stands in every query, as a prompt does. 5 stands in two queries of three, 7 in one.
 QUERIES = [[9, 5, 0], [9, 5, 5, 7, 0], [9, 0]]

@@ -14,11 +14,10 @@ from pydantic import ValidationError
 
 from components.artifacts import open_artifact
 from components.errors import ArtifactError, ModelError
-from components.towers.base_models import resolve_base, tower_base
+from components.towers.base_models import build_decoder, resolve_base, tower_base
 from components.towers.config import TowerConfig
 from components.towers.contract import load_contract
 from components.towers.encoder import load_tower
-from components.towers.tiny import build_decoder
 from components.towers.train import train_towers
 from flows.cli.main import main
 from tests.hub_world import hub_on_loopback, keep_in_cache, use_cache

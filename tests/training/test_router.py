@@ -15,7 +15,7 @@ from components.distillation.router import export_router, require_new
 from components.distillation.student import new_student
 from components.distillation.student.storage import load_student, save_student
 from components.errors import ArtifactError, ModelError
-from components.evidence.model_cards import stated_licence
+from components.evidence.description import stated_licence
 from components.release.manifest import BaseModelPin
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
@@ -23,7 +23,7 @@ from components.towers.contract import load_contract, save_contract
 from components.towers.encoder import load_tower
 from components.towers.train import train_towers
 from components.towers.trained.published import read_published, with_own_settings
-from components.towers.trained.stored import BASE
+from components.towers.trained.vector_files import BASE
 from tests.hub_world import keep_in_cache, use_cache
 from tests.published_world import FORMS
 from tests.training.tiny_world import documents, pairs, queries
@@ -132,7 +132,7 @@ def test_the_evaluator_of_sentence_transformers_finds_what_the_encoders_find(tmp
 @pytest.fixture
 def adapted(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A document tower that is an adapter on a model of a hub, which lies in the cache."""
-    from components.towers.tiny import build_decoder
+    from components.towers.base_models import build_decoder
 
     decoder = tmp_path / "decoder"
     decoder.mkdir()

@@ -13,13 +13,12 @@ import pytest
 
 from components.artifacts import verify
 from components.distillation.config import DistillationConfig
-from components.distillation.material import DistillationData
 from components.distillation.selection import DevSet, dev_metrics
 from components.distillation.student import load_student, untrained_student
 from components.distillation.teacher_targets import read_teacher_targets, write_teacher_targets
-from components.distillation.train import Distillation, train_student
+from components.distillation.train import Distillation, DistillationData, train_student
 from components.errors import ArtifactError
-from components.towers.probes import check_probes
+from components.towers.contract import check_probes
 from tests.training.student_world import WIDTH, word_data
 from tests.training.tiny_world import documents, queries
 

@@ -10,10 +10,10 @@ import pytest
 
 from components.distillation.config import DistillationConfig
 from components.distillation.student import StudentEncoder, load_encoder, load_student, new_student, save_student, untrained_student
-from components.distillation.student.static import static_tokens
+from components.distillation.student.encoder import static_tokens
 from components.distillation.student.transformer import Source, bare_student
 from components.errors import ModelError
-from components.towers import tiny
+from components.towers import base_models as tiny
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import save_contract
@@ -153,7 +153,7 @@ def test_static_vectors_start_as_the_encoders_of_single_tokens(home: Path) -> No
 def test_tokens_beyond_the_limit_take_the_encoders_linear_part(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = bare_student(Source(config(), queries(), None))
     direct = bare_student(Source(config(form="static"), queries(), None)).model["embedding"].weight.detach()
-    monkeypatch.setattr("components.distillation.student.first_token_vectors.DIRECT_TOKENS", 50)
+    monkeypatch.setattr("components.distillation.student.transformer.DIRECT_TOKENS", 50)
     table = bare_student(Source(config(form="static"), queries(), None)).model["embedding"].weight.detach()
     same = (table - direct).abs().amax(1) < 1e-6
     assert len(table) == len(whole.tokenizer) > 50 == int(same.sum())

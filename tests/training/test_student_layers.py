@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from components.distillation.config import DistillationConfig
-from components.distillation.pruning import prune
+from components.distillation.plan import prune
 from components.distillation.student import check_before_towers, check_student, new_student
-from components.distillation.student.heads import linear_head, ridge, two_layer_head
-from components.distillation.student.layers import choose_layers
+from components.distillation.student.encoder import linear_head, ridge, two_layer_head
+from components.distillation.student.transformer import choose_layers
 from components.errors import ModelError
 from components.towers.config import TowerConfig
-from components.towers.layers import first_and_last, keep_layers, layer_count, layer_stack
+from components.towers.transformer import first_and_last, keep_layers, layer_count, layer_stack
 from tests.training.test_student_forms import config, queries, student_of, teacher_vectors, tower  # noqa: F401
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 40, "pad_token_id": 0}

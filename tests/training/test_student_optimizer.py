@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from components.distillation.optimizer import MAX_NORM, WEIGHT_DECAY, StudentOptimizer
+from components.distillation.plan import MAX_NORM, WEIGHT_DECAY, StudentOptimizer
 
 TOUCHED = [3, 1, 3]
 

@@ -11,17 +11,15 @@ import torch
 
 from components.artifacts import read_json, verify, write_json
 from components.errors import ArtifactError, ConfigError, ModelError
-from components.towers.attention import check_attention, set_attention
 from components.towers.base_models import resolve_base
-from components.towers.checkpoint import CHECKPOINT
 from components.towers.config import TowerConfig
 from components.towers.contract import save_contract, space_id_of
 from components.towers.encoder import load_tower
-from components.towers.hard_negatives import HardNegatives, round_of_step
-from components.towers.loop import Training, in_chunks
-from components.towers.negatives import Mined
+from components.towers.loop import CHECKPOINT, Training, in_chunks
+from components.towers.negatives import HardNegatives, Mined, round_of_step
 from components.towers.tokens import pad_batch, tokens_of
 from components.towers.train import train_towers, training_losses
+from components.towers.transformer import check_attention, set_attention
 from components.towers.two_towers import TwoTowers
 from tests.training.test_mining_report import report
 from tests.training.tiny_world import documents, pairs, queries

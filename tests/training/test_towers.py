@@ -10,15 +10,13 @@ import torch
 
 from components.artifacts import verify
 from components.errors import ArtifactError, CollapseError, ModelError, ProbeMismatch
-from components.towers import gradient_cache
+from components.towers import losses as gradient_cache
 from components.towers.base_models import resolve_base
-from components.towers.checkpoint import CHECKPOINT
-from components.towers.checks import measure_spread, refuse_collapse
 from components.towers.config import TowerConfig
-from components.towers.contract import load_contract
+from components.towers.contract import PROBE_TEXTS, check_probes, load_contract, measure_spread, refuse_collapse
 from components.towers.encoder import load_tower
+from components.towers.loop import CHECKPOINT
 from components.towers.losses import info_nce
-from components.towers.probes import PROBE_TEXTS, check_probes
 from components.towers.train import train_towers, training_losses
 from components.towers.two_towers import TwoTowers
 from tests.training.tiny_world import documents, pairs, queries

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from components.errors import ScalingNoteError
 from components.towers.base_models import resolve_base
-from components.towers.checkpoint import CHECKPOINT, optimizer_state
 from components.towers.config import TowerConfig
 from components.towers.contract import save_contract, space_id_of
-from components.towers.loop import Training
+from components.towers.loop import CHECKPOINT, Training, optimizer_state
+from components.towers.losses import build
 from components.towers.negatives import nearest_together
 from components.towers.pairs import Pairs
 from components.towers.processes import (
@@ -29,7 +29,6 @@ from components.towers.processes import (
     sum_gradients,
     wait_for_all,
 )
-from components.towers.query_prediction import build
 from components.towers.train import take_part
 from components.towers.two_towers import TwoTowers
 from tests.training.tiny_world import documents, pairs, queries

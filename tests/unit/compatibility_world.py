@@ -16,18 +16,15 @@ from numpy.typing import NDArray
 
 from components.artifacts import Artifact, IndexArtifact, VectorShards, file_sha256, open_artifact, read_manifest, seal, write_json
 from components.index.build import build_index
-from components.index.changes import changes_since
 from components.index.config import EncodingConfig, IndexConfig
-from components.index.corpus import LoadedDocuments
-from components.index.delta import ChosenDocuments
+from components.index.corpus import ChosenDocuments, LoadedDocuments
 from components.index.encode import LoadedEncoder, ShardJob, StoredTower, encode_corpus, encode_shards
 from components.index.parts import merge_parts
-from components.index.refresh import refresh_index
+from components.index.refresh import changes_since, refresh_index
 from components.index.search import VectorIndex, load_index
 from components.index.shards import ShardKeys, shard_manifest_path, vectors_path, write_shard
 from components.serving.retriever import Retriever
-from components.towers.contract import save_contract
-from components.towers.probes import PROBE_FILE, record_probes
+from components.towers.contract import PROBE_FILE, record_probes, save_contract
 from tests.encoders import WordEncoder, dataset_of
 
 SPACE, OTHER = "a" * 64, "b" * 64

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from components.data.validation_report import ContractUsed, RowsLeftOut, RuleResult, ValidationReport
-from components.evaluation.comparison import (
+from components.evaluation.champion_comparison import (
     AGREEMENT_COLUMNS,
     CANDIDATE,
     CHAMPION,

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from components.artifacts import Artifact, seal, write_json
-from components.evaluation.comparison import CANDIDATE, CHAMPION, SERVED, ComparisonSummary
+from components.evaluation.champion_comparison import CANDIDATE, CHAMPION, SERVED, ComparisonSummary
 from components.evaluation.report import (
     AnnSummary,
     EncoderSpeed,
@@ -24,10 +24,10 @@ from components.evaluation.report import (
     load_evaluation,
     write_report,
 )
-from components.gates.config import PolicyConfig
 from components.gates.decide import Evidence, decide
-from components.gates.facts import Facts, write_facts
-from components.release.baseline import Baseline, load_baseline
+from components.gates.decision import Facts, write_facts
+from components.gates.policy import PolicyConfig
+from components.release.champion import Baseline, load_baseline
 from components.release.manifest import (
     REPORT_PAGE,
     DatasetPin,

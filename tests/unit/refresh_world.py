@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from components.artifacts import IndexArtifact, VectorShards
 from components.data.dataset import Dataset
 from components.index.build import build_index
-from components.index.changes import Changes, changes_since
 from components.index.config import EncodingConfig, IndexConfig
 from components.index.encode import encode_corpus
-from components.index.numbers import unit_rows
-from components.index.refresh import refresh_index
+from components.index.refresh import Changes, changes_since, refresh_index
 from components.index.search import VectorIndex, index_in_memory, load_index
+from components.index.stored_vectors import unit_rows
 from tests.encoders import WORDS, WordEncoder, dataset_of
 
 FLAT = IndexConfig(compact_share=1.0)

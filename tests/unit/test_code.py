@@ -105,21 +105,21 @@ def test_a_comment_in_the_code_of_the_built_in_data_leaves_its_digest(tmp_path: 
     ("place", "expected"),
     [
         ("components/towers/losses.py", {"train_towers"}),
-        ("components/towers/hard_negatives.py", {"train_towers"}),
+        ("components/towers/negatives.py", {"train_towers"}),
         ("components/distillation/objectives.py", {"distil_query_tower"}),
         ("components/distillation/train.py", {"distil_query_tower"}),
-        ("components/distillation/material.py", {"distil_query_tower"}),
+        ("components/distillation/train.py", {"distil_query_tower"}),
         ("components/distillation/plan.py", {"distil_query_tower"}),
         ("components/distillation/selection.py", {"distil_query_tower"}),
-        ("components/distillation/refine.py", {"distil_query_tower"}),
-        ("components/distillation/student/packed.py", {"distil_query_tower", "evaluate"}),
+        ("components/distillation/objectives.py", {"distil_query_tower"}),
+        ("components/distillation/student/encoder.py", {"distil_query_tower", "evaluate"}),
         ("components/distillation/student.py", {"distil_query_tower", "evaluate"}),
-        ("components/distillation/sources.py", {"encode_teacher_queries", "distil_query_tower"}),
+        ("components/distillation/teacher_targets.py", {"encode_teacher_queries", "distil_query_tower"}),
         ("components/distillation/generation.py", {"generate_queries", "encode_teacher_queries"}),
         ("components/index/build.py", {"build_index"}),
         ("components/index/stored_vectors.py", {"build_index", "distil_query_tower", "evaluate"}),
         ("components/evaluation/metrics.py", {"evaluate"}),
-        ("components/data/rules.py", {"validate_data"}),
+        ("components/data/contracts.py", {"validate_data"}),
         ("components/data/jsonl.py", set()),
         ("components/data/snapshot.py", set()),
         ("components/tracking/runs.py", set()),
@@ -159,7 +159,7 @@ def test_a_changed_line_of_a_steps_own_wiring_changes_its_key_and_no_other(tree:
 
 
 def test_a_module_that_is_gone_is_named_with_the_one_that_needs_it(tree: Path) -> None:
-    (tree / "components/towers/schedule.py").unlink()
+    (tree / "components/towers/losses.py").unlink()
     with pytest.raises(ArtifactError, match=r"no module components\.towers\.schedule, which components\.\w+\.\w+ needs"):
         reached_by(STEPS["train_towers"].make, tree)
 
@@ -292,11 +292,11 @@ def test_of_the_wiring_only_what_is_reached_counts(tmp_path: Path) -> None:
     }
 
     def code(root: Path, **changes: str) -> dict[str, str]:
-        project(root, {"components/towers/schedule.py": "def f(x): ...\n", "components/towers/layers.py": "def f(): ...\n"})
+        project(root, {"components/towers/losses.py": "def f(x): ...\n", "components/towers/transformer.py": "def f(): ...\n"})
         return reached(root, "\n".join({"future": "from __future__ import annotations", **lines, **changes}.values())).code
 
     first = code(tmp_path / "a")
-    assert set(first) == {"components/towers/schedule.py", *(f"flows/wiring.py:{name}" for name in ("LIMIT", "helper", "make"))}
+    assert set(first) == {"components/towers/losses.py", *(f"flows/wiring.py:{name}" for name in ("LIMIT", "helper", "make"))}
     assert code(tmp_path / "b", unused="def unused():\n    return 2") == first
     helper = "def helper(x):\n    return schedule.f(LIMIT) + 1"
     for name, text in (("limit", "LIMIT = 2"), ("helper", helper), ("make", "def make(f):\n    pass")):
@@ -354,7 +354,7 @@ def test_the_class_of_a_value_that_a_step_is_closed_over_counts(tmp_path: Path) 
     from components.towers.config import TowerConfig
     from components.towers.contract import EncodingContract  # of the real ones, since a class has to be loaded
 
-    project(tmp_path, {"components/towers/contract.py": "", "components/towers/config.py": "", "flows/parts.py": ""})
+    project(tmp_path, {"components/towers/contract.py": "", "components/towers/config.py": "", "flows/candidate.py": ""})
     wiring = "def step(value):\n    def make(folder):\n        return value.anything\n    return make\n"
     contract, config = EncodingContract.model_construct(), TowerConfig()
     assert set(reached(tmp_path, wiring, "step(value)", value=contract).code) == {"components/towers/contract.py", "flows/wiring.py:step"}

@@ -7,9 +7,8 @@ import pytest
 
 from components.artifacts import seal, verify
 from components.data.config import DataConfig
-from components.data.dataset import load_dataset
+from components.data.dataset import content_hash, document_text, load_dataset, normalise_text
 from components.data.snapshot import snapshot
-from components.data.tables import content_hash, document_text, normalise_text
 from components.errors import ArtifactError, DataError
 from tests.data_world import documents, write_folder, write_lines, write_rows
 

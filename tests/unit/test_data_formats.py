@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.data.config import DataConfig
+from components.data.dataset import RawTables
 from components.data.delimited import read_qrels
 from components.data.sources import read_source
-from components.data.tables import RawTables
 from components.errors import DataError
 from tests.data_world import SPLITS, Row, documents, qrels, queries, write_folder, write_lines, write_rows
 

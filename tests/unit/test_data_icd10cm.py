@@ -6,8 +6,8 @@ import pytest
 
 from components.data import icd10cm
 from components.data.config import DataConfig
+from components.data.dataset import RawTables, document_text, normalise_text
 from components.data.sources import read_source
-from components.data.tables import RawTables, document_text, normalise_text
 from components.errors import DataError
 
 SMALL = """<ICD10CM.tabular><chapter><name>9</name><desc>Diseases of the heart (I00-I99)</desc>

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from components.data import ir_sets
+from components.data import sources as ir_sets
 from components.data.config import DataConfig
 from components.data.sources import read_source, remarks_on, source_digest, source_name
 from components.errors import DataError
@@ -56,7 +56,7 @@ SETS = {
 
 @pytest.fixture
 def package(monkeypatch: pytest.MonkeyPatch) -> None:
-    ir_sets.digest.cache_clear()
+    ir_sets.ir_set_digest.cache_clear()
     monkeypatch.setitem(sys.modules, "ir_datasets", SimpleNamespace(registry=list(SETS), load=SETS.__getitem__))
 
 
@@ -65,7 +65,7 @@ def of(name: str, **changes: Any) -> DataConfig:
 
 
 def test_a_set_is_read_with_the_splits_that_the_package_has_of_it(package: None) -> None:
-    tables = ir_sets.read("ir_datasets:beir/toy")
+    tables = ir_sets.read_ir_set("ir_datasets:beir/toy")
     assert tables.documents.iloc[1].tolist() == ["d1", "title 1", "text 1", "{}"]
     assert tables.queries.to_dict("records")[-1] == {"query_id": "q3", "text": "three"}
     assert sorted(tables.judgements.itertuples(index=False, name=None)) == [
@@ -78,7 +78,7 @@ def test_a_set_is_read_with_the_splits_that_the_package_has_of_it(package: None)
 
 
 def test_documents_without_a_title_have_the_text_that_the_package_names(package: None) -> None:
-    tables = ir_sets.read("ir_datasets:web/pages")
+    tables = ir_sets.read_ir_set("ir_datasets:web/pages")
     assert tables.documents[["title", "text"]].values.tolist() == [["", "a body"], ["", "another body"]]
     assert tables.judgements["split"].tolist() == ["test"]
 
@@ -86,7 +86,7 @@ def test_documents_without_a_title_have_the_text_that_the_package_names(package:
 def test_the_digest_is_of_what_is_read(package: None, monkeypatch: pytest.MonkeyPatch) -> None:
     first = source_digest(of("beir/toy"))
     monkeypatch.setitem(SETS, "beir/toy/train", part(TEXTS, [Topic("q1", "other words", "")], [Judged("q1", "d1", 1, "0")]))
-    ir_sets.digest.cache_clear()
+    ir_sets.ir_set_digest.cache_clear()
     assert source_digest(of("beir/toy")) != first != source_digest(of("beir/toy/test"))
 
 
@@ -105,7 +105,7 @@ def test_a_set_can_be_mixed_into_another(package: None) -> None:
 )
 def test_a_name_that_is_not_there_is_one_sentence(name: str, words: str, package: None) -> None:
     with pytest.raises(DataError, match=words):
-        ir_sets.read(f"ir_datasets:{name}")
+        ir_sets.read_ir_set(f"ir_datasets:{name}")
 
 
 def test_a_set_that_cannot_be_fetched_is_one_sentence(package: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_a_set_that_cannot_be_fetched_is_one_sentence(package: None, monkeypatch
 
     monkeypatch.setitem(SETS, "web/pages", SimpleNamespace(**{**vars(SETS["web/pages"]), "docs_iter": fail}))
     with pytest.raises(DataError, match=r"cannot be fetched or read: All download sources failed\. Check the network"):
-        ir_sets.read("ir_datasets:web/pages")
+        ir_sets.read_ir_set("ir_datasets:web/pages")
 
 
 def test_without_the_package_the_command_says_what_to_install(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

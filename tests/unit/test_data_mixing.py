@@ -9,11 +9,9 @@ from components.artifacts import verify
 from components.data import icd10cm
 from components.data.config import DataConfig
 from components.data.contracts import contracts_folder
-from components.data.dataset import load_dataset
-from components.data.mixing import mix
+from components.data.dataset import RawTables, judgement_table, load_dataset, query_table
 from components.data.snapshot import snapshot
-from components.data.sources import read_source, source_digest, source_name
-from components.data.tables import RawTables, judgement_table, query_table
+from components.data.sources import mix, read_source, source_digest, source_name
 from components.data.validation import load_report, require_valid, validate
 from components.errors import DataError
 from components.towers.pairs import training_pairs

@@ -10,11 +10,11 @@ import pytest
 
 from components.data.config import DataConfig
 from components.data.contracts import contracts_folder
+from components.data.dataset import normalise_text
 from components.data.snapshot import snapshot
-from components.data.tables import normalise_text
 from components.data.validation import load_report, validate
 from components.evaluation.slices import words_of
-from components.visible import is_blank, written
+from components.text import is_blank, written
 from tests.data_world import Row, queries, write_folder, write_rows
 
 DIFFERENT = {

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from components.data.dataset import Dataset
-from components.data.seen_queries import SEEN_FILE, load_seen, require_unseen, seen_queries, write_seen
+from components.data.left_out import SEEN_FILE, load_seen, require_unseen, seen_queries, write_seen
 from components.errors import ArtifactError, DataError
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from components.data.config import DataConfig
+from components.data.dataset import RawTables
 from components.data.sources import read_source, source_digest
-from components.data.tables import RawTables
 from components.errors import DataError
 from tests.data_world import documents, write_folder, write_rows
 

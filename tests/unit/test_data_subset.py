@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.data.config import DataConfig
-from components.data.sources import read_source
-from components.data.subset import hold_out_dev, keep_documents
-from components.data.tables import RawTables, judgement_table, query_table
+from components.data.dataset import RawTables, judgement_table, query_table
+from components.data.sources import hold_out_dev, keep_documents, read_source
 from tests.data_world import queries, write_folder, write_lines, write_rows
 
 

@@ -11,7 +11,7 @@ from components.artifacts import DatasetArtifact, verify
 from components.data.config import DataConfig
 from components.data.dataset import load_dataset
 from components.data.snapshot import snapshot
-from components.studies.train_share import train_pair_count, write_train_share
+from components.studies.scaling_cell import train_pair_count, write_train_share
 from tests.data_world import write_folder
 
 

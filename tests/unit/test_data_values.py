@@ -16,7 +16,7 @@ from components.data.dataset import load_dataset
 from components.data.snapshot import snapshot
 from components.data.sources import read_source
 from components.errors import DataError
-from components.visible import is_blank
+from components.text import is_blank
 from tests.data_world import documents, queries, write_folder, write_lines, write_rows
 
 

@@ -18,11 +18,10 @@ import pytest
 
 from components import errors
 from components.tracking.store import TrackingError
-from flows.cli.build import parsed_settings
 from flows.cli.parser import GROUPS, build_parser
-from flows.config import load_settings, preset_names
-from flows.config_errors import field_paths
-from flows.studies.config import StudySettings
+from flows.cli.prepare import parsed_settings
+from flows.config import field_paths, load_settings, preset_names
+from flows.studies.context import StudySettings
 from flows.studies.registry import STUDIES
 from tests.benchmarks.claims import measured, read_claims, render
 

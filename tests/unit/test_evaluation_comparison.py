@@ -10,20 +10,23 @@ import pytest
 
 from components.artifacts import read_json, verify, write_json
 from components.errors import ArtifactError
-from components.evaluation.champion_comparison import SHOWN, Contender, Contest, hold_contest
-from components.evaluation.comparison import (
+from components.evaluation.champion_comparison import (
     COMPARISON_FILE,
     LOGGED,
     SERVED,
     SHARED,
+    SHOWN,
     SIDE_BY_SIDE_FILE,
+    Contender,
+    Contest,
+    hold_contest,
     load_comparison,
     load_tables,
     load_values,
 )
 from components.evaluation.config import EvaluationConfig
+from components.evaluation.metrics import JudgedSplit
 from components.evaluation.rankers import DenseRanker
-from components.evaluation.summarize import JudgedSplit
 from components.evaluation.units import Units
 from components.index.search import index_in_memory
 from tests.encoders import WORDS, WordEncoder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from components.errors import DataError
-from components.studies.contrastive_entropy import contrastive_entropy, draw_negatives, relevant_rows
+from components.studies.scaling_cell import contrastive_entropy, draw_negatives, relevant_rows
 
 DOCUMENTS = np.array([[1, 0], [0, 1], [0, 1], [1, 0]], np.float32)
 QUERY = np.array([[1, 0]], np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from components.studies.cost import Prices, break_even, energy_kwh, money, money_per_million
+from components.studies.worth import Prices, break_even, energy_kwh, money, money_per_million
 
 PRICES = Prices(watts=200.0, per_kwh=0.5, per_hour=1.9)  # an hour: 1.9 + 0.2 kWh x 0.5 = 2.0
 

@@ -15,8 +15,8 @@ from components.evaluation.config import EvaluationConfig
 from components.evaluation.evaluate import evaluate
 from components.evaluation.rankers import Ranker, symmetric_ranker
 from components.evaluation.report import REPORT_FILE, load_evaluation, load_summary
-from components.evaluation.significance import paired_bootstrap
 from components.evaluation.table import render_table
+from components.evaluation.units import paired_bootstrap
 from tests.encoders import WORDS, WordEncoder, dataset_of
 
 CONFIG = EvaluationConfig(latency_queries=20, throughput_batch=4, bootstrap_samples=200)

@@ -10,14 +10,12 @@ import pytest
 
 from components.evaluation.bm25 import Bm25Ranker, bm25_as, bm25_ranker
 from components.evaluation.config import EvaluationConfig
-from components.evaluation.encoder_speed import answering, bytes_of
 from components.evaluation.evaluate import FUSED, evaluate
-from components.evaluation.fusion import GRID, FusedRanker, best_on_dev, fuse, fused_ranker
-from components.evaluation.plain_words import fusion_sentence, gain_sentence
-from components.evaluation.rankers import symmetric_ranker
+from components.evaluation.rankers import GRID, FusedRanker, best_on_dev, fuse, fused_ranker, symmetric_ranker
 from components.evaluation.report import FusionSetup, load_evaluation
+from components.evaluation.speed import answering, bytes_of
 from components.evaluation.summarize import judged_split
-from components.evaluation.table import render_table
+from components.evaluation.table import fusion_sentence, gain_sentence, render_table
 from tests.encoders import WORDS, WordEncoder, dataset_of
 
 CONFIG = EvaluationConfig(latency_queries=20, throughput_batch=4, bootstrap_samples=200)

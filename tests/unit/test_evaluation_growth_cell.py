@@ -15,9 +15,17 @@ from components.artifacts import VectorShards
 from components.index.config import IndexConfig
 from components.index.shards import read_vectors
 from components.studies import growth_cell
-from components.studies.growth_cell import QUERIES_FILE, SCRATCH, TUNING_FILE, GrowthRule, MeasurementFailed, measure_size
-from components.studies.growth_corpus import write_blocks, write_growth_corpus
-from components.studies.synthetic_vectors import unit
+from components.studies.growth_cell import (
+    QUERIES_FILE,
+    SCRATCH,
+    TUNING_FILE,
+    GrowthRule,
+    MeasurementFailed,
+    measure_size,
+    unit,
+    write_blocks,
+    write_growth_corpus,
+)
 
 DIMENSION = 16
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.studies.growth_law import comparisons
-from components.studies.growth_report import (
+from components.studies.growth_law import (
     EXTRAPOLATED,
     ORIGIN,
+    comparisons,
     draw_growth,
     fit_laws,
     growth_table,

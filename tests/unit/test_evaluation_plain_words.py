@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from components.evaluation.plain_words import cost_sentence, gain_sentence, split_mark, teacher_mark
 from components.evaluation.report import Comparison, Summary, SystemSummary
-from components.evaluation.table import render_table
+from components.evaluation.table import cost_sentence, gain_sentence, render_table, split_mark, teacher_mark
 from tests.unit.promotion_world import GOOD, make_evaluation
 
 Given = dict[tuple[str, str, str], tuple[float, float, float]]

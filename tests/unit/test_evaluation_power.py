@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from components.errors import DataError
-from components.evaluation.power import min_detectable, power, queries_needed, standard_error
+from components.evaluation.units import min_detectable, power, queries_needed, standard_error
 
 
 def spread(queries: int, deviation: float) -> np.ndarray:

@@ -13,9 +13,9 @@ from components.errors import DataError, SpaceMismatch
 from components.evaluation import bm25 as baselines
 from components.evaluation.bm25 import GRID, Bm25Documents, Bm25Ranker, bm25_ranker
 from components.evaluation.config import EvaluationConfig
+from components.evaluation.metrics import write_trec_qrels, write_trec_run
 from components.evaluation.rankers import DenseRanker, symmetric_ranker
 from components.evaluation.report import Bm25Setup
-from components.evaluation.trec import write_trec_qrels, write_trec_run
 from tests.encoders import WordEncoder, dataset_of
 
 DOCUMENTS = {"d2": "apple bread", "d1": "apple bread", "d3": "cheese of the farm", "d4": "figs and figs and honey"}

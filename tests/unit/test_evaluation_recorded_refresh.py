@@ -11,8 +11,7 @@ import pytest
 from components.evaluation.bm25 import bm25_ranker
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.evaluate import evaluate
-from components.evaluation.rankers import DenseRanker, symmetric_ranker
-from components.evaluation.recorded import recorded_ranker
+from components.evaluation.rankers import DenseRanker, recorded_ranker, symmetric_ranker
 from components.evaluation.report import UntrainedSetup, load_evaluation
 from tests.encoders import WordEncoder, dataset_of
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from components.errors import DataError
-from components.evaluation.significance import mean_interval, paired_bootstrap, ratio_interval, resampled_means
+from components.evaluation.units import mean_interval, paired_bootstrap, ratio_interval, resampled_means
 
 
 def test_a_constant_gap_has_an_interval_without_width() -> None:

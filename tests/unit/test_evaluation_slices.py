@@ -9,11 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from components.data.dataset import Dataset
-from components.evaluation.config import EvaluationConfig
+from components.evaluation.config import STANDARD_SLICES, EvaluationConfig, SliceConfig
 from components.evaluation.evaluate import evaluate
 from components.evaluation.rankers import symmetric_ranker
 from components.evaluation.report import load_evaluation
-from components.evaluation.slice_config import STANDARD_SLICES, SliceConfig
 from components.evaluation.slices import assign_slices, script_of, words_of
 from components.evaluation.summarize import judged_split
 from tests.encoders import WORDS, WordEncoder, dataset_of

@@ -8,9 +8,20 @@ import pandas as pd
 import pytest
 
 from components.artifacts import verify
-from components.evaluation.significance import Interval
-from components.studies.report import CLAIM, NO_CLAIM, apart, claim_of, corrected, markdown_table, number, with_interval, write_study_report
-from components.studies.study_plots import bars, quality_over
+from components.evaluation.units import Interval
+from components.studies.report import (
+    CLAIM,
+    NO_CLAIM,
+    apart,
+    bars,
+    claim_of,
+    corrected,
+    markdown_table,
+    number,
+    quality_over,
+    with_interval,
+    write_study_report,
+)
 
 
 @pytest.mark.parametrize(

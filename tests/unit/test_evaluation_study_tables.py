@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from components.evaluation.config import EvaluationConfig
+from components.studies.report import METRICS, side_by_side, verdict
 from components.studies.scaling_cell import fit_all, foretell
-from components.studies.scaling_report import draw_scaling, fit_notes, prediction_notes, scaling_table
-from components.studies.side_by_side import METRICS, side_by_side, verdict
+from components.studies.scaling_law import draw_scaling, fit_notes, prediction_notes, scaling_table
 
 CONFIG = EvaluationConfig(bootstrap_samples=200)
 

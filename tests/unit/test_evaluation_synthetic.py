@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from components.studies import synthetic_vectors as synthetic
-from components.studies.synthetic_vectors import random_space, space_like, unit
+from components.studies import growth_cell as synthetic
+from components.studies.growth_cell import random_space, space_like, unit
 
 
 @pytest.fixture(autouse=True)

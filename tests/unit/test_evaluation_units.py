@@ -11,10 +11,24 @@ import pytest
 
 from components.data.dataset import Dataset
 from components.errors import DataError
-from components.evaluation.power import min_detectable, power, queries_needed, standard_error
-from components.evaluation.significance import mean_interval, paired_bootstrap, ratio_interval, resampled_means
 from components.evaluation.summarize import judged_split
-from components.evaluation.units import Units, compact, design_effect, effective_queries, query_units, told_units, units_in
+from components.evaluation.units import (
+    Units,
+    compact,
+    design_effect,
+    effective_queries,
+    mean_interval,
+    min_detectable,
+    paired_bootstrap,
+    power,
+    queries_needed,
+    query_units,
+    ratio_interval,
+    resampled_means,
+    standard_error,
+    told_units,
+    units_in,
+)
 
 
 def world(answers: dict[str, list[str]], fields: dict[str, object] | None = None, groups: str = "") -> Dataset:

@@ -11,15 +11,14 @@ import pytest
 from components.artifacts import Artifact, read_json
 from components.errors import ConfigError, DataError
 from components.evaluation.config import EvaluationConfig
-from components.evaluation.fusion import best_on_dev, fuse
 from components.evaluation.metrics import per_query_metrics
-from components.evaluation.rankers import symmetric_ranker
+from components.evaluation.rankers import best_on_dev, fuse, symmetric_ranker
 from components.evaluation.summarize import judged_split
 from components.studies.scores import Scores, load_rankings, load_scores, write_found, write_rankings
 from components.studies.worth import choose, hours_of
 from flows.config import load_settings
 from flows.studies import worth
-from flows.studies.config import StudySettings
+from flows.studies.context import StudySettings
 from tests.encoders import WordEncoder
 from tests.unit.test_evaluation_fusion import WITH_DEV
 from tests.unit.test_flows_studies import Measured, NoRecorder, Unchecked
@@ -130,7 +129,7 @@ def context(*wanted: str, **study: object) -> Unchecked:
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("flows.studies.student_forms.layers_of", lambda _: 2)
+    monkeypatch.setattr("flows.studies.retention.layers_of", lambda _: 2)
 
 
 def test_every_system_is_measured_alone_and_fused_with_each_seed() -> None:

@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.errors import ConfigError
-from flows.config import PRESETS, RetrainConfig, load_config, preset_names
-from flows.config_errors import field_paths
+from flows.config import PRESETS, RetrainConfig, field_paths, load_config, preset_names
 
 ROOT = Path(__file__).resolve().parents[2]
 

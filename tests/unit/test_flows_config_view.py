@@ -12,8 +12,7 @@ import yaml
 
 from components.tracking.runs import StepRecord, close_flow_run, open_flow_run, record_step
 from components.tracking.store import client
-from flows.config import Layer, RetrainConfig, load_config, preset_names
-from flows.config_errors import field_paths
+from flows.config import Layer, RetrainConfig, field_paths, load_config, preset_names
 from flows.config_view import as_yaml, differences, field_schemas, flat, render_settings, same, settings_of, shown
 from tests.flows.cli_world import assert_refused, done, scalingnote
 from tests.unit.test_tracking_runs import PROVENANCE, make_artifact

@@ -14,13 +14,11 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from components.errors import ConfigError
-from flows.config import RetrainConfig, load_config, preset_names
-from flows.config_errors import field_paths
+from flows.config import RetrainConfig, field_paths, load_config, preset_names
 from flows.parameters import Preset, requested_config
 from flows.promote import promote
-from flows.refresh import RefreshConfig, configured, requested_refresh
 from flows.refresh_index import CHANGEABLE as INDEX_CHANGEABLE
-from flows.refresh_index import refresh_index
+from flows.refresh_index import RefreshConfig, configured, refresh_index, requested_refresh
 from flows.refresh_query import CHANGEABLE as QUERY_CHANGEABLE
 from flows.refresh_query import refresh_query_tower
 from flows.retrain import retrain, train

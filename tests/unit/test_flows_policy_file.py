@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from components.errors import ConfigError
-from components.gates.config import PolicyConfig
-from flows.cli.build import read_config
+from components.gates.policy import PolicyConfig
 from flows.cli.parser import build_parser
+from flows.cli.prepare import read_config
 
 
 def policy_of(folder: Path, text: str, *more: str) -> PolicyConfig:

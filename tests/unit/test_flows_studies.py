@@ -12,12 +12,10 @@ from components.errors import CollapseError, ConfigError
 from flows.config import load_settings
 from flows.runner import Step, _made, make_step
 from flows.studies import baselines, cost_benefit, distillation_ablation, tower_ablation
-from flows.studies.config import StudySettings
-from flows.studies.context import Context
-from flows.studies.framework import Cell, require, run_cells
+from flows.studies.context import Context, StudySettings
+from flows.studies.framework import Cell, require, run_cells, whole_trainings
 from flows.studies.registry import STUDIES, load_study, require_study
-from flows.studies.seeds import whole_trainings
-from flows.studies.student_forms import layers_left_out, student_forms
+from flows.studies.retention import layers_left_out, student_forms
 
 
 class NoRecorder:
@@ -37,7 +35,7 @@ class Unchecked(Context):
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("flows.studies.student_forms.layers_of", lambda _: 2)
+    monkeypatch.setattr("flows.studies.retention.layers_of", lambda _: 2)
     monkeypatch.setattr(distillation_ablation, "layers_of", lambda _: 2)
 
 

@@ -10,7 +10,7 @@ import torch
 from components import settings
 from components.artifacts import Artifact
 from components.errors import ConfigError
-from components.evaluation.machine import describe_machine
+from components.evaluation.speed import describe_machine
 from components.towers.device import pick_dtype
 from components.towers.encoder import load_tower
 from components.tracking.provenance import collect_provenance

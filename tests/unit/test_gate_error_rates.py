@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from components.evaluation.power import power
-from components.gates.config import PolicyConfig
+from components.evaluation.units import power
+from components.gates.policy import PolicyConfig
 from tests.benchmarks.gate_error_rates import SIZES, rates, simulated
 
 POLICY = PolicyConfig()
@@ -44,7 +44,7 @@ def test_a_true_loss_passes_at_most_one_time_in_a_hundred(queries: int) -> None:
 
 
 def test_bootstrap_and_closed_form_agree_on_the_lower_end() -> None:
-    from components.evaluation.significance import paired_bootstrap
+    from components.evaluation.units import paired_bootstrap
 
     rng = np.random.default_rng(5)
     for _ in range(20):

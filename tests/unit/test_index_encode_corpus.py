@@ -14,14 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.artifacts import is_complete
-from components.data.dataset import ROW_GROUP, write_table
-from components.data.tables import content_hash, document_text
+from components.data.dataset import ROW_GROUP, content_hash, document_text, write_table
 from components.errors import ArtifactError, DataError
 from components.index.config import EncodingConfig
 from components.index.corpus import LoadedDocuments, StoredDocuments, require_unique, shard_sizes
 from components.index.encode import LoadedEncoder, ShardJob, calls_by_length, encode_corpus, encode_shards
-from components.index.progress import ShardProgress, documents_done, shown_progress
 from components.index.shards import ShardKeys, shard_manifest_path, write_shard
+from components.index.workers import ShardProgress, documents_done, shown_progress
 from tests.encoders import WORDS, WordEncoder, dataset_of
 
 COUNT = 10
@@ -152,7 +151,7 @@ def test_calls_hold_every_row_once_longest_first_and_end_when_full(lengths: list
 
 
 def test_progress_counts_finished_shards_and_what_workers_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.index.progress.INTERVAL", 0.0)
+    monkeypatch.setattr("components.index.workers.INTERVAL", 0.0)
     todo = {1: 4, 2: 4, 3: 2}
     assert documents_done(tmp_path, todo) == 0
     progress = ShardProgress(tmp_path, 2)
@@ -167,7 +166,7 @@ def test_progress_counts_finished_shards_and_what_workers_report(tmp_path: Path,
 
 
 def test_the_bar_moves_within_a_call_of_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.index.progress.INTERVAL", 0.0)
+    monkeypatch.setattr("components.index.workers.INTERVAL", 0.0)
     reported: list[int] = []
 
     class InBatches(WordEncoder):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from components.index.config import IndexConfig
-from components.index.pieces import Settings
+from components.index.opening import Settings
 from components.index.search import VectorIndex, index_in_memory, load_index
 from components.index.shards import read_vectors
 from tests.unit.index_world import SPACE, built, clustered, exact_ids, ids_of, shards_of, without

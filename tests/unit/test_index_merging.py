@@ -23,15 +23,13 @@ from numpy.typing import NDArray
 from components.artifacts import Artifact, IndexArtifact, seal
 from components.errors import ArtifactError, ConfigError
 from components.index import merging, parts
-from components.index.changes import changes_since
 from components.index.config import IndexConfig
 from components.index.index_keys import empty_index, inner_index, inverted_file
 from components.index.merging import Contents, Merge, Rows, can_merge, lists_damaged_by_faiss, rows_of
-from components.index.parts import INDEX_FILE, merge_parts, open_part, write_part
-from components.index.pieces import Piece, Settings, search_pieces
-from components.index.refresh import refresh_index
+from components.index.opening import Piece, Settings, search_pieces
+from components.index.parts import INDEX_FILE, merge_parts, open_part, train_template, write_faiss, write_part
+from components.index.refresh import changes_since, refresh_index
 from components.index.search import load_index
-from components.index.template import train_template, write_faiss
 from components.promotion.verification import verify_release
 from tests.unit import promotion_world
 from tests.unit.index_world import SPACE, built, clustered, sealed_again, shards_of

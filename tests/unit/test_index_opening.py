@@ -14,10 +14,9 @@ import pytest
 from components.artifacts import IndexArtifact, read_json, seal, write_json
 from components.errors import ArtifactError, ConfigError, SpaceMismatch
 from components.index.config import IndexConfig
-from components.index.parts import merge_parts, read_part, stored_vectors, write_part
+from components.index.parts import merge_parts, read_part, read_template, stored_vectors, train_template, write_faiss, write_part
 from components.index.rows import IDS_FILE, read_rows, write_deleted
 from components.index.search import index_in_memory, load_index
-from components.index.template import read_template, train_template, write_faiss
 from tests.unit.index_world import SPACE, built, clustered, ids_of, sealed_again, shards_of
 
 KEY = "IVF8,PQ4x4fsr"

@@ -8,11 +8,10 @@ import pytest
 
 from components.artifacts import IndexArtifact, seal, verify
 from components.errors import ArtifactError, DataError, SpaceMismatch
-from components.index.changes import Changes
 from components.index.drift import read_guard
-from components.index.numbers import unit_rows
-from components.index.refresh import refresh_index
+from components.index.refresh import Changes, refresh_index
 from components.index.rows import read_table
+from components.index.stored_vectors import unit_rows
 from tests.encoders import WordEncoder, dataset_of
 from tests.unit.refresh_world import DOCUMENTS, FLAT, Collection, answers, chosen, in_memory, no_waiting_for_the_disk, table_of  # noqa: F401
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.index.changes import Changes, find_changes
+from components.index.refresh import Changes, find_changes
 
 
 def table(rows: dict[str, str] | list[tuple[str, str]]) -> pa.Table:

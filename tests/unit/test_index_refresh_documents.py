@@ -12,9 +12,8 @@ from components.data import dataset as dataset_module
 from components.data.dataset import write_table
 from components.errors import ArtifactError
 from components.index.config import IndexConfig
-from components.index.delta import ChosenDocuments
-from components.index.lookup import rows_of, vectors_of
-from components.index.search import index_in_memory, load_index
+from components.index.corpus import ChosenDocuments
+from components.index.search import index_in_memory, load_index, rows_of, vectors_of
 from tests.encoders import dataset_of
 from tests.unit.index_world import built, clustered, ids_of, shards_of, without
 

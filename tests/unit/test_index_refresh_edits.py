@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from components.index.build import recall_against_exact
 from components.index.config import IndexConfig
-from components.index.tuning import recall_against_exact
 from components.towers.contract import space_id_of
 from tests.encoders import WORDS, WordEncoder
 from tests.unit.refresh_world import FLAT, Collection, answers, in_memory, no_waiting_for_the_disk  # noqa: F401

@@ -8,10 +8,9 @@ from numpy.typing import NDArray
 
 from components.artifacts import IndexArtifact
 from components.errors import ArtifactError
-from components.index.changes import Changes
 from components.index.config import IndexConfig
 from components.index.drift import GuardReport, read_guard
-from components.index.refresh import refresh_index
+from components.index.refresh import Changes, refresh_index
 from tests.unit.index_world import DIMENSION, built, clustered, shards_of
 
 LISTS = IndexConfig(index_key="IVF8,Flat", recall_at=10, compact_share=1.0)

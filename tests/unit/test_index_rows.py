@@ -12,7 +12,7 @@ from components.data.dataset import wide, write_table
 from components.errors import ArtifactError
 from components.index.build import display_titles
 from components.index.rows import DocIds, Rows, read_rows, read_single, read_titles, write_deleted, write_rows
-from components.lineage.trace_documents import find_document
+from components.lineage.graph import find_document
 
 # The document b was changed: its former content stands in row 1, which is deleted.
 IDS = ["d", "b", "a", "é", "b"]

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from components.index.build import mean_recall, recall_against_exact, smallest_reaching, tune
 from components.index.config import IndexConfig
-from components.index.pieces import Settings
+from components.index.opening import Settings
 from components.index.search import VectorIndex, load_index
-from components.index.tuning import mean_recall, recall_against_exact, smallest_reaching, tune
 from tests.unit.index_world import SPACE, built, clustered, shards_of
 
 QUERIES = clustered(30, seed=7)

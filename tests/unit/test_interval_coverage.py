@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from components.errors import DataError
-from components.evaluation.significance import holm, mean_interval, paired_bootstrap, ratio_interval, seeded_interval
+from components.evaluation.units import holm, mean_interval, paired_bootstrap, ratio_interval, seeded_interval
 from tests.benchmarks.interval_coverage import CASES, HIGHEST, LOWEST, coverage
 
 ROUNDS, SAMPLES = 400, 400

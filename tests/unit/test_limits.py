@@ -15,13 +15,15 @@ import pytest
 from components import settings
 from components.artifacts import write_atomic
 from components.errors import ConfigError, DataError, ScalingNoteError
-from components.serving import answers
-from components.tracking import moved, packaging
+from components.serving import answer_log as answers
+from components.tracking import embedded as moved
+from components.tracking import packaging
 from components.tracking.audit_log import append_entry, read_audit
 from components.tracking.runs import open_flow_run
 from components.tracking.store import TrackingError, client, translated
-from flows.cli import disk, output
-from flows.cli.disk import DiskFull, lacking
+from flows.cli import output
+from flows.cli import output as disk
+from flows.cli.output import DiskFull, lacking
 from flows.recorder import recorded_flow
 from tests.unit.promotion_world import PROVENANCE
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import requests
 
-from components.network import answers, is_healthy, spare_loopback, without_user
+from components.settings import answers, is_healthy, spare_loopback, without_user
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 

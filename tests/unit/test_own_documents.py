@@ -12,25 +12,24 @@ import pytest
 import torch
 
 from components.data.config import DataConfig
-from components.data.dataset import Dataset, load_dataset
-from components.data.own_documents import identical_ids
+from components.data.dataset import Dataset, identical_ids, load_dataset
 from components.data.snapshot import snapshot
-from components.distillation.material import dev_set, own_pairs
-from components.distillation.refine import Refinement
+from components.distillation.objectives import Refinement
 from components.distillation.selection import dev_metrics
+from components.distillation.train import dev_set, own_pairs
 from components.evaluation.bm25 import bm25_ranker
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.evaluate import evaluate
-from components.evaluation.rankers import DenseRanker, symmetric_ranker
-from components.evaluation.recorded import recorded_ranker
+from components.evaluation.rankers import DenseRanker, recorded_ranker, symmetric_ranker
 from components.evaluation.report import load_evaluation, load_summary
 from components.evaluation.summarize import judged_split
 from components.evaluation.table import render_table
-from components.studies.side_by_side import mean_metrics
+from components.studies.report import mean_metrics
 from components.towers.config import TowerConfig
-from components.towers.launch import read_pairs, write_pairs
+from components.towers.launch import read_pairs
 from components.towers.negatives import known_false_negatives, mine
 from components.towers.pairs import training_pairs
+from components.towers.processes import write_pairs
 from tests.data_world import write_lines, write_rows
 from tests.encoders import WordEncoder, dataset_of
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.errors import ConfigError, ResourceError
-from components.evaluation.power import margin_for, queries_for, queries_needed
+from components.evaluation.units import margin_for, queries_for, queries_needed
 from components.planning import plan
 from components.planning.cost import UNITS, Need, card_needs, needs_of
 from components.planning.facts import Shape

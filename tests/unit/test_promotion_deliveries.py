@@ -7,7 +7,7 @@ import json
 import pytest
 
 from components.errors import ConfigError
-from components.promotion.webhook_deliveries import DELIVERY_ID, SIGNATURE, TIMESTAMP, Deliveries, DeliveryError, sign
+from flows.webhook import DELIVERY_ID, SIGNATURE, TIMESTAMP, Deliveries, DeliveryError, sign
 
 SECRET = "a secret that both sides share"
 NOW = 1_800_000_000.0

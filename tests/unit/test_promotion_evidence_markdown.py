@@ -12,8 +12,8 @@ from components.evidence.changes import changes_between
 from components.evidence.description import LIMIT, describe
 from components.evidence.dossier import Compared, Dossier
 from components.gates.decision import GateDecision, GateResult
+from components.release.champion import Override
 from components.release.manifest import ReleaseManifest
-from components.release.marks import Override
 from components.release.training_noise import TrainingNoise
 from tests.unit.evidence_world import validation_with_dropped_rows, with_units, world_of
 

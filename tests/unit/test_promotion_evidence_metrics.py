@@ -9,7 +9,7 @@ import pytest
 from mlflow.utils.validation import _validate_metric_name
 
 from components.artifacts import Artifact, seal, write_json
-from components.evaluation.comparison import write_comparison
+from components.evaluation.champion_comparison import write_comparison
 from components.evaluation.report import write_report
 from components.evidence.dossier import Compared, Dossier, Making
 from components.evidence.metrics import candidate_metrics, step_metrics

@@ -10,10 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from components.evidence.axes import Words, standalone, ticks
-from components.evidence.dossier import Compared, Dossier
-from components.evidence.numbers import METRIC, against_champion, deltas, slice_deltas
-from components.evidence.plots import Curve, Mark, Point, forest, lines, scatter
+from components.evidence.dossier import METRIC, Compared, Dossier, against_champion, deltas, slice_deltas
+from components.evidence.plots import Curve, Mark, Point, Words, forest, lines, scatter, standalone, ticks
 from tests.unit.evidence_world import slices, world_of
 from tests.unit.promotion_world import make_evaluation
 

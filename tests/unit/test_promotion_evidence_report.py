@@ -15,7 +15,7 @@ import pytest
 
 from components.artifacts import read_manifest
 from components.errors import ArtifactError, PromotionError
-from components.evaluation.comparison import CANDIDATE, CHAMPION, SIDE_COLUMNS, ComparisonTables
+from components.evaluation.champion_comparison import CANDIDATE, CHAMPION, SIDE_COLUMNS, ComparisonTables
 from components.evaluation.report import Bm25Setup, UntrainedSetup
 from components.evidence.description import describe
 from components.evidence.dossier import Compared, Dossier, Making
@@ -23,8 +23,8 @@ from components.evidence.labels import systems_words
 from components.evidence.quality_sections import champion_deltas
 from components.evidence.report import render_report, write_report_page
 from components.promotion.verification import check_version
+from components.release.champion import Override
 from components.release.manifest import REPORT_PAGE, LineageNode, require_report
-from components.release.marks import Override
 from components.tracking import labels
 from components.tracking.runs import PLOTS
 from tests.unit.evidence_world import EVIL, slices, tables, validation_with_dropped_rows, with_units, world_of

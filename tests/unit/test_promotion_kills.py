@@ -14,8 +14,8 @@ import pytest
 from components.errors import PromotionError
 from components.promotion.approval import approve
 from components.promotion.promote import Change, promote, rollback, trusted
+from components.release.champion import RED
 from components.release.manifest import ReleaseManifest
-from components.release.marks import RED
 from components.tracking import audit_log as audit
 from components.tracking import promotion_records as records
 from components.tracking import registry

@@ -12,8 +12,8 @@ import pytest
 from components.artifacts import read_json, write_json
 from components.errors import ArtifactError
 from components.evaluation.report import write_report
-from components.promotion.reproduction import compare_evaluations, compare_lineage
 from components.release.manifest import LineageNode
+from flows.replay import compare_evaluations, compare_lineage
 from tests.unit.promotion_world import make_evaluation
 
 

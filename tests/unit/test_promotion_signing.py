@@ -16,9 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from components.artifacts import SIGNATURE, file_sha256, open_artifact, read_json, verify, write_json
 from components.errors import ArtifactError, ConfigError
-from components.signing.envelopes import pae
 from components.signing.keys import TRUSTED_VARIABLE, exposure, load_signing_key, make_key, public_file, trusted_keys
-from components.signing.statements import check_records, check_release, record_signer, sign_release, signed_by
+from components.signing.statements import check_records, check_release, pae, record_signer, sign_release, signed_by
 from components.tracking.registry import RegisteredVersion
 from tests.unit.promotion_world import MemoryTracking, make_candidate
 

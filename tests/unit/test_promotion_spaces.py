@@ -9,8 +9,8 @@ import pytest
 
 from components.artifacts import Artifact, open_artifact, seal
 from components.errors import ArtifactError
+from components.release.completeness import space_mismatches
 from components.release.manifest import Pins
-from components.release.spaces import space_mismatches
 from components.towers.contract import save_contract
 from tests.unit.promotion_world import CONTRACT, SPACE, MemoryTracking, World
 

@@ -14,14 +14,12 @@ from components.errors import ModelError, PromotionError
 from components.evaluation.report import load_evaluation, write_report
 from components.index.search import index_in_memory
 from components.promotion.approval import approve
-from components.promotion.history import history_of, render_history
-from components.promotion.promote import promote, rollback
-from components.promotion.redecide import decide_again
-from components.promotion.status import render_status, status_of
-from components.promotion.waiting import pending
+from components.promotion.promote import pending, promote, rollback
+from components.promotion.record import decide_again
+from components.promotion.status import history_of, render_history, render_status, status_of
+from components.release.champion import RED, override_of
 from components.release.manifest import EVALUATION_FOLDER, ReleaseManifest, load_release
-from components.release.marks import RED, override_of
-from components.serving import timing
+from components.serving import promotion_checks as timing
 from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, no_smoke, rewrite
 
 CANDIDATE, RELEASE = f"{NAME}-candidate", f"{NAME}-release"

@@ -9,9 +9,9 @@ import pytest
 
 from components.errors import ArtifactError, PromotionError
 from components.promotion import status
-from components.release import release_index
+from components.release import open as release_index
 from components.release.manifest import load_release
-from components.release.release_index import champion_index
+from components.release.open import champion_index
 from tests.unit.promotion_world import NAME, MemoryTracking, World
 
 

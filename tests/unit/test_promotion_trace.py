@@ -13,8 +13,7 @@ import pytest
 
 from components.artifacts import open_artifact, seal, verify
 from components.errors import ArtifactError, DataError, PromotionError
-from components.lineage.graph import trace, trace_document
-from components.lineage.trace_documents import find_document
+from components.lineage.graph import find_document, trace, trace_document
 from components.promotion.approval import approve
 from components.promotion.promote import promote
 from components.promotion.verification import verify_release

@@ -19,9 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from components import settings
 from components.errors import ModelError
-from components.lineage.cyclonedx import cyclonedx_of
 from components.lineage.graph import Trace, follow
-from components.lineage.openlineage import openlineage_of
+from components.lineage.standards import cyclonedx_of, openlineage_of
 from components.release.manifest import BaseModelPin
 from components.signing.keys import make_key
 from tests.openlineage_world import problems, problems_of

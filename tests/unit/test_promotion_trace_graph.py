@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from components.lineage.graph import Trace
-from components.lineage.page import html_of
-from components.lineage.trace_layout import HEIGHT, WIDTH, layout
-from components.lineage.trace_node import SHOWN, Node, graph_of, text_of
+from components.lineage.node import SHOWN, Node, graph_of, text_of
+from components.lineage.page import HEIGHT, WIDTH, html_of, layout
 from tests.unit.trace_world import champion_trace
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from components.errors import ArtifactError
 from components.lineage.graph import trace
-from components.lineage.openlineage import openlineage_of
+from components.lineage.node import Node
 from components.lineage.release_graph import release_node
-from components.lineage.trace_node import Node
+from components.lineage.standards import openlineage_of
 from components.promotion.promote import promote
 from components.release.manifest import LineageNode
 from components.tracking.store import TrackingError

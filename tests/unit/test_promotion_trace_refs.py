@@ -9,9 +9,8 @@ import pytest
 
 from components.errors import ArtifactError, DataError, ModelError, PromotionError
 from components.lineage.graph import follow
-from components.serving.answers import SETTING, Served, log_answers
+from components.serving.answer_log import SETTING, Served, log_answers, trace_answer
 from components.serving.retriever import Hit
-from components.serving.trace_answer import trace_answer
 from tests.unit.promotion_world import NAME, MemoryTracking, World
 from tests.unit.trace_world import champion_trace
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from components.errors import ArtifactError, ConfigError, DataError
-from components.serving import answers
-from components.serving.answers import Served, answers_file, find_answer, log_answers, logged_queries, query_digest
+from components.serving import answer_log as answers
+from components.serving.answer_log import Served, answers_file, find_answer, log_answers, logged_queries, query_digest
 from components.serving.retriever import Hit
 
 SERVED = Served("retriever", "retriever-release", 3, "d" * 64)

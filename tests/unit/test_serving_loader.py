@@ -10,10 +10,10 @@ import pytest
 from components import settings
 from components.errors import ArtifactError, ConfigError, PromotionError
 from components.promotion.approval import approve
-from components.promotion.history import history_of, render_history
 from components.promotion.promote import promote, rollback
+from components.promotion.record import vouch
+from components.promotion.status import history_of, render_history
 from components.promotion.verification import verify_release
-from components.promotion.vouch import vouch
 from components.serving import loader
 from components.signing.keys import KEY_VARIABLE, TRUSTED_VARIABLE, make_key, public_file
 from components.signing.statements import sign_release

@@ -21,8 +21,8 @@ from components.index.rows import Rows, read_rows
 from components.release.manifest import EVALUATION_FOLDER
 from components.serving import loader
 from components.serving.loader import own_documents
+from components.serving.promotion_checks import record_smoke
 from components.serving.retriever import Retriever
-from components.serving.smoke import record_smoke
 from tests.encoders import WordEncoder, dataset_of
 
 TITLES = {"1": "apple", "2": "Cheese", "3": "Figs", "4": ""}
@@ -33,7 +33,7 @@ JUDGEMENTS = [("1", "2", 1), ("2", "1", 1), ("3", "4", 1), ("4", "1", 1)]
 
 def titled(judgements: list[tuple[str, str, int]]) -> Dataset:
     dataset = dataset_of(TEXTS, QUERIES, judgements)
-    from components.data.tables import content_hash, document_text
+    from components.data.dataset import content_hash, document_text
 
     hashes = [content_hash(document_text(TITLES[i], text)) for i, text in TEXTS.items()]
     return replace(dataset, documents=dataset.documents.assign(title=list(TITLES.values()), content_hash=hashes))

@@ -11,7 +11,7 @@ from components.index.build import build_index
 from components.index.config import EncodingConfig, IndexConfig
 from components.index.encode import encode_corpus
 from components.serving.retriever import Hit, Retriever
-from components.towers.probes import PROBE_FILE, record_probes
+from components.towers.contract import PROBE_FILE, record_probes
 from tests.encoders import WordEncoder, dataset_of
 
 TOLERANCE = 0.01

@@ -21,16 +21,16 @@ from components.artifacts import seal, verify, verify_noted, verify_sizes
 from components.data import dataset
 from components.data.dataset import load_dataset, wide, write_table
 from components.errors import ArtifactError
-from components.index import changes, shards
-from components.index.blocks import survey
-from components.index.changes import changes_since, find_changes, read_documents
+from components.index import refresh as changes
+from components.index import shards
 from components.index.config import IndexConfig
 from components.index.drift import read_guard
-from components.index.exact import nearest
 from components.index.export import ExportSource
+from components.index.opening import nearest
+from components.index.refresh import changes_since, find_changes, read_documents
 from components.index.rows import Rows, live_rows, only_rows, read_deleted, read_table, write_rows
 from components.index.search import index_in_memory, load_index
-from components.index.shards import read_shard, read_vectors
+from components.index.shards import read_shard, read_vectors, survey
 from components.index.stored_vectors import StoredVectors
 from tests.encoders import dataset_of
 from tests.unit.index_world import DIMENSION, SPACE, built, clustered, ids_of, shards_of
@@ -156,8 +156,8 @@ def test_changes_are_found_block_by_block(monkeypatch: pytest.MonkeyPatch) -> No
     before, after = list(range(250)), [*range(299, 49, -1)]
     deleted, marks = np.array([60, 61, 249]), {100: "other", 200: "f" * 64}
     whole = find_changes(table(before, {}), deleted, table(after, marks))
-    monkeypatch.setattr("components.index.changes._AT_ONCE", 11)
-    monkeypatch.setattr("components.index.changes.LOOKED_UP", 13)
+    monkeypatch.setattr("components.index.refresh._AT_ONCE", 11)
+    monkeypatch.setattr("components.index.refresh.LOOKED_UP", 13)
     blocks = find_changes(table(before, {}), deleted, table(after, marks))
     for name in ("added", "changed", "removed", "replaced"):
         assert getattr(whole, name).tolist() == getattr(blocks, name).tolist()
@@ -170,8 +170,8 @@ def test_the_rows_of_an_index_are_compared_without_holding_them_all(tmp_path: Pa
     columns = {"doc_id": [f"d{number:011d}" for number in range(rows)], "content_hash": [f"{number:064x}" for number in range(rows)]}
     pq.write_table(pa.table(columns), tmp_path / "doc_ids.parquet", row_group_size=10_000)
     pq.write_table(pa.table(columns | {"content_hash": ["F" * 64, *columns["content_hash"][1:]]}), tmp_path / "documents.parquet")
-    monkeypatch.setattr("components.index.changes._AT_ONCE", 5_000)
-    monkeypatch.setattr("components.index.changes.LOOKED_UP", 10_000)
+    monkeypatch.setattr("components.index.refresh._AT_ONCE", 5_000)
+    monkeypatch.setattr("components.index.refresh.LOOKED_UP", 10_000)
     documents = read_documents(tmp_path)
     held, before, look = [], pa.total_allocated_bytes(), changes.looked_up
     monkeypatch.setattr(changes, "looked_up", lambda *ids: held.append(pa.total_allocated_bytes()) or look(*ids))
@@ -406,7 +406,7 @@ def test_every_query_gets_k_answers_whatever_the_lists_hold(tmp_path: Path, capf
 HOLES = """
 import contextlib, sys
 import numpy as np
-from components.studies.memory import anonymous
+from components.studies.growth_cell import anonymous
 from components.towers.device import freed_at_once
 
 first = np.ones(2**21)  # once such a block was freed, glibc takes smaller ones from its heap

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from components.tracking import machine
+from components.tracking import provenance as machine
 from components.tracking.provenance import collect_provenance
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from components.artifacts import readable_json
 from components.errors import ArtifactError
-from components.tracking.package_files import LIST_FILE, SEALED_PATH, check_package, write_package
+from components.tracking.packaging import LIST_FILE, SEALED_PATH, check_package, write_package
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import pytest
 
 from components.artifacts import digest_of
 from components.errors import ArtifactError, PromotionError
-from components.tracking import chain, embedded
+from components.tracking import embedded
+from components.tracking import promotion_records as chain
 from components.tracking import promotion_records as records
-from components.tracking.chain import open_chain
-from components.tracking.files import local_path
-from components.tracking.promotion_records import append_record, read_records
+from components.tracking.packaging import local_path
+from components.tracking.promotion_records import append_record, open_chain, read_records
 from components.tracking.store import client
 
 EXPERIMENT = "retriever-promotions"

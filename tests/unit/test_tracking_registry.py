@@ -17,7 +17,7 @@ import yaml
 from components.artifacts import Artifact, seal, verify
 from components.errors import ArtifactError, ModelError
 from components.tracking import embedded, packaging, registry
-from components.tracking.package_files import check_package
+from components.tracking.packaging import check_package
 from components.tracking.provenance import version_tags
 from components.tracking.registry import (
     RegisteredVersion,

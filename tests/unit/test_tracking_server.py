@@ -18,9 +18,10 @@ import pytest
 from components.artifacts import SIGNATURE, seal, verify
 from components.errors import ArtifactError, ModelError, PromotionError
 from components.tracking import promotion_records as records
+from components.tracking.packaging import share_file
 from components.tracking.promotion_records import append_record, read_records
 from components.tracking.provenance import Provenance
-from components.tracking.registry import alias, artifact_folder, copied_from, copy_version, register, set_alias, share_file, versions
+from components.tracking.registry import alias, artifact_folder, copied_from, copy_version, register, set_alias, versions
 from components.tracking.runs import StepRecord, close_flow_run, open_flow_run, record_step
 from components.tracking.store import clear_caches, client
 

@@ -12,8 +12,8 @@ import pytest
 from components.artifacts import write_json
 from components.tracking import sign_in
 from components.tracking.store import TrackingError
-from flows import auth_server
-from flows.server_plans import ServerError, prefect_plan
+from flows import servers as auth_server
+from flows.servers import ServerError, prefect_plan
 
 URL = "http://127.0.0.1:5000"
 

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from components.distillation.student.checks import check_before_towers, check_student, shape_of, width_of
 from components.distillation.student.encoder import StudentEncoder
-from components.distillation.student.initial import as_published, as_trained, new_student, untrained_roles, untrained_student
+from components.distillation.student.initial import (
+    as_published,
+    as_trained,
+    check_before_towers,
+    check_student,
+    new_student,
+    shape_of,
+    untrained_roles,
+    untrained_student,
+    width_of,
+)
 from components.distillation.student.storage import MODULES, load_student, save_student
 from components.towers.contract import TextEncoder
 from components.towers.encoder import open_tower

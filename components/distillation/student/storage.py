@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from components.artifacts import digest_of, file_sha256, read_json, write_json
-from components.distillation.student.encoder import StudentEncoder
-from components.distillation.student.static import static_model
+from components.distillation.student.encoder import StudentEncoder, static_model
 from components.errors import ArtifactError
 from components.towers.contract import EncodingContract, load_contract
 from components.towers.device import pick_dtype

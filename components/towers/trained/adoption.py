@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.artifacts import Artifact, Scalar, seal
-from components.data.tables import content_hash
+from components.data.dataset import content_hash
 from components.errors import DataError
 from components.towers.contract import EncodingContract, save_contract, space_id_of
-from components.towers.trained.stored import BASE, BLOCK, TABLE, VectorTable
-from components.towers.trained.vector_files import copied_from, read_vectors
+from components.towers.trained.vector_files import BASE, BLOCK, TABLE, VectorTable, copied_from, read_vectors
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset

@@ -28,8 +28,17 @@ from components.artifacts import Artifact, Scalar, digest_of, read_json, seal, w
 from components.errors import ConfigError, ModelError
 from components.progress import Progress, counting
 from components.towers.config import EndpointConfig, TowerConfig
-from components.towers.contract import ROLES, EncodingContract, Role, load_contract, save_contract, space_id_of
-from components.towers.probes import PROBE_TEXTS, check_probes, record_probes
+from components.towers.contract import (
+    PROBE_TEXTS,
+    ROLES,
+    EncodingContract,
+    Role,
+    check_probes,
+    load_contract,
+    record_probes,
+    save_contract,
+    space_id_of,
+)
 
 BASE = "endpoint"  # what `towers.base_model` names
 FILE = "endpoint.json"

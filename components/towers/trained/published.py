@@ -15,8 +15,8 @@ from components.errors import ModelError
 from components.towers.base_models import BaseModel, load_config, tower_base
 from components.towers.config import TowerConfig
 from components.towers.contract import ROLES
-from components.towers.layers import position_limit
 from components.towers.model_size import model_without_memory
+from components.towers.transformer import position_limit
 
 if TYPE_CHECKING:
     from torch.nn import Module

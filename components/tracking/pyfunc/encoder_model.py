@@ -29,7 +29,7 @@ class EncoderModel(PythonModel):  # type: ignore[misc, unused-ignore]
         """Raises ArtifactError when a file differs from the manifest."""
         from components.artifacts import verify
         from components.distillation.student import load_encoder
-        from components.tracking.package_files import packaged_digest
+        from components.tracking.packaging import packaged_digest
 
         folder = Path(context.artifacts["sealed"])
         verify(folder, packaged_digest(folder))

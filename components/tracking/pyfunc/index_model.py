@@ -27,7 +27,7 @@ class IndexModel(PythonModel):  # type: ignore[misc, unused-ignore]
         """Raises ArtifactError when a file differs from the manifest."""
         from components.artifacts import verify
         from components.index.search import load_index
-        from components.tracking.package_files import packaged_digest
+        from components.tracking.packaging import packaged_digest
 
         folder = Path(context.artifacts["sealed"])
         artifact = verify(folder, packaged_digest(folder))

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.errors import ConfigError
-from components.network import answers
+from components.settings import answers
 from components.tracking import audit_log as audit
 from components.tracking import sign_in
 from components.tracking.promotion_records import ensure_chain

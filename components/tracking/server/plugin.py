@@ -1,22 +1,27 @@
 """The `mlflow.app` plugin: MLflow's basic auth, our rules before every handler, and one audit entry for every mutating call.
 
+The answer to a call is held back until the call is in the audit log.
+
 Two layers. Hooks in the Flask app know the route, its parsed body and the user who signed in, and refuse what a rule forbids. An ASGI
-layer around everything sees calls that never reach Flask too, holds each answer back until its entry is on the disk, and lets no
-mutating call through while the log is damaged. Both are wired to internals of MLflow 3.17; the tests of the server guard them.
+layer around everything sees calls that never reach Flask too, holds each answer back until its entry is on the disk, and lets no mutating
+call through while the log is damaged. Both are wired to internals of MLflow 3.17; the tests of the server guard them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import functools
+import json
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from components import settings
 from components.errors import ArtifactError, ConfigError, ScalingNoteError
 from components.tracking import audit_log as audit
-from components.tracking.server import policies
-from components.tracking.server.audit_answer import Answer, Seen, Send
+from components.tracking import labels
+from components.tracking.server import permissions as policies
 from components.tracking.server.calls import (
     SAFE_METHODS,
     action_of,
@@ -28,8 +33,172 @@ from components.tracking.server.calls import (
     subject_of,
     tags_of,
 )
-from components.tracking.server.permissions import Call, Permissions, load_permissions, refusal
-from components.tracking.server.stores import ServerWorld, roles_of
+from components.tracking.server.permissions import ADMIN, Call, Permissions, load_permissions, refusal
+
+
+def roles_of(user: str) -> tuple[str, ...]:
+    """Names of the roles of `user`, `admin` first for MLflow's administrator; those that MLflow makes for single users are left out."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.server.auth import store
+
+    try:
+        found = store.get_user(user)
+    except MlflowException:  # deleted while the call ran
+        return ()
+    names = sorted(role.name for role in store.list_user_roles(found.id) if not role.name.startswith("__user_"))
+    return (ADMIN, *names) if found.is_admin else tuple(names)
+
+
+class ServerWorld:
+    """The registry and tracking store of this server, and its audit log."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def exists(self, model: str) -> bool:
+        """Whether there is a registered model of this name."""
+        from mlflow.exceptions import MlflowException
+        from mlflow.server.handlers import _get_model_registry_store
+
+        try:
+            _get_model_registry_store().get_registered_model(model)
+        except MlflowException:
+            return False
+        return True
+
+    def creator(self, model: str, version: int) -> str | None:
+        """Who created a version, by the verified log; None when it was not created through this server."""
+        entries = audit.read_audit(self.log) if self.log.exists() else []
+        entry = audit.creation_of(entries, model, version)
+        return entry.user if entry else None
+
+    def tags(self, model: str, version: int) -> Mapping[str, str]:
+        """Tags of a version; empty when there is none."""
+        from mlflow.exceptions import MlflowException
+        from mlflow.server.handlers import _get_model_registry_store
+
+        try:
+            found = _get_model_registry_store().get_model_version(model, str(version))
+        except MlflowException:
+            return {}
+        return dict(found.tags)
+
+    def complete(self, subject: dict[str, str]) -> dict[str, str]:
+        """`subject` with the name of its experiment; the run that holds a chain of promotion records counts as part of their experiment."""
+        if "experiment" in subject:
+            return subject
+        name = _experiment_of_run(subject["run"]) if "run" in subject else None
+        if name is None and "experiment_id" in subject:
+            name = _experiment_name(subject["experiment_id"])
+        return {**subject, "experiment": name} if name else subject
+
+
+@functools.lru_cache(maxsize=4096)
+def _experiment_of_run(run_id: str) -> str | None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.server.handlers import _get_tracking_store
+
+    try:
+        run = _get_tracking_store().get_run(run_id)
+    except MlflowException:
+        return None
+    chain = run.data.tags.get(labels.PREFIX + "chain")
+    return str(chain) if chain else _experiment_name(run.info.experiment_id)
+
+
+@functools.lru_cache(maxsize=1024)
+def _experiment_name(experiment_id: str) -> str | None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.server.handlers import _get_tracking_store
+
+    try:
+        return str(_get_tracking_store().get_experiment(experiment_id).name)
+    except MlflowException:
+        return None
+
+
+# --- The answer of the server to one call, held back until the call is in the audit log, and what was learned of the call meanwhile.
+
+
+Message = MutableMapping[str, Any]
+
+
+class Send(Protocol):
+    """ASGI's way to answer."""
+
+    async def __call__(self, message: Message, /) -> None:
+        """Send one message."""
+
+
+@dataclass
+class Seen:
+    """What the Flask hooks learned of a call. `changes` stays None for a call that did not reach Flask."""
+
+    action: str = ""
+    changes: bool | None = None
+    subject: dict[str, str] = field(default_factory=dict)
+    user: str | None = None
+    roles: tuple[str, ...] = ()
+
+
+@dataclass
+class Answer:
+    """The answer of the inner app, held back. `unlogged` marks one that stands for a log that cannot be written."""
+
+    status: int = 500
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    body: bytearray = field(default_factory=bytearray)
+    unlogged: bool = False
+
+    async def hold(self, message: Message) -> None:
+        """Keep one message of the inner app."""
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], list(message.get("headers", ()))
+        elif message["type"] == "http.response.body":
+            self.body += message.get("body", b"")
+
+    async def release(self, send: Send) -> None:
+        """Send what was kept."""
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        await send({"type": "http.response.body", "body": bytes(self.body)})
+
+    def replace(self, status: int, code: str, message: str) -> None:
+        """Put an error in the form of MLflow's in place of the answer."""
+        self.status, self.unlogged = status, True
+        self.body = bytearray(json.dumps({"error_code": code, "message": message}).encode())
+        self.headers = [(b"content-type", b"application/json"), (b"content-length", str(len(self.body)).encode())]
+
+    def explain_refusal(self, seen: Seen) -> None:
+        """MLflow refuses with two plain words, which its own page shows as an internal error; say who may not do what."""
+        if self.status == 403 and b"application/json" not in dict(self.headers).get(b"content-type", b""):
+            who = f"{seen.user} ({', '.join(seen.roles) or 'no role'})" if seen.user else "This user"
+            target = seen.subject.get("model") or seen.subject.get("experiment")
+            what = (seen.action or "this call").replace("_", " ") + (f" on {target}" if target else "")
+            self.replace(403, "PERMISSION_DENIED", f"{who} has no permission for: {what}.")
+            self.unlogged = False
+
+    def made(self) -> dict[str, str]:
+        """Names that the server gave: version, run, experiment, logged model."""
+        try:
+            found = json.loads(self.body)
+        except ValueError:
+            return {}
+        return _made(found) if isinstance(found, dict) else {}
+
+
+def _made(answer: Mapping[str, Any]) -> dict[str, str]:
+    run, version, logged = answer.get("run", {}), answer.get("model_version", {}), answer.get("model", {})
+    found = {
+        "version": version.get("version"),
+        "run": run.get("info", {}).get("run_id"),
+        "experiment_id": answer.get("experiment_id"),
+        "logged_model": logged.get("info", {}).get("model_id"),
+    }
+    return {key: str(value) for key, value in found.items() if value}
+
+
+# --- The `mlflow.app` plugin: MLflow's basic auth, our rules before every handler, and one audit entry for every mutating call.
+
 
 ASSISTANT = "/mlflow/assistant/"
 App = Callable[[Any, Any, Any], Awaitable[None]]

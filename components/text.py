@@ -1,0 +1,64 @@
+"""Text as its readers see it: what has no visible form counts as blank, and what a terminal or a page would obey is made safe to show.
+
+A title may clear the screen, colour a line, turn the direction of the words around it or, with a line break, forge a line of a list.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from typing import Any
+
+# Unicode's Default_Ignorable_Code_Point (soft hyphen, zero-width letters and joiners, Hangul fillers, variation selectors, marks of
+# direction, tags), the interlinear marks and the blank of Braille. As the inside of a character class.
+INVISIBLE = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0"
+    "\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+_BLANK = rf"\s\x00-\x1f\x7f-\x9f{INVISIBLE}"
+VISIBLE = f"[^{_BLANK}]"  # a pattern for any letter that is seen
+_VISIBLE, _EDGES = re.compile(VISIBLE), re.compile(rf"\A[{_BLANK}]+|[{_BLANK}]+\Z")
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of `text` is seen: it is empty, white space, or letters that have no form."""
+    return _VISIBLE.search(text) is None
+
+
+def written(text: str | None) -> str:
+    """`text` without what is not seen at both ends; empty where nothing is seen."""
+    return _EDGES.sub("", text or "")
+
+
+# --- Text from outside, made safe to show: titles, names, reasons and ids can hold what a terminal or a page would obey.
+
+
+# Marks without a shape of their own that scripts and emoji need: zero-width joiner and non-joiner.
+_NEEDED = "\u200c\u200d"
+
+
+def visible(text: str) -> str:
+    """`text` with every character that a terminal would obey written as its escape; line breaks and tabs stay."""
+    return "".join(c if c in "\n\t" or not _is_obeyed(c) else _escape(c) for c in text)
+
+
+def one_line(text: Any) -> str:
+    """The text of a value in one line: no break of any kind in it can begin a line of its own."""
+    return visible(" ".join(str(text).split()))
+
+
+def as_json(value: Any, indent: int | None = None, letters: bool = True) -> str:
+    """JSON whose text no terminal obeys: the same value, its dangerous characters as escapes; without `letters` all that is not ASCII."""
+    text = json.dumps(value, indent=indent, ensure_ascii=not letters, default=str)
+    return "".join(c if c == "\n" or not _is_obeyed(c) else json.dumps(c)[1:-1] for c in text)
+
+
+def _is_obeyed(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category in ("Cc", "Cs", "Zl", "Zp") or (category == "Cf" and character not in _NEEDED)
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 65536 else f"\\U{number:08x}"
