@@ -31,6 +31,7 @@ check: $(VENV)/.lint ## check format, style, types, sizes, commands and links of
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -q -p no:cacheprovider --durations=0 --durations-min=5 tests/unit/test_repository.py tests/unit/test_documents.py
 
 lint: $(VENV)/.lint ## check style and types

@@ -8,7 +8,9 @@ import re
 import subprocess
 import sysconfig
 import tomllib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -21,11 +23,7 @@ TOP_LEVEL = {
     *("components", "data_contracts", "docker", "flows", "mlflow", "tests"),
 }
 LONGEST_FUNCTION, LONGEST_MODULE = 60, 600  # lines
-# From the top to the ground: each may import itself and what stands below it.
-LAYERS = (
-    *("flows", "serving", "lineage", "promotion", "evidence", "signing", "release", "gates", "planning", "studies", "evaluation"),
-    *("index", "distillation", "towers", "data", "tracking"),
-)
+MOST_MODULES, MOST_IN_A_FOLDER = 200, 20  # a reader finds one by its name, and holds a folder in mind
 
 
 @pytest.mark.parametrize("name", ["mlflow", "docker"])
@@ -91,15 +89,41 @@ def test_flows_do_not_import_mlflow() -> None:
         assert module.split(".")[0] != "mlflow", f"{file} imports mlflow"
 
 
-def test_imports_go_downwards_only() -> None:
+def test_imports_go_downwards_only_by_the_list_that_the_linter_reads() -> None:
+    layers = [layer.removeprefix("components.") for layer in _layers()]
     # Scripts that MLflow runs when a registered model is loaded; no room imports them.
     loaded_by_mlflow = ROOT / "components" / "tracking" / "pyfunc"
     for file, module in (*_imports("components"), *_imports("flows")):
         if file.is_relative_to(loaded_by_mlflow):
             continue
-        above, below = _layer(".".join(file.relative_to(ROOT).with_suffix("").parts)), _layer(module)
+        above, below = _layer(".".join(file.relative_to(ROOT).with_suffix("").parts), layers), _layer(module, layers)
         if above is not None and below is not None:
-            assert above <= below, f"{file} ({LAYERS[above]}) imports {module}, which stands above it"
+            assert above <= below, f"{file} ({layers[above]}) imports {module}, which stands above it"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    modules = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in _modules()}
+    graph = {
+        name: {
+            target
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+            for target in _targets(node, modules)
+            if target != name and not name.startswith(f"{target}.")  # a module's own package comes first anyway
+        }
+        for name, file in modules.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"these modules import one another: {' -> '.join(error.args[1])}")
+    assert len(graph) > 100 and sum(map(len, graph.values())) > 1000
+
+
+def test_modules_are_few_and_no_folder_is_crowded() -> None:
+    modules = [file for file in _modules() if file.name != "__init__.py"]
+    folders = Counter(file.parent.relative_to(ROOT).as_posix() for file in modules)
+    assert len(modules) <= MOST_MODULES, f"{len(modules)} modules: read what stands beside yours; is it always read together with it?"
+    assert {name: count for name, count in folders.items() if count > MOST_IN_A_FOLDER} == {}
 
 
 def test_heavy_libraries_are_not_imported_at_the_top_of_flows() -> None:
@@ -176,7 +200,7 @@ def test_the_workflow_runs_it_on_each_supported_python_and_pre_commit_what_make_
     assert repository["repo"] == "local" and [hook["entry"] for hook in repository["hooks"]] == ["make check"]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     recipe = makefile.partition("\ncheck: ")[2].partition("\n\n")[0]
-    for part in ("ruff format --check", "ruff check", "mypy", "test_repository.py", "test_documents.py"):
+    for part in ("ruff format --check", "ruff check", "mypy", "lint-imports", "test_repository.py", "test_documents.py"):
         assert part in recipe, f"make check leaves out {part}"
 
 
@@ -232,6 +256,18 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower().strip()
 
 
+def _modules() -> list[Path]:
+    return [file for folder in ("components", "flows") for file in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def _targets(node: ast.AST, modules: Mapping[str, Path]) -> Iterator[str]:
+    """Those of `modules` that an import statement names."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names if alias.name in modules)
+    elif isinstance(node, ast.ImportFrom) and node.module in modules:
+        yield from (f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in modules else node.module for a in node.names)
+
+
 def _imports(folder: str) -> Iterator[tuple[Path, str]]:
     for file in sorted((ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -244,8 +280,18 @@ def _names(node: ast.AST) -> list[str]:
     return [node.module] if isinstance(node, ast.ImportFrom) and node.module and node.level == 0 else []
 
 
-def _layer(module: str) -> int | None:
+def _layers() -> list[str]:
+    """The rooms from the top to the ground, without the ground floor."""
+    (contract,) = _pyproject()["tool"]["importlinter"]["contracts"]
+    *rooms, ground = contract["layers"]
+    here = {f"components.{path.parent.name}" for path in (ROOT / "components").glob("*/__init__.py")}
+    assert set(rooms) == here | {"flows"}, "pyproject.toml lists other rooms than there are"
+    assert set(ground.split(" : ")) == {f"components.{path.stem}" for path in (ROOT / "components").glob("[a-z]*.py")}
+    return rooms
+
+
+def _layer(module: str, layers: list[str]) -> int | None:
     """Height of a module among the layers, counted from the top; None for the ground floor and foreign modules."""
     parts = module.split(".")
     name = parts[0] if parts[0] == "flows" else parts[1] if parts[0] == "components" and len(parts) > 1 else ""
-    return LAYERS.index(name) if name in LAYERS else None
+    return layers.index(name) if name in layers else None
