@@ -21,7 +21,7 @@ from components.planning.cost import MARGIN, Need, card_needs, index_key, needs_
 from components.planning.facts import Facts, Texts
 from components.settings import free_memory
 
-PLAN_VERSION = 3  # change it where the same data, machine and budget should lead to other settings
+PLAN_VERSION = 4  # change it where the same data, machine and budget should lead to other settings
 # Standard deviation of the difference in nDCG@10 of a query between two trainings, measured on the demo and on pages.
 TRAINING_SPREAD = 0.22
 GROUPED = 1.05  # a design effect above this is worth a word
@@ -36,6 +36,8 @@ FEWEST_STEPS, FEWEST_EPOCHS = 40, 1
 SHORTEST = 24  # tokens of a document below which none is cut to fit a budget
 SHRINKING = 0.85  # from one try to the next
 BUILT_IN = "icd10cm"
+# The base that a configuration has where nobody names one, and what is proposed in its place: the same model, an encoder already.
+PLAIN_BASE, WARM_BASE = "gemma3-270m", "gemma3-270m-warm"
 QUIET_SHARE = 0.6  # processor seconds over wall seconds; on a quiet machine they are equal at least, but for waits
 FEWEST_ROWS = 8  # of a chunk, before the layers are worked out twice instead: fewer do not keep a processor busy
 GPU_BATCH = 256  # pairs; no processor trains an LLM with so many in useful time
@@ -146,6 +148,21 @@ def wanted_facts(config: Any, fixed: Iterable[str]) -> Any:
     if config.data.source == BUILT_IN or "distillation.sentences" in fixed:
         return config
     return changed(config, {"distillation.sentences": max(config.distillation.sentences, MOST_SENTENCES)})
+
+
+def from_warm_base(config: Any, fixed: Iterable[str]) -> list[Choice]:
+    """The warmed-up base in place of the plain one, which few steps do not make an encoder; nothing where a person or a preset chose.
+
+    It was warmed up without prompts, with causal attention and the last token's state, so it is proposed for these alone.
+    """
+    towers, given = config.towers, set(fixed)
+    prompts = ("towers.query_prompt", "towers.document_prompt")
+    if towers.base_model != PLAIN_BASE or towers.training != "lora" or towers.pooling != "last" or towers.attention != "causal":
+        return []
+    if given & {"towers.base_model", *prompts}:
+        return []
+    base = Choice("towers.base_model", towers.base_model, WARM_BASE, "the same model, warmed up as an encoder without labels")
+    return [base, *(Choice(name, value_of(config, name), "", "the warm-up knew no prompts") for name in prompts)]
 
 
 def from_data(config: Any, facts: Facts, fixed: Iterable[str], room: Room, number_bytes: int, on_card: bool = False) -> list[Choice]:

@@ -44,6 +44,39 @@ def test_lengths_follow_from_the_data() -> None:
     assert "30 tokens in the middle" in next(c.reason for c in found if c.field == "towers.max_document_length")
 
 
+def test_who_names_no_base_starts_from_the_encoder_and_without_its_prompts() -> None:
+    pages = load_config("pages", None, {"data.source": "somewhere"})
+    assert pages.towers.base_model == plan.PLAIN_BASE
+    assert chosen(plan.from_warm_base(pages, ())) == {
+        "towers.base_model": plan.WARM_BASE,
+        "towers.query_prompt": "",
+        "towers.document_prompt": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "fixed"),
+    [
+        ("pages", {}, {"towers.base_model"}),
+        ("pages", {}, {"towers.query_prompt"}),
+        ("pages", {"towers.attention": "bidirectional"}, {"towers.attention"}),
+        ("pages", {"towers.pooling": "mean"}, {"towers.pooling"}),
+        ("pages", {"towers.training": "full"}, {"towers.training"}),
+        ("demo", {}, set()),
+        ("smoke", {}, set()),
+    ],
+)
+def test_a_base_that_was_chosen_stays(preset: str, settings: dict[str, Any], fixed: set[str]) -> None:
+    assert plan.from_warm_base(load_config(preset, None, settings), fixed) == []
+
+
+def test_the_bases_of_a_plan_are_names_that_are_known() -> None:
+    from components.towers.base_models import WARM_GEMMA
+    from components.towers.config import TowerConfig
+
+    assert (TowerConfig().base_model, WARM_GEMMA) == (plan.PLAIN_BASE, plan.WARM_BASE)
+
+
 def test_long_sentences_that_are_learned_from_do_not_lengthen_the_queries() -> None:
     found = plan.from_data(own(), facts(sources={"train": texts(64), "sentences": texts(10, 60)}), (), ROOM, 4)
     assert chosen(found)["distillation.max_query_length"] == 24
