@@ -11,16 +11,17 @@ from markupsafe import Markup
 
 from components.evaluation.champion_comparison import JUDGED, LOGGED, UNLABELLED, Agreement
 from components.evaluation.metrics import METRICS, RETAINED, metric_words
-from components.evidence.changes import Changes, changes_between
 from components.evidence.dossier import (
     FEWEST,
     METRIC,
+    Changes,
     Delta,
     Dossier,
     Rivals,
     Tone,
     against_champion,
     baseline_rivals,
+    changes_between,
     deltas,
     slice_deltas,
     tally,

@@ -155,7 +155,7 @@ def test_the_costs_are_keyed_by_the_code_that_opens_each_system(tmp_path: Path) 
     builds, names = worth._builds(found), ["bm25", "untrained+bm25", "symmetric"]
     worth._cost(found, {name: builds[name.removesuffix("+bm25")] for name in names}, [found.config])
     code, keyed = found.steps[-1].reached.code, found.steps[-1].config
-    for place in ("evaluation/fusion.py", "evaluation/baselines.py", "evaluation/systems.py", "distillation/symmetric.py"):
+    for place in ("evaluation/rankers.py", "evaluation/bm25.py", "evaluation/systems.py", "studies/trained_baselines.py"):
         assert f"components/{place}" in code, place
     assert keyed["systems"] == names and keyed["built"] == {"bm25": 0.0, "untrained+bm25": 0.0, "symmetric": 2.0}
 

@@ -216,7 +216,7 @@ def test_the_costs_of_baselines_are_keyed_by_the_code_that_opens_each_of_them(tm
     wanted = {name: baselines.systems_of(found)[name] for name in ("bm25", "untrained", "symmetric")}
     baselines._cost(found, wanted, found.config)
     code = found.steps[-1].reached.code
-    for place in ("evaluation/baselines.py", "evaluation/systems.py", "distillation/symmetric.py", "evaluation/encoder_speed.py"):
+    for place in ("evaluation/bm25.py", "evaluation/systems.py", "studies/trained_baselines.py", "evaluation/speed.py"):
         assert f"components/{place}" in code, place
     assert found.steps[-1].config["bm25"] == {"bm25_stemmer": "auto"} and found.steps[-1].config["systems"] == list(wanted)
 

@@ -8,9 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from components.evidence.changes import changes_between
 from components.evidence.description import LIMIT, describe
-from components.evidence.dossier import Compared, Dossier
+from components.evidence.dossier import Compared, Dossier, changes_between
 from components.gates.decision import GateDecision, GateResult
 from components.release.champion import Override
 from components.release.manifest import ReleaseManifest
