@@ -3,9 +3,6 @@
 Where the teacher's query vectors are stored and some are missing, a document's own vector stands in for its title, and the mean of the
 relevant documents' vectors for a train query: the student is to land where the answers lie, and the refinement goes on from there.
 Held-out queries get no stand-in, since they are measured.
-
-A document's own vector stands in for its title, and the mean of the relevant documents' vectors for a train query: the student is to land
-where the answers lie, and the refinement goes on from there. Held-out queries get no stand-in, since they are measured.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Stage 2: align a student to the teacher's query vectors, prune and align it again, refine it against the frozen document vectors.
 
-They stand apart from `sources`, so that the teacher's vectors stay when only the training of the student changes.
+What goes into it is put together here, apart from `teacher_targets`, so that the teacher's vectors stay when only the training changes.
 
 Alignment first: contrastive training alone, from scratch, collapses. Every epoch is scored on the dev judgements over the real index and
 the best one is kept; student-teacher cosine barely predicts retrieval. A killed run continues from its last epoch.

@@ -19,7 +19,8 @@ from components.artifacts import file_sha256, open_artifact, read_versioned, wri
 from components.errors import ArtifactError, SpaceMismatch
 from components.index.index_keys import empty_index, inverted_file, is_exact, transformed
 from components.index.merging import Merge, can_merge, lists_damaged_by_faiss
-from components.index.stored_vectors import StoredVectors, to_int8, unit_rows
+from components.index.shards import to_int8, unit_rows
+from components.index.stored_vectors import StoredVectors
 
 TEMPLATE_FILE = "template.faiss"
 Refine = Literal["none", "int8", "fp16"]

@@ -4,11 +4,6 @@ A token's state depends there on what stands before it alone, so texts with the 
 of one family) share those states exactly. The tokens of a bundle of texts form a tree; attention lets each see its ancestors, at the
 position that it has in its own text. The same idea serves candidate drafts in tree attention (Miao et al., SpecInfer, 2024) and prompts
 in vLLM's prefix cache. Queries of a few words behind an instruction of twenty tokens cost a third.
-
-In a causal model a token's state depends on what stands before it alone, so texts with the same first tokens (a prompt, a catalogue's
-entries, titles of one family) share those states exactly. The tokens of a bundle of texts form a tree; attention lets each see its
-ancestors, at the position that it has in its own text. The same idea serves candidate drafts in tree attention (Miao et al., SpecInfer,
-2024) and prompts in vLLM's prefix cache. Queries of a few words behind an instruction of twenty tokens cost a third.
 """
 
 from __future__ import annotations

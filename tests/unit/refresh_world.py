@@ -19,7 +19,7 @@ from components.index.config import EncodingConfig, IndexConfig
 from components.index.encode import encode_corpus
 from components.index.refresh import Changes, changes_since, refresh_index
 from components.index.search import VectorIndex, index_in_memory, load_index
-from components.index.stored_vectors import unit_rows
+from components.index.shards import unit_rows
 from tests.encoders import WORDS, WordEncoder, dataset_of
 
 FLAT = IndexConfig(compact_share=1.0)

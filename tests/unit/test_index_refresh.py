@@ -11,7 +11,7 @@ from components.errors import ArtifactError, DataError, SpaceMismatch
 from components.index.drift import read_guard
 from components.index.refresh import Changes, refresh_index
 from components.index.rows import read_table
-from components.index.stored_vectors import unit_rows
+from components.index.shards import unit_rows
 from tests.encoders import WordEncoder, dataset_of
 from tests.unit.refresh_world import DOCUMENTS, FLAT, Collection, answers, chosen, in_memory, no_waiting_for_the_disk, table_of  # noqa: F401
 
