@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from components.distillation.student.storage import MODULES, POOLINGS, dense_modules, load_student, save_tokenizer
+from components.distillation.student.forms import POOLINGS
+from components.distillation.student.storage import MODULES, dense_modules, load_student, save_tokenizer
 from components.errors import ArtifactError, ModelError
 from components.towers import hub
 from components.towers.base_models import is_on_hub

@@ -402,7 +402,7 @@ def student_parameters(config: Any, facts: Facts) -> tuple[int, int]:
     shape, settings = facts.student, config.distillation
     width, dimension = shape.width, dimension_of(config, facts)
     head = width * dimension if settings.head == "linear" else settings.head_width * (width + dimension)
-    if settings.form == "static":
+    if not settings.has_layers:
         return shape.embeddings + head, shape.embeddings + head
     layers = layers_kept(settings.layers, shape.layers) * (shape.parameters - shape.embeddings) // shape.layers
     return shape.embeddings + layers + head, layers + head + (shape.embeddings if settings.train_embeddings else 0)

@@ -147,7 +147,7 @@ def gather_facts(
 
 
 def _untrained_length(distillation: DistillationConfig, built_from: Sequence[str]) -> int:
-    from components.distillation.student.transformer import published_length
+    from components.distillation.student.initial import published_length
     from components.evaluation.systems import UNTRAINED_MAX_LENGTH
     from components.towers.base_models import resolve_base
 

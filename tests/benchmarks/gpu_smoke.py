@@ -160,7 +160,7 @@ def student(**changes: Any) -> Part:
 
         from components.distillation.config import DistillationConfig
         from components.distillation.student import load_student
-        from components.distillation.student.encoder import packed_vectors
+        from components.distillation.student.forms import packed_vectors
         from components.distillation.train import train_student
 
         settings = {"student": "tiny-encoder", "epochs": 4, "refine_epochs": 1, "batch_size": 16, "max_mean_cosine": 1.0, **changes}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from components.distillation.config import DistillationConfig
+from components.distillation.student.initial import Source, bare_student
 from components.distillation.student.storage import load_student, save_student
-from components.distillation.student.transformer import Source, bare_student
 from components.errors import ModelError
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig

@@ -299,7 +299,7 @@ def test_models_that_cannot_encode_texts_here_are_refused(changes: dict[str, obj
 
 
 def test_weights_that_are_cut_off_are_refused_in_words(tmp_path: Path, home: Path) -> None:
-    from components.distillation.student.transformer import load_small_encoder
+    from components.distillation.student.initial import load_small_encoder
     from components.towers.two_towers import load_decoder
 
     build_tiny_encoder(TEXTS, tmp_path)

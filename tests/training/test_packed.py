@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from components.distillation.student.encoder import can_pack, packed_vectors
-from components.distillation.student.transformer import load_small_encoder
+from components.distillation.student.forms import can_pack, packed_vectors
+from components.distillation.student.initial import load_small_encoder
 from components.towers.base_models import resolve_base
 from components.towers.tokens import pad_batch
 from components.towers.transformer import pool

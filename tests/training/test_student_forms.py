@@ -10,8 +10,8 @@ import pytest
 
 from components.distillation.config import DistillationConfig
 from components.distillation.student import StudentEncoder, load_encoder, load_student, new_student, save_student, untrained_student
-from components.distillation.student.encoder import static_tokens
-from components.distillation.student.transformer import Source, bare_student
+from components.distillation.student.forms import StaticForm
+from components.distillation.student.initial import Source, bare_student
 from components.errors import ModelError
 from components.towers import base_models as tiny
 from components.towers.base_models import resolve_base
@@ -138,7 +138,7 @@ def test_a_teacher_student_needs_a_tower(home: Path) -> None:
 def test_a_static_student_is_the_mean_of_its_token_vectors(home: Path) -> None:
     bare = bare_student(Source(config(form="static"), queries(), None))
     table = bare.model["embedding"].weight.detach().numpy()
-    (row,) = static_tokens(bare.tokenizer, ["kidney pain"], bare.contract)
+    (row,) = StaticForm().tokens(bare.tokenizer, ["kidney pain"], bare.contract)
     assert bare.tokenizer.convert_ids_to_tokens(row) == ["kidney", "pain"]
     np.testing.assert_allclose(bare.features(["kidney pain", ""]), [table[row].mean(0), np.zeros(64)], atol=1e-6)
 
@@ -153,11 +153,11 @@ def test_static_vectors_start_as_the_encoders_of_single_tokens(home: Path) -> No
 def test_tokens_beyond_the_limit_take_the_encoders_linear_part(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = bare_student(Source(config(), queries(), None))
     direct = bare_student(Source(config(form="static"), queries(), None)).model["embedding"].weight.detach()
-    monkeypatch.setattr("components.distillation.student.transformer.DIRECT_TOKENS", 50)
+    monkeypatch.setattr("components.distillation.student.initial.DIRECT_TOKENS", 50)
     table = bare_student(Source(config(form="static"), queries(), None)).model["embedding"].weight.detach()
     same = (table - direct).abs().amax(1) < 1e-6
     assert len(table) == len(whole.tokenizer) > 50 == int(same.sum())
-    seen = {token for row in static_tokens(whole.tokenizer, queries(), whole.contract) for token in row}
+    seen = {token for row in StaticForm().tokens(whole.tokenizer, queries(), whole.contract) for token in row}
     assert all(same[token] for token in seen)
     assert table.isfinite().all()
 

@@ -13,7 +13,7 @@ from components.distillation.config import DistillationConfig
 from components.distillation.plan import prune
 from components.distillation.student import check_before_towers, check_student, new_student
 from components.distillation.student.encoder import linear_head, ridge, two_layer_head
-from components.distillation.student.transformer import choose_layers
+from components.distillation.student.initial import choose_layers
 from components.errors import ModelError
 from components.towers.config import TowerConfig
 from components.towers.transformer import first_and_last, keep_layers, layer_count, layer_stack

@@ -14,10 +14,9 @@ import pytest
 import torch
 
 from components.distillation.config import DistillationConfig
-from components.distillation.student.encoder import packed_vectors
-from components.distillation.student.initial import new_student
+from components.distillation.student.forms import packed_vectors
+from components.distillation.student.initial import Source, bare_student, load_small_encoder, new_student
 from components.distillation.student.storage import load_student, save_student, save_tokenizer
-from components.distillation.student.transformer import Source, bare_student, load_small_encoder
 from components.towers.base_models import GEMMA_PACKAGE, MINILM_PACKAGE, _assemble_gguf, resolve_base, tokenizer_of
 from components.towers.config import TowerConfig
 from components.towers.contract import ROLES, EncodingContract, load_contract, save_contract, space_id_of
@@ -202,7 +201,8 @@ def test_a_saved_minilm_gives_sentence_transformers_the_tokens_of_ours(home: Pat
     config = DistillationConfig(student="all-minilm-l6-v2", form="transformer", layers=1, precision="float32")
     student = bare_student(Source(config, texts, None))
     if form == "static":
-        from components.distillation.student.encoder import StudentEncoder, static_model
+        from components.distillation.student.encoder import StudentEncoder
+        from components.distillation.student.forms import static_model
 
         table = static_model(student.model.get_input_embeddings().weight.detach())
         student = StudentEncoder(table, student.tokenizer, None, student.contract.model_copy(update={"form": "static"}), "space")

@@ -14,7 +14,7 @@ from components.artifacts import is_complete
 from components.data.dataset import Dataset
 from components.distillation.config import DistillationConfig
 from components.distillation.student.encoder import StudentEncoder
-from components.distillation.student.transformer import published_prompts
+from components.distillation.student.initial import published_prompts
 from components.evaluation.report import UntrainedSetup
 from components.evaluation.systems import CUT, UNTRAINED, untrained_ranker, untrained_systems
 from components.towers.base_models import BaseModel

@@ -10,17 +10,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import digest_of, file_sha256, read_json, write_json
-from components.distillation.student.encoder import StudentEncoder, static_model
+from components.artifacts import digest_of, file_sha256
+from components.distillation.student.encoder import StudentEncoder
+from components.distillation.student.forms import FORMS, WEIGHTS
 from components.errors import ArtifactError
 from components.towers.contract import EncodingContract, load_contract
-from components.towers.device import pick_dtype
-from components.towers.tokens import has_control_token, words_only
+from components.towers.tokens import has_control_token
 
-WEIGHTS = "model.safetensors"
 MODULES = "modules.json"
-TOKENIZER = "tokenizer.json"
-POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}  # our names and sentence-transformers'
 
 
 def save_student(student: StudentEncoder, folder: Path) -> EncodingContract:
@@ -31,26 +28,15 @@ def save_student(student: StudentEncoder, folder: Path) -> EncodingContract:
     from sentence_transformers import SentenceTransformer
 
     folder.mkdir(parents=True, exist_ok=True)
-    _save_encoder(student, folder)
+    student.form.save(student.model, folder)
     save_tokenizer(student.tokenizer, student.contract, folder)
-    modules = [*_input_modules(student, folder), *dense_modules(student.head), _last_module(student.contract)]
+    modules = [*student.form.modules(student.model, folder, student.contract), *dense_modules(student.head), _last_module(student.contract)]
     prompts = {"query": student.contract.prompt, "document": student.contract.prompt}
     default = "query" if student.contract.prompt else None
     written = SentenceTransformer(modules=modules, prompts=prompts, default_prompt_name=default, similarity_fn_name="cosine", device="cpu")
     written.save(str(folder), create_model_card=False)
     save_tokenizer(student.tokenizer, student.contract, folder)  # once more: what the library writes knows nothing of control tokens
     return student.contract.model_copy(update={"adapter_digest": weights_digest(folder)})
-
-
-def _input_modules(student: StudentEncoder, folder: Path) -> list[Any]:
-    """The encoder in `folder` with its pooling, as modules of sentence-transformers."""
-    from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
-
-    if student.is_static:
-        return [StaticEmbedding.load(str(folder))]
-    transformer = Transformer(str(folder), max_seq_length=student.contract.max_length, model_kwargs=_without_pooler(folder))
-    return [transformer, Pooling(student.model.config.hidden_size, POOLINGS[student.contract.pooling])]
 
 
 def dense_modules(head: Iterable[Any] | None) -> list[Any]:
@@ -76,15 +62,6 @@ def _last_module(contract: EncodingContract) -> Any:
     return Router({"query": [Normalize()]}, default_route="query") if contract.role == "query" else Normalize()
 
 
-def _save_encoder(student: StudentEncoder, folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    if student.is_static:
-        save_file({k: v.detach().float().cpu().contiguous() for k, v in student.model.state_dict().items()}, folder / WEIGHTS)
-    else:
-        student.model.save_pretrained(folder)
-
-
 def save_tokenizer(tokenizer: Any, contract: EncodingContract, folder: Path) -> None:
     """Write a tokenizer that sentence-transformers uses as the contract says: its end token, its longest text, control tokens as text.
 
@@ -94,20 +71,16 @@ def save_tokenizer(tokenizer: Any, contract: EncodingContract, folder: Path) -> 
     tokenizer.model_max_length = contract.max_length  # where sentence-transformers looks for the longest text
     if contract.append_eos:
         _append_end_token(tokenizer)
-    backend, static = tokenizer.backend_tokenizer, contract.form == "static"
-    backend.no_padding()
-    if static:
-        backend.enable_truncation(contract.max_length)  # StaticEmbedding has no other place for the longest text
-    else:
-        backend.no_truncation()
+    form = FORMS[contract.form]
+    tokenizer.backend_tokenizer.no_padding()
+    form.limit_length(tokenizer.backend_tokenizer, contract.max_length)
     # sentence-transformers encodes prompt and text in one way, so control tokens of a prompt are kept at the price of those in texts.
     # With a unigram tokenizer (XLM-R's) it finds them in texts all the same; this project's own loaders do not.
     split = contract.split_special_tokens and not has_control_token(tokenizer, contract.prompt)
     tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = split
     tokenizer.save_pretrained(folder)
-    if static and split:
-        # StaticEmbedding reads this file alone, and it has no use for control tokens, whose names it would find in texts.
-        write_json(folder / TOKENIZER, words_only(read_json(folder / TOKENIZER)))
+    if split:
+        form.hide_control_tokens(folder)
 
 
 def _append_end_token(tokenizer: Any) -> None:
@@ -136,31 +109,8 @@ def load_student(folder: Path, precision: str = "auto") -> StudentEncoder:
     contract, space_id = load_contract(folder)
     if weights_digest(folder) != contract.adapter_digest:
         raise ArtifactError(f"{folder}: the weights are not those its contract names. Restore the student, or retrain.")
-    model = _load_static(folder) if contract.form == "static" else _load_transformer(folder, precision)
+    model = FORMS[contract.form].load(folder, precision)
     return StudentEncoder(model, AutoTokenizer.from_pretrained(folder), _load_head(folder), contract, space_id)
-
-
-def _load_static(folder: Path) -> Any:
-    from safetensors.torch import load_file
-
-    return static_model(load_file(folder / WEIGHTS)["embedding.weight"])
-
-
-def _load_transformer(folder: Path, precision: str) -> Any:
-    import transformers
-
-    kind = getattr(transformers, read_json(folder / "config.json")["architectures"][0])
-    return kind.from_pretrained(folder, dtype=pick_dtype(precision), **_without_pooler(folder))
-
-
-def _without_pooler(folder: Path) -> dict[str, Any]:
-    """What tells the model class of a saved encoder to make no pooler, whose weights would be random."""
-    import inspect
-
-    import transformers
-
-    kind = getattr(transformers, read_json(folder / "config.json")["architectures"][0])
-    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind.__init__).parameters else {}
 
 
 def _load_head(folder: Path) -> Any:
