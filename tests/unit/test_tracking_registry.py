@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -394,3 +396,30 @@ def test_two_equal_runs_at_once_register_one_version(home: Path, tmp_path: Path)
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda step: register(MODEL, artifact, step, {}, {}), steps))
     assert len(versions(MODEL)) == 1 and {one.version for one in found} == {1}
+
+
+# What the model files of versions that were registered before 2026-11-28 (commit 810eae2) import.
+FORMER_IMPORTS = {
+    "components.artifacts": ("read_json", "verify"),
+    "components.distillation.student": ("load_encoder",),
+    "components.index.config": ("IndexConfig",),
+    "components.index.rows": ("read_titles",),
+    "components.index.search": ("load_index",),
+    "components.promotion.pinned": ("require_as_registered",),
+    "components.serving.retriever": ("Retriever",),
+    "components.tracking.package_files": ("packaged_digest",),
+    "components.tracking.registry": ("artifact_folder",),
+}
+
+
+@pytest.mark.parametrize("before", ["", "import components.serving.loader, components.tracking.packaging"])
+def test_the_code_of_versions_that_were_registered_before_finds_what_it_imports(before: str) -> None:
+    lines = [before, *(f"from {module} import {', '.join(names)}" for module, names in FORMER_IMPORTS.items())]
+    same = "from components.tracking.packaging import packaged_digest as now; assert packaged_digest is now"
+    done = subprocess.run([sys.executable, "-c", "\n".join([*lines, same])], capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_module_that_was_never_there_is_missed_all_the_same() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"components\.promotion\.unpinned"):
+        importlib.import_module("components.promotion.unpinned")
