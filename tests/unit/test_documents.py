@@ -11,8 +11,10 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -383,6 +385,26 @@ def test_the_help_groups_every_command_once_with_examples_that_parse() -> None:
         check_command(Line("--help", 0, group.example))
         assert f"{group.title}:" in told and f"e.g. {group.example}" in told
     assert [line.split()[0] for line in told.splitlines() if re.match(r"  [a-z][\w-]* ", line) and "e.g." not in line] == grouped
+
+
+def test_every_command_names_a_function_that_is_there() -> None:
+    targets = {" ".join(path): run.args for path, run in _commands(build_parser())}
+    assert {command.split()[0] for command in targets} == {name for group in GROUPS for name in group.commands}
+    for command, (module, function) in targets.items():
+        assert find_spec(f"flows.cli.{module}") is not None, f"{command} is run by flows/cli/{module}.py, which does not exist"
+        assert callable(getattr(import_module(f"flows.cli.{module}"), function, None)), (
+            f"{command}: flows/cli/{module}.py has no {function}"
+        )
+
+
+def _commands(parser: argparse.ArgumentParser, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Each command's words and what it runs."""
+    if run := parser.get_default("run"):
+        yield path, run
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                yield from _commands(inner, *path, name)
 
 
 def test_the_table_of_variables_holds_those_that_the_code_reads() -> None:
