@@ -115,7 +115,7 @@ def _add_building(commands: Any) -> None:
     adopt.add_argument("--id-field", metavar="FIELD", help="field with the ids of the data (default: doc_id or the like, else the key)")
     adopt.add_argument("--vector-field", metavar="FIELD", help="field with the vectors, where there are several")
     _training_options(adopt, preset="adopt")
-    plan = _command(commands, "plan", "plan:plan", "settings for your data and this machine, with what every step will take")
+    plan = _command(commands, "plan", "prepare:plan", "settings for your data and this machine, with what every step will take")
     _training_options(plan, preset=None)
     plan.add_argument("--budget", metavar="TIME", help="time for the whole run, such as 90s, 30m, 1h30m or 2d")
     plan.add_argument("--write", type=Path, metavar="FILE", help="new YAML file for the settings, which retrain --config takes")
@@ -128,11 +128,11 @@ def _add_building(commands: Any) -> None:
     validate.add_argument(
         "--gx-project", type=Path, metavar="DIR", help="also write a project of Great Expectations there: suites, checkpoint, Data Docs"
     )
-    models = _command(commands, "models", "models:models", "fetch, list or verify the base models that a configuration names")
+    models = _command(commands, "models", "prepare:models", "fetch, list or verify the base models that a configuration names")
     models.add_argument("action", choices=("pull", "list", "verify"), help="fetch from the hub; list the hub's cache; hash the files again")
     models.add_argument("models", nargs="*", metavar="NAME[@REVISION]", help="models (default: those of the configuration)")
     _training_options(models, preset=None)
-    study = _command(commands, "study", "study:study", "run an experiment on the data: a table with intervals and a plot")
+    study = _command(commands, "study", "build:study", "run an experiment on the data: a table with intervals and a plot")
     study.formatter_class = argparse.RawDescriptionHelpFormatter
     study.epilog = f"studies:\n{list_studies()}\n\nA killed study continues when it is run again; a finished one only reads."
     study.add_argument("study", metavar="STUDY", help="one of the studies below")
@@ -144,14 +144,14 @@ def _add_refreshing(commands: Any) -> None:
     index = _command(
         commands,
         "refresh-index",
-        "refresh:refresh_index",
+        "build:refresh_index",
         "bring a release up to date with its documents: only those that changed are encoded",
     )
     index.add_argument("--data", required=True, metavar="DIR", help="folder with the documents as they are now, queries and judgements")
     query = _command(
         commands,
         "refresh-query-tower",
-        "refresh:refresh_query_tower",
+        "build:refresh_query_tower",
         "teach a new query encoder for the index of a release: no document is encoded",
     )
     query.add_argument("--data", metavar="DIR", help="folder with the release's documents (default: the one it was built from)")
@@ -168,37 +168,37 @@ def _policy_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_promotion(commands: Any) -> None:
-    approve = _command(commands, "approve", "release:approve", "approve a candidate as a named person (what Promote does in the MLflow UI)")
+    approve = _command(commands, "approve", "review:approve", "approve a candidate as a named person (what Promote does in the MLflow UI)")
     approve.add_argument("candidate", help="candidate/N, N, or latest")
     approve.add_argument("--as", dest="person", metavar="NAME", help="who approves (default: who is signed in to the server)")
     approve.add_argument("--override", metavar="REASON", help="approve although gates did not pass; the reason is kept for ever")
-    promote = _command(commands, "promote", "release:promote", "make the newest approved release the champion, after verifying it again")
+    promote = _command(commands, "promote", "review:promote", "make the newest approved release the champion, after verifying it again")
     promote.add_argument("--watch", type=_seconds, metavar="SECONDS", help="go on until Ctrl-C and look this often, from 1")
     promote.add_argument(
         "--without-champion", metavar="REASON", help="where the champion was deleted or damaged: promote without comparing with it"
     )
-    hook = _command(commands, "webhook", "release:webhook", "promote --watch, woken at once by a signed webhook of MLflow")
+    hook = _command(commands, "webhook", "review:webhook", "promote --watch, woken at once by a signed webhook of MLflow")
     hook.add_argument("--port", type=_port, required=True, metavar="PORT", help="port to receive on")
     hook.add_argument("--host", default="127.0.0.1", help="address to receive on (default 127.0.0.1)")
     hook.add_argument("--watch", type=_seconds, default=60.0, metavar="SECONDS", help="look this often by itself (default 60)")
     hook.add_argument("--emit", action="store_true", help="promote nothing here: tell Prefect, whose deployment promote does it")
-    rollback = _command(commands, "rollback", "release:rollback", "go back to the release that the champion replaced")
+    rollback = _command(commands, "rollback", "review:rollback", "go back to the release that the champion replaced")
     rollback.add_argument("--as", dest="person", required=True, metavar="NAME", help="who rolls back")
     rollback.add_argument("--reason", required=True, metavar="TEXT", help="why; kept in the promotion record")
     rollback.add_argument("--override", metavar="REASON", help="go back to a release that a reviewer has rejected since")
     rollback.add_argument("--past-lost", action="store_true", help="pass over releases that were deleted or damaged")
-    history = _command(commands, "history", "release:history", "who promoted what, when and why; overrides stand out")
+    history = _command(commands, "history", "review:history", "who promoted what, when and why; overrides stand out")
     history.add_argument(
         "--anchor", type=Path, metavar="FILE", help="an auditor's own file: compare the newest record kept there, then keep today's"
     )
 
 
 def _add_use(commands: Any) -> None:
-    search = _command(commands, "search", "use:search", "find documents with a release")
+    search = _command(commands, "search", "search:search", "find documents with a release")
     search.add_argument("query", help="what to look for")
     search.add_argument("-k", type=_positive, default=10, help="number of documents (default 10)")
     _release_option(search)
-    run = _command(commands, "run", "use:run", "answer a file of queries and write a TREC run file")
+    run = _command(commands, "run", "search:run", "answer a file of queries and write a TREC run file")
     run.add_argument("--queries", type=Path, required=True, metavar="FILE", help="queries as JSON lines (_id, text), gz accepted")
     run.add_argument("--output", type=Path, required=True, metavar="FILE", help="TREC run file to write; - for standard output")
     run.add_argument("-k", type=_positive, default=100, help="documents per query (default 100)")
@@ -209,10 +209,10 @@ def _add_use(commands: Any) -> None:
         "release was evaluated)",
     )
     _release_option(run)
-    answers = _command(commands, "prune-answers", "use:answers", "remove answers from the log that are older than the retention")
+    answers = _command(commands, "prune-answers", "search:answers", "remove answers from the log that are older than the retention")
     answers.add_argument("--days", type=_positive, default=183, help="keep the answers of so many days (default 183)")
     export = _command(
-        commands, "export", "export:export", "write a release's vectors as Parquet or into Qdrant, its encoders as a package, or all signed"
+        commands, "export", "search:export", "write a release's vectors as Parquet or into Qdrant, its encoders as a package, or all signed"
     )
     export.add_argument("--to", type=Path, metavar="FOLDER", help="new or empty folder for the Parquet shards")
     export.add_argument("--qdrant", metavar="PATH|URL", help="Qdrant server, or folder of an embedded store; needs the extra 'qdrant'")
@@ -235,18 +235,18 @@ def _add_use(commands: Any) -> None:
 
 
 def _add_inspection(commands: Any) -> None:
-    status = _command(commands, "status", "inspect:status", "which release serves, which ones wait, and whether all is in order")
+    status = _command(commands, "status", "operate:status", "which release serves, which ones wait, and whether all is in order")
     status.add_argument(
         "--why", nargs="?", const="", metavar="STEP", help="instead: when and why a step was made last, such as train_towers; no STEP: all"
     )
     add_trace_arguments(
-        _command(commands, "trace", "trace:trace", "a release, model, document or answer back to data, code, configuration and approval")
+        _command(commands, "trace", "audit:trace", "a release, model, document or answer back to data, code, configuration and approval")
     )
-    ui = _command(commands, "ui", "inspect:ui", "start the MLflow and Prefect servers on this machine until Ctrl-C")
+    ui = _command(commands, "ui", "operate:ui", "start the MLflow and Prefect servers on this machine until Ctrl-C")
     ui.add_argument("--mlflow-port", type=_port, default=5000, metavar="PORT", help="default 5000")
     ui.add_argument("--prefect-port", type=_port, default=4200, metavar="PORT", help="default 4200")
     ui.add_argument("--auth", action="store_true", help="MLflow asks who you are, holds people to their roles, and keeps an audit log")
-    prepare = _command(commands, "bootstrap", "accounts:bootstrap", "make users, roles, models and experiments on a server with sign-in")
+    prepare = _command(commands, "bootstrap", "operate:bootstrap", "make users, roles, models and experiments on a server with sign-in")
     prepare.add_argument("--users", type=Path, metavar="FILE", help="YAML file of users and their roles (default: one user for each role)")
     prepare.add_argument("--server", metavar="URL", help="default: the running `scalingnote ui --auth`, else MLFLOW_TRACKING_URI")
 
@@ -254,30 +254,30 @@ def _add_inspection(commands: Any) -> None:
 def _add_configuration(commands: Any) -> None:
     config = commands.add_parser("config", help="show all settings with meaning, bounds and origin, or compare two configurations")
     actions = config.add_subparsers(dest="action", required=True, metavar="ACTION")
-    show = _command(actions, "show", "config:show_config", "every setting: its value, where that comes from, meaning and bounds")
+    show = _command(actions, "show", "prepare:show_config", "every setting: its value, where that comes from, meaning and bounds")
     _training_options(show, preset=None)
     _policy_option(show)
     show.add_argument("--changed", action="store_true", help="only what differs from the defaults")
     show.add_argument("--write", type=Path, metavar="FILE", help="write all values to a YAML file for --config, each with its meaning")
-    _command(actions, "schema", "config:show_schema", "the JSON schema of a configuration file, for editors that check and complete")
-    diff = _command(actions, "diff", "config:diff_configs", "where two configurations differ; the exit status is 0 either way")
+    _command(actions, "schema", "prepare:show_schema", "the JSON schema of a configuration file, for editors that check and complete")
+    diff = _command(actions, "diff", "prepare:diff_configs", "where two configurations differ; the exit status is 0 either way")
     diff.epilog = (
         "A and B: the id of a flow's run in MLflow, champion, previous, candidate/N, release/N, the name of a preset, or a YAML file."
     )
     for place in ("a", "b"):
         diff.add_argument(place, metavar=place.upper(), help="run id, champion, previous, candidate/N, release/N, preset or YAML file")
 
-    completion = _command(commands, "completion", "config:show_completion", "a script that completes commands and options in your shell")
+    completion = _command(commands, "completion", "prepare:show_completion", "a script that completes commands and options in your shell")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help='such as: eval "$(scalingnote completion bash)"')
 
 
 def _add_proof(commands: Any) -> None:
     verify = _command(
-        commands, "verify", "proof:verify", "hash a release again and check digests, signatures, decision, records, audit log"
+        commands, "verify", "audit:verify", "hash a release again and check digests, signatures, decision, records, audit log"
     )
     verify.add_argument("ref", nargs="?", default="champion", help="champion (default), previous, candidate/N or release/N")
     verify.add_argument("--folder", type=Path, metavar="DIR", help="verify from the files below DIR alone, such as a copy of the store")
-    keys = _command(commands, "keys", "proof:keys", "make the key that signs releases and records, list keys, sign a release")
+    keys = _command(commands, "keys", "audit:keys", "make the key that signs releases and records, list keys, sign a release")
     keys.add_argument(
         "action",
         choices=("new", "list", "sign", "rotate", "certificate"),
@@ -287,7 +287,7 @@ def _add_proof(commands: Any) -> None:
     keys.add_argument(
         "--to", type=Path, metavar="FILE", help="for new and certificate: where that is written (default: below keys/ at home)"
     )
-    replay = _command(commands, "replay", "proof:replay", "evaluate a release again from its record and compare every value")
+    replay = _command(commands, "replay", "audit:replay", "evaluate a release again from its record and compare every value")
     replay.add_argument("ref", nargs="?", default="champion", help="champion (default), previous, candidate/N or release/N")
     replay.add_argument("--build", action="store_true", help="also build it again from its data and compare the parts' digests")
     replay.add_argument("--data", metavar="DIR", help="the data, when it does not lie any more where the release found it")
