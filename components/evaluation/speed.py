@@ -40,6 +40,7 @@ def describe_machine() -> str:
 
 
 _ROUNDS = 5
+_LONGEST = 60.0  # seconds of timing, after which no round begins: on a machine that others use it would measure these
 _WARM_UP = 5
 _BATCH_SECONDS = 1.0  # of full batches for the slowest system in one round; all systems answer as many
 _MOST_BATCHES = 32
@@ -79,6 +80,11 @@ class _Stopwatch:
         low, high = (single[round(np.clip(len(single) / 2 + side, 0, len(single) - 1))] for side in (-reach, reach))
         mean_batch = _Z * batches.std(ddof=1) / np.sqrt(len(batches)) / batches.mean()
         return float(max((high - low) / 2 / np.median(single), mean_batch))
+
+    @property
+    def seconds(self) -> float:
+        """All that was timed."""
+        return sum(self.single) + sum(self.batches)
 
     def speed(self, batch_size: int) -> EncoderSpeed:
         p50, p95 = np.percentile(np.array(self.single) * 1000, [50, 95])
@@ -153,7 +159,8 @@ def measure_speeds(systems: Mapping[str, Timed], queries: Sequence[str], config:
     """Time all systems on the same queries, after a warm-up, in alternating rounds: each answers as many queries and batches as any other.
 
     Latency is the time of one call with one query; throughput that of calls with `config.throughput_batch` queries. Timing ends with
-    the round after which every figure is known to within `config.speed_precision`, and after five rounds in any case.
+    the round after which every figure is known to within `config.speed_precision`, or after a minute to within whatever it is; after five
+    rounds in any case.
     """
     texts = _sample(queries, max(config.latency_queries, config.throughput_batch), config.seed)
     shares = np.array_split(np.arange(config.latency_queries), _ROUNDS)
@@ -168,7 +175,9 @@ def measure_speeds(systems: Mapping[str, Timed], queries: Sequence[str], config:
                 _time(watch, singles, batches)
             bar.update()
             # A p95 stands on the slowest few queries: those of one round are too few.
-            if number and all(watch.spread() <= config.speed_precision for watch in watches.values()):
+            spread = max(watch.spread() for watch in watches.values()) if number else float("inf")
+            taken = sum(watch.seconds for watch in watches.values())
+            if spread <= config.speed_precision or (taken > _LONGEST and spread < float("inf")):
                 break
     return {name: watch.speed(config.throughput_batch) for name, watch in watches.items()}
 

@@ -37,7 +37,12 @@ def test_timing_ends_when_its_interval_is_narrow(monkeypatch: pytest.MonkeyPatch
 
 
 def test_times_that_scatter_are_measured_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert measured(monkeypatch, cycle([0.1, 0.9, 0.2, 2.5, 0.1, 0.1, 4.0])).queries == 200
+    assert measured(monkeypatch, cycle([0.01, 0.09, 0.02, 0.25, 0.01, 0.01, 0.4])).queries == 200
+
+
+def test_a_busy_machine_is_measured_for_a_minute_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = [1.0, 9.0, 2.0, 25.0, 1.0, 1.0, 40.0]  # a hundred times what is measured to the end above
+    assert measured(monkeypatch, cycle(slow)).queries == 120  # a batch a round, and three of them are the fewest that say anything
 
 
 def test_a_precision_of_nought_times_every_query(monkeypatch: pytest.MonkeyPatch) -> None:
