@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,10 @@ KEPT = {(True, 2): (28.5, 5.9, 9.3), (True, 4): (32.7, 11.9, 11.7), (False, 2): 
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of a transformer, from its configuration alone. `gated`: a third map in its feed-forward part, as decoders have."""
+    """The size of a transformer, from its configuration alone. `gated`: a third map in its feed-forward part, as decoders have.
+
+    `inner`: the inner width that a token passes through; `held`: that of all `experts` of a layer together, 0 in a model without experts.
+    """
 
     layers: int
     width: int
@@ -32,6 +36,8 @@ class Shape:
     head_width: int
     vocabulary: int
     gated: bool
+    held: int = 0
+    experts: int = 1
 
     @property
     def embeddings(self) -> int:
@@ -40,10 +46,11 @@ class Shape:
 
     @property
     def maps(self) -> tuple[tuple[int, int], ...]:
-        """Inputs and outputs of the linear maps of a layer."""
+        """Inputs and outputs of the linear maps of a layer; those of its experts side by side."""
         own, keys = self.heads * self.head_width, self.key_heads * self.head_width
-        inner = [(self.width, self.inner)] * (2 if self.gated else 1)
-        return ((self.width, own), (self.width, keys), (self.width, keys), (own, self.width), *inner, (self.inner, self.width))
+        held = self.held or self.inner
+        inner = [(self.width, held)] * (2 if self.gated else 1)
+        return ((self.width, own), (self.width, keys), (self.width, keys), (own, self.width), *inner, (held, self.width))
 
     @property
     def parameters(self) -> int:
@@ -51,8 +58,9 @@ class Shape:
         return self.embeddings + self.layers * sum(a * b for a, b in self.maps)
 
     def adapter_parameters(self, rank: int) -> int:
-        """Parameters of one adapter of that rank on every linear map."""
-        return self.layers * rank * sum(a + b for a, b in self.maps)
+        """Parameters of one adapter of that rank on every linear map; each expert has two of its own, since two of three are fused."""
+        of_experts = (2 * self.experts - 3) * self.width if self.held else 0
+        return self.layers * rank * (sum(a + b for a, b in self.maps) + of_experts)
 
     def kept(self, tokens: int, number_bytes: int, recomputed: bool = False) -> int:
         """Bytes of the tensors that a training pass over `tokens` tokens keeps for its backward pass, by `KEPT`.
@@ -69,20 +77,41 @@ class Shape:
         return tokens * number_bytes * (6 * self.width + (3 if self.gated else 2) * self.inner + 2 * self.heads * self.head_width)
 
 
+# What configurations call the inner width of a feed-forward part (DistilBERT, OPT and XGLM, T5, Falcon, GPT-2), how many experts a layer
+# has (Qwen; Mixtral and gpt-oss; DeepSeek and GLM), and encoders whose feed-forward part has a third map.
+INNER = ("intermediate_size", "hidden_dim", "ffn_dim", "d_ff", "ffn_hidden_size", "n_inner")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+GATED_ENCODERS = ("modernbert", "nomic_bert")
+
+
 def shape_of(config: Any, layers: int) -> Shape:
-    """The shape that a model's configuration states, with that many layers; AttributeError for one that states none."""
-    heads = int(config.num_attention_heads)
+    """The shape that a model's configuration states, with that many layers; AttributeError for one that states none.
+
+    Where no inner width is named it is four times the width, as in the library's classes.
+    """
+    heads, width = int(config.num_attention_heads), int(config.hidden_size)
     key_heads = getattr(config, "num_key_value_heads", None)
+    inner, experts = _first_of(config, INNER) or 4 * width, _first_of(config, EXPERTS)
+    of_one = _first_of(config, ("moe_intermediate_size",)) or inner
+    shared = of_one * _first_of(config, ("n_shared_experts",)) + _first_of(config, ("shared_expert_intermediate_size",))
+    passed = of_one * (_first_of(config, ("num_experts_per_tok",)) or 1) + shared
     return Shape(
         layers=layers,
-        width=int(config.hidden_size),
-        inner=int(config.intermediate_size),
+        width=width,
+        inner=passed if experts else inner,
         heads=heads,
         key_heads=int(key_heads or heads),
-        head_width=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        head_width=int(getattr(config, "head_dim", None) or width // heads),
         vocabulary=int(config.vocab_size),
-        gated=key_heads is not None,
+        gated=key_heads is not None or config.model_type in GATED_ENCODERS,
+        held=of_one * experts + shared if experts else 0,
+        experts=experts or 1,
     )
+
+
+def _first_of(config: Any, names: Sequence[str]) -> int:
+    """The first of these numbers that the configuration states; 0 when it states none."""
+    return next((int(value) for name in names if (value := getattr(config, name, None))), 0)
 
 
 def count_layers(name: str, revision: str | None = None, code: bool = False) -> int:

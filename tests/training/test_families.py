@@ -12,11 +12,12 @@ from components.distillation.config import DistillationConfig
 from components.distillation.student.initial import Source, bare_student
 from components.distillation.student.storage import load_student, save_student
 from components.errors import ModelError
+from components.planning.facts import shape_of_base
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import save_contract, space_id_of
 from components.towers.encoder import load_tower
-from components.towers.model_size import require_positions
+from components.towers.model_size import model_without_memory, require_positions, shape_of
 from components.towers.two_towers import TwoTowers
 from tests.families import STUDENTS, TEACHERS
 from tests.training.tiny_world import documents, queries
@@ -215,6 +216,35 @@ def test_texts_longer_than_the_positions_are_refused_before_training_and_the_lon
         rows = student.tokens([LONG])
         assert len(rows[0]) == limit
         assert np.isfinite(student.encode([LONG])).all()
+
+
+@pytest.mark.parametrize("name", [*TEACHERS, *STUDENTS])
+def test_what_a_plan_counts_of_a_model_is_what_it_has(name: str, families: dict[str, str], home: Path) -> None:
+    base = resolve_base(families[name])
+    model = model_without_memory(base)
+    tables = [module for module in model.modules() if type(module).__name__ == "Embedding" and module is not model.get_input_embeddings()]
+    counted = sum(p.numel() for p in model.parameters()) - sum(table.weight.numel() for table in tables)  # positions and segments
+    assert shape_of_base(base).parameters == pytest.approx(counted, rel=0.1), "but for biases and norms"
+
+
+def test_experts_are_counted_in_full_and_passed_by_few(families: dict[str, str], home: Path) -> None:
+    from transformers import AutoConfig
+
+    large = AutoConfig.for_model(  # as Qwen3-30B-A3B states itself
+        "qwen3_moe", vocab_size=151_936, hidden_size=2048, intermediate_size=6144, moe_intermediate_size=768, num_experts=128,
+        num_experts_per_tok=8, num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4, head_dim=128,
+    )  # fmt: skip
+    shape = shape_of(large, 48)
+    assert shape.parameters == pytest.approx(30.2e9, rel=0.02) and shape.inner == 8 * 768
+    trained = sum(p.numel() for n, p in towers_on(families["qwen3-moe"])._weights.trained.items() if ".document" in n)
+    assert shape_of_base(resolve_base(families["qwen3-moe"])).adapter_parameters(2) == pytest.approx(trained, rel=0.1)
+
+
+def test_a_configuration_without_an_inner_width_means_four_times_the_width() -> None:
+    from transformers import AutoConfig
+
+    small = AutoConfig.for_model("gpt2", n_embd=32, n_layer=2, n_head=4)
+    assert shape_of(small, 2).inner == 128 and shape_of(AutoConfig.for_model("gpt2", n_embd=32, n_head=4, n_inner=48), 2).inner == 48
 
 
 def test_weights_that_adapters_cannot_reach_are_refused_by_name(families: dict[str, str], home: Path) -> None:
