@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.artifacts import digest_of, read_json, write_json
-from components.errors import ArtifactError, CollapseError, ProbeMismatch
+from components.errors import ArtifactError, CollapseError, ModelError, ProbeMismatch
 from components.progress import Progress
 
 
@@ -32,8 +32,13 @@ class Spread:
 
 
 def measure_spread(vectors: NDArray[np.float32]) -> Spread:
-    """Spread of unit rows (n >= 2, d). Effective rank: exp of the entropy of the normalised singular values (Roy & Vetterli 2007)."""
+    """Spread of unit rows (n >= 2, d), not a number where a value of theirs is none.
+
+    Effective rank: exp of the entropy of the normalised singular values (Roy & Vetterli 2007).
+    """
     n = len(vectors)
+    if not np.isfinite(vectors).all():
+        return Spread(mean_cosine=float("nan"), effective_rank=float("nan"))
     total = vectors.sum(0, dtype=np.float64)
     # Rows of unit length to float32 only: equal ones would have a mean cosine of a hair above 1.
     mean_cosine = min(1.0, (float(total @ total) - n) / (n * (n - 1)))
@@ -68,8 +73,18 @@ PROBE_TEXTS: tuple[str, ...] = tuple(frame.replace("{}", subject) for subject in
 
 
 def record_probes(encoder: TextEncoder, folder: Path) -> None:
-    """Write the encoder's vectors for the probe texts, float32 (64, dimension), into `folder`."""
-    np.save(folder / PROBE_FILE, encoder.encode(PROBE_TEXTS, batch_size=16))
+    """Write the encoder's vectors for the probe texts, float32 (64, dimension), into `folder`; ModelError when they are not finite."""
+    np.save(folder / PROBE_FILE, require_finite(encoder.encode(PROBE_TEXTS, batch_size=16), encoder.contract.base_model))
+
+
+def require_finite(vectors: NDArray[np.float32], model: str) -> NDArray[np.float32]:
+    """The vectors (n, d) as they are; raises ModelError, which names the `model` that made them, for values that are not finite."""
+    if wrong := int((~np.isfinite(vectors)).any(axis=1).sum()):
+        raise ModelError(
+            f"An encoder made from '{model}' gives values that are not finite for {wrong} of {len(vectors)} texts: its weights hold such "
+            f"values, or its states outgrow the number format. Fetch the weights again, or set precision to float32."
+        )
+    return vectors
 
 
 def check_probes(encoder: TextEncoder, folder: Path, tolerance: float) -> float:

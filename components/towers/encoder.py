@@ -22,7 +22,7 @@ from components.errors import ArtifactError, ModelError
 from components.progress import Progress, counting
 from components.towers.base_models import BaseModel, resolve_base
 from components.towers.config import WITHOUT_WEIGHTS
-from components.towers.contract import EncodingContract, TextEncoder, is_tokenizer_of, load_contract
+from components.towers.contract import EncodingContract, TextEncoder, is_tokenizer_of, load_contract, require_finite
 from components.towers.device import pick_device
 from components.towers.tokens import batches_by_tokens, pad_batch, token_ids
 from components.towers.trained.endpoint import load_endpoint
@@ -207,7 +207,8 @@ class TowerEncoder:
     def encode(self, texts: Sequence[str], batch_size: int | None = None, progress: Progress = None) -> NDArray[np.float32]:
         """Unit float32 vectors (len(texts), dimension), in the order of `texts`; encoded in batches of similar length.
 
-        Where enough texts begin alike and the model allows it, common beginnings are worked out once (`components.towers.encoder`).
+        Where enough texts begin alike and the model allows it, common beginnings are worked out once (`components.towers.encoder`). Raises
+        ModelError for values that are not finite.
         """
         import torch
 
@@ -217,7 +218,7 @@ class TowerEncoder:
             for numbers, found in self._encoded(rows, batch_size):
                 vectors[numbers] = found.cpu().numpy()
                 done(len(numbers))
-        return vectors
+        return require_finite(vectors, self.contract.base_model)
 
     def worked_tokens(self, texts: Sequence[str]) -> int:
         """Tokens that go through the model for `encode(texts)`, padding included."""

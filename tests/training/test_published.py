@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.errors import ArtifactError, ConfigError, ModelError
+from components.errors import ArtifactError, CollapseError, ConfigError, ModelError
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
-from components.towers.contract import load_contract
+from components.towers.contract import load_contract, measure_spread, refuse_collapse
 from components.towers.encoder import TowerEncoder, load_tower
 from components.towers.pairs import Pairs
 from components.towers.train import train_towers
@@ -94,6 +94,29 @@ def test_a_changed_head_is_noticed_when_the_tower_is_loaded(forms: dict[str, Pat
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
     with pytest.raises(ArtifactError, match="Restore the base model, or retrain"):
         load_tower(tmp_path / "towers" / "query_tower")
+
+
+def test_weights_that_are_not_finite_are_refused_before_anything_is_built_on_them(
+    forms: dict[str, Path], tmp_path: Path, home: Path
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    from components.distillation.config import DistillationConfig
+    from components.distillation.student.initial import Source, bare_student
+
+    model = shutil.copytree(forms["bge"], tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    name = next(name for name in weights if "word_embeddings" in name)
+    weights[name] = np.full_like(weights[name], np.nan)
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"gives values that are not finite for 64 of 64 texts.*Fetch the weights again"):
+        towers_of(as_it_is(model), tmp_path / "towers")
+    student = bare_student(Source(DistillationConfig(student=str(model), precision="float32"), documents(), None))
+    with pytest.raises(ModelError, match=f"not finite for {len(TEXTS)} of {len(TEXTS)} texts"):
+        student.encode(TEXTS)
+    spread = measure_spread(np.full((4, 8), np.nan, np.float32))
+    with pytest.raises(CollapseError, match="nan"):
+        refuse_collapse("query tower", spread, 0.9, 4.0)
 
 
 def test_the_width_of_the_vectors_is_that_behind_the_head(forms: dict[str, Path], home: Path) -> None:

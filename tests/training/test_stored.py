@@ -148,6 +148,21 @@ def test_vectors_that_cannot_be_meant_are_refused_with_counts(ids: list[Any], ve
         read_vectors(tmp_path, "documents")
 
 
+def test_the_width_is_that_of_the_first_vector_that_is_there(tmp_path: Path) -> None:
+    parquet(tmp_path / "gap" / "documents.parquet", IDS, [*[None] * 20, *DOCUMENTS[20:]])
+    parquet(tmp_path / "parts" / "documents" / "0.parquet", [], np.empty((0, 16), np.float32))
+    parquet(tmp_path / "parts" / "documents" / "1.parquet", IDS, DOCUMENTS)
+    assert stored_width(tmp_path / "gap") == stored_width(tmp_path / "parts") == 16
+    for name, vectors, words in (("empty", [], "holds no vectors|expected lists"), ("text", ["x"] * 260, "expected lists of numbers")):
+        parquet(tmp_path / name / "documents.parquet", IDS[: len(vectors)], vectors)
+        with pytest.raises(DataError, match=words):
+            stored_width(tmp_path / name)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "documents.parquet").write_text("no Parquet", encoding="utf-8")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        stored_width(tmp_path / "none")
+
+
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     def refused(folder: Path, words: str) -> None:
         with pytest.raises(DataError, match=words):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from components.distillation.config import DistillationConfig
 from components.distillation.student.forms import FORMS
 from components.progress import Progress, counting
-from components.towers.contract import EncodingContract
+from components.towers.contract import EncodingContract, require_finite
 from components.towers.device import pick_device
 from components.towers.tokens import batches_by_tokens
 
@@ -121,8 +121,8 @@ class StudentEncoder:
         return pooled if self.head is None else self.head(pooled)
 
     def encode(self, texts: Sequence[str], batch_size: int | None = None, progress: Progress = None) -> NDArray[np.float32]:
-        """Unit float32 vectors (len(texts), dimension), in the order of `texts`."""
-        vectors = self.features(texts, batch_size, progress)
+        """Unit float32 vectors (len(texts), dimension), in the order of `texts`; raises ModelError for values that are not finite."""
+        vectors = require_finite(self.features(texts, batch_size, progress), self.contract.base_model)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
 
     def features(self, texts: Sequence[str], batch_size: int | None = None, progress: Progress = None) -> NDArray[np.float32]:

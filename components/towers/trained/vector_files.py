@@ -147,6 +147,7 @@ FORMATS = (".parquet", ".npy", ".faiss")
 IDS = (".ids.txt", ".ids.json", "_ids.txt", "_ids.json")
 COPY_KIND = "collection"  # of the artifact that a copy of a database's collection is (see `vector_stores`)
 _SHOWN = 3
+_HEAD = 16  # rows of a table that are read for the length of a vector
 _BLOCK = 65_536  # rows that are looked at together
 
 
@@ -175,19 +176,25 @@ def stored_width(folder: Path) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = next((path for path in vector_files(folder) if path.stem == "documents" and path.suffix in FORMATS), None)
-    path = path or next((path for path in vector_files(folder) if path.parent == folder / "documents"), None)
-    if path is None:
+    files = vector_files(folder)
+    whole = [path for path in files if path.stem == "documents" and path.suffix in FORMATS]
+    paths = whole[:1] or [path for path in files if path.parent == folder / "documents"]
+    if not paths:
         raise DataError(f"{folder} has no vectors of documents. Expected documents.parquet, documents.npy or documents.faiss.")
-    if path.suffix == ".faiss":
-        return int(_opened_faiss(path).d)
-    if path.suffix == ".npy":
-        return int(_opened_npy(path).shape[1])
-    try:
-        first = pa.Table.from_batches([next(pq.ParquetFile(path).iter_batches(1))])
-    except (OSError, pa.ArrowException, StopIteration) as error:
-        raise DataError(f"{path} holds no vectors, or cannot be read as Parquet ({type(error).__name__}).") from None
-    return len(_column(path, first, VECTOR_COLUMNS)[0].as_py() or ())
+    if paths[0].suffix == ".faiss":
+        return int(_opened_faiss(paths[0]).d)
+    if paths[0].suffix == ".npy":
+        return int(_opened_npy(paths[0]).shape[1])
+    for path in paths:
+        try:
+            for batch in pq.ParquetFile(path).iter_batches(_HEAD):
+                column = _column(path, pa.Table.from_batches([batch]), VECTOR_COLUMNS).drop_null()
+                for chunk in column.chunks:
+                    if width := next(iter(_rows_of(str(path), chunk)[0]), 0):
+                        return width
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path} cannot be read as Parquet ({type(error).__name__}).") from None
+    raise DataError(f"{paths[0]} holds no vectors. Give one vector for each document.")
 
 
 def read_vectors(folder: Path, kind: Kind) -> VectorTable | None:
