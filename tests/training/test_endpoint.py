@@ -105,6 +105,19 @@ def test_another_dimension_at_the_second_call_is_refused(server: Endpoint) -> No
         encoder_of(server, concurrency=1).encode(TEXTS)
 
 
+def test_another_dimension_than_when_the_settings_were_checked_is_refused_before_a_tower_is_written(
+    server: Endpoint, tmp_path: Path
+) -> None:
+    config = TowerConfig(base_model="endpoint", endpoint=asking(server))
+    assert width_of(config) == 8
+    server.width = 6
+    with pytest.raises(ModelError, match="gave vectors of 6 dimensions, and 8 before"):
+        take_endpoint(config, {}, tmp_path / "towers")
+    assert not (tmp_path / "towers").exists()
+    take_endpoint(config, {}, tmp_path / "again")
+    assert width_of(config) == 6, "the next run takes the server as it is now"
+
+
 def test_the_key_is_sent_and_never_shown(server: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.key = "sk-very-secret"
     with pytest.raises(ModelError, match=f"refuses the key .status 401.*Set {KEY} or {KEY_FILE}"):

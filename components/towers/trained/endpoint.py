@@ -94,6 +94,7 @@ class EndpointEncoder:
             self.tokens += _used(raw, expected) - expected
             self.width = self.width or vectors.shape[1]
         if vectors.shape[1] != self.width:
+            endpoint_width.cache_clear()  # a process that lives on asks again
             raise ModelError(
                 f"{_named(self._endpoint)} gave vectors of {vectors.shape[1]} dimensions, and {self.width} before: the model behind the "
                 "address has changed. Nothing of this answer was kept; restore the former model, or build with the new one from the start."
@@ -105,12 +106,13 @@ class EndpointEncoder:
 def take_endpoint(config: TowerConfig, parents: Mapping[str, str], folder: Path) -> Artifact:
     """Write both towers of the model behind `config.endpoint`: contracts, and the vectors of the probe texts as it gives them today.
 
-    Raises ModelError as `EndpointEncoder.encode` does, and for a server that gives one text two vectors.
+    Raises ModelError as `EndpointEncoder.encode` does, for a server that gives one text two vectors, and for one whose vectors have
+    another width than when the configuration was checked.
     """
     endpoint, contracts = config.endpoint, {}
     for role in ROLES:
         bare = _contract(role, config, 0, "")
-        encoder = EndpointEncoder(endpoint, bare, "")
+        encoder = EndpointEncoder(endpoint, bare, "", endpoint_width(endpoint))
         vectors = encoder.encode(PROBE_TEXTS)
         width = config.dimension or vectors.shape[1]
         if width > vectors.shape[1]:
