@@ -150,26 +150,47 @@ def test_a_small_card_has_the_layers_worked_out_again_and_one_that_is_too_small_
 
 
 QWEN = {"heads": 16, "key_heads": 8, "head_width": 128, "vocabulary": 151_936, "gated": True}
+GEMMA = Shape(layers=18, width=640, inner=2048, heads=4, key_heads=1, head_width=256, vocabulary=262_144, gated=True)
+EMBEDDINGGEMMA = replace(GEMMA, layers=24, width=768, inner=1152, heads=3)
 CARDS = {
     "gpu": (24, Shape(layers=28, width=1024, inner=3072, **QWEN)),
     "cluster": (40, Shape(layers=36, width=2560, inner=9728, **{**QWEN, "heads": 32})),
     "qwen3-embedding": (4, Shape(layers=28, width=1024, inner=3072, **QWEN)),
     "qwen3-embedding-4b": (16, Shape(layers=36, width=2560, inner=9728, **{**QWEN, "heads": 32})),
     "qwen3-embedding-8b": (24, Shape(layers=36, width=4096, inner=12288, **{**QWEN, "heads": 32})),
+    "embeddinggemma": (4, EMBEDDINGGEMMA),
+    "harrier": (4, GEMMA),
 }
-GEMMA = Shape(layers=18, width=640, inner=2048, heads=4, key_heads=1, head_width=256, vocabulary=262_144, gated=True)
 
 
 @pytest.mark.parametrize("preset", CARDS)
 def test_a_preset_fits_the_card_that_it_names(preset: str) -> None:
-    gigabytes, teacher = CARDS[preset]
-    config = load_config(preset.removesuffix("-4b").removesuffix("-8b"), None, {"data.source": "somewhere"})
-    longest = texts(1_000_000 if preset == "cluster" else 46_881, config.towers.max_document_length)
-    needs = card_needs(config, facts(documents=longest, pair_count=100_000, teacher=teacher), 2)
+    gigabytes = CARDS[preset][0]
+    needs = needs_on_card(preset)
     assert set(needs) == {"train_towers", "encode_corpus", "encode_teacher_queries", "distil_query_tower", "evaluate"}
     assert max(needs.values()) < 0.9 * gigabytes * 10**9
     named = (PRESETS / f"{preset.removesuffix('-4b').removesuffix('-8b')}.yaml").read_text(encoding="utf-8")
     assert re.search(rf"\b{gigabytes}\b[^.]* GB", named)
+
+
+def needs_on_card(preset: str) -> dict[str, int]:
+    """What the steps of a preset take of a card, on documents that all are as long as it lets them be."""
+    config = load_config(preset.removesuffix("-4b").removesuffix("-8b"), None, {"data.source": "somewhere"})
+    longest = texts(1_000_000 if preset == "cluster" else 46_881, config.towers.max_document_length)
+    return card_needs(config, facts(documents=longest, pair_count=100_000, teacher=CARDS[preset][1]), 2)
+
+
+def test_the_table_of_presets_says_what_the_planner_counts() -> None:
+    text = (PRESETS.parents[1] / "components/towers/README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w-]+)`,? ?(4B|8B)?[^|]*\| (\d+) GB \| ([\d.-]+) \| ([\d.]+) \|", text, re.M)
+    told = {f"{name}-{size.lower()}".rstrip("-"): (int(card), *numbers) for name, size, card, *numbers in rows}
+    steps = ("train_towers", "encode_corpus")
+    for preset, (card, _) in CARDS.items():
+        needs = needs_on_card(preset)
+        trains = load_config(preset.removesuffix("-4b").removesuffix("-8b"), None, {"data.source": "x"}).towers.training != "none"
+        counted = [f"{needs[step] / 1e9:.1f}" if trains or step != "train_towers" else "-" for step in steps]
+        assert told.get(preset) == (card, *counted), preset
+    assert set(told) == set(CARDS)
 
 
 def test_training_on_pages_takes_less_than_its_preset_says() -> None:
