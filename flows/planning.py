@@ -203,6 +203,10 @@ def _as_of_now(plan: Plan, dataset: DatasetArtifact) -> Plan:
 
     pending = pending_steps(RetrainConfig.model_validate(plan.config), dataset)
     left = [Row(**row) for row in plan.rows if row["step"] in pending]
+    if all(row["seconds"] is None for row in plan.rows):  # a plan for a card elsewhere: the room here says nothing of the room there
+        memory = max((row.need.memory for row in left), default=0)
+        notes = [*plan.notes, f"Beside the card the machine needs {memory / 1e9:.1f} GB of memory; what this one has was not looked at."]
+        return replace(plan, pending=tuple(pending), seconds=0.0, notes=notes)
     problem = room_problem({row.step: row.need for row in left}, free_room(settings.home()))
     seconds = sum(row.seconds or 0.0 for row in left)
     return replace(plan, pending=tuple(pending), seconds=seconds, knob=" ".join(filter(None, (plan.knob, problem))))

@@ -325,7 +325,8 @@ def _command(commands: Any, name: str, target: str, text: str) -> argparse.Argum
         choices=settings.LOG_LEVELS,
         help="what a run tells in terminal, page and logs/runs.log: this and worse (info)",
     )
-    parser.set_defaults(run=partial(_run, *target.split(":")))
+    module, function = target.split(":")
+    parser.set_defaults(run=partial(_run, module, function))
     return parser
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from components.planning import plan as planning
+from components.planning.plan import Room
 from flows.config import RetrainConfig, load_config
 from tests.flows.cli_world import SMALL, assert_refused, at_home, done, scalingnote, write_collection
 
@@ -110,9 +111,12 @@ def test_data_that_cannot_be_trained_on_is_refused_as_ever(home: Path, clinic: P
             assert_refused(scalingnote(command, *SMALL, "--data", folder), 3, said)
 
 
-def test_a_card_that_is_not_here_gives_memory_and_no_times(home: Path, clinic: Path) -> None:
-    outcome = scalingnote("plan", *SMALL, "--data", clinic, "--card", "24 GB")
+def test_a_card_that_is_not_here_gives_memory_and_no_times(home: Path, clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as small:
+        small.setattr("components.planning.plan.free_room", lambda _: Room(10**9, 10**12))  # too little for any training
+        outcome = scalingnote("plan", *SMALL, "--data", clinic, "--card", "24 GB")
     assert outcome.status == 0 and "No GPU is here" in outcome.out and "not known here" in outcome.out
+    assert "Beside the card the machine needs" in outcome.out and "It does not fit" not in outcome.out
     assert_refused(scalingnote("plan", *SMALL, "--data", clinic, "--card", "24 GB", "--budget", "1h"), 2, "--budget needs measured times")
     assert_refused(scalingnote("plan", *SMALL, "--data", clinic, "--card", "H900"), 2, "--card is 'H900'")
 
