@@ -160,11 +160,11 @@ def given_since(moment: str | None, records: Sequence[Record]) -> bool:
     """Whether something happened after the newest promotion or rollback, so that whoever did it knew today's champion."""
     if not records:
         return True
-    given, before = _time(moment), _time(str(records[-1]["time"]))
+    given, before = moment_of(moment), moment_of(str(records[-1]["time"]))
     return given is not None and before is not None and before < given <= datetime.now(UTC) + CLOCK_SLACK
 
 
-def _time(text: str | None) -> datetime | None:
+def moment_of(text: str | None) -> datetime | None:
     """A moment with its time zone; None for what is none, which proves nothing."""
     try:
         found = datetime.fromisoformat(text or "")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from components.artifacts import write_json
 from components.errors import ConfigError, PromotionError, ScalingNoteError
 from components.promotion.approval import rejection
-from components.promotion.promote import waiting_for_promotion
+from components.promotion.promote import last_look, waiting_for_promotion
 from components.release.champion import RED, candidate_model, expected_aliases, override_of, trusted
 from components.release.open import champion_index
 from components.studies.growth_law import tuning_warning
@@ -18,6 +20,7 @@ from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
 from components.tracking.runs import last_flow_run
 
+UNLOOKED = 3900.0  # seconds: an hour, and what a schedule needs to start
 _FIELDS = (
     "sequence",
     "action",
@@ -156,14 +159,15 @@ def status_of(name: str) -> dict[str, Any]:
     places = expected_aliases(records)
     candidates = registry.versions(candidate_model(name))
     override = override_of(records, places.champion) if places.champion else None
+    waiting = waiting_for_promotion(name, records).versions
     return {
         "name": name,
         "champion": places.champion,
         "previous": places.previous,
-        "alarm": _alarm(name),
+        "alarm": _alarm(name, waiting),
         "warning": _warning(name),
         "candidates": [_candidate(info) for info in candidates[-5:]],
-        "waiting_for_promotion": [info.version for info in waiting_for_promotion(name, records).versions],
+        "waiting_for_promotion": [info.version for info in waiting],
         "override": override.reason if override else None,
         "last_record": dict(records[-1]) if records else None,
         "last_run": last_flow_run(name),
@@ -194,7 +198,7 @@ def render_status(state: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _alarm(name: str) -> str | None:
+def _alarm(name: str, waiting: Sequence[registry.VersionInfo]) -> str | None:
     """All that somebody has to look at, the alias first; None when there is nothing."""
     try:
         found = [trusted(name).alarm]
@@ -206,7 +210,20 @@ def _alarm(name: str) -> str | None:
             f"In the experiment {name}-promotions there is {many} beside the promotion records ({foreign[0]}). That changes nothing, but "
             "somebody writes there who should not; find out who, and delete such runs."
         )
+    found.append(_unlooked(waiting))
     return " ".join(alarm for alarm in found if alarm) or None
+
+
+def _unlooked(waiting: Sequence[registry.VersionInfo]) -> str | None:
+    """A sentence when an approved release waits and nobody who promotes has looked for an hour; a schedule may look once in an hour."""
+    since = time.time() - last_look(waiting)
+    if not waiting or since < UNLOOKED:
+        return None
+    hours = "an hour" if since < 2 * 3600 else f"{since / 3600:.0f} hours"
+    return (
+        f"Nobody has looked for approvals for {hours}, and release/{waiting[-1].version} waits: see why `scalingnote promote --watch` or "
+        "the deployment `promote` does not run, or run `scalingnote promote`."
+    )
 
 
 def _warning(name: str) -> str | None:
