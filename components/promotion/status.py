@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from components.artifacts import write_json
-from components.errors import ConfigError, PromotionError, ScalingNoteError
+from components.errors import ArtifactError, ConfigError, PromotionError, ScalingNoteError
 from components.promotion.approval import rejection
 from components.promotion.promote import last_look, waiting_for_promotion
-from components.release.champion import RED, candidate_model, expected_aliases, override_of, trusted
+from components.release.champion import RED, Record, candidate_model, expected_aliases, override_of, trusted
 from components.release.open import champion_index
+from components.signing.keys import trusted_keys
+from components.signing.statements import check_records
 from components.studies.growth_law import tuning_warning
 from components.text import one_line
 from components.tracking import labels, registry
@@ -164,7 +166,7 @@ def status_of(name: str) -> dict[str, Any]:
         "name": name,
         "champion": places.champion,
         "previous": places.previous,
-        "alarm": _alarm(name, waiting),
+        "alarm": _alarm(name, records, waiting),
         "warning": _warning(name),
         "candidates": [_candidate(info) for info in candidates[-5:]],
         "waiting_for_promotion": [info.version for info in waiting],
@@ -198,12 +200,13 @@ def render_status(state: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _alarm(name: str, waiting: Sequence[registry.VersionInfo]) -> str | None:
+def _alarm(name: str, records: Sequence[Record], waiting: Sequence[registry.VersionInfo]) -> str | None:
     """All that somebody has to look at, the alias first; None when there is nothing."""
     try:
         found = [trusted(name).alarm]
     except PromotionError:
         found = []  # nothing was promoted yet
+    found.append(_unserved(records))
     if foreign := record_store.foreign_runs(name):
         many = "a run or a claim" if len(foreign) == 1 else f"{len(foreign)} runs or claims"
         found.append(
@@ -212,6 +215,17 @@ def _alarm(name: str, waiting: Sequence[registry.VersionInfo]) -> str | None:
         )
     found.append(_unlooked(waiting))
     return " ".join(alarm for alarm in found if alarm) or None
+
+
+def _unserved(records: Sequence[Record]) -> str | None:
+    """A sentence when serving refuses the champion, because the keys that are trusted here do not vouch for the records."""
+    try:
+        keys = trusted_keys()
+        if records and keys:
+            check_records(records, keys)
+    except (ArtifactError, ConfigError) as error:
+        return f"The champion is not served here: {error}"
+    return None
 
 
 def _unlooked(waiting: Sequence[registry.VersionInfo]) -> str | None:
