@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from components.artifacts import write_json
 from components.errors import ArtifactError, ConfigError, PromotionError, ScalingNoteError
-from components.promotion.approval import rejection
+from components.promotion.approval import CLOCK_SLACK, moment_of, rejection
 from components.promotion.promote import last_look, waiting_for_promotion
 from components.release.champion import RED, Record, candidate_model, expected_aliases, override_of, trusted
 from components.release.open import champion_index
@@ -56,9 +57,16 @@ def history_of(name: str) -> list[dict[str, Any]]:
     """One entry for each promotion record, oldest first, verified as a chain; fields that an older record lacks are None.
 
     `overridden` marks a release whose gates did not pass; `compared_again` holds the outcome against the champion it replaced, when that
-    was another one than it was built against. Raises ArtifactError that names the record where the chain is broken.
+    was another one than it was built against; `dated_back` is True where the clock of the machine was set back since the record before.
+    Raises ArtifactError that names the record where the chain is broken.
     """
-    return [_entry(record) for record in record_store.read_records(name)]
+    entries = [_entry(record) for record in record_store.read_records(name)]
+    latest: datetime | None = None
+    for entry in entries:
+        moment = moment_of(entry["when"])
+        entry["dated_back"] = moment is not None and latest is not None and moment < latest - CLOCK_SLACK
+        latest = max((found for found in (moment, latest) if found is not None), default=None)
+    return entries
 
 
 def compare_anchor(name: str, path: Path) -> str:
@@ -125,6 +133,8 @@ def _lines(entry: dict[str, Any]) -> list[str]:
     if entry["action"] == "vouch":
         what = f"vouch: release/{entry['to_version']} and the records before, signed afterwards by {entry['vouched_by']}"
     lines = [f"{entry['sequence']:>3}  {str(entry['when'])[:19].replace('T', ' ')}  {what}", f"     {_who(entry)}"]
+    if entry["dated_back"]:
+        lines.append("     dated before a record that stands above it: the clock of one of the machines was wrong; the order here is true")
     if again := entry["compared_again"]:
         lines.append(f"     the champion had changed: compared again with release/{again['against']}, {again['verdict']}")
     if entry["without_champion"]:

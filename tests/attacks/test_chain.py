@@ -16,7 +16,7 @@ from components.artifacts import digest_of, seal
 from components.errors import ArtifactError, ConfigError, PromotionError
 from components.promotion.approval import approve
 from components.promotion.promote import promote, rollback, trusted
-from components.promotion.status import compare_anchor, status_of
+from components.promotion.status import compare_anchor, history_of, render_history, status_of
 from components.settings import RESERVED_ENDINGS
 from components.signing.statements import check_audit
 from components.tracking import embedded, registry
@@ -191,6 +191,31 @@ def test_a_head_that_a_candidate_brings_along_stops_nothing(store: Path) -> None
     client().create_model_version(RELEASE, source=str(store), tags={records.HEAD: f"3:1:99:{'f' * 64}"}, await_creation_for=0)
     client().set_model_version_tag(RELEASE, "2", records.HEAD, "no head")
     assert len(records.read_records(NAME)) == 3
+
+
+def test_a_forged_head_stops_the_readers_with_the_way_out(store: Path) -> None:
+    """A record that was cut off and one that never was look the same; who set the tag by hand is found by the anchor and the audit log."""
+    stated = client().get_model_version(RELEASE, "1").tags[records.HEAD]
+    version, created, *_ = stated.split(":")
+    client().set_model_version_tag(RELEASE, "1", records.HEAD, f"{version}:{created}:99:{'f' * 64}")
+    with pytest.raises(
+        ArtifactError, match=r"names record 99 .* there are 3.* names no record after 3, the tag .*chain_head .* was forged: delete"
+    ):
+        trusted(NAME)
+    client().delete_model_version_tag(RELEASE, "1", records.HEAD)
+    assert trusted(NAME).version == 1
+    records.state_head(NAME, records.read_records(NAME))
+    assert client().get_model_version(RELEASE, "1").tags[records.HEAD] == stated
+
+
+def test_a_record_of_a_clock_that_was_set_back_keeps_its_place_and_shows(store: Path) -> None:
+    early = records.append_record(NAME, {"action": "promote", "to_version": 2, "time": "2020-01-01T00:00:00+00:00"})
+    odd = records.append_record(NAME, {"action": "rollback", "to_version": 1, "time": "yesterday"})
+    entries = history_of(NAME)
+    assert [entry["sequence"] for entry in entries if entry["dated_back"]] == [early["sequence"]] and len(entries) == odd["sequence"]
+    assert trusted(NAME).version == 1
+    told = render_history(NAME, entries).splitlines()
+    assert sum("dated before a record that stands above it" in line for line in told) == 1
 
 
 def test_the_status_names_runs_that_are_no_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
