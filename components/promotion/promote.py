@@ -45,6 +45,7 @@ from components.release.champion import (
     expected_aliases,
     lost,
     mark_override,
+    newest_promoted,
     reconcile,
     registered,
     release_model,
@@ -78,7 +79,7 @@ class Waiting(NamedTuple):
 
 def waiting_for_promotion(name: str, records: Sequence[Record]) -> Waiting:
     """Versions that were approved, and neither they nor their candidates rejected. Those below the newest promoted one are passed over."""
-    newest = max((int(record["to_version"]) for record in records), default=0)
+    newest = newest_promoted(records)
     fresh = [info for info in registry.versions(release_model(name)) if info.version > newest]
     candidates = _candidates(name) if fresh else {}
     found = Waiting([], [])

@@ -63,7 +63,7 @@ def history_of(name: str) -> list[dict[str, Any]]:
     entries = [_entry(record) for record in record_store.read_records(name)]
     latest: datetime | None = None
     for entry in entries:
-        moment = moment_of(entry["when"])
+        moment = moment_of(str(entry["when"]))
         entry["dated_back"] = moment is not None and latest is not None and moment < latest - CLOCK_SLACK
         latest = max((found for found in (moment, latest) if found is not None), default=None)
     return entries
@@ -139,7 +139,7 @@ def _lines(entry: dict[str, Any]) -> list[str]:
         lines.append(f"     the champion had changed: compared again with release/{again['against']}, {again['verdict']}")
     if entry["without_champion"]:
         lines.append(f"     {RED} without a comparison, as the champion could not be opened: {entry['without_champion']}")
-    for version, why in (entry["skipped"] or {}).items():
+    for version, why in entry["skipped"].items() if isinstance(entry["skipped"], dict) else ():
         lines.append(f"     {RED} past release/{version}, which could not be served: {one_line(why)}")
     if entry["overridden"]:
         although = "served although it was rejected" if entry["action"] == "rollback" else f"gates {entry['verdict']}"
@@ -216,7 +216,7 @@ def _alarm(name: str, records: Sequence[Record], waiting: Sequence[registry.Vers
         found = [trusted(name).alarm]
     except PromotionError:
         found = []  # nothing was promoted yet
-    found.append(_unserved(records))
+    found.insert(0, _unserved(records))
     if foreign := record_store.foreign_runs(name):
         many = "a run or a claim" if len(foreign) == 1 else f"{len(foreign)} runs or claims"
         found.append(

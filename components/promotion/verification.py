@@ -61,7 +61,8 @@ class _Report:
             self.checks.append(Check(name, True, detail(value)))
             return value
         except Exception as error:  # whatever a damaged artifact makes a reader raise is a finding, not a crash
-            self.checks.append(Check(name, False, str(error) or type(error).__name__))
+            missing = f"The field {error} is missing." if isinstance(error, KeyError) else ""
+            self.checks.append(Check(name, False, missing or str(error) or type(error).__name__))
             return None
 
 

@@ -15,7 +15,7 @@ from components import settings
 from components.artifacts import digest_of, seal
 from components.errors import ArtifactError, ConfigError, PromotionError
 from components.promotion.approval import approve
-from components.promotion.promote import promote, rollback, trusted
+from components.promotion.promote import pending, promote, rollback, trusted
 from components.promotion.status import compare_anchor, history_of, render_history, status_of
 from components.settings import RESERVED_ENDINGS
 from components.signing.statements import check_audit
@@ -216,6 +216,47 @@ def test_a_record_of_a_clock_that_was_set_back_keeps_its_place_and_shows(store: 
     assert trusted(NAME).version == 1
     told = render_history(NAME, entries).splitlines()
     assert sum("dated before a record that stands above it" in line for line in told) == 1
+
+
+FORMLESS: list[dict[str, Any]] = [
+    {},
+    {"action": "promote"},
+    {"action": "promote", "to_version": "two"},
+    {"action": "promote", "to_version": "2"},
+    {"action": "promote", "to_version": True},
+    {"action": "promote", "to_version": -1},
+    {"action": "promote", "to_version": 2.0},
+    {"action": "promote", "to_version": 2, "from_version": "one"},
+    {"action": "pr\u043emote", "to_version": 2},
+    {"action": ["promote"], "to_version": 2},
+    {"action": "rollback", "to_version": 2, "skipped": 7},
+    {"action": "rollback", "to_version": 2, "skipped": {"\uff12": "x"}},
+]
+
+
+@pytest.mark.parametrize("content", FORMLESS)
+def test_a_record_that_no_promotion_writes_decides_nothing_and_is_named(store: Path, content: dict[str, Any]) -> None:
+    records.append_record(NAME, content)
+    changes = (
+        lambda: promote(NAME, no_smoke),
+        lambda: rollback(NAME, "Bob", "slow"),
+        lambda: pending(NAME),
+        lambda: trusted(NAME),
+        lambda: status_of(NAME),
+    )
+    for use in changes:
+        with pytest.raises(ArtifactError, match="record 4 is none that the promote flow writes"):
+            use()
+    assert len(render_history(NAME, history_of(NAME)).splitlines()) >= 8  # it can be looked at
+    assert len(records.read_records(NAME)) == 4
+
+
+def test_who_vouches_for_another_release_than_the_champion_moves_nothing(store: Path) -> None:
+    """A record that says `vouch` reads as harmless in the history."""
+    records.append_record(NAME, {"action": "promote", "to_version": 2})
+    records.append_record(NAME, {"action": "vouch", "to_version": 1})
+    with pytest.raises(ArtifactError, match="record 5 vouches for release/1, which was not champion then"):
+        trusted(NAME)
 
 
 def test_the_status_names_runs_that_are_no_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
