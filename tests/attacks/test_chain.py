@@ -193,6 +193,25 @@ def test_a_head_that_a_candidate_brings_along_stops_nothing(store: Path) -> None
     assert len(records.read_records(NAME)) == 3
 
 
+def test_a_run_that_poses_as_a_record_stops_the_readers_with_the_way_out(store: Path) -> None:
+    """The run of a record that was cut off looks the same; deleting it must not be the way to hide one."""
+    experiment = client().get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    run = client().create_run(experiment.experiment_id, tags={chain.SEQUENCE: "99"}).info.run_id
+    client().set_terminated(run, "FINISHED")
+    told = rf"run {run} is a promotion record outside the chain.* later record than 3, restore.* delete its tag scalingnote.sequence"
+    with pytest.raises(ArtifactError, match=told):
+        trusted(NAME)
+    client().delete_run(run)
+    with pytest.raises(ArtifactError, match=told):
+        trusted(NAME)
+    client().restore_run(run)
+    client().delete_tag(run, chain.SEQUENCE)
+    assert trusted(NAME).version == 1 and records.foreign_runs(NAME) == [run]
+    client().delete_run(run)
+    assert trusted(NAME).version == 1 and records.foreign_runs(NAME) == []
+
+
 def test_a_forged_head_stops_the_readers_with_the_way_out(store: Path) -> None:
     """A record that was cut off and one that never was look the same; who set the tag by hand is found by the anchor and the audit log."""
     stated = client().get_model_version(RELEASE, "1").tags[records.HEAD]
