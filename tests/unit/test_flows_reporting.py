@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-import components.promotion.waiting as waiting
+import components.promotion.promote as waiting
 import flows.reporting
 from components.errors import ConfigError
 from components.tracking import runs as runs_in_mlflow
