@@ -111,8 +111,8 @@ def _refuse_outside(chain: Chain) -> None:
         for run_id in outside if again is None else outside & again.outside():
             raise ArtifactError(
                 f"{chain.name}: the run {run_id} is a promotion record outside the chain, so records were cut off, or one was put beside "
-                f"them. Where an auditor's anchor or the audit log names a later record than {len(chain.places())}, restore the experiment from "
-                f"a backup. Where neither does, the run was put there: delete its tag {SEQUENCE}, then the run."
+                f"them. Where an auditor's anchor or the audit log names a later record than {len(chain.places())}, restore the experiment "
+                f"from a backup. Where neither does, the run was put there: delete its tag {SEQUENCE}, then the run."
             )
 
 
