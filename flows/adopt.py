@@ -16,7 +16,7 @@ from components.release.champion import CHAMPION, release_model
 from components.release.open import resolve
 from components.tracking import registry
 from components.tracking.runs import FlowRun, newest_flow_run
-from flows.candidate import register_documents
+from flows.candidate import register_documents, require_decidable
 from flows.config import RetrainConfig
 from flows.parameters import NO_SETTINGS, NameOrEmpty, Preset, SettingsForm, requested_config
 from flows.recorder import recorded_flow
@@ -51,13 +51,12 @@ def adopt(
         config: A whole configuration, instead of a preset
     """
     from components.settings import activate
-    from components.tracking.registry import require_prepared
 
     chosen = requested_config(preset, data, name, settings, config)
     if chosen.towers.vectors is None:
         raise ConfigError("Nothing to adopt: set towers.base_model to vectors, and towers.vectors to the folder that holds them.")
     activate()
-    require_prepared(chosen.name)
+    require_decidable(chosen.name)
     chosen = at_commits(chosen)
     with recorded_flow(chosen.name, FLOW, chosen.model_dump(mode="json")) as recorder:
         made = build_documents(chosen, recorder)

@@ -78,6 +78,21 @@ class Parts:
         return {role: getattr(self, role) for role in Pins.model_fields}
 
 
+def require_decidable(name: str) -> None:
+    """Refuse before the work what registration would refuse after it, when hours of training are over.
+
+    A model that is missing on a server with sign-in, policies of the installation that cannot be read, promotion records that are damaged
+    or whose experiment was renamed. Raises TrackingError, ConfigError or ArtifactError.
+    """
+    from components.gates.policy import allowed_policies
+    from components.tracking.promotion_records import read_records
+    from components.tracking.registry import require_prepared
+
+    require_prepared(name)
+    allowed_policies()
+    read_records(name)
+
+
 # --- Evidence for the reviewer: the comparison of a candidate with the champion, and the report that is kept with the candidate.
 
 

@@ -41,10 +41,11 @@ def promote(name: Name = "retriever", retry: bool = True, without_champion: str 
         retry: Examine an approval that was refused before although nothing changed since; schedules do not
         without_champion: Reason to promote although the champion was deleted or damaged, so that nothing is compared with it
     """
-    from components.promotion.promote import refusal_remembered, refused_before
+    from components.promotion.promote import note_look, refusal_remembered, refused_before
     from components.settings import activate
 
     activate()
+    note_look(name)
     if not retry and (reason := refused_before(name)) is not None:
         message = f"Refused as before, nothing changed since: {reason}"
         with logged_lines():
@@ -96,7 +97,7 @@ class Watch:
 
     def look(self) -> None:
         """Promote when something waits that was not refused in this state before (see `refused_before`)."""
-        from components.promotion.promote import pending, refused_before
+        from components.promotion.promote import note_look, pending, refused_before
 
         state = pending(self.name)
         if state is None:
@@ -104,7 +105,9 @@ class Watch:
             return
         if self.emit:
             self._emit(state)
-        elif refused_before(self.name) is None:
+            return
+        note_look(self.name)
+        if refused_before(self.name) is None:
             from flows.servers import run_flow  # with Prefect, which a process that only looks does without
 
             self.tell(run_flow("flows.promote:promote", self.name))

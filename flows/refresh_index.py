@@ -24,7 +24,7 @@ from components.release.champion import candidate_model
 from components.release.open import PinnedRelease
 from components.settings import RETRIEVER_NAME, StepConfig
 from components.tracking.registry import find_version
-from flows.candidate import Parts, register_candidate
+from flows.candidate import Parts, register_candidate, require_decidable
 from flows.config import RetrainConfig, amend_config, load_config, nested
 from flows.parameters import NO_SETTINGS, NOTHING, Name, Preset, ReleaseRef, SettingsForm, require_steps, steps_form
 from flows.recorder import Recorder, recorded_flow
@@ -65,6 +65,7 @@ def open_base(request: RefreshConfig, changeable: Sequence[str]) -> tuple[Pinned
     from components.gates.decide import require_attainable, require_measured
     from components.release.open import open_pinned
 
+    require_decidable(request.name)
     base = open_pinned(request.name, request.release)
     config = configured(request, base.manifest, changeable)
     require_measured(config.policy, config.evaluation)

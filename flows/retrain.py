@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from prefect import flow
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
-from flows.candidate import Parts, register_candidate
+from flows.candidate import Parts, register_candidate, require_decidable
 from flows.config import RetrainConfig
 from flows.parameters import NO_SETTINGS, NOTHING, NameOrEmpty, Preset, SettingsForm, requested_config, require_steps, steps_form
 from flows.planning import require_room_for
@@ -68,12 +68,11 @@ def retrain(
         again: Steps that are made anew although they are finished; what follows them is made anew where their result has changed
     """
     from components.settings import activate
-    from components.tracking.registry import require_prepared
 
     chosen = requested_config(preset, data, name, settings, config)
     require_steps("retrain", again, AGAIN)
     activate()
-    require_prepared(chosen.name)
+    require_decidable(chosen.name)
     chosen = at_commits(chosen)
     with recorded_flow(chosen.name, "retrain", chosen.model_dump(mode="json"), again) as recorder:
         parts = build_parts(chosen, recorder)

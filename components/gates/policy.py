@@ -8,7 +8,7 @@ again at promotion.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
@@ -130,27 +130,31 @@ BEFORE_VERSIONS: Mapping[str, Any] = {
 }
 
 
-def allowed_policies(ask_server: bool = True) -> dict[str, str] | None:
+def allowed_policies() -> dict[str, str] | None:
     """Digest -> file of each policy that this installation allows, in this environment and on its server; None where neither names any.
 
     Raises ConfigError for a place that is not there or holds none, and for a file that is no policy; TrackingError where the server
     does not say.
     """
-    found = [_digests(source) for source in policies.sources(ask_server)]
+    found = [_digests(source) for source in policies.sources()]
     if not found:
         return None
     return {digest: name for digest, name in found[0].items() if all(digest in other for other in found)}
 
 
-def foreign_policy(policy: PolicyConfig | Mapping[str, Any], promoted: bool = False, ask_server: bool = True) -> str | None:
+def foreign_policy(
+    policy: PolicyConfig | Mapping[str, Any], promoted: bool = False, sources: Sequence[PolicyFiles] | None = None
+) -> str | None:
     """A sentence when this is none of the installation's policies; None when it is one, or the installation names none.
 
     Where this environment and the server both name some, it has to be one of each: nobody allows on their own machine what the
     administrator does not.
     `promoted`: of a release that was let through in its day. A field that its version did not have, and that the installation's file does
     not name either, then means what it meant before there was one. A candidate is not given that: it could leave out a gate so.
+    `sources`: the installation's policies, where they were asked for already.
     """
-    return next((foreign for source in policies.sources(ask_server) if (foreign := _foreign_to(source, policy, promoted))), None)
+    known = policies.sources() if sources is None else sources
+    return next((foreign for source in known if (foreign := _foreign_to(source, policy, promoted))), None)
 
 
 def _foreign_to(source: PolicyFiles, policy: PolicyConfig | Mapping[str, Any], promoted: bool) -> str | None:

@@ -77,7 +77,7 @@ def promotions(name: str, info: VersionInfo, witness: Witness) -> Node:
     """The promotion records that moved the champion to or from a release."""
     if info.name != release_model(name):
         return Node("promotion records", {"note": "a candidate has none"}, kind="record")
-    about = [record for record in witness.records if info.version in (record["to_version"], record["from_version"])]
+    about = [record for record in witness.records if info.version in (record.get("to_version"), record.get("from_version"))]
     children = tuple(Node(f"record {record['sequence']}: {record['action']}", _readable(record), kind="record") for record in about)
     return Node("promotion records", {} if about else {"note": "not promoted"}, children, "record")
 

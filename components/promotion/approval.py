@@ -16,7 +16,7 @@ from components.artifacts import verify
 from components.errors import PromotionError
 from components.gates.policy import foreign_policy
 from components.release import reviewers as people
-from components.release.champion import Record, candidate_model, expected_aliases, release_model
+from components.release.champion import Record, candidate_model, expected_aliases, newest_promoted, release_model
 from components.release.manifest import load_release
 from components.release.open import candidate_number, describe_versions
 from components.release.reviewers import OVERRIDE
@@ -125,7 +125,7 @@ def _approve_signed_in(name: str, candidate: VersionInfo, known: Approval | None
 
 def _new_copy(name: str, candidate: VersionInfo, records: Sequence[Record]) -> int:
     """The number of a new copy, above all that were promoted: a release model that was deleted and made again counts from 1 once more."""
-    newest = max((int(record["to_version"]) for record in records), default=0)
+    newest = newest_promoted(records)
     while (version := registry.copy_version(candidate.name, candidate.version, release_model(name))) <= newest:
         continue
     return version
@@ -160,11 +160,11 @@ def given_since(moment: str | None, records: Sequence[Record]) -> bool:
     """Whether something happened after the newest promotion or rollback, so that whoever did it knew today's champion."""
     if not records:
         return True
-    given, before = _time(moment), _time(str(records[-1]["time"]))
+    given, before = moment_of(moment), moment_of(str(records[-1].get("time")))
     return given is not None and before is not None and before < given <= datetime.now(UTC) + CLOCK_SLACK
 
 
-def _time(text: str | None) -> datetime | None:
+def moment_of(text: str | None) -> datetime | None:
     """A moment with its time zone; None for what is none, which proves nothing."""
     try:
         found = datetime.fromisoformat(text or "")
@@ -261,7 +261,7 @@ def _standing_copy(name: str, candidate: VersionInfo, records: Sequence[Record])
     one: to serve its candidate again, it is approved again.
     """
     champion = expected_aliases(records).champion
-    newest = max((int(record["to_version"]) for record in records), default=0)
+    newest = newest_promoted(records)
     for info in sorted(registry.versions(release_model(name)), key=lambda info: -info.version):
         if registry.copied_from(info) != (candidate.name, candidate.version):
             continue

@@ -10,10 +10,12 @@ promoted are passed over for good, and a new approval of the same candidate make
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -21,7 +23,7 @@ from components import settings
 from components.artifacts import digest_of, read_json, write_json
 from components.errors import ArtifactError, ModelError, PromotionError, ScalingNoteError
 from components.gates.policy import foreign_policy
-from components.promotion.approval import Approval, find_version, read_approval, rejection, rejection_of_files
+from components.promotion.approval import CLOCK_SLACK, Approval, find_version, moment_of, read_approval, rejection, rejection_of_files
 from components.promotion.record import (
     CompareAgain,
     Promotion,
@@ -43,6 +45,7 @@ from components.release.champion import (
     expected_aliases,
     lost,
     mark_override,
+    newest_promoted,
     reconcile,
     registered,
     release_model,
@@ -63,6 +66,7 @@ if TYPE_CHECKING:
     from components.tracking.registry import VersionInfo
 
 
+_log = logging.getLogger(__name__)
 FIRST_PAUSE, LONGEST_PAUSE = 600.0, 86_400.0  # seconds until an unchanged refusal is examined again; each time twice as long
 
 
@@ -75,7 +79,7 @@ class Waiting(NamedTuple):
 
 def waiting_for_promotion(name: str, records: Sequence[Record]) -> Waiting:
     """Versions that were approved, and neither they nor their candidates rejected. Those below the newest promoted one are passed over."""
-    newest = max((int(record["to_version"]) for record in records), default=0)
+    newest = newest_promoted(records)
     fresh = [info for info in registry.versions(release_model(name)) if info.version > newest]
     candidates = _candidates(name) if fresh else {}
     found = Waiting([], [])
@@ -106,8 +110,34 @@ def pending(name: str) -> str | None:
     waiting, aliases = waiting_for_promotion(name, records), current_aliases(name)
     if not waiting.versions and aliases == registered(name, expected_aliases(records), records)[0]:
         return None
-    seen = [(info.version, info.tags) for info in waiting.versions]
+    seen = [(info.version, {key: value for key, value in info.tags.items() if key != labels.LOOKED}) for info in waiting.versions]
     return digest_of({"waiting": seen, "records": len(records), "aliases": list(aliases)})
+
+
+def note_look(name: str) -> None:
+    """Write into a tag of the newest version that waits that somebody who promotes looked at it, at most every ten minutes.
+
+    Who looks and who asks for the status work on different machines, and a refusal leaves no record. Where the tag cannot be written
+    the looking goes on.
+    """
+    waiting = waiting_for_promotion(name, record_store.read_records(name)).versions
+    if not waiting or time.time() - last_look(waiting[-1:]) < FIRST_PAUSE:
+        return
+    try:
+        registry.set_version_tag(waiting[-1].name, waiting[-1].version, labels.LOOKED, datetime.now(UTC).isoformat(timespec="seconds"))
+    except ScalingNoteError as error:
+        _log.warning("That approvals were looked for could not be noted: %s", error)
+
+
+def last_look(waiting: Sequence[VersionInfo]) -> float:
+    """When somebody last looked at one of these versions (seconds since 1970), or the first was approved where nobody has; 0 for none.
+
+    A time that is none, or is still to come, counts for nothing.
+    """
+    looked = [moment_of(info.tags.get(labels.LOOKED)) for info in waiting]
+    latest = datetime.now(UTC) + CLOCK_SLACK
+    seen = [moment.timestamp() for moment in looked if moment is not None and moment <= latest]
+    return max([*seen, min((info.created_ms / 1000 for info in waiting), default=0.0)])
 
 
 def refused_before(name: str) -> str | None:

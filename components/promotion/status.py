@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from components.artifacts import write_json
-from components.errors import ConfigError, PromotionError, ScalingNoteError
-from components.promotion.approval import rejection
-from components.promotion.promote import waiting_for_promotion
-from components.release.champion import RED, candidate_model, expected_aliases, override_of, trusted
+from components.errors import ArtifactError, ConfigError, PromotionError, ScalingNoteError
+from components.promotion.approval import CLOCK_SLACK, moment_of, rejection
+from components.promotion.promote import last_look, waiting_for_promotion
+from components.release.champion import RED, Record, candidate_model, expected_aliases, override_of, trusted
 from components.release.open import champion_index
+from components.signing.keys import trusted_keys
+from components.signing.statements import check_records
 from components.studies.growth_law import tuning_warning
 from components.text import one_line
 from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
 from components.tracking.runs import last_flow_run
 
+UNLOOKED = 3900.0  # seconds: an hour, and what a schedule needs to start
 _FIELDS = (
     "sequence",
     "action",
@@ -51,9 +57,16 @@ def history_of(name: str) -> list[dict[str, Any]]:
     """One entry for each promotion record, oldest first, verified as a chain; fields that an older record lacks are None.
 
     `overridden` marks a release whose gates did not pass; `compared_again` holds the outcome against the champion it replaced, when that
-    was another one than it was built against. Raises ArtifactError that names the record where the chain is broken.
+    was another one than it was built against; `dated_back` is True where the clock of the machine was set back since the record before.
+    Raises ArtifactError that names the record where the chain is broken.
     """
-    return [_entry(record) for record in record_store.read_records(name)]
+    entries = [_entry(record) for record in record_store.read_records(name)]
+    latest: datetime | None = None
+    for entry in entries:
+        moment = moment_of(str(entry["when"]))
+        entry["dated_back"] = moment is not None and latest is not None and moment < latest - CLOCK_SLACK
+        latest = max((found for found in (moment, latest) if found is not None), default=None)
+    return entries
 
 
 def compare_anchor(name: str, path: Path) -> str:
@@ -120,11 +133,13 @@ def _lines(entry: dict[str, Any]) -> list[str]:
     if entry["action"] == "vouch":
         what = f"vouch: release/{entry['to_version']} and the records before, signed afterwards by {entry['vouched_by']}"
     lines = [f"{entry['sequence']:>3}  {str(entry['when'])[:19].replace('T', ' ')}  {what}", f"     {_who(entry)}"]
+    if entry["dated_back"]:
+        lines.append("     dated before a record that stands above it: the clock of one of the machines was wrong; the order here is true")
     if again := entry["compared_again"]:
         lines.append(f"     the champion had changed: compared again with release/{again['against']}, {again['verdict']}")
     if entry["without_champion"]:
         lines.append(f"     {RED} without a comparison, as the champion could not be opened: {entry['without_champion']}")
-    for version, why in (entry["skipped"] or {}).items():
+    for version, why in entry["skipped"].items() if isinstance(entry["skipped"], dict) else ():
         lines.append(f"     {RED} past release/{version}, which could not be served: {one_line(why)}")
     if entry["overridden"]:
         although = "served although it was rejected" if entry["action"] == "rollback" else f"gates {entry['verdict']}"
@@ -156,14 +171,15 @@ def status_of(name: str) -> dict[str, Any]:
     places = expected_aliases(records)
     candidates = registry.versions(candidate_model(name))
     override = override_of(records, places.champion) if places.champion else None
+    waiting = waiting_for_promotion(name, records).versions
     return {
         "name": name,
         "champion": places.champion,
         "previous": places.previous,
-        "alarm": _alarm(name),
+        "alarm": _alarm(name, records, waiting),
         "warning": _warning(name),
         "candidates": [_candidate(info) for info in candidates[-5:]],
-        "waiting_for_promotion": [info.version for info in waiting_for_promotion(name, records).versions],
+        "waiting_for_promotion": [info.version for info in waiting],
         "override": override.reason if override else None,
         "last_record": dict(records[-1]) if records else None,
         "last_run": last_flow_run(name),
@@ -194,19 +210,44 @@ def render_status(state: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _alarm(name: str) -> str | None:
+def _alarm(name: str, records: Sequence[Record], waiting: Sequence[registry.VersionInfo]) -> str | None:
     """All that somebody has to look at, the alias first; None when there is nothing."""
     try:
         found = [trusted(name).alarm]
     except PromotionError:
         found = []  # nothing was promoted yet
+    found.insert(0, _unserved(records))
     if foreign := record_store.foreign_runs(name):
         many = "a run or a claim" if len(foreign) == 1 else f"{len(foreign)} runs or claims"
         found.append(
             f"In the experiment {name}-promotions there is {many} beside the promotion records ({foreign[0]}). That changes nothing, but "
             "somebody writes there who should not; find out who, and delete such runs."
         )
+    found.append(_unlooked(waiting))
     return " ".join(alarm for alarm in found if alarm) or None
+
+
+def _unserved(records: Sequence[Record]) -> str | None:
+    """A sentence when serving refuses the champion, because the keys that are trusted here do not vouch for the records."""
+    try:
+        keys = trusted_keys()
+        if records and keys:
+            check_records(records, keys)
+    except (ArtifactError, ConfigError) as error:
+        return f"The champion is not served here: {error}"
+    return None
+
+
+def _unlooked(waiting: Sequence[registry.VersionInfo]) -> str | None:
+    """A sentence when an approved release waits and nobody who promotes has looked for an hour; a schedule may look once in an hour."""
+    since = time.time() - last_look(waiting)
+    if not waiting or since < UNLOOKED:
+        return None
+    hours = "an hour" if since < 2 * 3600 else f"{since / 3600:.0f} hours"
+    return (
+        f"Nobody has looked for approvals for {hours}, and release/{waiting[-1].version} waits: see why `scalingnote promote --watch` or "
+        "the deployment `promote` does not run, or run `scalingnote promote`."
+    )
 
 
 def _warning(name: str) -> str | None:

@@ -13,7 +13,7 @@ from components.errors import ArtifactError, SpaceMismatch
 from components.evaluation.champion_comparison import load_comparison, load_values
 from components.gates.decide import VALUES, Evidence, GateDecision, decide, require_policy, require_same_inputs
 from components.gates.decision import load_facts
-from components.gates.policy import allowed_policies, foreign_policy, policy_digest, recorded_policy
+from components.gates.policy import foreign_policy, policy_digest, recorded_policy
 from components.index.opening import merge_fault_of
 from components.promotion.verified_stores import FolderStore, RegistryStore, Store
 from components.release.champion import CHAMPION, RED, Record, baseline_evaluation, trusted
@@ -32,7 +32,7 @@ from components.signing.keys import TrustedKey, trusted_keys
 from components.signing.statements import check_audit, check_records, check_release
 from components.text import written
 from components.tracking.packaging import check_package
-from components.tracking.server.permissions import POLICY_VARIABLE
+from components.tracking.server.permissions import POLICY_VARIABLE, sources
 
 if TYPE_CHECKING:
     from components.evaluation.report import Evaluation
@@ -61,7 +61,8 @@ class _Report:
             self.checks.append(Check(name, True, detail(value)))
             return value
         except Exception as error:  # whatever a damaged artifact makes a reader raise is a finding, not a crash
-            self.checks.append(Check(name, False, str(error) or type(error).__name__))
+            missing = f"The field {error} is missing." if isinstance(error, KeyError) else ""
+            self.checks.append(Check(name, False, missing or str(error) or type(error).__name__))
             return None
 
 
@@ -103,11 +104,10 @@ def _all_checks(store: Store) -> list[Check]:
 
 def _installed_policy(store: Store) -> str:
     """It was decided by a policy that this installation allows, or let through with a reason."""
-    ask = not isinstance(store, FolderStore)
-    if allowed_policies(ask) is None:
+    if not (installed := sources(ask_server=not isinstance(store, FolderStore))):
         return f"the candidate's own decided: this installation names none ({POLICY_VARIABLE})"
     record = store.record() or {}
-    foreign = foreign_policy(load_release(store.copies()[0]).config.get("policy", {}), promoted=bool(record), ask_server=ask)
+    foreign = foreign_policy(load_release(store.copies()[0]).config.get("policy", {}), bool(record), installed)
     if foreign is None:
         return "one of this installation's"
     promoted = [r for r in store.records() if r["action"] == "promote" and r["to_version"] == record.get("to_version")]

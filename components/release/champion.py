@@ -92,6 +92,7 @@ def as_text(words: str) -> str:
 
 
 CHAMPION = "champion"
+ACTIONS = ("promote", "rollback", "vouch")
 PREVIOUS = "previous"
 Record = Mapping[str, Any]
 _log = logging.getLogger(__name__)
@@ -133,23 +134,43 @@ def replay(records: Sequence[Record]) -> list[int]:
 
     A rollback names the releases that it passed over, because they could not be served any more.
 
-    A record that two processes wrote at the same time counts once.
+    A record that two processes wrote at the same time counts once. One that no version of this program writes decides nothing.
     """
     stack: list[int] = []
     for record in records:
-        target = int(record["to_version"])
+        action, target, passed_over = _step_of(record)
         if stack and stack[-1] == target:
             continue
-        if record["action"] == "promote":
+        if action == "promote":
             stack.append(target)
             continue
-        passed_over = {int(version) for version in record.get("skipped") or {}}
+        if action == "vouch":
+            raise ArtifactError(f"Promotion record {record.get('sequence')} vouches for release/{target}, which was not champion then.")
         stack = stack[:-1]
         while stack and stack[-1] != target and stack[-1] in passed_over:
             stack = stack[:-1]
         if not stack or stack[-1] != target:
             raise ArtifactError(f"Promotion record {record.get('sequence')} rolls back to release/{target}, which was not the one before.")
     return stack
+
+
+def _step_of(record: Record) -> tuple[str, int, set[int]]:
+    """Action, target and the releases that were passed over; raises ArtifactError for a record of another form."""
+    action, target, skipped = record.get("action"), record.get("to_version"), record.get("skipped") or {}
+    numbers = [target, *(() if record.get("from_version") is None else (record["from_version"],))]
+    whole = all(type(number) is int and number > 0 for number in numbers)
+    named = isinstance(skipped, Mapping) and all(str(version).isascii() and str(version).isdigit() for version in skipped)
+    if action not in ACTIONS or not whole or not named:
+        raise ArtifactError(
+            f"Promotion record {record.get('sequence')} is none that the promote flow writes: its action is {as_text(str(action))[:60]}, "
+            f"its target {as_text(str(target))[:60]}. Somebody else wrote into the experiment of the records; restore it from a backup."
+        )
+    return str(action), int(target), {int(version) for version in skipped}  # type: ignore[arg-type]
+
+
+def newest_promoted(records: Sequence[Record]) -> int:
+    """The highest number of a release that a record names; 0 for none. Raises ArtifactError as `replay` does."""
+    return max((_step_of(record)[1] for record in records), default=0)
 
 
 def expected_aliases(records: Sequence[Record]) -> Aliases:

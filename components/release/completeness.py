@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact
 from components.gates.decision import Facts
-from components.gates.policy import PolicyConfig, allowed_policies, foreign_policy
+from components.gates.policy import PolicyConfig, foreign_policy
 from components.release.manifest import BaseModelPin, ReleaseManifest
 from components.towers.contract import load_contract
 from components.tracking import registry
+from components.tracking.server.permissions import sources
 
 if TYPE_CHECKING:
     from components.release.manifest import DatasetPin, LineageNode
@@ -255,7 +256,7 @@ def gather_facts(
     """
     from components.data.validation import load_report
 
-    report = load_report(validation)
+    report, installed = load_report(validation), sources()
     return Facts(
         contract_errors=len(report.errors),
         contract_warnings=len(report.warnings),
@@ -264,5 +265,5 @@ def gather_facts(
         uncompared=uncompared,
         removed_documents=removed[0] if removed else None,
         documents_before=removed[1] if removed else None,
-        foreign_policy=None if allowed_policies() is None else foreign_policy(policy) or "",
+        foreign_policy=(foreign_policy(policy, sources=installed) or "") if installed else None,
     )

@@ -88,7 +88,11 @@ def _read(retriever_name: str) -> tuple[Chain | None, list[dict[str, Any]]]:
     if chain is not None:
         _refuse_outside(chain)
     for place, (sequence, digest) in heads.items():
-        require_head(records, sequence, digest, f"{retriever_name}-release/{place}")
+        hint = (
+            f" Where an auditor's anchor or the audit log names no record after {len(records)}, the tag {HEAD} of that release was forged: "
+            "delete it in MLflow."
+        )
+        require_head(records, sequence, digest, f"{retriever_name}-release/{place}", hint)
     return chain, records
 
 
@@ -107,7 +111,8 @@ def _refuse_outside(chain: Chain) -> None:
         for run_id in outside if again is None else outside & again.outside():
             raise ArtifactError(
                 f"{chain.name}: the run {run_id} is a promotion record outside the chain, so records were cut off, or one was put beside "
-                "them. Restore the experiment from a backup; `scalingnote history --anchor FILE` tells which records there were."
+                f"them. Where an auditor's anchor or the audit log names a later record than {len(chain.places())}, restore the experiment "
+                f"from a backup. Where neither does, the run was put there: delete its tag {SEQUENCE}, then the run."
             )
 
 
@@ -147,14 +152,14 @@ def state_head(retriever_name: str, records: Sequence[Mapping[str, Any]]) -> Non
         registry.set_version_tag(release.name, release.version, HEAD, head)
 
 
-def require_head(records: Sequence[Mapping[str, Any]], sequence: int, digest: str, witness: str) -> None:
-    """Raise ArtifactError unless record `sequence` is there with the digest that `witness` names."""
+def require_head(records: Sequence[Mapping[str, Any]], sequence: int, digest: str, witness: str, hint: str = "") -> None:
+    """Raise ArtifactError unless record `sequence` is there with the digest that `witness` names; `hint` ends its message."""
     if 0 < sequence <= len(records) and records[sequence - 1]["digest"] == digest:
         return
     there = f"there are {len(records)}" if sequence > len(records) else f"record {sequence} is {records[sequence - 1]['digest'][:12]}"
     raise ArtifactError(
         f"The promotion records were cut or replaced: {witness} names record {sequence} ({digest[:12]}), and {there}. "
-        "Somebody moved or renamed the experiment of the records; restore it in MLflow, or from a backup."
+        f"Somebody moved or renamed the experiment of the records; restore it in MLflow, or from a backup.{hint}"
     )
 
 

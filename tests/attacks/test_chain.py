@@ -15,8 +15,8 @@ from components import settings
 from components.artifacts import digest_of, seal
 from components.errors import ArtifactError, ConfigError, PromotionError
 from components.promotion.approval import approve
-from components.promotion.promote import promote, rollback, trusted
-from components.promotion.status import compare_anchor, status_of
+from components.promotion.promote import pending, promote, rollback, trusted
+from components.promotion.status import compare_anchor, history_of, render_history, status_of
 from components.settings import RESERVED_ENDINGS
 from components.signing.statements import check_audit
 from components.tracking import embedded, registry
@@ -191,6 +191,91 @@ def test_a_head_that_a_candidate_brings_along_stops_nothing(store: Path) -> None
     client().create_model_version(RELEASE, source=str(store), tags={records.HEAD: f"3:1:99:{'f' * 64}"}, await_creation_for=0)
     client().set_model_version_tag(RELEASE, "2", records.HEAD, "no head")
     assert len(records.read_records(NAME)) == 3
+
+
+def test_a_run_that_poses_as_a_record_stops_the_readers_with_the_way_out(store: Path) -> None:
+    """The run of a record that was cut off looks the same; deleting it must not be the way to hide one."""
+    experiment = client().get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    run = client().create_run(experiment.experiment_id, tags={chain.SEQUENCE: "99"}).info.run_id
+    client().set_terminated(run, "FINISHED")
+    told = rf"run {run} is a promotion record outside the chain.* later record than 3, restore.* delete its tag scalingnote.sequence"
+    with pytest.raises(ArtifactError, match=told):
+        trusted(NAME)
+    client().delete_run(run)
+    with pytest.raises(ArtifactError, match=told):
+        trusted(NAME)
+    client().restore_run(run)
+    client().delete_tag(run, chain.SEQUENCE)
+    assert trusted(NAME).version == 1 and records.foreign_runs(NAME) == [run]
+    client().delete_run(run)
+    assert trusted(NAME).version == 1 and records.foreign_runs(NAME) == []
+
+
+def test_a_forged_head_stops_the_readers_with_the_way_out(store: Path) -> None:
+    """A record that was cut off and one that never was look the same; who set the tag by hand is found by the anchor and the audit log."""
+    stated = client().get_model_version(RELEASE, "1").tags[records.HEAD]
+    version, created, *_ = stated.split(":")
+    client().set_model_version_tag(RELEASE, "1", records.HEAD, f"{version}:{created}:99:{'f' * 64}")
+    with pytest.raises(
+        ArtifactError, match=r"names record 99 .* there are 3.* names no record after 3, the tag .*chain_head .* was forged: delete"
+    ):
+        trusted(NAME)
+    client().delete_model_version_tag(RELEASE, "1", records.HEAD)
+    assert trusted(NAME).version == 1
+    records.state_head(NAME, records.read_records(NAME))
+    assert client().get_model_version(RELEASE, "1").tags[records.HEAD] == stated
+
+
+def test_a_record_of_a_clock_that_was_set_back_keeps_its_place_and_shows(store: Path) -> None:
+    early = records.append_record(NAME, {"action": "promote", "to_version": 2, "time": "2020-01-01T00:00:00+00:00"})
+    odd = records.append_record(NAME, {"action": "rollback", "to_version": 1, "time": "yesterday"})
+    entries = history_of(NAME)
+    assert [entry["sequence"] for entry in entries if entry["dated_back"]] == [early["sequence"]] and len(entries) == odd["sequence"]
+    assert trusted(NAME).version == 1
+    told = render_history(NAME, entries).splitlines()
+    assert sum("dated before a record that stands above it" in line for line in told) == 1
+
+
+FORMLESS: list[dict[str, Any]] = [
+    {},
+    {"action": "promote"},
+    {"action": "promote", "to_version": "two"},
+    {"action": "promote", "to_version": "2"},
+    {"action": "promote", "to_version": True},
+    {"action": "promote", "to_version": -1},
+    {"action": "promote", "to_version": 2.0},
+    {"action": "promote", "to_version": 2, "from_version": "one"},
+    {"action": "pr\u043emote", "to_version": 2},
+    {"action": ["promote"], "to_version": 2},
+    {"action": "rollback", "to_version": 2, "skipped": 7},
+    {"action": "rollback", "to_version": 2, "skipped": {"\uff12": "x"}},
+]
+
+
+@pytest.mark.parametrize("content", FORMLESS)
+def test_a_record_that_no_promotion_writes_decides_nothing_and_is_named(store: Path, content: dict[str, Any]) -> None:
+    records.append_record(NAME, content)
+    changes = (
+        lambda: promote(NAME, no_smoke),
+        lambda: rollback(NAME, "Bob", "slow"),
+        lambda: pending(NAME),
+        lambda: trusted(NAME),
+        lambda: status_of(NAME),
+    )
+    for use in changes:
+        with pytest.raises(ArtifactError, match="record 4 is none that the promote flow writes"):
+            use()
+    assert len(render_history(NAME, history_of(NAME)).splitlines()) >= 8  # it can be looked at
+    assert len(records.read_records(NAME)) == 4
+
+
+def test_who_vouches_for_another_release_than_the_champion_moves_nothing(store: Path) -> None:
+    """A record that says `vouch` reads as harmless in the history."""
+    records.append_record(NAME, {"action": "promote", "to_version": 2})
+    records.append_record(NAME, {"action": "vouch", "to_version": 1})
+    with pytest.raises(ArtifactError, match="record 5 vouches for release/1, which was not champion then"):
+        trusted(NAME)
 
 
 def test_the_status_names_runs_that_are_no_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

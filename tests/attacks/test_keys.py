@@ -13,6 +13,7 @@ from components.errors import ArtifactError, ConfigError, PromotionError
 from components.promotion.approval import approve
 from components.promotion.promote import promote, rollback, trusted
 from components.promotion.record import rotate, vouch
+from components.promotion.status import render_status, status_of
 from components.promotion.verification import verify_release
 from components.serving.loader import require_signed
 from components.signing.keys import KEY_VARIABLE, SigningKey, load_signing_key, make_key, public_file, trusted_keys
@@ -186,6 +187,20 @@ def test_a_folder_of_trusted_keys_that_was_emptied_serves_and_verifies_nothing(c
         with pytest.raises(ConfigError, match=r"holds no \*\.pem file.*remove the folder"):
             use()
     assert len(record_store.read_records(NAME)) == 1
+
+
+def test_the_status_says_that_keys_keep_the_champion_from_being_served(champion: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert status_of(NAME)["alarm"] is None
+    forged = {"action": "promote", "from_version": 1, "to_version": 2, "candidate_version": 2}
+    record_store.append_record(NAME, forged)
+    assert "The champion is not served here: Promotion record 2 is not signed" in str(status_of(NAME)["alarm"])
+    for key in (settings.keys_folder() / "trusted").glob("*.pem"):
+        key.write_bytes(key.read_bytes()[:40])
+    assert "The champion is not served here" in str(status_of(NAME)["alarm"]) and "no ed25519 public key" in str(status_of(NAME)["alarm"])
+    for key in (settings.keys_folder() / "trusted").glob("*.pem"):
+        key.unlink()
+    told = render_status(status_of(NAME))
+    assert "ALARM: " in told and "holds no *.pem file, so no signature would count" in told
 
 
 def test_half_a_key_is_refused_and_changes_nothing(champion: int) -> None:

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from components.artifacts import open_artifact
-from components.errors import ConfigError, PromotionError
+from components.errors import ArtifactError, ConfigError, PromotionError
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.report import load_evaluation
 from components.gates.decide import Evidence, GateDecision, decide
@@ -22,7 +22,11 @@ from components.promotion.status import history_of, render_history
 from components.promotion.verification import verify_release
 from components.release.champion import RED, comparison_for, override_of
 from components.release.manifest import EVALUATION_FOLDER, load_release
+from components.tracking import promotion_records as record_store
 from components.tracking.server.permissions import POLICY_VARIABLE
+from components.tracking.store import client
+from flows.refresh_index import RefreshConfig, open_base
+from flows.retrain import retrain
 from tests.unit.promotion_world import FACTS, GOOD, NAME, POLICY, MemoryTracking, World, make_comparison, make_evaluation, no_smoke, rewrite
 
 
@@ -215,3 +219,31 @@ def test_higher_scores_from_fewer_documents_are_not_decided_on() -> None:
     assert decision.verdict != "pass"
     (gate,) = (found for found in decision.gates if found.name == "removed_documents")
     assert gate.status == "not_decidable" and "500 are gone" in gate.reason
+
+
+@pytest.mark.parametrize("broken", ["policy", "records"])
+def test_a_candidate_that_could_not_be_registered_is_refused_before_it_is_built(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def work(*_: Any, **__: Any) -> None:
+        raise AssertionError("The work has begun.")
+
+    monkeypatch.setattr("flows.retrain.recorded_flow", work)
+    monkeypatch.setattr("components.release.open.open_pinned", work)
+    changes = (
+        lambda: retrain.fn(preset="smoke", name=NAME),
+        lambda: open_base(RefreshConfig(name=NAME, release="release/1"), ()),
+    )
+    for change in changes:
+        with pytest.raises(AssertionError, match="has begun"):
+            change()
+    if broken == "policy":
+        monkeypatch.setenv(POLICY_VARIABLE, str(tmp_path / "gone.yaml"))
+    else:
+        record_store.append_record(NAME, {"action": "promote", "to_version": 1})
+        experiment = client().get_experiment_by_name(f"{NAME}-promotions")
+        assert experiment is not None
+        client().rename_experiment(experiment.experiment_id, "elsewhere")
+    for change in changes:
+        with pytest.raises((ConfigError, ArtifactError), match=r"no YAML file with a policy|is named 'elsewhere' now"):
+            change()

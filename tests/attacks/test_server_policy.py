@@ -125,6 +125,17 @@ def test_a_release_by_a_policy_that_the_server_does_not_allow_shows_in_verify(wo
     assert not next(check.ok for check in verify_release(NAME, "champion") if check.name == "policy")
 
 
+def test_verify_asks_the_server_once_for_its_policies(world: World, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two answers the second could be another."""
+    server.allow(POLICY)
+    approve(NAME, world.candidate(), "Ada")
+    promote(NAME, no_smoke)
+    asked, real = [], policies._of_server
+    monkeypatch.setattr(policies, "_of_server", lambda uri: asked.append(uri) or real(uri))
+    verify_release(NAME, "champion")
+    assert len(asked) == 1
+
+
 def test_what_is_recorded_of_a_foreign_policy_names_no_password(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url.replace("http://", "http://ada:not-for-records@"))
     said = str(foreign_policy(POLICY))

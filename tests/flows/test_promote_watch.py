@@ -39,7 +39,12 @@ class Flow:
         self.outcome: Exception | None = None
         self.runs = 0
         monkeypatch.setattr("components.promotion.promote.pending", lambda name: self.state)
+        self.looks = 0
+        monkeypatch.setattr("components.promotion.promote.note_look", self._looked)
         monkeypatch.setattr("flows.servers.run_flow", lambda _flow, name: self._promote(name))
+
+    def _looked(self, name: str) -> None:
+        self.looks += 1
 
     def _promote(self, name: str) -> dict[str, Any]:
         self.runs += 1
@@ -87,7 +92,7 @@ def test_flow_runs_only_when_something_waits(flow: Flow, told: list[str]) -> Non
     flow.state = "a"
     made.look()
     made.look()
-    assert (flow.runs, told) == (1, ["retriever promoted"])
+    assert (flow.runs, flow.looks, told) == (1, 1, ["retriever promoted"])
 
 
 def test_refusal_is_examined_again_when_something_changed_and_after_a_pause_that_grows_to_a_day(
@@ -137,6 +142,8 @@ def test_a_scheduled_run_ends_at_once_where_nothing_changed_since_the_refusal(mo
 
     monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
     monkeypatch.setattr("components.promotion.promote.pending", lambda name: "a")
+    looks: list[str] = []
+    monkeypatch.setattr("components.promotion.promote.note_look", looks.append)
     monkeypatch.setattr(module, "promote_newest_approved", refuse)
     with pytest.raises(PromotionError):
         module.promote.fn("mine", retry=False)
@@ -145,7 +152,7 @@ def test_a_scheduled_run_ends_at_once_where_nothing_changed_since_the_refusal(mo
     assert ended.message == "Refused as before, nothing changed since: no reason given"
     with pytest.raises(PromotionError):
         module.promote.fn("mine")  # a person who asks gets it examined
-    assert examined == ["mine", "mine"]
+    assert examined == ["mine", "mine"] and looks == ["mine"] * 3
 
 
 def test_a_look_that_finds_nothing_loads_no_prefect(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,13 @@ import pytest
 
 from components.errors import ArtifactError, PromotionError
 from components.promotion import status
+from components.promotion.approval import approve
+from components.promotion.promote import note_look, pending
 from components.release import open as release_index
 from components.release.manifest import load_release
 from components.release.open import champion_index
+from components.tracking import labels
+from components.tracking.store import TrackingError
 from tests.unit.promotion_world import NAME, MemoryTracking, World
 
 
@@ -77,3 +82,81 @@ def test_a_release_that_cannot_be_read_does_not_hide_the_status(
 
     monkeypatch.setattr(release_index, "load_manifest", fails)
     assert status.status_of(NAME)["warning"] == warning
+
+
+def approved(world: World, monkeypatch: pytest.MonkeyPatch, ago: float) -> float:
+    """An approval that waits since `ago` seconds; returns the moment that it is now."""
+    approve(NAME, world.candidate(), "Ada")
+    now = 1_800_000_000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    moment = type("Moment", (datetime,), {"now": classmethod(lambda cls, zone: datetime.fromtimestamp(now, zone))})
+    monkeypatch.setattr("components.promotion.promote.datetime", moment)
+    wait_since(world, now - ago)
+    return now
+
+
+def wait_since(world: World, moment: float) -> None:
+    versions = world.tracking.models[f"{NAME}-release"]
+    versions[-1] = versions[-1].model_copy(update={"created_ms": int(1000 * moment)})
+
+
+def looked_at(world: World, value: str | None = None) -> str | None:
+    """The mark of the newest look at what waits; `value` is set in its place."""
+    tags = world.tracking.models[f"{NAME}-release"][-1].tags
+    if value is not None:
+        tags[labels.LOOKED] = value
+    return tags.get(labels.LOOKED)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "said"), [(30, None), (64, None), (66, "for an hour, and"), (200, "for 3 hours, and"), (60 * 50, "for 50 hours, and")]
+)
+def test_that_nobody_has_looked_for_approvals_for_an_hour_is_said(
+    world: World, monkeypatch: pytest.MonkeyPatch, minutes: int, said: str | None
+) -> None:
+    approved(world, monkeypatch, 60.0 * minutes)
+    state = status.status_of(NAME)
+    if said is None:
+        assert state["alarm"] is None and "ALARM" not in status.render_status(state)
+        return
+    sentence = (
+        f"Nobody has looked for approvals {said} release/1 waits: see why `scalingnote promote --watch` or the deployment `promote` "
+        "does not run, or run `scalingnote promote`."
+    )
+    assert state["alarm"] == sentence and f"ALARM: {sentence}" in status.render_status(state)
+
+
+def test_a_look_that_promotes_nothing_ends_the_alarm_and_is_noted_once_in_ten_minutes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = approved(world, monkeypatch, 7200)
+    before = pending(NAME)
+    note_look(NAME)
+    assert looked_at(world) == datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
+    assert status.status_of(NAME)["alarm"] is None
+    assert pending(NAME) == before, "a refusal is not examined again because somebody looked"
+    changes = world.tracking.changes
+    note_look(NAME)
+    assert world.tracking.changes == changes
+    looked_at(world, datetime.fromtimestamp(now - 3960, UTC).isoformat())
+    assert "for an hour" in status.status_of(NAME)["alarm"]
+
+
+@pytest.mark.parametrize("value", ["2099-01-01T00:00:00+00:00", "yesterday", "2027-01-15T08:00:00", "", "9" * 400])
+def test_an_odd_time_of_a_look_hides_nothing(world: World, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    approved(world, monkeypatch, 7200)
+    looked_at(world, value)
+    assert "Nobody has looked for approvals for 2 hours" in status.status_of(NAME)["alarm"]
+
+
+def test_a_look_where_nothing_waits_or_the_tag_is_refused_changes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    note_look(NAME)
+    assert world.tracking.changes == 0
+    approved(world, monkeypatch, 7200)
+
+    def refuse(*_: str | int) -> None:
+        raise TrackingError("The server refused it.")
+
+    monkeypatch.setattr("components.tracking.registry.set_version_tag", refuse)
+    note_look(NAME)
+    assert looked_at(world) is None
