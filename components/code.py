@@ -67,7 +67,7 @@ HANDED: Mapping[str, str] = {
 UNFOLLOWED: Mapping[tuple[str, str], str] = {
     **{
         ("components.serving.loader", f"components.{room}"): "finds and verifies a release, whose digest is in the key"
-        for room in ("promotion", "release", "signing")
+        for room in ("release", "signing")
     },
     ("flows.candidate", "components.towers.train"): "reads the log of a finished training, whose digest is in the key",
     ("flows.candidate", "components.distillation.train"): "reads the log of a finished training, whose digest is in the key",

@@ -202,7 +202,7 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
 
 def _require_affordable(config: RetrainConfig, data: Dataset) -> None:
     """Say about how many tokens the endpoint will be sent, and what they cost; raise ConfigError above the limits."""
-    from components.distillation.teacher_targets import dev_queries, query_sources
+    from components.distillation.query_sources import dev_queries, query_sources
     from components.evaluation.summarize import judged_split
     from components.towers.contract import PROBE_TEXTS
     from components.towers.trained.endpoint import guessed_tokens, require_within

@@ -194,7 +194,8 @@ def targets_step(
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
         from components.distillation.generation import read_generated
-        from components.distillation.teacher_targets import answerable, dev_queries, learnable, write_teacher_targets
+        from components.distillation.query_sources import answerable, dev_queries, learnable
+        from components.distillation.teacher_targets import write_teacher_targets
         from components.towers.encoder import open_tower
 
         data = load_dataset(dataset.path)
@@ -215,11 +216,11 @@ def student_step(config: RetrainConfig, inputs: dict[str, Any]) -> Step:
 
     def make(folder: Path) -> Artifact:
         from components.data.dataset import load_dataset
+        from components.distillation.query_sources import mixed_noise
         from components.distillation.student import check_student
         from components.distillation.train import DocumentSide, distillation_data, train_student
         from components.index.search import load_index, vectors_of
         from components.index.shards import read_vectors
-        from components.studies.scores import mixed_noise
 
         space_id = inputs["index"].space_id
         index = load_index(inputs["index"].path, space_id)

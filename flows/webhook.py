@@ -1,4 +1,8 @@
-"""A small receiver for MLflow's webhooks that wakes the promote flow: one process, which keeps looking by itself as well.
+"""Promotion that keeps looking, and a small receiver for MLflow's webhooks that wakes it: one process.
+
+It looks cheaply at the registry, and runs the whole flow only when there is something to do; it loads Prefect then and not before. Looking
+is the truth and a webhook only makes it sooner, so a delivery that was lost costs a moment, not a promotion. The loop keeps no state that
+matters: killed at any point, it is started again.
 
 The signature is MLflow's version 1: `v1,<base64 of HMAC-SHA256 over "{delivery id}.{timestamp}.{body}">`. A delivery decides nothing: the
 flow reads the registry and verifies all again, so whatever got past this could only make it look sooner.
@@ -29,7 +33,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from components.errors import ConfigError, PromotionError
+from components.errors import ConfigError, PromotionError, ScalingNoteError
 from components.release.champion import candidate_model, release_model
 
 SIGNATURE, TIMESTAMP, DELIVERY_ID = "X-MLflow-Signature", "X-MLflow-Timestamp", "X-MLflow-Delivery-Id"
@@ -104,6 +108,69 @@ def _model(body: bytes) -> str | None:
         raise DeliveryError(400, "The body is not JSON.") from None
     data = event.get("data") if isinstance(event, dict) else None
     return str(data.get("name")) if isinstance(data, dict) else None
+
+
+# --- Looking
+
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Watch:
+    """Looks every `seconds`, or at once when `wake` is set; `stop` ends it. `tell` gets each change and each refusal once.
+
+    With `emit` it promotes nothing itself: it tells Prefect once of what waits (see `flows.reporting.tell_approved`), whose automation
+    starts the deployment `promote` where the promoter's account and keys are.
+    """
+
+    name: str
+    seconds: float
+    tell: Tell
+    emit: bool = False
+    wake: threading.Event = field(default_factory=threading.Event)
+    stop: threading.Event = field(default_factory=threading.Event)
+    _said: str | None = None
+    _emitted: str | None = None  # the state that Prefect was told of
+
+    def run(self) -> None:
+        """Look until `stop` is set. An error that the user can act on is told, and looked at again; any other one ends the loop."""
+        while not self.stop.is_set():
+            self.wake.clear()  # before looking: what comes meanwhile is looked at next
+            try:
+                self.look()
+            except ScalingNoteError as error:
+                self._tell_once(str(error))
+            self.wake.wait(self.seconds)
+
+    def look(self) -> None:
+        """Promote when something waits that was not refused in this state before (see `refused_before`)."""
+        from components.promotion.promote import note_look, pending, refused_before
+
+        state = pending(self.name)
+        if state is None:
+            self._said = None
+            return
+        if self.emit:
+            self._emit(state)
+            return
+        note_look(self.name)
+        if refused_before(self.name) is None:
+            from flows.servers import run_flow  # with Prefect, which a process that only looks does without
+
+            self.tell(run_flow("flows.promote:promote", self.name))
+
+    def _emit(self, state: str) -> None:
+        from flows.reporting import tell_approved
+
+        if state != self._emitted and tell_approved(self.name):
+            self._emitted = state
+            self.tell({"status": "told", "message": f"Prefect was told that an approved release of '{self.name}' waits.", "warnings": ()})
+
+    def _tell_once(self, message: str) -> None:
+        if message != self._said:
+            self._said = message
+            self.tell({"status": "refused", "message": message, "warnings": ()})
 
 
 # --- A small receiver for MLflow's webhooks that wakes the promote flow: one process, which keeps looking by itself as well.

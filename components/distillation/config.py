@@ -96,20 +96,15 @@ class DistillationConfig(StepConfig):
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto takes bfloat16 where the machine is fast with it")
     seed: int = Field(13, ge=0, description="Seed of the projection and of the order of the queries")
 
-    @property
-    def has_layers(self) -> bool:
-        """Whether the student is a transformer, of which layers can be chosen and pruned."""
-        return self.form == "transformer"
-
     @model_validator(mode="after")
     def _fits_together(self) -> DistillationConfig:
         if self.generated and not self.generator:
             raise ValueError(f"generated is {self.generated}, but no generator is named; name a decoder or set generated to 0")
-        if not self.has_layers and (self.layers is not None or self.prune_to):
+        if self.form == "static" and (self.layers is not None or self.prune_to):
             raise ValueError("a static student has no layers; leave layers and prune_to empty")
-        if not self.has_layers and self.pooling not in (None, "mean"):
+        if self.form == "static" and self.pooling not in (None, "mean"):
             raise ValueError(f"a static student is the mean of its token vectors; pooling {self.pooling} does not fit, leave it null")
-        if self.trained_layers is not None and (not self.has_layers or self.train_embeddings):
+        if self.trained_layers is not None and (self.form == "static" or self.train_embeddings):
             raise ValueError(
                 "trained_layers leaves the embeddings and the layers next to them as they were; set it to null for a static student, or "
                 "where train_embeddings is true"

@@ -23,18 +23,24 @@ from components.artifacts import EncoderArtifact, Scalar, read_json, seal, write
 from components.data.dataset import normalise_text
 from components.distillation.config import HELD_OUT_TITLES, DistillationConfig, RefineTitles
 from components.distillation.objectives import Refinement, alignment_loss, refinement_loss, similarity_loss
-from components.distillation.plan import Epoch, StudentOptimizer, learning_rate, make_plan, order_of, prune, texts_per_source
-from components.distillation.selection import DevSet, Search, dev_metrics, log_entry, retention_of, spread_of
-from components.distillation.student import load_student, new_student, save_student
-from components.distillation.teacher_targets import (
-    dev_queries,
-    held_out_wordings,
-    query_sources,
-    read_held_out,
-    read_sources,
-    read_teacher_targets,
-    relevant,
+from components.distillation.plan import (
+    DevSet,
+    Epoch,
+    Search,
+    StudentOptimizer,
+    dev_metrics,
+    learning_rate,
+    log_entry,
+    make_plan,
+    order_of,
+    prune,
+    retention_of,
+    spread_of,
+    texts_per_source,
 )
+from components.distillation.query_sources import dev_queries, held_out_wordings, query_sources, relevant
+from components.distillation.student import load_student, new_student, save_student
+from components.distillation.teacher_targets import read_held_out, read_sources, read_teacher_targets
 from components.errors import CollapseError, DataError, ModelError
 from components.progress import measured, progress_bar
 from components.text import is_blank

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.errors import DataError
-from components.evaluation.metrics import METRICS, RETAINED, JudgedSplit
+from components.evaluation.metrics import METRICS, RETAINED
 from components.evaluation.report import Comparison, ExtraSummary, OwnSummary, Summary, SystemSummary, UnitsSummary
 from components.evaluation.units import (
     AUTO,
     Interval,
+    JudgedSplit,
     Numbers,
     Units,
     design_effect,

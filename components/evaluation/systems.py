@@ -58,7 +58,7 @@ def _fused(student: DenseRanker, bm25: Ranker, dataset: Dataset, config: Evaluat
 
 def _unmeasured(teacher: DenseRanker, dataset: Dataset, config: EvaluationConfig) -> str | None:
     """Why a teacher of stored vectors cannot be measured; None when it can."""
-    from components.towers.trained.vector_files import StoredVectors
+    from components.towers.trained.stored import StoredVectors
 
     if not isinstance(teacher.encoder, StoredVectors):
         return None

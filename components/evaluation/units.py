@@ -25,7 +25,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal
@@ -33,13 +33,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from components.artifacts import digest_of
+from components.data.dataset import OwnDocuments
 from components.errors import DataError
+from components.evaluation.metrics import Ranking, first_places
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from components.data.dataset import Dataset
-    from components.evaluation.metrics import JudgedSplit
 
 
 _NORMAL = NormalDist()
@@ -518,3 +520,36 @@ def _values(values: ArrayLike) -> NDArray[np.float64]:
     if not np.isfinite(array).all():
         raise DataError(f"{int((~np.isfinite(array)).sum())} queries have no finite value; a mean over the others would hide them.")
     return array
+
+
+@dataclass(frozen=True)
+class JudgedSplit:
+    """The judged queries of one split in the order of their ids, their judgements, and which of them are documents themselves.
+
+    Whoever ranks for them asks for `asked(depth)` documents and takes `rankings` of the answers, which leave out a query's own document.
+    """
+
+    query_ids: list[str]
+    texts: list[str]
+    judgements: pd.DataFrame
+    own: OwnDocuments = field(default_factory=OwnDocuments)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over query texts, judgements and what is left out, whatever their order: equal means that two reports are comparable."""
+        rows = zip(self.judgements["query_id"], self.judgements["doc_id"], self.judgements["score"], strict=True)
+        judgements = sorted([str(query), str(doc), int(score)] for query, doc, score in rows)
+        left_out = {"left_out": sorted(self.own.left_out)} if self.own.left_out else {}
+        return digest_of({"queries": list(zip(self.query_ids, self.texts, strict=True)), "judgements": judgements, **left_out})
+
+    def asked(self, depth: int) -> int:
+        """How many documents to ask for, so that `depth` are left."""
+        return depth + bool(self.own.left_out)
+
+    def rankings(self, found: Iterable[Ranking], depth: int) -> dict[str, Ranking]:
+        """Query id -> at most `depth` different documents found for it (one ranking a query, in their order) without its own."""
+        return {query: self.without_own(query, first_places(ranking))[:depth] for query, ranking in zip(self.query_ids, found, strict=True)}
+
+    def without_own(self, query: str, ranking: Ranking) -> Ranking:
+        """The ranking without the document that is the query itself."""
+        return [hit for hit in ranking if hit[0] != query] if query in self.own.left_out else ranking

@@ -18,15 +18,19 @@ from components.evidence.dossier import Dossier, StepCost
 from components.evidence.labels import (
     SYSTEMS,
     Cell,
+    Curve,
+    Point,
+    Words,
     foreign,
     heading,
+    lines,
     number,
+    scatter,
     section,
     share_with_interval,
     table,
     with_interval,
 )
-from components.evidence.plots import Curve, Point, Words, lines, scatter
 
 _NOT_RETAINED = "No retention was measured: the teacher found nothing, or there is no teacher."
 _CURVES = ("ndcg@10", "recall@50", "mean_cosine")

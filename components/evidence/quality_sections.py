@@ -30,11 +30,15 @@ from components.evidence.labels import (
     PIECES,
     STATUS_WORDS,
     SYSTEMS,
+    TONES,
     Cell,
+    Mark,
+    Words,
     bullets,
     details,
     first_line,
     foreign,
+    forest,
     gate_words,
     heading,
     interval_words,
@@ -49,7 +53,6 @@ from components.evidence.labels import (
     units_words,
     with_interval,
 )
-from components.evidence.plots import TONES, Mark, Words, forest
 from components.gates.decision import GateResult
 from components.templates import piece, shortened
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from components.artifacts import digest_of, write_atomic
 from components.evidence.dossier import Dossier, require_measured
-from components.evidence.labels import PIECES, details, foreign, held_out_titles, release_words, section, table
+from components.evidence.labels import PIECES, details, foreign, held_out_titles, release_words, section, standalone, table
 from components.evidence.operation_sections import (
     contracts_section,
     cost_section,
@@ -21,7 +21,6 @@ from components.evidence.operation_sections import (
     student_plot,
     towers_plot,
 )
-from components.evidence.plots import standalone
 from components.evidence.quality_sections import (
     agreement_section,
     banner,

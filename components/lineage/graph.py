@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from components.artifacts import file_sha256, read_manifest, verify_sizes
 from components.errors import ArtifactError, DataError, ModelError, PromotionError
 from components.index.rows import DELETED_FILE, IDS_FILE, read_rows, read_single
-from components.lineage.node import Node, text_of
 from components.lineage.release_graph import (
     Ancestry,
+    Node,
     Opened,
     Witness,
     approvals,
@@ -24,6 +24,7 @@ from components.lineage.release_graph import (
     promotions,
     release_node,
     surroundings,
+    text_of,
 )
 from components.promotion.approval import find_version
 from components.release.champion import candidate_model

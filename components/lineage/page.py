@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from components.lineage.graph import Trace
-from components.lineage.node import Graph, Point, graph_of, value_text
+from components.lineage.release_graph import Graph, Point, graph_of, value_text
 from components.templates import page
 
 WIDTH, HEIGHT = 172, 56  # of a box, in pixels

@@ -26,8 +26,7 @@ from components.artifacts import canonical_json, digest_of
 from components.errors import ModelError
 from components.evaluation.report import Summary, load_summary
 from components.lineage.graph import Trace
-from components.lineage.node import moment, time_text, value_text
-from components.lineage.release_graph import Opened, approvals, call_witness, promotions
+from components.lineage.release_graph import Opened, approvals, call_witness, moment, promotions, time_text, value_text
 from components.release.champion import CHAMPION, release_model
 from components.release.manifest import EVALUATION_FOLDER, BaseModelPin, LineageNode, Pin
 from components.signing.keys import SigningKey, load_signing_key, trusted_keys

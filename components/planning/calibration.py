@@ -131,7 +131,7 @@ class _Sample:
     """Real texts for the measurements: training pairs, documents and queries."""
 
     def __init__(self, dataset: Dataset, config: Any) -> None:
-        from components.distillation.teacher_targets import query_sources
+        from components.distillation.query_sources import query_sources
         from components.towers.pairs import training_pairs
 
         self.pairs = training_pairs(dataset)
@@ -237,7 +237,7 @@ def _student(clock: _Clock, texts: _Sample, config: Any, teacher: _Teacher) -> N
 
 def _lessons(texts: _Sample, config: Any, tower: Path) -> DistillationData:
     """A distillation of real texts with random vectors."""
-    from components.distillation.selection import DevSet
+    from components.distillation.plan import DevSet
     from components.distillation.train import DistillationData
     from components.planning.facts import shape_of_base
     from components.towers.base_models import tower_base

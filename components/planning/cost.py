@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from components.distillation.student.forms import FORMS
 from components.planning.facts import Facts, Texts
 from components.towers.device import FREED_FROM, even_shapes, pick_dtype
 from components.towers.encoder import TOKENS_PER_BATCH, WORTH
@@ -402,7 +403,7 @@ def student_parameters(config: Any, facts: Facts) -> tuple[int, int]:
     shape, settings = facts.student, config.distillation
     width, dimension = shape.width, dimension_of(config, facts)
     head = width * dimension if settings.head == "linear" else settings.head_width * (width + dimension)
-    if not settings.has_layers:
+    if not FORMS[settings.form].has_layers:
         return shape.embeddings + head, shape.embeddings + head
     layers = layers_kept(settings.layers, shape.layers) * (shape.parameters - shape.embeddings) // shape.layers
     return shape.embeddings + layers + head, layers + head + (shape.embeddings if settings.train_embeddings else 0)

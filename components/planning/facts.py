@@ -107,7 +107,7 @@ def gather_facts(
 
     Raises DataError for data that cannot be trained or measured on, ModelError for an unknown model.
     """
-    from components.distillation.teacher_targets import dev_queries, query_sources
+    from components.distillation.query_sources import dev_queries, query_sources
     from components.distillation.train import refinement_pairs
     from components.evaluation.slices import script_of
     from components.evaluation.summarize import judged_split

@@ -26,8 +26,7 @@ from components import settings
 from components.artifacts import digest_of, open_private, write_atomic
 from components.errors import ArtifactError, ConfigError, DataError
 from components.lineage.graph import ANSWER, Trace, checked_index, find_documents
-from components.lineage.node import Node
-from components.lineage.release_graph import Opened, open_version, release_node
+from components.lineage.release_graph import Node, Opened, open_version, release_node
 from components.release.champion import release_model
 from components.tracking import promotion_records as record_store
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from components.artifacts import Artifact, IndexArtifact, VectorShards, open_artifact, seal
 from components.data.dataset import load_dataset
-from components.distillation.teacher_targets import dev_queries
+from components.distillation.query_sources import dev_queries
 from components.errors import ScalingNoteError
 from components.evaluation.summarize import judged_split
 from components.evaluation.units import query_units

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 
 from components.artifacts import Artifact, EncoderArtifact, Scalar, seal
 from components.distillation.config import DistillationConfig
+from components.distillation.query_sources import query_sources
 from components.distillation.student.encoder import StudentEncoder, linear_head
 from components.distillation.student.initial import Source, at_most_positions, bare_student, new_student, role_prompts, with_prompt
 from components.distillation.student.storage import load_student, save_student
-from components.distillation.teacher_targets import query_sources
 from components.towers.base_models import tower_base
 from components.towers.config import TowerConfig
 from components.towers.contract import EncodingContract, Role, TextEncoder, record_probes, save_contract, space_id_of

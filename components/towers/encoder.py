@@ -27,7 +27,7 @@ from components.towers.device import pick_device
 from components.towers.tokens import batches_by_tokens, pad_batch, token_ids
 from components.towers.trained.endpoint import load_endpoint
 from components.towers.trained.published import asked_attention, head_digest, load_head, read_published
-from components.towers.trained.vector_files import load_stored
+from components.towers.trained.stored import load_stored
 from components.towers.transformer import pool
 from components.towers.two_towers import ADAPTER, WEIGHTS, adapter_digest, finished, full_digest, load_decoder, pooled
 

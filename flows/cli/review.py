@@ -14,7 +14,7 @@ from components.text import as_json, visible
 from flows.cli.output import name_option, only_result_on_stdout, require_space, retriever_name, show
 
 if TYPE_CHECKING:
-    from flows.promote import Watch
+    from flows.webhook import Watch
 
 
 def approve(options: argparse.Namespace) -> None:
@@ -96,7 +96,7 @@ def history(options: argparse.Namespace) -> None:
 
 
 def _watch(options: argparse.Namespace) -> Watch:
-    from flows.promote import Watch
+    from flows.webhook import Watch
 
     out = sys.stdout  # with --json everything else is sent to stderr while it runs
 

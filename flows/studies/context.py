@@ -32,8 +32,8 @@ from flows.steps import (
 )
 
 if TYPE_CHECKING:
+    from components.distillation.query_sources import Noise
     from components.evaluation.rankers import Ranker
-    from components.studies.scores import Noise
 
 
 NoiseKind = Literal["typos", "dropped_words", "upper_case", "lower_case", "verbosity"]

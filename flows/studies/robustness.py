@@ -55,7 +55,7 @@ def _clean(context: Context, system: str, config: StudySettings) -> Artifact:
 
 
 def _noisy(context: Context, kind: str, rate: float, system: str, config: StudySettings) -> Artifact:
-    from components.studies.scores import Noise
+    from components.distillation.query_sources import Noise
 
     noise = Noise(kind, rate, context.config.study.noise_seed)
     return context.scores(system, _encoder(context, system, config), context.index(config), noise)

@@ -21,8 +21,7 @@ import pytest
 from components.errors import ConfigError, PromotionError
 from components.promotion import promote as waiting
 from components.tracking.store import TrackingError
-from flows.promote import Watch
-from flows.webhook import DELIVERY_ID, MAX_BODY, SIGNATURE, TIMESTAMP, Deliveries, receiving, secret, sign
+from flows.webhook import DELIVERY_ID, MAX_BODY, SIGNATURE, TIMESTAMP, Deliveries, Watch, receiving, secret, sign
 from tests.flows.cli_world import assert_refused, scalingnote
 
 SECRET = "a secret that both sides share"
@@ -158,7 +157,7 @@ def test_a_scheduled_run_ends_at_once_where_nothing_changed_since_the_refusal(mo
 def test_a_look_that_finds_nothing_loads_no_prefect(tmp_path: Path) -> None:
     code = (
         "import sys, components.promotion.promote as w; w.pending = lambda name: None\n"
-        "from flows.promote import Watch; Watch('retriever', 60, print).look(); print('prefect' in sys.modules)"
+        "from flows.webhook import Watch; Watch('retriever', 60, print).look(); print('prefect' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600).stdout == "False\n"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from components.distillation.selection import DevSet
+from components.distillation.plan import DevSet
 from components.distillation.train import DistillationData
 from tests.training.tiny_world import documents, queries
 

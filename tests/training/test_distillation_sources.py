@@ -14,17 +14,8 @@ from components.data.dataset import Dataset, content_hash
 from components.distillation import generation
 from components.distillation.config import DistillationConfig
 from components.distillation.generation import GENERATED, generate_queries, read_generated
-from components.distillation.teacher_targets import (
-    dev_queries,
-    document_sentences,
-    document_spans,
-    learnable,
-    query_sources,
-    read_held_out,
-    read_sources,
-    read_teacher_targets,
-    write_teacher_targets,
-)
+from components.distillation.query_sources import dev_queries, document_sentences, document_spans, learnable, mixed_noise, query_sources
+from components.distillation.teacher_targets import read_held_out, read_sources, read_teacher_targets, write_teacher_targets
 from components.distillation.train import (
     DocumentSide,
     check_sources,
@@ -34,7 +25,6 @@ from components.distillation.train import (
     refinement_pairs,
 )
 from components.errors import DataError, ModelError
-from components.studies.scores import mixed_noise
 from tests.encoders import WordEncoder
 
 TITLES = ("Apple", "Bread", "Cheese", "Dates", "Eggs", "Figs", "Grape", "Honey")

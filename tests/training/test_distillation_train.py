@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from components.artifacts import read_json
 from components.distillation.config import DistillationConfig
-from components.distillation.selection import collapse_signs, retention_of, spread_of
+from components.distillation.plan import collapse_signs, retention_of, spread_of
 from components.distillation.student import load_student
 from components.distillation.train import LOG, Distillation, DistillationData, train_student
 from components.errors import CollapseError, DataError

@@ -23,7 +23,7 @@ from components.towers.contract import load_contract, save_contract
 from components.towers.encoder import load_tower
 from components.towers.train import train_towers
 from components.towers.trained.published import read_published, with_own_settings
-from components.towers.trained.vector_files import BASE
+from components.towers.trained.stored import BASE
 from tests.hub_world import keep_in_cache, use_cache
 from tests.published_world import FORMS
 from tests.training.tiny_world import documents, pairs, queries

@@ -17,14 +17,15 @@ from components.data.dataset import Dataset, load_dataset
 from components.data.snapshot import snapshot
 from components.data.sources import source_digest
 from components.distillation.config import DistillationConfig
-from components.distillation.teacher_targets import answerable, dev_queries, query_sources
+from components.distillation.query_sources import answerable, dev_queries, query_sources
 from components.errors import ArtifactError, DataError, ModelError
 from components.index.config import EncodingConfig
 from components.index.encode import encode_corpus
 from components.index.shards import read_vectors as read_shards
 from components.towers.encoder import open_tower
 from components.towers.trained.adoption import take_stored
-from components.towers.trained.vector_files import StoredVectors, files_digest, load_stored, read_vectors, stored_width
+from components.towers.trained.stored import StoredVectors, load_stored
+from components.towers.trained.vector_files import files_digest, read_vectors, stored_width
 from tests.data_world import write_folder
 
 IDS = [f"d{n}" for n in range(260)]

@@ -13,7 +13,7 @@ import pytest
 
 from components.artifacts import verify
 from components.distillation.config import DistillationConfig
-from components.distillation.selection import DevSet, dev_metrics
+from components.distillation.plan import DevSet, dev_metrics
 from components.distillation.student import load_student, untrained_student
 from components.distillation.teacher_targets import read_teacher_targets, write_teacher_targets
 from components.distillation.train import Distillation, DistillationData, train_student

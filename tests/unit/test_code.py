@@ -109,10 +109,10 @@ def test_a_comment_in_the_code_of_the_built_in_data_leaves_its_digest(tmp_path: 
         ("components/distillation/objectives.py", {"distil_query_tower"}),
         ("components/distillation/train.py", {"distil_query_tower"}),
         ("components/distillation/plan.py", {"distil_query_tower"}),
-        ("components/distillation/selection.py", {"distil_query_tower"}),
+        ("components/distillation/plan.py", {"distil_query_tower"}),
         ("components/distillation/student/encoder.py", {"distil_query_tower", "evaluate"}),
         ("components/distillation/student/__init__.py", {"distil_query_tower", "evaluate"}),
-        ("components/distillation/teacher_targets.py", {"encode_teacher_queries", "distil_query_tower"}),
+        ("components/distillation/query_sources.py", {"encode_teacher_queries", "distil_query_tower"}),
         ("components/distillation/generation.py", {"generate_queries", "encode_teacher_queries"}),
         ("components/index/build.py", {"build_index"}),
         ("components/index/stored_vectors.py", {"build_index", "distil_query_tower", "evaluate"}),
@@ -282,19 +282,19 @@ def test_a_package_that_holds_code_counts_for_all_below_it(tmp_path: Path) -> No
 
 def test_of_the_wiring_only_what_is_reached_counts(tmp_path: Path) -> None:
     lines = {
-        "top": "from components.towers import schedule, layers",  # of the real ones, since the module is run
+        "top": "from components.towers import schedule, transformer",  # of the real ones, since the module is run
         "limit": "LIMIT = 1",
-        "helper": "def helper(x: layers.Thing):\n    return schedule.f(LIMIT)",
-        "unused": "def unused():\n    return layers.f()",
+        "helper": "def helper(x: transformer.Thing):\n    return schedule.f(LIMIT)",
+        "unused": "def unused():\n    return transformer.f()",
         "make": "def make(folder):\n    return helper(folder)",
     }
 
     def code(root: Path, **changes: str) -> dict[str, str]:
-        project(root, {"components/towers/losses.py": "def f(x): ...\n", "components/towers/transformer.py": "def f(): ...\n"})
+        project(root, {"components/towers/schedule.py": "def f(x): ...\n", "components/towers/transformer.py": "def f(): ...\n"})
         return reached(root, "\n".join({"future": "from __future__ import annotations", **lines, **changes}.values())).code
 
     first = code(tmp_path / "a")
-    assert set(first) == {"components/towers/losses.py", *(f"flows/wiring.py:{name}" for name in ("LIMIT", "helper", "make"))}
+    assert set(first) == {"components/towers/schedule.py", *(f"flows/wiring.py:{name}" for name in ("LIMIT", "helper", "make"))}
     assert code(tmp_path / "b", unused="def unused():\n    return 2") == first
     helper = "def helper(x):\n    return schedule.f(LIMIT) + 1"
     for name, text in (("limit", "LIMIT = 2"), ("helper", helper), ("make", "def make(f):\n    pass")):

@@ -25,9 +25,8 @@ from components.evaluation.champion_comparison import (
     load_values,
 )
 from components.evaluation.config import EvaluationConfig
-from components.evaluation.metrics import JudgedSplit
 from components.evaluation.rankers import DenseRanker
-from components.evaluation.units import Units
+from components.evaluation.units import JudgedSplit, Units
 from components.index.search import index_in_memory
 from tests.encoders import WORDS, WordEncoder
 

@@ -11,10 +11,11 @@ import pytest
 
 from components.artifacts import Artifact, seal
 from components.data.snapshot import snapshot
+from components.distillation.query_sources import Noise
 from components.errors import DataError
 from components.evaluation.config import EvaluationConfig
 from components.studies.report import gained, kept, levels, told_worth
-from components.studies.scores import Noise, Scores, flat_numbers, load_scores, read_result, write_result, write_scores
+from components.studies.scores import Scores, flat_numbers, load_scores, read_result, write_result, write_scores
 from tests.data_world import write_folder
 
 CONFIG = EvaluationConfig(bootstrap_samples=200, extra_splits=("dev",))

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from components.studies.scores import KINDS, POLITE, Noise, add_noise, dropped_words, typos
+from components.distillation.query_sources import KINDS, POLITE, Noise, add_noise, dropped_words, typos
 
 TEXTS = ["Acute kidney failure with tubular necrosis", "Burn of the left hand", "x"]
 

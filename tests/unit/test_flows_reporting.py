@@ -20,9 +20,9 @@ from components.tracking.provenance import collect_provenance
 from flows import servers
 from flows.cli.main import main
 from flows.parameters import require_steps
-from flows.promote import Watch
 from flows.reporting import LOG, logged_lines, run_name, say, tell_approved, verdict_line
 from flows.servers import ServerError
+from flows.webhook import Watch
 
 DEAD = "http://127.0.0.1:1/api"
 

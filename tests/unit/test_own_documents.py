@@ -15,7 +15,7 @@ from components.data.config import DataConfig
 from components.data.dataset import Dataset, identical_ids, load_dataset
 from components.data.snapshot import snapshot
 from components.distillation.objectives import Refinement
-from components.distillation.selection import dev_metrics
+from components.distillation.plan import dev_metrics
 from components.distillation.train import dev_set, own_pairs
 from components.evaluation.bm25 import bm25_ranker
 from components.evaluation.config import EvaluationConfig

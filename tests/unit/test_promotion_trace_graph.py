@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from components.lineage.graph import Trace
-from components.lineage.node import SHOWN, Node, graph_of, text_of
 from components.lineage.page import HEIGHT, WIDTH, html_of, layout
+from components.lineage.release_graph import SHOWN, Node, graph_of, text_of
 from tests.unit.trace_world import champion_trace
 
 

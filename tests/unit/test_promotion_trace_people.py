@@ -10,8 +10,7 @@ import pytest
 
 from components.errors import ArtifactError
 from components.lineage.graph import trace
-from components.lineage.node import Node
-from components.lineage.release_graph import release_node
+from components.lineage.release_graph import Node, release_node
 from components.lineage.standards import openlineage_of
 from components.promotion.promote import promote
 from components.release.manifest import LineageNode

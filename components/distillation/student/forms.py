@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}  # our names and 
 
 class Form(ABC):
     """How a student of one form reads texts, makes vectors, is trained and lies on disk. `model` is what the form itself loads or makes."""
+
+    has_layers: ClassVar[bool]  # of which some can be chosen and pruned
 
     @abstractmethod
     def layer_count(self, model: Any, name: str) -> int:
@@ -89,6 +91,8 @@ class Form(ABC):
 class TransformerForm(Form):
     """A transformer whose token states are pooled."""
 
+    has_layers = True
+
     def layer_count(self, model: Any, name: str) -> int:
         return layer_count(model, name)
 
@@ -137,6 +141,8 @@ class TransformerForm(Form):
 
 class StaticForm(Form):
     """The mean of one vector a token."""
+
+    has_layers = False
 
     def layer_count(self, model: Any, name: str) -> int:
         return 0

@@ -115,7 +115,7 @@ def bare_student(source: Source) -> StudentEncoder:
     """
     config = source.config
     student = _of_the_tower(source) if config.student == TEACHER else _of_an_encoder(source)
-    if not config.has_layers:
+    if not FORMS[config.form].has_layers:
         return _static(student, source)
     keep_layers(student.model, choose_layers(config.layers, student.layer_count, config.student), config.student)
     return student
@@ -263,7 +263,7 @@ def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None
         require_positions(teacher, towers.max_query_length, "towers.max_query_length")
     elif config.student == TEACHER:
         raise ModelError(f"distillation.student is teacher, but the teacher '{towers.base_model}' has no layers here. Name an encoder.")
-    if config.has_layers:
+    if FORMS[config.form].has_layers:
         student = teacher if config.student == TEACHER else resolve_base(config.student, ["any text"], config.revision)
         assert student is not None
         require_positions(student, config.max_query_length, "distillation.max_query_length")
@@ -314,7 +314,7 @@ def _check(config: DistillationConfig, dimension: int, tower: Shape | None) -> N
             f"The student '{config.student}' is {shape.width} wide, the index {dimension}: a student must not be wider than its index. "
             "Take a narrower student, or raise towers.dimension."
         )
-    if not config.has_layers:
+    if not FORMS[config.form].has_layers:
         return
     kept = len(choose_layers(config.layers, shape.layers, config.student))
     if config.prune_to and config.prune_to[0] >= kept:

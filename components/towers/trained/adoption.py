@@ -13,7 +13,8 @@ from components.artifacts import Artifact, Scalar, seal
 from components.data.dataset import content_hash
 from components.errors import DataError
 from components.towers.contract import EncodingContract, save_contract, space_id_of
-from components.towers.trained.vector_files import BASE, BLOCK, TABLE, VectorTable, copied_from, read_vectors
+from components.towers.trained.stored import BASE, BLOCK, TABLE, VectorTable
+from components.towers.trained.vector_files import copied_from, read_vectors
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
