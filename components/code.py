@@ -51,7 +51,7 @@ UNDECIDING: Mapping[str, str] = {
     "components.distillation.config": "the values of all settings that a step reads are in its key",
     "components.index.config": "the values of all settings that a step reads are in its key",
     "components.evaluation.config": "the values of all settings that a step reads are in its key",
-    "components.gates.policy": "the values of all settings that a step reads are in its key",
+    "components.gates.config": "the values of all settings that a step reads are in its key",
     "components.index.workers": "says how many threads a worker takes, and shows progress",
     "flows.encoding_runners": "says where shards are encoded; every runner calls the same function",
     "flows.reporting": "shows what is printed, and looks at progress bars",

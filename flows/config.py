@@ -17,7 +17,7 @@ from components.data.config import DataConfig
 from components.distillation.config import DistillationConfig
 from components.errors import ConfigError
 from components.evaluation.config import EvaluationConfig
-from components.gates.policy import PolicyConfig
+from components.gates.config import PolicyConfig
 from components.index.config import EncodingConfig, IndexConfig
 from components.settings import RETRIEVER_NAME, StepConfig, checked_retriever_name
 from components.towers.config import TowerConfig

@@ -18,7 +18,7 @@ from components.evaluation.config import EvaluationConfig
 from components.evaluation.metrics import METRICS
 from components.evaluation.summarize import COMPARED, CONFIDENCE, scores_of
 from components.evaluation.units import Interval, design_effect, effective_queries, grouped, min_detectable, paired_bootstrap, power
-from components.gates.policy import PolicyConfig
+from components.gates.config import PolicyConfig
 from components.release.manifest import LineageNode, ReleaseManifest
 from components.tracking.labels import flatten
 

@@ -36,6 +36,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from components.evaluation.champion_comparison import CANDIDATE, CHAMPION, SERVED, SHARED
+from components.gates.config import PolicyConfig
 from components.gates.decision import Evidence, GateResult
 from components.gates.measures import (
     NotDecidable,
@@ -50,7 +51,6 @@ from components.gates.measures import (
     scores,
     values_per_query,
 )
-from components.gates.policy import PolicyConfig
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,8 +17,9 @@ from components.artifacts import digest_of
 from components.errors import ArtifactError, ConfigError
 from components.evaluation.config import EvaluationConfig
 from components.gates.champion import champion_gates
+from components.gates.config import PolicyConfig
 from components.gates.decision import Evidence, GateDecision, Verdict
-from components.gates.policy import PolicyConfig, policy_digest
+from components.gates.policy import policy_digest
 from components.gates.quality import quality_gates
 from components.gates.soundness import ANN_DEPTH, soundness_gates
 from components.index.config import IndexConfig

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from components.gates.config import PolicyConfig
 from components.gates.decision import GateResult, Status
-from components.gates.policy import PolicyConfig
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from components.evaluation.metrics import metric_words
 from components.gates.champion import non_inferior
+from components.gates.config import PolicyConfig
 from components.gates.decision import GateResult, Status
 from components.gates.measures import (
     SUMMARY_TOLERANCE,
@@ -32,7 +33,6 @@ from components.gates.measures import (
     scores,
     values_per_query,
 )
-from components.gates.policy import PolicyConfig
 
 if TYPE_CHECKING:
     import pandas as pd

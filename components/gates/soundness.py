@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from components.evaluation.champion_comparison import CHAMPION
 from components.gates.champion import compared
+from components.gates.config import PolicyConfig
 from components.gates.decision import Evidence, Facts, GateResult
 from components.gates.measures import NotDecidable, Outcome, agrees, finite, gate, in_units, mapping, mean_bound, off, sample_text
-from components.gates.policy import PolicyConfig
 
 if TYPE_CHECKING:
     import pandas as pd

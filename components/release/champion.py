@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from components.artifacts import verify
 from components.errors import ArtifactError, ModelError, PromotionError
-from components.gates.policy import PolicyConfig, policy_digest
+from components.gates.config import PolicyConfig
+from components.gates.policy import policy_digest
 from components.release.manifest import EVALUATION_FOLDER, load_release
 from components.templates import plain
 from components.tracking import labels, registry

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact
+from components.gates.config import PolicyConfig
 from components.gates.decision import Facts
-from components.gates.policy import PolicyConfig, foreign_policy
+from components.gates.policy import foreign_policy
 from components.release.manifest import BaseModelPin, ReleaseManifest
 from components.towers.contract import load_contract
 from components.tracking import registry

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import ConfigError
-from components.gates.policy import PolicyConfig
+from components.gates.config import PolicyConfig
 from components.text import as_json
 from components.towers.config import WITHOUT_WEIGHTS
 from flows.cli.output import only_result_on_stdout, retriever_name, show

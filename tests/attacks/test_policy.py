@@ -13,9 +13,10 @@ from components.artifacts import open_artifact
 from components.errors import ArtifactError, ConfigError, PromotionError
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.report import load_evaluation
+from components.gates.config import PolicyConfig
 from components.gates.decide import Evidence, GateDecision, decide
 from components.gates.decision import Facts
-from components.gates.policy import PolicyConfig, allowed_policies, foreign_policy, policy_digest, recorded_policy
+from components.gates.policy import allowed_policies, foreign_policy, policy_digest, recorded_policy
 from components.promotion.approval import approve
 from components.promotion.promote import promote
 from components.promotion.status import history_of, render_history

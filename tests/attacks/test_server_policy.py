@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from components.errors import ConfigError, PromotionError
-from components.gates.policy import PolicyConfig, allowed_policies, foreign_policy, policy_digest
+from components.gates.config import PolicyConfig
+from components.gates.policy import allowed_policies, foreign_policy, policy_digest
 from components.promotion.approval import approve
 from components.promotion.promote import promote
 from components.promotion.verification import verify_release

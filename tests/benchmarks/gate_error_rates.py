@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from components.evaluation.units import Numbers, Units
 from components.gates.champion import non_inferior
+from components.gates.config import PolicyConfig
 from components.gates.measures import Outcome, in_units
-from components.gates.policy import PolicyConfig
 
 SIZES = (200, 1000, 5000)
 DIFFERENCES = (-0.02, 0.0, 0.02)

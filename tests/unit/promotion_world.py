@@ -24,9 +24,9 @@ from components.evaluation.report import (
     load_evaluation,
     write_report,
 )
+from components.gates.config import PolicyConfig
 from components.gates.decide import Evidence, decide
 from components.gates.decision import Facts, write_facts
-from components.gates.policy import PolicyConfig
 from components.release.champion import Baseline, load_baseline
 from components.release.manifest import (
     REPORT_PAGE,

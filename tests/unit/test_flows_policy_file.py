@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from components.errors import ConfigError
-from components.gates.policy import PolicyConfig
+from components.gates.config import PolicyConfig
 from flows.cli.parser import build_parser
 from flows.cli.prepare import read_config
 

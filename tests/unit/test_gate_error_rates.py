@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from components.evaluation.units import power
-from components.gates.policy import PolicyConfig
+from components.gates.config import PolicyConfig
 from tests.benchmarks.gate_error_rates import SIZES, rates, simulated
 
 POLICY = PolicyConfig()

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from components.evaluation.champion_comparison import CANDIDATE, CHAMPION, SHARED
+from components.gates.config import PolicyConfig
 from components.gates.decide import Evidence, GateDecision, decide
 from components.gates.decision import Facts, GateResult
-from components.gates.policy import PolicyConfig
 from tests.unit.promotion_world import FACTS, make_comparison, make_evaluation, make_values
 
 POLICY = PolicyConfig(min_queries=20, min_slice_queries=15)

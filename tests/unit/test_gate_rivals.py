@@ -14,9 +14,9 @@ import pytest
 from components.evaluation.champion_comparison import AGREEMENT_COLUMNS, SIDE_COLUMNS, ComparisonTables, write_comparison
 from components.evaluation.report import load_evaluation
 from components.gates.champion import SERVED_BY_BOTH
+from components.gates.config import PolicyConfig
 from components.gates.decide import Evidence, GateDecision, decide
 from components.gates.decision import GateResult
-from components.gates.policy import PolicyConfig
 from components.promotion.verification import decide_on
 from components.release.manifest import COMPARISON_FOLDER, EVALUATION_FOLDER, load_release
 from tests.unit.promotion_world import FACTS, GOOD, MemoryTracking, World, make_comparison, make_evaluation, make_values

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from components.evaluation.report import Evaluation
+from components.gates.config import PolicyConfig
 from components.gates.decide import Evidence, GateDecision
 from components.gates.decide import decide as decide_on
 from components.gates.decision import GateResult
-from components.gates.policy import PolicyConfig
 from tests.unit.promotion_world import FACTS, GOOD, make_comparison, make_evaluation, with_ann
 
 POLICY = PolicyConfig(min_queries=20, min_slice_queries=15)

@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike
 
 from components.errors import ConfigError
 from components.evaluation.report import Evaluation
+from components.gates.config import PolicyConfig
 from components.gates.decide import Evidence, GateDecision, decide, require_measured
 from components.gates.decision import GateResult
-from components.gates.policy import PolicyConfig, recorded_policy
+from components.gates.policy import recorded_policy
 from components.gates.quality import quality_gates
 from flows.config import load_config
 from tests.unit.promotion_world import FACTS, GOOD, make_evaluation

@@ -11,9 +11,9 @@ import pytest
 
 from components.evaluation.report import Evaluation
 from components.evaluation.units import Units
+from components.gates.config import PolicyConfig
 from components.gates.decide import Evidence, GateDecision, decide
 from components.gates.decision import GateResult
-from components.gates.policy import PolicyConfig
 from tests.unit.promotion_world import FACTS, GOOD, make_comparison, make_evaluation
 
 POLICY = PolicyConfig(min_queries=20, min_slice_queries=15)

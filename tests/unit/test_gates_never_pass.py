@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.evaluation.report import Evaluation, ExtraSummary
+from components.gates.config import PolicyConfig
 from components.gates.decide import Evidence, decide
-from components.gates.policy import PolicyConfig
 from tests.unit.promotion_world import FACTS, make_comparison, make_evaluation, make_values
 
 POLICY = PolicyConfig(min_queries=20, min_slice_queries=15, floors={"ndcg@10": 0.5}, min_off_distribution_retention=0.9)

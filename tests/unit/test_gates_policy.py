@@ -12,9 +12,10 @@ import pytest
 
 from components.errors import ArtifactError, ConfigError
 from components.evaluation.report import Evaluation, ExtraSummary, HealthSummary, load_evaluation, write_report
+from components.gates.config import PolicyConfig
 from components.gates.decide import Evidence, GateDecision, decide, require_same_inputs
 from components.gates.decision import FACTS_FILE, Facts, GateResult, load_facts, write_facts
-from components.gates.policy import PolicyConfig, policy_digest, recorded_policy
+from components.gates.policy import policy_digest, recorded_policy
 from flows.config import load_config
 from tests.unit.promotion_world import FACTS, make_comparison, make_evaluation, make_values
 

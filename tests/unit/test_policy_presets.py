@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from components.evaluation.units import WITHIN, power
-from components.gates.policy import PolicyConfig
+from components.gates.config import PolicyConfig
 from flows.config import load_config, preset_names
 
 # Judged test queries: of the built-in set (demo, gpu with scope full), of tldr (pages), and what the preset's comment asks for (cluster).
