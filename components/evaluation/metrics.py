@@ -6,9 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from components.artifacts import write_named
 from components.errors import DataError
 
 if TYPE_CHECKING:
@@ -88,6 +85,8 @@ def write_trec_run(path: Path, rankings: Mapping[str, Ranking], tag: str) -> Non
     breaks ties in its own way, so it would otherwise see another order. A document that a ranking holds twice is written at its first
     place alone, as it is measured. Raises DataError for an id with white space, which the format cannot hold.
     """
+    from components.artifacts import write_named
+
     lines = (line for query_id, ranking in rankings.items() for line in _lines(query_id, ranking, tag))
     write_named(path, "".join(lines).encode())
 
@@ -97,6 +96,8 @@ def write_trec_qrels(path: Path, judgements: pd.DataFrame) -> None:
 
     Raises DataError for an id with white space, which the format cannot hold.
     """
+    from components.artifacts import write_named
+
     lines = []
     for query_id, doc_id, score in zip(judgements["query_id"], judgements["doc_id"], judgements["score"], strict=True):
         _require_one_word(str(query_id), str(doc_id))
@@ -105,6 +106,8 @@ def write_trec_qrels(path: Path, judgements: pd.DataFrame) -> None:
 
 
 def _lines(query_id: str, ranking: Ranking, tag: str) -> Iterator[str]:
+    import numpy as np
+
     _require_one_word(query_id, tag, *(doc_id for doc_id, _ in ranking))
     above = np.float32(np.inf)
     for rank, (doc_id, score) in enumerate(first_places(ranking), start=1):
