@@ -57,7 +57,10 @@ def candidate_number(ref: str | int, there: Sequence[int]) -> int | None:
 def describe_versions(name: str, kind: str, numbers: list[int]) -> str:
     """A sentence about the versions there are, for error messages."""
     if not numbers:
-        return f"'{name}' has no {kind}s yet; 'scalingnote retrain' makes a candidate, an approval makes a release."
+        return (
+            f"'{name}' has no {kind}s yet; 'scalingnote retrain' makes a candidate, an approval makes a release. If there were some, "
+            f"the model '{name}-{kind}' was renamed or deleted in MLflow: give it its name again, or restore it."
+        )
     shown = ", ".join(f"{kind}/{number}" for number in sorted(numbers)[-10:])
     return f"The newest {kind}s of '{name}': {shown}."
 
