@@ -75,7 +75,7 @@ def test_approval_is_idempotent_and_names_the_first_person(world: World) -> None
 
 
 def test_unknown_candidate_is_refused_with_the_ones_there_are(world: World) -> None:
-    with pytest.raises(PromotionError, match="has no candidates yet.*renamed or deleted in MLflow"):
+    with pytest.raises(PromotionError, match=r"has no candidates yet.*renamed or deleted in MLflow"):
         approve(NAME, 1, "Ada")
     world.candidate()
     with pytest.raises(PromotionError, match="candidate/1"):
