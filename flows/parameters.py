@@ -17,7 +17,7 @@ from components.errors import ConfigError
 from components.settings import RETRIEVER_NAME
 from flows.config import Layer, RetrainConfig, did_you_mean, layers_of, nested, settle
 
-Preset = Literal["adopt", "cluster", "demo", "embeddinggemma", "endpoint", "gpu", "harrier", "pages", "quick", "qwen3-embedding", "smoke"]
+Preset = Literal["adopt", "cluster", "demo", "embeddinggemma", "endpoint", "gpu", "harrier", "pages", "qwen3-embedding", "smoke"]
 Name = Annotated[str, Field(pattern=RETRIEVER_NAME)]
 NameOrEmpty = Annotated[str, Field(pattern=rf"^$|{RETRIEVER_NAME}")]
 ReleaseRef = Annotated[str, Field(min_length=1)]

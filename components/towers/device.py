@@ -78,7 +78,7 @@ def freed_at_once(kept: int) -> Iterator[None]:
 
     Once blocks of up to 32 MiB have been freed, glibc takes others of that size from its heap, which shrinks from its end alone. Chunks
     of texts of all lengths leave holes there that fit nothing later. A quarter of the speed goes with it, since the system clears every
-    page anew (preset quick in float32: 4.3 s a step, 3.4 without), so smaller passes keep the heap, whose holes `give_back_holes` bounds.
+    page anew (preset demo in float32: 4.3 s a step, 3.4 without), so smaller passes keep the heap, whose holes `give_back_holes` bounds.
     What stands afterwards is what glibc comes to by itself, so that later measurements of speed do not depend on what ran before. With
     another C library than glibc nothing changes.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -101,8 +100,7 @@ def demo(options: argparse.Namespace) -> None:
     if options.adopt:
         _demo_adopt(options)
         return
-    if options.preset is None:
-        options.preset = "demo" if options.full else _demo_preset()
+    options.preset = options.preset or "demo"
     config = read_config(options)
     about = f"Demo: {config.data.source} ({config.data.scope}), teacher {config.towers.base_model}, student {config.distillation.student}"
     result = _build(options, config, about)
@@ -129,18 +127,6 @@ def _demo_adopt(options: argparse.Namespace) -> None:
         request = RefreshConfig(name=config.name, release="adopted")
         result = run_flow("flows.refresh_query:refresh_query_tower", request=request)
     show(options, {**result, "adopted": adopted}, "\n\n".join([report_of(result), next_steps(result)]))
-
-
-def _demo_preset() -> str:
-    """The demo takes four times as long without bfloat16 instructions, so such a processor gets the smaller one."""
-    import torch
-
-    from components.towers.device import pick_dtype
-
-    if pick_dtype("auto") == torch.bfloat16:
-        return "demo"
-    print("This processor has no bfloat16 instructions: the smaller demo (--preset quick) runs.", file=sys.stderr, flush=True)
-    return "quick"
 
 
 def validate(options: argparse.Namespace) -> None:

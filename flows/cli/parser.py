@@ -299,7 +299,7 @@ def _training_options(parser: argparse.ArgumentParser, preset: str | None) -> No
         "--preset",
         default=preset,
         metavar="NAME",
-        help="smoke, demo, quick, pages, gpu, cluster, adopt, endpoint, or an embedding model: qwen3-embedding, embeddinggemma, harrier"
+        help="smoke, demo, pages, gpu, cluster, adopt, endpoint, or an embedding model: qwen3-embedding, embeddinggemma, harrier"
         + (f" (default {preset})" if preset else ""),
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file laid over the preset")

@@ -41,7 +41,6 @@ def test_presets_are_there() -> None:
         "gpu",
         "harrier",
         "pages",
-        "quick",
         "qwen3-embedding",
         "smoke",
     ]
