@@ -30,8 +30,12 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# Registered versions carry model files that import modules by the names that these had then.
-FORMER = {"components.promotion.pinned": "components.serving.loader", "components.tracking.package_files": "components.tracking.packaging"}
+# Registered versions carry model files that import modules by the names that these had then, and so do entry points of an older installation.
+FORMER = {
+    "components.promotion.pinned": "components.serving.loader",
+    "components.tracking.audit_plugin": "components.tracking.server.plugin",
+    "components.tracking.package_files": "components.tracking.packaging",
+}
 
 
 class _Former(MetaPathFinder, Loader):

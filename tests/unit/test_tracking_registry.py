@@ -407,6 +407,7 @@ FORMER_IMPORTS = {
     "components.index.search": ("load_index",),
     "components.promotion.pinned": ("require_as_registered",),
     "components.serving.retriever": ("Retriever",),
+    "components.tracking.audit_plugin": ("create_app",),  # by the entry point of an installation of then
     "components.tracking.package_files": ("packaged_digest",),
     "components.tracking.registry": ("artifact_folder",),
 }
