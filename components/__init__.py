@@ -30,7 +30,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# Registered versions carry model files that import modules by the names that these had then, and so do entry points of an older installation.
+# Registered versions carry model files that import modules by the names of their day; entry points of an older installation do the same.
 FORMER = {
     "components.promotion.pinned": "components.serving.loader",
     "components.tracking.audit_plugin": "components.tracking.server.plugin",
