@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, suppress
@@ -156,25 +155,6 @@ def serve(mlflow_port: int = 5000, prefect_port: int = 4200, auth: bool = False)
         print("\nThe servers are stopped.", flush=True)
 
 
-_one_at_a_time = threading.Lock()
-
-
-def begin_server() -> None:
-    """Start the small server that `run_flow` will want beside the work that comes before; what hinders it is said by `run_flow`."""
-
-    def begin() -> None:
-        with suppress(Exception), _one_at_a_time:
-            require_answer()
-            _require_usable_proxies()
-            _require_usable_settings()
-            from prefect.settings import PREFECT_API_URL
-
-            if not PREFECT_API_URL.value():
-                _small_server()
-
-    threading.Thread(target=begin, name="small server", daemon=True).start()
-
-
 def run_flow(flow: str, *arguments: Any, **named: Any) -> dict[str, Any]:
     """Run the flow `module:function` for the command line.
 
@@ -198,8 +178,7 @@ def run_flow(flow: str, *arguments: Any, **named: Any) -> dict[str, Any]:
             "prefect.toml or pyproject.toml in the current folder, or from a profile of Prefect."
         )
     for left in reversed(range(SMALL_SERVERS)):
-        with _one_at_a_time:
-            api = given or _small_server()
+        api = given or _small_server()
         try:
             with temporary_settings({PREFECT_API_URL: api}):
                 result: dict[str, Any] = run(*arguments, **named)

@@ -100,11 +100,8 @@ def demo(options: argparse.Namespace) -> None:
     if options.adopt:
         _demo_adopt(options)
         return
-    from flows.servers import begin_server
-
     options.preset = options.preset or "demo"
     config = read_config(options)
-    begin_server()  # while the first run prepares the base model
     about = f"Demo: {config.data.source} ({config.data.scope}), teacher {config.towers.base_model}, student {config.distillation.student}"
     result = _build(options, config, about)
     examples = _examples(options, result, config) if config.data.source == "icd10cm" else {}
