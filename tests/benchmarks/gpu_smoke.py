@@ -162,6 +162,8 @@ def student(**changes: Any) -> Part:
         from components.distillation.student import load_student
         from components.distillation.student.forms import packed_vectors
         from components.distillation.train import train_student
+        from components.towers.tokens import pad_batch
+        from components.towers.transformer import pool
 
         settings = {"student": "tiny-encoder", "epochs": 4, "refine_epochs": 1, "batch_size": 16, "max_mean_cosine": 1.0, **changes}
         artifact = train_student(word_data(), DistillationConfig.model_validate(settings), {}, folder)
@@ -172,7 +174,8 @@ def student(**changes: Any) -> Part:
             return "static"
         rows = loaded.tokens(queries())
         with torch.inference_mode():
-            padded = loaded._pooled(rows).float().cpu()
+            batch = {name: values.to(loaded.device) for name, values in pad_batch(rows, loaded.tokenizer.pad_token_id or 0).items()}
+            padded = pool(loaded.model(**batch).last_hidden_state, batch["attention_mask"], loaded.contract.pooling).float().cpu()
             packed = packed_vectors(loaded.model.cpu().float(), rows, loaded.contract.pooling, torch.device("cpu"))
         far = float((padded - packed).abs().max())
         assert far < 0.05, far

@@ -228,6 +228,7 @@ class FakeRetriever:
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules that the models from code import when MLflow loads them."""
+    importlib.import_module("components.serving.loader")  # with the true ones, whichever test comes first
     encoder = SimpleNamespace(encode=lambda texts: np.array([[len(text), 1.0] for text in texts], dtype=np.float32))
     modules = {
         "components.distillation.student": SimpleNamespace(load_encoder=lambda folder: encoder),
