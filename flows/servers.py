@@ -30,8 +30,7 @@ from components.errors import ConfigError, ScalingNoteError
 from components.gates.policy import allowed_policies
 from components.settings import answers, is_healthy, without_user
 from components.tracking import audit_log as audit
-from components.tracking import embedded as moved
-from components.tracking import sign_in
+from components.tracking import embedded, sign_in
 from components.tracking.server.permissions import PERMISSIONS_FILE, load_permissions
 from components.tracking.store import is_server, require_answer
 
@@ -141,7 +140,7 @@ def serve(mlflow_port: int = 5000, prefect_port: int = 4200, auth: bool = False)
     if not plans:
         return
     with settings.opening("MLflow"):
-        moved.settle()
+        embedded.settle()
     try:
         with _interrupted_by_sigterm(), running(plans) as processes, sign_in.announced(plans[0].url) if auth else nullcontext():
             for plan in plans:

@@ -5,8 +5,9 @@ Noise makes further ones as people and programs do: typing errors, words left ou
 What happens to a query depends on its text, the kind, the rate and the seed alone, not on the queries around it, so that every system is
 asked the same noisy queries.
 
-A document's own vector stands in for its title, and the mean of the relevant documents' vectors for a train query: the student is to land
-where the answers lie, and the refinement goes on from there. Held-out queries get no stand-in, since they are measured.
+Where the teacher's query vectors are stored and some are missing, a document's own vector stands in for its title, and the mean of the
+relevant documents' vectors for a train query: the student is to land where the answers lie, and the refinement goes on from there.
+Held-out queries get no stand-in, since they are measured.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ slice would stop every release. What must not be passed over is named in `requir
 Where the champion lacks documents, a slice is made of the queries whose documents it serves. One that is new to it has nothing to be
 compared with: it is off, with the count.
 
-`gate_rivals` says which values are compared. Non-inferiority holds nDCG@10 per query, paired, against a margin; interval and power
+`Rivals` says which values are compared. Non-inferiority holds nDCG@10 per query, paired, against a margin; interval and power
 resample the units that the queries were drawn in. Its three outcomes:
 
 - fail when the loss is shown to be larger than the margin (the upper end of the interval lies below it), however few queries there are;

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from components.artifacts import digest_of
 from components.errors import ArtifactError, ConfigError
 from components.gates.config import PolicyConfig
-from components.tracking.server import permissions as policies
+from components.tracking.server import permissions
 from components.tracking.server.permissions import PolicyFiles
 
 # What policies of before a field was there were decided by: a gate that came later is off, one that asks more now asks what it asked then.
@@ -44,7 +44,7 @@ def allowed_policies() -> dict[str, str] | None:
     Raises ConfigError for a place that is not there or holds none, and for a file that is no policy; TrackingError where the server
     does not say.
     """
-    found = [_digests(source) for source in policies.sources()]
+    found = [_digests(source) for source in permissions.sources()]
     if not found:
         return None
     return {digest: name for digest, name in found[0].items() if all(digest in other for other in found)}
@@ -61,7 +61,7 @@ def foreign_policy(
     not name either, then means what it meant before there was one. A candidate is not given that: it could leave out a gate so.
     `sources`: the installation's policies, where they were asked for already.
     """
-    known = policies.sources() if sources is None else sources
+    known = permissions.sources() if sources is None else sources
     return next((foreign for source in known if (foreign := _foreign_to(source, policy, promoted))), None)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from components.artifacts import Artifact, digest_of, verify
 from components.errors import ScalingNoteError
 from components.promotion.approval import find_version, read_approval
-from components.release import reviewers as people
+from components.release import reviewers
 from components.release.champion import CHAMPION, Record, candidate_model, record_of, release_model
 from components.release.completeness import DATA_KIND, VALIDATION_KIND, base_models_named_by, gaps_of, origins_of
 from components.release.manifest import FLOWS_SINCE, BaseModelPin, LineageNode, Pin, ReleaseManifest, load_release
@@ -154,7 +154,7 @@ class Witness:
         """Who made a version and the entry that says so; None without a log."""
         if self.entries is None:
             return None
-        act = people.creator(self.entries, model, version)
+        act = reviewers.creator(self.entries, model, version)
         return f"{act.person} at {act.at} (audit entry {act.sequence})" if act else "not in the audit log"
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from components.artifacts import verify
 from components.errors import PromotionError
 from components.gates.policy import foreign_policy
-from components.release import reviewers as people
+from components.release import reviewers
 from components.release.champion import Record, candidate_model, expected_aliases, newest_promoted, release_model
 from components.release.manifest import load_release
 from components.release.open import candidate_number, describe_versions
@@ -74,14 +74,14 @@ def approve(name: str, candidate_version: int | str, person: str | None, overrid
         return _approve_claimed(name, (candidate, copy), records, who, reason)
     _require_signed_in()
     manifest = load_release(registry.artifact_folder(candidate.name, candidate.version))
-    people.require_independent(entries, (candidate.name, candidate.version), manifest, who)
+    reviewers.require_independent(entries, (candidate.name, candidate.version), manifest, who)
     known = read_approval(name, copy, entries) if copy is not None else None
     return _approve_signed_in(name, candidate, known, records, reason)
 
 
 def _trail(records: Sequence[Record], person: str) -> list[AuditEntry] | None:
     try:
-        return people.require_trail(records)
+        return reviewers.require_trail(records)
     except store.TrackingError as error:
         raise store.TrackingError(f"'{person}' cannot approve, only a reviewer can. {error}") from error
 
@@ -110,7 +110,7 @@ def _approve_claimed(
 def _approve_signed_in(name: str, candidate: VersionInfo, known: Approval | None, records: Sequence[Record], reason: str) -> Approval:
     """The server logs who copies and who gives a reason, so nothing else is written. A copy that no reviewer made is no approval."""
     model = release_model(name)
-    stands = known is not None and known.role == people.REVIEWER
+    stands = known is not None and known.role == reviewers.REVIEWER
     adds = known is None or not stands or (_adds_reason(known, records, reason) and not _promoted(known, records))
     if known is not None and not adds:
         return known
@@ -120,7 +120,7 @@ def _approve_signed_in(name: str, candidate: VersionInfo, known: Approval | None
     release = find_version(model, version)
     if release is None:
         raise PromotionError(f"{model}/{version} was deleted while it was approved. Approve the candidate again.")
-    return replace(read_approval(name, release, people.require_trail(records)), created=True)
+    return replace(read_approval(name, release, reviewers.require_trail(records)), created=True)
 
 
 def _new_copy(name: str, candidate: VersionInfo, records: Sequence[Record]) -> int:
@@ -147,12 +147,12 @@ def read_approval(name: str, release: VersionInfo, entries: Sequence[AuditEntry]
     if entries is None:
         return claim
     bare = replace(claim, person=None, approved_at=None, override=None, override_at=None)
-    act = people.creator(entries, release.name, release.version)
+    act = reviewers.creator(entries, release.name, release.version)
     if act is None:
         return bare
     known = replace(bare, person=act.person, role=act.role, approved_at=act.at, authentication="basic")
     known = replace(known, audit_sequence=act.sequence, audit_digest=act.digest)
-    found = people.override_act(entries, release)
+    found = reviewers.override_act(entries, release)
     return known if found is None else replace(known, override=found[0], override_by=found[1].person, override_at=found[1].at)
 
 

@@ -36,7 +36,7 @@ from components.promotion.record import (
     stale_note,
 )
 from components.promotion.verification import check_version
-from components.release import reviewers as people
+from components.release import reviewers
 from components.release.champion import (
     Reconciled,
     Record,
@@ -350,13 +350,13 @@ def _examined(
 
 def _approval(name: str, release: VersionInfo, manifest: ReleaseManifest, records: Sequence[Record]) -> Approval:
     """The approval, by the right person where the server knows persons."""
-    entries = people.require_trail(records)
+    entries = reviewers.require_trail(records)
     approval = read_approval(name, release, entries)
     if entries is not None:
         made = (candidate_model(name), approval.candidate_version)
-        people.require_reviewer(entries, release, manifest, made)
+        reviewers.require_reviewer(entries, release, manifest, made)
         if approval.override_by is not None:
-            people.require_independent(entries, made, manifest, approval.override_by)
+            reviewers.require_independent(entries, made, manifest, approval.override_by)
     return approval
 
 

@@ -7,10 +7,9 @@ a release, so a champion that was evaluated on other judgements is not asked her
 
 Fields that were added later have no default in older records: read them with `.get`.
 
-That is the release, and one more record that vouches for the chain up to it.
-
-A record cannot be signed afterwards, since the next one names its digest. So a record of the action `vouch` repeats the newest one, moves
-nothing, and is signed: as every record names the one before it, its signature holds for all.
+Signing afterwards means the release, and one more record that vouches for the chain up to it. A record cannot be signed afterwards, since
+the next one names its digest. So a record of the action `vouch` repeats the newest one, moves nothing, and is signed: as every record
+names the one before it, its signature holds for all.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from components.gates.decide import Evidence, GateDecision, decide
 from components.gates.decision import load_facts
 from components.gates.policy import recorded_policy
 from components.promotion.approval import Approval, given_since
-from components.release import reviewers as people
+from components.release import reviewers
 from components.release.champion import Record, baseline_evaluation, candidate_model, expected_aliases, lost, release_model
 from components.release.manifest import EVALUATION_FOLDER, ReleaseManifest, load_release
 from components.release.open import recorded_digest, resolve
@@ -253,12 +252,12 @@ def _proof(authentication: str, sequence: int | None, digest: str | None) -> dic
 
 def _proven_rollback(name: str, records: Sequence[Record], champion: int, reason: str) -> Act | None:
     """Tag the release that is left, so that the server's log says who did it; None where there is no log."""
-    if people.require_trail(records) is None:
+    if reviewers.require_trail(records) is None:
         return None
-    registry.set_version_tag(release_model(name), champion, people.ROLLED_BACK, reason)
-    entries = people.require_trail(records) or []
+    registry.set_version_tag(release_model(name), champion, reviewers.ROLLED_BACK, reason)
+    entries = reviewers.require_trail(records) or []
     release = next((info for info in registry.versions(release_model(name)) if info.version == champion), None)
-    return people.tag_act(entries, release, labels.PREFIX + people.ROLLED_BACK) if release is not None else None
+    return reviewers.tag_act(entries, release, labels.PREFIX + reviewers.ROLLED_BACK) if release is not None else None
 
 
 # --- Signing afterwards what was promoted before there was a key, or with one that is withdrawn now.

@@ -1,10 +1,10 @@
 """Which release is champion and which was before it: by the promotion records, never by an alias alone.
 
-MLflow's pages strip colours and styles from a description, so the red is a red square.
-
 A promotion pushes a release on a stack, a rollback pops one: `champion` is the top, `previous` the one below, where the next rollback
 would go. An alias can be moved by anyone who may write to the registry and leaves no trace of who did it, so an alias that does not match
 the records is put back, and serving does not follow it.
+
+An override is shown in red: MLflow's pages strip colours and styles from a description, so the red is a red square.
 """
 
 from __future__ import annotations

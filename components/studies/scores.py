@@ -1,4 +1,7 @@
-"""What the studies measure, kept in sealed folders: metrics per query of one system (`scores.parquet`), or any numbers (`result.json`)."""
+"""What the studies measure, kept in sealed folders: metrics per query of one system (`scores.parquet`), or any numbers (`result.json`).
+
+Where a system is measured alone and fused with BM25, what it found is kept first (`rankings.parquet`), so that it is asked once.
+"""
 
 from __future__ import annotations
 

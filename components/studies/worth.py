@@ -1,16 +1,18 @@
 """What a team would pick on its own data: the systems side by side, and what each costs in hours, energy and money.
 
-energy [kWh] = seconds / 3600 * watts / 1000 money = seconds / 3600 * (price of the machine for an hour + watts / 1000 * price of a
-kilowatt-hour)
+    energy [kWh] = seconds / 3600 * watts / 1000
+    money        = seconds / 3600 * (price of the machine for an hour + watts / 1000 * price of a kilowatt-hour)
 
 The watts are what the whole machine is stated to draw under load; they are not measured.
 
-The rule: 1. In each metric (recall@50, nDCG@10) the best is the system with the highest mean. 2. A system is good enough where the
-interval of its difference from the best excludes a loss above the margin, in both metrics. The lower ends hold for all systems together:
-one-sided 95 %, corrected for the number of systems by Bonferroni, over seeds and units of queries. A system that is best in both is good
-enough; the best was chosen by the same values, which is to the disadvantage of all others. 3. Of these the one whose building and serving
-take least hours is deployed. Where none is good enough, it is the one with the highest sum of both metrics, and nothing is claimed of the
-others. Systems trained with one seed are compared like the others, and the sentence then says that it claims nothing.
+The rule:
+1. In each metric (recall@50, nDCG@10) the best is the system with the highest mean.
+2. A system is good enough where the interval of its difference from the best excludes a loss above the margin, in both metrics. The lower
+   ends hold for all systems together: one-sided 95 %, corrected for the number of systems by Bonferroni, over seeds and units of queries.
+   A system that is best in both is good enough; the best was chosen by the same values, which is to the disadvantage of all others.
+3. Of these the one whose building and serving take least hours is deployed. Where none is good enough, it is the one with the highest sum
+   of both metrics, and nothing is claimed of the others.
+Systems trained with one seed are compared like the others, and the sentence then says that it claims nothing.
 """
 
 from __future__ import annotations

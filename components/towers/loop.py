@@ -22,10 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.progress import measured, progress_bar
-from components.towers import losses as gradient_cache
 from components.towers.config import TowerConfig
 from components.towers.device import freed_at_once, give_back_holes
-from components.towers.losses import QueryPrediction, build, matryoshka_info_nce
+from components.towers.losses import QueryPrediction, build, cached_backward, matryoshka_info_nce
 from components.towers.negatives import HardNegatives, Mined, known_false_negatives, mine, nearest_together
 from components.towers.pairs import BatchPlan, Pairs
 from components.towers.processes import World, collected, current_world, from_main, gather_with_gradient, like, sum_gradients
@@ -241,7 +240,7 @@ class Training:
         def ordered(q: Tensor, d: Tensor) -> Tensor:
             return loss(q[query_places], d[document_places])
 
-        value = gradient_cache.backward(self.towers.embed, queries, documents, ordered)  # type: ignore[arg-type]
+        value = cached_backward(self.towers.embed, queries, documents, ordered)  # type: ignore[arg-type]
         sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
         return _sum(value, self.towers.device)
 

@@ -5,12 +5,12 @@ a graph, then the loss gives the gradient of each embedding, then every chunk is
 through it. Our own code, since sentence-transformers' cached loss embeds each role with modules of its own (Router) and here both
 adapters are on one model, of which one is active at a time.
 
-The paper names the task and does not describe it; this is what was chosen. The document's unit vector v goes through a learned d x d map
-M, identity at the start, and is compared with the frozen input embeddings E of the base model, so for a model that ties input and output
-embeddings the start is its own language head. The logits are s (M v) E^T + log p, with a learned scale s and the frequency p of each
-token among the training queries, and the loss is the cross-entropy against the uniform distribution over the distinct tokens of the
-query. Without log p the frequent tokens would pull all documents in one direction. Only tokens of the training queries compete, and those
-that stand in every query, such as the prompt's, are left out.
+Query prediction: the paper of ScalingNote names the task and does not describe it; this is what was chosen. The document's unit vector v
+goes through a learned d x d map M, identity at the start, and is compared with the frozen input embeddings E of the base model, so for a
+model that ties input and output embeddings the start is its own language head. The logits are s (M v) E^T + log p, with a learned scale s
+and the frequency p of each token among the training queries, and the loss is the cross-entropy against the uniform distribution over the
+distinct tokens of the query. Without log p the frequent tokens would pull all documents in one direction. Only tokens of the training
+queries compete, and those that stand in every query, such as the prompt's, are left out.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ Embed = Callable[[Any, str], "Tensor"]
 Loss = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
-def backward(embed: Embed, queries: Sequence[Any], documents: Sequence[Any], loss: Loss) -> float:
+def cached_backward(embed: Embed, queries: Sequence[Any], documents: Sequence[Any], loss: Loss) -> float:
     """Accumulate the gradient of `loss` over chunks of queries and documents; returns the loss.
 
     `embed(chunk, role)` gives (n, d) vectors for the roles "query" and "document". The first chunk of documents is embedded last and

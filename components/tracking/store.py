@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from components import settings
 from components.errors import ConfigError, ScalingNoteError
 from components.settings import answers, without_user
-from components.tracking import embedded as moved
+from components.tracking import embedded
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -121,7 +121,7 @@ def _open(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     with settings.opening("MLflow"):
-        moved.settle()
+        embedded.settle()
         return MlflowClient(uri)
 
 
@@ -187,5 +187,5 @@ def clear_caches() -> None:
     """Forget opened stores and known experiments, for example after the store's file was replaced."""
     _open.cache_clear()
     _gone.clear()
-    moved.forget()
+    embedded.forget()
     _experiment_id.cache_clear()

@@ -61,10 +61,9 @@ def measure(system: str, options: argparse.Namespace) -> dict[str, float]:
 def _with_towers(pairs: list[tuple[str, str]], options: argparse.Namespace, system: str) -> float:
     import torch
 
-    from components.towers import losses as gradient_cache
     from components.towers.contract import ROLES
     from components.towers.loop import in_chunks
-    from components.towers.losses import info_nce
+    from components.towers.losses import cached_backward, info_nce
 
     towers = _towers(options, 2 if system == "two_towers" else 1)
     parameters = [p for tower in {id(t): t for t in towers.values()}.values() for p in tower.parameters()]
@@ -77,7 +76,7 @@ def _with_towers(pairs: list[tuple[str, str]], options: argparse.Namespace, syst
         (queries, query_places), (documents, document_places) = (
             in_chunks(rows[role][batch], options.chunk * options.document_length) for role in ROLES
         )
-        gradient_cache.backward(
+        cached_backward(
             lambda chunk, role: towers[role].embed(chunk, role),
             queries,
             documents,

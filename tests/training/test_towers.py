@@ -10,13 +10,12 @@ import torch
 
 from components.artifacts import verify
 from components.errors import ArtifactError, CollapseError, ModelError, ProbeMismatch
-from components.towers import losses as gradient_cache
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import PROBE_TEXTS, check_probes, load_contract, measure_spread, refuse_collapse
 from components.towers.encoder import load_tower
 from components.towers.loop import CHECKPOINT
-from components.towers.losses import info_nce
+from components.towers.losses import cached_backward, info_nce
 from components.towers.train import train_towers, training_losses
 from components.towers.two_towers import TwoTowers
 from tests.training.tiny_world import documents, pairs, queries
@@ -40,7 +39,7 @@ def gradient(towers: TwoTowers, chunk: int) -> tuple[float, dict[str, torch.Tens
     rows = {"query": towers.tokens(queries()[:8], "query"), "document": towers.tokens(documents()[:8], "document")}
     chunks = {role: [r[i : i + chunk] for i in range(0, 8, chunk)] for role, r in rows.items()}
     towers.model.zero_grad()
-    loss = gradient_cache.backward(towers.embed, chunks["query"], chunks["document"], lambda q, d: info_nce(q, d, 0.1))  # type: ignore[arg-type]
+    loss = cached_backward(towers.embed, chunks["query"], chunks["document"], lambda q, d: info_nce(q, d, 0.1))  # type: ignore[arg-type]
     return loss, {n: p.grad.clone() for n, p in towers.model.named_parameters() if p.grad is not None}
 
 

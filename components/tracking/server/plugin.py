@@ -21,7 +21,6 @@ from components import settings
 from components.errors import ArtifactError, ConfigError, ScalingNoteError
 from components.tracking import audit_log as audit
 from components.tracking import labels
-from components.tracking.server import permissions as policies
 from components.tracking.server.calls import (
     SAFE_METHODS,
     action_of,
@@ -34,6 +33,7 @@ from components.tracking.server.calls import (
     tags_of,
 )
 from components.tracking.server.permissions import ADMIN, Call, Permissions, load_permissions, refusal
+from components.tracking.server.permissions import serve as serve_policies
 
 
 def roles_of(user: str) -> tuple[str, ...]:
@@ -341,7 +341,7 @@ def _serve_policies(flask_app: Any) -> None:
     """The policies are for everybody who signs in; MLflow refuses a route that no validator lets through."""
     from mlflow.server.auth import BEFORE_REQUEST_VALIDATORS
 
-    BEFORE_REQUEST_VALIDATORS[policies.serve(flask_app), "GET"] = lambda: True
+    BEFORE_REQUEST_VALIDATORS[serve_policies(flask_app), "GET"] = lambda: True
 
 
 class AuditLayer:
