@@ -86,6 +86,27 @@ def test_the_teacher_is_held_against_both_baselines() -> None:
     assert gate(decision, "teacher_worth[bm25]").status == "pass"
 
 
+def as_downloaded(added: ArrayLike = 0.0) -> Evaluation:
+    """The untrained encoder answers as the teacher does, but for what is `added` to its recall@50."""
+    gap = GOOD["teacher"] - GOOD["student_untrained"]
+    return evaluation({("student_untrained", "recall@50"): gap + np.asarray(added), ("student_untrained", "ndcg@10"): gap})
+
+
+def test_a_teacher_that_is_the_downloaded_encoder_is_no_worse_than_doing_nothing() -> None:
+    decision = decided(as_downloaded())
+    result = gate(decision, "teacher_worth[student_untrained]")
+    assert (result.status, result.value, result.queries) == ("pass", 0.0, 40)
+    assert "it is that encoder, and the gates ask its student alone" in result.reason
+    assert gate(decision, "beats_untrained").status == "fail"  # a student of the same quality gains nothing here
+
+
+def test_a_teacher_that_differs_from_the_downloaded_encoder_in_one_query_has_to_be_better() -> None:
+    one = np.zeros(40)
+    one[0] = 0.1
+    result = gate(decided(as_downloaded(one)), "teacher_worth[student_untrained]")
+    assert result.status == "fail" and result.reason.startswith("Not shown to be better")
+
+
 def test_a_teacher_that_was_not_measured_is_never_worth_it() -> None:
     report = make_evaluation({name: level for name, level in GOOD.items() if name != "teacher"})
     assert {gate(decided(report), f"teacher_worth[{rival}]").status for rival in ("bm25", "student_untrained")} == {"not_decidable"}
