@@ -156,9 +156,9 @@ def _beats(name: str, system: str, other: str, report: Evaluation, policy: Polic
     """
 
     def measure() -> Outcome:
-        if name == TEACHER_WORTH and (queries := _same_answers(system, other, report, policy)):
-            text = f"The teacher answers all {queries} queries as {other} does: it is that encoder, and the gates ask its student alone."
-            return Outcome("pass", text, 0.0, queries)
+        if name == TEACHER_WORTH and (same := _same_answers(system, other, report, policy)):
+            text = f"The teacher answers all {same} queries as {other} does: it is that encoder, and the gates ask its student alone."
+            return Outcome("pass", text, 0.0, same)
         found = {metric: _against(metric, system, other, report, policy) for metric in policy.baseline_metrics}
         best = max(outcome.value for outcome in found.values() if outcome.value is not None)
         text = " ".join(outcome.reason for outcome in found.values())
