@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, open_artifact, read_manifest
+from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, open_artifact, parents_of, read_manifest
 from components.data.left_out import Seen, load_seen, seen_queries, write_seen
 from components.errors import ScalingNoteError
 from components.evaluation.champion_comparison import load_comparison, load_values
@@ -449,7 +449,7 @@ def _origins(config: RetrainConfig, recorder: Recorder, parts: Parts) -> Origins
     """Where all of the release came from, as its manifest will say."""
     return Origins(
         lineage=tuple(recorder.lineage),
-        pins={role: artifact.digest for role, artifact in parts.pinned.items()},
+        pins=parents_of(parts.pinned),
         dataset=_dataset_pin(parts),
         evaluation=parts.evaluation.digest,
         provenance=recorder.origin,

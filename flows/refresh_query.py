@@ -12,7 +12,9 @@ from typing import Annotated, Any
 from prefect import flow
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, open_artifact
+from components.distillation.train import StudentInputs
 from components.errors import DataError
+from components.evaluation.systems import EvaluationInputs
 from components.index.refresh import changes_since, read_documents
 from components.release.manifest import EVALUATION_FOLDER
 from components.release.open import PinnedRelease
@@ -109,18 +111,16 @@ def _new_student(config: RetrainConfig, recorder: Recorder, base: PinnedRelease,
     check_student(config.distillation, int(str(base.index.attributes["dimension"])), base.query_tower.path)
     generated = recorder.run(generation_step(config, dataset)) if config.distillation.generated else None
     targets = recorder.run(targets_step(config, dataset, base.query_tower, generated, base.document_tower))
-    learned_from: dict[str, Artifact] = {"dataset": dataset, "query_tower": base.query_tower, "targets": targets, "index": base.index}
-    student: EncoderArtifact = typed(recorder.run(student_step(config, learned_from)), EncoderArtifact)
-    return student
+    return typed(recorder.run(student_step(config, StudentInputs(dataset, targets, base.index, base.query_tower))), EncoderArtifact)
 
 
 def _evaluation(config: RetrainConfig, recorder: Recorder, base: PinnedRelease, dataset: DatasetArtifact, student: EncoderArtifact) -> Step:
     """What does not depend on the student is not measured again where nothing else changed: documents are read by the baselines."""
-    inputs: dict[str, Artifact] = {"dataset": dataset, "query_tower": base.query_tower, "query_encoder": student, "index": base.index}
+    inputs = EvaluationInputs(dataset, base.query_tower, student, base.index)
     earlier = open_artifact(base.artifact.path / EVALUATION_FOLDER)
     if _same_baselines(config, base, earlier, dataset):
         recorder.adopt(base.ancestry(earlier.digest), base.flows())
-        inputs["earlier"] = earlier
+        inputs = replace(inputs, earlier=earlier)
     return evaluation_step(config, inputs)
 
 

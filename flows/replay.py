@@ -23,6 +23,7 @@ from components import settings
 from components.artifacts import Artifact, DatasetArtifact, open_artifact, read_json, verify
 from components.errors import ArtifactError, DataError, PromotionError
 from components.evaluation.report import REPORT_FILE
+from components.evaluation.systems import EvaluationInputs
 from components.promotion.verification import decide_on
 from components.release.manifest import EVALUATION_FOLDER, load_release
 from components.release.open import PinnedRelease, open_pinned
@@ -261,7 +262,7 @@ def _evaluate(config: RetrainConfig, base: PinnedRelease, folder: Path) -> tuple
     # The rest of the release as it is, so that the gates decide on the repeated numbers with all else equal.
     shutil.copytree(base.artifact.path, again, ignore=shutil.ignore_patterns(EVALUATION_FOLDER))
     (again / EVALUATION_FOLDER).mkdir()
-    inputs = {"dataset": dataset, "query_tower": base.query_tower, "query_encoder": base.query_encoder, "index": base.index}
+    inputs = EvaluationInputs(dataset, base.query_tower, base.query_encoder, base.index)
     evaluation_step(config, inputs).make(again / EVALUATION_FOLDER)
     compared = compare_evaluations(base.artifact.path / EVALUATION_FOLDER, again / EVALUATION_FOLDER)
     return compared, decide_on(base.manifest.name, base.manifest, again).verdict

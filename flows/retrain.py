@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow
 
-from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
+from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact, parents_of
+from components.distillation.train import StudentInputs
+from components.evaluation.systems import EvaluationInputs
 from flows.candidate import Parts, register_candidate, require_decidable
 from flows.config import RetrainConfig
 from flows.parameters import NO_SETTINGS, NOTHING, NameOrEmpty, Preset, SettingsForm, requested_config, require_steps, steps_form
@@ -113,7 +115,7 @@ def train(
         parts = {"query_tower": made.query_tower, "document_tower": made.document_tower, "index": made.index, "query_encoder": student}
         result = {
             "name": chosen.name,
-            "digests": {role: artifact.digest for role, artifact in parts.items()},
+            "digests": parents_of(parts),
             "cached": recorder.all_cached,
             "mlflow_run_id": recorder.run_id,
         }
@@ -138,8 +140,7 @@ class DocumentSide:
 def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
     """Run every step that makes a part of the release."""
     made, student = build_models(config, recorder)
-    measured = {"dataset": made.dataset, "query_tower": made.query_tower, "query_encoder": student, "index": made.index}
-    evaluation = recorder.run(evaluation_step(config, measured))
+    evaluation = recorder.run(evaluation_step(config, EvaluationInputs(made.dataset, made.query_tower, student, made.index)))
     return Parts(made.dataset, made.validation, made.query_tower, made.document_tower, student, made.index, evaluation)
 
 
@@ -147,13 +148,7 @@ def build_models(config: RetrainConfig, recorder: Recorder) -> tuple[DocumentSid
     """Run the steps from the data to the student."""
     made = build_documents(config, recorder)
     targets = made.targets or recorder.run(made.teacher_queries)
-    learned_from = {
-        "dataset": made.dataset,
-        "query_tower": made.query_tower,
-        "targets": targets,
-        "vectors": made.vectors,
-        "index": made.index,
-    }
+    learned_from = StudentInputs(made.dataset, targets, made.index, made.query_tower, made.vectors)
     return made, typed(recorder.run(student_step(config, learned_from)), EncoderArtifact)
 
 

@@ -15,15 +15,20 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.data.dataset import normalise_text
+from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, VectorShards, by_role, parents_of
+from components.data.dataset import load_dataset, normalise_text
 from components.distillation.config import DistillationConfig
+from components.distillation.teacher_targets import write_teacher_targets
 from components.errors import DataError
 from components.text import is_blank
+from components.towers.encoder import open_tower
 from components.towers.trained.stored import StoredVectors
 
 if TYPE_CHECKING:
@@ -222,6 +227,35 @@ def relevant(dataset: Dataset, split: str) -> pd.DataFrame:
 
 
 Texts = Sequence[str]
+
+
+@dataclass(frozen=True)
+class TeacherInputs:
+    """What the teacher's query vectors are made from.
+
+    `generated`: queries that a decoder wrote. `document_tower`: needed where the teacher is stored vectors alone, since those of documents
+    stand in for missing ones.
+    """
+
+    dataset: DatasetArtifact
+    query_tower: EncoderArtifact
+    generated: Artifact | None = None
+    document_tower: EncoderArtifact | None = None
+
+
+def encode_teacher_queries(
+    inputs: TeacherInputs, config: DistillationConfig, read_generated: Callable[[Path], Texts], folder: Path
+) -> VectorShards:
+    """The step encode_teacher_queries: what the student learns from, and the dev queries, with the teacher's vectors of them.
+
+    `read_generated` reads the queries of `generated`; it is given, since the student's training, which reads this module too, does not
+    depend on it. Raises as `answerable` does, and ModelError or ArtifactError for a tower that cannot be opened.
+    """
+    data = load_dataset(inputs.dataset.path)
+    sources, left_out = learnable(data, config, read_generated(inputs.generated.path) if inputs.generated else ())
+    documents = open_tower(inputs.document_tower.path) if inputs.document_tower else None
+    teacher, sources, held_out = answerable(open_tower(inputs.query_tower.path), documents, data, (sources, dev_queries(data)))
+    return write_teacher_targets(teacher, sources, parents_of(by_role(inputs)), folder, held_out, left_out)
 
 
 def answerable(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import EvalReport, seal
+from components.artifacts import EvalReport, remove_files, seal
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.metrics import QRELS, Ranking, per_query_metrics, write_trec_qrels, write_trec_run
 from components.evaluation.rankers import DenseRanker, FusedRanker, Ranker
@@ -179,7 +179,7 @@ def evaluate(
     not be measured, each with the reason.
     """
     require_judged(dataset, (config.split, *config.extra_splits), config.query_groups)
-    _remove_leftovers(folder)
+    remove_files(folder)
     main = _measure(systems, dataset, config.split, config, f"{folder}/")
     extra = {split: _measure(systems, dataset, split, config, f"{folder}/{split}.") for split in config.extra_splits}
     ann = _ann(systems, main, config)
@@ -211,12 +211,6 @@ def evaluate(
         },
     )
     return EvalReport(**artifact.model_dump())
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_file():
-            path.unlink()
 
 
 def _measure(systems: Mapping[str, Ranker], dataset: Dataset, split: str, config: EvaluationConfig, run_files: str) -> _Measured:

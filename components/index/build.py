@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import IndexArtifact, Scalar, VectorShards, seal, verify
+from components.artifacts import Artifact, DatasetArtifact, IndexArtifact, Scalar, VectorShards, remove_files, seal, verify
 from components.data.dataset import open_table, wide
 from components.errors import SpaceMismatch
 from components.index.config import IndexConfig
@@ -199,7 +199,7 @@ def build_index(
     verify(vectors.path, vectors.digest)
     build = Build(vectors, shard_sizes(vectors), config, folder)
     key = _key_for(build, queries)
-    remove_leftovers(folder)
+    remove_files(folder)
     read = survey(vectors, build.sizes, 1 if is_exact(key) else config.train_vectors, config.seed)
     template = train_template(key, read.sample, vectors.space_id, config.refine, folder)
     _warn_of_repeats(template, read.documents)
@@ -213,6 +213,26 @@ def build_index(
     counts = {"documents": sum(build.sizes), "rows": sum(build.sizes), "deleted": 0, "parts": len(parts)}
     made = seal(folder, "index", counts=counts, parents={"vectors": vectors.digest}, attributes=about)
     return IndexArtifact(**made.model_dump())
+
+
+@dataclass(frozen=True)
+class IndexInputs:
+    """What an index is made from. `targets`: the teacher's query vectors, which an approximate index is tuned with."""
+
+    vectors: VectorShards
+    dataset: DatasetArtifact
+    targets: Artifact | None = None
+
+
+def build_for_dataset(inputs: IndexInputs, config: IndexConfig, folder: Path) -> IndexArtifact:
+    """The step build_index: `build_index` with the data set's titles, tuned with the held-out queries of `targets`.
+
+    Without these an approximate index is tuned with documents for queries. Raises as `build_index` does.
+    """
+    from components.distillation.teacher_targets import held_out_vectors
+
+    queries = held_out_vectors(inputs.targets.path) if inputs.targets else None
+    return build_index(inputs.vectors, config, folder, display_titles(inputs.dataset.path / "documents.parquet"), queries)
 
 
 def display_titles(documents: Path) -> pa.Table:
@@ -341,10 +361,3 @@ def _tuned(build: Build, index: VectorIndex, queries: NDArray[np.float32]) -> Tu
 def _spread(rows: int, most: int) -> NDArray[np.int64]:
     """At most `most` of the numbers from 0 to rows - 1, evenly spread."""
     return np.arange(rows) if rows <= most else np.arange(most) * rows // most
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the files that a killed attempt left in `folder`."""
-    for path in folder.iterdir():
-        if path.is_file():
-            path.unlink()

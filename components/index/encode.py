@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import Scalar, VectorShards, seal
+from components.artifacts import DatasetArtifact, EncoderArtifact, Scalar, VectorShards, by_role, parents_of, seal
 from components.errors import ModelError, SpaceMismatch
 from components.index.config import EncodingConfig
-from components.index.corpus import Documents, LoadedDocuments, require_unique, shard_sizes
+from components.index.corpus import ChosenDocuments, Documents, LoadedDocuments, StoredDocuments, require_unique, shard_sizes
 from components.index.shards import read_shard_manifest, remove_strays, shard_is_finished, shard_manifest_path, write_shard
 from components.index.workers import ShardProgress, shown_progress
 from components.towers.config import WITHOUT_WEIGHTS
@@ -99,6 +99,32 @@ class ShardJob:
 
 
 Runner = Callable[[ShardJob, Sequence[int]], None]
+
+
+@dataclass(frozen=True)
+class EncodingInputs:
+    """What vectors of documents are made from."""
+
+    dataset: DatasetArtifact
+    document_tower: EncoderArtifact
+
+
+def encode_dataset(
+    inputs: EncodingInputs,
+    config: EncodingConfig,
+    tolerance: float,
+    runner: Runner,
+    folder: Path,
+    rows: NDArray[np.int64] | None = None,
+) -> VectorShards:
+    """The steps encode_corpus and, with `rows` (int64, ascending) of the data set's documents alone, encode_changes.
+
+    `tolerance` as of `StoredTower`. Raises as `encode_shards` does.
+    """
+    table, size = inputs.dataset.path / "documents.parquet", config.shard_size
+    documents = StoredDocuments(table, size) if rows is None else ChosenDocuments(table, rows, size)
+    job = ShardJob(StoredTower(inputs.document_tower.path, tolerance), documents, config.tokens_per_batch, folder)
+    return encode_shards(job, parents_of(by_role(inputs)), runner)
 
 
 def encode_corpus(encoder: TextEncoder, dataset: Dataset, parents: dict[str, str], config: EncodingConfig, folder: Path) -> VectorShards:

@@ -19,10 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components import settings
-from components.artifacts import IndexArtifact, Scalar, VectorShards, read_manifest, seal, verify, verify_noted, write_json
+from components.artifacts import (
+    DatasetArtifact,
+    IndexArtifact,
+    Scalar,
+    VectorShards,
+    read_manifest,
+    remove_files,
+    seal,
+    verify,
+    verify_noted,
+    write_json,
+)
 from components.data.dataset import open_table, wide
 from components.errors import ArtifactError, DataError, SpaceMismatch
-from components.index.build import remove_leftovers
+from components.index.build import display_titles
 from components.index.config import IndexConfig
 from components.index.corpus import read_slice
 from components.index.drift import GUARD_FILE, Watched, watch
@@ -270,11 +281,26 @@ def refresh_index(
     update = _joined(previous, delta, changes)
     template = read_template(previous.path)
     make = _written_anew if _is_due(previous, update, template, config) else _carried_over
-    remove_leftovers(folder)
+    remove_files(folder)
     made = make(previous, delta, update, (template, config, folder))
     write_rows(folder, made.table, titles, _hash_reader(previous, made))
     write_deleted(folder, made.deleted)
     return _sealed(previous, delta, made, (template, config, folder))
+
+
+@dataclass(frozen=True)
+class RefreshInputs:
+    """What a refreshed index is made from. `vectors`: of the documents that were added or changed, None where there are none."""
+
+    dataset: DatasetArtifact
+    index: IndexArtifact
+    vectors: VectorShards | None = None
+
+
+def refresh_for_dataset(inputs: RefreshInputs, changes: Changes, config: IndexConfig, folder: Path) -> IndexArtifact:
+    """The step refresh_index: `refresh_index` with the data set's titles. Raises as that does."""
+    titles = display_titles(inputs.dataset.path / "documents.parquet")
+    return refresh_index(inputs.index, inputs.vectors, changes, config, folder, titles)
 
 
 _Place = tuple[Template, IndexConfig, Path]

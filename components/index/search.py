@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import Artifact
+from components.artifacts import Artifact, IndexArtifact, VectorShards
 from components.errors import ArtifactError, SpaceMismatch
 from components.index.opening import BLOCK, Check, Found, Opened, Piece, Settings, flat_piece, nearest, open_index, search_pieces
 from components.index.rows import DocIds, Rows
+from components.index.shards import read_vectors
 from components.index.stored_vectors import StoredVectors
 
 SCORE_DIGITS = 6  # that scores are rounded to: what differs by less are equals, in the order of their ids
@@ -238,6 +239,19 @@ def vectors_of(index: VectorIndex, doc_ids: Sequence[str]) -> NDArray[np.float32
         )
     kept: NDArray[np.float32] = index.pieces[0].index.reconstruct_batch(rows)  # the first layout has its vectors in FAISS alone
     return kept
+
+
+def open_documents(
+    index: IndexArtifact, vectors: VectorShards | None, doc_ids: Sequence[str]
+) -> tuple[NDArray[np.float32], Callable[[NDArray[np.float32], int], list[list[str]]]]:
+    """Unit vectors of an index's documents, float32 (len(doc_ids), d), and its search: query vectors (n, d) and k to the ids of each.
+
+    `vectors` are its shards, in the order of `doc_ids`; without them those that the index keeps are taken. Raises as `load_index`,
+    `vectors_of` and `read_vectors` do.
+    """
+    opened = load_index(index.path, index.space_id)
+    unit = vectors_of(opened, doc_ids) if vectors is None else read_vectors(vectors).vectors
+    return unit, lambda queries, k: opened.search(queries, k)[1]
 
 
 def rows_of(index: VectorIndex, doc_ids: Sequence[str]) -> NDArray[np.int64]:
