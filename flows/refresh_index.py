@@ -19,8 +19,8 @@ from components.errors import ConfigError
 from components.evaluation.systems import EvaluationInputs
 from components.index.drift import GuardReport, read_guard
 from components.index.encode import EncodingInputs
-from components.index.opening import merge_fault_of
 from components.index.refresh import Changes, RefreshInputs, changes_since, read_documents
+from components.index.search import merge_fault_of
 from components.release.champion import candidate_model
 from components.release.open import PinnedRelease
 from components.settings import RETRIEVER_NAME, StepConfig

@@ -18,12 +18,12 @@ from components.artifacts import Artifact, DatasetArtifact, IndexArtifact, Scala
 from components.data.dataset import open_table, wide
 from components.errors import SpaceMismatch
 from components.index.config import IndexConfig
-from components.index.index_keys import graph, inverted_file, is_exact, usable_key
+from components.index.engine import Settings, centroid_distances, faiss_version, inverted_file
+from components.index.index_keys import is_exact, usable_key
 from components.index.merging import MERGE_VERSION, can_merge
-from components.index.opening import LAYOUT_VERSION, Settings, open_files
-from components.index.parts import Template, centroid_distances, imbalance, list_sizes, merge_parts, train_template, write_part
+from components.index.parts import Template, imbalance, merge_parts, train_template, write_part
 from components.index.rows import write_rows
-from components.index.search import VectorIndex, vector_index
+from components.index.search import LAYOUT_VERSION, VectorIndex, open_files
 from components.index.shards import half_blocks, parts_of, shard_sizes, survey, unit_blocks
 from components.text import is_blank
 
@@ -129,25 +129,15 @@ def _factors(index: VectorIndex, config: IndexConfig) -> Sequence[int | None]:
 
 
 def _widest(index: VectorIndex, config: IndexConfig, factor: int | None) -> Settings:
-    first = index.pieces[0].index
-    if (lists := inverted_file(first)) is not None:
-        return Settings(min(config.nprobe or lists.nlist, lists.nlist), None, factor)
-    if graph(first) is not None:
-        return Settings(None, config.ef_search or min(WIDEST_GRAPH, max(16, len(index))), factor)
-    return Settings(None, None, factor)
+    most = index.engine.widest()
+    nprobe = None if most.nprobe is None else min(config.nprobe or most.nprobe, most.nprobe)
+    ef_search = None if most.ef_search is None else config.ef_search or min(WIDEST_GRAPH, most.ef_search)
+    return Settings(nprobe, ef_search, factor)
 
 
 def _cost(index: VectorIndex, settings: Settings, depth: int) -> float:
     """Nanoseconds of one query, roughly."""
-    first = index.pieces[0].index
-    if (lists := inverted_file(first)) is not None:
-        scanned = len(index.rows) * (settings.nprobe or 1) / lists.nlist * lists.code_size
-    elif (small_world := graph(first)) is not None:
-        visited = max(settings.ef_search or 0, depth * (settings.refine_factor or 1)) * small_world.hnsw.nb_neighbors(0)
-        scanned = visited * index.dimension * 4
-    else:
-        scanned = 0.0  # plain codes are all scanned, whatever the parameters
-    return scanned * _SCANNED_BYTE + _refining(index, depth, settings.refine_factor)
+    return index.engine.scanned(settings, depth) * _SCANNED_BYTE + _refining(index, depth, settings.refine_factor)
 
 
 def _refining(index: VectorIndex, depth: int, factor: int | None) -> float:
@@ -208,7 +198,7 @@ def build_index(
     _write_parts(build, parts, template)
     about = {**_identity(template, config), **UNTUNED, "tuned_documents": sum(build.sizes)}
     if not is_exact(key):
-        index = vector_index(open_files(folder, about, len(parts)))
+        index = open_files(folder, about, len(parts))
         about |= _measured(build, template, index, read.sample[_spread(len(read.sample), MEASURED)], queries)
     counts = {"documents": sum(build.sizes), "rows": sum(build.sizes), "deleted": 0, "parts": len(parts)}
     made = seal(folder, "index", counts=counts, parents={"vectors": vectors.digest}, attributes=about)
@@ -311,8 +301,6 @@ def _write_parts(build: Build, parts: Sequence[Sequence[int]], template: Templat
 
 
 def _identity(template: Template, config: IndexConfig) -> dict[str, Scalar]:
-    import faiss
-
     return {
         "space_id": template.space_id,
         "dimension": template.dimension,
@@ -323,7 +311,7 @@ def _identity(template: Template, config: IndexConfig) -> dict[str, Scalar]:
         **({} if template.index is None else {"merge_version": MERGE_VERSION}),
         "template_digest": template.digest,
         "refine": template.refine,
-        "faiss_version": str(faiss.__version__),
+        "faiss_version": faiss_version(),
     }
 
 
@@ -337,8 +325,7 @@ def _measured(
     found: dict[str, Scalar] = {"nprobe": tuned.nprobe, "ef_search": tuned.ef_search, "refine_factor": tuned.refine_factor}
     found |= {"ann_recall": tuned.recall, "ann_recall_at": tuned.recall_at, "tuning_queries": len(asked)}
     found["tuned_on"] = "documents" if queries is None else "dev queries"
-    if inverted_file(template.index) is not None:
-        sizes = np.sum([list_sizes(piece.index) for piece in index.pieces], axis=0)
+    if (sizes := index.engine.sizes()) is not None:
         found["imbalance"] = round(imbalance(sizes), 6)
         found["centroid_distance"] = round(float(centroid_distances(template.index, sample).mean()), 6)
     return found

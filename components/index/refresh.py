@@ -37,9 +37,8 @@ from components.index.build import display_titles
 from components.index.config import IndexConfig
 from components.index.corpus import read_slice
 from components.index.drift import GUARD_FILE, Watched, watch
-from components.index.index_keys import can_filter
+from components.index.engine import BLOCK, can_filter, faiss_version, read_faiss
 from components.index.merging import MERGE_VERSION, can_merge
-from components.index.opening import BLOCK, LAYOUT_VERSION, layout_version, merge_fault_of, open_files, require_index
 from components.index.parts import (
     INDEX_FILE,
     TEMPLATE_FILE,
@@ -47,7 +46,6 @@ from components.index.parts import (
     merge_parts,
     open_stored,
     part_files,
-    read_faiss,
     read_template,
     write_part,
 )
@@ -64,7 +62,7 @@ from components.index.rows import (
     write_deleted,
     write_rows,
 )
-from components.index.search import vector_index
+from components.index.search import LAYOUT_VERSION, layout_version, merge_fault_of, open_files, require_index
 from components.index.shards import half_blocks, parts_of, read_shard, shard_sizes
 
 if TYPE_CHECKING:
@@ -475,15 +473,13 @@ class _Blocks:
 
 
 def _sealed(previous: IndexArtifact, delta: VectorShards | None, made: _Update, place: _Place) -> IndexArtifact:
-    import faiss
-
     template, config, folder = place
     about: dict[str, Scalar] = {**_first_layout(previous, config), **previous.attributes}
-    about |= {"layout_version": LAYOUT_VERSION, "faiss_version": str(faiss.__version__), "rows_at_training": made.at_training}
+    about |= {"layout_version": LAYOUT_VERSION, "faiss_version": faiss_version(), "rows_at_training": made.at_training}
     about["parts_at_writing"] = made.written
     if made.merge_version is not None:
         about["merge_version"] = made.merge_version
-    index = vector_index(open_files(folder, about, made.parts))
+    index = open_files(folder, about, made.parts)
     report = watch(Watched(index, template, about, made.at_training), config)
     write_json(folder / GUARD_FILE, report.model_dump(mode="json"))
     parents = {"index": previous.digest, **({"vectors": delta.digest} if delta else {})}

@@ -14,7 +14,7 @@ from components.evaluation.champion_comparison import load_comparison, load_valu
 from components.gates.decide import VALUES, Evidence, GateDecision, decide, require_policy, require_same_inputs
 from components.gates.decision import load_facts
 from components.gates.policy import foreign_policy, policy_digest, recorded_policy
-from components.index.opening import merge_fault_of
+from components.index.search import merge_fault_of
 from components.promotion.verified_stores import FolderStore, RegistryStore, Store
 from components.release.champion import CHAMPION, RED, Record, baseline_evaluation, trusted
 from components.release.manifest import (
