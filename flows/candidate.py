@@ -7,19 +7,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, open_artifact, parents_of, read_manifest
+from pydantic import BaseModel, ConfigDict, Field
+
+from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, open_artifact, read_manifest
 from components.data.left_out import Seen, load_seen, seen_queries, write_seen
 from components.errors import ScalingNoteError
 from components.evaluation.champion_comparison import load_comparison, load_values
-from components.evaluation.report import load_evaluation
+from components.evaluation.report import load_evaluation, load_summary
 from components.evidence.description import describe
 from components.evidence.metrics import candidate_metrics, evidence_tables, model_metrics
 from components.evidence.report import write_report_page
 from components.gates.decide import Evidence, GateDecision, decide
-from components.gates.decision import Facts, write_facts
+from components.gates.decision import Facts, GateResult, write_facts
+from components.index.drift import GuardReport
 from components.release.champion import Baseline, comparison_for, override_of, release_model
-from components.release.completeness import ENCODERS, Origins, base_models_of, gather_facts
-from components.release.manifest import DatasetPin, Pin, Pins, ReleaseManifest, ReleaseType, evaluation_pin, load_release, write_candidate
+from components.release.completeness import ENCODERS, base_models_of, gather_facts
+from components.release.manifest import (
+    DatasetPin,
+    ManifestDraft,
+    Pin,
+    Pins,
+    ReleaseManifest,
+    ReleaseType,
+    evaluation_pin,
+    load_release,
+    write_candidate,
+)
 from components.release.training_noise import find_noise, load_noise, write_noise
 from components.signing.statements import sign_release
 from components.tracking import registry
@@ -76,6 +89,38 @@ class Parts:
     def pinned(self) -> dict[str, Artifact]:
         """Role -> artifact of all that a release pins."""
         return {role: getattr(self, role) for role in Pins.model_fields}
+
+
+class CandidateResult(BaseModel):
+    """What a flow returns of its candidate. `cost` as of `cost_of`.
+
+    `version` and `candidate` are None where an index that did not change is no candidate's any more. The last five are a refresh's:
+    the release it started from, the documents that it found changed (by kind) and encoded, what watches the index, and its seconds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    release_type: ReleaseType
+    candidate: str | None
+    version: int | None
+    digest: str
+    folder: str
+    verdict: str
+    first_release: bool
+    gates: tuple[GateResult, ...]
+    split: str | None = None
+    cost: dict[str, float] = Field(default_factory=dict)
+    cached: bool
+    mlflow_run_id: str
+    base: str = ""
+    changes: dict[str, int] = Field(default_factory=dict)
+    encoded: int = 0
+    guard: GuardReport | None = None
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values, without the fields that the flow does not set."""
+        return {name: value for name, value in self.model_dump(mode="json").items() if name in self.model_fields_set}
 
 
 def require_decidable(name: str) -> None:
@@ -280,18 +325,19 @@ class _Decided:
     """What was decided, and from what."""
 
     decision: GateDecision
+    draft: ManifestDraft
     baseline: Baseline | None
     outcome: Outcome
     facts: Facts
 
 
-def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) -> dict[str, Any]:
+def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) -> CandidateResult:
     """Decide, register, and return what comes next. With nothing changed it finds the candidate there is."""
     versions = _register_parts(recorder, parts)
     pins = {role: version.digest for role, version in versions.items()}
     baseline = comparison_for(config.name, pins, parts.evaluation.digest, config.policy)
-    decided = _decide(config, recorder, parts, baseline)
-    candidate = recorder.run(_candidate_step(config, recorder, parts, versions, decided))
+    decided = _decide(config, recorder, parts, versions, baseline)
+    candidate = recorder.run(_candidate_step(config, recorder, parts, decided))
     sign_release(candidate.path)  # also one that was found finished: it may have been made without a key, or killed before this line
     # The empty release model has to be there before a reviewer opens the first candidate: the dialog offers existing models only.
     ensure_model(release_model(config.name))
@@ -306,21 +352,21 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
     decision = decided.decision
     if decision.verdict == "pass":
         mark_challenger(registered)
-    result = {
-        "name": config.name,
-        "release_type": parts.release_type,
-        "candidate": f"candidate/{registered.version}",
-        "version": registered.version,
-        "digest": candidate.digest,
-        "folder": str(candidate.path),
-        "verdict": decision.verdict,
-        "first_release": decision.first_release,
-        "gates": [gate.model_dump() for gate in decision.gates],
-        "split": config.evaluation.split,
-        "cost": cost_of(dossier.making),
-        "cached": recorder.all_cached,
-        "mlflow_run_id": recorder.run_id,
-    }
+    result = CandidateResult(
+        name=config.name,
+        release_type=parts.release_type,
+        candidate=f"candidate/{registered.version}",
+        version=registered.version,
+        digest=candidate.digest,
+        folder=str(candidate.path),
+        verdict=decision.verdict,
+        first_release=decision.first_release,
+        gates=decision.gates,
+        split=config.evaluation.split,
+        cost=cost_of(dossier.making),
+        cached=recorder.all_cached,
+        mlflow_run_id=recorder.run_id,
+    )
     show_candidate(result, text, run_link(recorder.run_id))
     if not recorder.all_cached:
         page = f"{mlflow_address()}/{version_link(registered.name, registered.version)}"
@@ -329,17 +375,20 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
     return result
 
 
-def _decide(config: RetrainConfig, recorder: Recorder, parts: Parts, baseline: Baseline | None) -> _Decided:
+def _decide(
+    config: RetrainConfig, recorder: Recorder, parts: Parts, versions: dict[str, RegisteredVersion], baseline: Baseline | None
+) -> _Decided:
     outcome = compare_with_champion(config, recorder, parts, baseline)
     uncompared = outcome.missing if baseline else ""
-    facts = gather_facts(parts.validation, _origins(config, recorder, parts), parts.pinned, config.policy, uncompared, parts.removed)
+    draft = _draft(config, recorder, parts, versions)
+    facts = gather_facts(parts.validation, draft, parts.pinned, config.policy, uncompared, parts.removed)
     evidence = Evidence(load_evaluation(parts.evaluation.path), facts=facts)
     if baseline is not None:
         evidence = replace(evidence, baseline=baseline.evaluation, champion=baseline.version, lost=baseline.lost)
     if outcome.artifact is not None:
         compared = outcome.artifact.path
         evidence = replace(evidence, comparison=load_comparison(compared), values=load_values(compared))
-    return _Decided(decide(evidence, config.policy), baseline, outcome, facts)
+    return _Decided(decide(evidence, config.policy), draft, baseline, outcome, facts)
 
 
 def _register_parts(recorder: Recorder, parts: Parts) -> dict[str, RegisteredVersion]:
@@ -367,25 +416,19 @@ def _former_index(recorder: Recorder, index: IndexArtifact) -> dict[str, Registe
     return {"index": former} if former else {}
 
 
-def _candidate_step(
-    config: RetrainConfig,
-    recorder: Recorder,
-    parts: Parts,
-    versions: dict[str, RegisteredVersion],
-    decided: _Decided,
-) -> Step:
+def _candidate_step(config: RetrainConfig, recorder: Recorder, parts: Parts, decided: _Decided) -> Step:
     comparison = decided.outcome.artifact
     settings = {
         "release_type": parts.release_type,
-        "config": config.model_dump(mode="json"),
-        "pins": {role: version.model_dump() for role, version in versions.items()},
+        "config": decided.draft.config,
+        "pins": decided.draft.pins.model_dump(),
         "decision": decided.decision.model_dump(mode="json"),
         "baseline": decided.baseline.version if decided.baseline else None,
         "uncompared": decided.outcome.missing,
     }
 
     def make(folder: Path) -> Artifact:
-        manifest = _manifest(config, recorder, parts, versions, decided)
+        manifest = _manifest(config, parts, decided)
         noise = find_noise(manifest)
         write_facts(folder, decided.facts)
         write_noise(folder, noise)
@@ -412,13 +455,7 @@ def _seen(parts: Parts) -> Seen | None:
     return seen_queries(load_dataset(parts.dataset.path), earlier)
 
 
-def _manifest(
-    config: RetrainConfig,
-    recorder: Recorder,
-    parts: Parts,
-    versions: dict[str, RegisteredVersion],
-    decided: _Decided,
-) -> ReleaseManifest:
+def _manifest(config: RetrainConfig, parts: Parts, decided: _Decided) -> ReleaseManifest:
     from components.data.dataset import load_dataset
     from components.serving.promotion_checks import record_smoke
 
@@ -427,33 +464,25 @@ def _manifest(
     queries, left_out = dataset.judged_queries(split), dataset.own_documents(split).left_out
     own = [query if query in left_out else None for query in queries["query_id"]]
     return ReleaseManifest(
+        **dict(decided.draft),
+        decision=decided.decision,
+        baseline_version=decided.baseline.version if decided.baseline else None,
+        smoke=record_smoke(retriever, queries["text"].tolist(), own),
+    )
+
+
+def _draft(config: RetrainConfig, recorder: Recorder, parts: Parts, versions: dict[str, RegisteredVersion]) -> ManifestDraft:
+    """What the release is made of and where all of it came from."""
+    return ManifestDraft(
         name=config.name,
         release_type=parts.release_type,
         space_id=parts.index.space_id,
         pins=Pins(**{role: Pin(model=v.name, version=v.version, digest=v.digest) for role, v in versions.items()}),
         dataset=_dataset_pin(parts),
-        evaluation=evaluation_pin(load_evaluation(parts.evaluation.path).summary, parts.evaluation.digest),
-        decision=decided.decision,
-        baseline_version=decided.baseline.version if decided.baseline else None,
-        smoke=record_smoke(retriever, queries["text"].tolist(), own),
+        evaluation=evaluation_pin(load_summary(parts.evaluation.path), parts.evaluation.digest),
         provenance=recorder.origin,
         config=config.model_dump(mode="json"),
         lineage=tuple(recorder.lineage),
-        flow_run_id=recorder.run_id,
-        base_models=base_models_of(parts.encoders),
-        earlier_flows=recorder.flows_of_lineage,
-    )
-
-
-def _origins(config: RetrainConfig, recorder: Recorder, parts: Parts) -> Origins:
-    """Where all of the release came from, as its manifest will say."""
-    return Origins(
-        lineage=tuple(recorder.lineage),
-        pins=parents_of(parts.pinned),
-        dataset=_dataset_pin(parts),
-        evaluation=parts.evaluation.digest,
-        provenance=recorder.origin,
-        config=config.model_dump(mode="json"),
         flow_run_id=recorder.run_id,
         base_models=base_models_of(parts.encoders),
         earlier_flows=recorder.flows_of_lineage,

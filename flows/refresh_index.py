@@ -25,7 +25,7 @@ from components.release.champion import candidate_model
 from components.release.open import PinnedRelease
 from components.settings import RETRIEVER_NAME, StepConfig
 from components.tracking.registry import find_version
-from flows.candidate import Parts, register_candidate, require_decidable
+from flows.candidate import CandidateResult, Parts, register_candidate, require_decidable
 from flows.config import RetrainConfig, amend_config, load_config, nested
 from flows.parameters import NO_SETTINGS, NOTHING, Name, Preset, ReleaseRef, SettingsForm, require_steps, steps_form
 from flows.recorder import Recorder, recorded_flow
@@ -186,7 +186,7 @@ def refresh_index(
     settings: Settings = NO_SETTINGS,
     request: RefreshConfig | None = None,
     again: Again = NOTHING,
-) -> dict[str, Any]:
+) -> CandidateResult:
     """Bring a release's index up to date with the documents in `data` and register the candidate.
 
     Returns what `retrain` returns, with `changes` (added, changed, removed, unchanged), `encoded` (documents), `seconds` and `guard`.
@@ -214,7 +214,7 @@ def refresh_index(
         changes = changes_since(base.index.path, read_documents(dataset.path))
         say(f"Since {base.title}: {describe_changes(changes)}{_many_gone(changes, config.policy.max_removed_share)}")
         if not changes and merge_fault_of(base.index) is None:
-            result = _unchanged(recorder, base, changes) | {"seconds": time.monotonic() - started}
+            result = _unchanged(recorder, base, changes).model_copy(update={"seconds": time.monotonic() - started})
             return ended(result, f"No document changed since {base.title}.")
         delta, encoded = _encoded(config, recorder, base, dataset, changes)
         index = typed(recorder.run(refresh_step(config, RefreshInputs(dataset, base.index, delta), changes)), IndexArtifact)
@@ -224,9 +224,8 @@ def refresh_index(
         result = register_candidate(config, recorder, parts)
     if guard.status != "ok":
         emit("drift", config.name, f"The index of '{config.name}' no longer fits its documents.", reasons=list(guard.reasons))
-    outcome = {"changes": changes.counts, "encoded": encoded, "guard": guard.model_dump(mode="json")}
-    result |= outcome | {"base": base.title, "seconds": time.monotonic() - started}
-    return ended(result, f"{verdict_line(result)}; {describe_changes(changes)}")
+    told = {"base": base.title, "changes": changes.counts, "encoded": encoded, "guard": guard, "seconds": time.monotonic() - started}
+    return ended(result.model_copy(update=told), f"{verdict_line(result)}; {describe_changes(changes)}")
 
 
 def _encoded(
@@ -271,23 +270,24 @@ def _many_gone(changes: Changes, allowed: float | None) -> str:
     return f" That removes {share:.1%} of them; the policy decides on {allowed:.1%} at most. Is this the whole folder?"
 
 
-def _unchanged(recorder: Recorder, base: PinnedRelease, changes: Changes) -> dict[str, Any]:
+def _unchanged(recorder: Recorder, base: PinnedRelease, changes: Changes) -> CandidateResult:
     """The result when the index holds the documents as they are: the candidate that the release was, and nothing new."""
     candidate = find_version(candidate_model(base.manifest.name), base.artifact.digest)
-    return {
-        "name": base.manifest.name,
-        "release_type": base.manifest.release_type,
-        "candidate": f"candidate/{candidate.version}" if candidate else None,
-        "version": candidate.version if candidate else None,
-        "digest": base.artifact.digest,
-        "folder": str(base.artifact.path),
-        "verdict": base.manifest.decision.verdict,
-        "first_release": base.manifest.decision.first_release,
-        "gates": [gate.model_dump() for gate in base.manifest.decision.gates],
-        "cached": True,
-        "mlflow_run_id": recorder.run_id,
-        "base": base.title,
-        "changes": changes.counts,
-        "encoded": 0,
-        "guard": None,
-    }
+    decision = base.manifest.decision
+    return CandidateResult(
+        name=base.manifest.name,
+        release_type=base.manifest.release_type,
+        candidate=f"candidate/{candidate.version}" if candidate else None,
+        version=candidate.version if candidate else None,
+        digest=base.artifact.digest,
+        folder=str(base.artifact.path),
+        verdict=decision.verdict,
+        first_release=decision.first_release,
+        gates=decision.gates,
+        cached=True,
+        mlflow_run_id=recorder.run_id,
+        base=base.title,
+        changes=changes.counts,
+        encoded=0,
+        guard=None,
+    )

@@ -20,7 +20,7 @@ from components.release.manifest import EVALUATION_FOLDER
 from components.release.open import PinnedRelease
 from components.tracking.runs import FlowRun
 from flows.adopt import adopted_run
-from flows.candidate import Parts, register_candidate
+from flows.candidate import CandidateResult, Parts, register_candidate
 from flows.config import RetrainConfig, amend_config
 from flows.parameters import NO_SETTINGS, NOTHING, Name, Preset, ReleaseRef, SettingsForm, require_steps
 from flows.recorder import Recorder, recorded_flow
@@ -43,7 +43,7 @@ def refresh_query_tower(
     settings: Settings = NO_SETTINGS,
     request: RefreshConfig | None = None,
     again: Again = NOTHING,
-) -> dict[str, Any]:
+) -> CandidateResult:
     """Teach a new student the query tower of a release and register the candidate; index version and digest stay.
 
     Returns what `retrain` returns, with the release it started from and the seconds. The documents have to be those of the index.
@@ -64,8 +64,9 @@ def refresh_query_tower(
     activate()
     started = time.monotonic()
     if (adopted := adopted_run(chosen)) is not None:
-        result = _first_release(chosen, adopted, again) | {"base": "the adopted vectors", "seconds": time.monotonic() - started}
-        return ended(result, verdict_line(result))
+        result = _first_release(chosen, adopted, again)
+        told = {"base": "the adopted vectors", "seconds": time.monotonic() - started}
+        return ended(result.model_copy(update=told), verdict_line(result))
     base, config = open_base(chosen, CHANGEABLE)
     config = at_commits(config)
     with recorded_flow(config.name, "refresh-query-tower", config.model_dump(mode="json"), again) as recorder:
@@ -79,10 +80,10 @@ def refresh_query_tower(
         notes = (note, *unknown_queries(base, dataset))
         parts = Parts(dataset, validation, *towers, base.index, evaluation, "query-refresh", notes, base.artifact.path)
         result = register_candidate(config, recorder, parts)
-    return ended(result | {"base": base.title, "seconds": time.monotonic() - started}, verdict_line(result))
+    return ended(result.model_copy(update={"base": base.title, "seconds": time.monotonic() - started}), verdict_line(result))
 
 
-def _first_release(request: RefreshConfig, adopted: FlowRun, again: list[str]) -> dict[str, Any]:
+def _first_release(request: RefreshConfig, adopted: FlowRun, again: list[str]) -> CandidateResult:
     """The candidate over documents that `scalingnote adopt` took over: its steps are found finished, the student is new."""
     config = at_commits(configured(request, adopted, CHANGEABLE))
     with recorded_flow(config.name, "refresh-query-tower", config.model_dump(mode="json"), again) as recorder:

@@ -308,7 +308,7 @@ def _build(config: RetrainConfig, base: PinnedRelease, home: Path) -> Rebuilt:
     from flows.servers import run_flow
 
     with _other_home(home):
-        made = Path(run_flow("flows.retrain:retrain", config=config)["folder"])
+        made = Path(run_flow("flows.retrain:retrain", config=config).folder)
     equal, first = compare_lineage(base.manifest.lineage, load_release(made).lineage)
     return Rebuilt(equal, first, compare_evaluations(base.artifact.path / EVALUATION_FOLDER, made / EVALUATION_FOLDER))
 

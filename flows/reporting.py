@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from contextvars import copy_context
 from datetime import UTC, datetime
@@ -23,6 +23,8 @@ from components.errors import ConfigError
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
+
+    from flows.candidate import CandidateResult
 
 LOG = logging.getLogger("scalingnote")
 LOG_BYTES, LOG_FILES = 5_000_000, 4  # of logs/runs.log in the home folder, before it is begun anew, and how many are kept
@@ -204,18 +206,18 @@ def run_name() -> str:
     return " ".join([*filter(None, words), f"{datetime.now(UTC):%Y-%m-%d %H:%M}"])
 
 
-def ended(result: Mapping[str, Any], message: str) -> Any:
+def ended(result: Any, message: str) -> Any:
     """What a flow returns so that its page says `message`; who called the flow gets `result`."""
     from prefect.states import Completed
 
-    return Completed(message=message, data=dict(result))
+    return Completed(message=message, data=result)
 
 
-def verdict_line(result: Mapping[str, Any]) -> str:
+def verdict_line(result: CandidateResult) -> str:
     """`candidate/2: pass`, the gates that did not pass, and whether anything was made."""
-    failed = [gate["name"] for gate in result["gates"] if gate["status"] != "pass"]
-    listed = f" (not passed: {', '.join(failed)})" if failed and result["verdict"] != "pass" else ""
-    return f"{result['candidate'] or 'no new candidate'}: {result['verdict']}{listed}{', all from the cache' if result['cached'] else ''}"
+    failed = [gate.name for gate in result.gates if gate.status != "pass"]
+    listed = f" (not passed: {', '.join(failed)})" if failed and result.verdict != "pass" else ""
+    return f"{result.candidate or 'no new candidate'}: {result.verdict}{listed}{', all from the cache' if result.cached else ''}"
 
 
 def tag_run(tags: Iterable[str]) -> None:
@@ -231,18 +233,18 @@ def tag_run(tags: Iterable[str]) -> None:
         client.update_flow_run(run.id, tags=sorted({*run.tags, *tags}))
 
 
-def show_candidate(result: Mapping[str, Any], text: str, run_link: str) -> None:
+def show_candidate(result: CandidateResult, text: str, run_link: str) -> None:
     """Gates, comparison and the way to MLflow on the page of the flow's run. `text`: the candidate's description, with MLflow's links."""
     from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
     from prefect.context import FlowRunContext
 
     if FlowRunContext.get() is None:  # Prefect would start a server for it
         return
-    name, candidate = result["name"], result["candidate"]
+    name, candidate = result.name, result.candidate
     place = mlflow_address()
-    gates = [{"gate": gate["name"], "status": gate["status"], "reason": gate["reason"]} for gate in result["gates"]]
+    gates = [{"gate": gate.name, "status": gate.status, "reason": gate.reason} for gate in result.gates]
     with _shown_if_possible():
-        create_table_artifact(table=gates, key=f"{name}-gates", description=f"Gates of {candidate}: **{result['verdict']}**")
+        create_table_artifact(table=gates, key=f"{name}-gates", description=f"Gates of {candidate}: **{result.verdict}**")
         create_markdown_artifact(markdown=text.replace("](#/", f"]({place}/#/"), key=f"{name}-candidate", description=str(candidate))
         create_link_artifact(link=f"{place}/{run_link}", link_text="This run in MLflow", key=f"{name}-mlflow", description=str(candidate))
 

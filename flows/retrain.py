@@ -15,7 +15,7 @@ from prefect import flow
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact, parents_of
 from components.distillation.train import StudentInputs
 from components.evaluation.systems import EvaluationInputs
-from flows.candidate import Parts, register_candidate, require_decidable
+from flows.candidate import CandidateResult, Parts, register_candidate, require_decidable
 from flows.config import RetrainConfig
 from flows.parameters import NO_SETTINGS, NOTHING, NameOrEmpty, Preset, SettingsForm, requested_config, require_steps, steps_form
 from flows.planning import require_room_for
@@ -55,10 +55,9 @@ def retrain(
     settings: Settings = NO_SETTINGS,
     config: RetrainConfig | None = None,
     again: Again = NOTHING,
-) -> dict[str, Any]:
+) -> CandidateResult:
     """Build a candidate and register it; finished steps are taken from the cache, a killed one continues.
 
-    Returns what a person or program needs next: candidate, verdict, gates, whether all came from the cache, MLflow run.
     Raises ConfigError for parameters that do not fit (see `requested_config`).
 
     Args:

@@ -1,8 +1,8 @@
 """An index as parts on disk, all made from one trained template.
 
-    part-00000.json         rows, space and template: FAISS itself checks nothing
-    part-00000.vectors.npy  (rows, d) float16 or int8, in row order; absent when nothing is refined
-    part-00000.faiss        absent for exact search, and for parts that lie in index.faiss
+part-00000.json         rows, space and template: FAISS itself checks nothing
+part-00000.vectors.npy  (rows, d) float16 or int8, in row order; absent when nothing is refined
+part-00000.faiss        absent for exact search, and for parts that lie in index.faiss
 """
 
 from __future__ import annotations
