@@ -17,11 +17,11 @@ from components.evaluation.report import load_evaluation, load_summary
 from components.evidence.description import describe
 from components.evidence.metrics import candidate_metrics, evidence_tables, model_metrics
 from components.evidence.report import write_report_page
-from components.gates.decide import Evidence, GateDecision, decide
-from components.gates.decision import Facts, GateResult, write_facts
+from components.gates.decide import GateDecision, GateInputs, decide
+from components.gates.decision import Findings, GateResult, write_facts
 from components.index.drift import GuardReport
 from components.release.champion import Baseline, comparison_for, override_of, release_model
-from components.release.completeness import ENCODERS, base_models_of, gather_facts
+from components.release.completeness import ENCODERS, base_models_of, collect_findings
 from components.release.manifest import (
     DatasetPin,
     ManifestDraft,
@@ -53,7 +53,7 @@ from flows.runner import Step
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
-    from components.evaluation.champion_comparison import Contender, Contest
+    from components.evaluation.champion_comparison import ComparisonPlan, Side
     from components.evidence.dossier import Compared, Dossier, Making, StepCost
     from components.release.manifest import LineageNode
     from components.release.training_noise import TrainingNoise
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Parts:
+class CandidateParts:
     """All that a release is made of. `notes` are lines about a refresh for the reviewer, as plain text.
 
     `kept` is the folder of the release that a refresh kept models of, `removed` how many documents of that release's index are gone, and
@@ -155,7 +155,7 @@ class Outcome(NamedTuple):
     missing: str = ""
 
 
-def compare_with_champion(config: RetrainConfig, recorder: Recorder, parts: Parts, baseline: Baseline | None) -> Outcome:
+def compare_with_champion(config: RetrainConfig, recorder: Recorder, parts: CandidateParts, baseline: Baseline | None) -> Outcome:
     """Ask candidate and champion the same queries in one run. A champion that cannot be opened is no reason to build no candidate."""
     if baseline is None:
         return Outcome(None, "This is a first release: there is no champion to compare with.")
@@ -167,30 +167,30 @@ def compare_with_champion(config: RetrainConfig, recorder: Recorder, parts: Part
         return Outcome(None, f"The comparison with release/{baseline.version} failed: {error} {_UNCOMPARED}")
 
 
-def _comparison_step(config: RetrainConfig, parts: Parts, baseline: Baseline) -> Step:
+def _comparison_step(config: RetrainConfig, parts: CandidateParts, baseline: Baseline) -> Step:
     """Queries that are logged later do not make a finished comparison anew: the same parts stay the same candidate."""
     champion = open_artifact(registry.artifact_folder(release_model(config.name), baseline.version))
     inputs: dict[str, Artifact] = {**_answering(parts), "champion": champion}
     version = baseline.version
 
     def make(folder: Path) -> Artifact:
-        from components.evaluation.champion_comparison import hold_contest
+        from components.evaluation.champion_comparison import compare_in_one_run
 
         parents = {role: artifact.digest for role, artifact in _answering(parts).items()}
-        return hold_contest(_contest(config, parts, version), config.evaluation, parents, folder)
+        return compare_in_one_run(_comparison_plan(config, parts, version), config.evaluation, parents, folder)
 
     settings = {**config.evaluation.model_dump(include=set(_MEASURED)), "baseline_version": version}
     return Step("compare_with_champion", make, inputs, settings)
 
 
-def _answering(parts: Parts) -> dict[str, Artifact]:
+def _answering(parts: CandidateParts) -> dict[str, Artifact]:
     """The parts of a candidate that answer queries, and the data it is measured on."""
     return {"dataset": parts.dataset, "query_encoder": parts.query_encoder, "index": parts.index}
 
 
-def _contest(config: RetrainConfig, parts: Parts, version: int) -> Contest:
+def _comparison_plan(config: RetrainConfig, parts: CandidateParts, version: int) -> ComparisonPlan:
     from components.data.dataset import load_dataset
-    from components.evaluation.champion_comparison import Contest
+    from components.evaluation.champion_comparison import ComparisonPlan
     from components.evaluation.summarize import judged_split
     from components.evaluation.units import query_units
     from components.serving.loader import open_release, registry_folder
@@ -200,9 +200,9 @@ def _contest(config: RetrainConfig, parts: Parts, version: int) -> Contest:
     dataset = load_dataset(parts.dataset.path)
     source, replayed = replayed_queries(config.name, dataset)
     judged = judged_split(dataset, config.evaluation.split)
-    return Contest(
-        candidate=_contender(open_candidate(config, parts), parts.query_encoder.path, parts.index.path),
-        champion=_contender(opened.retriever, registry_folder(pins.query_encoder), registry_folder(pins.index)),
+    return ComparisonPlan(
+        candidate=_side(open_candidate(config, parts), parts.query_encoder.path, parts.index.path),
+        champion=_side(opened.retriever, registry_folder(pins.query_encoder), registry_folder(pins.index)),
         baseline_version=version,
         judged=judged,
         replayed=replayed,
@@ -221,7 +221,7 @@ def replayed_queries(name: str, dataset: Dataset) -> tuple[str, Sequence[str]]:
     return UNLABELLED, [str(text) for text in dataset.unlabelled["text"].head(REPLAYED)]
 
 
-def open_candidate(config: RetrainConfig, parts: Parts) -> Retriever:
+def open_candidate(config: RetrainConfig, parts: CandidateParts) -> Retriever:
     """Query encoder and index of the candidate, every file verified."""
     from components.distillation.student import load_student
     from components.serving.retriever import Retriever
@@ -230,13 +230,13 @@ def open_candidate(config: RetrainConfig, parts: Parts) -> Retriever:
     return Retriever.open(encoder, parts.query_encoder.path, parts.index.path, config.index.probe_tolerance)
 
 
-def _contender(retriever: Retriever, encoder_folder: Path, index_folder: Path) -> Contender:
-    from components.evaluation.champion_comparison import Contender
+def _side(retriever: Retriever, encoder_folder: Path, index_folder: Path) -> Side:
+    from components.evaluation.champion_comparison import Side
     from components.evaluation.rankers import DenseRanker
     from components.index.rows import read_titles
 
     sizes: dict[str, Any] = {"index": bytes_of(index_folder), "encoder": bytes_of(encoder_folder), "documents": len(retriever.index)}
-    return Contender(DenseRanker(retriever.encoder, retriever.index), read_titles(index_folder, retriever.index.rows), sizes)
+    return Side(DenseRanker(retriever.encoder, retriever.index), read_titles(index_folder, retriever.index.rows), sizes)
 
 
 def bytes_of(folder: Path) -> int:
@@ -245,7 +245,7 @@ def bytes_of(folder: Path) -> int:
 
 
 def dossier_of(
-    parts: Parts,
+    parts: CandidateParts,
     recorder: Recorder,
     manifest: ReleaseManifest,
     baseline: Baseline | None,
@@ -282,7 +282,7 @@ def _compared(outcome: Outcome) -> Compared:
     return Compared(load_comparison(outcome.artifact.path), load_tables(outcome.artifact.path))
 
 
-def _making(parts: Parts, recorder: Recorder) -> Making:
+def _making(parts: CandidateParts, recorder: Recorder) -> Making:
     from components.distillation.train import training_epochs
     from components.evidence.dossier import Making
     from components.towers.train import losses_of
@@ -328,10 +328,10 @@ class _Decided:
     draft: ManifestDraft
     baseline: Baseline | None
     outcome: Outcome
-    facts: Facts
+    facts: Findings
 
 
-def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) -> CandidateResult:
+def register_candidate(config: RetrainConfig, recorder: Recorder, parts: CandidateParts) -> CandidateResult:
     """Decide, register, and return what comes next. With nothing changed it finds the candidate there is."""
     versions = _register_parts(recorder, parts)
     pins = {role: version.digest for role, version in versions.items()}
@@ -345,7 +345,7 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
     dossier = dossier_of(parts, recorder, load_release(candidate.path), baseline, decided.outcome, load_noise(candidate.path))
     text = describe(dossier, evidence_links(registered.name, registered.version))
     set_description(registered.name, registered.version, text)
-    recorder.show(candidate, candidate_metrics(dossier), text, evidence_tables(dossier))
+    recorder.log_candidate_page(candidate, candidate_metrics(dossier), text, evidence_tables(dossier))
     measured = model_metrics(dossier)
     for role, version in {**versions, "candidate": registered}.items():
         log_version_metrics(version, measured[role], parts.dataset)
@@ -376,13 +376,13 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
 
 
 def _decide(
-    config: RetrainConfig, recorder: Recorder, parts: Parts, versions: dict[str, RegisteredVersion], baseline: Baseline | None
+    config: RetrainConfig, recorder: Recorder, parts: CandidateParts, versions: dict[str, RegisteredVersion], baseline: Baseline | None
 ) -> _Decided:
     outcome = compare_with_champion(config, recorder, parts, baseline)
     uncompared = outcome.missing if baseline else ""
     draft = _draft(config, recorder, parts, versions)
-    facts = gather_facts(parts.validation, draft, parts.pinned, config.policy, uncompared, parts.removed)
-    evidence = Evidence(load_evaluation(parts.evaluation.path), facts=facts)
+    facts = collect_findings(parts.validation, draft, parts.pinned, config.policy, uncompared, parts.removed)
+    evidence = GateInputs(load_evaluation(parts.evaluation.path), facts=facts)
     if baseline is not None:
         evidence = replace(evidence, baseline=baseline.evaluation, champion=baseline.version, lost=baseline.lost)
     if outcome.artifact is not None:
@@ -391,7 +391,7 @@ def _decide(
     return _Decided(decide(evidence, config.policy), draft, baseline, outcome, facts)
 
 
-def _register_parts(recorder: Recorder, parts: Parts) -> dict[str, RegisteredVersion]:
+def _register_parts(recorder: Recorder, parts: CandidateParts) -> dict[str, RegisteredVersion]:
     data = parts.dataset.digest
     versions = register_documents(recorder, (parts.query_tower, parts.document_tower, parts.index), data)
     inputs = {role: versions[role] for role in ("query_tower", "index")}
@@ -416,7 +416,7 @@ def _former_index(recorder: Recorder, index: IndexArtifact) -> dict[str, Registe
     return {"index": former} if former else {}
 
 
-def _candidate_step(config: RetrainConfig, recorder: Recorder, parts: Parts, decided: _Decided) -> Step:
+def _candidate_step(config: RetrainConfig, recorder: Recorder, parts: CandidateParts, decided: _Decided) -> Step:
     comparison = decided.outcome.artifact
     settings = {
         "release_type": parts.release_type,
@@ -442,7 +442,7 @@ def _candidate_step(config: RetrainConfig, recorder: Recorder, parts: Parts, dec
     return Step("write_candidate", make, inputs, settings)
 
 
-def _seen(parts: Parts) -> Seen | None:
+def _seen(parts: CandidateParts) -> Seen | None:
     """The train queries of all models in the release: an index refresh keeps all of them, a query refresh the towers.
 
     None where the release that it started from does not say what its models were trained on.
@@ -455,7 +455,7 @@ def _seen(parts: Parts) -> Seen | None:
     return seen_queries(load_dataset(parts.dataset.path), earlier)
 
 
-def _manifest(config: RetrainConfig, parts: Parts, decided: _Decided) -> ReleaseManifest:
+def _manifest(config: RetrainConfig, parts: CandidateParts, decided: _Decided) -> ReleaseManifest:
     from components.data.dataset import load_dataset
     from components.serving.promotion_checks import record_smoke
 
@@ -471,7 +471,7 @@ def _manifest(config: RetrainConfig, parts: Parts, decided: _Decided) -> Release
     )
 
 
-def _draft(config: RetrainConfig, recorder: Recorder, parts: Parts, versions: dict[str, RegisteredVersion]) -> ManifestDraft:
+def _draft(config: RetrainConfig, recorder: Recorder, parts: CandidateParts, versions: dict[str, RegisteredVersion]) -> ManifestDraft:
     """What the release is made of and where all of it came from."""
     return ManifestDraft(
         name=config.name,
@@ -489,7 +489,7 @@ def _draft(config: RetrainConfig, recorder: Recorder, parts: Parts, versions: di
     )
 
 
-def _dataset_pin(parts: Parts) -> DatasetPin:
+def _dataset_pin(parts: CandidateParts) -> DatasetPin:
     from components.data.validation import load_report
 
     contracts = {contract.name: contract.version for contract in load_report(parts.validation).contracts}

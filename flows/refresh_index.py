@@ -25,7 +25,7 @@ from components.release.champion import candidate_model
 from components.release.open import PinnedRelease
 from components.settings import RETRIEVER_NAME, StepConfig
 from components.tracking.registry import find_version
-from flows.candidate import CandidateResult, Parts, register_candidate, require_decidable
+from flows.candidate import CandidateParts, CandidateResult, register_candidate, require_decidable
 from flows.config import RetrainConfig, amend_config, load_config, nested
 from flows.parameters import NO_SETTINGS, NOTHING, Name, Preset, ReleaseRef, SettingsForm, require_steps, steps_form
 from flows.recorder import Recorder, recorded_flow
@@ -209,7 +209,7 @@ def refresh_index(
     started = time.monotonic()
     base, config = open_base(chosen, CHANGEABLE)
     with recorded_flow(config.name, "refresh-index", config.model_dump(mode="json"), again) as recorder:
-        recorder.adopt(base.ancestry(), base.flows())
+        recorder.adopt_lineage(base.ancestry(), base.flows())
         dataset, validation = checked_data(config, recorder, base)
         changes = changes_since(base.index.path, read_documents(dataset.path))
         say(f"Since {base.title}: {describe_changes(changes)}{_many_gone(changes, config.policy.max_removed_share)}")
@@ -246,11 +246,11 @@ def _parts(
     made: tuple[DatasetArtifact, Artifact, IndexArtifact],
     notes: list[str],
     removed: tuple[int, int],
-) -> Parts:
+) -> CandidateParts:
     dataset, validation, index = made
     evaluation = recorder.run(evaluation_step(config, EvaluationInputs(dataset, base.query_tower, base.query_encoder, index)))
     towers = (base.query_tower, base.document_tower, base.query_encoder)
-    return Parts(dataset, validation, *towers, index, evaluation, "index-refresh", tuple(notes), base.artifact.path, removed)
+    return CandidateParts(dataset, validation, *towers, index, evaluation, "index-refresh", tuple(notes), base.artifact.path, removed)
 
 
 def _notes(base: PinnedRelease, changes: Changes, guard: GuardReport) -> list[str]:

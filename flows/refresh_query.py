@@ -20,7 +20,7 @@ from components.release.manifest import EVALUATION_FOLDER
 from components.release.open import PinnedRelease
 from components.tracking.runs import FlowRun
 from flows.adopt import adopted_run
-from flows.candidate import CandidateResult, Parts, register_candidate
+from flows.candidate import CandidateParts, CandidateResult, register_candidate
 from flows.config import RetrainConfig, amend_config
 from flows.parameters import NO_SETTINGS, NOTHING, Name, Preset, ReleaseRef, SettingsForm, require_steps
 from flows.recorder import Recorder, recorded_flow
@@ -70,7 +70,7 @@ def refresh_query_tower(
     base, config = open_base(chosen, CHANGEABLE)
     config = at_commits(config)
     with recorded_flow(config.name, "refresh-query-tower", config.model_dump(mode="json"), again) as recorder:
-        recorder.adopt(base.ancestry(), base.flows())
+        recorder.adopt_lineage(base.ancestry(), base.flows())
         dataset, validation = checked_data(config, recorder, base)
         require_same_documents(config, base, dataset)
         student = _new_student(config, recorder, base, dataset)
@@ -78,7 +78,7 @@ def refresh_query_tower(
         note = f"Query refresh of {base.title}: a new query encoder for its index, whose documents did not change."
         towers = (base.query_tower, base.document_tower, student)
         notes = (note, *unknown_queries(base, dataset))
-        parts = Parts(dataset, validation, *towers, base.index, evaluation, "query-refresh", notes, base.artifact.path)
+        parts = CandidateParts(dataset, validation, *towers, base.index, evaluation, "query-refresh", notes, base.artifact.path)
         result = register_candidate(config, recorder, parts)
     return ended(result.model_copy(update={"base": base.title, "seconds": time.monotonic() - started}), verdict_line(result))
 
@@ -120,7 +120,7 @@ def _evaluation(config: RetrainConfig, recorder: Recorder, base: PinnedRelease, 
     inputs = EvaluationInputs(dataset, base.query_tower, student, base.index)
     earlier = open_artifact(base.artifact.path / EVALUATION_FOLDER)
     if _same_baselines(config, base, earlier, dataset):
-        recorder.adopt(base.ancestry(earlier.digest), base.flows())
+        recorder.adopt_lineage(base.ancestry(earlier.digest), base.flows())
         inputs = replace(inputs, earlier=earlier)
     return evaluation_step(config, inputs)
 

@@ -15,7 +15,7 @@ from prefect import flow
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact, parents_of
 from components.distillation.train import StudentInputs
 from components.evaluation.systems import EvaluationInputs
-from flows.candidate import CandidateResult, Parts, register_candidate, require_decidable
+from flows.candidate import CandidateParts, CandidateResult, register_candidate, require_decidable
 from flows.config import RetrainConfig
 from flows.parameters import NO_SETTINGS, NOTHING, NameOrEmpty, Preset, SettingsForm, requested_config, require_steps, steps_form
 from flows.planning import require_room_for
@@ -136,11 +136,11 @@ class DocumentSide:
     targets: Artifact | None
 
 
-def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
+def build_parts(config: RetrainConfig, recorder: Recorder) -> CandidateParts:
     """Run every step that makes a part of the release."""
     made, student = build_models(config, recorder)
     evaluation = recorder.run(evaluation_step(config, EvaluationInputs(made.dataset, made.query_tower, student, made.index)))
-    return Parts(made.dataset, made.validation, made.query_tower, made.document_tower, student, made.index, evaluation)
+    return CandidateParts(made.dataset, made.validation, made.query_tower, made.document_tower, student, made.index, evaluation)
 
 
 def build_models(config: RetrainConfig, recorder: Recorder) -> tuple[DocumentSide, EncoderArtifact]:
@@ -220,5 +220,5 @@ def train_both(config: RetrainConfig, recorder: Recorder, dataset: DatasetArtifa
 
 
 def _tower(recorder: Recorder, towers: Artifact, role: str, step: Any) -> EncoderArtifact:
-    tower: EncoderArtifact = typed(recorder.part(towers, open_artifact(towers.path / role), step), EncoderArtifact)
+    tower: EncoderArtifact = typed(recorder.record_part(towers, open_artifact(towers.path / role), step), EncoderArtifact)
     return tower

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact
 from components.gates.config import PolicyConfig
-from components.gates.decision import Facts
+from components.gates.decision import Findings
 from components.gates.policy import foreign_policy
 from components.release.manifest import BaseModelPin, ManifestDraft, ReleaseManifest
 from components.towers.contract import load_contract
@@ -202,14 +202,14 @@ def _named(node: LineageNode) -> str:
 # --- Finding out what the gates ask besides measurements: broken contracts, gaps in the lineage, parts of different spaces.
 
 
-def gather_facts(
+def collect_findings(
     validation: Artifact,
     draft: ManifestDraft,
     parts: Mapping[str, Artifact],
     policy: PolicyConfig,
     uncompared: str = "",
     removed: tuple[int, int] | None = None,
-) -> Facts:
+) -> Findings:
     """The facts about a candidate before its manifest is written; `parts` maps the role of encoders and index to their artifact.
 
     `removed`: documents that an index refresh removed, and how many there were.
@@ -217,7 +217,7 @@ def gather_facts(
     from components.data.validation import load_report
 
     report, installed = load_report(validation), sources()
-    return Facts(
+    return Findings(
         contract_errors=len(report.errors),
         contract_warnings=len(report.warnings),
         lineage_gaps=gaps_of(draft),
