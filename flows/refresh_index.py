@@ -17,7 +17,7 @@ from pydantic import Field
 from components.artifacts import Artifact, DatasetArtifact, IndexArtifact, VectorShards
 from components.errors import ConfigError
 from components.evaluation.systems import EvaluationInputs
-from components.index.drift import GuardReport, read_guard
+from components.index.drift import read_guard
 from components.index.encode import EncodingInputs
 from components.index.refresh import Changes, RefreshInputs, changes_since, read_documents
 from components.index.search import merge_fault_of
@@ -219,7 +219,8 @@ def refresh_index(
         delta, encoded = _encoded(config, recorder, base, dataset, changes)
         index = typed(recorder.run(refresh_step(config, RefreshInputs(dataset, base.index, delta), changes)), IndexArtifact)
         guard = read_guard(index.path)
-        notes = [*_notes(base, changes, guard), *unknown_queries(base, dataset)]
+        notes = [f"Index refresh of {base.title}: {describe_changes(changes)}", *(f"Index: {reason}" for reason in guard.reasons)]
+        notes += unknown_queries(base, dataset)
         parts = _parts(config, recorder, base, (dataset, validation, index), notes, (len(changes.removed), served_before(changes)))
         result = register_candidate(config, recorder, parts)
     if guard.status != "ok":
@@ -251,10 +252,6 @@ def _parts(
     evaluation = recorder.run(evaluation_step(config, EvaluationInputs(dataset, base.query_tower, base.query_encoder, index)))
     towers = (base.query_tower, base.document_tower, base.query_encoder)
     return CandidateParts(dataset, validation, *towers, index, evaluation, "index-refresh", tuple(notes), base.artifact.path, removed)
-
-
-def _notes(base: PinnedRelease, changes: Changes, guard: GuardReport) -> list[str]:
-    return [f"Index refresh of {base.title}: {describe_changes(changes)}", *(f"Index: {reason}" for reason in guard.reasons)]
 
 
 def served_before(changes: Changes) -> int:

@@ -215,10 +215,6 @@ def train_both(config: RetrainConfig, recorder: Recorder, dataset: DatasetArtifa
     """Stage 1, and its two towers as artifacts of their own."""
     step = towers_step(config, dataset)
     towers = recorder.run(step)
-    query, document = (_tower(recorder, towers, role, step) for role in ("query_tower", "document_tower"))
+    parts = (recorder.record_part(towers, open_artifact(towers.path / role), step) for role in ("query_tower", "document_tower"))
+    query, document = (typed(part, EncoderArtifact) for part in parts)
     return query, document
-
-
-def _tower(recorder: Recorder, towers: Artifact, role: str, step: Any) -> EncoderArtifact:
-    tower: EncoderArtifact = typed(recorder.record_part(towers, open_artifact(towers.path / role), step), EncoderArtifact)
-    return tower

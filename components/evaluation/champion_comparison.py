@@ -184,10 +184,11 @@ class ComparisonPlan:
 
 def compare_in_one_run(contest: ComparisonPlan, config: EvaluationConfig, parents: Mapping[str, str], folder: Path) -> Artifact:
     """Ask both, write the comparison into `folder` and seal it. A ranking takes `config.depth` documents."""
-    rankings = {name: _rankings(contender, contest.judged, config.depth) for name, contender in contest.contenders.items()}
+    judged, depth = contest.judged, config.depth
+    rankings = {n: judged.rankings(c.ranker.rank(judged.texts, judged.asked(depth)), depth) for n, c in contest.contenders.items()}
     removed = contest.champion.ranker.index.rows.missing_from(contest.candidate.ranker.index.rows)
     per_query = _per_query(contest, rankings, bool(removed))
-    agreement = _agreement(contest, rankings, config.depth)
+    agreement = _agreement(contest, rankings, depth)
     speeds = measure_speeds({n: Timed(_answering(c.ranker)) for n, c in contest.contenders.items()}, contest.judged.texts, config)
     summary = ComparisonSummary(
         baseline_version=contest.baseline_version,
@@ -205,10 +206,6 @@ def compare_in_one_run(contest: ComparisonPlan, config: EvaluationConfig, parent
     write_comparison(folder, summary, ComparisonTables(per_query, _side_by_side(contest, rankings, per_query), agreement))
     counts = {"queries": summary.queries, "replayed": len(contest.replayed)}
     return seal(folder, KIND, counts=counts, parents=parents, attributes={"baseline_version": contest.baseline_version})
-
-
-def _rankings(contender: Side, judged: JudgedSplit, depth: int) -> dict[str, Ranking]:
-    return judged.rankings(contender.ranker.rank(judged.texts, judged.asked(depth)), depth)
 
 
 def _answering(ranker: DenseRanker) -> Answer:

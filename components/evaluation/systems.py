@@ -61,9 +61,14 @@ def evaluate_release(inputs: EvaluationInputs, distillation: DistillationConfig,
 
     `distillation` names the student's encoder before training. Raises as `judged_split` and what opens the parts do.
     """
+    from components.distillation.student import load_student
+    from components.towers.encoder import open_tower
+
     dataset = load_dataset(inputs.dataset.path)
     systems = _baselines(inputs, dataset, distillation, config)
-    teacher, student = _teacher_and_student(inputs)
+    tower, encoder = open_tower(inputs.query_tower.path), load_student(inputs.query_encoder.path)
+    index = load_index(inputs.index.path, encoder.space_id, inputs.index.digest)
+    teacher, student = DenseRanker(tower, index, "teacher: queries"), DenseRanker(encoder, index, "student: queries")
     absent = {} if (reason := _unmeasured(teacher, dataset, config)) is None else {"teacher": reason}
     systems |= {"student": student} if absent else {"teacher": teacher, "student": student}
     systems |= {FUSED: _fused(student, systems["bm25"], dataset, config)} if config.fusion else {}
@@ -151,15 +156,6 @@ def open_system(name: str, inputs: Mapping[str, Artifact], distillation: Distill
     if name in LABELS:
         return untrained_ranker(dataset, distillation, inputs["query_tower"].path, name)
     return open_dense(inputs["query_tower" if name == "teacher" else "query_encoder"], inputs["index"])
-
-
-def _teacher_and_student(inputs: EvaluationInputs) -> tuple[DenseRanker, DenseRanker]:
-    from components.distillation.student import load_student
-    from components.towers.encoder import open_tower
-
-    teacher, student = open_tower(inputs.query_tower.path), load_student(inputs.query_encoder.path)
-    index = load_index(inputs.index.path, student.space_id, inputs.index.digest)
-    return DenseRanker(teacher, index, "teacher: queries"), DenseRanker(student, index, "student: queries")
 
 
 def untrained_ranker(

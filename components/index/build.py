@@ -186,6 +186,8 @@ def build_index(
     search parameters are tuned to; None: vectors of documents, which is noted. Raises ArtifactError for vectors that were changed or ids
     that occur twice, SpaceMismatch for a shard of another space or queries of another width, ConfigError for a key that does not fit.
     """
+    import pyarrow as pa
+
     verify(vectors.path, vectors.digest)
     build = Build(vectors, shard_sizes(vectors), config, folder)
     key = _key_for(build, queries)
@@ -193,9 +195,15 @@ def build_index(
     read = survey(vectors, build.sizes, 1 if is_exact(key) else config.train_vectors, config.seed)
     template = train_template(key, read.sample, vectors.space_id, config.refine, folder)
     _warn_of_repeats(template, read.documents)
-    parts = _plan(build, template)
-    _write_rows(build, parts, read.documents, titles)
-    _write_parts(build, parts, template)
+    # A graph, which cannot be merged, is grown as one where one file is asked for.
+    grown_whole = config.layout == "merged" and template.index is not None and not can_merge(template.index)
+    parts = [list(build.shards)] if grown_whole else parts_of(build.sizes, config.part_size)
+    part_of = np.repeat(np.arange(len(parts), dtype=np.int32), [sum(build.sizes[shard] for shard in part) for part in parts])
+    write_rows(folder, read.documents.append_column("part", pa.array(part_of)), titles)
+    for number, shards in enumerate(parts):
+        write_part(folder, number, template, half_blocks(vectors, shards))
+    if config.layout == "merged":
+        merge_parts(folder, len(parts))
     about = {**_identity(template, config), **UNTUNED, "tuned_documents": sum(build.sizes)}
     if not is_exact(key):
         index = open_files(folder, about, len(parts))
@@ -278,26 +286,6 @@ def _warn_of_repeats(template: Template, documents: pa.Table) -> None:
             "stay empty. Leave repeated documents out of the data, or take fewer lists (IVF16,...) or index.index_key=Flat.",
             flush=True,
         )
-
-
-def _plan(build: Build, template: Template) -> list[list[int]]:
-    """Which shards make one part. A graph, which cannot be merged, is grown as one where one file is asked for."""
-    whole = build.config.layout == "merged" and template.index is not None and not can_merge(template.index)
-    return [list(build.shards)] if whole else parts_of(build.sizes, build.config.part_size)
-
-
-def _write_rows(build: Build, parts: Sequence[Sequence[int]], documents: pa.Table, titles: pa.Table | Mapping[str, str] | None) -> None:
-    import pyarrow as pa
-
-    part_of = np.repeat(np.arange(len(parts), dtype=np.int32), [sum(build.sizes[shard] for shard in part) for part in parts])
-    write_rows(build.folder, documents.append_column("part", pa.array(part_of)), titles)
-
-
-def _write_parts(build: Build, parts: Sequence[Sequence[int]], template: Template) -> None:
-    for number, shards in enumerate(parts):
-        write_part(build.folder, number, template, half_blocks(build.vectors, shards))
-    if build.config.layout == "merged":
-        merge_parts(build.folder, len(parts))
 
 
 def _identity(template: Template, config: IndexConfig) -> dict[str, Scalar]:
