@@ -18,7 +18,7 @@ from components.artifacts import Artifact, DatasetArtifact, IndexArtifact, Scala
 from components.data.dataset import open_table, wide
 from components.errors import SpaceMismatch
 from components.index.config import IndexConfig
-from components.index.engine import Settings, centroid_distances, faiss_version, inverted_file
+from components.index.engine import Settings, centroid_distances, engine_version, inverted_file
 from components.index.index_keys import is_exact, usable_key
 from components.index.merging import MERGE_VERSION, can_merge
 from components.index.parts import Template, imbalance, merge_parts, train_template, write_part
@@ -299,7 +299,7 @@ def _identity(template: Template, config: IndexConfig) -> dict[str, Scalar]:
         **({} if template.index is None else {"merge_version": MERGE_VERSION}),
         "template_digest": template.digest,
         "refine": template.refine,
-        "faiss_version": faiss_version(),
+        "faiss_version": engine_version(),
     }
 
 

@@ -391,7 +391,7 @@ def code_centroids(index: Any) -> int:
 # --- Index files, and what lies in them.
 
 
-def faiss_version() -> str:
+def engine_version() -> str:
     """The version of FAISS, which is loaded by this."""
     import faiss
 

@@ -37,7 +37,7 @@ from components.index.build import display_titles
 from components.index.config import IndexConfig
 from components.index.corpus import read_slice
 from components.index.drift import GUARD_FILE, Watched, watch
-from components.index.engine import BLOCK, can_filter, faiss_version, read_faiss
+from components.index.engine import BLOCK, can_filter, engine_version, read_faiss
 from components.index.merging import MERGE_VERSION, can_merge
 from components.index.parts import (
     INDEX_FILE,
@@ -475,7 +475,7 @@ class _Blocks:
 def _sealed(previous: IndexArtifact, delta: VectorShards | None, made: _Update, place: _Place) -> IndexArtifact:
     template, config, folder = place
     about: dict[str, Scalar] = {**_first_layout(previous, config), **previous.attributes}
-    about |= {"layout_version": LAYOUT_VERSION, "faiss_version": faiss_version(), "rows_at_training": made.at_training}
+    about |= {"layout_version": LAYOUT_VERSION, "faiss_version": engine_version(), "rows_at_training": made.at_training}
     about["parts_at_writing"] = made.written
     if made.merge_version is not None:
         about["merge_version"] = made.merge_version
