@@ -148,23 +148,23 @@ _UNCOMPARED = (
 _MEASURED = ("split", "depth", "latency_queries", "throughput_batch", "speed_precision", "bootstrap_samples", "seed", "query_groups")
 
 
-class Outcome(NamedTuple):
+class ComparisonOutcome(NamedTuple):
     """The comparison with the champion, or in a sentence why there is none."""
 
     artifact: Artifact | None
     missing: str = ""
 
 
-def compare_with_champion(config: RetrainConfig, recorder: Recorder, parts: CandidateParts, baseline: Baseline | None) -> Outcome:
+def compare_with_champion(config: RetrainConfig, recorder: Recorder, parts: CandidateParts, baseline: Baseline | None) -> ComparisonOutcome:
     """Ask candidate and champion the same queries in one run. A champion that cannot be opened is no reason to build no candidate."""
     if baseline is None:
-        return Outcome(None, "This is a first release: there is no champion to compare with.")
+        return ComparisonOutcome(None, "This is a first release: there is no champion to compare with.")
     if baseline.lost:
-        return Outcome(None, f"{baseline.lost} {_UNCOMPARED}")
+        return ComparisonOutcome(None, f"{baseline.lost} {_UNCOMPARED}")
     try:
-        return Outcome(recorder.run(_comparison_step(config, parts, baseline)))
+        return ComparisonOutcome(recorder.run(_comparison_step(config, parts, baseline)))
     except ScalingNoteError as error:
-        return Outcome(None, f"The comparison with release/{baseline.version} failed: {error} {_UNCOMPARED}")
+        return ComparisonOutcome(None, f"The comparison with release/{baseline.version} failed: {error} {_UNCOMPARED}")
 
 
 def _comparison_step(config: RetrainConfig, parts: CandidateParts, baseline: Baseline) -> Step:
@@ -249,7 +249,7 @@ def dossier_of(
     recorder: Recorder,
     manifest: ReleaseManifest,
     baseline: Baseline | None,
-    outcome: Outcome,
+    outcome: ComparisonOutcome,
     noise: TrainingNoise | None = None,
 ) -> Dossier:
     """All that report and description are made from."""
@@ -273,7 +273,7 @@ def dossier_of(
     )
 
 
-def _compared(outcome: Outcome) -> Compared:
+def _compared(outcome: ComparisonOutcome) -> Compared:
     from components.evaluation.champion_comparison import load_comparison, load_tables
     from components.evidence.dossier import Compared
 
@@ -327,7 +327,7 @@ class _Decided:
     decision: GateDecision
     draft: ManifestDraft
     baseline: Baseline | None
-    outcome: Outcome
+    outcome: ComparisonOutcome
     facts: Findings
 
 

@@ -123,7 +123,7 @@ def train(
 
 
 @dataclass(frozen=True)
-class DocumentSide:
+class BuiltDocuments:
     """A release without its query encoder. `targets` are the teacher's query vectors where the index was tuned with them."""
 
     dataset: DatasetArtifact
@@ -143,7 +143,7 @@ def build_parts(config: RetrainConfig, recorder: Recorder) -> CandidateParts:
     return CandidateParts(made.dataset, made.validation, made.query_tower, made.document_tower, student, made.index, evaluation)
 
 
-def build_models(config: RetrainConfig, recorder: Recorder) -> tuple[DocumentSide, EncoderArtifact]:
+def build_models(config: RetrainConfig, recorder: Recorder) -> tuple[BuiltDocuments, EncoderArtifact]:
     """Run the steps from the data to the student."""
     made = build_documents(config, recorder)
     targets = made.targets or recorder.run(made.teacher_queries)
@@ -151,7 +151,7 @@ def build_models(config: RetrainConfig, recorder: Recorder) -> tuple[DocumentSid
     return made, typed(recorder.run(student_step(config, learned_from)), EncoderArtifact)
 
 
-def build_documents(config: RetrainConfig, recorder: Recorder) -> DocumentSide:
+def build_documents(config: RetrainConfig, recorder: Recorder) -> BuiltDocuments:
     """Run the steps from the data to the index."""
     dataset = typed(recorder.run(snapshot_step(config)), DatasetArtifact)
     validation = recorder.run(checked_validation(config, dataset))
@@ -164,7 +164,7 @@ def build_documents(config: RetrainConfig, recorder: Recorder) -> DocumentSide:
     teacher_queries = targets_step(config, dataset, query_tower, generated, document_tower)
     tuned_with = recorder.run(teacher_queries) if needs_queries(config, vectors) else None
     index = typed(recorder.run(index_step(config, vectors, dataset, tuned_with)), IndexArtifact)
-    return DocumentSide(dataset, validation, query_tower, document_tower, vectors, index, teacher_queries, tuned_with)
+    return BuiltDocuments(dataset, validation, query_tower, document_tower, vectors, index, teacher_queries, tuned_with)
 
 
 def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:

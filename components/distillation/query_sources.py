@@ -29,7 +29,7 @@ from components.distillation.teacher_targets import write_teacher_targets
 from components.errors import DataError
 from components.text import is_blank
 from components.towers.encoder import open_tower
-from components.towers.trained.stored import StoredVectors
+from components.towers.trained.stored import TextVectors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -267,9 +267,9 @@ def answerable(
     DataError when no text is left to learn from.
     """
     sources, held_out = asked
-    if not isinstance(teacher, StoredVectors):
+    if not isinstance(teacher, TextVectors):
         return teacher, {source: list(texts) for source, texts in sources.items()}, list(held_out)
-    others = stand_ins(dataset, documents) if isinstance(documents, StoredVectors) else {}
+    others = stand_ins(dataset, documents) if isinstance(documents, TextVectors) else {}
     known = {source: _known(teacher, texts) for source, texts in sources.items()}
     chosen = {source: [text for text in texts if text in others or text in known[source]] for source, texts in sources.items()}
     if not any(chosen.values()):
@@ -284,7 +284,7 @@ def answerable(
     return teacher.with_stand_ins(others), chosen, [text for text in held_out if text in _known(teacher, held_out)]
 
 
-def stand_ins(dataset: Dataset, documents: StoredVectors) -> dict[str, NDArray[np.float32]]:
+def stand_ins(dataset: Dataset, documents: TextVectors) -> dict[str, NDArray[np.float32]]:
     """Titles and train queries -> unit vector float32 (dimension,) of the documents that they belong to."""
     table = dataset.documents
     vectors = documents.of_documents(table["doc_id"].tolist(), table["content_hash"].tolist())
@@ -299,7 +299,7 @@ def stand_ins(dataset: Dataset, documents: StoredVectors) -> dict[str, NDArray[n
     return {text: _mean(vectors[places]) for text, places in {**rows, **asked}.items()}
 
 
-def _known(teacher: StoredVectors, texts: Texts) -> set[str]:
+def _known(teacher: TextVectors, texts: Texts) -> set[str]:
     return {text for text, there in zip(texts, teacher.knows(texts), strict=True) if there}
 
 

@@ -84,9 +84,9 @@ def _fused(student: DenseRanker, bm25: Ranker, dataset: Dataset, config: Evaluat
 
 def _unmeasured(teacher: DenseRanker, dataset: Dataset, config: EvaluationConfig) -> str | None:
     """Why a teacher of stored vectors cannot be measured; None when it can."""
-    from components.towers.trained.stored import StoredVectors
+    from components.towers.trained.stored import TextVectors
 
-    if not isinstance(teacher.encoder, StoredVectors):
+    if not isinstance(teacher.encoder, TextVectors):
         return None
     splits = (config.split, *config.extra_splits)
     asked = {text for split in splits for text in judged_split(dataset, split).texts}

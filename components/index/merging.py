@@ -28,7 +28,7 @@ Ids = NDArray[np.int64]
 Codes = NDArray[np.uint8]
 
 
-class Rows(NamedTuple):
+class ListRows(NamedTuple):
     """Rows of some lists of an index.
 
     `lists` and `sizes` (rows in each) int64 (m,); `ids` int64 (n,), list after list; `codes` uint8 (at least n, bytes a row), in which
@@ -53,7 +53,7 @@ class Contents:
         self.rows, self._digests, self._last = np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.int64)
         self._ascending = True
 
-    def add(self, rows: Rows, first: int) -> None:
+    def add(self, rows: ListRows, first: int) -> None:
         """Count rows that follow those there are; their numbers start at `first`."""
         ids, begins = rows.ids + first, np.cumsum(rows.sizes) - rows.sizes
         self._grow(int(rows.lists.max()) + 1)
@@ -106,7 +106,7 @@ class Merge:
         self.contents = Contents()
         self._index: Any | None = None
         self._packing: _Packing | None = None
-        self._waiting: list[Rows] = []
+        self._waiting: list[ListRows] = []
 
     def append(self, part: Any) -> None:
         """Put the rows of `part` behind the others. Afterwards it is used up.
@@ -138,7 +138,7 @@ class Merge:
         index, self._index = self._index, None
         return index
 
-    def _wait(self, rows: Rows, first: int) -> None:
+    def _wait(self, rows: ListRows, first: int) -> None:
         """Rows of several parts are packed together: a list costs the same time for one row as for many."""
         self._waiting.append(rows._replace(ids=rows.ids + first))
         if sum(some.codes.nbytes for some in self._waiting) >= WAITING:
@@ -178,7 +178,7 @@ def can_merge(index: Any) -> bool:
     return may_merge_from(index) if blocks is None else _Packing.of(blocks) is not None
 
 
-def rows_of(index: Any, packing: _Packing | None = None) -> Iterator[Rows]:
+def rows_of(index: Any, packing: _Packing | None = None) -> Iterator[ListRows]:
     """All rows of an index of plain or block-packed codes, list by list, some 4 MiB of codes at a time; without lists all stand in list 0.
 
     How the lists are packed is worked out when it is not given.
@@ -193,7 +193,7 @@ def rows_of(index: Any, packing: _Packing | None = None) -> Iterator[Rows]:
         mine = sizes[numbers]
         ids = np.concatenate([memory(lists.get_ids(number), size) for number, size in zip(numbers.tolist(), mine.tolist(), strict=True)])
         codes, starts = _plain_codes(lists, numbers, mine) if packing is None else packing.codes(lists, numbers, mine)
-        yield Rows(numbers, mine, ids, codes, starts)
+        yield ListRows(numbers, mine, ids, codes, starts)
 
 
 def lists_damaged_by_faiss(index: Any, parts: Sequence[int]) -> list[int]:
@@ -343,13 +343,13 @@ def _plain_codes(lists: Any, numbers: Ids, sizes: Ids) -> tuple[Codes, Ids]:
     return np.concatenate([memory(lists.get_codes(number), size) for number, size in pairs]).reshape(-1, width), starts
 
 
-def _rows_without_lists(index: Any) -> Iterator[Rows]:
+def _rows_without_lists(index: Any) -> Iterator[ListRows]:
     codes, none = memory(index.codes.data(), index.ntotal * index.code_size), np.zeros(1, np.int64)
     codes = codes.reshape(index.ntotal, index.code_size)
     step = _rows_at_once(index.code_size)
     for start in range(0, index.ntotal, step):
         stop = min(index.ntotal, start + step)
-        yield Rows(none, np.array([stop - start]), np.arange(start, stop), codes[start:stop], none)
+        yield ListRows(none, np.array([stop - start]), np.arange(start, stop), codes[start:stop], none)
 
 
 def _packing_of(index: Any) -> _Packing | None:

@@ -25,7 +25,7 @@ from components.errors import ArtifactError, ConfigError
 from components.index import merging, parts
 from components.index.config import IndexConfig
 from components.index.engine import FaissEngine, Piece, Settings, empty_index, inner_index, inverted_file, write_faiss
-from components.index.merging import Contents, Merge, Rows, can_merge, lists_damaged_by_faiss, rows_of
+from components.index.merging import Contents, ListRows, Merge, can_merge, lists_damaged_by_faiss, rows_of
 from components.index.parts import INDEX_FILE, merge_parts, open_part, train_template, write_part
 from components.index.refresh import changes_since, refresh_index
 from components.index.search import load_index
@@ -185,9 +185,9 @@ def test_contents_are_those_of_the_rows_in_their_order(key: str) -> None:
     assert "rows instead of the" in str(merge.difference(fewer))
 
 
-def rows_in(lists: list[int], ids: list[list[int]], codes: list[list[int]]) -> Rows:
+def rows_in(lists: list[int], ids: list[list[int]], codes: list[list[int]]) -> ListRows:
     sizes = np.array([len(some) for some in ids])
-    return Rows(np.array(lists), sizes, np.concatenate(ids), np.array(codes, np.uint8), np.cumsum(sizes) - sizes)
+    return ListRows(np.array(lists), sizes, np.concatenate(ids), np.array(codes, np.uint8), np.cumsum(sizes) - sizes)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def rows_in(lists: list[int], ids: list[list[int]], codes: list[list[int]]) -> R
         (rows_in([0], [[0, 3]], [[1, 2], [3, 4]]), "list 2 holds 0 rows instead of the 1 of the parts"),
     ],
 )
-def test_contents_differ_by_every_row_code_list_and_order(other: Rows, said: str | None) -> None:
+def test_contents_differ_by_every_row_code_list_and_order(other: ListRows, said: str | None) -> None:
     expected, found = Contents(), Contents()
     expected.add(rows_in([0, 2], [[0], [1]], [[1, 2], [5, 6]]), 0)
     expected.add(rows_in([0], [[1]], [[3, 4]]), 2)
