@@ -48,7 +48,7 @@ from components.tracking.registry import (
 from components.tracking.runs import evidence_links, run_link, version_link
 from flows.config import RetrainConfig
 from flows.recorder import Recorder
-from flows.reporting import emit, mlflow_address, show_candidate, verdict_line
+from flows.reporting import emit, mlflow_address, shown_if_possible
 from flows.runner import Step
 
 if TYPE_CHECKING:
@@ -121,6 +121,29 @@ class CandidateResult(BaseModel):
     def as_json(self) -> dict[str, Any]:
         """As plain values, without the fields that the flow does not set."""
         return {name: value for name, value in self.model_dump(mode="json").items() if name in self.model_fields_set}
+
+
+def verdict_line(result: CandidateResult) -> str:
+    """`candidate/2: pass`, the gates that did not pass, and whether anything was made."""
+    failed = [gate.name for gate in result.gates if gate.status != "pass"]
+    listed = f" (not passed: {', '.join(failed)})" if failed and result.verdict != "pass" else ""
+    return f"{result.candidate or 'no new candidate'}: {result.verdict}{listed}{', all from the cache' if result.cached else ''}"
+
+
+def show_candidate(result: CandidateResult, text: str, run_link: str) -> None:
+    """Gates, comparison and the way to MLflow on the page of the flow's run. `text`: the candidate's description, with MLflow's links."""
+    from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+    from prefect.context import FlowRunContext
+
+    if FlowRunContext.get() is None:  # Prefect would start a server for it
+        return
+    name, candidate = result.name, result.candidate
+    place = mlflow_address()
+    gates = [{"gate": gate.name, "status": gate.status, "reason": gate.reason} for gate in result.gates]
+    with shown_if_possible():
+        create_table_artifact(table=gates, key=f"{name}-gates", description=f"Gates of {candidate}: **{result.verdict}**")
+        create_markdown_artifact(markdown=text.replace("](#/", f"]({place}/#/"), key=f"{name}-candidate", description=str(candidate))
+        create_link_artifact(link=f"{place}/{run_link}", link_text="This run in MLflow", key=f"{name}-mlflow", description=str(candidate))
 
 
 def require_decidable(name: str) -> None:

@@ -25,11 +25,11 @@ from components.release.champion import candidate_model
 from components.release.open import PinnedRelease
 from components.settings import RETRIEVER_NAME, StepConfig
 from components.tracking.registry import find_version
-from flows.candidate import CandidateParts, CandidateResult, register_candidate, require_decidable
+from flows.candidate import CandidateParts, CandidateResult, register_candidate, require_decidable, verdict_line
 from flows.config import RetrainConfig, amend_config, load_config, nested
 from flows.parameters import NO_SETTINGS, NOTHING, Name, Preset, ReleaseRef, SettingsForm, require_steps, steps_form
 from flows.recorder import Recorder, recorded_flow
-from flows.reporting import emit, ended, run_name, say, shown_as_cancelled, verdict_line
+from flows.reporting import emit, ended, run_name, say, shown_as_cancelled
 from flows.steps import checked_validation, delta_step, evaluation_step, refresh_step, snapshot_step, typed
 
 

@@ -20,12 +20,12 @@ from components.release.manifest import EVALUATION_FOLDER
 from components.release.open import PinnedRelease
 from components.tracking.runs import FlowRun
 from flows.adopt import adopted_run
-from flows.candidate import CandidateParts, CandidateResult, register_candidate
+from flows.candidate import CandidateParts, CandidateResult, register_candidate, verdict_line
 from flows.config import RetrainConfig, amend_config
 from flows.parameters import NO_SETTINGS, NOTHING, Name, Preset, ReleaseRef, SettingsForm, require_steps
 from flows.recorder import Recorder, recorded_flow
 from flows.refresh_index import RefreshConfig, checked_data, configured, describe_changes, open_base, requested_refresh, unknown_queries
-from flows.reporting import ended, run_name, shown_as_cancelled, verdict_line
+from flows.reporting import ended, run_name, shown_as_cancelled
 from flows.retrain import AGAIN, Again, build_parts
 from flows.runner import Step
 from flows.steps import at_commits, evaluation_step, generation_step, student_step, targets_step, typed, untrained_key

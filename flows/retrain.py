@@ -15,12 +15,12 @@ from prefect import flow
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact, parents_of
 from components.distillation.train import StudentInputs
 from components.evaluation.systems import EvaluationInputs
-from flows.candidate import CandidateParts, CandidateResult, register_candidate, require_decidable
+from flows.candidate import CandidateParts, CandidateResult, register_candidate, require_decidable, verdict_line
 from flows.config import RetrainConfig
 from flows.parameters import NO_SETTINGS, NOTHING, NameOrEmpty, Preset, SettingsForm, requested_config, require_steps, steps_form
 from flows.planning import require_room_for
 from flows.recorder import Recorder, recorded_flow
-from flows.reporting import ended, run_name, say, shown_as_cancelled, verdict_line
+from flows.reporting import ended, run_name, say, shown_as_cancelled
 from flows.runner import Step
 from flows.steps import (
     at_commits,

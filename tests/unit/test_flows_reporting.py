@@ -21,10 +21,10 @@ from components.gates.decision import GateResult
 from components.tracking import runs as runs_in_mlflow
 from components.tracking.provenance import collect_provenance
 from flows import servers
-from flows.candidate import CandidateResult
+from flows.candidate import CandidateResult, verdict_line
 from flows.cli.main import main
 from flows.parameters import require_steps
-from flows.reporting import LOG, logged_lines, run_name, say, tell_approved, verdict_line
+from flows.reporting import LOG, logged_lines, run_name, say, tell_approved
 from flows.servers import ServerError
 from flows.webhook import Watch
 
