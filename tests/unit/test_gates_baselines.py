@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from components.errors import ConfigError
 from components.evaluation.report import Evaluation
 from components.gates.config import PolicyConfig
-from components.gates.decide import Evidence, GateDecision, decide, require_measured
+from components.gates.decide import GateDecision, GateInputs, decide, require_measured
 from components.gates.decision import GateResult
 from components.gates.policy import recorded_policy
 from components.gates.quality import quality_gates
@@ -38,7 +38,7 @@ def evaluation(changes: Mapping[tuple[str, str], ArrayLike]) -> Evaluation:
 
 
 def decided(report: Evaluation, policy: PolicyConfig = POLICY) -> GateDecision:
-    return decide(Evidence(report, facts=FACTS), policy)
+    return decide(GateInputs(report, facts=FACTS), policy)
 
 
 def gate(decision: GateDecision, name: str) -> GateResult:
