@@ -10,6 +10,7 @@ from pathlib import Path
 PACKAGES = {
     "model_signing": "model-signing with pyopenssl",
     "cyclonedx": "cyclonedx-python-lib[json-validation]",
+    "openlineage": "openlineage-python",  # sends our events to a receiver
     "datasets": "datasets",  # reads the sets of NanoBEIR for sentence-transformers' evaluator
 }
 
