@@ -32,6 +32,7 @@ from components.release.manifest import EVALUATION_FOLDER, BaseModelPin, Lineage
 from components.signing.keys import SigningKey, load_signing_key, trusted_keys
 from components.signing.statements import signed_by
 from components.tracking import labels
+from components.tracking import promotion_records as record_store
 
 SPECIFICATION = "1.6"
 PREFIX = "scalingnote:"
@@ -433,7 +434,7 @@ class _Events:
 
     def _promotions(self) -> Iterator[dict[str, Any]]:
         """The records that made this release the champion."""
-        for record in self.witness.records if self._is_release() else ():
+        for record in record_store.standing(self.witness.records) if self._is_release() else ():
             if int(record["to_version"]) != self.opened.info.version:
                 continue
             release = _dataset(self.namespace, self.opened.info.name, self.opened.artifact.digest)

@@ -23,6 +23,7 @@ from components.release.reviewers import OVERRIDE
 from components.text import written
 from components.tracking import labels, registry, store
 from components.tracking import promotion_records as record_store
+from components.tracking.promotion_records import standing
 
 if TYPE_CHECKING:
     from components.tracking.audit_log import AuditEntry
@@ -133,7 +134,7 @@ def _new_copy(name: str, candidate: VersionInfo, records: Sequence[Record]) -> i
 
 def _promoted(approval: Approval, records: Sequence[Record]) -> bool:
     """A promotion record cannot be amended."""
-    return any(int(record["to_version"]) == approval.release_version for record in records)
+    return any(int(record["to_version"]) == approval.release_version for record in standing(records))
 
 
 def _adds_reason(approval: Approval, records: Sequence[Record], reason: str) -> bool:

@@ -32,6 +32,7 @@ from components.signing.keys import TrustedKey, trusted_keys
 from components.signing.statements import check_audit, check_records, check_release
 from components.text import written
 from components.tracking.packaging import check_package
+from components.tracking.promotion_records import standing
 from components.tracking.server.permissions import POLICY_VARIABLE, sources
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def _installed_policy(store: Store) -> str:
     foreign = foreign_policy(load_release(store.copies()[0]).config.get("policy", {}), bool(record), installed)
     if foreign is None:
         return "one of this installation's"
-    promoted = [r for r in store.records() if r["action"] == "promote" and r["to_version"] == record.get("to_version")]
+    promoted = [r for r in standing(store.records()) if r["action"] == "promote" and r["to_version"] == record.get("to_version")]
     if promoted and (why := promoted[-1].get("override")):
         return f"{RED} let through by {promoted[-1].get('override_by') or promoted[-1].get('approved_by')}: {why}. {foreign}"
     raise ArtifactError(f"{foreign} Keep the policies of earlier releases in that folder too ({POLICY_VARIABLE} names it).")
@@ -170,7 +171,7 @@ def _claims(store: Store, manifest: ReleaseManifest, folder: Path) -> str:
     record = store.record()
     if record is None:
         return "no record makes any"
-    about = [found for found in store.records() if int(found["to_version"]) == int(record["to_version"])]
+    about = [found for found in standing(store.records()) if int(found["to_version"]) == int(record["to_version"])]
     promoted = next((found for found in about if found["action"] == "promote"), None)
     if promoted is None:
         raise ArtifactError(f"Record {record['sequence']} leads to release/{record['to_version']}, which no record ever promoted.")

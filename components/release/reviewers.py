@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from components import settings
 from components.errors import ArtifactError, PromotionError
 from components.release.champion import Record
-from components.text import written
+from components.text import reads_like, written
 from components.tracking import audit_log as audit
 from components.tracking import labels, store
 from components.tracking import promotion_records as record_store
+from components.tracking.promotion_records import standing
 from components.tracking.server.calls import MAX_VALUE
 
 if TYPE_CHECKING:
@@ -57,14 +58,14 @@ def require_trail(records: Sequence[Record]) -> list[AuditEntry] | None:
                 "`scalingnote ui --auth`, and restore its audit log if it was there before."
             )
         return None
-    for record in records:
+    for record in standing(records):
         require_entry(record, entries)
     return entries
 
 
 def require_entry(record: Record, entries: Sequence[AuditEntry]) -> None:
     """Raise ArtifactError when the audit log does not hold the entry that a promotion record rests on, or it proves something else."""
-    digest, number = record.get("audit_digest"), int(record.get("audit_sequence") or 0)
+    number, digest = proof_of(record)
     if digest is None:
         return
     if not (0 < number <= len(entries) and entries[number - 1].digest == digest):
@@ -74,6 +75,12 @@ def require_entry(record: Record, entries: Sequence[AuditEntry]) -> None:
         )
     if wrong := _not_proven(record, entries[number - 1]):
         raise ArtifactError(f"Promotion record {record['sequence']} rests on the audit entry {number}, which does not prove it: {wrong}.")
+
+
+def proof_of(record: Record) -> tuple[int, str | None]:
+    """Number and digest of the audit entry that a record rests on; the number is 0 where somebody wrote none that it could be."""
+    number, digest = record.get("audit_sequence"), record.get("audit_digest")
+    return number if type(number) is int and number > 0 else 0, None if digest is None else str(digest)
 
 
 def _not_proven(record: Record, entry: AuditEntry) -> str | None:
@@ -130,7 +137,7 @@ def require_independent(entries: Sequence[AuditEntry], candidate: tuple[str, int
         )
     for model, version in (candidate, *((pin.model, pin.version) for _, pin in manifest.pins.items())):
         made = creator(entries, model, version)
-        if made is not None and made.person.casefold() == person.casefold():
+        if made is not None and reads_like(made.person) == reads_like(person):
             raise PromotionError(
                 f"'{person}' made {model}/{version} (audit entry {made.sequence}) and cannot approve it: nobody approves their own "
                 "work. Another reviewer has to."
@@ -196,7 +203,7 @@ def tag_act(entries: Sequence[AuditEntry], release: VersionInfo, key: str) -> Ac
 
 
 def _why_expected(records: Sequence[Record]) -> str | None:
-    if rested := next((record for record in reversed(records) if record.get("audit_digest")), None):
+    if rested := next((record for record in reversed(standing(records)) if record.get("audit_digest")), None):
         return f"Promotion record {rested['sequence']} rests on the entry {rested['audit_sequence']} of an audit log"
     if (user := store.signed_in_as()) is not None:
         return f"'{user}' signs in to {settings.tracking_uri()}"

@@ -129,11 +129,17 @@ def artifact_folder(model_name: str, version: int, fresh: bool = False) -> Path:
     folder = local_path(location)
     if folder is None:
         return _download(f"{location}/{SEALED_PATH}", fresh)
-    if not (folder / SEALED_PATH).is_dir():
+    sealed, root = folder / SEALED_PATH, settings.artifact_root()
+    if sealed.is_relative_to(root) and not sealed.resolve().is_relative_to(root.resolve()):
+        raise ArtifactError(
+            f"{sealed} leads out of the artifact store through a link, and what it leads to can change after it was checked. Put the files "
+            "themselves there."
+        )
+    if not sealed.is_dir():
         raise ArtifactError(
             f"The files of {model_name}/{version} are not at {folder}. Restore the artifact store, or register the artifact again."
         )
-    return folder / SEALED_PATH
+    return sealed
 
 
 def local_files(model_name: str, version: int) -> Path | None:
