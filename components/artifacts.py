@@ -190,10 +190,12 @@ def read_bounded(path: Path, most: int) -> bytes:
     Raises ArtifactError for a larger one, a folder, a pipe or a device, and OSError as opening does.
     """
     # Without waiting for whoever writes into a pipe; a plain file knows no such waiting.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        state = os.fstat(file.fileno())
-        if not stat.S_ISREG(state.st_mode):
-            raise ArtifactError(f"{path} is no plain file. Put the file itself there.")
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    state = os.fstat(handle)
+    if not stat.S_ISREG(state.st_mode):
+        os.close(handle)
+        raise ArtifactError(f"{path} is no plain file. Put the file itself there.")
+    with os.fdopen(handle, "rb") as file:
         content = file.read(most + 1) if state.st_size <= most else b""
     if len(content) > most or state.st_size > most:
         size = max(state.st_size, len(content))

@@ -97,6 +97,8 @@ def _compare(root: Path, listed: dict[str, str], found: dict[str, Path]) -> None
             f"{root}: {cached[0]} is byte code, which Python runs in place of the source that was registered. Delete every folder "
             "__pycache__ there. Versions of today leave none when MLflow loads them; older ones do."
         )
+    if linked := next((path for path in root.rglob("*") if path.is_symlink()), None):
+        raise ArtifactError(f"{linked} is a link, and what it leads to can change. Put the file itself there.")
     if strange := sorted(set(listed) ^ set(found)):
         what = "is missing" if strange[0] in listed else "does not belong there"
         raise ArtifactError(f"{root}: the file {strange[0]}, with which MLflow loads the version, {what}. Restore the model's folder.")

@@ -28,6 +28,7 @@ from components.text import reads_like
 from components.tracking import embedded, registry
 from components.tracking import promotion_records as record_store
 from components.tracking.audit_log import append_entry, read_audit
+from components.tracking.packaging import SEALED_PATH
 from components.tracking.server.bootstrap import load_users
 from components.tracking.server.permissions import load_permissions, local_files
 from components.tracking.store import client
@@ -219,15 +220,11 @@ def test_a_change_through_a_hard_link_is_seen_at_the_next_look(part: Path) -> No
 
 def test_a_folder_of_the_store_that_leads_out_of_it_is_refused(home: Path, tmp_path: Path) -> None:
     root = settings.artifact_root()
-    make_part(root / "1" / "models" / "m" / "artifacts" / "artifact", "index")
+    make_part(root / "1" / "models" / "m" / "artifacts" / SEALED_PATH, "index")
     source = root / "1" / "models" / "m" / "artifacts"
     registry.ensure_model("thing")
     client().create_model_version("thing", source=source.as_uri(), await_creation_for=0)
-    try:
-        folder = registry.artifact_folder("thing", 1)
-    except ArtifactError as error:
-        pytest.fail(str(error))
-    assert verify(folder).kind == "index"
+    assert verify(registry.artifact_folder("thing", 1)).kind == "index"
     shutil.move(root / "1", tmp_path / "elsewhere")
     (root / "1").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ArtifactError, match="leads out of the artifact store through a link"):

@@ -16,6 +16,7 @@ from components import settings
 from components.artifacts import digest_of
 from components.errors import ArtifactError, ConfigError, PromotionError
 from components.lineage.graph import follow
+from components.lineage.standards import cyclonedx_of, openlineage_of
 from components.promotion.approval import approve
 from components.promotion.promote import promote, rollback, trusted
 from components.promotion.record import rotate, strike, vouch
@@ -30,7 +31,9 @@ from components.tracking import promotion_records as record_store
 from components.tracking.promotion_records import standing, struck_out
 from components.tracking.store import clear_caches, client
 from tests.flows.cli_world import assert_refused, at_home, scalingnote
+from tests.openlineage_world import problems_of
 from tests.unit.promotion_world import GOOD, NAME, into_mlflow, make_candidate, no_smoke
+from tests.unit.test_promotion_trace_exports import require_valid
 
 WHO = ("--as", "Ada", "--reason", "nobody promoted it")
 FORGED = {
@@ -134,7 +137,10 @@ def test_what_was_struck_out_is_shown_in_red_ever_after(champion: Path) -> None:
     assert "     reason: nobody promoted it" in lines
     entries = scalingnote("history", "--name", NAME, "--json").result["history"]
     assert [entry["struck_by"] for entry in entries] == [None, 3, None, None]
-    assert "struck_out_by" in follow(NAME, "release/2").text()
+    found = follow(NAME, "release/2")
+    assert "struck_out_by" in found.text()
+    assert problems_of(openlineage_of(found)) == []
+    require_valid(cyclonedx_of(found))
 
 
 def test_a_chain_with_a_strike_verifies_from_its_files_alone(champion: Path) -> None:
