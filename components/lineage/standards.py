@@ -435,7 +435,7 @@ class _Events:
     def _promotions(self) -> Iterator[dict[str, Any]]:
         """The records that made this release the champion."""
         for record in record_store.standing(self.witness.records) if self._is_release() else ():
-            if int(record["to_version"]) != self.opened.info.version:
+            if record.get("to_version") != self.opened.info.version:
                 continue
             release = _dataset(self.namespace, self.opened.info.name, self.opened.artifact.digest)
             known = str(record.get("digest") or digest_of(record))

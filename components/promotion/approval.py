@@ -134,7 +134,7 @@ def _new_copy(name: str, candidate: VersionInfo, records: Sequence[Record]) -> i
 
 def _promoted(approval: Approval, records: Sequence[Record]) -> bool:
     """A promotion record cannot be amended."""
-    return any(int(record["to_version"]) == approval.release_version for record in standing(records))
+    return any(record.get("to_version") == approval.release_version for record in standing(records))
 
 
 def _adds_reason(approval: Approval, records: Sequence[Record], reason: str) -> bool:

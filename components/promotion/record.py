@@ -452,8 +452,9 @@ def _is_uncovered(records: Sequence[Record], version: int) -> bool:
 def _require_no_strike(records: Sequence[Record]) -> None:
     """A strike that no trusted key signed is not made right by a signature that somebody gives for all records, perhaps without a look."""
     covered = covered_records(records, trusted_keys()) if trusted_keys() else len(records)
-    if strike := next((record for record in records[covered:] if record.get("action") == STRIKE), None):
-        number = strike["sequence"]
+    struck = record_store.struck_out(records)
+    live = (record["sequence"] for record in records[covered:] if record.get("action") == STRIKE and record["sequence"] not in struck)
+    if number := next(live, 0):
         raise PromotionError(f"Promotion record {number} strikes out others, and no trusted key signed it. {FORGED.format(number)}")
 
 

@@ -203,7 +203,7 @@ def _who(entry: dict[str, Any]) -> str:
         signed_in = f"by {entry['approved_by']} ({entry['role']}, signed in){named}"
         return f"{signed_in}, audit entry {entry['audit_sequence']} {entry['audit_digest'][:12]}"
     person = entry["approved_by"]
-    return "by nobody known (unauthenticated)" if person == "unauthenticated" else f"by {person} (as claimed, unauthenticated)"
+    return "by nobody known (unauthenticated)" if person in (None, "unauthenticated") else f"by {person} (as claimed, unauthenticated)"
 
 
 # --- What is served, what waits for a reviewer, and whether aliases and records agree.

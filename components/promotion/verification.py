@@ -171,7 +171,7 @@ def _claims(store: Store, manifest: ReleaseManifest, folder: Path) -> str:
     record = store.record()
     if record is None:
         return "no record makes any"
-    about = [found for found in standing(store.records()) if int(found["to_version"]) == int(record["to_version"])]
+    about = [found for found in standing(store.records()) if found.get("to_version") == record["to_version"]]
     promoted = next((found for found in about if found["action"] == "promote"), None)
     if promoted is None:
         raise ArtifactError(f"Record {record['sequence']} leads to release/{record['to_version']}, which no record ever promoted.")

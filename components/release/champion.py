@@ -62,7 +62,7 @@ class Override(NamedTuple):
 
 def override_of(records: Sequence[Record], version: int) -> Override | None:
     """The override that release `version` was promoted with, also after a rollback to it; None when its gates passed."""
-    promoted = [r for r in standing(records) if r["action"] == "promote" and int(r["to_version"]) == version and r.get("override")]
+    promoted = [r for r in standing(records) if r["action"] == "promote" and r["to_version"] == version and r.get("override")]
     if not promoted:
         return None
     last = promoted[-1]
@@ -142,8 +142,6 @@ def replay(records: Sequence[Record]) -> list[int]:
     """
     stack: list[int] = []
     for record in standing(records):
-        if record.get("action") == "vouch" and record.get("to_version") is None and not stack:
-            continue  # all before it was struck out
         action, target, passed_over = _step_of(record)
         if stack and stack[-1] == target:
             continue
@@ -181,7 +179,7 @@ def _step_of(record: Record) -> tuple[str, int, set[int]]:
 
 def newest_promoted(records: Sequence[Record]) -> int:
     """The highest number of a release that a record names; 0 for none. Raises ArtifactError as `replay` does."""
-    return max((_step_of(record)[1] for record in standing(records) if record.get("to_version") is not None), default=0)
+    return max((_step_of(record)[1] for record in standing(records)), default=0)
 
 
 def expected_aliases(records: Sequence[Record]) -> Aliases:
@@ -203,7 +201,11 @@ def was_interrupted(records: Sequence[Record], aliases: Aliases) -> bool:
     """
     if not records:
         return False
-    before, after = expected_aliases(records[:-1]), expected_aliases(records)
+    after = expected_aliases(records)
+    try:
+        before = expected_aliases(records[:-1])
+    except ArtifactError:  # a forged record stood there, which the newest one strikes out
+        return False
     return aliases != after and aliases in (before, Aliases(after.champion, before.previous))
 
 
@@ -374,4 +376,4 @@ def verified_evaluation(folder: Path, digest: str) -> Evaluation:
 
 def record_of(records: Sequence[Record], version: int) -> Record | None:
     """The newest record that moved the champion to `version`."""
-    return next((record for record in reversed(standing(records)) if int(record["to_version"]) == version), None)
+    return next((record for record in reversed(standing(records)) if record.get("to_version") == version), None)

@@ -91,15 +91,15 @@ def _not_proven(record: Record, entry: AuditEntry) -> str | None:
         return f"it is a call that was {entry.outcome}" if act else "nobody was signed in"
     if (act.person, act.role) != said:
         return f"it is an act of {act.person} ({act.role}), the record names {said[0]} ({said[1]})"
-    copied = entry.action == "create_model_version" and entry.is_of(f"{record.get('retriever')}-release", int(record["to_version"]))
-    left = None if record["action"] == "vouch" else int(record.get("from_version") or 0)
+    to, left = (found if type(found := record.get(place)) is int else 0 for place in ("to_version", "from_version"))
+    copied = entry.action == "create_model_version" and entry.is_of(f"{record.get('retriever')}-release", to)
     rolled_back = (
         entry.action == "set_version_tag"
-        and entry.is_of(f"{record.get('retriever')}-release", left)
+        and entry.is_of(f"{record.get('retriever')}-release", None if record.get("action") == "vouch" else left)
         and entry.subject.get("key") == labels.PREFIX + ROLLED_BACK
     )
     proofs = {"promote": copied, "rollback": rolled_back, "vouch": copied or rolled_back}
-    if proofs.get(str(record["action"]), False):
+    if proofs.get(str(record.get("action")), False):
         return None
     return f"it is the call {entry.action} on {entry.subject.get('model')}/{entry.subject.get('version')}"
 

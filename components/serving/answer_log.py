@@ -289,7 +289,7 @@ def _standing(answer: Answer) -> str:
     if answer.model != release_model(answer.retriever):
         return "a candidate"
     before = [record for record in record_store.read_records(answer.retriever) if str(record.get("recorded_at", "")) <= answer.at]
-    if (decided := standing(before)) and int(decided[-1]["to_version"]) == answer.version:
+    if (decided := standing(before)) and decided[-1].get("to_version") == answer.version:
         return f"champion by promotion record {decided[-1]['sequence']}"
     return "not the champion"
 

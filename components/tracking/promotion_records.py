@@ -81,9 +81,16 @@ def read_records(retriever_name: str, unread: bool = False) -> list[dict[str, An
 
 
 def standing(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The records that decide: neither those that were struck out as forged nor the strikes. Raises ArtifactError as `struck_out`."""
+    """The records that decide: neither those that were struck out as forged nor the strikes, nor one that only vouches for such.
+
+    Raises ArtifactError as `struck_out`.
+    """
     struck = struck_out(records)
-    return [record for record in records if record.get("action") != STRIKE and record.get("sequence") not in struck]
+    return [record for record in records if record.get("sequence") not in struck and not _is_silent(record)]
+
+
+def _is_silent(record: Mapping[str, Any]) -> bool:
+    return record.get("action") == STRIKE or (record.get("action") == "vouch" and record.get("to_version") is None)
 
 
 def struck_out(records: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
@@ -509,6 +516,7 @@ def _require(name: str, experiment_active: bool, anchor: str, chain_active: bool
 # --- Promotion records read from their files alone, as in a backup of the artifact store: no server and no database is asked.
 
 
+_MOST_LOST = 10_000  # records without a file in one chain
 _OVERTAKEN = " overtaken"  # no field of a record begins with a space
 
 
@@ -527,7 +535,7 @@ def read_record_files(root: Path, retriever_name: str) -> list[dict[str, Any]]:
     if problems and not places:
         raise ArtifactError(problems[0])
     newest, gap = max(places, default=0), next(number for number in count(1) if number not in places)
-    if gap < newest - len(places):  # one that nobody can count to
+    if newest - len(places) > _MOST_LOST:  # one that nobody can count to
         raise ArtifactError(f"{root}: the file of promotion record {gap} is missing.")
     for number in range(newest, 0, -1):
         if number not in places:

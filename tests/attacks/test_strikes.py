@@ -32,7 +32,7 @@ from components.tracking.promotion_records import standing, struck_out
 from components.tracking.store import clear_caches, client
 from tests.flows.cli_world import assert_refused, at_home, scalingnote
 from tests.openlineage_world import problems_of
-from tests.unit.promotion_world import GOOD, NAME, into_mlflow, make_candidate, no_smoke
+from tests.unit.promotion_world import GOOD, NAME, Killed, into_mlflow, make_candidate, no_smoke
 from tests.unit.test_promotion_trace_exports import require_valid
 
 WHO = ("--as", "Ada", "--reason", "nobody promoted it")
@@ -293,6 +293,25 @@ def test_readers_without_trusted_keys_follow_a_strike_only_if_it_is_signed(champ
     forge({"action": "strike", "to_version": None, "struck": {str(n): r["digest"] for n, r in numbered().items()}})
     with pytest.raises(ArtifactError, match="record 4 strikes out others and is not signed, so it was forged"):
         served()
+
+
+@pytest.mark.parametrize("kind", ["a promotion", "a record of no form"])
+def test_a_strike_that_was_killed_before_the_aliases_followed_serves_and_is_finished(
+    champion: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forge(FORGERIES[kind])
+    registry.set_alias(f"{NAME}-release", "champion", 2)
+
+    def killed(name: str) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("components.promotion.record.settle_aliases", killed)
+        strike(NAME, 2, "Ada", "forged")
+    assert served() == 1 and "The alias 'champion' points at release/2" in str(trusted(NAME).alarm)
+    with pytest.raises(PromotionError, match="has no promotion record 9"):
+        strike(NAME, 9, "Ada", "forged")
+    assert promote(NAME, no_smoke).to_version == 2 and registry.alias(f"{NAME}-release", "previous") == 1 and holds()
 
 
 def test_a_rotation_and_a_first_record_that_was_forged_leave_a_way_on(champion: Path) -> None:
