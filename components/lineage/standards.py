@@ -27,12 +27,11 @@ from components.errors import ModelError
 from components.evaluation.report import Summary, load_summary
 from components.lineage.graph import Trace
 from components.lineage.release_graph import Opened, approvals, call_witness, moment, promotions, time_text, value_text
-from components.release.champion import CHAMPION, release_model
+from components.release.champion import CHAMPION, release_model, standing
 from components.release.manifest import EVALUATION_FOLDER, BaseModelPin, LineageNode, Pin
 from components.signing.keys import SigningKey, load_signing_key, trusted_keys
 from components.signing.statements import signed_by
 from components.tracking import labels
-from components.tracking import promotion_records as record_store
 
 SPECIFICATION = "1.6"
 PREFIX = "scalingnote:"
@@ -434,7 +433,7 @@ class _Events:
 
     def _promotions(self) -> Iterator[dict[str, Any]]:
         """The records that made this release the champion."""
-        for record in record_store.standing(self.witness.records) if self._is_release() else ():
+        for record in standing(self.witness.records) if self._is_release() else ():
             if record.get("to_version") != self.opened.info.version:
                 continue
             release = _dataset(self.namespace, self.opened.info.name, self.opened.artifact.digest)

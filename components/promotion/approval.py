@@ -16,14 +16,13 @@ from components.artifacts import verify
 from components.errors import PromotionError
 from components.gates.policy import foreign_policy
 from components.release import reviewers
-from components.release.champion import Record, candidate_model, expected_aliases, newest_promoted, release_model
+from components.release.champion import Record, candidate_model, expected_aliases, newest_promoted, release_model, standing
 from components.release.manifest import load_release
 from components.release.open import candidate_number, describe_versions
 from components.release.reviewers import OVERRIDE
 from components.text import written
 from components.tracking import labels, registry, store
 from components.tracking import promotion_records as record_store
-from components.tracking.promotion_records import standing
 
 if TYPE_CHECKING:
     from components.tracking.audit_log import AuditEntry

@@ -35,6 +35,7 @@ from components.release.champion import (
     lost,
     release_model,
     settle_aliases,
+    standing,
 )
 from components.release.manifest import EVALUATION_FOLDER, ReleaseManifest, load_release
 from components.release.open import recorded_digest, resolve
@@ -51,7 +52,7 @@ from components.signing.statements import (
 from components.text import written
 from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
-from components.tracking.promotion_records import FORGED, STRIKE, UNREADABLE, standing
+from components.tracking.promotion_records import FORGED, STRIKE, UNREADABLE
 from components.tracking.provenance import claimed_user
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from components.artifacts import read_bounded, strict_json, write_json
 from components.errors import ArtifactError, ConfigError, PromotionError, ScalingNoteError
 from components.promotion.approval import CLOCK_SLACK, moment_of, rejection
 from components.promotion.promote import last_look, waiting_for_promotion
-from components.release.champion import RED, Record, candidate_model, expected_aliases, override_of, trusted
+from components.release.champion import RED, Record, candidate_model, expected_aliases, override_of, standing, trusted
 from components.release.open import champion_index
 from components.release.reviewers import proof_of
 from components.signing.statements import require_vouched, signed_by
@@ -21,7 +21,7 @@ from components.text import one_line, reads_like
 from components.tracking import audit_log as audit
 from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
-from components.tracking.promotion_records import STRIKE, UNREADABLE, standing, struck_out
+from components.tracking.promotion_records import STRIKE, UNREADABLE, struck_out
 from components.tracking.runs import last_flow_run
 from components.tracking.store import TrackingError
 

@@ -16,7 +16,7 @@ from components.gates.decision import load_facts
 from components.gates.policy import foreign_policy, policy_digest, recorded_policy
 from components.index.opening import merge_fault_of
 from components.promotion.verified_stores import FolderStore, RegistryStore, Store
-from components.release.champion import CHAMPION, RED, Record, baseline_evaluation, trusted
+from components.release.champion import CHAMPION, RED, Record, baseline_evaluation, standing, trusted
 from components.release.manifest import (
     COMPARISON_FOLDER,
     EVALUATION_FOLDER,
@@ -32,7 +32,6 @@ from components.signing.keys import TrustedKey, trusted_keys
 from components.signing.statements import check_audit, check_records, check_release
 from components.text import written
 from components.tracking.packaging import check_package
-from components.tracking.promotion_records import standing
 from components.tracking.server.permissions import POLICY_VARIABLE, sources
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from components.release.manifest import EVALUATION_FOLDER, load_release
 from components.templates import plain
 from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
-from components.tracking.promotion_records import FORGED, standing
+from components.tracking.promotion_records import FORGED, STRIKE, struck_out
 
 if TYPE_CHECKING:
     from components.evaluation.report import Evaluation
@@ -130,6 +130,19 @@ def candidate_model(name: str) -> str:
 def release_model(name: str) -> str:
     """Registered model that holds approved releases; serving follows its alias `champion`."""
     return f"{name}-release"
+
+
+def standing(records: Sequence[Record]) -> list[Record]:
+    """The records that decide: neither those that were struck out as forged nor the strikes, nor one that only vouches for such.
+
+    Raises ArtifactError as `struck_out`.
+    """
+    struck = struck_out(records)
+    return [record for record in records if record.get("sequence") not in struck and not _is_silent(record)]
+
+
+def _is_silent(record: Record) -> bool:
+    return record.get("action") == STRIKE or (record.get("action") == "vouch" and record.get("to_version") is None)
 
 
 def replay(records: Sequence[Record]) -> list[int]:

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 
 from components import settings
 from components.errors import ArtifactError, PromotionError
-from components.release.champion import Record
+from components.release.champion import Record, standing
 from components.text import reads_like, written
 from components.tracking import audit_log as audit
 from components.tracking import labels, store
 from components.tracking import promotion_records as record_store
-from components.tracking.promotion_records import standing
 from components.tracking.server.calls import MAX_VALUE
 
 if TYPE_CHECKING:

@@ -27,9 +27,8 @@ from components.artifacts import digest_of, open_private, write_atomic
 from components.errors import ArtifactError, ConfigError, DataError
 from components.lineage.graph import ANSWER, Trace, checked_index, find_documents
 from components.lineage.release_graph import Node, Opened, open_version, release_node
-from components.release.champion import release_model
+from components.release.champion import release_model, standing
 from components.tracking import promotion_records as record_store
-from components.tracking.promotion_records import standing
 
 if TYPE_CHECKING:
     from components.serving.retriever import Hit

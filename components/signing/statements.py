@@ -31,10 +31,11 @@ from components.artifacts import (
     write_json,
 )
 from components.errors import ArtifactError
+from components.release.champion import standing
 from components.release.manifest import ReleaseManifest, load_release
 from components.release.reviewers import require_entry, require_logged_heads
 from components.signing.keys import SigningKey, TrustedKey, key_id, load_signing_key, trusted_keys, usable_key
-from components.tracking.promotion_records import FORGED, STRIKE, standing, struck_out
+from components.tracking.promotion_records import FORGED, STRIKE, struck_out
 
 if TYPE_CHECKING:
     from components.tracking.audit_log import AuditEntry

@@ -80,25 +80,11 @@ def read_records(retriever_name: str, unread: bool = False) -> list[dict[str, An
     return _read(retriever_name, unread)[1]
 
 
-def standing(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The records that decide: neither those that were struck out as forged nor the strikes, nor one that only vouches for such.
-
-    Raises ArtifactError as `struck_out`.
-    """
-    struck = struck_out(records)
-    return [record for record in records if record.get("sequence") not in struck and not _is_silent(record)]
-
-
-def _is_silent(record: Mapping[str, Any]) -> bool:
-    return record.get("action") == STRIKE or (record.get("action") == "vouch" and record.get("to_version") is None)
-
-
 def struck_out(records: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
     """Number of each record that does not count -> the strike that says so, which a later strike can strike out in its turn.
 
-    A strike names, each with its digest, the first forged record and all that came between it and the strike, and the record before them,
-    which the chain cannot vouch for where one of them is unreadable. Whose signature a strike needs is for
-    `components.signing.statements.check_records` to ask. Raises ArtifactError for a strike of another form.
+    A strike names, each with its digest, the first forged record, all that came between it and the strike, and the record before, which
+    one that is unreadable does not name. Raises ArtifactError for a strike of another form; whose signature it has, `check_records` asks.
     """
     digests = {record.get("sequence"): record.get("digest") for record in records}
     found: dict[int, Mapping[str, Any]] = {}
@@ -526,12 +512,10 @@ def read_record_files(root: Path, retriever_name: str) -> list[dict[str, Any]]:
     problems: list[str] = []
     for path in _record_paths(root, retriever_name):
         try:
-            record = _read_file(path)
+            if (record := _read_file(path)).get("retriever") == retriever_name:
+                places.setdefault(int(record["sequence"]), []).append({**record, _OVERTAKEN: path.with_name(OVERTAKEN_FILE).is_file()})
         except (ArtifactError, OSError) as error:
             problems.append(str(error))
-            continue
-        if record.get("retriever") == retriever_name:
-            places.setdefault(int(record["sequence"]), []).append({**record, _OVERTAKEN: path.with_name(OVERTAKEN_FILE).is_file()})
     if problems and not places:
         raise ArtifactError(problems[0])
     newest, gap = max(places, default=0), next(number for number in count(1) if number not in places)

@@ -22,13 +22,13 @@ from components.promotion.promote import promote, rollback, trusted
 from components.promotion.record import rotate, strike, vouch
 from components.promotion.status import status_of
 from components.promotion.verification import verify_folder, verify_release
-from components.release.champion import RED, expected_aliases
+from components.release.champion import RED, expected_aliases, standing
 from components.serving.loader import require_signed
 from components.signing.keys import KEY_VARIABLE, make_key, public_file
 from components.signing.statements import record_signer
 from components.tracking import embedded, registry
 from components.tracking import promotion_records as record_store
-from components.tracking.promotion_records import standing, struck_out
+from components.tracking.promotion_records import struck_out
 from components.tracking.store import clear_caches, client
 from tests.flows.cli_world import assert_refused, at_home, scalingnote
 from tests.openlineage_world import problems_of
