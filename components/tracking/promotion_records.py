@@ -20,6 +20,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
@@ -142,14 +143,11 @@ def _unreadable(number: int, digest: str, problem: str) -> dict[str, Any]:
 def _require_read(records: Sequence[Mapping[str, Any]]) -> None:
     """Raise ArtifactError for the first record that could not be read, unless it was struck out."""
     lost = [record for record in records if record.get("action") == UNREADABLE and "problem" in record]
-    if not lost:
-        return
-    try:
-        struck = struck_out(records)
-    except ArtifactError:  # what is lost is said first
-        struck = {}
-    if left := [record for record in lost if record["sequence"] not in struck]:
-        raise ArtifactError(f"{left[0]['problem']} {FORGED.format(left[0]['sequence'])}")
+    struck: Mapping[int, Any] = {}
+    with suppress(ArtifactError):  # what is lost is said first
+        struck = struck_out(records) if lost else {}
+    if left := next((record for record in lost if record["sequence"] not in struck), None):
+        raise ArtifactError(f"{left['problem']} {FORGED.format(left['sequence'])}")
 
 
 def _refuse_renamed(retriever_name: str) -> None:
@@ -516,27 +514,29 @@ def read_record_files(root: Path, retriever_name: str) -> list[dict[str, Any]]:
                 places.setdefault(int(record["sequence"]), []).append({**record, _OVERTAKEN: path.with_name(OVERTAKEN_FILE).is_file()})
         except (ArtifactError, OSError) as error:
             problems.append(str(error))
-    if problems and not places:
-        raise ArtifactError(problems[0])
     newest, gap = max(places, default=0), next(number for number in count(1) if number not in places)
     if newest - len(places) > _MOST_LOST:  # one that nobody can count to
         raise ArtifactError(f"{root}: the file of promotion record {gap} is missing.")
+    named = _named_digests(places)
     for number in range(newest, 0, -1):
         if number not in places:
             problem = problems[0] if problems else f"{root}: the file of promotion record {number} is missing."
-            places[number] = [{**_unreadable(number, _named_digest(places, number), problem), _OVERTAKEN: False}]
-    chain = _linked(places)
+            digest = named.get(number) or str(places[number + 1][0].get("previous") or "")
+            places[number] = [{**_unreadable(number, digest, problem), _OVERTAKEN: False}]
+    chain = _linked(places, named)
     _require_read(chain)
-    if problems and not any(record.get("action") == UNREADABLE for record in chain):
-        raise ArtifactError(problems[0])  # perhaps the newest: nothing that comes after says so
+    if problems and not any(record.get("action") == UNREADABLE for record in chain):  # perhaps the newest: no later one says so
+        raise ArtifactError(problems[0])
     return chain
 
 
-def _named_digest(places: Mapping[int, Sequence[Mapping[str, Any]]], number: int) -> str:
-    """Digest of a record without a file, as the one after it or a strike names it; empty where none does."""
-    following = (record.get("previous") for record in places[number + 1])
-    strikes = (record["struck"] for after in places.values() for record in after if isinstance(record.get("struck"), Mapping))
-    return str(next((digest for digest in (*following, *(named.get(str(number)) for named in strikes)) if digest), ""))
+def _named_digests(places: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[int, str]:
+    """Number -> digest of the records that a strike names, the forged ones and the one before them."""
+    named: dict[str, Any] = {}
+    for record in (record for found in places.values() for record in found if record.get("action") == STRIKE):
+        struck, kept = (found if isinstance(found := record.get(field), Mapping) else {} for field in ("struck", "keeps"))
+        named |= {str(kept.get("sequence")): kept.get("digest"), **struck}
+    return {int(number): str(digest) for number, digest in named.items() if re.fullmatch(r"[0-9]{1,9}", number)}
 
 
 def _record_paths(root: Path, retriever_name: str) -> list[Path]:
@@ -578,22 +578,23 @@ def _read_file(path: Path) -> dict[str, Any]:
     return record
 
 
-def _linked(places: Mapping[int, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _linked(places: Mapping[int, Sequence[dict[str, Any]]], named: Mapping[int, str]) -> list[dict[str, Any]]:
     """From the newest back: of files that several writers left for one place, the one that is followed counts.
 
-    Of the newest ones the one that is not marked as overtaken does. The mark alone never takes a record away.
+    Of the newest ones the one that is not marked as overtaken does. The mark alone never takes a record away. What a strike names counts
+    as `named` there: a record that it strikes out may name anything as the one before it.
     """
     chain: list[dict[str, Any]] = []
     for number in sorted(places, reverse=True):
-        open_end = not chain or chain[0].get("action") == UNREADABLE  # what an unreadable one followed the strike says that names it
-        fitting = [record for record in places[number] if open_end or record["digest"] == chain[0]["previous"]]
+        expected = named.get(number) or (chain[0].get("previous") if chain else None)
+        fitting = [record for record in places[number] if expected is None or record["digest"] == expected]
         fitting = [record for record in fitting if not record[_OVERTAKEN]] or fitting
         problem = f"The files hold {len(fitting)} promotion records {number} that the next one could follow; expected one."
         if not fitting:
-            fitting = [_unreadable(number, str(chain[0]["previous"]), problem)]
+            fitting = [_unreadable(number, str(expected), problem)]
         if len({record["digest"] for record in fitting}) != 1:
             raise ArtifactError(problem)
         chain.insert(0, {key: value for key, value in fitting[0].items() if key != _OVERTAKEN})
-    if chain and chain[0].get("previous") is not None:
+    if chain and chain[0].get("previous") is not None and 1 not in named:
         raise ArtifactError("Promotion record 1 names a record before it; the chain is broken there.")
     return chain
