@@ -183,7 +183,7 @@ def _marked_lines(entry: dict[str, Any]) -> list[str]:
     lines = []
     for who, first in entry.get("look_alikes", {}).items():
         lines.append(f"     {RED} '{one_line(who)}' reads like '{one_line(first)}' of an earlier record, and is written in another way")
-    if entry["action"] == STRIKE:
+    if entry["action"] == STRIKE and not entry["struck_by"]:
         keys = ", ".join(entry["signed_by"]) or "nobody"
         lines.append(f"     {RED} STRIKES OUT {_numbers(entry['struck'])} as forged; signed by {keys}")
     if entry["struck_by"]:
