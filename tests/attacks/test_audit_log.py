@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,7 @@ from components import settings
 from components.promotion.promote import trusted
 from components.tracking import audit_log as audit
 from components.tracking.audit_log import Head, append_entry, head_bytes, head_file, read_audit
+from components.tracking.server import plugin
 from tests.flows.cli_world import scalingnote
 from tests.unit.promotion_world import NAME
 from tests.unit.proof_world import Proven, call, proven_home
@@ -102,3 +106,32 @@ def test_the_quick_look_at_a_log_finds_every_changed_byte_and_parses_nothing(log
     log.write_bytes(good)
     monkeypatch.setattr(audit, "verified", None)
     assert [audit.state_of(log, "the log", number).digest for number in range(7)] == [None, *digests, None]
+
+
+def test_what_only_reads_is_answered_while_the_log_is_cut(tmp_path: Path) -> None:
+    """MLflow asks for runs by POST: refused, a client could not read the promotion records, and nothing would serve."""
+    from flask import Flask
+
+    app = Flask("server")
+    for view in ("search_runs", "create_run"):
+        app.add_url_rule(f"/{view}", f"_{view}", lambda: "done", methods=["POST"])
+    log = tmp_path / "audit.jsonl"
+    for number in range(3):
+        append_entry(log, call(number))
+    without(log, 3)
+    reached, answers = [], []
+
+    async def inner(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        reached.append(scope["path"])
+        plugin._seen.get().changes = scope["path"] != "/search_runs"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    async def send(message: dict[str, Any]) -> None:
+        answers.append(message.get("status") or message["body"])
+
+    layer = plugin.AuditLayer(inner, log, partial(plugin._may_read, app))
+    for path in ("/search_runs", "/create_run", "/elsewhere"):
+        asyncio.run(layer({"type": "http", "method": "POST", "path": path, "headers": []}, None, send))
+    assert reached == ["/search_runs"] and answers[0::2] == [200, 503, 503]
+    assert all(b"Nothing can be changed while the audit log cannot be written" in body for body in answers[3::2])
