@@ -14,6 +14,7 @@ import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -111,6 +112,17 @@ class Release(Artifact):
     kind: Literal["release"] = "release"
 
 
+def by_role(inputs: Any) -> dict[str, Artifact]:
+    """The artifacts in a dataclass by the names of its fields, without those that are None: what a step was made from."""
+    found = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
+    return {role: artifact for role, artifact in found.items() if artifact is not None}
+
+
+def parents_of(inputs: Mapping[str, Artifact]) -> dict[str, str]:
+    """The digest of each artifact by its role, as a manifest names its parents."""
+    return {role: artifact.digest for role, artifact in inputs.items()}
+
+
 _KINDS: dict[str, type[Artifact]] = {
     "dataset": DatasetArtifact,
     "encoder": EncoderArtifact,
@@ -141,6 +153,13 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Write beside, fsync, rename: a reader sees the old file or the new one, never a part. `mode` is narrowed by the umask."""
     with written_atomically(path, mode) as handle:
         handle.write(content)
+
+
+def remove_files(folder: Path) -> None:
+    """Remove the files at the top of `folder`, which a killed attempt left there."""
+    for path in folder.iterdir():
+        if path.is_file():
+            path.unlink()
 
 
 @contextmanager

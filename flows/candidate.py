@@ -7,19 +7,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, open_artifact, read_manifest
 from components.data.left_out import Seen, load_seen, seen_queries, write_seen
 from components.errors import ScalingNoteError
 from components.evaluation.champion_comparison import load_comparison, load_values
-from components.evaluation.report import load_evaluation
+from components.evaluation.report import load_evaluation, load_summary
 from components.evidence.description import describe
 from components.evidence.metrics import candidate_metrics, evidence_tables, model_metrics
 from components.evidence.report import write_report_page
-from components.gates.decide import Evidence, GateDecision, decide
-from components.gates.decision import Facts, write_facts
+from components.gates.decide import GateDecision, GateInputs, decide
+from components.gates.decision import Findings, GateResult, write_facts
+from components.index.drift import GuardReport
 from components.release.champion import Baseline, comparison_for, override_of, release_model
-from components.release.completeness import ENCODERS, Origins, base_models_of, gather_facts
-from components.release.manifest import DatasetPin, Pin, Pins, ReleaseManifest, ReleaseType, evaluation_pin, load_release, write_candidate
+from components.release.completeness import ENCODERS, base_models_of, collect_findings
+from components.release.manifest import (
+    DatasetPin,
+    ManifestDraft,
+    Pin,
+    Pins,
+    ReleaseManifest,
+    ReleaseType,
+    evaluation_pin,
+    load_release,
+    write_candidate,
+)
 from components.release.training_noise import find_noise, load_noise, write_noise
 from components.signing.statements import sign_release
 from components.tracking import registry
@@ -35,12 +48,12 @@ from components.tracking.registry import (
 from components.tracking.runs import evidence_links, run_link, version_link
 from flows.config import RetrainConfig
 from flows.recorder import Recorder
-from flows.reporting import emit, mlflow_address, show_candidate, verdict_line
+from flows.reporting import emit, mlflow_address, shown_if_possible
 from flows.runner import Step
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
-    from components.evaluation.champion_comparison import Contender, Contest
+    from components.evaluation.champion_comparison import ComparisonPlan, Side
     from components.evidence.dossier import Compared, Dossier, Making, StepCost
     from components.release.manifest import LineageNode
     from components.release.training_noise import TrainingNoise
@@ -48,7 +61,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Parts:
+class CandidateParts:
     """All that a release is made of. `notes` are lines about a refresh for the reviewer, as plain text.
 
     `kept` is the folder of the release that a refresh kept models of, `removed` how many documents of that release's index are gone, and
@@ -78,6 +91,61 @@ class Parts:
         return {role: getattr(self, role) for role in Pins.model_fields}
 
 
+class CandidateResult(BaseModel):
+    """What a flow returns of its candidate. `cost` as of `cost_of`.
+
+    `version` and `candidate` are None where an index that did not change is no candidate's any more. The last five are a refresh's:
+    the release it started from, the documents that it found changed (by kind) and encoded, what watches the index, and its seconds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    release_type: ReleaseType
+    candidate: str | None
+    version: int | None
+    digest: str
+    folder: str
+    verdict: str
+    first_release: bool
+    gates: tuple[GateResult, ...]
+    split: str | None = None
+    cost: dict[str, float] = Field(default_factory=dict)
+    cached: bool
+    mlflow_run_id: str
+    base: str = ""
+    changes: dict[str, int] = Field(default_factory=dict)
+    encoded: int = 0
+    guard: GuardReport | None = None
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values, without the fields that the flow does not set."""
+        return {name: value for name, value in self.model_dump(mode="json").items() if name in self.model_fields_set}
+
+
+def verdict_line(result: CandidateResult) -> str:
+    """`candidate/2: pass`, the gates that did not pass, and whether anything was made."""
+    failed = [gate.name for gate in result.gates if gate.status != "pass"]
+    listed = f" (not passed: {', '.join(failed)})" if failed and result.verdict != "pass" else ""
+    return f"{result.candidate or 'no new candidate'}: {result.verdict}{listed}{', all from the cache' if result.cached else ''}"
+
+
+def show_candidate(result: CandidateResult, text: str, run_link: str) -> None:
+    """Gates, comparison and the way to MLflow on the page of the flow's run. `text`: the candidate's description, with MLflow's links."""
+    from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+    from prefect.context import FlowRunContext
+
+    if FlowRunContext.get() is None:  # Prefect would start a server for it
+        return
+    name, candidate = result.name, result.candidate
+    place = mlflow_address()
+    gates = [{"gate": gate.name, "status": gate.status, "reason": gate.reason} for gate in result.gates]
+    with shown_if_possible():
+        create_table_artifact(table=gates, key=f"{name}-gates", description=f"Gates of {candidate}: **{result.verdict}**")
+        create_markdown_artifact(markdown=text.replace("](#/", f"]({place}/#/"), key=f"{name}-candidate", description=str(candidate))
+        create_link_artifact(link=f"{place}/{run_link}", link_text="This run in MLflow", key=f"{name}-mlflow", description=str(candidate))
+
+
 def require_decidable(name: str) -> None:
     """Refuse before the work what registration would refuse after it, when hours of training are over.
 
@@ -103,49 +171,49 @@ _UNCOMPARED = (
 _MEASURED = ("split", "depth", "latency_queries", "throughput_batch", "speed_precision", "bootstrap_samples", "seed", "query_groups")
 
 
-class Outcome(NamedTuple):
+class ComparisonOutcome(NamedTuple):
     """The comparison with the champion, or in a sentence why there is none."""
 
     artifact: Artifact | None
     missing: str = ""
 
 
-def compare_with_champion(config: RetrainConfig, recorder: Recorder, parts: Parts, baseline: Baseline | None) -> Outcome:
+def compare_with_champion(config: RetrainConfig, recorder: Recorder, parts: CandidateParts, baseline: Baseline | None) -> ComparisonOutcome:
     """Ask candidate and champion the same queries in one run. A champion that cannot be opened is no reason to build no candidate."""
     if baseline is None:
-        return Outcome(None, "This is a first release: there is no champion to compare with.")
+        return ComparisonOutcome(None, "This is a first release: there is no champion to compare with.")
     if baseline.lost:
-        return Outcome(None, f"{baseline.lost} {_UNCOMPARED}")
+        return ComparisonOutcome(None, f"{baseline.lost} {_UNCOMPARED}")
     try:
-        return Outcome(recorder.run(_comparison_step(config, parts, baseline)))
+        return ComparisonOutcome(recorder.run(_comparison_step(config, parts, baseline)))
     except ScalingNoteError as error:
-        return Outcome(None, f"The comparison with release/{baseline.version} failed: {error} {_UNCOMPARED}")
+        return ComparisonOutcome(None, f"The comparison with release/{baseline.version} failed: {error} {_UNCOMPARED}")
 
 
-def _comparison_step(config: RetrainConfig, parts: Parts, baseline: Baseline) -> Step:
+def _comparison_step(config: RetrainConfig, parts: CandidateParts, baseline: Baseline) -> Step:
     """Queries that are logged later do not make a finished comparison anew: the same parts stay the same candidate."""
     champion = open_artifact(registry.artifact_folder(release_model(config.name), baseline.version))
     inputs: dict[str, Artifact] = {**_answering(parts), "champion": champion}
     version = baseline.version
 
     def make(folder: Path) -> Artifact:
-        from components.evaluation.champion_comparison import hold_contest
+        from components.evaluation.champion_comparison import compare_in_one_run
 
         parents = {role: artifact.digest for role, artifact in _answering(parts).items()}
-        return hold_contest(_contest(config, parts, version), config.evaluation, parents, folder)
+        return compare_in_one_run(_comparison_plan(config, parts, version), config.evaluation, parents, folder)
 
     settings = {**config.evaluation.model_dump(include=set(_MEASURED)), "baseline_version": version}
     return Step("compare_with_champion", make, inputs, settings)
 
 
-def _answering(parts: Parts) -> dict[str, Artifact]:
+def _answering(parts: CandidateParts) -> dict[str, Artifact]:
     """The parts of a candidate that answer queries, and the data it is measured on."""
     return {"dataset": parts.dataset, "query_encoder": parts.query_encoder, "index": parts.index}
 
 
-def _contest(config: RetrainConfig, parts: Parts, version: int) -> Contest:
+def _comparison_plan(config: RetrainConfig, parts: CandidateParts, version: int) -> ComparisonPlan:
     from components.data.dataset import load_dataset
-    from components.evaluation.champion_comparison import Contest
+    from components.evaluation.champion_comparison import ComparisonPlan
     from components.evaluation.summarize import judged_split
     from components.evaluation.units import query_units
     from components.serving.loader import open_release, registry_folder
@@ -155,9 +223,9 @@ def _contest(config: RetrainConfig, parts: Parts, version: int) -> Contest:
     dataset = load_dataset(parts.dataset.path)
     source, replayed = replayed_queries(config.name, dataset)
     judged = judged_split(dataset, config.evaluation.split)
-    return Contest(
-        candidate=_contender(open_candidate(config, parts), parts.query_encoder.path, parts.index.path),
-        champion=_contender(opened.retriever, registry_folder(pins.query_encoder), registry_folder(pins.index)),
+    return ComparisonPlan(
+        candidate=_side(open_candidate(config, parts), parts.query_encoder.path, parts.index.path),
+        champion=_side(opened.retriever, registry_folder(pins.query_encoder), registry_folder(pins.index)),
         baseline_version=version,
         judged=judged,
         replayed=replayed,
@@ -176,7 +244,7 @@ def replayed_queries(name: str, dataset: Dataset) -> tuple[str, Sequence[str]]:
     return UNLABELLED, [str(text) for text in dataset.unlabelled["text"].head(REPLAYED)]
 
 
-def open_candidate(config: RetrainConfig, parts: Parts) -> Retriever:
+def open_candidate(config: RetrainConfig, parts: CandidateParts) -> Retriever:
     """Query encoder and index of the candidate, every file verified."""
     from components.distillation.student import load_student
     from components.serving.retriever import Retriever
@@ -185,13 +253,13 @@ def open_candidate(config: RetrainConfig, parts: Parts) -> Retriever:
     return Retriever.open(encoder, parts.query_encoder.path, parts.index.path, config.index.probe_tolerance)
 
 
-def _contender(retriever: Retriever, encoder_folder: Path, index_folder: Path) -> Contender:
-    from components.evaluation.champion_comparison import Contender
+def _side(retriever: Retriever, encoder_folder: Path, index_folder: Path) -> Side:
+    from components.evaluation.champion_comparison import Side
     from components.evaluation.rankers import DenseRanker
     from components.index.rows import read_titles
 
     sizes: dict[str, Any] = {"index": bytes_of(index_folder), "encoder": bytes_of(encoder_folder), "documents": len(retriever.index)}
-    return Contender(DenseRanker(retriever.encoder, retriever.index), read_titles(index_folder, retriever.index.rows), sizes)
+    return Side(DenseRanker(retriever.encoder, retriever.index), read_titles(index_folder, retriever.index.rows), sizes)
 
 
 def bytes_of(folder: Path) -> int:
@@ -200,11 +268,11 @@ def bytes_of(folder: Path) -> int:
 
 
 def dossier_of(
-    parts: Parts,
+    parts: CandidateParts,
     recorder: Recorder,
     manifest: ReleaseManifest,
     baseline: Baseline | None,
-    outcome: Outcome,
+    outcome: ComparisonOutcome,
     noise: TrainingNoise | None = None,
 ) -> Dossier:
     """All that report and description are made from."""
@@ -228,7 +296,7 @@ def dossier_of(
     )
 
 
-def _compared(outcome: Outcome) -> Compared:
+def _compared(outcome: ComparisonOutcome) -> Compared:
     from components.evaluation.champion_comparison import load_comparison, load_tables
     from components.evidence.dossier import Compared
 
@@ -237,7 +305,7 @@ def _compared(outcome: Outcome) -> Compared:
     return Compared(load_comparison(outcome.artifact.path), load_tables(outcome.artifact.path))
 
 
-def _making(parts: Parts, recorder: Recorder) -> Making:
+def _making(parts: CandidateParts, recorder: Recorder) -> Making:
     from components.distillation.train import training_epochs
     from components.evidence.dossier import Making
     from components.towers.train import losses_of
@@ -280,18 +348,19 @@ class _Decided:
     """What was decided, and from what."""
 
     decision: GateDecision
+    draft: ManifestDraft
     baseline: Baseline | None
-    outcome: Outcome
-    facts: Facts
+    outcome: ComparisonOutcome
+    facts: Findings
 
 
-def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) -> dict[str, Any]:
+def register_candidate(config: RetrainConfig, recorder: Recorder, parts: CandidateParts) -> CandidateResult:
     """Decide, register, and return what comes next. With nothing changed it finds the candidate there is."""
     versions = _register_parts(recorder, parts)
     pins = {role: version.digest for role, version in versions.items()}
     baseline = comparison_for(config.name, pins, parts.evaluation.digest, config.policy)
-    decided = _decide(config, recorder, parts, baseline)
-    candidate = recorder.run(_candidate_step(config, recorder, parts, versions, decided))
+    decided = _decide(config, recorder, parts, versions, baseline)
+    candidate = recorder.run(_candidate_step(config, recorder, parts, decided))
     sign_release(candidate.path)  # also one that was found finished: it may have been made without a key, or killed before this line
     # The empty release model has to be there before a reviewer opens the first candidate: the dialog offers existing models only.
     ensure_model(release_model(config.name))
@@ -299,28 +368,28 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
     dossier = dossier_of(parts, recorder, load_release(candidate.path), baseline, decided.outcome, load_noise(candidate.path))
     text = describe(dossier, evidence_links(registered.name, registered.version))
     set_description(registered.name, registered.version, text)
-    recorder.show(candidate, candidate_metrics(dossier), text, evidence_tables(dossier))
+    recorder.log_candidate_page(candidate, candidate_metrics(dossier), text, evidence_tables(dossier))
     measured = model_metrics(dossier)
     for role, version in {**versions, "candidate": registered}.items():
         log_version_metrics(version, measured[role], parts.dataset)
     decision = decided.decision
     if decision.verdict == "pass":
         mark_challenger(registered)
-    result = {
-        "name": config.name,
-        "release_type": parts.release_type,
-        "candidate": f"candidate/{registered.version}",
-        "version": registered.version,
-        "digest": candidate.digest,
-        "folder": str(candidate.path),
-        "verdict": decision.verdict,
-        "first_release": decision.first_release,
-        "gates": [gate.model_dump() for gate in decision.gates],
-        "split": config.evaluation.split,
-        "cost": cost_of(dossier.making),
-        "cached": recorder.all_cached,
-        "mlflow_run_id": recorder.run_id,
-    }
+    result = CandidateResult(
+        name=config.name,
+        release_type=parts.release_type,
+        candidate=f"candidate/{registered.version}",
+        version=registered.version,
+        digest=candidate.digest,
+        folder=str(candidate.path),
+        verdict=decision.verdict,
+        first_release=decision.first_release,
+        gates=decision.gates,
+        split=config.evaluation.split,
+        cost=cost_of(dossier.making),
+        cached=recorder.all_cached,
+        mlflow_run_id=recorder.run_id,
+    )
     show_candidate(result, text, run_link(recorder.run_id))
     if not recorder.all_cached:
         page = f"{mlflow_address()}/{version_link(registered.name, registered.version)}"
@@ -329,20 +398,23 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Parts) 
     return result
 
 
-def _decide(config: RetrainConfig, recorder: Recorder, parts: Parts, baseline: Baseline | None) -> _Decided:
+def _decide(
+    config: RetrainConfig, recorder: Recorder, parts: CandidateParts, versions: dict[str, RegisteredVersion], baseline: Baseline | None
+) -> _Decided:
     outcome = compare_with_champion(config, recorder, parts, baseline)
     uncompared = outcome.missing if baseline else ""
-    facts = gather_facts(parts.validation, _origins(config, recorder, parts), parts.pinned, config.policy, uncompared, parts.removed)
-    evidence = Evidence(load_evaluation(parts.evaluation.path), facts=facts)
+    draft = _draft(config, recorder, parts, versions)
+    facts = collect_findings(parts.validation, draft, parts.pinned, config.policy, uncompared, parts.removed)
+    evidence = GateInputs(load_evaluation(parts.evaluation.path), facts=facts)
     if baseline is not None:
         evidence = replace(evidence, baseline=baseline.evaluation, champion=baseline.version, lost=baseline.lost)
     if outcome.artifact is not None:
         compared = outcome.artifact.path
         evidence = replace(evidence, comparison=load_comparison(compared), values=load_values(compared))
-    return _Decided(decide(evidence, config.policy), baseline, outcome, facts)
+    return _Decided(decide(evidence, config.policy), draft, baseline, outcome, facts)
 
 
-def _register_parts(recorder: Recorder, parts: Parts) -> dict[str, RegisteredVersion]:
+def _register_parts(recorder: Recorder, parts: CandidateParts) -> dict[str, RegisteredVersion]:
     data = parts.dataset.digest
     versions = register_documents(recorder, (parts.query_tower, parts.document_tower, parts.index), data)
     inputs = {role: versions[role] for role in ("query_tower", "index")}
@@ -367,25 +439,19 @@ def _former_index(recorder: Recorder, index: IndexArtifact) -> dict[str, Registe
     return {"index": former} if former else {}
 
 
-def _candidate_step(
-    config: RetrainConfig,
-    recorder: Recorder,
-    parts: Parts,
-    versions: dict[str, RegisteredVersion],
-    decided: _Decided,
-) -> Step:
+def _candidate_step(config: RetrainConfig, recorder: Recorder, parts: CandidateParts, decided: _Decided) -> Step:
     comparison = decided.outcome.artifact
     settings = {
         "release_type": parts.release_type,
-        "config": config.model_dump(mode="json"),
-        "pins": {role: version.model_dump() for role, version in versions.items()},
+        "config": decided.draft.config,
+        "pins": decided.draft.pins.model_dump(),
         "decision": decided.decision.model_dump(mode="json"),
         "baseline": decided.baseline.version if decided.baseline else None,
         "uncompared": decided.outcome.missing,
     }
 
     def make(folder: Path) -> Artifact:
-        manifest = _manifest(config, recorder, parts, versions, decided)
+        manifest = _manifest(config, parts, decided)
         noise = find_noise(manifest)
         write_facts(folder, decided.facts)
         write_noise(folder, noise)
@@ -399,7 +465,7 @@ def _candidate_step(
     return Step("write_candidate", make, inputs, settings)
 
 
-def _seen(parts: Parts) -> Seen | None:
+def _seen(parts: CandidateParts) -> Seen | None:
     """The train queries of all models in the release: an index refresh keeps all of them, a query refresh the towers.
 
     None where the release that it started from does not say what its models were trained on.
@@ -412,13 +478,7 @@ def _seen(parts: Parts) -> Seen | None:
     return seen_queries(load_dataset(parts.dataset.path), earlier)
 
 
-def _manifest(
-    config: RetrainConfig,
-    recorder: Recorder,
-    parts: Parts,
-    versions: dict[str, RegisteredVersion],
-    decided: _Decided,
-) -> ReleaseManifest:
+def _manifest(config: RetrainConfig, parts: CandidateParts, decided: _Decided) -> ReleaseManifest:
     from components.data.dataset import load_dataset
     from components.serving.promotion_checks import record_smoke
 
@@ -427,15 +487,22 @@ def _manifest(
     queries, left_out = dataset.judged_queries(split), dataset.own_documents(split).left_out
     own = [query if query in left_out else None for query in queries["query_id"]]
     return ReleaseManifest(
+        **dict(decided.draft),
+        decision=decided.decision,
+        baseline_version=decided.baseline.version if decided.baseline else None,
+        smoke=record_smoke(retriever, queries["text"].tolist(), own),
+    )
+
+
+def _draft(config: RetrainConfig, recorder: Recorder, parts: CandidateParts, versions: dict[str, RegisteredVersion]) -> ManifestDraft:
+    """What the release is made of and where all of it came from."""
+    return ManifestDraft(
         name=config.name,
         release_type=parts.release_type,
         space_id=parts.index.space_id,
         pins=Pins(**{role: Pin(model=v.name, version=v.version, digest=v.digest) for role, v in versions.items()}),
         dataset=_dataset_pin(parts),
-        evaluation=evaluation_pin(load_evaluation(parts.evaluation.path).summary, parts.evaluation.digest),
-        decision=decided.decision,
-        baseline_version=decided.baseline.version if decided.baseline else None,
-        smoke=record_smoke(retriever, queries["text"].tolist(), own),
+        evaluation=evaluation_pin(load_summary(parts.evaluation.path), parts.evaluation.digest),
         provenance=recorder.origin,
         config=config.model_dump(mode="json"),
         lineage=tuple(recorder.lineage),
@@ -445,22 +512,7 @@ def _manifest(
     )
 
 
-def _origins(config: RetrainConfig, recorder: Recorder, parts: Parts) -> Origins:
-    """Where all of the release came from, as its manifest will say."""
-    return Origins(
-        lineage=tuple(recorder.lineage),
-        pins={role: artifact.digest for role, artifact in parts.pinned.items()},
-        dataset=_dataset_pin(parts),
-        evaluation=parts.evaluation.digest,
-        provenance=recorder.origin,
-        config=config.model_dump(mode="json"),
-        flow_run_id=recorder.run_id,
-        base_models=base_models_of(parts.encoders),
-        earlier_flows=recorder.flows_of_lineage,
-    )
-
-
-def _dataset_pin(parts: Parts) -> DatasetPin:
+def _dataset_pin(parts: CandidateParts) -> DatasetPin:
     from components.data.validation import load_report
 
     contracts = {contract.name: contract.version for contract in load_report(parts.validation).contracts}

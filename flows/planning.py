@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from components import settings
 from components.artifacts import Artifact, DatasetArtifact, digest_of, open_artifact, read_json, write_json
+from components.distillation.train import StudentInputs
 from components.errors import ArtifactError, ConfigError, ResourceError
+from components.evaluation.systems import EvaluationInputs
 from flows.config import RetrainConfig
 from flows.runner import Step, make_ahead
 from flows.steps import (
@@ -82,10 +84,9 @@ def pending_steps(config: RetrainConfig, dataset: Artifact | None) -> list[str]:
     targets = find("encode_teacher_queries", lambda d, q, t, *_: targets_step(config, d, q, generated, t), data, query, document, *lacking)
     tuned = targets if vectors is not None and needs_queries(config, vectors) else None
     index = find("build_index", lambda v, d: index_step(config, v, d, tuned), vectors, data)
-    parts = {"dataset": data, "query_tower": query, "targets": targets, "vectors": vectors, "index": index}
-    student = find("distil_query_tower", lambda *_: student_step(config, parts), *parts.values())
-    measured = {"dataset": data, "query_tower": query, "query_encoder": student, "index": index}
-    find("evaluate", lambda *_: evaluation_step(config, measured), *measured.values())
+    learned_from = (data, targets, index, query, vectors)
+    student = find("distil_query_tower", lambda *parts: student_step(config, StudentInputs(*parts)), *learned_from)
+    find("evaluate", lambda *parts: evaluation_step(config, EvaluationInputs(*parts)), data, query, student, index)
     missing = [step for step in work_steps(config) if step in there and there[step] is None]
     return [*missing, "register"] if missing else []
 

@@ -109,7 +109,7 @@ class Recorder:
         elif self._check is not None:
             self._checked.add(done.artifact.digest)
 
-    def part(self, whole: Artifact, part: Artifact, step: Step) -> Artifact:
+    def record_part(self, whole: Artifact, part: Artifact, step: Step) -> Artifact:
         """Make a part of a finished step (such as one of two towers) an artifact of its own in the lineage."""
         self._runs[part.digest], self._tasks[part.digest] = self._runs[whole.digest], self._tasks[whole.digest]
         if whole.digest in self._states:
@@ -121,18 +121,18 @@ class Recorder:
         self._remember(step, part, self._runs[whole.digest])
         return part
 
-    def adopt(self, lineage: Iterable[LineageNode], flows: Mapping[str, dict[str, Any]]) -> None:
+    def adopt_lineage(self, lineage: Iterable[LineageNode], flows: Mapping[str, dict[str, Any]]) -> None:
         """Take over artifacts that earlier flows made and registered, with the runs that made them, and what these `flows` ran on."""
         self.earlier_flows.update(flows)
         for node in lineage:
             self._runs[node.digest] = node.run_id or self.run_id
             self._keep(node)
 
-    def report(self, folder: Path, text: str) -> None:
+    def log_report(self, folder: Path, text: str) -> None:
         """Keep the files of a finished report with the flow's own run, and show its text there."""
         log_report(self.run_id, folder, text)
 
-    def show(self, candidate: Artifact, metrics: Mapping[str, Measured], text: str, tables: Mapping[str, Any]) -> None:
+    def log_candidate_page(self, candidate: Artifact, metrics: Mapping[str, Measured], text: str, tables: Mapping[str, Any]) -> None:
         """Put the evidence about the candidate on the page of the flow's own run, where people look first."""
         log_evidence(self.run_id, candidate.path, metrics, text, tables)
 

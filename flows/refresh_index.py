@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 from prefect import flow
@@ -17,20 +16,21 @@ from pydantic import Field
 
 from components.artifacts import Artifact, DatasetArtifact, IndexArtifact, VectorShards
 from components.errors import ConfigError
-from components.index.drift import GuardReport, read_guard
-from components.index.opening import merge_fault_of
-from components.index.refresh import Changes, changes_since, read_documents
+from components.evaluation.systems import EvaluationInputs
+from components.index.drift import read_guard
+from components.index.encode import EncodingInputs
+from components.index.refresh import Changes, RefreshInputs, changes_since, read_documents
+from components.index.search import merge_fault_of
 from components.release.champion import candidate_model
 from components.release.open import PinnedRelease
 from components.settings import RETRIEVER_NAME, StepConfig
 from components.tracking.registry import find_version
-from flows.candidate import Parts, register_candidate, require_decidable
+from flows.candidate import CandidateParts, CandidateResult, register_candidate, require_decidable, verdict_line
 from flows.config import RetrainConfig, amend_config, load_config, nested
 from flows.parameters import NO_SETTINGS, NOTHING, Name, Preset, ReleaseRef, SettingsForm, require_steps, steps_form
 from flows.recorder import Recorder, recorded_flow
-from flows.reporting import emit, ended, run_name, say, shown_as_cancelled, verdict_line
-from flows.runner import Step
-from flows.steps import SHARD_FILES, encoding_key, evaluation_step, typed
+from flows.reporting import emit, ended, run_name, say, shown_as_cancelled
+from flows.steps import checked_validation, delta_step, evaluation_step, refresh_step, snapshot_step, typed
 
 
 class RefreshConfig(StepConfig):
@@ -118,13 +118,11 @@ def checked_data(config: RetrainConfig, recorder: Recorder, base: PinnedRelease)
 
     Raises DataError for data that breaks one, cannot be measured on, or measures by queries that `base`'s models were trained on.
     """
-    from components.artifacts import DatasetArtifact
     from components.data.dataset import load_dataset
     from components.data.left_out import load_seen, require_unseen
     from components.evaluation.summarize import require_judged
-    from flows.steps import checked_validation, snapshot_step, typed
 
-    dataset: DatasetArtifact = typed(recorder.run(snapshot_step(config)), DatasetArtifact)
+    dataset = typed(recorder.run(snapshot_step(config)), DatasetArtifact)
     validation = recorder.run(checked_validation(config, dataset))
     splits, tables = (config.evaluation.split, *config.evaluation.extra_splits), load_dataset(dataset.path)
     require_judged(tables, splits, config.evaluation.query_groups)
@@ -188,7 +186,7 @@ def refresh_index(
     settings: Settings = NO_SETTINGS,
     request: RefreshConfig | None = None,
     again: Again = NOTHING,
-) -> dict[str, Any]:
+) -> CandidateResult:
     """Bring a release's index up to date with the documents in `data` and register the candidate.
 
     Returns what `retrain` returns, with `changes` (added, changed, removed, unchanged), `encoded` (documents), `seconds` and `guard`.
@@ -211,58 +209,24 @@ def refresh_index(
     started = time.monotonic()
     base, config = open_base(chosen, CHANGEABLE)
     with recorded_flow(config.name, "refresh-index", config.model_dump(mode="json"), again) as recorder:
-        recorder.adopt(base.ancestry(), base.flows())
+        recorder.adopt_lineage(base.ancestry(), base.flows())
         dataset, validation = checked_data(config, recorder, base)
         changes = changes_since(base.index.path, read_documents(dataset.path))
         say(f"Since {base.title}: {describe_changes(changes)}{_many_gone(changes, config.policy.max_removed_share)}")
         if not changes and merge_fault_of(base.index) is None:
-            result = _unchanged(recorder, base, changes) | {"seconds": time.monotonic() - started}
+            result = _unchanged(recorder, base, changes).model_copy(update={"seconds": time.monotonic() - started})
             return ended(result, f"No document changed since {base.title}.")
         delta, encoded = _encoded(config, recorder, base, dataset, changes)
-        index = typed(recorder.run(refresh_step(config, dataset, base, delta, changes)), IndexArtifact)
+        index = typed(recorder.run(refresh_step(config, RefreshInputs(dataset, base.index, delta), changes)), IndexArtifact)
         guard = read_guard(index.path)
-        notes = [*_notes(base, changes, guard), *unknown_queries(base, dataset)]
+        notes = [f"Index refresh of {base.title}: {describe_changes(changes)}", *(f"Index: {reason}" for reason in guard.reasons)]
+        notes += unknown_queries(base, dataset)
         parts = _parts(config, recorder, base, (dataset, validation, index), notes, (len(changes.removed), served_before(changes)))
         result = register_candidate(config, recorder, parts)
     if guard.status != "ok":
         emit("drift", config.name, f"The index of '{config.name}' no longer fits its documents.", reasons=list(guard.reasons))
-    outcome = {"changes": changes.counts, "encoded": encoded, "guard": guard.model_dump(mode="json")}
-    result |= outcome | {"base": base.title, "seconds": time.monotonic() - started}
-    return ended(result, f"{verdict_line(result)}; {describe_changes(changes)}")
-
-
-def delta_step(config: RetrainConfig, dataset: DatasetArtifact, base: PinnedRelease, changes: Changes) -> Step:
-    """Encode the added and changed documents with the release's own document tower."""
-    encoding, document_tower = config.encoding, base.document_tower
-
-    def make(folder: Path) -> Artifact:
-        from components.index.corpus import ChosenDocuments
-        from components.index.encode import ShardJob, StoredTower, encode_shards
-        from flows.encoding_runners import runner_of
-
-        documents = ChosenDocuments(dataset.path / "documents.parquet", changes.encoded, encoding.shard_size)
-        tower = StoredTower(document_tower.path, config.index.probe_tolerance)
-        job = ShardJob(tower, documents, encoding.tokens_per_batch, folder)
-        return encode_shards(job, {"dataset": dataset.digest, "document_tower": document_tower.digest}, runner_of(encoding))
-
-    inputs = {"dataset": dataset, "document_tower": document_tower, "index": base.index}
-    return Step("encode_changes", make, inputs, encoding_key(encoding), resumes=SHARD_FILES)
-
-
-def refresh_step(
-    config: RetrainConfig, dataset: DatasetArtifact, base: PinnedRelease, delta: VectorShards | None, changes: Changes
-) -> Step:
-    """Carry the release's index over, without what was removed and with what was encoded."""
-    index = base.index
-
-    def make(folder: Path) -> Artifact:
-        from components.index.build import display_titles
-        from components.index.refresh import refresh_index
-
-        return refresh_index(index, delta, changes, config.index, folder, display_titles(dataset.path / "documents.parquet"))
-
-    inputs: dict[str, Artifact] = {"dataset": dataset, "index": index, **({"vectors": delta} if delta else {})}
-    return Step("refresh_index", make, inputs, config.index.model_dump())
+    told = {"base": base.title, "changes": changes.counts, "encoded": encoded, "guard": guard, "seconds": time.monotonic() - started}
+    return ended(result.model_copy(update=told), f"{verdict_line(result)}; {describe_changes(changes)}")
 
 
 def _encoded(
@@ -272,7 +236,7 @@ def _encoded(
     if not len(changes.encoded):
         return None, 0
     before = recorder.made
-    delta = typed(recorder.run(delta_step(config, dataset, base, changes)), VectorShards)
+    delta = typed(recorder.run(delta_step(config, EncodingInputs(dataset, base.document_tower), base.index, changes)), VectorShards)
     return delta, len(changes.encoded) if recorder.made > before else 0
 
 
@@ -283,16 +247,11 @@ def _parts(
     made: tuple[DatasetArtifact, Artifact, IndexArtifact],
     notes: list[str],
     removed: tuple[int, int],
-) -> Parts:
+) -> CandidateParts:
     dataset, validation, index = made
-    measured = {"dataset": dataset, "query_tower": base.query_tower, "query_encoder": base.query_encoder, "index": index}
-    evaluation = recorder.run(evaluation_step(config, measured))
+    evaluation = recorder.run(evaluation_step(config, EvaluationInputs(dataset, base.query_tower, base.query_encoder, index)))
     towers = (base.query_tower, base.document_tower, base.query_encoder)
-    return Parts(dataset, validation, *towers, index, evaluation, "index-refresh", tuple(notes), base.artifact.path, removed)
-
-
-def _notes(base: PinnedRelease, changes: Changes, guard: GuardReport) -> list[str]:
-    return [f"Index refresh of {base.title}: {describe_changes(changes)}", *(f"Index: {reason}" for reason in guard.reasons)]
+    return CandidateParts(dataset, validation, *towers, index, evaluation, "index-refresh", tuple(notes), base.artifact.path, removed)
 
 
 def served_before(changes: Changes) -> int:
@@ -308,23 +267,24 @@ def _many_gone(changes: Changes, allowed: float | None) -> str:
     return f" That removes {share:.1%} of them; the policy decides on {allowed:.1%} at most. Is this the whole folder?"
 
 
-def _unchanged(recorder: Recorder, base: PinnedRelease, changes: Changes) -> dict[str, Any]:
+def _unchanged(recorder: Recorder, base: PinnedRelease, changes: Changes) -> CandidateResult:
     """The result when the index holds the documents as they are: the candidate that the release was, and nothing new."""
     candidate = find_version(candidate_model(base.manifest.name), base.artifact.digest)
-    return {
-        "name": base.manifest.name,
-        "release_type": base.manifest.release_type,
-        "candidate": f"candidate/{candidate.version}" if candidate else None,
-        "version": candidate.version if candidate else None,
-        "digest": base.artifact.digest,
-        "folder": str(base.artifact.path),
-        "verdict": base.manifest.decision.verdict,
-        "first_release": base.manifest.decision.first_release,
-        "gates": [gate.model_dump() for gate in base.manifest.decision.gates],
-        "cached": True,
-        "mlflow_run_id": recorder.run_id,
-        "base": base.title,
-        "changes": changes.counts,
-        "encoded": 0,
-        "guard": None,
-    }
+    decision = base.manifest.decision
+    return CandidateResult(
+        name=base.manifest.name,
+        release_type=base.manifest.release_type,
+        candidate=f"candidate/{candidate.version}" if candidate else None,
+        version=candidate.version if candidate else None,
+        digest=base.artifact.digest,
+        folder=str(base.artifact.path),
+        verdict=decision.verdict,
+        first_release=decision.first_release,
+        gates=decision.gates,
+        cached=True,
+        mlflow_run_id=recorder.run_id,
+        base=base.title,
+        changes=changes.counts,
+        encoded=0,
+        guard=None,
+    )

@@ -12,18 +12,20 @@ from typing import Annotated, Any
 from prefect import flow
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, open_artifact
+from components.distillation.train import StudentInputs
 from components.errors import DataError
+from components.evaluation.systems import EvaluationInputs
 from components.index.refresh import changes_since, read_documents
 from components.release.manifest import EVALUATION_FOLDER
 from components.release.open import PinnedRelease
 from components.tracking.runs import FlowRun
 from flows.adopt import adopted_run
-from flows.candidate import Parts, register_candidate
+from flows.candidate import CandidateParts, CandidateResult, register_candidate, verdict_line
 from flows.config import RetrainConfig, amend_config
 from flows.parameters import NO_SETTINGS, NOTHING, Name, Preset, ReleaseRef, SettingsForm, require_steps
 from flows.recorder import Recorder, recorded_flow
 from flows.refresh_index import RefreshConfig, checked_data, configured, describe_changes, open_base, requested_refresh, unknown_queries
-from flows.reporting import ended, run_name, shown_as_cancelled, verdict_line
+from flows.reporting import ended, run_name, shown_as_cancelled
 from flows.retrain import AGAIN, Again, build_parts
 from flows.runner import Step
 from flows.steps import at_commits, evaluation_step, generation_step, student_step, targets_step, typed, untrained_key
@@ -41,7 +43,7 @@ def refresh_query_tower(
     settings: Settings = NO_SETTINGS,
     request: RefreshConfig | None = None,
     again: Again = NOTHING,
-) -> dict[str, Any]:
+) -> CandidateResult:
     """Teach a new student the query tower of a release and register the candidate; index version and digest stay.
 
     Returns what `retrain` returns, with the release it started from and the seconds. The documents have to be those of the index.
@@ -62,12 +64,13 @@ def refresh_query_tower(
     activate()
     started = time.monotonic()
     if (adopted := adopted_run(chosen)) is not None:
-        result = _first_release(chosen, adopted, again) | {"base": "the adopted vectors", "seconds": time.monotonic() - started}
-        return ended(result, verdict_line(result))
+        result = _first_release(chosen, adopted, again)
+        told = {"base": "the adopted vectors", "seconds": time.monotonic() - started}
+        return ended(result.model_copy(update=told), verdict_line(result))
     base, config = open_base(chosen, CHANGEABLE)
     config = at_commits(config)
     with recorded_flow(config.name, "refresh-query-tower", config.model_dump(mode="json"), again) as recorder:
-        recorder.adopt(base.ancestry(), base.flows())
+        recorder.adopt_lineage(base.ancestry(), base.flows())
         dataset, validation = checked_data(config, recorder, base)
         require_same_documents(config, base, dataset)
         student = _new_student(config, recorder, base, dataset)
@@ -75,12 +78,12 @@ def refresh_query_tower(
         note = f"Query refresh of {base.title}: a new query encoder for its index, whose documents did not change."
         towers = (base.query_tower, base.document_tower, student)
         notes = (note, *unknown_queries(base, dataset))
-        parts = Parts(dataset, validation, *towers, base.index, evaluation, "query-refresh", notes, base.artifact.path)
+        parts = CandidateParts(dataset, validation, *towers, base.index, evaluation, "query-refresh", notes, base.artifact.path)
         result = register_candidate(config, recorder, parts)
-    return ended(result | {"base": base.title, "seconds": time.monotonic() - started}, verdict_line(result))
+    return ended(result.model_copy(update={"base": base.title, "seconds": time.monotonic() - started}), verdict_line(result))
 
 
-def _first_release(request: RefreshConfig, adopted: FlowRun, again: list[str]) -> dict[str, Any]:
+def _first_release(request: RefreshConfig, adopted: FlowRun, again: list[str]) -> CandidateResult:
     """The candidate over documents that `scalingnote adopt` took over: its steps are found finished, the student is new."""
     config = at_commits(configured(request, adopted, CHANGEABLE))
     with recorded_flow(config.name, "refresh-query-tower", config.model_dump(mode="json"), again) as recorder:
@@ -109,18 +112,16 @@ def _new_student(config: RetrainConfig, recorder: Recorder, base: PinnedRelease,
     check_student(config.distillation, int(str(base.index.attributes["dimension"])), base.query_tower.path)
     generated = recorder.run(generation_step(config, dataset)) if config.distillation.generated else None
     targets = recorder.run(targets_step(config, dataset, base.query_tower, generated, base.document_tower))
-    learned_from: dict[str, Artifact] = {"dataset": dataset, "query_tower": base.query_tower, "targets": targets, "index": base.index}
-    student: EncoderArtifact = typed(recorder.run(student_step(config, learned_from)), EncoderArtifact)
-    return student
+    return typed(recorder.run(student_step(config, StudentInputs(dataset, targets, base.index, base.query_tower))), EncoderArtifact)
 
 
 def _evaluation(config: RetrainConfig, recorder: Recorder, base: PinnedRelease, dataset: DatasetArtifact, student: EncoderArtifact) -> Step:
     """What does not depend on the student is not measured again where nothing else changed: documents are read by the baselines."""
-    inputs: dict[str, Artifact] = {"dataset": dataset, "query_tower": base.query_tower, "query_encoder": student, "index": base.index}
+    inputs = EvaluationInputs(dataset, base.query_tower, student, base.index)
     earlier = open_artifact(base.artifact.path / EVALUATION_FOLDER)
     if _same_baselines(config, base, earlier, dataset):
-        recorder.adopt(base.ancestry(earlier.digest), base.flows())
-        inputs["earlier"] = earlier
+        recorder.adopt_lineage(base.ancestry(earlier.digest), base.flows())
+        inputs = replace(inputs, earlier=earlier)
     return evaluation_step(config, inputs)
 
 

@@ -23,6 +23,7 @@ from components import settings
 from components.artifacts import Artifact, DatasetArtifact, open_artifact, read_json, verify
 from components.errors import ArtifactError, DataError, PromotionError
 from components.evaluation.report import REPORT_FILE
+from components.evaluation.systems import EvaluationInputs
 from components.promotion.verification import decide_on
 from components.release.manifest import EVALUATION_FOLDER, load_release
 from components.release.open import PinnedRelease, open_pinned
@@ -43,7 +44,7 @@ _TIMED = ("speed", "schema_version")  # figures of the report that are times, an
 
 
 @dataclass(frozen=True)
-class Difference:
+class OtherValue:
     """One value that came out otherwise."""
 
     where: str
@@ -55,13 +56,13 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RepeatedValues:
     """How many values were compared and how many differ. `first` is the first that is out of tolerance, else the first at all."""
 
     outcome: Outcome
     values: int
     differing: int
-    first: Difference | None
+    first: OtherValue | None
     tolerance: float
 
     def text(self) -> str:
@@ -70,7 +71,7 @@ class Comparison:
         return f"{said} (tolerance {self.tolerance:g}). First: {self.first}" if self.first else f"{said}."
 
 
-def compare_evaluations(recorded: Path, again: Path, tolerance: float = TOLERANCE) -> Comparison:
+def compare_evaluations(recorded: Path, again: Path, tolerance: float = TOLERANCE) -> RepeatedValues:
     """Compare two evaluation folders.
 
     `within tolerance` means that no figure of the report differs by more than `tolerance`, absolutely and relatively; single queries may.
@@ -83,10 +84,10 @@ def compare_evaluations(recorded: Path, again: Path, tolerance: float = TOLERANC
     beyond = [pair for pair in figures if not _same(pair, tolerance)]
     beyond += [pair for pair in singles if not _numbers(pair) and not _same(pair, 0.0)]  # a query or a table that is not there
     outcome: Outcome = "different" if beyond else "within tolerance" if different else "equal"
-    return Comparison(outcome, len(figures) + len(singles), len(different), next(iter(beyond or different), None), tolerance)
+    return RepeatedValues(outcome, len(figures) + len(singles), len(different), next(iter(beyond or different), None), tolerance)
 
 
-def compare_lineage(recorded: Sequence[LineageNode], again: Sequence[LineageNode]) -> tuple[int, Difference | None]:
+def compare_lineage(recorded: Sequence[LineageNode], again: Sequence[LineageNode]) -> tuple[int, OtherValue | None]:
     """How many artifacts of a build came out with the recorded digest, and the first that did not, parents first.
 
     What holds times is never the same and is left out; `compare_evaluations` is for an evaluation.
@@ -95,11 +96,11 @@ def compare_lineage(recorded: Sequence[LineageNode], again: Sequence[LineageNode
     equal = sum(old.digest == new.digest for old, new in pairs)
     for old, new in pairs:
         if (old.name, old.kind) != (new.name, new.kind):
-            return equal, Difference("steps", f"{old.name} ({old.kind})", f"{new.name} ({new.kind})")
+            return equal, OtherValue("steps", f"{old.name} ({old.kind})", f"{new.name} ({new.kind})")
         if old.digest != new.digest:
-            return equal, Difference(f"{old.name} ({old.kind})", old.digest[:12], new.digest[:12])
+            return equal, OtherValue(f"{old.name} ({old.kind})", old.digest[:12], new.digest[:12])
     lengths = len(_built(recorded)), len(_built(again))
-    return equal, None if lengths[0] == lengths[1] else Difference("number of artifacts", *lengths)
+    return equal, None if lengths[0] == lengths[1] else OtherValue("number of artifacts", *lengths)
 
 
 def _built(lineage: Sequence[LineageNode]) -> list[LineageNode]:
@@ -124,7 +125,7 @@ def _without_ends(figures: Any) -> Any:
     return [_without_ends(value) for value in figures] if isinstance(figures, list) else figures
 
 
-def _figures(recorded: Any, found: Any, where: str = "") -> Iterator[Difference]:
+def _figures(recorded: Any, found: Any, where: str = "") -> Iterator[OtherValue]:
     """Every leaf of the recorded report, with what stands at its place now."""
     if isinstance(recorded, Mapping):
         for key, value in recorded.items():
@@ -134,20 +135,20 @@ def _figures(recorded: Any, found: Any, where: str = "") -> Iterator[Difference]
         for number, (value, other) in enumerate(zip(recorded, others, strict=True)):
             yield from _figures(value, other, f"{where}[{number}]")
     else:
-        yield Difference(where, recorded, found)
+        yield OtherValue(where, recorded, found)
 
 
 def _tables(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.parquet"))
 
 
-def _values(recorded: Path, again: Path) -> Iterator[Difference]:
+def _values(recorded: Path, again: Path) -> Iterator[OtherValue]:
     """Every row of a table by its key, which is all columns but the last; the last is its value."""
     old, new = _keyed(recorded), _keyed(again, _systems(recorded)) if again.is_file() else {}
     for key, value in old.items():
-        yield Difference(f"query {' '.join(key)} ({recorded.name})", value, new.get(key))
+        yield OtherValue(f"query {' '.join(key)} ({recorded.name})", value, new.get(key))
     for key in new.keys() - old.keys():
-        yield Difference(f"query {' '.join(key)} ({recorded.name})", None, new[key])
+        yield OtherValue(f"query {' '.join(key)} ({recorded.name})", None, new[key])
 
 
 def _systems(path: Path) -> frozenset[str] | None:
@@ -169,14 +170,14 @@ def _keyed(path: Path, systems: frozenset[str] | None = None) -> dict[tuple[str,
     return dict(zip(keys, table[value].tolist(), strict=True))
 
 
-def _same(pair: Difference, tolerance: float) -> bool:
+def _same(pair: OtherValue, tolerance: float) -> bool:
     if not _numbers(pair):
         return bool(pair.recorded == pair.found)
     near = math.isclose(pair.recorded, pair.found, rel_tol=tolerance, abs_tol=tolerance)
     return near or (math.isnan(pair.recorded) and math.isnan(pair.found))
 
 
-def _numbers(pair: Difference) -> bool:
+def _numbers(pair: OtherValue) -> bool:
     return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (pair.recorded, pair.found))
 
 
@@ -192,8 +193,8 @@ class Rebuilt:
     """A build that was run again: how many artifacts have the recorded digest, the first that has not, and its own evaluation."""
 
     equal: int
-    first: Difference | None
-    evaluation: Comparison
+    first: OtherValue | None
+    evaluation: RepeatedValues
 
     def text(self) -> str:
         """Two sentences."""
@@ -206,7 +207,7 @@ class Replayed:
     """What a replay found. `verdict` is that of the gates on the repeated numbers; times are new in it, so it may differ by them."""
 
     release: str
-    evaluation: Comparison
+    evaluation: RepeatedValues
     verdict: str
     recorded_verdict: str
     build: Rebuilt | None
@@ -255,13 +256,13 @@ def _require_source(config: RetrainConfig) -> None:
     source_digest(config.data)
 
 
-def _evaluate(config: RetrainConfig, base: PinnedRelease, folder: Path) -> tuple[Comparison, str]:
+def _evaluate(config: RetrainConfig, base: PinnedRelease, folder: Path) -> tuple[RepeatedValues, str]:
     dataset = _dataset(config, base, folder / "data")
     again = folder / "release"
     # The rest of the release as it is, so that the gates decide on the repeated numbers with all else equal.
     shutil.copytree(base.artifact.path, again, ignore=shutil.ignore_patterns(EVALUATION_FOLDER))
     (again / EVALUATION_FOLDER).mkdir()
-    inputs = {"dataset": dataset, "query_tower": base.query_tower, "query_encoder": base.query_encoder, "index": base.index}
+    inputs = EvaluationInputs(dataset, base.query_tower, base.query_encoder, base.index)
     evaluation_step(config, inputs).make(again / EVALUATION_FOLDER)
     compared = compare_evaluations(base.artifact.path / EVALUATION_FOLDER, again / EVALUATION_FOLDER)
     return compared, decide_on(base.manifest.name, base.manifest, again).verdict
@@ -307,7 +308,7 @@ def _build(config: RetrainConfig, base: PinnedRelease, home: Path) -> Rebuilt:
     from flows.servers import run_flow
 
     with _other_home(home):
-        made = Path(run_flow("flows.retrain:retrain", config=config)["folder"])
+        made = Path(run_flow("flows.retrain:retrain", config=config).folder)
     equal, first = compare_lineage(base.manifest.lineage, load_release(made).lineage)
     return Rebuilt(equal, first, compare_evaluations(base.artifact.path / EVALUATION_FOLDER, made / EVALUATION_FOLDER))
 

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from contextvars import copy_context
 from datetime import UTC, datetime
@@ -204,18 +204,11 @@ def run_name() -> str:
     return " ".join([*filter(None, words), f"{datetime.now(UTC):%Y-%m-%d %H:%M}"])
 
 
-def ended(result: Mapping[str, Any], message: str) -> Any:
+def ended(result: Any, message: str) -> Any:
     """What a flow returns so that its page says `message`; who called the flow gets `result`."""
     from prefect.states import Completed
 
-    return Completed(message=message, data=dict(result))
-
-
-def verdict_line(result: Mapping[str, Any]) -> str:
-    """`candidate/2: pass`, the gates that did not pass, and whether anything was made."""
-    failed = [gate["name"] for gate in result["gates"] if gate["status"] != "pass"]
-    listed = f" (not passed: {', '.join(failed)})" if failed and result["verdict"] != "pass" else ""
-    return f"{result['candidate'] or 'no new candidate'}: {result['verdict']}{listed}{', all from the cache' if result['cached'] else ''}"
+    return Completed(message=message, data=result)
 
 
 def tag_run(tags: Iterable[str]) -> None:
@@ -227,24 +220,8 @@ def tag_run(tags: Iterable[str]) -> None:
     run: FlowRun | None = context.flow_run if context else None
     if run is None:
         return
-    with _shown_if_possible(), get_client(sync_client=True) as client:
+    with shown_if_possible(), get_client(sync_client=True) as client:
         client.update_flow_run(run.id, tags=sorted({*run.tags, *tags}))
-
-
-def show_candidate(result: Mapping[str, Any], text: str, run_link: str) -> None:
-    """Gates, comparison and the way to MLflow on the page of the flow's run. `text`: the candidate's description, with MLflow's links."""
-    from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
-    from prefect.context import FlowRunContext
-
-    if FlowRunContext.get() is None:  # Prefect would start a server for it
-        return
-    name, candidate = result["name"], result["candidate"]
-    place = mlflow_address()
-    gates = [{"gate": gate["name"], "status": gate["status"], "reason": gate["reason"]} for gate in result["gates"]]
-    with _shown_if_possible():
-        create_table_artifact(table=gates, key=f"{name}-gates", description=f"Gates of {candidate}: **{result['verdict']}**")
-        create_markdown_artifact(markdown=text.replace("](#/", f"]({place}/#/"), key=f"{name}-candidate", description=str(candidate))
-        create_link_artifact(link=f"{place}/{run_link}", link_text="This run in MLflow", key=f"{name}-mlflow", description=str(candidate))
 
 
 def show_text(key: str, text: str) -> None:
@@ -254,7 +231,7 @@ def show_text(key: str, text: str) -> None:
 
     if FlowRunContext.get() is None:
         return
-    with _shown_if_possible():
+    with shown_if_possible():
         create_markdown_artifact(markdown=text, key=key)
 
 
@@ -331,7 +308,7 @@ def shown_as_cancelled(flow: Any, flow_run: FlowRun, state: Any) -> None:
 
 
 @contextmanager
-def _shown_if_possible() -> Iterator[None]:
+def shown_if_possible() -> Iterator[None]:
     """The run must not fail for what could not be shown, nor wait long for a server that is gone."""
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow
 
-from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
-from flows.candidate import Parts, register_candidate, require_decidable
+from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact, parents_of
+from components.distillation.train import StudentInputs
+from components.evaluation.systems import EvaluationInputs
+from flows.candidate import CandidateParts, CandidateResult, register_candidate, require_decidable, verdict_line
 from flows.config import RetrainConfig
 from flows.parameters import NO_SETTINGS, NOTHING, NameOrEmpty, Preset, SettingsForm, requested_config, require_steps, steps_form
 from flows.planning import require_room_for
 from flows.recorder import Recorder, recorded_flow
-from flows.reporting import ended, run_name, say, shown_as_cancelled, verdict_line
+from flows.reporting import ended, run_name, say, shown_as_cancelled
 from flows.runner import Step
 from flows.steps import (
     at_commits,
@@ -53,10 +55,9 @@ def retrain(
     settings: Settings = NO_SETTINGS,
     config: RetrainConfig | None = None,
     again: Again = NOTHING,
-) -> dict[str, Any]:
+) -> CandidateResult:
     """Build a candidate and register it; finished steps are taken from the cache, a killed one continues.
 
-    Returns what a person or program needs next: candidate, verdict, gates, whether all came from the cache, MLflow run.
     Raises ConfigError for parameters that do not fit (see `requested_config`).
 
     Args:
@@ -113,7 +114,7 @@ def train(
         parts = {"query_tower": made.query_tower, "document_tower": made.document_tower, "index": made.index, "query_encoder": student}
         result = {
             "name": chosen.name,
-            "digests": {role: artifact.digest for role, artifact in parts.items()},
+            "digests": parents_of(parts),
             "cached": recorder.all_cached,
             "mlflow_run_id": recorder.run_id,
         }
@@ -122,7 +123,7 @@ def train(
 
 
 @dataclass(frozen=True)
-class DocumentSide:
+class BuiltDocuments:
     """A release without its query encoder. `targets` are the teacher's query vectors where the index was tuned with them."""
 
     dataset: DatasetArtifact
@@ -135,29 +136,22 @@ class DocumentSide:
     targets: Artifact | None
 
 
-def build_parts(config: RetrainConfig, recorder: Recorder) -> Parts:
+def build_parts(config: RetrainConfig, recorder: Recorder) -> CandidateParts:
     """Run every step that makes a part of the release."""
     made, student = build_models(config, recorder)
-    measured = {"dataset": made.dataset, "query_tower": made.query_tower, "query_encoder": student, "index": made.index}
-    evaluation = recorder.run(evaluation_step(config, measured))
-    return Parts(made.dataset, made.validation, made.query_tower, made.document_tower, student, made.index, evaluation)
+    evaluation = recorder.run(evaluation_step(config, EvaluationInputs(made.dataset, made.query_tower, student, made.index)))
+    return CandidateParts(made.dataset, made.validation, made.query_tower, made.document_tower, student, made.index, evaluation)
 
 
-def build_models(config: RetrainConfig, recorder: Recorder) -> tuple[DocumentSide, EncoderArtifact]:
+def build_models(config: RetrainConfig, recorder: Recorder) -> tuple[BuiltDocuments, EncoderArtifact]:
     """Run the steps from the data to the student."""
     made = build_documents(config, recorder)
     targets = made.targets or recorder.run(made.teacher_queries)
-    learned_from = {
-        "dataset": made.dataset,
-        "query_tower": made.query_tower,
-        "targets": targets,
-        "vectors": made.vectors,
-        "index": made.index,
-    }
+    learned_from = StudentInputs(made.dataset, targets, made.index, made.query_tower, made.vectors)
     return made, typed(recorder.run(student_step(config, learned_from)), EncoderArtifact)
 
 
-def build_documents(config: RetrainConfig, recorder: Recorder) -> DocumentSide:
+def build_documents(config: RetrainConfig, recorder: Recorder) -> BuiltDocuments:
     """Run the steps from the data to the index."""
     dataset = typed(recorder.run(snapshot_step(config)), DatasetArtifact)
     validation = recorder.run(checked_validation(config, dataset))
@@ -170,7 +164,7 @@ def build_documents(config: RetrainConfig, recorder: Recorder) -> DocumentSide:
     teacher_queries = targets_step(config, dataset, query_tower, generated, document_tower)
     tuned_with = recorder.run(teacher_queries) if needs_queries(config, vectors) else None
     index = typed(recorder.run(index_step(config, vectors, dataset, tuned_with)), IndexArtifact)
-    return DocumentSide(dataset, validation, query_tower, document_tower, vectors, index, teacher_queries, tuned_with)
+    return BuiltDocuments(dataset, validation, query_tower, document_tower, vectors, index, teacher_queries, tuned_with)
 
 
 def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
@@ -221,10 +215,6 @@ def train_both(config: RetrainConfig, recorder: Recorder, dataset: DatasetArtifa
     """Stage 1, and its two towers as artifacts of their own."""
     step = towers_step(config, dataset)
     towers = recorder.run(step)
-    query, document = (_tower(recorder, towers, role, step) for role in ("query_tower", "document_tower"))
+    parts = (recorder.record_part(towers, open_artifact(towers.path / role), step) for role in ("query_tower", "document_tower"))
+    query, document = (typed(part, EncoderArtifact) for part in parts)
     return query, document
-
-
-def _tower(recorder: Recorder, towers: Artifact, role: str, step: Any) -> EncoderArtifact:
-    tower: EncoderArtifact = typed(recorder.part(towers, open_artifact(towers.path / role), step), EncoderArtifact)
-    return tower

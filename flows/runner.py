@@ -29,7 +29,18 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.utilities.annotations import quote
 
 from components import settings
-from components.artifacts import MANIFEST, SIGNATURE, UNFINISHED, Artifact, digest_of, read_json, read_manifest, verify, write_json
+from components.artifacts import (
+    MANIFEST,
+    SIGNATURE,
+    UNFINISHED,
+    Artifact,
+    digest_of,
+    parents_of,
+    read_json,
+    read_manifest,
+    verify,
+    write_json,
+)
 from components.code import Reached, reached_by
 from components.errors import ArtifactError, ConfigError, DataError, ResourceError, ScalingNoteError
 from components.progress import begin_step
@@ -50,18 +61,22 @@ ON_CARD = frozenset({"generate_queries", "train_towers", "encode_corpus", "encod
 _made_ahead: set[Path] = set()
 
 
+Make = Callable[[Path], Artifact]
+
+
 @dataclass(frozen=True)
 class Step:
     """One step: its name, the function that makes it, its inputs and configuration.
 
-    What `make` and the functions it is closed over import, and all that is imported from there, is the step's code (see
-    components.code). `version` is raised by hand when results have to be made anew although nothing in their key has changed.
+    `make` is mostly a public function of a room with all arguments but the folder. What it and the functions that it is given import, and
+    all that is imported from there, is the step's code (see components.code). `version` is raised by hand when results have to be made
+    anew although nothing in their key has changed.
     `resumes` are the patterns of files that a killed attempt may leave for the next one; all others are removed before it begins.
     `check` raises what is wrong with a finished result: the step has then failed, though its result, such as a report, stays.
     """
 
     name: str
-    make: Callable[[Path], Artifact]
+    make: Make
     inputs: Mapping[str, Artifact] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     version: int = 1
@@ -85,7 +100,7 @@ class Step:
         key = digest_of(
             {
                 "config": self.key_settings,
-                "inputs": {role: artifact.digest for role, artifact in self.inputs.items()},
+                "inputs": parents_of(self.inputs),
                 "code": self.reached.code,
                 "libraries": self.reached.libraries,
                 "version": self.version,

@@ -154,8 +154,8 @@ def serve(mlflow_port: int = 5000, prefect_port: int = 4200, auth: bool = False)
         print("\nThe servers are stopped.", flush=True)
 
 
-def run_flow(flow: str, *arguments: Any, **named: Any) -> dict[str, Any]:
-    """Run the flow `module:function` for the command line.
+def run_flow(flow: str, *arguments: Any, **named: Any) -> Any:
+    """Run the flow `module:function` for the command line, and return what it returns.
 
     It runs on the Prefect server that the settings name, else on a small one that ends with this process. A small one that dies or
     hangs in mid-run costs no work: another is started, and the flow goes on from its finished steps. Raises ServerError or
@@ -180,7 +180,7 @@ def run_flow(flow: str, *arguments: Any, **named: Any) -> dict[str, Any]:
         api = given or _small_server()
         try:
             with temporary_settings({PREFECT_API_URL: api}):
-                result: dict[str, Any] = run(*arguments, **named)
+                result = run(*arguments, **named)
                 if not given:
                     _delete_old_runs()
                 return result

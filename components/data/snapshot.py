@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from components.artifacts import DatasetArtifact, Scalar, seal
+from components.artifacts import DatasetArtifact, seal
 from components.data.config import DataConfig
 from components.data.dataset import IDENTICAL, SOURCES, RawTables, content_hash, identical_ids, origin_of, texts_of, write_table
 from components.data.left_out import counts_of, write_left_out
@@ -33,20 +33,19 @@ def snapshot(config: DataConfig, folder: Path, expected: str | None = None) -> D
     write_left_out(tables.left_out, folder)
     sizes = {key: value for key, value in tables.notes.items() if isinstance(value, int)}
     labels = {key: value for key, value in tables.notes.items() if key not in sizes}
-    attributes = {"name": source_name(config), "source_digest": read_from, **labels, **_sources_attribute(tables)}
+    attributes = {"name": source_name(config), "source_digest": read_from, **labels}
+    if tables.sources:  # names of folders hold no slash, so one stands between them
+        attributes[SOURCES] = "/".join(tables.sources)
     attributes[IDENTICAL] = config.ignore_identical_ids
     counts = {**_counts(tables), **sizes, **counts_of(tables.left_out)}
     return cast("DatasetArtifact", seal(folder, "dataset", counts=counts, attributes=attributes))
 
 
-def _sources_attribute(tables: RawTables) -> dict[str, Scalar]:
-    """Names of folders hold no slash, so one stands between them."""
-    return {SOURCES: "/".join(tables.sources)} if tables.sources else {}
-
-
 def _counts(tables: RawTables) -> dict[str, int]:
     relevant = tables.judgements.loc[tables.judgements["score"] > 0]
     judged: Mapping[str, int] = relevant.groupby("split")["query_id"].nunique().to_dict()
+    found = identical_ids(tables.documents, tables.queries)
+    same = {"queries_that_are_documents": len(found.same_text), "queries_with_the_id_of_another_document": len(found.other_text)}
     splits = {"train": 0, "dev": 0, "test": 0, **{str(split): int(count) for split, count in judged.items()}}
     return {
         "documents": len(tables.documents),
@@ -55,15 +54,8 @@ def _counts(tables: RawTables) -> dict[str, int]:
         "unlabelled": len(tables.unlabelled),
         **{f"{split}_queries": count for split, count in splits.items()},
         **_counts_by_source(tables),
-        **_counts_of_identical_ids(tables),
+        **{name: count for name, count in same.items() if count},
     }
-
-
-def _counts_of_identical_ids(tables: RawTables) -> dict[str, int]:
-    """Queries that have the id of a document, where there are any: of one that reads the same, and of another."""
-    found = identical_ids(tables.documents, tables.queries)
-    counts = {"queries_that_are_documents": len(found.same_text), "queries_with_the_id_of_another_document": len(found.other_text)}
-    return {name: count for name, count in counts.items() if count}
 
 
 def _counts_by_source(tables: RawTables) -> dict[str, int]:

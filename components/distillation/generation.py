@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from components.artifacts import Artifact, Scalar, seal, write_atomic
+from components.artifacts import Artifact, DatasetArtifact, Scalar, seal, write_atomic
+from components.data.dataset import load_dataset
 from components.distillation.config import DistillationConfig
 from components.errors import DataError, ModelError
 from components.progress import progress_bar
@@ -31,6 +32,11 @@ EXAMPLES = 3  # documents with their queries before the one in question
 DOCUMENT_WORDS = 60  # words of a document in the prompt
 NEW_TOKENS = 32
 BATCH = 16
+
+
+def generate_for(dataset: DatasetArtifact, config: DistillationConfig, folder: Path) -> Artifact:
+    """The step generate_queries: `generate_queries` for the documents of a data set. Raises as that does."""
+    return generate_queries(load_dataset(dataset.path), config, {"dataset": dataset.digest}, folder)
 
 
 def generate_queries(dataset: Dataset, config: DistillationConfig, parents: Mapping[str, str], folder: Path) -> Artifact:

@@ -15,16 +15,21 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.data.dataset import normalise_text
+from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, VectorShards, by_role, parents_of
+from components.data.dataset import load_dataset, normalise_text
 from components.distillation.config import DistillationConfig
+from components.distillation.teacher_targets import write_teacher_targets
 from components.errors import DataError
 from components.text import is_blank
-from components.towers.trained.stored import StoredVectors
+from components.towers.encoder import open_tower
+from components.towers.trained.stored import TextVectors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -224,6 +229,35 @@ def relevant(dataset: Dataset, split: str) -> pd.DataFrame:
 Texts = Sequence[str]
 
 
+@dataclass(frozen=True)
+class TeacherInputs:
+    """What the teacher's query vectors are made from.
+
+    `generated`: queries that a decoder wrote. `document_tower`: needed where the teacher is stored vectors alone, since those of documents
+    stand in for missing ones.
+    """
+
+    dataset: DatasetArtifact
+    query_tower: EncoderArtifact
+    generated: Artifact | None = None
+    document_tower: EncoderArtifact | None = None
+
+
+def encode_teacher_queries(
+    inputs: TeacherInputs, config: DistillationConfig, read_generated: Callable[[Path], Texts], folder: Path
+) -> VectorShards:
+    """The step encode_teacher_queries: what the student learns from, and the dev queries, with the teacher's vectors of them.
+
+    `read_generated` reads the queries of `generated`; it is given, since the student's training, which reads this module too, does not
+    depend on it. Raises as `answerable` does, and ModelError or ArtifactError for a tower that cannot be opened.
+    """
+    data = load_dataset(inputs.dataset.path)
+    sources, left_out = learnable(data, config, read_generated(inputs.generated.path) if inputs.generated else ())
+    documents = open_tower(inputs.document_tower.path) if inputs.document_tower else None
+    teacher, sources, held_out = answerable(open_tower(inputs.query_tower.path), documents, data, (sources, dev_queries(data)))
+    return write_teacher_targets(teacher, sources, parents_of(by_role(inputs)), folder, held_out, left_out)
+
+
 def answerable(
     teacher: TextEncoder, documents: TextEncoder | None, dataset: Dataset, asked: tuple[Mapping[str, Texts], Texts]
 ) -> tuple[TextEncoder, dict[str, list[str]], list[str]]:
@@ -233,9 +267,9 @@ def answerable(
     DataError when no text is left to learn from.
     """
     sources, held_out = asked
-    if not isinstance(teacher, StoredVectors):
+    if not isinstance(teacher, TextVectors):
         return teacher, {source: list(texts) for source, texts in sources.items()}, list(held_out)
-    others = stand_ins(dataset, documents) if isinstance(documents, StoredVectors) else {}
+    others = stand_ins(dataset, documents) if isinstance(documents, TextVectors) else {}
     known = {source: _known(teacher, texts) for source, texts in sources.items()}
     chosen = {source: [text for text in texts if text in others or text in known[source]] for source, texts in sources.items()}
     if not any(chosen.values()):
@@ -250,7 +284,7 @@ def answerable(
     return teacher.with_stand_ins(others), chosen, [text for text in held_out if text in _known(teacher, held_out)]
 
 
-def stand_ins(dataset: Dataset, documents: StoredVectors) -> dict[str, NDArray[np.float32]]:
+def stand_ins(dataset: Dataset, documents: TextVectors) -> dict[str, NDArray[np.float32]]:
     """Titles and train queries -> unit vector float32 (dimension,) of the documents that they belong to."""
     table = dataset.documents
     vectors = documents.of_documents(table["doc_id"].tolist(), table["content_hash"].tolist())
@@ -265,7 +299,7 @@ def stand_ins(dataset: Dataset, documents: StoredVectors) -> dict[str, NDArray[n
     return {text: _mean(vectors[places]) for text, places in {**rows, **asked}.items()}
 
 
-def _known(teacher: StoredVectors, texts: Texts) -> set[str]:
+def _known(teacher: TextVectors, texts: Texts) -> set[str]:
     return {text for text, there in zip(texts, teacher.knows(texts), strict=True) if there}
 
 

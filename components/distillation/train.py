@@ -14,13 +14,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import EncoderArtifact, Scalar, read_json, seal, write_json
-from components.data.dataset import normalise_text
+from components.artifacts import (
+    Artifact,
+    DatasetArtifact,
+    EncoderArtifact,
+    IndexArtifact,
+    Scalar,
+    VectorShards,
+    by_role,
+    parents_of,
+    read_json,
+    seal,
+    write_json,
+)
+from components.data.dataset import load_dataset, normalise_text
 from components.distillation.config import HELD_OUT_TITLES, DistillationConfig, RefineTitles
 from components.distillation.objectives import Refinement, alignment_loss, refinement_loss, similarity_loss
 from components.distillation.plan import (
@@ -38,8 +50,8 @@ from components.distillation.plan import (
     spread_of,
     texts_per_source,
 )
-from components.distillation.query_sources import dev_queries, held_out_wordings, query_sources, relevant
-from components.distillation.student import load_student, new_student, save_student
+from components.distillation.query_sources import dev_queries, held_out_wordings, mixed_noise, query_sources, relevant
+from components.distillation.student import check_student, load_student, new_student, save_student
 from components.distillation.teacher_targets import read_held_out, read_sources, read_teacher_targets
 from components.errors import CollapseError, DataError, ModelError
 from components.progress import measured, progress_bar
@@ -86,6 +98,39 @@ class DocumentSide:
     vectors: NDArray[np.float32]
     space_id: str
     search: Search
+
+
+@dataclass(frozen=True)
+class StudentInputs:
+    """What a student is made from. `query_tower`: for one that is cut from the teacher. `vectors`: None: those that the index keeps."""
+
+    dataset: DatasetArtifact
+    targets: Artifact
+    index: IndexArtifact
+    query_tower: EncoderArtifact | None = None
+    vectors: VectorShards | None = None
+
+
+class OpenDocuments(Protocol):
+    """How an index is opened, which this room, standing below it, leaves to the caller (see components.index.search)."""
+
+    def __call__(self, index: IndexArtifact, vectors: VectorShards | None, doc_ids: Sequence[str]) -> tuple[NDArray[np.float32], Search]:
+        """Unit vectors of the documents, float32 (len(doc_ids), d), and the search over the index."""
+        ...
+
+
+def distil(inputs: StudentInputs, config: DistillationConfig, open_documents: OpenDocuments, folder: Path) -> EncoderArtifact:
+    """The step distil_query_tower: align, prune and refine a student.
+
+    Raises as `check_student`, `distillation_data` and `train_student` do, and what opening the index raises.
+    """
+    tower = inputs.query_tower.path if inputs.query_tower else None
+    check_student(config, int(inputs.index.attributes["dimension"] or 0), tower)
+    dataset = load_dataset(inputs.dataset.path)
+    vectors, search = open_documents(inputs.index, inputs.vectors, dataset.documents["doc_id"].tolist())
+    documents = DocumentSide(vectors, inputs.index.space_id, search)
+    data = distillation_data(dataset, inputs.targets.path, documents, config, tower, mixed_noise)
+    return train_student(data, config, parents_of(by_role(inputs)), folder)
 
 
 def check_sources(dataset: Dataset, config: DistillationConfig) -> None:

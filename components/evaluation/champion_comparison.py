@@ -154,7 +154,7 @@ Hits = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Contender:
+class Side:
     """A release that is ready to answer, the titles of its documents, and its sizes (see ComparisonSummary)."""
 
     ranker: DenseRanker
@@ -163,14 +163,14 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Contest:
+class ComparisonPlan:
     """Who stands against whom (`champion` is the version `baseline_version`), and what they are asked.
 
     `replayed` are queries without judgements, from `source`; there may be none. `units` are those of the judged queries.
     """
 
-    candidate: Contender
-    champion: Contender
+    candidate: Side
+    champion: Side
     baseline_version: int
     judged: JudgedSplit
     replayed: Sequence[str] = ()
@@ -178,16 +178,17 @@ class Contest:
     units: Units | None = None
 
     @property
-    def contenders(self) -> dict[str, Contender]:
+    def contenders(self) -> dict[str, Side]:
         return {CANDIDATE: self.candidate, CHAMPION: self.champion}
 
 
-def hold_contest(contest: Contest, config: EvaluationConfig, parents: Mapping[str, str], folder: Path) -> Artifact:
+def compare_in_one_run(contest: ComparisonPlan, config: EvaluationConfig, parents: Mapping[str, str], folder: Path) -> Artifact:
     """Ask both, write the comparison into `folder` and seal it. A ranking takes `config.depth` documents."""
-    rankings = {name: _rankings(contender, contest.judged, config.depth) for name, contender in contest.contenders.items()}
+    judged, depth = contest.judged, config.depth
+    rankings = {n: judged.rankings(c.ranker.rank(judged.texts, judged.asked(depth)), depth) for n, c in contest.contenders.items()}
     removed = contest.champion.ranker.index.rows.missing_from(contest.candidate.ranker.index.rows)
     per_query = _per_query(contest, rankings, bool(removed))
-    agreement = _agreement(contest, rankings, config.depth)
+    agreement = _agreement(contest, rankings, depth)
     speeds = measure_speeds({n: Timed(_answering(c.ranker)) for n, c in contest.contenders.items()}, contest.judged.texts, config)
     summary = ComparisonSummary(
         baseline_version=contest.baseline_version,
@@ -207,16 +208,12 @@ def hold_contest(contest: Contest, config: EvaluationConfig, parents: Mapping[st
     return seal(folder, KIND, counts=counts, parents=parents, attributes={"baseline_version": contest.baseline_version})
 
 
-def _rankings(contender: Contender, judged: JudgedSplit, depth: int) -> dict[str, Ranking]:
-    return judged.rankings(contender.ranker.rank(judged.texts, judged.asked(depth)), depth)
-
-
 def _answering(ranker: DenseRanker) -> Answer:
     """The whole answer: encoding, tokenisation included, and the search."""
     return lambda texts: ranker.rank_vectors(ranker.encoder.encode(texts, batch_size=len(texts)), ANSWER_DEPTH)
 
 
-def _per_query(contest: Contest, rankings: Mapping[str, Mapping[str, Ranking]], removed: bool) -> pd.DataFrame:
+def _per_query(contest: ComparisonPlan, rankings: Mapping[str, Mapping[str, Ranking]], removed: bool) -> pd.DataFrame:
     import pandas as pd
 
     tables = [per_query_metrics(contest.judged.judgements, ranking).assign(system=name) for name, ranking in rankings.items()]
@@ -225,7 +222,7 @@ def _per_query(contest: Contest, rankings: Mapping[str, Mapping[str, Ranking]], 
     return pd.concat(tables, ignore_index=True)[list(PER_QUERY_COLUMNS)]
 
 
-def _among_shared(contest: Contest) -> list[pd.DataFrame]:
+def _among_shared(contest: ComparisonPlan) -> list[pd.DataFrame]:
     """nDCG@10 of both when each ranks the documents that both hold and no others, of the queries that ask for one of these."""
     judged, sides = contest.judged, contest.contenders
     rows = {name: contender.ranker.index.rows for name, contender in sides.items()}
@@ -268,13 +265,13 @@ def _served(judged: JudgedSplit, ranker: DenseRanker) -> pd.DataFrame:
     return shares.assign(query_id=shares["query_id"].astype(str), metric=SERVED)
 
 
-def _differences(per_query: pd.DataFrame, contest: Contest, config: EvaluationConfig) -> tuple[Comparison, ...]:
+def _differences(per_query: pd.DataFrame, contest: ComparisonPlan, config: EvaluationConfig) -> tuple[Comparison, ...]:
     query_ids = contest.judged.query_ids
     scores, numbers = scores_of(per_query, query_ids), contest.units.of(query_ids) if contest.units else None
     return tuple(compare_scores(scores, (CANDIDATE, CHAMPION), metric, config, numbers) for metric in METRICS)
 
 
-def _agreement(contest: Contest, rankings: Mapping[str, Mapping[str, Ranking]], depth: int) -> pd.DataFrame:
+def _agreement(contest: ComparisonPlan, rankings: Mapping[str, Mapping[str, Ranking]], depth: int) -> pd.DataFrame:
     import pandas as pd
 
     pairs = [([d for d, _ in rankings[CANDIDATE][q]], [d for d, _ in rankings[CHAMPION][q]]) for q in contest.judged.query_ids]
@@ -296,7 +293,7 @@ def _overlaps(source: str, names: Sequence[str], pairs: Sequence[tuple[list[str]
     return pd.DataFrame(rows, columns=list(AGREEMENT_COLUMNS))
 
 
-def _means(agreement: pd.DataFrame, contest: Contest, config: EvaluationConfig) -> dict[str, Agreement]:
+def _means(agreement: pd.DataFrame, contest: ComparisonPlan, config: EvaluationConfig) -> dict[str, Agreement]:
     """Nothing groups the queries that are replayed, so each of them counts by itself; of one unit alone there is no interval."""
     found = {}
     for (source, k), rows in agreement.groupby(["source", "k"], sort=False):
@@ -308,7 +305,7 @@ def _means(agreement: pd.DataFrame, contest: Contest, config: EvaluationConfig) 
     return found
 
 
-def _side_by_side(contest: Contest, rankings: Mapping[str, Mapping[str, Ranking]], per_query: pd.DataFrame) -> pd.DataFrame:
+def _side_by_side(contest: ComparisonPlan, rankings: Mapping[str, Mapping[str, Ranking]], per_query: pd.DataFrame) -> pd.DataFrame:
     """The queries that lost most, worst first, then those that gained most, the best last; a query that kept its value is not shown."""
     import pandas as pd
 
@@ -332,7 +329,7 @@ def _largest(per_query: pd.DataFrame) -> list[tuple[str, float]]:
     return [(query_id, gap) for gap, query_id in (*losses, *gains)]
 
 
-def _hits(contender: Contender, ranking: Ranking, relevant: set[str]) -> Hits:
+def _hits(contender: Side, ranking: Ranking, relevant: set[str]) -> Hits:
     return [
         {"doc_id": doc_id, "title": contender.titles.get(doc_id, ""), "score": round(score, 4), "relevant": doc_id in relevant}
         for doc_id, score in ranking[:ANSWER_DEPTH]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import EvalReport, seal
+from components.artifacts import EvalReport, remove_files, seal
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.metrics import QRELS, Ranking, per_query_metrics, write_trec_qrels, write_trec_run
 from components.evaluation.rankers import DenseRanker, FusedRanker, Ranker
@@ -178,8 +178,10 @@ def evaluate(
     nothing is judged in a split, or no document has the metadata field that `config.query_groups` names. `absent`: the systems that could
     not be measured, each with the reason.
     """
+    import pandas as pd
+
     require_judged(dataset, (config.split, *config.extra_splits), config.query_groups)
-    _remove_leftovers(folder)
+    remove_files(folder)
     main = _measure(systems, dataset, config.split, config, f"{folder}/")
     extra = {split: _measure(systems, dataset, split, config, f"{folder}/{split}.") for split in config.extra_splits}
     ann = _ann(systems, main, config)
@@ -197,8 +199,10 @@ def evaluate(
         }
     )
     slices = assign_slices(main.judged, dataset, config.slices)
-    units = _in_one_table([found.units.table(split) for split, found in {config.split: main, **extra}.items()])
-    write_report(folder, Evaluation(summary, main.per_query, ann.per_query if ann else None, slices, _joined(extra), units))
+    units = pd.concat([found.units.table(split) for split, found in {config.split: main, **extra}.items()], ignore_index=True)
+    tables = [found.per_query.assign(split=split) for split, found in extra.items()]
+    of_extra = pd.concat(tables, ignore_index=True) if tables else None
+    write_report(folder, Evaluation(summary, main.per_query, ann.per_query if ann else None, slices, of_extra, units))
     artifact = seal(
         folder,
         "evaluation",
@@ -211,12 +215,6 @@ def evaluate(
         },
     )
     return EvalReport(**artifact.model_dump())
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_file():
-            path.unlink()
 
 
 def _measure(systems: Mapping[str, Ranker], dataset: Dataset, split: str, config: EvaluationConfig, run_files: str) -> _Measured:
@@ -246,17 +244,6 @@ def _measure(systems: Mapping[str, Ranker], dataset: Dataset, split: str, config
         tables.append(per_query_metrics(judged.judgements, ranking).assign(system=name))
     per_query = pd.concat(tables, ignore_index=True)[["query_id", "system", "metric", "value"]]
     return _Measured(judged, units, per_query, vectors)
-
-
-def _joined(extra: Mapping[str, _Measured]) -> pd.DataFrame | None:
-    tables = [found.per_query.assign(split=split) for split, found in extra.items()]
-    return _in_one_table(tables) if tables else None
-
-
-def _in_one_table(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.concat(tables, ignore_index=True)
 
 
 def _health(vectors: NDArray[np.float32]) -> HealthSummary:

@@ -34,18 +34,15 @@ def per_query_metrics(judgements: pd.DataFrame, rankings: Mapping[str, Ranking])
     import ir_measures
     import pandas as pd
 
-    names = {ir_measures.parse_measure(_measure(name)): name for name in METRICS}
+    theirs = {"recall": "R", "ndcg": "nDCG", "mrr": "RR"}
+    parts = {name: name.split("@") for name in METRICS}
+    names = {ir_measures.parse_measure(f"{theirs[metric]}@{cutoff}"): name for name, (metric, cutoff) in parts.items()}
     evaluator = ir_measures.evaluator(list(names), _qrels(judgements))
     judged = sorted({str(i) for i in judgements["query_id"]})
     values = {(query_id, name): 0.0 for query_id in judged for name in METRICS}
     for result in evaluator.iter_calc(_run(rankings, set(judged))):
         values[result.query_id, names[result.measure]] = float(result.value)
     return pd.DataFrame([(q, name, value) for (q, name), value in values.items()], columns=["query_id", "metric", "value"])
-
-
-def _measure(name: str) -> str:
-    metric, cutoff = name.split("@")
-    return {"recall": "R", "ndcg": "nDCG", "mrr": "RR"}[metric] + f"@{cutoff}"
 
 
 def _qrels(judgements: pd.DataFrame) -> dict[str, dict[str, int]]:

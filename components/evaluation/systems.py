@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.artifacts import Artifact, EvalReport, digest_of, is_complete, seal, write_atomic
+from components.artifacts import (
+    Artifact,
+    DatasetArtifact,
+    EncoderArtifact,
+    EvalReport,
+    IndexArtifact,
+    by_role,
+    digest_of,
+    is_complete,
+    parents_of,
+    seal,
+    write_atomic,
+)
 from components.data.dataset import load_dataset
 from components.evaluation.bm25 import Bm25Ranker, bm25_as, bm25_ranker
 from components.evaluation.config import EvaluationConfig
@@ -32,21 +44,35 @@ LABELS = {UNTRAINED: "untrained encoder", CUT: "untrained encoder, cut"}
 UNTRAINED_MAX_LENGTH = 512  # tokens of a text; an encoder that was published with more is bounded, for its cost grows with them
 
 
-def evaluate_release(
-    inputs: Mapping[str, Artifact], distillation: DistillationConfig, config: EvaluationConfig, folder: Path
-) -> EvalReport:
-    """Measure BM25, the untrained encoders, teacher, student and the student fused with BM25 on one split, and the speed of the last three.
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """What an evaluation measures. `earlier`: one on the same data with the same untrained encoders, whose rankings are taken over."""
 
-    `inputs`: dataset, query_tower, query_encoder, index; and `earlier`, an evaluation on the same data with the same untrained encoders,
-    whose rankings of BM25 and these are taken over. `distillation` names the student's encoder before training.
+    dataset: DatasetArtifact
+    query_tower: EncoderArtifact
+    query_encoder: EncoderArtifact
+    index: IndexArtifact
+    earlier: Artifact | None = None
+
+
+def evaluate_release(inputs: EvaluationInputs, distillation: DistillationConfig, config: EvaluationConfig, folder: Path) -> EvalReport:
+    """The step evaluate: measure BM25, the untrained encoders, teacher, student and the student fused with BM25 on one split, and the speed
+    of the last three.
+
+    `distillation` names the student's encoder before training. Raises as `judged_split` and what opens the parts do.
     """
-    dataset = load_dataset(inputs["dataset"].path)
+    from components.distillation.student import load_student
+    from components.towers.encoder import open_tower
+
+    dataset = load_dataset(inputs.dataset.path)
     systems = _baselines(inputs, dataset, distillation, config)
-    teacher, student = _teacher_and_student(inputs)
+    tower, encoder = open_tower(inputs.query_tower.path), load_student(inputs.query_encoder.path)
+    index = load_index(inputs.index.path, encoder.space_id, inputs.index.digest)
+    teacher, student = DenseRanker(tower, index, "teacher: queries"), DenseRanker(encoder, index, "student: queries")
     absent = {} if (reason := _unmeasured(teacher, dataset, config)) is None else {"teacher": reason}
     systems |= {"student": student} if absent else {"teacher": teacher, "student": student}
     systems |= {FUSED: _fused(student, systems["bm25"], dataset, config)} if config.fusion else {}
-    return evaluate(systems, dataset, config, folder, {role: artifact.digest for role, artifact in inputs.items()}, absent)
+    return evaluate(systems, dataset, config, folder, parents_of(by_role(inputs)), absent)
 
 
 def _fused(student: DenseRanker, bm25: Ranker, dataset: Dataset, config: EvaluationConfig) -> FusedRanker:
@@ -58,9 +84,9 @@ def _fused(student: DenseRanker, bm25: Ranker, dataset: Dataset, config: Evaluat
 
 def _unmeasured(teacher: DenseRanker, dataset: Dataset, config: EvaluationConfig) -> str | None:
     """Why a teacher of stored vectors cannot be measured; None when it can."""
-    from components.towers.trained.stored import StoredVectors
+    from components.towers.trained.stored import TextVectors
 
-    if not isinstance(teacher.encoder, StoredVectors):
+    if not isinstance(teacher.encoder, TextVectors):
         return None
     splits = (config.split, *config.extra_splits)
     asked = {text for split in splits for text in judged_split(dataset, split).texts}
@@ -89,17 +115,15 @@ def untrained_systems(distillation: DistillationConfig) -> dict[str, Distillatio
     return {UNTRAINED: published, **({CUT: own} if own != published else {})}
 
 
-def _baselines(
-    inputs: Mapping[str, Artifact], dataset: Dataset, distillation: DistillationConfig, config: EvaluationConfig
-) -> dict[str, Ranker]:
+def _baselines(inputs: EvaluationInputs, dataset: Dataset, distillation: DistillationConfig, config: EvaluationConfig) -> dict[str, Ranker]:
     """BM25 and the untrained encoders: as the earlier evaluation ranked them, else made anew, which reads every document."""
 
     def recorded(name: str) -> Ranker | None:
-        return recorded_ranker(inputs["earlier"].path, name, dataset, config) if "earlier" in inputs else None
+        return recorded_ranker(inputs.earlier.path, name, dataset, config) if inputs.earlier else None
 
     systems: dict[str, Ranker] = {"bm25": recorded("bm25") or bm25_ranker(dataset, config.bm25_stemmer)}
     for name in untrained_systems(distillation) if config.untrained_student else ():
-        systems[name] = recorded(name) or untrained_ranker(dataset, distillation, inputs["query_tower"].path, name, kept=True)
+        systems[name] = recorded(name) or untrained_ranker(dataset, distillation, inputs.query_tower.path, name, kept=True)
     return systems
 
 
@@ -125,22 +149,13 @@ def open_mixed(encoder: Artifact, own: Artifact, foreign: Artifact) -> DenseRank
 
 
 def open_system(name: str, inputs: Mapping[str, Artifact], distillation: DistillationConfig, bm25_stemmer: str) -> Ranker:
-    """One of bm25, student_untrained, student_cut, teacher, student. `inputs`: what `evaluate_release` has, as far as it is needed."""
+    """One of bm25, student_untrained, student_cut, teacher, student. `inputs`: those of EvaluationInputs that it needs, by name."""
     dataset = load_dataset(inputs["dataset"].path)
     if name == "bm25":
         return bm25_ranker(dataset, bm25_stemmer)
     if name in LABELS:
         return untrained_ranker(dataset, distillation, inputs["query_tower"].path, name)
     return open_dense(inputs["query_tower" if name == "teacher" else "query_encoder"], inputs["index"])
-
-
-def _teacher_and_student(inputs: Mapping[str, Artifact]) -> tuple[DenseRanker, DenseRanker]:
-    from components.distillation.student import load_student
-    from components.towers.encoder import open_tower
-
-    teacher, student = open_tower(inputs["query_tower"].path), load_student(inputs["query_encoder"].path)
-    index = load_index(inputs["index"].path, student.space_id, inputs["index"].digest)
-    return DenseRanker(teacher, index, "teacher: queries"), DenseRanker(student, index, "student: queries")
 
 
 def untrained_ranker(

@@ -38,7 +38,7 @@ _DECIDED_ELSEWHERE = ("policy.",)  # the policy judges a candidate and does not 
 
 
 @dataclass(frozen=True)
-class Changes:
+class ChangesSinceChampion:
     """One list of sentences for each subject; an empty list means that nothing changed."""
 
     data: tuple[str, ...]
@@ -51,9 +51,9 @@ class Changes:
         return {"Data": self.data, "Code": self.code, "Configuration": self.configuration, "Models": self.models}
 
 
-def changes_between(new: ReleaseManifest, old: ReleaseManifest) -> Changes:
+def changes_between(new: ReleaseManifest, old: ReleaseManifest) -> ChangesSinceChampion:
     """What is different in `new`."""
-    return Changes(tuple(_data(new, old)), tuple(_code(new, old)), tuple(_configuration(new, old)), tuple(_models(new, old)))
+    return ChangesSinceChampion(tuple(_data(new, old)), tuple(_code(new, old)), tuple(_configuration(new, old)), tuple(_models(new, old)))
 
 
 def _data(new: ReleaseManifest, old: ReleaseManifest) -> list[str]:

@@ -14,7 +14,7 @@ from components.evaluation.metrics import METRICS, RETAINED, metric_words
 from components.evidence.dossier import (
     FEWEST,
     METRIC,
-    Changes,
+    ChangesSinceChampion,
     Delta,
     Dossier,
     Rivals,
@@ -300,7 +300,7 @@ def _subject(lines: Sequence[str]) -> Markup:
     return listed if len(lines) <= 20 else details(f"{len(lines)} differences", listed)
 
 
-def changes_of(dossier: Dossier) -> Changes | None:
+def changes_of(dossier: Dossier) -> ChangesSinceChampion | None:
     """The differences from the champion; None for a first release."""
     return changes_between(dossier.manifest, dossier.champion.manifest) if dossier.champion else None
 

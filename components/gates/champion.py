@@ -19,7 +19,7 @@ slice would stop every release. What must not be passed over is named in `requir
 Where the champion lacks documents, a slice is made of the queries whose documents it serves. One that is new to it has nothing to be
 compared with: it is off, with the count.
 
-`Rivals` says which values are compared. Non-inferiority holds nDCG@10 per query, paired, against a margin; interval and power
+`PairedScores` says which values are compared. Non-inferiority holds nDCG@10 per query, paired, against a margin; interval and power
 resample the units that the queries were drawn in. Its three outcomes:
 
 - fail when the loss is shown to be larger than the margin (the upper end of the interval lies below it), however few queries there are;
@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING
 
 from components.evaluation.champion_comparison import CANDIDATE, CHAMPION, SERVED, SHARED
 from components.gates.config import PolicyConfig
-from components.gates.decision import Evidence, GateResult
+from components.gates.decision import GateInputs, GateResult
 from components.gates.measures import (
     NotDecidable,
     Outcome,
@@ -65,7 +65,7 @@ _ASK = "Build the candidate again by the same command: finished steps come from 
 
 
 @dataclass(frozen=True)
-class Rivals:
+class PairedScores:
     """nDCG@10 of both by query_id, in the same order, and in a sentence where the values come from."""
 
     candidate: pd.Series
@@ -73,12 +73,12 @@ class Rivals:
     source: str
 
 
-def rivals(evidence: Evidence) -> Rivals:
+def paired_scores(evidence: GateInputs) -> PairedScores:
     """The values to compare; NotDecidable, with what to do, when there are none that can be compared in pairs."""
     return _of_evaluations(evidence) if evidence.values is None else _of_one_run(evidence, evidence.values)
 
 
-def compared(evidence: Evidence, missing: str) -> ComparisonSummary:
+def compared(evidence: GateInputs, missing: str) -> ComparisonSummary:
     """The comparison, which has to be with this champion and on these judgements; `missing` says what is lost without one."""
     found, summary = evidence.comparison, evidence.report.summary
     if found is None:
@@ -90,7 +90,7 @@ def compared(evidence: Evidence, missing: str) -> ComparisonSummary:
     return found
 
 
-def known_queries(evidence: Evidence) -> frozenset[str] | None:
+def known_queries(evidence: GateInputs) -> frozenset[str] | None:
     """The queries whose relevant documents the champion serves as well; None where these are all, or nobody looked."""
     shares = None if evidence.values is None else _served(evidence.values)
     if shares is None or not len(shares):
@@ -99,7 +99,7 @@ def known_queries(evidence: Evidence) -> frozenset[str] | None:
     return None if known == set(evidence.report.per_query["query_id"]) else known
 
 
-def among_shared(evidence: Evidence) -> Rivals | None:
+def among_shared(evidence: GateInputs) -> PairedScores | None:
     """Values of both among the documents that both hold, where the champion has some that the candidate lacks; None where it has none.
 
     With fewer documents every query is easier, so a candidate that lost some is also compared on equal terms.
@@ -111,10 +111,10 @@ def among_shared(evidence: Evidence) -> Rivals | None:
         return None
     rows = rows[np.isfinite(rows["value"].astype(float))]
     ours, theirs = (rows[rows["system"] == who].set_index("query_id")["value"].astype(float).sort_index() for who in (CANDIDATE, CHAMPION))
-    return Rivals(ours, theirs, "Both rank the documents alone that both hold.")
+    return PairedScores(ours, theirs, "Both rank the documents alone that both hold.")
 
 
-def _of_one_run(evidence: Evidence, table: pd.DataFrame) -> Rivals:
+def _of_one_run(evidence: GateInputs, table: pd.DataFrame) -> PairedScores:
     comparison = compared(evidence, "The values of candidate and champion come without the comparison that they belong to.")
     candidate, queries = scores(evidence.report, "student", METRIC), evidence.report.summary.queries
     asked, champion = (
@@ -127,10 +127,10 @@ def _of_one_run(evidence: Evidence, table: pd.DataFrame) -> Rivals:
             f"In the comparison the candidate has a mean {METRIC} of {asked.mean():.4f}, in its evaluation {candidate.mean():.4f}: one of "
             f"both measured something else. {_ASK}"
         )
-    return Rivals(candidate, champion, f"Both were asked in one run{_documents(comparison)}.{_lacking(_served(table))}")
+    return PairedScores(candidate, champion, f"Both were asked in one run{_documents(comparison)}.{_lacking(_served(table))}")
 
 
-def _of_evaluations(evidence: Evidence) -> Rivals:
+def _of_evaluations(evidence: GateInputs) -> PairedScores:
     report, baseline = evidence.report, evidence.baseline
     if baseline is None:
         raise NotDecidable("There is no evaluation of the champion.")
@@ -143,10 +143,10 @@ def _of_evaluations(evidence: Evidence) -> Rivals:
     champion = scores(baseline, "student", METRIC, "champion's ")
     candidate = scores(report, "student", METRIC)
     require_paired(candidate, champion)
-    return Rivals(candidate, champion, "From the evaluations of both, which are about the same judgements.")
+    return PairedScores(candidate, champion, "From the evaluations of both, which are about the same judgements.")
 
 
-def _why(evidence: Evidence) -> str:
+def _why(evidence: GateInputs) -> str:
     return (evidence.facts.uncompared if evidence.facts else "") or _ASK
 
 
@@ -261,9 +261,9 @@ def _missing(parts: list[Part], table: pd.DataFrame, policy: PolicyConfig) -> It
 NON_INFERIOR = "champion_non_inferior"
 
 
-def champion_gates(evidence: Evidence, policy: PolicyConfig) -> Iterator[GateResult]:
+def champion_gates(evidence: GateInputs, policy: PolicyConfig) -> Iterator[GateResult]:
     """All gates of this module, those that are switched off too."""
-    known, both = known_queries(evidence), cache(partial(rivals, evidence))
+    known, both = known_queries(evidence), cache(partial(paired_scores, evidence))
     yield gate(NON_INFERIOR, -policy.margin, lambda: _no_champion(evidence) or _overall(both(), known, policy))
     if known is not None and evidence.baseline is not None:
         yield _slice(served_by_both(known, policy), both, policy.margin, policy)
@@ -274,7 +274,7 @@ def champion_gates(evidence: Evidence, policy: PolicyConfig) -> Iterator[GateRes
     yield _ratio("champion_qps", policy.min_qps_ratio, evidence, _qps)
 
 
-def _on_equal_terms(shared: Rivals, evidence: Evidence, policy: PolicyConfig) -> Outcome:
+def _on_equal_terms(shared: PairedScores, evidence: GateInputs, policy: PolicyConfig) -> Outcome:
     part = part_of(HELD_BY_BOTH, frozenset(shared.candidate.index), policy, required=True)
     if part.problem:
         return Outcome("not_decidable", part.problem, queries=len(part.query_ids))
@@ -284,7 +284,7 @@ def _on_equal_terms(shared: Rivals, evidence: Evidence, policy: PolicyConfig) ->
     return replace(outcome, reason=f"{outcome.reason} {shared.source}")
 
 
-def _overall(both: Rivals, known: frozenset[str] | None, policy: PolicyConfig) -> Outcome:
+def _overall(both: PairedScores, known: frozenset[str] | None, policy: PolicyConfig) -> Outcome:
     outcome = non_inferior(both.candidate, both.champion, policy.margin, policy, known)
     return replace(outcome, reason=f"{outcome.reason} {both.source}")
 
@@ -316,7 +316,7 @@ def non_inferior(
     return Outcome("pass" if interval.low > -margin else "fail", f"{text} Power {strength:.0%}.", interval.low, queries, strength)
 
 
-def _no_champion(evidence: Evidence) -> Outcome | None:
+def _no_champion(evidence: GateInputs) -> Outcome | None:
     """A first release, None where there is a champion; not decidable where it was lost, so that its loss is no way around it."""
     if evidence.lost:
         raise NotDecidable(
@@ -328,7 +328,9 @@ def _no_champion(evidence: Evidence) -> Outcome | None:
     return Outcome("first_release", "There is no champion to compare with: this is a first release, and a person has to judge it.")
 
 
-def _slices(evidence: Evidence, both: Callable[[], Rivals], known: frozenset[str] | None, policy: PolicyConfig) -> Iterator[GateResult]:
+def _slices(
+    evidence: GateInputs, both: Callable[[], PairedScores], known: frozenset[str] | None, policy: PolicyConfig
+) -> Iterator[GateResult]:
     """One gate for every slice that is large enough; those that are not are shown, and count in the gate over all queries only."""
     margin = policy.slice_margin
     if margin is None:
@@ -341,7 +343,7 @@ def _slices(evidence: Evidence, both: Callable[[], Rivals], known: frozenset[str
         yield _slice(part, both, margin, policy)
 
 
-def _slice(part: Part, both: Callable[[], Rivals], margin: float, policy: PolicyConfig) -> GateResult:
+def _slice(part: Part, both: Callable[[], PairedScores], margin: float, policy: PolicyConfig) -> GateResult:
     def measure() -> Outcome:
         if part.problem:
             return Outcome("not_decidable" if part.required else "off", part.problem, queries=len(part.query_ids))
@@ -356,13 +358,13 @@ def _slice(part: Part, both: Callable[[], Rivals], margin: float, policy: Policy
     return gate(NON_INFERIOR, -margin, measure, part.name)
 
 
-def _ratio(name: str, asked: float | None, evidence: Evidence, measure: Callable[[ComparisonSummary, float], Outcome]) -> GateResult:
+def _ratio(name: str, asked: float | None, evidence: GateInputs, measure: Callable[[ComparisonSummary, float], Outcome]) -> GateResult:
     if asked is None:
         return off(name)
     return gate(name, asked, lambda: _no_champion(evidence) or measure(_speeds(evidence), asked))
 
 
-def _speeds(evidence: Evidence) -> ComparisonSummary:
+def _speeds(evidence: GateInputs) -> ComparisonSummary:
     found = compared(evidence, "Candidate and champion were not timed in one run; times of different runs say nothing about each other.")
     ours, theirs = found.candidate, found.champion
     if min(ours.queries, theirs.queries) < 1 or ours.batch_size != theirs.batch_size:

@@ -18,7 +18,7 @@ from components.errors import ArtifactError, ConfigError
 from components.evaluation.config import EvaluationConfig
 from components.gates.champion import champion_gates
 from components.gates.config import PolicyConfig
-from components.gates.decision import Evidence, GateDecision, Verdict
+from components.gates.decision import GateDecision, GateInputs, Verdict
 from components.gates.policy import policy_digest
 from components.gates.quality import quality_gates
 from components.gates.soundness import ANN_DEPTH, soundness_gates
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 VALUES = "comparison_values"  # the input that decisions of older versions were made without
 
 
-def input_digests(evidence: Evidence) -> dict[str, str]:
+def input_digests(evidence: GateInputs) -> dict[str, str]:
     """Name of the input -> sha256 (hex) of its content; what is absent has none."""
     found = {"evaluation": _of_evaluation(evidence.report)}
     if evidence.baseline is not None:
@@ -137,7 +137,7 @@ def require_attainable(policy: PolicyConfig, index: IndexConfig, key: str) -> No
 # --- The gates of a candidate: one pure function from evidence and a policy to a decision with reasons.
 
 
-def decide(evidence: Evidence, policy: PolicyConfig) -> GateDecision:
+def decide(evidence: GateInputs, policy: PolicyConfig) -> GateDecision:
     """Hold a candidate's evidence against the policy; pure, raises nothing for bad measurements.
 
     The verdict is `fail` if any gate fails, else `not_decidable` if any gate is, else `pass`. The same evidence and policy always give

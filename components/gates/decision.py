@@ -23,7 +23,7 @@ SCHEMA_VERSION = 1
 FACTS_FILE = "facts.json"
 
 
-class Facts(BaseModel):
+class Findings(BaseModel):
     """Findings that are no measurement over queries; None means that it was not looked at, which a gate cannot decide on.
 
     `contract_errors` and `contract_warnings` count broken rules of the data contracts, `lineage_gaps` and `space_mismatches` are
@@ -44,12 +44,12 @@ class Facts(BaseModel):
     documents_before: int | None = Field(None, ge=0)
 
 
-def write_facts(folder: Path, facts: Facts) -> None:
+def write_facts(folder: Path, facts: Findings) -> None:
     """Write `facts.json` into `folder`, atomically."""
     write_json(folder / FACTS_FILE, facts.model_dump(mode="json"))
 
 
-def load_facts(folder: Path) -> Facts | None:
+def load_facts(folder: Path) -> Findings | None:
     """The facts in `folder`; None when there are none (candidates of older versions).
 
     Raises ArtifactError when the file is broken or of a newer schema.
@@ -59,14 +59,14 @@ def load_facts(folder: Path) -> Facts | None:
         return None
     raw = read_versioned(path, SCHEMA_VERSION)
     try:
-        return Facts.model_validate(raw)
+        return Findings.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(f"{path} does not hold the facts of a candidate ({where}: {first['msg']}). Build it again.") from None
 
 
-# --- What a decision about a candidate rests on (`Evidence`) and what it is made of (`GateResult`, `GateDecision`).
+# --- What a decision about a candidate rests on (`GateInputs`) and what it is made of (`GateResult`, `GateDecision`).
 
 
 Status = Literal["pass", "fail", "not_decidable", "first_release", "off"]
@@ -74,7 +74,7 @@ Verdict = Literal["pass", "fail", "not_decidable"]
 
 
 @dataclass(frozen=True)
-class Evidence:
+class GateInputs:
     """All that the gates look at. `baseline` is the champion's own evaluation, None when nothing was released yet.
 
     A champion without a baseline is lost, and `lost` says why; its gates are not decidable.
@@ -87,7 +87,7 @@ class Evidence:
     report: Evaluation
     baseline: Evaluation | None = None
     comparison: ComparisonSummary | None = None
-    facts: Facts | None = None
+    facts: Findings | None = None
     values: pd.DataFrame | None = None
     champion: int | None = None
     lost: str = ""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from components.evaluation.champion_comparison import CHAMPION
 from components.gates.champion import compared
 from components.gates.config import PolicyConfig
-from components.gates.decision import Evidence, Facts, GateResult
+from components.gates.decision import Findings, GateInputs, GateResult
 from components.gates.measures import NotDecidable, Outcome, agrees, finite, gate, in_units, mapping, mean_bound, off, sample_text
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ SHOWN = 3
 REMOVED = "removed_documents"
 
 
-def soundness_gates(evidence: Evidence, policy: PolicyConfig) -> Iterator[GateResult]:
+def soundness_gates(evidence: GateInputs, policy: PolicyConfig) -> Iterator[GateResult]:
     """All gates of this module, those that are switched off too."""
     asked, errors, facts = policy.min_ann_recall, policy.max_contract_errors, evidence.facts
     yield off("ann_recall") if asked is None else gate("ann_recall", asked, lambda: _ann_recall(evidence.report, asked, policy))
@@ -39,7 +39,7 @@ def soundness_gates(evidence: Evidence, policy: PolicyConfig) -> Iterator[GateRe
     yield off("policy", "This installation names no policy.") if known is None else gate("policy", None, lambda: _policy(known))
 
 
-def _contracts(facts: Facts | None, allowed: int) -> Outcome:
+def _contracts(facts: Findings | None, allowed: int) -> Outcome:
     errors = facts.contract_errors if facts else None
     if facts is None or errors is None:
         raise NotDecidable("Nothing says how many rules of the data contracts are broken; validate the data again.")
@@ -47,7 +47,7 @@ def _contracts(facts: Facts | None, allowed: int) -> Outcome:
     return Outcome("pass" if errors <= allowed else "fail", text, float(errors))
 
 
-def _removed(evidence: Evidence, allowed: float) -> Outcome:
+def _removed(evidence: GateInputs, allowed: float) -> Outcome:
     """Documents that are gone since the champion, and since the release that an index refresh started from; fewer of them raise scores.
 
     It asks the comparison alone, not the champion's evaluation: a champion that is lost later does not change what was decided.
@@ -66,7 +66,7 @@ def _removed(evidence: Evidence, allowed: float) -> Outcome:
     return Outcome("not_decidable", f"{text} {told}", value)
 
 
-def _gone(evidence: Evidence) -> Iterator[tuple[str, tuple[int, int]]]:
+def _gone(evidence: GateInputs) -> Iterator[tuple[str, tuple[int, int]]]:
     facts = evidence.facts
     if facts and facts.removed_documents is not None and facts.documents_before is not None:
         yield "the release that was refreshed", (facts.removed_documents, facts.documents_before)
@@ -79,13 +79,13 @@ def _gone(evidence: Evidence) -> Iterator[tuple[str, tuple[int, int]]]:
     yield "the champion", (found.removed, before)
 
 
-def _lineage(facts: Facts | None) -> Outcome:
+def _lineage(facts: Findings | None) -> Outcome:
     if facts is None or facts.lineage_gaps is None:
         raise NotDecidable("The lineage of this candidate was not examined; build it again.")
     return _none_of(facts.lineage_gaps, "Every parent of the release is known.", "gaps in the lineage")
 
 
-def _space(facts: Facts | None) -> Outcome:
+def _space(facts: Findings | None) -> Outcome:
     if facts is None or facts.space_mismatches is None:
         raise NotDecidable("The vector spaces of encoders and index were not compared; build the candidate again.")
     return _none_of(facts.space_mismatches, "Encoders and index belong to one vector space.", "parts of another vector space")

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import IndexArtifact, Scalar, VectorShards, seal, verify
+from components.artifacts import Artifact, DatasetArtifact, IndexArtifact, Scalar, VectorShards, remove_files, seal, verify
 from components.data.dataset import open_table, wide
 from components.errors import SpaceMismatch
 from components.index.config import IndexConfig
-from components.index.index_keys import graph, inverted_file, is_exact, usable_key
+from components.index.engine import Settings, centroid_distances, engine_version, inverted_file
+from components.index.index_keys import is_exact, usable_key
 from components.index.merging import MERGE_VERSION, can_merge
-from components.index.opening import LAYOUT_VERSION, Settings, open_files
-from components.index.parts import Template, centroid_distances, imbalance, list_sizes, merge_parts, train_template, write_part
+from components.index.parts import Template, imbalance, merge_parts, train_template, write_part
 from components.index.rows import write_rows
-from components.index.search import VectorIndex, vector_index
+from components.index.search import LAYOUT_VERSION, VectorIndex, open_files
 from components.index.shards import half_blocks, parts_of, shard_sizes, survey, unit_blocks
 from components.text import is_blank
 
@@ -129,25 +129,15 @@ def _factors(index: VectorIndex, config: IndexConfig) -> Sequence[int | None]:
 
 
 def _widest(index: VectorIndex, config: IndexConfig, factor: int | None) -> Settings:
-    first = index.pieces[0].index
-    if (lists := inverted_file(first)) is not None:
-        return Settings(min(config.nprobe or lists.nlist, lists.nlist), None, factor)
-    if graph(first) is not None:
-        return Settings(None, config.ef_search or min(WIDEST_GRAPH, max(16, len(index))), factor)
-    return Settings(None, None, factor)
+    most = index.engine.widest()
+    nprobe = None if most.nprobe is None else min(config.nprobe or most.nprobe, most.nprobe)
+    ef_search = None if most.ef_search is None else config.ef_search or min(WIDEST_GRAPH, most.ef_search)
+    return Settings(nprobe, ef_search, factor)
 
 
 def _cost(index: VectorIndex, settings: Settings, depth: int) -> float:
     """Nanoseconds of one query, roughly."""
-    first = index.pieces[0].index
-    if (lists := inverted_file(first)) is not None:
-        scanned = len(index.rows) * (settings.nprobe or 1) / lists.nlist * lists.code_size
-    elif (small_world := graph(first)) is not None:
-        visited = max(settings.ef_search or 0, depth * (settings.refine_factor or 1)) * small_world.hnsw.nb_neighbors(0)
-        scanned = visited * index.dimension * 4
-    else:
-        scanned = 0.0  # plain codes are all scanned, whatever the parameters
-    return scanned * _SCANNED_BYTE + _refining(index, depth, settings.refine_factor)
+    return index.engine.scanned(settings, depth) * _SCANNED_BYTE + _refining(index, depth, settings.refine_factor)
 
 
 def _refining(index: VectorIndex, depth: int, factor: int | None) -> float:
@@ -196,23 +186,51 @@ def build_index(
     search parameters are tuned to; None: vectors of documents, which is noted. Raises ArtifactError for vectors that were changed or ids
     that occur twice, SpaceMismatch for a shard of another space or queries of another width, ConfigError for a key that does not fit.
     """
+    import pyarrow as pa
+
     verify(vectors.path, vectors.digest)
     build = Build(vectors, shard_sizes(vectors), config, folder)
     key = _key_for(build, queries)
-    remove_leftovers(folder)
+    remove_files(folder)
     read = survey(vectors, build.sizes, 1 if is_exact(key) else config.train_vectors, config.seed)
     template = train_template(key, read.sample, vectors.space_id, config.refine, folder)
     _warn_of_repeats(template, read.documents)
-    parts = _plan(build, template)
-    _write_rows(build, parts, read.documents, titles)
-    _write_parts(build, parts, template)
+    # A graph, which cannot be merged, is grown as one where one file is asked for.
+    grown_whole = config.layout == "merged" and template.index is not None and not can_merge(template.index)
+    parts = [list(build.shards)] if grown_whole else parts_of(build.sizes, config.part_size)
+    part_of = np.repeat(np.arange(len(parts), dtype=np.int32), [sum(build.sizes[shard] for shard in part) for part in parts])
+    write_rows(folder, read.documents.append_column("part", pa.array(part_of)), titles)
+    for number, shards in enumerate(parts):
+        write_part(folder, number, template, half_blocks(vectors, shards))
+    if config.layout == "merged":
+        merge_parts(folder, len(parts))
     about = {**_identity(template, config), **UNTUNED, "tuned_documents": sum(build.sizes)}
     if not is_exact(key):
-        index = vector_index(open_files(folder, about, len(parts)))
+        index = open_files(folder, about, len(parts))
         about |= _measured(build, template, index, read.sample[_spread(len(read.sample), MEASURED)], queries)
     counts = {"documents": sum(build.sizes), "rows": sum(build.sizes), "deleted": 0, "parts": len(parts)}
     made = seal(folder, "index", counts=counts, parents={"vectors": vectors.digest}, attributes=about)
     return IndexArtifact(**made.model_dump())
+
+
+@dataclass(frozen=True)
+class IndexInputs:
+    """What an index is made from. `targets`: the teacher's query vectors, which an approximate index is tuned with."""
+
+    vectors: VectorShards
+    dataset: DatasetArtifact
+    targets: Artifact | None = None
+
+
+def build_for_dataset(inputs: IndexInputs, config: IndexConfig, folder: Path) -> IndexArtifact:
+    """The step build_index: `build_index` with the data set's titles, tuned with the held-out queries of `targets`.
+
+    Without these an approximate index is tuned with documents for queries. Raises as `build_index` does.
+    """
+    from components.distillation.teacher_targets import held_out_vectors
+
+    queries = held_out_vectors(inputs.targets.path) if inputs.targets else None
+    return build_index(inputs.vectors, config, folder, display_titles(inputs.dataset.path / "documents.parquet"), queries)
 
 
 def display_titles(documents: Path) -> pa.Table:
@@ -270,29 +288,7 @@ def _warn_of_repeats(template: Template, documents: pa.Table) -> None:
         )
 
 
-def _plan(build: Build, template: Template) -> list[list[int]]:
-    """Which shards make one part. A graph, which cannot be merged, is grown as one where one file is asked for."""
-    whole = build.config.layout == "merged" and template.index is not None and not can_merge(template.index)
-    return [list(build.shards)] if whole else parts_of(build.sizes, build.config.part_size)
-
-
-def _write_rows(build: Build, parts: Sequence[Sequence[int]], documents: pa.Table, titles: pa.Table | Mapping[str, str] | None) -> None:
-    import pyarrow as pa
-
-    part_of = np.repeat(np.arange(len(parts), dtype=np.int32), [sum(build.sizes[shard] for shard in part) for part in parts])
-    write_rows(build.folder, documents.append_column("part", pa.array(part_of)), titles)
-
-
-def _write_parts(build: Build, parts: Sequence[Sequence[int]], template: Template) -> None:
-    for number, shards in enumerate(parts):
-        write_part(build.folder, number, template, half_blocks(build.vectors, shards))
-    if build.config.layout == "merged":
-        merge_parts(build.folder, len(parts))
-
-
 def _identity(template: Template, config: IndexConfig) -> dict[str, Scalar]:
-    import faiss
-
     return {
         "space_id": template.space_id,
         "dimension": template.dimension,
@@ -303,7 +299,7 @@ def _identity(template: Template, config: IndexConfig) -> dict[str, Scalar]:
         **({} if template.index is None else {"merge_version": MERGE_VERSION}),
         "template_digest": template.digest,
         "refine": template.refine,
-        "faiss_version": str(faiss.__version__),
+        "faiss_version": engine_version(),
     }
 
 
@@ -317,8 +313,7 @@ def _measured(
     found: dict[str, Scalar] = {"nprobe": tuned.nprobe, "ef_search": tuned.ef_search, "refine_factor": tuned.refine_factor}
     found |= {"ann_recall": tuned.recall, "ann_recall_at": tuned.recall_at, "tuning_queries": len(asked)}
     found["tuned_on"] = "documents" if queries is None else "dev queries"
-    if inverted_file(template.index) is not None:
-        sizes = np.sum([list_sizes(piece.index) for piece in index.pieces], axis=0)
+    if (sizes := index.engine.sizes()) is not None:
         found["imbalance"] = round(imbalance(sizes), 6)
         found["centroid_distance"] = round(float(centroid_distances(template.index, sample).mean()), 6)
     return found
@@ -341,10 +336,3 @@ def _tuned(build: Build, index: VectorIndex, queries: NDArray[np.float32]) -> Tu
 def _spread(rows: int, most: int) -> NDArray[np.int64]:
     """At most `most` of the numbers from 0 to rows - 1, evenly spread."""
     return np.arange(rows) if rows <= most else np.arange(most) * rows // most
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the files that a killed attempt left in `folder`."""
-    for path in folder.iterdir():
-        if path.is_file():
-            path.unlink()

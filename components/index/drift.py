@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from components.artifacts import Scalar, read_json
 from components.errors import ArtifactError
 from components.index.config import IndexConfig
-from components.index.index_keys import inverted_file, is_exact, resolve_key
-from components.index.parts import Template, centroid_distances, imbalance, list_sizes
+from components.index.engine import centroid_distances
+from components.index.index_keys import is_exact, resolve_key
+from components.index.parts import Template, imbalance
 from components.index.rows import live_rows
 from components.index.search import VectorIndex
 
@@ -119,9 +120,8 @@ def _fit_reasons(measured: Mapping[str, float | None], tuned_recall: Scalar, con
 def _lists(watched: Watched) -> dict[str, float | None]:
     """Growth of the imbalance and of the new vectors' distance, for an inverted file."""
     before, distance = watched.about.get("imbalance"), watched.about.get("centroid_distance")
-    if inverted_file(watched.template.index) is None or before is None or distance is None:
+    if before is None or distance is None or (sizes := watched.index.engine.sizes()) is None:
         return {"imbalance_growth": None, "distance_growth": None}
-    sizes = np.sum([list_sizes(piece.index) for piece in watched.index.pieces], axis=0)
     grown: dict[str, float | None] = {"imbalance_growth": round(imbalance(sizes) / float(before), 6), "distance_growth": None}
     new = _some(_split(watched)[1], MEASURED)
     if watched.index.stored is not None and len(new):

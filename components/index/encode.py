@@ -6,7 +6,7 @@ files depend on its documents and the encoder alone, so every runner leaves the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import Scalar, VectorShards, seal
+from components.artifacts import DatasetArtifact, EncoderArtifact, Scalar, VectorShards, by_role, parents_of, seal
 from components.errors import ModelError, SpaceMismatch
 from components.index.config import EncodingConfig
-from components.index.corpus import Documents, LoadedDocuments, require_unique, shard_sizes
+from components.index.corpus import ChosenDocuments, Documents, LoadedDocuments, StoredDocuments, require_unique, shard_sizes
 from components.index.shards import read_shard_manifest, remove_strays, shard_is_finished, shard_manifest_path, write_shard
 from components.index.workers import ShardProgress, shown_progress
 from components.towers.config import WITHOUT_WEIGHTS
@@ -101,6 +101,32 @@ class ShardJob:
 Runner = Callable[[ShardJob, Sequence[int]], None]
 
 
+@dataclass(frozen=True)
+class EncodingInputs:
+    """What vectors of documents are made from."""
+
+    dataset: DatasetArtifact
+    document_tower: EncoderArtifact
+
+
+def encode_dataset(
+    inputs: EncodingInputs,
+    config: EncodingConfig,
+    tolerance: float,
+    runner: Runner,
+    folder: Path,
+    rows: NDArray[np.int64] | None = None,
+) -> VectorShards:
+    """The steps encode_corpus and, with `rows` (int64, ascending) of the data set's documents alone, encode_changes.
+
+    `tolerance` as of `StoredTower`. Raises as `encode_shards` does.
+    """
+    table, size = inputs.dataset.path / "documents.parquet", config.shard_size
+    documents = StoredDocuments(table, size) if rows is None else ChosenDocuments(table, rows, size)
+    job = ShardJob(StoredTower(inputs.document_tower.path, tolerance), documents, config.tokens_per_batch, folder)
+    return encode_shards(job, parents_of(by_role(inputs)), runner)
+
+
 def encode_corpus(encoder: TextEncoder, dataset: Dataset, parents: dict[str, str], config: EncodingConfig, folder: Path) -> VectorShards:
     """Encode every document of a loaded data set into `folder`, in this process; raises as `encode_shards` does."""
     documents = LoadedDocuments(dataset, config.shard_size)
@@ -128,7 +154,8 @@ def encode_shards(job: ShardJob, parents: dict[str, str], runner: Runner = encod
     remove_strays(job.folder, len(sizes))
     todo = {n: size for n, size in enumerate(sizes) if not shard_is_finished(job.folder, job.documents.keys(n), space_id)}
     if todo:
-        _forget(job.folder, todo)
+        for number in todo:  # a manifest that verifies nothing any more would count as progress
+            shard_manifest_path(job.folder, number).unlink(missing_ok=True)
         with shown_progress(job.folder, todo, sum(sizes) - sum(todo.values())):
             runner(job, list(todo))
     for number in range(len(sizes)):
@@ -144,7 +171,9 @@ def encode_shard(job: ShardJob, number: int, encoder: TextEncoder) -> None:
     keys = job.documents.keys(number)
     if shard_is_finished(job.folder, keys, encoder.space_id):
         return
-    _set_token_budget(encoder, job.tokens_per_batch)
+    # Towers bound a batch by tokens; encoders that do not are left to their own batch size.
+    if hasattr(encoder, "tokens_per_batch"):
+        encoder.tokens_per_batch = job.tokens_per_batch
     progress = ShardProgress(job.folder, number)
     write_shard(job.folder, keys, _vectors(encoder, job, number, progress), encoder.space_id)
     progress.remove()
@@ -167,18 +196,6 @@ def _require_document_encoder(contract: EncodingContract, space_id: str) -> None
             f"The corpus must be encoded by the document encoder that names the space {space_id[:12]}; this is an encoder "
             f"for the role '{contract.role}' with another contract. Give the document tower."
         )
-
-
-def _forget(folder: Path, numbers: Iterable[int]) -> None:
-    """A manifest that verifies nothing any more would count as progress."""
-    for number in numbers:
-        shard_manifest_path(folder, number).unlink(missing_ok=True)
-
-
-def _set_token_budget(encoder: TextEncoder, tokens_per_batch: int) -> None:
-    # Towers bound a batch by tokens; encoders that do not are left to their own batch size.
-    if hasattr(encoder, "tokens_per_batch"):
-        encoder.tokens_per_batch = tokens_per_batch
 
 
 def _vectors(encoder: TextEncoder, job: ShardJob, number: int, progress: ShardProgress) -> NDArray[np.float32]:

@@ -43,7 +43,7 @@ class ExportError(ScalingNoteError):
 
 
 @dataclass(frozen=True)
-class Documents:
+class ExportBlock:
     """Live documents of one block: a table of COLUMNS, and vectors float32 (rows, d) of unit length."""
 
     table: pa.Table
@@ -59,12 +59,12 @@ class ExportSource:
     table: pa.Table
     live: NDArray[np.int64]
 
-    def blocks(self, size: int) -> Iterator[Documents]:
+    def blocks(self, size: int) -> Iterator[ExportBlock]:
         """All live documents in row order, at most `size` at a time."""
         for start in range(0, len(self.live), size):
             rows = self.live[start : start + size]
             near = self.table.slice(rows[0], rows[-1] - rows[0] + 1)  # Arrow joins all that it takes rows from
-            yield Documents(near.take(rows - rows[0]), self.stored.unit_vectors(rows))
+            yield ExportBlock(near.take(rows - rows[0]), self.stored.unit_vectors(rows))
 
     @property
     def about(self) -> dict[str, str]:

@@ -8,7 +8,6 @@ unpacked and packed here. Plain codes are left to `merge_from`; every other kind
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from components.artifacts import digest_of
 from components.errors import ArtifactError
-from components.index.index_keys import inner_index, inverted_file
+from components.index.engine import block_lists, inner_index, inverted_lists, may_merge_from, memory, threads
 
 MERGE_VERSION = 2  # how parts are put together; indexes that do not say it were merged by FAISS itself
 AT_ONCE = 2**22  # bytes of codes that are read, unpacked or packed at a time: what stays in the processor's cache
@@ -29,7 +28,7 @@ Ids = NDArray[np.int64]
 Codes = NDArray[np.uint8]
 
 
-class Rows(NamedTuple):
+class ListRows(NamedTuple):
     """Rows of some lists of an index.
 
     `lists` and `sizes` (rows in each) int64 (m,); `ids` int64 (n,), list after list; `codes` uint8 (at least n, bytes a row), in which
@@ -54,7 +53,7 @@ class Contents:
         self.rows, self._digests, self._last = np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.int64)
         self._ascending = True
 
-    def add(self, rows: Rows, first: int) -> None:
+    def add(self, rows: ListRows, first: int) -> None:
         """Count rows that follow those there are; their numbers start at `first`."""
         ids, begins = rows.ids + first, np.cumsum(rows.sizes) - rows.sizes
         self._grow(int(rows.lists.max()) + 1)
@@ -107,7 +106,7 @@ class Merge:
         self.contents = Contents()
         self._index: Any | None = None
         self._packing: _Packing | None = None
-        self._waiting: list[Rows] = []
+        self._waiting: list[ListRows] = []
 
     def append(self, part: Any) -> None:
         """Put the rows of `part` behind the others. Afterwards it is used up.
@@ -139,14 +138,14 @@ class Merge:
         index, self._index = self._index, None
         return index
 
-    def _wait(self, rows: Rows, first: int) -> None:
+    def _wait(self, rows: ListRows, first: int) -> None:
         """Rows of several parts are packed together: a list costs the same time for one row as for many."""
         self._waiting.append(rows._replace(ids=rows.ids + first))
         if sum(some.codes.nbytes for some in self._waiting) >= WAITING:
             self._put_in()
 
     def _put_in(self) -> None:
-        lists = None if self._index is None else _block_lists(self._index)
+        lists = None if self._index is None else block_lists(self._index)
         if not self._waiting or self._packing is None or lists is None:
             return
         waiting, self._waiting = self._waiting, []
@@ -175,16 +174,16 @@ def can_merge(index: Any) -> bool:
     Not merged are graphs (HNSW), which FAISS cannot merge; lists of Panorama, whose codes FAISS loses (faiss#5607); FlatDedup, which
     keeps rows outside of its lists; and fast scans with 64 or more vectors in a block, whose codes FAISS cannot unpack.
     """
-    blocks = _block_lists(index)
-    return _may_merge_from(index) if blocks is None else _Packing.of(blocks) is not None
+    blocks = block_lists(index)
+    return may_merge_from(index) if blocks is None else _Packing.of(blocks) is not None
 
 
-def rows_of(index: Any, packing: _Packing | None = None) -> Iterator[Rows]:
+def rows_of(index: Any, packing: _Packing | None = None) -> Iterator[ListRows]:
     """All rows of an index of plain or block-packed codes, list by list, some 4 MiB of codes at a time; without lists all stand in list 0.
 
     How the lists are packed is worked out when it is not given.
     """
-    lists = _lists(index)
+    lists = inverted_lists(index)
     if lists is None:
         yield from _rows_without_lists(inner_index(index))
         return
@@ -192,9 +191,9 @@ def rows_of(index: Any, packing: _Packing | None = None) -> Iterator[Rows]:
     sizes = np.array([lists.list_size(number) for number in range(lists.nlist)], np.int64)
     for numbers in _groups(sizes, lists.code_size if packing is None else packing.width):
         mine = sizes[numbers]
-        ids = np.concatenate([_view(lists.get_ids(number), size) for number, size in zip(numbers.tolist(), mine.tolist(), strict=True)])
+        ids = np.concatenate([memory(lists.get_ids(number), size) for number, size in zip(numbers.tolist(), mine.tolist(), strict=True)])
         codes, starts = _plain_codes(lists, numbers, mine) if packing is None else packing.codes(lists, numbers, mine)
-        yield Rows(numbers, mine, ids, codes, starts)
+        yield ListRows(numbers, mine, ids, codes, starts)
 
 
 def lists_damaged_by_faiss(index: Any, parts: Sequence[int]) -> list[int]:
@@ -203,7 +202,7 @@ def lists_damaged_by_faiss(index: Any, parts: Sequence[int]) -> list[int]:
     The merging is done over from the row numbers in the lists, which are those of the parts one after another. Raises ArtifactError when
     they are not, each once and ascending in every list: then what was written over is beyond doubt.
     """
-    lists = _block_lists(index)
+    lists = block_lists(index)
     if lists is None:
         return []
     ends, seen, damaged = np.cumsum(parts), np.zeros(sum(parts), bool), []
@@ -211,7 +210,7 @@ def lists_damaged_by_faiss(index: Any, parts: Sequence[int]) -> list[int]:
     for number in range(lists.nlist):
         if not (size := lists.list_size(number)):
             continue
-        ids = _view(lists.get_ids(number), size)
+        ids = memory(lists.get_ids(number), size)
         if ids[0] < 0 or ids[-1] >= len(seen) or (np.diff(ids) <= 0).any() or seen[ids].any():
             raise ArtifactError(f"list {number} holds row numbers that no merge of its parts can give")
         seen[ids] = True
@@ -263,7 +262,7 @@ class _Packing:
         """Codes of some lists of so many rows, none empty, uint8 (places, width), and where each list begins there."""
         counts = -(-sizes // self.vectors)
         pairs = zip(numbers.tolist(), (counts * self.block).tolist(), strict=True)
-        blocks = np.concatenate([_view(lists.get_codes(number), size) for number, size in pairs])
+        blocks = np.concatenate([memory(lists.get_codes(number), size) for number, size in pairs])
         return self._unpacked(blocks.reshape(-1, self.block)), (np.cumsum(counts) - counts) * self.vectors
 
     def append(self, lists: Any, numbers: Ids, sizes: Ids, ids: Ids, codes: Codes) -> None:
@@ -278,8 +277,8 @@ class _Packing:
         start = done = 0
         for number, size, before, kept, count in each:
             lists.resize(number, before + size)
-            _view(lists.get_ids(number), before + size)[before:] = ids[done : done + size]
-            whole = _view(lists.get_codes(number), (before // self.vectors + count) * self.block).reshape(-1, self.block)
+            memory(lists.get_ids(number), before + size)[before:] = ids[done : done + size]
+            whole = memory(lists.get_codes(number), (before // self.vectors + count) * self.block).reshape(-1, self.block)
             if kept:
                 blocks[start] |= whole[-count] & self._masks[kept]
             whole[-count:] = blocks[start : start + count]
@@ -294,8 +293,6 @@ class _Packing:
     @staticmethod
     def _sorted(blocks: Codes, order: Ids, shape: tuple[int, int]) -> Codes:
         """The half bytes of each block in another order, with as many threads as FAISS would take."""
-        import faiss
-
         width, out = blocks.shape[1], np.empty_like(blocks)
         source = order // 2 + order % 2 * width
         low, high = source[0::2], source[1::2]
@@ -312,8 +309,8 @@ class _Packing:
         if len(blocks) <= _BLOCKS:
             sort(0)
         else:
-            with ThreadPoolExecutor(faiss.omp_get_max_threads()) as threads:
-                list(threads.map(sort, range(0, len(blocks), _BLOCKS)))
+            with ThreadPoolExecutor(threads()) as pool:
+                list(pool.map(sort, range(0, len(blocks), _BLOCKS)))
         return out.reshape(shape)
 
 
@@ -343,43 +340,21 @@ def _plain_codes(lists: Any, numbers: Ids, sizes: Ids) -> tuple[Codes, Ids]:
     if not width:  # SQ0 keeps lists alone
         return np.empty((int(sizes.sum()), 0), np.uint8), starts
     pairs = zip(numbers.tolist(), (sizes * width).tolist(), strict=True)
-    return np.concatenate([_view(lists.get_codes(number), size) for number, size in pairs]).reshape(-1, width), starts
+    return np.concatenate([memory(lists.get_codes(number), size) for number, size in pairs]).reshape(-1, width), starts
 
 
-def _rows_without_lists(index: Any) -> Iterator[Rows]:
-    codes, none = _view(index.codes.data(), index.ntotal * index.code_size), np.zeros(1, np.int64)
+def _rows_without_lists(index: Any) -> Iterator[ListRows]:
+    codes, none = memory(index.codes.data(), index.ntotal * index.code_size), np.zeros(1, np.int64)
     codes = codes.reshape(index.ntotal, index.code_size)
     step = _rows_at_once(index.code_size)
     for start in range(0, index.ntotal, step):
         stop = min(index.ntotal, start + step)
-        yield Rows(none, np.array([stop - start]), np.arange(start, stop), codes[start:stop], none)
-
-
-def _view(pointer: Any, count: int) -> NDArray[Any]:
-    """Memory of FAISS as an array of the pointer's type, uint8 or int64, which holds as long as nothing is added."""
-    view: NDArray[Any] = sys.modules["faiss"].rev_swig_ptr(pointer, count)  # called for every list, so nothing is imported here
-    return view
-
-
-def _lists(index: Any) -> Any | None:
-    """The inverted lists of an index; None when it has none."""
-    import faiss
-
-    inverted = inverted_file(index)
-    return None if inverted is None else faiss.downcast_InvertedLists(inverted.invlists)
-
-
-def _block_lists(index: Any) -> Any | None:
-    """The inverted lists of an index when their codes are packed in blocks (fast scan)."""
-    import faiss
-
-    lists = _lists(index)
-    return lists if isinstance(lists, faiss.BlockInvertedLists) else None
+        yield ListRows(none, np.array([stop - start]), np.arange(start, stop), codes[start:stop], none)
 
 
 def _packing_of(index: Any) -> _Packing | None:
     """How the codes of an index are packed; None when they are not. Raises ArtifactError when they cannot be unpacked."""
-    lists = _block_lists(index)
+    lists = block_lists(index)
     packing = None if lists is None else _Packing.of(lists)
     if lists is not None and packing is None:
         raise ArtifactError(
@@ -396,19 +371,9 @@ def _require_alike(merged: Any, part: Any) -> None:
         raise ArtifactError(f"it does not go with the parts before it ({str(error).splitlines()[-1][-160:]})") from None
 
 
-def _may_merge_from(index: Any) -> bool:
-    """Whether FAISS's `merge_from` keeps the codes of this kind: one row after another, in lists or without. A new kind is tried first."""
-    import faiss
-
-    inner, lists = inner_index(index), _lists(index)
-    if lists is None:
-        return type(inner) in (faiss.IndexPQ, faiss.IndexScalarQuantizer, faiss.IndexFlat, faiss.IndexFlatIP)
-    return type(lists) is faiss.ArrayInvertedLists and type(inner) not in (faiss.IndexIVFFlatDedup, faiss.IndexIVFFlatPanorama)
-
-
 def _require_may_merge_from(index: Any) -> None:
-    if not _may_merge_from(index):
-        names = [type(held).__name__ for held in (inner_index(index), _lists(index)) if held is not None]
+    if not may_merge_from(index):
+        names = [type(held).__name__ for held in (inner_index(index), inverted_lists(index)) if held is not None]
         raise ArtifactError(
             f"FAISS's merge_from must not be called on {' with '.join(names)}: it is missing, writes past their buffers or loses their "
             "codes. Put the rows in by components.index.merging.Merge, or build one index of all rows."
@@ -420,4 +385,4 @@ def _merge_from(merged: Any, part: Any, first: int) -> None:
     for index in (merged, part):
         _require_may_merge_from(index)
     # Inverted files keep row numbers, which have to be moved; plain codes count their rows themselves.
-    merged.merge_from(part, 0 if _lists(merged) is None else first)
+    merged.merge_from(part, 0 if inverted_lists(merged) is None else first)

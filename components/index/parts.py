@@ -1,7 +1,8 @@
 """An index as parts on disk, all made from one trained template.
 
-part-00000.json rows, space and template: FAISS itself checks nothing part-00000.vectors.npy (rows, d) float16 or int8, in row order;
-absent when nothing is refined part-00000.faiss absent for exact search, and for parts that lie in index.faiss
+part-00000.json         rows, space and template: FAISS itself checks nothing
+part-00000.vectors.npy  (rows, d) float16 or int8, in row order; absent when nothing is refined
+part-00000.faiss        absent for exact search, and for parts that lie in index.faiss
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.artifacts import file_sha256, open_artifact, read_versioned, write_json
 from components.errors import ArtifactError, SpaceMismatch
-from components.index.index_keys import empty_index, inverted_file, is_exact, transformed
+from components.index.engine import copy_of, empty_index, open_mapped, read_faiss, write_faiss
+from components.index.index_keys import is_exact
 from components.index.merging import Merge, can_merge, lists_damaged_by_faiss
 from components.index.shards import to_int8, unit_rows
 from components.index.stored_vectors import StoredVectors
@@ -68,62 +70,9 @@ def read_template(folder: Path) -> Template:
     return Template(*shared, refine, read_faiss(path), str(digest))
 
 
-def list_sizes(index: Any) -> NDArray[np.int64]:
-    """Vectors in each list of an inverted file, int64 (nlist,)."""
-    lists = inverted_file(index).invlists  # type: ignore[union-attr]  # asked for inverted files only
-    return np.array([lists.list_size(n) for n in range(lists.nlist)], np.int64)
-
-
 def imbalance(sizes: NDArray[np.int64]) -> float:
     """FAISS's imbalance factor of list sizes: 1 when all are equal, 2 when a scan reads twice as much as it would then."""
     return float(len(sizes) * np.square(sizes, dtype=np.float64).sum() / max(1.0, float(sizes.sum()) ** 2))
-
-
-def centroid_distances(index: Any, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Euclidean distance of each vector, float32 (n, d), to the centroid of the list it falls into."""
-    quantizer = inverted_file(index).quantizer  # type: ignore[union-attr]  # asked for inverted files only
-    projected = transformed(index, vectors)
-    _, lists = quantizer.search(projected, 1)
-    return np.linalg.norm(projected - quantizer.reconstruct_batch(lists[:, 0]), axis=1).astype(np.float64)
-
-
-def read_faiss(path: Path, flags: int = 0) -> Any:
-    """Read an index file; raises ArtifactError when this FAISS cannot."""
-    import faiss
-
-    try:
-        return faiss.read_index(str(path), flags)
-    except RuntimeError as error:
-        raise ArtifactError(
-            f"{path} cannot be read by faiss {faiss.__version__}; it may have been written by a newer one. "
-            f"Use that version or build the index again. ({str(error).splitlines()[0][:200]})"
-        ) from None
-
-
-def write_faiss(index: Any, path: Path) -> None:
-    """Write an index file: beside, then renamed. Raises OSError when the disk is full."""
-    import faiss
-
-    beside, failed = path.with_name(f".{path.name}.tmp"), []
-    try:
-        # FAISS's own files lose an error at their closing, and would leave a file without its end.
-        with beside.open("wb") as handle:
-
-            def write(content: bytes) -> None:
-                try:
-                    handle.write(content)
-                except OSError as error:
-                    failed.append(error)
-                    raise
-
-            faiss.write_index(index, faiss.PyCallbackIOWriter(write))
-        beside.replace(path)
-    except (RuntimeError, SystemError):
-        if failed:
-            raise failed[0] from None
-        raise
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 # --- Parts of an index: stored vectors and a FAISS file each, made from one template, merged into one file or searched side by side.
@@ -151,9 +100,7 @@ def write_part(folder: Path, number: int, template: Template, blocks: Iterable[N
     Only one block is held in memory, besides the codes of the part. A single array is given as `[vectors]`. The part's own file is
     written last: a part that lacks it is not finished.
     """
-    import faiss
-
-    index = None if template.index is None else faiss.clone_index(template.index)
+    index = None if template.index is None else copy_of(template.index)
     with _file(folder, number, "vectors.npy").open("wb") as handle:
         rows = _write_blocks(handle, blocks, template, index)
     if template.refine == "none":
@@ -287,20 +234,6 @@ def merge_fault(folder: Path, parts: Sequence[StoredPart]) -> str | None:
         f"{folder / INDEX_FILE} was merged by an earlier version, in which FAISS wrote past its memory at {len(damaged):,} of its lists "
         f"(the first is list {damaged[0]}): codes of any list may be wrong, and documents not found. {REBUILD}"
     )
-
-
-def open_mapped(path: Path) -> Any:
-    """A FAISS index, memory-mapped: the lists of an inverted file, or the codes of other kinds. Packed codes of a fast scan are read."""
-    import faiss
-
-    index = read_faiss(path, faiss.IO_FLAG_MMAP_IFC)
-    if inverted_file(index) is None:
-        return index
-    index = read_faiss(path, faiss.IO_FLAG_MMAP)
-    lists = faiss.downcast_InvertedLists(inverted_file(index).invlists)  # type: ignore[union-attr]  # checked on the line above
-    if isinstance(lists, faiss.OnDiskInvertedLists):
-        lists.prefetch_nthread = 0  # FAISS would start 32 threads for every search to read lists that the system has in memory
-    return index
 
 
 def _write_blocks(handle: BinaryIO, blocks: Iterable[NDArray[Any]], template: Template, index: Any | None) -> int:

@@ -19,16 +19,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components import settings
-from components.artifacts import IndexArtifact, Scalar, VectorShards, read_manifest, seal, verify, verify_noted, write_json
+from components.artifacts import (
+    DatasetArtifact,
+    IndexArtifact,
+    Scalar,
+    VectorShards,
+    read_manifest,
+    remove_files,
+    seal,
+    verify,
+    verify_noted,
+    write_json,
+)
 from components.data.dataset import open_table, wide
 from components.errors import ArtifactError, DataError, SpaceMismatch
-from components.index.build import remove_leftovers
+from components.index.build import display_titles
 from components.index.config import IndexConfig
 from components.index.corpus import read_slice
 from components.index.drift import GUARD_FILE, Watched, watch
-from components.index.index_keys import can_filter
+from components.index.engine import BLOCK, can_filter, engine_version, read_faiss
 from components.index.merging import MERGE_VERSION, can_merge
-from components.index.opening import BLOCK, LAYOUT_VERSION, layout_version, merge_fault_of, open_files, require_index
 from components.index.parts import (
     INDEX_FILE,
     TEMPLATE_FILE,
@@ -36,7 +46,6 @@ from components.index.parts import (
     merge_parts,
     open_stored,
     part_files,
-    read_faiss,
     read_template,
     write_part,
 )
@@ -53,7 +62,7 @@ from components.index.rows import (
     write_deleted,
     write_rows,
 )
-from components.index.search import vector_index
+from components.index.search import LAYOUT_VERSION, layout_version, merge_fault_of, open_files, require_index
 from components.index.shards import half_blocks, parts_of, read_shard, shard_sizes
 
 if TYPE_CHECKING:
@@ -270,11 +279,26 @@ def refresh_index(
     update = _joined(previous, delta, changes)
     template = read_template(previous.path)
     make = _written_anew if _is_due(previous, update, template, config) else _carried_over
-    remove_leftovers(folder)
+    remove_files(folder)
     made = make(previous, delta, update, (template, config, folder))
     write_rows(folder, made.table, titles, _hash_reader(previous, made))
     write_deleted(folder, made.deleted)
     return _sealed(previous, delta, made, (template, config, folder))
+
+
+@dataclass(frozen=True)
+class RefreshInputs:
+    """What a refreshed index is made from. `vectors`: of the documents that were added or changed, None where there are none."""
+
+    dataset: DatasetArtifact
+    index: IndexArtifact
+    vectors: VectorShards | None = None
+
+
+def refresh_for_dataset(inputs: RefreshInputs, changes: Changes, config: IndexConfig, folder: Path) -> IndexArtifact:
+    """The step refresh_index: `refresh_index` with the data set's titles. Raises as that does."""
+    titles = display_titles(inputs.dataset.path / "documents.parquet")
+    return refresh_index(inputs.index, inputs.vectors, changes, config, folder, titles)
 
 
 _Place = tuple[Template, IndexConfig, Path]
@@ -449,15 +473,13 @@ class _Blocks:
 
 
 def _sealed(previous: IndexArtifact, delta: VectorShards | None, made: _Update, place: _Place) -> IndexArtifact:
-    import faiss
-
     template, config, folder = place
     about: dict[str, Scalar] = {**_first_layout(previous, config), **previous.attributes}
-    about |= {"layout_version": LAYOUT_VERSION, "faiss_version": str(faiss.__version__), "rows_at_training": made.at_training}
+    about |= {"layout_version": LAYOUT_VERSION, "faiss_version": engine_version(), "rows_at_training": made.at_training}
     about["parts_at_writing"] = made.written
     if made.merge_version is not None:
         about["merge_version"] = made.merge_version
-    index = vector_index(open_files(folder, about, made.parts))
+    index = open_files(folder, about, made.parts)
     report = watch(Watched(index, template, about, made.at_training), config)
     write_json(folder / GUARD_FILE, report.model_dump(mode="json"))
     parents = {"index": previous.digest, **({"vectors": delta.digest} if delta else {})}

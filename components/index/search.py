@@ -1,4 +1,4 @@
-"""Search an index: rows of documents that are gone left out, candidates rescored, titles looked up.
+"""Open an index with every check that FAISS does not make, and search it: deleted rows left out, candidates rescored.
 
 An answer depends on the vectors, the template and the search parameters, not on the files: merged or in parts, with one query or many,
 the same documents come back in the same order.
@@ -6,19 +6,37 @@ the same documents come back in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import Artifact
+from components.artifacts import Artifact, IndexArtifact, Scalar, VectorShards, open_artifact, read_manifest, verify, verify_sizes
 from components.errors import ArtifactError, SpaceMismatch
-from components.index.opening import BLOCK, Check, Found, Opened, Piece, Settings, flat_piece, nearest, open_index, search_pieces
-from components.index.rows import DocIds, Rows
+from components.index.engine import BLOCK, FaissEngine, Found, IndexEngine, Piece, Settings, flat_engine, nearest, open_mapped, read_faiss
+from components.index.index_keys import is_exact
+from components.index.merging import MERGE_VERSION
+from components.index.parts import (
+    INDEX_FILE,
+    TEMPLATE_FILE,
+    StoredPart,
+    has_own_file,
+    merge_fault,
+    open_part,
+    open_stored,
+    read_part,
+    read_parts,
+)
+from components.index.rows import DocIds, Rows, live_rows, read_rows
+from components.index.shards import read_vectors
 from components.index.stored_vectors import StoredVectors
 
+LAYOUT_VERSION = 2
+Check = Literal["full", "sizes"]
 SCORE_DIGITS = 6  # that scores are rounded to: what differs by less are equals, in the order of their ids
 # FAISS multiplies large batches by BLAS and small ones by kernels of its own, whose inner products of unit vectors differ by up to 1e-6.
 # So an exact search takes its candidates from FAISS, some more than it needs, and their scores from one arithmetic for all batches.
@@ -33,13 +51,13 @@ Blocks = Callable[[], Iterable[NDArray[np.float32]]]
 class VectorIndex:
     """Documents that can be searched by vectors of one space.
 
-    `stored` are the vectors on disk that approximate search scores its candidates with; `flat` says that `pieces` search exactly.
+    `stored` are the vectors on disk that approximate search scores its candidates with; `flat` says that `engine` searches exactly.
     """
 
     space_id: str
     dimension: int
     rows: Rows
-    pieces: Sequence[Piece]
+    engine: IndexEngine
     stored: StoredVectors | None = None
     flat: bool = True
     settings: Settings = field(default_factory=Settings)
@@ -79,7 +97,7 @@ class VectorIndex:
         if self.flat:
             return self._ordered(vectors, k, k + _MARGIN, self._scored, _ROUGH)
         if self.stored is None or self.settings.refine_factor is None:
-            return self._ordered(vectors, k, k + _MARGIN, self._pieces)
+            return self._ordered(vectors, k, k + _MARGIN, self._found)
         return self._refined(vectors, k, k * self.settings.refine_factor + _MARGIN)
 
     def exact_rows(self, vectors: NDArray[np.float32], k: int, blocks: Blocks | None = None) -> NDArray[np.int64]:
@@ -135,22 +153,17 @@ class VectorIndex:
     def _by_blocks(self, vectors: NDArray[np.float32], k: int, blocks: Blocks) -> Found:
         return self._ordered(vectors, k, k + _MARGIN, lambda some, depth: nearest(some, blocks(), depth, self.rows.deleted))
 
-    def _pieces(self, vectors: NDArray[np.float32], depth: int) -> Found:
-        return search_pieces(self.pieces, vectors, depth, self.settings)
+    def _found(self, vectors: NDArray[np.float32], depth: int) -> Found:
+        return self.engine.search(vectors, depth, self.settings)
 
     def _scored(self, vectors: NDArray[np.float32], depth: int) -> Found:
-        """`_pieces` of an exact index with the scores worked out again in float64, so that they do not depend on the batch."""
-        import faiss
-
-        (piece,) = self.pieces
-        rough, rows = self._pieces(vectors, depth)
-        kept = faiss.rev_swig_ptr(piece.index.get_xb(), piece.index.ntotal * self.dimension).reshape(-1, self.dimension)
-        numbers = np.maximum(rows - piece.first, 0) if piece.rows is None else np.searchsorted(piece.rows, rows)
+        """`_found` of an exact index with the scores worked out again in float64, so that they do not depend on the batch."""
+        rough, rows = self._found(vectors, depth)
         scores = np.empty(rows.shape, np.float64)
         step = max(1, _AT_ONCE // max(1, depth * self.dimension))
         for start in range(0, len(rows), step):
             some = slice(start, start + step)
-            scores[some] = (kept[numbers[some]].astype(np.float64) @ vectors[some, :, None].astype(np.float64))[..., 0]
+            scores[some] = (self.engine.vectors_of(rows[some]).astype(np.float64) @ vectors[some, :, None].astype(np.float64))[..., 0]
         return np.where(rows < 0, rough, scores), rows
 
     def _ordered(
@@ -181,7 +194,7 @@ class VectorIndex:
         the candidates are the same however the index is cut into parts. Fetches deeper for the queries that lose too many.
         """
         depth = min(depth, len(self))
-        rough, rows = self._pieces(vectors, depth)
+        rough, rows = self._found(vectors, depth)
         if depth < len(self):
             rows[rough <= rough[:, -1:]] = -1
         too_few = np.flatnonzero(((rows >= 0).sum(axis=1) < k) & np.isfinite(rough[:, -1])) if depth < len(self) else np.empty(0, np.int64)
@@ -198,6 +211,14 @@ class VectorIndex:
         return np.take_along_axis(scores, by_score_then_id, 1), np.take_along_axis(rows, by_score_then_id, 1)
 
 
+def index_in_memory(vectors: NDArray[np.float32], doc_ids: Sequence[str], space_id: str) -> VectorIndex:
+    """An exact index over float32 (n, d) vectors that is not kept on disk."""
+    return VectorIndex(space_id, vectors.shape[1], Rows.of(doc_ids), flat_engine([vectors], vectors.shape[1]))
+
+
+# --- Opening of an index folder, with every check that FAISS does not make.
+
+
 def load_index(folder: Path, space_id: str, expected_digest: str | None = None, check: Check = "full") -> VectorIndex:
     """Open the index in `folder`, memory-mapped, for queries of the space `space_id`.
 
@@ -205,19 +226,146 @@ def load_index(folder: Path, space_id: str, expected_digest: str | None = None, 
     million documents in well under a second. Raises SpaceMismatch when it belongs to another space, ArtifactError when it is not the
     artifact `expected_digest`, a file is missing or changed, its layout is newer than this program, or its parts do not fit together.
     """
-    return vector_index(open_index(folder, space_id, expected_digest, check))
+    artifact = open_artifact(folder)
+    require_index(artifact, space_id)
+    verify(folder, expected_digest) if check == "full" else verify_sizes(folder, expected_digest)
+    if layout_version(artifact) == 1:
+        return _open_first_layout(artifact)
+    _require_template(artifact)
+    if fault := merge_fault_of(artifact):
+        # Stopping the search that has answered until now would be worse than a document that it does not find.
+        print(f"Warning: {fault} `scalingnote verify` fails until then.", file=sys.stderr, flush=True)
+    return open_files(folder, artifact.attributes, artifact.counts["parts"], artifact)
 
 
-def vector_index(opened: Opened) -> VectorIndex:
-    """The index over the opened files of a folder."""
-    return VectorIndex(
-        opened.space_id, opened.dimension, opened.rows, opened.pieces, opened.stored, opened.flat, opened.settings, opened.artifact
-    )
+def merge_fault_of(artifact: Artifact) -> str | None:
+    """`merge_fault` of a sealed index; None for one that was merged by this version, and for the first layout, which has no parts."""
+    if int(artifact.attributes.get("merge_version") or 1) >= MERGE_VERSION or layout_version(artifact) == 1:
+        return None
+    return merge_fault(artifact.path, [read_part(artifact.path, number) for number in range(artifact.counts.get("parts", 1))])
 
 
-def index_in_memory(vectors: NDArray[np.float32], doc_ids: Sequence[str], space_id: str) -> VectorIndex:
-    """An exact index over float32 (n, d) vectors that is not kept on disk."""
-    return VectorIndex(space_id, vectors.shape[1], Rows.of(doc_ids), [flat_piece([vectors], vectors.shape[1])])
+def require_index(artifact: Artifact, space_id: str) -> None:
+    """Raise ArtifactError for what is no index or one of a newer layout, SpaceMismatch for one of another space."""
+    if artifact.kind != "index":
+        raise ArtifactError(f"{artifact.path} holds an artifact of kind '{artifact.kind}', not an index. Give the index folder.")
+    if artifact.space_id != space_id:
+        raise SpaceMismatch(
+            f"{artifact.path}: the index belongs to the vector space {artifact.space_id[:12]}, the query encoder to {space_id[:12]}. "
+            "Searching would return unrelated documents: take the index and the query encoder of the same release."
+        )
+    if layout_version(artifact) > LAYOUT_VERSION:
+        raise ArtifactError(
+            f"{artifact.path}: the index has layout version {layout_version(artifact)}; this program reads up to {LAYOUT_VERSION}. "
+            "Update scalingnote."
+        )
+
+
+def layout_version(artifact: Artifact) -> int:
+    """The version of an index's files; those that do not say it are the first."""
+    return int(artifact.attributes.get("layout_version") or 1)
+
+
+def open_files(folder: Path, about: Mapping[str, Scalar], parts: int, artifact: Artifact | None = None) -> VectorIndex:
+    """Open the files of an index of the present layout; `about` are its attributes."""
+    rows, dimension, flat = read_rows(folder), int(about["dimension"] or 0), is_exact(str(about["index_key"]))
+    space_id, digest = str(about["space_id"]), about["template_digest"]
+    found = read_parts(folder, parts, space_id, None if digest is None else str(digest))
+    stored = open_stored(folder, parts)
+    _require_rows(folder, sum(part.rows for part in found), len(rows))
+    _require_stored(folder, found, stored, about)
+    exact = _exact_engine(stored, dimension, rows) if flat and stored is not None else None
+    engine = exact or FaissEngine(_approximate_pieces(folder, found, rows))
+    _require_dimension(folder, engine.pieces, dimension)
+    names = ("nprobe", "ef_search", "refine_factor")
+    settings = Settings(*(None if (value := about.get(name)) is None else int(value) for name in names))
+    return VectorIndex(space_id, dimension, rows, engine, stored, flat, settings, artifact)
+
+
+def _exact_engine(stored: StoredVectors, dimension: int, rows: Rows) -> FaissEngine:
+    """Deleted rows are left out and not filtered, so that an index after deletions answers like one built without them."""
+    if not len(rows.deleted):
+        return flat_engine(stored.blocks(BLOCK), dimension)
+    live = live_rows(len(rows), rows.deleted)
+    return flat_engine((stored.unit_vectors(live[i : i + BLOCK]) for i in range(0, len(live), BLOCK)), dimension, live)
+
+
+def _approximate_pieces(folder: Path, parts: Sequence[StoredPart], rows: Rows) -> list[Piece]:
+    """The merged file, where there is one, holds the first parts, those without a file of their own."""
+    pieces: list[Piece] = []
+    merged = sum(part.rows for part in parts if not has_own_file(folder, part.number))
+    if merged and not (folder / INDEX_FILE).is_file():
+        lost = next(part.number for part in parts if not has_own_file(folder, part.number))
+        raise ArtifactError(
+            f"{folder}: part-{lost:05d}.faiss is missing, and there is no {INDEX_FILE} that would hold the part. Restore it or build the "
+            "index again."
+        )
+    if merged:
+        pieces.append(_piece(open_mapped(folder / INDEX_FILE), 0, merged, rows))
+    first = merged
+    for part in parts:
+        if has_own_file(folder, part.number):
+            pieces.append(_piece(open_part(folder, part.number), first, part.rows, rows))
+            first += part.rows
+    for piece, expected in zip(pieces, _sizes(merged, folder, parts), strict=True):
+        _require_rows(folder, piece.index.ntotal, expected)
+    return pieces
+
+
+def _sizes(merged: int, folder: Path, parts: Sequence[StoredPart]) -> list[int]:
+    return [*([merged] if merged else []), *(part.rows for part in parts if has_own_file(folder, part.number))]
+
+
+def _piece(index: Any, first: int, count: int, rows: Rows) -> Piece:
+    mine = rows.deleted[(rows.deleted >= first) & (rows.deleted < first + count)]
+    return Piece(index, first, deleted=mine - first)
+
+
+def _open_first_layout(artifact: Artifact) -> VectorIndex:
+    """One file `index.faiss` for exact search and `doc_ids.parquet` without the order of the ids."""
+    piece, rows = Piece(read_faiss(artifact.path / INDEX_FILE)), read_rows(artifact.path)
+    dimension = int(artifact.attributes["dimension"] or 0)
+    _require_rows(artifact.path, piece.index.ntotal, len(rows))
+    _require_dimension(artifact.path, [piece], dimension)
+    return VectorIndex(artifact.space_id, dimension, rows, FaissEngine([piece]), artifact=artifact)
+
+
+def _require_template(artifact: Artifact) -> None:
+    """The manifest lists the template's sha256 already, so the file is not hashed a second time."""
+    entry, stated = read_manifest(artifact.path).files.get(TEMPLATE_FILE), artifact.attributes.get("template_digest")
+    found = entry.sha256 if entry else None
+    if found != stated:
+        raise ArtifactError(
+            f"{artifact.path / TEMPLATE_FILE}: the index was made from the template {str(stated)[:12]}, the file is {str(found)[:12]}. "
+            "Documents that a refresh adds to it would never be found: restore the file or build the index again."
+        )
+
+
+def _require_stored(folder: Path, parts: Sequence[StoredPart], stored: StoredVectors | None, about: Mapping[str, Scalar]) -> None:
+    """Raise ArtifactError when vectors are not kept although they should be, or are not those of the rows."""
+    if stored is None:
+        if about["refine"] != "none":
+            raise ArtifactError(f"{folder}: the vectors of the index (part-00000.vectors.npy) are missing. Restore or build it again.")
+        return
+    for part, vectors in zip(parts, stored.parts, strict=True):
+        if vectors.shape != (part.rows, about["dimension"]):
+            raise ArtifactError(
+                f"{folder}: part-{part.number:05d}.vectors.npy holds {vectors.shape[0]:,} vectors of {vectors.shape[-1]} dimensions where "
+                f"{part.rows:,} of {about['dimension']} are recorded. Restore it or build the index again."
+            )
+
+
+def _require_rows(folder: Path, found: int, expected: int) -> None:
+    if found != expected:
+        raise ArtifactError(f"{folder}: {found:,} vectors were found where {expected:,} documents are recorded. Build the index again.")
+
+
+def _require_dimension(folder: Path, pieces: Sequence[Piece], dimension: int) -> None:
+    for piece in pieces:
+        if piece.index.d != dimension:
+            raise ArtifactError(
+                f"{folder}: the index holds vectors of {piece.index.d} dimensions, its manifest says {dimension}. Build the index again."
+            )
 
 
 # --- The vectors of single documents, read from what an index keeps of them: nothing is encoded again.
@@ -236,8 +384,20 @@ def vectors_of(index: VectorIndex, doc_ids: Sequence[str]) -> NDArray[np.float32
             "The index keeps no vectors (index.refine is none), so nothing can be learned from its documents. "
             "Retrain with index.refine=fp16."
         )
-    kept: NDArray[np.float32] = index.pieces[0].index.reconstruct_batch(rows)  # the first layout has its vectors in FAISS alone
-    return kept
+    return index.engine.vectors_of(rows)  # the first layout has its vectors in FAISS alone
+
+
+def open_documents(
+    index: IndexArtifact, vectors: VectorShards | None, doc_ids: Sequence[str]
+) -> tuple[NDArray[np.float32], Callable[[NDArray[np.float32], int], list[list[str]]]]:
+    """Unit vectors of an index's documents, float32 (len(doc_ids), d), and its search: query vectors (n, d) and k to the ids of each.
+
+    `vectors` are its shards, in the order of `doc_ids`; without them those that the index keeps are taken. Raises as `load_index`,
+    `vectors_of` and `read_vectors` do.
+    """
+    opened = load_index(index.path, index.space_id)
+    unit = vectors_of(opened, doc_ids) if vectors is None else read_vectors(vectors).vectors
+    return unit, lambda queries, k: opened.search(queries, k)[1]
 
 
 def rows_of(index: VectorIndex, doc_ids: Sequence[str]) -> NDArray[np.int64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from components.errors import ScalingNoteError
 from components.promotion.approval import find_version, read_approval
 from components.release import reviewers
 from components.release.champion import CHAMPION, Record, candidate_model, record_of, release_model
-from components.release.completeness import DATA_KIND, VALIDATION_KIND, base_models_named_by, gaps_of, origins_of
+from components.release.completeness import DATA_KIND, VALIDATION_KIND, base_models_named_by, gaps_of
 from components.release.manifest import FLOWS_SINCE, BaseModelPin, LineageNode, Pin, ReleaseManifest, load_release
 from components.release.open import recorded_digest
 from components.signing.statements import signed_by
@@ -249,7 +249,7 @@ class Opened:
     @property
     def gaps(self) -> tuple[str, ...]:
         """What is missing on the way back; base models count that an older manifest does not name but its encoders do."""
-        found = gaps_of(replace(origins_of(self.manifest), base_models=self.base_models))
+        found = gaps_of(self.manifest.model_copy(update={"base_models": dict(self.base_models)}))
         if self.manifest.release_type == "full" or self.manifest.schema_version >= FLOWS_SINCE:
             return found
         return (*found, "This refresh is from before releases named the flow, and so the code, that made the parts they kept.")

@@ -35,6 +35,7 @@ REFERENCE_SECONDS = 0.021
 _DOCUMENTS = 4096  # random vectors that stand in for an index
 _PAIRS = 32
 _FIRST_TOKENS = 256  # of the first training step that is tried: of fewer the overhead of every layer says more than the tokens
+_QUICK_TOKENS = 128  # of the same where seconds count: without fast instructions a step of 256 takes two
 _BATCHES = 8
 _WRITTEN = 8 * 2**20
 
@@ -66,9 +67,9 @@ class _Clock:
     started: float = field(default_factory=time.perf_counter)
 
     @property
-    def left(self) -> float:
-        """Seconds that are left of the limit, at least one."""
-        return max(1.0, self.limit - (time.perf_counter() - self.started))
+    def quick(self) -> bool:
+        """Whether seconds count more than exactness."""
+        return self.limit <= QUICK_SECONDS
 
     def of(self, call: Callable[[], object], times: int = 1) -> NDArray[np.float64]:
         """Seconds of a call, (2,): the least of `times`, since whatever disturbs it makes it slower."""
@@ -90,14 +91,16 @@ class _Clock:
 
         The second call of the size `first` shows how fast it is: the first one of all may take ten times as long. The one of the full
         size is made twice: what a library does once for every new shape (its kernels, its memory) is not counted. Where seconds count
-        it is made once. The share is not one of what is left: models that load slowly would leave nothing but the smallest size, whose
-        overhead is several times its tokens.
+        it is made once, and not at all where it would not be twice the size `first`. The share is not one of what is left: models that
+        load slowly would leave nothing but the smallest size, whose overhead is several times its tokens.
         """
         call(first)
         seconds = self.of(lambda: call(first))
         fits = int(first * self.limit * share / 2 / max(float(seconds[0]), 1e-6))
         size = max(first, min(most, fits))
-        return self.of(lambda: call(size), 2 if self.limit > QUICK_SECONDS else 1), size
+        if self.quick and size < 2 * first:
+            return seconds, first
+        return self.of(lambda: call(size), 1 if self.quick else 2), size
 
 
 def calibrate(dataset: Dataset, config: Any, limit: float = FULL_SECONDS) -> Calibration:
@@ -195,7 +198,7 @@ def _train(clock: _Clock, towers: Any, texts: _Sample, settings: Any, most: int,
     sample = Pairs(queries, documents, [(i, i) for i in range(len(queries))], {i: frozenset({i}) for i in range(len(queries))})
     run = Training(towers, sample, settings.model_copy(update={"chunk_size": max(1, most)}), folder)
     each = max(1, (sum(map(len, run.query_tokens)) + sum(map(len, run.document_tokens))) // len(queries))
-    first = min(most, max(2, _FIRST_TOKENS // each))
+    first = min(most, max(2, (_QUICK_TOKENS if clock.quick else _FIRST_TOKENS) // each))
     with freed_at_once(kept):
         seconds, size = clock.grown(lambda n: run.backward(list(range(n)), None), first, most, 0.4)
     rows = [run.query_tokens[:size], run.document_tokens[:size]]
@@ -263,8 +266,7 @@ def _learning(clock: _Clock, texts: _Sample, config: Any, tower: Path) -> None:
     shown = texts.targets[:128]
     clock.keep("student_float_token", clock.of(lambda: run.student.encode(shown), 2), sum(map(len, run.student.tokens(shown))))
     size = settings.batch_size
-    few_batches = _BATCHES if clock.left > QUICK_SECONDS else _BATCHES // 2
-    batches = [np.arange(start, start + size) for start in range(0, few_batches * size, size)]
+    batches = [np.arange(start, start + size) for start in range(0, (2 if clock.quick else _BATCHES) * size, size)]
     aligned, refined = run.epochs[0], run.epochs[-1]
     run.enter(aligned)
     run.learn(batches[0], aligned, 0)

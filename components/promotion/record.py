@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from components.artifacts import SIGNATURE, digest_of, verify
 from components.errors import ArtifactError, ConfigError, ModelError, PromotionError
-from components.gates.decide import Evidence, GateDecision, decide
+from components.gates.decide import GateDecision, GateInputs, decide
 from components.gates.decision import load_facts
 from components.gates.policy import recorded_policy
 from components.promotion.approval import Approval, given_since
@@ -94,7 +94,7 @@ def decide_again(folder: Path, champion: int | None, comparison: ComparisonSumma
     facts = load_facts(folder)
     if facts is not None:
         facts = facts.model_copy(update={"uncompared": "" if champion is None else _uncompared(champion, problem)})
-    evidence = Evidence(load_evaluation(folder / EVALUATION_FOLDER), baseline, comparison, facts, champion=champion, lost=gone)
+    evidence = GateInputs(load_evaluation(folder / EVALUATION_FOLDER), baseline, comparison, facts, champion=champion, lost=gone)
     return Decided(champion, decide(evidence, recorded_policy(manifest.config)), comparison)
 
 

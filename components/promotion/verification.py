@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, TypeVar
 from components.artifacts import Artifact, digest_of, open_artifact, read_json, verify
 from components.errors import ArtifactError, SpaceMismatch
 from components.evaluation.champion_comparison import load_comparison, load_values
-from components.gates.decide import VALUES, Evidence, GateDecision, decide, require_policy, require_same_inputs
+from components.gates.decide import VALUES, GateDecision, GateInputs, decide, require_policy, require_same_inputs
 from components.gates.decision import load_facts
 from components.gates.policy import foreign_policy, policy_digest, recorded_policy
-from components.index.opening import merge_fault_of
+from components.index.search import merge_fault_of
 from components.promotion.verified_stores import FolderStore, RegistryStore, Store
 from components.release.champion import CHAMPION, RED, Record, baseline_evaluation, standing, trusted
 from components.release.manifest import (
@@ -312,7 +312,7 @@ def decide_on(name: str, manifest: ReleaseManifest, folder: Path, baseline_of: B
     report, compared = load_evaluation(folder / EVALUATION_FOLDER), folder / COMPARISON_FOLDER
     # Decisions of older versions were made without these values, though they lay there.
     values = load_values(compared) if VALUES in manifest.decision.inputs else None
-    evidence = Evidence(report, baseline, load_comparison(compared), load_facts(folder), values, version, lost)
+    evidence = GateInputs(report, baseline, load_comparison(compared), load_facts(folder), values, version, lost)
     return decide(evidence, policy)
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact
 from components.gates.config import PolicyConfig
-from components.gates.decision import Facts
+from components.gates.decision import Findings
 from components.gates.policy import foreign_policy
-from components.release.manifest import BaseModelPin, ReleaseManifest
+from components.release.manifest import BaseModelPin, ManifestDraft, ReleaseManifest
 from components.towers.contract import load_contract
 from components.tracking import registry
 from components.tracking.server.permissions import sources
@@ -75,58 +74,22 @@ def _spaces(role: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
 
 DATA_KIND = "dataset"
 VALIDATION_KIND = "validation"
-INDEX_ROLE = "index"
 LEADS_TO = {"index": ("document_tower",), "query_encoder": ("query_tower",), "evaluation": ("query_encoder", "index")}
 MADE_FROM_DATA = ("vectors", "encoder", "evaluation")  # kinds whose step reads the tables themselves
 
 
-@dataclass(frozen=True)
-class Origins:
-    """All that a release says about where it came from; known before its manifest is written.
-
-    `pins` maps a role to the digest of the artifact, `base_models` the role of an encoder to what it started from, `earlier_flows` a flow
-    that made parts of an earlier release to its code and machine, `evaluation` is the digest of the evaluation.
-    """
-
-    lineage: tuple[LineageNode, ...]
-    pins: Mapping[str, str]
-    dataset: DatasetPin
-    evaluation: str
-    provenance: Mapping[str, Any]
-    config: Mapping[str, Any]
-    flow_run_id: str | None
-    base_models: Mapping[str, BaseModelPin] = field(default_factory=dict)
-    earlier_flows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-def lineage_gaps(manifest: ReleaseManifest) -> tuple[str, ...]:
-    """The gaps of a written release, as sentences; empty when every parent is known."""
-    return gaps_of(origins_of(manifest))
-
-
-def origins_of(manifest: ReleaseManifest) -> Origins:
-    """The origins that a manifest states."""
-    return Origins(
-        lineage=manifest.lineage,
-        pins={role: pin.digest for role, pin in manifest.pins.items()},
-        dataset=manifest.dataset,
-        evaluation=manifest.evaluation.digest,
-        provenance=manifest.provenance,
-        config=manifest.config,
-        flow_run_id=manifest.flow_run_id,
-        base_models=manifest.base_models,
-        earlier_flows=manifest.earlier_flows,
-    )
-
-
-def gaps_of(origins: Origins) -> tuple[str, ...]:
-    """The gaps as sentences, each once; empty when every parent is known."""
-    nodes = {node.digest: node for node in origins.lineage}
-    heads = {**origins.pins, "evaluation": origins.evaluation, "data set": origins.dataset.digest}
+def gaps_of(draft: ManifestDraft) -> tuple[str, ...]:
+    """What is missing on the way back from a release, or from what is to be one: sentences, each once; empty when every parent is known."""
+    nodes = {node.digest: node for node in draft.lineage}
+    heads = {
+        **{role: pin.digest for role, pin in draft.pins.items()},
+        "evaluation": draft.evaluation.digest,
+        "data set": draft.dataset.digest,
+    }
     found = [gap for role, digest in heads.items() for gap in _ancestry_gaps(_words(role), digest, nodes)]
     found += _edge_gaps(heads, nodes)
-    found += [*_data_gaps(origins.dataset), *_code_gaps(origins.provenance), *_run_gaps(origins), *_base_model_gaps(origins)]
-    found += _earlier_gaps(origins)
+    found += [*_data_gaps(draft.dataset), *_code_gaps(draft.provenance), *_run_gaps(draft), *_base_model_gaps(draft)]
+    found += _earlier_gaps(draft)
     return tuple(dict.fromkeys(found))
 
 
@@ -200,36 +163,32 @@ def _code_gaps(provenance: Mapping[str, Any]) -> Iterator[str]:
         yield "The machine is not described."
 
 
-def _earlier_gaps(origins: Origins) -> Iterator[str]:
+def _earlier_gaps(draft: ManifestDraft) -> Iterator[str]:
     """Of what earlier flows made: their code and machine have to be known as well, and the contracts of their data."""
-    made = {node.flow_run_id: node for node in origins.lineage if node.flow_run_id}
+    made = {node.flow_run_id: node for node in draft.lineage if node.flow_run_id}
     for flow, node in made.items():
-        if flow not in origins.earlier_flows:
+        if flow not in draft.earlier_flows:
             yield f"{_named(node)} was made by an earlier flow ({flow[:12]}), whose code and machine are not known."
             continue
-        yield from (f"Of the earlier flow {flow[:12]}: {gap}" for gap in _code_gaps(origins.earlier_flows[flow]))
-    held = {digest for node in origins.lineage if node.kind == VALIDATION_KIND for digest in node.parents.values()}
-    for node in origins.lineage:
-        if node.kind == DATA_KIND and node.digest not in {*held, origins.dataset.digest}:
+        yield from (f"Of the earlier flow {flow[:12]}: {gap}" for gap in _code_gaps(draft.earlier_flows[flow]))
+    held = {digest for node in draft.lineage if node.kind == VALIDATION_KIND for digest in node.parents.values()}
+    for node in draft.lineage:
+        if node.kind == DATA_KIND and node.digest not in {*held, draft.dataset.digest}:
             yield f"{_named(node)} was held against no data contract."
 
 
-def _run_gaps(origins: Origins) -> Iterator[str]:
-    if not origins.flow_run_id:
+def _run_gaps(draft: ManifestDraft) -> Iterator[str]:
+    if not draft.flow_run_id:
         yield "The run of the flow is not named."
-    if not origins.config:
+    if not draft.config:
         yield "The configuration is not kept."
 
 
-def _base_model_gaps(origins: Origins) -> Iterator[str]:
-    for role in _encoders(origins.pins):
-        base = origins.base_models.get(role)
+def _base_model_gaps(draft: ManifestDraft) -> Iterator[str]:
+    for role in ENCODERS:
+        base = draft.base_models.get(role)
         if base is None or not base.digest:
             yield f"The base model of the {_words(role)} has no digest."
-
-
-def _encoders(roles: Iterable[str]) -> list[str]:
-    return [role for role in roles if role != INDEX_ROLE]
 
 
 def _words(role: str) -> str:
@@ -243,14 +202,14 @@ def _named(node: LineageNode) -> str:
 # --- Finding out what the gates ask besides measurements: broken contracts, gaps in the lineage, parts of different spaces.
 
 
-def gather_facts(
+def collect_findings(
     validation: Artifact,
-    origins: Origins,
+    draft: ManifestDraft,
     parts: Mapping[str, Artifact],
     policy: PolicyConfig,
     uncompared: str = "",
     removed: tuple[int, int] | None = None,
-) -> Facts:
+) -> Findings:
     """The facts about a candidate before its manifest is written; `parts` maps the role of encoders and index to their artifact.
 
     `removed`: documents that an index refresh removed, and how many there were.
@@ -258,10 +217,10 @@ def gather_facts(
     from components.data.validation import load_report
 
     report, installed = load_report(validation), sources()
-    return Facts(
+    return Findings(
         contract_errors=len(report.errors),
         contract_warnings=len(report.warnings),
-        lineage_gaps=gaps_of(origins),
+        lineage_gaps=gaps_of(draft),
         space_mismatches=space_mismatches(parts),
         uncompared=uncompared,
         removed_documents=removed[0] if removed else None,

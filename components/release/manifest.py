@@ -101,7 +101,7 @@ class LineageNode(_Part):
 
     `run_id` is its step's run in MLflow, `task_run_id` that in Prefect, `recorded_at` the time (UTC) at which the step was recorded. Nodes
     of manifests before schema version 3 have neither of the last two. `flow_run_id` names the earlier flow that made it (see
-    `ReleaseManifest.earlier_flows`), None stands for the release's own. `reused`: the step was found finished, so an earlier run with the
+    `ManifestDraft.earlier_flows`), None stands for the release's own. `reused`: the step was found finished, so an earlier run with the
     same inputs, configuration, code that it reaches and libraries had made it.
     """
 
@@ -119,32 +119,39 @@ class LineageNode(_Part):
     reused: bool = False
 
 
-class ReleaseManifest(_Part):
-    """Everything a release is made of and came from. `config` is the whole configuration; its `policy` is the gates'.
+class ManifestDraft(_Part):
+    """What a release is made of and came from, which is known before the gates decide. `config` is the whole configuration.
 
-    `baseline_version` is the version of the release model that was champion when the gates decided, None for a first release.
     `release_type` says what is new; manifests of schema version 1 do not name it, and are full ones.
     `base_models` maps the role of an encoder to what it started from; manifests before schema version 3 do not name them.
     `earlier_flows` maps the run (in MLflow) of a flow that made parts of an earlier release to the code and machine it ran on; a refresh of
     before schema version 4 does not name them.
     """
 
-    schema_version: int = SCHEMA_VERSION
     name: str
     release_type: ReleaseType = "full"
     space_id: str
     pins: Pins
     dataset: DatasetPin
     evaluation: EvaluationPin
-    decision: GateDecision
-    baseline_version: int | None = None
-    smoke: tuple[SmokeQuery, ...] = ()
     provenance: dict[str, Any]
     config: dict[str, Any]
     lineage: tuple[LineageNode, ...]
     flow_run_id: str | None = None
     base_models: dict[str, BaseModelPin] = Field(default_factory=dict)
     earlier_flows: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+class ReleaseManifest(ManifestDraft):
+    """The draft with what the gates decided; the `policy` in its `config` is theirs.
+
+    `baseline_version` is the version of the release model that was champion when they did, None for a first release.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    decision: GateDecision
+    baseline_version: int | None = None
+    smoke: tuple[SmokeQuery, ...] = ()
 
 
 def evaluation_pin(summary: Summary, digest: str) -> EvaluationPin:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from components.errors import ArtifactError
-from components.index.opening import Check
-from components.index.search import VectorIndex, load_index
+from components.index.search import Check, VectorIndex, load_index
 from components.towers.contract import check_probes
 
 if TYPE_CHECKING:

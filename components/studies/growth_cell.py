@@ -281,10 +281,10 @@ def measure_size(real: VectorShards, documents: int, rule: GrowthRule, folder: P
 
 def build_measured(corpus: Path, folder: Path, rule: GrowthRule) -> Numbers:
     """Build the index in `folder`; seconds, and the most memory that the building added to what the libraries hold."""
-    import faiss  # noqa: F401  belongs to every process that searches, so it is loaded before memory is counted
-
     from components.index.build import build_index
+    from components.index.engine import engine_version
 
+    engine_version()  # the library belongs to every process that searches, so it is loaded before memory is counted
     vectors = VectorShards(**open_artifact(corpus).model_dump())
     tuning = np.load(rule.queries / TUNING_FILE)
     before, started = resident(), time.perf_counter()
@@ -299,12 +299,12 @@ def search_measured(folder: Path, rule: GrowthRule) -> Numbers:
 
     The ends of recall's interval over the units of the queries are None where all are one unit.
     """
-    import faiss  # noqa: F401
-
     from components.evaluation.units import mean_interval
     from components.index.build import recall_against_exact
+    from components.index.engine import engine_version
     from components.index.search import load_index
 
+    engine_version()
     queries = np.load(rule.queries / QUERIES_FILE)
     before, fixed, started = resident(), anonymous(), time.perf_counter()
     index = load_index(folder, open_artifact(folder).space_id, check="sizes")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import Artifact, Scalar, read_json, seal, write_atomic, write_json
+from components.artifacts import Artifact, Scalar, parents_of, read_json, seal, write_atomic, write_json
 from components.data.dataset import load_dataset
 from components.distillation.query_sources import Noise, add_noise
 from components.errors import ArtifactError
@@ -82,7 +82,7 @@ def write_rankings(ranker: Ranker, inputs: Mapping[str, Artifact], config: Evalu
     counts = {"queries": sum(len(judged.query_ids) for judged in asked.values())}
     setup = getattr(ranker, "setup", None)
     attributes = {"setup": setup.words} if setup is not None else {}
-    parents = {role: artifact.digest for role, artifact in inputs.items()}
+    parents = parents_of(inputs)
     return seal(folder, KIND, counts=counts, parents=parents, attributes=attributes)
 
 
@@ -137,7 +137,7 @@ def _write_scores(
     write_json(folder / RESULT_FILE, {f"{split}.{metric}": float(value) for (split, metric), value in means.items()})
     queries = int(frame[["split", "query_id"]].drop_duplicates().shape[0])
     documents = {f"{role}_documents": a.counts["documents"] for role, a in inputs.items() if "documents" in a.counts}
-    parents = {role: artifact.digest for role, artifact in inputs.items()}
+    parents = parents_of(inputs)
     return seal(folder, KIND, counts={"queries": queries, **documents}, parents=parents, attributes=attributes)
 
 

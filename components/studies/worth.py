@@ -88,7 +88,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Recommendation:
     """What to deploy, all standings by system, and the best system by metric; `claimed`: several seeds stand behind it."""
 
     chosen: str
@@ -137,7 +137,7 @@ def choose(
     queries: int,
     config: EvaluationConfig,
     fixed: Sequence[str] = (),
-) -> Choice:
+) -> Recommendation:
     """Apply the rule to `systems` (name -> scores of each seed) on `config.split`; `hours` are those of building and `queries` queries.
 
     `fixed` are systems that are not trained and need no seeds; NAME+bm25 is the system NAME of the same trainings. Raises DataError when
@@ -157,7 +157,7 @@ def choose(
     known = [name for name in systems if hours.get(name) is not None]
     chosen = min(affordable, key=lambda name: affordable[name]) if affordable else max(known, key=lambda name: sum(means[name].values()))
     compared = [len(seeds_of(systems[name])) for name in {chosen, *best.values()} if name not in fixed]
-    return Choice(chosen, standings, best, margin, queries, min(compared, default=2) > 1, bool(affordable))
+    return Recommendation(chosen, standings, best, margin, queries, min(compared, default=2) > 1, bool(affordable))
 
 
 def hours_of(building_seconds: float | None, queries_per_second: float, queries: int) -> float | None:

@@ -302,13 +302,6 @@ def _as_published(folder: Path, contract: EncodingContract, precision: str) -> t
     return *load_decoder(base, precision, asked_attention(published, contract.attention)), load_head(base, head)
 
 
-def published_encoder(base: BaseModel, contract: EncodingContract, precision: str = "auto") -> TowerEncoder:
-    """A published model as an encoder of its own, without a folder; see `components.towers.two_towers.published_contracts`."""
-    published = read_published(base)
-    model, tokenizer = load_decoder(base, precision, asked_attention(published, contract.attention))
-    return TowerEncoder(model, tokenizer, contract, "", load_head(base, published.head if published else ()))
-
-
 def _base_of(folder: Path, contract: EncodingContract) -> BaseModel:
     # Code of the base runs for a tower that was made with it; that it is the same code, the digest says.
     base = resolve_base(contract.base_model, revision=contract.base_revision, code=contract.base_code is not None)

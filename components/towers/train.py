@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from components.artifacts import Artifact, Scalar, digest_of, file_sha256, open_artifact, read_json, seal, write_json
+from components.artifacts import Artifact, DatasetArtifact, Scalar, digest_of, file_sha256, open_artifact, read_json, seal, write_json
+from components.data.dataset import load_dataset
 from components.errors import ConfigError
 from components.towers.base_models import BaseModel, tower_base
 from components.towers.config import TowerConfig
@@ -32,13 +33,19 @@ from components.towers.device import give_back_memory
 from components.towers.encoder import load_tower
 from components.towers.loop import CHECKPOINT, Training
 from components.towers.negatives import check_mining
-from components.towers.pairs import Pairs
+from components.towers.pairs import Pairs, training_pairs
 from components.towers.processes import current_world, from_main, join_world, launched, require_same_data, train_in_processes, wait_for_all
 from components.towers.trained.published import with_own_settings
 from components.towers.two_towers import TwoTowers, published_contracts
 
 LOG = "training_log.json"
 COLLAPSE_SAMPLE = 256
+
+
+def train_on(dataset: DatasetArtifact, config: TowerConfig, folder: Path) -> Artifact:
+    """The step train_towers: `train_towers` on the pairs of a data set. Raises as that does, and DataError for data without pairs."""
+    pairs = training_pairs(load_dataset(dataset.path), config.batches_by)
+    return train_towers(pairs, config, {"dataset": dataset.digest}, folder)
 
 
 def train_towers(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], folder: Path) -> Artifact:

@@ -20,6 +20,8 @@ from flows.studies.registry import require_study
 
 if TYPE_CHECKING:
     from components.evaluation.report import Summary
+    from components.index.drift import GuardReport
+    from flows.candidate import CandidateResult
 
 
 EXAMPLES = ("heart attack", "kidney stone")
@@ -31,7 +33,9 @@ def retrain(options: argparse.Namespace) -> None:
     """Build a candidate and say what comes next; with a budget, by the settings of its plan."""
     config, estimate = planned(options) if options.budget is not None else (read_config(options), None)
     result = _build(options, config, estimate=estimate)
-    show(options, {**result, "in_short": in_short(result)}, "\n\n".join([report_of(result), next_steps(result), in_short(result)]))
+    show(
+        options, {**result.as_json(), "in_short": in_short(result)}, "\n\n".join([report_of(result), next_steps(result), in_short(result)])
+    )
 
 
 def adopt(options: argparse.Namespace) -> None:
@@ -107,7 +111,7 @@ def demo(options: argparse.Namespace) -> None:
     examples = _examples(options, result, config) if config.data.source == "icd10cm" else {}
     shown = [_side_by_side(query, answers) for query, answers in examples.items()]
     told = "\n\n".join([report_of(result), *shown, next_steps(result), in_short(result)])
-    show(options, {**result, "examples": examples, "in_short": in_short(result)}, told)
+    show(options, {**result.as_json(), "examples": examples, "in_short": in_short(result)}, told)
 
 
 def _demo_adopt(options: argparse.Namespace) -> None:
@@ -126,7 +130,7 @@ def _demo_adopt(options: argparse.Namespace) -> None:
         print(_adopted_text(adopted), flush=True)
         request = RefreshConfig(name=config.name, release="adopted")
         result = run_flow("flows.refresh_query:refresh_query_tower", request=request)
-    show(options, {**result, "adopted": adopted}, "\n\n".join([report_of(result), next_steps(result)]))
+    show(options, {**result.as_json(), "adopted": adopted}, "\n\n".join([report_of(result), next_steps(result)]))
 
 
 def validate(options: argparse.Namespace) -> None:
@@ -165,7 +169,7 @@ def _gx_project(options: argparse.Namespace, config: RetrainConfig, dataset: Any
     return write_gx_project(load_dataset(dataset.path), load_contracts(contracts_folder(config.data.contracts)), options.gx_project)
 
 
-def _build(options: argparse.Namespace, config: RetrainConfig, about: str = "", estimate: str | None = None) -> dict[str, Any]:
+def _build(options: argparse.Namespace, config: RetrainConfig, about: str = "", estimate: str | None = None) -> CandidateResult:
     """Run the flow; the first line says what is built (`about`) and how long it will take, where something is to be made.
 
     `estimate`: known already, and said.
@@ -187,39 +191,40 @@ def _build(options: argparse.Namespace, config: RetrainConfig, about: str = "", 
         said = None if estimate else announce(config)
         if line := ": ".join(filter(None, (about or ("This run" if said else ""), said))):
             print(f"{line}.", flush=True)
-        return run_flow("flows.retrain:retrain", config=config, again=again)
+        result: CandidateResult = run_flow("flows.retrain:retrain", config=config, again=again)
+        return result
 
 
-def report_of(result: dict[str, Any]) -> str:
+def report_of(result: CandidateResult) -> str:
     """The table of the evaluation, and how the gates ended."""
     from components.evaluation.table import render_table
     from components.evidence.labels import first_line, held_out_titles
     from components.release.manifest import load_release
 
     summary = _summary_of(result)
-    gates = [f"  {gate['status']:<14} {gate['name']}: {gate['reason']}" for gate in result["gates"]]
-    verdict = first_line(f"Gates of {result['candidate']}: {result['verdict']}", summary)
-    titles = held_out_titles(load_release(Path(result["folder"])))
+    gates = [f"  {gate.status:<14} {gate.name}: {gate.reason}" for gate in result.gates]
+    verdict = first_line(f"Gates of {result.candidate}: {result.verdict}", summary)
+    titles = held_out_titles(load_release(Path(result.folder)))
     return "\n".join([render_table(summary), *([titles] if titles else []), "", verdict, *gates])
 
 
-def in_short(result: dict[str, Any]) -> str:
+def in_short(result: CandidateResult) -> str:
     """For somebody who decides on the money: what was gained, what BM25 beside it adds, and what it costs."""
     from components.evaluation.table import cost_sentence, fusion_sentence, gain_sentence
 
     summary = _summary_of(result)
-    told = (gain_sentence(summary), fusion_sentence(summary), cost_sentence(summary, result.get("cost", {})))
+    told = (gain_sentence(summary), fusion_sentence(summary), cost_sentence(summary, result.cost))
     return "\n".join(sentence for sentence in told if sentence)
 
 
-def _summary_of(result: dict[str, Any]) -> Summary:
+def _summary_of(result: CandidateResult) -> Summary:
     from components.evaluation.report import load_summary
     from components.release.manifest import EVALUATION_FOLDER
 
-    return load_summary(Path(result["folder"]) / EVALUATION_FOLDER)
+    return load_summary(Path(result.folder) / EVALUATION_FOLDER)
 
 
-def _examples(options: argparse.Namespace, result: dict[str, Any], config: RetrainConfig) -> dict[str, dict[str, list[dict[str, str]]]]:
+def _examples(options: argparse.Namespace, result: CandidateResult, config: RetrainConfig) -> dict[str, dict[str, list[dict[str, str]]]]:
     """What BM25, the untrained encoder and the candidate answer to each example: query -> system -> id and title of the best documents."""
     from components.data.dataset import load_dataset
     from components.evaluation.bm25 import bm25_ranker
@@ -234,13 +239,14 @@ def _examples(options: argparse.Namespace, result: dict[str, Any], config: Retra
     if config.distillation.student != "teacher":
         rankers["untrained encoder"] = untrained_ranker(dataset, config.distillation, None, kept=True, progress=False)
     titles = dict(zip(dataset.documents["doc_id"], dataset.documents["title"], strict=True))
+    candidate = str(result.candidate)
     found: dict[str, dict[str, list[dict[str, str]]]] = {query: {} for query in EXAMPLES}
     for name, ranker in rankers.items():
         for query, answer in zip(EXAMPLES, ranker.rank(EXAMPLES, EXAMPLE_DEPTH), strict=True):
             found[query][name] = [{"doc_id": doc_id, "title": titles[doc_id]} for doc_id, _ in answer]
     for query in EXAMPLES:
-        hits = hits_of(result["name"], result["candidate"], query, EXAMPLE_DEPTH)
-        found[query][result["candidate"]] = [{"doc_id": hit["doc_id"], "title": hit["title"]} for hit in hits]
+        hits = hits_of(result.name, candidate, query, EXAMPLE_DEPTH)
+        found[query][candidate] = [{"doc_id": hit["doc_id"], "title": hit["title"]} for hit in hits]
     return found
 
 
@@ -252,28 +258,28 @@ def _side_by_side(query: str, answers: Mapping[str, list[dict[str, str]]]) -> st
     return "\n".join([f"'{query}'", f"   {first}", *(f"{rank}  {line}" for rank, line in enumerate(rest, 1))])
 
 
-def next_steps(result: dict[str, Any]) -> str:
+def next_steps(result: CandidateResult) -> str:
     """What a person does with the candidate."""
-    name = name_option(result["name"])
-    if result["verdict"] != "pass":
+    name = name_option(result.name)
+    if result.verdict != "pass":
         return (
-            f"{result['candidate']} did not pass its gates. To release it all the same, a person has to say why:\n"
-            f"  scalingnote approve {result['candidate']} --as NAME --override REASON{name}"
+            f"{result.candidate} did not pass its gates. To release it all the same, a person has to say why:\n"
+            f"  scalingnote approve {result.candidate} --as NAME --override REASON{name}"
         )
-    state = "All steps were taken from the cache, nothing has changed.\n" if result["cached"] else ""
+    state = "All steps were taken from the cache, nothing has changed.\n" if result.cached else ""
     return (
-        f"{state}Next, a reviewer decides: open {result['name']}-candidate in the MLflow UI (scalingnote ui) and press Promote into "
-        f"{result['name']}-release,\nor without a browser:\n"
-        f"  scalingnote approve {result['candidate']} --as NAME{name} && scalingnote promote{name} && "
+        f"{state}Next, a reviewer decides: open {result.name}-candidate in the MLflow UI (scalingnote ui) and press Promote into "
+        f"{result.name}-release,\nor without a browser:\n"
+        f"  scalingnote approve {result.candidate} --as NAME{name} && scalingnote promote{name} && "
         f"scalingnote search {shlex.quote(_example(result))}{name}"
     )
 
 
-def _example(result: dict[str, Any]) -> str:
+def _example(result: CandidateResult) -> str:
     """A query that makes sense on the data: the demo's own, else one of the judged ones."""
     from components.release.manifest import load_release
 
-    manifest = load_release(Path(result["folder"]))
+    manifest = load_release(Path(result.folder))
     return EXAMPLES[0] if manifest.dataset.name == "icd10cm" or not manifest.smoke else manifest.smoke[0].query
 
 
@@ -290,7 +296,7 @@ def refresh_index(options: argparse.Namespace) -> None:
     request = _request(options, CHANGEABLE)
     with only_result_on_stdout(options):
         result = run_flow("flows.refresh_index:refresh_index", request=request, again=options.again)
-    show(options, result, _index_text(result))
+    show(options, result.as_json(), _index_text(result))
 
 
 def refresh_query_tower(options: argparse.Namespace) -> None:
@@ -303,8 +309,8 @@ def refresh_query_tower(options: argparse.Namespace) -> None:
     request = _request(options, CHANGEABLE)
     with only_result_on_stdout(options):
         result = run_flow("flows.refresh_query:refresh_query_tower", request=request, again=options.again)
-    text = f"A new query encoder for {result['base']} in {result['seconds']:.1f} s; no document was encoded, its index stays."
-    show(options, result, "\n\n".join([text, report_of(result), next_steps(result)]))
+    text = f"A new query encoder for {result.base} in {result.seconds:.1f} s; no document was encoded, its index stays."
+    show(options, result.as_json(), "\n\n".join([text, report_of(result), next_steps(result)]))
 
 
 def _request(options: argparse.Namespace, changeable: Sequence[str]) -> RefreshConfig:
@@ -324,22 +330,22 @@ def _request(options: argparse.Namespace, changeable: Sequence[str]) -> RefreshC
     return request
 
 
-def _index_text(result: dict[str, Any]) -> str:
-    changes = ", ".join(f"{count:,} {what}" for what, count in result["changes"].items())
-    if not any(count for what, count in result["changes"].items() if what != "unchanged"):
+def _index_text(result: CandidateResult) -> str:
+    changes = ", ".join(f"{count:,} {what}" for what, count in result.changes.items())
+    if not any(count for what, count in result.changes.items() if what != "unchanged"):
         return (
-            f"No document changed since {result['base']}: nothing was encoded in {result['seconds']:.1f} s, and its index stays as it is. "
+            f"No document changed since {result.base}: nothing was encoded in {result.seconds:.1f} s, and its index stays as it is. "
             "New queries or judgements alone: scalingnote refresh-query-tower."
         )
-    cached = ", all taken from the cache" if result["cached"] else ""
-    done = f"Since {result['base']}: {changes} documents; {result['encoded']:,} encoded, {result['seconds']:.1f} s{cached}."
-    return "\n\n".join([done, *_guard_text(result["guard"]), report_of(result), next_steps(result)])
+    cached = ", all taken from the cache" if result.cached else ""
+    done = f"Since {result.base}: {changes} documents; {result.encoded:,} encoded, {result.seconds:.1f} s{cached}."
+    return "\n\n".join([done, *_guard_text(result.guard), report_of(result), next_steps(result)])
 
 
-def _guard_text(guard: dict[str, Any]) -> list[str]:
-    if guard["status"] == "ok":
+def _guard_text(guard: GuardReport | None) -> list[str]:
+    if guard is None or guard.status == "ok":
         return []
-    reasons = "\n".join(f"  {reason}" for reason in guard["reasons"])
+    reasons = "\n".join(f"  {reason}" for reason in guard.reasons)
     return [f"The index no longer fits its documents well; build a new one with 'scalingnote retrain':\n{reasons}"]
 
 

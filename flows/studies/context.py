@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
+from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact, parents_of
+from components.distillation.train import StudentInputs
 from components.errors import CollapseError, ConfigError
 from components.settings import StepConfig
 from flows.config import RetrainConfig, did_you_mean, explain
@@ -219,15 +220,9 @@ class Context:
     def student(self, config: StudySettings | None = None) -> EncoderArtifact:
         """The student of this configuration, on the shared teacher as long as no section but the distillation differs."""
         config = config or self.config
-        inputs = {
-            "dataset": self.dataset,
-            "query_tower": self.towers(config)[0],
-            "targets": self.targets(config),
-            "vectors": self.vectors(config),
-            "index": self.index(config),
-        }
-        student: EncoderArtifact = typed(self.run(student_step(config, inputs)), EncoderArtifact)
-        return student
+        query, _ = self.towers(config)
+        inputs = StudentInputs(self.dataset, self.targets(config), self.index(config), query, self.vectors(config))
+        return typed(self.run(student_step(config, inputs)), EncoderArtifact)
 
     def timing(self, artifact: Artifact) -> dict[str, float] | None:
         """Seconds and attempts of the making of an artifact that this study has run or found; None when they were not recorded."""
@@ -306,7 +301,7 @@ class Context:
             from components.studies.scores import write_result
 
             values = numbers(folder)
-            return write_result(values, folder, {role: artifact.digest for role, artifact in inputs.items()})
+            return write_result(values, folder, parents_of(inputs))
 
         return self.run(Step(f"study_{name}", make, inputs, settings or {}))
 

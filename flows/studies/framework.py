@@ -216,7 +216,7 @@ def run_study(study: str, config: StudySettings, cells: tuple[str, ...] = ()) ->
         report = context.run(report_step(study, module, ran, context.config))
         folder = _publish(report, study, context)
         text = (folder / "table.md").read_text(encoding="utf-8")
-        recorder.report(folder, text)
+        recorder.log_report(folder, text)
         show_text(f"{config.name}-study-{study.replace('_', '-')}", text)
         result: dict[str, Any] = {
             "study": study,

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from components.evaluation.rankers import Ranker
     from components.studies.scores import Scores
-    from components.studies.worth import Choice
+    from components.studies.worth import Recommendation
 
 COST, WITH_BM25 = "cost", "+bm25"
 BASELINES = (UNTRAINED, SYMMETRIC, END_TO_END)
@@ -152,7 +152,7 @@ def _hours(name: str, costs: Mapping[str, Any], config: StudySettings) -> tuple[
     return seconds / SECONDS_PER_HOUR, hours_of(seconds, systems[name]["qps"], config.study.worth_queries)
 
 
-def _choice(results: Results, config: StudySettings) -> Choice:
+def _choice(results: Results, config: StudySettings) -> Recommendation:
     from components.studies.scores import read_result
     from components.studies.worth import choose
 

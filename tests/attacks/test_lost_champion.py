@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from components.errors import ArtifactError, ModelError, PromotionError
-from components.gates.decide import Evidence, decide
+from components.gates.decide import GateInputs, decide
 from components.promotion.approval import approve
 from components.promotion.promote import pending, promote, rollback, trusted
 from components.promotion.record import decide_again
@@ -63,7 +63,7 @@ def test_a_lost_champion_leaves_its_gates_undecided_and_a_candidate_is_built(wor
     lose(world, 1)
     found = comparison_for(NAME, {}, "", POLICY)
     assert found is not None and found.version == 1 and found.evaluation is None and "cannot be opened" in found.lost
-    decision = decide(Evidence(make_evaluation(), facts=FACTS, champion=1, lost=found.lost), POLICY)
+    decision = decide(GateInputs(make_evaluation(), facts=FACTS, champion=1, lost=found.lost), POLICY)
     assert decision.verdict == "not_decidable" and not decision.first_release
     assert {gate.name for gate in decision.open_gates()} == {"champion_non_inferior", "champion_non_inferior_in_slices"}
 

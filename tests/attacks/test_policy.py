@@ -14,8 +14,8 @@ from components.errors import ArtifactError, ConfigError, PromotionError
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.report import load_evaluation
 from components.gates.config import PolicyConfig
-from components.gates.decide import Evidence, GateDecision, decide
-from components.gates.decision import Facts
+from components.gates.decide import GateDecision, GateInputs, decide
+from components.gates.decision import Findings
 from components.gates.policy import allowed_policies, foreign_policy, policy_digest, recorded_policy
 from components.promotion.approval import approve
 from components.promotion.promote import promote
@@ -147,7 +147,7 @@ def older_candidate(world: World, policy: dict[str, object]) -> int:
 
     def older(content: dict[str, Any]) -> None:
         report = load_evaluation(folder / EVALUATION_FOLDER)
-        decision = decide(Evidence(report, facts=FACTS), recorded_policy({"policy": policy})).model_dump(mode="json")
+        decision = decide(GateInputs(report, facts=FACTS), recorded_policy({"policy": policy})).model_dump(mode="json")
         content["config"]["policy"], content["decision"] = policy, {**decision, "policy_digest": policy_digest(policy)}
 
     rewrite(folder, older)
@@ -155,8 +155,8 @@ def older_candidate(world: World, policy: dict[str, object]) -> int:
     return number
 
 
-def decided(facts: Facts, policy: PolicyConfig = POLICY) -> GateDecision:
-    return decide(Evidence(make_evaluation(), facts=facts), policy)
+def decided(facts: Findings, policy: PolicyConfig = POLICY) -> GateDecision:
+    return decide(GateInputs(make_evaluation(), facts=facts), policy)
 
 
 def test_a_foreign_policy_is_an_open_gate_of_the_candidate() -> None:
@@ -215,7 +215,7 @@ def test_equal_parts_with_another_evaluation_or_policy_are_compared_with_the_cha
 
 
 def test_higher_scores_from_fewer_documents_are_not_decided_on() -> None:
-    evidence = Evidence(make_evaluation(), make_evaluation(), make_comparison(removed=500), FACTS, champion=1)
+    evidence = GateInputs(make_evaluation(), make_evaluation(), make_comparison(removed=500), FACTS, champion=1)
     decision = decide(evidence, PolicyConfig(min_queries=20, min_slice_queries=15))
     assert decision.verdict != "pass"
     (gate,) = (found for found in decision.gates if found.name == "removed_documents")

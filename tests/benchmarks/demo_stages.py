@@ -1,16 +1,18 @@
 """Stages of the demo: seconds by the clock and of the processors, with the processor's own instructions and held to AVX2 in float32.
 
-    python -m tests.benchmarks.demo_stages [--form native] [--form avx2] [--set FIELD=VALUE ...]
+    python -m tests.benchmarks.demo_stages [--form native] [--form avx2] [--set FIELD=VALUE ...] [--json FILE]
 
 Each form runs `scalingnote demo` in an empty home folder of its own, so nothing comes from a cache but the installed packages. A stage
 reaches from the line that begins it to the line that ends it; what lies between two stages (imports, the servers' start, records) is
 shown as `between`. CPU seconds are those of the command and of all processes that it started, read from /proc, since other work on
-the machine stretches the clock and not them. Not measured: the installation.
+the machine stretches the clock and not them. Not measured: the installation. With --json the seconds of the last form are also written
+down, for `python -m tests.benchmarks.plan_accuracy --preset demo --measured FILE`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import resource
@@ -68,6 +70,9 @@ def main() -> None:
             clock, output = run_demo({**environment, "SCALINGNOTE_HOME": home}, options.set)
         print(table(clock), flush=True)
         print("\n".join(output), flush=True)
+        if options.json:
+            steps = {step: {"measured": {"seconds": clock.wall[step], "cpu_seconds": clock.cpu[step]}} for step in clock.wall}
+            options.json.write_text(json.dumps({"form": form, "steps": steps}, indent=2), encoding="utf-8")
 
 
 def run_demo(environment: dict[str, str], settings: list[str]) -> tuple[Clock, list[str]]:
@@ -155,6 +160,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--form", action="append", choices=list(FORMS), help="may be given twice; all forms when it is not given")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a setting of the demo")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the seconds of the last form")
     return parser.parse_args()
 
 

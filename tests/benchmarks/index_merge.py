@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from index_world import SPACE_ID, document_blocks, in_own_process
 
-from components.index.index_keys import empty_index
+from components.index.engine import empty_index, list_sizes, read_faiss, write_faiss
 from components.index.merging import Merge
-from components.index.parts import INDEX_FILE, list_sizes, merge_parts, open_part, read_faiss, train_template, write_faiss, write_part
+from components.index.parts import INDEX_FILE, merge_parts, open_part, train_template, write_part
 from components.studies.growth_cell import peak
 
 PARTS, WORK, MERGES = "parts", "merged", 4

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.plan_accuracy --preset demo
     python -m tests.benchmarks.plan_accuracy --preset pages --data DIR --max-documents 1500 --set towers.steps=20
+    python -m tests.benchmarks.plan_accuracy --preset demo --measured FILE     # FILE: of --json, here or of demo_stages (seconds alone)
 
 The steps run in this process, one after the other and without Prefect, in a new home folder that borrows the converted base models of
 SCALINGNOTE_HOME. Where other programs share the machine, compare processor seconds, and set OMP_NUM_THREADS=1: threads that wait for each
@@ -114,6 +115,8 @@ def print_table(result: dict[str, Any]) -> None:
 
 
 def _cell(both: dict[str, dict[str, float]], key: str, unit: float) -> str:
+    if key not in both["measured"]:
+        return "-".rjust(26)
     expected, measured = both["expected"][key] / unit, both["measured"][key] / unit
     return f"{expected:9.1f} /{measured:9.1f} = {expected / max(measured, 1e-9):4.2f}"
 

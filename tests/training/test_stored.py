@@ -24,7 +24,7 @@ from components.index.encode import encode_corpus
 from components.index.shards import read_vectors as read_shards
 from components.towers.encoder import open_tower
 from components.towers.trained.adoption import take_stored
-from components.towers.trained.stored import StoredVectors, load_stored
+from components.towers.trained.stored import TextVectors, load_stored
 from components.towers.trained.vector_files import files_digest, read_vectors, stored_width
 from tests.data_world import write_folder
 
@@ -68,7 +68,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return load_dataset(snapshot(config, root / "snapshot", source_digest(config)))
 
 
-def taken(data: Dataset, source: Path, folder: Path) -> tuple[Artifact, StoredVectors, StoredVectors]:
+def taken(data: Dataset, source: Path, folder: Path) -> tuple[Artifact, TextVectors, TextVectors]:
     made = take_stored(data, source, {"dataset": "d"}, folder)
     return made, load_stored(folder / "query_tower"), load_stored(folder / "document_tower")
 
@@ -203,7 +203,7 @@ def test_both_towers_answer_from_the_table(data: Dataset, tmp_path: Path) -> Non
         query.encode(["new", "where is number 7?", "newer"])
     again, *_ = taken(data, tmp_path / "v", tmp_path / "again")
     assert again.digest == made.digest
-    assert isinstance(open_tower(tmp_path / "towers" / "query_tower"), StoredVectors)
+    assert isinstance(open_tower(tmp_path / "towers" / "query_tower"), TextVectors)
 
 
 def test_the_corpus_is_taken_by_ids_and_new_documents_are_named(data: Dataset, tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from components.evaluation.report import (
     write_report,
 )
 from components.gates.config import PolicyConfig
-from components.gates.decide import Evidence, decide
-from components.gates.decision import Facts, write_facts
+from components.gates.decide import GateInputs, decide
+from components.gates.decision import Findings, write_facts
 from components.release.champion import Baseline, load_baseline
 from components.release.manifest import (
     REPORT_PAGE,
@@ -50,7 +50,7 @@ from tests.unit.memory_tracking import MemoryTracking as MemoryTracking
 NAME = "retriever"
 # Nothing is timed or counted here.
 POLICY = PolicyConfig(min_queries=20, min_slice_queries=15, max_p95_ratio=None, min_qps_ratio=None, max_removed_share=None)
-FACTS = Facts(contract_errors=0, contract_warnings=0, lineage_gaps=(), space_mismatches=())
+FACTS = Findings(contract_errors=0, contract_warnings=0, lineage_gaps=(), space_mismatches=())
 GOOD = {"student": 0.70, "teacher": 0.72, "bm25": 0.40, "student_untrained": 0.30}
 CONTRACT = EncodingContract(
     role="document",
@@ -198,10 +198,10 @@ def make_candidate(root: Path, register: Register, levels: Mapping[str, float] =
     return register(f"{NAME}-candidate", write_candidate(manifest, evaluation.path, validation, folder))
 
 
-def _evidence(report: Evaluation, baseline: Baseline | None) -> Evidence:
+def _evidence(report: Evaluation, baseline: Baseline | None) -> GateInputs:
     if baseline is None:
-        return Evidence(report, facts=FACTS)
-    return Evidence(report, baseline.evaluation, facts=FACTS, champion=baseline.version, lost=baseline.lost)
+        return GateInputs(report, facts=FACTS)
+    return GateInputs(report, baseline.evaluation, facts=FACTS, champion=baseline.version, lost=baseline.lost)
 
 
 def make_part(folder: Path, role: str) -> Artifact:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,7 +16,9 @@ import pytest
 
 from components.artifacts import Artifact
 from components.code import HANDED, LOADED_BY_NAME, ROOT, UNDECIDING, UNFOLLOWED, Reached, _project, reached_by, read_template
+from components.distillation.train import StudentInputs
 from components.errors import ArtifactError
+from components.evaluation.systems import EvaluationInputs
 from components.syntax import imports_in, templates_in, tree_digest
 from flows.config import load_config
 from flows.runner import Step
@@ -28,10 +31,11 @@ def steps() -> dict[str, Step]:
     """The steps of a retraining but the first, whose key needs a source; none of them is made here."""
     config: Any = load_config("smoke")
     made: Any = Artifact(kind="any", path=Path("/nowhere"), digest=DIGEST)
-    inputs = {"dataset": made}
+    learned_from, measured = StudentInputs(made, made, made), EvaluationInputs(made, made, made, made)
     found = (
         validation_step(config, made), towers_step(config, made), vectors_step(config, made, made), index_step(config, made, made, made),
-        generation_step(config, made), targets_step(config, made, made), student_step(config, inputs), evaluation_step(config, inputs),
+        generation_step(config, made), targets_step(config, made, made), student_step(config, learned_from),
+        evaluation_step(config, measured),
     )  # fmt: skip
     return {step.name: step for step in found}
 
@@ -148,8 +152,8 @@ def test_a_changed_number_in_a_loss_retrains_the_towers_alone(tree: Path) -> Non
     assert after != before and changed_steps(tree) == {"train_towers"}
 
 
-def test_a_changed_line_of_a_steps_own_wiring_changes_its_key_and_no_other(tree: Path) -> None:
-    path = tree / "flows/steps.py"
+def test_a_changed_line_of_a_steps_own_function_changes_its_key_and_no_other(tree: Path) -> None:
+    path = tree / "components/towers/train.py"
     before = path.read_text(encoding="utf-8")
     after = before.replace("training_pairs(load_dataset(dataset.path), ", "training_pairs(load_dataset(dataset.path, 1), ")
     path.write_text(after, encoding="utf-8")
@@ -203,11 +207,13 @@ def test_templates_that_include_each_other_end(tree: Path) -> None:
     assert "components/data/style.css.j2" in reached_by(STEPS["validate_data"].make, tree).code
 
 
-def test_wiring_that_was_changed_while_the_program_runs_is_refused(tree: Path) -> None:
-    path = tree / "flows/steps.py"
-    path.write_text(path.read_text(encoding="utf-8").replace("def towers_step", "def other_step"), encoding="utf-8")
-    with pytest.raises(ArtifactError, match=r"has no towers_step\.<locals>\.make any more: it was changed while"):
-        reached_by(STEPS["train_towers"].make, tree)
+def test_the_table_of_steps_makes_nothing_itself() -> None:
+    for name, step in STEPS.items():
+        assert isinstance(step.make, partial) and step.make.func.__module__.startswith("components."), name
+        assert not step.make.func.__name__.startswith("_") and "<locals>" not in step.make.func.__qualname__, name
+        assert not [place for place in step.reached.code if place.startswith("flows/")], name
+        parameters = inspect.signature(step.make.func).parameters.values()
+        assert all(parameter.annotation not in (parameter.empty, "Any", "dict[str, Any]") for parameter in parameters), name
 
 
 def test_libraries_are_those_that_the_code_imports() -> None:
@@ -299,6 +305,15 @@ def test_of_the_wiring_only_what_is_reached_counts(tmp_path: Path) -> None:
     helper = "def helper(x):\n    return schedule.f(LIMIT) + 1"
     for name, text in (("limit", "LIMIT = 2"), ("helper", helper), ("make", "def make(f):\n    pass")):
         assert code(tmp_path / name, **{name: text}) != first
+
+
+def test_wiring_that_was_changed_while_the_program_runs_is_refused(tmp_path: Path) -> None:
+    wiring = "def step():\n    def make(folder):\n        pass\n    return make\n"
+    make = function_of(project(tmp_path, {"flows/wiring.py": wiring}), "step()")
+    project(tmp_path, {"flows/wiring.py": wiring.replace("def step", "def other")})
+    _project.cache_clear()
+    with pytest.raises(ArtifactError, match=r"has no step\.<locals>\.make any more: it was changed while"):
+        reached_by(make, tmp_path)
 
 
 def test_functions_that_a_step_is_closed_over_count(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from components.evaluation.champion_comparison import (
     SHARED,
     SHOWN,
     SIDE_BY_SIDE_FILE,
-    Contender,
-    Contest,
-    hold_contest,
+    ComparisonPlan,
+    Side,
+    compare_in_one_run,
     load_comparison,
     load_tables,
     load_values,
@@ -34,11 +34,11 @@ CONFIG = EvaluationConfig(latency_queries=20, throughput_batch=4, bootstrap_samp
 SIZES = {"index": 100, "encoder": 10, "documents": len(WORDS)}
 
 
-def contender(texts: dict[str, str]) -> Contender:
+def contender(texts: dict[str, str]) -> Side:
     """A release that knows `texts` by id; the title of a document is its text in capitals."""
     encoder = WordEncoder()
     index = index_in_memory(WordEncoder("document").encode(list(texts.values())), list(texts), encoder.space_id)
-    return Contender(DenseRanker(encoder, index), {i: text.upper() for i, text in texts.items()}, SIZES)
+    return Side(DenseRanker(encoder, index), {i: text.upper() for i, text in texts.items()}, SIZES)
 
 
 def judged(relevant: dict[str, str]) -> JudgedSplit:
@@ -56,8 +56,8 @@ CANDIDATE = {**RIGHT, "d-cheese": "dates", "d-dates": "cheese"}
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     asked = judged({word: f"d-{word}" for word in WORDS[:5]})
-    contest = Contest(contender(CANDIDATE), contender(CHAMPION), 3, asked, ["eggs", "cheese"], LOGGED)
-    hold_contest(contest, CONFIG, {"index": "i" * 64}, tmp_path)
+    contest = ComparisonPlan(contender(CANDIDATE), contender(CHAMPION), 3, asked, ["eggs", "cheese"], LOGGED)
+    compare_in_one_run(contest, CONFIG, {"index": "i" * 64}, tmp_path)
     return tmp_path
 
 
@@ -79,7 +79,7 @@ def test_the_figures_are_those_worked_out_by_hand(folder: Path) -> None:
 def test_relevant_documents_that_a_release_lacks_are_kept_beside_the_metrics(tmp_path: Path) -> None:
     asked = judged({word: f"d-{word}" for word in WORDS[:5]})
     before = {doc_id: text for doc_id, text in RIGHT.items() if doc_id != "d-eggs"}
-    hold_contest(Contest(contender(RIGHT), contender(before), 3, asked), CONFIG, {}, tmp_path)
+    compare_in_one_run(ComparisonPlan(contender(RIGHT), contender(before), 3, asked), CONFIG, {}, tmp_path)
     table = load_values(tmp_path)
     served = table[table["metric"] == SERVED].pivot(index="query_id", columns="system", values="value")
     assert served["candidate"].tolist() == [1.0] * 5
@@ -111,7 +111,7 @@ def test_losses_and_gains_stand_side_by_side_with_titles(folder: Path) -> None:
 def test_no_more_than_twenty_each_way_are_shown(tmp_path: Path) -> None:
     ids = [f"q{n:02d}" for n in range(30)]
     asked = JudgedSplit(ids, ["apple"] * 30, pd.DataFrame({"query_id": ids, "doc_id": "d-apple", "score": 1}))
-    hold_contest(Contest(contender(CANDIDATE), contender(CHAMPION), 1, asked), CONFIG, {}, tmp_path)
+    compare_in_one_run(ComparisonPlan(contender(CANDIDATE), contender(CHAMPION), 1, asked), CONFIG, {}, tmp_path)
     assert len(load_tables(tmp_path).side_by_side) == SHOWN
 
 
@@ -139,11 +139,13 @@ def test_no_comparison_is_none_and_a_broken_one_is_refused(folder: Path, tmp_pat
 def test_the_judged_queries_of_a_comparison_are_resampled_by_their_units(tmp_path: Path) -> None:
     asked = judged({word: f"d-{word}" for word in WORDS[:5]})
     units = Units(tuple(asked.query_ids), np.array([0, 0, 1, 1, 1]))
-    hold_contest(Contest(contender(CANDIDATE), contender(CHAMPION), 3, asked, ["eggs", "cheese"], LOGGED, units), CONFIG, {}, tmp_path)
+    compare_in_one_run(
+        ComparisonPlan(contender(CANDIDATE), contender(CHAMPION), 3, asked, ["eggs", "cheese"], LOGGED, units), CONFIG, {}, tmp_path
+    )
     summary = load_comparison(tmp_path)
     assert summary is not None and {found.units for found in summary.metrics} == {2}
-    one = Contest(contender(CANDIDATE), contender(CHAMPION), 3, asked, units=Units(units.query_ids, np.zeros(5, np.int64)))
-    hold_contest(one, CONFIG, {}, tmp_path)
+    one = ComparisonPlan(contender(CANDIDATE), contender(CHAMPION), 3, asked, units=Units(units.query_ids, np.zeros(5, np.int64)))
+    compare_in_one_run(one, CONFIG, {}, tmp_path)
     alone = load_comparison(tmp_path)
     assert alone is not None and {(found.low, found.high, found.units) for found in alone.metrics} == {(None, None, 1)}
     assert (alone.agreement["judged queries@1"].low, alone.agreement["judged queries@1"].high) == (0.0, 1.0)
@@ -153,7 +155,7 @@ def test_documents_that_are_gone_are_counted_and_both_are_compared_on_what_both_
     # The candidate lacks cheese and dates, so its only wrong documents are gone with them; it has a new one in the way of eggs.
     fewer = {doc_id: text for doc_id, text in RIGHT.items() if doc_id not in ("d-cheese", "d-dates")} | {"d-new": "eggs"}
     asked = judged({word: f"d-{word}" for word in WORDS[:5]})
-    hold_contest(Contest(contender(fewer), contender(CHAMPION), 3, asked), CONFIG, {}, tmp_path)
+    compare_in_one_run(ComparisonPlan(contender(fewer), contender(CHAMPION), 3, asked), CONFIG, {}, tmp_path)
     summary, table = load_comparison(tmp_path), load_values(tmp_path)
     assert summary is not None and summary.removed == 2
     shared = table[table["metric"] == SHARED].pivot(index="query_id", columns="system", values="value")
@@ -170,7 +172,9 @@ def test_without_documents_that_are_gone_nothing_is_ranked_twice(folder: Path) -
 
 def test_what_both_hold_is_ranked_deep_enough_where_most_documents_are_gone(tmp_path: Path) -> None:
     many = {f"x{n:03d}": "apple" for n in range(300)} | {"d-apple": "bread apple"}
-    hold_contest(Contest(contender({"d-apple": "bread apple"}), contender(many), 3, judged({"apple": "d-apple"})), CONFIG, {}, tmp_path)
+    compare_in_one_run(
+        ComparisonPlan(contender({"d-apple": "bread apple"}), contender(many), 3, judged({"apple": "d-apple"})), CONFIG, {}, tmp_path
+    )
     table = load_values(tmp_path)
     shared = table[table["metric"] == SHARED].set_index("system")["value"]
     assert shared.to_dict() == {"candidate": 1.0, "champion": 1.0}  # 300 better ones stood before it

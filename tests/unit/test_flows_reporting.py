@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import threading
@@ -11,16 +12,19 @@ from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from pydantic import ValidationError
 
 import components.promotion.promote as waiting
 import flows.reporting
 from components.errors import ConfigError
+from components.gates.decision import GateResult
 from components.tracking import runs as runs_in_mlflow
 from components.tracking.provenance import collect_provenance
 from flows import servers
+from flows.candidate import CandidateResult, verdict_line
 from flows.cli.main import main
 from flows.parameters import require_steps
-from flows.reporting import LOG, logged_lines, run_name, say, tell_approved, verdict_line
+from flows.reporting import LOG, logged_lines, run_name, say, tell_approved
 from flows.servers import ServerError
 from flows.webhook import Watch
 
@@ -124,11 +128,39 @@ def test_a_run_is_named_by_retriever_data_and_date(given: dict[str, Any], begins
     assert run_name().startswith(begins)
 
 
+RESULT = CandidateResult(
+    name="shop",
+    release_type="full",
+    candidate="candidate/2",
+    version=2,
+    digest="d",
+    folder="/somewhere",
+    verdict="fail",
+    first_release=True,
+    gates=(
+        GateResult(name="retention", status="pass", reason="It holds."),
+        GateResult(name="beats_bm25", status="fail", reason="No.", value=0.1),
+    ),
+    cached=False,
+    mlflow_run_id="r",
+)
+
+
 def test_the_result_of_a_run_is_one_line() -> None:
-    gates = [{"name": "retention", "status": "pass"}, {"name": "beats_bm25", "status": "fail"}]
-    result = {"candidate": "candidate/2", "verdict": "fail", "gates": gates, "cached": False}
-    assert verdict_line(result) == "candidate/2: fail (not passed: beats_bm25)"
-    assert verdict_line({**result, "gates": gates[:1], "verdict": "pass", "cached": True}) == "candidate/2: pass, all from the cache"
+    assert verdict_line(RESULT) == "candidate/2: fail (not passed: beats_bm25)"
+    passed = RESULT.model_copy(update={"gates": RESULT.gates[:1], "verdict": "pass", "cached": True})
+    assert verdict_line(passed) == "candidate/2: pass, all from the cache"
+    assert verdict_line(passed.model_copy(update={"candidate": None})).startswith("no new candidate: pass")
+
+
+def test_a_result_as_plain_values_says_what_its_flow_set_and_everything_of_each_gate() -> None:
+    plain = json.loads(json.dumps(RESULT.as_json()))
+    assert not {"base", "changes", "encoded", "guard", "seconds", "split", "cost"} & set(plain)
+    assert plain["gates"][0] == GateResult(name="retention", status="pass", reason="It holds.").model_dump()
+    unchanged = RESULT.model_copy(update={"base": "release/1", "encoded": 0, "guard": None}).as_json()
+    assert (unchanged["base"], unchanged["encoded"], unchanged["guard"]) == ("release/1", 0, None)
+    with pytest.raises(ValidationError):
+        RESULT.verdict = "pass"  # type: ignore[misc]
 
 
 def test_an_event_that_no_server_takes_is_one_sentence(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:

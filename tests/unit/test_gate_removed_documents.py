@@ -11,20 +11,20 @@ import pytest
 
 from components.evaluation.champion_comparison import CANDIDATE, CHAMPION, SHARED
 from components.gates.config import PolicyConfig
-from components.gates.decide import Evidence, GateDecision, decide
-from components.gates.decision import Facts, GateResult
+from components.gates.decide import GateDecision, GateInputs, decide
+from components.gates.decision import Findings, GateResult
 from tests.unit.promotion_world import FACTS, make_comparison, make_evaluation, make_values
 
 POLICY = PolicyConfig(min_queries=20, min_slice_queries=15)
 ON_SHARED = "champion_non_inferior[documents=only those that both hold]"
 
 
-def evidence(removed: int | None = 0, facts: Facts = FACTS, **changes: Any) -> Evidence:
-    found = Evidence(make_evaluation(), make_evaluation(), make_comparison(removed=removed), facts, champion=1)
+def evidence(removed: int | None = 0, facts: Findings = FACTS, **changes: Any) -> GateInputs:
+    found = GateInputs(make_evaluation(), make_evaluation(), make_comparison(removed=removed), facts, champion=1)
     return replace(found, **changes)
 
 
-def result(found: Evidence, name: str = "removed_documents", policy: PolicyConfig = POLICY) -> GateResult:
+def result(found: GateInputs, name: str = "removed_documents", policy: PolicyConfig = POLICY) -> GateResult:
     return next(gate for gate in decide(found, policy).gates if gate.name == name)
 
 
@@ -46,12 +46,12 @@ def test_another_share_and_none_at_all_can_be_asked() -> None:
 
 
 def test_a_first_release_has_nothing_to_lose() -> None:
-    assert result(Evidence(make_evaluation(), facts=FACTS)).status == "first_release"
+    assert result(GateInputs(make_evaluation(), facts=FACTS)).status == "first_release"
 
 
 def test_a_refresh_without_a_champion_is_held_against_the_release_that_it_started_from() -> None:
     facts = FACTS.model_copy(update={"removed_documents": 200, "documents_before": 400})
-    gate = result(Evidence(make_evaluation(), facts=facts))
+    gate = result(GateInputs(make_evaluation(), facts=facts))
     assert (gate.status, gate.value) == ("not_decidable", 0.5)
     assert "of the release that was refreshed 200 are gone" in gate.reason
     assert result(evidence(0, facts)).status == "not_decidable"  # the larger of both shares counts
@@ -74,7 +74,7 @@ def test_a_champion_that_is_lost_later_does_not_change_what_was_counted() -> Non
     assert result(evidence(baseline=None, lost="release/1 was deleted.")).status == "pass"
 
 
-def with_shared(candidate: float, champion: float, queries: int = 40) -> Evidence:
+def with_shared(candidate: float, champion: float, queries: int = 40) -> GateInputs:
     """Both equal over all documents; among those that both hold as given."""
     ids, spread = [f"q{n:03d}" for n in range(queries)], np.linspace(-0.2, 0.2, queries)
     tables = [

@@ -15,7 +15,7 @@ from components.evaluation.champion_comparison import AGREEMENT_COLUMNS, SIDE_CO
 from components.evaluation.report import load_evaluation
 from components.gates.champion import SERVED_BY_BOTH
 from components.gates.config import PolicyConfig
-from components.gates.decide import Evidence, GateDecision, decide
+from components.gates.decide import GateDecision, GateInputs, decide
 from components.gates.decision import GateResult
 from components.promotion.verification import decide_on
 from components.release.manifest import COMPARISON_FOLDER, EVALUATION_FOLDER, load_release
@@ -26,11 +26,11 @@ OLD = make_evaluation(judgements="j0")  # the champion's own evaluation, from be
 KNOWN = f"champion_non_inferior[{SERVED_BY_BOTH}]"
 
 
-def evidence(champion: float = 0.70, served: np.ndarray | None = None, **changes: Any) -> Evidence:
+def evidence(champion: float = 0.70, served: np.ndarray | None = None, **changes: Any) -> GateInputs:
     """A good candidate against a champion that reaches this level on the candidate's judgements, in the same run."""
     report = make_evaluation()
     values = make_values(report, make_evaluation({**GOOD, "student": champion}), served)
-    return replace(Evidence(report, OLD, make_comparison(), FACTS, values, 1), **changes)
+    return replace(GateInputs(report, OLD, make_comparison(), FACTS, values, 1), **changes)
 
 
 def gate(decision: GateDecision, name: str = "champion_non_inferior") -> GateResult:

@@ -10,7 +10,7 @@ import pytest
 
 from components.evaluation.report import Evaluation
 from components.gates.config import PolicyConfig
-from components.gates.decide import Evidence, GateDecision
+from components.gates.decide import GateDecision, GateInputs
 from components.gates.decide import decide as decide_on
 from components.gates.decision import GateResult
 from tests.unit.promotion_world import FACTS, GOOD, make_comparison, make_evaluation, with_ann
@@ -20,7 +20,7 @@ POLICY = PolicyConfig(min_queries=20, min_slice_queries=15)
 
 def decide(report: Evaluation, baseline: Evaluation | None, policy: PolicyConfig) -> GateDecision:
     comparison = make_comparison(queries=report.summary.queries) if baseline else None
-    return decide_on(Evidence(report, baseline, comparison, FACTS, champion=1 if baseline else None), policy)
+    return decide_on(GateInputs(report, baseline, comparison, FACTS, champion=1 if baseline else None), policy)
 
 
 def gate(decision: GateDecision, name: str) -> GateResult:

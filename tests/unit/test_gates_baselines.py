@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from components.errors import ConfigError
 from components.evaluation.report import Evaluation
 from components.gates.config import PolicyConfig
-from components.gates.decide import Evidence, GateDecision, decide, require_measured
+from components.gates.decide import GateDecision, GateInputs, decide, require_measured
 from components.gates.decision import GateResult
 from components.gates.policy import recorded_policy
 from components.gates.quality import quality_gates
@@ -38,7 +38,7 @@ def evaluation(changes: Mapping[tuple[str, str], ArrayLike]) -> Evaluation:
 
 
 def decided(report: Evaluation, policy: PolicyConfig = POLICY) -> GateDecision:
-    return decide(Evidence(report, facts=FACTS), policy)
+    return decide(GateInputs(report, facts=FACTS), policy)
 
 
 def gate(decision: GateDecision, name: str) -> GateResult:
@@ -84,6 +84,27 @@ def test_the_teacher_is_held_against_both_baselines() -> None:
     assert gate(decision, "teacher_worth[student_untrained]").status == "fail"
     assert "recall@50 of the teacher minus student_untrained: -0.0300" in gate(decision, "teacher_worth[student_untrained]").reason
     assert gate(decision, "teacher_worth[bm25]").status == "pass"
+
+
+def as_downloaded(added: ArrayLike = 0.0) -> Evaluation:
+    """The untrained encoder answers as the teacher does, but for what is `added` to its recall@50."""
+    gap = GOOD["teacher"] - GOOD["student_untrained"]
+    return evaluation({("student_untrained", "recall@50"): gap + np.asarray(added), ("student_untrained", "ndcg@10"): gap})
+
+
+def test_a_teacher_that_is_the_downloaded_encoder_is_no_worse_than_doing_nothing() -> None:
+    decision = decided(as_downloaded())
+    result = gate(decision, "teacher_worth[student_untrained]")
+    assert (result.status, result.value, result.queries) == ("pass", 0.0, 40)
+    assert "it is that encoder, and the gates ask its student alone" in result.reason
+    assert gate(decision, "beats_untrained").status == "fail"  # a student of the same quality gains nothing here
+
+
+def test_a_teacher_that_differs_from_the_downloaded_encoder_in_one_query_has_to_be_better() -> None:
+    one = np.zeros(40)
+    one[0] = 0.1
+    result = gate(decided(as_downloaded(one)), "teacher_worth[student_untrained]")
+    assert result.status == "fail" and result.reason.startswith("Not shown to be better")
 
 
 def test_a_teacher_that_was_not_measured_is_never_worth_it() -> None:

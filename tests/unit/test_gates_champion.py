@@ -12,7 +12,7 @@ import pytest
 from components.evaluation.report import Evaluation
 from components.evaluation.units import Units
 from components.gates.config import PolicyConfig
-from components.gates.decide import Evidence, GateDecision, decide
+from components.gates.decide import GateDecision, GateInputs, decide
 from components.gates.decision import GateResult
 from tests.unit.promotion_world import FACTS, GOOD, make_comparison, make_evaluation
 
@@ -20,7 +20,7 @@ POLICY = PolicyConfig(min_queries=20, min_slice_queries=15)
 
 
 def decided(report: Evaluation, baseline: Evaluation | None, policy: PolicyConfig = POLICY, **changes: Any) -> GateDecision:
-    evidence = Evidence(report, baseline, make_comparison(queries=report.summary.queries), FACTS, champion=1)
+    evidence = GateInputs(report, baseline, make_comparison(queries=report.summary.queries), FACTS, champion=1)
     return decide(replace(evidence, **changes), policy)
 
 

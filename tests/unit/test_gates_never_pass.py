@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from components.evaluation.report import Evaluation, ExtraSummary
 from components.gates.config import PolicyConfig
-from components.gates.decide import Evidence, decide
+from components.gates.decide import GateInputs, decide
 from tests.unit.promotion_world import FACTS, make_comparison, make_evaluation, make_values
 
 POLICY = PolicyConfig(min_queries=20, min_slice_queries=15, floors={"ndcg@10": 0.5}, min_off_distribution_retention=0.9)
@@ -39,17 +39,19 @@ SPOILS = st.sampled_from(["drop", "double", "rename", "nan", "inf", "-inf"])
 NO_NUMBERS = st.sampled_from([float("nan"), float("inf"), float("-inf"), None])
 
 
-def whole() -> Evidence:
+def whole() -> GateInputs:
     """Evidence with which every gate passes."""
     report = make_evaluation()
     extra = report.per_query.assign(split="shifted")
     split = ExtraSummary(queries=40, judgements_digest="j9", systems={}, retention=report.summary.retention, retention_intervals={})
     report = replace(report, extra=extra, summary=report.summary.model_copy(update={"extra": {"shifted": split}}))
     values = make_values(report, make_evaluation())
-    return Evidence(report, make_evaluation(judgements="j0"), make_comparison(), FACTS.model_copy(update={"foreign_policy": ""}), values, 1)
+    return GateInputs(
+        report, make_evaluation(judgements="j0"), make_comparison(), FACTS.model_copy(update={"foreign_policy": ""}), values, 1
+    )
 
 
-def statuses(evidence: Evidence) -> dict[str, str]:
+def statuses(evidence: GateInputs) -> dict[str, str]:
     return {gate.name: gate.status for gate in decide(evidence, POLICY).gates}
 
 
@@ -66,7 +68,7 @@ def spoiled(table: pd.DataFrame, system: str | None, metric: str, queries: set[i
     return table.assign(value=table["value"].where(~table.index.isin(chosen), float(how)))
 
 
-def with_table(evidence: Evidence, name: str, table: pd.DataFrame) -> Evidence:
+def with_table(evidence: GateInputs, name: str, table: pd.DataFrame) -> GateInputs:
     if name == "values":
         return replace(evidence, values=table)
     return replace(evidence, report=replace(evidence.report, **{name: table}))

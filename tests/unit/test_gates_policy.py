@@ -13,8 +13,8 @@ import pytest
 from components.errors import ArtifactError, ConfigError
 from components.evaluation.report import Evaluation, ExtraSummary, HealthSummary, load_evaluation, write_report
 from components.gates.config import PolicyConfig
-from components.gates.decide import Evidence, GateDecision, decide, require_same_inputs
-from components.gates.decision import FACTS_FILE, Facts, GateResult, load_facts, write_facts
+from components.gates.decide import GateDecision, GateInputs, decide, require_same_inputs
+from components.gates.decision import FACTS_FILE, Findings, GateResult, load_facts, write_facts
 from components.gates.policy import policy_digest, recorded_policy
 from flows.config import load_config
 from tests.unit.promotion_world import FACTS, make_comparison, make_evaluation, make_values
@@ -23,8 +23,8 @@ POLICY = PolicyConfig(min_queries=20, min_slice_queries=15)
 SHIFTED = "off_distribution_retention[shifted]"
 
 
-def decided(report: Evaluation, facts: Facts | None = FACTS, **changes: Any) -> GateDecision:
-    return decide(Evidence(report, None, None, facts), POLICY.model_copy(update=changes))
+def decided(report: Evaluation, facts: Findings | None = FACTS, **changes: Any) -> GateDecision:
+    return decide(GateInputs(report, None, None, facts), POLICY.model_copy(update=changes))
 
 
 def gate(decision: GateDecision, name: str) -> GateResult:
@@ -143,7 +143,7 @@ def test_facts_are_read_as_written_and_broken_ones_are_named(tmp_path: Path) -> 
 
 
 def test_the_decision_names_its_policy_and_its_inputs() -> None:
-    evidence = Evidence(make_evaluation(), make_evaluation(), make_comparison(), FACTS, champion=1)
+    evidence = GateInputs(make_evaluation(), make_evaluation(), make_comparison(), FACTS, champion=1)
     decision = decide(evidence, POLICY)
     assert decision.policy_version == POLICY.version
     assert decision.policy_digest == policy_digest(POLICY) == policy_digest(POLICY.model_dump(mode="json"))
@@ -155,28 +155,28 @@ def test_the_decision_names_its_policy_and_its_inputs() -> None:
 
 def test_any_other_input_has_another_digest_and_the_order_of_rows_none(tmp_path: Path) -> None:
     report = make_evaluation()
-    before = decide(Evidence(report, None), POLICY).inputs["evaluation"]
-    assert decide(Evidence(replace(report, per_query=report.per_query.iloc[::-1]), None), POLICY).inputs["evaluation"] == before
+    before = decide(GateInputs(report, None), POLICY).inputs["evaluation"]
+    assert decide(GateInputs(replace(report, per_query=report.per_query.iloc[::-1]), None), POLICY).inputs["evaluation"] == before
     write_report(tmp_path, report)
-    assert decide(Evidence(load_evaluation(tmp_path), None), POLICY).inputs["evaluation"] == before
+    assert decide(GateInputs(load_evaluation(tmp_path), None), POLICY).inputs["evaluation"] == before
     other = report.per_query.copy()
     other.loc[7, "value"] += 1e-12
     assert report.slices is not None
     moved = report.slices.assign(slice="all")
     for changed in (replace(report, per_query=other), replace(report, slices=moved), replace(report, ann=None)):
-        assert decide(Evidence(changed, None), POLICY).inputs["evaluation"] != before
+        assert decide(GateInputs(changed, None), POLICY).inputs["evaluation"] != before
 
 
 def test_a_decision_that_was_made_from_something_else_is_named() -> None:
-    stated = decide(Evidence(make_evaluation(), None, None, FACTS), POLICY)
+    stated = decide(GateInputs(make_evaluation(), None, None, FACTS), POLICY)
     require_same_inputs(stated, stated, policy_digest(POLICY))
     with pytest.raises(ArtifactError, match="names the policy"):
         require_same_inputs(stated, stated, policy_digest(POLICY.model_copy(update={"margin": 0.5})))
-    other = decide(Evidence(make_evaluation(), None, None, Facts()), POLICY)
+    other = decide(GateInputs(make_evaluation(), None, None, Findings()), POLICY)
     with pytest.raises(ArtifactError, match="made from the facts"):
         require_same_inputs(stated, other, policy_digest(POLICY))
     with pytest.raises(ArtifactError, match="made from the facts"):
-        require_same_inputs(stated, decide(Evidence(make_evaluation(), None), POLICY), policy_digest(POLICY))
+        require_same_inputs(stated, decide(GateInputs(make_evaluation(), None), POLICY), policy_digest(POLICY))
 
 
 def test_a_decision_of_an_older_version_is_read_and_decided_again_as_it_was() -> None:
@@ -187,7 +187,7 @@ def test_a_decision_of_an_older_version_is_read_and_decided_again_as_it_was() ->
     policy = recorded_policy({"policy": {"min_queries": 20, "margin": 0.01}})
     bare = replace(make_evaluation(), slices=None)
     bare = replace(bare, summary=bare.summary.model_copy(update={"health": {}}))
-    again = decide(Evidence(bare, make_evaluation()), policy)
+    again = decide(GateInputs(bare, make_evaluation()), policy)
     assert again.verdict == "pass"
     asked = {"enough_queries", "retention", "beats_bm25", "beats_untrained", "champion_non_inferior", "speed_up"}
     assert {gate.name for gate in again.gates if gate.status != "off"} == asked

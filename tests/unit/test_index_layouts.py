@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from components.index.config import IndexConfig
-from components.index.opening import Settings
+from components.index.engine import FaissEngine, Settings
 from components.index.search import VectorIndex, index_in_memory, load_index
 from components.index.shards import read_vectors
 from tests.unit.index_world import SPACE, built, clustered, exact_ids, ids_of, shards_of, without
@@ -89,7 +89,7 @@ def test_more_are_asked_for_than_the_lists_in_reach_hold(tmp_path: Path, key: st
 def test_a_graph_in_parts_finds_what_its_parts_find(tmp_path: Path) -> None:
     data = clustered(300)
     index = opened(tmp_path / "index", shards_of(tmp_path / "vectors", data, [150]), [], index_key="HNSW8", layout="shards")
-    assert len(index.pieces) == 2
+    assert isinstance(index.engine, FaissEngine) and len(index.engine.pieces) == 2
     wide = replace(index, settings=Settings(None, 300, 4))
     assert wide.search(QUERIES, 10)[1] == exact_ids(data, QUERIES, 10)
 

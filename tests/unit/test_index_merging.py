@@ -24,10 +24,9 @@ from components.artifacts import Artifact, IndexArtifact, seal
 from components.errors import ArtifactError, ConfigError
 from components.index import merging, parts
 from components.index.config import IndexConfig
-from components.index.index_keys import empty_index, inner_index, inverted_file
-from components.index.merging import Contents, Merge, Rows, can_merge, lists_damaged_by_faiss, rows_of
-from components.index.opening import Piece, Settings, search_pieces
-from components.index.parts import INDEX_FILE, merge_parts, open_part, train_template, write_faiss, write_part
+from components.index.engine import FaissEngine, Piece, Settings, empty_index, inner_index, inverted_file, write_faiss
+from components.index.merging import Contents, ListRows, Merge, can_merge, lists_damaged_by_faiss, rows_of
+from components.index.parts import INDEX_FILE, merge_parts, open_part, train_template, write_part
 from components.index.refresh import changes_since, refresh_index
 from components.index.search import load_index
 from components.promotion.verification import verify_release
@@ -186,9 +185,9 @@ def test_contents_are_those_of_the_rows_in_their_order(key: str) -> None:
     assert "rows instead of the" in str(merge.difference(fewer))
 
 
-def rows_in(lists: list[int], ids: list[list[int]], codes: list[list[int]]) -> Rows:
+def rows_in(lists: list[int], ids: list[list[int]], codes: list[list[int]]) -> ListRows:
     sizes = np.array([len(some) for some in ids])
-    return Rows(np.array(lists), sizes, np.concatenate(ids), np.array(codes, np.uint8), np.cumsum(sizes) - sizes)
+    return ListRows(np.array(lists), sizes, np.concatenate(ids), np.array(codes, np.uint8), np.cumsum(sizes) - sizes)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +202,7 @@ def rows_in(lists: list[int], ids: list[list[int]], codes: list[list[int]]) -> R
         (rows_in([0], [[0, 3]], [[1, 2], [3, 4]]), "list 2 holds 0 rows instead of the 1 of the parts"),
     ],
 )
-def test_contents_differ_by_every_row_code_list_and_order(other: Rows, said: str | None) -> None:
+def test_contents_differ_by_every_row_code_list_and_order(other: ListRows, said: str | None) -> None:
     expected, found = Contents(), Contents()
     expected.add(rows_in([0, 2], [[0], [1]], [[1, 2], [5, 6]]), 0)
     expected.add(rows_in([0], [[1]], [[3, 4]]), 2)
@@ -256,8 +255,8 @@ def test_rows_that_are_left_out_are_never_found_in_several_pieces(key: str) -> N
     template, gone = trained(key), np.arange(0, 150, 3)
     halves = [(filled(template, TRAINING[:150]), 0), (filled(template, TRAINING[150:]), 150)]
     widest = Settings(nprobe=10_000, ef_search=300)
-    everything = search_pieces([Piece(*half) for half in halves], TRAINING[:20], 300, widest)[1]
-    scores, rows = search_pieces([Piece(*half, deleted=gone) for half in halves], TRAINING[:20], 300, widest)
+    everything = FaissEngine([Piece(*half) for half in halves]).search(TRAINING[:20], 300, widest)[1]
+    scores, rows = FaissEngine([Piece(*half, deleted=gone) for half in halves]).search(TRAINING[:20], 300, widest)
     left_out = {-1, *gone.tolist(), *(gone + 150).tolist()}
     for before, after in zip(everything.tolist(), rows.tolist(), strict=True):
         assert set(after) - {-1} <= set(range(300)) - left_out

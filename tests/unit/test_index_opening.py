@@ -14,7 +14,8 @@ import pytest
 from components.artifacts import IndexArtifact, read_json, seal, write_json
 from components.errors import ArtifactError, ConfigError, SpaceMismatch
 from components.index.config import IndexConfig
-from components.index.parts import merge_parts, read_part, read_template, stored_vectors, train_template, write_faiss, write_part
+from components.index.engine import write_faiss
+from components.index.parts import merge_parts, read_part, read_template, stored_vectors, train_template, write_part
 from components.index.rows import IDS_FILE, read_rows, write_deleted
 from components.index.search import index_in_memory, load_index
 from tests.unit.index_world import SPACE, built, clustered, ids_of, sealed_again, shards_of

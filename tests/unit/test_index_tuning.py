@@ -8,7 +8,7 @@ import pytest
 
 from components.index.build import mean_recall, recall_against_exact, smallest_reaching, tune
 from components.index.config import IndexConfig
-from components.index.opening import Settings
+from components.index.engine import Settings
 from components.index.search import VectorIndex, load_index
 from tests.unit.index_world import SPACE, built, clustered, shards_of
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from components.release.completeness import Origins, gaps_of, lineage_gaps
-from components.release.manifest import BaseModelPin, DatasetPin, LineageNode
+from components.release.completeness import gaps_of
+from components.release.manifest import BaseModelPin, DatasetPin, EvaluationPin, LineageNode, ManifestDraft, Pin, Pins
 from tests.unit.promotion_world import NAME, MemoryTracking, World
 
 PARENTS = {
@@ -26,11 +25,14 @@ NODES = {
     digest: LineageNode(digest=digest, kind=KINDS.get(digest, digest), name=f"make_{digest}", parents=parents, run_id=f"run-{digest}")
     for digest, parents in PARENTS.items()
 }
-COMPLETE = Origins(
+PINNED = {"query_tower": "teacher", "document_tower": "tower", "query_encoder": "student", "index": "index"}
+COMPLETE = ManifestDraft(
+    name="toy",
+    space_id="space",
     lineage=tuple(NODES.values()),
-    pins={"query_tower": "teacher", "document_tower": "tower", "query_encoder": "student", "index": "index"},
+    pins=Pins(**{role: Pin(model=f"toy-{role}", version=1, digest=digest) for role, digest in PINNED.items()}),
     dataset=DatasetPin(name="toy", digest="data", source_digest="s", contracts={"documents": "1.0.0"}),
-    evaluation="evaluation",
+    evaluation=EvaluationPin(digest="evaluation", split="test", queries=1, judgements_digest="j", metrics={}),
     provenance={"code_revision": "abc", "dirty": False, "lock_digest": "l", "platform": "test machine"},
     config={"seed": 1},
     flow_run_id="flow-1",
@@ -95,7 +97,7 @@ def test_a_complete_lineage_has_no_gap() -> None:
     ],
 )
 def test_what_is_missing_is_named_once(fields: dict[str, Any], gap: str) -> None:
-    gaps = gaps_of(replace(COMPLETE, **fields))
+    gaps = gaps_of(COMPLETE.model_copy(update=fields))
     assert [gap in found for found in gaps].count(True) == 1, gaps
 
 
@@ -104,15 +106,17 @@ def test_what_an_earlier_flow_made_is_complete_with_its_code_and_contracts() -> 
         digest="report", kind="validation", name="validate_data", parents={"dataset": "old"}, run_id="r", flow_run_id="flow-0"
     )
     lineage = (*changed("tower", parents={"dataset": "old"}, flow_run_id="flow-0"), OLD, report)
-    assert gaps_of(replace(COMPLETE, lineage=lineage, earlier_flows={"flow-0": COMPLETE.provenance})) == ()
+    assert gaps_of(COMPLETE.model_copy(update={"lineage": lineage, "earlier_flows": {"flow-0": COMPLETE.provenance}})) == ()
 
 
 def test_code_without_a_revision_is_known_by_its_digest() -> None:
-    assert gaps_of(replace(COMPLETE, provenance={**COMPLETE.provenance, "code_revision": "unknown", "code_digest": "c"})) == ()
+    assert (
+        gaps_of(COMPLETE.model_copy(update={"provenance": {**COMPLETE.provenance, "code_revision": "unknown", "code_digest": "c"}})) == ()
+    )
 
 
 def test_a_lineage_that_goes_in_a_circle_ends() -> None:
-    gaps = gaps_of(replace(COMPLETE, lineage=changed("tower", parents={"dataset": "data", "vectors": "vectors"})))
+    gaps = gaps_of(COMPLETE.model_copy(update={"lineage": changed("tower", parents={"dataset": "data", "vectors": "vectors"})}))
     assert gaps == ()  # the vectors still lead to the data
 
 
@@ -122,6 +126,6 @@ def test_the_manifest_itself_is_asked(tmp_path: Any, monkeypatch: pytest.MonkeyP
     tracking = MemoryTracking()
     tracking.install(monkeypatch)
     World(tracking, tmp_path).candidate()
-    gaps = lineage_gaps(load_release(tracking.folders[f"{NAME}-candidate", 1]))
+    gaps = gaps_of(load_release(tracking.folders[f"{NAME}-candidate", 1]))
     assert any("local changes" in gap for gap in gaps)
     assert any("base model of the query encoder" in gap for gap in gaps)

@@ -25,8 +25,8 @@ from components.index import refresh as changes
 from components.index import shards
 from components.index.config import IndexConfig
 from components.index.drift import read_guard
+from components.index.engine import nearest
 from components.index.export import ExportSource
-from components.index.opening import nearest
 from components.index.refresh import changes_since, find_changes, read_documents
 from components.index.rows import Rows, live_rows, only_rows, read_deleted, read_table, write_rows
 from components.index.search import index_in_memory, load_index

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import Artifact, Scalar, seal
-from components.data.dataset import content_hash
+from components.artifacts import Artifact, DatasetArtifact, Scalar, seal
+from components.data.dataset import content_hash, load_dataset
 from components.errors import DataError
 from components.towers.contract import EncodingContract, save_contract, space_id_of
 from components.towers.trained.stored import BASE, BLOCK, TABLE, VectorTable
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 CHANCE = 3.0  # query vectors that find their documents less often than this many times chance belong to other texts
 PROBED = 500  # judged queries of the probe search
 PROBE_DEPTH = 50
+
+
+def adopt_vectors(dataset: DatasetArtifact, source: Path, folder: Path) -> Artifact:
+    """The step train_towers where the teacher is stored vectors: `take_stored` for the texts of a data set."""
+    return take_stored(load_dataset(dataset.path), source, {"dataset": dataset.digest}, folder)
 
 
 def take_stored(dataset: Dataset, source: Path, parents: Mapping[str, str], folder: Path) -> Artifact:

@@ -41,7 +41,7 @@ class VectorTable:
         return found.hexdigest()
 
 
-class StoredVectors:
+class TextVectors:
     """A tower without an encoder (see `components.towers.contract.TextEncoder`): the vectors of the texts that it knows."""
 
     def __init__(self, rows: Mapping[str, Sequence[str]], vectors: NDArray[np.float32], contract: EncodingContract, space_id: str) -> None:
@@ -75,9 +75,9 @@ class StoredVectors:
         """Whether each text has a vector of its own."""
         return [content_hash(text) in self._row_of_hash for text in texts]
 
-    def with_stand_ins(self, vectors: Mapping[str, NDArray[np.float32]]) -> StoredVectors:
+    def with_stand_ins(self, vectors: Mapping[str, NDArray[np.float32]]) -> TextVectors:
         """The same tower, which gives these unit vectors, float32 (dimension,), for texts that have none of their own."""
-        other = StoredVectors({"id": self._ids, "content_hash": self._hashes}, self._vectors, self.contract, self.space_id)
+        other = TextVectors({"id": self._ids, "content_hash": self._hashes}, self._vectors, self.contract, self.space_id)
         other._stand_ins = {content_hash(text): vector for text, vector in vectors.items()}
         return other
 
@@ -102,7 +102,7 @@ class StoredVectors:
         )
 
 
-def load_stored(folder: Path) -> StoredVectors:
+def load_stored(folder: Path) -> TextVectors:
     """Load a tower of stored vectors; raises ArtifactError when they are not those of its contract."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -117,4 +117,4 @@ def load_stored(folder: Path) -> StoredVectors:
     rows = {name: table.column(name).to_pylist() for name in ("id", "content_hash")}
     if VectorTable(rows["id"], vectors, (1.0, 1.0, 1.0)).digest != contract.base_digest:
         raise ArtifactError(f"{folder}: the vectors are not those its contract names. Restore the tower, or adopt the vectors again.")
-    return StoredVectors(rows, vectors, contract, space_id)
+    return TextVectors(rows, vectors, contract, space_id)
