@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -279,7 +278,7 @@ def test_without_a_trusted_key_nothing_is_struck_out(champion: Path, tmp_path: P
     (settings.keys_folder() / "signing.pem").rename(tmp_path / "away.pem")
     with pytest.raises(ConfigError, match="there is no signing key"):
         strike(NAME, 2, "Ada", "forged")
-    os.rename(settings.keys_folder() / "trusted", tmp_path / "trusted")
+    (settings.keys_folder() / "trusted").rename(tmp_path / "trusted")
     with pytest.raises(ConfigError, match="Only a key that is trusted here"):
         strike(NAME, 2, "Ada", "forged")
     assert len(record_store.read_records(NAME)) == 2
@@ -288,7 +287,7 @@ def test_without_a_trusted_key_nothing_is_struck_out(champion: Path, tmp_path: P
 def test_readers_without_trusted_keys_follow_a_strike_only_if_it_is_signed(champion: Path, tmp_path: Path) -> None:
     forge()
     strike(NAME, 2, "Ada", "forged")
-    os.rename(settings.keys_folder() / "trusted", tmp_path / "trusted")
+    (settings.keys_folder() / "trusted").rename(tmp_path / "trusted")
     assert served() == 1 and holds()
     forge({"action": "strike", "to_version": None, "struck": {str(n): r["digest"] for n, r in numbered().items()}})
     with pytest.raises(ArtifactError, match="record 4 strikes out others and is not signed, so it was forged"):

@@ -340,7 +340,7 @@ def _fields(file: Path) -> dict[str, Any]:
     try:
         given = settings.strict_yaml(read_bounded(file, _MAX_BYTES).decode("utf-8"))
     except (ArtifactError, OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        first = str(error).partition("\n")[0]
+        first = str(error).partition("\n")[0].rstrip(".")
         raise ConfigError(f"{file} ({POLICY_VARIABLE}) is no policy: {first}. Give the fields of `policy` as YAML.") from None
     if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
         raise ConfigError(f"{file} ({POLICY_VARIABLE}) is no policy: it holds no fields. Give the fields of `policy` as YAML.")
