@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 SIGNATURE = "signature.dsse.json"  # of the manifest, so it cannot be listed in it: an artifact keeps its digest when it is signed
 Scalar = str | int | float | bool | None
+MOST_JSON = 64_000_000  # bytes: the manifest of an artifact of 400,000 files
 UNFINISHED = ".tmp"  # ends the hidden name that a file has as long as it is written
 _CLOCK_TICK = 10**8  # nanoseconds: of two changes that are closer than this, a file system may give both the same time
 
@@ -201,6 +203,39 @@ def write_named(path: Path, content: bytes) -> None:
         write_atomic(path.resolve() if path.is_symlink() else path, content)
 
 
+def read_bounded(path: Path, most: int) -> bytes:
+    """Content of a plain file of at most `most` bytes, so that no file of others fills the memory or is waited for.
+
+    Raises ArtifactError for a larger one, a folder, a pipe or a device, and OSError as opening does.
+    """
+    # Without waiting for whoever writes into a pipe; a plain file knows no such waiting.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    state = os.fstat(handle)
+    if not stat.S_ISREG(state.st_mode):
+        os.close(handle)
+        raise ArtifactError(f"{path} is no plain file. Put the file itself there.")
+    with os.fdopen(handle, "rb") as file:
+        content = file.read(most + 1) if state.st_size <= most else b""
+    if len(content) > most or state.st_size > most:
+        size = max(state.st_size, len(content))
+        raise ArtifactError(f"{path} has {size:,} bytes; at most {most:,} are read, as no command writes more. Restore it from a backup.")
+    return content
+
+
+def strict_json(content: bytes) -> Any:
+    """The value in JSON bytes; raises ValueError for what is none, for a field that stands there twice, and for halves of characters."""
+    return json.loads(content.decode("utf-8"), object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the field '{name[:60]}' stands there twice")
+        found[name] = value
+    return found
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON, atomically."""
     write_atomic(path, readable_json(value))
@@ -212,9 +247,9 @@ def readable_json(value: Any) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; raises ArtifactError when it is missing or broken."""
+    """Read a JSON file; raises ArtifactError when it is missing, broken, larger than any that is written, or names a field twice."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return strict_json(read_bounded(path, MOST_JSON))
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing; run the step that makes it again.") from None
     except (ValueError, RecursionError) as error:
@@ -295,7 +330,8 @@ def require_written(path: Path) -> None:
 
     A digest over the value cannot see a changed space, an escaped letter or a key that stands there twice.
     """
-    if path.read_bytes() != readable_json(read_json(path)):
+    content = read_bounded(path, MOST_JSON)
+    if content != readable_json(read_json(path)):
         raise ArtifactError(f"{path} was changed: it does not read as it was written. Restore it or run the step again.")
 
 
@@ -354,7 +390,7 @@ def _expected_manifest(folder: Path, expected_digest: str | None) -> Manifest:
             f"{folder}: expected the artifact {expected_digest[:12]}, found {manifest.digest[:12]}. "
             "It was replaced after it was registered; restore it or retrain."
         )
-    if linked := [path for path in folder.rglob("*") if path.is_symlink()]:
+    if linked := [path for path in (folder, *folder.rglob("*")) if path.is_symlink()]:
         raise ArtifactError(f"{linked[0]} is a link, and what it leads to can change. Put the file itself there.")
     present = {path.relative_to(folder).as_posix() for path in _members(folder)}
     if missing := [name for name in manifest.files if name not in present]:

@@ -330,6 +330,27 @@ def checked_retriever_name(name: str) -> str:
     return name
 
 
+def strict_yaml(text: str) -> Any:
+    """The value in a YAML text. A key that is given twice is refused, where YAML's own loader takes the last one without a word.
+
+    Raises yaml.YAMLError with the place of what is wrong.
+    """
+    import yaml
+
+    class Strict(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen = set()
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    raise yaml.constructor.ConstructorError(None, None, "a field's name must be a single word", key.start_mark)
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"the field '{key.value}' is given twice", key.start_mark)
+                seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    return yaml.load(text, Strict)
+
+
 class StepConfig(BaseModel):
     """Refuses unknown fields and cannot be changed after it was checked."""
 

@@ -31,6 +31,17 @@ def written(text: str | None) -> str:
     return _EDGES.sub("", text or "")
 
 
+# Letters of other alphabets that look like a Latin one in most fonts, small as `casefold` makes them (Unicode TR 39, the common ones).
+_LOOKS_LIKE = str.maketrans("аеорсухіјѕԁһԛԝгпкмтвнαορυνικτχγεӏ\u0131", "aeopcyxijsdhqwrnkmtbhaopuviktxyeli")
+
+
+def reads_like(name: str) -> str:
+    """What a name looks like: two that are written with other letters, widths, marks or capitals and look the same give the same text."""
+    wide = unicodedata.normalize("NFKD", name).casefold()
+    plain = "".join(c for c in wide if unicodedata.category(c) not in ("Mn", "Cf", "Cc"))
+    return " ".join(plain.translate(_LOOKS_LIKE).split())
+
+
 # --- Text from outside, made safe to show: titles, names, reasons and ids can hold what a terminal or a page would obey.
 
 

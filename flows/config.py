@@ -19,7 +19,7 @@ from components.errors import ConfigError
 from components.evaluation.config import EvaluationConfig
 from components.gates.config import PolicyConfig
 from components.index.config import EncodingConfig, IndexConfig
-from components.settings import RETRIEVER_NAME, StepConfig, checked_retriever_name
+from components.settings import RETRIEVER_NAME, StepConfig, checked_retriever_name, strict_yaml
 from components.towers.config import TowerConfig
 
 _TYPES = {
@@ -241,10 +241,10 @@ def settle(model: type[Settings], layers: Sequence[Layer]) -> Settings:
 def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in a YAML file; raises ConfigError with file, line and column when it is none."""
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _StrictLoader)
+        content = strict_yaml(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"The configuration file {file} does not exist.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"The configuration file {file} cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(_yaml_problem(file, error)) from None
@@ -260,20 +260,6 @@ def _checked(model: type[Settings], values: Mapping[str, Any], sources: Sequence
         return model.model_validate(_without_empty_sections(values))
     except ValidationError as error:
         raise ConfigError(explain(error, model, ", ".join(sources))) from None
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is given twice; YAML's own loader takes the last one without a word."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a field's name must be a single word", key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the field '{key.value}' is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def _yaml_problem(file: Path, error: yaml.YAMLError) -> str:

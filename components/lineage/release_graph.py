@@ -186,7 +186,12 @@ def promotions(name: str, info: VersionInfo, witness: Witness) -> Node:
     if info.name != release_model(name):
         return Node("promotion records", {"note": "a candidate has none"}, kind="record")
     about = [record for record in witness.records if info.version in (record.get("to_version"), record.get("from_version"))]
-    children = tuple(Node(f"record {record['sequence']}: {record['action']}", _readable(record), kind="record") for record in about)
+    struck = record_store.struck_out(witness.records)
+    marks = {number: {"struck_out_by": f"record {strike['sequence']}"} for number, strike in struck.items()}
+    children = tuple(
+        Node(f"record {record['sequence']}: {record['action']}", {**_readable(record), **marks.get(record["sequence"], {})}, kind="record")
+        for record in about
+    )
     return Node("promotion records", {} if about else {"note": "not promoted"}, children, "record")
 
 

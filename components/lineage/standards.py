@@ -27,7 +27,7 @@ from components.errors import ModelError
 from components.evaluation.report import Summary, load_summary
 from components.lineage.graph import Trace
 from components.lineage.release_graph import Opened, approvals, call_witness, moment, promotions, time_text, value_text
-from components.release.champion import CHAMPION, release_model
+from components.release.champion import CHAMPION, release_model, standing
 from components.release.manifest import EVALUATION_FOLDER, BaseModelPin, LineageNode, Pin
 from components.signing.keys import SigningKey, load_signing_key, trusted_keys
 from components.signing.statements import signed_by
@@ -433,8 +433,8 @@ class _Events:
 
     def _promotions(self) -> Iterator[dict[str, Any]]:
         """The records that made this release the champion."""
-        for record in self.witness.records if self._is_release() else ():
-            if int(record["to_version"]) != self.opened.info.version:
+        for record in standing(self.witness.records) if self._is_release() else ():
+            if record.get("to_version") != self.opened.info.version:
                 continue
             release = _dataset(self.namespace, self.opened.info.name, self.opened.artifact.digest)
             known = str(record.get("digest") or digest_of(record))

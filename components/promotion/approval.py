@@ -16,7 +16,7 @@ from components.artifacts import verify
 from components.errors import PromotionError
 from components.gates.policy import foreign_policy
 from components.release import reviewers
-from components.release.champion import Record, candidate_model, expected_aliases, newest_promoted, release_model
+from components.release.champion import Record, candidate_model, expected_aliases, newest_promoted, release_model, standing
 from components.release.manifest import load_release
 from components.release.open import candidate_number, describe_versions
 from components.release.reviewers import OVERRIDE
@@ -133,7 +133,7 @@ def _new_copy(name: str, candidate: VersionInfo, records: Sequence[Record]) -> i
 
 def _promoted(approval: Approval, records: Sequence[Record]) -> bool:
     """A promotion record cannot be amended."""
-    return any(int(record["to_version"]) == approval.release_version for record in records)
+    return any(record.get("to_version") == approval.release_version for record in standing(records))
 
 
 def _adds_reason(approval: Approval, records: Sequence[Record], reason: str) -> bool:

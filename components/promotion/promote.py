@@ -56,8 +56,7 @@ from components.release.champion import (
 )
 from components.release.manifest import ReleaseManifest, load_release
 from components.release.open import resolve
-from components.signing.keys import trusted_keys
-from components.signing.statements import check_records, record_signer
+from components.signing.statements import record_signer, require_vouched
 from components.text import written
 from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
@@ -302,12 +301,11 @@ def _lost_baseline(name: str, version: int) -> str:
 
 def _vouched_records(name: str) -> list[dict[str, Any]]:
     """The records that are built on: a signed one vouches for all before it, so what no trusted key vouched for is not signed over."""
-    records, trusted_by = record_store.read_records(name), trusted_keys()
-    if trusted_by:
-        try:
-            check_records(records, trusted_by)
-        except ArtifactError as error:
-            raise PromotionError(f"Nothing was changed: the promotion records of '{name}' are not vouched for. {error}") from None
+    records = record_store.read_records(name)
+    try:
+        require_vouched(records)
+    except ArtifactError as error:
+        raise PromotionError(f"Nothing was changed: the promotion records of '{name}' are not vouched for. {error}") from None
     return records
 
 

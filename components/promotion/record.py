@@ -27,13 +27,32 @@ from components.gates.decision import load_facts
 from components.gates.policy import recorded_policy
 from components.promotion.approval import Approval, given_since
 from components.release import reviewers
-from components.release.champion import Record, baseline_evaluation, candidate_model, expected_aliases, lost, release_model
+from components.release.champion import (
+    Record,
+    baseline_evaluation,
+    candidate_model,
+    expected_aliases,
+    lost,
+    release_model,
+    settle_aliases,
+    standing,
+)
 from components.release.manifest import EVALUATION_FOLDER, ReleaseManifest, load_release
 from components.release.open import recorded_digest, resolve
 from components.signing.keys import SigningKey, TrustedKey, rotation_key, take_over, trusted_keys, usable_key
-from components.signing.statements import check_records, check_release, covered_records, record_signer, sign_release
+from components.signing.statements import (
+    check_records,
+    check_release,
+    check_strikes,
+    covered_records,
+    record_signer,
+    sign_release,
+    signed_by,
+)
+from components.text import written
 from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
+from components.tracking.promotion_records import FORGED, STRIKE, UNREADABLE
 from components.tracking.provenance import claimed_user
 
 if TYPE_CHECKING:
@@ -199,7 +218,7 @@ def rollback_record(
     `override`: why a release is served again that a reviewer has rejected; `skipped`: releases between that cannot be served, and why.
     """
     champion, target = versions
-    promoted = next(r for r in reversed(records) if r["action"] == "promote" and int(r["to_version"]) == target)
+    promoted = next(r for r in reversed(standing(records)) if r["action"] == "promote" and int(r["to_version"]) == target)
     act = _proven_rollback(name, records, champion, reason)
     proof = _proof("none", None, None) if act is None else _proof("basic", act.sequence, act.digest)
     digest = str(promoted["manifest_digest"])
@@ -276,6 +295,16 @@ class Vouched(NamedTuple):
     sequence: int | None
 
 
+class Struck(NamedTuple):
+    """The number of the record that strikes out, those that it names, those before that it vouches for, and what is champion now."""
+
+    sequence: int
+    struck: list[int]
+    vouched: list[int]
+    champion: int | None
+    key_id: str
+
+
 def vouch(name: str, ref: str) -> Vouched:
     """Sign the release `ref`; where it is the champion and the newest promotion record has no signature, vouch for the records too.
 
@@ -291,6 +320,8 @@ def vouch(name: str, ref: str) -> Vouched:
     sign_release(folder)
     registry.share_file(model, version, SIGNATURE)
     unsigned = model == release_model(name) and _is_uncovered(records, version)
+    if unsigned:
+        _require_no_strike(records)
     return Vouched(model, version, key.key_id, _append_vouch(name, records, key) if unsigned else None)
 
 
@@ -341,18 +372,102 @@ def _sign_again(name: str, info: VersionInfo, records: Sequence[Record], key: Si
     registry.share_file(info.name, info.version, SIGNATURE)
 
 
+def strike(name: str, number: int, person: str, reason: str) -> Struck:
+    """Strike record `number`, which was forged, and all records after it out: one more record, signed, names them and why.
+
+    From then on they decide nothing, and what stood before them does; the signature vouches for those before. The aliases follow. Raises
+    PromotionError without a name or reason, for a number that no record has, and for records that a trusted key signed: those are
+    taken back by `rollback`; ConfigError where no trusted key signs; ArtifactError where the records before do not hold either.
+    """
+    person, reason = written(person), written(reason)
+    if not person or not reason:
+        raise PromotionError("To strike a record out needs the name of a person and a reason; give them with --as NAME and --reason TEXT.")
+    key, trusted_by, records = usable_key(), trusted_keys(), record_store.read_records(name, unread=True)
+    if key is None or not trusted_by:
+        raise ConfigError(
+            "Only a key that is trusted here can strike a record out: without one anybody could. Nothing was changed. "
+            "Make one with `scalingnote keys new`."
+        )
+    if not 0 < number <= len(records):
+        raise PromotionError(f"'{name}' has no promotion record {number}; there are {len(records)}. See `scalingnote history`.")
+    before, forged = records[: number - 1], records[number - 1 :]
+    _require_unsigned(before, forged, trusted_by)
+    _require_unknown(name, forged)
+    left = expected_aliases(before).champion
+    content = {
+        "action": STRIKE,
+        "from_version": _champion_of(records),
+        "to_version": left,
+        "struck": {str(record["sequence"]): record["digest"] for record in forged},
+        "keeps": {"sequence": before[-1]["sequence"], "digest": before[-1]["digest"]} if before else None,
+        "reason": reason,
+        "approved_by": person,
+        "promoted_by": claimed_user(),
+        **_proof("none", None, None),
+    }
+    record = append(name, content, records, record_signer(key))
+    settle_aliases(name)
+    vouched = [int(found["sequence"]) for found in before[covered_records(before, trusted_by) :]]
+    return Struck(int(record["sequence"]), [int(found["sequence"]) for found in forged], vouched, left, key.key_id)
+
+
+def _require_unsigned(before: Sequence[Record], forged: Sequence[Record], trusted_by: Mapping[str, TrustedKey]) -> None:
+    """None of the `forged` records carries a signature that counts, and those `before` hold."""
+    if lost := next((record for record in standing(before) if record.get("action") == UNREADABLE), None):
+        raise ArtifactError(f"{lost['problem']} That stands before record {forged[0]['sequence']}. {FORGED.format(lost['sequence'])}")
+    check_strikes(before, trusted_by)
+    for record in forged:
+        if names := trusted_by.keys() & set(signed_by(record, trusted_by)):
+            raise PromotionError(
+                f"Promotion record {record['sequence']} is signed by the trusted key {min(names)[:16]}, so it is no forgery by what counts "
+                "here, and nothing was changed. A decision that was wrong is taken back by `scalingnote rollback`. Where that key leaked, "
+                "take it away from the trusted keys first, and sign with another."
+            )
+
+
+def _require_unknown(name: str, forged: Sequence[Record]) -> None:
+    """A record whose file is gone may have been a true one: then a release names it, or one after it, as the head of the chain."""
+    lost = [int(record["sequence"]) for record in forged if record.get("action") == UNREADABLE]
+    heads = record_store.stated_heads(name).items() if lost else ()
+    if stated := next((version for version, (number, _) in heads if number >= lost[0]), None):
+        raise PromotionError(
+            f"Promotion record {lost[0]} cannot be read, and release/{stated} names it, or one that came after it, as the head of the "
+            "chain: it was a true one, so its file has to come back from a backup. Nothing was changed. Where that tag "
+            f"({record_store.HEAD}) was forged, as an auditor's anchor or the audit log can tell, delete it in MLflow first."
+        )
+
+
+def _champion_of(records: Sequence[Record]) -> int | None:
+    """What the records say while the forged ones count; None where they lead nowhere."""
+    try:
+        return expected_aliases(records).champion
+    except ArtifactError:
+        return None
+
+
 def _is_uncovered(records: Sequence[Record], version: int) -> bool:
     """Whether the release is the champion by records of which no signature that counts covers the newest."""
     return expected_aliases(records).champion == version and covered_records(records, trusted_keys()) < len(records)
 
 
+def _require_no_strike(records: Sequence[Record]) -> None:
+    """A strike that no trusted key signed is not made right by a signature that somebody gives for all records, perhaps without a look."""
+    covered = covered_records(records, trusted_keys()) if trusted_keys() else len(records)
+    struck = record_store.struck_out(records)
+    live = (record["sequence"] for record in records[covered:] if record.get("action") == STRIKE and record["sequence"] not in struck)
+    if number := next(live, 0):
+        raise PromotionError(f"Promotion record {number} strikes out others, and no trusted key signed it. {FORGED.format(number)}")
+
+
 def _append_vouch(name: str, records: Sequence[Record], key: SigningKey) -> int:
     """The number of one more record, signed with `key`, that says what the newest says."""
-    record = append(name, _repeated(records[-1]), records, record_signer(key))
+    record = append(name, _repeated(standing(records)), records, record_signer(key))
     record_store.state_head(name, [*records, record])
     return int(record["sequence"])
 
 
-def _repeated(newest: Record) -> dict[str, Any]:
+def _repeated(decided: Sequence[Record]) -> dict[str, Any]:
+    """What the newest record that counts says; where all were struck out, that nothing is served."""
+    newest = decided[-1] if decided else {"to_version": None, "approved_by": UNAUTHENTICATED}
     content = {field: value for field, value in newest.items() if field not in _OWN}
     return {**content, "action": "vouch", "from_version": newest["to_version"], "vouched_by": claimed_user()}

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import write_json
+from components.artifacts import read_bounded, strict_json, write_json
 from components.errors import ArtifactError, ConfigError, PromotionError, ScalingNoteError
 from components.promotion.approval import CLOCK_SLACK, moment_of, rejection
 from components.promotion.promote import last_look, waiting_for_promotion
-from components.release.champion import RED, Record, candidate_model, expected_aliases, override_of, trusted
+from components.release.champion import RED, Record, candidate_model, expected_aliases, override_of, standing, trusted
 from components.release.open import champion_index
-from components.signing.keys import trusted_keys
-from components.signing.statements import check_records
+from components.release.reviewers import proof_of
+from components.signing.statements import require_vouched, signed_by
 from components.studies.growth_law import tuning_warning
-from components.text import one_line
+from components.text import one_line, reads_like
+from components.tracking import audit_log as audit
 from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
+from components.tracking.promotion_records import STRIKE, UNREADABLE, struck_out
 from components.tracking.runs import last_flow_run
+from components.tracking.store import TrackingError
 
+_MOST_BYTES = 10_000  # of an anchor
 UNLOOKED = 3900.0  # seconds: an hour, and what a schedule needs to start
 _FIELDS = (
     "sequence",
@@ -49,6 +52,8 @@ _FIELDS = (
     "decision_digest",
     "audit_sequence",
     "audit_digest",
+    "struck",
+    "keeps",
     "digest",
 )
 
@@ -60,9 +65,18 @@ def history_of(name: str) -> list[dict[str, Any]]:
     was another one than it was built against; `dated_back` is True where the clock of the machine was set back since the record before.
     Raises ArtifactError that names the record where the chain is broken.
     """
-    entries = [_entry(record) for record in record_store.read_records(name)]
+    records = record_store.read_records(name)
+    try:
+        struck = struck_out(records)
+    except ArtifactError:  # a strike that somebody forged: all is shown, so that it can be looked at
+        struck = {}
+    entries = [{**_entry(record), "struck_by": (struck.get(record["sequence"]) or {}).get("sequence")} for record in records]
     latest: datetime | None = None
+    spelled: dict[str, str] = {}
     for entry in entries:
+        people = [str(entry[field]) for field in ("approved_by", "override_by") if entry[field]]
+        pairs = [(who, spelled.setdefault(reads_like(who), who)) for who in people]
+        entry["look_alikes"] = {who: first for who, first in pairs if who.casefold().split() != first.casefold().split()}
         moment = moment_of(str(entry["when"]))
         entry["dated_back"] = moment is not None and latest is not None and moment < latest - CLOCK_SLACK
         latest = max((found for found in (moment, latest) if found is not None), default=None)
@@ -92,28 +106,32 @@ def compare_anchor(name: str, path: Path) -> str:
 
 
 def _read_anchor(name: str, path: Path) -> dict[str, Any] | None:
+    if path.is_symlink():
+        raise ConfigError(f"The anchor {path} is a link, and whoever may change it chooses what is compared. Give the file itself.")
     try:
-        kept = json.loads(path.read_bytes())
+        kept = strict_json(read_bounded(path, _MOST_BYTES))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ConfigError(f"The anchor {path} cannot be read ({error.strerror}). Give a file of your own.") from None
-    except (ValueError, RecursionError):
+    except (ArtifactError, ValueError, RecursionError):
         kept = None
-    form = isinstance(kept, dict) and isinstance(kept.get("sequence"), int) and isinstance(kept.get("digest"), str)
-    if not form:
+    form = isinstance(kept, dict) and type(kept.get("sequence")) is int and isinstance(kept.get("digest"), str)
+    if not form or kept["sequence"] < 1:
         raise ConfigError(f"{path} is no anchor: expected retriever, sequence and digest as JSON, as `history --anchor` writes them.")
     if kept.get("retriever") != name:
         raise ConfigError(f"{path} is the anchor of the retriever '{kept.get('retriever')}', not of '{name}'. Give another file.")
     return dict(kept)
 
 
-def render_history(name: str, entries: list[dict[str, Any]]) -> str:
-    """A paragraph of lines for each entry; overrides carry a red mark. No name or reason can begin a line of its own."""
-    if not entries:
-        return f"Nothing of '{name}' was promoted yet."
+def render_history(name: str, entries: list[dict[str, Any]], alarm: str | None = None) -> str:
+    """A paragraph of lines for each entry; overrides carry a red mark. No name or reason can begin a line of its own.
+
+    `alarm` (see `damaged_log`) stands at the end: the names of who was signed in are proven by the log alone.
+    """
     shown = [{key: one_line(value) if isinstance(value, str) else value for key, value in entry.items()} for entry in entries]
-    return "\n".join(line for entry in shown for line in _lines(entry))
+    lines = [line for entry in shown for line in _lines(entry)] or [f"Nothing of '{name}' was promoted yet."]
+    return "\n".join([*lines, f"ALARM: {one_line(alarm)}"] if alarm else lines)
 
 
 def _entry(record: dict[str, Any]) -> dict[str, Any]:
@@ -123,16 +141,14 @@ def _entry(record: dict[str, Any]) -> dict[str, Any]:
         "evidence_digest": record.get("evidence_digest") or record.get("manifest_digest"),
         "when": record.get("time") or record.get("recorded_at"),
         "overridden": bool(record.get("override")),
+        "signed_by": [name[:16] for name in signed_by(record)],
         "compared_again": None if again is None else {"against": again["against"], "verdict": again["decision"]["verdict"]},
     }
 
 
 def _lines(entry: dict[str, Any]) -> list[str]:
-    before = f"release/{entry['from_version']}" if entry["from_version"] else "nothing"
-    what = f"{entry['action']}: {before} -> release/{entry['to_version']} (candidate/{entry['candidate_version']})"
-    if entry["action"] == "vouch":
-        what = f"vouch: release/{entry['to_version']} and the records before, signed afterwards by {entry['vouched_by']}"
-    lines = [f"{entry['sequence']:>3}  {str(entry['when'])[:19].replace('T', ' ')}  {what}", f"     {_who(entry)}"]
+    when = str(entry["when"])[:19].replace("T", " ")
+    lines = [f"{entry['sequence']:>3}  {when}  {_what(entry)}", f"     {_who(entry)}", *_marked_lines(entry)]
     if entry["dated_back"]:
         lines.append("     dated before a record that stands above it: the clock of one of the machines was wrong; the order here is true")
     if again := entry["compared_again"]:
@@ -150,13 +166,44 @@ def _lines(entry: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _what(entry: dict[str, Any]) -> str:
+    """What a record did, in a few words."""
+    before, after = (f"release/{entry[place]}" if entry[place] else "nothing" for place in ("from_version", "to_version"))
+    if entry["action"] == "vouch":
+        return f"vouch: {after} and the records before, signed afterwards by {entry['vouched_by']}"
+    if entry["action"] == STRIKE:
+        return f"strike: {before} -> {after}"
+    if entry["action"] == UNREADABLE:
+        return "unreadable: its file is gone or was changed"
+    return f"{entry['action']}: {before} -> {after} (candidate/{entry['candidate_version']})"
+
+
+def _marked_lines(entry: dict[str, Any]) -> list[str]:
+    """In red ever after: what was struck out, what struck it out, and names that pass for those of others."""
+    lines = []
+    for who, first in entry.get("look_alikes", {}).items():
+        lines.append(f"     {RED} '{one_line(who)}' reads like '{one_line(first)}' of an earlier record, and is written in another way")
+    if entry["action"] == STRIKE and not entry["struck_by"]:
+        keys = ", ".join(entry["signed_by"]) or "nobody"
+        lines.append(f"     {RED} STRIKES OUT {_numbers(entry['struck'])} as forged; signed by {keys}")
+    if entry["struck_by"]:
+        lines.append(f"     {RED} STRUCK OUT by record {entry['struck_by']}: this record counts no more")
+    return lines
+
+
+def _numbers(struck: Any) -> str:
+    """The records that a strike names; whoever forges one may write anything there."""
+    numbers = [one_line(number)[:12] for number in struck] if isinstance(struck, dict) else []
+    return f"record {numbers[0]}" if len(numbers) == 1 else f"records {', '.join(numbers) or 'none'}"
+
+
 def _who(entry: dict[str, Any]) -> str:
     if entry["audit_digest"]:
         named = f" for {entry['claimed_by']} (as claimed)" if entry["claimed_by"] not in (None, entry["approved_by"]) else ""
         signed_in = f"by {entry['approved_by']} ({entry['role']}, signed in){named}"
         return f"{signed_in}, audit entry {entry['audit_sequence']} {entry['audit_digest'][:12]}"
     person = entry["approved_by"]
-    return "by nobody known (unauthenticated)" if person == "unauthenticated" else f"by {person} (as claimed, unauthenticated)"
+    return "by nobody known (unauthenticated)" if person in (None, "unauthenticated") else f"by {person} (as claimed, unauthenticated)"
 
 
 # --- What is served, what waits for a reviewer, and whether aliases and records agree.
@@ -197,7 +244,8 @@ def render_status(state: dict[str, Any]) -> str:
         lines.append("  no candidates yet: scalingnote demo, or scalingnote retrain")
     lines += [f"  release/{v} is approved and waits: scalingnote promote" for v in state["waiting_for_promotion"]]
     if record := state["last_record"]:
-        lines.append(f"Last change: {record['action']} to release/{record['to_version']}, {record['recorded_at']}")
+        target = f"release/{record['to_version']}" if record["to_version"] else "no release"
+        lines.append(f"Last change: {record['action']} to {target}, {record['recorded_at']}")
     if run := state["last_run"]:
         why = f": {one_line(run['why'])}" if run["state"] in ("failed", "killed") and run["why"] else ""
         lines.append(f"Last run: {run['flow']} of {run['started']} UTC, {run['state']}{why}")
@@ -217,6 +265,7 @@ def _alarm(name: str, records: Sequence[Record], waiting: Sequence[registry.Vers
     except PromotionError:
         found = []  # nothing was promoted yet
     found.insert(0, _unserved(records))
+    found.append(damaged_log(records))
     if foreign := record_store.foreign_runs(name):
         many = "a run or a claim" if len(foreign) == 1 else f"{len(foreign)} runs or claims"
         found.append(
@@ -227,12 +276,34 @@ def _alarm(name: str, records: Sequence[Record], waiting: Sequence[registry.Vers
     return " ".join(alarm for alarm in found if alarm) or None
 
 
+def damaged_log(records: Sequence[Record]) -> str | None:
+    """A sentence when the audit log was cut or edited, or does not hold what the newest record rests on; None when all is well."""
+    resting = next((record for record in reversed(standing(records)) if record.get("audit_digest")), None)
+    number = proof_of(resting)[0] if resting else 0
+    try:
+        state = audit.current_state(number)
+    except TrackingError as error:
+        return str(error)
+    fault = "" if state is None else state.fault
+    if resting is not None and not fault:
+        subject = f"promotion record {resting['sequence']} rests on"
+        if state is None:  # a server of before it could say tells nothing
+            fault = "" if audit.kept_by_server() else f"{subject} it, and it is not here."
+        elif state.digest != resting["audit_digest"]:
+            fault = f"it does not hold the entry {number} that {subject}: it was replaced or cut."
+    if not fault:
+        return None
+    return (
+        f"The audit log was damaged or is gone: {fault} Nothing is approved, promoted or rolled back meanwhile, and what serves goes on "
+        "serving. Keep the damaged file for whoever looks into it, and put the log and its head file back from a backup."
+    )
+
+
 def _unserved(records: Sequence[Record]) -> str | None:
     """A sentence when serving refuses the champion, because the keys that are trusted here do not vouch for the records."""
     try:
-        keys = trusted_keys()
-        if records and keys:
-            check_records(records, keys)
+        if records:
+            require_vouched(records)
     except (ArtifactError, ConfigError) as error:
         return f"The champion is not served here: {error}"
     return None

@@ -16,7 +16,7 @@ from components.gates.decision import load_facts
 from components.gates.policy import foreign_policy, policy_digest, recorded_policy
 from components.index.search import merge_fault_of
 from components.promotion.verified_stores import FolderStore, RegistryStore, Store
-from components.release.champion import CHAMPION, RED, Record, baseline_evaluation, trusted
+from components.release.champion import CHAMPION, RED, Record, baseline_evaluation, standing, trusted
 from components.release.manifest import (
     COMPARISON_FOLDER,
     EVALUATION_FOLDER,
@@ -110,7 +110,7 @@ def _installed_policy(store: Store) -> str:
     foreign = foreign_policy(load_release(store.copies()[0]).config.get("policy", {}), bool(record), installed)
     if foreign is None:
         return "one of this installation's"
-    promoted = [r for r in store.records() if r["action"] == "promote" and r["to_version"] == record.get("to_version")]
+    promoted = [r for r in standing(store.records()) if r["action"] == "promote" and r["to_version"] == record.get("to_version")]
     if promoted and (why := promoted[-1].get("override")):
         return f"{RED} let through by {promoted[-1].get('override_by') or promoted[-1].get('approved_by')}: {why}. {foreign}"
     raise ArtifactError(f"{foreign} Keep the policies of earlier releases in that folder too ({POLICY_VARIABLE} names it).")
@@ -170,7 +170,7 @@ def _claims(store: Store, manifest: ReleaseManifest, folder: Path) -> str:
     record = store.record()
     if record is None:
         return "no record makes any"
-    about = [found for found in store.records() if int(found["to_version"]) == int(record["to_version"])]
+    about = [found for found in standing(store.records()) if found.get("to_version") == record["to_version"]]
     promoted = next((found for found in about if found["action"] == "promote"), None)
     if promoted is None:
         raise ArtifactError(f"Record {record['sequence']} leads to release/{record['to_version']}, which no record ever promoted.")

@@ -23,6 +23,7 @@ from components.release.manifest import EVALUATION_FOLDER, load_release
 from components.templates import plain
 from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
+from components.tracking.promotion_records import FORGED, STRIKE, struck_out
 
 if TYPE_CHECKING:
     from components.evaluation.report import Evaluation
@@ -61,7 +62,7 @@ class Override(NamedTuple):
 
 def override_of(records: Sequence[Record], version: int) -> Override | None:
     """The override that release `version` was promoted with, also after a rollback to it; None when its gates passed."""
-    promoted = [r for r in records if r["action"] == "promote" and int(r["to_version"]) == version and r.get("override")]
+    promoted = [r for r in standing(records) if r["action"] == "promote" and r["to_version"] == version and r.get("override")]
     if not promoted:
         return None
     last = promoted[-1]
@@ -73,7 +74,8 @@ def mark_override(name: str, records: Sequence[Record]) -> None:
 
     Only a promotion that has a record is marked. One that was killed before its mark gets it from the next.
     """
-    model, version = release_model(name), next((int(r["to_version"]) for r in reversed(records) if r["action"] == "promote"), 0)
+    promoted = (int(r["to_version"]) for r in reversed(standing(records)) if r["action"] == "promote")
+    model, version = release_model(name), next(promoted, 0)
     override = override_of(records, version)
     release = next((info for info in registry.versions(model) if info.version == version), None)
     if override is None or release is None or release.tags.get(labels.PREFIX + OVERRIDDEN) == labels.cut(override.reason, labels.MAX_TAG):
@@ -130,15 +132,29 @@ def release_model(name: str) -> str:
     return f"{name}-release"
 
 
+def standing(records: Sequence[Record]) -> list[Record]:
+    """The records that decide: neither those that were struck out as forged nor the strikes, nor one that only vouches for such.
+
+    Raises ArtifactError as `struck_out`.
+    """
+    struck = struck_out(records)
+    return [record for record in records if record.get("sequence") not in struck and not _is_silent(record)]
+
+
+def _is_silent(record: Record) -> bool:
+    return record.get("action") == STRIKE or (record.get("action") == "vouch" and record.get("to_version") is None)
+
+
 def replay(records: Sequence[Record]) -> list[int]:
     """The stack of releases after `records`, the champion last; raises ArtifactError for a rollback to where nothing stood.
 
     A rollback names the releases that it passed over, because they could not be served any more.
 
-    A record that two processes wrote at the same time counts once. One that no version of this program writes decides nothing.
+    A record that two processes wrote at the same time counts once. One that no version of this program writes decides nothing, and one that
+    was struck out counts no more.
     """
     stack: list[int] = []
-    for record in records:
+    for record in standing(records):
         action, target, passed_over = _step_of(record)
         if stack and stack[-1] == target:
             continue
@@ -146,13 +162,17 @@ def replay(records: Sequence[Record]) -> list[int]:
             stack.append(target)
             continue
         if action == "vouch":
-            raise ArtifactError(f"Promotion record {record.get('sequence')} vouches for release/{target}, which was not champion then.")
+            raise ArtifactError(_impossible(record, f"vouches for release/{target}, which was not champion then"))
         stack = stack[:-1]
         while stack and stack[-1] != target and stack[-1] in passed_over:
             stack = stack[:-1]
         if not stack or stack[-1] != target:
-            raise ArtifactError(f"Promotion record {record.get('sequence')} rolls back to release/{target}, which was not the one before.")
+            raise ArtifactError(_impossible(record, f"rolls back to release/{target}, which was not the one before"))
     return stack
+
+
+def _impossible(record: Record, what: str) -> str:
+    return f"Promotion record {record.get('sequence')} {what}. {FORGED.format(record.get('sequence'))}"
 
 
 def _step_of(record: Record) -> tuple[str, int, set[int]]:
@@ -164,14 +184,15 @@ def _step_of(record: Record) -> tuple[str, int, set[int]]:
     if action not in ACTIONS or not whole or not named:
         raise ArtifactError(
             f"Promotion record {record.get('sequence')} is none that the promote flow writes: its action is {as_text(str(action))[:60]}, "
-            f"its target {as_text(str(target))[:60]}. Somebody else wrote into the experiment of the records; restore it from a backup."
+            f"its target {as_text(str(target))[:60]}. Somebody else wrote into the experiment of the records. "
+            f"{FORGED.format(record.get('sequence'))}"
         )
     return str(action), int(target), {int(version) for version in skipped}  # type: ignore[arg-type]
 
 
 def newest_promoted(records: Sequence[Record]) -> int:
     """The highest number of a release that a record names; 0 for none. Raises ArtifactError as `replay` does."""
-    return max((_step_of(record)[1] for record in records), default=0)
+    return max((_step_of(record)[1] for record in standing(records)), default=0)
 
 
 def expected_aliases(records: Sequence[Record]) -> Aliases:
@@ -193,7 +214,11 @@ def was_interrupted(records: Sequence[Record], aliases: Aliases) -> bool:
     """
     if not records:
         return False
-    before, after = expected_aliases(records[:-1]), expected_aliases(records)
+    after = expected_aliases(records)
+    try:
+        before = expected_aliases(records[:-1])
+    except ArtifactError:  # a forged record stood there, which the newest one strikes out
+        return False
     return aliases != after and aliases in (before, Aliases(after.champion, before.previous))
 
 
@@ -282,7 +307,7 @@ def registered(name: str, want: Aliases, records: Sequence[Record]) -> tuple[Ali
     A number is given again when the newest version is deleted, so a version of another digest than its record's is another release.
     """
     wanted = [version for version in want if version is not None]
-    digests = {int(record["to_version"]): record.get("manifest_digest") for record in records}
+    digests = {int(record["to_version"]): record.get("manifest_digest") for record in standing(records)}
     found = {info.version: info.tags.get(labels.DIGEST) for info in registry.versions(release_model(name))} if wanted else {}
     there = {version for version, digest in found.items() if digest is None or digests.get(version) in (None, digest)}
     keep = [version if version in there else None for version in want]
@@ -364,4 +389,4 @@ def verified_evaluation(folder: Path, digest: str) -> Evaluation:
 
 def record_of(records: Sequence[Record], version: int) -> Record | None:
     """The newest record that moved the champion to `version`."""
-    return next((record for record in reversed(records) if int(record["to_version"]) == version), None)
+    return next((record for record in reversed(standing(records)) if record.get("to_version") == version), None)

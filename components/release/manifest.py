@@ -73,6 +73,7 @@ class EvaluationPin(_Part):
     A mean that is not a number is kept as None: the gates say that it cannot be decided on, and the candidate can still be read.
     """
 
+    model_config = ConfigDict(allow_inf_nan=False)
     digest: str
     split: str
     queries: int

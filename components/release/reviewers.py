@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from components import settings
 from components.errors import ArtifactError, PromotionError
-from components.release.champion import Record
-from components.text import written
+from components.release.champion import Record, standing
+from components.text import reads_like, written
 from components.tracking import audit_log as audit
 from components.tracking import labels, store
 from components.tracking import promotion_records as record_store
@@ -57,14 +57,14 @@ def require_trail(records: Sequence[Record]) -> list[AuditEntry] | None:
                 "`scalingnote ui --auth`, and restore its audit log if it was there before."
             )
         return None
-    for record in records:
+    for record in standing(records):
         require_entry(record, entries)
     return entries
 
 
 def require_entry(record: Record, entries: Sequence[AuditEntry]) -> None:
     """Raise ArtifactError when the audit log does not hold the entry that a promotion record rests on, or it proves something else."""
-    digest, number = record.get("audit_digest"), int(record.get("audit_sequence") or 0)
+    number, digest = proof_of(record)
     if digest is None:
         return
     if not (0 < number <= len(entries) and entries[number - 1].digest == digest):
@@ -76,6 +76,12 @@ def require_entry(record: Record, entries: Sequence[AuditEntry]) -> None:
         raise ArtifactError(f"Promotion record {record['sequence']} rests on the audit entry {number}, which does not prove it: {wrong}.")
 
 
+def proof_of(record: Record) -> tuple[int, str | None]:
+    """Number and digest of the audit entry that a record rests on; the number is 0 where somebody wrote none that it could be."""
+    number, digest = record.get("audit_sequence"), record.get("audit_digest")
+    return number if type(number) is int and number > 0 else 0, None if digest is None else str(digest)
+
+
 def _not_proven(record: Record, entry: AuditEntry) -> str | None:
     """What the entry does not say of what the record claims: that `approved_by`, in `role`, copied or rolled back this release."""
     said = record.get("approved_by"), record.get("role")
@@ -84,15 +90,15 @@ def _not_proven(record: Record, entry: AuditEntry) -> str | None:
         return f"it is a call that was {entry.outcome}" if act else "nobody was signed in"
     if (act.person, act.role) != said:
         return f"it is an act of {act.person} ({act.role}), the record names {said[0]} ({said[1]})"
-    copied = entry.action == "create_model_version" and entry.is_of(f"{record.get('retriever')}-release", int(record["to_version"]))
-    left = None if record["action"] == "vouch" else int(record.get("from_version") or 0)
+    to, left = (found if type(found := record.get(place)) is int else 0 for place in ("to_version", "from_version"))
+    copied = entry.action == "create_model_version" and entry.is_of(f"{record.get('retriever')}-release", to)
     rolled_back = (
         entry.action == "set_version_tag"
-        and entry.is_of(f"{record.get('retriever')}-release", left)
+        and entry.is_of(f"{record.get('retriever')}-release", None if record.get("action") == "vouch" else left)
         and entry.subject.get("key") == labels.PREFIX + ROLLED_BACK
     )
     proofs = {"promote": copied, "rollback": rolled_back, "vouch": copied or rolled_back}
-    if proofs.get(str(record["action"]), False):
+    if proofs.get(str(record.get("action")), False):
         return None
     return f"it is the call {entry.action} on {entry.subject.get('model')}/{entry.subject.get('version')}"
 
@@ -130,7 +136,7 @@ def require_independent(entries: Sequence[AuditEntry], candidate: tuple[str, int
         )
     for model, version in (candidate, *((pin.model, pin.version) for _, pin in manifest.pins.items())):
         made = creator(entries, model, version)
-        if made is not None and made.person.casefold() == person.casefold():
+        if made is not None and reads_like(made.person) == reads_like(person):
             raise PromotionError(
                 f"'{person}' made {model}/{version} (audit entry {made.sequence}) and cannot approve it: nobody approves their own "
                 "work. Another reviewer has to."
@@ -196,7 +202,7 @@ def tag_act(entries: Sequence[AuditEntry], release: VersionInfo, key: str) -> Ac
 
 
 def _why_expected(records: Sequence[Record]) -> str | None:
-    if rested := next((record for record in reversed(records) if record.get("audit_digest")), None):
+    if rested := next((record for record in reversed(standing(records)) if record.get("audit_digest")), None):
         return f"Promotion record {rested['sequence']} rests on the entry {rested['audit_sequence']} of an audit log"
     if (user := store.signed_in_as()) is not None:
         return f"'{user}' signs in to {settings.tracking_uri()}"

@@ -27,7 +27,7 @@ from components.artifacts import digest_of, open_private, write_atomic
 from components.errors import ArtifactError, ConfigError, DataError
 from components.lineage.graph import ANSWER, Trace, checked_index, find_documents
 from components.lineage.release_graph import Node, Opened, open_version, release_node
-from components.release.champion import release_model
+from components.release.champion import release_model, standing
 from components.tracking import promotion_records as record_store
 
 if TYPE_CHECKING:
@@ -288,8 +288,8 @@ def _standing(answer: Answer) -> str:
     if answer.model != release_model(answer.retriever):
         return "a candidate"
     before = [record for record in record_store.read_records(answer.retriever) if str(record.get("recorded_at", "")) <= answer.at]
-    if before and int(before[-1]["to_version"]) == answer.version:
-        return f"champion by promotion record {before[-1]['sequence']}"
+    if (decided := standing(before)) and decided[-1].get("to_version") == answer.version:
+        return f"champion by promotion record {decided[-1]['sequence']}"
     return "not the champion"
 
 

@@ -15,13 +15,13 @@ from components.errors import ArtifactError, ModelError, ScalingNoteError
 from components.evaluation.report import load_summary
 from components.index.config import IndexConfig
 from components.index.rows import read_single, read_titles
-from components.release.champion import CHAMPION, PREVIOUS, Record, candidate_model, expected_aliases, release_model
+from components.release.champion import CHAMPION, PREVIOUS, Record, candidate_model, expected_aliases, record_of, release_model
 from components.release.manifest import EVALUATION_FOLDER, RELEASE_FILE, Pin, ReleaseManifest, load_release
 from components.release.open import recorded_digest, resolve
 from components.serving.answer_log import Served
 from components.serving.retriever import Retriever
 from components.signing.keys import trusted_keys
-from components.signing.statements import check_records
+from components.signing.statements import require_vouched
 from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
 from components.tracking.packaging import packaged_digest
@@ -97,14 +97,11 @@ def own_documents(opened: Opened, queries: Mapping[str, str], policy: IgnoreIden
 
 def require_signed(records: Sequence[Record], ref: str) -> None:
     """Raise ArtifactError when trusted keys are configured and one of `records` is signed by another key, or the newest by none."""
-    keys = trusted_keys()
-    if not keys:
-        return
     try:
-        check_records(records, keys)
+        require_vouched(records)
     except ArtifactError as error:
         raise ArtifactError(
-            f"'{ref}' is not served: trusted keys are configured, and they do not vouch for the promotion records. {error} "
+            f"'{ref}' is not served: nobody who counts here vouches for the promotion records. {error} "
             "See `scalingnote keys list` and `scalingnote history`; release/N serves a version that you choose yourself."
         ) from None
 
@@ -177,13 +174,14 @@ def require_as_registered(folder: Path) -> Artifact:
     records = record_store.read_records(name)
     champion, alias = expected_aliases(records).champion, registry.alias(release_model(name), CHAMPION)
     # By the record, not by the number: that of a version that was deleted is given again.
-    true = next((str(record["manifest_digest"]) for record in reversed(records) if record["to_version"] == champion), None)
+    recorded = None if champion is None else record_of(records, champion)
+    true = None if recorded is None else str(recorded["manifest_digest"])
     if digests.get(alias or 0) == artifact.digest != true:
         decided = f"release/{champion} is champion, of the digest {str(true)[:12]}" if champion else "nothing was promoted"
         raise ArtifactError(
             f"The alias 'champion' of {release_model(name)} points at release/{alias}, but by the promotion records {decided}: it was "
             "moved by hand, or a change was interrupted. Nothing is served; run `scalingnote promote` to put the alias right."
         )
-    if true == artifact.digest and (keys := trusted_keys()):
-        check_records(records, keys)
+    if true == artifact.digest:
+        require_vouched(records)
     return artifact

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components import settings
-from components.artifacts import write_atomic
-from components.errors import ConfigError
+from components.artifacts import read_bounded, write_atomic
+from components.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -25,6 +25,7 @@ KEY_VARIABLE = "SCALINGNOTE_SIGNING_KEY"
 PASSWORD_VARIABLE = "SCALINGNOTE_SIGNING_KEY_PASSWORD"
 TRUSTED_VARIABLE = "SCALINGNOTE_TRUSTED_KEYS"
 NEXT_FILE = "signing.next.pem"
+_MOST_BYTES = 100_000  # of a key in PEM form
 _log = logging.getLogger(__name__)
 
 
@@ -129,8 +130,18 @@ def trusted_keys() -> dict[str, TrustedKey]:
             f"{place} holds no *.pem file, so no signature would count and nothing could be checked. Put a public key there. To go without "
             "trusted keys, remove the folder: then anybody's signature counts."
         )
+    if place.is_dir() and (leading_out := next((path for path in files if not _lies_in(path, place)), None)):
+        raise ConfigError(
+            f"{leading_out} is a link out of the folder of trusted keys, so whoever owns what it leads to chooses who is trusted. Put the "
+            "file itself there."
+        )
     found = (TrustedKey(path, _public_key(path)) for path in files)
     return {key_id(key.public): key for key in found}
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether what `path` leads to lies in `folder`; links within it are how Kubernetes mounts a secret."""
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def make_key(path: Path) -> SigningKey:
@@ -250,6 +261,8 @@ def _public_key(path: Path) -> bytes:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bounded(path, _MOST_BYTES)
+    except ArtifactError as error:
+        raise ConfigError(f"{error} Expected a key in PEM form there. Check {KEY_VARIABLE} and {TRUSTED_VARIABLE}.") from None
     except OSError as error:
         raise ConfigError(f"The key {path} cannot be read ({error.strerror}). Check {KEY_VARIABLE} and {TRUSTED_VARIABLE}.") from None

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +27,15 @@ from components.artifacts import (
     open_artifact,
     read_json,
     require_written,
+    strict_json,
     write_json,
 )
 from components.errors import ArtifactError
+from components.release.champion import standing
 from components.release.manifest import ReleaseManifest, load_release
 from components.release.reviewers import require_entry, require_logged_heads
-from components.signing.keys import SigningKey, TrustedKey, key_id, load_signing_key, usable_key
+from components.signing.keys import SigningKey, TrustedKey, key_id, load_signing_key, trusted_keys, usable_key
+from components.tracking.promotion_records import FORGED, STRIKE, struck_out
 
 if TYPE_CHECKING:
     from components.tracking.audit_log import AuditEntry
@@ -139,7 +141,7 @@ def _signer(entry: Any, message: bytes, trusted: Mapping[str, TrustedKey]) -> st
 def _about(payload: bytes) -> tuple[Any, Any]:
     """Subjects and type of a signed statement."""
     try:
-        content = json.loads(payload)
+        content = strict_json(payload)
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or content.get("_type") != STATEMENT_TYPE:
@@ -237,8 +239,10 @@ def check_records(records: Sequence[Record], trusted: Mapping[str, TrustedKey]) 
 
     With trusted keys a signature by another key counts as none: a key that was withdrawn, or one that signed by mistake. Each signature
     vouches for the records before it, so one by a trusted key that covers the newest record is enough. Raises ArtifactError for a
-    signature that is false, and, with trusted keys, for records that none covers.
+    signature that is false, and, with trusted keys, for records that none covers. A strike needs a signature of its own, and what a trusted
+    key signed is never struck out.
     """
+    check_strikes(records, trusted)
     covered = covered_records(records, trusted)
     signed = sum(1 for record in records if record.get("signature") is not None)
     if trusted and covered < len(records):
@@ -249,32 +253,56 @@ def check_records(records: Sequence[Record], trusted: Mapping[str, TrustedKey]) 
             state = f"{foreign['sequence']}: It is signed by the key {key}, which is not trusted"
         raise ArtifactError(
             f"Promotion record {state}, and no trusted key signed one after it; only their signatures count here. "
-            "Look at `scalingnote history`; if all records are right, `scalingnote keys sign champion` vouches for them."
+            "Look at `scalingnote history`; if all records are right, `scalingnote keys sign champion` vouches for them. "
+            + FORGED.format(covered + 1)
         )
     return f"{signed} of {len(records)} records signed; each vouches for those before it" if signed else "unsigned: no key was configured"
 
 
+def require_vouched(records: Sequence[Record]) -> None:
+    """`check_records` with the keys that are trusted here; without any, strikes alone are checked. Raises ArtifactError, ConfigError."""
+    trusted = trusted_keys()
+    if trusted or any(record.get("action") == STRIKE for record in records):
+        check_records(records, trusted)
+
+
+def check_strikes(records: Sequence[Record], trusted: Mapping[str, TrustedKey]) -> None:
+    """Raise ArtifactError for a strike that nobody signed, and for one of a record that a trusted key signed."""
+    by_number = {record.get("sequence"): record for record in records}
+    for number, strike in struck_out(records).items():
+        own = strike["sequence"]
+        if strike.get("signature") is None:
+            raise ArtifactError(f"Promotion record {own} strikes out others and is not signed, so it was forged. {FORGED.format(own)}")
+        if names := trusted.keys() & set(signed_by(by_number[number], trusted)):
+            raise ArtifactError(
+                f"Promotion record {own} strikes out record {number}, which the trusted key {min(names)[:16]} signed. One of the two is "
+                f"wrong: where that key leaked, take it away from the trusted ones; where the strike was forged, strike it out: "
+                f"scalingnote history --strike {own} --as NAME --reason TEXT."
+            )
+
+
 def covered_records(records: Sequence[Record], trusted: Mapping[str, TrustedKey]) -> int:
     """How many records, from the first on, a signature that counts vouches for; raises ArtifactError for one that is false."""
-    covered = 0
+    covered, struck = 0, struck_out(records)
     for record in records:
-        if record.get("signature") is None:
+        if record.get("signature") is None or record.get("sequence") in struck:
             continue
         try:
             names = signers(record["signature"], _record_claim(record), trusted)
         except ArtifactError as error:
-            raise ArtifactError(f"Promotion record {record.get('sequence')}: {error}") from None
+            number = record.get("sequence")
+            raise ArtifactError(f"Promotion record {number}: {error} {FORGED.format(number)}") from None
         if not trusted or trusted.keys() & set(names):
             covered = int(record["sequence"])
     return covered
 
 
-def signed_by(record: Record) -> list[str]:
-    """Ids of the keys that signed a record, by the public keys beside their signatures; nobody's where no signature fits."""
+def signed_by(record: Record, trusted: Mapping[str, TrustedKey] | None = None) -> list[str]:
+    """Ids of the keys that signed a record, by the public keys beside their signatures or the `trusted` ones; nobody's where none fits."""
     if record.get("signature") is None:
         return []
     try:
-        return signers(record["signature"], _record_claim(record), {})
+        return signers(record["signature"], _record_claim(record), trusted or {})
     except ArtifactError:
         return ["nobody: the signature does not fit"]
 
@@ -284,7 +312,7 @@ def check_audit(name: str, records: Sequence[Record], entries: Sequence[AuditEnt
 
     Raises ArtifactError otherwise.
     """
-    resting = [record for record in records if record.get("audit_digest")]
+    resting = [record for record in standing(records) if record.get("audit_digest")]
     if entries is None and resting:
         raise ArtifactError(f"Promotion record {resting[0]['sequence']} rests on an audit log, and there is none here. Restore it.")
     for record in resting:

@@ -140,6 +140,8 @@ def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
 
 
 KNOWN_SCHEMAS = frozenset({"dc11669786a5"})  # `alembic_version` of MLflow 3.17.2
+MOST_BYTES = 200_000_000  # of one answer, some 700,000 short rows
+_ROW_BYTES = 250  # of memory, without the text
 _PREFIX = "sqlite:///"
 Row = Mapping[str, Any]
 
@@ -151,13 +153,24 @@ class Reader:
     path: Path
 
     def rows(self, statement: str, *values: str | int) -> list[Row]:
-        """Run one SELECT. A writer that holds the file is waited for."""
+        """Run one SELECT. A writer that holds the file is waited for.
+
+        Raises ArtifactError where somebody wrote so much that it would fill the memory.
+        """
         if not self.path.exists():
             return []
         connection = sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True, timeout=30)
         try:
             connection.row_factory = sqlite3.Row
-            found = [dict(row) for row in connection.execute(statement, values)]
+            found, size = [], 0
+            for row in connection.execute(statement, values):
+                found.append(dict(row))
+                size += _ROW_BYTES + sum(len(value) for value in row if isinstance(value, str))
+                if size > MOST_BYTES:
+                    raise ArtifactError(
+                        f"{self.path}: what this command has to read there takes more than {MOST_BYTES:,} bytes, so somebody has filled it "
+                        "with tags, parameters or runs. Find out with MLflow who wrote them, delete them there, or restore a backup."
+                    )
         finally:
             connection.close()
         roots = former_roots(self.path)

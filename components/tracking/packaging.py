@@ -97,6 +97,8 @@ def _compare(root: Path, listed: dict[str, str], found: dict[str, Path]) -> None
             f"{root}: {cached[0]} is byte code, which Python runs in place of the source that was registered. Delete every folder "
             "__pycache__ there. Versions of today leave none when MLflow loads them; older ones do."
         )
+    if linked := next((path for path in root.rglob("*") if path.is_symlink()), None):
+        raise ArtifactError(f"{linked} is a link, and what it leads to can change. Put the file itself there.")
     if strange := sorted(set(listed) ^ set(found)):
         what = "is missing" if strange[0] in listed else "does not belong there"
         raise ArtifactError(f"{root}: the file {strange[0]}, with which MLflow loads the version, {what}. Restore the model's folder.")
@@ -129,11 +131,17 @@ def artifact_folder(model_name: str, version: int, fresh: bool = False) -> Path:
     folder = local_path(location)
     if folder is None:
         return _download(f"{location}/{SEALED_PATH}", fresh)
-    if not (folder / SEALED_PATH).is_dir():
+    sealed, root = folder / SEALED_PATH, settings.artifact_root()
+    if sealed.is_relative_to(root) and not sealed.resolve().is_relative_to(root.resolve()):
+        raise ArtifactError(
+            f"{sealed} leads out of the artifact store through a link, and what it leads to can change after it was checked. Put the files "
+            "themselves there."
+        )
+    if not sealed.is_dir():
         raise ArtifactError(
             f"The files of {model_name}/{version} are not at {folder}. Restore the artifact store, or register the artifact again."
         )
-    return folder / SEALED_PATH
+    return sealed
 
 
 def local_files(model_name: str, version: int) -> Path | None:

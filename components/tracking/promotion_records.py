@@ -20,13 +20,14 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import digest_of
+from components.artifacts import digest_of, file_sha256, read_bounded
 from components.errors import ArtifactError, PromotionError
 from components.tracking import embedded, labels, registry
 from components.tracking.packaging import local_path
@@ -34,6 +35,13 @@ from components.tracking.provenance import claimed_user
 from components.tracking.store import client, create_experiment, error_code, experiment_id, translated
 
 _OWN = ("sequence", "previous", "recorded_at", "retriever", "signature", "digest")
+UNREADABLE = "unreadable"  # the action that stands for a record whose file is gone or was changed
+MOST_BYTES = 16_000_000  # of a record's file: the largest that was ever written has some 100,000
+STRIKE = "strike"
+FORGED = (
+    "Where it was forged, a trusted key strikes it out, and all that came after it: scalingnote history --strike {} --as NAME --reason "
+    "TEXT. Without keys only a backup brings back what was true."
+)
 HEAD = labels.PREFIX + "chain_head"
 HEAD_FORM = re.compile(r"(\d+):(\d+):(\d+):([0-9a-f]{64})")
 _log = logging.getLogger(__name__)
@@ -51,7 +59,7 @@ def append_record(retriever_name: str, record: Mapping[str, Any], sign: Signer |
     if taken := sorted(set(record) & set(_OWN)):
         raise PromotionError(f"A promotion record gets the field '{taken[0]}' from the chain; leave it out.")
     ensure_chain(retriever_name)
-    chain, existing = _read(retriever_name)
+    chain, existing = _read(retriever_name, record.get("action") == STRIKE)
     if chain is None:
         raise ArtifactError(f"The experiment {_experiment(retriever_name)} vanished while a record was written; run the command again.")
     if after is not None and len(existing) != after:
@@ -64,12 +72,39 @@ def append_record(retriever_name: str, record: Mapping[str, Any], sign: Signer |
 
 
 @translated("read the promotion records")
-def read_records(retriever_name: str) -> list[dict[str, Any]]:
-    """All records in order, verified. Raises ArtifactError that names the record where the chain is broken."""
-    return _read(retriever_name)[1]
+def read_records(retriever_name: str, unread: bool = False) -> list[dict[str, Any]]:
+    """All records in order, verified. Raises ArtifactError that names the record where the chain is broken.
+
+    One that was struck out need not be readable: it stands there by its number and digest alone (`UNREADABLE`). With `unread` this holds
+    for every one, for whoever is to strike it out.
+    """
+    return _read(retriever_name, unread)[1]
 
 
-def _read(retriever_name: str) -> tuple[Chain | None, list[dict[str, Any]]]:
+def struck_out(records: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
+    """Number of each record that does not count -> the strike that says so, which a later strike can strike out in its turn.
+
+    A strike names, each with its digest, the first forged record, all that came between it and the strike, and the record before, which
+    one that is unreadable does not name. Raises ArtifactError for a strike of another form; whose signature it has, `check_records` asks.
+    """
+    digests = {record.get("sequence"): record.get("digest") for record in records}
+    found: dict[int, Mapping[str, Any]] = {}
+    for record in reversed(records):
+        if record.get("action") != STRIKE or record.get("sequence") in found:
+            continue
+        named, own = record.get("struck"), int(record["sequence"])
+        first = own - len(named) if isinstance(named, Mapping) else own
+        kept = {"sequence": first - 1, "digest": digests.get(first - 1)} if first > 1 else None
+        fits = 0 < first < own and record.get("keeps") == kept
+        if not fits or named != {str(number): digests.get(number) for number in range(first, own)}:
+            raise ArtifactError(
+                f"Promotion record {own} strikes out other records than stand before it, so no command has written it. {FORGED.format(own)}"
+            )
+        found |= dict.fromkeys(range(first, own), record)
+    return found
+
+
+def _read(retriever_name: str, unread: bool = False) -> tuple[Chain | None, list[dict[str, Any]]]:
     heads = stated_heads(retriever_name)  # before the chain, which only grows
     chain = open_chain(_experiment(retriever_name))
     if chain is None:
@@ -77,14 +112,19 @@ def _read(retriever_name: str) -> tuple[Chain | None, list[dict[str, Any]]]:
     records: list[dict[str, Any]] = []
     for number, (run_id, digest) in enumerate(chain.places() if chain else [], start=1):
         assert chain is not None
-        content = read_file(chain, run_id, number)
-        _check(content, number, digest, records[-1]["digest"] if records else None)
-        if content.get("retriever") != retriever_name:
-            raise ArtifactError(
-                f"{chain.name}: promotion record {number} is one of the retriever '{content.get('retriever')}': its experiment was "
-                "renamed. Give both experiments their own names again in MLflow."
-            )
+        try:
+            content = read_file(chain, run_id, number)
+            _check(content, number, digest, records[-1]["digest"] if records else None)
+            if content.get("retriever") != retriever_name:
+                raise ArtifactError(
+                    f"{chain.name}: promotion record {number} is one of the retriever '{content.get('retriever')}': its experiment was "
+                    "renamed. Give both experiments their own names again in MLflow."
+                )
+        except ArtifactError as error:
+            content = _unreadable(number, digest, str(error))
         records.append(content)
+    if not unread:
+        _require_read(records)
     if chain is not None:
         _refuse_outside(chain)
     for place, (sequence, digest) in heads.items():
@@ -94,6 +134,20 @@ def _read(retriever_name: str) -> tuple[Chain | None, list[dict[str, Any]]]:
         )
         require_head(records, sequence, digest, f"{retriever_name}-release/{place}", hint)
     return chain, records
+
+
+def _unreadable(number: int, digest: str, problem: str) -> dict[str, Any]:
+    return {"sequence": number, "digest": digest, "action": UNREADABLE, "problem": problem, "to_version": None}
+
+
+def _require_read(records: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ArtifactError for the first record that could not be read, unless it was struck out."""
+    lost = [record for record in records if record.get("action") == UNREADABLE and "problem" in record]
+    struck: Mapping[int, Any] = {}
+    with suppress(ArtifactError):  # what is lost is said first
+        struck = struck_out(records) if lost else {}
+    if left := next((record for record in lost if record["sequence"] not in struck), None):
+        raise ArtifactError(f"{left['problem']} {FORGED.format(left['sequence'])}")
 
 
 def _refuse_renamed(retriever_name: str) -> None:
@@ -143,8 +197,8 @@ def state_head(retriever_name: str, records: Sequence[Mapping[str, Any]]) -> Non
     if not records:
         return
     there = {info.version: info for info in registry.versions(f"{retriever_name}-release")}
-    version = int(records[-1]["to_version"])
-    release = there.get(version) or there.get(max(there, default=0))  # the newest one, where the champion was deleted
+    champion = there.get(records[-1]["to_version"])
+    release = champion or there.get(max(there, default=0))  # the newest one, where the champion was deleted or none is left
     if release is None:
         return
     head = f"{release.version}:{release.created_ms}:{records[-1]['sequence']}:{records[-1]['digest']}"
@@ -271,19 +325,17 @@ class Chain:
     runs: dict[str, RunState]
 
     def places(self) -> list[tuple[str, str]]:
-        """(run id, digest) of each record in order; raises ArtifactError for a gap or an unreadable claim.
+        """(run id, digest) of each record in order; raises ArtifactError for a gap.
 
-        A place has one name: `record-0000003` beside `record-000003` would be a second claim of it, which MLflow takes for another.
+        A claim that names no run and digest stands there without a run, and with a digest of its own. A place has one name:
+        `record-0000003` beside `record-000003` would be a second claim of it, which MLflow takes for another.
         """
         numbered = {_number_of(key): value for key, value in self.claims.items() if _number_of(key)}
         if sorted(numbered) != list(range(1, len(numbered) + 1)):
             missing = next(number for number in range(1, max(numbered)) if number not in numbered)
             raise ArtifactError(f"{self.name}: promotion record {missing} is missing. Restore the experiment from a backup.")
-        parsed = [_CLAIM.fullmatch(numbered[number]) for number in sorted(numbered)]
-        if None in parsed:
-            number = parsed.index(None) + 1
-            raise ArtifactError(f"{self.name}: the claim of promotion record {number} is unreadable. Restore the experiment from a backup.")
-        return [(found.group(1), found.group(2)) for found in parsed if found]
+        claims = (numbered[number] for number in sorted(numbered))
+        return [(found[1], found[2]) if (found := _CLAIM.fullmatch(claim)) else ("", digest_of(claim)) for claim in claims]
 
     def outside(self) -> set[str]:
         """Ids of runs of records that are in no place of the chain, though only a changed store can leave them so.
@@ -340,12 +392,14 @@ def renamed_to(name: str) -> str | None:
 
 def read_file(chain: Chain, run_id: str, number: int) -> dict[str, Any]:
     """Content of a record's file; raises ArtifactError when its run or its file is gone."""
+    if not run_id:
+        raise ArtifactError(f"{chain.name}: the claim of promotion record {number} is unreadable. Restore the experiment from a backup.")
     run = chain.runs.get(run_id)
     if run is None or not run.active:
         raise ArtifactError(f"{chain.name}: the run of promotion record {number} was deleted ({run_id}).")
     folder = local_path(run.artifact_uri)
     try:
-        content = (folder / RECORD_FILE).read_bytes() if folder is not None else _read_remote(run_id)
+        content = read_bounded(folder / RECORD_FILE, MOST_BYTES) if folder is not None else _read_remote(run_id)
     except (ArtifactError, OSError) as error:
         raise ArtifactError(f"{chain.name}: the file of promotion record {number} cannot be read. {error}") from None
     return parse_record(content, f"Promotion record {number}")
@@ -354,13 +408,14 @@ def read_file(chain: Chain, run_id: str, number: int) -> dict[str, Any]:
 def parse_record(content: bytes, title: str) -> dict[str, Any]:
     """The record in a file as `MlflowClient.log_dict` writes it; raises ArtifactError that names it by `title` for any other bytes.
 
-    A digest over the value cannot see a changed space, an escaped letter or a key that stands there twice.
+    A digest over the value cannot see a changed space, an escaped letter or a key that stands there twice. NaN and infinity are no JSON.
     """
     try:
         found = json.loads(content)
+        again = json.dumps(found, indent=2, allow_nan=False).encode()
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or json.dumps(found, indent=2).encode() != content:
+        found = again = None
+    if not isinstance(found, dict) or again != content:
         raise ArtifactError(f"{title} was changed: its file does not read as it was written. Restore it from a backup.")
     return found
 
@@ -372,7 +427,7 @@ def _read_remote(run_id: str) -> bytes:
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return Path(client().download_artifacts(run_id, RECORD_FILE, folder)).read_bytes()
+            return read_bounded(Path(client().download_artifacts(run_id, RECORD_FILE, folder)), MOST_BYTES)
         except MlflowException as error:
             raise ArtifactError(str(error)) from None
 
@@ -445,19 +500,43 @@ def _require(name: str, experiment_active: bool, anchor: str, chain_active: bool
 # --- Promotion records read from their files alone, as in a backup of the artifact store: no server and no database is asked.
 
 
+_MOST_LOST = 10_000  # records without a file in one chain
 _OVERTAKEN = " overtaken"  # no field of a record begins with a space
 
 
 def read_record_files(root: Path, retriever_name: str) -> list[dict[str, Any]]:
     """The records of a retriever below `root` in order, verified; raises ArtifactError that names the one that is broken or missing."""
     places: dict[int, list[dict[str, Any]]] = {}
+    problems: list[str] = []
     for path in _record_paths(root, retriever_name):
-        record = _read_file(path)
-        if record.get("retriever") == retriever_name:
-            places.setdefault(int(record["sequence"]), []).append({**record, _OVERTAKEN: path.with_name(OVERTAKEN_FILE).is_file()})
-    if (missing := next(number for number in count(1) if number not in places)) < max(places, default=0):
-        raise ArtifactError(f"{root}: the file of promotion record {missing} is missing.")
-    return _linked(places)
+        try:
+            if (record := _read_file(path)).get("retriever") == retriever_name:
+                places.setdefault(int(record["sequence"]), []).append({**record, _OVERTAKEN: path.with_name(OVERTAKEN_FILE).is_file()})
+        except (ArtifactError, OSError) as error:
+            problems.append(str(error))
+    newest, gap = max(places, default=0), next(number for number in count(1) if number not in places)
+    if newest - len(places) > _MOST_LOST:  # one that nobody can count to
+        raise ArtifactError(f"{root}: the file of promotion record {gap} is missing.")
+    named = _named_digests(places)
+    for number in range(newest, 0, -1):
+        if number not in places:
+            problem = problems[0] if problems else f"{root}: the file of promotion record {number} is missing."
+            digest = named.get(number) or str(places[number + 1][0].get("previous") or "")
+            places[number] = [{**_unreadable(number, digest, problem), _OVERTAKEN: False}]
+    chain = _linked(places, named)
+    _require_read(chain)
+    if problems and not any(record.get("action") == UNREADABLE for record in chain):  # perhaps the newest: no later one says so
+        raise ArtifactError(problems[0])
+    return chain
+
+
+def _named_digests(places: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[int, str]:
+    """Number -> digest of the records that a strike names, the forged ones and the one before them."""
+    named: dict[str, Any] = {}
+    for record in (record for found in places.values() for record in found if record.get("action") == STRIKE):
+        struck, kept = (found if isinstance(found := record.get(field), Mapping) else {} for field in ("struck", "keeps"))
+        named |= {str(kept.get("sequence")): kept.get("digest"), **struck}
+    return {int(number): str(digest) for number, digest in named.items() if re.fullmatch(r"[0-9]{1,9}", number)}
 
 
 def _record_paths(root: Path, retriever_name: str) -> list[Path]:
@@ -471,7 +550,7 @@ def _record_paths(root: Path, retriever_name: str) -> list[Path]:
         found.setdefault(path.parents[2], []).append(path)
     named = [folder for folder in found if folder.name == f"{retriever_name}-promotions"]
     firsts = named or [folder for folder, paths in found.items() if any(_place(path) == (retriever_name, 1) for path in paths)]
-    if len({frozenset(path.read_bytes() for path in found[folder]) for folder in firsts}) > 1:
+    if len({frozenset(file_sha256(path) for path in found[folder]) for folder in firsts}) > 1:
         raise ArtifactError(
             f"{root} holds promotion records of '{retriever_name}' in {len(firsts)} folders: {firsts[0]} and {firsts[1]}. They differ, so "
             "one of them was not written by the promote flow or is older; give a folder without it."
@@ -484,14 +563,14 @@ def _record_paths(root: Path, retriever_name: str) -> list[Path]:
 def _place(path: Path) -> tuple[str, int] | None:
     """Retriever and number that a record file names, None for a file that is none: it is looked at more closely where it counts."""
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(read_bounded(path, MOST_BYTES))
         return str(record["retriever"]), int(record["sequence"])
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError, ArtifactError, OSError):
         return None
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    record = parse_record(path.read_bytes(), f"The promotion record {path}")
+    record = parse_record(read_bounded(path, MOST_BYTES), f"The promotion record {path}")
     if type(record.get("sequence")) is not int or record["sequence"] < 1:
         raise ArtifactError(f"{path} does not hold a promotion record.")
     if digest_of({key: value for key, value in record.items() if key != "digest"}) != record.get("digest"):
@@ -499,18 +578,23 @@ def _read_file(path: Path) -> dict[str, Any]:
     return record
 
 
-def _linked(places: Mapping[int, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _linked(places: Mapping[int, Sequence[dict[str, Any]]], named: Mapping[int, str]) -> list[dict[str, Any]]:
     """From the newest back: of files that several writers left for one place, the one that is followed counts.
 
-    Of the newest ones the one that is not marked as overtaken does. The mark alone never takes a record away.
+    Of the newest ones the one that is not marked as overtaken does. The mark alone never takes a record away. What a strike names counts
+    as `named` there: a record that it strikes out may name anything as the one before it.
     """
     chain: list[dict[str, Any]] = []
     for number in sorted(places, reverse=True):
-        fitting = [record for record in places[number] if not chain or record["digest"] == chain[0]["previous"]]
+        expected = named.get(number) or (chain[0].get("previous") if chain else None)
+        fitting = [record for record in places[number] if expected is None or record["digest"] == expected]
         fitting = [record for record in fitting if not record[_OVERTAKEN]] or fitting
+        problem = f"The files hold {len(fitting)} promotion records {number} that the next one could follow; expected one."
+        if not fitting:
+            fitting = [_unreadable(number, str(expected), problem)]
         if len({record["digest"] for record in fitting}) != 1:
-            raise ArtifactError(f"The files hold {len(fitting)} promotion records {number} that the next one could follow; expected one.")
+            raise ArtifactError(problem)
         chain.insert(0, {key: value for key, value in fitting[0].items() if key != _OVERTAKEN})
-    if chain and chain[0]["previous"] is not None:
+    if chain and chain[0].get("previous") is not None and 1 not in named:
         raise ArtifactError("Promotion record 1 names a record before it; the chain is broken there.")
     return chain

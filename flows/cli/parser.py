@@ -192,6 +192,11 @@ def _add_promotion(commands: Any) -> None:
     history.add_argument(
         "--anchor", type=Path, metavar="FILE", help="an auditor's own file: compare the newest record kept there, then keep today's"
     )
+    history.add_argument(
+        "--strike", type=_positive, metavar="N", help="record N was forged: it and all after it count no more, signed by a trusted key"
+    )
+    history.add_argument("--as", dest="person", metavar="NAME", help="with --strike: who says so")
+    history.add_argument("--reason", metavar="TEXT", help="with --strike: why; kept in a record of its own")
 
 
 def _add_use(commands: Any) -> None:

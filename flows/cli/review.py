@@ -84,15 +84,37 @@ def rollback(options: argparse.Namespace) -> None:
     show(options, asdict(change), change.message + _warnings(change.warnings))
 
 
-def history(options: argparse.Namespace) -> None:
+def history(options: argparse.Namespace) -> int:
     """All promotions and rollbacks with their people and reasons."""
-    from components.promotion.status import compare_anchor, history_of, render_history
+    from components.promotion.status import compare_anchor, damaged_log, history_of, render_history
 
     name = retriever_name(options)
+    if options.strike is not None:
+        _strike(name, options)
+        return 0
+    if options.person or options.reason:
+        raise ConfigError("--as and --reason say who strikes a record out and why; give --strike N with them, or leave them out.")
     entries = history_of(name)
+    alarm = damaged_log(entries)
     anchor = compare_anchor(name, options.anchor) if options.anchor else None
-    told = render_history(name, entries) + (f"\n{anchor}" if anchor else "")
-    show(options, {"name": name, "history": entries, **({"anchor": anchor} if anchor else {})}, told)
+    told = render_history(name, entries, alarm) + (f"\n{anchor}" if anchor else "")
+    show(options, {"name": name, "history": entries, "alarm": alarm, **({"anchor": anchor} if anchor else {})}, told)
+    return 1 if alarm else 0
+
+
+def _strike(name: str, options: argparse.Namespace) -> None:
+    from components.promotion.record import strike
+
+    if options.anchor:
+        raise ConfigError("--anchor compares records, --strike changes what counts of them; run one after the other.")
+    done = strike(name, options.strike, options.person, options.reason)
+    left = f"release/{done.champion} is champion" if done.champion else "nothing is champion"
+    numbers = ", ".join(map(str, done.struck))
+    lines = [f"Struck out by record {done.sequence}, signed by {done.key_id[:16]}: {numbers}. Now {left}."]
+    if done.vouched:
+        lines.append(f"Its signature vouches for these records too, which no trusted key had signed: {', '.join(map(str, done.vouched))}.")
+    lines.append(f"Next: scalingnote verify champion{name_option(name)}; and find out who wrote those records.")
+    show(options, done._asdict(), "\n".join(lines))
 
 
 def _watch(options: argparse.Namespace) -> Watch:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from components.errors import ArtifactError
+from components.promotion.status import status_of
 from components.tracking import audit_log as audit
 from components.tracking import sign_in
 from components.tracking.server.bootstrap import bootstrap
@@ -264,8 +265,17 @@ def test_nothing_changes_while_the_log_is_damaged(server: AuthServer, log: Path)
         assert status == 503 and "audit log" in answer["message"]
         with server.as_user("auditor"), pytest.raises(ArtifactError, match="cut off"):
             audit.trail()
+        for user in ("trainer", "auditor"):  # everybody who signs in, at `status`
+            with server.as_user(user):
+                alarm = status_of("retriever")["alarm"]
+                assert "the audit log of this server: entries" in alarm and "were cut off. Restore the log from a backup" in alarm
     finally:
         log.write_bytes(good)
+    with server.as_user("trainer"):
+        entries = audit.read_audit(log)
+        assert audit.current_state(len(entries)) == ("", entries[-1].digest)
+        assert audit.current_state(len(entries) + 1) == ("", None)
+    assert server.call("GET", audit.STATE_ENDPOINT)[0] == 401
     assert new_run(server)
     assert len(audit.read_audit(log)) == len(good.splitlines()) + 1
 

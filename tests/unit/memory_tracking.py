@@ -12,7 +12,7 @@ import pytest
 
 from components.errors import ModelError, PromotionError
 from components.tracking import labels
-from components.tracking.audit_log import append_entry, read_audit
+from components.tracking.audit_log import LogState, append_entry, read_audit, state_of
 from components.tracking.registry import VersionInfo
 
 
@@ -44,9 +44,13 @@ class MemoryTracking:
         for name in ("set_review_tag", "description", "set_description"):
             monkeypatch.setattr(f"components.tracking.registry.{name}", getattr(self, name))
         monkeypatch.setattr("components.tracking.audit_log.trail", lambda: read_audit(self.log) if self.log else None)
+        monkeypatch.setattr("components.tracking.audit_log.current_state", self.log_state)
         monkeypatch.setattr("components.tracking.store.signed_in_as", lambda: self.user)
         for name in ("append_record", "read_records", "foreign_runs"):
             monkeypatch.setattr(f"components.tracking.promotion_records.{name}", getattr(self, name))
+
+    def log_state(self, entry: int = 0) -> LogState | None:
+        return state_of(self.log, "the log", entry) if self.log else None
 
     def sign_in(self, user: str, *roles: str) -> None:
         """From now on changes are those of `user`."""
@@ -144,7 +148,7 @@ class MemoryTracking:
         self.records.append({"recorded_at": record["time"], **record, **own})
         return dict(self.records[-1])
 
-    def read_records(self, retriever_name: str) -> list[dict[str, Any]]:
+    def read_records(self, retriever_name: str, unread: bool = False) -> list[dict[str, Any]]:
         return copy.deepcopy(self.records)
 
     def foreign_runs(self, retriever_name: str) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from components import settings
 from components.errors import ConfigError
 from components.settings import answers
 from components.tracking import audit_log as audit
@@ -69,7 +70,7 @@ def load_users(path: Path | None, permissions: Permissions) -> Users:
     import yaml
 
     try:
-        users = Users.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        users = Users.model_validate(settings.strict_yaml(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ConfigError(f"--users: {path} is missing.") from None
     except OSError as error:
@@ -79,7 +80,7 @@ def load_users(path: Path | None, permissions: Permissions) -> Users:
     except ValidationError as error:
         raise ConfigError(f"--users: {path}: {first_problem(error)}") from None
     for name, user in users.users.items():
-        if name == ADMIN or not re.fullmatch(r"[A-Za-z0-9][\w.@-]{0,63}", name):
+        if name == ADMIN or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}", name):
             raise ConfigError(f"--users: {path}: '{name}' cannot be a user's name; allowed: letters, digits and . _ @ -, not '{ADMIN}'.")
         if unknown := sorted(set(user.roles) - set(permissions.roles)):
             raise ConfigError(f"--users: {path}: {name}: unknown role '{unknown[0]}'; known: {', '.join(sorted(permissions.roles))}.")

@@ -21,7 +21,8 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from components import settings
-from components.errors import ConfigError
+from components.artifacts import read_bounded
+from components.errors import ArtifactError, ConfigError
 from components.settings import without_user
 from components.tracking import labels
 from components.tracking.store import TrackingError, is_server, translated
@@ -139,7 +140,7 @@ def load_permissions(path: Path | None = None) -> Permissions:
 
     path = path or Path(os.environ.get("SCALINGNOTE_PERMISSIONS") or PERMISSIONS_FILE)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = settings.strict_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
             f"{path} is missing. It comes with the project's folder mlflow/; name another in SCALINGNOTE_PERMISSIONS."
@@ -337,11 +338,9 @@ def _fields(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise ConfigError(f"{file} ({POLICY_VARIABLE}) is no policy: it has more than {_MAX_BYTES:,} bytes.")
-        given = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        first = str(error).partition("\n")[0]
+        given = settings.strict_yaml(read_bounded(file, _MAX_BYTES).decode("utf-8"))
+    except (ArtifactError, OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        first = str(error).partition("\n")[0].rstrip(".")
         raise ConfigError(f"{file} ({POLICY_VARIABLE}) is no policy: {first}. Give the fields of `policy` as YAML.") from None
     if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
         raise ConfigError(f"{file} ({POLICY_VARIABLE}) is no policy: it holds no fields. Give the fields of `policy` as YAML.")

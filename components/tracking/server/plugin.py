@@ -28,6 +28,7 @@ from components.tracking.server.calls import (
     contradiction,
     fields_of,
     is_reading,
+    named,
     native_action,
     subject_of,
     tags_of,
@@ -132,10 +133,14 @@ class Send(Protocol):
 
 @dataclass
 class Seen:
-    """What the Flask hooks learned of a call. `changes` stays None for a call that did not reach Flask."""
+    """What the Flask hooks learned of a call. `changes` stays None for a call that did not reach Flask.
+
+    `unwritable` says why the audit log takes no entry now; then nothing may be changed.
+    """
 
     action: str = ""
     changes: bool | None = None
+    unwritable: str = ""
     subject: dict[str, str] = field(default_factory=dict)
     user: str | None = None
     roles: tuple[str, ...] = ()
@@ -227,20 +232,34 @@ def create_app() -> App:
     _serve_audit(flask_app, path, permissions)
     _serve_policies(flask_app)
     _narrow_native_routes(permissions)
-    return AuditLayer(inner, path)
+    return AuditLayer(inner, path, functools.partial(_may_read, flask_app))
 
 
-def _note_call() -> None:
-    """Flask hook: remember what is asked for, before anything can refuse it."""
+def _note_call() -> Any:
+    """Flask hook: remember what is asked for, before anything can refuse it. A change that could not be logged goes no further."""
     from flask import request
 
     seen = _seen.get(None)
     if seen is None:
-        return
+        return None
     seen.action = action_of(request)
     seen.changes = changes_something(request, seen.action)
-    if seen.changes:
-        seen.subject = subject_of(request, seen.action)
+    if not seen.changes:
+        return None
+    seen.subject = subject_of(request, seen.action)
+    return _refused(seen.unwritable, 503, "TEMPORARILY_UNAVAILABLE") if seen.unwritable else None
+
+
+def _may_read(flask_app: Any, method: str, path: str) -> bool:
+    """Whether Flask serves a call that is not a GET by a view that only reads, or that tells by its body, which `_note_call` looks at."""
+    from werkzeug.exceptions import HTTPException
+
+    try:
+        view, _ = flask_app.url_map.bind("localhost").match(path, method=method)
+    except HTTPException:
+        return False
+    action = named(str(view))
+    return action == "graphql" or is_reading(action)
 
 
 def _enforce(permissions: Permissions, world: ServerWorld) -> Any:
@@ -319,8 +338,8 @@ def _narrow_native_routes(permissions: Permissions) -> None:
 
 
 def _serve_audit(flask_app: Any, path: Path, permissions: Permissions) -> None:
-    """A route that gives the log's head and lines to the roles that may read it."""
-    from flask import Response, g
+    """A route that gives the log's head and lines to the roles that may read it, and one that tells everybody whether it is whole."""
+    from flask import Response, g, jsonify, request
     from mlflow.server.auth import BEFORE_REQUEST_VALIDATORS
     from mlflow.server.handlers import _add_static_prefix
 
@@ -333,8 +352,22 @@ def _serve_audit(flask_app: Any, path: Path, permissions: Permissions) -> None:
         first = audit.head_bytes(head) if head else b""
         return Response(first + b"\n" + lines, mimetype="application/x-ndjson")
 
+    @functools.lru_cache(maxsize=16)
+    def examined(_: Any, entry: int) -> audit.LogState:
+        return audit.state_of(path, "the audit log of this server", entry)
+
+    def tell() -> Any:
+        asked = request.args.get("entry", "0")
+        files = [file.stat() for file in (path, audit.head_file(path)) if file.exists()]
+        unchanged = tuple((of.st_ino, of.st_size, of.st_mtime_ns) for of in files)
+        number = int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 19 else 0
+        return jsonify(examined(unchanged, number)._asdict() if files else {"fault": "", "digest": None})
+
     flask_app.add_url_rule(address, "scalingnote_audit", give)
     BEFORE_REQUEST_VALIDATORS[address, "GET"] = lambda: bool(readers & set(roles_of(g.mlflow_authenticated_user)))
+    state = _add_static_prefix(audit.STATE_ENDPOINT)
+    flask_app.add_url_rule(state, "scalingnote_audit_state", tell)
+    BEFORE_REQUEST_VALIDATORS[state, "GET"] = lambda: True
 
 
 def _serve_policies(flask_app: Any) -> None:
@@ -345,11 +378,15 @@ def _serve_policies(flask_app: Any) -> None:
 
 
 class AuditLayer:
-    """ASGI layer around the whole server: no mutating call is answered before its entry is on the disk."""
+    """ASGI layer around the whole server: no mutating call is answered before its entry is on the disk.
 
-    def __init__(self, inner: App, path: Path) -> None:
+    `may_read` tells of method and path whether the call perhaps only reads: such go on where the log is damaged, so that what serves does.
+    """
+
+    def __init__(self, inner: App, path: Path, may_read: Callable[[str, str], bool] = lambda method, path: False) -> None:
         self.inner = inner
         self.path = path
+        self.may_read = may_read
 
     async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
         """Pass reading calls through; hold the answer of others until they are logged."""
@@ -360,8 +397,11 @@ class AuditLayer:
         seen, answer = Seen(), Answer()
         token = _seen.set(seen)
         try:
-            if await self._is_writable(answer):
+            seen.unwritable = await self._unwritable()
+            if not seen.unwritable or self.may_read(scope["method"], scope["path"]):
                 await self.inner(scope, receive, answer.hold)
+            if seen.unwritable and seen.changes is not False:
+                answer.replace(503, "TEMPORARILY_UNAVAILABLE", seen.unwritable)
         except Exception:
             await self._log(scope, seen, Answer(status=500))
             raise
@@ -370,15 +410,15 @@ class AuditLayer:
         await self._log(scope, seen, answer)
         await answer.release(send)
 
-    async def _is_writable(self, answer: Answer) -> bool:
+    async def _unwritable(self) -> str:
+        """Why no entry can be written; empty where one can."""
         import anyio
 
         try:
             await anyio.to_thread.run_sync(audit.check_end, self.path)
         except (ScalingNoteError, OSError) as error:
-            answer.replace(503, "TEMPORARILY_UNAVAILABLE", f"Nothing can be changed while the audit log cannot be written: {error}")
-            return False
-        return True
+            return f"Nothing can be changed while the audit log cannot be written: {error}"
+        return ""
 
     async def _log(self, scope: Any, seen: Seen, answer: Answer) -> None:
         import anyio
