@@ -1,4 +1,4 @@
-"""A model hub on loopback and its cache: tiny random models in the layout and protocol of the Hugging Face hub."""
+"""A hub on loopback and its cache: tiny random models, and data sets, in the layout and protocol of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Hub:
     """A running hub: models by name, faults by name, and every request it was sent."""
 
     url: str
-    models: dict[str, Repository] = field(default_factory=dict)
+    models: dict[str, Repository] = field(default_factory=dict)  # and data sets
     status: dict[str, tuple[int, str]] = field(default_factory=dict)  # name -> status and error code of every answer
     renamed: dict[str, str] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)  # models whose weights end too early
@@ -95,8 +95,10 @@ def use_cache(monkeypatch: pytest.MonkeyPatch, cache: Path, offline: bool = True
     """Let Hugging Face's client use `cache`, without a network where `offline`."""
     from huggingface_hub import constants
 
+    from components.data import sources
     from components.towers import hub
 
+    sources.hub_folder.cache_clear()
     hub.commit_of.cache_clear()
     hub._folder.cache_clear()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
@@ -125,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path).strip("/")
         hub.requests.append(path)
         time.sleep(hub.delay)
-        parts = path.removeprefix("api/models/").split("/")
+        parts = path.removeprefix("api/").removeprefix("models/").removeprefix("datasets/").split("/")
         name, rest = "/".join(parts[:2]), parts[2:]
         name = hub.renamed.get(name, name)
         if name in hub.status:

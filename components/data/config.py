@@ -29,7 +29,7 @@ class DataConfig(StepConfig):
         "icd10cm",
         min_length=1,
         description="Path of a folder with corpus, queries and qrels (JSON Lines, CSV, TREC, Parquet), ir_datasets:NAME for a set of that "
-        "package, or the built-in set: icd10cm",
+        "package, hub:OWNER/NAME for a data set of a Hugging Face hub (with @REVISION to pin it), or the built-in set: icd10cm",
     )
     scope: Literal["demo", "quick", "full"] = Field(
         "demo", description="Built-in set only: some chapters, half of their entries with all wordings (quick), or all chapters"

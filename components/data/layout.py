@@ -76,7 +76,9 @@ def locate(folder: Path) -> SourceFiles:
 
 def _require_folder(folder: Path) -> None:
     if not folder.exists():
-        raise DataError(f"The data folder {folder} does not exist. Give {_EXPECTED}, or the built-in set: icd10cm.")
+        raise DataError(
+            f"The data folder {folder} does not exist. Give {_EXPECTED}, the built-in set icd10cm, or a data set of a hub: hub:OWNER/NAME."
+        )
     if not folder.is_dir():
         raise DataError(f"{folder} is a file; expected {_EXPECTED}. Give the folder that holds it.")
 

@@ -1,12 +1,13 @@
-"""Read sources into tables: folders, the built-in set, data sets of ir_datasets; mixed, cut down, and named by a digest of their content.
+"""Read sources into tables: folders, the built-in set, data sets of ir_datasets or of a hub; mixed, cut down, named by a digest of content.
 
-The package is no requirement; it fetches a set when it is read for the first time, and keeps it where IR_DATASETS_HOME says.
+The package ir_datasets is no requirement; it fetches a set when it is read for the first time, and keeps it where IR_DATASETS_HOME says.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,14 +28,22 @@ from components.data.left_out import leave_out
 from components.errors import DataError
 
 MARK = "/"
+COMMIT_OF = "commit_of_"  # and the name of a data set of a hub: a note that names its commit
 
 
 def mixed_name(source: str) -> str:
     """The name of a further data set: the last part of its folder's path; raises DataError when that cannot stand in an id."""
-    name = ir_set_name(source) if is_ir_set(source) else settings.expanded(source).resolve().name
+    name = _named(source) or settings.expanded(source).resolve().name
     if not name or name.split() != [name]:
         raise DataError(f"data.mix: the folder '{source}' has no name without white space to put before its ids. Rename or move it.")
     return name
+
+
+def _named(source: str) -> str:
+    """The name of a source that is no folder of the user's; empty for one that is."""
+    if is_hub_set(source):
+        return hub_set_name(source)
+    return ir_set_name(source) if is_ir_set(source) else ""
 
 
 def require_different(names: Sequence[str]) -> None:
@@ -61,7 +70,7 @@ def mix(parts: Mapping[str, RawTables]) -> RawTables:
         queries=pd.concat([t.queries for t in tables], ignore_index=True),
         judgements=pd.concat([t.judgements for t in tables], ignore_index=True),
         unlabelled=pd.concat([t.unlabelled for t in tables], ignore_index=True),
-        notes=base.notes,
+        notes={**{key: value for part in parts.values() for key, value in part.notes.items() if key.startswith(COMMIT_OF)}, **base.notes},
         sources=tuple(parts),
         left_out=tuple(replace(entry, source=name) for name, part in parts.items() for entry in part.left_out),
     )
@@ -251,6 +260,67 @@ def _text(row: Any) -> str:
     return str(made() if callable(made) else row.text)
 
 
+# --- Data sets of a Hugging Face hub by name: `hub:mteb/scifact` or `hub:mteb/scifact@COMMIT`, fetched once and read as a folder.
+
+
+HUB = "hub:"
+ANSWER_SECONDS = 5.0
+_HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(@[\w./-]+)?", re.ASCII)
+_WANTED = tuple(
+    f"*{ending}{packed}" for ending in (".jsonl", ".tsv", ".csv", ".txt", ".qrels", ".parquet", ".arrow") for packed in ("", ".gz")
+)
+
+
+def is_hub_set(source: str) -> bool:
+    """Whether a source is a data set of a hub."""
+    return source.startswith(HUB)
+
+
+def hub_set_name(source: str) -> str:
+    """Owner and name without the slash, which would stand for a folder, and without the revision."""
+    return source.removeprefix(HUB).partition("@")[0].replace("/", "-")
+
+
+@lru_cache(maxsize=8)
+def hub_folder(source: str) -> Path:
+    """The set's folder in the user's own cache of the hub, named by its commit; one answer holds for the whole process.
+
+    Raises DataError in one sentence, within seconds where the hub does not answer and the cache has no such set.
+    """
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    asked = source.removeprefix(HUB)
+    if not _HUB_NAME.fullmatch(asked):
+        raise DataError(f"'{source}' names no data set of a hub. Expected hub:OWNER/NAME or hub:OWNER/NAME@REVISION.")
+    name, _, revision = asked.partition("@")
+    cached = f"nor is it (or not whole) in the cache {constants.HF_HUB_CACHE}"
+    try:
+        found = snapshot_download(
+            name, repo_type="dataset", revision=revision or None, allow_patterns=list(_WANTED), etag_timeout=ANSWER_SECONDS
+        )
+    except GatedRepoError:
+        raise DataError(
+            f"The data set '{name}' is gated: accept its terms on its page, then run `hf auth login` or set HF_TOKEN."
+        ) from None
+    except RevisionNotFoundError:
+        raise DataError(
+            f"The data set '{name}' has no revision '{revision}'. Name a branch, a tag or a full commit, or leave it out."
+        ) from None
+    except RepositoryNotFoundError:
+        raise DataError(
+            f"The data set '{name}' is not on {constants.ENDPOINT}, or is private: check the name; for a private one set HF_TOKEN."
+        ) from None
+    except LocalEntryNotFoundError:
+        raise DataError(
+            f"The hub {constants.ENDPOINT} does not give '{name}' now, {cached}. Check the network, or HF_HUB_OFFLINE."
+        ) from None
+    except Exception as error:
+        said = str(error).strip().partition("\n")[0][:160] or type(error).__name__
+        raise DataError(f"The hub {constants.ENDPOINT} does not give '{name}' ({said}), {cached}. Try again later.") from None
+    return Path(found)
+
+
 # --- Read sources, folders or the built-in set, into tables; and name their content by a digest.
 
 
@@ -281,7 +351,7 @@ def source_digest(config: DataConfig) -> str:
 
 
 def source_name(config: DataConfig) -> str:
-    """The built-in set's name, that of a set of ir_datasets, or the base name of the folder; mixed ones with a plus between them."""
+    """Name of the built-in set or of one of ir_datasets or a hub, or the folder's base name; mixed ones with a plus between them."""
     return "+".join(_parts(config))
 
 
@@ -298,7 +368,8 @@ def remarks_on(config: DataConfig) -> list[str]:
     said = []
     for name, part in _parts(config).items() if not _built_in(config) or config.mix else ():
         if not _built_in(part) and not is_ir_set(part.source):
-            files = locate(_folder(part))
+            files = locate(folder := _folder(part))
+            said += [f"{name}: read from the hub's data set at commit {folder.name}."] if is_hub_set(part.source) else []
             said += [f"{name}: {remark}" for remark in files.remarks]
             said += [f"{name}: {path} is not read: {reason}." for path, reason in files.unread.items()]
     return said
@@ -309,7 +380,10 @@ def _read_one(config: DataConfig) -> RawTables:
         return leave_out(icd10cm.build(config.scope), config)
     if is_ir_set(config.source):
         return leave_out(read_ir_set(config.source), config)
-    return leave_out(_read_folder(locate(_folder(config)), config.on_violation.exact_duplicates == "drop"), config)
+    tables = _read_folder(locate(folder := _folder(config)), config.on_violation.exact_duplicates == "drop")
+    if is_hub_set(config.source):
+        tables = replace(tables, notes={**tables.notes, COMMIT_OF + _named(config.source): folder.name})
+    return leave_out(tables, config)
 
 
 def _digest_of_one(config: DataConfig) -> str:
@@ -327,7 +401,7 @@ def _digest_of_one(config: DataConfig) -> str:
 def _own_name(config: DataConfig) -> str:
     if _built_in(config):
         return config.source
-    return ir_set_name(config.source) if is_ir_set(config.source) else _folder(config).resolve().name
+    return _named(config.source) or _folder(config).resolve().name
 
 
 def _built_in(config: DataConfig) -> bool:
@@ -335,7 +409,7 @@ def _built_in(config: DataConfig) -> bool:
 
 
 def _folder(config: DataConfig) -> Path:
-    return settings.expanded(config.source)
+    return hub_folder(config.source) if is_hub_set(config.source) else settings.expanded(config.source)
 
 
 def _read_folder(files: SourceFiles, repeats: bool) -> RawTables:
