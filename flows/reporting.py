@@ -131,16 +131,18 @@ def watched(step: str) -> Iterator[None]:
 
     A worker ends the process of a run that is cancelled; a run of the command line has no worker, so it ends itself.
     """
-    done = threading.Event()
+    done, made = threading.Event(), threading.Event()
     # In the context of this task, by which Prefect knows whose artifact it is.
-    threading.Thread(target=copy_context().run, args=(_watch, step, done), name="watch", daemon=True).start()
+    threading.Thread(target=copy_context().run, args=(_watch, step, done, made), name="watch", daemon=True).start()
     try:
         yield
+        made.set()
     finally:
         done.set()
 
 
-def _watch(step: str, done: threading.Event) -> None:
+def _watch(step: str, done: threading.Event, made: threading.Event) -> None:
+    """Look until `done` is set; a bar of work that was not `made` stays where it stopped."""
     from prefect.artifacts import create_progress_artifact, update_progress_artifact
     from prefect.context import FlowRunContext
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -162,9 +164,9 @@ def _watch(step: str, done: threading.Event) -> None:
                         shown = create_progress_artifact(share, key=step.replace("_", "-"), description=text)
                     else:
                         update_progress_artifact(shown, share, description=text)
-        if shown is not None:
+        if shown is not None and made.is_set():
             with suppress(Exception):
-                update_progress_artifact(shown, 100.0)
+                update_progress_artifact(shown, 100.0, description="done")
 
 
 def _is_being_cancelled(run: FlowRun) -> bool:

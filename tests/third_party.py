@@ -10,8 +10,12 @@ from pathlib import Path
 PACKAGES = {
     "model_signing": "model-signing with pyopenssl",
     "cyclonedx": "cyclonedx-python-lib[json-validation]",
+    "datacontract": "datacontract-cli, in an environment of its own and on the path",
+    "openlineage": "openlineage-python",  # sends our events to a receiver
     "datasets": "datasets",  # reads the sets of NanoBEIR for sentence-transformers' evaluator
 }
+
+COMMANDS = ("model_signing", "datacontract")  # that are called by their names
 
 
 def tool(name: str) -> str | None:
@@ -21,7 +25,7 @@ def tool(name: str) -> str | None:
 
 def there(name: str) -> bool:
     """Whether a package of `PACKAGES` can be used here."""
-    return tool(name) is not None if name == "model_signing" else find_spec(name) is not None
+    return tool(name) is not None if name in COMMANDS else find_spec(name) is not None
 
 
 def missing() -> list[str]:

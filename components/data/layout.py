@@ -1,7 +1,8 @@
 """Which files of a data folder hold which table, and which files of it hold none.
 
-Every table is one file, or a folder of many: shards of one table, in the order of their names. JSON Lines, CSV, tab-separated and Parquet
-files may stand side by side. Judgements lie in `qrels/`, or where data sets of the hubs have them, in `data/` or `default/`.
+Every table is one file, or a folder of many: shards of one table, in the order of their names. JSON Lines, CSV, tab-separated, Parquet and
+Arrow files (as `save_to_disk` of the package datasets writes them) may stand side by side. Judgements lie in `qrels/`, or where data sets
+of the hubs have them, in `data/` or `default/`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ DOCUMENT_NAMES = ("corpus", "documents")
 QUERY_NAMES = ("queries",)
 UNLABELLED_NAMES = ("queries_unlabelled",)
 QRELS_FOLDERS = ("qrels", "data", "default")
-TABLE_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+TABLE_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".arrow")
+MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")  # what `save_to_disk` writes beside its tables
 QRELS_SUFFIXES = (*TABLE_SUFFIXES, *(end + gz for end in (".txt", ".trec", ".qrels", ".qrel") for gz in ("", ".gz")))
 # The words of the hubs for the queries that checkpoints are chosen by.
 DEV_WORDS = ("dev", "validation", "valid", "val")
@@ -109,7 +111,8 @@ def _files(path: Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
     if not path.is_dir():
         return (_require_file(path),)
     entries = _entries(path)
-    if [entry.name for entry in entries] == [path.name] and entries[0].is_dir():  # corpus/corpus/0000.parquet, as hubs convert data sets
+    # corpus/corpus/0000.parquet, as hubs convert data sets; in what `save_to_disk` wrote the one split has a name of its own.
+    if len(entries) == 1 and entries[0].is_dir() and (entries[0].name == path.name or (path / MARKS[0]).is_file()):
         return _files(entries[0], suffixes)
     if not entries:
         raise DataError(f"{path} holds no {'documents' if path.name in DOCUMENT_NAMES else 'files'}. Put some there, or remove the folder.")
@@ -122,7 +125,7 @@ def _files(path: Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
 
 def _entries(folder: Path) -> list[Path]:
     """What stands in `folder`, by name; without what is hidden and the marks that writers of many shards leave, such as _SUCCESS."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")))
+    return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")) and path.name not in MARKS)
 
 
 def _stem(path: Path, suffixes: Sequence[str]) -> str:

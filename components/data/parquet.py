@@ -1,8 +1,9 @@
-"""Read documents, queries and judgements from Parquet files, by the column names of BEIR, of the hubs, or by our own."""
+"""Read documents, queries and judgements from Parquet and Arrow files, by the column names of BEIR, of the hubs, or by our own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,21 +68,38 @@ def _scores(column: pa.ChunkedArray, path: Path) -> list[int]:
 
 def _columns(path: Path, table: str, optional: Sequence[str] = ()) -> dict[str, pa.ChunkedArray]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    kind = "Arrow" if path.name.lower().endswith(".arrow") else "Parquet"
     try:
-        with pq.ParquetFile(path) as file:
-            there = file.schema_arrow.names
+        with _opened(path, kind) as (there, read):
             names = known_fields(there, FIELDS[table])
             if missing := next((field for field in FIELDS[table] if field not in names and field not in optional), None):
                 wanted = _USUAL.get(missing, missing)
                 raise DataError(f"{path}: expected a column {wanted}; found {', '.join(there) or 'none'}.")
             if twice := next((name for name in names.values() if there.count(name) > 1), None):
                 raise DataError(f"{path}: two columns are named '{twice}'. Rename or remove one of them.")
-            read = file.read(columns=[name for name in names.values() if name in there])
+            found = read([name for name in names.values() if name in there])
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read as Parquet ({str(error)[:160]}). Write the file again.") from None
-    return {field: read.column(name) for field, name in names.items()}
+        raise DataError(f"{path} cannot be read as {kind} ({str(error)[:160]}). Write the file again.") from None
+    return {field: found.column(name) for field, name in names.items()}
+
+
+@contextmanager
+def _opened(path: Path, kind: str) -> Iterator[tuple[list[str], Callable[[list[str]], pa.Table]]]:
+    """The names of a file's columns, and what reads some of them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if kind == "Parquet":
+        with pq.ParquetFile(path) as file:
+            yield file.schema_arrow.names, lambda names: file.read(columns=names)
+        return
+    with pa.memory_map(str(path)) as mapped:
+        # The package datasets writes streams; Arrow's other form, which Feather is too, says so at its beginning.
+        whole = mapped.read(6) == b"ARROW1"
+        mapped.seek(0)
+        arrow = pa.ipc.open_file(mapped) if whole else pa.ipc.open_stream(mapped)
+        yield arrow.schema.names, lambda names: arrow.read_all().select(names)
 
 
 def _ids(column: pa.ChunkedArray, path: Path, name: str) -> list[str | None]:

@@ -380,6 +380,6 @@ def _require_apart(shards: Sequence[Path], ids: Sequence[pd.Series], what: str) 
 
 def _reader(path: Path) -> ModuleType:
     name = path.name.lower().removesuffix(".gz")
-    if name.endswith(".parquet"):
+    if name.endswith((".parquet", ".arrow")):
         return parquet
     return jsonl if name.endswith(".jsonl") else delimited

@@ -27,6 +27,12 @@ _OPTIONS = (
     "--disable-sync",
     "--disable-quic",
 )
+# A page that draws 60 pictures a second, as Prefect's graph does without a pause, takes a whole processor where there is no graphics card.
+_FEW_PICTURES = """
+const draw = window.requestAnimationFrame
+window.requestAnimationFrame = step => setTimeout(() => draw(step), 250)
+window.cancelAnimationFrame = clearTimeout
+"""
 
 
 def missing() -> str | None:
@@ -51,6 +57,7 @@ def chromium(profile: Path) -> Iterator[Chrome]:
     for option in (*_OPTIONS, f"--user-data-dir={profile}"):
         options.add_argument(option)
     browser = Chrome(options=options, service=Service(driver))  # given a driver, Selenium looks for none to download
+    browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": _FEW_PICTURES})
     try:
         yield browser
     finally:

@@ -1,4 +1,4 @@
-"""What a person does with MLflow's pages: sign in, open a candidate, read its report, press Promote."""
+"""What a person does with MLflow's pages: sign in, open a candidate, read its report, press Promote; and with Prefect's: read and press."""
 
 from __future__ import annotations
 
@@ -80,6 +80,16 @@ class Person:
             return self.see(*words)
         finally:
             self.browser.switch_to.default_content()
+
+    def press(self, label: str) -> None:
+        """Press what bears this text, a button or a tab; of several the one that came last, which is that of a dialog."""
+        from selenium.webdriver.common.by import By
+
+        def labelled() -> WebElement | None:
+            found = reversed(self.browser.find_elements(By.XPATH, f"//body//*[text()[normalize-space()='{label}']]"))
+            return next((each for each in found if each.is_displayed() and each.is_enabled()), None)
+
+        self._wait(labelled, f"'{label}' to press").click()
 
     def promote(self, target: str) -> None:
         """On the page of a version: MLflow's own "Promote model", into the registered model `target`."""

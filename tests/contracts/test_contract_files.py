@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from open_data_contract_standard.model import OpenDataContractStandard
 from components.data.contracts import Place, contracts_digest, contracts_folder, load_contracts, regular_expression
 from components.data.validation import compile_suite
 from components.errors import ConfigError
+from tests.third_party import there, tool
 
 OURS = contracts_folder("")
 Change = Callable[[dict[str, Any]], object]
@@ -49,6 +51,19 @@ def test_our_contracts_follow_the_standard(path: Path) -> None:
     contract = yaml.safe_load(path.read_text())
     assert contract["apiVersion"] == "v3.1.0"
     jsonschema.validate(contract, json.loads(OpenDataContractStandard.json_schema()))
+
+
+@pytest.mark.skipif(not there("datacontract"), reason="datacontract-cli is not installed")
+@pytest.mark.parametrize("path", sorted(OURS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_linter_of_the_data_contract_cli_passes_our_contracts(path: Path, tmp_path: Path) -> None:
+    program = str(tool("datacontract"))
+    linted = subprocess.run([program, "lint", path], capture_output=True, text=True, timeout=600, check=False)
+    assert linted.returncode == 0 and "Data contract is valid" in linted.stdout, linted.stdout + linted.stderr
+    contract = yaml.safe_load(path.read_text())
+    del contract["version"]
+    (tmp_path / "broken.yaml").write_text(yaml.safe_dump(contract))
+    broken = subprocess.run([program, "lint", tmp_path / "broken.yaml"], capture_output=True, text=True, timeout=600, check=False)
+    assert broken.returncode != 0, "it looks into the file"
 
 
 def test_every_rule_is_compiled_and_names_its_contract() -> None:

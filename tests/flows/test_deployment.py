@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -33,6 +34,7 @@ from tests.flows.cli_world import write_collection
 ROOT = Path(__file__).resolve().parents[2]
 POOLS = ("scalingnote", "scalingnote-gpu", "scalingnote-promote")
 NAMES = ("retrain", "train", "refresh-index", "refresh-query-tower", "promote")
+STATES = ("SCHEDULED", "PENDING", "RUNNING", "COMPLETED", "FAILED", "CRASHED")
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 
@@ -216,19 +218,99 @@ def test_a_worker_completes_a_run(installation: Installation, worker: Path) -> N
     assert "Nothing to promote" in text
 
 
-def test_a_run_by_preset_data_name_and_settings_builds_what_the_command_line_would(
-    installation: Installation, worker: Path, tmp_path: Path
-) -> None:
-    data = str(write_collection(tmp_path / "clinic"))
+@pytest.fixture(scope="module")
+def built_run(installation: Installation, worker: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was asked of a run of the deployment `retrain`, and that run, which a worker has completed."""
+    data = str(write_collection(tmp_path_factory.mktemp("data") / "clinic"))
     settings = {"towers": {"steps": 4, "batch_size": 8}, "distillation.epochs": 1, "evaluation.latency_queries": 20}
     asked = {"preset": "smoke", "data": data, "name": "deployed", "settings": settings}
-    run = finished(installation, installation.start("retrain", asked))
+    words = [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in asked.items()]
+    installation.prefect("deployment", "run", "retrain/retrain", *(part for word in words for part in ("-p", word)))
+    waiting = _wait_for(lambda: [run for run in installation.runs("retrain", *STATES) if run["parameters"]["name"] == "deployed"])
+    run = finished(installation, waiting[0]["id"])
     assert run.get("state_type") == "COMPLETED", worker.read_text(encoding="utf-8", errors="replace")[-3000:]
+    return asked, run
+
+
+def test_a_run_by_preset_data_name_and_settings_builds_what_the_command_line_would(
+    installation: Installation, built_run: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("SCALINGNOTE_HOME", "MLFLOW_TRACKING_URI"):
             patch.setenv(name, installation.environment[name])
         recorded = load_manifest("deployed", "candidate/1").config
-    assert recorded == requested_config(**asked).model_dump(mode="json")
+    assert recorded == requested_config(**built_run[0]).model_dump(mode="json")
+
+
+@pytest.mark.skipif(missing() is not None, reason=missing() or "")
+def test_a_run_is_read_in_its_page_and_run_again_from_there(
+    installation: Installation, built_run: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    run = built_run[1]["id"]
+    asked = {"artifacts": {"flow_run_id": {"any_": [run]}, "key": {"any_": ["deployed-gates"]}}}
+    (gates,) = installation.post("/artifacts/filter", asked)
+    with chromium(tmp_path / "profile") as browser:
+        page = Person(browser, installation.api.removesuffix("/api"))
+        browser.get(f"{page.url}/runs/flow-run/{run}")
+        page.see("retrain", "deployed clinic 20", "Completed", "[train_towers] started", "[evaluate] done in")
+        nodes = _wait_for(lambda: _drawn(page, 9))
+        _keep(browser, tmp_path / "logs.png")
+        assert {_name(page, node) for node in nodes} == {
+            *("snapshot_data", "validate_data", "train_towers", "encode_corpus", "build_index"),
+            *("encode_teacher_queries", "distil_query_tower", "evaluate", "write_candidate"),
+        }  # fmt: skip
+        page.press("Artifacts")
+        page.see("deployed-gates", "deployed-candidate", "deployed-mlflow", "Gates of candidate/1: ")
+        _keep(browser, tmp_path / "artifacts.png")
+        page.press("Retry")
+        page.see("This will retry flow run")
+        page.press("Retry")
+        assert _wait_for(lambda: [found for found in [installation.get(f"/flow_runs/{run}")] if found["run_count"] == 2])
+        again = finished(installation, run)
+        page.press("Task Runs")
+        page.see("Cached")
+        _keep(browser, tmp_path / "again.png")
+        browser.get(f"{page.url}/artifacts/artifact/{gates['id']}")
+        page.see("retention", "ann_recall")
+        _keep(browser, tmp_path / "gates.png")
+    assert again["state_type"] == "COMPLETED" and again["run_count"] == 2
+    tasks = installation.post("/task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}, "sort": "EXPECTED_START_TIME_DESC"})
+    assert {task["state_name"] for task in tasks if task["name"] == "train_towers"} >= {"Cached"}, "made once: the second time it is found"
+
+
+def _drawn(page: Person, count: int) -> list[dict[str, Any]]:
+    """The boxes of so many steps, once the graph no longer moves."""
+    found = _nodes(page)
+    return found if len(found) == count and found == _nodes(page) else []
+
+
+def _nodes(page: Person) -> list[dict[str, Any]]:
+    """Where the graph draws steps that ended well, from its middle: the green boxes that are higher than a line and its arrows."""
+    import numpy as np
+    from PIL import Image
+    from scipy import ndimage
+
+    picture = np.asarray(Image.open(io.BytesIO(page.find("canvas").screenshot_as_png)).convert("RGB"))
+    red, green, blue = picture[..., 0], picture[..., 1], picture[..., 2]
+    boxes = ndimage.find_objects(ndimage.label((green > 130) & (red < 70) & (blue < 110))[0])
+    middles = [((down.start + down.stop) // 2, (along.start + along.stop) // 2) for down, along in boxes if down.stop - down.start > 10]
+    return [{"x": x - picture.shape[1] // 2, "y": y - picture.shape[0] // 2} for y, x in middles]
+
+
+def _name(page: Person, node: dict[str, Any]) -> str:
+    """What the page says of a step when one clicks its box."""
+    from selenium.webdriver import ActionChains
+
+    ActionChains(page.browser).move_to_element_with_offset(page.find("canvas"), node["x"], node["y"]).click().perform()
+    name = page.find(".flow-run-graph-selection-panel").text.split("\n")[0]
+    page.find(".flow-run-graph-selection-panel button").click()
+    _wait_for(lambda: [{}] * (not page.browser.find_elements("css selector", ".flow-run-graph-selection-panel")))
+    return name
+
+
+def _keep(browser: Any, file: Path) -> None:
+    """A screenshot, in the folder that pytest keeps of its last runs."""
+    assert browser.save_screenshot(str(file)) and file.stat().st_size > 10_000
 
 
 def test_an_approval_starts_the_promotion_of_its_retriever(installation: Installation) -> None:
@@ -301,7 +383,18 @@ def test_a_run_that_is_cancelled_in_the_page_is_cancelled_in_mlflow_too(installa
     run_id = installation.start("retrain", asked)
     task = {"flow_runs": {"id": {"any_": [run_id]}}, "task_runs": {"name": {"any_": ["train_towers"]}}}
     assert _wait_for(lambda: [found for found in installation.post("/task_runs/filter", task) if found["state_name"] == "Running"])
-    installation.post(f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
+    if missing():
+        installation.post(f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
+    else:
+        with chromium(tmp_path / "profile") as browser:
+            page = Person(browser, installation.api.removesuffix("/api"))
+            browser.get(f"{page.url}/runs/flow-run/{run_id}")
+            page.press("Cancel")
+            page.see("Cancel Flow Run")
+            page.press("Confirm")
+            finished(installation, run_id)
+            page.see("Cancelled")
+            _keep(browser, tmp_path / "cancelled.png")
     run = finished(installation, run_id)
     assert run["state_type"] == "CANCELLED", worker.read_text(encoding="utf-8", errors="replace")[-3000:]
     assert _wait_for(lambda: [found for found in installation.post("/task_runs/filter", task) if found["state_name"] == "Cancelled"])

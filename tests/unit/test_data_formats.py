@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,9 +19,11 @@ from hypothesis import strategies as st
 from components.data.config import DataConfig
 from components.data.dataset import RawTables
 from components.data.delimited import read_qrels
+from components.data.layout import locate
 from components.data.sources import read_source
 from components.errors import DataError
 from tests.data_world import SPLITS, Row, documents, qrels, queries, write_folder, write_lines, write_rows
+from tests.third_party import there
 
 COLUMNS = ["split", "query_id", "doc_id", "score"]
 
@@ -109,6 +112,27 @@ def spark(folder: Path) -> None:
         (folder / name / "_SUCCESS").write_text("")
 
 
+def saved(folder: Path) -> None:
+    """Everything as `save_to_disk` of the package datasets leaves it: a table, or a dictionary of splits."""
+    frames = {"corpus/train": pd.DataFrame(documents()), "queries": pd.DataFrame(queries())}
+    for name, frame in {**frames, **{f"qrels/{split}": frame_of(split) for split in SPLITS}}.items():
+        (folder / name).mkdir(parents=True)
+        table = pa.Table.from_pandas(frame)
+        with pa.ipc.new_stream(folder / name / "data-00000-of-00001.arrow", table.schema) as out:
+            out.write_table(table, max_chunksize=50)
+        for mark in ("dataset_info.json", "state.json"):
+            (folder / name / mark).write_text("{}")
+    for name in ("corpus", "qrels"):
+        (folder / name / "dataset_dict.json").write_text('{"splits": []}')
+
+
+def feather(folder: Path) -> None:
+    """Everything in the other form of Arrow's files."""
+    for name, frame in (("corpus", documents()), ("queries", queries()), *((f"qrels/{split}", frame_of(split)) for split in SPLITS)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(frame).to_feather(folder / f"{name}.arrow")
+
+
 def tables_with(separator: str, ending: str) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
@@ -154,6 +178,8 @@ FORMATS: dict[str, Callable[[Path], None]] = {
     "hub, in Parquet": hub,
     "hub, converted to Parquet": converted,
     "folders of Spark": spark,
+    "saved by the package datasets": saved,
+    "Feather": feather,
     "comma-separated": tables_with(",", ".csv"),
     "semicolon-separated": tables_with(";", ".csv"),
     "tab-separated": tables_with("\t", ".tsv"),
@@ -171,6 +197,28 @@ def test_every_format_gives_the_same_tables(tmp_path: Path, name: str) -> None:
     both = [tables.judgements[COLUMNS].sort_values(COLUMNS, ignore_index=True) for tables in (found, expected)]
     pd.testing.assert_frame_equal(*both)
     assert "dev_held_out_of_train" not in found.notes
+
+
+@pytest.mark.skipif(not there("datasets"), reason="the package datasets is not installed")
+def test_what_the_package_datasets_saves_is_read(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    Dataset.from_list(documents()).save_to_disk(tmp_path / "data" / "corpus", num_shards=2)
+    DatasetDict({"all": Dataset.from_list(queries())}).save_to_disk(tmp_path / "data" / "queries")
+    DatasetDict({split: Dataset.from_pandas(frame_of(split)) for split in SPLITS}).save_to_disk(tmp_path / "data" / "qrels")
+    found, expected = read(tmp_path / "data"), read(write_folder(tmp_path / "expected"))
+    pd.testing.assert_frame_equal(found.documents, expected.documents)
+    assert found.judgements.groupby("split").size().to_dict() == {"dev": 20, "test": 120, "train": 120}
+    assert locate(tmp_path / "data").unread == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"_id,text", b"ARROW1", b"\xff\xff\xff\xff\x10\x00"])
+def test_an_arrow_file_that_is_none_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    folder = write_folder(tmp_path / "data")
+    (folder / "corpus.jsonl").unlink()
+    (folder / "corpus.arrow").write_bytes(content)
+    with pytest.raises(DataError, match=r"corpus\.arrow cannot be read as Arrow .*Write the file again\."):
+        read(folder)
 
 
 def test_judgements_in_gzip_of_every_text_format(tmp_path: Path) -> None:

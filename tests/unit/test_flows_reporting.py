@@ -6,8 +6,10 @@ import json
 import logging
 import sys
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -202,6 +204,32 @@ def test_who_only_tells_prefect_tells_it_once_of_each_state_and_again_after_a_fa
     for _ in range(4):
         watch.look()
     assert [change["status"] for change in told] == ["told", "told"] and not answers
+
+
+@pytest.mark.parametrize(("fails", "last"), [(False, (100.0, "done")), (True, (20.0, "towers: 1 of 5"))])
+def test_the_bar_of_a_step_ends_full_where_the_step_was_made_and_stays_where_it_failed(
+    fails: bool, last: tuple[float, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[float, str]] = []
+
+    def show(bar: str, share: float, description: str) -> str:
+        shown.append((share, description))
+        return bar
+
+    monkeypatch.setattr("prefect.artifacts.create_progress_artifact", lambda share, key, description: show(key, share, description))
+    monkeypatch.setattr("prefect.artifacts.update_progress_artifact", show)
+    of_a_deployment = SimpleNamespace(flow_run=SimpleNamespace(deployment_id="one"))
+    monkeypatch.setattr("prefect.context.FlowRunContext.get", classmethod(lambda cls: of_a_deployment))
+    monkeypatch.setattr(flows.reporting, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(flows.reporting, "_progress", lambda: (20.0, "towers: 1 of 5"))
+    with suppress(ValueError), flows.reporting.watched("train_towers"):
+        watch = next(thread for thread in threading.enumerate() if thread.name == "watch")
+        while not shown:
+            watch.join(0.01)
+        if fails:
+            raise ValueError
+    watch.join()
+    assert shown[-1] == last
 
 
 def test_a_step_that_a_flow_does_not_have_is_refused_with_the_list() -> None:
