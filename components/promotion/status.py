@@ -114,7 +114,9 @@ def _read_anchor(name: str, path: Path) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise ConfigError(f"The anchor {path} cannot be read ({error.strerror}). Give a file of your own.") from None
-    except (ArtifactError, ValueError, RecursionError):
+    except ArtifactError as error:
+        raise ConfigError(f"{path} is no anchor and cannot be read: {error}") from None
+    except (ValueError, RecursionError):
         kept = None
     form = isinstance(kept, dict) and type(kept.get("sequence")) is int and isinstance(kept.get("digest"), str)
     if not form or kept["sequence"] < 1:
