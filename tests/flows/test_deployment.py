@@ -298,14 +298,21 @@ def _nodes(page: Person) -> list[dict[str, Any]]:
 
 
 def _name(page: Person, node: dict[str, Any]) -> str:
-    """What the page says of a step when one clicks its box."""
+    """What the page says of a step when one clicks its box; a click while another step is shown only closes that."""
     from selenium.webdriver import ActionChains
 
-    ActionChains(page.browser).move_to_element_with_offset(page.find("canvas"), node["x"], node["y"]).click().perform()
-    name = page.find(".flow-run-graph-selection-panel").text.split("\n")[0]
-    page.find(".flow-run-graph-selection-panel button").click()
-    _wait_for(lambda: [{}] * (not page.browser.find_elements("css selector", ".flow-run-graph-selection-panel")))
-    return name
+    def shown() -> list[dict[str, Any]]:
+        return [{"text": panel.text} for panel in page.browser.find_elements("css selector", ".flow-run-graph-selection-panel")]
+
+    def click() -> None:
+        ActionChains(page.browser).move_to_element_with_offset(page.find("canvas"), node["x"], node["y"]).click().perform()
+        time.sleep(1)
+
+    while not (found := [panel["text"] for panel in shown() if panel["text"]]):
+        click()
+    while shown():
+        click()
+    return str(found[0]).split("\n")[0]
 
 
 def _keep(browser: Any, file: Path) -> None:
