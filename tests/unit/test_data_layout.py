@@ -120,7 +120,7 @@ def test_a_pointer_of_version_control_is_no_data(folder: Path, name: str, text: 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (gzip.compress(b"q0\td0\t1\n"), "dev.tsv is compressed with gzip, which its name does not say. Let its name end in .gz."),
+        (gzip.compress(b"q0\td0\t1\n", mtime=0), "dev.tsv is compressed with gzip, which its name does not say. Let its name end in .gz."),
         (bz2.compress(b"q0\td0\t1\n"), "dev.tsv is compressed with bzip2, which its name does not say"),
         (lzma.compress(b"q0\td0\t1\n"), "dev.tsv is compressed with xz, which its name does not say"),
         (b"\x28\xb5\x2f\xfd\x04\x00", "dev.tsv is compressed with Zstandard, which its name does not say. Unpack it: zstd -d."),

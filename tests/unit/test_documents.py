@@ -41,6 +41,7 @@ OTHERS = {
     "torchrun": "torch's own command",
     "mlflow": "MLflow's own command",
     "curl": "its own command",
+    "jq": "its own command",
     "source": "the shell's own",
     "export": "the shell's own",
     "pre-commit": "its own command",
