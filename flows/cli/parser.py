@@ -308,7 +308,9 @@ def _training_options(parser: argparse.ArgumentParser, preset: str | None) -> No
         + (f" (default {preset})" if preset else ""),
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file laid over the preset")
-    parser.add_argument("--data", metavar="DIR", help="folder in BEIR layout or with Parquet tables, ir_datasets:NAME, hub:OWNER/NAME, or icd10cm")
+    parser.add_argument(
+        "--data", metavar="DIR", help="folder in BEIR layout or with Parquet tables, ir_datasets:NAME, hub:OWNER/NAME, or icd10cm"
+    )
     parser.add_argument("--max-documents", type=int, metavar="N", help="use a subset of N documents, judged ones first")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="one setting, such as towers.steps=200; repeatable"
