@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 SECONDS = 600.0  # how long a page may take; a loaded machine has taken minutes
 T = TypeVar("T")
 # MLflow shows an error for three seconds, which a loaded machine may miss: the page keeps them.
+# Whether nothing covers the middle of an element, such as the shade behind a dialog; one that has to be scrolled to counts as free.
+_ON_TOP = """const at = arguments[0].getBoundingClientRect();
+const top = document.elementFromPoint(at.x + at.width / 2, at.y + at.height / 2);
+return top === null || top.contains(arguments[0]) || arguments[0].contains(top);"""
 _KEEP_NOTICES = """
 window.notices = []
 new MutationObserver(() => document.querySelectorAll(".du-bois-light-notification-notice-message").forEach(
@@ -82,12 +86,13 @@ class Person:
             self.browser.switch_to.default_content()
 
     def press(self, label: str) -> None:
-        """Press what bears this text, a button or a tab; of several the one that came last, which is that of a dialog."""
+        """Press what bears this text, a button or a tab, and lies under nothing; of several the one that came last, which is a dialog's."""
         from selenium.webdriver.common.by import By
 
         def labelled() -> WebElement | None:
             found = reversed(self.browser.find_elements(By.XPATH, f"//body//*[text()[normalize-space()='{label}']]"))
-            return next((each for each in found if each.is_displayed() and each.is_enabled()), None)
+            usable = (each for each in found if each.is_displayed() and each.is_enabled())
+            return next((each for each in usable if self.browser.execute_script(_ON_TOP, each)), None)
 
         self._wait(labelled, f"'{label}' to press").click()
 
