@@ -78,6 +78,16 @@ def test_what_is_in_the_cache_is_read_without_a_network(hub: Hub, monkeypatch: p
     assert source_digest(of()) == digest and len(hub.requests) == asked
 
 
+def test_a_set_that_is_not_whole_in_the_cache_is_never_read_without_a_network(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    """As a killed download leaves it: without its dev judgements a share of train would be held out in their place."""
+    (hub_folder(of().source) / "qrels" / "dev.tsv").unlink()
+    use_cache(monkeypatch, cache, offline=True)
+    with pytest.raises(DataError, match="not whole"):
+        source_digest(of())
+
+
 def test_two_sets_are_mixed_and_both_commits_are_kept(hub: Hub, tmp_path: Path) -> None:
     other = hub.add("somebody/others", write_folder(tmp_path / "others"))
     mixed = read_source(of().model_copy(update={"mix": ("hub:somebody/others",)}))
