@@ -242,7 +242,7 @@ class _Walk:
         if isinstance(function, MethodType):
             self._value(function.__self__)
             function = function.__func__
-        if not isinstance(function, FunctionType) or function in self._seen:
+        if not isinstance(function, FunctionType) or function in self._seen or _covered(function.__module__, UNDECIDING):
             return
         self._seen.add(function)
         attributes: set[str] = set()
