@@ -459,18 +459,23 @@ def work_steps(config: Any) -> list[str]:
 
 def training_bytes(config: Any, facts: Facts, number_bytes: int, on_host: bool = False) -> int:
     """Bytes of a training step of the towers beyond the frozen weights: what a chunk keeps, gradients and moments."""
-    towers, shape = config.towers, facts.teacher
+    towers = config.towers
     if towers.training == "none":
         return 0
-    queries = (facts.sources.get("train") or facts.dev).teacher
-    longest = min(longest_text(towers), even_length(int(max(facts.documents.teacher.max(initial=1), queries.max(initial=1)))))
-    tokens = min(towers.chunk_size * longest_text(towers), longest * towers.batch_size * (1 + towers.hard_negatives))
-    kept = shape.kept(tokens, pick_dtype(towers.precision).itemsize, bool(towers.activation_checkpointing))
+    kept = kept_bytes(towers, facts)
     if on_host:
         kept = round(kept * (HOST_OVERHEAD if kept >= FREED_FROM else HEAP_OVERHEAD))
     # Gradient and two moments of what is trained, and its weights: of two full models the first one's count as the frozen weights do.
     new = facts.teacher.parameters if towers.training == "full" else trained_parameters(towers, facts)
     return kept + 12 * trained_parameters(towers, facts) + 4 * new
+
+
+def kept_bytes(towers: Any, facts: Facts) -> int:
+    """Bytes that the largest chunk of a training step keeps for its backward pass."""
+    queries = (facts.sources.get("train") or facts.dev).teacher
+    longest = min(longest_text(towers), even_length(int(max(facts.documents.teacher.max(initial=1), queries.max(initial=1)))))
+    tokens = min(towers.chunk_size * longest_text(towers), longest * towers.batch_size * (1 + towers.hard_negatives))
+    return facts.teacher.kept(tokens, pick_dtype(towers.precision).itemsize, bool(towers.activation_checkpointing))
 
 
 def card_needs(config: Any, facts: Facts, number_bytes: int) -> dict[str, int]:
