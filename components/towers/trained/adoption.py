@@ -142,13 +142,14 @@ def _probe(dataset: Dataset, documents: VectorTable, queries: VectorTable) -> li
     return [f"Probe search: {share:.1%} of {len(chosen):,} judged queries find a relevant document among the best {depth}"]
 
 
-def _require_unshifted(
-    judged: pd.DataFrame, documents: tuple[VectorTable, dict[str, int]], queries: tuple[VectorTable, dict[str, int]]
-) -> None:
+_Placed = tuple[VectorTable, dict[str, int]]  # a table, and its rows by id
+
+
+def _require_unshifted(judged: pd.DataFrame, documents: _Placed, queries: _Placed) -> None:
     """Raise DataError where vectors fit the ids some rows away better than their own, in the whole file or in a tenth of it.
 
     A lost or added line moves all vectors behind it. A search shows that badly where neighbours in the file are alike, as in a sorted
-    corpus, or in a small one. `judged` are the judgements whose query and document have a vector; each table comes with its rows by id.
+    corpus, or in a small one. `judged` are the judgements whose query and document have a vector.
     """
     pairs = judged.iloc[np.linspace(0, len(judged) - 1, min(len(judged), SHIFT_PAIRS)).astype(int)]
     asked = queries[0].vectors[pairs["query_id"].map(queries[1]).to_numpy()]
