@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, open_artifact, read_manifest
+from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, open_artifact, parents_of, read_manifest
 from components.data.left_out import Seen, load_seen, seen_queries, write_seen
 from components.errors import ScalingNoteError
 from components.evaluation.champion_comparison import load_comparison, load_values
@@ -194,16 +195,18 @@ def _comparison_step(config: RetrainConfig, parts: CandidateParts, baseline: Bas
     """Queries that are logged later do not make a finished comparison anew: the same parts stay the same candidate."""
     champion = open_artifact(registry.artifact_folder(release_model(config.name), baseline.version))
     inputs: dict[str, Artifact] = {**_answering(parts), "champion": champion}
-    version = baseline.version
+    settings = {**config.evaluation.model_dump(include=set(_MEASURED)), "baseline_version": baseline.version}
+    return Step("compare_with_champion", partial(ask_both, config, parts, baseline.version), inputs, settings)
 
-    def make(folder: Path) -> Artifact:
-        from components.evaluation.champion_comparison import compare_in_one_run
 
-        parents = {role: artifact.digest for role, artifact in _answering(parts).items()}
-        return compare_in_one_run(_comparison_plan(config, parts, version), config.evaluation, parents, folder)
+def ask_both(config: RetrainConfig, parts: CandidateParts, champion: int, folder: Path) -> Artifact:
+    """The step compare_with_champion: a candidate of these parts and version `champion` of the release are asked the same queries.
 
-    settings = {**config.evaluation.model_dump(include=set(_MEASURED)), "baseline_version": version}
-    return Step("compare_with_champion", make, inputs, settings)
+    Raises what opening the two raises.
+    """
+    from components.evaluation.champion_comparison import compare_in_one_run
+
+    return compare_in_one_run(_comparison_plan(config, parts, champion), config.evaluation, parents_of(_answering(parts)), folder)
 
 
 def _answering(parts: CandidateParts) -> dict[str, Artifact]:
@@ -344,7 +347,7 @@ def _cost(node: LineageNode, recorder: Recorder) -> StepCost:
 
 
 @dataclass(frozen=True)
-class _Decided:
+class Decided:
     """What was decided, and from what."""
 
     decision: GateDecision
@@ -400,7 +403,7 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Candida
 
 def _decide(
     config: RetrainConfig, recorder: Recorder, parts: CandidateParts, versions: dict[str, RegisteredVersion], baseline: Baseline | None
-) -> _Decided:
+) -> Decided:
     outcome = compare_with_champion(config, recorder, parts, baseline)
     uncompared = outcome.missing if baseline else ""
     draft = _draft(config, recorder, parts, versions)
@@ -411,7 +414,7 @@ def _decide(
     if outcome.artifact is not None:
         compared = outcome.artifact.path
         evidence = replace(evidence, comparison=load_comparison(compared), values=load_values(compared))
-    return _Decided(decide(evidence, config.policy), draft, baseline, outcome, facts)
+    return Decided(decide(evidence, config.policy), draft, baseline, outcome, facts)
 
 
 def _register_parts(recorder: Recorder, parts: CandidateParts) -> dict[str, RegisteredVersion]:
@@ -439,7 +442,7 @@ def _former_index(recorder: Recorder, index: IndexArtifact) -> dict[str, Registe
     return {"index": former} if former else {}
 
 
-def _candidate_step(config: RetrainConfig, recorder: Recorder, parts: CandidateParts, decided: _Decided) -> Step:
+def _candidate_step(config: RetrainConfig, recorder: Recorder, parts: CandidateParts, decided: Decided) -> Step:
     comparison = decided.outcome.artifact
     settings = {
         "release_type": parts.release_type,
@@ -449,20 +452,24 @@ def _candidate_step(config: RetrainConfig, recorder: Recorder, parts: CandidateP
         "baseline": decided.baseline.version if decided.baseline else None,
         "uncompared": decided.outcome.missing,
     }
-
-    def make(folder: Path) -> Artifact:
-        manifest = _manifest(config, parts, decided)
-        noise = find_noise(manifest)
-        write_facts(folder, decided.facts)
-        write_noise(folder, noise)
-        if (seen := _seen(parts)) is not None:
-            write_seen(folder, seen)
-        write_report_page(dossier_of(parts, recorder, manifest, decided.baseline, decided.outcome, noise), folder)
-        return write_candidate(manifest, parts.evaluation.path, parts.validation.path, folder, comparison)
-
     inputs = {"evaluation": parts.evaluation, "validation": parts.validation, "query_encoder": parts.query_encoder, "index": parts.index}
     inputs |= {"comparison": comparison} if comparison else {}
-    return Step("write_candidate", make, inputs, settings)
+    return Step("write_candidate", partial(write_decided, config, recorder, parts, decided), inputs, settings)
+
+
+def write_decided(config: RetrainConfig, recorder: Recorder, parts: CandidateParts, decided: Decided, folder: Path) -> Artifact:
+    """The step write_candidate: manifest, report, the facts that were decided from, and the train queries of all models.
+
+    Raises what opening the candidate raises: a release that cannot answer is not written.
+    """
+    manifest = _manifest(config, parts, decided)
+    noise = find_noise(manifest)
+    write_facts(folder, decided.facts)
+    write_noise(folder, noise)
+    if (seen := _seen(parts)) is not None:
+        write_seen(folder, seen)
+    write_report_page(dossier_of(parts, recorder, manifest, decided.baseline, decided.outcome, noise), folder)
+    return write_candidate(manifest, parts.evaluation.path, parts.validation.path, folder, decided.outcome.artifact)
 
 
 def _seen(parts: CandidateParts) -> Seen | None:
@@ -478,7 +485,7 @@ def _seen(parts: CandidateParts) -> Seen | None:
     return seen_queries(load_dataset(parts.dataset.path), earlier)
 
 
-def _manifest(config: RetrainConfig, parts: CandidateParts, decided: _Decided) -> ReleaseManifest:
+def _manifest(config: RetrainConfig, parts: CandidateParts, decided: Decided) -> ReleaseManifest:
     from components.data.dataset import load_dataset
     from components.serving.promotion_checks import record_smoke
 

@@ -189,9 +189,8 @@ def test_what_was_found_is_kept_and_gives_the_scores_of_both(tmp_path: Path, mon
     dataset = Artifact(kind="dataset", path=tmp_path, digest="d" * 64)
     found = {}
     for name in ("dense", "lexical"):
-        ranker = symmetric_ranker(WordEncoder(), WITH_DEV)
         (tmp_path / name).mkdir()
-        found[name] = write_rankings(ranker, {"dataset": dataset}, CONFIG, tmp_path / name)
+        found[name] = write_rankings(lambda: symmetric_ranker(WordEncoder(), WITH_DEV), {"dataset": dataset}, CONFIG, tmp_path / name)
     rankings = load_rankings(found["dense"].path)
     assert set(rankings) == {"test", "dev"} and rankings["test"]["q0"][0][0] == "d0"
     for name, more in (("alone", {}), ("fused", {"lexical": found["lexical"]})):
