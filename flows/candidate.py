@@ -21,7 +21,7 @@ from components.evidence.report import write_report_page
 from components.gates.decide import GateDecision, GateInputs, decide
 from components.gates.decision import Findings, GateResult, write_facts
 from components.index.drift import GuardReport
-from components.release.champion import Baseline, comparison_for, override_of, release_model
+from components.release.champion import ChampionEvaluation, champion_to_compare_with, override_of, release_model
 from components.release.completeness import ENCODERS, base_models_of, collect_findings
 from components.release.manifest import (
     DatasetPin,
@@ -179,7 +179,9 @@ class ComparisonOutcome(NamedTuple):
     missing: str = ""
 
 
-def compare_with_champion(config: RetrainConfig, recorder: Recorder, parts: CandidateParts, baseline: Baseline | None) -> ComparisonOutcome:
+def compare_with_champion(
+    config: RetrainConfig, recorder: Recorder, parts: CandidateParts, baseline: ChampionEvaluation | None
+) -> ComparisonOutcome:
     """Ask candidate and champion the same queries in one run. A champion that cannot be opened is no reason to build no candidate."""
     if baseline is None:
         return ComparisonOutcome(None, "This is a first release: there is no champion to compare with.")
@@ -191,7 +193,7 @@ def compare_with_champion(config: RetrainConfig, recorder: Recorder, parts: Cand
         return ComparisonOutcome(None, f"The comparison with release/{baseline.version} failed: {error} {_UNCOMPARED}")
 
 
-def _comparison_step(config: RetrainConfig, parts: CandidateParts, baseline: Baseline) -> Step:
+def _comparison_step(config: RetrainConfig, parts: CandidateParts, baseline: ChampionEvaluation) -> Step:
     """Queries that are logged later do not make a finished comparison anew: the same parts stay the same candidate."""
     champion = open_artifact(registry.artifact_folder(release_model(config.name), baseline.version))
     inputs: dict[str, Artifact] = {**_answering(parts), "champion": champion}
@@ -274,7 +276,7 @@ def dossier_of(
     parts: CandidateParts,
     recorder: Recorder,
     manifest: ReleaseManifest,
-    baseline: Baseline | None,
+    baseline: ChampionEvaluation | None,
     outcome: ComparisonOutcome,
     noise: TrainingNoise | None = None,
 ) -> Dossier:
@@ -352,7 +354,7 @@ class Decided:
 
     decision: GateDecision
     draft: ManifestDraft
-    baseline: Baseline | None
+    baseline: ChampionEvaluation | None
     outcome: ComparisonOutcome
     facts: Findings
 
@@ -361,7 +363,7 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Candida
     """Decide, register, and return what comes next. With nothing changed it finds the candidate there is."""
     versions = _register_parts(recorder, parts)
     pins = {role: version.digest for role, version in versions.items()}
-    baseline = comparison_for(config.name, pins, parts.evaluation.digest, config.policy)
+    baseline = champion_to_compare_with(config.name, pins, parts.evaluation.digest, config.policy)
     decided = _decide(config, recorder, parts, versions, baseline)
     candidate = recorder.run(_candidate_step(config, recorder, parts, decided))
     sign_release(candidate.path)  # also one that was found finished: it may have been made without a key, or killed before this line
@@ -402,7 +404,11 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Candida
 
 
 def _decide(
-    config: RetrainConfig, recorder: Recorder, parts: CandidateParts, versions: dict[str, RegisteredVersion], baseline: Baseline | None
+    config: RetrainConfig,
+    recorder: Recorder,
+    parts: CandidateParts,
+    versions: dict[str, RegisteredVersion],
+    baseline: ChampionEvaluation | None,
 ) -> Decided:
     outcome = compare_with_champion(config, recorder, parts, baseline)
     uncompared = outcome.missing if baseline else ""
