@@ -74,7 +74,7 @@ def snapshot_step(config: RetrainConfig) -> Step:
     for remark in remarks_on(config.data):
         print(f"[snapshot_data] {remark}", flush=True)
     digest = source_digest(config.data)
-    settings = {**config.data.model_dump(), "source_digest": digest}
+    settings = {**config.data.model_dump(exclude={"contracts"}), "source_digest": digest}  # those are the next step's
     return Step("snapshot_data", partial(snapshot, config.data, expected=digest), config=settings)
 
 

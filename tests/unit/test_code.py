@@ -24,7 +24,18 @@ from flows.candidate import CandidateParts, Decided, ask_both, write_decided
 from flows.config import load_config
 from flows.recorder import Recorder
 from flows.runner import Step
-from flows.steps import evaluation_step, generation_step, index_step, student_step, targets_step, towers_step, validation_step, vectors_step
+from flows.steps import (
+    evaluation_step,
+    generation_step,
+    index_step,
+    snapshot_step,
+    student_step,
+    targets_step,
+    towers_step,
+    validation_step,
+    vectors_step,
+)
+from tests.flows.cli_world import write_collection
 
 DIGEST = "a" * 64
 
@@ -287,6 +298,15 @@ UNREAD = {
 def test_a_setting_that_decides_nothing_of_a_step_leaves_its_key(name: str, changes: dict[str, Any]) -> None:
     for setting, value in changes.items():
         assert steps({setting: value})[name].folder == STEPS[name].folder, setting
+
+
+def test_where_the_contracts_lie_makes_no_snapshot_again(tmp_path: Path) -> None:
+    source = {"data.source": str(write_collection(tmp_path / "clinic"))}
+    one, elsewhere, cut = (
+        snapshot_step(load_config("smoke", None, {**source, **more})).folder
+        for more in ({}, {"data.contracts": str(tmp_path / "contracts")}, {"data.max_documents": 60})
+    )
+    assert one == elsewhere != cut
 
 
 def test_the_settings_of_an_endpoint_are_kept_with_its_towers_and_so_in_their_key() -> None:
