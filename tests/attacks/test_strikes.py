@@ -31,8 +31,8 @@ from components.tracking.promotion_records import struck_out
 from components.tracking.store import clear_caches, client
 from tests.flows.cli_world import assert_refused, at_home, scalingnote
 from tests.openlineage_world import problems_of
+from tests.unit.lineage.test_lineage_trace_exports import require_valid
 from tests.unit.promotion_world import GOOD, NAME, Killed, into_mlflow, make_candidate, no_smoke
-from tests.unit.test_promotion_trace_exports import require_valid
 
 WHO = ("--as", "Ada", "--reason", "nobody promoted it")
 FORGED = {

@@ -20,8 +20,8 @@ from flows.config import load_settings
 from flows.studies import worth
 from flows.studies.context import StudySettings
 from tests.encoders import WordEncoder
-from tests.unit.test_evaluation_fusion import WITH_DEV
-from tests.unit.test_flows_studies import Measured, NoRecorder, Unchecked
+from tests.unit.evaluation.test_evaluation_fusion import WITH_DEV
+from tests.unit.flows.test_flows_studies import Measured, NoRecorder, Unchecked
 
 CONFIG = EvaluationConfig(bootstrap_samples=1000)
 QUERIES = 400

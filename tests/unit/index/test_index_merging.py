@@ -34,7 +34,7 @@ from tests.unit import promotion_world
 from tests.unit.index_world import SPACE, built, clustered, sealed_again, shards_of
 from tests.unit.promotion_world import make_part
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FAST_SCANS = (
     *("IVF1,PQ1x4fs", "IVF1,PQ3x4fs", "IVF1,PQ4x4fs", "IVF1,PQ4x4fsr", "IVF1,PQ12x4fsr", "IVF2,PQ4x4fs", "IVF4,PQ5x4fsr"),
     *("IVF1,RQ4x4fs", "IVF2,RQ3x4fsr", "IVF1,PRQ2x2x4fs", "IVF1,LSQ2x4fs", "IVF1,PLSQ2x2x4fs"),
