@@ -236,8 +236,9 @@ class _Walk:
     def function(self, function: Any) -> None:
         """A function, method or partial: its own definition, what its names stand for, and the values that it was closed over."""
         if isinstance(function, partial):
+            asked = self._asked_for(function.func)
             for part in (function.func, *function.args, *function.keywords.values()):
-                self._value(part)
+                self._value(part, asked)
             return
         if isinstance(function, MethodType):
             self._value(function.__self__)
@@ -245,18 +246,25 @@ class _Walk:
         if not isinstance(function, FunctionType) or function in self._seen or _covered(function.__module__, UNDECIDING):
             return
         self._seen.add(function)
-        attributes: set[str] = set()
         if _ours(function.__module__):
             self._wired(function)
-            attributes = {name for node in self._nodes(function) for name in asked_for(node)}
+        attributes = self._asked_for(function)
         for cell in function.__closure__ or ():
             with suppress(ValueError):  # a name that gets its value later
                 self._value(cell.cell_contents, attributes)
         for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self._value(value, attributes)
 
+    def _asked_for(self, function: Any) -> set[str]:
+        """Names that a function of the project asks the values for that it is given or closed over."""
+        while isinstance(function, partial):
+            function = function.func
+        if not isinstance(function, FunctionType) or not _ours(function.__module__):
+            return set()
+        return {name for node in self._nodes(function) for name in asked_for(node)}
+
     def _value(self, value: Any, attributes: Iterable[str] = ()) -> None:
-        """A value that a function was closed over: functions, modules and classes are code; what they hold is in the key."""
+        """A value that a function is given or was closed over: functions, modules and classes are code; what they hold is in the key."""
         if isinstance(value, list | tuple | set | frozenset | Mapping):
             if id(value) not in self._seen:
                 self._seen.add(id(value))

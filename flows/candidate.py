@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, open_artifact, read_manifest
+from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, open_artifact, parents_of, read_manifest
 from components.data.left_out import Seen, load_seen, seen_queries, write_seen
 from components.errors import ScalingNoteError
 from components.evaluation.champion_comparison import load_comparison, load_values
@@ -20,7 +21,7 @@ from components.evidence.report import write_report_page
 from components.gates.decide import GateDecision, GateInputs, decide
 from components.gates.decision import Findings, GateResult, write_facts
 from components.index.drift import GuardReport
-from components.release.champion import Baseline, comparison_for, override_of, release_model
+from components.release.champion import ChampionEvaluation, champion_to_compare_with, override_of, release_model
 from components.release.completeness import ENCODERS, base_models_of, collect_findings
 from components.release.manifest import (
     DatasetPin,
@@ -178,7 +179,9 @@ class ComparisonOutcome(NamedTuple):
     missing: str = ""
 
 
-def compare_with_champion(config: RetrainConfig, recorder: Recorder, parts: CandidateParts, baseline: Baseline | None) -> ComparisonOutcome:
+def compare_with_champion(
+    config: RetrainConfig, recorder: Recorder, parts: CandidateParts, baseline: ChampionEvaluation | None
+) -> ComparisonOutcome:
     """Ask candidate and champion the same queries in one run. A champion that cannot be opened is no reason to build no candidate."""
     if baseline is None:
         return ComparisonOutcome(None, "This is a first release: there is no champion to compare with.")
@@ -190,20 +193,22 @@ def compare_with_champion(config: RetrainConfig, recorder: Recorder, parts: Cand
         return ComparisonOutcome(None, f"The comparison with release/{baseline.version} failed: {error} {_UNCOMPARED}")
 
 
-def _comparison_step(config: RetrainConfig, parts: CandidateParts, baseline: Baseline) -> Step:
+def _comparison_step(config: RetrainConfig, parts: CandidateParts, baseline: ChampionEvaluation) -> Step:
     """Queries that are logged later do not make a finished comparison anew: the same parts stay the same candidate."""
     champion = open_artifact(registry.artifact_folder(release_model(config.name), baseline.version))
     inputs: dict[str, Artifact] = {**_answering(parts), "champion": champion}
-    version = baseline.version
+    settings = {**config.evaluation.model_dump(include=set(_MEASURED)), "baseline_version": baseline.version}
+    return Step("compare_with_champion", partial(ask_both, config, parts, baseline.version), inputs, settings)
 
-    def make(folder: Path) -> Artifact:
-        from components.evaluation.champion_comparison import compare_in_one_run
 
-        parents = {role: artifact.digest for role, artifact in _answering(parts).items()}
-        return compare_in_one_run(_comparison_plan(config, parts, version), config.evaluation, parents, folder)
+def ask_both(config: RetrainConfig, parts: CandidateParts, champion: int, folder: Path) -> Artifact:
+    """The step compare_with_champion: a candidate of these parts and version `champion` of the release are asked the same queries.
 
-    settings = {**config.evaluation.model_dump(include=set(_MEASURED)), "baseline_version": version}
-    return Step("compare_with_champion", make, inputs, settings)
+    Raises what opening the two raises.
+    """
+    from components.evaluation.champion_comparison import compare_in_one_run
+
+    return compare_in_one_run(_comparison_plan(config, parts, champion), config.evaluation, parents_of(_answering(parts)), folder)
 
 
 def _answering(parts: CandidateParts) -> dict[str, Artifact]:
@@ -271,7 +276,7 @@ def dossier_of(
     parts: CandidateParts,
     recorder: Recorder,
     manifest: ReleaseManifest,
-    baseline: Baseline | None,
+    baseline: ChampionEvaluation | None,
     outcome: ComparisonOutcome,
     noise: TrainingNoise | None = None,
 ) -> Dossier:
@@ -344,12 +349,12 @@ def _cost(node: LineageNode, recorder: Recorder) -> StepCost:
 
 
 @dataclass(frozen=True)
-class _Decided:
+class Decided:
     """What was decided, and from what."""
 
     decision: GateDecision
     draft: ManifestDraft
-    baseline: Baseline | None
+    baseline: ChampionEvaluation | None
     outcome: ComparisonOutcome
     facts: Findings
 
@@ -358,7 +363,7 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Candida
     """Decide, register, and return what comes next. With nothing changed it finds the candidate there is."""
     versions = _register_parts(recorder, parts)
     pins = {role: version.digest for role, version in versions.items()}
-    baseline = comparison_for(config.name, pins, parts.evaluation.digest, config.policy)
+    baseline = champion_to_compare_with(config.name, pins, parts.evaluation.digest, config.policy)
     decided = _decide(config, recorder, parts, versions, baseline)
     candidate = recorder.run(_candidate_step(config, recorder, parts, decided))
     sign_release(candidate.path)  # also one that was found finished: it may have been made without a key, or killed before this line
@@ -399,8 +404,12 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Candida
 
 
 def _decide(
-    config: RetrainConfig, recorder: Recorder, parts: CandidateParts, versions: dict[str, RegisteredVersion], baseline: Baseline | None
-) -> _Decided:
+    config: RetrainConfig,
+    recorder: Recorder,
+    parts: CandidateParts,
+    versions: dict[str, RegisteredVersion],
+    baseline: ChampionEvaluation | None,
+) -> Decided:
     outcome = compare_with_champion(config, recorder, parts, baseline)
     uncompared = outcome.missing if baseline else ""
     draft = _draft(config, recorder, parts, versions)
@@ -411,7 +420,7 @@ def _decide(
     if outcome.artifact is not None:
         compared = outcome.artifact.path
         evidence = replace(evidence, comparison=load_comparison(compared), values=load_values(compared))
-    return _Decided(decide(evidence, config.policy), draft, baseline, outcome, facts)
+    return Decided(decide(evidence, config.policy), draft, baseline, outcome, facts)
 
 
 def _register_parts(recorder: Recorder, parts: CandidateParts) -> dict[str, RegisteredVersion]:
@@ -439,7 +448,7 @@ def _former_index(recorder: Recorder, index: IndexArtifact) -> dict[str, Registe
     return {"index": former} if former else {}
 
 
-def _candidate_step(config: RetrainConfig, recorder: Recorder, parts: CandidateParts, decided: _Decided) -> Step:
+def _candidate_step(config: RetrainConfig, recorder: Recorder, parts: CandidateParts, decided: Decided) -> Step:
     comparison = decided.outcome.artifact
     settings = {
         "release_type": parts.release_type,
@@ -449,20 +458,24 @@ def _candidate_step(config: RetrainConfig, recorder: Recorder, parts: CandidateP
         "baseline": decided.baseline.version if decided.baseline else None,
         "uncompared": decided.outcome.missing,
     }
-
-    def make(folder: Path) -> Artifact:
-        manifest = _manifest(config, parts, decided)
-        noise = find_noise(manifest)
-        write_facts(folder, decided.facts)
-        write_noise(folder, noise)
-        if (seen := _seen(parts)) is not None:
-            write_seen(folder, seen)
-        write_report_page(dossier_of(parts, recorder, manifest, decided.baseline, decided.outcome, noise), folder)
-        return write_candidate(manifest, parts.evaluation.path, parts.validation.path, folder, comparison)
-
     inputs = {"evaluation": parts.evaluation, "validation": parts.validation, "query_encoder": parts.query_encoder, "index": parts.index}
     inputs |= {"comparison": comparison} if comparison else {}
-    return Step("write_candidate", make, inputs, settings)
+    return Step("write_candidate", partial(write_decided, config, recorder, parts, decided), inputs, settings)
+
+
+def write_decided(config: RetrainConfig, recorder: Recorder, parts: CandidateParts, decided: Decided, folder: Path) -> Artifact:
+    """The step write_candidate: manifest, report, the facts that were decided from, and the train queries of all models.
+
+    Raises what opening the candidate raises: a release that cannot answer is not written.
+    """
+    manifest = _manifest(config, parts, decided)
+    noise = find_noise(manifest)
+    write_facts(folder, decided.facts)
+    write_noise(folder, noise)
+    if (seen := _seen(parts)) is not None:
+        write_seen(folder, seen)
+    write_report_page(dossier_of(parts, recorder, manifest, decided.baseline, decided.outcome, noise), folder)
+    return write_candidate(manifest, parts.evaluation.path, parts.validation.path, folder, decided.outcome.artifact)
 
 
 def _seen(parts: CandidateParts) -> Seen | None:
@@ -478,7 +491,7 @@ def _seen(parts: CandidateParts) -> Seen | None:
     return seen_queries(load_dataset(parts.dataset.path), earlier)
 
 
-def _manifest(config: RetrainConfig, parts: CandidateParts, decided: _Decided) -> ReleaseManifest:
+def _manifest(config: RetrainConfig, parts: CandidateParts, decided: Decided) -> ReleaseManifest:
     from components.data.dataset import load_dataset
     from components.serving.promotion_checks import record_smoke
 

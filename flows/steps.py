@@ -6,6 +6,7 @@ within the rooms' functions, so that a flow which finds every step finished neve
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,9 +29,10 @@ from components.index.index_keys import is_exact, resolve_key
 from components.index.refresh import Changes, RefreshInputs, refresh_for_dataset
 from components.index.search import open_documents
 from components.towers.base_models import folder_identity, pinned_revision
-from components.towers.config import WITHOUT_WEIGHTS
+from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.train import train_on
 from components.towers.trained.adoption import adopt_vectors
+from components.towers.trained.endpoint import BASE as ENDPOINT
 from components.towers.trained.endpoint import take_endpoint
 from components.towers.trained.published import with_own_settings
 from components.towers.trained.vector_files import files_digest
@@ -43,6 +45,10 @@ Kind = TypeVar("Kind", bound=Artifact)
 # What a killed attempt leaves for the next one to continue from.
 TRAINING_FILES = ("checkpoint.pt", "negatives_*.npy", "mining_report.*")
 SHARD_FILES = ("vectors-*.parquet", "shard-*.json")
+# Settings that a step does not read, or that only say when it refuses: a change of them makes nothing again.
+OF_LOADING = {"probe_tolerance"}
+OF_REFRESHES = {"compact_share", "max_imbalance", "max_distance", "max_recall_loss"}
+OF_TARGETS = {"titles", "sentences", "spans", "generated", "generator", "generator_revision"}  # they are in the texts, an input
 
 
 def at_commits(config: Config) -> Config:
@@ -68,7 +74,7 @@ def snapshot_step(config: RetrainConfig) -> Step:
     for remark in remarks_on(config.data):
         print(f"[snapshot_data] {remark}", flush=True)
     digest = source_digest(config.data)
-    settings = {**config.data.model_dump(), "source_digest": digest}
+    settings = {**config.data.model_dump(exclude={"contracts"}), "source_digest": digest}  # those are the next step's
     return Step("snapshot_data", partial(snapshot, config.data, expected=digest), config=settings)
 
 
@@ -90,7 +96,7 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
     Each of these is a function of its own, so that what one of them reads changes nothing in the key of another.
     """
     towers = config.towers
-    settings = {**towers.model_dump(), **_folders(towers.base_model)}
+    settings = {**towers_key(towers), **_folders(towers.base_model)}
     make: Make = partial(train_on, dataset, towers)
     if towers.base_model in WITHOUT_WEIGHTS:
         make = partial(take_endpoint, towers, {"dataset": dataset.digest})
@@ -100,6 +106,11 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
         if towers.base_model in WITHOUT_WEIGHTS:
             make = partial(adopt_vectors, dataset, stored)
     return Step("train_towers", make, {"dataset": dataset}, settings, resumes=TRAINING_FILES)
+
+
+def towers_key(towers: TowerConfig) -> dict[str, Any]:
+    """The settings in the key of what trains as stage 1 does: those of an endpoint only where one is the teacher."""
+    return towers.model_dump(exclude=None if towers.base_model == ENDPOINT else {"endpoint"})
 
 
 def _folders(*models: str) -> dict[str, str]:
@@ -132,12 +143,14 @@ def index_step(config: RetrainConfig, vectors: VectorShards, dataset: DatasetArt
     approximate index is tuned with documents for queries.
     """
     inputs = IndexInputs(vectors, dataset, targets)
-    return Step("build_index", partial(build_for_dataset, inputs, config.index), by_role(inputs), config.index.model_dump())
+    settings = config.index.model_dump(exclude=OF_LOADING | OF_REFRESHES)
+    return Step("build_index", partial(build_for_dataset, inputs, config.index), by_role(inputs), settings)
 
 
 def refresh_step(config: RetrainConfig, inputs: RefreshInputs, changes: Changes) -> Step:
     """Carry an index over, without what was removed and with what was encoded."""
-    return Step("refresh_index", partial(refresh_for_dataset, inputs, changes, config.index), by_role(inputs), config.index.model_dump())
+    settings = config.index.model_dump(exclude=OF_LOADING)
+    return Step("refresh_index", partial(refresh_for_dataset, inputs, changes, config.index), by_role(inputs), settings)
 
 
 def needs_queries(config: RetrainConfig, vectors: VectorShards) -> bool:
@@ -167,13 +180,14 @@ def targets_step(
     chosen = {key: getattr(config.distillation, key) for key in ("titles", "sentences", "spans", "generated", "seed")}
     stored = query_tower.attributes.get("base_model") == "vectors"
     inputs = TeacherInputs(dataset, query_tower, generated, document_tower if stored else None)
-    make = partial(encode_teacher_queries, inputs, config.distillation, read_generated)
+    written: Callable[[], Sequence[str]] = partial(read_generated, generated.path) if generated else tuple
+    make = partial(encode_teacher_queries, inputs, config.distillation, written)
     return Step("encode_teacher_queries", make, by_role(inputs), chosen)
 
 
 def student_step(config: RetrainConfig, inputs: StudentInputs) -> Step:
     """Stage 2: align, prune and refine the student."""
-    settings = {**config.distillation.model_dump(), **_folders(config.distillation.student)}
+    settings = {**config.distillation.model_dump(exclude=OF_TARGETS), **_folders(config.distillation.student)}
     make = partial(distil, inputs, config.distillation, open_documents)
     return Step("distil_query_tower", make, by_role(inputs), settings, resumes=("checkpoint.pt",))
 

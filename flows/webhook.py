@@ -145,9 +145,9 @@ class Watch:
 
     def look(self) -> None:
         """Promote when something waits that was not refused in this state before (see `refused_before`)."""
-        from components.promotion.promote import note_look, pending, refused_before
+        from components.promotion.promote import note_look, promotion_fingerprint, refused_before
 
-        state = pending(self.name)
+        state = promotion_fingerprint(self.name)
         if state is None:
             self._said = None
             return

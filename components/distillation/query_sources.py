@@ -243,16 +243,14 @@ class TeacherInputs:
     document_tower: EncoderArtifact | None = None
 
 
-def encode_teacher_queries(
-    inputs: TeacherInputs, config: DistillationConfig, read_generated: Callable[[Path], Texts], folder: Path
-) -> VectorShards:
+def encode_teacher_queries(inputs: TeacherInputs, config: DistillationConfig, generated: Callable[[], Texts], folder: Path) -> VectorShards:
     """The step encode_teacher_queries: what the student learns from, and the dev queries, with the teacher's vectors of them.
 
-    `read_generated` reads the queries of `generated`; it is given, since the student's training, which reads this module too, does not
-    depend on it. Raises as `answerable` does, and ModelError or ArtifactError for a tower that cannot be opened.
+    `generated` reads the queries that a decoder wrote; it is handed in, so that the code which reads them counts only where there are some.
+    Raises as `answerable` does, and ModelError or ArtifactError for a tower that cannot be opened.
     """
     data = load_dataset(inputs.dataset.path)
-    sources, left_out = learnable(data, config, read_generated(inputs.generated.path) if inputs.generated else ())
+    sources, left_out = learnable(data, config, generated())
     documents = open_tower(inputs.document_tower.path) if inputs.document_tower else None
     teacher, sources, held_out = answerable(open_tower(inputs.query_tower.path), documents, data, (sources, dev_queries(data)))
     return write_teacher_targets(teacher, sources, parents_of(by_role(inputs)), folder, held_out, left_out)

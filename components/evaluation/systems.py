@@ -150,12 +150,21 @@ def open_mixed(encoder: Artifact, own: Artifact, foreign: Artifact) -> DenseRank
 
 def open_system(name: str, inputs: Mapping[str, Artifact], distillation: DistillationConfig, bm25_stemmer: str) -> Ranker:
     """One of bm25, student_untrained, student_cut, teacher, student. `inputs`: those of EvaluationInputs that it needs, by name."""
-    dataset = load_dataset(inputs["dataset"].path)
     if name == "bm25":
-        return bm25_ranker(dataset, bm25_stemmer)
+        return open_bm25(inputs["dataset"], bm25_stemmer)
     if name in LABELS:
-        return untrained_ranker(dataset, distillation, inputs["query_tower"].path, name)
+        return open_untrained(inputs["dataset"], distillation, inputs["query_tower"].path, name)
     return open_dense(inputs["query_tower" if name == "teacher" else "query_encoder"], inputs["index"])
+
+
+def open_bm25(dataset: Artifact, stemmer: str) -> Bm25Ranker:
+    """BM25 over the documents of a data set."""
+    return bm25_ranker(load_dataset(dataset), stemmer)
+
+
+def open_untrained(dataset: Artifact, distillation: DistillationConfig, query_tower: Path | None, name: str) -> DenseRanker:
+    """`untrained_ranker` over the documents of a data set."""
+    return untrained_ranker(load_dataset(dataset), distillation, query_tower, name)
 
 
 def untrained_ranker(

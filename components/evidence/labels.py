@@ -170,7 +170,7 @@ Scale = Callable[[float], float]
 
 
 @dataclass(frozen=True)
-class Words:
+class PlotText:
     """What a plot says in words: its title, a description that could stand for it, and what the axes are."""
 
     title: str
@@ -189,7 +189,7 @@ class Frame:
     bottom: float
 
 
-def drawing(parts: Sequence[str], height: float, words: Words) -> Markup:
+def drawing(parts: Sequence[str], height: float, words: PlotText) -> Markup:
     """The plot as a block of the page, with its title above and a description for those who cannot see it."""
     title, description = text(words.title), text(words.description)
     return Markup(
@@ -214,7 +214,7 @@ def text(words: str) -> str:
     return escape(plain(words))
 
 
-def axis_names(words: Words, frame: Frame) -> list[str]:
+def axis_names(words: PlotText, frame: Frame) -> list[str]:
     """The names of both axes."""
     middle = (frame.top + frame.bottom) / 2
     turned = f'transform="rotate(-90 18 {middle:.0f})"'
@@ -314,7 +314,7 @@ class Curve:
     values: Sequence[float]
 
 
-def forest(marks: Sequence[Mark], words: Words) -> Markup:
+def forest(marks: Sequence[Mark], words: PlotText) -> Markup:
     """Differences with their intervals below each other, around a line at 0; dashed where a loss is allowed."""
     frame = Frame(222, WIDTH - 262, 6, 6 + _ROW * len(marks))
     ends = [0.0, *(end for m in marks for end in (m.low, m.value, m.high) if end is not None)]
@@ -358,7 +358,7 @@ def _legend(marks: Sequence[Mark], frame: Frame) -> str:
     return f"<g>{''.join(parts)}</g>"
 
 
-def scatter(points: Sequence[Point], words: Words) -> Markup:
+def scatter(points: Sequence[Point], words: PlotText) -> Markup:
     """Systems by a value with its interval over a logarithmic axis, each named where it stands."""
     frame = Frame(70, WIDTH - 190, 6, 290)
     steps = decades(min(p.x for p in points), max(p.x for p in points))
@@ -388,7 +388,7 @@ def _names_apart(places: Sequence[tuple[float, float]]) -> list[float]:
     return [placed[i][1] for i in range(len(places))]
 
 
-def lines(curves: Sequence[Curve], words: Words, names: Sequence[str] = (), kept: int | None = None) -> Markup:
+def lines(curves: Sequence[Curve], words: PlotText, names: Sequence[str] = (), kept: int | None = None) -> Markup:
     """Curves over the same points, named at their ends. `names` are those of the points, else they are counted; `kept` is one of them."""
     frame = Frame(70, WIDTH - 190, 6, 250)
     length = max(len(c.values) for c in curves)

@@ -19,8 +19,8 @@ from components.evidence.labels import (
     SYSTEMS,
     Cell,
     Curve,
+    PlotText,
     Point,
-    Words,
     foreign,
     heading,
     lines,
@@ -89,7 +89,7 @@ def towers_plot(dossier: Dossier) -> Markup:
     if not finite:
         return Markup()
     told = f"The loss over {len(finite):,} steps, from {finite[0]:.3f} to {finite[-1]:.3f}."
-    return lines([Curve("loss", finite)], Words("Training of the towers", told, "step", "loss"))
+    return lines([Curve("loss", finite)], PlotText("Training of the towers", told, "step", "loss"))
 
 
 def student_plot(dossier: Dossier) -> Markup:
@@ -101,7 +101,7 @@ def student_plot(dossier: Dossier) -> Markup:
     told = "; ".join(f"{c.label} from {c.values[0]:.3f} to {c.values[-1]:.3f}" for c in curves)
     kept = _kept(dossier)
     told += f"; kept: {_epoch_name(epochs[kept])}" if kept is not None else ""
-    words = Words("Training of the student, on dev queries", told, "epoch", "value on dev queries")
+    words = PlotText("Training of the student, on dev queries", told, "epoch", "value on dev queries")
     return lines(curves, words, [_epoch_name(e) for e in epochs], kept)
 
 
@@ -181,7 +181,7 @@ def latency_plot(dossier: Dossier) -> Markup:
     if not points:
         return Markup()
     told = "; ".join(f"{p.label}: recall@50 {p.y:.3f} at {p.x:.2f} ms" for p in points)
-    return scatter(points, Words("Recall over latency", told, "p50 of a whole answer in milliseconds (logarithmic)", "recall@50"))
+    return scatter(points, PlotText("Recall over latency", told, "p50 of a whole answer in milliseconds (logarithmic)", "recall@50"))
 
 
 def _points(dossier: Dossier) -> list[Point]:

@@ -33,7 +33,7 @@ from components.evidence.labels import (
     TONES,
     Cell,
     Mark,
-    Words,
+    PlotText,
     bullets,
     details,
     first_line,
@@ -362,7 +362,7 @@ def delta_plot(found: Sequence[Delta], title: str, margin: float | None = None) 
     marks = [Mark(_label(d, found), d.difference, d.low, d.high, _note(d), margin if d.metric == METRIC else None) for d in found]
     line = f" Dashed: the loss that the policy allows, {margin:g}." if margin else ""
     told = "; ".join(f"{mark.label} {mark.note}, {TONES[mark.tone].partition(':')[0]}" for mark in marks)
-    return forest(marks, Words(title, f"{told}.{line}", "difference with its 95 % interval (right of 0: the first is better)"))
+    return forest(marks, PlotText(title, f"{told}.{line}", "difference with its 95 % interval (right of 0: the first is better)"))
 
 
 def _label(delta: Delta, found: Sequence[Delta]) -> str:

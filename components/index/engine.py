@@ -64,7 +64,7 @@ class IndexEngine(Protocol):
 class FaissEngine:
     """FAISS indexes of one template side by side, as one (see `IndexEngine`)."""
 
-    pieces: Sequence[Piece]
+    pieces: Sequence[OpenPart]
 
     def search(self, vectors: NDArray[np.float32], depth: int, settings: Settings) -> Found:
         """All pieces of an inverted file have the same lists, so the lists to visit are looked for once."""
@@ -108,7 +108,7 @@ class FaissEngine:
 
 
 @dataclass(frozen=True)
-class Piece:
+class OpenPart:
     """A FAISS index over `rows` (row numbers, int64) or, when None, over the rows from `first` on.
 
     `deleted` are numbers in the index itself, which are never found.
@@ -242,7 +242,7 @@ def flat_engine(blocks: Iterable[NDArray[np.float32]], dimension: int, rows: NDA
     index = faiss.IndexFlatIP(dimension)
     for block in blocks:
         index.add(np.ascontiguousarray(block, dtype=np.float32))
-    return FaissEngine([Piece(index, rows=rows)])
+    return FaissEngine([OpenPart(index, rows=rows)])
 
 
 def nearest(

@@ -17,7 +17,18 @@ from numpy.typing import NDArray
 
 from components.artifacts import Artifact, IndexArtifact, Scalar, VectorShards, open_artifact, read_manifest, verify, verify_sizes
 from components.errors import ArtifactError, SpaceMismatch
-from components.index.engine import BLOCK, FaissEngine, Found, IndexEngine, Piece, Settings, flat_engine, nearest, open_mapped, read_faiss
+from components.index.engine import (
+    BLOCK,
+    FaissEngine,
+    Found,
+    IndexEngine,
+    OpenPart,
+    Settings,
+    flat_engine,
+    nearest,
+    open_mapped,
+    read_faiss,
+)
 from components.index.index_keys import is_exact
 from components.index.merging import MERGE_VERSION
 from components.index.parts import (
@@ -290,9 +301,9 @@ def _exact_engine(stored: StoredVectors, dimension: int, rows: Rows) -> FaissEng
     return flat_engine((stored.unit_vectors(live[i : i + BLOCK]) for i in range(0, len(live), BLOCK)), dimension, live)
 
 
-def _approximate_pieces(folder: Path, parts: Sequence[StoredPart], rows: Rows) -> list[Piece]:
+def _approximate_pieces(folder: Path, parts: Sequence[StoredPart], rows: Rows) -> list[OpenPart]:
     """The merged file, where there is one, holds the first parts, those without a file of their own."""
-    pieces: list[Piece] = []
+    pieces: list[OpenPart] = []
     merged = sum(part.rows for part in parts if not has_own_file(folder, part.number))
     if merged and not (folder / INDEX_FILE).is_file():
         lost = next(part.number for part in parts if not has_own_file(folder, part.number))
@@ -316,14 +327,14 @@ def _sizes(merged: int, folder: Path, parts: Sequence[StoredPart]) -> list[int]:
     return [*([merged] if merged else []), *(part.rows for part in parts if has_own_file(folder, part.number))]
 
 
-def _piece(index: Any, first: int, count: int, rows: Rows) -> Piece:
+def _piece(index: Any, first: int, count: int, rows: Rows) -> OpenPart:
     mine = rows.deleted[(rows.deleted >= first) & (rows.deleted < first + count)]
-    return Piece(index, first, deleted=mine - first)
+    return OpenPart(index, first, deleted=mine - first)
 
 
 def _open_first_layout(artifact: Artifact) -> VectorIndex:
     """One file `index.faiss` for exact search and `doc_ids.parquet` without the order of the ids."""
-    piece, rows = Piece(read_faiss(artifact.path / INDEX_FILE)), read_rows(artifact.path)
+    piece, rows = OpenPart(read_faiss(artifact.path / INDEX_FILE)), read_rows(artifact.path)
     dimension = int(artifact.attributes["dimension"] or 0)
     _require_rows(artifact.path, piece.index.ntotal, len(rows))
     _require_dimension(artifact.path, [piece], dimension)
@@ -360,7 +371,7 @@ def _require_rows(folder: Path, found: int, expected: int) -> None:
         raise ArtifactError(f"{folder}: {found:,} vectors were found where {expected:,} documents are recorded. Build the index again.")
 
 
-def _require_dimension(folder: Path, pieces: Sequence[Piece], dimension: int) -> None:
+def _require_dimension(folder: Path, pieces: Sequence[OpenPart], dimension: int) -> None:
     for piece in pieces:
         if piece.index.d != dimension:
             raise ArtifactError(

@@ -13,7 +13,7 @@ from components.errors import ScalingNoteError
 from components.promotion.approval import find_version, read_approval
 from components.release import reviewers
 from components.release.champion import CHAMPION, Record, candidate_model, record_of, release_model
-from components.release.completeness import DATA_KIND, VALIDATION_KIND, base_models_named_by, gaps_of
+from components.release.completeness import DATA_KIND, VALIDATION_KIND, base_models_named_by, missing_lineage
 from components.release.manifest import FLOWS_SINCE, BaseModelPin, LineageNode, Pin, ReleaseManifest, load_release
 from components.release.open import recorded_digest
 from components.signing.statements import signed_by
@@ -154,7 +154,7 @@ class Witness:
         """Who made a version and the entry that says so; None without a log."""
         if self.entries is None:
             return None
-        act = reviewers.creator(self.entries, model, version)
+        act = reviewers.created_by(self.entries, model, version)
         return f"{act.person} at {act.at} (audit entry {act.sequence})" if act else "not in the audit log"
 
 
@@ -249,7 +249,7 @@ class Opened:
     @property
     def gaps(self) -> tuple[str, ...]:
         """What is missing on the way back; base models count that an older manifest does not name but its encoders do."""
-        found = gaps_of(self.manifest.model_copy(update={"base_models": dict(self.base_models)}))
+        found = missing_lineage(self.manifest.model_copy(update={"base_models": dict(self.base_models)}))
         if self.manifest.release_type == "full" or self.manifest.schema_version >= FLOWS_SINCE:
             return found
         return (*found, "This refresh is from before releases named the flow, and so the code, that made the parts they kept.")

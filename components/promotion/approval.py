@@ -81,7 +81,7 @@ def approve(name: str, candidate_version: int | str, person: str | None, overrid
 
 def _trail(records: Sequence[Record], person: str) -> list[AuditEntry] | None:
     try:
-        return reviewers.require_trail(records)
+        return reviewers.require_audit_log(records)
     except store.TrackingError as error:
         raise store.TrackingError(f"'{person}' cannot approve, only a reviewer can. {error}") from error
 
@@ -120,7 +120,7 @@ def _approve_signed_in(name: str, candidate: VersionInfo, known: Approval | None
     release = find_version(model, version)
     if release is None:
         raise PromotionError(f"{model}/{version} was deleted while it was approved. Approve the candidate again.")
-    return replace(read_approval(name, release, reviewers.require_trail(records)), created=True)
+    return replace(read_approval(name, release, reviewers.require_audit_log(records)), created=True)
 
 
 def _new_copy(name: str, candidate: VersionInfo, records: Sequence[Record]) -> int:
@@ -147,7 +147,7 @@ def read_approval(name: str, release: VersionInfo, entries: Sequence[AuditEntry]
     if entries is None:
         return claim
     bare = replace(claim, person=None, approved_at=None, override=None, override_at=None)
-    act = reviewers.creator(entries, release.name, release.version)
+    act = reviewers.created_by(entries, release.name, release.version)
     if act is None:
         return bare
     known = replace(bare, person=act.person, role=act.role, approved_at=act.at, authentication="basic")

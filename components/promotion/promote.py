@@ -28,7 +28,7 @@ from components.promotion.record import (
     CompareAgain,
     Promotion,
     append,
-    decide_again,
+    decide_against,
     decisions_for,
     promotion_record,
     require_decided,
@@ -41,18 +41,16 @@ from components.release.champion import (
     Reconciled,
     Record,
     candidate_model,
+    champion_stack,
     current_aliases,
     expected_aliases,
     lost,
-    mark_override,
     newest_promoted,
     reconcile,
     registered,
     release_model,
-    replay,
     settle_aliases,
-    trusted,
-    trusted_version,
+    show_override_in_mlflow,
 )
 from components.release.manifest import ReleaseManifest, load_release
 from components.release.open import resolve
@@ -100,7 +98,7 @@ def _candidates(name: str) -> dict[int, VersionInfo]:
     return {info.version: info for info in registry.versions(candidate_model(name))}
 
 
-def pending(name: str) -> str | None:
+def promotion_fingerprint(name: str) -> str | None:
     """A digest of what the promote flow would look at; None when it would find nothing to do. Reads the registry alone, no files.
 
     It stays the same as long as nothing changes, so that a refused approval need not be verified again at every look.
@@ -141,7 +139,7 @@ def last_look(waiting: Sequence[VersionInfo]) -> float:
 
 def refused_before(name: str) -> str | None:
     """Why what waits now was refused when it was last examined; None when nothing waits, something changed, or the pause is over."""
-    state, known = pending(name), _refusal(name)
+    state, known = promotion_fingerprint(name), _refusal(name)
     if state is None or known is None or known["state"] != state:
         return None
     paused = 0 <= time.time() - known["at"] < min(FIRST_PAUSE * 2 ** (known["times"] - 1), LONGEST_PAUSE)
@@ -151,7 +149,7 @@ def refused_before(name: str) -> str | None:
 @contextmanager
 def refusal_remembered(name: str) -> Iterator[None]:
     """Remember a refusal that the block raises, and forget an earlier one when it ends well. A server that does not answer is none."""
-    state = pending(name)  # before the examination: what comes meanwhile is another state, and is looked at next
+    state = promotion_fingerprint(name)  # before the examination: what comes meanwhile is another state, and is looked at next
     try:
         yield
     except (PromotionError, ArtifactError) as error:
@@ -184,7 +182,7 @@ def _candidate_rejection(name: str, release: VersionInfo, candidates: dict[int, 
 # --- Promotion and rollback: verify, append a record, then move the aliases.
 
 
-__all__ = ["Change", "promote", "resolve", "rollback", "trusted", "trusted_version"]
+__all__ = ["Change", "promote", "resolve", "rollback"]
 
 Smoke = Callable[[ReleaseManifest], None]
 
@@ -201,7 +199,7 @@ class Change:
     warnings: tuple[str, ...] = ()
 
 
-def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = decide_again, without_champion: str | None = None) -> Change:
+def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = decide_against, without_champion: str | None = None) -> Change:
     """Make the newest approved version of `<name>-release` the champion; finishes what a killed run began.
 
     `smoke` gets the manifest and raises when the release does not answer its smoke queries as recorded. `compare_again` decides when
@@ -213,7 +211,7 @@ def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = decide
     sign = record_signer()  # a key that cannot be used is found before anything is changed
     records = _vouched_records(name)
     repaired = reconcile(name, records)
-    mark_override(name, records)
+    show_override_in_mlflow(name, records)
     champion = expected_aliases(records).champion
     versions, notes = waiting_for_promotion(name, records)
     warnings = [repaired.note, *notes] if repaired.note else notes
@@ -221,10 +219,10 @@ def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = decide
         return _nothing(repaired, champion, warnings)
     without_champion = written(without_champion) or None
     gone = _lost_champion(name, champion, without_champion)
-    promotion = _examined(name, versions[-1], records, smoke, decide_again if gone else compare_again, gone)
+    promotion = _examined(name, versions[-1], records, smoke, decide_against if gone else compare_again, gone)
     promotion = replace(promotion, without_champion=without_champion)
     record = append(name, promotion_record(name, promotion), records, sign)
-    mark_override(name, [*records, record])
+    show_override_in_mlflow(name, [*records, record])
     settle_aliases(name)
     version, candidate = promotion.release.version, promotion.approval.candidate_version
     warnings += stale_note(promotion.decisions)
@@ -262,7 +260,7 @@ def rollback(
     sign = record_signer()
     records = _vouched_records(name)
     repaired = reconcile(name, records)
-    stack = replay(records)
+    stack = champion_stack(records)
     if repaired.kind == "finished" and records[-1]["action"] == "rollback":
         message = f"Finished the interrupted rollback to release/{stack[-1]}. Run it again to go further back."
         return Change("reconciled", message, int(records[-1]["from_version"]), stack[-1], records[-1]["sequence"], (repaired.note,))
@@ -348,7 +346,7 @@ def _examined(
 
 def _approval(name: str, release: VersionInfo, manifest: ReleaseManifest, records: Sequence[Record]) -> Approval:
     """The approval, by the right person where the server knows persons."""
-    entries = reviewers.require_trail(records)
+    entries = reviewers.require_audit_log(records)
     approval = read_approval(name, release, entries)
     if entries is not None:
         made = (candidate_model(name), approval.candidate_version)

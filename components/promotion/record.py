@@ -57,11 +57,11 @@ from components.tracking.provenance import claimed_user
 
 if TYPE_CHECKING:
     from components.evaluation.champion_comparison import ComparisonSummary
-    from components.release.reviewers import Act
+    from components.release.reviewers import AuditedAction
     from components.tracking.registry import VersionInfo
 
 
-class Decided(NamedTuple):
+class DatedDecision(NamedTuple):
     """A decision, and the version of the release model that the candidate was held against (None: a first release).
 
     `comparison` is what was measured for this decision alone and lies in no artifact.
@@ -77,10 +77,10 @@ class Decided(NamedTuple):
         return digest_of(self.decision.model_dump(mode="json"))
 
 
-CompareAgain = Callable[[Path, int | None], Decided]
+CompareAgain = Callable[[Path, int | None], DatedDecision]
 
 
-def decide_again(folder: Path, champion: int | None, comparison: ComparisonSummary | None = None, problem: str = "") -> Decided:
+def decide_against(folder: Path, champion: int | None, comparison: ComparisonSummary | None = None, problem: str = "") -> DatedDecision:
     """Decide about the release in `folder` as if `champion` had been there when it was built.
 
     `comparison` holds their speeds if they were timed in one run, else `problem` says why they were not; what the candidate was built with
@@ -95,7 +95,7 @@ def decide_again(folder: Path, champion: int | None, comparison: ComparisonSumma
     if facts is not None:
         facts = facts.model_copy(update={"uncompared": "" if champion is None else _uncompared(champion, problem)})
     evidence = GateInputs(load_evaluation(folder / EVALUATION_FOLDER), baseline, comparison, facts, champion=champion, lost=gone)
-    return Decided(champion, decide(evidence, recorded_policy(manifest.config)), comparison)
+    return DatedDecision(champion, decide(evidence, recorded_policy(manifest.config)), comparison)
 
 
 def _uncompared(champion: int, problem: str) -> str:
@@ -103,12 +103,14 @@ def _uncompared(champion: int, problem: str) -> str:
     return f"{problem} {advice}".strip()
 
 
-def decisions_for(manifest: ReleaseManifest, folder: Path, champion: int | None, compare_again: CompareAgain | None) -> tuple[Decided, ...]:
+def decisions_for(
+    manifest: ReleaseManifest, folder: Path, champion: int | None, compare_again: CompareAgain | None
+) -> tuple[DatedDecision, ...]:
     """The candidate's decision, and after it the one against today's champion when that is another one than it was compared with.
 
     Raises PromotionError for a stale comparison when there is no `compare_again`.
     """
-    first = Decided(manifest.baseline_version, manifest.decision)
+    first = DatedDecision(manifest.baseline_version, manifest.decision)
     if first.against == champion:
         return (first,)
     if compare_again is None:
@@ -116,7 +118,7 @@ def decisions_for(manifest: ReleaseManifest, folder: Path, champion: int | None,
     return first, compare_again(folder, champion)
 
 
-def require_decided(version: int, decisions: Sequence[Decided], approval: Approval, records: Sequence[Record]) -> None:
+def require_decided(version: int, decisions: Sequence[DatedDecision], approval: Approval, records: Sequence[Record]) -> None:
     """Raise PromotionError unless the last decision is a pass or a reviewer gave a reason to release it all the same, knowing it."""
     last, stale = decisions[-1], len(decisions) > 1
     if last.decision.verdict == "pass":
@@ -133,7 +135,7 @@ def require_decided(version: int, decisions: Sequence[Decided], approval: Approv
     )
 
 
-def stale_note(decisions: Sequence[Decided]) -> list[str]:
+def stale_note(decisions: Sequence[DatedDecision]) -> list[str]:
     """A sentence about a second decision; nothing when there was none."""
     if len(decisions) == 1:
         return []
@@ -164,7 +166,7 @@ class Promotion:
     release: VersionInfo
     digest: str
     approval: Approval
-    decisions: tuple[Decided, ...]
+    decisions: tuple[DatedDecision, ...]
     champion: int | None
     foreign_policy: str | None = None
     without_champion: str | None = None
@@ -257,7 +259,7 @@ def _packages(name: str, version: int, folder: Path) -> dict[str, str]:
     return {place: digest for place, digest in found.items() if digest}
 
 
-def _decided(decided: Decided) -> dict[str, Any]:
+def _decided(decided: DatedDecision) -> dict[str, Any]:
     comparison = decided.comparison.model_dump(mode="json") if decided.comparison is not None else None
     decision = decided.decision.model_dump(mode="json")
     return {"against": decided.against, "digest": decided.digest, "decision": decision, "comparison": comparison}
@@ -269,12 +271,12 @@ def _proof(authentication: str, sequence: int | None, digest: str | None) -> dic
     return {"authentication": proven, "audit_sequence": sequence, "audit_digest": digest}
 
 
-def _proven_rollback(name: str, records: Sequence[Record], champion: int, reason: str) -> Act | None:
+def _proven_rollback(name: str, records: Sequence[Record], champion: int, reason: str) -> AuditedAction | None:
     """Tag the release that is left, so that the server's log says who did it; None where there is no log."""
-    if reviewers.require_trail(records) is None:
+    if reviewers.require_audit_log(records) is None:
         return None
     registry.set_version_tag(release_model(name), champion, reviewers.ROLLED_BACK, reason)
-    entries = reviewers.require_trail(records) or []
+    entries = reviewers.require_audit_log(records) or []
     release = next((info for info in registry.versions(release_model(name)) if info.version == champion), None)
     return reviewers.tag_act(entries, release, labels.PREFIX + reviewers.ROLLED_BACK) if release is not None else None
 
@@ -305,7 +307,7 @@ class Struck(NamedTuple):
     key_id: str
 
 
-def vouch(name: str, ref: str) -> Vouched:
+def sign_afterwards(name: str, ref: str) -> Vouched:
     """Sign the release `ref`; where it is the champion and the newest promotion record has no signature, vouch for the records too.
 
     Raises ConfigError without a key, or with one that is not trusted where others are, ArtifactError for a release that was changed or a

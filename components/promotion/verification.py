@@ -16,7 +16,7 @@ from components.gates.decision import load_facts
 from components.gates.policy import foreign_policy, policy_digest, recorded_policy
 from components.index.search import merge_fault_of
 from components.promotion.verified_stores import FolderStore, RegistryStore, Store
-from components.release.champion import CHAMPION, RED, Record, baseline_evaluation, standing, trusted
+from components.release.champion import CHAMPION, RED, Record, baseline_evaluation, servable_release, standing
 from components.release.manifest import (
     COMPARISON_FOLDER,
     EVALUATION_FOLDER,
@@ -73,7 +73,7 @@ def verify_release(name: str, ref: str) -> list[Check]:
     """
     try:
         model, version = resolve(name, ref)
-        alarm = trusted(name).alarm if ref == CHAMPION else None
+        alarm = servable_release(name).alarm if ref == CHAMPION else None
     except ArtifactError as error:  # damaged records cannot tell what is champion, and that is the finding
         return [Check("promotion record", False, str(error))]
     alias = [Check("alias", alarm is None, alarm or "points where the newest promotion record says")] if ref == CHAMPION else []

@@ -69,7 +69,7 @@ def override_of(records: Sequence[Record], version: int) -> Override | None:
     return Override(str(last["override"]), last.get("override_by"), str(last.get("verdict")), bool(last.get("foreign_policy")))
 
 
-def mark_override(name: str, records: Sequence[Record]) -> None:
+def show_override_in_mlflow(name: str, records: Sequence[Record]) -> None:
     """Put the reason of the newest promotion's override into a tag and above the description of its release; else nothing.
 
     Only a promotion that has a record is marked. One that was killed before its mark gets it from the next.
@@ -115,7 +115,7 @@ class Reconciled(NamedTuple):
     note: str = ""
 
 
-class Trusted(NamedTuple):
+class Servable(NamedTuple):
     """The version that serving may serve, and an alarm when the alias says otherwise."""
 
     version: int
@@ -145,7 +145,7 @@ def _is_silent(record: Record) -> bool:
     return record.get("action") == STRIKE or (record.get("action") == "vouch" and record.get("to_version") is None)
 
 
-def replay(records: Sequence[Record]) -> list[int]:
+def champion_stack(records: Sequence[Record]) -> list[int]:
     """The stack of releases after `records`, the champion last; raises ArtifactError for a rollback to where nothing stood.
 
     A rollback names the releases that it passed over, because they could not be served any more.
@@ -191,13 +191,13 @@ def _step_of(record: Record) -> tuple[str, int, set[int]]:
 
 
 def newest_promoted(records: Sequence[Record]) -> int:
-    """The highest number of a release that a record names; 0 for none. Raises ArtifactError as `replay` does."""
+    """The highest number of a release that a record names; 0 for none. Raises ArtifactError as `champion_stack` does."""
     return max((_step_of(record)[1] for record in standing(records)), default=0)
 
 
 def expected_aliases(records: Sequence[Record]) -> Aliases:
     """Where the aliases belong after `records`."""
-    stack = replay(records)
+    stack = champion_stack(records)
     return Aliases(stack[-1] if stack else None, stack[-2] if len(stack) > 1 else None)
 
 
@@ -265,7 +265,7 @@ def place_aliases(name: str, want: Aliases, have: Aliases) -> None:
             registry.set_alias(model, alias, target)
 
 
-def trusted(name: str) -> Trusted:
+def servable_release(name: str) -> Servable:
     """The release that may be served, and an alarm if the alias `champion` does not match the newest promotion record.
 
     What was decided last is served, also where its change was interrupted before the aliases followed: aliases that somebody moved back
@@ -280,18 +280,18 @@ def trusted(name: str) -> Trusted:
             "and promote it (scalingnote promote)."
         )
     if have.champion == want.champion:
-        return Trusted(want.champion, None)
+        return Servable(want.champion, None)
     cause = "a change was interrupted, or the alias was moved by hand" if was_interrupted(records, have) else "the alias was moved by hand"
-    return Trusted(
+    return Servable(
         want.champion,
         f"The alias 'champion' points at {_place(have.champion)}, the newest promotion record names release/{want.champion}, "
         f"which is served: {cause}. Run 'scalingnote promote' to put the alias right.",
     )
 
 
-def trusted_version(name: str) -> int:
-    """The version of `trusted`; an alarm is logged as a warning."""
-    version, alarm = trusted(name)
+def servable_version(name: str) -> int:
+    """The version of `servable_release`; an alarm is logged as a warning."""
+    version, alarm = servable_release(name)
     if alarm:
         _log.warning(alarm)
     return version
@@ -325,7 +325,7 @@ def _text(aliases: Aliases) -> str:
 # --- The champion's own evaluation, which a candidate is held against.
 
 
-class Baseline(NamedTuple):
+class ChampionEvaluation(NamedTuple):
     """The version of the release model that is champion, and the evaluation it was released with.
 
     Without an evaluation the champion was deleted or damaged, and `lost` says so: its gates stay undecided.
@@ -336,17 +336,17 @@ class Baseline(NamedTuple):
     lost: str = ""
 
 
-def load_baseline(name: str) -> Baseline | None:
+def load_champion_evaluation(name: str) -> ChampionEvaluation | None:
     """The champion by the promotion records, without its evaluation where it is lost; None before the first promotion."""
     version = expected_aliases(record_store.read_records(name)).champion
     return None if version is None else _baseline(name, version)
 
 
-def _baseline(name: str, version: int) -> Baseline:
+def _baseline(name: str, version: int) -> ChampionEvaluation:
     try:
-        return Baseline(version, baseline_evaluation(name, version))
+        return ChampionEvaluation(version, baseline_evaluation(name, version))
     except (ArtifactError, ModelError) as error:
-        return Baseline(version, None, f"release/{version} of '{name}' cannot be opened: {error}")
+        return ChampionEvaluation(version, None, f"release/{version} of '{name}' cannot be opened: {error}")
 
 
 def lost(name: str, version: int) -> str:
@@ -354,13 +354,13 @@ def lost(name: str, version: int) -> str:
     return _baseline(name, version).lost
 
 
-def comparison_for(name: str, pins: Mapping[str, str], evaluation: str, policy: PolicyConfig) -> Baseline | None:
+def champion_to_compare_with(name: str, pins: Mapping[str, str], evaluation: str, policy: PolicyConfig) -> ChampionEvaluation | None:
     """What a release with the artifacts `pins` (role -> digest), its evaluation (digest) and policy is held against: the champion.
 
     A release that is the champion itself is held against what the champion was compared with, so that building it again decides
     and registers nothing new. A champion that is lost leaves its gates undecided, and builds a candidate all the same.
     """
-    champion = load_baseline(name)
+    champion = load_champion_evaluation(name)
     if champion is None or champion.lost:
         return champion
     manifest = load_release(registry.artifact_folder(release_model(name), champion.version))

@@ -78,7 +78,7 @@ LEADS_TO = {"index": ("document_tower",), "query_encoder": ("query_tower",), "ev
 MADE_FROM_DATA = ("vectors", "encoder", "evaluation")  # kinds whose step reads the tables themselves
 
 
-def gaps_of(draft: ManifestDraft) -> tuple[str, ...]:
+def missing_lineage(draft: ManifestDraft) -> tuple[str, ...]:
     """What is missing on the way back from a release, or from what is to be one: sentences, each once; empty when every parent is known."""
     nodes = {node.digest: node for node in draft.lineage}
     heads = {
@@ -220,7 +220,7 @@ def collect_findings(
     return Findings(
         contract_errors=len(report.errors),
         contract_warnings=len(report.warnings),
-        lineage_gaps=gaps_of(draft),
+        lineage_gaps=missing_lineage(draft),
         space_mismatches=space_mismatches(parts),
         uncompared=uncompared,
         removed_documents=removed[0] if removed else None,

@@ -18,7 +18,7 @@ from components.release.champion import (
     expected_aliases,
     record_of,
     release_model,
-    trusted_version,
+    servable_version,
 )
 from components.release.completeness import VALIDATION_KIND
 from components.release.manifest import FLOWS_SINCE, LineageNode, Pin, ReleaseManifest, load_release
@@ -36,7 +36,7 @@ def resolve(name: str, ref: str) -> tuple[str, int]:
     reference that is malformed or names nothing; the message lists what there is.
     """
     if ref == CHAMPION:
-        return release_model(name), trusted_version(name)
+        return release_model(name), servable_version(name)
     if ref == PREVIOUS:
         return release_model(name), _previous(name)
     kind, _, number = ref.partition("/")

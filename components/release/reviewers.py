@@ -33,7 +33,7 @@ _TAGGED = frozenset({"set_version_tag", "delete_version_tag"})
 
 
 @dataclass(frozen=True)
-class Act:
+class AuditedAction:
     """One act of a signed-in person, and the audit entry that proves it."""
 
     person: str
@@ -43,7 +43,7 @@ class Act:
     digest: str
 
 
-def require_trail(records: Sequence[Record]) -> list[AuditEntry] | None:
+def require_audit_log(records: Sequence[Record]) -> list[AuditEntry] | None:
     """The audit log that approvals are read with; None where there never was one.
 
     Raises PromotionError when a log has to be there and is not: without it an approval would fall back to mere claims. Raises
@@ -114,28 +114,28 @@ def require_logged_heads(name: str, records: Sequence[Record], entries: Sequence
         record_store.require_head(records, int(stated[3]), stated[4], witness)
 
 
-def creator(entries: Sequence[AuditEntry], model: str, version: int) -> Act | None:
+def created_by(entries: Sequence[AuditEntry], model: str, version: int) -> AuditedAction | None:
     """Who made a version; None when the log does not know, or nobody was signed in."""
     return act_of(audit.creation_of(entries, model, version))
 
 
-def act_of(entry: AuditEntry | None) -> Act | None:
+def act_of(entry: AuditEntry | None) -> AuditedAction | None:
     """The act that an entry proves. Of several roles the reviewer's is named."""
     if entry is None or entry.user is None:
         return None
     role = REVIEWER if REVIEWER in entry.roles else next(iter(entry.roles), None)
-    return Act(entry.user, role, entry.at, entry.sequence, entry.digest)
+    return AuditedAction(entry.user, role, entry.at, entry.sequence, entry.digest)
 
 
 def require_independent(entries: Sequence[AuditEntry], candidate: tuple[str, int], manifest: ReleaseManifest, person: str) -> None:
     """Raise PromotionError when `person` made the candidate or a part that it pins, or when nobody knows who made the candidate."""
-    if creator(entries, *candidate) is None:
+    if created_by(entries, *candidate) is None:
         raise PromotionError(
             f"The audit log does not say who made {candidate[0]}/{candidate[1]}, so nobody can rule out that it was '{person}'. "
             "Build the candidate again, signed in to the server."
         )
     for model, version in (candidate, *((pin.model, pin.version) for _, pin in manifest.pins.items())):
-        made = creator(entries, model, version)
+        made = created_by(entries, model, version)
         if made is not None and reads_like(made.person) == reads_like(person):
             raise PromotionError(
                 f"'{person}' made {model}/{version} (audit entry {made.sequence}) and cannot approve it: nobody approves their own "
@@ -143,7 +143,9 @@ def require_independent(entries: Sequence[AuditEntry], candidate: tuple[str, int
             )
 
 
-def require_reviewer(entries: Sequence[AuditEntry], release: VersionInfo, manifest: ReleaseManifest, candidate: tuple[str, int]) -> Act:
+def require_reviewer(
+    entries: Sequence[AuditEntry], release: VersionInfo, manifest: ReleaseManifest, candidate: tuple[str, int]
+) -> AuditedAction:
     """The reviewer who copied the candidate to `release`; raises PromotionError for anybody else, and for the one who trained it."""
     where = f"{release.name}/{release.version}"
     entry = audit.creation_of(entries, release.name, release.version)
@@ -180,7 +182,7 @@ def override_tag(tags: Mapping[str, str]) -> tuple[str, str] | None:
     return next(((key, text) for key, text in found if text), None)
 
 
-def override_act(entries: Sequence[AuditEntry], release: VersionInfo) -> tuple[str, Act] | None:
+def override_act(entries: Sequence[AuditEntry], release: VersionInfo) -> tuple[str, AuditedAction] | None:
     """The reason that a reviewer gave on the release itself, and the act. One that came along with a copy is nobody's."""
     found = override_tag(release.tags)
     if found is None:
@@ -195,7 +197,7 @@ def override_act(entries: Sequence[AuditEntry], release: VersionInfo) -> tuple[s
     return (reason, act) if labels.cut(release.tags[key], MAX_VALUE) == logged else None
 
 
-def tag_act(entries: Sequence[AuditEntry], release: VersionInfo, key: str) -> Act | None:
+def tag_act(entries: Sequence[AuditEntry], release: VersionInfo, key: str) -> AuditedAction | None:
     """Who set the tag `key` of a release last."""
     acts = [entry for entry in audit.actions_on(entries, release.name, release.version) if entry.subject.get("key") == key]
     return act_of(next((entry for entry in reversed(acts) if entry.outcome == "ok" and entry.action == "set_version_tag"), None))

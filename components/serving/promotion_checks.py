@@ -10,7 +10,7 @@ from components.evaluation.champion_comparison import ANSWER_DEPTH, CANDIDATE, C
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.speed import Timed, describe_machine, measure_speeds
 from components.gates.policy import recorded_policy
-from components.promotion.record import Decided, decide_again
+from components.promotion.record import DatedDecision, decide_against
 from components.release.champion import release_model
 from components.release.manifest import ReleaseManifest, SmokeQuery, load_release
 from components.serving.answer_log import logged_queries
@@ -53,8 +53,8 @@ def check_smoke(manifest: ReleaseManifest) -> None:
 LOGGED = 200  # the newest queries of the log that both are asked, beside their smoke queries
 
 
-def compare_again(folder: Path, champion: int | None) -> Decided:
-    """`decide_again`, with both releases opened, timed in turns and their documents compared here and now if the policy asks for it.
+def compare_again(folder: Path, champion: int | None) -> DatedDecision:
+    """`decide_against`, with both releases opened, timed in turns and their documents compared here and now if the policy asks for it.
 
     One that cannot be opened leaves these gates undecided, with the reason: a reviewer can still let the release through.
     """
@@ -62,11 +62,11 @@ def compare_again(folder: Path, champion: int | None) -> Decided:
     policy = recorded_policy(manifest.config)
     asked = (policy.max_p95_ratio, policy.min_qps_ratio, policy.max_removed_share)
     if champion is None or all(limit is None for limit in asked):
-        return decide_again(folder, champion)
+        return decide_against(folder, champion)
     try:
-        return decide_again(folder, champion, time_both(manifest, champion))
+        return decide_against(folder, champion, time_both(manifest, champion))
     except ScalingNoteError as error:
-        return decide_again(folder, champion, problem=f"The comparison with release/{champion} failed: {error}")
+        return decide_against(folder, champion, problem=f"The comparison with release/{champion} failed: {error}")
 
 
 def time_both(manifest: ReleaseManifest, champion: int) -> ComparisonSummary:

@@ -5,7 +5,7 @@ Where a system is measured alone and fused with BM25, what it found is kept firs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,13 +50,13 @@ def splits_of(config: EvaluationConfig) -> tuple[str, ...]:
 
 
 def write_scores(
-    ranker: Ranker, inputs: Mapping[str, Artifact], config: EvaluationConfig, folder: Path, noise: Noise | None = None
+    opener: Callable[[], Ranker], inputs: Mapping[str, Artifact], config: EvaluationConfig, folder: Path, noise: Noise | None = None
 ) -> Artifact:
     """Rank the judged queries of every split, with `noise` if given, and keep each metric of each query, and the unit that it was drawn in.
 
-    `inputs` are the `dataset` and what the ranker was made from.
+    `opener` opens the ranker; `inputs` are the `dataset` and what the ranker is made from.
     """
-    dataset = load_dataset(inputs["dataset"].path)
+    ranker, dataset = opener(), load_dataset(inputs["dataset"].path)
 
     def ranked(judged: JudgedSplit) -> dict[str, Ranking]:
         texts = judged.texts if noise is None else add_noise(judged.texts, noise)
@@ -65,11 +65,11 @@ def write_scores(
     return _write_scores({split: ranked(judged_split(dataset, split)) for split in splits_of(config)}, dataset, inputs, config, folder)
 
 
-def write_rankings(ranker: Ranker, inputs: Mapping[str, Artifact], config: EvaluationConfig, folder: Path) -> Artifact:
+def write_rankings(opener: Callable[[], Ranker], inputs: Mapping[str, Artifact], config: EvaluationConfig, folder: Path) -> Artifact:
     """Keep what a ranker finds for the judged queries of every split, and for the dev queries on which the fusion is chosen."""
     import pandas as pd
 
-    dataset = load_dataset(inputs["dataset"].path)
+    ranker, dataset = opener(), load_dataset(inputs["dataset"].path)
     sample = dev_sample(dataset)
     asked = {split: judged_split(dataset, split) for split in splits_of(config)}
     asked |= {DEV: sample} if sample is not None and DEV not in asked else {}
@@ -164,10 +164,10 @@ def load_scores(folder: Path) -> Scores:
     return Scores({(str(split), str(metric)): rows["value"].to_numpy(np.float64) for (split, metric), rows in groups}, units)
 
 
-def write_result(values: Mapping[str, Any], folder: Path, parents: Mapping[str, str]) -> Artifact:
-    """Keep the numbers of a measurement, which are JSON, as a sealed artifact of kind study."""
-    write_json(folder / RESULT_FILE, dict(values))
-    return seal(folder, KIND, parents=parents)
+def write_result(measure: Callable[[Path], Mapping[str, Any]], inputs: Mapping[str, Artifact], folder: Path) -> Artifact:
+    """Measure and keep the numbers, which are JSON, as a sealed artifact of kind study; `measure` may write more files into `folder`."""
+    write_json(folder / RESULT_FILE, dict(measure(folder)))
+    return seal(folder, KIND, parents=parents_of(inputs))
 
 
 def read_result(folder: Path) -> dict[str, Any]:

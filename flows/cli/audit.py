@@ -145,9 +145,9 @@ def _own_line(own: SigningKey | None) -> str:
 
 
 def _sign(options: argparse.Namespace) -> None:
-    from components.promotion.record import vouch
+    from components.promotion.record import sign_afterwards
 
-    done = vouch(retriever_name(options), options.ref)
+    done = sign_afterwards(retriever_name(options), options.ref)
     line = f"{done.model}/{done.version} signed by {done.key_id[:16]}."
     if done.sequence is not None:
         line += f" Promotion record {done.sequence}, signed too, vouches for those before it."

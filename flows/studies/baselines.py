@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from components.artifacts import Artifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
 from components.distillation.config import DistillationConfig
 from components.errors import ConfigError
+from components.evaluation.config import EvaluationConfig
+from components.towers.config import TowerConfig
 from flows.runner import Step
-from flows.steps import TRAINING_FILES, index_step, typed, untrained_key, vectors_step
+from flows.steps import TRAINING_FILES, index_step, towers_key, typed, untrained_key, vectors_step
 from flows.studies.context import Context, StudySettings
 from flows.studies.framework import Cell, Results, about_queries, about_seeds, by_system, require, seeded, whole_trainings
 
@@ -31,6 +33,11 @@ BM25, UNTRAINED, SYMMETRIC, END_TO_END, PUBLISHED = "bm25", "untrained", "symmet
 TEACHER, ALIGNED, STUDENT = "teacher", "student-aligned", "student"
 COST, CUT = "cost", "-cut"
 OF_SMALL_ENCODERS = (UNTRAINED, SYMMETRIC, END_TO_END)
+# What their training reads of the section distillation; the student's own losses and epochs are none of theirs.
+OF_SMALL = {
+    "student", "revision", "form", "layers", "head", "head_width", "pooling", "query_prompt", "max_query_length", "titles", "sentences",
+    "spans", "refine_titles", "train_embeddings", "precision", "seed",
+}  # fmt: skip
 FIXED = (BM25, UNTRAINED, UNTRAINED + CUT, PUBLISHED)  # what is not trained, and needs no seeds
 
 
@@ -38,7 +45,7 @@ FIXED = (BM25, UNTRAINED, UNTRAINED + CUT, PUBLISHED)  # what is not trained, an
 class System:
     """What opens a ranker, all that determines it, and the artifacts that were trained and encoded for it."""
 
-    ranker: Callable[[], Ranker]
+    opener: Callable[[], Ranker]
     inputs: Mapping[str, Artifact] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     trained: tuple[Artifact, ...] = ()
@@ -113,19 +120,14 @@ def _is_embedding_model(config: StudySettings) -> bool:
 
 def _scores(context: Context, name: str, build: Build, config: StudySettings) -> Artifact:
     system = build(config)
-    return context.scores_of(name, system.ranker, system.inputs, system.settings)
+    return context.scores_of(name, system.opener, system.inputs, system.settings)
 
 
 def _bm25(context: Context, config: StudySettings) -> System:
+    from components.evaluation.systems import open_bm25
+
     stemmer = config.evaluation.bm25_stemmer
-
-    def ranker() -> Ranker:
-        from components.data.dataset import load_dataset
-        from components.evaluation.bm25 import bm25_ranker
-
-        return bm25_ranker(load_dataset(context.dataset), stemmer)
-
-    return System(ranker, settings={"bm25_stemmer": stemmer})
+    return System(partial(open_bm25, context.dataset, stemmer), settings={"bm25_stemmer": stemmer})
 
 
 def _untrained(context: Context, form: str, config: StudySettings) -> System:
@@ -136,16 +138,10 @@ def _not_trained(context: Context, small: DistillationConfig) -> System:
     from components.distillation.student import as_published
     from components.evaluation.systems import CUT as IN_ANOTHER_FORM
     from components.evaluation.systems import UNTRAINED as AS_PUBLISHED
+    from components.evaluation.systems import open_untrained
 
     name = AS_PUBLISHED if small == as_published(small) else IN_ANOTHER_FORM
-
-    def ranker() -> Ranker:
-        from components.data.dataset import load_dataset
-        from components.evaluation.systems import untrained_ranker
-
-        return untrained_ranker(load_dataset(context.dataset), small, None, name)
-
-    return System(ranker, settings=untrained_key(small))
+    return System(partial(open_untrained, context.dataset, small, None, name), settings=untrained_key(small))
 
 
 def _published_teacher(context: Context, config: StudySettings) -> System:
@@ -155,14 +151,10 @@ def _published_teacher(context: Context, config: StudySettings) -> System:
 
 def _dense(context: Context, config: StudySettings, encoder: EncoderArtifact, *trained: Artifact) -> System:
     """A query encoder on the teacher's index."""
+    from components.evaluation.systems import open_dense
+
     index, vectors = context.index(config), context.vectors(config)
-
-    def ranker() -> Ranker:
-        from components.evaluation.systems import open_dense
-
-        return open_dense(encoder, index)
-
-    return System(ranker, {"encoder": encoder, "index": index}, {}, trained, (vectors,))
+    return System(partial(open_dense, encoder, index), {"encoder": encoder, "index": index}, {}, trained, (vectors,))
 
 
 def student_system(context: Context, config: StudySettings) -> System:
@@ -175,50 +167,53 @@ def student_system(context: Context, config: StudySettings) -> System:
 
 def _symmetric(context: Context, form: str, config: StudySettings) -> System:
     def system(encoder: Artifact) -> System:
-        def ranker() -> Ranker:
-            from components.data.dataset import load_dataset
-            from components.evaluation.rankers import symmetric_ranker
-            from components.studies.trained_baselines import symmetric_roles
-
-            dataset, (query, document) = load_dataset(context.dataset), symmetric_roles(encoder)
-            vectors = document.encode(dataset.document_texts(), progress=f"{SYMMETRIC}: documents")
-            return symmetric_ranker(query, dataset, SYMMETRIC, vectors)
-
-        return System(ranker, {"encoder": encoder}, {}, (encoder,))
+        return System(partial(open_symmetric, encoder, context.dataset), {"encoder": encoder}, {}, (encoder,))
 
     return _best_on_dev(context, SYMMETRIC, config, form, system)
 
 
+def open_symmetric(encoder: Artifact, dataset: Artifact) -> Ranker:
+    """The symmetric pair over the documents of a data set, which it encodes now."""
+    from components.data.dataset import load_dataset
+    from components.evaluation.rankers import symmetric_ranker
+    from components.studies.trained_baselines import symmetric_roles
+
+    tables, (query, document) = load_dataset(dataset), symmetric_roles(encoder)
+    return symmetric_ranker(query, tables, SYMMETRIC, document.encode(tables.document_texts(), progress=f"{SYMMETRIC}: documents"))
+
+
 def _end_to_end(context: Context, form: str, config: StudySettings) -> System:
+    from components.evaluation.systems import open_dense
+
     def system(pair: Artifact) -> System:
         query, document = (typed(open_artifact(pair.path / part), EncoderArtifact) for part in ("query_encoder", "document_tower"))
         vectors: VectorShards = typed(context.run(vectors_step(config, context.dataset, document)), VectorShards)
         index: IndexArtifact = typed(context.run(index_step(config, vectors, context.dataset)), IndexArtifact)
-
-        def ranker() -> Ranker:
-            from components.evaluation.systems import open_dense
-
-            return open_dense(query, index)
-
-        return System(ranker, {"encoder": query, "index": index}, {}, (pair,), (vectors,))
+        return System(partial(open_dense, query, index), {"encoder": query, "index": index}, {}, (pair,), (vectors,))
 
     return _best_on_dev(context, END_TO_END, config, form, system)
 
 
 def _training_step(context: Context, name: str, config: StudySettings, form: str, rate: float) -> Step:
     dataset, towers, passes, small = context.dataset, config.towers, _passes(config), small_encoders(config)[form]
-
-    def make(folder: Path) -> Artifact:
-        from components.data.dataset import load_dataset
-        from components.studies.trained_baselines import for_passes, pairs_with_titles, train_asymmetric, train_symmetric
-
-        train: Callable[..., Artifact] = train_symmetric if name == SYMMETRIC else train_asymmetric
-        pairs = pairs_with_titles(load_dataset(dataset), small, towers.batches_by)
-        settings = for_passes(towers, len(pairs.pairs), passes) if passes else towers
-        return train(pairs, (settings, small), rate, {"dataset": dataset.digest}, folder)
-
-    keyed = {"towers": towers.model_dump(), "small": small.model_dump(), "learning_rate": rate, "passes": passes}
+    make = partial(train_baseline, name, dataset, (towers, small), (rate, passes))
+    settings = towers_key(towers.model_copy(update={"steps": 0}) if passes else towers)  # the passes say how many steps it takes
+    keyed = {"towers": settings, "small": small.model_dump(include=OF_SMALL), "learning_rate": rate, "passes": passes}
     return Step(f"train_{name.replace('-', '_')}", make, {"dataset": dataset}, keyed, resumes=TRAINING_FILES)
+
+
+def train_baseline(
+    name: str, dataset: Artifact, configs: tuple[TowerConfig, DistillationConfig], rule: tuple[float, float], folder: Path
+) -> Artifact:
+    """The steps train_symmetric and train_end_to_end. `rule`: the learning rate, and passes over the pairs (0: the towers' own steps)."""
+    from components.data.dataset import load_dataset
+    from components.studies.trained_baselines import for_passes, pairs_with_titles, train_asymmetric, train_symmetric
+
+    (towers, small), (rate, passes) = configs, rule
+    pairs = pairs_with_titles(load_dataset(dataset), small, towers.batches_by)
+    settings = for_passes(towers, len(pairs.pairs), passes) if passes else towers
+    train: Callable[..., Artifact] = train_symmetric if name == SYMMETRIC else train_asymmetric
+    return train(pairs, (settings, small), rate, {"dataset": dataset.digest}, folder)
 
 
 def _passes(config: StudySettings) -> float:
@@ -235,41 +230,47 @@ def _best_on_dev(context: Context, name: str, config: StudySettings, form: str, 
 
 def _dev_score(context: Context, system: System) -> float:
     """Sum of R@50 and nDCG@10 on dev, by which the student's checkpoints are chosen, too."""
-    ranker = system.ranker
-
-    def numbers(_: Path) -> dict[str, float]:
-        from components.data.dataset import load_dataset
-        from components.studies.report import mean_metrics
-
-        return mean_metrics(ranker(), load_dataset(context.dataset), "dev", context.config.evaluation.depth)
-
     from components.studies.scores import read_result
 
-    everything = {"dataset": context.dataset, **system.inputs}
-    found = read_result(context.measure("dev", numbers, everything, {"depth": context.config.evaluation.depth}).path)
+    depth, everything = context.config.evaluation.depth, {"dataset": context.dataset, **system.inputs}
+    numbers = partial(dev_means, system.opener, context.dataset, depth)
+    found = read_result(context.measure("dev", numbers, everything, {"depth": depth}).path)
     return float(found["recall@50"] + found["ndcg@10"])
+
+
+def dev_means(opener: Callable[[], Ranker], dataset: Artifact, depth: int, _: Path) -> dict[str, float]:
+    """The measurement study_dev: every metric's mean over the judged dev queries."""
+    from components.data.dataset import load_dataset
+    from components.studies.report import mean_metrics
+
+    return mean_metrics(opener(), load_dataset(dataset), "dev", depth)
 
 
 def _cost(context: Context, wanted: Mapping[str, Build], config: StudySettings) -> Artifact:
     """Seconds of training and of encoding the documents by system, and the speed of whole answers of all in turns."""
     systems = {name: build(config) for name, build in wanted.items()}
     # Functions alone: what a System holds would not be counted as code of the step.
-    rankers, evaluation = {name: system.ranker for name, system in systems.items()}, context.config.evaluation
+    openers, evaluation = {name: system.opener for name, system in systems.items()}, context.config.evaluation
     seconds = {
         name: {"training": seconds_of(context, system.trained), "encoding": seconds_of(context, system.encoded)}
         for name, system in systems.items()
     }
     pairs = {name: system.trained[0].counts for name, system in systems.items() if name.removesuffix(CUT) in (SYMMETRIC, END_TO_END)}
     inputs = {"dataset": context.dataset, **{f"{name}.{role}": a for name, s in systems.items() for role, a in s.inputs.items()}}
-
-    def numbers(_: Path) -> dict[str, Any]:
-        from components.evaluation.speed import serving_speeds
-
-        return {**serving_speeds(rankers, inputs["dataset"], evaluation), "seconds": seconds, "pairs": pairs}
-
+    known = {"seconds": seconds, "pairs": pairs}
     settings = evaluation.model_dump(include={"split", "depth", "latency_queries", "throughput_batch", "speed_precision", "seed"})
     untrained = {name: dict(system.settings) for name, system in systems.items() if system.settings}
-    return context.measure("baseline_costs", numbers, inputs, {**settings, "seconds": seconds, "systems": list(systems), **untrained})
+    keyed = {**settings, "seconds": seconds, "systems": list(systems), **untrained}
+    return context.measure("baseline_costs", partial(speeds_beside, known, openers, context.dataset, evaluation), inputs, keyed)
+
+
+def speeds_beside(
+    known: Mapping[str, Any], openers: Mapping[str, Callable[[], Ranker]], dataset: Artifact, evaluation: EvaluationConfig, _: Path
+) -> dict[str, Any]:
+    """The measurement of costs: the speed of whole answers of all systems in turns, beside what is `known` of their making."""
+    from components.evaluation.speed import serving_speeds
+
+    return {**serving_speeds(openers, dataset, evaluation), **known}
 
 
 def seconds_of(context: Context, artifacts: tuple[Artifact, ...]) -> float | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact, parents_of
+from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
 from components.distillation.train import StudentInputs
 from components.errors import CollapseError, ConfigError
 from components.settings import StepConfig
@@ -231,62 +231,45 @@ class Context:
 
     def scores(self, system: str, encoder: EncoderArtifact, index: IndexArtifact, noise: Noise | None = None) -> Artifact:
         """Metrics per query of a tower or student on an index, for every split of the evaluation (see components.studies.scores)."""
+        from components.evaluation.systems import open_dense
 
-        def ranker() -> Ranker:
-            from components.evaluation.systems import open_dense
-
-            return open_dense(encoder, index)
-
-        return self.scores_of(system, ranker, {"encoder": encoder, "index": index}, noise=noise)
+        return self.scores_of(system, partial(open_dense, encoder, index), {"encoder": encoder, "index": index}, noise=noise)
 
     def scores_of(
         self,
         system: str,
-        ranker: Callable[[], Ranker],
+        opener: Callable[[], Ranker],
         inputs: Mapping[str, Artifact],
         settings: Mapping[str, Any] | None = None,
         noise: Noise | None = None,
     ) -> Artifact:
-        """The same for any ranker; `inputs` and `settings` must hold all that determines it."""
-        config = self.config.evaluation
+        """The same for any ranker, which `opener` opens; `inputs` and `settings` must hold all that determines it."""
+        from components.studies.scores import write_scores
+
+        config, everything = self.config.evaluation, {"dataset": self.dataset, **inputs}
         asked = config.model_dump(include={"split", "extra_splits", "depth", "query_groups"})
-        measured = {"system": system, **asked}
-        everything = {"dataset": self.dataset, **inputs}
-
-        def make(folder: Path) -> Artifact:
-            from components.studies.scores import write_scores
-
-            return write_scores(ranker(), everything, config, folder, noise)
-
         noisy = {"noise": noise._asdict()} if noise else {}
-        return self.run(Step("study_scores", make, everything, {**measured, **noisy, **(settings or {})}))
+        make = partial(write_scores, opener, everything, config, noise=noise)
+        return self.run(Step("study_scores", make, everything, {"system": system, **asked, **noisy, **(settings or {})}))
 
     def rankings_of(
-        self, system: str, ranker: Callable[[], Ranker], inputs: Mapping[str, Artifact], settings: Mapping[str, Any] | None = None
+        self, system: str, opener: Callable[[], Ranker], inputs: Mapping[str, Artifact], settings: Mapping[str, Any] | None = None
     ) -> Artifact:
         """What a ranker finds for the judged queries, and for those that fusions are chosen on; arguments as of `scores_of`."""
-        config = self.config.evaluation
-        everything = {"dataset": self.dataset, **inputs}
+        from components.studies.scores import write_rankings
 
-        def make(folder: Path) -> Artifact:
-            from components.studies.scores import write_rankings
-
-            return write_rankings(ranker(), everything, config, folder)
-
+        config, everything = self.config.evaluation, {"dataset": self.dataset, **inputs}
         asked = config.model_dump(include={"split", "extra_splits", "depth"})
+        make = partial(write_rankings, opener, everything, config)
         return self.run(Step("study_rankings", make, everything, {"system": system, **asked, **(settings or {})}))
 
     def scores_of_found(self, system: str, found: Mapping[str, Artifact]) -> Artifact:
         """Metrics per query of `rankings`, an artifact of `rankings_of`, fused with those of `lexical` where it is given."""
+        from components.studies.scores import write_found
+
         config, inputs = self.config.evaluation, {"dataset": self.dataset, **found}
-
-        def make(folder: Path) -> Artifact:
-            from components.studies.scores import write_found
-
-            return write_found(inputs, config, folder)
-
         asked = config.model_dump(include={"split", "extra_splits", "depth", "query_groups"})
-        return self.run(Step("study_found_scores", make, inputs, {"system": system, **asked}))
+        return self.run(Step("study_found_scores", partial(write_found, inputs, config), inputs, {"system": system, **asked}))
 
     def measure(
         self,
@@ -296,14 +279,9 @@ class Context:
         settings: Mapping[str, Any] | None = None,
     ) -> Artifact:
         """Any other measurement: `numbers` may write files into the step's folder and returns what is kept as result.json."""
+        from components.studies.scores import write_result
 
-        def make(folder: Path) -> Artifact:
-            from components.studies.scores import write_result
-
-            values = numbers(folder)
-            return write_result(values, folder, parents_of(inputs))
-
-        return self.run(Step(f"study_{name}", make, inputs, settings or {}))
+        return self.run(Step(f"study_{name}", partial(write_result, numbers, inputs), inputs, settings or {}))
 
 
 def metrics_of(artifact: Artifact) -> Mapping[str, float]:

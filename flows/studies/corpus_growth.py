@@ -38,28 +38,22 @@ def _name(size: int) -> str:
 
 def _queries(context: Context) -> Artifact:
     """Vectors of judged queries for the measurement and of dev queries for the tuning, from the query tower."""
+    from components.studies.growth_cell import write_growth_queries
+
     dataset, tower = context.dataset, context.towers()[0]
     split, count = context.config.evaluation.split, context.config.study.growth_queries
     seed, tuning, groups = context.config.evaluation.seed, context.config.index.tuning_queries, context.config.evaluation.query_groups
-
-    def numbers(folder: Path) -> dict[str, Any]:
-        from components.studies.growth_cell import write_growth_queries
-
-        return write_growth_queries(dataset, tower, split, (count, tuning, seed), folder, groups)
-
+    numbers = partial(write_growth_queries, dataset, tower, split, (count, tuning, seed), groups=groups)
     settings = {"split": split, "count": count, "seed": seed, "tuning": tuning, "groups": groups}
     return context.measure("growth_queries", numbers, {"dataset": dataset, "query_tower": tower}, settings)
 
 
 def _measure(context: Context, size: int) -> Artifact:
+    from components.studies.growth_cell import GrowthRule, measure_size
+
     config, vectors, queries = context.config, context.vectors(), _queries(context)
     rule = {"depth": config.evaluation.depth, "batch": config.evaluation.throughput_batch, "seed": config.evaluation.seed}
-
-    def numbers(folder: Path) -> dict[str, Any]:
-        from components.studies.growth_cell import GrowthRule, measure_size
-
-        return measure_size(vectors, size, GrowthRule(queries.path, config.index, **rule), folder)
-
+    numbers = partial(measure_size, vectors, size, GrowthRule(queries.path, config.index, **rule))
     settings = {"documents": size, **rule, "index": config.index.model_dump()}
     return context.measure("growth", numbers, {"vectors": vectors, "queries": queries}, settings)
 
@@ -70,13 +64,15 @@ def _production(context: Context) -> Artifact:
 
     documents, champion = context.dataset.counts["documents"], champion_index(context.config.name)
     about = {"documents": documents, "champion": champion}
+    return context.measure("growth_production", partial(against_champion, documents, champion), {"dataset": context.dataset}, about)
 
-    def numbers(_: Path) -> dict[str, Any]:
-        from components.studies.growth_law import tuning_warning
 
-        return {**about, "warning": tuning_warning(documents, champion["tuned_documents"]) if champion else None}
+def against_champion(documents: int, champion: Mapping[str, Any] | None, _: Path) -> dict[str, Any]:
+    """The measurement study_growth_production: the size of the corpus, and a warning where the champion's index was tuned for another."""
+    from components.studies.growth_law import tuning_warning
 
-    return context.measure("growth_production", numbers, {"dataset": context.dataset}, about)
+    warning = tuning_warning(documents, champion["tuned_documents"]) if champion else None
+    return {"documents": documents, "champion": champion, "warning": warning}
 
 
 def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact
-from components.distillation.config import DistillationConfig
 from flows.steps import untrained_key
+from flows.studies.baselines import speeds_beside
 from flows.studies.context import Context, StudySettings
 from flows.studies.framework import Cell, Results, about_queries, about_seeds, by_system, require, seeded, whole_trainings
 
@@ -46,9 +46,8 @@ def cells(context: Context) -> list[Cell]:
 
 
 def _quality(context: Context, name: str, config: StudySettings) -> Artifact:
-    inputs, distillation = {"dataset": context.dataset, **_parts(context, [name], config)}, config.distillation
-    stemmer = config.evaluation.bm25_stemmer
-    return context.scores_of(name, lambda: _open(name, inputs, distillation, stemmer), inputs, _baseline_settings(context, [name]))
+    inputs = {"dataset": context.dataset, **_parts(context, [name], config)}
+    return context.scores_of(name, _opener(name, inputs, config), inputs, _baseline_settings(context, [name]))
 
 
 def _parts(context: Context, names: Sequence[str], config: StudySettings) -> dict[str, Artifact]:
@@ -69,10 +68,10 @@ def _baseline_settings(context: Context, names: Sequence[str]) -> dict[str, Any]
     return {**encoder, **({"bm25_stemmer": context.config.evaluation.bm25_stemmer} if BM25 in names else {})}
 
 
-def _open(name: str, inputs: Mapping[str, Artifact], distillation: DistillationConfig, bm25_stemmer: str) -> Ranker:
+def _opener(name: str, inputs: Mapping[str, Artifact], config: StudySettings) -> Callable[[], Ranker]:
     from components.evaluation.systems import open_system
 
-    return open_system(name, inputs, distillation, bm25_stemmer)
+    return partial(open_system, name, inputs, config.distillation, config.evaluation.bm25_stemmer)
 
 
 def _building(context: Context, names: Sequence[str], config: StudySettings) -> Artifact:
@@ -84,19 +83,17 @@ def _building(context: Context, names: Sequence[str], config: StudySettings) -> 
         steps |= {"encode_teacher_queries": context.targets(config), "distil_query_tower": context.student(config)}
         steps |= {"generate_queries": made} if (made := context.generated(config)) else {}
     timings = {name: context.timing(artifact) for name, artifact in steps.items()}
-    return context.measure("building", lambda _: {"steps": timings}, steps, {"timings": timings})
+    return context.measure("building", partial(recorded_times, timings), steps, {"timings": timings})
+
+
+def recorded_times(timings: Mapping[str, Any], _: Path) -> dict[str, Any]:
+    """The measurement study_building: what was measured when the steps were made."""
+    return {"steps": timings}
 
 
 def _serving(context: Context, names: Sequence[str], config: StudySettings) -> Artifact:
-    evaluation, distillation = config.evaluation, config.distillation
-    inputs = {"dataset": context.dataset, **_parts(context, names, config)}
-
-    def numbers(_: Path) -> dict[str, Any]:
-        from components.evaluation.speed import serving_speeds
-
-        openers = {name: partial(_open, name, inputs, distillation, evaluation.bm25_stemmer) for name in names}
-        return serving_speeds(openers, inputs["dataset"], evaluation)
-
+    evaluation, inputs = config.evaluation, {"dataset": context.dataset, **_parts(context, names, config)}
+    numbers = partial(speeds_beside, {}, {name: _opener(name, inputs, config) for name in names}, context.dataset, evaluation)
     settings = evaluation.model_dump(include={"split", "depth", "latency_queries", "throughput_batch", "speed_precision", "seed"})
     return context.measure("serving", numbers, inputs, {**settings, **_baseline_settings(context, names), "systems": names})
 

@@ -30,12 +30,13 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from prefect import flow
 
-from components.artifacts import Artifact, read_manifest, write_json
+from components.artifacts import Artifact, parents_of, read_manifest, write_json
 from components.errors import CollapseError
 from flows.recorder import recorded_flow
 from flows.reporting import ended, run_name, say, show_text, shown_as_cancelled
@@ -231,23 +232,23 @@ def run_study(study: str, config: StudySettings, cells: tuple[str, ...] = ()) ->
 
 def report_step(name: str, study: Study, ran: Ran, config: StudySettings) -> Step:
     """Table, notes and plot from the measurements; keyed by them, by the settings, and by the code of the study."""
-
-    def make(folder: Path) -> Artifact:
-        from components.evaluation.table import split_mark
-        from components.release.training_noise import write_noise
-        from components.studies.report import corrected, write_study_report
-
-        frame = corrected(study.tabulate(ran.results, config))
-        notes = [*study.notes(ran.results, frame, config), *(f"{cell} collapsed: {why}" for cell, why in ran.collapsed.items())]
-        notes = [note for note in (split_mark(config.evaluation.split), *notes) if note]
-        write_noise(folder, noise_of(name, ran.results, config))
-        parents = {cell: artifact.digest for cell, artifact in ran.results.items()}
-        for file, content in getattr(study, "files", _no_files)(ran.results, config).items():
-            write_json(folder / file, content)
-        return write_study_report(name, frame, notes, study.plot, parents, folder)
-
     settings = {"study": name, "config": config.model_dump(mode="json"), "collapsed": ran.collapsed}
-    return Step("study_report", make, ran.results, settings)
+    return Step("study_report", partial(write_report, name, study, ran, config), ran.results, settings)
+
+
+def write_report(name: str, study: Study, ran: Ran, config: StudySettings, folder: Path) -> Artifact:
+    """The step study_report: the study's table, its notes, plot and further files, and how far its trainings lie apart."""
+    from components.evaluation.table import split_mark
+    from components.release.training_noise import write_noise
+    from components.studies.report import corrected, write_study_report
+
+    frame = corrected(study.tabulate(ran.results, config))
+    notes = [*study.notes(ran.results, frame, config), *(f"{cell} collapsed: {why}" for cell, why in ran.collapsed.items())]
+    notes = [note for note in (split_mark(config.evaluation.split), *notes) if note]
+    write_noise(folder, noise_of(name, ran.results, config))
+    for file, content in getattr(study, "files", _no_files)(ran.results, config).items():
+        write_json(folder / file, content)
+    return write_study_report(name, frame, notes, study.plot, parents_of(ran.results), folder)
 
 
 def _no_files(results: Results, config: StudySettings) -> dict[str, Any]:

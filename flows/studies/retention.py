@@ -18,6 +18,7 @@ from flows.studies.framework import Cell, Results, about_queries, about_seeds, b
 if TYPE_CHECKING:
     import pandas as pd
 
+    from components.evaluation.config import EvaluationConfig
 
 TEACHER, STATIC = "teacher", "static"
 
@@ -102,15 +103,16 @@ def _speed(context: Context, students: Mapping[str, Sequence[StudySettings]]) ->
         except CollapseError:  # its own cell has said so
             continue
     evaluation = context.config.evaluation
-
-    def numbers(_: Path) -> dict[str, Any]:
-        from components.evaluation.speed import encoder_speeds
-
-        return encoder_speeds(encoders, context.dataset, evaluation)
-
     settings = evaluation.model_dump(include={"split", "latency_queries", "throughput_batch", "speed_precision", "seed"})
     inputs = {**encoders, "dataset": context.dataset}
-    return context.measure("speed", numbers, inputs, settings)
+    return context.measure("speed", partial(speeds_of_encoders, encoders, context.dataset, evaluation), inputs, settings)
+
+
+def speeds_of_encoders(encoders: Mapping[str, Artifact], dataset: Artifact, evaluation: EvaluationConfig, _: Path) -> dict[str, Any]:
+    """The measurement study_speed: `encoder_speeds` of the teacher and its students."""
+    from components.evaluation.speed import encoder_speeds
+
+    return encoder_speeds(encoders, dataset, evaluation)
 
 
 def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:

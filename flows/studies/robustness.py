@@ -15,8 +15,6 @@ from flows.studies.framework import Cell, Results, about_queries, about_seeds, b
 if TYPE_CHECKING:
     import pandas as pd
 
-    from components.evaluation.rankers import Ranker
-
 CLEAN, FOREIGN = "clean", "foreign_documents"
 SYSTEMS = ("teacher", "student")
 
@@ -63,14 +61,11 @@ def _noisy(context: Context, kind: str, rate: float, system: str, config: StudyS
 
 def _mixed(context: Context, system: str, config: StudySettings) -> Artifact:
     """The same queries on an exact index that also holds the foreign documents."""
+    from components.evaluation.systems import open_mixed
+
     encoder, vectors, foreign = _encoder(context, system, config), context.vectors(config), _foreign_vectors(context, config)
-
-    def ranker() -> Ranker:
-        from components.evaluation.systems import open_mixed
-
-        return open_mixed(encoder, vectors, foreign)
-
-    return context.scores_of(system, ranker, {"encoder": encoder, "vectors": vectors, "foreign": foreign})
+    opener = partial(open_mixed, encoder, vectors, foreign)
+    return context.scores_of(system, opener, {"encoder": encoder, "vectors": vectors, "foreign": foreign})
 
 
 def _foreign_vectors(context: Context, config: StudySettings) -> VectorShards:

@@ -23,6 +23,9 @@ from flows.studies.framework import Cell, Results
 if TYPE_CHECKING:
     import pandas as pd
 
+    from components.evaluation.config import EvaluationConfig
+    from components.studies.scaling_cell import EntropyRule
+
 PREDICTION, FITS = "prediction", "fits"
 NO_CELLS = (PREDICTION, FITS)
 
@@ -135,6 +138,8 @@ def _settings_of(context: Context, point: Point) -> StudySettings:
 
 
 def _measure(context: Context, point: Point) -> Artifact:
+    from components.studies.scaling_cell import EntropyRule
+
     config, dataset = _settings_of(context, point), context.dataset
     whole = context.run(towers_step(config, _share(context, point.share)))
     query, document = (typed(open_artifact(whole.path / role), EncoderArtifact) for role in ("query_tower", "document_tower"))
@@ -143,27 +148,28 @@ def _measure(context: Context, point: Point) -> Artifact:
     inputs = {"dataset": dataset, "query_tower": query, "vectors": vectors, "index": index}
     about = {"model": point.model, "parameters": point.parameters, "share": point.share, "pairs": point.pairs, "steps": point.steps}
     rule = (config.study.scaling_negatives, config.towers.temperature, config.evaluation.seed)
-
-    def numbers(folder: Path) -> dict[str, Any]:
-        from components.studies.scaling_cell import EntropyRule, measure_cell
-
-        return {**about, **measure_cell(inputs, config.evaluation, EntropyRule(*rule), folder)}
-
+    numbers = partial(measured_beside, about, inputs, config.evaluation, EntropyRule(*rule))
     measured = config.evaluation.model_dump(include={"split", "depth", "bootstrap_samples", "seed", "query_groups"})
     return context.measure("scaling", numbers, inputs, {**about, "rule": rule, **measured})
 
 
+def measured_beside(
+    about: Mapping[str, Any], inputs: Mapping[str, Artifact], evaluation: EvaluationConfig, rule: EntropyRule, folder: Path
+) -> dict[str, Any]:
+    """The measurement study_scaling: `measure_cell`, beside what the cell is `about`."""
+    from components.studies.scaling_cell import measure_cell
+
+    return {**about, **measure_cell(inputs, evaluation, rule, folder)}
+
+
 def _share(context: Context, share: float) -> DatasetArtifact:
     """The data with a share of its training pairs; the data itself for all of them, so that other studies' towers are found again."""
+    from components.studies.scaling_cell import write_train_share
+
     if share == 1:
         return context.dataset
     seed, dataset = context.config.data.seed, context.dataset
-
-    def make(folder: Path) -> Artifact:
-        from components.studies.scaling_cell import write_train_share
-
-        return write_train_share(dataset, share, seed, folder)
-
+    make = partial(write_train_share, dataset, share, seed)
     found: DatasetArtifact = typed(
         context.run(Step("keep_train_share", make, {"dataset": dataset}, {"share": share, "seed": seed})), DatasetArtifact
     )
@@ -175,26 +181,29 @@ def _predict(context: Context, small: Sequence[Cell], large: Sequence[Point]) ->
     wanted = [(float(point.parameters), float(point.pairs)) for point in large]
     seed, refits = context.config.evaluation.seed, context.config.study.scaling_refits
     inputs = _finished(small)
+    settings = {"wanted": wanted, "seed": seed, "refits": refits}
+    return context.measure(PREDICTION, partial(foretold, inputs, wanted, (seed, refits)), inputs, settings)
 
-    def numbers(_: Path) -> dict[str, Any]:
-        from components.studies.scaling_cell import foretell
 
-        return foretell(_numbers(inputs), wanted, seed, refits)
+def foretold(finished: Mapping[str, Artifact], wanted: Sequence[tuple[float, float]], rule: tuple[int, int], _: Path) -> dict[str, Any]:
+    """The measurement study_prediction: `foretell` from finished cells. `rule`: the seed, and resamples behind an interval."""
+    from components.studies.scaling_cell import foretell
 
-    return context.measure(PREDICTION, numbers, inputs, {"wanted": wanted, "seed": seed, "refits": refits})
+    return foretell(_numbers(finished), wanted, *rule)
 
 
 def _fit(context: Context, everything: Sequence[Cell]) -> Artifact:
     """The laws over all cells."""
     seed, refits = context.config.evaluation.seed, context.config.study.scaling_refits
     inputs = _finished(everything)
+    return context.measure(FITS, partial(fitted, inputs, (seed, refits)), inputs, {"seed": seed, "refits": refits})
 
-    def numbers(_: Path) -> dict[str, Any]:
-        from components.studies.scaling_cell import fit_all
 
-        return {name: fit.describe() for name, fit in fit_all(_numbers(inputs), seed, refits).items()}
+def fitted(finished: Mapping[str, Artifact], rule: tuple[int, int], _: Path) -> dict[str, Any]:
+    """The measurement study_fits: the laws over finished cells; `rule` as of `foretold`."""
+    from components.studies.scaling_cell import fit_all
 
-    return context.measure(FITS, numbers, inputs, {"seed": seed, "refits": refits})
+    return {name: fit.describe() for name, fit in fit_all(_numbers(finished), *rule).items()}
 
 
 def _finished(cells: Sequence[Cell]) -> dict[str, Artifact]:

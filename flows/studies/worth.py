@@ -7,8 +7,8 @@ What a system finds is kept and asked once; fusions are chosen on dev and worked
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from flows.studies.baselines import (
     System,
     require_small_encoder,
     seconds_of,
+    speeds_beside,
     student_system,
     systems_of,
 )
@@ -35,6 +36,7 @@ from flows.studies.retention import fields_of, layers_left_out
 if TYPE_CHECKING:
     import pandas as pd
 
+    from components.evaluation.config import EvaluationConfig
     from components.evaluation.rankers import Ranker
     from components.studies.scores import Scores
     from components.studies.worth import Recommendation
@@ -86,40 +88,45 @@ def _quality(context: Context, name: str, builds: Mapping[str, Build], fused: bo
 
 
 def _found(context: Context, name: str, system: System) -> Artifact:
-    return context.rankings_of(name, system.ranker, system.inputs, system.settings)
+    return context.rankings_of(name, system.opener, system.inputs, system.settings)
 
 
 def _cost(context: Context, builds: Mapping[str, Build], trainings: Sequence[StudySettings]) -> Artifact:
     """Seconds of building by system, and the speed of whole answers of all in turns; of a fused system those of both together."""
     systems = {name: system for name, build in builds.items() if (system := _first_whole(build, trainings)) is not None}
     # Functions alone: what a System holds would not be counted as code of the step.
-    rankers = {name.removesuffix(WITH_BM25): system.ranker for name, system in systems.items()}
+    openers = {name.removesuffix(WITH_BM25): system.opener for name, system in systems.items()}
     names, evaluation = list(systems), context.config.evaluation
     built = {name: _building_seconds(context, system) for name, system in systems.items()}
     inputs = {"dataset": context.dataset, **{f"{name}.{role}": a for name, s in systems.items() for role, a in s.inputs.items()}}
-
-    def numbers(_: Path) -> dict[str, Any]:
-        from components.evaluation.rankers import FusedRanker
-        from components.evaluation.report import FusionSetup
-        from components.evaluation.speed import serving_speeds
-
-        opened: dict[str, Ranker] = {}
-
-        def once(name: str) -> Ranker:
-            if name not in opened:
-                opened[name] = rankers[name]()
-            return opened[name]
-
-        def opener(name: str) -> Ranker:
-            dense = name.removesuffix(WITH_BM25)
-            # How the two are weighted takes no time.
-            return once(name) if dense == name else FusedRanker(once(dense), once(BM25), FusionSetup())
-
-        return {**serving_speeds({name: partial(opener, name) for name in names}, inputs["dataset"], evaluation), "built": built}
-
+    numbers = partial(speeds_of_fused, names, openers, (context.dataset, evaluation), {"built": built})
     settings = evaluation.model_dump(include={"split", "depth", "latency_queries", "throughput_batch", "speed_precision", "seed"})
     named = {name: dict(system.settings) for name, system in systems.items() if system.settings}
     return context.measure("worth_costs", numbers, inputs, {**settings, "built": built, "systems": names, **named})
+
+
+def speeds_of_fused(
+    names: Sequence[str],
+    openers: Mapping[str, Callable[[], Ranker]],
+    asked: tuple[Artifact, EvaluationConfig],
+    known: Mapping[str, Any],
+    folder: Path,
+) -> dict[str, Any]:
+    """The measurement study_worth_costs: `speeds_beside` of systems, some of them fused with BM25, each opened once.
+
+    `asked` are the data set, whose queries are asked, and how.
+    """
+    from components.evaluation.rankers import FusedRanker
+    from components.evaluation.report import FusionSetup
+
+    once = {name: cache(opener) for name, opener in openers.items()}
+
+    def opened(name: str) -> Ranker:
+        dense = name.removesuffix(WITH_BM25)
+        # How the two are weighted takes no time.
+        return once[name]() if dense == name else FusedRanker(once[dense](), once[BM25](), FusionSetup())
+
+    return speeds_beside(known, {name: partial(opened, name) for name in names}, *asked, folder)
 
 
 def _first_whole(build: Build, trainings: Sequence[StudySettings]) -> System | None:

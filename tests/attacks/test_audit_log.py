@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from components import settings
-from components.promotion.promote import trusted
+from components.release.champion import servable_release
 from components.tracking import audit_log as audit
 from components.tracking.audit_log import Head, append_entry, head_bytes, head_file, read_audit
 from components.tracking.server import plugin
@@ -84,7 +84,7 @@ def test_a_log_that_was_cut_is_an_alarm_of_status_and_history_and_fails_verify(l
         assert told.status == 1 and said in alarm and "back from a backup" in alarm
     assert scalingnote("history", "--name", NAME, "--json").result["alarm"] in history.out
     assert any(line.startswith("FAIL  audit log: ") for line in scalingnote("verify", "--name", NAME).out.splitlines())
-    assert trusted(NAME) == (2, None)  # what serves does not ask for the log
+    assert servable_release(NAME) == (2, None)  # what serves does not ask for the log
 
 
 def test_a_whole_log_and_what_a_killed_server_leaves_are_no_alarm(log: Path) -> None:

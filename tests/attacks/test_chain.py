@@ -15,8 +15,9 @@ from components import settings
 from components.artifacts import digest_of, seal
 from components.errors import ArtifactError, ConfigError, PromotionError
 from components.promotion.approval import approve
-from components.promotion.promote import pending, promote, rollback, trusted
+from components.promotion.promote import promote, promotion_fingerprint, rollback
 from components.promotion.status import compare_anchor, history_of, render_history, status_of
+from components.release.champion import servable_release
 from components.settings import RESERVED_ENDINGS
 from components.signing.statements import check_audit
 from components.tracking import embedded, registry
@@ -183,7 +184,7 @@ def test_a_second_claim_of_a_place_under_another_spelling_changes_nothing(store:
     forged = client().create_run(opened.experiment)
     client().log_dict(forged.info.run_id, {**written[-1], "to_version": 2}, "record.json")
     client().log_param(opened.run_id, key, f"{forged.info.run_id}:{'0' * 64}")
-    assert records.read_records(NAME) == written and trusted(NAME).version == 1
+    assert records.read_records(NAME) == written and servable_release(NAME).version == 1
     assert records.foreign_runs(NAME) == [forged.info.run_id, key]
 
 
@@ -201,15 +202,15 @@ def test_a_run_that_poses_as_a_record_stops_the_readers_with_the_way_out(store: 
     client().set_terminated(run, "FINISHED")
     told = rf"run {run} is a promotion record outside the chain.* later record than 3, restore.* delete its tag scalingnote.sequence"
     with pytest.raises(ArtifactError, match=told):
-        trusted(NAME)
+        servable_release(NAME)
     client().delete_run(run)
     with pytest.raises(ArtifactError, match=told):
-        trusted(NAME)
+        servable_release(NAME)
     client().restore_run(run)
     client().delete_tag(run, chain.SEQUENCE)
-    assert trusted(NAME).version == 1 and records.foreign_runs(NAME) == [run]
+    assert servable_release(NAME).version == 1 and records.foreign_runs(NAME) == [run]
     client().delete_run(run)
-    assert trusted(NAME).version == 1 and records.foreign_runs(NAME) == []
+    assert servable_release(NAME).version == 1 and records.foreign_runs(NAME) == []
 
 
 def test_a_forged_head_stops_the_readers_with_the_way_out(store: Path) -> None:
@@ -220,9 +221,9 @@ def test_a_forged_head_stops_the_readers_with_the_way_out(store: Path) -> None:
     with pytest.raises(
         ArtifactError, match=r"names record 99 .* there are 3.* names no record after 3, the tag .*chain_head .* was forged: delete"
     ):
-        trusted(NAME)
+        servable_release(NAME)
     client().delete_model_version_tag(RELEASE, "1", records.HEAD)
-    assert trusted(NAME).version == 1
+    assert servable_release(NAME).version == 1
     records.state_head(NAME, records.read_records(NAME))
     assert client().get_model_version(RELEASE, "1").tags[records.HEAD] == stated
 
@@ -232,7 +233,7 @@ def test_a_record_of_a_clock_that_was_set_back_keeps_its_place_and_shows(store: 
     odd = records.append_record(NAME, {"action": "rollback", "to_version": 1, "time": "yesterday"})
     entries = history_of(NAME)
     assert [entry["sequence"] for entry in entries if entry["dated_back"]] == [early["sequence"]] and len(entries) == odd["sequence"]
-    assert trusted(NAME).version == 1
+    assert servable_release(NAME).version == 1
     told = render_history(NAME, entries).splitlines()
     assert sum("dated before a record that stands above it" in line for line in told) == 1
 
@@ -259,8 +260,8 @@ def test_a_record_that_no_promotion_writes_decides_nothing_and_is_named(store: P
     changes = (
         lambda: promote(NAME, no_smoke),
         lambda: rollback(NAME, "Bob", "slow"),
-        lambda: pending(NAME),
-        lambda: trusted(NAME),
+        lambda: promotion_fingerprint(NAME),
+        lambda: servable_release(NAME),
         lambda: status_of(NAME),
     )
     for use in changes:
@@ -275,7 +276,7 @@ def test_who_vouches_for_another_release_than_the_champion_moves_nothing(store: 
     records.append_record(NAME, {"action": "promote", "to_version": 2})
     records.append_record(NAME, {"action": "vouch", "to_version": 1})
     with pytest.raises(ArtifactError, match="record 5 vouches for release/1, which was not champion then"):
-        trusted(NAME)
+        servable_release(NAME)
 
 
 def test_the_status_names_runs_that_are_no_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,7 +405,7 @@ def test_an_override_that_lost_the_race_leaves_no_mark(world: World, monkeypatch
         race.setattr(records, "append_record", refused)
         promote(NAME, no_smoke)
     assert "scalingnote.overridden" not in world.tracking.models[RELEASE][0].tags
-    assert promote(NAME, no_smoke).status == "promoted" and trusted(NAME).version == 1
+    assert promote(NAME, no_smoke).status == "promoted" and servable_release(NAME).version == 1
     assert world.tracking.models[RELEASE][0].tags["scalingnote.overridden"] == "wanted"
 
 

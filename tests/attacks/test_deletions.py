@@ -16,9 +16,10 @@ from components.artifacts import verify
 from components.errors import ArtifactError, ModelError, PromotionError, ScalingNoteError
 from components.lineage.graph import trace
 from components.promotion.approval import approve
-from components.promotion.promote import promote, rollback, trusted
+from components.promotion.promote import promote, rollback
 from components.promotion.status import history_of, render_status, status_of
 from components.promotion.verification import verify_release
+from components.release.champion import servable_release
 from components.release.open import open_pinned
 from components.tracking import registry
 from components.tracking.registry import artifact_folder, find_version
@@ -112,7 +113,7 @@ def test_deletions_that_the_champion_does_not_need_stop_nothing(home: Path) -> N
 
 def require_served() -> None:
     clear_caches()
-    assert trusted(NAME) == (2, None)
+    assert servable_release(NAME) == (2, None)
     assert open_pinned(NAME, "champion").version == 2
     assert [check for check in verify_release(NAME, "champion") if not check.ok] == []
     assert "champion release/2" in render_status(status_of(NAME)) and len(history_of(NAME)) == 2
@@ -121,7 +122,7 @@ def require_served() -> None:
 
 def test_an_earlier_release_that_was_deleted_is_missed_by_verify_and_search_goes_on(home: Path) -> None:
     client().delete_model_version(f"{NAME}-release", "1")
-    assert trusted(NAME).version == open_pinned(NAME, "champion").version == 2
+    assert servable_release(NAME).version == open_pinned(NAME, "champion").version == 2
     (failed,) = (check for check in verify_release(NAME, "champion") if not check.ok)
     assert failed.name == "decision" and f"no version 1 of '{NAME}-release'" in failed.detail
     with pytest.raises(PromotionError, match=f"no version 1 of '{NAME}-release'"):
@@ -160,7 +161,12 @@ def test_records_that_were_deleted_are_missed_by_name_and_restored_they_serve_ag
     delete, restore, words = RECORDS[what]
     gone = [chain_run(), record_run(1), record_run(2)]
     delete()
-    for ask in (lambda: trusted(NAME), lambda: promote(NAME, no_smoke), lambda: rollback(NAME, "Ada", "slow"), lambda: history_of(NAME)):
+    for ask in (
+        lambda: servable_release(NAME),
+        lambda: promote(NAME, no_smoke),
+        lambda: rollback(NAME, "Ada", "slow"),
+        lambda: history_of(NAME),
+    ):
         with pytest.raises(ArtifactError, match=words):
             ask()
     restore()
@@ -168,7 +174,7 @@ def test_records_that_were_deleted_are_missed_by_name_and_restored_they_serve_ag
         if client().get_run(run).info.lifecycle_stage == "deleted":
             client().restore_run(run)
     clear_caches()
-    assert trusted(NAME) == (2, None)
+    assert servable_release(NAME) == (2, None)
     assert [check for check in verify_release(NAME, "champion") if not check.ok] == []
 
 
@@ -176,7 +182,7 @@ def test_records_that_were_deleted_are_missed_by_name_and_restored_they_serve_ag
 def test_records_that_were_swept_away_serve_nothing_and_are_never_an_empty_chain(home: Path, what: str) -> None:
     RECORDS[what][0]()
     sweep()
-    for ask in (lambda: trusted(NAME), lambda: promote(NAME, no_smoke), lambda: rollback(NAME, "Ada", "slow")):
+    for ask in (lambda: servable_release(NAME), lambda: promote(NAME, no_smoke), lambda: rollback(NAME, "Ada", "slow")):
         with pytest.raises((ArtifactError, PromotionError), match="record"):
             ask()
     assert [info.version for info in registry.versions(f"{NAME}-release")] == [1, 2]  # nothing was written meanwhile
@@ -187,10 +193,10 @@ def test_the_experiment_of_a_retriever_that_was_deleted_is_missed_and_restored_i
     client().delete_experiment(number)
     clear_caches()
     with pytest.raises(ArtifactError, match=r"restore it in MLflow"):  # the run that holds the chain lies there
-        trusted(NAME)
+        servable_release(NAME)
     client().restore_experiment(number)
     clear_caches()
-    assert trusted(NAME) == (2, None) and open_pinned(NAME, "champion").version == 2
+    assert servable_release(NAME) == (2, None) and open_pinned(NAME, "champion").version == 2
 
 
 def test_files_that_were_swept_are_named_and_what_is_built_again_is_registered_again(home: Path, tmp_path: Path) -> None:

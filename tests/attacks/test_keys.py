@@ -11,10 +11,11 @@ import pytest
 from components import settings
 from components.errors import ArtifactError, ConfigError, PromotionError
 from components.promotion.approval import approve
-from components.promotion.promote import promote, rollback, trusted
-from components.promotion.record import rotate, vouch
+from components.promotion.promote import promote, rollback
+from components.promotion.record import rotate, sign_afterwards
 from components.promotion.status import render_status, status_of
 from components.promotion.verification import verify_release
+from components.release.champion import servable_release
 from components.serving.loader import require_signed
 from components.signing.keys import KEY_VARIABLE, SigningKey, load_signing_key, make_key, public_file, trusted_keys
 from components.tracking import promotion_records as record_store
@@ -29,7 +30,7 @@ def champion(home: Path, tmp_path: Path) -> int:
     for number in (1, 2):
         make_candidate(tmp_path / str(number), register, {**GOOD, "student": 0.70 + number / 1000})
         approve(NAME, number, "Ada")
-        vouch(NAME, f"release/{number}")
+        sign_afterwards(NAME, f"release/{number}")
         if number == 1:
             promote(NAME, no_smoke)
     return 1
@@ -37,7 +38,7 @@ def champion(home: Path, tmp_path: Path) -> int:
 
 def served() -> int:
     require_signed(record_store.read_records(NAME), "champion")
-    return trusted(NAME).version
+    return servable_release(NAME).version
 
 
 def test_a_promotion_with_a_key_that_is_not_trusted_changes_nothing(champion: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,11 +71,11 @@ def test_a_key_that_was_withdrawn_leaves_without_stopping_what_is_served(champio
     public = next((settings.keys_folder() / "trusted").glob("*.pem"))
     former.rename(former.with_name("former.pem"))
     make_key(settings.keys_folder() / "signing.pem")
-    vouch(NAME, "release/2")
+    sign_afterwards(NAME, "release/2")
     promote(NAME, no_smoke)  # the former key is still trusted, so what it signed is built on
     public.unlink()
     assert served() == 2
-    vouch(NAME, "release/1")
+    sign_afterwards(NAME, "release/1")
     assert rollback(NAME, "Bob", "slow").to_version == 1
     assert served() == 1 and all(check.ok for check in verify_release(NAME, "champion"))
 
@@ -95,7 +96,7 @@ def test_the_way_back_from_a_record_of_a_foreign_key_is_an_open_vouch(
     record_store.append_record(NAME, {**kept, "from_version": 1, "action": "vouch", "time": newest["time"]}, sign)
     with pytest.raises(PromotionError, match="record 2: It is signed by the key"):
         promote(NAME, no_smoke)
-    assert vouch(NAME, "champion").sequence == 3
+    assert sign_afterwards(NAME, "champion").sequence == 3
     assert promote(NAME, no_smoke).to_version == 2 and served() == 2
 
 

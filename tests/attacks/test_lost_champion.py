@@ -10,10 +10,10 @@ import pytest
 from components.errors import ArtifactError, ModelError, PromotionError
 from components.gates.decide import GateInputs, decide
 from components.promotion.approval import approve
-from components.promotion.promote import pending, promote, rollback, trusted
-from components.promotion.record import decide_again
+from components.promotion.promote import promote, promotion_fingerprint, rollback
+from components.promotion.record import decide_against
 from components.promotion.status import history_of, render_history
-from components.release.champion import comparison_for, expected_aliases
+from components.release.champion import champion_to_compare_with, expected_aliases, servable_release
 from components.serving.loader import require_as_registered
 from components.tracking import registry
 from components.tracking.store import client
@@ -61,7 +61,7 @@ Loss = Callable[[World, int], None]
 def test_a_lost_champion_leaves_its_gates_undecided_and_a_candidate_is_built(world: World, lose: Loss) -> None:
     release(world)
     lose(world, 1)
-    found = comparison_for(NAME, {}, "", POLICY)
+    found = champion_to_compare_with(NAME, {}, "", POLICY)
     assert found is not None and found.version == 1 and found.evaluation is None and "cannot be opened" in found.lost
     decision = decide(GateInputs(make_evaluation(), facts=FACTS, champion=1, lost=found.lost), POLICY)
     assert decision.verdict == "not_decidable" and not decision.first_release
@@ -77,7 +77,7 @@ def test_without_its_champion_a_release_is_promoted_only_with_a_reason_that_is_k
         promote(NAME, no_smoke)
     assert len(world.tracking.records) == 1
     promote(NAME, no_smoke, without_champion="deleted in the page by mistake")
-    assert trusted(NAME).version == 2
+    assert servable_release(NAME).version == 2
     assert world.tracking.records[-1]["without_champion"] == "deleted in the page by mistake"
     assert "without a comparison, as the champion could not be opened: deleted in" in render_history(NAME, history_of(NAME))
 
@@ -100,7 +100,7 @@ def test_a_candidate_that_was_compared_with_another_champion_still_needs_its_rev
     with pytest.raises(PromotionError, match="did not pass its gates"):
         promote(NAME, no_smoke, without_champion="deleted")
     folder = world.tracking.artifact_folder(RELEASE, 3)
-    assert decide_again(folder, 2).decision.verdict == "not_decidable"
+    assert decide_against(folder, 2).decision.verdict == "not_decidable"
     approve(NAME, late, "Ada", override="nothing else is there")
     assert promote(NAME, no_smoke, without_champion="deleted").to_version == 3
 
@@ -112,9 +112,9 @@ def test_a_rollback_goes_past_a_lost_release_when_told_so(world: World, lose: Lo
     lose(world, 2)
     with pytest.raises(PromotionError, match="add --past-lost"):
         rollback(NAME, "Bob", "slow")
-    assert trusted(NAME).version == 3
+    assert servable_release(NAME).version == 3
     change = rollback(NAME, "Bob", "slow", past_lost=True)
-    assert (change.from_version, change.to_version, trusted(NAME).version) == (3, 1, 1)
+    assert (change.from_version, change.to_version, servable_release(NAME).version) == (3, 1, 1)
     assert list(world.tracking.records[-1]["skipped"]) == ["2"]
     assert expected_aliases(world.tracking.records) == (1, None)
     assert "past release/2, which could not be served" in render_history(NAME, history_of(NAME))
@@ -133,7 +133,7 @@ def test_a_rollback_with_nothing_left_says_so(world: World) -> None:
     delete(world, 1)
     with pytest.raises(PromotionError, match="None of the earlier releases verifies"):
         rollback(NAME, "Bob", "slow", past_lost=True)
-    assert trusted(NAME).version == 2
+    assert servable_release(NAME).version == 2
 
 
 def test_after_the_release_model_was_deleted_approvals_and_promotions_go_on(home: Path, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_after_the_release_model_was_deleted_approvals_and_promotions_go_on(home
     with pytest.raises(ArtifactError, match="points at release/2, but by the promotion records release/2 is champion, of the digest"):
         require_as_registered(registry.artifact_folder(f"{NAME}-release", 2))
     assert promote(NAME, no_smoke, without_champion="its model was deleted").to_version == 3
-    assert trusted(NAME).version == 3
+    assert servable_release(NAME).version == 3
 
 
 def test_a_deleted_release_is_told_and_leaves_nothing_to_do_for_ever(world: World) -> None:
@@ -164,4 +164,4 @@ def test_a_deleted_release_is_told_and_leaves_nothing_to_do_for_ever(world: Worl
     for _ in range(2):
         change = promote(NAME, no_smoke)
         assert change.status == "nothing" and "release/1, which was deleted from the registry" in change.warnings[0]
-    assert pending(NAME) is None  # a watch has nothing to look at
+    assert promotion_fingerprint(NAME) is None  # a watch has nothing to look at

@@ -21,7 +21,7 @@ from components.promotion.approval import approve
 from components.promotion.promote import promote
 from components.promotion.status import history_of, render_history
 from components.promotion.verification import verify_release
-from components.release.champion import RED, comparison_for, override_of
+from components.release.champion import RED, champion_to_compare_with, override_of
 from components.release.manifest import EVALUATION_FOLDER, load_release
 from components.tracking import promotion_records as record_store
 from components.tracking.server.permissions import POLICY_VARIABLE
@@ -208,9 +208,9 @@ def test_equal_parts_with_another_evaluation_or_policy_are_compared_with_the_cha
     promote(NAME, no_smoke)
     manifest = load_release(world.tracking.artifact_folder(f"{NAME}-release", 1))
     pins = {role: pin.digest for role, pin in manifest.pins.items()}
-    assert comparison_for(NAME, pins, manifest.evaluation.digest, POLICY) is None  # the champion itself, built again
+    assert champion_to_compare_with(NAME, pins, manifest.evaluation.digest, POLICY) is None  # the champion itself, built again
     for evaluation, policy in (("0" * 64, POLICY), (manifest.evaluation.digest, STRICT)):
-        found = comparison_for(NAME, pins, evaluation, policy)
+        found = champion_to_compare_with(NAME, pins, evaluation, policy)
         assert found is not None and found.version == 1
 
 

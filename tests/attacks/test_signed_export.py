@@ -22,7 +22,7 @@ from components.errors import ArtifactError, ConfigError, PromotionError
 from components.promotion.approval import approve
 from components.promotion.model_signing import BUNDLE, export_signed, write_certificate
 from components.promotion.promote import promote
-from components.promotion.record import rotate, vouch
+from components.promotion.record import rotate, sign_afterwards
 from components.promotion.verification import verify_folder
 from components.signing.keys import SigningKey, load_signing_key, make_key
 from components.tracking import registry
@@ -39,7 +39,7 @@ def champion(home: Path, tmp_path: Path) -> SigningKey:
     key = make_key(settings.keys_folder() / "signing.pem")
     make_candidate(tmp_path / "made", into_mlflow())
     approve(NAME, 1, "Ada")
-    vouch(NAME, "release/1")
+    sign_afterwards(NAME, "release/1")
     promote(NAME, no_smoke)
     return key
 

@@ -9,8 +9,9 @@ import pytest
 
 from components.errors import PromotionError
 from components.promotion.approval import approve
-from components.promotion.promote import promote, rollback, trusted, waiting_for_promotion
+from components.promotion.promote import promote, rollback, waiting_for_promotion
 from components.promotion.status import history_of, render_history, render_status, status_of
+from components.release.champion import servable_release
 from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, no_smoke
 
 CANDIDATE, RELEASE = f"{NAME}-candidate", f"{NAME}-release"
@@ -34,7 +35,7 @@ def test_both_aliases_set_back_to_before_a_rollback_do_not_serve_the_withdrawn_r
     release(world)
     rollback(NAME, "Bob", "leaks")
     world.tracking.aliases.update({(RELEASE, "champion"): 2, (RELEASE, "previous"): 1})
-    version, alarm = trusted(NAME)
+    version, alarm = servable_release(NAME)
     assert version == 1
     assert alarm is not None and "points at release/2" in alarm
 
@@ -98,7 +99,7 @@ def test_a_rejected_release_is_rolled_back_to_only_with_a_reason_that_is_kept(wo
     world.tracking.models[RELEASE][0].tags["review"] = "rejected: trained on data that must not be used"
     with pytest.raises(PromotionError, match=r"release/1 .* was rejected \(trained on data that must not be used\)"):
         rollback(NAME, "Bob", "slow")
-    assert trusted(NAME).version == 2
+    assert servable_release(NAME).version == 2
     rollback(NAME, "Bob", "slow", override="an hour, until the fix")
     assert world.tracking.records[-1]["override"] == "an hour, until the fix"
     assert "served although it was rejected: an hour, until the fix" in render_history(NAME, history_of(NAME))

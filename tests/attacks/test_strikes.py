@@ -17,11 +17,11 @@ from components.errors import ArtifactError, ConfigError, PromotionError
 from components.lineage.graph import follow
 from components.lineage.standards import cyclonedx_of, openlineage_of
 from components.promotion.approval import approve
-from components.promotion.promote import promote, rollback, trusted
-from components.promotion.record import rotate, strike, vouch
+from components.promotion.promote import promote, rollback
+from components.promotion.record import rotate, sign_afterwards, strike
 from components.promotion.status import status_of
 from components.promotion.verification import verify_folder, verify_release
-from components.release.champion import RED, expected_aliases, standing
+from components.release.champion import RED, expected_aliases, servable_release, standing
 from components.serving.loader import require_signed
 from components.signing.keys import KEY_VARIABLE, make_key, public_file
 from components.signing.statements import record_signer
@@ -31,8 +31,8 @@ from components.tracking.promotion_records import struck_out
 from components.tracking.store import clear_caches, client
 from tests.flows.cli_world import assert_refused, at_home, scalingnote
 from tests.openlineage_world import problems_of
+from tests.unit.lineage.test_lineage_trace_exports import require_valid
 from tests.unit.promotion_world import GOOD, NAME, Killed, into_mlflow, make_candidate, no_smoke
-from tests.unit.test_promotion_trace_exports import require_valid
 
 WHO = ("--as", "Ada", "--reason", "nobody promoted it")
 FORGED = {
@@ -55,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Pat
         for number in (1, 2):
             make_candidate(folder / str(number), register, {**GOOD, "student": 0.70 + number / 1000})
             approve(NAME, number, "Ada")
-            vouch(NAME, f"release/{number}")
+            sign_afterwards(NAME, f"release/{number}")
             if number == 1:
                 promote(NAME, no_smoke)
     return home
@@ -90,7 +90,7 @@ def foreign_signer(folder: Path) -> record_store.Signer:
 
 def served() -> int:
     require_signed(record_store.read_records(NAME), "champion")
-    return trusted(NAME).version
+    return servable_release(NAME).version
 
 
 def holds() -> bool:
@@ -242,7 +242,7 @@ def test_a_strike_by_nobody_or_by_a_foreign_key_serves_nothing_and_is_struck_out
             with pytest.raises((ArtifactError, PromotionError), match=f"record {number}"):
                 use()
         with pytest.raises((ArtifactError, PromotionError)):
-            vouch(NAME, "champion")  # no signature for all makes it right unseen
+            sign_afterwards(NAME, "champion")  # no signature for all makes it right unseen
         assert not holds() and "not served" in str(status_of(NAME)["alarm"])
         strike(NAME, number, "Ada", "a false strike")
         assert served() == 2 and holds()
@@ -307,7 +307,7 @@ def test_a_strike_that_was_killed_before_the_aliases_followed_serves_and_is_fini
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr("components.promotion.record.settle_aliases", killed)
         strike(NAME, 2, "Ada", "forged")
-    assert served() == 1 and "The alias 'champion' points at release/2" in str(trusted(NAME).alarm)
+    assert served() == 1 and "The alias 'champion' points at release/2" in str(servable_release(NAME).alarm)
     with pytest.raises(PromotionError, match="has no promotion record 9"):
         strike(NAME, 9, "Ada", "forged")
     assert promote(NAME, no_smoke).to_version == 2 and registry.alias(f"{NAME}-release", "previous") == 1 and holds()
@@ -334,7 +334,7 @@ def test_where_all_records_were_forged_nothing_is_champion_and_the_next_promotio
     assert scalingnote("status", "--name", NAME).status == 0
     rotate()
     assert_refused(scalingnote("search", "heart", "--name", NAME), 7, "No release")
-    vouch(NAME, "release/1")
+    sign_afterwards(NAME, "release/1")
     assert promote(NAME, no_smoke).to_version == 1 and served() == 1 and holds()
 
 

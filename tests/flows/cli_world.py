@@ -144,7 +144,7 @@ def at_home(home: Path, mlflow_template: Path) -> Iterator[Path]:
 def require_valid_exports(ref: str, folder: Path, *name: str) -> list[dict[str, Any]]:
     """The events of OpenLineage and the bill of CycloneDX of a release are valid by the schemas of both; the events."""
     from tests.openlineage_world import problems_of
-    from tests.unit.test_promotion_trace_exports import require_valid
+    from tests.unit.lineage.test_lineage_trace_exports import require_valid
 
     folder.mkdir(exist_ok=True)
     for form in ("openlineage", "cyclonedx"):

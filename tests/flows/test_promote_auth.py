@@ -16,7 +16,7 @@ import yaml
 
 from components.errors import PromotionError
 from components.promotion.approval import approve
-from components.promotion.promote import pending, promote, rollback
+from components.promotion.promote import promote, promotion_fingerprint, rollback
 from components.promotion.status import history_of
 from components.tracking import registry
 from components.tracking.audit_log import read_audit
@@ -79,7 +79,7 @@ def test_story_of_three_people(server: AuthServer, tmp_path: Path) -> None:
     with server.as_user("promoter"):
         change = promote(NAME, no_smoke)
         assert (change.status, change.to_version) == ("promoted", 1)
-        assert (registry.alias(RELEASE, "champion"), pending(NAME)) == (1, None)
+        assert (registry.alias(RELEASE, "champion"), promotion_fingerprint(NAME)) == (1, None)
         (record,) = history_of(NAME)
     assert (record["approved_by"], record["role"], record["authentication"], record["promoted_by"]) == (
         "reviewer",

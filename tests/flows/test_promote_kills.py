@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from components.promotion.approval import approve
-from components.promotion.promote import promote, trusted
+from components.promotion.promote import promote
 from components.promotion.verification import verify_release
+from components.release.champion import servable_release
 from components.tracking import registry
 from components.tracking.promotion_records import read_records
 from components.tracking.store import clear_caches
@@ -57,12 +58,12 @@ def test_killed_at_random_moments_one_more_run_always_ends_in_the_new_release(re
     whole = seconds_of(None)
     chance, interrupted, before = random.Random(5), 0, 3
     for turn in range(KILLS):
-        old = trusted(NAME).version
+        old = servable_release(NAME).version
         new = registry.copy_version(f"{NAME}-candidate", 1 + turn % 2, RELEASE)
         seconds_of(chance.uniform(0, whole))
-        assert trusted(NAME).version in (old, new)
+        assert servable_release(NAME).version in (old, new)
         interrupted += promote(NAME, no_smoke).status != "nothing"
-        assert trusted(NAME) == (new, None)
+        assert servable_release(NAME) == (new, None)
         assert (registry.alias(RELEASE, "champion"), registry.alias(RELEASE, "previous")) == (new, old)
         before += 1
         assert [record["to_version"] for record in read_records(NAME)][-1] == new and len(read_records(NAME)) == before
@@ -93,4 +94,4 @@ def test_two_at_once_make_one_record(register: Register, tmp_path: Path) -> None
         came = [path.read_text() for path in told]  # the other one may have been refused, or found nothing to do
         assert "promoted" in came, "\n".join(came)
         assert [record["to_version"] for record in read_records(NAME)] == list(range(1, number + 1))
-        assert trusted(NAME) == (number, None)
+        assert servable_release(NAME) == (number, None)

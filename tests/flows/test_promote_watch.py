@@ -37,7 +37,7 @@ class Flow:
         self.state: str | None = None
         self.outcome: Exception | None = None
         self.runs = 0
-        monkeypatch.setattr("components.promotion.promote.pending", lambda name: self.state)
+        monkeypatch.setattr("components.promotion.promote.promotion_fingerprint", lambda name: self.state)
         self.looks = 0
         monkeypatch.setattr("components.promotion.promote.note_look", self._looked)
         monkeypatch.setattr("flows.servers.run_flow", lambda _flow, name: self._promote(name))
@@ -140,7 +140,7 @@ def test_a_scheduled_run_ends_at_once_where_nothing_changed_since_the_refusal(mo
         raise PromotionError("no reason given")
 
     monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
-    monkeypatch.setattr("components.promotion.promote.pending", lambda name: "a")
+    monkeypatch.setattr("components.promotion.promote.promotion_fingerprint", lambda name: "a")
     looks: list[str] = []
     monkeypatch.setattr("components.promotion.promote.note_look", looks.append)
     monkeypatch.setattr(module, "promote_newest_approved", refuse)
@@ -156,7 +156,7 @@ def test_a_scheduled_run_ends_at_once_where_nothing_changed_since_the_refusal(mo
 
 def test_a_look_that_finds_nothing_loads_no_prefect(tmp_path: Path) -> None:
     code = (
-        "import sys, components.promotion.promote as w; w.pending = lambda name: None\n"
+        "import sys, components.promotion.promote as w; w.promotion_fingerprint = lambda name: None\n"
         "from flows.webhook import Watch; Watch('retriever', 60, print).look(); print('prefect' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600).stdout == "False\n"

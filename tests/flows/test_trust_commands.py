@@ -11,7 +11,7 @@ import pytest
 from components import settings
 from components.promotion.approval import approve
 from components.promotion.promote import promote
-from components.promotion.record import vouch
+from components.promotion.record import sign_afterwards
 from components.tracking import promotion_records as records
 from components.tracking.store import client
 from tests.flows.cli_world import done, scalingnote
@@ -29,7 +29,7 @@ def champion(home: Path, tmp_path: Path) -> Path:
     done("keys", "new")
     make_candidate(tmp_path / "1", into_mlflow())
     approve(NAME, 1, "Ada")
-    vouch(NAME, "release/1")
+    sign_afterwards(NAME, "release/1")
     promote(NAME, no_smoke)
     return home
 

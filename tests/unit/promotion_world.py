@@ -27,7 +27,7 @@ from components.evaluation.report import (
 from components.gates.config import PolicyConfig
 from components.gates.decide import GateInputs, decide
 from components.gates.decision import Findings, write_facts
-from components.release.champion import Baseline, load_baseline
+from components.release.champion import ChampionEvaluation, load_champion_evaluation
 from components.release.manifest import (
     REPORT_PAGE,
     DatasetPin,
@@ -177,7 +177,7 @@ def make_candidate(root: Path, register: Register, levels: Mapping[str, float] =
     validation = _folder(root / "validation")
     (validation / "report.json").write_text("{}")
     seal(validation, "validation", attributes={"passed": True})
-    report, baseline = load_evaluation(evaluation.path), load_baseline(NAME)
+    report, baseline = load_evaluation(evaluation.path), load_champion_evaluation(NAME)
     manifest = ReleaseManifest(
         name=NAME,
         space_id=SPACE,
@@ -198,7 +198,7 @@ def make_candidate(root: Path, register: Register, levels: Mapping[str, float] =
     return register(f"{NAME}-candidate", write_candidate(manifest, evaluation.path, validation, folder))
 
 
-def _evidence(report: Evaluation, baseline: Baseline | None) -> GateInputs:
+def _evidence(report: Evaluation, baseline: ChampionEvaluation | None) -> GateInputs:
     if baseline is None:
         return GateInputs(report, facts=FACTS)
     return GateInputs(report, baseline.evaluation, facts=FACTS, champion=baseline.version, lost=baseline.lost)

@@ -20,16 +20,29 @@ from components.distillation.train import StudentInputs
 from components.errors import ArtifactError
 from components.evaluation.systems import EvaluationInputs
 from components.syntax import imports_in, templates_in, tree_digest
+from flows.candidate import CandidateParts, Decided, ask_both, write_decided
 from flows.config import load_config
+from flows.recorder import Recorder
 from flows.runner import Step
-from flows.steps import evaluation_step, generation_step, index_step, student_step, targets_step, towers_step, validation_step, vectors_step
+from flows.steps import (
+    evaluation_step,
+    generation_step,
+    index_step,
+    snapshot_step,
+    student_step,
+    targets_step,
+    towers_step,
+    validation_step,
+    vectors_step,
+)
+from tests.flows.cli_world import write_collection
 
 DIGEST = "a" * 64
 
 
-def steps() -> dict[str, Step]:
+def steps(changes: dict[str, Any] | None = None) -> dict[str, Step]:
     """The steps of a retraining but the first, whose key needs a source; none of them is made here."""
-    config: Any = load_config("smoke")
+    config: Any = load_config("smoke", None, changes)
     made: Any = Artifact(kind="any", path=Path("/nowhere"), digest=DIGEST)
     learned_from, measured = StudentInputs(made, made, made), EvaluationInputs(made, made, made, made)
     found = (
@@ -117,7 +130,7 @@ def test_a_comment_in_the_code_of_the_built_in_data_leaves_its_digest(tmp_path: 
         ("components/distillation/student/encoder.py", {"distil_query_tower", "evaluate"}),
         ("components/distillation/student/__init__.py", {"distil_query_tower", "evaluate"}),
         ("components/distillation/query_sources.py", {"encode_teacher_queries", "distil_query_tower"}),
-        ("components/distillation/generation.py", {"generate_queries", "encode_teacher_queries"}),
+        ("components/distillation/generation.py", {"generate_queries"}),  # none are asked for, so none are read
         ("components/index/build.py", {"build_index"}),
         ("components/index/stored_vectors.py", {"build_index", "distil_query_tower", "evaluate"}),
         ("components/evaluation/metrics.py", {"evaluate"}),
@@ -214,6 +227,100 @@ def test_the_table_of_steps_makes_nothing_itself() -> None:
         assert not [place for place in step.reached.code if place.startswith("flows/")], name
         parameters = inspect.signature(step.make.func).parameters.values()
         assert all(parameter.annotation not in (parameter.empty, "Any", "dict[str, Any]") for parameter in parameters), name
+
+
+def makers() -> Iterator[tuple[str, ast.FunctionDef]]:
+    """The functions of `flows/` that `Step(name, partial(...))` and `measure(name, partial(...))` name, each with its place.
+
+    Fails where something else than a partial is handed over: a closure's key holds all that stands around it.
+    """
+    for path in sorted((ROOT / "flows").rglob("*.py")):
+        tree, place = ast.parse(path.read_bytes()), path.relative_to(ROOT).as_posix()
+        own = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+        for function in own.values():
+            bound = {t.id: n.value for n in ast.walk(function) if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+            for call in ast.walk(function):
+                called = getattr(call.func, "id", getattr(call.func, "attr", "")) if isinstance(call, ast.Call) else ""
+                if called not in ("Step", "measure") or len(call.args) < 2:  # type: ignore[attr-defined]
+                    continue
+                made = call.args[1]  # type: ignore[attr-defined]
+                made = bound.get(made.id, made) if isinstance(made, ast.Name) else made
+                assert isinstance(made, ast.Call) and getattr(made.func, "id", "") == "partial", f"{place}: {ast.unparse(call)}"
+                first = made.args[0]
+                assert isinstance(first, ast.Name) and not first.id.startswith("_"), f"{place}: {ast.unparse(call)}"
+                if first.id in own:
+                    yield f"{place}: {first.id}", own[first.id]
+
+
+def test_every_step_and_measurement_is_made_by_a_public_typed_function_that_is_handed_what_it_needs() -> None:
+    found = dict(makers())
+    assert {"flows/candidate.py: ask_both", "flows/candidate.py: write_decided", "flows/studies/framework.py: write_report"} <= set(found)
+    assert len(found) > 8
+    for name, function in found.items():
+        annotations = [ast.unparse(argument.annotation) if argument.annotation else "" for argument in function.args.args]
+        assert all(word not in ("", "Any", "dict[str, Any]") for word in annotations) and annotations[-1] == "Path", name
+        assert function.returns is not None and ast.get_docstring(function), name
+
+
+def test_what_the_steps_of_a_candidate_are_handed_brings_no_code_of_its_own() -> None:
+    made: Any = Artifact(kind="any", path=Path("/nowhere"), digest=DIGEST)
+    parts = CandidateParts(made, made, made, made, made, made, made)
+    decided: Any = object.__new__(Decided)
+    recorder: Any = object.__new__(Recorder)
+    compared = reached_by(partial(ask_both, load_config("smoke"), parts, 1)).code
+    written = reached_by(partial(write_decided, load_config("smoke"), recorder, parts, decided)).code
+    assert "components/evaluation/champion_comparison.py" in compared and "components/evidence/report.py" not in compared
+    assert "components/evidence/report.py" in written and "components/evidence/report.html.j2" in written
+    for code in (compared, written):
+        assert not {place for place in code if place.startswith(("flows/recorder.py", "flows/config.py"))}
+        assert not {name for name in code if name.startswith("flows/candidate.py:") and "step" in name}
+
+
+# A setting that is no part of the result that a step makes, by the step: a change of it must leave the step as it was.
+UNREAD = {
+    "train_towers": {"towers.endpoint.timeout": 7.0, "towers.endpoint.batch_size": 8},
+    "build_index": {
+        "index.compact_share": 0.4, "index.max_imbalance": 3.0, "index.max_distance": 1.5, "index.max_recall_loss": 0.1,
+        "index.probe_tolerance": 0.2,
+    },
+    "distil_query_tower": {
+        "distillation.titles": 7, "distillation.sentences": 7, "distillation.spans": 7, "distillation.generator": "tiny-decoder",
+        "distillation.generator_revision": "main",
+    },
+    "encode_corpus": {"encoding.runner": "process_pool", "encoding.workers": 2, "encoding.attempts": 5, "index.probe_tolerance": 0.2},
+    "encode_teacher_queries": {"distillation.epochs": 9, "distillation.generator": "tiny-decoder", "distillation.noised": 7},
+    "generate_queries": {"distillation.epochs": 9, "distillation.titles": 7},
+    "evaluate": {"distillation.epochs": 9, "distillation.titles": 7, "index.probe_tolerance": 0.2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changes"), UNREAD.items())
+def test_a_setting_that_decides_nothing_of_a_step_leaves_its_key(name: str, changes: dict[str, Any]) -> None:
+    for setting, value in changes.items():
+        assert steps({setting: value})[name].folder == STEPS[name].folder, setting
+
+
+def test_where_the_contracts_lie_makes_no_snapshot_again(tmp_path: Path) -> None:
+    source = {"data.source": str(write_collection(tmp_path / "clinic"))}
+    one, elsewhere, cut = (
+        snapshot_step(load_config("smoke", None, {**source, **more})).folder
+        for more in ({}, {"data.contracts": str(tmp_path / "contracts")}, {"data.max_documents": 60})
+    )
+    assert one == elsewhere != cut
+
+
+def test_the_settings_of_an_endpoint_are_kept_with_its_towers_and_so_in_their_key() -> None:
+    endpoint = {"towers.base_model": "endpoint", "towers.endpoint.url": "http://127.0.0.1:1/v1", "towers.endpoint.model": "m"}
+    one, other = steps(endpoint), steps({**endpoint, "towers.endpoint.batch_size": 8})
+    assert one["train_towers"].folder != other["train_towers"].folder
+
+
+def test_what_reads_generated_queries_is_code_of_the_teachers_vectors_only_where_there_are_any() -> None:
+    made: Any = Artifact(kind="any", path=Path("/nowhere"), digest=DIGEST)
+    config = load_config("smoke")
+    without, with_some = targets_step(config, made, made), targets_step(config, made, made, made)
+    generation = "components/distillation/generation.py"
+    assert generation not in without.reached.code and generation in with_some.reached.code
 
 
 def test_libraries_are_those_that_the_code_imports() -> None:
@@ -357,10 +464,12 @@ def test_of_a_module_that_a_step_is_closed_over_what_it_asks_for_counts(tmp_path
     project(tmp_path, {"components/room/leaf.py": "", "components/room/other.py": "", "flows/study.py": text})
     wiring = 'def step(study):\n    def make(f):\n        study.plot()\n        getattr(study, "files", None)\n    return make\n'
     found = reached(tmp_path, wiring, "step(study)", study=study)
-    assert set(found.code) == {
-        "components/room/leaf.py", "components/room/other.py", "flows/study.py:plot", "flows/study.py:files", "flows/wiring.py:step",
-    }  # fmt: skip
-    assert found.libraries == {}
+    of_study = {"components/room/leaf.py", "components/room/other.py", "flows/study.py:plot", "flows/study.py:files"}
+    assert set(found.code) == {*of_study, "flows/wiring.py:step"} and found.libraries == {}
+    handed = 'def make(number, study, f):\n    study.plot()\n    getattr(study, "files", None)\n'
+    for call in ("partial(make, 1, study)", "partial(make, number=1, study=study)", "partial(partial(make, 1), study)"):
+        found = reached(tmp_path, handed, call, study=study, partial=partial)
+        assert set(found.code) == {*of_study, "flows/wiring.py:make"} and found.libraries == {}, call
 
 
 def test_the_class_of_a_value_that_a_step_is_closed_over_counts(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ class Call:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
-class World(Protocol):
+class RegistryView(Protocol):
     """What the rules must know of the registry."""
 
     def exists(self, model: str) -> bool:
@@ -167,7 +167,7 @@ def first_problem(error: ValidationError) -> str:
     return f"{place}: {reason}." if place else f"{reason}."
 
 
-def refusal(call: Call, permissions: Permissions, world: World) -> str | None:
+def refusal(call: Call, permissions: Permissions, world: RegistryView) -> str | None:
     """Why `call` breaks a rule, in a sentence for the person who asked; None when it does not."""
     for name in _names(call):
         if name != call.subject.get("experiment") and permissions.ending(name) is None and permissions.ending(name.strip().casefold()):
@@ -190,7 +190,7 @@ def _names(call: Call) -> list[str]:
     return [name for name in found if name]
 
 
-def _refused_by_rule(call: Call, name: str, permissions: Permissions, world: World) -> str | None:
+def _refused_by_rule(call: Call, name: str, permissions: Permissions, world: RegistryView) -> str | None:
     alias = call.subject.get("alias")
     allowed = permissions.rule(name, f"{call.action} {alias}") if alias else None  # a rule may speak of one alias alone
     if allowed is None:
@@ -223,7 +223,7 @@ def _refused_verdict(call: Call, verdicts: Verdicts) -> str | None:
     return None
 
 
-def _refused_version(call: Call, permissions: Permissions, world: World) -> str | None:
+def _refused_version(call: Call, permissions: Permissions, world: RegistryView) -> str | None:
     model = call.subject.get("model", "")
     if not model.endswith(permissions.verdicts.models):
         return None
@@ -235,7 +235,7 @@ def _refused_version(call: Call, permissions: Permissions, world: World) -> str 
     return f"A version of {model} cannot be created with the tag '{given[0]}': a reviewer sets it." if given else None
 
 
-def _refused_approval(call: Call, model: str, permissions: Permissions, world: World) -> str | None:
+def _refused_approval(call: Call, model: str, permissions: Permissions, world: RegistryView) -> str | None:
     """A release is the copy of a candidate of the same retriever, which another person created, with that one's tags."""
     wanted = model.removesuffix("-release") + "-candidate"
     matched = _COPY.fullmatch(call.subject.get("source", ""))

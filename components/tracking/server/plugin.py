@@ -50,7 +50,7 @@ def roles_of(user: str) -> tuple[str, ...]:
     return (ADMIN, *names) if found.is_admin else tuple(names)
 
 
-class ServerWorld:
+class ServerStores:
     """The registry and tracking store of this server, and its audit log."""
 
     def __init__(self, log: Path) -> None:
@@ -226,7 +226,7 @@ def create_app() -> App:
     if inner is flask_app:
         raise ConfigError("The app 'scalingnote' runs on uvicorn alone; start `mlflow server` without --gunicorn-opts and --waitress-opts.")
     path = settings.audit_log()
-    world = ServerWorld(path)
+    world = ServerStores(path)
     flask_app.before_request(lambda: _enforce(permissions, world))
     flask_app.after_request(_note_user)
     _serve_audit(flask_app, path, permissions)
@@ -262,7 +262,7 @@ def _may_read(flask_app: Any, method: str, path: str) -> bool:
     return action == "graphql" or is_reading(action)
 
 
-def _enforce(permissions: Permissions, world: ServerWorld) -> Any:
+def _enforce(permissions: Permissions, world: ServerStores) -> Any:
     """Flask hook after MLflow's: a JSON refusal when a rule forbids the call, None to go on."""
     from flask import g, request
 

@@ -13,8 +13,8 @@ import pytest
 
 from components.errors import PromotionError
 from components.promotion.approval import approve
-from components.promotion.promote import Change, promote, rollback, trusted
-from components.release.champion import RED
+from components.promotion.promote import Change, promote, rollback
+from components.release.champion import RED, servable_release
 from components.release.manifest import ReleaseManifest
 from components.tracking import audit_log as audit
 from components.tracking import promotion_records as records
@@ -67,7 +67,7 @@ def test_killed_promotion_is_finished_by_the_next(world: World, first_change: in
     if first_change < 3:
         with pytest.raises(Killed):
             promote(NAME, no_smoke)
-        interrupted = trusted(NAME)
+        interrupted = servable_release(NAME)
         assert interrupted.version == (1 if first_change == 0 else 2)  # what was decided last serves, wherever the aliases are
         if first_change == 1:  # the record is there, the alias is not
             assert interrupted.alarm is not None and "interrupted" in interrupted.alarm
@@ -85,7 +85,7 @@ def test_killed_rollback_is_finished_and_not_repeated(world: World, first_change
     world.tracking.kill_at, world.tracking.changes = first_change, 0
     with pytest.raises(Killed):
         rollback(NAME, "Bob", "slow")
-    assert trusted(NAME).version == (3 if first_change == 0 else 2)  # never the release that was withdrawn
+    assert servable_release(NAME).version == (3 if first_change == 0 else 2)  # never the release that was withdrawn
     world.tracking.kill_at = None
     assert rollback(NAME, "Bob", "slow").to_version == 2
     assert aliases(world) == (2, 1)
@@ -194,10 +194,10 @@ def test_killed_at_a_random_point_the_next_run_ends_in_the_new_release(chaotic: 
         action()
     except Killed:
         chaos.kill_at = None
-        assert trusted(NAME).version in (2, new)
+        assert servable_release(NAME).version in (2, new)
         action()
     chaos.kill_at = None  # a point behind the end was never reached
-    assert trusted(NAME) == (new, None)
+    assert servable_release(NAME) == (new, None)
     assert (tracking.aliases[RELEASE, "champion"], tracking.aliases.get((RELEASE, "previous"))) == aliases_after
     assert [record["to_version"] for record in tracking.records] == [1, 2, new]
     if not back:
@@ -226,7 +226,7 @@ def test_aliases_follow_the_promotion_that_came_between(world: World, monkeypatc
     monkeypatch.setattr(records, "append_record", overtaken)
     assert promote(NAME, no_smoke).to_version == 2
     assert aliases(world) == (3, 2)
-    assert trusted(NAME) == (3, None)
+    assert servable_release(NAME) == (3, None)
 
 
 def test_promotion_that_was_overtaken_while_it_verified_is_refused(world: World) -> None:

@@ -18,7 +18,7 @@ from components.tracking.store import client
 from flows import servers
 from flows.recorder import recorded_flow
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LEFT_OPEN = """
 import sys, time
 from flows.recorder import recorded_flow

@@ -33,11 +33,11 @@ from components.index.search import index_in_memory, load_index
 from components.index.shards import read_shard, read_vectors, survey
 from components.index.stored_vectors import StoredVectors
 from tests.encoders import dataset_of
+from tests.unit.index.test_index_refresh_guard import LISTS, added, removed, start
 from tests.unit.index_world import DIMENSION, SPACE, built, clustered, ids_of, shards_of
 from tests.unit.refresh_world import FLAT, Collection, table_of
-from tests.unit.test_index_refresh_guard import LISTS, added, removed, start
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TWO_GIB = 2**31
 
 

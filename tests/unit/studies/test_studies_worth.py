@@ -20,8 +20,8 @@ from flows.config import load_settings
 from flows.studies import worth
 from flows.studies.context import StudySettings
 from tests.encoders import WordEncoder
-from tests.unit.test_evaluation_fusion import WITH_DEV
-from tests.unit.test_flows_studies import Measured, NoRecorder, Unchecked
+from tests.unit.evaluation.test_evaluation_fusion import WITH_DEV
+from tests.unit.flows.test_flows_studies import Measured, NoRecorder, Unchecked
 
 CONFIG = EvaluationConfig(bootstrap_samples=1000)
 QUERIES = 400
@@ -189,9 +189,8 @@ def test_what_was_found_is_kept_and_gives_the_scores_of_both(tmp_path: Path, mon
     dataset = Artifact(kind="dataset", path=tmp_path, digest="d" * 64)
     found = {}
     for name in ("dense", "lexical"):
-        ranker = symmetric_ranker(WordEncoder(), WITH_DEV)
         (tmp_path / name).mkdir()
-        found[name] = write_rankings(ranker, {"dataset": dataset}, CONFIG, tmp_path / name)
+        found[name] = write_rankings(lambda: symmetric_ranker(WordEncoder(), WITH_DEV), {"dataset": dataset}, CONFIG, tmp_path / name)
     rankings = load_rankings(found["dense"].path)
     assert set(rankings) == {"test", "dev"} and rankings["test"]["q0"][0][0] == "d0"
     for name, more in (("alone", {}), ("fused", {"lexical": found["lexical"]})):

@@ -83,13 +83,13 @@ def test_trainers_copy_is_no_approval(world: World) -> None:
 @pytest.mark.parametrize("made", [CANDIDATE, f"{NAME}-query-encoder"])
 def test_nobody_approves_their_own_work(world: World, made: str, monkeypatch: pytest.MonkeyPatch) -> None:
     number = built(world)
-    known = people.creator
+    known = people.created_by
 
-    def creator(entries: object, model: str, version: int) -> people.Act | None:
+    def created_by(entries: object, model: str, version: int) -> people.AuditedAction | None:
         act = known(entries, model, version)  # type: ignore[arg-type]
-        return people.Act("rita", "reviewer", act.at, act.sequence, act.digest) if act and model == made else act
+        return people.AuditedAction("rita", "reviewer", act.at, act.sequence, act.digest) if act and model == made else act
 
-    monkeypatch.setattr(people, "creator", creator)
+    monkeypatch.setattr(people, "created_by", created_by)
     world.tracking.sign_in("rita", "reviewer", "trainer")
     with pytest.raises(PromotionError, match=f"'rita' made {made}/1 .* nobody approves their own work"):
         approve(NAME, number, None)
@@ -204,7 +204,7 @@ def test_missing_log_is_refused_where_there_should_be_one(world: World, monkeypa
     monkeypatch.delenv("SCALINGNOTE_AUDIT_LOG")
     world.tracking.records.append({"sequence": 1, "action": "promote", "to_version": 0, "audit_sequence": 3, "audit_digest": "x"})
     with pytest.raises(PromotionError, match="record 1 rests on the entry 3 of an audit log"):
-        people.require_trail(world.tracking.records)
+        people.require_audit_log(world.tracking.records)
 
 
 def test_rollback_names_the_person_that_the_log_names(world: World) -> None:

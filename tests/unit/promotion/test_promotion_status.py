@@ -11,7 +11,7 @@ import pytest
 from components.errors import ArtifactError, PromotionError
 from components.promotion import status
 from components.promotion.approval import approve
-from components.promotion.promote import note_look, pending
+from components.promotion.promote import note_look, promotion_fingerprint
 from components.release import open as release_index
 from components.release.manifest import load_release
 from components.release.open import champion_index
@@ -130,11 +130,11 @@ def test_a_look_that_promotes_nothing_ends_the_alarm_and_is_noted_once_in_ten_mi
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = approved(world, monkeypatch, 7200)
-    before = pending(NAME)
+    before = promotion_fingerprint(NAME)
     note_look(NAME)
     assert looked_at(world) == datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
     assert status.status_of(NAME)["alarm"] is None
-    assert pending(NAME) == before, "a refusal is not examined again because somebody looked"
+    assert promotion_fingerprint(NAME) == before, "a refusal is not examined again because somebody looked"
     changes = world.tracking.changes
     note_look(NAME)
     assert world.tracking.changes == changes

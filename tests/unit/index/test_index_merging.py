@@ -24,7 +24,7 @@ from components.artifacts import Artifact, IndexArtifact, seal
 from components.errors import ArtifactError, ConfigError
 from components.index import merging, parts
 from components.index.config import IndexConfig
-from components.index.engine import FaissEngine, Piece, Settings, empty_index, inner_index, inverted_file, write_faiss
+from components.index.engine import FaissEngine, OpenPart, Settings, empty_index, inner_index, inverted_file, write_faiss
 from components.index.merging import Contents, ListRows, Merge, can_merge, lists_damaged_by_faiss, rows_of
 from components.index.parts import INDEX_FILE, merge_parts, open_part, train_template, write_part
 from components.index.refresh import changes_since, refresh_index
@@ -34,7 +34,7 @@ from tests.unit import promotion_world
 from tests.unit.index_world import SPACE, built, clustered, sealed_again, shards_of
 from tests.unit.promotion_world import make_part
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FAST_SCANS = (
     *("IVF1,PQ1x4fs", "IVF1,PQ3x4fs", "IVF1,PQ4x4fs", "IVF1,PQ4x4fsr", "IVF1,PQ12x4fsr", "IVF2,PQ4x4fs", "IVF4,PQ5x4fsr"),
     *("IVF1,RQ4x4fs", "IVF2,RQ3x4fsr", "IVF1,PRQ2x2x4fs", "IVF1,LSQ2x4fs", "IVF1,PLSQ2x2x4fs"),
@@ -255,8 +255,8 @@ def test_rows_that_are_left_out_are_never_found_in_several_pieces(key: str) -> N
     template, gone = trained(key), np.arange(0, 150, 3)
     halves = [(filled(template, TRAINING[:150]), 0), (filled(template, TRAINING[150:]), 150)]
     widest = Settings(nprobe=10_000, ef_search=300)
-    everything = FaissEngine([Piece(*half) for half in halves]).search(TRAINING[:20], 300, widest)[1]
-    scores, rows = FaissEngine([Piece(*half, deleted=gone) for half in halves]).search(TRAINING[:20], 300, widest)
+    everything = FaissEngine([OpenPart(*half) for half in halves]).search(TRAINING[:20], 300, widest)[1]
+    scores, rows = FaissEngine([OpenPart(*half, deleted=gone) for half in halves]).search(TRAINING[:20], 300, widest)
     left_out = {-1, *gone.tolist(), *(gone + 150).tolist()}
     for before, after in zip(everything.tolist(), rows.tolist(), strict=True):
         assert set(after) - {-1} <= set(range(300)) - left_out

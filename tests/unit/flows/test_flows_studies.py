@@ -118,6 +118,28 @@ def test_every_change_of_the_towers_is_a_valid_configuration(mining: dict[str, A
     assert mined.mining_start < config.towers.steps or mining
 
 
+@pytest.mark.parametrize(
+    ("section", "changes", "again"),
+    [
+        ("distillation", {"mse_weight": 3.0, "epochs": 9, "refine_temperature": 0.5, "noised": 7, "schedule": "cyclic"}, False),
+        ("towers", {"steps": 77, "endpoint": {"timeout": 7.0}}, False),
+        ("distillation", {"titles": 5}, True),
+        ("distillation", {"train_embeddings": True}, True),
+        ("towers", {"batch_size": 8}, True),
+    ],
+)
+def test_a_baseline_is_trained_again_for_what_its_own_training_reads_and_for_nothing_else(
+    section: str, changes: dict[str, Any], again: bool
+) -> None:
+    asked = context(pair_passes=2.0)
+    asked.__dict__["dataset"] = Artifact(kind="dataset", path=Path("/nowhere"), digest="a" * 64)
+    for name in (baselines.SYMMETRIC, baselines.END_TO_END):
+        own, other = (
+            baselines._training_step(asked, name, config, "", 1e-3).folder for config in (asked.config, asked.changed(**{section: changes}))
+        )
+        assert (own != other) is again, name
+
+
 def test_three_seeds_are_trained_unless_others_are_named() -> None:
     assert [cell.name for cell in tower_ablation.cells(context("mined"))] == [
         f"{name}@{seed}" for name in ("base", "mined") for seed in (13, 14, 15)

@@ -8,8 +8,9 @@ import pytest
 
 from components.lineage.graph import trace, trace_document
 from components.promotion.approval import approve
-from components.promotion.promote import promote, rollback, trusted
+from components.promotion.promote import promote, rollback
 from components.promotion.verification import verify_release
+from components.release.champion import servable_release
 from components.release.manifest import ReleaseManifest
 from components.tracking import registry
 from tests.unit.promotion_world import GOOD, NAME, Register, into_mlflow, make_candidate
@@ -39,8 +40,8 @@ def test_release_approved_promoted_and_rolled_back(register: Register, tmp_path:
     assert trace_document(NAME, "champion", "d1").root.details["row"] == 0
 
     registry.set_alias(RELEASE, "champion", 1)
-    assert trusted(NAME).version == 2
-    assert trusted(NAME).alarm is not None
+    assert servable_release(NAME).version == 2
+    assert servable_release(NAME).alarm is not None
     assert rollback(NAME, "Ada", "a trial").to_version == 1
     assert (registry.alias(RELEASE, "champion"), registry.alias(RELEASE, "previous")) == (1, None)
-    assert trusted(NAME) == (1, None)
+    assert servable_release(NAME) == (1, None)

@@ -10,7 +10,8 @@ import pytest
 from components.artifacts import open_artifact
 from components.errors import ArtifactError, PromotionError
 from components.promotion.approval import approve
-from components.promotion.promote import Change, promote, resolve, rollback, trusted
+from components.promotion.promote import Change, promote, resolve, rollback
+from components.release.champion import servable_release
 from components.release.manifest import ReleaseManifest
 from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, rewrite
 
@@ -44,7 +45,7 @@ def test_without_an_approval_there_is_nothing_to_promote(world: World) -> None:
     assert promote(NAME, no_smoke).status == "nothing"
     assert world.tracking.records == []
     with pytest.raises(PromotionError, match="approve candidate/N"):
-        trusted(NAME)
+        servable_release(NAME)
 
 
 def test_approved_candidate_becomes_champion_with_a_record(world: World) -> None:
@@ -55,7 +56,7 @@ def test_approved_candidate_becomes_champion_with_a_record(world: World) -> None
     assert (record["action"], record["authentication"], record["candidate_version"]) == ("promote", "unauthenticated", 1)
     assert record["manifest_digest"] == world.tracking.models[RELEASE][0].tags["scalingnote.digest"]
     assert aliases(world) == (1, None)
-    assert trusted(NAME) == (1, None)
+    assert servable_release(NAME) == (1, None)
 
 
 def test_second_run_changes_nothing(world: World) -> None:
@@ -245,7 +246,7 @@ def test_alias_moved_by_hand_is_an_alarm_and_is_put_back(world: World) -> None:
     release(world)
     release(world)
     world.tracking.aliases[RELEASE, "champion"] = 1
-    version, alarm = trusted(NAME)
+    version, alarm = servable_release(NAME)
     assert version == 2
     assert alarm is not None and "points at release/1" in alarm
     assert resolve(NAME, "champion") == (RELEASE, 2)
@@ -253,14 +254,14 @@ def test_alias_moved_by_hand_is_an_alarm_and_is_put_back(world: World) -> None:
     assert change.status == "reconciled"
     assert "were put back" in change.warnings[0]
     assert aliases(world) == (2, 1)
-    assert trusted(NAME) == (2, None)
+    assert servable_release(NAME) == (2, None)
 
 
 def test_alias_without_any_record_is_removed(world: World) -> None:
     world.tracking.copy_version(f"{NAME}-candidate", world.candidate(BAD), RELEASE)
     world.tracking.aliases[RELEASE, "champion"] = 1
     with pytest.raises(PromotionError, match="was promoted yet"):
-        trusted(NAME)
+        servable_release(NAME)
     with pytest.raises(PromotionError, match="--override"):
         promote(NAME, no_smoke)
     assert aliases(world) == (None, None)

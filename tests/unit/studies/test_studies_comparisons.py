@@ -48,7 +48,7 @@ def _folder(path: Path) -> Path:
 
 
 def test_scores_of_all_splits_are_read_back_in_the_order_of_the_query_ids(data: Artifact, tmp_path: Path) -> None:
-    made = write_scores(Oracle(), {"dataset": data}, CONFIG, _folder(tmp_path / "scores"))
+    made = write_scores(Oracle, {"dataset": data}, CONFIG, _folder(tmp_path / "scores"))
     scores = load_scores(made.path)
     assert scores["test", "recall@50"].tolist() == [1.0] * 120
     assert {split: len(numbers) for split, numbers in scores.units.items()} == {"test": 120, "dev": 20}
@@ -61,7 +61,7 @@ def test_scores_of_all_splits_are_read_back_in_the_order_of_the_query_ids(data: 
 
 def test_noise_reaches_the_ranker(data: Artifact, tmp_path: Path) -> None:
     oracle = Oracle()
-    made = write_scores(oracle, {"dataset": data}, CONFIG, _folder(tmp_path / "noisy"), Noise("upper_case", 1.0, 1))
+    made = write_scores(lambda: oracle, {"dataset": data}, CONFIG, _folder(tmp_path / "noisy"), Noise("upper_case", 1.0, 1))
     assert oracle.asked[0].startswith("WHERE IS")
     assert load_scores(made.path)["test", "recall@50"].sum() == 0
 
@@ -121,7 +121,8 @@ def test_intervals_of_a_study_resample_the_units_of_its_queries() -> None:
 
 
 def test_only_numbers_of_a_result_become_metrics(tmp_path: Path) -> None:
-    made = write_result({"machine": "a", "systems": {"x": {"qps": 2, "on": True}}}, _folder(tmp_path / "result"), {})
+    numbers = {"machine": "a", "systems": {"x": {"qps": 2, "on": True}}}
+    made = write_result(lambda folder: numbers, {}, _folder(tmp_path / "result"))
     assert flat_numbers(made) == {"systems.x.qps": 2.0}
     other = _folder(tmp_path / "other")
     pd.DataFrame({"a": [1]}).to_csv(other / "table.csv")

@@ -187,7 +187,7 @@ def test_telling_prefect_without_a_server_is_one_sentence(
 
 def test_who_only_tells_prefect_tells_it_once_of_each_state_and_again_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     states = iter(["a", "a", "a", None, "b"])
-    monkeypatch.setattr(waiting, "pending", lambda name: next(states))
+    monkeypatch.setattr(waiting, "promotion_fingerprint", lambda name: next(states))
     answers: list[Any] = [ServerError("silent"), True, True]
 
     def tell(name: str) -> bool:

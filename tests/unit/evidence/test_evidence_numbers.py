@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 from components.evidence.dossier import METRIC, Compared, Dossier, against_champion, deltas, slice_deltas
-from components.evidence.labels import Curve, Mark, Point, Words, forest, lines, scatter, standalone, ticks
+from components.evidence.labels import Curve, Mark, PlotText, Point, forest, lines, scatter, standalone, ticks
 from tests.unit.evidence_world import slices, world_of
 from tests.unit.promotion_world import make_evaluation
 
-WORDS = Words("A <title>", "What it shows", "across", "up")
+WORDS = PlotText("A <title>", "What it shows", "across", "up")
 
 
 @pytest.fixture(scope="module")

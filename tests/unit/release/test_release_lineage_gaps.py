@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from components.release.completeness import gaps_of
+from components.release.completeness import missing_lineage
 from components.release.manifest import BaseModelPin, DatasetPin, EvaluationPin, LineageNode, ManifestDraft, Pin, Pins
 from tests.unit.promotion_world import NAME, MemoryTracking, World
 
@@ -56,7 +56,7 @@ def without(digest: str) -> tuple[LineageNode, ...]:
 
 
 def test_a_complete_lineage_has_no_gap() -> None:
-    assert gaps_of(COMPLETE) == ()
+    assert missing_lineage(COMPLETE) == ()
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_complete_lineage_has_no_gap() -> None:
     ],
 )
 def test_what_is_missing_is_named_once(fields: dict[str, Any], gap: str) -> None:
-    gaps = gaps_of(COMPLETE.model_copy(update=fields))
+    gaps = missing_lineage(COMPLETE.model_copy(update=fields))
     assert [gap in found for found in gaps].count(True) == 1, gaps
 
 
@@ -106,17 +106,18 @@ def test_what_an_earlier_flow_made_is_complete_with_its_code_and_contracts() -> 
         digest="report", kind="validation", name="validate_data", parents={"dataset": "old"}, run_id="r", flow_run_id="flow-0"
     )
     lineage = (*changed("tower", parents={"dataset": "old"}, flow_run_id="flow-0"), OLD, report)
-    assert gaps_of(COMPLETE.model_copy(update={"lineage": lineage, "earlier_flows": {"flow-0": COMPLETE.provenance}})) == ()
+    assert missing_lineage(COMPLETE.model_copy(update={"lineage": lineage, "earlier_flows": {"flow-0": COMPLETE.provenance}})) == ()
 
 
 def test_code_without_a_revision_is_known_by_its_digest() -> None:
     assert (
-        gaps_of(COMPLETE.model_copy(update={"provenance": {**COMPLETE.provenance, "code_revision": "unknown", "code_digest": "c"}})) == ()
+        missing_lineage(COMPLETE.model_copy(update={"provenance": {**COMPLETE.provenance, "code_revision": "unknown", "code_digest": "c"}}))
+        == ()
     )
 
 
 def test_a_lineage_that_goes_in_a_circle_ends() -> None:
-    gaps = gaps_of(COMPLETE.model_copy(update={"lineage": changed("tower", parents={"dataset": "data", "vectors": "vectors"})}))
+    gaps = missing_lineage(COMPLETE.model_copy(update={"lineage": changed("tower", parents={"dataset": "data", "vectors": "vectors"})}))
     assert gaps == ()  # the vectors still lead to the data
 
 
@@ -126,6 +127,6 @@ def test_the_manifest_itself_is_asked(tmp_path: Any, monkeypatch: pytest.MonkeyP
     tracking = MemoryTracking()
     tracking.install(monkeypatch)
     World(tracking, tmp_path).candidate()
-    gaps = gaps_of(load_release(tracking.folders[f"{NAME}-candidate", 1]))
+    gaps = missing_lineage(load_release(tracking.folders[f"{NAME}-candidate", 1]))
     assert any("local changes" in gap for gap in gaps)
     assert any("base model of the query encoder" in gap for gap in gaps)

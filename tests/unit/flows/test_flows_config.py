@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from components.errors import ConfigError
 from flows.config import PRESETS, RetrainConfig, field_paths, load_config, preset_names
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def refusal(**arguments: Any) -> str:

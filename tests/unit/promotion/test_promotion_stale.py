@@ -14,8 +14,8 @@ from components.errors import ModelError, PromotionError
 from components.evaluation.report import load_evaluation, write_report
 from components.index.search import index_in_memory
 from components.promotion.approval import approve
-from components.promotion.promote import pending, promote, rollback
-from components.promotion.record import decide_again
+from components.promotion.promote import promote, promotion_fingerprint, rollback
+from components.promotion.record import decide_against
 from components.promotion.status import history_of, render_history, render_status, status_of
 from components.release.champion import RED, override_of
 from components.release.manifest import EVALUATION_FOLDER, ReleaseManifest, load_release
@@ -139,7 +139,7 @@ def test_stale_candidate_on_other_judgements_is_to_be_built_again(world: World) 
     folder = world.root / "2" / "candidate"
     report = load_evaluation(folder / EVALUATION_FOLDER)
     write_report(folder / EVALUATION_FOLDER, replace(report, summary=report.summary.model_copy(update={"judgements_digest": "j2"})))
-    again = decide_again(folder, 2, problem="The comparison with release/2 failed: its files are gone.")
+    again = decide_against(folder, 2, problem="The comparison with release/2 failed: its files are gone.")
     gates = {gate.name: gate for gate in again.decision.gates}
     assert gates["champion_non_inferior"].status == gates["champion_non_inferior[half=even]"].status == "not_decidable"
     for words in ("other judgements", "its files are gone. Build the candidate again by the same command", "release/2 is asked as well"):
@@ -214,16 +214,16 @@ def test_deleted_release_and_candidate(world: World) -> None:
 
 
 def test_what_is_pending_changes_only_with_the_registry(world: World) -> None:
-    assert pending(NAME) is None
+    assert promotion_fingerprint(NAME) is None
     approve(NAME, world.candidate(BAD), "Ada", override="x")
-    first = pending(NAME)
-    assert first is not None and pending(NAME) == first
+    first = promotion_fingerprint(NAME)
+    assert first is not None and promotion_fingerprint(NAME) == first
     world.tracking.models[RELEASE][0].tags["override"] = "y"
-    assert pending(NAME) not in (None, first)
+    assert promotion_fingerprint(NAME) not in (None, first)
     promote(NAME, no_smoke)
-    assert pending(NAME) is None
+    assert promotion_fingerprint(NAME) is None
     world.tracking.aliases[RELEASE, "previous"] = 1
-    assert pending(NAME) is not None
+    assert promotion_fingerprint(NAME) is not None
 
 
 def test_speeds_are_measured_when_the_policy_asks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +256,7 @@ def test_speeds_are_measured_when_the_policy_asks(world: World, monkeypatch: pyt
     assert again.comparison is not None and set(asked) == {"heart attack", "knee cyst"}
     gates = {gate.name: gate.status for gate in again.decision.gates}
     assert gates["champion_p95"] == "pass"
-    untimed = {gate.name: gate.status for gate in decide_again(folder, 2).decision.gates}
+    untimed = {gate.name: gate.status for gate in decide_against(folder, 2).decision.gates}
     assert untimed["champion_p95"] == "not_decidable"  # what the candidate was built with is about another champion
 
     rewrite(folder, lambda content: content["config"]["policy"].update(max_p95_ratio=None, max_removed_share=0.4))

@@ -11,7 +11,7 @@ from components import settings
 from components.errors import ArtifactError, ConfigError, PromotionError
 from components.promotion.approval import approve
 from components.promotion.promote import promote, rollback
-from components.promotion.record import vouch
+from components.promotion.record import sign_afterwards
 from components.promotion.status import history_of, render_history
 from components.promotion.verification import verify_release
 from components.serving import loader
@@ -40,7 +40,7 @@ def test_champion_that_no_trusted_key_vouches_for_is_not_served(home: Path, tmp_
     sign_release(registry.artifact_folder(f"{NAME}-release", 2))
     with pytest.raises(PromotionError, match="keys sign champion"):  # a signed promotion would vouch for what nobody looked at
         promote(NAME, no_smoke)
-    vouch(NAME, "champion")
+    sign_afterwards(NAME, "champion")
     promote(NAME, no_smoke)
     assert [loader.open_release(NAME, ref).version for ref in ("champion", "previous")] == [2, 1]
 
@@ -63,22 +63,22 @@ def test_a_champion_from_before_the_key_is_served_once_vouched_for(home: Path, t
     approve(NAME, 1, "Ada")
     promote(NAME, no_smoke)
     with pytest.raises(ConfigError, match="no signing key"):
-        vouch(NAME, "champion")
+        sign_afterwards(NAME, "champion")
     monkeypatch.setenv(KEY_VARIABLE, str(make_key(tmp_path / "other.pem").path))
     make_key(settings.keys_folder() / "signing.pem")
     with pytest.raises(ConfigError, match="not among the trusted keys"):
-        vouch(NAME, "champion")
+        sign_afterwards(NAME, "champion")
     monkeypatch.delenv(KEY_VARIABLE)
     with pytest.raises(ArtifactError, match="keys sign champion"):
         loader.open_release(NAME, "champion")
-    assert vouch(NAME, "candidate/1").sequence is None
-    assert vouch(NAME, "champion").sequence == 2
+    assert sign_afterwards(NAME, "candidate/1").sequence is None
+    assert sign_afterwards(NAME, "champion").sequence == 2
     assert loader.open_release(NAME, "champion").version == 1
-    assert vouch(NAME, "champion").sequence is None  # doing it again adds nothing
+    assert sign_afterwards(NAME, "champion").sequence is None  # doing it again adds nothing
     monkeypatch.setenv(KEY_VARIABLE, str(tmp_path / "other.pem"))
     for ref in ("champion", "candidate/1"):  # it would replace the signature that counts
         with pytest.raises(ConfigError, match="Nothing was signed"):
-            vouch(NAME, ref)
+            sign_afterwards(NAME, ref)
     monkeypatch.delenv(KEY_VARIABLE)
     first, second = history_of(NAME)
     assert (second["action"], second["from_version"], second["to_version"]) == ("vouch", 1, 1)
@@ -97,4 +97,4 @@ def test_a_changed_record_is_not_vouched_for(home: Path, tmp_path: Path) -> None
     (path,) = (home / "mlflow").rglob("record.json")
     path.write_text(path.read_text().replace("Ada", "Eve"))
     with pytest.raises(ArtifactError, match="was changed"):
-        vouch(NAME, "champion")
+        sign_afterwards(NAME, "champion")

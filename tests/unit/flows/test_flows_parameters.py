@@ -24,7 +24,7 @@ from flows.refresh_query import refresh_query_tower
 from flows.retrain import retrain, train
 from flows.why import STEPS
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FLOWS: dict[str, Any] = {
     "retrain": retrain,
     "train": train,

@@ -15,7 +15,7 @@ from components.tracking.store import client
 from flows.config import Layer, RetrainConfig, field_paths, load_config, preset_names
 from flows.config_view import as_yaml, differences, field_schemas, flat, render_settings, same, settings_of, shown
 from tests.flows.cli_world import assert_refused, done, scalingnote
-from tests.unit.test_tracking_runs import PROVENANCE, make_artifact
+from tests.unit.tracking.test_tracking_runs import PROVENANCE, make_artifact
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def test_each_value_says_where_it_comes_from_and_the_last_one_wins(tmp_path: Pat
 
 def test_changed_shows_only_what_differs_from_the_defaults() -> None:
     found = done("config", "show", "--preset", "smoke", "--changed")
-    given = yaml.safe_load((Path(__file__).parents[2] / "flows" / "presets" / "smoke.yaml").read_text(encoding="utf-8"))
+    given = yaml.safe_load((Path(__file__).parents[3] / "flows" / "presets" / "smoke.yaml").read_text(encoding="utf-8"))
     assert len(found["settings"]) == 1 + sum(len(section) for section in given.values() if isinstance(section, dict))
     assert done("config", "show", "--changed")["settings"] == {}
     assert "towers.steps" not in done("config", "show", "--changed", "--set", "towers.steps=150")["settings"]

@@ -15,7 +15,7 @@ from components.tracking import live
 from components.tracking.live import live_step
 from components.tracking.runs import StepRecord, open_flow_run, open_step, record_step
 from components.tracking.store import client
-from tests.unit.test_tracking_runs import PROVENANCE, make_artifact
+from tests.unit.tracking.test_tracking_runs import PROVENANCE, make_artifact
 
 
 @pytest.fixture
