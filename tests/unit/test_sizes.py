@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,35 @@ def test_what_is_written_counts_its_texts_with_64_bits(tmp_path: Path) -> None:
     write_rows(tmp_path, read_shard(vectors, 0).append_column("part", pa.array([0] * 8, pa.int32())), dict.fromkeys(ids_of(20), "t"))
     for table in (read_shard(vectors, 0), survey(vectors, [8, 8, 4], 4, 0).documents, pq.read_table(tmp_path / "doc_ids.parquet")):
         assert not [field.name for field in table.schema if pa.types.is_string(field.type)]
+
+
+UNIQUE = """
+import pyarrow as pa
+from pathlib import Path
+from types import SimpleNamespace
+from components.index import shards
+
+shards._ROW_GROUP = 2**14
+rows = [[f"d{(7919 * row) % 300_007:09d}" for row in range(start, start + 30_000)] for start in range(0, 300_000, 30_000)]
+documents = pa.table({"doc_id": pa.chunked_array([pa.array(ids, pa.large_string()) for ids in rows])})
+held = pa.total_allocated_bytes()
+shards._require_unique(documents, SimpleNamespace(path=Path("vectors")))
+print((pa.default_memory_pool().max_memory() - held) / documents.num_rows)
+"""
+
+
+def test_looking_for_ids_that_occur_twice_takes_no_table_of_all_of_them() -> None:
+    assert float(_said(UNIQUE)) < 80  # bytes a row; Arrow's grouping takes more than 200
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 100])
+def test_ids_that_occur_twice_are_found_wherever_they_stand(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_ROW_GROUP", block)
+    ids = pa.array(["b", "é", "a", "b", "c", "b", "", "é"], pa.large_string())
+    some = shards_of(tmp_path / "vectors", clustered(8), [8])
+    for rows, said in ((ids, "3 documents have the id of another document, the first is 'b'"), (ids.take([3, 6, 7, 4]), None)):
+        with nullcontext() if said is None else pytest.raises(ArtifactError, match=said):
+            shards._require_unique(pa.table({"doc_id": pa.chunked_array([rows.slice(0, 3), rows.slice(3)])}), some)
 
 
 def documents(texts: list[str]) -> pd.DataFrame:
