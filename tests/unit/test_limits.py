@@ -70,7 +70,9 @@ def test_what_the_machine_lacks_is_said_and_the_exit_status_is_9(
     assert found is not None and found.exit_code == 9 and named in str(found)
 
 
-@pytest.mark.parametrize("command", [("search", "heart"), ("retrain", "--preset", "smoke"), ("run", "--queries", "nosuch.jsonl", "--output", "out.trec")])
+@pytest.mark.parametrize(
+    "command", [("search", "heart"), ("retrain", "--preset", "smoke"), ("run", "--queries", "nosuch.jsonl", "--output", "out.trec")]
+)
 def test_models_are_not_loaded_where_their_libraries_get_no_addresses(
     command: tuple[str, ...], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
