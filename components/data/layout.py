@@ -148,7 +148,9 @@ def _require_content(path: Path) -> None:
     """Raises DataError for a stand-in that version control keeps in the place of a large file, and for a name that is not plain text or
     says something else than what the file holds."""
     if printable(path) != path.as_posix():
-        raise DataError(f"The name of {printable(path)} is not plain text in UTF-8. Rename the file.")
+        raise DataError(
+            f"{printable(path)}: the name has to be text in UTF-8 without line breaks and control characters. Rename the file or folder."
+        )
     with path.open("rb") as handle:
         start = handle.read(64)
     if start.startswith(_POINTERS):

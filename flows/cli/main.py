@@ -18,7 +18,7 @@ from components.errors import ConfigError, ResourceError, ScalingNoteError
 from components.text import as_json, visible
 from components.tracking.sign_in import sign_in
 from flows.cli import INTERRUPTED, start
-from flows.cli.output import OutputClosed, OutputError, drop_output, lacking
+from flows.cli.output import OutputClosed, OutputError, drop_output, lacking, require_addresses
 from flows.cli.parser import build_parser
 
 # Commands that change something go through a running `scalingnote ui --auth`, as an account with this role.
@@ -27,6 +27,8 @@ ROLES = {
     "approve": "reviewer",
     **dict.fromkeys(("promote", "webhook", "rollback", "keys sign"), "promoter"),
 }
+# Commands that load models or indexes.
+LOADING = ("demo", "retrain", "adopt", "study", "refresh-index", "refresh-query-tower", "replay", "search", "run")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ[settings.LOG_LEVEL] = level
         if role := ROLES.get(f"{options.command} {getattr(options, 'action', '')}".strip()):
             sign_in(role)
+        if options.command in LOADING:
+            require_addresses()
         settings.activate()
         return int(options.run(options) or 0)
     except KeyboardInterrupt:

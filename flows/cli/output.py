@@ -165,6 +165,21 @@ _NO_THREADS = ("can't start new thread", "pthread_create")
 _NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "malloc of size", "failed to map segment")
 
 
+# The libraries of the models and of the index reserve up to 2.8 GiB of addresses; where they get none, they end the process without a word.
+RESERVED_BYTES = 3 * 2**30
+
+
+def require_addresses() -> None:
+    """Raise ResourceError when the address space of this process (RLIMIT_AS) has no room for the libraries of models and indexes."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if allowed != resource.RLIM_INFINITY and allowed < RESERVED_BYTES:
+        raise ResourceError(
+            f"This process may reserve {allowed / 2**30:.1f} GiB of addresses (`ulimit -v`), and models and indexes need "
+            f"{RESERVED_BYTES / 2**30:.0f} GiB, most of which they never use. Raise it (`ulimit -v unlimited`); a container or "
+            "a control group limits what is really used."
+        )
+
+
 class DiskFull(ResourceError):
     """No space is left where the home folder lies, or temporary files."""
 

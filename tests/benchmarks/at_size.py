@@ -8,6 +8,9 @@ peak; seconds are by the clock and, which other programs change less, of process
 of the data with one document reworded, its contracts, the changes, the encoding, the index. With --documents twice (1000000,2000000) the
 stages' growth is shown: 2.0 is linear. --rows sends so many simulated rows, with titles and without texts or vectors, through the
 bookkeeping of a refresh; it takes about 250 bytes of disk a row.
+
+Each finished stage is written to times.json in the folder, with the machine. The same command with the same --folder goes on after what
+is there; a stage that was cut off begins anew, so that what it took is known. Until a stage ends, a line a minute says what it has written.
 """
 
 from __future__ import annotations
@@ -21,17 +24,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from components.artifacts import read_json, write_json
+from components.towers.launch import _end_with_launcher
 from components.tracking.provenance import describe_host
 
 WORDS = 20_000
 STAGES = ("snapshot", "validate", "encode", "index")
 AT_ONCE = 1_000_000
+SAY_EVERY = 60.0  # seconds
 
 
 class Took(NamedTuple):
@@ -46,17 +52,46 @@ class Took(NamedTuple):
         return f"{self.seconds:.1f} s ({self.processors:.1f} s of processors), peak {self.peak:.2f} GiB"
 
 
+class Times:
+    """What each stage took, in `times.json` as soon as it has ended."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        """Take up what the same options left there on the same machine, or empty the folder's stages."""
+        self._path = folder / "times.json"
+        self._about = {"machine": describe_host(), **{name: getattr(options, name) for name in ("words", "base", "seed")}}
+        known = read_json(self._path) if self._path.is_file() else {}
+        self._stages: dict[str, Any] = known["stages"] if known.get("about") == self._about else {}
+        print(json.dumps(self._about), flush=True)
+
+    def of(self, what: str, target: Path, function: Callable[..., str], *arguments: Any) -> Took:
+        """What `function`, which writes `target`, took now or in an earlier run of this program."""
+        known = self._stages.get(what)
+        if known is None or not target.exists():
+            took, said = _apart(what, target, function, *arguments)
+            known = self._stages[what] = {**took._asdict(), "said": said}
+            write_json(self._path, {"about": self._about, "stages": self._stages})
+        else:
+            what = f"{what}, measured before"
+        took = Took(known["seconds"], known["processors"], known["peak"])
+        print(f"{what}: {took} ({known['said']})", flush=True)
+        return took
+
+
 def main() -> None:
     """Run the stages for each size and print them."""
     options = _arguments()
-    with tempfile.TemporaryDirectory() if options.folder is None else nullcontext(options.folder) as folder:
-        _run(Path(folder), options)
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="at_size-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"To go on where this ends early: --folder {folder}", flush=True)
+    _run(folder, options)
+    if options.folder is None:
+        shutil.rmtree(folder)
 
 
 def _run(folder: Path, options: argparse.Namespace) -> None:
-    print(json.dumps(describe_host()), flush=True)
+    times = Times(folder, options)
     sizes = [int(size) for size in options.documents.split(",") if size]
-    found = {size: _at_size(folder, size, options) for size in sizes}
+    found = {size: _at_size(folder / f"at-{size}", size, options, times) for size in sizes}
     if len(sizes) == 2:
         small, large = (found[size] for size in sizes)
         growth = {stage: large[stage].processors / max(small[stage].processors, 1e-9) for stage in STAGES}
@@ -65,28 +100,28 @@ def _run(folder: Path, options: argparse.Namespace) -> None:
             + ", ".join(f"{s} x {x:.2f}" for s, x in growth.items())
         )
     if options.rows:
-        _shown(f"{options.rows:,} simulated rows", *_apart(bookkeeping, folder / "rows", options.rows))
+        times.of(f"{options.rows:,} simulated rows", folder / "rows", bookkeeping, folder / "rows", options.rows)
 
 
-def _at_size(root: Path, documents: int, options: argparse.Namespace) -> dict[str, Took]:
-    folder = _empty(root / f"at-{documents}")
-    _apart(write_data, folder / "data", documents, options.words, options.seed, False)
-    _apart(make_tower, folder, options.base)
-    stages: dict[str, Took] = {}
-    for stage, function, arguments in (
-        ("snapshot", take_snapshot, (folder / "data", folder / "snapshot")),
-        ("validate", check, (folder / "snapshot", folder / "report")),
-        ("encode", encode, (folder, folder / "snapshot", folder / "vectors")),
-        ("index", index, (folder / "vectors", folder / "snapshot", folder / "index")),
-    ):
-        stages[stage] = _shown(f"{documents:,} documents, {stage}", *_apart(function, *arguments))
-    _shown("   first answer with titles, opened by sizes", *_apart(search, folder / "index", folder / "tower"))
+def _at_size(folder: Path, documents: int, options: argparse.Namespace, times: Times) -> dict[str, Took]:
+    def took(what: str, target: str, function: Callable[..., str], *arguments: Any) -> Took:
+        return times.of(f"{documents:,} documents, {what}", folder / target, function, *arguments)
+
+    took("data", "data", write_data, folder / "data", documents, options.words, options.seed, False)
+    took("tower", "towers", make_tower, folder, options.base)
+    stages = {
+        "snapshot": took("snapshot", "snapshot", take_snapshot, folder / "data", folder / "snapshot"),
+        "validate": took("validate", "report", check, folder / "snapshot", folder / "report"),
+        "encode": took("encode", "vectors", encode, folder, folder / "snapshot", folder / "vectors"),
+        "index": took("index", "index", index, folder / "vectors", folder / "snapshot", folder / "index"),
+    }
+    took("first answer with titles, opened by sizes", "index", search, folder / "index")
     total = _sum(stages.values())
-    _apart(write_data, folder / "changed", documents, options.words, options.seed, True)
+    took("changed data", "changed", write_data, folder / "changed", documents, options.words, options.seed, True)
     parts = [
-        _shown("   refresh, snapshot", *_apart(take_snapshot, folder / "changed", folder / "snapshot-2")),
-        _shown("   refresh, validate", *_apart(check, folder / "snapshot-2", folder / "report-2")),
-        _shown("   refresh, changes, encoding and index", *_apart(refresh, folder)),
+        took("refresh, snapshot", "snapshot-2", take_snapshot, folder / "changed", folder / "snapshot-2"),
+        took("refresh, validate", "report-2", check, folder / "snapshot-2", folder / "report-2"),
+        took("refresh, changes, encoding and index", "index-2", refresh, folder),
     ]
     after = _sum(parts)
     print(
@@ -99,7 +134,7 @@ def _at_size(root: Path, documents: int, options: argparse.Namespace) -> dict[st
 
 def write_data(folder: Path, documents: int, words: int, seed: int, changed: bool) -> str:
     """A data folder of random documents; `changed`: the one in the middle reads otherwise."""
-    (folder / "qrels").mkdir(parents=True)
+    (_empty(folder) / "qrels").mkdir()
     rng = np.random.default_rng(seed)
     with (folder / "corpus.jsonl").open("w", encoding="utf-8") as corpus:
         for start in range(0, documents, 10_000):
@@ -169,7 +204,7 @@ def index(vectors: Path, snapshot: Path, folder: Path) -> str:
     return f"{made.attributes['index_key']}, recall {made.attributes['ann_recall']}"
 
 
-def search(folder: Path, tower: Path) -> str:
+def search(folder: Path) -> str:
     """Open the index, ask it ten times for ten documents, and look their titles up."""
     from components.artifacts import open_artifact
     from components.index.rows import read_titles
@@ -274,10 +309,20 @@ def _encoded(folder: Path, documents: Any, target: Path) -> Any:
     return encode_shards(ShardJob(LoadedEncoder(tower), documents, EncodingConfig().tokens_per_batch, _empty(target)), {})
 
 
-def _apart(function: Callable[..., str], *arguments: Any) -> tuple[Took, str]:
+def _apart(what: str, target: Path, function: Callable[..., str], *arguments: Any) -> tuple[Took, str]:
     """What `function` took in a process of its own, and what it says."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(_measured, function, arguments).result()
+    started = time.monotonic()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _end_with_launcher) as process:
+        working = process.submit(_measured, function, arguments)
+        while True:
+            try:
+                return working.result(SAY_EVERY)
+            except TimeoutError:
+                if working.done():  # the work's own
+                    raise
+                with suppress(OSError):  # a file that was renamed or removed meanwhile
+                    sizes = [path.stat().st_size for path in target.rglob("*")]
+                    print(f"{what}: {time.monotonic() - started:.0f} s so far, {sum(sizes) / 2**20:,.0f} MiB written", flush=True)
 
 
 def _measured(function: Callable[..., str], arguments: tuple[Any, ...]) -> tuple[Took, str]:
@@ -285,11 +330,6 @@ def _measured(function: Callable[..., str], arguments: tuple[Any, ...]) -> tuple
     said = function(*arguments)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return Took(time.perf_counter() - started, time.process_time() - worked, peak), said
-
-
-def _shown(what: str, took: Took, said: str) -> Took:
-    print(f"{what}: {took} ({said})", flush=True)
-    return took
 
 
 def _sum(stages: Iterable[Took]) -> Took:
@@ -305,7 +345,7 @@ def _empty(folder: Path) -> Path:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="working folder; what it holds under at-N/ and rows/ is replaced (a temporary one)")
+    parser.add_argument("--folder", type=Path, help="working folder, kept (default: one that goes when all is measured)")
     parser.add_argument("--documents", default="1000000", help="how many; two numbers with a comma: the growth from one to the other")
     parser.add_argument("--words", type=int, default=60, help="words of a document")
     parser.add_argument("--base", default="decoder-64x2", help="random decoder of the tower, its width and layers")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import sqlite3
 import threading
 from pathlib import Path
@@ -23,6 +24,7 @@ from components.tracking.runs import open_flow_run
 from components.tracking.store import TrackingError, client, translated
 from flows.cli import output
 from flows.cli import output as disk
+from flows.cli.main import main
 from flows.cli.output import DiskFull, lacking
 from flows.recorder import recorded_flow
 from tests.unit.promotion_world import PROVENANCE
@@ -66,6 +68,24 @@ def test_what_the_machine_lacks_is_said_and_the_exit_status_is_9(
 ) -> None:
     found = lacking(raised(error, within))
     assert found is not None and found.exit_code == 9 and named in str(found)
+
+
+@pytest.mark.parametrize(
+    "command", [("search", "heart"), ("retrain", "--preset", "smoke"), ("run", "--queries", "nosuch.jsonl", "--output", "out.trec")]
+)
+def test_models_are_not_loaded_where_their_libraries_get_no_addresses(
+    command: tuple[str, ...], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The libraries crash there without a word: seen with `ulimit -v` of 1.5, 1.6 and 2.5 million."""
+    monkeypatch.setattr(output.resource, "getrlimit", lambda _: (1_500_000 * 1024, -1))
+    assert main(command) == 9
+    assert "may reserve 1.4 GiB of addresses (`ulimit -v`)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", [resource.RLIM_INFINITY, 3 * 2**30, 2**40])
+def test_an_address_space_that_is_large_enough_is_not_refused(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output.resource, "getrlimit", lambda _: (limit, limit))
+    output.require_addresses()
 
 
 def test_other_errors_are_not_taken_for_limits(home: Path) -> None:

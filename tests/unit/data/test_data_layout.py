@@ -167,7 +167,13 @@ def test_names_that_are_no_utf_8_are_written_out_and_refused_where_a_table_is_re
     Path(os.fsdecode(os.fsencode(folder) + b"/t\xff.bin")).write_text("x")
     assert "data: t\\xff.bin is not read" in remarks(folder)
     Path(os.fsdecode(os.fsencode(folder) + b"/qrels/t\xff.tsv")).write_text("q1\td1\t1\n")
-    assert "qrels/t\\xff.tsv is not plain text in UTF-8. Rename the file." in refused(folder)
+    assert "qrels/t\\xff.tsv: the name has to be text in UTF-8" in refused(folder)
+
+
+def test_a_line_break_in_the_name_of_a_folder_is_what_the_refusal_speaks_of(folder: Path) -> None:
+    place = folder.rename(folder.parent / "two\nlines")
+    said = refused(place)
+    assert "two\\nlines" in said and "without line breaks" in said and "file or folder" in said and "\n" not in said
 
 
 def test_an_empty_folder_in_the_place_of_a_split_is_refused(folder: Path) -> None:

@@ -141,7 +141,7 @@ def test_changed_vectors_and_repeated_ids_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="was changed"):
         build_index(vectors, IndexConfig(), tmp_path)
     twice = shards_of(tmp_path / "twice", clustered(4), [2], ["d0", "d1", "d2", "d1"])
-    with pytest.raises(ArtifactError, match="1 document ids occur more than once, the first is 'd1'"):
+    with pytest.raises(ArtifactError, match="1 documents have the id of another document, the first is 'd1'"):
         build_index(twice, IndexConfig(), tmp_path)
 
 

@@ -8,6 +8,8 @@ import platform
 import re
 import subprocess
 import sys
+from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ from components.index.rows import Rows, live_rows, only_rows, read_deleted, read
 from components.index.search import index_in_memory, load_index
 from components.index.shards import read_shard, read_vectors, survey
 from components.index.stored_vectors import StoredVectors
+from tests.benchmarks import at_size
 from tests.encoders import dataset_of
 from tests.unit.index.test_index_refresh_guard import LISTS, added, removed, start
 from tests.unit.index_world import DIMENSION, SPACE, built, clustered, ids_of, shards_of
@@ -90,6 +93,39 @@ def test_what_is_written_counts_its_texts_with_64_bits(tmp_path: Path) -> None:
     write_rows(tmp_path, read_shard(vectors, 0).append_column("part", pa.array([0] * 8, pa.int32())), dict.fromkeys(ids_of(20), "t"))
     for table in (read_shard(vectors, 0), survey(vectors, [8, 8, 4], 4, 0).documents, pq.read_table(tmp_path / "doc_ids.parquet")):
         assert not [field.name for field in table.schema if pa.types.is_string(field.type)]
+
+
+UNIQUE = """
+import resource
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from components.index import shards
+
+shards._ROW_GROUP = 2**14
+numbers = np.random.default_rng(0).permutation(600_000).reshape(10, -1)
+ids = [pc.utf8_lpad(pa.array(some).cast(pa.large_string()), 12, "0") for some in numbers]
+documents = pa.table({"doc_id": pa.chunked_array(ids)})
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+shards._require_unique(documents, SimpleNamespace(path=Path("vectors")))
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / documents.num_rows)
+"""
+
+
+def test_looking_for_ids_that_occur_twice_takes_no_table_of_all_of_them() -> None:
+    assert float(_said(UNIQUE)) < 110  # bytes a row; Arrow's grouping takes more than 200
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 100])
+def test_ids_that_occur_twice_are_found_wherever_they_stand(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_ROW_GROUP", block)
+    ids = pa.array(["b", "é", "a", "b", "c", "b", "", "é"], pa.large_string())
+    some = shards_of(tmp_path / "vectors", clustered(8), [8])
+    for rows, said in ((ids, "3 documents have the id of another document, the first is 'b'"), (ids.take([3, 6, 7, 4]), None)):
+        with nullcontext() if said is None else pytest.raises(ArtifactError, match=said):
+            shards._require_unique(pa.table({"doc_id": pa.chunked_array([rows.slice(0, 3), rows.slice(3)])}), some)
 
 
 def documents(texts: list[str]) -> pd.DataFrame:
@@ -401,6 +437,36 @@ def test_every_query_gets_k_answers_whatever_the_lists_hold(tmp_path: Path, capf
         assert all(len(set(line)) == 999 for line in ids) and np.isfinite(scores).all()
     said = "".join(capfd.readouterr())
     assert "WARNING" not in said, said
+
+
+@pytest.mark.parametrize("gone", ["nothing", "folder", "options"])
+def test_the_measurement_at_size_goes_on_after_the_stages_that_it_has_measured(
+    gone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[str] = []
+
+    def apart(what: str, target: Path, *_: object) -> tuple[at_size.Took, str]:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(what)
+        target.mkdir(parents=True, exist_ok=True)
+        return at_size.Took(float(len(done)), 1.0, 0.5), "said"
+
+    monkeypatch.setattr(at_size, "_apart", apart)
+    options = Namespace(documents="7", words=60, base="decoder-64x2", rows=5, seed=13)
+    with pytest.raises(KeyboardInterrupt):
+        at_size._run(tmp_path, options)
+    stages = artifacts.read_json(tmp_path / "times.json")["stages"]
+    assert list(stages) == sorted(done) and stages[done[2]] == {"seconds": 3.0, "processors": 1.0, "peak": 0.5, "said": "said"}
+    if gone == "folder":
+        (tmp_path / "at-7" / "towers").rmdir()
+    options.words += gone == "options"
+    before, done = done, [""] * 4  # the program is asked again
+    at_size._run(tmp_path, options)
+    again = {"nothing": [], "folder": before[1:2], "options": before}[gone]
+    assert done[4 : 4 + len(again)] == again and len(done) == 4 + len(again) + 9
+    assert capsys.readouterr().out.count("measured before: ") == 3 - len(again)
+    assert len(artifacts.read_json(tmp_path / "times.json")["stages"]) == 12
 
 
 HOLES = """
