@@ -215,6 +215,13 @@ def test_a_folder_without_policies_is_refused(tmp_path: Path, monkeypatch: pytes
         allowed_policies()
 
 
+@pytest.mark.parametrize("place", ["~nobody-of-this-name/policies", "p" * 5000])
+def test_a_place_that_cannot_be_is_refused_and_never_taken_for_no_policy(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setenv(POLICY_VARIABLE, place)
+    with pytest.raises(ConfigError, match=POLICY_VARIABLE):
+        allowed_policies()
+
+
 def test_equal_parts_with_another_evaluation_or_policy_are_compared_with_the_champion(world: World) -> None:
     approve(NAME, world.candidate(), "Ada")
     promote(NAME, no_smoke)
