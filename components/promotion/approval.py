@@ -16,7 +16,16 @@ from components.artifacts import verify
 from components.errors import PromotionError
 from components.gates.policy import foreign_policy
 from components.release import reviewers
-from components.release.champion import Record, candidate_model, expected_aliases, newest_promoted, release_model, standing
+from components.release.champion import (
+    Aliases,
+    Record,
+    candidate_model,
+    expected_aliases,
+    newest_promoted,
+    registered,
+    release_model,
+    standing,
+)
 from components.release.manifest import load_release
 from components.release.open import candidate_number, describe_versions
 from components.release.reviewers import OVERRIDE
@@ -281,10 +290,10 @@ def _standing_copy(name: str, candidate: VersionInfo, records: Sequence[Record])
     A copy does not stand any more when it was rejected, rolled back from, replaced as champion, or passed over by the promotion of a newer
     one: to serve its candidate again, it is approved again.
     """
-    champion = expected_aliases(records).champion
+    champion = registered(name, Aliases(expected_aliases(records).champion, None), records)[0].champion  # not what took its number
     newest = newest_promoted(records)
     for info in sorted(registry.versions(release_model(name)), key=lambda info: -info.version):
-        if not is_copy_of(info, candidate):
+        if not is_copy_of(info, candidate) or info.tags.get(labels.DIGEST) != candidate.tags.get(labels.DIGEST):
             continue
         if rejection(info) or (info.version <= newest and info.version != champion):
             continue
