@@ -32,14 +32,14 @@ def written(text: str | None) -> str:
 
 
 # Letters of other alphabets that look like a Latin one in most fonts, small as `casefold` makes them (Unicode TR 39, the common ones).
-_LOOKS_LIKE = str.maketrans("аеорсухіјѕԁһԛԝгпкмтвнαορυνικτχγεӏ\u0131", "aeopcyxijsdhqwrnkmtbhaopuviktxyeli")
+_LOOKS_LIKE = str.maketrans("аеорсухіјѕԁһԛԝгпкмтвнαορυνικτχγεӏ\u013101", "aeopcyxijsdhqwrnkmtbhaopuviktxyeliol")
 
 
 def reads_like(name: str) -> str:
-    """What a name looks like: two that are written with other letters, widths, marks or capitals and look the same give the same text."""
+    """What a name looks like: two that are written with other letters, digits, widths, marks or capitals and look alike give one text."""
     wide = unicodedata.normalize("NFKD", name).casefold()
     plain = "".join(c for c in wide if unicodedata.category(c) not in ("Mn", "Cf", "Cc"))
-    return " ".join(plain.translate(_LOOKS_LIKE).split())
+    return " ".join(plain.translate(_LOOKS_LIKE).replace("rn", "m").replace("vv", "w").split())
 
 
 # --- Text from outside, made safe to show: titles, names, reasons and ids can hold what a terminal or a page would obey.

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, by_role
@@ -28,6 +27,7 @@ from components.index.encode import EncodingInputs, encode_dataset
 from components.index.index_keys import is_exact, resolve_key
 from components.index.refresh import Changes, RefreshInputs, refresh_for_dataset
 from components.index.search import open_documents
+from components.settings import expanded
 from components.towers.base_models import folder_identity, pinned_revision
 from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.train import train_on
@@ -101,7 +101,7 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
     if towers.base_model in WITHOUT_WEIGHTS:
         make = partial(take_endpoint, towers, {"dataset": dataset.digest})
     if towers.vectors is not None:
-        stored = Path(towers.vectors).expanduser()
+        stored = expanded(towers.vectors)
         settings["vectors_digest"] = files_digest(stored)
         if towers.base_model in WITHOUT_WEIGHTS:
             make = partial(adopt_vectors, dataset, stored)

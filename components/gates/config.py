@@ -35,6 +35,13 @@ class PolicyConfig(StepConfig):
     beat_bm25: bool = Field(True, description="Student must beat BM25: better in one of baseline_metrics, not worse in the others")
     beat_untrained: bool = Field(True, description="Student must beat the untrained encoder in the same way")
     teacher_worth: bool = Field(True, description="Teacher must beat BM25 and the untrained encoder in the same way")
+    same_teacher_share: float | None = Field(
+        0.99,
+        gt=0.5,
+        le=1,
+        description="Share of the queries that teacher and untrained encoder answer alike, from which on the teacher is that encoder and "
+        "passes teacher_worth against it; null: not asked",
+    )
     baseline_metrics: tuple[str, ...] = Field(
         ("ndcg@10", "recall@50"),
         strict=False,

@@ -20,7 +20,13 @@ from components.tracking.server import permissions
 from components.tracking.server.permissions import PolicyFiles
 
 # What policies of before a field was there were decided by: a gate that came later is off, one that asks more now asks what it asked then.
-BEFORE_FIELDS: Mapping[str, Any] = {"split": None, "teacher_worth": False, "baseline_metrics": ("ndcg@10",), "max_removed_share": None}
+BEFORE_FIELDS: Mapping[str, Any] = {
+    "split": None,
+    "teacher_worth": False,
+    "same_teacher_share": None,
+    "baseline_metrics": ("ndcg@10",),
+    "max_removed_share": None,
+}
 # What policies without a version were decided without. Without the first line a manifest from before the gate of the index would be
 # held against a threshold that nobody had set.
 BEFORE_VERSIONS: Mapping[str, Any] = {

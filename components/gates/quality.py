@@ -156,7 +156,7 @@ def _beats(name: str, system: str, other: str, report: Evaluation, policy: Polic
     """
 
     def measure() -> Outcome:
-        if name == TEACHER_WORTH and (same := _same_answers(system, other, report, policy)):
+        if (name, other) == (TEACHER_WORTH, UNTRAINED) and (same := _same_answers(report, policy)):
             text = f"The teacher answers {same} queries as {other} does: it is that encoder, and the gates ask its student alone."
             return Outcome("pass", text, 0.0, report.summary.queries)
         found = {metric: _against(metric, system, other, report, policy) for metric in policy.baseline_metrics}
@@ -176,15 +176,17 @@ def _beats(name: str, system: str, other: str, report: Evaluation, policy: Polic
     return gate(name, 0.0, measure, part)
 
 
-def _same_answers(system: str, other: str, report: Evaluation, policy: PolicyConfig) -> str:
-    """Which share of the queries no metric tells the two apart in, in words; empty for less than 99 of 100.
+def _same_answers(report: Evaluation, policy: PolicyConfig) -> str:
+    """In how many queries no metric tells the teacher from the untrained encoder, in words; empty for less than the policy's share.
 
     Existing vectors are often those of the encoder as it was downloaded. Rounding alone may swap two answers with almost one score.
     """
-    pairs = [(scores(report, system, metric), scores(report, other, metric)) for metric in policy.baseline_metrics]
+    if policy.same_teacher_share is None:
+        return ""
+    pairs = [(scores(report, "teacher", metric), scores(report, UNTRAINED, metric)) for metric in policy.baseline_metrics]
     told_apart = sum((own - rival).abs() > SUMMARY_TOLERANCE for own, rival in pairs) > 0
     alike, queries = int((~told_apart).sum()), len(told_apart)
-    return f"{alike:,} of {queries:,}" if alike >= 0.99 * queries else ""
+    return f"{alike:,} of {queries:,}" if alike >= policy.same_teacher_share * queries else ""
 
 
 def _against(metric: str, system: str, other: str, report: Evaluation, policy: PolicyConfig) -> Outcome:

@@ -16,7 +16,16 @@ from components.artifacts import verify
 from components.errors import PromotionError
 from components.gates.policy import foreign_policy
 from components.release import reviewers
-from components.release.champion import Record, candidate_model, expected_aliases, newest_promoted, release_model, standing
+from components.release.champion import (
+    Aliases,
+    Record,
+    candidate_model,
+    expected_aliases,
+    newest_promoted,
+    registered,
+    release_model,
+    standing,
+)
 from components.release.manifest import load_release
 from components.release.open import candidate_number, describe_versions
 from components.release.reviewers import OVERRIDE
@@ -74,7 +83,9 @@ def approve(name: str, candidate_version: int | str, person: str | None, overrid
         return _approve_claimed(name, (candidate, copy), records, who, reason)
     _require_signed_in()
     manifest = load_release(registry.artifact_folder(candidate.name, candidate.version))
-    reviewers.require_independent(entries, (candidate.name, candidate.version), manifest, who)
+    made = (candidate.name, candidate.version)
+    reviewers.require_independent(entries, made, manifest, who)
+    reviewers.require_unrejected(entries, made, candidate.tags.get(labels.DIGEST), len(entries) + 1)
     known = read_approval(name, copy, entries) if copy is not None else None
     return _approve_signed_in(name, candidate, known, records, reason)
 
@@ -198,19 +209,38 @@ def find_version(model: str, version: int) -> VersionInfo | None:
     return next((info for info in registry.versions(model) if info.version == version), None)
 
 
+def is_copy_of(release: VersionInfo, candidate: VersionInfo) -> bool:
+    """Whether a release was copied from this very candidate: a model that was deleted and made again gives its numbers once more.
+
+    One that came after the copy and has other files is another. Each alone shows nothing: tags are changed, and clocks set back.
+    """
+    other = candidate.created_ms > release.created_ms and candidate.tags.get(labels.DIGEST) != release.tags.get(labels.DIGEST)
+    return registry.copied_from(release) == (candidate.name, candidate.version) and not other
+
+
 def rejection(info: VersionInfo) -> str | None:
     """Why a reviewer rejected a version, None when nobody did (see `components.tracking.labels.rejection`)."""
     return labels.rejection(info.tags)
 
 
-def rejection_of_files(candidate: VersionInfo, candidates: Iterable[VersionInfo]) -> str | None:
-    """Why a reviewer rejected a candidate, or another of `candidates` that is the very same files under another number."""
-    if reason := rejection(candidate):
+def rejection_of_files(name: str, files: VersionInfo, candidates: Iterable[VersionInfo]) -> str | None:
+    """Why a reviewer rejected `files`, or a candidate that is the very same under another number, also one that was deleted since.
+
+    Nobody can take back what was said of a deleted one, so a plain approval of another in `candidates` counts for more.
+    """
+    if reason := rejection(files):
         return reason
-    digest = candidate.tags.get(labels.DIGEST)
-    same = (other for other in candidates if digest and other.tags.get(labels.DIGEST) == digest)
-    found = ((other.version, rejection(other)) for other in same)
-    return next((f"candidate/{version}, the same files, was: {reason}" for version, reason in found if reason), None)
+    digest = files.tags.get(labels.DIGEST)
+    same = {info.version: info.tags for info in candidates if digest and info.tags.get(labels.DIGEST) == digest}
+    told = {version: reason for version, tags in same.items() if (reason := labels.rejection(tags))}
+    if not told and not any(map(labels.is_reviewed, same.values())):
+        gone = registry.tags_of_deleted(candidate_model(name))
+        told = {
+            version: f"{reason} (it was deleted since; where that no longer holds, build it and tag it with review = approved)"
+            for version, tags in gone.items()
+            if digest and tags.get(labels.DIGEST) == digest and (reason := labels.rejection(tags))
+        }
+    return next((f"candidate/{version}, the same files, was: {reason}" for version, reason in told.items()), None)
 
 
 def _person(given: str | None) -> str:
@@ -234,7 +264,7 @@ def _candidate(name: str, ref: int | str) -> VersionInfo:
 
 
 def _require_approvable(name: str, candidate: VersionInfo, reason: str) -> None:
-    if rejected := rejection_of_files(candidate, registry.versions(candidate.name)):
+    if rejected := rejection_of_files(name, candidate, registry.versions(candidate.name)):
         raise PromotionError(f"candidate/{candidate.version} of '{name}' was rejected: {rejected}. Approve another one.")
     folder = registry.artifact_folder(candidate.name, candidate.version)
     verify(folder)
@@ -260,10 +290,10 @@ def _standing_copy(name: str, candidate: VersionInfo, records: Sequence[Record])
     A copy does not stand any more when it was rejected, rolled back from, replaced as champion, or passed over by the promotion of a newer
     one: to serve its candidate again, it is approved again.
     """
-    champion = expected_aliases(records).champion
+    champion = registered(name, Aliases(expected_aliases(records).champion, None), records)[0].champion  # not what took its number
     newest = newest_promoted(records)
     for info in sorted(registry.versions(release_model(name)), key=lambda info: -info.version):
-        if registry.copied_from(info) != (candidate.name, candidate.version):
+        if not is_copy_of(info, candidate) or info.tags.get(labels.DIGEST) != candidate.tags.get(labels.DIGEST):
             continue
         if rejection(info) or (info.version <= newest and info.version != champion):
             continue

@@ -23,7 +23,16 @@ from components import settings
 from components.artifacts import digest_of, read_json, write_json
 from components.errors import ArtifactError, ModelError, PromotionError, ScalingNoteError
 from components.gates.policy import foreign_policy
-from components.promotion.approval import CLOCK_SLACK, Approval, find_version, moment_of, read_approval, rejection, rejection_of_files
+from components.promotion.approval import (
+    CLOCK_SLACK,
+    Approval,
+    find_version,
+    is_copy_of,
+    moment_of,
+    read_approval,
+    rejection,
+    rejection_of_files,
+)
 from components.promotion.record import (
     CompareAgain,
     Promotion,
@@ -174,9 +183,13 @@ def _refusal_file(name: str) -> Path:
 
 
 def _candidate_rejection(name: str, release: VersionInfo, candidates: dict[int, VersionInfo]) -> str | None:
+    """Why the candidate of a release was rejected; one that was deleted since, or had its number given again, is known by its files."""
     origin = registry.copied_from(release)
-    candidate = candidates.get(origin[1]) if origin and origin[0] == candidate_model(name) else None
-    return rejection_of_files(candidate, candidates.values()) if candidate is not None else None
+    if origin is None or origin[0] != candidate_model(name):
+        return None
+    candidate = candidates.get(origin[1])
+    known = candidate if candidate is not None and is_copy_of(release, candidate) else release
+    return rejection_of_files(name, known, candidates.values())
 
 
 # --- Promotion and rollback: verify, append a record, then move the aliases.
@@ -326,7 +339,9 @@ def _examined(
 ) -> Promotion:
     """The release after every check, with what it is promoted on; the costly ones come last."""
     origin = _origin_of(name, release)
-    candidate = find_version(*origin)  # None when it was deleted since
+    candidate = find_version(*origin)
+    if candidate is not None and not is_copy_of(release, candidate):
+        candidate = None  # it was deleted since, and its number given again
     _require_same_artifact(release, candidate)
     manifest = _verified(name, release.version, _lost_baseline(name, release.version) if gone else "")
     approval = _approval(name, release, manifest, records)
@@ -350,9 +365,10 @@ def _approval(name: str, release: VersionInfo, manifest: ReleaseManifest, record
     approval = read_approval(name, release, entries)
     if entries is not None:
         made = (candidate_model(name), approval.candidate_version)
-        reviewers.require_reviewer(entries, release, manifest, made)
+        act = reviewers.require_reviewer(entries, release, manifest, made)
         if approval.override_by is not None:
-            reviewers.require_independent(entries, made, manifest, approval.override_by)
+            reviewers.require_independent(entries[: act.sequence], made, manifest, approval.override_by)
+        reviewers.require_unrejected(entries, made, release.tags.get(labels.DIGEST), act.sequence)
     return approval
 
 

@@ -162,8 +162,34 @@ def require_reviewer(
             "Reject that version (tag `review`) and let a reviewer approve the candidate."
         )
     _require_logged_digest(entry, release)
-    require_independent(entries, candidate, manifest, act.person)
+    require_independent(entries[: entry.sequence], candidate, manifest, act.person)  # later ones may be of a number that was given again
     return act
+
+
+def require_unrejected(entries: Sequence[AuditEntry], candidate: tuple[str, int], digest: str | None, copied: int) -> None:
+    """Raise PromotionError when the log's last word on the files `digest` rejects them, under any number.
+
+    A server does not show the tags of a candidate that was deleted, so the log says what they were. `copied`: the number of the entry of
+    the copy that is asked about. Entries of an older log do not hold the digest: there the candidate of before the copy is meant.
+    """
+    tags: dict[str, str] = {}
+    same: set[str] = set()
+    for entry in entries:
+        number, key = entry.subject.get("version", ""), entry.subject.get("key", "")
+        if entry.outcome != "ok" or not entry.is_of(candidate[0]):
+            continue
+        if entry.action == "create_model_version":
+            logged, before = entry.subject.get("digest"), number == str(candidate[1]) and entry.sequence < copied
+            (same.add if (before if logged is None else logged == digest) else same.discard)(number)
+        elif number in same and entry.action == "set_version_tag":
+            tags[key] = entry.subject.get("value", "")
+        elif number in same and entry.action == "delete_version_tag":
+            tags.pop(key, None)
+    if reason := labels.rejection(tags):
+        raise PromotionError(
+            f"The audit log says that the files of {candidate[0]}/{candidate[1]} were rejected ({reason}), and nobody has taken that back. "
+            "Approve another candidate, or tag this one with review = approved first."
+        )
 
 
 def _require_logged_digest(entry: AuditEntry, release: VersionInfo) -> None:

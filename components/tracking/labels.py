@@ -55,6 +55,11 @@ def rejection(tags: Mapping[str, str]) -> str | None:
     return None
 
 
+def is_reviewed(tags: Mapping[str, str]) -> bool:
+    """Whether a reviewer has said anything of a version in words."""
+    return any(key.strip().casefold().removeprefix(PREFIX) == "review" and value.strip() for key, value in tags.items())
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as `outer.inner` -> text, the form of MLflow's parameters."""
     flat: dict[str, str] = {}

@@ -335,6 +335,16 @@ def versions(model_name: str) -> list[VersionInfo]:
     return sorted(found, key=lambda info: info.version)
 
 
+@translated("read the tags of model versions that were deleted")
+def tags_of_deleted(model_name: str) -> dict[int, dict[str, str]]:
+    """Version -> the tags that it had when it was deleted, which the embedded store keeps; a server does not show them."""
+    view = embedded.reader()
+    if view is None:
+        return {}
+    there = {row["version"] for row in view.versions(model_name)}
+    return {version: tags for version, tags in view.version_tags(model_name).items() if version not in there}
+
+
 @translated("list the retrievers")
 def retrievers() -> list[str]:
     """Names of the retrievers that have releases, in alphabetical order."""

@@ -47,7 +47,7 @@ def adopt(options: argparse.Namespace) -> None:
 
 def _copied(options: argparse.Namespace) -> None:
     """Put a copy of the database's collection that the command line names, if it names one, in the place of --vectors."""
-    from components.settings import activate, work_folder
+    from components.settings import activate, expanded, work_folder
     from components.towers.trained.vector_stores import STORES, Collection, copy_collection
 
     store = next((store for store in STORES if getattr(options, store) is not None), None)
@@ -60,7 +60,7 @@ def _copied(options: argparse.Namespace) -> None:
     read_config(options)  # a wrong setting is said before the database is asked
     activate()
     wanted = Collection(store, getattr(options, store), options.collection, options.id_field, options.vector_field)
-    queries = None if options.vectors is None else Path(options.vectors).expanduser()
+    queries = None if options.vectors is None else expanded(options.vectors)
     with only_result_on_stdout(options):
         copied = copy_collection(wanted, queries, work_folder() / "collections")
         fields = f"ids: {copied.attributes['id_field']}; vectors: {copied.attributes['vector_field']}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -106,6 +107,24 @@ def test_the_quick_look_at_a_log_finds_every_changed_byte_and_parses_nothing(log
     log.write_bytes(good)
     monkeypatch.setattr(audit, "verified", None)
     assert [audit.state_of(log, "the log", number).digest for number in range(7)] == [None, *digests, None]
+
+
+def test_a_server_looks_again_at_a_log_whose_time_was_set_back_after_a_change(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flask import Flask
+    from mlflow.server import auth
+
+    from components.tracking.server.permissions import load_permissions
+
+    monkeypatch.setattr(auth, "BEFORE_REQUEST_VALIDATORS", {})
+    app = Flask("server")
+    plugin._serve_audit(app, log, load_permissions())
+    asked = app.test_client()
+    before = log.stat()
+    assert asked.get(f"{audit.STATE_ENDPOINT}?entry=3").json == {"fault": "", "digest": read_audit(log)[2].digest}
+    log.write_bytes(log.read_bytes().replace(b'"ada"', b'"eve"', 1))
+    os.utime(log, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert log.stat().st_mtime_ns == before.st_mtime_ns and log.stat().st_size == before.st_size
+    assert "entry 1 was edited" in asked.get(f"{audit.STATE_ENDPOINT}?entry=3").json["fault"]
 
 
 def test_what_only_reads_is_answered_while_the_log_is_cut(tmp_path: Path) -> None:

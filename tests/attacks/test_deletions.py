@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from components.artifacts import verify
+from components.artifacts import open_artifact, verify
 from components.errors import ArtifactError, ModelError, PromotionError, ScalingNoteError
 from components.lineage.graph import trace
 from components.promotion.approval import approve
@@ -21,12 +21,12 @@ from components.promotion.status import history_of, render_status, status_of
 from components.promotion.verification import verify_release
 from components.release.champion import servable_release
 from components.release.open import open_pinned
-from components.tracking import registry
+from components.tracking import labels, registry
 from components.tracking.registry import artifact_folder, find_version
 from components.tracking.store import clear_caches, client
 from tests.unit.promotion_world import GOOD, NAME, into_mlflow, make_candidate, make_part, no_smoke
 
-CHAIN = f"{NAME}-promotions"
+CHAIN, CANDIDATE, RELEASE = f"{NAME}-promotions", f"{NAME}-candidate", f"{NAME}-release"
 PARTS = ("query-tower", "document-tower", "query-encoder", "index")
 Act = Callable[[], Any]
 pytestmark = [pytest.mark.slow]
@@ -197,6 +197,71 @@ def test_the_experiment_of_a_retriever_that_was_deleted_is_missed_and_restored_i
     client().restore_experiment(number)
     clear_caches()
     assert servable_release(NAME) == (2, None) and open_pinned(NAME, "champion").version == 2
+
+
+def test_a_rejected_candidate_that_was_deleted_stays_rejected_under_its_number_and_any_other(home: Path) -> None:
+    approve(NAME, 3, "Ada")
+    registry.set_review_tag(CANDIDATE, 3, "review", "rejected: trained on patients' letters")
+    client().delete_model_version(CANDIDATE, "3")
+    change = promote(NAME, no_smoke)
+    assert change.status == "nothing" and "trained on patients' letters" in change.warnings[0]
+    again = into_mlflow()(CANDIDATE, open_artifact(artifact_folder(RELEASE, 3)))
+    assert again.version == 4
+    with pytest.raises(PromotionError, match=r"candidate/3, the same files, was: trained on patients' letters \(it was deleted since"):
+        approve(NAME, 4, "Ada", override="good figures")
+    registry.set_review_tag(CANDIDATE, 4, "review", "approved: the letters were taken out")
+    approve(NAME, 4, "Ada")
+    assert promote(NAME, no_smoke).to_version == 4
+
+
+def test_a_candidate_that_is_given_the_number_of_another_is_approved_and_rejected_for_itself(home: Path, tmp_path: Path) -> None:
+    """The candidates' model was deleted and made again, so it counts from 1 once more; release/2 is a copy of the former candidate/2."""
+    client().delete_registered_model(CANDIDATE)
+    register = into_mlflow()
+    for number in (1, 2):
+        assert make_candidate(tmp_path / str(number), register, {**GOOD, "student": 0.74 + number / 1000}).version == number
+    again = approve(NAME, 2, "Ada")
+    assert (again.created, again.release_version) == (True, 3)
+    assert promote(NAME, no_smoke).to_version == 3
+    registry.set_review_tag(CANDIDATE, 2, "review", "rejected: slow")
+    assert rollback(NAME, "Ada", "slow").to_version == 2  # which nobody rejected
+    assert [check for check in verify_release(NAME, "champion") if not check.ok] == []
+
+
+def test_another_release_under_the_number_and_digest_of_the_deleted_champion_is_never_served(home: Path) -> None:
+    champion = next(info for info in registry.versions(RELEASE) if info.version == 2)
+    client().delete_registered_model(RELEASE)
+    for _ in range(2):
+        registry.copy_version(CANDIDATE, 3, RELEASE)
+    registry.set_version_tag(RELEASE, 2, labels.DIGEST, champion.tags[labels.DIGEST])
+    client().set_registered_model_alias(RELEASE, "champion", "2")
+    with pytest.raises(ScalingNoteError, match="It was replaced"):
+        open_pinned(NAME, "champion")
+    assert {check.name for check in verify_release(NAME, "champion") if not check.ok} >= {"files"}
+    assert approve(NAME, 3, "Ada").release_version == 3  # what stands under the champion's number is no approval of it
+    with pytest.raises(PromotionError, match="--without-champion"):
+        promote(NAME, no_smoke)
+    assert promote(NAME, no_smoke, without_champion="its model was deleted").to_version == 3
+    assert open_pinned(NAME, "champion").version == 3
+
+
+def test_records_that_were_deleted_and_restored_one_by_one_never_serve_a_shorter_chain(home: Path) -> None:
+    """Between the restorations the newest record is missing, then the oldest: each is missed, whichever is back."""
+    gone = [record_run(1), record_run(2)]
+    for run in gone:
+        client().delete_run(run)
+    client().delete_experiment(experiment(CHAIN))
+    client().restore_experiment(experiment(CHAIN))  # which restores every run of it
+    for run in gone:
+        if client().get_run(run).info.lifecycle_stage == "active":
+            client().delete_run(run)
+    for run in gone:
+        clear_caches()
+        with pytest.raises(ArtifactError, match=r"promotion record [12] was deleted"):
+            trusted(NAME)
+        client().restore_run(run)
+    clear_caches()
+    assert trusted(NAME) == (2, None) and len(history_of(NAME)) == 2
 
 
 def test_files_that_were_swept_are_named_and_what_is_built_again_is_registered_again(home: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def written(folder: Path, policy: dict[str, object]) -> str:
     return str(folder)
 
 
-LATER = ("teacher_worth", "baseline_metrics", "baseline_margin", "max_removed_share")
+LATER = ("teacher_worth", "same_teacher_share", "baseline_metrics", "baseline_margin", "max_removed_share")
 
 
 def test_a_file_of_before_a_gate_was_there_still_allows_what_it_promoted_and_no_candidate_that_leaves_the_gate_out(
@@ -140,9 +141,20 @@ def test_an_older_release_verifies_after_the_program_has_learned_new_gates(
     assert [check for check in verify_release(NAME, "champion") if not check.ok] == []
 
 
-def older_candidate(world: World, policy: dict[str, object]) -> int:
-    """A candidate as a version left it that knew these fields alone; by the gates of today it would fail."""
-    number = world.candidate({**GOOD, "teacher": 0.70, "student_untrained": 0.695})
+def test_an_older_release_whose_teacher_was_the_downloaded_encoder_is_still_what_it_was_let_through_as(world: World) -> None:
+    before = {key: value for key, value in POLICY.model_dump(mode="json").items() if key != "same_teacher_share"}
+    number = older_candidate(world, before, {"teacher": 0.70, "student_untrained": 0.70})
+    approve(NAME, number, "Ada", "these are adopted vectors")
+    promote(NAME, no_smoke)
+    decision = load_release(world.tracking.artifact_folder(f"{NAME}-release", 1)).decision
+    failed = {gate.name for gate in decision.gates if gate.status == "fail"}
+    assert "teacher_worth[student_untrained]" in failed  # which today's gates would pass
+    assert [check for check in verify_release(NAME, "champion") if not check.ok] == []
+
+
+def older_candidate(world: World, policy: dict[str, object], levels: Mapping[str, float] | None = None) -> int:
+    """A candidate as a version left it that knew these fields alone; by the gates of today it would be decided otherwise."""
+    number = world.candidate({**GOOD, **(levels or {"teacher": 0.70, "student_untrained": 0.695})})
     folder = world.root / str(number) / "candidate"
 
     def older(content: dict[str, Any]) -> None:
@@ -200,6 +212,13 @@ def test_a_policy_that_is_none_is_refused_and_never_taken_for_no_policy(
 def test_a_folder_without_policies_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(POLICY_VARIABLE, str(tmp_path))
     with pytest.raises(ConfigError, match="no folder of them"):
+        allowed_policies()
+
+
+@pytest.mark.parametrize("place", ["~nobody-of-this-name/policies", "p" * 5000])
+def test_a_place_that_cannot_be_is_refused_and_never_taken_for_no_policy(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setenv(POLICY_VARIABLE, place)
+    with pytest.raises(ConfigError, match=POLICY_VARIABLE):
         allowed_policies()
 
 

@@ -18,10 +18,12 @@ from components.data.snapshot import snapshot
 from components.data.sources import source_digest
 from components.distillation.config import DistillationConfig
 from components.distillation.query_sources import answerable, dev_queries, query_sources
+from components.distillation.student.initial import width_of
 from components.errors import ArtifactError, DataError, ModelError
 from components.index.config import EncodingConfig
 from components.index.encode import encode_corpus
 from components.index.shards import read_vectors as read_shards
+from components.towers.config import TowerConfig
 from components.towers.encoder import open_tower
 from components.towers.trained.adoption import take_stored
 from components.towers.trained.stored import TextVectors, load_stored
@@ -162,6 +164,11 @@ def test_the_width_is_that_of_the_first_vector_that_is_there(tmp_path: Path) -> 
     (tmp_path / "none" / "documents.parquet").write_text("no Parquet", encoding="utf-8")
     with pytest.raises(DataError, match="cannot be read as Parquet"):
         stored_width(tmp_path / "none")
+
+
+def test_vectors_in_the_home_of_nobody_are_refused_in_a_sentence() -> None:
+    with pytest.raises(DataError, match=r"~nobody-of-this-name/vectors. does not exist"):
+        width_of(TowerConfig(base_model="vectors", vectors="~nobody-of-this-name/vectors"))
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:

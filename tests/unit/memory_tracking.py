@@ -32,6 +32,7 @@ class MemoryTracking:
     aliases: dict[tuple[str, str], int] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
     descriptions: dict[tuple[str, int], str] = field(default_factory=dict)
+    deleted: dict[str, dict[int, dict[str, str]]] = field(default_factory=dict)
     kill_at: int | None = None
     changes: int = 0
     log: Path | None = None
@@ -43,6 +44,7 @@ class MemoryTracking:
             monkeypatch.setattr(f"components.tracking.registry.{name}", getattr(self, name))
         for name in ("set_review_tag", "description", "set_description"):
             monkeypatch.setattr(f"components.tracking.registry.{name}", getattr(self, name))
+        monkeypatch.setattr("components.tracking.registry.tags_of_deleted", lambda model_name: self.deleted.get(model_name, {}))
         monkeypatch.setattr("components.tracking.audit_log.trail", lambda: read_audit(self.log) if self.log else None)
         monkeypatch.setattr("components.tracking.audit_log.current_state", self.log_state)
         monkeypatch.setattr("components.tracking.store.signed_in_as", lambda: self.user)
@@ -92,6 +94,8 @@ class MemoryTracking:
         return version
 
     def delete_version(self, model: str, version: int) -> None:
+        gone = {info.version: dict(info.tags) for info in self.models[model] if info.version == version}
+        self.deleted.setdefault(model, {}).update(gone)
         self.models[model] = [info for info in self.models[model] if info.version != version]
         self.aliases = {key: target for key, target in self.aliases.items() if (key[0], target) != (model, version)}
 

@@ -24,6 +24,7 @@ from components.distillation.config import DistillationConfig
 from components.distillation.student.encoder import StudentEncoder, new_head, ridge
 from components.distillation.student.forms import FORMS, static_model
 from components.errors import ModelError
+from components.settings import expanded
 from components.towers.base_models import BaseModel, load_config, resolve_base, tower_base, why_unloadable
 from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.contract import EncodingContract, Role, load_contract, tokenizer_digest
@@ -275,7 +276,7 @@ def width_of(towers: TowerConfig) -> int:
     if towers.dimension is not None:
         return towers.dimension
     if towers.vectors is not None:
-        return stored_width(Path(towers.vectors).expanduser())
+        return stored_width(expanded(towers.vectors))
     if towers.base_model == "endpoint":
         return endpoint_width(towers.endpoint)
     return head_width(towers) or shape_of(towers.base_model, towers.revision, towers.trust_remote_code).width

@@ -304,8 +304,11 @@ def local_files() -> dict[str, dict[str, Any]] | None:
     named = os.environ.get(POLICY_VARIABLE)
     if not named:
         return None
-    place = Path(named).expanduser()
-    files = sorted(place.glob("*.yaml")) if place.is_dir() else [place] if place.is_file() else []
+    place = settings.expanded(named)
+    try:
+        files = sorted(place.glob("*.yaml")) if place.is_dir() else [place] if place.is_file() else []
+    except (OSError, ValueError) as error:  # a name too long, a NUL, a folder of somebody else
+        raise ConfigError(f"{POLICY_VARIABLE} names {place}, which cannot be read: {error}. Correct it.") from None
     if not files:
         raise ConfigError(f"{POLICY_VARIABLE} names {place}, which is no YAML file with a policy and no folder of them. Correct it.")
     return {file.name: _fields(file) for file in files}

@@ -107,13 +107,27 @@ def test_a_teacher_that_differs_from_the_downloaded_encoder_in_one_query_of_fort
     assert result.status == "fail" and result.reason.startswith("Not shown to be better")
 
 
+def test_how_alike_a_teacher_has_to_be_to_count_as_the_downloaded_encoder_is_the_policys_to_say() -> None:
+    one = np.zeros(40)
+    one[0] = 0.1
+    for share, status in ((0.97, "pass"), (0.98, "fail"), (None, "fail")):
+        decision = decided(as_downloaded(one), POLICY.model_copy(update={"same_teacher_share": share}))
+        assert gate(decision, "teacher_worth[student_untrained]").status == status
+
+
+def test_a_teacher_that_answers_as_bm25_does_is_no_encoder() -> None:
+    gap = GOOD["teacher"] - GOOD["bm25"]
+    result = gate(decided(evaluation({("bm25", metric): gap for metric in POLICY.baseline_metrics})), "teacher_worth[bm25]")
+    assert result.status == "fail" and result.reason.startswith("Not shown to be better")
+
+
 def test_a_teacher_that_was_not_measured_is_never_worth_it() -> None:
     report = make_evaluation({name: level for name, level in GOOD.items() if name != "teacher"})
     assert {gate(decided(report), f"teacher_worth[{rival}]").status for rival in ("bm25", "student_untrained")} == {"not_decidable"}
 
 
 def test_the_policy_of_an_older_release_asks_ndcg_alone_and_nothing_of_the_teacher() -> None:
-    new = ("teacher_worth", "baseline_metrics", "baseline_margin", "max_removed_share")
+    new = ("teacher_worth", "same_teacher_share", "baseline_metrics", "baseline_margin", "max_removed_share")
     recorded = {key: value for key, value in POLICY.model_dump(mode="json").items() if key not in new}
     policy = recorded_policy({"policy": recorded})
     assert (policy.baseline_metrics, policy.teacher_worth, policy.max_removed_share) == (("ndcg@10",), False, None)

@@ -248,6 +248,32 @@ def test_rejected_candidate_is_not_promoted_though_its_copy_was_approved_before(
     assert status_of(NAME)["waiting_for_promotion"] == []
 
 
+@pytest.mark.parametrize("given_again", [False, True])
+def test_a_rejection_of_a_candidate_that_was_deleted_since_is_read_in_the_log(world: World, given_again: bool) -> None:
+    number = built(world)
+    world.tracking.sign_in("rita", "reviewer")
+    promoted_copy(world, number)
+    world.tracking.set_review_tag(CANDIDATE, number, "review", "rejected: leaks test queries")
+    world.tracking.delete_version(CANDIDATE, number)
+    world.tracking.deleted.clear()  # a server does not show them
+    if given_again:
+        world.tracking.sign_in("tom", "trainer")
+        world.tracking.note("create_model_version", model=CANDIDATE, version=number)
+        world.tracking.sign_in("rita", "reviewer")
+        world.tracking.note("set_version_tag", model=CANDIDATE, version=number, key="review", value="approved")
+    with pytest.raises(PromotionError, match=r"The audit log says that the files .* were rejected \(leaks test queries\)"):
+        promote_as_flow(world)
+    assert world.tracking.records == []
+
+
+def test_who_made_a_candidate_is_asked_of_the_one_that_was_copied(world: World) -> None:
+    number = built(world)
+    world.tracking.sign_in("rita", "reviewer")
+    promoted_copy(world, number)
+    world.tracking.note("create_model_version", model=CANDIDATE, version=number)  # her own, under the number of the deleted one
+    assert promote_as_flow(world).to_version == 1
+
+
 def test_read_approval_without_an_entry_claims_nothing(world: World) -> None:
     number = built(world)
     promoted_copy(world, number)
