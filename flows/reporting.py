@@ -245,7 +245,8 @@ def show_link(key: str, link: str, text: str) -> None:
     if FlowRunContext.get() is None:
         return
     with shown_if_possible():
-        create_link_artifact(link=f"{mlflow_address()}/{link}", link_text=text, key=key, description=text)
+        # A study's name has underscores, which a key may not have.
+        create_link_artifact(link=f"{mlflow_address()}/{link}", link_text=text, key=key.replace("_", "-"), description=text)
 
 
 def mlflow_address() -> str:

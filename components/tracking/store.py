@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 NOTE = "mlflow.note.content"  # the tag that holds the text on the page of a run or an experiment
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow's page asks whoever opens an experiment for its kind
 ABOUT = (
-    "The retriever `{name}`: a run for each flow, and a nested run for each of its steps, with its data and metrics. What may be released "
-    "is a version of `{name}-candidate` under Models."
+    "A run for each flow of `{name}`, and a nested run for each of its steps, with settings, data and metrics. "
+    "What may be released is a version of a candidate under Models."
 )
 _GONE_SECONDS = 5.0  # a server that was found gone is not asked again so soon, by a command that asks it for several things
 _gone: dict[str, float] = {}

@@ -58,7 +58,7 @@ def test_an_experiment_says_what_it_is_of(home: Path) -> None:
 
     open_run()
     ensure_chain("retriever")
-    for name, words in (("retriever", "`retriever-candidate` under Models"), ("retriever-promotions", "Who promoted which release")):
+    for name, words in (("retriever", "A run for each flow of `retriever`"), ("retriever-promotions", "Who promoted which release")):
         tags = client().get_experiment_by_name(name).tags
         assert words in tags["mlflow.note.content"] and tags["mlflow.experimentKind"] == "custom_model_development"
 
