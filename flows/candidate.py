@@ -46,7 +46,7 @@ from components.tracking.registry import (
     mark_challenger,
     set_description,
 )
-from components.tracking.runs import evidence_links, run_link, version_link
+from components.tracking.runs import evidence_links, version_link
 from flows.config import RetrainConfig
 from flows.recorder import Recorder
 from flows.reporting import emit, mlflow_address, shown_if_possible
@@ -131,9 +131,9 @@ def verdict_line(result: CandidateResult) -> str:
     return f"{result.candidate or 'no new candidate'}: {result.verdict}{listed}{', all from the cache' if result.cached else ''}"
 
 
-def show_candidate(result: CandidateResult, text: str, run_link: str) -> None:
-    """Gates, comparison and the way to MLflow on the page of the flow's run. `text`: the candidate's description, with MLflow's links."""
-    from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+def show_candidate(result: CandidateResult, text: str) -> None:
+    """Gates and comparison on the page of the flow's run. `text`: the candidate's description, with MLflow's links."""
+    from prefect.artifacts import create_markdown_artifact, create_table_artifact
     from prefect.context import FlowRunContext
 
     if FlowRunContext.get() is None:  # Prefect would start a server for it
@@ -144,7 +144,6 @@ def show_candidate(result: CandidateResult, text: str, run_link: str) -> None:
     with shown_if_possible():
         create_table_artifact(table=gates, key=f"{name}-gates", description=f"Gates of {candidate}: **{result.verdict}**")
         create_markdown_artifact(markdown=text.replace("](#/", f"]({place}/#/"), key=f"{name}-candidate", description=str(candidate))
-        create_link_artifact(link=f"{place}/{run_link}", link_text="This run in MLflow", key=f"{name}-mlflow", description=str(candidate))
 
 
 def require_decidable(name: str) -> None:
@@ -395,7 +394,7 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Candida
         cached=recorder.all_cached,
         mlflow_run_id=recorder.run_id,
     )
-    show_candidate(result, text, run_link(recorder.run_id))
+    show_candidate(result, text)
     if not recorder.all_cached:
         page = f"{mlflow_address()}/{version_link(registered.name, registered.version)}"
         message = f"{verdict_line(result)}. It waits for a reviewer: {page}"

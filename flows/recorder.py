@@ -22,6 +22,7 @@ from components.tracking.provenance import Provenance, collect_provenance, versi
 from components.tracking.registry import RegisteredVersion, register
 from components.tracking.runs import (
     CANCELLED,
+    REPORT_KINDS,
     Measured,
     Status,
     StepRecord,
@@ -32,9 +33,11 @@ from components.tracking.runs import (
     open_flow_run,
     open_step,
     record_step,
+    report_link,
+    run_link,
 )
 from flows.planning import left_after
-from flows.reporting import cancelled_runs, logged_lines, say, tag_run
+from flows.reporting import cancelled_runs, logged_lines, say, show_link, tag_run
 from flows.runner import Done, Step, Timing, run_step, was_cancelled
 
 if TYPE_CHECKING:
@@ -88,6 +91,9 @@ class Recorder:
         self.timings[done.artifact.digest] = done.timing
         artifact = self._record(step, done, metrics(done.artifact), live)
         if done.fault is not None:
+            if artifact.kind in REPORT_KINDS:
+                page = report_link(self._runs[artifact.digest], artifact.kind)
+                show_link(f"{self.name}-report", page, f"What {step.name} found, in MLflow")
             raise done.fault
         self._follow(step, done)
         return artifact
@@ -189,6 +195,7 @@ def recorded_flow(name: str, flow: str, parameters: Mapping[str, Any], again: It
         for killed, about in left_behind():
             _close_killed(killed, about.get("prefect_flow_run_id"))
         tag_run(("scalingnote", f"retriever:{name}"))
+        show_link(f"{name}-mlflow", run_link(run_id), "This run in MLflow")
         with marked_as_running(run_id, {"prefect_flow_run_id": flow_run.id}), logged_lines():
             yield Recorder(name, parameters, run_id, provenance, again)
     except BaseException as error:

@@ -237,6 +237,18 @@ def show_text(key: str, text: str) -> None:
         create_markdown_artifact(markdown=text, key=key)
 
 
+def show_link(key: str, link: str, text: str) -> None:
+    """A link to one of MLflow's pages, such as `#/experiments/1/runs/2`, on the page of the flow's run."""
+    from prefect.artifacts import create_link_artifact
+    from prefect.context import FlowRunContext
+
+    if FlowRunContext.get() is None:
+        return
+    with shown_if_possible():
+        # A study's name has underscores, which a key may not have.
+        create_link_artifact(link=f"{mlflow_address()}/{link}", link_text=text, key=key.replace("_", "-"), description=text)
+
+
 def mlflow_address() -> str:
     """Where a browser finds MLflow: the server, or the place where `scalingnote ui` starts one."""
     from components.settings import without_user

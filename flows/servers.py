@@ -125,6 +125,8 @@ def prefect_plan(port: int, account: str = "") -> ServerPlan:
 START_SECONDS = 300.0  # a starved machine has taken more than two minutes
 STOP_SECONDS = 10.0
 MOST_DELETED = 200  # old runs that a command deletes when it has done its work
+ANSWER_SECONDS = 15.0  # that a run waits for a busy server before it begins
+RETRIES = 7  # waits of 2, 4, ... 128 seconds: four minutes in all, where Prefect's own 5 end after one
 SMALL_SERVERS = 3  # that may fail one after the other while one flow runs
 GUARD = Path(__file__).with_name("guard.py")
 
@@ -157,9 +159,10 @@ def serve(mlflow_port: int = 5000, prefect_port: int = 4200, auth: bool = False)
 def run_flow(flow: str, *arguments: Any, **named: Any) -> Any:
     """Run the flow `module:function` for the command line, and return what it returns.
 
-    It runs on the Prefect server that the settings name, else on a small one that ends with this process. A small one that dies or
-    hangs in mid-run costs no work: another is started, and the flow goes on from its finished steps. Raises ServerError or
-    TrackingError when a server does not answer, ConfigError for proxies or settings of Prefect that cannot be used.
+    It runs on the Prefect server that the settings name, else on a small one that ends with this process. A named one may be away for
+    some minutes in mid-run; a small one that dies or hangs costs no work: another is started, and the flow goes on from its finished
+    steps. Raises ServerError or TrackingError when a server does not answer, ConfigError for proxies or settings of Prefect that cannot
+    be used.
     """
     import httpx
 
@@ -171,7 +174,7 @@ def run_flow(flow: str, *arguments: Any, **named: Any) -> Any:
     module, function = flow.split(":")
     run = getattr(import_module(module), function)
     given = PREFECT_API_URL.value()
-    if given and not answers(f"{given}/health"):
+    if given and not answers(f"{given}/health", ANSWER_SECONDS):
         raise ServerError(
             f"Prefect's server {without_user(given)} does not answer. Start it, or correct PREFECT_API_URL: it may also come from .env, "
             "prefect.toml or pyproject.toml in the current folder, or from a profile of Prefect."
@@ -179,7 +182,7 @@ def run_flow(flow: str, *arguments: Any, **named: Any) -> Any:
     for left in reversed(range(SMALL_SERVERS)):
         api = given or _small_server()
         try:
-            with temporary_settings({PREFECT_API_URL: api}):
+            with temporary_settings({PREFECT_API_URL: api, **(_patience() if given else {})}):
                 result = run(*arguments, **named)
                 if not given:
                     _delete_old_runs()
@@ -198,6 +201,13 @@ def run_flow(flow: str, *arguments: Any, **named: Any) -> Any:
             print(f"Prefect's own small server stopped answering ({why}); another is started.", file=sys.stderr, flush=True)
             _end_small_server()
     raise AssertionError("the last attempt returns or raises")
+
+
+def _patience() -> dict[Any, int]:
+    """How often Prefect's client tries again on a server that may be restarted in the middle of a training, unless a person has set it."""
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings
+
+    return {} if "max_retries" in get_current_settings().client.model_fields_set else {PREFECT_CLIENT_MAX_RETRIES: RETRIES}
 
 
 def _other_version(api: str, error: Exception) -> str:

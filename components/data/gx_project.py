@@ -1,7 +1,8 @@
 """The contracts and what was found, as a project of Great Expectations: suites, data source, checkpoint, its result, and Data Docs.
 
-Its users open the folder with `great_expectations.get_context(project_root_dir=FOLDER)` and run the checkpoint `contracts` again. The
-tables lie beside it with the columns that rules over several tables need, since Great Expectations looks at one table at a time.
+Its users open the folder with `great_expectations.get_context(project_root_dir=FOLDER)` and run the checkpoint `contracts` again; actions
+that they give it stay when the project is written again. The tables lie beside it with the columns that rules over several tables need,
+since Great Expectations looks at one table at a time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,11 +101,15 @@ def _definition(context: FileDataContext, dataset: Dataset, contract: Contract, 
 def _checkpoint(context: FileDataContext, found: Sequence[ValidationDefinition]) -> Any:
     from great_expectations import Checkpoint
     from great_expectations.checkpoint import UpdateDataDocsAction
+    from great_expectations.exceptions import DataContextError
 
+    actions: list[Any] = [UpdateDataDocsAction(name="data docs")]
+    with suppress(DataContextError):  # there is none yet
+        actions = context.checkpoints.get(CHECKPOINT).actions  # a team adds its own, such as a message to Slack
     checkpoint = Checkpoint(
         name=CHECKPOINT,
         validation_definitions=list(found),
-        actions=[UpdateDataDocsAction(name="data docs")],
+        actions=actions,
         result_format={"result_format": "SUMMARY", "partial_unexpected_count": _SHOWN},
     )
     return context.checkpoints.add_or_update(checkpoint)

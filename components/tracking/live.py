@@ -166,10 +166,13 @@ def live_step(open_run: Callable[[], str]) -> Iterator[LiveStep]:
 
 
 def _monitor(run_id: str) -> Any:
-    """MLflow's own, started; None where its packages are missing."""
+    """MLflow's own, started; None where its packages are missing, or where MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is false."""
     try:
+        from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING as WANTED
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+        if WANTED.is_set() and not WANTED.get():
+            return None
         monitor = SystemMetricsMonitor(run_id)
         monitor.start()
     except Exception:

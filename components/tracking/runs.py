@@ -22,10 +22,11 @@ from components.tracking.live import was_killed
 from components.tracking.packaging import local_path
 from components.tracking.provenance import Provenance, claimed_user, provenance_tags, source_tags
 from components.tracking.registry import input_tags, log_inputs, log_output, log_source
-from components.tracking.store import client, error_code, experiment_id, translated
+from components.tracking.store import NOTE, client, error_code, experiment_id, translated
 
 if TYPE_CHECKING:
     import pandas as pd
+    from mlflow.entities import Run
 
     from components.tracking.live import LiveStep
 
@@ -36,10 +37,9 @@ def evidence_links(model: str, version: int) -> dict[str, str]:
     found = client().get_model_version(model, str(version))
     run = client().get_run(found.run_id)
     experiment = run.info.experiment_id
-    holder = run.data.tags.get(labels.FILES_RUN, found.run_id)  # a run that found its step finished keeps no copy
     model_id = (found.source or "").removeprefix("models:/")
     return {
-        "Full report": f"#/experiments/{experiment}/runs/{holder}/artifacts/release/{PAGE}",
+        "Full report": f"#/experiments/{experiment}/runs/{_holder(run)}/artifacts/release/{PAGE}",
         "Files of this version": f"#/experiments/{experiment}/models/{model_id}/artifacts",
         "Run": f"#/experiments/{experiment}/runs/{found.run_id}",
     }
@@ -49,6 +49,18 @@ def evidence_links(model: str, version: int) -> dict[str, str]:
 def run_link(run_id: str) -> str:
     """The page of a run."""
     return f"#/experiments/{client().get_run(run_id).info.experiment_id}/runs/{run_id}"
+
+
+@translated("find the report of a step")
+def report_link(run_id: str, kind: str) -> str:
+    """The report of the step whose run `run_id` is, an artifact of the `kind`; the run that made it holds the file."""
+    run = client().get_run(run_id)
+    return f"#/experiments/{run.info.experiment_id}/runs/{_holder(run)}/artifacts/{kind}/{PAGE}"
+
+
+def _holder(run: Run) -> str:
+    """The run that keeps a copy of the files: one that found its step finished has none."""
+    return str(run.data.tags.get(labels.FILES_RUN, run.info.run_id))
 
 
 def version_link(model: str, version: int) -> str:
@@ -69,7 +81,6 @@ CANCELLED = "cancelled"  # why a run was killed that a person ended
 _CONFIG = "config.json"  # the file that holds a flow's whole configuration, beside the run's parameters
 _BATCH = 100  # the most parameters or tags that MLflow takes in one call
 _METRICS = 1000  # the most metrics that it takes in one call
-_NOTE = "mlflow.note.content"  # the tag that holds the text on a run's page
 _POINTS = 1000  # of a curve: its pages draw fewer
 
 
@@ -236,7 +247,7 @@ def _recorded_config(run_id: str, location: str) -> dict[str, Any] | None:
 def log_report(run_id: str, folder: Path, text: str) -> None:
     """Copy the files of `folder` to a flow's run and show `text` (Markdown) on the run's page."""
     client().log_artifacts(run_id, str(folder))
-    client().set_tag(run_id, _NOTE, labels.cut(text, labels.MAX_DESCRIPTION))
+    client().set_tag(run_id, NOTE, labels.cut(text, labels.MAX_DESCRIPTION))
 
 
 @translated("log the evidence about a candidate")
@@ -251,7 +262,7 @@ def log_evidence(
     for name, table in (tables or {}).items():
         client().log_table(run_id, table, f"{TABLES}/{name}.json")
     _upload_readable(run_id, folder)
-    client().set_tag(run_id, _NOTE, labels.cut(text, labels.MAX_DESCRIPTION))
+    client().set_tag(run_id, NOTE, labels.cut(text, labels.MAX_DESCRIPTION))
 
 
 @translated("open a run for a step")

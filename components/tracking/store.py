@@ -19,6 +19,12 @@ from components.tracking import embedded
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+NOTE = "mlflow.note.content"  # the tag that holds the text on the page of a run or an experiment
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow's page asks whoever opens an experiment for its kind
+ABOUT = (
+    "A run for each flow of `{name}`, and a nested run for each of its steps, with settings, data and metrics. "
+    "What may be released is a version of a candidate under Models."
+)
 _GONE_SECONDS = 5.0  # a server that was found gone is not asked again so soon, by a command that asks it for several things
 _gone: dict[str, float] = {}
 # Drivers of databases that SQLAlchemy imports by name, and the packages that hold them.
@@ -160,7 +166,7 @@ def _experiment_id(uri: str, name: str) -> str:
     with translated(f"open the experiment '{name}'"):
         found = client().get_experiment_by_name(name)
         if found is None:
-            return create_experiment(name, {}) or _experiment_id(uri, name)
+            return create_experiment(name, {}, ABOUT.format(name=name)) or _experiment_id(uri, name)
     if found.lifecycle_stage != "active":
         raise TrackingError(
             f"The experiment '{name}' was deleted; restore it with `mlflow experiments restore --experiment-id {found.experiment_id}`."
@@ -168,15 +174,15 @@ def _experiment_id(uri: str, name: str) -> str:
     return str(found.experiment_id)
 
 
-def create_experiment(name: str, tags: dict[str, str]) -> str | None:
-    """Make the experiment `name` with its tags in one atomic act; None when it exists already."""
+def create_experiment(name: str, tags: dict[str, str], about: str) -> str | None:
+    """Make the experiment `name` with its tags in one atomic act; None when it exists already. Its page shows the text `about`."""
     from mlflow.exceptions import MlflowException
 
     uri = settings.tracking_uri()
     folder = re.sub(r"[^\w.-]", "_", name)
     location = None if is_server(uri) else (settings.artifact_root() / folder).as_uri()
     try:
-        return str(client().create_experiment(name, artifact_location=location, tags=tags))
+        return str(client().create_experiment(name, artifact_location=location, tags={**tags, **KIND, NOTE: about}))
     except MlflowException as error:
         if error_code(error) != "RESOURCE_ALREADY_EXISTS":
             raise

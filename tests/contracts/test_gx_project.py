@@ -53,6 +53,21 @@ def test_a_project_is_brought_up_to_date(home: Path, tmp_path: Path) -> None:
     assert first == second and first["failed"]["error"] == 0 and first["suites"] >= 3
 
 
+def test_actions_that_a_team_gave_the_checkpoint_stay(home: Path, tmp_path: Path) -> None:
+    import great_expectations as gx
+    from great_expectations.checkpoint import SlackNotificationAction
+
+    data, project = write_collection(tmp_path / "clinic"), tmp_path / "project"
+    done("validate", "--preset", "smoke", "--data", data, "--gx-project", project)
+    checkpoints = gx.get_context(project_root_dir=project, mode="file").checkpoints
+    checkpoint = checkpoints.get("contracts")
+    checkpoint.actions.append(SlackNotificationAction(name="tell us", slack_webhook="http://127.0.0.1:9/", notify_on="failure"))
+    checkpoint.save()
+    done("validate", "--preset", "smoke", "--data", data, "--gx-project", project)
+    kept = gx.get_context(project_root_dir=project, mode="file").checkpoints.get("contracts")
+    assert [action.name for action in kept.actions] == ["data docs", "tell us"]
+
+
 def test_a_folder_that_cannot_hold_a_project_is_refused_in_a_sentence(home: Path, tmp_path: Path) -> None:
     data = write_collection(tmp_path / "clinic")
     file, broken = tmp_path / "file", tmp_path / "broken"

@@ -121,6 +121,8 @@ def test_schedules_limits_and_types_are_deployed(installation: Installation) -> 
     assert {name: found["work_pool_name"] for name, found in deployments.items() if found["work_pool_name"] != "scalingnote"} == {
         "train": "scalingnote-gpu", "promote": "scalingnote-promote",
     }  # fmt: skip
+    patient = {name for name, found in deployments.items() if found["job_variables"].get("env") == {"PREFECT_CLIENT_MAX_RETRIES": "7"}}
+    assert patient == {*NAMES} - {"promote"}, "a server that restarts costs no training"
     assert all(found["enforce_parameter_schema"] for found in deployments.values())
     for name in ("retrain", "refresh-index", "refresh-query-tower"):
         form = deployments[name]["parameter_openapi_schema"]["properties"]

@@ -242,6 +242,9 @@ def test_the_step_that_found_the_fault_is_the_red_one(page: Page, tmp_path: Path
     assert last["state"] == "failed" and "breaks 1 rule" in last["why"]
     assert in_mlflow(page, last["run_id"])[0] == "FAILED"
     assert step_in_mlflow(page, last["run_id"], "validate_data")[0] == "FAILED"
+    artifacts = page.ask("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
+    links = {artifact["key"]: artifact["data"] for artifact in artifacts}
+    assert f"/runs/{last['run_id']})" in links["broken-mlflow"] and "/artifacts/validation/report.html)" in links["broken-report"]
 
 
 def wait_for(ask: Callable[[], list[Any]]) -> list[Any]:

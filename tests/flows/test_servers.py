@@ -10,15 +10,20 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 
+from components.artifacts import Artifact, seal
 from components.errors import ConfigError
+from flows.runner import Step, run_step
 from flows.servers import ServerError, ServerPlan, check_ports, mlflow_plan, prefect_plan, running, serve
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 1800  # seconds, with a machine whose cores others have taken
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -133,6 +138,57 @@ def test_a_small_server_that_fails_in_mid_run_costs_no_work(home: Path, how: sig
     )
     assert "{'made': 7}" in done.stdout, done.stderr[-3000:]
     assert "another is started" in done.stderr
+
+
+def once_told(folder: Path) -> Artifact:
+    """A step's work, which lasts until a line comes in."""
+    print("working", flush=True)
+    sys.stdin.readline()
+    return seal(folder, "any")
+
+
+def line() -> dict[str, str]:
+    """A flow of one step."""
+    from prefect import flow
+
+    @flow(name="line")
+    def of_one_step() -> dict[str, str]:
+        return {"made": run_step(Step("snapshot_data", once_told)).artifact.kind}
+
+    return of_one_step()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("how", ["is silent", "starts again", "is gone"])
+def test_a_server_of_a_team_that_fails_in_mid_step_costs_no_work(how: str, home: Path) -> None:
+    plan = prefect_plan(free_port())
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    impatient = {"is silent": {"PREFECT_API_REQUEST_TIMEOUT": "10"}, "is gone": {"PREFECT_CLIENT_MAX_RETRIES": "1"}}
+
+    def begun(**variables: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        code = f"from components import settings; settings.activate(); from flows import servers; servers.ANSWER_SECONDS = {PATIENCE}; "
+        command = [sys.executable, "-c", f"{code} print(servers.run_flow('{__name__}:line'), flush=True)"]
+        return subprocess.Popen(command, cwd=home, env=environment | variables, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+    with ExitStack() as block:
+        (guard,) = block.enter_context(running([plan]))
+        command = begun(PREFECT_API_URL=f"{plan.url}/api", **impatient.get(how, {}))
+        assert command.stdout is not None and any(text == "working\n" for text in command.stdout), command.communicate()
+        server = int(Path(f"/proc/{guard.pid}/task/{guard.pid}/children").read_text().split()[0])
+        os.kill(server, signal.SIGSTOP if how == "is silent" else signal.SIGKILL)
+        if how == "is silent":
+            Timer(15, os.kill, (server, signal.SIGCONT)).start()
+        else:
+            guard.wait(PATIENCE)
+        if how == "starts again":
+            block.enter_context(running([plan]))
+        out, err = command.communicate("go on\n", timeout=PATIENCE)
+    if how == "is gone":
+        assert "does not answer as one" in err and "Finished steps are kept: run it again." in err, out + err
+        out, err = begun().communicate("", timeout=PATIENCE)
+    assert "{'made': 'any'}" in out and "working" not in out, out + err
 
 
 def test_port_in_use_names_the_option() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from components.errors import DataError
 from components.evaluation.units import mean_interval, paired_bootstrap, ratio_interval, resampled_means
@@ -21,6 +22,23 @@ def test_the_interval_agrees_with_the_normal_one_for_many_queries() -> None:
     half = 1.96 * gaps.std() / np.sqrt(1000)
     assert found.low == pytest.approx(gaps.mean() - half, abs=0.002)
     assert found.high == pytest.approx(gaps.mean() + half, abs=0.002)
+
+
+def test_the_intervals_agree_with_those_of_scipy() -> None:
+    rng = np.random.default_rng(4)
+    a, b = rng.beta(2, 3, 300), rng.beta(2, 3, 300)
+    units = np.sort(rng.integers(0, 60, 300))
+    draw = {"n_resamples": 8000, "method": "percentile", "rng": np.random.default_rng(5)}
+    theirs = stats.bootstrap((a - b,), np.mean, **draw).confidence_interval
+    ours = paired_bootstrap(a, b, samples=8000)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.001)
+    sums, sizes = np.bincount(units, weights=a - b), np.bincount(units)
+    kept = sizes > 0
+    theirs = stats.bootstrap(
+        (sums[kept], sizes[kept]), lambda total, size, axis: total.sum(axis) / size.sum(axis), paired=True, vectorized=True, **draw
+    ).confidence_interval
+    drawn = resampled_means(a - b, 8000, seed=13, units=units)  # the interval itself is wider, as few units want it
+    assert tuple(np.quantile(drawn, [0.025, 0.975])) == pytest.approx((theirs.low, theirs.high), abs=0.001)
 
 
 def test_about_confidence_of_the_intervals_hold_the_true_value() -> None:

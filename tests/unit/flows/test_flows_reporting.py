@@ -232,6 +232,34 @@ def test_the_bar_of_a_step_ends_full_where_the_step_was_made_and_stays_where_it_
     assert shown[-1] == last
 
 
+@pytest.mark.parametrize("name", ["retriever", "retriever-study-scaling_law"])
+def test_the_link_to_mlflow_has_a_key_that_prefect_takes(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from prefect.client.schemas.actions import ArtifactCreate
+
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ada:secret@mlflow.example.org/")
+    monkeypatch.setattr("prefect.context.FlowRunContext.get", classmethod(lambda cls: cls))
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr("prefect.artifacts.create_link_artifact", lambda **given: made.append(given))
+    flows.reporting.show_link(f"{name}-mlflow", "#/experiments/1/runs/2", "This run in MLflow")
+    assert [given["link"] for given in made] == ["https://mlflow.example.org/#/experiments/1/runs/2"]
+    ArtifactCreate(key=made[0]["key"])
+
+
+@pytest.mark.parametrize(("given", "tries"), [(None, 7), ("2", 2)])
+def test_a_run_has_patience_with_a_team_server_unless_a_person_has_set_it(
+    given: str | None, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
+
+    monkeypatch.setattr("flows.servers.answers", lambda url, seconds: True)
+    monkeypatch.setattr(flows.servers, "_require_usable_settings", lambda: None)
+    monkeypatch.setattr(flows.servers, "tries", PREFECT_CLIENT_MAX_RETRIES.value, raising=False)
+    own: dict[Any, Any] = {PREFECT_CLIENT_MAX_RETRIES: int(given)} if given else {}
+    with temporary_settings({PREFECT_API_URL: "http://prefect.example.org/api", **own}):
+        assert servers.run_flow("flows.servers:tries") == tries
+
+
 def test_a_step_that_a_flow_does_not_have_is_refused_with_the_list() -> None:
     require_steps("retrain", ["evaluate"], ("evaluate", "train_towers"))
     with pytest.raises(

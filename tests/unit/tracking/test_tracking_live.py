@@ -69,6 +69,17 @@ def test_points_that_come_too_fast_are_thinned_but_the_last_stays(parent: str, m
     assert [point.step for point in client().get_metric_history(step.run_id, "loss")] == [1, 500]
 
 
+@pytest.mark.parametrize("said", ["false", "0", None])
+def test_the_machine_is_watched_unless_mlflows_own_variable_says_no(home: Path, monkeypatch: pytest.MonkeyPatch, said: str | None) -> None:
+    if said is None:
+        monkeypatch.delenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", raising=False)
+    else:
+        monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", said)
+    with live_step(partial(open_step, open_flow_run("retriever", "retrain", {}, PROVENANCE, {}), "train_towers")) as step:
+        begin_step()
+        assert (step._monitor is None) == (said is not None)
+
+
 @pytest.mark.parametrize("begun", [True, False])
 @pytest.mark.parametrize(("error", "status"), [(ValueError("the loss is not a number"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
 def test_a_failed_step_has_a_run_that_says_why(parent: str, begun: bool, error: BaseException, status: str) -> None:

@@ -53,6 +53,16 @@ def test_flow_run_carries_parameters_provenance_and_status(home: Path) -> None:
     assert run.info.artifact_uri.startswith((home / "mlflow" / "artifacts").as_uri())
 
 
+def test_an_experiment_says_what_it_is_of(home: Path) -> None:
+    from components.tracking.promotion_records import ensure_chain
+
+    open_run()
+    ensure_chain("retriever")
+    for name, words in (("retriever", "A run for each flow of `retriever`"), ("retriever-promotions", "Who promoted which release")):
+        tags = client().get_experiment_by_name(name).tags
+        assert words in tags["mlflow.note.content"] and tags["mlflow.experimentKind"] == "custom_model_development"
+
+
 def test_a_run_that_its_process_left_open_is_closed_with_its_steps(home: Path) -> None:
     left, finished = open_run(), open_run()
     experiment = client().get_run(left).info.experiment_id
