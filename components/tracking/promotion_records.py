@@ -292,7 +292,6 @@ def _experiment(retriever_name: str) -> str:
 
 # --- Reading the chain of promotion records: where it is, which runs hold its places, and what does not belong to it.
 
-
 ANCHOR = labels.PREFIX + "chain_run_id"
 ABOUT = "Who promoted which release of `{name}`, when and why: a run for each record, in a chain. Nobody changes it by hand."
 CHAIN = labels.PREFIX + "chain"  # a tag of the chain's run: the experiment that it was made for

@@ -258,10 +258,10 @@ def test_records_that_were_deleted_and_restored_one_by_one_never_serve_a_shorter
     for run in gone:
         clear_caches()
         with pytest.raises(ArtifactError, match=r"promotion record [12] was deleted"):
-            trusted(NAME)
+            servable_release(NAME)
         client().restore_run(run)
     clear_caches()
-    assert trusted(NAME) == (2, None) and len(history_of(NAME)) == 2
+    assert servable_release(NAME) == (2, None) and len(history_of(NAME)) == 2
 
 
 def test_files_that_were_swept_are_named_and_what_is_built_again_is_registered_again(home: Path, tmp_path: Path) -> None:
