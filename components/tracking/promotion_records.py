@@ -32,7 +32,7 @@ from components.errors import ArtifactError, PromotionError
 from components.tracking import embedded, labels, registry
 from components.tracking.packaging import local_path
 from components.tracking.provenance import claimed_user
-from components.tracking.store import client, create_experiment, error_code, experiment_id, translated
+from components.tracking.store import ABOUT_CHAIN, client, create_experiment, error_code, experiment_id, translated
 
 _OWN = ("sequence", "previous", "recorded_at", "retriever", "signature", "digest")
 UNREADABLE = "unreadable"  # the action that stands for a record whose file is gone or was changed
@@ -280,7 +280,7 @@ def ensure_chain(retriever_name: str) -> None:
         return
     _refuse_renamed(retriever_name)
     run = client().create_run(experiment_id(retriever_name), run_name=f"{name}-chain", tags={CHAIN: name})
-    if create_experiment(name, {ANCHOR: str(run.info.run_id)}, ABOUT.format(name=retriever_name)) is None:
+    if create_experiment(name, {ANCHOR: str(run.info.run_id)}, ABOUT_CHAIN.format(name=retriever_name)) is None:
         client().delete_run(run.info.run_id)
     else:
         client().set_terminated(run.info.run_id, "FINISHED")
@@ -293,7 +293,6 @@ def _experiment(retriever_name: str) -> str:
 # --- Reading the chain of promotion records: where it is, which runs hold its places, and what does not belong to it.
 
 ANCHOR = labels.PREFIX + "chain_run_id"
-ABOUT = "Who promoted which release of `{name}`, when and why: a run for each record, in a chain. Nobody changes it by hand."
 CHAIN = labels.PREFIX + "chain"  # a tag of the chain's run: the experiment that it was made for
 RECORD_FILE = "record.json"
 SEQUENCE = labels.PREFIX + "sequence"  # a tag that every run of a record has from its creation on

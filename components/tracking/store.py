@@ -25,6 +25,7 @@ ABOUT = (
     "A run for each flow of `{name}`, and a nested run for each of its steps, with settings, data and metrics. "
     "What may be released is a version of a candidate under Models."
 )
+ABOUT_CHAIN = "Who promoted which release of `{name}`, when and why: a run for each record, in a chain. Nobody changes it by hand."
 _GONE_SECONDS = 5.0  # a server that was found gone is not asked again so soon, by a command that asks it for several things
 _gone: dict[str, float] = {}
 # Drivers of databases that SQLAlchemy imports by name, and the packages that hold them.
