@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from components.data.dataset import Dataset
     from components.distillation.train import DistillationData
 
-FULL_SECONDS, QUICK_SECONDS = 30.0, 8.0  # of a plan, and of the estimate that a run begins with
+FULL_SECONDS, QUICK_SECONDS = 24.0, 8.0  # of a plan, and of the estimate that a run begins with
 # Seconds that `_reference` takes on the machine that the constants of `cost` were measured on.
 REFERENCE_SECONDS = 0.021
 _DOCUMENTS = 4096  # random vectors that stand in for an index

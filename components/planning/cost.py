@@ -87,6 +87,7 @@ INFERENCE_TOKEN = 60_000  # of a token on its way through a model without a grap
 # Measured peaks of a process over the tensors that it keeps (scores, passing tensors, gradients on their way), and where freed tensors
 # stay in the heap (`precision.freed_at_once`).
 HOST_OVERHEAD, HEAP_OVERHEAD = 1.15, 1.5
+HEAP_HOLES = 200_000_000  # of short-lived tensors there, which the kept ones say nothing of; .13 to .42 GB were measured
 HOST_BUFFERS = 60_000_000  # what the libraries take for themselves while they train, as measured beside that
 CARD_PROGRAM = 800_000_000  # of a GPU: its context, and the libraries' own buffers
 MARGIN = 1.15  # over the sum, before a job is refused nothing may be short by chance
@@ -459,18 +460,23 @@ def work_steps(config: Any) -> list[str]:
 
 def training_bytes(config: Any, facts: Facts, number_bytes: int, on_host: bool = False) -> int:
     """Bytes of a training step of the towers beyond the frozen weights: what a chunk keeps, gradients and moments."""
-    towers, shape = config.towers, facts.teacher
+    towers = config.towers
     if towers.training == "none":
         return 0
-    queries = (facts.sources.get("train") or facts.dev).teacher
-    longest = min(longest_text(towers), even_length(int(max(facts.documents.teacher.max(initial=1), queries.max(initial=1)))))
-    tokens = min(towers.chunk_size * longest_text(towers), longest * towers.batch_size * (1 + towers.hard_negatives))
-    kept = shape.kept(tokens, pick_dtype(towers.precision).itemsize, bool(towers.activation_checkpointing))
+    kept = kept_bytes(towers, facts)
     if on_host:
-        kept = round(kept * (HOST_OVERHEAD if kept >= FREED_FROM else HEAP_OVERHEAD))
+        kept = round(kept * HOST_OVERHEAD if kept >= FREED_FROM else kept * HEAP_OVERHEAD + HEAP_HOLES)
     # Gradient and two moments of what is trained, and its weights: of two full models the first one's count as the frozen weights do.
     new = facts.teacher.parameters if towers.training == "full" else trained_parameters(towers, facts)
     return kept + 12 * trained_parameters(towers, facts) + 4 * new
+
+
+def kept_bytes(towers: Any, facts: Facts) -> int:
+    """Bytes that the largest chunk of a training step keeps for its backward pass."""
+    queries = (facts.sources.get("train") or facts.dev).teacher
+    longest = min(longest_text(towers), even_length(int(max(facts.documents.teacher.max(initial=1), queries.max(initial=1)))))
+    tokens = min(towers.chunk_size * longest_text(towers), longest * towers.batch_size * (1 + towers.hard_negatives))
+    return facts.teacher.kept(tokens, pick_dtype(towers.precision).itemsize, bool(towers.activation_checkpointing))
 
 
 def card_needs(config: Any, facts: Facts, number_bytes: int) -> dict[str, int]:

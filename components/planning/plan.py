@@ -17,11 +17,12 @@ import numpy as np
 
 from components.errors import ConfigError, ResourceError
 from components.evaluation.units import margin_for, queries_for
-from components.planning.cost import MARGIN, Need, card_needs, index_key, needs_of, seconds_of, work_of
+from components.planning.cost import MARGIN, Need, card_needs, index_key, kept_bytes, needs_of, seconds_of, work_of
 from components.planning.facts import Facts, Texts
 from components.settings import free_memory
+from components.towers.device import FREED_FROM
 
-PLAN_VERSION = 4  # change it where the same data, machine and budget should lead to other settings
+PLAN_VERSION = 5  # change it where the same data, machine and budget should lead to other settings
 # Standard deviation of the difference in nDCG@10 of a query between two trainings, measured on the demo and on pages.
 TRAINING_SPREAD = 0.22
 GROUPED = 1.05  # a design effect above this is worth a word
@@ -39,6 +40,7 @@ BUILT_IN = "icd10cm"
 # The base that a configuration has where nobody names one, and what is proposed in its place: the same model, an encoder already.
 PLAIN_BASE, WARM_BASE = "gemma3-270m", "gemma3-270m-warm"
 QUIET_SHARE = 0.6  # processor seconds over wall seconds; on a quiet machine they are equal at least, but for waits
+CARD_CHUNK = 32  # documents that are tried at once on a card, where small parts leave it idle
 FEWEST_ROWS = 8  # of a chunk, before the layers are worked out twice instead: fewer do not keep a processor busy
 GPU_BATCH = 256  # pairs; no processor trains an LLM with so many in useful time
 
@@ -179,7 +181,13 @@ def from_data(config: Any, facts: Facts, fixed: Iterable[str], room: Room, numbe
     def peak(step: str, tried: Any) -> int:
         return card_needs(tried, facts, number_bytes)[step] if on_card else needs_of(tried, facts, number_bytes)[step].memory
 
-    memory = [_kept(choice, config, given) for choice in _memory(sized, given, room, peak)]
+    def wanted(tried: Any) -> bool:
+        """Whether a training step keeps little enough: all of a card's, on a processor what the heap may hold (see `freed_at_once`)."""
+        if peak("train_towers", tried) > MEMORY_SHARE * room.memory:
+            return False
+        return on_card or tried.towers.training == "none" or kept_bytes(tried.towers, facts) < FREED_FROM
+
+    memory = [_kept(choice, config, given) for choice in _memory(sized, given, room, peak, wanted, on_card)]
     return [*kept, *memory, _index(sized, facts)]
 
 
@@ -220,15 +228,19 @@ def _batches(config: Any, facts: Facts) -> Iterator[Choice]:
     yield Choice("towers.batch_size", before, value if value % processes == 0 else before, f"{pairs:,} training pairs")
 
 
-def _memory(config: Any, fixed: set[str], room: Room, peak: Callable[[str, Any], int]) -> Iterator[Choice]:
+def _memory(
+    config: Any, fixed: set[str], room: Room, peak: Callable[[str, Any], int], wanted: Callable[[Any], bool], on_card: bool
+) -> Iterator[Choice]:
     """The largest part of a batch that fits, with the layers worked out again where it would else be too small, and the tokens encoded."""
     bound, towers = MEMORY_SHARE * room.memory, config.towers
-    most = min(towers.chunk_size, towers.batch_size * (1 + towers.hard_negatives))
+    most = min(max(towers.chunk_size, CARD_CHUNK if on_card else 0), towers.batch_size * (1 + towers.hard_negatives))
     asked = towers.activation_checkpointing
     ways = [asked] if asked is not None or "towers.activation_checkpointing" in fixed else [False, True]
     tries = [(way, size) for way in ways for size in _halves(most, FEWEST_ROWS if way is not ways[-1] else 1)]
-    found = next((pair for pair in tries if peak("train_towers", _tried(config, *pair)) <= bound), tries[-1])
+    found = next((pair for pair in tries if wanted(_tried(config, *pair))), tries[-1])
     taken = f"training then takes {_gb(peak('train_towers', _tried(config, *found)))} of the {_gb(room.memory)} that is free"
+    if found[1] < most and peak("train_towers", _tried(config, found[0], 2 * found[1])) <= bound:
+        taken += f"; a larger part keeps {_gb(FREED_FROM)} and more, which costs time at every step"
     yield Choice("towers.activation_checkpointing", asked, found[0] or asked, taken)
     yield Choice("towers.chunk_size", towers.chunk_size, towers.chunk_size if found[1] == most else found[1], taken)
     before = config.encoding.tokens_per_batch

@@ -82,9 +82,7 @@ class TowerConfig(StepConfig):
     warmup_share: float = Field(0.1, ge=0, le=1, description="Share of the steps with a rising learning rate")
     steps: int = Field(150, ge=1, le=10_000_000, description="Optimizer steps")
     batch_size: int = Field(32, ge=2, le=1_000_000, description="Pairs that are negatives for each other")
-    chunk_size: int = Field(
-        32, ge=1, le=1_000_000, description="Full-length documents in memory at once; below the batch: cached gradients"
-    )
+    chunk_size: int = Field(8, ge=1, le=1_000_000, description="Full-length documents in memory at once; below the batch: cached gradients")
     activation_checkpointing: bool | None = Field(
         None,
         description="Keep the layers' inputs alone for the backward pass and work the layers out again: equal gradients, one more "

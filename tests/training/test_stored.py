@@ -254,6 +254,40 @@ def test_ids_that_belong_to_other_rows_are_found_by_a_search(data: Dataset, tmp_
         take_stored(data, tmp_path / "v", {}, tmp_path / "towers")
 
 
+def alike(count: int = 260, step: float = 0.35) -> NDArray[np.float32]:
+    """Vectors of a sorted corpus: each is near those beside it."""
+    return np.cumsum(vectors_of(count, seed=3) * step, axis=0).astype(np.float32)
+
+
+def moved(ids: list[str], since: int, by: int) -> list[str]:
+    """The ids as they stand where the rows of vectors from `since` on have moved by `by`."""
+    return ids[:since] + ids[since + by :] + ids[since : since + by]
+
+
+CORPORA = {"any order": DOCUMENTS, "sorted": alike(), "ten equal rows": np.repeat(DOCUMENTS[:26], 10, axis=0)}
+
+
+@pytest.mark.parametrize(("since", "by"), [(0, 1), (0, 5), (130, 1), (100, 3)])
+@pytest.mark.parametrize("kind", ["documents", "queries"])
+@pytest.mark.parametrize("corpus", ["any order", "sorted"])
+def test_ids_that_moved_by_some_rows_are_refused(corpus: str, kind: str, since: int, by: int, data: Dataset, tmp_path: Path) -> None:
+    ids = {"documents": IDS, "queries": QUERIES}
+    ids[kind] = moved(ids[kind], since, by)
+    parquet(tmp_path / "v" / "documents.parquet", ids["documents"], CORPORA[corpus])
+    parquet(tmp_path / "v" / "queries.parquet", ids["queries"], near(CORPORA[corpus]))
+    said = rf"From the id '\w+' on, \d+% of .* judged pairs fit the vector of .* {by} rows? (before|after) its own better"
+    with pytest.raises(DataError, match=said):
+        take_stored(data, tmp_path / "v", {}, tmp_path / "towers")
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_neighbours_that_are_alike_are_no_moved_ids(corpus: str, data: Dataset, tmp_path: Path) -> None:
+    parquet(tmp_path / "v" / "documents.parquet", IDS, CORPORA[corpus])
+    parquet(tmp_path / "v" / "queries.parquet", QUERIES, near(CORPORA[corpus]))
+    made, *_ = taken(data, tmp_path / "v", tmp_path / "towers")
+    assert made.counts["query_vectors"] == 260
+
+
 def test_a_changed_table_is_noticed(data: Dataset, tmp_path: Path) -> None:
     parquet(tmp_path / "v" / "documents.parquet", IDS, DOCUMENTS)
     taken(data, tmp_path / "v", tmp_path / "towers")

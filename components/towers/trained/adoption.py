@@ -17,11 +17,16 @@ from components.towers.trained.stored import BASE, BLOCK, TABLE, VectorTable
 from components.towers.trained.vector_files import copied_from, read_vectors
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from components.data.dataset import Dataset
 
 CHANCE = 3.0  # query vectors that find their documents less often than this many times chance belong to other texts
 PROBED = 500  # judged queries of the probe search
 PROBE_DEPTH = 50
+SHIFTS = [s for s in range(-10, 11) if s]  # rows by which ids and vectors are tried against each other
+SHIFT_PAIRS, SHIFT_SEGMENT = 5_000, 20  # judged pairs that are tried, and the fewest that say something about a part of the file
+SHIFT_ERRORS, SHIFT_SHARE = 5.0, 0.75  # standard errors, and share of the pairs, by which another row has to be nearer
 
 
 def adopt_vectors(dataset: DatasetArtifact, source: Path, folder: Path) -> Artifact:
@@ -126,6 +131,7 @@ def _probe(dataset: Dataset, documents: VectorTable, queries: VectorTable) -> li
     for start in range(0, len(documents.ids), BLOCK):
         above += (asked @ documents.vectors[start : start + BLOCK].T > best[:, None]).sum(1)
     hits = above < depth
+    _require_unshifted(judged, (documents, row), (queries, place))
     chance = float(np.mean([1 - (1 - depth / len(documents.ids)) ** len(relevant[name]) for name in chosen]))
     share = float(np.mean(hits))
     if len(chosen) >= 20 and share < min(0.5, CHANCE * chance):
@@ -134,6 +140,38 @@ def _probe(dataset: Dataset, documents: VectorTable, queries: VectorTable) -> li
             f"{chance:.1%} would. The ids belong to other rows, or the two sets of vectors come from two models."
         )
     return [f"Probe search: {share:.1%} of {len(chosen):,} judged queries find a relevant document among the best {depth}"]
+
+
+_Placed = tuple[VectorTable, dict[str, int]]  # a table, and its rows by id
+
+
+def _require_unshifted(judged: pd.DataFrame, documents: _Placed, queries: _Placed) -> None:
+    """Raise DataError where vectors fit the ids some rows away better than their own, in the whole file or in a tenth of it.
+
+    A lost or added line moves all vectors behind it. A search shows that badly where neighbours in the file are alike, as in a sorted
+    corpus, or in a small one. `judged` are the judgements whose query and document have a vector.
+    """
+    pairs = judged.iloc[np.linspace(0, len(judged) - 1, min(len(judged), SHIFT_PAIRS)).astype(int)]
+    asked = queries[0].vectors[pairs["query_id"].map(queries[1]).to_numpy()]
+    found = documents[0].vectors[pairs["doc_id"].map(documents[1]).to_numpy()]
+    base = np.einsum("nd,nd->n", asked, found)
+    best: tuple[float, str] | None = None
+    for kind, (table, row), name, other in (("documents", documents, "doc_id", asked), ("queries", queries, "query_id", found)):
+        rows = pairs[name].map(row).to_numpy()
+        order = np.argsort(rows, kind="stable")
+        for shift in SHIFTS:
+            gain, there = np.full(len(rows), np.nan), (rows + shift >= 0) & (rows + shift < len(table.ids))
+            gain[there] = np.einsum("nd,nd->n", table.vectors[rows[there] + shift], other[there]) - base[there]
+            for part in (order, *np.array_split(order, 10)):
+                known = gain[part][np.isfinite(gain[part])]
+                if len(known) < SHIFT_SEGMENT or np.mean(known > 0) < SHIFT_SHARE:
+                    continue
+                if known.mean() > SHIFT_ERRORS * known.std(ddof=1) / np.sqrt(len(known)) and (best is None or known.mean() > best[0]):
+                    where = f"From the id '{table.ids[rows[part[0]]]}' on, {np.mean(known > 0):.0%} of {len(known):,} judged pairs"
+                    away = f"{abs(shift)} {'row' if abs(shift) == 1 else 'rows'} {'after' if shift > 0 else 'before'} its own"
+                    best = known.mean(), f"{where} fit the vector of {kind} {away} better than their own"
+    if best is not None:
+        raise DataError(f"{best[1]}. A row was lost or added between ids and vectors: write both anew from one table.")
 
 
 def _of_data(table: VectorTable | None, texts: Mapping[str, str], width: int) -> VectorTable:

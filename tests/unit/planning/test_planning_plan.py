@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from components.errors import ConfigError, ResourceError
 from components.evaluation.units import margin_for, queries_for, queries_needed
 from components.planning import plan
-from components.planning.cost import UNITS, Need, card_needs, needs_of
+from components.planning.cost import UNITS, Need, card_needs, kept_bytes, needs_of
 from components.planning.facts import Shape
 from components.planning.plan import Choice, Forecast, Room, parse_budget, parse_card
+from components.towers.device import FREED_FROM
 from flows.config import PRESETS, RetrainConfig, load_config
 from tests.unit.planning_world import facts, texts
 
@@ -121,7 +122,8 @@ def test_the_number_of_queries_is_that_of_the_gate() -> None:
 
 def test_little_memory_makes_smaller_chunks() -> None:
     large = own(towers__batch_size=512, towers__chunk_size=512, towers__max_document_length=1000)
-    some = facts(documents=texts(1000, 1000), pair_count=1000)
+    thin = Shape(layers=2, width=64, inner=128, heads=2, key_heads=2, head_width=32, vocabulary=1000, gated=True)
+    some = facts(documents=texts(1000, 1000), pair_count=1000, teacher=thin)
     sixteen = needs_of(plan.changed(large, {"towers.chunk_size": 16}), some, 4)["train_towers"].memory
     one = needs_of(plan.changed(large, {"towers.chunk_size": 1}), some, 4)["train_towers"].memory
 
@@ -132,7 +134,23 @@ def test_little_memory_makes_smaller_chunks() -> None:
     assert (found["towers.chunk_size"], found["towers.activation_checkpointing"]) == (16, None)
     # Fewer than eight rows at a time are slower than working the layers out twice.
     assert planned(one / plan.MEMORY_SHARE + 1)["towers.activation_checkpointing"] is True
-    assert planned(10**13)["towers.chunk_size"] == 512
+    assert planned(10**13)["towers.chunk_size"] == 64, "a pass that keeps a gibibyte is slow, however much memory there is"
+
+
+def test_a_pass_keeps_less_than_the_heap_holds_on_a_processor_and_what_fits_on_a_card() -> None:
+    wide = Shape(layers=18, width=640, inner=2048, heads=4, key_heads=1, head_width=256, vocabulary=262_144, gated=True)
+    some = facts(documents=texts(150, 1000), pair_count=1000, teacher=wide)
+    config = own(towers__chunk_size=32, towers__batch_size=32, towers__max_document_length=152, towers__precision="bfloat16")
+
+    def chunk(on_card: bool) -> Any:
+        choices = plan.from_data(config, some, {"towers.max_document_length"}, Room(10**11, 10**12), 2, on_card=on_card)
+        return next(c for c in choices if c.field == "towers.chunk_size")
+
+    found = chunk(on_card=False)
+    assert kept_bytes(plan.changed(config, {"towers.chunk_size": found.value}).towers, some) < FREED_FROM
+    assert kept_bytes(plan.changed(config, {"towers.chunk_size": 2 * found.value}).towers, some) >= FREED_FROM
+    assert found.value < 32 and "a larger part keeps 1.1 GB and more" in found.reason
+    assert chunk(on_card=True).value == 32
 
 
 def test_a_small_card_has_the_layers_worked_out_again_and_one_that_is_too_small_is_refused() -> None:
