@@ -65,7 +65,7 @@ def documents(hits: list[dict[str, Any]]) -> list[str]:
 
 
 def test_the_archive_is_small_and_names_no_machine() -> None:
-    assert recorded_home.ARCHIVE.stat().st_size < 1_500_000
+    assert recorded_home.ARCHIVE.stat().st_size < 1_000_000
     assert len(EXPECTED["commit"]) == 40 and EXPECTED["hits"]
 
 
