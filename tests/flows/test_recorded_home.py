@@ -17,12 +17,14 @@ from typing import Any
 import pytest
 
 from components.tracking.embedded import former_roots
+from components.tracking.store import client
 from tests import recorded_home
 from tests.flows.cli_world import at_home, done, environment, scalingnote, write_collection
 
 pytestmark = pytest.mark.slow
 EXPECTED = json.loads(recorded_home.EXPECTED.read_text(encoding="utf-8"))
-MODELS = ("release/2", "candidate/1", "query-encoder/1", "query-tower/1", "document-tower/1", "index/1")
+# The towers stand on a base model, which is registered nowhere, and in a home only where it was built.
+MODELS = ("release/2", "candidate/1", "query-encoder/1", "index/1")
 # Loads every model that is named and asks it its own example; prints what the release finds, and where its code came from.
 LOADING = """
 import json, sys
@@ -63,7 +65,7 @@ def documents(hits: list[dict[str, Any]]) -> list[str]:
 
 
 def test_the_archive_is_small_and_names_no_machine() -> None:
-    assert recorded_home.ARCHIVE.stat().st_size < 1_500_000
+    assert recorded_home.ARCHIVE.stat().st_size < 1_000_000
     assert len(EXPECTED["commit"]) == 40 and EXPECTED["hits"]
 
 
@@ -99,14 +101,24 @@ def test_it_is_rolled_back_and_goes_on(home: Path, tmp_path: Path) -> None:
     assert scalingnote("verify").status == 0
 
 
-@pytest.mark.parametrize("before", ["", "import components.serving.loader, components.tracking.packaging, components.index.search\n"])
+# As in an environment where nothing of ours is installed, such as one that MLflow makes for a model; and as in one that works with it.
+ALONE = f"""
+import sys
+sys.path = [place for place in sys.path if place not in ("", {str(recorded_home.ROOT)!r})]
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
+"""
+TOGETHER = "import components.serving.loader, components.tracking.packaging, components.index.search"
+
+
+@pytest.mark.parametrize("before", [ALONE, TOGETHER])
 def test_mlflow_loads_every_version_with_the_code_of_its_day_and_with_todays(home: Path, before: str, mlflow_template: Path) -> None:
-    assert done("promote")["status"] == "nothing"  # a command that writes finds out where the home lies now
+    client()  # whatever opens the store to write, such as `scalingnote ui`, puts the locations in it right
+    assert not former_roots(home / "mlflow" / "mlflow.db")
     variables = {**environment(home, mlflow_template), "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"}
     run = (sys.executable, "-c", before + LOADING, EXPECTED["query"], *MODELS)
-    root = {"PYTHONPATH": str(recorded_home.ROOT)} if before else {}
+    root = {"PYTHONPATH": str(recorded_home.ROOT)} if before == TOGETHER else {}
     loaded = subprocess.run(run, cwd=home, env={**variables, **root}, capture_output=True, text=True, check=False, timeout=900)
     assert loaded.returncode == 0, loaded.stderr[-3000:]
     found = json.loads(loaded.stdout.splitlines()[-1])
     assert found["doc_ids"] == documents(EXPECTED["hits"])[: len(found["doc_ids"])]
-    assert Path(found["code"]).is_relative_to(recorded_home.ROOT if before else home)
+    assert Path(found["code"]).is_relative_to(recorded_home.ROOT if before == TOGETHER else home)
