@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from components.errors import ConfigError
 from components.gates.config import PolicyConfig
@@ -399,7 +399,18 @@ def parsed_settings(options: argparse.Namespace) -> dict[str, Any]:
         if not equals or not field:
             raise ConfigError(f"--set expects FIELD=VALUE, such as towers.steps=200, not '{entry}'.")
         settings[field] = _parsed(value)
+        if not isinstance(settings[field], str | list | dict | None) and _is_text(RetrainConfig, field):
+            settings[field] = value  # a tag such as 1.0, a prompt such as yes, a day: words, where words are asked for
     return settings
+
+
+def _is_text(model: Any, name: str) -> bool:
+    """Whether the field of this dotted name takes text and no number."""
+    section, _, rest = name.partition(".")
+    field = getattr(model, "model_fields", {}).get(section)
+    if field is None:
+        return False
+    return _is_text(field.annotation, rest) if rest else {field.annotation, *get_args(field.annotation)} & {str, int, float, bool} == {str}
 
 
 def _parsed(value: str) -> Any:

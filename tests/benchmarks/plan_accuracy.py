@@ -44,7 +44,7 @@ class Stopwatch:
         self.found[step.name] = {**taken, "disk": sum(f.stat().st_size for f in made.path.rglob("*") if f.is_file())}
         return made
 
-    def part(self, whole: Any, part: Any, step: Any) -> Any:
+    def record_part(self, whole: Any, part: Any, step: Any) -> Any:
         """A part of a finished step."""
         return part
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from components.code import ROOT
 from components.planning import plan as planning
 from components.planning.plan import Room
 from flows.config import RetrainConfig, load_config
@@ -41,6 +44,18 @@ def test_a_plan_names_every_step_and_its_file_loads(home: Path, clinic: Path, tm
     text = file.read_text(encoding="utf-8")
     assert "lora_alpha: 8" in text and "pooling" not in text  # only what differs from the defaults
     assert {"setting", "towers.max_document_length"} <= set(scalingnote("plan", *SMALL, "--data", clinic).out.split())
+
+
+def test_the_benchmark_of_plans_runs_every_step_beside_what_was_expected(clinic: Path, tmp_path: Path) -> None:
+    options = ["--data", str(clinic), "--quick", "--json", str(tmp_path / "found.json")]
+    command = [sys.executable, "-m", "tests.benchmarks.plan_accuracy", *SMALL, *options]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["steps"]
+    assert list(found) == STEPS[:-1]
+    assert all(side["seconds"] >= 0 for step in STEPS[2:-1] for side in found[step].values())
+    assert all(found[step]["measured"]["seconds"] > 0 and found[step]["measured"]["disk"] > 0 for step in STEPS[2:-1])
+    assert [line.split()[0] for line in ran.stdout.splitlines() if "=" in line and ";" not in line] == [*STEPS[:-1], "all"]
 
 
 def test_the_same_plan_is_found_again_and_measured_again_when_asked(home: Path, clinic: Path) -> None:

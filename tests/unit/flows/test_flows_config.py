@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.errors import ConfigError
+from flows.cli.prepare import parsed_settings
 from flows.config import PRESETS, RetrainConfig, field_paths, load_config, preset_names
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -224,3 +226,24 @@ def _at(values: Any, field: str) -> Any:
 )
 def test_fields_that_do_not_fit_together_are_refused_in_words(settings: dict[str, Any], words: str) -> None:
     assert words in refusal(overrides=settings)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("towers.revision=0000000", "0000000"),
+        ("towers.revision=1.0", "1.0"),
+        ("towers.revision=null", None),
+        ("towers.query_prompt=yes", "yes"),
+        ("policy.version=2026-11-29", "2026-11-29"),
+        ("name=2024", "2024"),
+        ("towers.steps=5", 5),
+        ("distillation.refine_epochs=2", 2),
+        ("towers.learning_rate=0.001", 0.001),
+        ("data.max_documents=50", 50),
+        ("index.nosuch=5", 5),
+        ("study.seeds=[13, 14]", [13, 14]),
+    ],
+)
+def test_words_of_the_command_line_stay_words_where_a_setting_takes_text(entry: str, value: object) -> None:
+    assert parsed_settings(Namespace(set=[entry])) == {entry.partition("=")[0]: value}
