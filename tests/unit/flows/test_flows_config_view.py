@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 from components.tracking.runs import StepRecord, close_flow_run, open_flow_run, record_step
 from components.tracking.store import client
@@ -163,7 +164,7 @@ def test_diff_refuses_runs_without_a_configuration(home: Path, tmp_path: Path) -
     run_id = flow_run(towers={"steps": 7})
     step = record_step(run_id, StepRecord("evaluate", {}, make_artifact(tmp_path / "report", "evaluation")))
     assert_refused(scalingnote("config", "diff", step, "demo"), 2, "is that of the step evaluate", run_id)
-    artifacts = Path(client().get_run(run_id).info.artifact_uri.removeprefix("file://"))
+    artifacts = Path(local_file_uri_to_path(client().get_run(run_id).info.artifact_uri))
     (artifacts / "config.json").write_text("{broken")
     assert_refused(scalingnote("config", "diff", run_id, "demo"), 2, "holds no configuration")
     shutil.rmtree(artifacts)
