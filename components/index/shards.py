@@ -294,7 +294,7 @@ def parts_of(sizes: Sequence[int], part_size: int) -> list[list[int]]:
 
 
 def _require_unique(documents: pa.Table, vectors: VectorShards) -> None:
-    """Compare neighbours in the order of the ids: 28 bytes a row, where Arrow's grouping takes 220."""
+    """Compare neighbours in the order of the ids: 33 bytes a row, where Arrow's grouping takes 290 (600,000 ids)."""
     import pyarrow.compute as pc
 
     ids = documents["doc_id"].combine_chunks()

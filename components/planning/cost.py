@@ -85,7 +85,7 @@ STUDENT_TRAINING = 24  # bytes of a trained parameter of the student: weight, gr
 TABLE_ROW, TABLE_CHARACTER = 600, 4  # of a data set that is held as tables and as lists of texts
 INFERENCE_TOKEN = 60_000  # of a token on its way through a model without a graph
 # Measured peaks of a process over the tensors that it keeps (scores, passing tensors, gradients on their way), and where freed tensors
-# stay in the heap (`precision.freed_at_once`).
+# stay in the heap (`device.freed_at_once`).
 HOST_OVERHEAD, HEAP_OVERHEAD = 1.15, 1.5
 HEAP_HOLES = 200_000_000  # of short-lived tensors there, which the kept ones say nothing of; .13 to .42 GB were measured
 HOST_BUFFERS = 60_000_000  # what the libraries take for themselves while they train, as measured beside that

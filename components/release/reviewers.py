@@ -180,7 +180,10 @@ def require_unrejected(entries: Sequence[AuditEntry], candidate: tuple[str, int]
             continue
         if entry.action == "create_model_version":
             logged, before = entry.subject.get("digest"), number == str(candidate[1]) and entry.sequence < copied
-            (same.add if (before if logged is None else logged == digest) else same.discard)(number)
+            if before if logged is None else logged == digest:
+                same.add(number)
+            else:
+                same.discard(number)
         elif number in same and entry.action == "set_version_tag":
             tags[key] = entry.subject.get("value", "")
         elif number in same and entry.action == "delete_version_tag":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,17 @@ def test_neighbours_that_are_alike_are_no_moved_ids(corpus: str, data: Dataset, 
     parquet(tmp_path / "v" / "documents.parquet", IDS, CORPORA[corpus])
     parquet(tmp_path / "v" / "queries.parquet", QUERIES, near(CORPORA[corpus]))
     made, *_ = taken(data, tmp_path / "v", tmp_path / "towers")
+    assert made.counts["query_vectors"] == 260
+
+
+def test_the_queries_of_one_document_are_one_sign_and_not_many(data: Dataset, tmp_path: Path) -> None:
+    queries = near(DOCUMENTS)
+    queries[:40] = near(DOCUMENTS[[4]])[0]  # 40 queries that are all judged to belong to one document and are nearer to its neighbour
+    ours = data.all_judgements["query_id"].isin(QUERIES[:40])
+    crowded = replace(data, all_judgements=data.all_judgements.assign(doc_id=data.all_judgements["doc_id"].where(~ours, "d3")))
+    parquet(tmp_path / "v" / "documents.parquet", IDS, DOCUMENTS)
+    parquet(tmp_path / "v" / "queries.parquet", QUERIES, queries)
+    made, *_ = taken(crowded, tmp_path / "v", tmp_path / "towers")
     assert made.counts["query_vectors"] == 260
 
 

@@ -149,8 +149,10 @@ def _require_unshifted(judged: pd.DataFrame, documents: _Placed, queries: _Place
     """Raise DataError where vectors fit the ids some rows away better than their own, in the whole file or in a tenth of it.
 
     A lost or added line moves all vectors behind it. A search shows that badly where neighbours in the file are alike, as in a sorted
-    corpus, or in a small one. `judged` are the judgements whose query and document have a vector.
+    corpus, or in a small one. `judged` are the judgements whose query and document have a vector; each document and each query counts
+    once, since the many queries of one document would all be nearer to the same neighbour.
     """
+    judged = judged.drop_duplicates("doc_id").drop_duplicates("query_id")
     pairs = judged.iloc[np.linspace(0, len(judged) - 1, min(len(judged), SHIFT_PAIRS)).astype(int)]
     asked = queries[0].vectors[pairs["query_id"].map(queries[1]).to_numpy()]
     found = documents[0].vectors[pairs["doc_id"].map(documents[1]).to_numpy()]
