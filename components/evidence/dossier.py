@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -227,9 +227,7 @@ def tally(rivals: Rivals, metric: str = METRIC) -> Tally | None:
 
 def baseline_rivals(dossier: Dossier) -> list[Rivals]:
     """The pairs of systems of the candidate's own evaluation."""
-    table = dossier.evaluation.per_query
-    systems = set(table["system"])
-    return [_rivals(table, pair, "the candidate's evaluation") for pair in COMPARED if set(pair) <= systems]
+    return list(dossier.own_rivals)
 
 
 def deltas(rivals: Rivals, dossier: Dossier, metrics: Sequence[str] = METRICS) -> list[Delta]:
@@ -376,6 +374,13 @@ class Dossier:
     def policy(self) -> PolicyConfig:
         """The policy that the gates decided by."""
         return PolicyConfig.model_validate(self.manifest.config.get("policy", {}))
+
+    @cached_property  # asked for by every section and plot
+    def own_rivals(self) -> tuple[Rivals, ...]:
+        """The pairs of systems of the candidate's own evaluation."""
+        table = self.evaluation.per_query
+        systems = set(table["system"])
+        return tuple(_rivals(table, pair, "the candidate's evaluation") for pair in COMPARED if set(pair) <= systems)
 
     @property
     def resampling(self) -> tuple[int, int]:

@@ -28,6 +28,8 @@ _LESS = {
     "towers.batch_size": 8,
     "distillation.epochs": 1,
     "evaluation.latency_queries": 20,
+    "evaluation.speed_precision": 1,
+    "evaluation.throughput_batch": 8,
     "policy.margin": 0.5,
     "policy.min_retention": 0.01,
 }
