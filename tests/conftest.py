@@ -21,6 +21,9 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 # No test looks at the clock: hypothesis would fail one that takes 200 ms on a machine with other work.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+# Unless somebody named a place: pytest's own variable, or the system's.
+if not {"PYTEST_DEBUG_TEMPROOT", "TMPDIR"} & os.environ.keys() and (root := workers.temporary_root()):
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = root
 if "PYTEST_XDIST_WORKER" in os.environ:  # before a library counts the processors
     os.environ["OMP_NUM_THREADS"] = str(workers.threads_of_a_worker())
 

@@ -24,8 +24,9 @@ class Observer:
         self.settings: set[tuple[str, str]] = set()
         self._met: set[CodeType] = set()
 
-    def profile(self, frame: FrameType, event: str, _: Any) -> None:
-        if event != "call" or not self.on or frame.f_code in self._met:
+    def call(self, frame: FrameType, _event: str, _: Any) -> None:
+        """For `sys.settrace`: where this gives None, it hears of calls of Python functions alone; a profile also of C's, and of returns."""
+        if not self.on or frame.f_code in self._met:
             return
         self._met.add(frame.f_code)  # most calls are not the project's, and are met millions of times
         if frame.f_code.co_filename.startswith((f"{ROOT}/components/", f"{ROOT}/flows/")):
@@ -59,13 +60,13 @@ def main(output: Path) -> None:
 
     def observed(step: flows.runner.Step) -> Any:
         observer.begin()
-        sys.setprofile(observer.profile)
-        threading.setprofile(observer.profile)
+        sys.settrace(observer.call)
+        threading.settrace(observer.call)
         try:
             return timed(step)
         finally:
-            sys.setprofile(None)
-            threading.setprofile(None)  # type: ignore[arg-type]
+            sys.settrace(None)
+            threading.settrace(None)  # type: ignore[arg-type]
             observer.on = False
             seen = {"executed": sorted(observer.executed), "settings": sorted(observer.settings)}
             with output.open("a") as handle:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,3 +75,22 @@ def test_a_report_that_tells_of_bytes_that_are_no_text_can_be_sent_from_process_
         execnet.dumps(report)
     sent = execnet.loads(execnet.dumps(workers.sendable(report)))
     assert sent == {**report, "sections": [("Captured log", "caf\\udcff é")]}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "memory", "flags", "used"),
+    [
+        (2**23, 2**34, 0, True),
+        (2**14, 2**34, 0, False),  # the 64 MB of a container
+        (2**23, 2**32, 0, False),
+        (2**23, 2**34, os.ST_NOEXEC, False),
+    ],
+)
+def test_files_of_tests_lie_in_memory_where_there_is_room(
+    blocks: int, memory: int, flags: int, used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = SimpleNamespace(f_bavail=blocks, f_frsize=4096, f_flag=flags)
+    monkeypatch.setattr(workers.os, "statvfs", lambda _root: found)
+    monkeypatch.setattr(workers.os, "access", lambda *_: True)
+    monkeypatch.setattr(workers, "free_memory", lambda: memory)
+    assert (workers.temporary_root() == "/dev/shm") == used
