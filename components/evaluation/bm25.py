@@ -266,9 +266,9 @@ def _best_on_dev(ranker: Bm25Ranker, documents: Bm25Documents, judged: JudgedSpl
     return GRID[int(np.argmax(scores))]
 
 
-def sampled(judged: JudgedSplit) -> JudgedSplit:
-    """An even sample of at most `DEV_QUERIES` judged queries, with which settings are chosen; itself where there are no more."""
-    step = -(-len(judged.query_ids) // DEV_QUERIES)
+def sampled(judged: JudgedSplit, most: int | None = None) -> JudgedSplit:
+    """An even sample of at most `most` (`DEV_QUERIES`) judged queries, with which settings are chosen; itself where there are no more."""
+    step = -(-len(judged.query_ids) // (most or DEV_QUERIES))
     ids = judged.query_ids[::step]
     asked = judged.judgements["query_id"].astype(str).isin(set(ids))
     return replace(judged, query_ids=ids, texts=judged.texts[::step], judgements=judged.judgements[asked].reset_index(drop=True))

@@ -312,6 +312,7 @@ def _distillation(config: Any, facts: Facts, targets: Sequence[Texts]) -> Work:
 
 def _evaluation(config: Any, facts: Facts) -> Work:
     from components.evaluation.bm25 import DEV_DOCUMENTS, DEV_QUERIES, GRID
+    from components.evaluation.rankers import FUSION_QUERIES
     from components.evaluation.rankers import GRID as FUSIONS
 
     evaluation, documents, share = config.evaluation, facts.documents, _visited(config, facts)
@@ -325,7 +326,7 @@ def _evaluation(config: Any, facts: Facts) -> Work:
     exact = 1 + (queries > 0)  # the exact search that the index is held against
     bootstraps = BOOTSTRAPS * evaluation.bootstrap_samples * queries
     asked = min(DEV_QUERIES, facts.dev.count)
-    tried, fusions = len(GRID) * asked, len(FUSIONS) * asked * evaluation.fusion
+    tried, fusions = len(GRID) * asked, len(FUSIONS) * min(FUSION_QUERIES, facts.dev.count) * evaluation.fusion
     part = min(1.0, DEV_DOCUMENTS / max(1, documents.count))
     return {
         "teacher_load": 1,

@@ -65,6 +65,16 @@ def test_nothing_is_chosen_without_dev_queries() -> None:
     assert fused_ranker(dense, lexical, WITH_DEV).setup.dev_queries == len(WORDS)
 
 
+def test_a_fusion_is_chosen_on_more_dev_queries_than_the_settings_of_bm25(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.evaluation.bm25.DEV_QUERIES", len(WORDS) - 1)
+    ranker = bm25_ranker(WITH_DEV, progress=False)
+    assert 0 < ranker.setup.dev_queries < len(WORDS)
+    assert fused_ranker(symmetric_ranker(WordEncoder(), WITH_DEV), ranker, WITH_DEV).setup.dev_queries == len(WORDS)
+    monkeypatch.setattr("components.evaluation.rankers.FUSION_QUERIES", len(WORDS) - 1)  # a corpus of many dev queries
+    found = fused_ranker(symmetric_ranker(WordEncoder(), WITH_DEV), ranker, WITH_DEV).setup
+    assert 0 < found.dev_queries < len(WORDS)
+
+
 def test_the_test_queries_are_not_looked_at_to_choose() -> None:
     """Their judgements are turned round, so that a choice by them would fall otherwise."""
     reversed_rows = DATASET.all_judgements.assign(doc_id=[f"d{len(WORDS) - 1 - i}" for i in range(len(WORDS))])
