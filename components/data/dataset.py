@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 DOCUMENT_COLUMNS = ("doc_id", "title", "text", "metadata")
 QUERY_COLUMNS = ("query_id", "text")
 JUDGEMENT_COLUMNS = ("query_id", "doc_id", "score", "split")
+TextColumns = Mapping[str, Sequence[str | None]]  # of some rows, by the column's name
 GROUPS = "query_groups"  # note of a source: the metadata field of its documents that the splits were made by
 
 _UNSEEN = re.compile(f"[{INVISIBLE}\ufdd0-\ufdef\u0640]")  # and no characters, and the Arabic tatweel, which only makes a word longer
@@ -100,7 +101,8 @@ def origin_of(identifier: str, sources: Sequence[str]) -> str:
 
 def document_text(title: str | None, text: str | None) -> str:
     """What an encoder reads of a document: the title, then the text, on lines of their own; empty parts are left out."""
-    return "\n".join(part for part in ((title or "").strip(), (text or "").strip()) if part)
+    head, body = (title or "").strip(), (text or "").strip()
+    return f"{head}\n{body}" if head and body else head or body
 
 
 def normalise_text(text: str | None) -> str:
@@ -143,6 +145,14 @@ def content_hash(text: str) -> str:
 def stable_order(keys: Iterable[str], seed: int) -> list[str]:
     """The distinct `keys` in an order that depends on the keys and the seed alone, not on how they came."""
     return sorted(set(keys), key=lambda key: (hashlib.sha256(f"{seed}:{key}".encode()).digest(), key))
+
+
+def document_table(blocks: Iterable[TextColumns]) -> pd.DataFrame:
+    """DOCUMENT_COLUMNS of blocks of documents, none of them missing; as Python's values no more than one block is held."""
+    import pyarrow as pa
+
+    schema = _schema(DOCUMENT_COLUMNS)
+    return pa.Table.from_batches([pa.RecordBatch.from_pydict(dict(block), schema=schema) for block in blocks], schema).to_pandas()
 
 
 def query_table(ids: list[str | None], texts: list[str | None]) -> pd.DataFrame:
@@ -193,12 +203,12 @@ class OwnDocuments(NamedTuple):
 
 def identical_ids(documents: pd.DataFrame, queries: pd.DataFrame) -> IdenticalIds:
     """The ids that stand in both tables, told apart by their texts."""
-    known = documents["doc_id"].dropna()
-    asked = queries.loc[queries["query_id"].isin(known) & queries["query_id"].notna(), ["query_id", "text"]].fillna("")
+    # Of the few queries first: pandas' `isin` makes Python's strings of all that it is given to look in.
+    shared = documents.loc[documents["doc_id"].isin(queries["query_id"].dropna()), ["doc_id", "title", "text"]].fillna("")
+    asked = queries.loc[queries["query_id"].isin(shared["doc_id"]), ["query_id", "text"]].fillna("")
     if asked.empty:
         return IdenticalIds()
     texts = {str(query): str(text) for query, text in zip(asked["query_id"], asked["text"], strict=True)}
-    shared = documents.loc[documents["doc_id"].isin(asked["query_id"]), ["doc_id", "title", "text"]].fillna("")
     rows = zip(shared["doc_id"], shared["title"], shared["text"], strict=True)
     same = frozenset(str(i) for i, title, text in rows if reads_as(texts[i], title, text, document_text(title, text)))
     return IdenticalIds(same, frozenset(texts) - same)
@@ -306,7 +316,7 @@ def load_dataset(dataset: Artifact | Path) -> Dataset:
 def texts_of(documents: pd.DataFrame) -> list[str]:
     """What an encoder reads of each row of a table of documents."""
     columns = documents[["title", "text"]].fillna("")
-    return [document_text(title, text) for title, text in zip(columns["title"], columns["text"], strict=True)]
+    return [document_text(title, text) for title, text in zip(columns["title"].tolist(), columns["text"].tolist(), strict=True)]
 
 
 def _schema(columns: tuple[str, ...]) -> pa.Schema:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from components.data.dataset import judgement_table
-from components.data.jsonl import document_table, open_text, queries_of, text_lines, unreadable
+from components.data.dataset import document_table, judgement_table
+from components.data.jsonl import documents_of, open_text, queries_of, text_lines, unreadable
 from components.data.values import QRELS_FIELDS, Row, is_number, known_fields, metadata_from_text, names_of, parse_score
 from components.errors import DataError
 
@@ -88,7 +88,7 @@ def read_qrels(path: Path, split: str) -> pd.DataFrame:
 
 def read_documents(path: Path) -> pd.DataFrame:
     """Columns doc_id, title, text, metadata from a table with a header; raises DataError with file and line."""
-    return document_table((row, metadata_from_text(row.text("metadata"), row.where)) for row in _rows(path, "documents"))
+    return document_table(documents_of((row, metadata_from_text(row.text("metadata"), row.where)) for row in _rows(path, "documents")))
 
 
 def read_queries(path: Path, default_id: str | None = None) -> pd.DataFrame:

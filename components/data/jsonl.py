@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
+from types import NoneType
 from typing import Any, TextIO, cast
 
 import pandas as pd
 
-from components.data.dataset import DOCUMENT_COLUMNS, judgement_table, query_table
-from components.data.values import AmbiguousJson, Row, metadata_text, names_of, parse_score, read_json
+from components.data.dataset import DOCUMENT_COLUMNS, TextColumns, document_table, judgement_table, query_table
+from components.data.values import AmbiguousJson, Row, is_storable, metadata_text, names_of, parse_score, read_json, read_plain_json
 from components.errors import DataError
+
+Line = tuple[int, str]  # its number, from 1, and what stands there
+_AT_ONCE = 512  # lines: few enough that their values stay in the processor's cache until they are in a table
 
 
 def read_documents(path: Path) -> pd.DataFrame:
     """Columns doc_id, title, text, metadata; raises DataError with file and line."""
-    return document_table((row, metadata_text(row.get("metadata"), row.where)) for row in _rows(path, "documents"))
+    return document_table(_documents(path, lines) for lines in _blocks(path))
 
 
 def read_queries(path: Path, default_id: str | None = None) -> pd.DataFrame:
@@ -37,10 +42,11 @@ def read_qrels(path: Path, split: str) -> pd.DataFrame:
     return judgement_table(rows, split)
 
 
-def document_table(rows: Iterable[tuple[Row, str]]) -> pd.DataFrame:
-    """The documents of the rows of any text format, each with its metadata as JSON text."""
-    found = [(row.identifier("doc_id"), row.text("title"), row.text("text", required=True), metadata) for row, metadata in rows]
-    return pd.DataFrame(found, columns=list(DOCUMENT_COLUMNS)).astype("str")
+def documents_of(rows: Iterable[tuple[Row, str]]) -> Iterator[TextColumns]:
+    """The documents of the rows of any text format, each with its metadata as JSON text, in blocks."""
+    found = ((row.identifier("doc_id"), row.text("title"), row.text("text", required=True), metadata) for row, metadata in rows)
+    while block := list(islice(found, _AT_ONCE)):
+        yield dict(zip(DOCUMENT_COLUMNS, zip(*block, strict=True), strict=True))
 
 
 def queries_of(rows: Iterable[Row], default_id: str | None) -> pd.DataFrame:
@@ -54,14 +60,14 @@ def queries_of(rows: Iterable[Row], default_id: str | None) -> pd.DataFrame:
     return query_table(ids, texts)
 
 
-def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+def text_lines(path: Path) -> Iterator[Line]:
     """The lines of a UTF-8 text file that are not blank, without their ends, numbered from 1 as they stand there; raises DataError."""
     line = 0
     try:
         with open_text(path, newline="\n") as handle:
             for line, text in enumerate(handle, start=1):
                 text = text.removeprefix("\ufeff")  # of files that were put together, each with its mark
-                if text.strip():
+                if text and not text.isspace():
                     yield line, text.rstrip("\r\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise unreadable(path, line, error) from None
@@ -84,11 +90,74 @@ def unreadable(path: Path, line: int, error: Exception) -> DataError:
     return DataError(f"{path} cannot be read after line {line} ({error}). The file may be cut off; copy it again.")
 
 
+def _documents(path: Path, lines: Sequence[Line]) -> TextColumns:
+    records = _records(lines)
+    plain = _plain_documents(path, lines, records) if records else None
+    if plain is not None:
+        return plain
+    rows = _rows_of(path, lines, records, "documents")
+    return next(documents_of((row, metadata_text(row.get("metadata"), row.where)) for row in rows))
+
+
+def _plain_documents(path: Path, lines: Sequence[Line], records: Sequence[dict[str, Any]]) -> TextColumns | None:
+    """The columns of documents that all have the same fields, with what belongs there; None when one needs a closer look."""
+    keys = tuple(records[0])
+    if set(map(tuple, records)) != {keys}:
+        return None
+    columns = {field: [record[name] for record in records] for field, name in names_of(keys, "documents").items()}
+    ids, texts = columns.get("doc_id", []), columns.get("text", [])
+    titles, metadata = (columns.get(name, [None] * len(records)) for name in ("title", "metadata"))
+    if not (_are(ids, str, int) and _are(texts, str, NoneType) and _are(titles, str, NoneType) and _are(metadata, dict, NoneType)):
+        return None
+    ids, titles, texts = list(map(str, ids)), [title or "" for title in titles], [text or "" for text in texts]
+    if not is_storable("".join(chain(ids, titles, texts))) or "\0" in "".join(ids):
+        return None
+    described = [metadata_text(value, f"{path}:{line}") if value else "{}" for value, (line, _) in zip(metadata, lines, strict=True)]
+    return dict(zip(DOCUMENT_COLUMNS, (ids, titles, texts, described), strict=True))
+
+
+def _are(values: Sequence[Any], *types: type) -> bool:
+    """Whether there are values, and all are of one of the types themselves: True, which is an int to `isinstance`, is none here."""
+    return bool(values) and set(map(type, values)).issubset(types)
+
+
 def _rows(path: Path, table: str) -> Iterator[Row]:
-    for line, text in text_lines(path):
+    for lines in _blocks(path):
+        yield from _rows_of(path, lines, _records(lines), table)
+
+
+def _rows_of(path: Path, lines: Sequence[Line], records: Sequence[dict[str, Any]] | None, table: str) -> Iterator[Row]:
+    """The rows of lines, read one by one where `records` does not hold them: of two faults it is the first line's that is told."""
+    for place, (line, text) in enumerate(lines):
         where = f"{path}:{line}"
-        record = _parsed(text, where)
+        record = _parsed(text, where) if records is None else records[place]
         yield Row(where, record, names_of(tuple(record), table))
+
+
+def _blocks(path: Path) -> Iterator[list[Line]]:
+    """The lines of `text_lines`, at least one at a time; what was read of a file before it broke comes before the error."""
+    block: list[Line] = []
+    try:
+        for line in text_lines(path):
+            block.append(line)
+            if len(block) == _AT_ONCE:
+                yield block
+                block = []
+    except DataError:
+        if block:
+            yield block
+        raise
+    if block:
+        yield block
+
+
+def _records(lines: Iterable[Line]) -> list[dict[str, Any]] | None:
+    """The object of every line; None when a line is something else or has white space around it."""
+    try:
+        records = [read_plain_json(text) for _, text in lines]
+    except (ValueError, RecursionError):
+        return None
+    return records if _are(records, dict) else None
 
 
 def _parsed(text: str, where: str) -> dict[str, Any]:

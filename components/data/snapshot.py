@@ -59,7 +59,9 @@ def _counts(tables: RawTables) -> dict[str, int]:
 
 
 def _counts_by_source(tables: RawTables) -> dict[str, int]:
-    """Documents and train queries of each of the mixed data sets."""
+    """Documents and train queries of each of the mixed data sets; none when nothing is mixed."""
+    if not tables.sources:
+        return {}
     train = tables.judgements.loc[(tables.judgements["score"] > 0) & (tables.judgements["split"] == "train"), "query_id"].unique()
     found: dict[str, int] = {}
     for label, ids in (("documents", tables.documents["doc_id"]), ("train_queries", train)):
