@@ -11,18 +11,19 @@ Every part of a contract that promises something about the data becomes a rule o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from components import settings
 from components.artifacts import digest_of, file_sha256
-from components.data.dataset import TABLES, Dataset, normalise_text
+from components.data.dataset import TABLES, Dataset, are_among, may_read_as, normalise_text
 from components.data.values import on_one_line
 from components.errors import ConfigError
 
@@ -127,11 +128,18 @@ def helper_column_name(rule: Rule) -> str:
 
 def with_helper_columns(dataset: Dataset, table: str, rules: tuple[Rule, ...]) -> pd.DataFrame:
     """The table with a helper column for each rule that needs one; text columns as Python strings."""
+    return as_checked(table_of(dataset, table)).assign(**helper_columns(dataset, rules))
+
+
+def helper_columns(dataset: Dataset, rules: Iterable[Rule]) -> dict[str, pd.Series]:
+    """The helper column of each rule that needs one, by its name, with the index of the rule's table."""
     makers = {"references": _missing_targets, "no_leakage": _leaks, "judged_queries": _judged}
-    frame = table_of(dataset, table)
-    columns = {helper_column_name(rule): makers[rule.check](dataset, rule) for rule in rules if rule.check in makers}
-    text = {name: object for name in frame.columns if name != "score"}
-    return frame.astype(text).assign(**columns)
+    return {helper_column_name(rule): makers[rule.check](dataset, rule) for rule in rules if rule.check in makers}
+
+
+def as_checked(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a table with text columns as Python strings, which are what the suites' expectations of types know."""
+    return frame.astype({name: object for name in frame.columns if name != "score"})
 
 
 def forget_texts() -> None:
@@ -153,15 +161,13 @@ def cannot_check(dataset: Dataset, rule: Rule) -> str:
 
 def _missing_targets(dataset: Dataset, rule: Rule) -> pd.Series:
     table, column = str(rule.parameters["to"]).split(".")
-    # Sets of Python strings: `isin` on pandas' string columns is several times slower.
-    targets = set(table_of(dataset, table)[column].tolist())
-    rows = table_of(dataset, rule.table)[str(rule.column)]
-    missing = [value if isinstance(value, str) and value not in targets else None for value in rows.tolist()]
-    if not any(missing) and "" not in missing:
-        return pd.Series(None, index=rows.index, dtype=object)
-    stripped = {target.strip(): target for target in targets if isinstance(target, str)}
-    explained = [None if value is None else f"there is no {column} '{on_one_line(value)}'{_near(value, stripped)}" for value in missing]
-    return pd.Series(explained, index=rows.index, dtype=object)
+    targets, rows = table_of(dataset, table)[column], table_of(dataset, rule.table)[str(rule.column)]
+    explained = pd.Series(None, index=rows.index, dtype=object)
+    missing = rows.notna().to_numpy() & ~are_among(rows, targets)
+    if missing.any():
+        stripped = {target.strip(): target for target in targets.dropna().tolist()}
+        explained[missing] = [f"there is no {column} '{on_one_line(value)}'{_near(value, stripped)}" for value in rows[missing].tolist()]
+    return explained
 
 
 def _near(value: str, stripped: Mapping[str, str]) -> str:
@@ -178,15 +184,23 @@ def _leaks(dataset: Dataset, rule: Rule) -> pd.Series:
     # The offending rows are those of the rule's own table; the contract's reader refuses a rule whose table is on neither side.
     of_seen = (held_out == UNLABELLED) != (rule.table == UNLABELLED)
     rows, others = (sides[1], sides[0]) if of_seen else sides
-    known = {
-        key: query
-        for query, text in zip(others["query_id"].tolist(), others["text"].tolist(), strict=True)
-        if (key := _key(text, normalised))
-    }
-    found = [known.get(_key(text, normalised)) for text in rows["text"].tolist()]
+    # The queries of a split are few, titles and train queries may be millions: only what may equal one of the few is normalised.
+    few = min(sides, key=len)["text"].tolist()
+    wanted = {key for text in few if (key := _key(text, normalised))}
+    ids = others["query_id"].tolist()
+    known = {key: ids[place] for place, key in _keys_among(wanted, others["text"], normalised)}
     where = held_out if of_seen else seen
-    explained = [None if query is None else f"same text as {query} in {where}" for query in found]
+    explained: list[str | None] = [None] * len(rows)
+    for place, key in _keys_among(wanted, rows["text"], normalised):
+        explained[place] = f"same text as {known[key]} in {where}" if key in known else None
     return pd.Series(explained, index=rows.index, dtype=object).reindex(table_of(dataset, rule.table).index)
+
+
+def _keys_among(wanted: set[str], texts: pd.Series, normalised: bool) -> Iterator[tuple[int, str]]:
+    """Place and key of each text whose key is one of `wanted`."""
+    places = np.flatnonzero(may_read_as(texts, wanted) if normalised else texts.isin(wanted))
+    keys = (_key(text, normalised) for text in texts.iloc[places].tolist())
+    return ((int(place), key) for place, key in zip(places, keys, strict=True) if key in wanted)
 
 
 def _queries_of(dataset: Dataset, split: str) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from components.artifacts import Artifact, Scalar, open_artifact
 from components.data.config import IgnoreIdenticalIds
@@ -121,6 +122,35 @@ def normalise_text(text: str | None) -> str:
     return read if any(map(str.isalnum, read)) else ""
 
 
+def may_read_as(texts: pd.Series, wordings: Collection[str]) -> NDArray[np.bool_]:
+    """Which texts have to be normalised to know whether they then equal one of `wordings`, which are: some too many, never one too few.
+
+    Of a text in ASCII `normalise_text` keeps all letters and digits in their order, so that they have to be those of a wording.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = _arrow(texts)
+    plain = pc.replace_substring_regex(pc.ascii_lower(column), "[^0-9a-z]+", "")
+    wanted = pa.array({re.sub("[^0-9a-z]", "", wording) for wording in wordings}, pa.large_string())
+    found = pc.or_(pc.is_in(plain, value_set=wanted), pc.invert(pc.string_is_ascii(column)))
+    return np.asarray(pc.fill_null(found, False))
+
+
+def are_among(values: pd.Series, known: pd.Series) -> NDArray[np.bool_]:
+    """Which ids are among the known ones, which a missing one is not; pandas' `isin` would make Python's strings of all that are known."""
+    import pyarrow.compute as pc
+
+    return np.asarray(pc.is_in(_arrow(values), value_set=_arrow(known).drop_null()))
+
+
+def _arrow(column: pd.Series) -> pa.ChunkedArray:
+    import pyarrow as pa
+
+    found = pa.array(column, from_pandas=True)
+    return (found if isinstance(found, pa.ChunkedArray) else pa.chunked_array([found])).cast(pa.large_string())
+
+
 class _Reading(dict[int, str]):
     """What stands for each character in a normalised text, by code point; worked out when it is met for the first time."""
 
@@ -203,12 +233,11 @@ class OwnDocuments(NamedTuple):
 
 def identical_ids(documents: pd.DataFrame, queries: pd.DataFrame) -> IdenticalIds:
     """The ids that stand in both tables, told apart by their texts."""
-    # Of the few queries first: pandas' `isin` makes Python's strings of all that it is given to look in.
-    shared = documents.loc[documents["doc_id"].isin(queries["query_id"].dropna()), ["doc_id", "title", "text"]].fillna("")
-    asked = queries.loc[queries["query_id"].isin(shared["doc_id"]), ["query_id", "text"]].fillna("")
+    asked = queries.loc[are_among(queries["query_id"], documents["doc_id"]), ["query_id", "text"]].fillna("")
     if asked.empty:
         return IdenticalIds()
     texts = {str(query): str(text) for query, text in zip(asked["query_id"], asked["text"], strict=True)}
+    shared = documents.loc[are_among(documents["doc_id"], asked["query_id"]), ["doc_id", "title", "text"]].fillna("")
     rows = zip(shared["doc_id"], shared["title"], shared["text"], strict=True)
     same = frozenset(str(i) for i, title, text in rows if reads_as(texts[i], title, text, document_text(title, text)))
     return IdenticalIds(same, frozenset(texts) - same)

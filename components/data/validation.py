@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Container, Mapping
+import re
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from components.artifacts import Artifact, DatasetArtifact, Scalar, file_sha256, read_versioned, seal, write_atomic, write_json
@@ -15,11 +19,13 @@ from components.data.contracts import (
     Check,
     Contract,
     Rule,
+    as_checked,
     cannot_check,
     forget_texts,
     helper_column_name,
+    helper_columns,
     load_contracts,
-    with_helper_columns,
+    table_of,
 )
 from components.data.dataset import Dataset, load_dataset
 from components.data.left_out import read_left_out
@@ -38,7 +44,6 @@ from components.errors import ArtifactError, DataError
 from components.text import VISIBLE
 
 if TYPE_CHECKING:
-    import pandas as pd
     from great_expectations import ExpectationSuite
     from great_expectations.data_context import AbstractDataContext
     from great_expectations.expectations import Expectation
@@ -204,15 +209,26 @@ def _quiet_context() -> AbstractDataContext:
 def _check_table(context: AbstractDataContext, dataset: Dataset, contract: Contract, table: str) -> list[RuleResult]:
     rules = {rule.name: rule for rule in contract.rules if rule.table == table}
     unchecked = {name: why for name, rule in rules.items() if (why := cannot_check(dataset, rule))}
-    frame = with_helper_columns(dataset, table, tuple(rule for name, rule in rules.items() if name not in unchecked))
+    checked = {name: rule for name, rule in rules.items() if name not in unchecked}
+    frame, helpers = table_of(dataset, table), helper_columns(dataset, checked.values())
+    of_all = {name for name, rule in checked.items() if rule.check in _OF_ALL_ROWS}
+    rows = may_break(frame, helpers, [rule for name, rule in checked.items() if name not in of_all])
+    batches = {
+        "all rows": (rules.keys() - of_all, pd.DataFrame(helpers, index=frame.index)),
+        "rows": (unchecked.keys() | of_all, as_checked(frame.loc[rows]).assign(**{name: column[rows] for name, column in helpers.items()})),
+    }
     source = context.data_sources.add_pandas(f"{contract.name}-{table}")
-    batch = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
-    outcome = batch.validate(
-        compile_suite(contract, table, without=unchecked),
-        result_format={"result_format": "SUMMARY", "unexpected_index_column_names": _IDS[table], "partial_unexpected_count": SHOWN},
-    )
-    found = {result.expectation_config.meta["rule"]: result.to_json_dict() for result in outcome.results}
-    return [_unchecked(rule, unchecked[name]) if name in unchecked else _result(rule, found[name], frame) for name, rule in rules.items()]
+    found: dict[str, Mapping[str, Any]] = {}
+    for name, (without, shown) in batches.items():
+        batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all").get_batch({"dataframe": shown})
+        outcome = batch.validate(
+            compile_suite(contract, table, without=without),
+            result_format={"result_format": "SUMMARY", "unexpected_index_column_names": _IDS[table], "partial_unexpected_count": SHOWN},
+        )
+        found |= {result.expectation_config.meta["rule"]: result.to_json_dict() for result in outcome.results}
+    return [
+        _unchecked(rule, unchecked[name]) if name in unchecked else _result(rule, found[name], len(frame)) for name, rule in rules.items()
+    ]
 
 
 def _unchecked(rule: Rule, why: str) -> RuleResult:
@@ -220,14 +236,14 @@ def _unchecked(rule: Rule, why: str) -> RuleResult:
     return _rule_result(rule, passed=False, count=1, checked=0, found=f"could not be checked: {why}")
 
 
-def _result(rule: Rule, outcome: Mapping[str, Any], frame: pd.DataFrame) -> RuleResult:
+def _result(rule: Rule, outcome: Mapping[str, Any], checked: int) -> RuleResult:
     details = outcome["result"]
     passed = bool(outcome["success"])
     return _rule_result(
         rule,
         passed=passed,
         count=0 if passed else int(details.get("unexpected_count") or 1),
-        checked=len(frame),
+        checked=checked,
         found=_found(rule, outcome),
         offenders=() if passed else tuple(_offenders(rule, details)),
     )
@@ -276,3 +292,72 @@ def _explain(rule: Rule, value: object) -> str:
 def _shown(value: object) -> str:
     text = "(missing)" if value is None or value != value else on_one_line(str(value))
     return text if len(text) <= _FOUND_LENGTH else f"{text[:_FOUND_LENGTH]}…"
+
+
+# --- Which rows a suite has to be shown: all that may break a rule. The columns of a million documents would take GBs as Python strings,
+# --- and each expectation would make several copies of them.
+
+
+# Checks of the table as a whole; all others judge each row by itself or, as the unique ones, by the rows that equal it.
+_OF_ALL_ROWS = ("row_count", "judged_queries")
+_Mask = NDArray[np.bool_]
+
+
+def may_break(frame: pd.DataFrame, helpers: Mapping[str, pd.Series], rules: Iterable[Rule]) -> _Mask:
+    """Which rows of a table may break one of the rules: every one that does, with all rows that equal it, and the first for the columns.
+
+    Each check is the very call that its expectation makes, on text that stays in Arrow; what it cannot tell, it does not leave out.
+    """
+    found = np.zeros(len(frame), bool)
+    found[:1] = True  # a suite looks at columns, which a table without rows has not the types of
+    for rule in rules:
+        try:
+            column = helpers.get(helper_column_name(rule), frame if rule.column is None else frame[rule.column])
+            found |= np.asarray(_SIEVES[rule.check](column, rule), bool)
+        except (TypeError, ValueError, NotImplementedError, re.error):  # such as a pattern that cannot be searched for: the suite says so
+            return np.ones(len(frame), bool)
+    return found
+
+
+def _outside(values: pd.Series, rule: Rule) -> Any:
+    low, high = (rule.parameters.get(side) for side in ("min", "max"))
+    return ~((True if low is None else values >= low) & (True if high is None else values <= high))
+
+
+def _mistyped(column: pd.Series, rule: Rule) -> bool:
+    """All rows or none: a column of numbers is judged by its own type, one of text by each value, which are texts here."""
+    return rule.parameters["type"] != "string" if isinstance(column.dtype, pd.StringDtype) else column.dtype == object
+
+
+def _not_allowed(column: pd.Series, rule: Rule) -> Any:
+    is_text = isinstance(column.dtype, pd.StringDtype)
+    return ~column.isin([value for value in rule.parameters["values"] if isinstance(value, str) == is_text])
+
+
+def _text(column: pd.Series) -> pd.Series:
+    if not isinstance(column.dtype, pd.StringDtype):
+        raise TypeError("a column of text was expected")
+    return column
+
+
+def _number(column: pd.Series) -> pd.Series:
+    if column.dtype != np.int64:
+        raise TypeError("a column of whole numbers was expected")
+    return column
+
+
+# By check, of a row rule's own column (its helper column, where it has one).
+_SIEVES: dict[Check, Callable[[Any, Rule], Any]] = {
+    "column_exists": lambda column, rule: False,
+    "type": _mistyped,
+    "not_null": lambda column, rule: column.isna(),
+    "unique": lambda column, rule: column.duplicated(keep=False),
+    "unique_together": lambda frame, rule: frame.duplicated(rule.parameters["columns"], keep=False),
+    "length": lambda column, rule: _outside(_text(column).str.len(), rule),
+    "pattern": lambda column, rule: ~_text(column).str.contains(rule.parameters["pattern"]),
+    "range": lambda column, rule: _outside(_number(column), rule),
+    "allowed_values": _not_allowed,
+    "not_blank": lambda column, rule: ~_text(column).str.contains(VISIBLE),
+    "references": lambda column, rule: column.notna(),
+    "no_leakage": lambda column, rule: column.notna(),
+}
