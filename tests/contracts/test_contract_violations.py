@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 from components.artifacts import Artifact, verify
+from components.data import contracts as contracts_module
+from components.data import validation
 from components.data.config import DataConfig
 from components.data.contracts import contracts_folder
+from components.data.dataset import normalise_text
 from components.data.snapshot import snapshot
 from components.data.validation import load_report, require_valid, validate
 from components.data.validation_report import RuleResult
@@ -317,3 +322,85 @@ def test_the_page_needs_nothing_from_outside_and_escapes_the_data(tmp_path: Path
 def test_the_same_data_gives_the_same_report(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "data")
     assert check(folder).digest == check(folder).digest
+
+
+def dirty(folder: Path) -> Path:
+    """Rows that break most rules, some of them several at once, and rows that only look as if they did."""
+    write_folder(folder)
+    texts = [" ", "\u200b", "x" * 2001, "caf\u00e9", "CAF\u00c9", "10\u00b2", "102", "a\u00a0b", "Entry 3", "?!", None, "y" * 100_001]
+    ids = ["", "d1 ", "d 1", "d\u00a01", "d9", "d9", "x" * 600, "d1\n", "ok"]
+    rows = [{"_id": ids[n % len(ids)], "title": texts[n % 12], "text": texts[n % 7]} for n in range(70)]
+    write_rows(folder / "corpus.jsonl", [*documents(), *rows])
+    asked = [{"_id": row["_id"].replace("d", "q"), "text": row["title"]} for row in rows]
+    write_rows(folder / "queries.jsonl", [*queries(), *asked])
+    write_rows(folder / "unlabelled.jsonl", [{"_id": f"u{n % 11}", "text": texts[n % 12]} for n in range(40)])
+    for split in ("train", "dev", "test", "test_x"):
+        judged = [f"q{n}\td{n}\t{n % 3 * 60 - 1}" for n in (3, 9, 9, 270)]
+        known = qrels(split) if split != "test_x" else []
+        write_lines(folder / "qrels" / f"{split}.tsv", ["query-id\tcorpus-id\tscore", *known, *judged])
+    return folder
+
+
+OWN = """
+apiVersion: v3.1.0
+kind: DataContract
+id: own
+name: own
+version: 1.0.0
+status: active
+schema:
+  - name: documents
+    properties:
+      - {name: doc_id, logicalType: integer, required: true, unique: true, logicalTypeOptions: {minLength: 2, pattern: '^[\\w ]+$'}}
+      - {name: title, logicalType: string, enum: [{value: Entry 3}, {value: '?!'}], logicalTypeOptions: {pattern: '(?i)entry|caf(?=é)'}}
+      - {name: text, logicalTypeOptions: {minLength: 3, minimum: 3}}
+  - name: queries
+    properties: [{name: query_id, relationships: [{type: foreignKey, to: documents.doc_id}]}]
+    quality:
+      - {name: exact, type: custom, engine: scalingnote, implementation: {rule: no_leakage, held_out: 'test*', seen: titles, match: exact}}
+      - name: own
+        type: custom
+        engine: scalingnote
+        implementation: {rule: no_leakage, held_out: unlabelled, seen: t*, match: normalised}
+      - {name: both, type: library, metric: duplicateValues, mustBe: 0, arguments: {properties: [query_id, text]}}
+  - name: judgements
+    properties:
+      - {name: score, logicalType: number, logicalTypeOptions: {maximum: 1}, enum: [{value: '0'}]}
+      - {name: split, logicalType: boolean, enum: [{value: train}]}
+"""
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_suite_finds_in_the_rows_that_it_is_shown_what_it_finds_in_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    folder, contracts = dirty(tmp_path / "data"), contracts_folder("")
+    if own:
+        contracts = tmp_path / "contracts"
+        write_lines(contracts / "own.yaml", OWN.strip().splitlines())
+    shown = load_report(check(folder, contracts))
+    monkeypatch.setattr(validation, "may_break", lambda frame, helpers, rules: np.ones(len(frame), bool))
+    assert load_report(check(folder, contracts)) == shown
+    assert len([result for result in shown.results if not result.passed]) > 10
+    assert {result.checked for result in shown.results if result.table == "documents"} == {330}
+
+
+def test_of_documents_without_fault_a_suite_is_shown_one_and_few_titles_are_normalised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path / "data")
+    write_rows(folder / "corpus.jsonl", [row | {"_id": f"d{n}", "text": f"{row['text']} {n}"} for n, row in enumerate(documents() * 8)])
+    shown: list[int] = []
+    sieve = validation.may_break
+
+    def noted(*arguments: Any) -> Any:
+        rows = sieve(*arguments)
+        shown.append(int(rows.sum()))
+        return rows
+
+    monkeypatch.setattr(validation, "may_break", noted)
+    normalised: list[str] = []
+    monkeypatch.setattr(contracts_module, "_normalised", lru_cache(None)(lambda text: normalised.append(text) or normalise_text(text)))
+    require_valid(check(folder))
+    assert shown == [1, 1, 1, 0]  # documents, judgements, queries; none are unlabelled
+    assert len(normalised) == 140  # queries of dev and test, none of train, and none of 2,080 titles

@@ -6,11 +6,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from components.data.config import DataConfig
 from components.data.contracts import contracts_folder
-from components.data.dataset import normalise_text
+from components.data.dataset import may_read_as, normalise_text
 from components.data.snapshot import snapshot
 from components.data.validation import load_report, validate
 from components.evaluation.slices import words_of
@@ -120,3 +121,17 @@ def test_the_contracts_tell_a_boy_from_a_girl_and_find_texts_that_nobody_sees(tm
     assert broken["text.not_blank"] == 1
     assert broken["leakage.test_in_train.normalised"] == 1
     assert json.loads((data / "queries.jsonl").read_text().splitlines()[0])["text"] == pairs[0][0]
+
+
+def test_no_text_that_equals_a_wording_is_passed_over() -> None:
+    texts = [text for group in (*DIFFERENT.values(), *EQUAL.values()) for text in group] + ["İstanbul", "I.B.M.", "10 %", "?!", "", "a1"]
+    wordings = [normalise_text(text) for text in texts]
+    for wording in {*wordings} - {""}:
+        found = may_read_as(pd.Series(texts, dtype="str"), [wording])
+        assert all(may for may, own in zip(found, wordings, strict=True) if own == wording), wording
+    assert may_read_as(pd.Series(["Where is it?", "where was it", None, "wo ist das"], dtype="str"), ["where is it"]).tolist() == [
+        True,
+        False,
+        False,
+        False,
+    ]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from components.data import jsonl
 from components.data.config import DataConfig
 from components.data.sources import read_source, source_digest
 from components.errors import DataError
@@ -197,3 +198,66 @@ def test_the_digest_follows_the_content_alone(folder: Path, tmp_path: Path) -> N
     with (folder / "corpus.jsonl").open("a") as handle:
         handle.write("\n")
     assert source_digest(DataConfig(source=str(folder))) != first
+
+
+ODD_LINES = [
+    '{"_id": "a", "title": null, "text": "one"}',
+    "  ",
+    '{"_id": 5, "title": "t", "text": null}',
+    ' {"_id": "b", "title": "t", "text": "white space around"} ',
+    '{"_id": "c", "text": "no title"}',
+    '\ufeff{"_id": "d", "title": "t", "text": "of another file", "metadata": null}',
+    '{"_id": "e", "title": "t", "text": "caf\\u00e9 \\ud83d\\ude00", "metadata": {"b": 1, "a": [null]}}',
+    '{"docid": "f", "_id": "g", "title": "", "text": "", "metadata": {}}\r',
+    *(f'{{"_id": "h{number}", "title": "t", "text": "all alike"}}' for number in range(9)),
+]
+BROKEN_LINES = {
+    "a field of a line before one that is no JSON": ('{"_id": "x", "text": 5}', "{"),
+    "metadata of a line before an id": ('{"_id": "x", "text": "", "metadata": []}', '{"_id": true, "text": "", "metadata": {}}'),
+    "metadata that is no number in any program": ('{"_id": "x", "text": "", "metadata": {"a": 1e999}}',),
+    "half a surrogate pair": ('{"_id": "x", "text": "\\udc00"}',),
+    "an id with NUL": ('{"_id": "x\\u0000", "text": ""}',),
+    "a key twice": ('{"_id": "x", "text": "", "text": ""}',),
+    "two objects in a line": ('{"_id": "x", "text": ""} {"_id": "y", "text": ""}',),
+    "an object in two lines": ('{"_id": "x",', '"text": ""}'),
+    "no text": ('{"_id": "x", "title": ""}',),
+    "no object": ("[]",),
+}
+
+
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl, "_records", lambda lines: None)
+    monkeypatch.setattr(jsonl, "_AT_ONCE", 1)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 512])
+def test_lines_that_are_read_together_give_the_table_of_lines_read_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    write_lines(tmp_path / "corpus.jsonl", ODD_LINES)
+    monkeypatch.setattr(jsonl, "_AT_ONCE", at_once)
+    found = jsonl.read_documents(tmp_path / "corpus.jsonl")
+    assert found.tail(10)["doc_id"].tolist() == ["f", *(f"h{number}" for number in range(9))]
+    assert found["metadata"].tolist()[4:7] == ["{}", '{"a": [null], "b": 1}', "{}"]
+    one_by_one(monkeypatch)
+    pd.testing.assert_frame_equal(found, jsonl.read_documents(tmp_path / "corpus.jsonl"))
+
+
+@pytest.mark.parametrize("lines", BROKEN_LINES.values(), ids=BROKEN_LINES.keys())
+def test_a_block_of_lines_is_refused_for_the_first_fault_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: tuple[str, ...]
+) -> None:
+    write_lines(tmp_path / "corpus.jsonl", [*ODD_LINES, *lines])
+    with pytest.raises(DataError) as caught:
+        jsonl.read_documents(tmp_path / "corpus.jsonl")
+    assert f"corpus.jsonl:{len(ODD_LINES) + 1}: " in str(caught.value)
+    one_by_one(monkeypatch)
+    with pytest.raises(DataError) as alone:
+        jsonl.read_documents(tmp_path / "corpus.jsonl")
+    assert str(caught.value) == str(alone.value)
+
+
+def test_a_fault_in_a_line_is_told_before_that_the_file_breaks_off_behind_it(tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_bytes(b'{"_id": 1.5, "text": ""}\n' * 3 + b" " * 2**20 + b"\xff\n")
+    with pytest.raises(DataError, match=r"corpus.jsonl:1: the field _id must be there and be text; found 1.5"):
+        jsonl.read_documents(tmp_path / "corpus.jsonl")
