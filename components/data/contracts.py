@@ -11,7 +11,7 @@ Every part of a contract that promises something about the data becomes a rule o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -187,20 +187,20 @@ def _leaks(dataset: Dataset, rule: Rule) -> pd.Series:
     # The queries of a split are few, titles and train queries may be millions: only what may equal one of the few is normalised.
     few = min(sides, key=len)["text"].tolist()
     wanted = {key for text in few if (key := _key(text, normalised))}
-    ids = others["query_id"].tolist()
-    known = {key: ids[place] for place, key in _keys_among(wanted, others["text"], normalised)}
+    twins = _keys_among(wanted, others["text"], normalised)
+    known = dict(zip(twins.values(), others["query_id"].iloc[list(twins)].tolist(), strict=True))
     where = held_out if of_seen else seen
     explained: list[str | None] = [None] * len(rows)
-    for place, key in _keys_among(wanted, rows["text"], normalised):
+    for place, key in _keys_among(wanted, rows["text"], normalised).items():
         explained[place] = f"same text as {known[key]} in {where}" if key in known else None
     return pd.Series(explained, index=rows.index, dtype=object).reindex(table_of(dataset, rule.table).index)
 
 
-def _keys_among(wanted: set[str], texts: pd.Series, normalised: bool) -> Iterator[tuple[int, str]]:
-    """Place and key of each text whose key is one of `wanted`."""
-    places = np.flatnonzero(may_read_as(texts, wanted) if normalised else texts.isin(wanted))
+def _keys_among(wanted: set[str], texts: pd.Series, normalised: bool) -> dict[int, str]:
+    """The key of each text whose key is one of `wanted`, by its place."""
+    places = np.flatnonzero(may_read_as(texts, wanted) if normalised else texts.isin(wanted)).tolist()
     keys = (_key(text, normalised) for text in texts.iloc[places].tolist())
-    return ((int(place), key) for place, key in zip(places, keys, strict=True) if key in wanted)
+    return {place: key for place, key in zip(places, keys, strict=True) if key in wanted}
 
 
 def _queries_of(dataset: Dataset, split: str) -> pd.DataFrame:

@@ -172,6 +172,12 @@ def content_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def content_hashes(documents: pd.DataFrame) -> list[str]:
+    """`content_hash` of each row of a table of documents, whose texts are never all there as Python's."""
+    starts = range(0, len(documents), ROW_GROUP)
+    return [content_hash(text) for start in starts for text in texts_of(documents.iloc[start : start + ROW_GROUP])]
+
+
 def stable_order(keys: Iterable[str], seed: int) -> list[str]:
     """The distinct `keys` in an order that depends on the keys and the seed alone, not on how they came."""
     return sorted(set(keys), key=lambda key: (hashlib.sha256(f"{seed}:{key}".encode()).digest(), key))

@@ -9,7 +9,7 @@ from typing import cast
 
 from components.artifacts import DatasetArtifact, seal
 from components.data.config import DataConfig
-from components.data.dataset import IDENTICAL, SOURCES, RawTables, content_hash, identical_ids, origin_of, texts_of, write_table
+from components.data.dataset import IDENTICAL, SOURCES, RawTables, content_hashes, identical_ids, origin_of, write_table
 from components.data.left_out import counts_of, write_left_out
 from components.data.sources import read_source, source_digest, source_name
 from components.errors import DataError
@@ -26,7 +26,7 @@ def snapshot(config: DataConfig, folder: Path, expected: str | None = None) -> D
     read_from = source_digest(config)
     if read_from != expected:
         raise DataError(f"The data {config.source} changed while it was read. Run the command again when nobody writes to it.")
-    documents = tables.documents.assign(content_hash=[content_hash(text) for text in texts_of(tables.documents)])
+    documents = tables.documents.assign(content_hash=content_hashes(tables.documents))
     frames = {"documents": documents, "queries": tables.queries, "judgements": tables.judgements, "unlabelled": tables.unlabelled}
     for name, frame in frames.items():
         write_table(frame, folder / f"{name}.parquet")
