@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from components.data import sources
 from components.data.config import DataConfig
 from components.data.dataset import RawTables, judgement_table, query_table
 from components.data.sources import hold_out_dev, keep_documents, read_source
@@ -101,3 +104,32 @@ def test_the_subset_does_not_depend_on_the_order_of_the_rows(rows: list[tuple[st
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     first, second = (keep_documents(tables(order, 12), maximum, 13) for order in (rows, shuffled))
     assert set(first.documents["doc_id"]) == set(second.documents["doc_id"])
+
+
+class CountingSet(set[str]):
+    """A set that counts the members which its operations go through."""
+
+    work = 0
+
+    def __or__(self, other: Any) -> Any:
+        CountingSet.work += len(self) + len(other)
+        return CountingSet(super().__or__(other))
+
+    def __ior__(self, other: Any) -> Any:
+        CountingSet.work += len(other)
+        return super().__ior__(other)
+
+    def __sub__(self, other: Any) -> Any:
+        CountingSet.work += len(self)
+        return CountingSet(super().__sub__(other))
+
+
+def test_choosing_documents_goes_through_each_query_once_and_not_through_all_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "set", CountingSet, raising=False)
+    work = []
+    for queries in (500, 1000):
+        read = tables([(f"q{n}", f"d{n * 3 + place}", 1) for n in range(queries) for place in range(3)], 3 * queries)
+        CountingSet.work = 0
+        assert len(keep_documents(read, 2 * queries, 13).documents) == 2 * queries
+        work.append(CountingSet.work)
+    assert work[1] == pytest.approx(2 * work[0], rel=0.05)

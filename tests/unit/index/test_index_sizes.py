@@ -23,15 +23,15 @@ from components.artifacts import seal, verify, verify_noted, verify_sizes
 from components.data import dataset
 from components.data.dataset import load_dataset, wide, write_table
 from components.errors import ArtifactError
+from components.index import engine, shards
 from components.index import refresh as changes
-from components.index import shards
 from components.index.config import IndexConfig
 from components.index.drift import read_guard
 from components.index.engine import nearest
 from components.index.export import ExportSource
 from components.index.refresh import changes_since, find_changes, read_documents
-from components.index.rows import Rows, live_rows, only_rows, read_deleted, read_table, write_rows
-from components.index.search import index_in_memory, load_index
+from components.index.rows import Rows, live_rows, only_rows, read_deleted, read_table, write_deleted, write_rows
+from components.index.search import index_in_memory, load_index, open_files
 from components.index.shards import read_shard, read_vectors, survey
 from components.index.stored_vectors import StoredVectors
 from tests.benchmarks import at_size
@@ -54,6 +54,28 @@ def test_no_source_names_an_arrow_type_that_ends_at_two_gib() -> None:
         if narrow.search(line)
     ]
     assert named == []
+
+
+# Calls of `.take(` by file, and why none gathers more than 2 GiB in a type of Arrow that counts its bytes with 32 bits.
+TAKEN = {
+    "components/index/corpus.py": (1, "rows of one row group of texts, which `wide` has read"),
+    "components/index/export.py": (1, "rows of one block of a table that `only_rows` has made"),
+    "components/index/merging.py": (2, "numpy: codes"),
+    "components/index/parts.py": (1, "no rows: a merge hands over what it made"),
+    "components/index/rows.py": (4, "ids of answers; texts that are cast to large_string in the lines before"),
+    "components/index/search.py": (1, "ids of answers"),
+    "components/index/shards.py": (1, "ids of one row group and the one behind it, of a column of large_string"),
+    "components/index/stored_vectors.py": (2, "numpy: vectors"),
+}
+
+
+def test_no_source_gathers_rows_in_a_place_that_nobody_has_looked_at() -> None:
+    found = {
+        path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8").count(".take(")
+        for room in ("components", "flows")
+        for path in sorted((ROOT / room).rglob("*.py"))
+    }
+    assert {name: count for name, count in found.items() if count} == {name: count for name, (count, _) in TAKEN.items()}
 
 
 def beyond_two_gib(mark: str = "x") -> pa.Table:
@@ -318,6 +340,16 @@ def test_exact_search_over_blocks_leaves_out_deleted_rows_of_every_block() -> No
         assert (found[94:] == -1).all() and np.isneginf(score[94:]).all()
 
 
+def test_an_exact_search_looks_at_each_deleted_row_once_whatever_the_number_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, gone, looked_at = clustered(1000), np.arange(0, 1000, 2), []
+    marked = engine.live_rows
+    monkeypatch.setattr(engine, "live_rows", lambda rows, deleted: looked_at.append((rows, len(deleted))) or marked(rows, deleted))
+    for size in (500, 10):
+        looked_at.clear()
+        nearest(clustered(3, seed=1), [vectors[start : start + size] for start in range(0, 1000, size)], 5, gone)
+        assert tuple(map(sum, zip(*looked_at, strict=True))) == (1000, 500)
+
+
 @pytest.mark.parametrize(("dimension", "queries"), [(896, 200), (64, 300)])
 def test_a_batch_and_one_query_at_a_time_rank_near_duplicates_alike(dimension: int, queries: int) -> None:
     rng = np.random.default_rng(2)
@@ -435,6 +467,21 @@ def test_every_query_gets_k_answers_whatever_the_lists_hold(tmp_path: Path, capf
         opened = load_index(index.path, index.space_id)
         scores, ids = opened.search(clustered(7, seed=9), 999)
         assert all(len(set(line)) == 999 for line in ids) and np.isfinite(scores).all()
+    said = "".join(capfd.readouterr())
+    assert "WARNING" not in said, said
+
+
+@pytest.mark.parametrize("key", ["IVF64,PQ8x4fsr", "IVF64,Flat", "HNSW8", "PQ8x4"])
+def test_the_three_documents_left_of_five_thousand_are_all_found(tmp_path: Path, capfd: pytest.CaptureFixture[str], key: str) -> None:
+    vectors = clustered(30)[np.arange(5000) % 30]
+    config = IndexConfig(index_key=key, nprobe=1 if "IVF" in key else None, recall_at=10)
+    index = built(tmp_path / "index", shards_of(tmp_path / "vectors", vectors, []), config)
+    left = np.array([7, 2500, 4999])
+    write_deleted(index.path, np.setdiff1d(np.arange(5000), left))
+    opened = open_files(index.path, index.attributes, index.counts["parts"])
+    scores, ids = opened.search(clustered(7, seed=9), 500)
+    assert [sorted(line) for line in ids] == [sorted(opened.doc_ids[int(row)] for row in left)] * 7
+    assert scores.shape == (7, 3) and np.isfinite(scores).all()
     said = "".join(capfd.readouterr())
     assert "WARNING" not in said, said
 
