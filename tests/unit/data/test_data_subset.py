@@ -127,9 +127,9 @@ class CountingSet(set[str]):
 def test_choosing_documents_goes_through_each_query_once_and_not_through_all_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "set", CountingSet, raising=False)
     work = []
-    for queries in (500, 1000):
-        read = tables([(f"q{n}", f"d{n * 3 + place}", 1) for n in range(queries) for place in range(3)], 3 * queries)
+    for asked in (500, 1000):
+        read = tables([(f"q{n}", f"d{n * 3 + place}", 1) for n in range(asked) for place in range(3)], 3 * asked)
         CountingSet.work = 0
-        assert len(keep_documents(read, 2 * queries, 13).documents) == 2 * queries
+        assert len(keep_documents(read, 2 * asked, 13).documents) == 2 * asked
         work.append(CountingSet.work)
     assert work[1] == pytest.approx(2 * work[0], rel=0.05)
