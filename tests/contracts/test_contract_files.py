@@ -5,14 +5,15 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
 import yaml
 from open_data_contract_standard.model import OpenDataContractStandard
 
-from components.data.contracts import Place, contracts_digest, contracts_folder, load_contracts, regular_expression
+from components.data import validation
+from components.data.contracts import Check, Place, contracts_digest, contracts_folder, load_contracts, regular_expression
 from components.data.validation import compile_suite
 from components.errors import ConfigError
 from tests.third_party import there, tool
@@ -64,6 +65,10 @@ def test_the_linter_of_the_data_contract_cli_passes_our_contracts(path: Path, tm
     (tmp_path / "broken.yaml").write_text(yaml.safe_dump(contract))
     broken = subprocess.run([program, "lint", tmp_path / "broken.yaml"], capture_output=True, text=True, timeout=600, check=False)
     assert broken.returncode != 0, "it looks into the file"
+
+
+def test_every_check_has_an_expectation_and_says_which_rows_may_break_it() -> None:
+    assert set(get_args(Check)) == set(validation._COMPILERS) == {*validation._SIEVES, *validation._OF_ALL_ROWS}
 
 
 def test_every_rule_is_compiled_and_names_its_contract() -> None:
