@@ -38,11 +38,22 @@ _CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def expanded(path: str) -> Path:
-    """`path` with the home folder of `~` or `~name` in its place; left as it is, and so not found, where there is no such user."""
+    """`path` with the home folder of `~` or `~name` in its place; left as it is, and so not found, where there is no such user.
+
+    Raises ConfigError for a link that leads back to itself, which `Path.resolve` answers with a RuntimeError in Python 3.11 and 3.12.
+    """
     try:
-        return Path(path).expanduser()
+        found = Path(path).expanduser()
     except RuntimeError:
-        return Path(path)
+        found = Path(path)
+    try:
+        found.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ConfigError(f"'{path}' is a link that leads back to itself. Correct the link, or give another path.") from None
+    except ValueError:  # a NUL, which whoever opens it refuses
+        pass
+    return found
 
 
 def home() -> Path:

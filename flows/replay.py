@@ -241,7 +241,10 @@ def replay(name: str, ref: str, data: str | None = None, build: bool = False) ->
     if data:
         _require_source(config)
     if build:
+        from flows.servers import require_prefect
+
         _require_full(base)
+        require_prefect()  # before minutes of measuring
     settings.work_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=settings.work_folder(), prefix="replay-") as folder:
         evaluation, verdict = _evaluate(config, base, Path(folder))

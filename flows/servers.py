@@ -32,7 +32,7 @@ from components.settings import answers, is_healthy, without_user
 from components.tracking import audit_log as audit
 from components.tracking import embedded, sign_in
 from components.tracking.server.permissions import PERMISSIONS_FILE, load_permissions
-from components.tracking.store import is_server, require_answer
+from components.tracking.store import is_server, require_answer, require_driver
 
 HOST = "127.0.0.1"
 # Our commands silence Prefect in the terminal, but a server's log must say why it ended.
@@ -141,6 +141,7 @@ def serve(mlflow_port: int = 5000, prefect_port: int = 4200, auth: bool = False)
     plans = _plans(mlflow_port, prefect_port, auth)
     if not plans:
         return
+    require_driver()
     with settings.opening("MLflow"):
         embedded.settle()
     try:
@@ -166,19 +167,11 @@ def run_flow(flow: str, *arguments: Any, **named: Any) -> Any:
     """
     import httpx
 
-    require_answer()
-    _require_usable_proxies()
-    _require_usable_settings()
+    given = require_prefect()
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     module, function = flow.split(":")
     run = getattr(import_module(module), function)
-    given = PREFECT_API_URL.value()
-    if given and not answers(f"{given}/health", ANSWER_SECONDS):
-        raise ServerError(
-            f"Prefect's server {without_user(given)} does not answer. Start it, or correct PREFECT_API_URL: it may also come from .env, "
-            "prefect.toml or pyproject.toml in the current folder, or from a profile of Prefect."
-        )
     for left in reversed(range(SMALL_SERVERS)):
         api = given or _small_server()
         try:
@@ -201,6 +194,25 @@ def run_flow(flow: str, *arguments: Any, **named: Any) -> Any:
             print(f"Prefect's own small server stopped answering ({why}); another is started.", file=sys.stderr, flush=True)
             _end_small_server()
     raise AssertionError("the last attempt returns or raises")
+
+
+def require_prefect() -> str | None:
+    """The API of the Prefect server that the settings name, which answers, and so does MLflow's; None where a run starts a small one.
+
+    Raises what `run_flow` raises before it runs.
+    """
+    require_answer()
+    _require_usable_proxies()
+    _require_usable_settings()
+    from prefect.settings import PREFECT_API_URL
+
+    given: str | None = PREFECT_API_URL.value()
+    if given and not answers(f"{given}/health", ANSWER_SECONDS):
+        raise ServerError(
+            f"Prefect's server {without_user(given)} does not answer. Start it, or correct PREFECT_API_URL: it may also come from .env, "
+            "prefect.toml or pyproject.toml in the current folder, or from a profile of Prefect."
+        )
+    return given
 
 
 def _patience() -> dict[Any, int]:
@@ -341,6 +353,11 @@ def _sign_in_text(prefect: bool) -> str:
     return f"{both}\nPrefect asks for {secret}; workers and `prefect deploy` give it in PREFECT_API_AUTH_STRING."
 
 
+def _named_elsewhere(name: str, url: str, health: str, variable: str) -> str:
+    silent = "" if answers(f"{url.rstrip('/')}{health}") else ", and it does not answer"
+    return f"{name:8} {without_user(url)} (from {variable}; not started here{silent})"
+
+
 def _plans(mlflow_port: int, prefect_port: int, auth: bool) -> list[ServerPlan]:
     from prefect.settings import PREFECT_API_URL  # also from .env, prefect.toml or a profile, as the runs read it
 
@@ -351,11 +368,11 @@ def _plans(mlflow_port: int, prefect_port: int, auth: bool) -> list[ServerPlan]:
             raise ConfigError(f"--auth starts a server, but MLFLOW_TRACKING_URI names {named} already. Unset it first.")
         plans.append(auth_plan(mlflow_port))
     elif is_server(settings.tracking_uri()):
-        print(f"MLflow   {without_user(settings.tracking_uri())} (from MLFLOW_TRACKING_URI; not started here)", flush=True)
+        print(_named_elsewhere("MLflow", settings.tracking_uri(), "/health", "MLFLOW_TRACKING_URI"), flush=True)
     else:
         plans.append(mlflow_plan(mlflow_port))
     if given := os.environ.get("PREFECT_API_URL") or PREFECT_API_URL.value():
-        print(f"Prefect  {without_user(given).removesuffix('/api')} (from PREFECT_API_URL; not started here)", flush=True)
+        print(_named_elsewhere("Prefect", given.removesuffix("/api"), "/api/health", "PREFECT_API_URL"), flush=True)
     else:
         own = auth and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING")  # else the server asks for that one already
         plans.append(prefect_plan(prefect_port, sign_in.prefect_account() if own else ""))

@@ -87,6 +87,8 @@ def unreadable(path: Path, line: int, error: Exception) -> DataError:
         return DataError(f"{path} does not exist. Give a file that is there.")
     if isinstance(error, UnicodeDecodeError):
         return DataError(f"{path}, after line {line}: not UTF-8 ({error.reason}). Convert the file to UTF-8.")
+    if isinstance(error, OSError) and error.errno:  # gzip raises one without a number for a packed file that is damaged
+        return DataError(f"{path} cannot be read: {error.strerror}. Give a file that you may read.")
     return DataError(f"{path} cannot be read after line {line} ({error}). The file may be cut off; copy it again.")
 
 

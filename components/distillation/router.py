@@ -9,6 +9,7 @@ What is written is loaded again and held against the release's own encoders, so 
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -132,7 +133,7 @@ def _student_modules(folder: Path) -> list[Any]:
 
 def require_new(folder: Path) -> None:
     """Raise ArtifactError unless `folder` is new or empty: files of another model would be loaded with this one."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtifactError(f"{folder} is there already and not empty. Give a new or empty folder for the package.")
 
 

@@ -8,6 +8,7 @@ Deleted documents are left out. Every shard names in its schema's metadata the s
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def open_source(index: IndexArtifact) -> ExportSource:
 
 def require_empty(folder: Path) -> None:
     """Raise ConfigError unless `folder` is empty, or a new folder in a place that exists."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is not an empty folder, and an export never writes over files. Name a new folder in --to.")
 
 

@@ -75,6 +75,17 @@ def translated(action: str) -> Iterator[None]:
         raise TrackingError(f"Could not {action} at {settings.tracking_uri()}: {reason}") from error
 
 
+def require_driver() -> None:
+    """Raise ConfigError when the tracking store is a database whose driver is not installed, before a server of MLflow is started on it."""
+    uri = settings.tracking_uri()
+    if is_server(uri) or "://" not in uri:
+        return
+    from sqlalchemy.engine import make_url
+
+    with translated("open the tracking store"):
+        make_url(uri).get_dialect().import_dbapi()
+
+
 def is_server(uri: str) -> bool:
     """Whether `uri` is a tracking server, which decides by itself where artifacts lie."""
     return uri.startswith(("http://", "https://"))

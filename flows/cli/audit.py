@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import ConfigError
 from components.text import as_json, visible
-from flows.cli.output import only_result_on_stdout, retriever_name, show
+from flows.cli.output import only_result_on_stdout, require_file, retriever_name, show, writing
 
 if TYPE_CHECKING:
     from components.lineage.graph import Trace
@@ -19,27 +20,29 @@ if TYPE_CHECKING:
 FORMATS = ("text", "json", "html", "openlineage", "cyclonedx")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What may be traced, and how it is written."""
+def add_arguments(parser: argparse.ArgumentParser, path: Callable[[str], Path]) -> None:
+    """What may be traced, and how it is written; `path` reads a path."""
     parser.add_argument("ref", help="champion, previous, candidate/N, release/N, model/NAME/N, index/N, answer:ID, or the id of a document")
     parser.add_argument("--release", default="champion", metavar="REF", help="release to look a document id up in (default champion)")
     parser.add_argument("--format", choices=FORMATS, help="text (default); html is a graph on one page; the last two are for other tools")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write there instead of to the screen")
+    parser.add_argument("-o", "--output", type=path, metavar="FILE", help="write there instead of to the screen")
 
 
 def trace(options: argparse.Namespace) -> None:
     """Back from a release, model, index, document or answer to where it came from."""
     form = _format(options)
-    if options.output and (options.output.is_dir() or not options.output.absolute().parent.is_dir()):
-        wrong = "is a folder" if options.output.is_dir() else "lies in a folder that does not exist"
-        raise ConfigError(f"--output {options.output} {wrong}. Give a file in a folder that is there.")
+    if options.output:
+        require_file(options.output)
+        if not options.output.absolute().parent.is_dir():
+            raise ConfigError(f"--output {options.output} lies in a folder that does not exist. Give a file in a folder that is there.")
     content = _written(_traced(options), form)
     if options.output is None:
         print(content if form == "html" else visible(content))
         return
     from components.artifacts import is_stdout, write_named
 
-    write_named(options.output, f"{content}\n".encode())
+    with writing(options.output):
+        write_named(options.output, f"{content}\n".encode())
     if is_stdout(options.output):
         return
     written = {"ref": options.ref, "format": form, "output": str(options.output), "bytes": len(content.encode()) + 1}

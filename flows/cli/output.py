@@ -133,6 +133,41 @@ def coloured(text: str) -> str:
     return "\n".join(f"\033[31m{line}\033[0m" if line.lstrip().startswith(RED) else line for line in text.split("\n"))
 
 
+def require_file(path: Path, read: Path | None = None) -> None:
+    """Raise ConfigError, before the work begins, where `--output` names what cannot be written, or the file that is `read`."""
+    from components.artifacts import is_stdout
+
+    if is_stdout(path):
+        return
+    folder = Path(os.path.realpath(path)).parent
+    while not folder.exists():
+        folder = folder.parent
+    plain = path.is_file() or not path.exists()
+    if path.is_dir():
+        wrong = "is a folder"
+    elif not folder.is_dir():
+        wrong = f"lies below {folder}, which is a file"
+    elif plain and path.exists() and read is not None and read.exists() and path.samefile(read):
+        wrong = "is the file that is read"
+    elif plain and not os.access(folder, os.W_OK | os.X_OK):
+        wrong = f"lies in {folder}, where you may not write"
+    else:
+        return
+    raise ConfigError(f"--output {path} {wrong}. Give another file.")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What a write to the file that a user named can meet, in words; a reader of a pipe who leaves has read enough."""
+    try:
+        yield
+    except BrokenPipeError:
+        return
+    except OSError as error:
+        said = f"{path} cannot be written: {error.strerror or error}. Send it to another place."
+        raise (ResourceError if is_disk_full(error) else ConfigError)(said) from None
+
+
 @contextlib.contextmanager
 def only_result_on_stdout(options: argparse.Namespace) -> Iterator[None]:
     """With --json, what steps print on the way goes to stderr, so that stdout holds the JSON alone."""
@@ -181,12 +216,14 @@ def require_addresses() -> None:
 
 
 class DiskFull(ResourceError):
-    """No space is left where the home folder lies, or temporary files."""
+    """No space is left where the home folder lies, or temporary files, or the current folder."""
 
     def __init__(self) -> None:
-        place = settings.home()
-        if _free_bytes() >= LOW_BYTES and _free_bytes(Path(tempfile.gettempdir())) < LOW_BYTES:
-            place = Path(f"{tempfile.gettempdir()}, the folder of temporary files (TMPDIR),")
+        place = str(settings.home())
+        if _free_bytes() >= LOW_BYTES:  # the others that a command writes to
+            others = {tempfile.gettempdir(): ", the folder of temporary files (TMPDIR),", os.curdir: ", the current folder,"}
+            with suppress(OSError):  # the current folder was removed
+                place = next((f"{folder}{what}" for folder, what in others.items() if _free_bytes(Path(folder)) < LOW_BYTES), place)
         super().__init__(f"The disk of {place} is full. Free some space and run the same command again; finished steps are kept.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import re
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -119,7 +120,7 @@ def _add_building(commands: Any) -> None:
     plan = _command(commands, "plan", "prepare:plan", "settings for your data and this machine, with what every step will take")
     _training_options(plan, preset=None)
     plan.add_argument("--budget", metavar="TIME", help="time for the whole run, such as 90s, 30m, 1h30m or 2d")
-    plan.add_argument("--write", type=Path, metavar="FILE", help="new YAML file for the settings, which retrain --config takes")
+    plan.add_argument("--write", type=_path, metavar="FILE", help="new YAML file for the settings, which retrain --config takes")
     plan.add_argument("--card", metavar="SIZE", help='memory of a GPU that is planned for though it is not here, such as "24 GB"')
     plan.add_argument("--again", action="store_true", help="measure again, also where the same was planned before")
     for parser in (demo, retrain, adopt, plan):
@@ -127,7 +128,7 @@ def _add_building(commands: Any) -> None:
     validate = _command(commands, "validate", "build:validate", "hold data against its contracts, without training")
     _training_options(validate, preset=None)
     validate.add_argument(
-        "--gx-project", type=Path, metavar="DIR", help="also write a project of Great Expectations there: suites, checkpoint, Data Docs"
+        "--gx-project", type=_path, metavar="DIR", help="also write a project of Great Expectations there: suites, checkpoint, Data Docs"
     )
     models = _command(commands, "models", "prepare:models", "fetch, list or verify the base models that a configuration names")
     models.add_argument("action", choices=("pull", "list", "verify"), help="fetch from the hub; list the hub's cache; hash the files again")
@@ -165,7 +166,7 @@ def _add_refreshing(commands: Any) -> None:
 
 
 def _policy_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--policy", type=Path, metavar="FILE", help="the gates as YAML with a version of its own, instead of the preset's")
+    parser.add_argument("--policy", type=_path, metavar="FILE", help="the gates as YAML with a version of its own, instead of the preset's")
 
 
 def _add_promotion(commands: Any) -> None:
@@ -190,7 +191,7 @@ def _add_promotion(commands: Any) -> None:
     rollback.add_argument("--past-lost", action="store_true", help="pass over releases that were deleted or damaged")
     history = _command(commands, "history", "review:history", "who promoted what, when and why; overrides stand out")
     history.add_argument(
-        "--anchor", type=Path, metavar="FILE", help="an auditor's own file: compare the newest record kept there, then keep today's"
+        "--anchor", type=_path, metavar="FILE", help="an auditor's own file: compare the newest record kept there, then keep today's"
     )
     history.add_argument(
         "--strike", type=_positive, metavar="N", help="record N was forged: it and all after it count no more, signed by a trusted key"
@@ -205,8 +206,10 @@ def _add_use(commands: Any) -> None:
     search.add_argument("-k", type=_positive, default=10, help="number of documents (default 10)")
     _release_option(search)
     run = _command(commands, "run", "search:run", "answer a file of queries and write a TREC run file")
-    run.add_argument("--queries", type=Path, required=True, metavar="FILE", help="queries as JSON lines (_id, text), gz accepted")
-    run.add_argument("--output", type=Path, required=True, metavar="FILE", help="TREC run file to write; - for standard output")
+    run.add_argument(
+        "--queries", type=_path, required=True, metavar="FILE", help="JSON lines (_id, text), gz accepted; - for standard input"
+    )
+    run.add_argument("--output", type=_path, required=True, metavar="FILE", help="TREC run file to write; - for standard output")
     run.add_argument("-k", type=_positive, default=100, help="documents per query (default 100)")
     run.add_argument(
         "--identical-ids",
@@ -220,10 +223,10 @@ def _add_use(commands: Any) -> None:
     export = _command(
         commands, "export", "search:export", "write a release's vectors as Parquet or into Qdrant, its encoders as a package, or all signed"
     )
-    export.add_argument("--to", type=Path, metavar="FOLDER", help="new or empty folder for the Parquet shards")
+    export.add_argument("--to", type=_path, metavar="FOLDER", help="new or empty folder for the Parquet shards")
     export.add_argument("--qdrant", metavar="PATH|URL", help="Qdrant server, or folder of an embedded store; needs the extra 'qdrant'")
     export.add_argument(
-        "--router", type=Path, metavar="FOLDER", help="new or empty folder for the encoders as one Router of sentence-transformers"
+        "--router", type=_path, metavar="FOLDER", help="new or empty folder for the encoders as one Router of sentence-transformers"
     )
     export.add_argument(
         "--part",
@@ -232,7 +235,7 @@ def _add_use(commands: Any) -> None:
     )
     export.add_argument(
         "--signed",
-        type=Path,
+        type=_path,
         metavar="FOLDER",
         help="new or empty folder for the release and its parts, signed so that `model_signing verify certificate` accepts them",
     )
@@ -246,14 +249,15 @@ def _add_inspection(commands: Any) -> None:
         "--why", nargs="?", const="", metavar="STEP", help="instead: when and why a step was made last, such as train_towers; no STEP: all"
     )
     add_trace_arguments(
-        _command(commands, "trace", "audit:trace", "a release, model, document or answer back to data, code, configuration and approval")
+        _command(commands, "trace", "audit:trace", "a release, model, document or answer back to data, code, configuration and approval"),
+        _path,
     )
     ui = _command(commands, "ui", "operate:ui", "start the MLflow and Prefect servers on this machine until Ctrl-C")
     ui.add_argument("--mlflow-port", type=_port, default=5000, metavar="PORT", help="default 5000")
     ui.add_argument("--prefect-port", type=_port, default=4200, metavar="PORT", help="default 4200")
     ui.add_argument("--auth", action="store_true", help="MLflow asks who you are, holds people to their roles, and keeps an audit log")
     prepare = _command(commands, "bootstrap", "operate:bootstrap", "make users, roles, models and experiments on a server with sign-in")
-    prepare.add_argument("--users", type=Path, metavar="FILE", help="YAML file of users and their roles (default: one user for each role)")
+    prepare.add_argument("--users", type=_path, metavar="FILE", help="YAML file of users and their roles (default: one user for each role)")
     prepare.add_argument("--server", metavar="URL", help="default: the running `scalingnote ui --auth`, else MLFLOW_TRACKING_URI")
 
 
@@ -264,7 +268,7 @@ def _add_configuration(commands: Any) -> None:
     _training_options(show, preset=None)
     _policy_option(show)
     show.add_argument("--changed", action="store_true", help="only what differs from the defaults")
-    show.add_argument("--write", type=Path, metavar="FILE", help="write all values to a YAML file for --config, each with its meaning")
+    show.add_argument("--write", type=_path, metavar="FILE", help="write all values to a YAML file for --config, each with its meaning")
     _command(actions, "schema", "prepare:show_schema", "the JSON schema of a configuration file, for editors that check and complete")
     diff = _command(actions, "diff", "prepare:diff_configs", "where two configurations differ; the exit status is 0 either way")
     diff.epilog = (
@@ -282,7 +286,7 @@ def _add_proof(commands: Any) -> None:
         commands, "verify", "audit:verify", "hash a release again and check digests, signatures, decision, records, audit log"
     )
     verify.add_argument("ref", nargs="?", default="champion", help="champion (default), previous, candidate/N or release/N")
-    verify.add_argument("--folder", type=Path, metavar="DIR", help="verify from the files below DIR alone, such as a copy of the store")
+    verify.add_argument("--folder", type=_path, metavar="DIR", help="verify from the files below DIR alone, such as a copy of the store")
     keys = _command(commands, "keys", "audit:keys", "make the key that signs releases and records, list keys, sign a release")
     keys.add_argument(
         "action",
@@ -291,7 +295,7 @@ def _add_proof(commands: Any) -> None:
     )
     keys.add_argument("ref", nargs="?", default="champion", help="for sign: champion (default), previous, candidate/N or release/N")
     keys.add_argument(
-        "--to", type=Path, metavar="FILE", help="for new and certificate: where that is written (default: below keys/ at home)"
+        "--to", type=_path, metavar="FILE", help="for new and certificate: where that is written (default: below keys/ at home)"
     )
     replay = _command(commands, "replay", "audit:replay", "evaluate a release again from its record and compare every value")
     replay.add_argument("ref", nargs="?", default="champion", help="champion (default), previous, candidate/N or release/N")
@@ -307,11 +311,11 @@ def _training_options(parser: argparse.ArgumentParser, preset: str | None) -> No
         help="smoke, demo, pages, gpu, cluster, adopt, endpoint, or an embedding model: qwen3-embedding, embeddinggemma, harrier"
         + (f" (default {preset})" if preset else ""),
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file laid over the preset")
+    parser.add_argument("--config", type=_path, metavar="FILE", help="YAML file laid over the preset")
     parser.add_argument(
         "--data", metavar="DIR", help="folder in BEIR layout or with Parquet tables, ir_datasets:NAME, hub:OWNER/NAME, or icd10cm"
     )
-    parser.add_argument("--max-documents", type=int, metavar="N", help="use a subset of N documents, judged ones first")
+    parser.add_argument("--max-documents", type=_whole, metavar="N", help="use a subset of N documents, judged ones first")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="one setting, such as towers.steps=200; repeatable"
     )
@@ -355,6 +359,21 @@ def _run(module: str, function: str, options: argparse.Namespace) -> int | None:
     """Import the command when it is asked for, so that no other command waits for what it imports."""
     command: Command = getattr(import_module(f"flows.cli.{module}"), function)
     return command(options)
+
+
+def _path(text: str) -> Path:
+    """A path with `~` in it, which the shell leaves alone behind `--to=`; a folder of that name would be made here otherwise."""
+    found = settings.expanded(text)
+    if str(found).startswith("~"):
+        raise argparse.ArgumentTypeError(f"there is no such user as in '{text}', or no home folder of theirs; './{text}' is one here")
+    return found
+
+
+def _whole(text: str) -> int:
+    """A whole number in plain digits; `int` alone takes those of any script, and `1_000`."""
+    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"expected a whole number, not '{text}'")
+    return int(text)
 
 
 def _positive(text: str) -> int:

@@ -6,11 +6,12 @@ import argparse
 import contextlib
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from components.errors import ConfigError, DataError
 from components.text import is_blank, one_line
-from flows.cli.output import only_result_on_stdout, retriever_name, show
+from flows.cli.output import only_result_on_stdout, require_file, retriever_name, show, writing
 
 
 def search(options: argparse.Namespace) -> None:
@@ -70,7 +71,8 @@ def run(options: argparse.Namespace) -> None:
     from components.serving.loader import open_release, own_documents
 
     log_mode()
-    queries = read_queries(options.queries)
+    require_file(options.output, options.queries)
+    queries = read_queries(Path("/dev/stdin") if str(options.queries) == "-" else options.queries)
     if queries.empty:
         raise DataError(f"{options.queries} holds no queries. Expected JSON lines with _id and text.")
     if queries["query_id"].duplicated().any():
@@ -87,7 +89,8 @@ def run(options: argparse.Namespace) -> None:
     asked = zip(queries["query_id"], hits, strict=True)
     found = [[hit for hit in row if query not in own or hit.doc_id != query][: options.k] for query, row in asked]
     ranking = {q: [(hit.doc_id, hit.score) for hit in hits] for q, hits in zip(queries["query_id"], found, strict=True)}
-    write_trec_run(options.output, ranking, f"{opened.model}-{opened.version}")
+    with writing(options.output):
+        write_trec_run(options.output, ranking, f"{opened.model}-{opened.version}")
     ids = log_answers(opened.served, queries["text"].tolist(), found)
     seconds = time.monotonic() - started
     result = {
