@@ -80,9 +80,11 @@ def _with_vectors(options: argparse.Namespace) -> RetrainConfig:
 
 
 def _adopted(options: argparse.Namespace, config: RetrainConfig) -> dict[str, Any]:
+    from components.data.sources import source_digest
     from flows.servers import run_flow
     from flows.steps import at_commits
 
+    source_digest(config.data)  # a missing folder is said at once, before any server starts
     require_space()
     with only_result_on_stdout(options):
         return run_flow("flows.adopt:adopt", config=at_commits(config))

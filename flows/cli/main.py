@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from components import settings
@@ -68,14 +69,17 @@ def _require_text(arguments: Sequence[str]) -> None:
 
 def _explain(options: argparse.Namespace, error: Exception) -> int:
     """A user's mistake or the machine's state in words; the rest with its place, which a report of the failure needs."""
+    named = [value for value in vars(options).values() if isinstance(value, Path)]
     if isinstance(error, OutputError):
         drop_output()
     elif not isinstance(error, ResourceError):
-        error = lacking(error) or error
+        error = lacking(error, named) or error
     if isinstance(error, ScalingNoteError):
         return _fail(options, str(error), error.exit_code)
     if isinstance(error, OSError) and error.filename:
-        return _fail(options, f"{error.filename}: {error.strerror}. Check that it exists and that you may use it.", 1)
+        place = error.filename2 or error.filename  # the first is the name that a file had while it was written
+        status = 2 if str(place) in map(str, named) else 1
+        return _fail(options, f"{place}: {error.strerror}. Check that it exists and that you may use it.", status)
     if options.verbose:
         traceback.print_exc()
     where = traceback.extract_tb(error.__traceback__)[-1]

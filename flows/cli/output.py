@@ -15,7 +15,7 @@ import select
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -216,19 +216,20 @@ def require_addresses() -> None:
 
 
 class DiskFull(ResourceError):
-    """No space is left where the home folder lies, or temporary files, or the current folder."""
+    """No space is left where the home folder lies, or temporary files, the current folder, or a file that was `named`."""
 
-    def __init__(self) -> None:
+    def __init__(self, named: Sequence[Path] = ()) -> None:
         place = str(settings.home())
         if _free_bytes() >= LOW_BYTES:  # the others that a command writes to
-            others = {tempfile.gettempdir(): ", the folder of temporary files (TMPDIR),", os.curdir: ", the current folder,"}
+            others = dict.fromkeys(map(str, named), "")
+            others |= {tempfile.gettempdir(): ", the folder of temporary files (TMPDIR),", os.curdir: ", the current folder,"}
             with suppress(OSError):  # the current folder was removed
                 place = next((f"{folder}{what}" for folder, what in others.items() if _free_bytes(Path(folder)) < LOW_BYTES), place)
         super().__init__(f"The disk of {place} is full. Free some space and run the same command again; finished steps are kept.")
 
 
-def lacking(error: BaseException) -> ResourceError | None:
-    """What the machine lacked when `error` was raised, in words; None where it was something else."""
+def lacking(error: BaseException, named: Sequence[Path] = ()) -> ResourceError | None:
+    """What the machine lacked when `error` was raised, in words, else None. `named`: files that may lie on other disks."""
     for seen in _chain(error):
         number = getattr(seen, "errno", None)
         if isinstance(seen, MemoryError) or any(said in str(seen).lower() for said in _NO_MEMORY):
@@ -242,7 +243,7 @@ def lacking(error: BaseException) -> ResourceError | None:
         if number in LIMITS:
             said = LIMITS[number].format(files=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
             return ResourceError(f"{said} Then run the same command again; finished steps are kept.")
-    return DiskFull() if is_disk_full(error) else None
+    return DiskFull(named) if is_disk_full(error) else None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -240,6 +240,10 @@ def test_a_run_is_written_where_it_was_asked_for(variables: dict[str, str], tmp_
     for place in ("-", "/dev/stdout"):
         done = run([*asked, place], variables, cwd=tmp_path)
         assert done.stdout == written and "1 queries answered" in done.stderr
+    with queries.open(encoding="utf-8") as asking:
+        assert run([*asked[:1], "--queries", "-", *asked[3:], "-"], variables, stdin=asking).stdout == written
+    assert run([*asked, str(queries)], variables).returncode == 2 and "heart stone" in queries.read_text(encoding="utf-8")
+    assert run([*asked, str(tmp_path)], variables).returncode == 2
     os.mkfifo(tmp_path / "pipe")
     with subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE, text=True) as reader:
         assert run([*asked, str(tmp_path / "pipe")], variables).returncode == 0

@@ -220,11 +220,12 @@ def test_server_that_ends_while_starting_shows_its_last_words(home: Path, monkey
 
 
 def test_servers_of_a_team_are_shown_not_started(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
-    monkeypatch.setenv("PREFECT_API_URL", "https://prefect.example.org/api")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:2/api")
     serve(free_port(), free_port())
     told = capsys.readouterr().out
-    assert "https://mlflow.example.org (from MLFLOW_TRACKING_URI" in told and "https://prefect.example.org (from PREFECT_API_URL" in told
+    for server in ("http://127.0.0.1:1 (from MLFLOW_TRACKING_URI", "http://127.0.0.1:2 (from PREFECT_API_URL"):
+        assert f"{server}; not started here, and it does not answer)" in told
 
 
 def wait_until_gone(port: int) -> None:

@@ -15,17 +15,20 @@ import pytest
 
 from components import settings
 from components.artifacts import write_atomic
-from components.errors import ConfigError, DataError, ScalingNoteError
+from components.data.jsonl import read_queries
+from components.errors import ConfigError, DataError, ResourceError, ScalingNoteError
+from components.index.export import require_empty
 from components.serving import answer_log as answers
 from components.tracking import embedded as moved
 from components.tracking import packaging
 from components.tracking.audit_log import append_entry, read_audit
 from components.tracking.runs import open_flow_run
-from components.tracking.store import TrackingError, client, translated
+from components.tracking.store import TrackingError, client, require_driver, translated
 from flows.cli import output
 from flows.cli import output as disk
 from flows.cli.main import main
-from flows.cli.output import DiskFull, lacking
+from flows.cli.output import DiskFull, lacking, require_file, writing
+from flows.cli.parser import build_parser
 from flows.recorder import recorded_flow
 from tests.unit.promotion_world import PROVENANCE
 
@@ -304,3 +307,146 @@ def test_output_that_another_program_made_non_blocking_is_written_whole() -> Non
     reader.join(600)
     os.close(reading)
     assert b"".join(read) == b"x" * 1_000_000
+
+
+FILES = (
+    ("trace", "champion", "-o"),
+    ("run", "--queries", "q", "--output"),
+    ("run", "--output", "o", "--queries"),
+    ("export", "--to"),
+    ("export", "--router"),
+    ("export", "--signed"),
+    ("config", "show", "--write"),
+    ("retrain", "--config"),
+    ("history", "--anchor"),
+    ("keys", "new", "--to"),
+    ("validate", "--gx-project"),
+    ("verify", "--folder"),
+    ("bootstrap", "--users"),
+)
+
+
+@pytest.mark.parametrize("words", FILES, ids=lambda words: f"{words[0]} {words[-1]}")
+def test_a_tilde_is_the_home_folder_in_every_option_and_never_a_folder_here(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shell leaves it alone in `--to=~/x`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert tmp_path / "x" in vars(build_parser().parse_args([*words[:-1], words[-1], "~/x"])).values()
+    with pytest.raises(SystemExit) as stopped:
+        build_parser().parse_args([*words[:-1], words[-1], "~nosuch/x"])
+    assert stopped.value.code == 2 and "no such user as in '~nosuch/x'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [*FILES, ("validate", "--data"), ("refresh-index", "--data"), ("adopt", "--vectors", "nosuch", "--data")], ids=" ".join
+)
+def test_a_link_that_leads_back_to_itself_is_said(
+    words: tuple[str, ...], home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Path.resolve` raises a RuntimeError for it."""
+    monkeypatch.setattr("flows.cli.build._request", lambda options, _: settings.expanded(options.data))  # no release is asked for
+    (tmp_path / "loop").symlink_to("loop")
+    assert main([*words, str(tmp_path / "loop")]) == 2
+    assert "is a link that leads back to itself" in capsys.readouterr().err
+
+
+def test_a_home_that_is_a_link_to_itself_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path / "loop"))
+    with pytest.raises(ConfigError, match="leads back to itself"):
+        settings.activate()
+
+
+@pytest.mark.parametrize("given", ["٣", "1_000", "1e3", "", "9" * 30])
+def test_a_whole_number_has_plain_digits(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["config", "show", "--max-documents", given])
+    assert f"expected a whole number, not '{given}'" in capsys.readouterr().err
+    assert build_parser().parse_args(["config", "show", "--max-documents", "-5"]).max_documents == -5  # refused with the bounds
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("folder", "is a folder"), ("read", "is the file that is read"), ("link", "is the file that is read"), ("read/x", "lies below")],
+)
+def test_an_output_that_cannot_be_is_refused_before_the_work(name: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "read").write_text("{}")
+    (tmp_path / "link").symlink_to("read")
+    with pytest.raises(ConfigError, match=said):
+        require_file(tmp_path / name, tmp_path / "read")
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/null", "/dev/fd/1", "new", "no/such/new", "old"])
+def test_an_output_that_can_be_is_not_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("{}")
+    require_file(Path(name) if name.startswith(("-", "/")) else tmp_path / name, tmp_path / "missing")
+    require_file(Path("/dev/null"), Path("/dev/null"))
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "status"), [(errno.ENOSPC, ResourceError, 9), (errno.EDQUOT, ResourceError, 9), (errno.ENOENT, ConfigError, 2)]
+)
+def test_an_output_that_is_full_is_named_and_not_the_home(number: int, kind: type[ScalingNoteError], status: int, home: Path) -> None:
+    with pytest.raises(kind, match=r"^/dev/full cannot be written: ") as caught, writing(Path("/dev/full")):
+        raise OSError(number, os.strerror(number))
+    assert caught.value.exit_code == status and str(home) not in str(caught.value)
+
+
+def test_a_reader_of_a_pipe_that_leaves_is_no_failure() -> None:
+    with writing(Path("pipe")):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_a_current_folder_that_is_full_is_named(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(disk, "_free_bytes", lambda probe=None: 0 if probe == Path(os.curdir) else 10**12)
+    assert "the current folder" in str(DiskFull()) and str(home) not in str(DiskFull())
+
+
+def test_a_full_disk_is_that_of_the_file_that_was_named(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "other" / "x"
+    monkeypatch.setattr(disk, "_free_bytes", lambda probe=None: 0 if probe == file else 10**12)
+    found = lacking(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), [file])
+    assert str(file) in str(found) and str(home) not in str(found)
+
+
+@pytest.mark.parametrize("words", [("config", "show", "--write"), ("trace", "champion", "-o"), ("history", "--anchor")])
+def test_a_name_that_is_too_long_is_an_argument_that_is_wrong(
+    words: tuple[str, ...], home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, str(tmp_path / ("x" * 256))]) == 2
+    assert "File name too long" in capsys.readouterr().err
+
+
+def test_a_file_is_named_by_the_name_that_it_gets(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENAMETOOLONG, "File name too long", ".1-ab.tmp", None, "wanted.pem")
+
+    monkeypatch.setattr("flows.cli.audit.keys", refused)
+    assert main(["keys", "list"]) == 1
+    assert "wanted.pem: File name too long" in capsys.readouterr().err
+
+
+def test_a_folder_in_the_place_of_a_file_is_not_called_cut_off(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+        read_queries(tmp_path)
+
+
+def test_an_export_into_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nothing")
+    with pytest.raises(ConfigError, match="is not an empty folder"):
+        require_empty(tmp_path / "link")
+
+
+@pytest.mark.parametrize(("address", "package"), [("mssql+pyodbc://u:s3cr3t@db/x", "pip install pyodbc"), ("sqlite:////x.db", "")])
+def test_a_server_is_not_started_on_a_database_without_its_driver(address: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its log ended in a ModuleNotFoundError."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    if not package:
+        require_driver()
+        return
+    with pytest.raises(ConfigError, match=package) as caught:
+        require_driver()
+    assert "s3cr3t" not in str(caught.value)

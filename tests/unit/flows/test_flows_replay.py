@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from components.artifacts import read_json, write_json
 from components.errors import ArtifactError
 from components.evaluation.report import write_report
 from components.release.manifest import LineageNode
+from flows import replay as replaying
 from flows.replay import compare_evaluations, compare_lineage
+from flows.servers import ServerError
 from tests.unit.promotion_world import make_evaluation
 
 
@@ -140,3 +144,12 @@ def test_intervals_over_single_queries_are_not_held_against_those_over_units(fol
     assert compare_evaluations(*folders).outcome == "equal"
     change_report(folders[1], lambda report: report["systems"]["student"]["metrics"].update({"ndcg@10": 0.1}))
     assert compare_evaluations(*folders).outcome == "different"
+
+
+def test_a_build_asks_for_its_servers_before_minutes_of_measuring(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replaying, "open_pinned", lambda *_: SimpleNamespace(title="release/1", manifest=SimpleNamespace(config={})))
+    monkeypatch.setattr(replaying, "amend_config", lambda *_: None)
+    monkeypatch.setattr(replaying, "_require_full", lambda _: None)
+    monkeypatch.setattr(replaying, "_evaluate", lambda *_: pytest.fail("it was measured first"))
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}), pytest.raises(ServerError, match="does not answer"):
+        replaying.replay("retriever", "release/1", build=True)
