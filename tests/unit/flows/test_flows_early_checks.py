@@ -86,3 +86,11 @@ def test_a_model_that_cannot_be_used_is_said_before_any_server_starts(
     monkeypatch.setattr("flows.servers.run_flow", lambda *_, **__: pytest.fail("a server was started"))
     data = write_folder(tmp_path / "data")
     assert_refused(scalingnote("retrain", "--preset", "smoke", "--data", data, "--set", setting), 4)
+
+
+@pytest.mark.parametrize("command", [("adopt", "--vectors", "vectors"), ("retrain", "--preset", "smoke"), ("study", "worth")])
+def test_data_that_are_not_there_are_said_before_a_server_starts(
+    command: tuple[str, ...], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.servers.run_flow", lambda *_, **__: pytest.fail("a server was started"))
+    assert_refused(scalingnote(*command, "--data", tmp_path / "nosuch"), 3, "does not exist")
