@@ -6,6 +6,7 @@ digest identifies the whole artifact: equal inputs give equal digests, and no ti
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from typing import Any, BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.errors import ArtifactError
+from components.text import visible
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -34,7 +36,7 @@ _CLOCK_TICK = 10**8  # nanoseconds: of two changes that are closer than this, a 
 class FileEntry(BaseModel):
     """One file of an artifact."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)  # a number as text would have the same digest
     sha256: str
     bytes: int
 
@@ -42,7 +44,7 @@ class FileEntry(BaseModel):
 class Manifest(BaseModel):
     """What an artifact folder holds, and the artifacts it was made from (`parents`: role -> digest)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     schema_version: int = SCHEMA_VERSION
     kind: str
     files: dict[str, FileEntry]
@@ -179,9 +181,20 @@ def written_atomically(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
 
 
 def open_private(path: Path) -> BinaryIO:
-    """A file to append to and read, which its owner alone may read. The wider mode of an older version is closed."""
-    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    """A file to append to and read, which its owner alone may read. The wider mode of an older version is closed.
+
+    Raises ArtifactError for a link, which would have another file written to, and for a pipe, a folder or a device.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        raise ArtifactError(f"{path} is no plain file, and nothing is written into what stands in its place. Move it away.") from None
     state = os.fstat(handle)
+    if not stat.S_ISREG(state.st_mode):
+        os.close(handle)
+        raise ArtifactError(f"{path} is no plain file, and nothing is written into what stands in its place. Move it away.")
     if state.st_mode & 0o077 and state.st_uid == os.geteuid():
         os.fchmod(handle, 0o600)
     return os.fdopen(handle, "a+b")
@@ -203,21 +216,28 @@ def write_named(path: Path, content: bytes) -> None:
         write_atomic(path.resolve() if path.is_symlink() else path, content)
 
 
+def open_plain(path: Path) -> BinaryIO:
+    """A plain file to read, however large; raises ArtifactError for a folder, a pipe or a device, for which a reader would wait."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:  # a path from a database may hold a zero byte
+        raise ArtifactError(f"'{visible(str(path))}' names no file: {error}.") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ArtifactError(f"{path} is no plain file. Put the file itself there.")
+    return os.fdopen(handle, "rb")
+
+
 def read_bounded(path: Path, most: int) -> bytes:
     """Content of a plain file of at most `most` bytes, so that no file of others fills the memory or is waited for.
 
     Raises ArtifactError for a larger one, a folder, a pipe or a device, and OSError as opening does.
     """
-    # Without waiting for whoever writes into a pipe; a plain file knows no such waiting.
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    state = os.fstat(handle)
-    if not stat.S_ISREG(state.st_mode):
-        os.close(handle)
-        raise ArtifactError(f"{path} is no plain file. Put the file itself there.")
-    with os.fdopen(handle, "rb") as file:
-        content = file.read(most + 1) if state.st_size <= most else b""
-    if len(content) > most or state.st_size > most:
-        size = max(state.st_size, len(content))
+    with open_plain(path) as file:
+        stated = os.fstat(file.fileno()).st_size
+        content = file.read(most + 1) if stated <= most else b""
+    if max(stated, len(content)) > most:
+        size = max(stated, len(content))
         raise ArtifactError(f"{path} has {size:,} bytes; at most {most:,} are read, as no command writes more. Restore it from a backup.")
     return content
 
@@ -392,6 +412,8 @@ def _expected_manifest(folder: Path, expected_digest: str | None) -> Manifest:
         )
     if linked := [path for path in (folder, *folder.rglob("*")) if path.is_symlink()]:
         raise ArtifactError(f"{linked[0]} is a link, and what it leads to can change. Put the file itself there.")
+    if strange := next((path for path in folder.rglob("*") if not path.is_file() and not path.is_dir()), None):
+        raise ArtifactError(f"{strange} is no plain file: a pipe or device, for which a reader would wait. Remove it.")
     present = {path.relative_to(folder).as_posix() for path in _members(folder)}
     if missing := [name for name in manifest.files if name not in present]:
         raise ArtifactError(f"{folder}: the file {missing[0]} is missing. Restore it or run the step again.")

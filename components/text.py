@@ -16,6 +16,7 @@ INVISIBLE = (
     "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0"
     "\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
+MOST_DIGITS = 18  # what a database takes as a whole number
 _BLANK = rf"\s\x00-\x1f\x7f-\x9f{INVISIBLE}"
 VISIBLE = f"[^{_BLANK}]"  # a pattern for any letter that is seen
 _VISIBLE, _EDGES = re.compile(VISIBLE), re.compile(rf"\A[{_BLANK}]+|[{_BLANK}]+\Z")
@@ -40,6 +41,14 @@ def reads_like(name: str) -> str:
     wide = unicodedata.normalize("NFKD", name).casefold()
     plain = "".join(c for c in wide if unicodedata.category(c) not in ("Mn", "Cf", "Cc"))
     return " ".join(plain.translate(_LOOKS_LIKE).replace("rn", "m").replace("vv", "w").split())
+
+
+def whole_number(text: str) -> int | None:
+    """The number in plain digits; None for any other text, and for one of more digits than anything is counted to.
+
+    Python raises an error for one of thousands of digits, which whoever writes a tag, a record or a reference could have it meet.
+    """
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else None
 
 
 # --- Text from outside, made safe to show: titles, names, reasons and ids can hold what a terminal or a page would obey.

@@ -35,6 +35,7 @@ from starlette.requests import ClientDisconnect
 
 from components.errors import ConfigError, PromotionError, ScalingNoteError
 from components.release.champion import candidate_model, release_model
+from components.text import whole_number
 
 SIGNATURE, TIMESTAMP, DELIVERY_ID = "X-MLflow-Signature", "X-MLflow-Timestamp", "X-MLflow-Delivery-Id"
 WINDOW_SECONDS = 300
@@ -85,9 +86,11 @@ class Deliveries:
 
     def _require_fresh(self, delivery: str, stamp: str, now: float) -> None:
         """Called after the signature holds: what is not signed leaves no trace here."""
-        sent = int(stamp) if stamp.isascii() and stamp.isdigit() else None
+        sent = whole_number(stamp)
         if sent is None or abs(now - sent) > self.window:
-            raise DeliveryError(401, f"The time stamp '{stamp}' is not within {self.window} seconds of {int(now)}. Compare both clocks.")
+            raise DeliveryError(
+                401, f"The time stamp '{stamp[:40]}' is not within {self.window} seconds of {int(now)}. Compare both clocks."
+            )
         self._seen = {known: time for known, time in self._seen.items() if now - time <= self.window}
         if delivery in self._seen:
             raise DeliveryError(409, f"The delivery {delivery} was accepted before.")

@@ -30,6 +30,7 @@ from components.promotion.approval import find_version
 from components.release.champion import candidate_model
 from components.release.manifest import Pin, PinRole
 from components.release.open import TRACED, resolve
+from components.text import whole_number
 from components.tracking import labels, registry
 from components.tracking.registry import VersionInfo
 
@@ -230,6 +231,6 @@ def trace_document(name: str, ref: str, doc_id: str) -> Trace:
 
 
 def _number(text: str, ref: str) -> int:
-    if not text.isascii() or not text.isdigit():
+    if (number := whole_number(text)) is None:
         raise PromotionError(f"'{ref}' names no version: expected a number after the last slash. Known are {TRACED}.")
-    return int(text)
+    return number

@@ -74,6 +74,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 FIRST_PAUSE, LONGEST_PAUSE = 600.0, 86_400.0  # seconds until an unchanged refusal is examined again; each time twice as long
+MOST_REFUSALS = 32  # that are counted: the pause has long stopped growing
 
 
 class Waiting(NamedTuple):
@@ -164,7 +165,7 @@ def refusal_remembered(name: str) -> Iterator[None]:
     except (PromotionError, ArtifactError) as error:
         known = _refusal(name)
         times = int(known["times"]) + 1 if known and known["state"] == state else 1
-        write_json(_refusal_file(name), {"state": state, "message": str(error), "at": time.time(), "times": min(times, 32)})
+        write_json(_refusal_file(name), {"state": state, "message": str(error), "at": time.time(), "times": min(times, MOST_REFUSALS)})
         raise
     _refusal_file(name).unlink(missing_ok=True)
 
@@ -173,8 +174,11 @@ def _refusal(name: str) -> dict[str, Any] | None:
     """What was remembered; a file that cannot be read is no more than a refusal that is examined again."""
     try:
         found = read_json(_refusal_file(name))
-        return {"state": found["state"], "message": found["message"], "at": float(found["at"]), "times": int(found["times"])}
-    except (ArtifactError, KeyError, TypeError, ValueError, OSError):
+        at, times = float(found["at"]), found["times"]
+        if type(times) is not int or not 0 < times <= MOST_REFUSALS:
+            return None
+        return {"state": found["state"], "message": found["message"], "at": at, "times": times}
+    except (ArtifactError, KeyError, TypeError, ValueError, OverflowError, OSError):
         return None
 
 

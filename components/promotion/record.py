@@ -31,6 +31,7 @@ from components.release.champion import (
     Record,
     baseline_evaluation,
     candidate_model,
+    digest_in,
     expected_aliases,
     lost,
     release_model,
@@ -223,13 +224,13 @@ def rollback_record(
     promoted = next(r for r in reversed(standing(records)) if r["action"] == "promote" and int(r["to_version"]) == target)
     act = _proven_rollback(name, records, champion, reason)
     proof = _proof("none", None, None) if act is None else _proof("basic", act.sequence, act.digest)
-    digest = str(promoted["manifest_digest"])
+    digest = digest_in(promoted)
     folder = verify(registry.artifact_folder(release_model(name), target), digest).path
     return {
         "action": "rollback",
         "from_version": champion,
         "to_version": target,
-        "candidate_version": promoted["candidate_version"],
+        "candidate_version": promoted.get("candidate_version"),
         "manifest_digest": digest,
         "packages": _packages(name, target, folder),
         "evidence_digest": digest,

@@ -78,7 +78,7 @@ def history_of(name: str) -> list[dict[str, Any]]:
         pairs = [(who, spelled.setdefault(reads_like(who), who)) for who in people]
         entry["look_alikes"] = {who: first for who, first in pairs if who.casefold().split() != first.casefold().split()}
         moment = moment_of(str(entry["when"]))
-        entry["dated_back"] = moment is not None and latest is not None and moment < latest - CLOCK_SLACK
+        entry["dated_back"] = moment is not None and latest is not None and latest - moment > CLOCK_SLACK
         latest = max((found for found in (moment, latest) if found is not None), default=None)
     return entries
 
@@ -137,15 +137,22 @@ def render_history(name: str, entries: list[dict[str, Any]], alarm: str | None =
 
 
 def _entry(record: dict[str, Any]) -> dict[str, Any]:
-    again = (record.get("decisions") or [None])[-1]
     return {
         **{field: record.get(field) for field in _FIELDS},
         "evidence_digest": record.get("evidence_digest") or record.get("manifest_digest"),
         "when": record.get("time") or record.get("recorded_at"),
         "overridden": bool(record.get("override")),
         "signed_by": [name[:16] for name in signed_by(record)],
-        "compared_again": None if again is None else {"against": again["against"], "verdict": again["decision"]["verdict"]},
+        "compared_again": _compared_again(record.get("decisions")),
     }
+
+
+def _compared_again(decisions: Any) -> dict[str, Any] | None:
+    """The decision that was made again; whoever forges a record may write anything there."""
+    last = decisions[-1] if isinstance(decisions, list) and decisions else None
+    if not isinstance(last, dict) or not isinstance(last.get("decision"), dict):
+        return None
+    return {"against": last.get("against"), "verdict": one_line(last["decision"].get("verdict"))}
 
 
 def _lines(entry: dict[str, Any]) -> list[str]:
@@ -203,7 +210,7 @@ def _who(entry: dict[str, Any]) -> str:
     if entry["audit_digest"]:
         named = f" for {entry['claimed_by']} (as claimed)" if entry["claimed_by"] not in (None, entry["approved_by"]) else ""
         signed_in = f"by {entry['approved_by']} ({entry['role']}, signed in){named}"
-        return f"{signed_in}, audit entry {entry['audit_sequence']} {entry['audit_digest'][:12]}"
+        return f"{signed_in}, audit entry {one_line(entry['audit_sequence'])} {one_line(entry['audit_digest'])[:12]}"
     person = entry["approved_by"]
     return "by nobody known (unauthenticated)" if person in (None, "unauthenticated") else f"by {person} (as claimed, unauthenticated)"
 

@@ -16,7 +16,7 @@ from components.gates.decision import load_facts
 from components.gates.policy import foreign_policy, policy_digest, recorded_policy
 from components.index.search import merge_fault_of
 from components.promotion.verified_stores import FolderStore, RegistryStore, Store
-from components.release.champion import CHAMPION, RED, Record, baseline_evaluation, servable_release, standing
+from components.release.champion import CHAMPION, RED, Record, baseline_evaluation, digest_in, servable_release, standing
 from components.release.manifest import (
     COMPARISON_FOLDER,
     EVALUATION_FOLDER,
@@ -158,7 +158,7 @@ def _recorded(store: Store) -> str:
     if record is None:
         return f"{len(records)} records, none of them about this version"
     found = open_artifact(store.copies()[0])
-    if found.digest != record["manifest_digest"]:
+    if found.digest != digest_in(record):
         raise ArtifactError(
             f"Record {record['sequence']} names the digest {record['manifest_digest'][:12]}, the files have {found.digest[:12]}."
         )

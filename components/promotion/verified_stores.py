@@ -17,12 +17,14 @@ from components.release.champion import (
     PREVIOUS,
     Record,
     baseline_evaluation,
+    digest_in,
     expected_aliases,
     record_of,
     release_model,
     verified_evaluation,
 )
 from components.release.manifest import RELEASE_FILE, Pin
+from components.text import whole_number
 from components.tracking import audit_log as audit
 from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
@@ -172,7 +174,7 @@ class FolderStore:
     def digest(self) -> str | None:
         """What the promotion record says."""
         record = self.record()
-        return None if record is None else str(record["manifest_digest"])
+        return None if record is None else digest_in(record)
 
     def parts(self, pin: Pin) -> list[Path]:
         """Every whole copy below the folder."""
@@ -193,7 +195,7 @@ class FolderStore:
         record = record_of(self.records(), version)
         if record is None:
             raise ArtifactError(f"No promotion record below {self.root} names release/{version}, which it was compared with.")
-        digest = str(record["manifest_digest"])
+        digest = digest_in(record)
         return verified_evaluation(self._by_digest(digest, f"release/{version}, which it was compared with")[0], digest)
 
     def trail(self) -> list[AuditEntry] | None:
@@ -229,7 +231,7 @@ def _version(ref: str, records: list[Record]) -> int | None:
     if ref in (CHAMPION, PREVIOUS):
         return places.champion if ref == CHAMPION else places.previous
     kind, _, number = ref.partition("/")
-    return int(number) if kind == "release" and number.isascii() and number.isdigit() else None
+    return whole_number(number) if kind == "release" else None
 
 
 def _scan(root: Path) -> tuple[dict[str, list[Path]], list[str]]:

@@ -21,6 +21,7 @@ from components.gates.config import PolicyConfig
 from components.gates.policy import policy_digest
 from components.release.manifest import EVALUATION_FOLDER, load_release
 from components.templates import plain
+from components.text import whole_number
 from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
 from components.tracking.promotion_records import FORGED, STRIKE, struck_out
@@ -180,14 +181,14 @@ def _step_of(record: Record) -> tuple[str, int, set[int]]:
     action, target, skipped = record.get("action"), record.get("to_version"), record.get("skipped") or {}
     numbers = [target, *(() if record.get("from_version") is None else (record["from_version"],))]
     whole = all(type(number) is int and number > 0 for number in numbers)
-    named = isinstance(skipped, Mapping) and all(str(version).isascii() and str(version).isdigit() for version in skipped)
-    if action not in ACTIONS or not whole or not named:
+    passed_over = [whole_number(str(version)) for version in skipped] if isinstance(skipped, Mapping) else [None]
+    if action not in ACTIONS or not whole or None in passed_over:
         raise ArtifactError(
             f"Promotion record {record.get('sequence')} is none that the promote flow writes: its action is {as_text(str(action))[:60]}, "
             f"its target {as_text(str(target))[:60]}. Somebody else wrote into the experiment of the records. "
             f"{FORGED.format(record.get('sequence'))}"
         )
-    return str(action), int(target), {int(version) for version in skipped}  # type: ignore[arg-type]
+    return str(action), int(target), {version for version in passed_over if version is not None}  # type: ignore[arg-type]
 
 
 def newest_promoted(records: Sequence[Record]) -> int:
@@ -375,7 +376,7 @@ def baseline_evaluation(name: str, version: int) -> Evaluation:
     record = record_of(record_store.read_records(name), version)
     if record is None:
         raise ArtifactError(f"{release_model(name)}/{version} was never promoted, so it cannot be a baseline.")
-    return verified_evaluation(registry.artifact_folder(release_model(name), version), str(record["manifest_digest"]))
+    return verified_evaluation(registry.artifact_folder(release_model(name), version), digest_in(record))
 
 
 def verified_evaluation(folder: Path, digest: str) -> Evaluation:
@@ -385,6 +386,14 @@ def verified_evaluation(folder: Path, digest: str) -> Evaluation:
     verify(folder, digest)
     verify(folder / EVALUATION_FOLDER, load_release(folder).evaluation.digest)
     return load_evaluation(folder / EVALUATION_FOLDER)
+
+
+def digest_in(record: Record) -> str:
+    """The digest of the release that a record names; raises ArtifactError for a record that names none, as no command writes it."""
+    digest = record.get("manifest_digest")
+    if not isinstance(digest, str) or not digest:
+        raise ArtifactError(_impossible(record, "names no digest of the release that it serves, so no command has written it"))
+    return digest
 
 
 def record_of(records: Sequence[Record], version: int) -> Record | None:

@@ -15,6 +15,7 @@ from components.release.champion import (
     PREVIOUS,
     Record,
     candidate_model,
+    digest_in,
     expected_aliases,
     record_of,
     release_model,
@@ -22,6 +23,8 @@ from components.release.champion import (
 )
 from components.release.completeness import VALIDATION_KIND
 from components.release.manifest import FLOWS_SINCE, LineageNode, Pin, ReleaseManifest, load_release
+from components.templates import shortened
+from components.text import whole_number
 from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
 
@@ -51,7 +54,7 @@ def candidate_number(ref: str | int, there: Sequence[int]) -> int | None:
     if ref in ("latest", "candidate/latest"):
         return max(there, default=None)
     kind, _, number = str(ref).rpartition("/")
-    return int(number) if kind in ("", "candidate") and number.isascii() and number.isdigit() else None
+    return whole_number(number) if kind in ("", "candidate") else None
 
 
 def describe_versions(name: str, kind: str, numbers: list[int]) -> str:
@@ -69,9 +72,9 @@ def _existing(name: str, kind: str, model: str, number: str) -> int:
     numbers = [info.version for info in registry.versions(model)]
     if number == "latest" and numbers:
         return max(numbers)
-    if number != "latest" and int(number) in numbers:
-        return int(number)
-    raise PromotionError(f"{kind}/{number} does not exist. {describe_versions(name, kind, numbers)}")
+    if (found := whole_number(number)) in numbers:
+        return int(found or 0)
+    raise PromotionError(f"{kind}/{shortened(number, 40)} does not exist. {describe_versions(name, kind, numbers)}")
 
 
 def _previous(name: str) -> int:
@@ -153,7 +156,7 @@ def recorded_digest(name: str, model: str, version: int, records: Sequence[Recor
     if model == release_model(name):
         record = record_of(record_store.read_records(name) if records is None else records, version)
     if record is not None:
-        return str(record["manifest_digest"])
+        return digest_in(record)
     return next((info.tags.get(labels.DIGEST) for info in registry.versions(model) if info.version == version), None)
 
 

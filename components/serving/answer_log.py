@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components import settings
-from components.artifacts import digest_of, open_private, write_atomic
+from components.artifacts import digest_of, open_plain, open_private, strict_json, write_atomic
 from components.errors import ArtifactError, ConfigError, DataError
 from components.lineage.graph import ANSWER, Trace, checked_index, find_documents
 from components.lineage.release_graph import Node, Opened, open_version, release_node
@@ -41,7 +41,8 @@ Mode = Literal["off", "ids", "full"]
 RETENTION_DAYS = 183
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 BLOCK = 1 << 20  # bytes read at once from the end of the log
-_ID = re.compile(r"^[0-9a-f]{16}(\.\d+)?$")
+_ID = re.compile(r"[0-9a-f]{16}(\.[0-9]{1,18})?")
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 
 
 class Served(NamedTuple):
@@ -167,7 +168,7 @@ def answers_file(name: str) -> Path:
 
 def find_answer(answer_id: str, name: str | None = None) -> Answer:
     """The answer in the log of the retriever `name`, or of any; raises DataError when there is none, ArtifactError for a broken line."""
-    if not _ID.match(answer_id):
+    if not _ID.fullmatch(answer_id):
         raise DataError(f"'{answer_id}' is not the id of an answer: expected 16 hex digits, for a run followed by a point and a number.")
     folder = answers_file("any").parent
     logs = [answers_file(name)] if name else sorted(folder.glob("*.jsonl"))
@@ -183,8 +184,18 @@ def find_answer(answer_id: str, name: str | None = None) -> Answer:
 
 def _pruned_before(folder: Path) -> str:
     """A sentence about the newest answer that a pruning removed."""
-    last = [json.loads(line)["last"] for file in folder.glob("*.pruned") for line in file.read_bytes().split(b"\n") if line.endswith(b"}")]
+    last = [found for file in folder.glob("*.pruned") for line in _lines_from_end(file) if (found := _last_removed(line))]
     return f" Answers up to {max(last)[:10]} were removed by a pruning." if last else ""
+
+
+def _last_removed(line: bytes) -> str | None:
+    """The time of the last answer that a pruning removed; None in a line that no pruning wrote."""
+    try:
+        found = strict_json(line)
+    except (ValueError, RecursionError):
+        return None
+    last = found.get("last") if isinstance(found, dict) else None
+    return last if isinstance(last, str) and _DAY.match(last) else None
 
 
 def logged_queries(name: str, limit: int) -> list[str]:
@@ -218,7 +229,7 @@ def _line_with(path: Path, start: str) -> bytes | None:
     """The last line that begins with `start`; the file is searched as bytes, a gigabyte takes about a second."""
     if not path.exists() or not path.stat().st_size:
         return None
-    with path.open("rb") as log, mmap.mmap(log.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with open_plain(path) as log, mmap.mmap(log.fileno(), 0, access=mmap.ACCESS_READ) as content:
         place = content.rfind(b"\n" + start.encode()) + 1
         if place == 0 and content[: len(start)] != start.encode():
             return None
@@ -230,7 +241,7 @@ def _lines_from_end(path: Path) -> Iterator[bytes]:
     """Complete lines that are not empty, newest first, read block by block."""
     if not path.exists():
         return
-    with path.open("rb") as log:
+    with open_plain(path) as log:
         place, rest = log.seek(0, os.SEEK_END), b""
         while place:
             start = max(0, place - BLOCK)

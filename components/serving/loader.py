@@ -15,7 +15,7 @@ from components.errors import ArtifactError, ModelError, ScalingNoteError
 from components.evaluation.report import load_summary
 from components.index.config import IndexConfig
 from components.index.rows import read_single, read_titles
-from components.release.champion import CHAMPION, PREVIOUS, Record, candidate_model, expected_aliases, record_of, release_model
+from components.release.champion import CHAMPION, PREVIOUS, Record, candidate_model, digest_in, expected_aliases, record_of, release_model
 from components.release.manifest import EVALUATION_FOLDER, RELEASE_FILE, Pin, ReleaseManifest, load_release
 from components.release.open import recorded_digest, resolve
 from components.serving.answer_log import Served
@@ -175,7 +175,7 @@ def require_as_registered(folder: Path) -> Artifact:
     champion, alias = expected_aliases(records).champion, registry.alias(release_model(name), CHAMPION)
     # By the record, not by the number: that of a version that was deleted is given again.
     recorded = None if champion is None else record_of(records, champion)
-    true = None if recorded is None else str(recorded["manifest_digest"])
+    true = None if recorded is None else digest_in(recorded)
     if digests.get(alias or 0) == artifact.digest != true:
         decided = f"release/{champion} is champion, of the digest {str(true)[:12]}" if champion else "nothing was promoted"
         raise ArtifactError(

@@ -69,7 +69,7 @@ def signing_key_path() -> Path | None:
     if named := os.environ.get(KEY_VARIABLE):
         return settings.expanded(named)
     own = settings.keys_folder() / "signing.pem"
-    return own if own.exists() else None
+    return own if own.exists() or own.is_symlink() else None
 
 
 def load_signing_key() -> SigningKey | None:
@@ -108,7 +108,10 @@ def usable_key() -> SigningKey | None:
 
 def exposure(path: Path) -> str | None:
     """A warning when others than its owner may read or change a private key."""
-    mode = path.stat().st_mode & 0o777
+    state = path.stat()
+    mode = state.st_mode & 0o777
+    if state.st_uid not in (0, os.geteuid()):
+        return f"The private key {path} belongs to another user of this machine (number {state.st_uid}), who can read and change it."
     if not mode & 0o077:
         return None
     return f"The private key {path} can be used by others on this machine (mode {mode:o}). Run: chmod 600 {path}"
@@ -122,6 +125,11 @@ def trusted_keys() -> dict[str, TrustedKey]:
         raise ConfigError(
             f"{TRUSTED_VARIABLE} names {place}, which does not exist. Give a file with a public key, or a folder of *.pem files."
         )
+    if place.is_symlink() and not place.exists():
+        raise ConfigError(
+            f"{place} is a link that leads nowhere, as where a disk is not mounted: nobody can say which keys are trusted. Put the folder "
+            "there; to go without trusted keys, remove the link."
+        )
     files = sorted(place.glob("*.pem")) if place.is_dir() else [place] if place.is_file() else []
     if named and not files:
         raise ConfigError(f"{TRUSTED_VARIABLE} names {place}, which holds no *.pem file: nothing could be checked. Put a public key there.")
@@ -134,6 +142,11 @@ def trusted_keys() -> dict[str, TrustedKey]:
         raise ConfigError(
             f"{leading_out} is a link out of the folder of trusted keys, so whoever owns what it leads to chooses who is trusted. Put the "
             "file itself there."
+        )
+    if open_to_all := next((path for path in files if path.exists() and path.stat().st_mode & 0o002), None):
+        raise ConfigError(
+            f"{open_to_all} can be changed by everybody on this machine, who would choose so who is trusted. Look at it, then run: "
+            f"chmod o-w {open_to_all}"
         )
     found = (TrustedKey(path, _public_key(path)) for path in files)
     return {key_id(key.public): key for key in found}

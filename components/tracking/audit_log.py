@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components import settings
-from components.artifacts import canonical_json, digest_of, open_private
+from components.artifacts import canonical_json, digest_of, open_plain, open_private, read_bounded
 from components.errors import ArtifactError
 from components.tracking.store import TrackingError, is_server, translated
 
@@ -28,7 +28,7 @@ SCHEMA_VERSION = 1
 ENDPOINT = "/ajax-api/2.0/scalingnote/audit"
 STATE_ENDPOINT = ENDPOINT + "/state"
 _BLOCK = 16_384
-_FIELDS = re.compile(rb'"digest":"([0-9a-f]{64})",.*?"previous":(?:"([0-9a-f]{64})"|null),.*?"sequence":([0-9]+),', re.DOTALL)
+_FIELDS = re.compile(rb'"digest":"([0-9a-f]{64})",.*?"previous":(?:"([0-9a-f]{64})"|null),.*?"sequence":([0-9]{1,18}),', re.DOTALL)
 Outcome = Literal["ok", "refused", "failed"]
 
 
@@ -61,7 +61,7 @@ class Head(BaseModel):
     """Number and digest of the newest entry."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    sequence: int
+    sequence: int = Field(ge=1)
     digest: str
 
 
@@ -94,9 +94,12 @@ def read_audit(path: Path) -> list[AuditEntry]:
     """All entries, oldest first; raises ArtifactError that names the entry where the log was edited, reordered or cut."""
     head = read_head(path)  # first: a writer only adds, so the log is never older than this
     try:
-        content = path.read_bytes()
+        with open_plain(path) as log:
+            content = log.read()
     except FileNotFoundError:
         raise ArtifactError(f"The audit log {path} is missing; restore it from a backup.") from None
+    except OSError as error:
+        raise ArtifactError(f"The audit log {path} cannot be read ({error.strerror}). See who may read it.") from None
     return verified(content.split(b"\n")[:-1], head, str(path))
 
 
@@ -117,7 +120,7 @@ def state_of(path: Path, place: str, entry: int = 0) -> LogState:
         head = read_head(path)  # before the log, which only grows
         digests = _chained(path)
         if digests is None or head is None or digests[head.sequence - 1 : head.sequence] != [head.digest]:
-            lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+            lines = _content(path).split(b"\n")[:-1]
             digests = [found.digest for found in verified(lines, head, place)]
     except ArtifactError as error:
         return LogState(str(error), None)
@@ -130,7 +133,7 @@ def _chained(path: Path) -> list[str] | None:
     """Digest of each line, where every one fits its line and names the one before; None where one does not, or the log is not there."""
     digests: list[str] = []
     try:
-        log = path.open("rb")
+        log = open_plain(path)
     except FileNotFoundError:
         return None
     with log:
@@ -147,9 +150,18 @@ def _chained(path: Path) -> list[str] | None:
     return digests
 
 
+def _content(path: Path) -> bytes:
+    """All of a log; empty where it is not there."""
+    try:
+        with open_plain(path) as log:
+            return log.read()
+    except FileNotFoundError:
+        return b""
+
+
 def require_ended(path: Path) -> None:
     """Raise ArtifactError for bytes after the last line: what a killed server left, which its next start removes, or somebody wrote."""
-    rest = path.read_bytes().rpartition(b"\n")[2]
+    rest = _content(path).rpartition(b"\n")[2]
     if rest:
         raise ArtifactError(
             f"{path}: after the last entry stand {len(rest):,} bytes that are none. A server that is killed leaves such; its next start "
@@ -193,9 +205,11 @@ def head_file(path: Path) -> Path:
 def read_head(path: Path) -> Head | None:
     """The head of the log at `path`, None when there is none; raises ArtifactError for one that was edited."""
     try:
-        content = head_file(path).read_bytes()
+        content = read_bounded(head_file(path), _BLOCK)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ArtifactError(f"{head_file(path)} cannot be read ({error.strerror}). See who may read it.") from None
     if (head := _parse_head(content)) is None:
         raise ArtifactError(f"{head_file(path)} was edited: it does not hold the head of an audit log. Restore it from a backup.")
     return head
@@ -301,7 +315,7 @@ def _write_head(path: Path, head: Head) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.with_name(path.name + ".lock").open("a") as lock:
+    with open_private(path.with_name(path.name + ".lock")) as lock:
         settings.locked(lock)
         yield
 

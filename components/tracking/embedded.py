@@ -143,6 +143,8 @@ KNOWN_SCHEMAS = frozenset({"dc11669786a5"})  # `alembic_version` of MLflow 3.17.
 MOST_BYTES = 200_000_000  # of one answer, some 700,000 short rows
 _ROW_BYTES = 250  # of memory, without the text
 _PREFIX = "sqlite:///"
+# SQLite takes any value for any column; those that are not text have to be these.
+_NUMBERS = {"version": (int,), "creation_time": (int,), "experiment_id": (int,), "start_time": (int, type(None))}
 Row = Mapping[str, Any]
 
 
@@ -164,7 +166,7 @@ class Reader:
             connection.row_factory = sqlite3.Row
             found, size = [], 0
             for row in connection.execute(statement, values):
-                found.append(dict(row))
+                found.append(self._checked(dict(row)))
                 size += _ROW_BYTES + sum(len(value) for value in row if isinstance(value, str))
                 if size > MOST_BYTES:
                     raise ArtifactError(
@@ -175,6 +177,15 @@ class Reader:
             connection.close()
         roots = former_roots(self.path)
         return [{name: present(value, roots) if isinstance(value, str) else value for name, value in row.items()} for row in found]
+
+    def _checked(self, row: Row) -> Row:
+        for name, value in row.items():
+            if not isinstance(value, _NUMBERS.get(name, (str, type(None)))):
+                raise ArtifactError(
+                    f"{self.path}: in a column '{name}' stands {str(value)[:40]!r}, which MLflow does not write: somebody changed the "
+                    "database past it. Put it right there, or restore a backup."
+                )
+        return row
 
     def aliases(self, model_name: str) -> dict[str, int]:
         """Alias -> version of a registered model."""
@@ -194,7 +205,7 @@ class Reader:
         tags: dict[int, dict[str, str]] = {}
         statement = "SELECT version, key, value FROM model_version_tags WHERE name = ? AND workspace = 'default'"
         for row in self.rows(statement, model_name):
-            tags.setdefault(int(row["version"]), {})[row["key"]] = row["value"]
+            tags.setdefault(int(row["version"]), {})[row["key"]] = row["value"] or ""
         return tags
 
     def experiment(self, name: str) -> Row | None:
@@ -213,7 +224,8 @@ class Reader:
 
     def experiment_tags(self, experiment: int) -> dict[str, str]:
         """Tags of an experiment."""
-        return {row["key"]: row["value"] for row in self.rows("SELECT key, value FROM experiment_tags WHERE experiment_id = ?", experiment)}
+        statement = "SELECT key, value FROM experiment_tags WHERE experiment_id = ?"
+        return {row["key"]: row["value"] or "" for row in self.rows(statement, experiment)}
 
     def runs(self, experiment: int) -> list[Row]:
         """Runs of an experiment, deleted ones too."""
@@ -236,7 +248,7 @@ class Reader:
     def run_tags(self, experiment: int, key: str) -> dict[str, str]:
         """Run id -> value of the tag `key`, for the runs of an experiment that have it."""
         statement = "SELECT t.run_uuid, t.value FROM tags t JOIN runs r ON r.run_uuid = t.run_uuid WHERE r.experiment_id = ? AND t.key = ?"
-        return {row["run_uuid"]: row["value"] for row in self.rows(statement, experiment, key)}
+        return {row["run_uuid"]: row["value"] or "" for row in self.rows(statement, experiment, key)}
 
     def parameters(self, run_id: str) -> dict[str, str]:
         """Parameters of a run."""

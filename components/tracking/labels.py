@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from components.text import INVISIBLE, reads_like
+
 PREFIX = "scalingnote."
 DIGEST = PREFIX + "digest"
 KIND = PREFIX + "kind"
@@ -23,10 +25,22 @@ PARENT = PREFIX + "parent."
 INPUT = PREFIX + "input."
 ATTRIBUTE = PREFIX + "attribute."
 
-_APPROVAL = re.compile(r"(approved?|accept(ed)?|ok|pass(ed)?)( by [^:]*)?([.!]*|:.*)", re.IGNORECASE)
-_DOUBT = re.compile(
-    r"\b(no|not|never|cannot|reject\w*|refus\w*|declin\w*|withdr\w*|revok\w*|mistake\w*|wrong\w*)\b|n['\u2019]t\b", re.IGNORECASE
-)
+# One word, who, and after a colon a comment in plain letters. A name of more words may be a condition.
+_APPROVAL = re.compile(r"(approved?|accept(ed)?|ok|pass(ed)?)( by( [^\s,;:()]{1,40}){1,4})?([.!]*|:[\x20-\x7e\u2019]*)")
+# What takes an approval back or ties it to something, also in the languages that reviewers may write in; a * stands for any ending.
+_TAKEN_BACK = """
+no not never none nobody nothing nope nay cannot reject* refus* declin* deny denied veto* withdr* withh* revok* rescind* retract* mistake*
+wrong* fail* block* hold held wait* pending until unless if except* excluding but however though although provided conditional* condition*
+without need* require* redo* redone rework* fix* stop* halt* later postpone* defer* delay* problem* bad worse* broken bug* error* disapprov*
+unaccept* unsafe unusable unfit insufficient* concern* doubt* maybe perhaps almost nearly yet revert* roll* cancel* abandon* only off
+nicht nein kein* abgelehnt* ablehn* abzulehnen zuruck* falsch* fehler* gesperrt ohne aber nur wenn erst nie niemand* vorbehalt*
+non pas refuse* rejete* jamais sauf mais sans aucun* rechaz* sin pero salvo nunca deneg* rifiut* respint* senza mai ma
+nao rejeit* recus* sem mas niet geen afgekeurd* geweigerd* zonder odrzuc* inte ej avvis* ne
+"""
+_DOUBT = re.compile(rf"\b({'|'.join(map(reads_like, _TAKEN_BACK.split()))})\b|n['\u2019]t\b|reject".replace("*", r"\w*"))
+_NO = frozenset({"false", "no"})
+_OF_A_REVIEW = frozenset({"by", "at", "on", "date", "time", "link", "url"})  # a tag `review_by` names who, and says nothing
+_VERDICTS = frozenset({"approved", "approval", "accepted", "status", "verdict", "decision"})
 _REJECTION = re.compile(r"\W*reject\w*[\s:,;.(\-\u2013\u2014]*(.*?)\)?$", re.IGNORECASE)
 
 MAX_TAG = 8000
@@ -38,15 +52,19 @@ def rejection(tags: Mapping[str, str]) -> str | None:
     """Why a reviewer rejected a version, None when its tags do not say so: `review` = `rejected: reason`, or `rejected` = the reason.
 
     The one reader of these tags, for the command line, the server's rules and the pages. It fails closed: with or without the project's
-    prefix, in any capitals, what begins with "reject" rejects, and so does a review that is neither blank nor plainly an approval: one
-    word, who, and after a colon a comment that takes nothing back. A rejection needs no proof: it is the one claim that cannot let
+    prefix, in any capitals and in letters that look like these, what begins with "reject" rejects, and so does a review that is neither
+    blank nor plainly an approval: one word, who, and after a colon a comment that takes nothing back. A tag `rejected` is taken back by
+    `no` or `false`, not by leaving it empty: as a mark it needs no value. A rejection needs no proof: it is the one claim that cannot let
     anything through.
     """
     for key, value in sorted(tags.items()):
-        plain, said = key.strip().casefold().removeprefix(PREFIX), " ".join(value.split())
-        if plain == "rejected" and said.casefold() not in ("", "false", "no"):
-            return said
-        if plain != "review" or not said or (_APPROVAL.fullmatch(said) and not _DOUBT.search(said)):
+        kind, said = _kind_of(key), " ".join(value.split())
+        seen = _seen(said)
+        if kind == "rejected" and seen not in _NO:
+            return said or "no reason given"
+        if kind == "verdict" and (seen in _NO or seen.startswith("reject")):
+            return f"the tag {key} says '{cut(said, 200)}'"
+        if kind != "review" or not seen or _is_plain_approval(said, seen):
             continue
         verdict = _REJECTION.match(said)
         if verdict is None:
@@ -57,7 +75,34 @@ def rejection(tags: Mapping[str, str]) -> str | None:
 
 def is_reviewed(tags: Mapping[str, str]) -> bool:
     """Whether a reviewer has said anything of a version in words."""
-    return any(key.strip().casefold().removeprefix(PREFIX) == "review" and value.strip() for key, value in tags.items())
+    return any(_kind_of(key) == "review" and _seen(value) for key, value in tags.items())
+
+
+def _is_plain_approval(said: str, seen: str) -> bool:
+    """Whether a review says yes and nothing else; an entry of the audit log that was cut off may have said more."""
+    spelled_out = re.sub(r"[\W_]", "", seen)  # also with blanks or points between its letters
+    whole = _APPROVAL.fullmatch(seen) and "[cut off]" not in said
+    return bool(whole) and not _DOUBT.search(seen) and "reject" not in spelled_out
+
+
+def _kind_of(key: str) -> str:
+    """What a tag of this key says: `rejected`, `review`, `verdict` for others in which people write one; empty for all else."""
+    plain = _seen(key).removeprefix(PREFIX)
+    words = re.findall(r"[^\W_]+", plain)
+    if plain in ("rejected", "review"):
+        return plain
+    if _seen(key).startswith((PREFIX, "mlflow.", "metric.")):  # of this program or MLflow
+        return ""
+    if any(word.startswith("reject") for word in words):
+        return "rejected"
+    if {"review", "reviewed"} & set(words) and not _OF_A_REVIEW & set(words):
+        return "review"
+    return "verdict" if plain in _VERDICTS else ""
+
+
+def _seen(text: str) -> str:
+    """What a text looks like to its readers, in small letters."""
+    return reads_like(re.sub(f"[{INVISIBLE}]", "", text))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -116,7 +116,7 @@ def _members(root: Path) -> list[Path]:
 
 
 _log = logging.getLogger(__name__)
-COPY = re.compile(r"^models:/+([^/]+)/(\d+)/?$")  # the source of a version that was copied from another
+COPY = re.compile(r"^models:/+([^/]+)/([0-9]{1,18})/?\Z")  # the source of a version that was copied from another
 
 
 @translated("read the files of a model version")

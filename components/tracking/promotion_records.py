@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from components.artifacts import digest_of, file_sha256, read_bounded
-from components.errors import ArtifactError, PromotionError
+from components.errors import ArtifactError, PromotionError, ScalingNoteError
+from components.text import whole_number
 from components.tracking import embedded, labels, registry
 from components.tracking.packaging import local_path
 from components.tracking.provenance import claimed_user
@@ -43,7 +44,7 @@ FORGED = (
     "TEXT. Without keys only a backup brings back what was true."
 )
 HEAD = labels.PREFIX + "chain_head"
-HEAD_FORM = re.compile(r"(\d+):(\d+):(\d+):([0-9a-f]{64})")
+HEAD_FORM = re.compile(r"([0-9]{1,18}):([0-9]{1,18}):([0-9]{1,18}):([0-9a-f]{64})")
 _log = logging.getLogger(__name__)
 Signer = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -396,7 +397,7 @@ def read_file(chain: Chain, run_id: str, number: int) -> dict[str, Any]:
     run = chain.runs.get(run_id)
     if run is None or not run.active:
         raise ArtifactError(f"{chain.name}: the run of promotion record {number} was deleted ({run_id}).")
-    folder = local_path(run.artifact_uri)
+    folder = local_path(run.artifact_uri or "")
     try:
         content = read_bounded(folder / RECORD_FILE, MOST_BYTES) if folder is not None else _read_remote(run_id)
     except (ArtifactError, OSError) as error:
@@ -422,12 +423,12 @@ def parse_record(content: bytes, title: str) -> dict[str, Any]:
 def _read_remote(run_id: str) -> bytes:
     import tempfile
 
-    from mlflow.exceptions import MlflowException
-
     with tempfile.TemporaryDirectory() as folder:
         try:
             return read_bounded(Path(client().download_artifacts(run_id, RECORD_FILE, folder)), MOST_BYTES)
-        except MlflowException as error:
+        except (ScalingNoteError, OSError):
+            raise
+        except Exception as error:  # whatever a library says of a location that somebody wrote there
             raise ArtifactError(str(error)) from None
 
 
@@ -474,7 +475,7 @@ def _run_state(run: Any) -> RunState:
 
 def _number(tag: str | None) -> int | None:
     """The place in a tag; 0 for a tag that names none, which is still the tag of a record."""
-    return None if tag is None else int(tag) if tag.isascii() and tag.isdigit() else 0
+    return None if tag is None else whole_number(tag) or 0
 
 
 def _get_run(run_id: str) -> Any:

@@ -33,7 +33,7 @@ RUN_ACTION = "run"
 OWN_PASSWORD = "update_user_password"  # MLflow lets everybody change their own
 OTHER_ACTION = "other"  # of a model: every change that has no rule of its own
 PERMISSIONS_FILE = settings.shipped("mlflow") / "permissions.yaml"
-_COPY = re.compile(r"models:/+([^/@]+)/([0-9]+)/?")
+_COPY = re.compile(r"models:/+([^/@]+)/([0-9]{1,18})/?")
 _REGISTERED = re.compile(r"models:/+[^/@]+[/@]", re.IGNORECASE)  # of a registered model; `models:/m-1` is a logged one
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 Resource = Literal["workspace", "experiment", "registered_model", "registered_model_version", "run", "logged_model"]
