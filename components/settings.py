@@ -352,6 +352,8 @@ def strict_yaml(text: str) -> Any:
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             seen = set()
             for key, _ in node.value:
+                if key.tag == "tag:yaml.org,2002:merge":
+                    raise yaml.constructor.ConstructorError(None, None, "fields are merged by <<; write each field out", key.start_mark)
                 if not isinstance(key, yaml.ScalarNode):
                     raise yaml.constructor.ConstructorError(None, None, "a field's name must be a single word", key.start_mark)
                 if key.value in seen:
@@ -359,6 +361,15 @@ def strict_yaml(text: str) -> Any:
                 seen.add(key.value)
             return super().construct_mapping(node, deep)
 
+    def plain(loader: Any, node: Any) -> Any:
+        """YAML 1.1 reads 010 as 8 and 1:30 as 90, later readers do not."""
+        if re.fullmatch(r"[-+]?0[0-9_]+|[-+]?[0-9_]*[_:][0-9_:.]*", node.value):
+            raise yaml.constructor.ConstructorError(None, None, f"the number {node.value} is not in plain digits", node.start_mark)
+        kind = node.tag.rpartition(":")[2]
+        return loader.construct_yaml_int(node) if kind == "int" else loader.construct_yaml_float(node)
+
+    Strict.add_constructor("tag:yaml.org,2002:int", plain)
+    Strict.add_constructor("tag:yaml.org,2002:float", plain)
     return yaml.load(text, Strict)
 
 

@@ -97,8 +97,11 @@ def value_text(value: Any) -> str:
 
 
 def time_text(milliseconds: int) -> str:
-    """A time of the registry, in milliseconds since 1970, as ISO text in UTC."""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
+    """A time of the registry, in milliseconds since 1970, as ISO text in UTC; the number itself where no calendar has it."""
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return f"{milliseconds} ms after 1970"
 
 
 def moment(text: Any, milliseconds: int) -> str:
@@ -189,7 +192,11 @@ def promotions(name: str, info: VersionInfo, witness: Witness) -> Node:
     struck = record_store.struck_out(witness.records)
     marks = {number: {"struck_out_by": f"record {strike['sequence']}"} for number, strike in struck.items()}
     children = tuple(
-        Node(f"record {record['sequence']}: {record['action']}", {**_readable(record), **marks.get(record["sequence"], {})}, kind="record")
+        Node(
+            f"record {record['sequence']}: {one_line(record.get('action'))}",
+            {**_readable(record), **marks.get(record["sequence"], {})},
+            kind="record",
+        )
         for record in about
     )
     return Node("promotion records", {} if about else {"note": "not promoted"}, children, "record")

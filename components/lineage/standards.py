@@ -131,7 +131,7 @@ class _Bill:
         for node in promotions(self.opened.name, self.opened.info, self.witness).children:
             known = {key: node.details.get(key) for key in _RECORD if node.details.get(key) is not None}
             when = moment(known.get("recorded_at"), self.opened.info.created_ms)
-            yield self._annotation(str(known.get("approved_by")), when, str(known["action"]), known)
+            yield self._annotation(str(known.get("approved_by")), when, str(known.get("action")), known)
 
     def _annotation(self, person: str, when: str, act: str, known: Mapping[str, Any]) -> dict[str, Any]:
         said = "; ".join(f"{key} {value_text(value)}" for key, value in known.items())
@@ -440,7 +440,7 @@ class _Events:
             known = str(record.get("digest") or digest_of(record))
             run = {"runId": _uuid(known), "facets": {"scalingnote_record": _own(**record)}}
             when = moment(record.get("recorded_at") or record.get("time"), self.opened.info.created_ms)
-            yield _event(when, run, self._job(str(record["action"]), "TASK"), [self._candidate()], [release])
+            yield _event(when, run, self._job(str(record.get("action")), "TASK"), [self._candidate()], [release])
 
     def _candidate(self) -> dict[str, Any]:
         return _dataset(self.namespace, f"{self.opened.name}-candidate", self.opened.artifact.digest)

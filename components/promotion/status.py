@@ -156,7 +156,7 @@ def _compared_again(decisions: Any) -> dict[str, Any] | None:
 
 
 def _lines(entry: dict[str, Any]) -> list[str]:
-    when = str(entry["when"])[:19].replace("T", " ")
+    when = one_line(entry["when"])[:19].replace("T", " ")
     lines = [f"{entry['sequence']:>3}  {when}  {_what(entry)}", f"     {_who(entry)}", *_marked_lines(entry)]
     if entry["dated_back"]:
         lines.append("     dated before a record that stands above it: the clock of one of the machines was wrong; the order here is true")
@@ -254,10 +254,10 @@ def render_status(state: dict[str, Any]) -> str:
     lines += [f"  release/{v} is approved and waits: scalingnote promote" for v in state["waiting_for_promotion"]]
     if record := state["last_record"]:
         target = f"release/{record['to_version']}" if record["to_version"] else "no release"
-        lines.append(f"Last change: {record['action']} to {target}, {record['recorded_at']}")
+        lines.append(f"Last change: {one_line(record.get('action'))} to {target}, {one_line(record.get('recorded_at'))}")
     if run := state["last_run"]:
         why = f": {one_line(run['why'])}" if run["state"] in ("failed", "killed") and run["why"] else ""
-        lines.append(f"Last run: {run['flow']} of {run['started']} UTC, {run['state']}{why}")
+        lines.append(f"Last run: {one_line(run['flow'])} of {run['started']} UTC, {run['state']}{why}")
     if state["override"]:
         lines.append(f"{RED} OVERRIDE: the champion was released although its gates did not pass: {state['override']}")
     if state["warning"]:

@@ -62,6 +62,8 @@ class _Report:
             return value
         except Exception as error:  # whatever a damaged artifact makes a reader raise is a finding, not a crash
             missing = f"The field {error} is missing." if isinstance(error, KeyError) else ""
+            if isinstance(error, TypeError | AttributeError | IndexError):
+                missing = f"What stands there has another form than any that a command writes ({error})."
             self.checks.append(Check(name, False, missing or str(error) or type(error).__name__))
             return None
 

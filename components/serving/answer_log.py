@@ -175,7 +175,10 @@ def find_answer(answer_id: str, name: str | None = None) -> Answer:
     for log in logs:
         line = _line_with(log, f'{{"id":"{answer_id}",')
         if line is not None:
-            return _parsed(log, line)
+            answer = _parsed(log, line)
+            if answer.retriever != log.stem or answer.id != answer_id:
+                raise ArtifactError(f"{log}: the answer {answer_id} names the retriever '{answer.retriever}': the log was changed.")
+            return answer
     raise DataError(
         f"No answer {answer_id} is logged in {folder}.{_pruned_before(folder)} Logs of other machines lie in their own home folders; with "
         f"{SETTING}=off none is written."

@@ -208,7 +208,7 @@ def _newest(name: str) -> tuple[str, str, int, Mapping[str, str]] | None:
         if experiment is None or run is None:
             return None
         known = {key: view.run_tags(experiment["experiment_id"], key).get(run["run_uuid"], "") for key in (labels.FLOW, labels.ERROR)}
-        return str(run["run_uuid"]), str(run["status"]), int(run["start_time"]), known
+        return str(run["run_uuid"]), str(run["status"]), int(run["start_time"] or 0), known
     experiment = client().get_experiment_by_name(name)
     found = experiment and client().search_runs(
         [experiment.experiment_id], f"tags.`{labels.FLOW}` != ''", max_results=1, order_by=["attributes.start_time DESC"]
@@ -216,7 +216,7 @@ def _newest(name: str) -> tuple[str, str, int, Mapping[str, str]] | None:
     if not found:
         return None
     info = found[0].info
-    return str(info.run_id), str(info.status), int(info.start_time), found[0].data.tags
+    return str(info.run_id), str(info.status), int(info.start_time or 0), found[0].data.tags
 
 
 @translated("find a run")
