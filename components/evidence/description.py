@@ -32,6 +32,7 @@ from components.release.champion import RED, as_text, release_model
 from components.release.completeness import base_models_named_by
 from components.release.manifest import EVALUATION_FOLDER, BaseModelPin
 from components.release.open import PinnedRelease
+from components.text import one_line
 from components.towers.base_models import GEMMA, MINILM, WARM_GEMMA, is_on_hub, published_folder
 from components.towers.contract import Role, load_contract
 from components.tracking.runs import version_link
@@ -329,15 +330,20 @@ def _pairing(release: PinnedRelease, part: Part) -> str:
 def _origin(release: PinnedRelease, bases: Mapping[str, BaseModelPin]) -> str:
     lines = []
     for pinned, pin in bases.items():
-        commit = f" at commit `{pin.revision}`" if pin.revision else ""
+        commit = f" at commit `{_as_code(pin.revision)}`" if pin.revision else ""
         licence = stated_licence(pin)
-        said = f"Licence: {licence}." if licence else "Its licence is not known here: see where it was published."
-        lines.append(f"- The {_TITLES[pinned]} started from `{pin.name}`{commit} (digest `{pin.digest[:16]}`). {said}")
+        said = f"Licence: {as_text(licence)}." if licence else "Its licence is not known here: see where it was published."
+        lines.append(f"- The {_TITLES[pinned]} started from `{_as_code(pin.name)}`{commit} (digest `{pin.digest[:16]}`). {said}")
     data = release.manifest.dataset
-    lines.append(f"- Data: {data.name}, digest `{data.digest[:16]}`, read from files with the digest `{data.source_digest[:16]}`.")
-    lines.append(f"- Made by code revision `{release.manifest.provenance.get('code_revision', 'unknown')}` of scalingnote.")
+    lines.append(f"- Data: {as_text(data.name)}, digest `{data.digest[:16]}`, read from files with the digest `{data.source_digest[:16]}`.")
+    lines.append(f"- Made by code revision `{_as_code(str(release.manifest.provenance.get('code_revision', 'unknown')))}` of scalingnote.")
     lines.append("- What was trained takes the licence of its base and of the data; whoever hands it on has to keep both.")
     return "\n".join(["## Made from", "", *lines])
+
+
+def _as_code(words: str) -> str:
+    """Words from outside between the backticks of a piece of code, which none of their own ends."""
+    return one_line(words).replace("`", "'")
 
 
 def _measured(summary: Summary) -> str:

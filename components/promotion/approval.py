@@ -73,7 +73,7 @@ def approve(name: str, candidate_version: int | str, person: str | None, overrid
     needs a reason in `override`. Raises PromotionError for an unknown or rejected candidate, a missing name, another name than the
     signed-in one, one's own work, or a missing reason; ArtifactError when the candidate's files were changed.
     """
-    who, reason = _person(person), written(override)
+    who, reason = _person(person), labels.reason(override)
     candidate = _candidate(name, candidate_version)
     _require_approvable(name, candidate, reason)
     records = record_store.read_records(name)
@@ -191,7 +191,7 @@ def claimed_approval(name: str, release: VersionInfo) -> Approval:
     time = tags.get(labels.PREFIX + APPROVED_AT)
     origin = registry.copied_from(release)
     person = written(tags.get(labels.PREFIX + APPROVED_BY)) or None
-    reason, by, at = written(tags.get(labels.PREFIX + OVERRIDE)) or None, person, time
+    reason, by, at = labels.reason(tags.get(labels.PREFIX + OVERRIDE)) or None, person, time
     return Approval(
         name=name,
         candidate_version=origin[1] if origin else 0,

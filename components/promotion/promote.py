@@ -234,7 +234,7 @@ def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = decide
     warnings = [repaired.note, *notes] if repaired.note else notes
     if not versions:
         return _nothing(repaired, champion, warnings)
-    without_champion = written(without_champion) or None
+    without_champion = labels.reason(without_champion) or None
     gone = _lost_champion(name, champion, without_champion)
     promotion = _examined(name, versions[-1], records, smoke, decide_against if gone else compare_again, gone)
     promotion = replace(promotion, without_champion=without_champion)
@@ -330,12 +330,12 @@ def _reason_for_rejected(name: str, target: int, override: str | None) -> str | 
     rejected = None if release is None else rejection_of(name, release)
     if rejected is None:
         return None
-    if not written(override):
+    if not labels.reason(override):
         raise PromotionError(
             f"release/{target} of '{name}' was rejected ({rejected}), so nothing was rolled back. To serve it all the same, say why: "
             "--override REASON; it is kept in the promotion record."
         )
-    return written(override)
+    return labels.reason(override)
 
 
 def _examined(

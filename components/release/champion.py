@@ -89,7 +89,9 @@ def show_override_in_mlflow(name: str, records: Sequence[Record]) -> None:
 
 def as_text(words: str) -> str:
     """Words from outside as markdown that shows them: one line that starts no HTML, link or emphasis, and ends no cell of a table."""
-    return re.sub(r"([\\|`*\[\]])", r"\\\1", " ".join(plain(words).split())).replace("<", "&lt;")
+    # An underscore within a word is none of emphasis; an address is a link wherever it stands.
+    line = re.sub(r"([\\|`*\[\]~]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(plain(words).split()))
+    return re.sub(r"(?i)(?<=:)(?=//)|(?<=\bwww)(?=\.)", r"\\", line).replace("<", "&lt;")
 
 
 # --- Which release stands where: replayed from the promotion records, which are the truth; aliases only point there.

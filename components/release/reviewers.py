@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from components import settings
 from components.errors import ArtifactError, PromotionError
 from components.release.champion import Record, standing
-from components.text import reads_like, written
+from components.text import reads_like
 from components.tracking import audit_log as audit
 from components.tracking import labels, store
 from components.tracking import promotion_records as record_store
@@ -207,7 +207,7 @@ def _require_logged_digest(entry: AuditEntry, release: VersionInfo) -> None:
 
 def override_tag(tags: Mapping[str, str]) -> tuple[str, str] | None:
     """Key and text of the tag that overrides failed gates; None when it is missing or blank."""
-    found = ((key, written(tags.get(key))) for key in OVERRIDE_KEYS)
+    found = ((key, labels.reason(tags.get(key))) for key in OVERRIDE_KEYS)
     return next(((key, text) for key, text in found if text), None)
 
 

@@ -26,6 +26,10 @@ PASSWORD_VARIABLE = "SCALINGNOTE_SIGNING_KEY_PASSWORD"
 TRUSTED_VARIABLE = "SCALINGNOTE_TRUSTED_KEYS"
 NEXT_FILE = "signing.next.pem"
 _MOST_BYTES = 100_000  # of a key in PEM form
+# Points of small order of the curve: a signature by such a key fits texts that nobody signed.
+_PRIME = 2**255 - 19
+_EIGHTH = int.from_bytes(bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little")
+_WEAK = frozenset({0, 1, _PRIME - 1, _EIGHTH, _PRIME - _EIGHTH})
 _log = logging.getLogger(__name__)
 
 
@@ -263,12 +267,17 @@ def _public_key(path: Path) -> bytes:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+    content = _read(path)
     try:
-        found: Any = load_pem_public_key(_read(path))
+        found: Any = load_pem_public_key(content)
     except (ValueError, UnsupportedAlgorithm):
         found = None
     if not isinstance(found, Ed25519PublicKey):
         raise ConfigError(f"{path} holds no ed25519 public key in PEM form. Remove it from the trusted keys, or put the public key there.")
+    if content.count(b"-----BEGIN") > 1:
+        raise ConfigError(f"{path} holds more than one key, and only the first would count. Give each a file of its own.")
+    if int.from_bytes(found.public_bytes_raw(), "little") % 2**255 % _PRIME in _WEAK:
+        raise ConfigError(f"{path} holds a key that anybody can sign for, as no program makes one. Remove it from the trusted keys.")
     return found.public_bytes_raw()
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from components.text import INVISIBLE, reads_like
+from components.text import INVISIBLE, reads_like, written
 
 PREFIX = "scalingnote."
 DIGEST = PREFIX + "digest"
@@ -39,6 +39,7 @@ nao rejeit* recus* sem mas niet geen afgekeurd* geweigerd* zonder odrzuc* inte e
 """
 _DOUBT = re.compile(rf"\b({'|'.join(map(reads_like, _TAKEN_BACK.split()))})\b|n['\u2019]t\b|reject".replace("*", r"\w*"))
 _NO = frozenset({"false", "no"})
+_NO_REASON = frozenset(map(reads_like, "no false none null nil n/a na 0 off never not rejected reject nein non".split()))
 _OF_A_REVIEW = frozenset({"by", "at", "on", "date", "time", "link", "url"})  # a tag `review_by` names who, and says nothing
 _VERDICTS = frozenset({"approved", "approval", "accepted", "status", "verdict", "decision"})
 _REJECTION = re.compile(r"\W*reject\w*[\s:,;.(\-\u2013\u2014]*(.*?)\)?$", re.IGNORECASE)
@@ -71,6 +72,12 @@ def rejection(tags: Mapping[str, str]) -> str | None:
             return f"the tag {key} says '{cut(said, 200)}', which is not a plain approval and counts as a rejection"
         return verdict[1].strip() or "no reason given"
     return None
+
+
+def reason(text: str | None) -> str:
+    """The words of a reason to do what was not meant to be, as an override; empty where there are none, or they say `no`, `none`, `-`."""
+    said = written(text)
+    return "" if _seen(said) in _NO_REASON or not any(map(str.isalnum, said)) else said
 
 
 def is_reviewed(tags: Mapping[str, str]) -> bool:

@@ -369,7 +369,7 @@ def open_chain(name: str) -> Chain | None:
     view = embedded.reader()
     found = _from_embedded(view, name) if view is not None else _from_client(name)
     if found is not None and found.run_id == "":
-        raise ArtifactError(f"The experiment {name} does not name its chain of promotion records; it was not made by this program.")
+        raise ArtifactError(f"The experiment {name} names no chain of promotion records. Somebody else made it: rename it in MLflow.")
     return found
 
 
