@@ -39,7 +39,21 @@ nao rejeit* recus* sem mas niet geen afgekeurd* geweigerd* zonder odrzuc* inte e
 """
 _DOUBT = re.compile(rf"\b({'|'.join(map(reads_like, _TAKEN_BACK.split()))})\b|n['\u2019]t\b|reject".replace("*", r"\w*"))
 _NO = frozenset({"false", "no"})
-_NO_REASON = frozenset(map(reads_like, "no false none null nil n/a na 0 off never not rejected reject nein non".split()))
+_NO_REASON = _NO | {
+    "none",
+    "null",
+    "nil",
+    "n/a",
+    "na",
+    "o",
+    "off",
+    "never",
+    "not",
+    "rejected",
+    "reject",
+    "nein",
+    "non",
+}  # a 0 reads like an o
 _OF_A_REVIEW = frozenset({"by", "at", "on", "date", "time", "link", "url"})  # a tag `review_by` names who, and says nothing
 _VERDICTS = frozenset({"approved", "approval", "accepted", "status", "verdict", "decision"})
 _REJECTION = re.compile(r"\W*reject\w*[\s:,;.(\-\u2013\u2014]*(.*?)\)?$", re.IGNORECASE)
