@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,21 +40,8 @@ nao rejeit* recus* sem mas niet geen afgekeurd* geweigerd* zonder odrzuc* inte e
 """
 _DOUBT = re.compile(rf"\b({'|'.join(map(reads_like, _TAKEN_BACK.split()))})\b|n['\u2019]t\b|reject".replace("*", r"\w*"))
 _NO = frozenset({"false", "no"})
-_NO_REASON = _NO | {
-    "none",
-    "null",
-    "nil",
-    "n/a",
-    "na",
-    "o",
-    "off",
-    "never",
-    "not",
-    "rejected",
-    "reject",
-    "nein",
-    "non",
-}  # a 0 reads like an o
+# A 0 reads like an o.
+_NO_REASON = _NO | {"none", "null", "nil", "n/a", "na", "o", "off", "never", "not", "rejected", "reject", "nein", "non"}
 _OF_A_REVIEW = frozenset({"by", "at", "on", "date", "time", "link", "url"})  # a tag `review_by` names who, and says nothing
 _VERDICTS = frozenset({"approved", "approval", "accepted", "status", "verdict", "decision"})
 _REJECTION = re.compile(r"\W*reject\w*[\s:,;.(\-\u2013\u2014]*(.*?)\)?$", re.IGNORECASE)
@@ -102,7 +90,9 @@ def is_reviewed(tags: Mapping[str, str]) -> bool:
 def _is_plain_approval(said: str, seen: str) -> bool:
     """Whether a review says yes and nothing else; an entry of the audit log that was cut off may have said more."""
     spelled_out = re.sub(r"[\W_]", "", seen)  # also with blanks or points between its letters
-    whole = _APPROVAL.fullmatch(seen) and "[cut off]" not in said
+    # Who reads no Cyrillic takes a word of it for a Latin one. A name may be of any letters.
+    foreign = any(letter.isalpha() and not letter.isascii() for letter in unicodedata.normalize("NFKD", said).partition(":")[2])
+    whole = _APPROVAL.fullmatch(seen) and "[cut off]" not in said and not foreign
     return bool(whole) and not _DOUBT.search(seen) and "reject" not in spelled_out
 
 

@@ -85,7 +85,6 @@ FORMS: list[dict[str, Any]] = [
     {"audit_digest": 5, "audit_sequence": {"a": 1}},
     {"time": "0001-01-01T00:00:00+00:00"},
     {"time": ["x"]},
-    {"signature": {"signatures": [5]}},
     {"approved_by": ["x"], "override_by": {"a": 1}, "override": ["x"]},
     {"packages": ["x"]},
 ]

@@ -82,7 +82,7 @@ def test_a_line_that_no_pruning_wrote_is_passed_over(line: str) -> None:
     place.write_text(f"{line}\n")
     with pytest.raises(DataError, match="No answer 1111111111111111 is logged in") as told:
         answer_log.find_answer("1" * 16)
-    assert "pruning" not in str(told.value)
+    assert "by a pruning" not in str(told.value)
 
 
 def test_an_answer_of_another_retriever_in_the_log_of_this_one_is_refused() -> None:
