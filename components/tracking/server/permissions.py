@@ -24,6 +24,7 @@ from components import settings
 from components.artifacts import read_bounded
 from components.errors import ArtifactError, ConfigError
 from components.settings import without_user
+from components.text import reads_like
 from components.tracking import labels
 from components.tracking.store import TrackingError, is_server, translated
 
@@ -218,7 +219,7 @@ def _refused_verdict(call: Call, verdicts: Verdicts) -> str | None:
     key, value = call.subject.get("key", ""), call.subject.get("value", "")
     if not set(verdicts.set_by) & set(call.roles):
         return f"{_who(call)} may not set or remove the tag '{key}'; {_needed(verdicts.set_by)}."
-    if call.action == "set_version_tag" and key.removeprefix(labels.PREFIX) == "approved_by" and value != call.user:
+    if call.action == "set_version_tag" and plain(key).removeprefix(labels.PREFIX) == "approved_by" and value != call.user:
         return f"The tag '{key}' must name the person who is signed in: {call.user}."
     return None
 
@@ -253,7 +254,7 @@ def _refused_approval(call: Call, model: str, permissions: Permissions, world: R
     creator = world.creator(wanted, version)
     if creator is None:
         return f"{wanted}/{version} was not created through this server, so nobody knows by whom. Build it again while signed in."
-    if creator.casefold() == call.user.casefold():  # a database may let `Ada` sign in as `ada`
+    if reads_like(creator) == reads_like(call.user):  # a database may let `Ada` sign in as `ada`
         return f"{call.user} created {wanted}/{version} and cannot approve it too: another reviewer has to."
     return None
 
