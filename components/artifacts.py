@@ -36,7 +36,7 @@ _CLOCK_TICK = 10**8  # nanoseconds: of two changes that are closer than this, a 
 class FileEntry(BaseModel):
     """One file of an artifact."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)  # a number as text would have the same digest
+    model_config = ConfigDict(frozen=True, extra="forbid")
     sha256: str
     bytes: int
 
@@ -44,7 +44,7 @@ class FileEntry(BaseModel):
 class Manifest(BaseModel):
     """What an artifact folder holds, and the artifacts it was made from (`parents`: role -> digest)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
     schema_version: int = SCHEMA_VERSION
     kind: str
     files: dict[str, FileEntry]
@@ -321,7 +321,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of `folder`; raises ArtifactError when it is missing, broken or of a newer schema."""
     raw = read_versioned(folder / MANIFEST, SCHEMA_VERSION)
     try:
-        return Manifest.model_validate(raw)
+        return Manifest.model_validate(raw, strict=True)  # a number as text would give the same digest
     except ValidationError as error:
         raise ArtifactError(f"{folder / MANIFEST} is not a manifest: {error.errors()[0]['msg']}.") from None
 

@@ -207,5 +207,5 @@ def test_a_chain_cut_short_or_forged_is_seen(store: Path) -> None:
 
 def test_an_experiment_of_another_making_is_refused(store: Path) -> None:
     client().create_experiment(EXPERIMENT)
-    with pytest.raises(ArtifactError, match="does not name its chain"):
+    with pytest.raises(ArtifactError, match="names no chain of promotion records"):
         append(1)
