@@ -67,7 +67,7 @@ def test_what_changed_is_never_left_out(dossier: Dossier) -> None:
 
 def test_text_from_outside_makes_no_link_and_no_emphasis(dossier: Dossier) -> None:
     page = describe(replace(dossier, notes=("[Full report](https://evil) **passed** `x` \x00 <img src=x>",)), LINKS)
-    assert "- \\[Full report\\](https://evil) \\*\\*passed\\*\\* \\`x\\` \ufffd &lt;img src=x>" in page
+    assert "- \\[Full report\\](https:\\//evil) \\*\\*passed\\*\\* \\`x\\` \ufffd &lt;img src=x>" in page
 
 
 def test_a_champion_that_was_overridden_is_said_to_be(dossier: Dossier) -> None:
@@ -126,7 +126,7 @@ def test_a_list_that_was_read_back_did_not_change(dossier: Dossier) -> None:
 
 def test_the_reason_of_an_override_is_shown_as_it_was_written() -> None:
     line = Override("<b>late</b>\n[report](https://evil) *now*", "Ada", "fail").line
-    assert line.endswith("by Ada: &lt;b>late&lt;/b> \\[report\\](https://evil) \\*now\\*")
+    assert line.endswith("by Ada: &lt;b>late&lt;/b> \\[report\\](https:\\//evil) \\*now\\*")
 
 
 def test_rows_that_the_data_lost_are_said_with_the_verdict(dossier: Dossier) -> None:
