@@ -98,8 +98,6 @@ def read_audit(path: Path) -> list[AuditEntry]:
             content = log.read()
     except FileNotFoundError:
         raise ArtifactError(f"The audit log {path} is missing; restore it from a backup.") from None
-    except OSError as error:
-        raise ArtifactError(f"The audit log {path} cannot be read ({error.strerror}). See who may read it.") from None
     return verified(content.split(b"\n")[:-1], head, str(path))
 
 
@@ -208,8 +206,6 @@ def read_head(path: Path) -> Head | None:
         content = read_bounded(head_file(path), _BLOCK)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise ArtifactError(f"{head_file(path)} cannot be read ({error.strerror}). See who may read it.") from None
     if (head := _parse_head(content)) is None:
         raise ArtifactError(f"{head_file(path)} was edited: it does not hold the head of an audit log. Restore it from a backup.")
     return head
