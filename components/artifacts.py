@@ -410,16 +410,25 @@ def _expected_manifest(folder: Path, expected_digest: str | None) -> Manifest:
             f"{folder}: expected the artifact {expected_digest[:12]}, found {manifest.digest[:12]}. "
             "It was replaced after it was registered; restore it or retrain."
         )
-    if linked := [path for path in (folder, *folder.rglob("*")) if path.is_symlink()]:
-        raise ArtifactError(f"{linked[0]} is a link, and what it leads to can change. Put the file itself there.")
-    if strange := next((path for path in folder.rglob("*") if not path.is_file() and not path.is_dir()), None):
-        raise ArtifactError(f"{strange} is no plain file: a pipe or device, for which a reader would wait. Remove it.")
+    for path in (folder, *folder.rglob("*")):
+        _require_plain(path)
     present = {path.relative_to(folder).as_posix() for path in _members(folder)}
     if missing := [name for name in manifest.files if name not in present]:
         raise ArtifactError(f"{folder}: the file {missing[0]} is missing. Restore it or run the step again.")
     if extra := sorted(present - set(manifest.files)):
         raise ArtifactError(f"{folder}: the file {extra[0]} is not in the manifest. Remove it or run the step again.")
     return manifest
+
+
+def _require_plain(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:  # the hidden name of a file that was being written
+        return
+    if stat.S_ISLNK(mode):
+        raise ArtifactError(f"{path} is a link, and what it leads to can change. Put the file itself there.")
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ArtifactError(f"{path} is no plain file: a pipe or device, for which a reader would wait. Remove it.")
 
 
 def is_complete(folder: Path) -> bool:
