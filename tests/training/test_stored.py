@@ -167,6 +167,102 @@ def test_the_width_is_that_of_the_first_vector_that_is_there(tmp_path: Path) -> 
         stored_width(tmp_path / "none")
 
 
+def test_ids_are_the_same_however_they_are_written(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(DOCUMENTS.ravel()), 16)
+    odd = ["a\x85b", "c\u2028d", *IDS[2:]]
+    table = {"_id": pa.array([name.encode() for name in odd]), "vector": rows}
+    tensor = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [16]), rows)
+    views = pa.array(DOCUMENTS.tolist(), pa.list_view(pa.float32()))
+    tables = {"bytes": table, "tensor": {"ID": odd, "Vector": tensor}, "views": {"id": range(260), "doc_id": odd, "vector": views}}
+    for name, columns in tables.items():
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table(columns), tmp_path / name / "documents.parquet")
+    numpy(tmp_path / "lines", "documents", odd, DOCUMENTS)
+    (tmp_path / "lines" / "documents.ids.txt").write_bytes(("\r\n".join(odd) + "\r\n\r\n").encode())
+    for name in (*tables, "lines"):
+        found = read_vectors(tmp_path / name, "documents")
+        assert found is not None and found.ids == odd and np.allclose(found.vectors, unit(DOCUMENTS), atol=1e-6), name
+        assert stored_width(tmp_path / name) == 16
+
+
+@pytest.mark.parametrize("first", [1.5, True, ["d0"], {"_id": "d0"}])
+def test_an_id_that_is_neither_text_nor_a_whole_number_is_refused(first: Any, tmp_path: Path) -> None:
+    numpy(tmp_path, "documents", IDS, DOCUMENTS)
+    (tmp_path / "documents.ids.txt").unlink()
+    (tmp_path / "documents.ids.json").write_text(json.dumps([first, *IDS[1:]]))
+    with pytest.raises(DataError, match=r"documents.ids.json, id 1: an id has to be text or a whole number"):
+        read_vectors(tmp_path, "documents")
+
+
+def test_columns_and_files_that_could_both_be_meant_are_refused(tmp_path: Path) -> None:
+    def refused(words: str) -> None:
+        with pytest.raises(DataError, match=words):
+            read_vectors(tmp_path, "documents")
+
+    for columns in ({"_id": IDS, "vector": [[1.0]] * 260, "embedding": [[2.0]] * 260}, {"_id": IDS, "id": IDS, "vector": [[1.0]] * 260}):
+        pd.DataFrame(columns).to_parquet(tmp_path / "documents.parquet")
+        refused("and either could be meant")
+    (tmp_path / "documents.parquet").unlink()
+    numpy(tmp_path, "documents", IDS, DOCUMENTS)
+    (tmp_path / "documents.ids.json").write_text(json.dumps(IDS[::-1]))
+    refused("the ids of documents more than once: documents.ids.txt, documents.ids.json")
+    (tmp_path / "documents.ids.txt").unlink()
+    (tmp_path / "documents.ids.json").write_text("[" * 100_000)
+    refused("cannot be read .*Write a list of ids")
+    np.savez(tmp_path / "x.npz", DOCUMENTS)
+    (tmp_path / "documents.ids.json").write_text(json.dumps(IDS))
+    (tmp_path / "x.npz").rename(tmp_path / "documents.npy")
+    refused("an archive of tables")
+    np.save(tmp_path / "documents.npy", np.ones((260, 16)))
+    refused("all 260 vectors point the same way")
+    (tmp_path / "documents.npy").unlink()
+    parquet(tmp_path / "documents" / "0.parquet", IDS[:99], DOCUMENTS[:99])
+    np.save(tmp_path / "documents" / "1.npy", DOCUMENTS[99:])
+    refused("expected only files named .parquet")
+
+
+@pytest.mark.parametrize("key", ["PCAR16,IVF4,Flat", "IVF4,Flat", "IDMap,Flat"])
+def test_the_numbers_of_a_faiss_file_name_lines_of_its_ids(key: str, tmp_path: Path) -> None:
+    import faiss
+
+    numbers = np.random.default_rng(3).permutation(260).astype(np.int64)
+    lines = [f"x{number}" for number in range(260)]
+
+    def write(given: NDArray[np.int64]) -> None:
+        index = faiss.index_factory(16, key, faiss.METRIC_INNER_PRODUCT)
+        index.train(DOCUMENTS)
+        index.add_with_ids(DOCUMENTS, given)
+        faiss.write_index(index, str(tmp_path / "documents.faiss"))
+
+    write(numbers + 10**12)  # hashes, without a file of ids
+    table = read_vectors(tmp_path, "documents")
+    assert table is not None
+    places = [table.ids.index(str(number + 10**12)) for number in numbers]
+    assert np.allclose(table.vectors[places], unit(DOCUMENTS), atol=1e-4)
+    (tmp_path / "documents.ids.txt").write_text("\n".join(lines))
+    if "IVF" in key:
+        with pytest.raises(DataError, match="these are no lines of the file of ids"):
+            read_vectors(tmp_path, "documents")
+    write(numbers)
+    table = read_vectors(tmp_path, "documents")
+    assert table is not None
+    assert np.allclose(table.vectors[[table.ids.index(f"x{number}") for number in numbers]], unit(DOCUMENTS), atol=1e-4)
+
+
+def test_an_index_that_would_end_the_process_is_refused(tmp_path: Path) -> None:
+    import faiss
+
+    index = faiss.index_factory(16, "IVF4,PQ4x4fs", faiss.METRIC_INNER_PRODUCT)
+    index.train(DOCUMENTS)
+    index.add(DOCUMENTS)
+    faiss.write_index(index, str(tmp_path / "documents.faiss"))
+    with pytest.raises(DataError, match="does not give the vectors of IndexIVFPQFastScan back"):
+        read_vectors(tmp_path, "documents")
+
+
 def test_vectors_in_the_home_of_nobody_are_refused_in_a_sentence() -> None:
     with pytest.raises(DataError, match=r"~nobody-of-this-name/vectors. does not exist"):
         width_of(TowerConfig(base_model="vectors", vectors="~nobody-of-this-name/vectors"))
@@ -194,7 +290,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes").mkdir()
     for name in ("documents.parquet", "documents.faiss"):
         (tmp_path / "bytes" / name).write_bytes(b"nothing of the kind")
-        refused(tmp_path / "bytes", "cannot be read as Parquet|no index that FAISS can read")
+        refused(tmp_path / "bytes", "cannot be read as Parquet|no index of vectors that FAISS can read")
         (tmp_path / "bytes" / name).unlink()
 
 
@@ -253,6 +349,13 @@ def test_query_vectors_without_a_query_are_counted(data: Dataset, tmp_path: Path
     made, *_ = taken(data, tmp_path / "v", tmp_path / "towers")
     assert made.counts["query_vectors"] == 260
     assert "1 vectors belong to no query of the data and are left out" in capsys.readouterr().out
+
+
+def test_files_that_were_not_read_are_named(data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parquet(tmp_path / "v" / "documents.parquet", IDS, DOCUMENTS)
+    np.save(tmp_path / "v" / "query.npy", DOCUMENTS)
+    taken(data, tmp_path / "v", tmp_path / "t")
+    assert "Not read: query.npy (1 in all); vectors of queries are expected in queries.parquet" in capsys.readouterr().out
 
 
 def test_ids_that_belong_to_other_rows_are_found_by_a_search(data: Dataset, tmp_path: Path) -> None:

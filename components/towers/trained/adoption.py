@@ -14,7 +14,7 @@ from components.data.dataset import content_hash, load_dataset
 from components.errors import DataError
 from components.towers.contract import EncodingContract, save_contract, space_id_of
 from components.towers.trained.stored import BASE, BLOCK, TABLE, VectorTable
-from components.towers.trained.vector_files import copied_from, read_vectors
+from components.towers.trained.vector_files import copied_from, not_read, read_vectors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +46,7 @@ def take_stored(dataset: Dataset, source: Path, parents: Mapping[str, str], fold
         raise DataError(f"{source} has no vectors of documents. Expected documents.parquet, documents.npy or documents.faiss.")
     queries = read_vectors(source, "queries")
     texts = {"query": query_texts(dataset), "document": _texts(dataset.documents["doc_id"], dataset.document_texts())}
-    remarks = [*_require_all(documents, texts["document"]), *_about(documents, "documents")]
+    remarks = [*not_read(source), *_require_all(documents, texts["document"]), *_about(documents, "documents")]
     if queries is not None:
         if queries.vectors.shape[1] != documents.vectors.shape[1]:
             widths = f"{documents.vectors.shape[1]} dimensions, but those of queries have {queries.vectors.shape[1]}"

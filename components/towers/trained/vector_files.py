@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.artifacts import Scalar, digest_of, file_sha256, is_complete, read_manifest
+from components.data.values import plain_name
 from components.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ from components.towers.trained.stored import VectorTable
 
 Kind = Literal["documents", "queries"]
 KINDS: tuple[Kind, Kind] = ("documents", "queries")
-ID_COLUMNS = ("_id", "id", "doc_id", "query_id", "docid", "qid")
+# As `plain_name` writes them. That of a text's own kind counts before a plain id, as in the tables of texts.
+ID_COLUMNS = ("docid", "queryid", "qid", "id")
 VECTOR_COLUMNS = ("vector", "embedding", "embeddings", "values")
 FORMATS = (".parquet", ".npy", ".faiss")
 IDS = (".ids.txt", ".ids.json", "_ids.txt", "_ids.json")
@@ -90,7 +92,7 @@ def read_vectors(folder: Path, kind: Kind) -> VectorTable | None:
     Raises DataError, with counts, for vectors with values that are not finite, of two lengths or without a direction, for ids that are
     missing, blank or repeated, and for files that cannot be read.
     """
-    parquet = sorted((folder / kind).glob("*.parquet"))
+    parquet = _shards(folder / kind)
     there = [path for path in vector_files(folder) if path.parent == folder and path.suffix in FORMATS and path.stem == kind]
     if len(there) + bool(parquet) > 1:
         named = ", ".join(path.name for path in there) + (f" and the folder {kind}/" if parquet else "")
@@ -106,7 +108,27 @@ def read_vectors(folder: Path, kind: Kind) -> VectorTable | None:
         return _of_faiss(path, ids)
     if ids is None:
         raise DataError(f"{path} has no ids beside it. Write one id a line, in the order of the rows, into {kind}.ids.txt.")
-    return _checked(ids, np.asarray(_opened_npy(path), dtype=np.float32), str(path))
+    with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, which is refused by its id
+        vectors = np.asarray(_opened_npy(path), dtype=np.float32)
+    return _checked(ids, vectors, str(path))
+
+
+def not_read(folder: Path) -> list[str]:
+    """What stands in `folder` beside the vectors and their ids, in words; nothing for what is hidden and for the copy of a collection."""
+    if is_complete(folder):
+        return []
+    known = {path for file in vector_files(folder) for path in (file, file.parent)}
+    others = sorted(path.name for path in folder.iterdir() if path not in known and not path.name.startswith((".", "_")))
+    wanted = "queries.parquet, queries.npy or queries.faiss"
+    return [f"Not read: {', '.join(others[:_SHOWN])} ({len(others)} in all); vectors of queries are expected in {wanted}"] if others else []
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The Parquet files of a folder of vectors; raises DataError for one that holds other files too, whose vectors nobody would miss."""
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_"))) if folder.is_dir() else []
+    if foreign := next((path for path in entries if path.suffix != ".parquet" or not path.is_file()), None):
+        raise DataError(f"{foreign}: expected only files named .parquet in {folder.name}/. Convert or move it.")
+    return entries
 
 
 def parquet_vectors(paths: Sequence[Path], named: str) -> VectorTable:
@@ -124,7 +146,7 @@ def parquet_vectors(paths: Sequence[Path], named: str) -> VectorTable:
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}).") from None
         id_column, column = (_column(path, table, names) for names in (ID_COLUMNS, VECTOR_COLUMNS))
-        ids += ["" if value is None else str(value) for value in id_column.to_pylist()]
+        ids += [_id_text(value, f"{path}, row {row}") for row, value in enumerate(id_column.to_pylist(), start=1)]
         without += column.null_count
         for chunk in column.chunks if not without else ():
             found, rows = _rows_of(named, chunk)
@@ -141,10 +163,27 @@ def parquet_vectors(paths: Sequence[Path], named: str) -> VectorTable:
 
 
 def _column(path: Path, table: pa.Table, names: Sequence[str]) -> pa.ChunkedArray:
-    found = next((name for name in names if name in table.column_names), None)
-    if found is None:
-        raise DataError(f"{path} has the columns {', '.join(table.column_names)}; expected one named {' or '.join(names)}.")
-    return table.column(found)
+    known = {wanted: [name for name in table.column_names if plain_name(name) == wanted] for wanted in names}
+    found = [name for wanted in names for name in known[wanted]]
+    if not found:
+        shown = " or ".join(("_id", "doc_id", "query_id", "qid") if names is ID_COLUMNS else names)
+        raise DataError(f"{path} has the columns {', '.join(table.column_names)}; expected one named {shown}.")
+    rivals = found if names is VECTOR_COLUMNS else known[plain_name(found[0])]
+    if len(rivals) > 1:
+        raise DataError(f"{path} has the columns {' and '.join(rivals)}, and either could be meant. Leave or rename one of them.")
+    return table.column(found[0])
+
+
+def _id_text(value: Any, where: str) -> str:
+    """An id as text; nothing is a blank one, and raises DataError for what is neither text nor a whole number."""
+    if isinstance(value, bytes):  # as NumPy and Spark write text
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            pass
+    if value is None or (isinstance(value, str | int) and not isinstance(value, bool)):
+        return "" if value is None else str(value)
+    raise DataError(f"{where}: an id has to be text or a whole number, as in the data; found {value!r:.60}. Write the ids as text.")
 
 
 def _rows_of(named: str, chunk: pa.Array) -> tuple[Counter[int], NDArray[np.float32]]:
@@ -152,6 +191,10 @@ def _rows_of(named: str, chunk: pa.Array) -> tuple[Counter[int], NDArray[np.floa
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if isinstance(chunk, pa.ExtensionArray):  # tensors of one shape
+        chunk = chunk.storage
+    if pa.types.is_list_view(chunk.type) or pa.types.is_large_list_view(chunk.type):
+        chunk = chunk.cast(pa.large_list(chunk.type.value_type))
     if not (pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type) or pa.types.is_fixed_size_list(chunk.type)):
         raise DataError(f"{named}: the vectors are of type {chunk.type}; expected lists of numbers.")
     lengths = Counter(pc.list_value_length(chunk).to_pylist())
@@ -166,23 +209,30 @@ def _opened_npy(path: Path) -> NDArray[Any]:
         found: NDArray[Any] = np.load(path, allow_pickle=False, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} is not a table of numbers as numpy.save writes it ({str(error).splitlines()[0]}).") from None
+    if not isinstance(found, np.ndarray):
+        raise DataError(f"{path} is an archive of tables (.npz). Write the one table of vectors with numpy.save.")
     if found.ndim != 2 or not np.issubdtype(found.dtype, np.number) or np.iscomplexobj(found):
         raise DataError(f"{path} holds {found.dtype} of the shape {found.shape}; expected numbers of the shape (texts, dimensions).")
     return found
 
 
 def _ids_beside(folder: Path, kind: Kind) -> list[str] | None:
-    path = next((folder / f"{kind}{ending}" for ending in IDS if (folder / f"{kind}{ending}").is_file()), None)
-    if path is None:
+    there = [path for ending in IDS if (path := folder / f"{kind}{ending}").is_file()]
+    if len(there) > 1:
+        raise DataError(f"{folder} has the ids of {kind} more than once: {', '.join(path.name for path in there)}. Leave one of them.")
+    if not there:
         return None
+    path = there[0]
     try:
         text = path.read_text(encoding="utf-8-sig")
-        found = json.loads(text) if path.suffix == ".json" else text.splitlines()
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({str(error).splitlines()[0]}).") from None
+        # By line breaks alone: str.splitlines also parts an id at U+2028 and its like.
+        found = json.loads(text) if path.suffix == ".json" else text.rstrip("\n").split("\n") if text.strip() else []
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        advice = "Write a list of ids in UTF-8." if path.suffix == ".json" else "Write one id a line in UTF-8."
+        raise DataError(f"{path} cannot be read ({str(error).splitlines()[0]}). {advice}") from None
     if not isinstance(found, list):
         raise DataError(f"{path} holds {type(found).__name__}; expected a list of ids.")
-    return [str(value) for value in found]
+    return [_id_text(value, f"{path}, id {number}") for number, value in enumerate(found, start=1)]
 
 
 def _of_faiss(path: Path, ids: list[str] | None) -> VectorTable:
@@ -191,20 +241,49 @@ def _of_faiss(path: Path, ids: list[str] | None) -> VectorTable:
 
     whole = _opened_faiss(path)  # held, since the index within it does not live on without it
     numbers, index = _numbered(whole)
+    lists = _inverted(index)
+    # These end the process when they are asked (faiss 1.15.1); there is no error to catch.
+    if isinstance(lists, faiss.IndexIVFFastScan) and not isinstance(lists, faiss.IndexIVFRaBitQFastScan):
+        raise DataError(f"{path}: FAISS does not give the vectors of {type(lists).__name__} back. Give them as .npy or .parquet.")
     try:
-        if isinstance(index, faiss.IndexIVF):
-            rows = _ids_of_lists(index)
-            index.set_direct_map_type(faiss.DirectMap.Hashtable)
+        if lists is not None:
+            rows = _ids_of_lists(lists)
+            lists.set_direct_map_type(faiss.DirectMap.Hashtable)
             vectors = index.reconstruct_batch(rows)
             numbers = rows if numbers is None else numbers
         else:
             vectors = index.reconstruct_n(0, index.ntotal)
     except RuntimeError as error:
         raise DataError(f"{path}: FAISS does not give its vectors back ({str(error).strip().splitlines()[-1][:160]}).") from None
-    own = ids if ids is not None else [str(number) for number in (np.arange(len(vectors)) if numbers is None else numbers)]
     exact = isinstance(index, (faiss.IndexFlat, faiss.IndexIVFFlat, faiss.IndexHNSWFlat))
     remark = () if exact else (f"{path.name} is compressed ({type(index).__name__}): its vectors are near those that were encoded",)
-    return _checked(own, vectors, str(path), remark)
+    return _checked(_ids_of_rows(path, len(vectors), numbers, ids, lists is not None), vectors, str(path), remark)
+
+
+def _ids_of_rows(path: Path, rows: int, numbers: NDArray[np.int64] | None, ids: list[str] | None, scattered: bool) -> list[str]:
+    """The id of each row: what the index calls it (`numbers`), or the line of the file of ids that this number names.
+
+    Numbers that are no lines leave the order in which vectors were added, which the lists of an inverted file do not keep (`scattered`).
+    """
+    own = np.arange(rows) if numbers is None else numbers
+    if ids is None:
+        return [str(number) for number in own]
+    if len(ids) == rows and np.array_equal(np.sort(own), np.arange(rows)):
+        return [ids[number] for number in own]
+    if scattered and len(ids) == rows:
+        raise DataError(
+            f"{path} numbers its vectors itself ({', '.join(str(number) for number in own[:_SHOWN])}, ...), and these are no lines of the "
+            "file of ids. Leave that file out where the numbers are the ids, or give the vectors as .npy in the order of the ids."
+        )
+    return ids
+
+
+def _inverted(index: Any) -> Any:
+    """The inverted file that `index` is, or has behind its transforms; None for others."""
+    import faiss
+
+    inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+    return inner if isinstance(inner, faiss.IndexIVF) else None
 
 
 def _opened_faiss(path: Path) -> Any:
@@ -213,7 +292,8 @@ def _opened_faiss(path: Path) -> Any:
     try:
         return faiss.read_index(str(path))
     except RuntimeError as error:
-        raise DataError(f"{path} is no index that FAISS can read ({str(error).strip().splitlines()[-1][:160]}).") from None
+        said = str(error).strip().splitlines()[-1][:160]
+        raise DataError(f"{path} is no index of vectors that FAISS can read ({said}). Copy it again; one of bits holds no vectors.") from None
 
 
 def _ids_of_lists(index: Any) -> NDArray[np.int64]:
@@ -253,4 +333,6 @@ def _checked(ids: list[str], vectors: NDArray[np.float32], named: str, remarks: 
         first = f"first: '{ids[empty[0]]}'"
         raise DataError(f"{named}: {len(empty):,} of {len(ids):,} vectors are zero and have no direction ({first}). Make them again.")
     unit = (vectors / lengths[:, None]).astype(np.float32)
+    if len(unit) > 1 and np.abs(unit - unit[0]).max() < 1e-6:
+        raise DataError(f"{named}: all {len(ids):,} vectors point the same way, so no search can tell them apart. Make them again.")
     return VectorTable(ids, unit, (float(lengths.min()), float(lengths.mean()), float(lengths.max())), remarks)
