@@ -159,12 +159,16 @@ class BaseModel:
 
     @property
     def faults(self) -> tuple[type[Exception], ...]:
-        """What a load raises for a model that cannot be used or whose files are cut off; code of its own may raise anything."""
+        """What a load raises for a model that cannot be used or whose files are cut off; code of its own may raise anything.
+
+        A configuration that nobody meant fails anywhere: a list in the place of an object, widths that do not divide, an unknown name.
+        """
         from pickle import UnpicklingError
 
         from safetensors import SafetensorError
 
-        return (Exception,) if self.code else (OSError, ValueError, KeyError, ImportError, EOFError, SafetensorError, UnpicklingError)
+        wrong = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError)
+        return (Exception,) if self.code else (*wrong, ImportError, EOFError, SafetensorError, UnpicklingError)
 
 
 def tower_base(towers: TowerConfig, texts: Sequence[str] = ()) -> BaseModel:
@@ -259,6 +263,8 @@ def folder_digest(folder: Path) -> str:
     """sha256 over the names and contents of a model folder's files, hidden ones aside."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
     if not (folder / "config.json").is_file():
+        if (folder / hub.ADAPTER).is_file():
+            raise ModelError(hub.AN_ADAPTER.format(folder))
         raise ModelError(f"{folder} is not a model folder: it has no config.json. Give a folder saved by save_pretrained.")
     return digest_of({p.relative_to(folder).as_posix(): file_sha256(p) for p in files})
 
@@ -277,6 +283,11 @@ def load_config(base: BaseModel) -> Any:
     """The configuration of the text model in `base`; raises ModelError for what cannot encode texts here, with the reason."""
     from transformers import AutoConfig
 
+    folder = Path(base.location)
+    if (folder / hub.ADAPTER).is_file():  # transformers would load the model that it names, of whatever commit, in the place of this one
+        raise ModelError(hub.AN_ADAPTER.format(base.name))
+    if not hub.has_tokenizer(folder):  # transformers would make one that knows no word
+        raise ModelError(f"'{base.name}' has no tokenizer ({', '.join(hub.TOKENIZERS)}). Save the model's own tokenizer into its folder.")
     try:
         whole = AutoConfig.from_pretrained(base.location, **base.loading)
     except base.faults as error:
@@ -317,9 +328,45 @@ def _read_tokenizer(location: str, loading: tuple[tuple[str, Any], ...], _change
     return AutoTokenizer.from_pretrained(location, **dict(loading))
 
 
+def load_weights(base: BaseModel, **options: Any) -> Any:
+    """The transformer of `base` with its weights; raises ModelError where its files lack some, and what `base.faults` names.
+
+    transformers fills those that are missing with random numbers, other ones at every load.
+    """
+    from transformers import AutoModel
+
+    model, report = AutoModel.from_pretrained(base.location, output_loading_info=True, **options, **base.loading)
+    if lost := sorted(name for name in report["missing_keys"] if "pooler" not in name):  # a pooler takes no part here
+        raise ModelError(
+            f"'{base.name}': its files lack {len(lost):,} of the weights that its config.json asks for (first: {lost[0]}), so they would be "
+            "random. Fetch or save configuration and weights together."
+        )
+    return model
+
+
+def require_embeddings(base: BaseModel, model: Any, tokenizer: Any) -> None:
+    """Raise ModelError where the tokenizer has words that the table of embeddings has no row for; on a GPU one ends the whole process.
+
+    Control tokens aside, which no text turns into: Gemma's tokenizer has one of images that its text models lack.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) <= rows:
+        return
+    control = set(tokenizer.all_special_ids) | {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if beyond := sorted((number, word) for word, number in tokenizer.get_vocab().items() if number >= rows and number not in control):
+        raise ModelError(
+            f"The tokenizer of '{base.name}' has {len(beyond):,} words that the model has no embedding for (first: '{beyond[0][1]}', "
+            f"{beyond[0][0]} of {rows:,}). Save both together, the model after resize_token_embeddings."
+        )
+
+
 def why_unloadable(error: Exception) -> str:
     """The first line of what transformers says, in words of ours where a model brings code of its own."""
     said = str(error).strip() or type(error).__name__
+    if isinstance(error, KeyError):
+        return f"its configuration names or lacks something that transformers asks for: {said}"
+    if "ignore_mismatched_sizes" in said:
+        return "its weights have other sizes than its config.json states. Fetch or save both together."
     if "trust_remote_code" in said:
         return (
             "it brings Python code of its own, which runs here only for towers.trust_remote_code with the full commit in towers.revision. "

@@ -26,6 +26,8 @@ UNWANTED = ("onnx/*", "openvino/*", "original/*", "consolidated*", "coreml/*", "
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # of weights in several files
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+ADAPTER = "adapter_config.json"
+AN_ADAPTER = "'{}' is an adapter, not a model. Name the model that it was trained on, or a merged one."
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -155,7 +157,7 @@ def _folder(name: str, commit: str) -> Path:
             raise ModelError(_no_model(name, folder))
     if not _is_whole(folder):
         lacking = f"weights that transformers loads ({' or '.join(WEIGHTS)})"
-        if not _has_tokenizer(folder):
+        if not has_tokenizer(folder):
             lacking = f"a tokenizer ({', '.join(TOKENIZERS)}), as a model of images or sounds does. Name a language model or a text encoder"
         raise ModelError(f"'{name}' at commit {commit[:12]} lacks {lacking}.")
     return folder
@@ -163,7 +165,7 @@ def _folder(name: str, commit: str) -> Path:
 
 def _is_whole(folder: Path) -> bool:
     """Whether configuration, tokenizer and every file of the weights are there: other programs leave only what they used."""
-    if not (folder / "config.json").is_file() or not _has_tokenizer(folder):
+    if not (folder / "config.json").is_file() or not has_tokenizer(folder):
         return False
     index = next((path for path in map(folder.joinpath, INDEXES) if path.is_file()), None)
     if index is None:
@@ -175,7 +177,8 @@ def _is_whole(folder: Path) -> bool:
     return all((folder / shard).is_file() for shard in set(shards.values()))
 
 
-def _has_tokenizer(folder: Path) -> bool:
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a file of words is there that transformers makes a tokenizer of."""
     return any((folder / name).is_file() for name in TOKENIZERS)
 
 
@@ -261,8 +264,8 @@ def _cached_ref(name: str, revision: str) -> str | None:
 
 
 def _no_model(name: str, folder: Path) -> str:
-    if (folder / "adapter_config.json").is_file():
-        return f"'{name}' is an adapter, not a model. Name the model that it was trained on, or a merged one."
+    if (folder / ADAPTER).is_file():
+        return AN_ADAPTER.format(name)
     return f"'{name}' has no config.json: transformers cannot load it as a model. A GGUF repository names the original model on its page."
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from components.errors import ModelError
-from components.towers.base_models import BaseModel, load_config, resolve_base
+from components.towers.base_models import BaseModel, load_config, resolve_base, why_unloadable
 from components.towers.transformer import configured_layers, keep_layers, position_limit
 
 if TYPE_CHECKING:
@@ -132,12 +132,16 @@ def require_positions(base: BaseModel, longest: int, setting: str) -> None:
 
 
 def model_without_memory(base: BaseModel, dtype: torch.dtype | None = None) -> Any:
-    """The model's modules with all their shapes, and no numbers in them; of `dtype`, else as the model was saved."""
+    """The model's modules with all their shapes, and no numbers in them; of `dtype`, else as the model was saved. Raises ModelError."""
     import torch
     from transformers import AutoModel
 
-    with torch.device("meta"):
-        model = AutoModel.from_config(load_config(base), dtype=dtype, **base.loading)
+    config = load_config(base)
+    try:
+        with torch.device("meta"):
+            model = AutoModel.from_config(config, dtype=dtype, **base.loading)
+    except base.faults as error:
+        raise ModelError(f"The model '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
     if base.layers is not None:
         keep_layers(model, base.layers, base.name)
     return model

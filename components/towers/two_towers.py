@@ -22,7 +22,15 @@ from numpy.typing import NDArray
 from components.artifacts import file_sha256, read_json, write_json
 from components.errors import ConfigError, ModelError
 from components.progress import progress_bar
-from components.towers.base_models import BaseModel, folder_digest, load_config, tokenizer_of, why_unloadable
+from components.towers.base_models import (
+    BaseModel,
+    folder_digest,
+    load_config,
+    load_weights,
+    require_embeddings,
+    tokenizer_of,
+    why_unloadable,
+)
 from components.towers.config import TowerConfig
 from components.towers.contract import ROLES, EncodingContract, Role, tokenizer_digest
 from components.towers.device import autocast, even_shapes, free_bytes, pick_device, pick_dtype
@@ -269,7 +277,6 @@ def load_decoder(base: BaseModel, precision: str, attention: str = "causal", emp
 
     `empty`: its modules with all their shapes, and no numbers in them.
     """
-    from transformers import AutoModel
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -277,10 +284,11 @@ def load_decoder(base: BaseModel, precision: str, attention: str = "causal", emp
     load_config(base)
     try:
         dtype = pick_dtype(precision)
-        model = model_without_memory(base, dtype) if empty else AutoModel.from_pretrained(base.location, dtype=dtype, **base.loading)
+        model = model_without_memory(base, dtype) if empty else load_weights(base, dtype=dtype)
         tokenizer = tokenizer_of(base)
     except base.faults as error:
         raise ModelError(f"The model '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
+    require_embeddings(base, model, tokenizer)
     if base.layers is not None and not empty:
         keep_layers(model, base.layers, base.name)
     model.config.use_cache = False

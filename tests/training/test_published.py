@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,113 @@ def test_what_trains_towers_refuses_a_configuration_that_trains_none(forms: dict
 def test_a_gguf_file_is_refused_by_name(name: str, home: Path) -> None:
     with pytest.raises(ModelError, match="is a GGUF file"):
         resolve_base(name)
+
+
+def _edited(file: str, **changes: Any) -> Callable[[Path], None]:
+    """Changes one of a model's own files of JSON; None takes a key out."""
+
+    def edit(folder: Path) -> None:
+        path = folder / file
+        found = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+        path.write_text(json.dumps({key: value for key, value in found.items() if value is not None}), encoding="utf-8")
+
+    return edit
+
+
+def _written(file: str, content: bytes) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / file).write_bytes(content)
+
+    return write
+
+
+def _weights(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
+
+    return write
+
+
+def _without_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+def _with_a_word(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["kidney stone"])
+    tokenizer.save_pretrained(folder)
+
+
+def _rebuilt(*between: str, activation: str = "Tanh") -> Callable[[Path], None]:
+    """The model with other modules behind its pooling."""
+
+    def build(folder: Path) -> None:
+        import torch
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
+
+        made = {"Dense": lambda: Dense(32, 32, activation_function=getattr(torch.nn, activation)()), "Normalize": Normalize}
+        modules: list[Any] = [Transformer(str(folder)), Pooling(32), *(made[kind]() for kind in between)]
+        SentenceTransformer(modules=modules).save(str(folder))
+
+    return build
+
+
+DENSE = "2_Dense/config.json"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_rebuilt("Normalize", "Dense", "Normalize"), "is made of Transformer, Pooling, Normalize, Dense, Normalize; expected"),
+        (_rebuilt("Dense", activation="PReLU"), "PReLU', which is no activation of torch without weights"),
+        (_rebuilt("Dense", activation="GLU"), "GLU', which is no activation of torch without weights"),
+        (_edited(DENSE, activation_function="torch.nn.modules.linear.Linear"), "Linear', which is no activation"),
+        (_edited(DENSE, in_features=None), "does not state in_features and out_features"),
+        (_edited(DENSE, in_features=7), "the weights of 2_Dense do not make a map 7 -> 96"),
+        (_written("2_Dense/model.safetensors", b"12345678"), "the weights of 2_Dense do not make a map"),
+        (_written("modules.json", b"{}"), "modules.json is missing or is no JSON that holds a list"),
+        (_written("modules.json", b'["a"]'), "does not list modules"),
+        (_written("modules.json", b"[]"), "begins with no module"),
+        (_written("1_Pooling/config.json", b"[]"), "1_Pooling/config.json is missing or is no JSON that holds an object"),
+        (_written("config_sentence_transformers.json", b"{"), "config_sentence_transformers.json is missing or is no JSON"),
+        (_edited("config_sentence_transformers.json", prompts=["a"]), "prompts must be texts by name"),
+        (_edited("config_sentence_transformers.json", prompts={"query": 3}), "prompts must be texts by name"),
+        (_edited("config_sentence_transformers.json", truncate_dim="16"), "truncate_dim must be a whole number"),
+        (_edited("config_sentence_transformers.json", truncate_dim=0), "truncate_dim must be a whole number"),
+        (_edited("tokenizer_config.json", truncation_side="left"), "cuts long texts at their beginning"),
+        (_edited("config.json", num_hidden_layers=3), r"files lack \d+ of the weights.*so they would be random"),
+        (_edited("config.json", vocab_size=10), "its weights have other sizes than its config.json states"),
+        (_edited("config.json", hidden_activation="zzz"), "names or lacks something that transformers asks for: 'zzz'"),
+        (_edited("config.json", hidden_size="wide"), "cannot be loaded"),
+        (_written("config.json", b"[]"), "cannot be loaded"),
+        (_written("config.json", b"{"), "cannot be loaded: .*not a valid JSON"),
+        (_weights(lambda found: {f"x.{name}": value for name, value in found.items()}), r"files lack \d+ of the weights"),
+        (_weights(lambda found: dict(list(found.items())[1:])), "files lack 1 of the weights"),
+        (_without_tokenizer, "has no tokenizer"),
+        (_with_a_word, "1 words that the model has no embedding for .first: 'kidney stone'"),
+        (_written("adapter_config.json", b"{}"), "is an adapter, not a model"),
+    ],
+)
+def test_a_model_that_would_give_other_vectors_or_none_is_refused_in_a_sentence(
+    change: Callable[[Path], None], words: str, forms: dict[str, Path], tmp_path: Path, home: Path
+) -> None:
+    shutil.copytree(forms["embeddinggemma"], tmp_path / "model")
+    change(tmp_path / "model")
+    with pytest.raises(ModelError, match=words):
+        towers_of(as_it_is(tmp_path / "model"), tmp_path / "towers")
+
+
+def test_a_model_that_normalises_twice_is_taken(forms: dict[str, Path], tmp_path: Path, home: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    shutil.copytree(forms["bge"], tmp_path / "model")
+    _rebuilt("Dense", "Normalize", "Normalize")(tmp_path / "model")
+    query, _ = towers_of(as_it_is(tmp_path / "model"), tmp_path / "towers")
+    reference = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    assert np.abs(query.encode(TEXTS) - reference.encode_query(TEXTS, normalize_embeddings=True)).max() < 1e-4

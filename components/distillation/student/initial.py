@@ -136,23 +136,23 @@ def load_small_encoder(base: BaseModel) -> tuple[Any, Any]:
     logging.disable_progress_bar()
     load_config(base)
     try:
-        model = _load_without_pooler(base.location)
+        model = _load_without_pooler(base)
         tokenizer = AutoTokenizer.from_pretrained(base.location, trust_remote_code=False)
     except base.faults as error:
         raise ModelError(f"The student '{base.name}' cannot be loaded as an encoder: {why_unloadable(error)}") from None
+    require_embeddings(base, model, tokenizer)
     return model, tokenizer
 
 
-def _load_without_pooler(location: str) -> Any:
+def _load_without_pooler(base: BaseModel) -> Any:
     import torch
-    from transformers import AutoModel
 
     # The fused attention's backward pass takes 40 % of a training step on a CPU at query lengths; the plain one next to nothing.
     options = {"dtype": torch.float32, "attn_implementation": "eager" if pick_device().type == "cpu" else "sdpa"}
     try:
-        return AutoModel.from_pretrained(location, add_pooling_layer=False, trust_remote_code=False, **options)
+        return load_weights(base, add_pooling_layer=False, **options)
     except TypeError:  # most architectures have no pooler to leave out
-        return AutoModel.from_pretrained(location, trust_remote_code=False, **options)
+        return load_weights(base, **options)
 
 
 def _of_an_encoder(source: Source) -> StudentEncoder:

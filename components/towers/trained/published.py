@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from components.artifacts import digest_of, file_sha256, read_json
-from components.errors import ModelError
-from components.towers.base_models import BaseModel, load_config, tower_base
+from components.errors import ArtifactError, ModelError
+from components.towers.base_models import BaseModel, load_config, tokenizer_of, tower_base, why_unloadable
 from components.towers.config import TowerConfig
 from components.towers.contract import ROLES
 from components.towers.model_size import model_without_memory
@@ -66,13 +66,19 @@ def read_published(base: BaseModel) -> Published | None:
     folder = Path(base.location)
     if not (folder / MODULES).is_file():
         return None
-    modules = [(str(module.get("type", "")).rpartition(".")[2], str(module.get("path", ""))) for module in read_json(folder / MODULES)]
+    listed = _read(folder / MODULES, list)
+    if not all(isinstance(module, dict) for module in listed):
+        raise ModelError(f"{folder / MODULES} does not list modules. Fetch the model again, or name another.")
+    modules = [(str(module.get("type", "")).rpartition(".")[2], str(module.get("path", ""))) for module in listed]
     if modules and modules[-1][0] == "Router" and _normalises(folder / modules[-1][1]):  # a student of this project
         modules[-1] = ("Normalize", modules[-1][1])
     kinds = [kind for kind, _ in modules if kind not in SILENT]
     if not kinds or kinds[0] != "Transformer" or modules[0][1] not in ("", "."):
-        raise ModelError(f"'{base.name}' begins with the module {kinds[0] if kinds else 'none'}; a teacher begins with one Transformer.")
-    behind = [kind for kind in kinds[1:] if kind != "Normalize" or kind != kinds[-1]]
+        begins = f"the module {kinds[0]}{f' in the folder {modules[0][1]}' if modules[0][1] else ''}" if kinds else "no module"
+        raise ModelError(f"'{base.name}' begins with {begins}; a teacher begins with one Transformer in the model's own folder.")
+    behind = kinds[1:]
+    while behind and behind[-1] == "Normalize":  # twice is once; between Dense modules it changes what the next one sees
+        behind.pop()
     strange = [kind for place, kind in enumerate(behind) if kind != ("Dense" if place else "Pooling")]
     if strange or not behind:
         found = ", ".join(kinds)
@@ -81,14 +87,19 @@ def read_published(base: BaseModel) -> Published | None:
     if (similarity := whole.get("similarity_fn_name")) not in (None, "cosine") and kinds[-1] != "Normalize":
         raise ModelError(f"'{base.name}' compares by {similarity} and does not normalise its vectors; an index here compares by cosine.")
     # As `encode_query` and `encode_document` of sentence-transformers 6: these two names, whatever other prompts there are.
-    prompts = {role: (whole.get("prompts") or {}).get(role) or "" for role in ROLES}
+    prompts, dimension = whole.get("prompts") or {}, whole.get("truncate_dim")
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values() if prompt is not None):
+        raise ModelError(f"{folder / SETTINGS}: prompts must be texts by name; found {prompts!r:.80}. Correct it, or name another model.")
+    if dimension is not None and (not isinstance(dimension, int) or dimension < 1):
+        raise ModelError(f"{folder / SETTINGS}: truncate_dim must be a whole number from 1 on or null; found {dimension!r:.40}. Correct it.")
+    prompts = {role: prompts.get(role) or "" for role in ROLES}
     pooling = folder / next(path for kind, path in modules if kind == "Pooling") / "config.json"
     return Published(
-        pooling=_pooling(read_json(pooling), base.name, any(prompts.values())),
+        pooling=_pooling(_read(pooling), base.name, any(prompts.values())),
         query_prompt=prompts["query"],
         document_prompt=prompts["document"],
         longest=_longest(base, folder),
-        dimension=whole.get("truncate_dim"),
+        dimension=dimension,
         head=tuple(_dense(folder, path, base.name) for kind, path in modules if kind == "Dense"),
     )
 
@@ -150,28 +161,44 @@ def head_digest(base: BaseModel, head: tuple[Dense, ...]) -> str | None:
 
 
 def load_head(base: BaseModel, head: tuple[Dense, ...]) -> Module | None:
-    """The linear maps as one float32 module from (n, width) to (n, dimension); None where there are none."""
+    """The linear maps as one float32 module from (n, width) to (n, dimension); None where there are none. Raises ModelError."""
     import torch
     from torch import nn
 
     layers: list[Any] = []
     for dense in head:
         path = _weights(Path(base.location) / dense.path, base.name)
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+        try:
+            if path.suffix == ".safetensors":
+                from safetensors.torch import load_file
 
-            tensors = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-        state = {name.removeprefix("linear."): value.float() for name, value in tensors.items()}
-        layer = nn.Linear(dense.inputs, dense.outputs, bias="bias" in state)
-        layer.load_state_dict(state)
+                tensors = load_file(path)
+            else:
+                tensors = torch.load(path, map_location="cpu", weights_only=True)
+            state = {name.removeprefix("linear."): value.float() for name, value in tensors.items()}
+            layer = nn.Linear(dense.inputs, dense.outputs, bias="bias" in state)
+            layer.load_state_dict(state)
+        except base.faults as error:
+            said = why_unloadable(error).removesuffix(":")
+            raise ModelError(f"'{base.name}': the weights of {dense.path} do not make a map {dense} ({said}). Fetch it again.") from None
         layers += [layer, _bend(dense.activation)()]
     return nn.Sequential(*layers).eval() if layers else None
 
 
+def _read(path: Path, kind: type[dict[str, Any] | list[Any]] = dict) -> Any:
+    """What a model's own file of JSON holds; raises ModelError for one that is missing, broken, or of another kind."""
+    try:
+        found = read_json(path)
+    except ArtifactError:
+        found = None
+    if not isinstance(found, kind):
+        what = "an object" if kind is dict else "a list"
+        raise ModelError(f"{path} is missing or is no JSON that holds {what}. Fetch the model again, or name another.")
+    return found
+
+
 def _json(path: Path) -> dict[str, Any]:
-    return dict(read_json(path)) if path.is_file() else {}
+    return dict(_read(path)) if path.is_file() else {}
 
 
 def _pooling(config: dict[str, Any], name: str, prompted: bool) -> Literal["last", "mean", "cls"]:
@@ -189,13 +216,17 @@ def _pooling(config: dict[str, Any], name: str, prompted: bool) -> Literal["last
 
 def _longest(base: BaseModel, folder: Path) -> int | None:
     """The longest text in tokens, as sentence-transformers finds it: its own setting, else what tokenizer and positions allow."""
-    from transformers import AutoTokenizer
-
     settings = next((_json(folder / file) for file in TRANSFORMER_SETTINGS if (folder / file).is_file()), {})
-    tokenizer = AutoTokenizer.from_pretrained(folder, **base.loading)
+    config = load_config(base)  # first: a tokenizer reads it too, and says less of what is wrong
+    try:
+        tokenizer = tokenizer_of(base)
+    except base.faults as error:
+        raise ModelError(f"The tokenizer of '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
+    if tokenizer.truncation_side != "right":
+        raise ModelError(f"'{base.name}' cuts long texts at their beginning (truncation_side), where a tower cuts them at their end.")
     if settings.get("do_lower_case") and tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]:
         raise ModelError(f"'{base.name}' expects texts in lower case, but neither its tokenizer nor a tower makes them so.")
-    stated, positions = settings.get("max_seq_length"), getattr(load_config(base), "max_position_embeddings", None)
+    stated, positions = settings.get("max_seq_length"), getattr(config, "max_position_embeddings", None)
     limits = [stated] if isinstance(stated, int) else [tokenizer.model_max_length, positions]
     # A length that its table of positions lacks would end the process on a GPU.
     known = [limit for limit in (*limits, position_limit(model_without_memory(base))) if isinstance(limit, int) and 0 < limit < 10**6]
@@ -203,15 +234,18 @@ def _longest(base: BaseModel, folder: Path) -> int | None:
 
 
 def _dense(folder: Path, path: str, name: str) -> Dense:
-    config = read_json(folder / path / "config.json")
+    config = _read(folder / path / "config.json")
     other = [key for key in ("module_input_name", "module_output_name") if config.get(key) not in (None, "sentence_embedding")]
     if other or config.get("use_residual"):
         raise ModelError(f"'{name}' has a Dense module with {(other or ['use_residual'])[0]}, which a tower does not follow.")
-    dense = Dense(path, int(config["in_features"]), int(config["out_features"]), str(config.get("activation_function", "")))
+    inputs, outputs = config.get("in_features"), config.get("out_features")
+    if not isinstance(inputs, int) or not isinstance(outputs, int) or min(inputs, outputs) < 1:
+        raise ModelError(f"{folder / path / 'config.json'} does not state in_features and out_features. Fetch the model again.")
+    dense = Dense(path, inputs, outputs, str(config.get("activation_function", "")))
     try:
-        _bend(dense.activation)
-    except (AttributeError, ValueError):
-        raise ModelError(f"'{name}' bends its vectors by '{dense.activation}', which torch does not have as an activation.") from None
+        _require_elementwise(_bend(dense.activation), outputs)
+    except (AttributeError, ValueError, TypeError, RuntimeError):
+        raise ModelError(f"'{name}' bends its vectors by '{dense.activation}', which is no activation of torch without weights.") from None
     return dense
 
 
@@ -223,6 +257,15 @@ def _bend(name: str) -> type[Module]:
         raise ValueError(name)
     found: type[Module] = getattr(nn, name.rpartition(".")[2] or "Tanh")
     return found
+
+
+def _require_elementwise(kind: type[Module], width: int) -> None:
+    """Raises for a module that is no activation: that has weights of its own (PReLU), or gives vectors of another width (GLU)."""
+    import torch
+
+    module = kind()
+    if next(module.parameters(), None) is not None or module(torch.zeros(2, width)).shape != (2, width):
+        raise ValueError(kind.__name__)
 
 
 def _weights(folder: Path, name: str) -> Path:
