@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ import pandas as pd
 
 from components.data.dataset import document_table, judgement_table
 from components.data.jsonl import documents_of, open_text, queries_of, text_lines, unreadable
-from components.data.values import QRELS_FIELDS, Row, is_number, known_fields, metadata_from_text, names_of, parse_score
+from components.data.values import QRELS_FIELDS, AmbiguousJson, Row, is_number, metadata_from_text, names_of, parse_score
 from components.errors import DataError
 
 _TREC_ITERATION = re.compile(r"[Qq]?\d+", re.ASCII)
@@ -106,7 +106,7 @@ def _form(path: Path, line: int, text: str) -> _Form:
         separator, fields = None, text.split()
     while len(fields) > 3 and not fields[-1].strip():
         fields.pop()
-    names = known_fields([field.strip() for field in fields], QRELS_FIELDS)
+    names = _known(tuple(field.strip() for field in fields), "qrels", where)
     if len(names) == len(QRELS_FIELDS):
         return _named(path, separator, [field.strip() for field in fields], names, where)
     # A query may well be called query, and a document doc: a line that ends in a grade is no header.
@@ -123,7 +123,7 @@ def _form(path: Path, line: int, text: str) -> _Form:
     return _Form(path, separator, width, query=0, document=width - 2, score=width - 1)
 
 
-def _named(path: Path, separator: str | None, fields: list[str], names: dict[str, str], where: str) -> _Form:
+def _named(path: Path, separator: str | None, fields: list[str], names: Mapping[str, str], where: str) -> _Form:
     if twice := next((name for name in names.values() if fields.count(name) > 1), None):
         raise DataError(f"{where}: the header names the column '{twice}' twice. Remove one of them.")
     query, document, score = (fields.index(names[field]) for field in ("query_id", "doc_id", "score"))
@@ -161,8 +161,14 @@ def _rows(path: Path, table: str) -> Iterator[Row]:
         with open_text(path, newline="") as handle:
             first = handle.readline()
             header = _header(path, first, table)
-            reader = csv.reader(handle, delimiter=_separator(path, first) or "\t", strict=True)
+            separator = _separator(path, first) or "\t"
+            reader = csv.reader(handle, delimiter=separator, strict=True)
             for cells in reader:
+                if separator == "\t" and (lost := next((cell for cell in cells if _holds_rows(cell, len(header))), None)):
+                    raise DataError(
+                        f"{path}:{reader.line_num + 1}: the quote of '{lost[:60].splitlines()[0]}' ends here, and whole rows stand "
+                        "within it. Write a quote that begins a cell as three quotes and end the cell with one, or give JSON Lines."
+                    )
                 if any(cells):
                     yield _row(path, reader.line_num + 1, header, cells, table)
     except csv.Error as error:
@@ -174,12 +180,24 @@ def _rows(path: Path, table: str) -> Iterator[Row]:
 
 def _header(path: Path, text: str, table: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in _split(text.rstrip("\r\n"), _separator(path, text) or "\t", f"{path}:1"))
-    known = names_of(names, table)
+    known = _known(names, table, f"{path}:1")
     if "text" not in known:
         raise DataError(f"{path}:1: expected a header with the names of the columns, such as _id and text; found '{text.strip()[:120]}'.")
     if twice := next((name for name in known.values() if names.count(name) > 1), None):
         raise DataError(f"{path}:1: the header names the column '{twice}' twice. Remove one of them.")
     return names
+
+
+def _holds_rows(cell: str, width: int) -> bool:
+    """Whether a cell took in whole rows, from a quote that nobody meant as one to the next: a line in it has as many tabs as a row."""
+    return "\n" in cell and any(line.count("\t") >= width - 1 for line in cell.split("\n"))
+
+
+def _known(names: tuple[str, ...], table: str, where: str) -> Mapping[str, str]:
+    try:
+        return names_of(names, table)
+    except AmbiguousJson as error:
+        raise DataError(f"{where}: {error}.") from None
 
 
 def _row(path: Path, line: int, header: tuple[str, ...], cells: list[str], table: str) -> Row:

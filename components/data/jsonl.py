@@ -106,7 +106,11 @@ def _plain_documents(path: Path, lines: Sequence[Line], records: Sequence[dict[s
     keys = tuple(records[0])
     if set(map(tuple, records)) != {keys}:
         return None
-    columns = {field: [record[name] for record in records] for field, name in names_of(keys, "documents").items()}
+    try:
+        names = names_of(keys, "documents")
+    except AmbiguousJson:
+        return None
+    columns = {field: [record[name] for record in records] for field, name in names.items()}
     ids, texts = columns.get("doc_id", []), columns.get("text", [])
     titles, metadata = (columns.get(name, [None] * len(records)) for name in ("title", "metadata"))
     if not (_are(ids, str, int) and _are(texts, str, NoneType) and _are(titles, str, NoneType) and _are(metadata, dict, NoneType)):
@@ -133,7 +137,11 @@ def _rows_of(path: Path, lines: Sequence[Line], records: Sequence[dict[str, Any]
     for place, (line, text) in enumerate(lines):
         where = f"{path}:{line}"
         record = _parsed(text, where) if records is None else records[place]
-        yield Row(where, record, names_of(tuple(record), table))
+        try:
+            names = names_of(tuple(record), table)
+        except AmbiguousJson as error:
+            raise DataError(f"{where}: {error}.") from None
+        yield Row(where, record, names)
 
 
 def _blocks(path: Path) -> Iterator[list[Line]]:

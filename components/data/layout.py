@@ -101,6 +101,11 @@ def _table(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
     found = [
         path for path in _entries(folder) if _stem(path, TABLE_SUFFIXES).lower() in names or (path.name in names and not path.is_file())
     ]
+    numbered = ((path, _SHARD.fullmatch(_stem(path, TABLE_SUFFIXES))) for path in _entries(folder))
+    shards = [path for path, shard in numbered if shard is not None and shard["name"] in names]
+    if shards and not found:  # corpus-00000-of-00002.parquet, in no folder of its own
+        _require_all_shards(shards, TABLE_SUFFIXES)
+        return tuple(_require_file(path) for path in shards)
     if len(found) > 1:
         first, second = sorted(found, key=lambda path: not path.is_dir())[:2]
         both = f"{'the folder ' if first.is_dir() else ''}{first.name} and {second.name}"

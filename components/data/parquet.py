@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from components.data.dataset import DOCUMENT_COLUMNS, judgement_table, query_table
-from components.data.values import FIELDS, known_fields, metadata_from_text, metadata_text, parse_score, without_nul
+from components.data.values import FIELDS, AmbiguousJson, known_fields, metadata_from_text, metadata_text, parse_score, without_nul
 from components.errors import DataError
 
 if TYPE_CHECKING:
@@ -72,7 +72,10 @@ def _columns(path: Path, table: str, optional: Sequence[str] = ()) -> dict[str, 
     kind = "Arrow" if path.name.lower().endswith(".arrow") else "Parquet"
     try:
         with _opened(path, kind) as (there, read):
-            names = known_fields(there, FIELDS[table])
+            try:
+                names = known_fields(there, FIELDS[table])
+            except AmbiguousJson as error:
+                raise DataError(f"{path}: {error}.") from None
             if missing := next((field for field in FIELDS[table] if field not in names and field not in optional), None):
                 wanted = _USUAL.get(missing, missing)
                 raise DataError(f"{path}: expected a column {wanted}; found {', '.join(there) or 'none'}.")

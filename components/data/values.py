@@ -79,12 +79,17 @@ def names_of(keys: tuple[str, ...], table: str) -> Mapping[str, str]:
 
 
 def known_fields(names: Iterable[str], fields: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """Which of `names` each field of a table goes by; fields that have no name there are left out."""
-    plain: dict[str, str] = {}
+    """Which of `names` each field of a table goes by; fields that have no name there are left out.
+
+    Raises AmbiguousJson where two of the names could be meant alike, such as _id and id, of which only one can be the one meant.
+    """
+    plain: dict[str, list[str]] = {}
     for name in names:
-        plain.setdefault(plain_name(name), name)
+        plain.setdefault(plain_name(name), []).append(name)
     found = {field: next((plain[alias] for alias in aliases if alias in plain), None) for field, aliases in fields.items()}
-    return {field: name for field, name in found.items() if name is not None}
+    if twice := next((rivals for rivals in found.values() if rivals is not None and len(set(rivals)) > 1), None):
+        raise AmbiguousJson(f"'{twice[0]}' and '{twice[1]}' are one name here, and either could be meant. Rename or remove one of them")
+    return {field: rivals[0] for field, rivals in found.items() if rivals is not None}
 
 
 def plain_name(name: str) -> str:

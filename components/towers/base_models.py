@@ -165,10 +165,11 @@ class BaseModel:
         """
         from pickle import UnpicklingError
 
+        from huggingface_hub.errors import StrictDataclassError
         from safetensors import SafetensorError
 
         wrong = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError)
-        return (Exception,) if self.code else (*wrong, ImportError, EOFError, SafetensorError, UnpicklingError)
+        return (Exception,) if self.code else (*wrong, StrictDataclassError, ImportError, EOFError, SafetensorError, UnpicklingError)
 
 
 def tower_base(towers: TowerConfig, texts: Sequence[str] = ()) -> BaseModel:
@@ -338,7 +339,7 @@ def load_weights(base: BaseModel, **options: Any) -> Any:
     model, report = AutoModel.from_pretrained(base.location, output_loading_info=True, **options, **base.loading)
     if lost := sorted(name for name in report["missing_keys"] if "pooler" not in name):  # a pooler takes no part here
         raise ModelError(
-            f"'{base.name}': its files lack {len(lost):,} of the weights that its config.json asks for (first: {lost[0]}), so they would be "
+            f"'{base.name}': its files lack {len(lost):,} of the weights that config.json asks for (first: {lost[0]}), so they would be "
             "random. Fetch or save configuration and weights together."
         )
     return model
@@ -372,7 +373,7 @@ def why_unloadable(error: Exception) -> str:
             "it brings Python code of its own, which runs here only for towers.trust_remote_code with the full commit in towers.revision. "
             "Read that code first, or name a model whose architecture transformers has."
         )
-    return said.splitlines()[0]
+    return said.splitlines()[-1 if said.startswith("Class validation error") else 0].strip()  # the reason stands below the check's name
 
 
 def _minilm() -> BaseModel:

@@ -25,7 +25,15 @@ from components.distillation.student.encoder import StudentEncoder, new_head, ri
 from components.distillation.student.forms import FORMS, static_model
 from components.errors import ModelError
 from components.settings import expanded
-from components.towers.base_models import BaseModel, load_config, resolve_base, tower_base, why_unloadable
+from components.towers.base_models import (
+    BaseModel,
+    load_config,
+    load_weights,
+    require_embeddings,
+    resolve_base,
+    tower_base,
+    why_unloadable,
+)
 from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.contract import EncodingContract, Role, load_contract, tokenizer_digest
 from components.towers.device import autocast, pick_device, pick_dtype

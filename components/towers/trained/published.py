@@ -91,7 +91,7 @@ def read_published(base: BaseModel) -> Published | None:
     if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values() if prompt is not None):
         raise ModelError(f"{folder / SETTINGS}: prompts must be texts by name; found {prompts!r:.80}. Correct it, or name another model.")
     if dimension is not None and (not isinstance(dimension, int) or dimension < 1):
-        raise ModelError(f"{folder / SETTINGS}: truncate_dim must be a whole number from 1 on or null; found {dimension!r:.40}. Correct it.")
+        raise ModelError(f"{folder / SETTINGS}: truncate_dim must be a whole number above 0 or null; found {dimension!r:.40}. Correct it.")
     prompts = {role: prompts.get(role) or "" for role in ROLES}
     pooling = folder / next(path for kind, path in modules if kind == "Pooling") / "config.json"
     return Published(

@@ -293,7 +293,7 @@ def _opened_faiss(path: Path) -> Any:
         return faiss.read_index(str(path))
     except RuntimeError as error:
         said = str(error).strip().splitlines()[-1][:160]
-        raise DataError(f"{path} is no index of vectors that FAISS can read ({said}). Copy it again; one of bits holds no vectors.") from None
+        raise DataError(f"{path} is no index of vectors that FAISS can read ({said}). Copy it again; one of bits has none.") from None
 
 
 def _ids_of_lists(index: Any) -> NDArray[np.int64]:

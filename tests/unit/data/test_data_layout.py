@@ -221,3 +221,13 @@ def test_a_user_that_there_is_not_is_a_folder_that_does_not_exist() -> None:
 
 def test_the_built_in_set_has_no_files_to_remark_on() -> None:
     assert remarks_on(DataConfig()) == []
+
+
+def test_shards_that_lie_in_no_folder_of_their_own_are_read(folder: Path) -> None:
+    (folder / "corpus.jsonl").unlink()
+    write_rows(folder / "corpus-00000-of-00002.jsonl", documents()[:5])
+    with pytest.raises(DataError, match="lacks 1 of 2 shards, first corpus-00001-of-00002"):
+        locate(folder)
+    write_rows(folder / "corpus-00001-of-00002.jsonl", documents()[5:])
+    assert read_source(DataConfig(source=str(folder))).documents["doc_id"].tolist() == [row["_id"] for row in documents()]
+    assert locate(folder).unread == {}

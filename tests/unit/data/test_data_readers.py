@@ -261,3 +261,29 @@ def test_a_fault_in_a_line_is_told_before_that_the_file_breaks_off_behind_it(tmp
     (tmp_path / "corpus.jsonl").write_bytes(b'{"_id": 1.5, "text": ""}\n' * 3 + b" " * 2**20 + b"\xff\n")
     with pytest.raises(DataError, match=r"corpus.jsonl:1: the field _id must be there and be text; found 1.5"):
         jsonl.read_documents(tmp_path / "corpus.jsonl")
+
+
+def test_names_of_which_either_could_be_meant_are_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    write_rows(folder / "corpus.jsonl", [{"id": number, **row} for number, row in enumerate(documents())])
+    with pytest.raises(DataError, match=r"corpus.jsonl:1: 'id' and '_id' are one name here"):
+        read_source(DataConfig(source=str(folder)))
+    (folder / "corpus.jsonl").unlink()
+    frame = pd.DataFrame({"ID": range(3), "_id": list("abc"), "text": list("xyz")})
+    frame.to_csv(folder / "corpus.csv", index=False)
+    with pytest.raises(DataError, match=r"corpus.csv:1: 'ID' and '_id' are one name here"):
+        read_source(DataConfig(source=str(folder)))
+    (folder / "corpus.csv").unlink()
+    frame.to_parquet(folder / "corpus.parquet")
+    with pytest.raises(DataError, match=r"corpus.parquet: 'ID' and '_id' are one name here"):
+        read_source(DataConfig(source=str(folder)))
+
+
+def test_a_quote_that_would_swallow_rows_is_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    (folder / "corpus.jsonl").unlink()
+    write_lines(folder / "corpus.tsv", ["_id\ttitle\ttext", 'a\t\t"To be', "b\t\tmore", 'c\t\tor not to be"'])
+    with pytest.raises(DataError, match=r"corpus.tsv:\d+: the quote of 'To be' ends here, and whole rows stand within it"):
+        read_source(DataConfig(source=str(folder)))
+    write_lines(folder / "corpus.tsv", ["_id\ttitle\ttext", 'a\t\t"two', 'lines"'])
+    assert read_source(DataConfig(source=str(folder))).documents["text"].tolist() == ["two\nlines"]
