@@ -10,12 +10,13 @@ import copy
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,17 +146,18 @@ def started(name: str, folder: Path, database: str, volumes: Mapping[str, Path])
     """The service `name`, until the block ends."""
     service, port = compose(GIVEN)["services"][name], free_port()
 
-    def here(text: str) -> str:
+    def here(text: str, spelled: Callable[[str], str] = str) -> str:
         for place, local in {**volumes, "/app": ROOT}.items():
-            text = re.sub(rf"(?<![\w/]){place}(?=/|\s|$)", str(local), text)
-        text = re.sub(r"postgresql\+\w+://\S+", database, text)
+            text = re.sub(rf"(?<![\w/]){place}(?=/|\s|$)", lambda _, local=local: spelled(str(local)), text)  # type: ignore[misc]
+        text = re.sub(r"postgresql\+\w+://\S+", lambda _: spelled(database), text)
         return re.sub(r"(--port )\S+", rf"\g<1>{port}", text.replace("0.0.0.0", "127.0.0.1"))
 
     given = {key: here(str(value)) for key, value in service["environment"].items()}
     if file := service.get("env_file"):
         lines = (ROOT / "docker" / file).read_text(encoding="utf-8").splitlines()
         given |= dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-    command = [here(part) for part in service["command"]]
+    spelled = shlex.quote if service["command"][:2] == ["sh", "-c"] else str
+    command = [here(part, spelled) for part in service["command"]]
     command = [str(port) if part.isdigit() else part for part in command]
     kept = ("PATH", "HOME", "PYTHONPATH", "LANG", "TMPDIR", "NO_PROXY", "no_proxy")
     environment = {key: os.environ[key] for key in kept if key in os.environ} | given
