@@ -147,7 +147,7 @@ def _changed(model: Path, target: Path, file: str, change: Any) -> Path:
     ("file", "change", "words"),
     [
         ("modules.json", lambda m: m[1:], "begins with the module Pooling"),
-        ("modules.json", lambda m: [], "begins with the module none"),
+        ("modules.json", lambda m: [], "begins with no module"),
         ("modules.json", lambda m: [m[0], {**m[1], "type": "x.WordWeights"}, m[2]], "made of Transformer, WordWeights, Normalize"),
         ("modules.json", lambda m: [{**m[0], "type": "x.CLIPModel"}, *m[1:]], "begins with the module CLIPModel"),
         ("1_Pooling/config.json", lambda c: {**c, "pooling_mode": "weightedmean"}, "pools by weightedmean"),
