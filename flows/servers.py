@@ -138,6 +138,7 @@ def serve(mlflow_port: int = 5000, prefect_port: int = 4200, auth: bool = False)
     Raises ConfigError for a port in use, ServerError when a server does not start or ends by itself.
     """
     settings.activate()
+    require_usable_settings()
     plans = _plans(mlflow_port, prefect_port, auth)
     if not plans:
         return
@@ -203,7 +204,7 @@ def require_prefect() -> str | None:
     """
     require_answer()
     _require_usable_proxies()
-    _require_usable_settings()
+    require_usable_settings()
     from prefect.settings import PREFECT_API_URL
 
     given: str | None = PREFECT_API_URL.value()
@@ -268,8 +269,13 @@ def _require_usable_proxies() -> None:
         ) from None
 
 
-def _require_usable_settings() -> None:
-    """Import Prefect, which reads its settings then, and says with a traceback what it cannot read."""
+def require_usable_settings() -> None:
+    """Make Prefect's folder and import Prefect, which reads its settings then, and says with a traceback what it cannot read or make."""
+    folder = Path(os.environ["PREFECT_HOME"]).expanduser()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"PREFECT_HOME: the folder '{folder}' cannot be made: {error.strerror}. Name another, or unset it.") from None
     try:
         with redirect_stderr(StringIO()):
             import_module("prefect.settings").get_current_settings()

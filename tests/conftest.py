@@ -96,5 +96,8 @@ def home(tmp_path: Path, mlflow_template: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SCALINGNOTE_HOME", str(folder))
     # Set, not deleted: MLflow writes this variable itself, and only a set one is restored after the test.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    # Likewise: `settings.activate` of an earlier test named its own home here, which is gone by now.
+    monkeypatch.setenv("PREFECT_HOME", str(folder / "prefect"))
+    monkeypatch.setenv("PREFECT_LOCAL_STORAGE_PATH", str(folder / "prefect" / "storage"))
     yield folder
     clear_caches()

@@ -357,7 +357,13 @@ class _Version(argparse.Action):
 
 def _run(module: str, function: str, options: argparse.Namespace) -> int | None:
     """Import the command when it is asked for, so that no other command waits for what it imports."""
-    command: Command = getattr(import_module(f"flows.cli.{module}"), function)
+    try:
+        command: Command = getattr(import_module(f"flows.cli.{module}"), function)
+    except ValueError:  # pydantic's, of a setting that Prefect reads as soon as it is imported
+        from flows.servers import require_usable_settings
+
+        require_usable_settings()
+        raise
     return command(options)
 
 

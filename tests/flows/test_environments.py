@@ -99,6 +99,22 @@ def test_settings_of_prefect_in_the_current_folder_are_named(
     assert done.returncode == status and named in done.stderr and file in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "change", "named"),
+    [
+        (["ui"], {"PREFECT_HOME": "/proc/gone/prefect"}, "PREFECT_HOME: the folder '/proc/gone/prefect' cannot be made"),
+        (["promote"], {"PREFECT_HOME": "/etc/passwd"}, "PREFECT_HOME: the folder '/etc/passwd' cannot be made"),
+        (["ui"], {"PREFECT_API_REQUEST_TIMEOUT": "soon"}, "Prefect's settings cannot be read"),
+        (["demo"], {"PREFECT_API_REQUEST_TIMEOUT": "soon"}, "Prefect's settings cannot be read"),
+    ],
+)
+def test_variables_of_prefect_that_cannot_be_used_are_named(
+    command: list[str], change: dict[str, str], named: str, variables: dict[str, str], tmp_path: Path
+) -> None:
+    done = run(command, variables | change, cwd=tmp_path)
+    assert done.returncode == 2 and named in done.stderr, done.stderr
+
+
 def test_a_server_that_never_answers_is_not_waited_for(variables: dict[str, str], silent: str) -> None:
     done = run(["status"], {**variables, "MLFLOW_TRACKING_URI": silent})
     assert done.returncode == 8 and f"No tracking server answers at {silent}" in done.stderr

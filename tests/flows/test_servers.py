@@ -79,7 +79,7 @@ def test_ctrl_c_stops_the_server_and_its_children(home: Path) -> None:
         told = [command.stdout.readline() for _ in range(4)]
         command.send_signal(signal.SIGTERM)  # as Ctrl-C; a shell in the background ignores SIGINT
         assert command.wait(600) == 0
-    assert "http://127.0.0.1:1 (from PREFECT_API_URL; not started here)" in told[0]
+    assert "http://127.0.0.1:1 (from PREFECT_API_URL; not started here, and it does not answer)" in told[0]
     assert f"http://127.0.0.1:{port}" in told[1]
     assert not listens(port)
 
