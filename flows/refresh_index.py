@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
 from prefect import flow
 from pydantic import Field
@@ -44,20 +44,28 @@ class RefreshConfig(StepConfig):
     )
     settings: dict[str, Any] = Field(default_factory=dict, description="Settings changed for this refresh, such as distillation.epochs: 4")
 
+    @property
+    def changeable(self) -> tuple[str, ...]:
+        """Sections and `section.field` that this refresh may change."""
+        return CHANGEABLE
 
-def requested_refresh(request: RefreshConfig | None, **given: Any) -> RefreshConfig:
-    """The parameters of a refresh as one: those of the form (`given`, fields of RefreshConfig), or `request`, which holds them all.
+
+Refresh = TypeVar("Refresh", bound=RefreshConfig)
+
+
+def requested_refresh(kind: type[Refresh], request: Refresh | None, **given: Any) -> Refresh:
+    """The parameters of a refresh as one: those of the form (`given`, fields of `kind`), or `request`, which holds them all.
 
     Raises ConfigError when both say something.
     """
-    flat = RefreshConfig(**given)
-    if request is not None and flat != RefreshConfig():
-        stated = ", ".join(field for field in RefreshConfig.model_fields if getattr(flat, field) != getattr(RefreshConfig(), field))
+    flat = kind(**given)
+    if request is not None and flat != kind():
+        stated = ", ".join(field for field in kind.model_fields if getattr(flat, field) != getattr(kind(), field))
         raise ConfigError(f"Both request and {stated} are given. Put all into the single parameters, and leave request out.")
     return request or flat
 
 
-def open_base(request: RefreshConfig, changeable: Sequence[str]) -> tuple[PinnedRelease, RetrainConfig]:
+def open_base(request: RefreshConfig) -> tuple[PinnedRelease, RetrainConfig]:
     """The release to start from, all that it pins verified, and the configuration of its refresh (see `configured`).
 
     Raises as `open_pinned` and `configured` do, and ConfigError when the policy asks for what will not be measured or reached.
@@ -67,7 +75,7 @@ def open_base(request: RefreshConfig, changeable: Sequence[str]) -> tuple[Pinned
 
     require_decidable(request.name)
     base = open_pinned(request.name, request.release)
-    config = configured(request, base.manifest, changeable)
+    config = configured(request, base.manifest, request.changeable)
     require_measured(config.policy, config.evaluation)
     require_attainable(config.policy, config.index, str(base.index.attributes["index_key"]))
     return base, config
@@ -93,8 +101,9 @@ def configured(request: RefreshConfig, recorded: Recorded, changeable: Sequence[
     base, source = (own, "the release") if request.preset is None else _with_preset(own, request.preset, changeable)
     data = {"data.source": request.data} if request.data else {}
     settings = {**request.settings, **data}
-    if "student" in given.get("distillation", {}) and "revision" not in given["distillation"]:
-        settings["distillation.revision"] = None  # the recorded commit is one of the former student
+    for section, field in (("distillation", "student"), ("towers", "base_model")):
+        if field in given.get(section, {}) and "revision" not in given[section]:
+            settings[f"{section}.revision"] = None  # the recorded commit is one of the former model
     return amend_config(base, settings, source)
 
 
@@ -203,11 +212,11 @@ def refresh_index(
     """
     from components.settings import activate
 
-    chosen = requested_refresh(request, name=name, release=release, data=data, preset=preset, settings=settings)
+    chosen = requested_refresh(RefreshConfig, request, name=name, release=release, data=data, preset=preset, settings=settings)
     require_steps("refresh-index", again, AGAIN)
     activate()
     started = time.monotonic()
-    base, config = open_base(chosen, CHANGEABLE)
+    base, config = open_base(chosen)
     with recorded_flow(config.name, "refresh-index", config.model_dump(mode="json"), again) as recorder:
         recorder.adopt_lineage(base.ancestry(), base.flows())
         dataset, validation = checked_data(config, recorder, base)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from components.data.dataset import Dataset
 
 Settings = Annotated[dict[str, Any], SettingsForm()]
-AGAIN = tuple(step for step in STEPS if step not in ("encode_changes", "refresh_index"))
+AGAIN = tuple(step for step in STEPS if step not in ("encode_changes", "refresh_index", "map_query_tower"))
 TRAINING = tuple(step for step in AGAIN if step not in ("evaluate", "compare_with_champion", "write_candidate"))
 Again = Annotated[list[str], steps_form(AGAIN)]
 

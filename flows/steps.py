@@ -18,6 +18,7 @@ from components.data.sources import remarks_on, source_digest
 from components.data.validation import require_valid, validate
 from components.distillation.config import DistillationConfig
 from components.distillation.generation import generate_for, read_generated
+from components.distillation.new_teacher import MapInputs, map_query_tower
 from components.distillation.query_sources import TeacherInputs, encode_teacher_queries
 from components.distillation.train import StudentInputs, distil
 from components.evaluation.systems import EvaluationInputs, evaluate_release
@@ -48,7 +49,8 @@ SHARD_FILES = ("vectors-*.parquet", "shard-*.json")
 # Settings that a step does not read, or that only say when it refuses: a change of them makes nothing again.
 OF_LOADING = {"probe_tolerance"}
 OF_REFRESHES = {"compact_share", "max_imbalance", "max_distance", "max_recall_loss"}
-OF_TARGETS = {"titles", "sentences", "spans", "generated", "generator", "generator_revision"}  # they are in the texts, an input
+# What is in the texts or in the teacher, which are inputs.
+OF_TARGETS = {"titles", "sentences", "spans", "generated", "generator", "generator_revision", "map_documents"}
 
 
 def at_commits(config: Config) -> Config:
@@ -156,6 +158,12 @@ def refresh_step(config: RetrainConfig, inputs: RefreshInputs, changes: Changes)
 def needs_queries(config: RetrainConfig, vectors: VectorShards) -> bool:
     """Whether the index of these vectors is approximate, so that its search parameters are tuned with queries."""
     return not is_exact(resolve_key(config.index, vectors.counts["documents"], int(vectors.attributes["dimension"] or 0)))
+
+
+def map_step(config: RetrainConfig, inputs: MapInputs) -> Step:
+    """Lead a new teacher's queries into the space of an index that stays."""
+    settings = config.distillation.model_dump(include={"map_documents", "seed"})
+    return Step("map_query_tower", partial(map_query_tower, inputs, config.distillation, open_documents), by_role(inputs), settings)
 
 
 def generation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:

@@ -34,6 +34,7 @@ STEPS = {
     "train_towers": "Stage 1: train query and document tower, or take a teacher that is trained already.",
     "encode_corpus": "Encode all documents with the document tower, in shards.",
     "build_index": "Build the search index over the documents' vectors.",
+    "map_query_tower": "Lead a new teacher's queries into the space of an index that stays.",
     "encode_teacher_queries": "Compute the teacher's query vectors, which the student learns from.",
     "distil_query_tower": "Stage 2: align the small query encoder to the teacher and refine it on the index.",
     "evaluate": "Measure BM25, the untrained encoder, the teacher and the student on judged queries.",

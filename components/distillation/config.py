@@ -93,6 +93,12 @@ class DistillationConfig(StepConfig):
     trained_layers: int | None = Field(
         None, ge=1, le=1000, description="Layers that are trained, counted from the output; those below keep what they knew. null: all"
     )
+    map_documents: int = Field(
+        4000,
+        ge=50,
+        le=1_000_000,
+        description="refresh-query-tower --new-teacher: documents that the new teacher encodes to learn its map into the index's space",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto takes bfloat16 where the machine is fast with it")
     seed: int = Field(13, ge=0, description="Seed of the projection and of the order of the queries")
 

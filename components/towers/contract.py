@@ -122,7 +122,8 @@ class EncodingContract(BaseModel):
     `split_special_tokens`: the name of a control token in a text is ordinary text (see `components.towers.tokens`). It is False for
     encoders that were made before there was a choice, which keep encoding as they were trained. `head` are the linear maps behind the
     pooling of a published model, as `768 -> 3072`, and `head_digest` their identity. `base_code` is the digest of the Python files that
-    the base model brought and that were allowed to run. Nobody here knows how encoders of the forms
+    the base model brought and that were allowed to run; `map_digest` that of the map which leads a new teacher's queries into the space
+    of another document tower (`components.distillation.new_teacher`). Nobody here knows how encoders of the forms
     `vectors` and `endpoint` pool and cut texts.
     """
 
@@ -146,6 +147,7 @@ class EncodingContract(BaseModel):
     head: tuple[str, ...] = ()
     head_digest: str | None = None
     base_code: str | None = None
+    map_digest: str | None = None
 
 
 class TextEncoder(Protocol):
@@ -164,10 +166,11 @@ def space_id_of(document_contract: EncodingContract) -> str:
     if document_contract.role != "document":
         raise ArtifactError(f"A space is named by its document encoder; this contract is for the role '{document_contract.role}'.")
     # The commit says where the base came from; what it is stands in its digest, which another commit may share. Contracts of before had no
-    # field `split_special_tokens`, `head`, `head_digest` or `base_code`; without them their spaces keep their names.
+    # field `split_special_tokens`, `head`, `head_digest`, `base_code` or `map_digest`; without them their spaces keep their names.
     later = set() if document_contract.split_special_tokens else {"split_special_tokens"}
     later |= {"head", "head_digest"} if document_contract.head_digest is None else set()
     later |= {"base_code"} if document_contract.base_code is None else set()
+    later |= {"map_digest"} if document_contract.map_digest is None else set()
     return digest_of(document_contract.model_dump(exclude={"base_revision", *later}))
 
 

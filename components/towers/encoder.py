@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from components.artifacts import file_sha256
 from components.errors import ArtifactError, ModelError
 from components.progress import Progress, counting
 from components.towers.base_models import BaseModel, resolve_base
@@ -171,6 +172,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 TOKENS_PER_BATCH = 2048
+MAP = "space_map.npy"  # float32 (width behind the pooling, dimension)
 
 
 class TowerEncoder:
@@ -194,6 +196,12 @@ class TowerEncoder:
     def head(self) -> Any:
         """The maps behind the pooling of a published model, each linear map with its activation; None where there are none."""
         return self._head
+
+    @property
+    def width(self) -> int:
+        """Dimensions behind the pooling and the maps, before they are cut to the contract's."""
+        widths = [layer.out_features for layer in self._head or () if hasattr(layer, "out_features")]
+        return int(widths[-1] if widths else self._model.config.get_text_config().hidden_size)
 
     @property
     def tokenizer(self) -> Any:
@@ -279,7 +287,26 @@ def load_tower(folder: Path, precision: str = "auto") -> TowerEncoder:
         model, tokenizer, head = _as_published(folder, contract, precision)
     if not is_tokenizer_of(contract, tokenizer):
         raise ArtifactError(f"{folder}: the tokenizer of '{contract.base_model}' has changed. Restore it, or retrain.")
+    if contract.map_digest is not None:
+        head = _through_map(folder, contract, head)
     return TowerEncoder(model, tokenizer, contract, space_id, head)
+
+
+def _through_map(folder: Path, contract: EncodingContract, head: Any) -> Any:
+    """The tower's own head, if any, and behind it the map into the space of another document tower, as one module."""
+    import torch
+    from torch import nn
+
+    try:
+        if file_sha256(folder / MAP) != contract.map_digest:
+            raise ArtifactError(f"{folder}: the map is not the one its contract names. Restore it, or refresh the query tower again.")
+        matrix = torch.from_numpy(np.load(folder / MAP, allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder / MAP} cannot be read ({error}). Restore it, or refresh the query tower again.") from None
+    layer = nn.Linear(*matrix.shape, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(matrix.T)
+    return nn.Sequential(*(head if head is not None else ()), layer).eval()
 
 
 def _with_adapter(folder: Path, contract: EncodingContract, precision: str) -> tuple[Any, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
 from textwrap import shorten
@@ -14,7 +14,7 @@ from components.errors import ConfigError
 from flows.cli.output import name_option, only_result_on_stdout, require_space, retriever_name, show
 from flows.cli.prepare import parsed_settings, planned, policy_settings, read_config, read_settings
 from flows.config import RetrainConfig
-from flows.refresh_index import RefreshConfig, configured
+from flows.refresh_index import Refresh, RefreshConfig, configured
 from flows.studies.context import StudySettings
 from flows.studies.registry import require_study
 
@@ -291,11 +291,11 @@ def _example(result: CandidateResult) -> str:
 def refresh_index(options: argparse.Namespace) -> None:
     """Encode the documents that changed and register the candidate."""
     from flows.parameters import require_steps
-    from flows.refresh_index import AGAIN, CHANGEABLE
+    from flows.refresh_index import AGAIN
     from flows.servers import run_flow
 
     require_steps("refresh-index", options.again, AGAIN)
-    request = _request(options, CHANGEABLE)
+    request = _request(options, RefreshConfig())
     with only_result_on_stdout(options):
         result = run_flow("flows.refresh_index:refresh_index", request=request, again=options.again)
     show(options, result.as_json(), _index_text(result))
@@ -304,30 +304,37 @@ def refresh_index(options: argparse.Namespace) -> None:
 def refresh_query_tower(options: argparse.Namespace) -> None:
     """Teach a new student for a release's index and register the candidate."""
     from flows.parameters import require_steps
-    from flows.refresh_query import AGAIN, CHANGEABLE
+    from flows.refresh_query import AGAIN, QueryRefreshConfig
     from flows.servers import run_flow
 
     require_steps("refresh-query-tower", options.again, AGAIN)
-    request = _request(options, CHANGEABLE)
+    request = _request(options, QueryRefreshConfig(new_teacher=options.new_teacher))
     with only_result_on_stdout(options):
         result = run_flow("flows.refresh_query:refresh_query_tower", request=request, again=options.again)
-    text = f"A new query encoder for {result.base} in {result.seconds:.1f} s; no document was encoded, its index stays."
+    what = "A new query encoder of a new teacher" if options.new_teacher else "A new query encoder"
+    encoded = "only a sample of the documents was" if options.new_teacher else "no document was"
+    text = f"{what} for {result.base} in {result.seconds:.1f} s; {encoded} encoded, its index stays."
     show(options, result.as_json(), "\n\n".join([text, report_of(result), next_steps(result)]))
 
 
-def _request(options: argparse.Namespace, changeable: Sequence[str]) -> RefreshConfig:
-    """What the command line asks for, checked against the release before any server starts."""
+def _request(options: argparse.Namespace, asked: Refresh) -> Refresh:
+    """What the command line asks for beside `asked`, checked against the release before any server starts."""
     from components.data.sources import source_digest
     from components.release.open import load_manifest
     from flows.adopt import adopted_run
-    from flows.refresh_query import CHANGEABLE as QUERY_CHANGEABLE
+    from flows.refresh_query import QueryRefreshConfig, require_released, require_weights
 
     name = retriever_name(options)
     settings = {**policy_settings(options), **parsed_settings(options)}
-    request = RefreshConfig(name=name, release=options.release, data=options.data or "", preset=options.preset, settings=settings)
-    adopted = adopted_run(request) if changeable == QUERY_CHANGEABLE else None
-    recorded = load_manifest(name, options.release) if adopted is None else adopted
-    source_digest(configured(request, recorded, changeable).data)
+    given = {"name": name, "release": options.release, "data": options.data or "", "preset": options.preset, "settings": settings}
+    request = asked.model_copy(update=given)
+    adopted = adopted_run(request) if isinstance(request, QueryRefreshConfig) else None
+    config = configured(request, load_manifest(name, options.release) if adopted is None else adopted, request.changeable)
+    if isinstance(request, QueryRefreshConfig) and request.new_teacher:
+        require_weights(config)
+        if adopted is not None:
+            require_released(request)
+    source_digest(config.data)
     require_space()
     return request
 

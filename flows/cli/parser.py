@@ -157,6 +157,12 @@ def _add_refreshing(commands: Any) -> None:
         "teach a new query encoder for the index of a release: no document is encoded",
     )
     query.add_argument("--data", metavar="DIR", help="folder with the release's documents (default: the one it was built from)")
+    query.add_argument(
+        "--new-teacher",
+        action="store_true",
+        help="train another teacher first, by the section towers, and lead its queries into the index's space: a sample of the documents "
+        "is encoded for that, and the index stays",
+    )
     for parser, example in ((index, "policy.margin=0.02"), (query, "distillation.epochs=4")):
         _release_option(parser)
         _policy_option(parser)

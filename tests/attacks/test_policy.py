@@ -252,7 +252,7 @@ def test_a_candidate_that_could_not_be_registered_is_refused_before_it_is_built(
     monkeypatch.setattr("components.release.open.open_pinned", work)
     changes = (
         lambda: retrain.fn(preset="smoke", name=NAME),
-        lambda: open_base(RefreshConfig(name=NAME, release="release/1"), ()),
+        lambda: open_base(RefreshConfig(name=NAME, release="release/1")),
     )
     for change in changes:
         with pytest.raises(AssertionError, match="has begun"):

@@ -52,6 +52,9 @@ def story(built: Built, mlflow_template: Path) -> Iterator[Story]:
             "students: read": list(baseline),
         }
         released("candidate/3")
+        read.clear()
+        other = ("refresh-query-tower", *NAME, "--new-teacher", "--set", "towers.seed=5", "--set", "distillation.map_documents=60")
+        story |= {"other teacher": done(*other), "other teacher: read": list(read), "other teacher again": done(*other)}
         yield story
 
 
@@ -212,6 +215,7 @@ def test_the_registry_holds_the_lineage(story: Story) -> None:
         "full",
         "index-refresh",
         "query-refresh",
+        "query-refresh",
     ]
 
 
@@ -233,6 +237,43 @@ def test_mistakes_are_explained_before_anything_starts(
 ) -> None:
     given = [str(built.data) if argument == "DATA" else argument for argument in arguments]
     assert_refused(scalingnote("refresh-index", *given), status, *said)
+
+
+def test_a_new_teacher_answers_over_the_index_that_stays(story: Story) -> None:
+    """Its document tower reads a sample, for the map; the release keeps index and document tower, and says what was done."""
+    from components.tracking.store import client
+
+    found, before = (load_manifest("fresh", ref) for ref in ("candidate/4", "candidate/3"))
+    assert found.pins.index.digest == before.pins.index.digest and found.dataset.digest == before.dataset.digest
+    assert found.pins.document_tower.digest == before.pins.document_tower.digest
+    for role in ("query_tower", "query_encoder"):
+        assert getattr(found.pins, role).digest != getattr(before.pins, role).digest
+    assert found.release_type == "query-refresh" and found.space_id == before.space_id
+    assert len(story["other teacher: read"]) == 60
+    gates = {gate["name"]: gate["status"] for gate in story["other teacher"]["gates"]}
+    assert gates["space_compatible"] == gates["lineage_complete"] == "pass"
+    told = client().get_model_version("fresh-candidate", "4").description
+    assert re.search(r"for which 60 of \d+ documents were encoded\. Among these alone its dev queries have [01]\.\d{3} nDCG@10", told), told
+    tower = next(node for node in found.lineage if node.digest == found.pins.query_tower.digest)
+    assert set(tower.parents) == {"dataset", "query_tower", "document_tower", "index"} and tower.parents["index"] == found.pins.index.digest
+    assert story["other teacher again"]["cached"] and story["other teacher again"]["digest"] == story["other teacher"]["digest"]
+
+
+def test_settings_of_the_teacher_need_the_word_for_a_new_one_and_weights_to_map(story: Story) -> None:
+    assert_refused(scalingnote("refresh-query-tower", *NAME, "--set", "towers.seed=5"), 2, "towers.seed belongs to what the release keeps")
+    asked = ("refresh-query-tower", *NAME, "--new-teacher", "--set")
+    assert_refused(scalingnote(*asked, "encoding.shard_size=3"), 2, "encoding.shard_size belongs to what the release keeps")
+    given = (
+        "towers.base_model=endpoint",
+        "--set",
+        "towers.training=none",
+        "--set",
+        "towers.endpoint.url=http://127.0.0.1:1/v1",
+        "--set",
+        "towers.endpoint.model=m",
+    )
+    assert_refused(scalingnote(*asked, *given), 2, "towers.base_model is 'endpoint'", "needs weights of its own")
+    assert_refused(scalingnote(*asked, "distillation.map_documents=10"), 2, "distillation.map_documents")
 
 
 def test_a_new_student_needs_the_documents_of_the_index(story: Story, built: Built) -> None:

@@ -182,11 +182,11 @@ def release(config: RetrainConfig) -> Any:
 
 def test_a_refresh_takes_from_a_preset_what_it_may_change_but_never_the_gates() -> None:
     base = load_config("smoke", None, {"policy.margin": 0.3, "distillation.layers": 1, "data.source": "MINE"})
-    asked = requested_refresh(None, preset="pages", settings={"distillation.epochs": 5})
+    asked = requested_refresh(RefreshConfig, None, preset="pages", settings={"distillation.epochs": 5})
     found, pages = configured(asked, release(base), QUERY_CHANGEABLE), load_config("pages")
     assert found.distillation == pages.distillation.model_copy(update={"epochs": 5}) and found.evaluation == pages.evaluation
     assert (found.policy, found.towers, found.index, found.data) == (base.policy, base.towers, base.index, base.data)
-    index = configured(requested_refresh(None, preset="gpu"), release(base), INDEX_CHANGEABLE)
+    index = configured(requested_refresh(RefreshConfig, None, preset="gpu"), release(base), INDEX_CHANGEABLE)
     assert (index.encoding, index.distillation, index.index) == (load_config("gpu").encoding, base.distillation, base.index)
 
 
@@ -199,9 +199,9 @@ def test_a_refresh_keeps_its_releases_settings_without_a_preset() -> None:
 def test_a_refresh_refuses_a_request_beside_single_parameters_and_unknown_presets() -> None:
     whole = RefreshConfig(name="mine")
     nothing = {"name": "retriever", "release": "champion", "data": "", "preset": None, "settings": {}}
-    assert requested_refresh(whole, **nothing) == whole
-    assert requested_refresh(None, **{**nothing, "name": "mine"}) == whole
+    assert requested_refresh(RefreshConfig, whole, **nothing) == whole
+    assert requested_refresh(RefreshConfig, None, **{**nothing, "name": "mine"}) == whole
     with pytest.raises(ConfigError, match="Both request and data, settings are given"):
-        requested_refresh(whole, **{**nothing, "data": "DIR", "settings": {"policy.margin": 0.1}})
+        requested_refresh(RefreshConfig, whole, **{**nothing, "data": "DIR", "settings": {"policy.margin": 0.1}})
     with pytest.raises(ConfigError, match="Unknown preset 'dmo'; did you mean 'demo'"):
         configured(RefreshConfig(preset="dmo"), release(load_config("smoke")), QUERY_CHANGEABLE)
