@@ -72,8 +72,8 @@ def map_query_tower(inputs: MapInputs, config: DistillationConfig, open_document
 
     The artifact counts the documents and judged queries that the map was learned on. Its attributes are the ridge, and nDCG@10 of the dev
     queries among the sampled documents alone, before the map (`dev_ndcg_at_10_own`, in the new teacher's own space) and through it
-    (`dev_ndcg_at_10_mapped`): what the map costs. Raises DataError for data without dev judgements or with too few documents, ModelError for
-    a teacher without weights, and what opening the index raises.
+    (`dev_ndcg_at_10_mapped`): what the map costs. Raises DataError for data without dev judgements or with too few documents, ModelError
+    for a teacher without weights, and what opening the index raises.
     """
     data = load_dataset(inputs.dataset.path)
     doc_ids = data.documents["doc_id"].tolist()

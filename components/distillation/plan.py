@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from components.distillation.config import DistillationConfig
 from components.errors import DataError, ModelError
 from components.towers.contract import Spread, measure_spread
-from components.towers.losses import cyclic, one_cycle, warmup_cosine
+from components.towers.schedule import cyclic, one_cycle, warmup_cosine
 from components.towers.transformer import first_and_last, keep_layers
 
 if TYPE_CHECKING:

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 
 from components.artifacts import Artifact, IndexArtifact, seal
 from components.errors import ArtifactError, ConfigError, ScalingNoteError
-from components.index.parts import open_stored
+from components.index.parts import StoredVectors, open_stored
 from components.index.rows import IDS_FILE, live_rows, read_deleted, read_table
 from components.index.shards import vectors_path, write_vectors
-from components.index.stored_vectors import StoredVectors
 from components.progress import progress_bar
 
 if TYPE_CHECKING:

@@ -35,6 +35,7 @@ from components.index.parts import (
     INDEX_FILE,
     TEMPLATE_FILE,
     StoredPart,
+    StoredVectors,
     has_own_file,
     merge_fault,
     open_part,
@@ -44,7 +45,6 @@ from components.index.parts import (
 )
 from components.index.rows import DocIds, Rows, live_rows, read_rows
 from components.index.shards import read_vectors
-from components.index.stored_vectors import StoredVectors
 
 LAYOUT_VERSION = 2
 Check = Literal["full", "sizes"]

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from components.progress import measured, progress_bar
 from components.towers.config import TowerConfig
 from components.towers.device import freed_at_once, give_back_holes
-from components.towers.losses import QueryPrediction, build, cached_backward, matryoshka_info_nce, warmup_cosine
+from components.towers.losses import QueryPrediction, build, cached_backward, matryoshka_info_nce
 from components.towers.negatives import HardNegatives, Mined, known_false_negatives, mine, nearest_together
 from components.towers.pairs import BatchPlan, Pairs
 from components.towers.processes import World, collected, current_world, from_main, gather_with_gradient, like, sum_gradients
+from components.towers.schedule import warmup_cosine
 from components.towers.tokens import batches_by_tokens, even_length, longest_text
 from components.towers.two_towers import TwoTowers
 

@@ -10,7 +10,7 @@ import pytest
 from components.distillation.config import DistillationConfig
 from components.distillation.plan import Epoch, learning_rate, make_plan, order_of, texts_per_source
 from components.errors import DataError
-from components.towers.losses import cyclic, one_cycle
+from components.towers.schedule import cyclic, one_cycle
 
 SOURCES = ["train"] * 60 + ["titles"] * 30 + ["sentences"] * 10
 

@@ -132,7 +132,7 @@ def test_a_comment_in_the_code_of_the_built_in_data_leaves_its_digest(tmp_path: 
         ("components/distillation/query_sources.py", {"encode_teacher_queries", "distil_query_tower"}),
         ("components/distillation/generation.py", {"generate_queries"}),  # none are asked for, so none are read
         ("components/index/build.py", {"build_index"}),
-        ("components/index/stored_vectors.py", {"build_index", "distil_query_tower", "evaluate"}),
+        ("components/index/parts.py", {"build_index", "distil_query_tower", "evaluate"}),
         ("components/evaluation/metrics.py", {"evaluate"}),
         ("components/data/contracts.py", {"validate_data"}),
         ("components/data/jsonl.py", set()),

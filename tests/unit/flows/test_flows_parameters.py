@@ -62,8 +62,8 @@ def test_every_parameter_of_a_deployment_is_described_and_its_own_parameters_are
 @pytest.mark.parametrize(
     ("name", "without"),
     [
-        ("retrain", {"encode_changes", "refresh_index"}),
-        ("train", {"encode_changes", "refresh_index", "evaluate", "compare_with_champion", "write_candidate"}),
+        ("retrain", {"encode_changes", "refresh_index", "map_query_tower"}),
+        ("train", {"encode_changes", "refresh_index", "map_query_tower", "evaluate", "compare_with_champion", "write_candidate"}),
         ("refresh-query-tower", {"encode_changes", "refresh_index"}),
     ],
 )
@@ -104,7 +104,9 @@ def test_form_of_the_settings_describes_and_bounds_every_field_and_fills_none_in
     assert [field for field, found in fields.items() if found.get("type") == "boolean"] == []
     assert fields["policy.beat_bm25"]["enum"] == [True, False]
     assert fields["index.layout"]["enum"] == ["merged", "shards"]
-    assert list(schema_of(refresh_query_tower)["properties"]["settings"]["properties"]) == ["data", "distillation", "evaluation", "policy"]
+    query = schema_of(refresh_query_tower)["properties"]
+    assert list(query["settings"]["properties"]) == ["data", "towers", "distillation", "evaluation", "policy"]
+    assert query["new_teacher"]["type"] == "boolean" and query["new_teacher"]["default"] is False
     assert set(schema_of(refresh_index)["properties"]["settings"]["properties"]["index"]["properties"]) == {
         path.partition(".")[2] for path in INDEX_CHANGEABLE if path.startswith("index.")
     }

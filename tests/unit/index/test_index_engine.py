@@ -14,9 +14,9 @@ from components.errors import ArtifactError
 from components.index.build import tune
 from components.index.config import IndexConfig
 from components.index.engine import Found, IndexEngine, Settings, flat_engine
+from components.index.parts import StoredVectors
 from components.index.rows import Rows
 from components.index.search import VectorIndex, index_in_memory, vectors_of
-from components.index.stored_vectors import StoredVectors
 from components.syntax import imports_in, parsed
 from tests.unit.index_world import clustered
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from components.index import stored_vectors as refine
+from components.index import parts as refine
+from components.index.parts import StoredVectors
 from components.index.shards import to_float32, to_int8, unit_rows
-from components.index.stored_vectors import StoredVectors
 from tests.unit.index_world import clustered
 
 

@@ -29,11 +29,11 @@ from components.index.config import IndexConfig
 from components.index.drift import read_guard
 from components.index.engine import nearest
 from components.index.export import ExportSource
+from components.index.parts import StoredVectors
 from components.index.refresh import changes_since, find_changes, read_documents
 from components.index.rows import Rows, live_rows, only_rows, read_deleted, read_table, write_deleted, write_rows
 from components.index.search import index_in_memory, load_index, open_files
 from components.index.shards import read_shard, read_vectors, survey
-from components.index.stored_vectors import StoredVectors
 from tests.benchmarks import at_size
 from tests.encoders import dataset_of
 from tests.unit.index.test_index_refresh_guard import LISTS, added, removed, start
@@ -61,11 +61,10 @@ TAKEN = {
     "components/index/corpus.py": (1, "rows of one row group of texts, which `wide` has read"),
     "components/index/export.py": (1, "rows of one block of a table that `only_rows` has made"),
     "components/index/merging.py": (2, "numpy: codes"),
-    "components/index/parts.py": (1, "no rows: a merge hands over what it made"),
+    "components/index/parts.py": (3, "no rows: a merge hands over what it made; numpy: vectors"),
     "components/index/rows.py": (4, "ids of answers; texts that are cast to large_string in the lines before"),
     "components/index/search.py": (1, "ids of answers"),
     "components/index/shards.py": (1, "ids of one row group and the one behind it, of a column of large_string"),
-    "components/index/stored_vectors.py": (2, "numpy: vectors"),
 }
 
 
