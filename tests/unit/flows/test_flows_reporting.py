@@ -253,7 +253,7 @@ def test_a_run_has_patience_with_a_team_server_unless_a_person_has_set_it(
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
 
     monkeypatch.setattr("flows.servers.answers", lambda url, seconds: True)
-    monkeypatch.setattr(flows.servers, "_require_usable_settings", lambda: None)
+    monkeypatch.setattr(flows.servers, "require_usable_settings", lambda: None)
     monkeypatch.setattr(flows.servers, "tries", PREFECT_CLIENT_MAX_RETRIES.value, raising=False)
     own: dict[Any, Any] = {PREFECT_CLIENT_MAX_RETRIES: int(given)} if given else {}
     with temporary_settings({PREFECT_API_URL: "http://prefect.example.org/api", **own}):
