@@ -24,6 +24,7 @@ from components.index.search import merge_fault_of
 from components.release.champion import candidate_model
 from components.release.open import PinnedRelease
 from components.settings import RETRIEVER_NAME, StepConfig
+from components.towers.trained.published import OWN
 from components.tracking.registry import find_version
 from flows.candidate import CandidateParts, CandidateResult, register_candidate, require_decidable, verdict_line
 from flows.config import RetrainConfig, amend_config, load_config, nested
@@ -100,11 +101,22 @@ def configured(request: RefreshConfig, recorded: Recorded, changeable: Sequence[
     own = recorded.config or {}
     base, source = (own, "the release") if request.preset is None else _with_preset(own, request.preset, changeable)
     data = {"data.source": request.data} if request.data else {}
-    settings = {**request.settings, **data}
-    for section, field in (("distillation", "student"), ("towers", "base_model")):
-        if field in given.get(section, {}) and "revision" not in given[section]:
-            settings[f"{section}.revision"] = None  # the recorded commit is one of the former model
-    return amend_config(base, settings, source)
+    return amend_config(_without_former_models(base, given), {**request.settings, **data}, source)
+
+
+def _without_former_models(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` without what belongs to a model that `given` replaces: its commit, and what one that is taken as it is says of itself."""
+    found = dict(base)
+    if "student" in given.get("distillation", {}):
+        found["distillation"] = _without(found["distillation"], ("revision",))
+    if "base_model" in (towers := given.get("towers", {})):
+        as_it_is = {**found["towers"], **towers}.get("training") == "none"
+        found["towers"] = _without(found["towers"], ("revision", "vectors", *(OWN if as_it_is else ())))
+    return found
+
+
+def _without(section: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    return {field: value for field, value in section.items() if field not in fields}
 
 
 def _with_preset(own: Mapping[str, Any], preset: str, changeable: Sequence[str]) -> tuple[dict[str, Any], str]:
@@ -113,12 +125,14 @@ def _with_preset(own: Mapping[str, Any], preset: str, changeable: Sequence[str])
     The gates stay: a policy belongs to the installation, and changes only where somebody names it.
     """
     values = {section: dict(fields) if isinstance(fields, Mapping) else fields for section, fields in own.items()}
-    taken = load_config(preset).model_dump(mode="json")
+    taken = load_config(preset)
+    # Without what nobody set: a teacher that is taken as it is brings its own values for some of that.
+    whole, said = taken.model_dump(mode="json"), taken.model_dump(mode="json", exclude_unset=True)
     for section, _, field in (path.partition(".") for path in changeable if path != "policy"):
         if field:
-            values[section][field] = taken[section][field]
+            values[section][field] = whole[section][field]
         else:
-            values[section] = taken[section]
+            values[section] = said.get(section, {})
     return values, f"the release, preset {preset}"
 
 

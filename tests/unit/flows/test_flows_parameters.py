@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -14,13 +15,14 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from components.errors import ConfigError
+from components.towers.config import TowerConfig
 from flows.config import RetrainConfig, field_paths, load_config, preset_names
 from flows.parameters import Preset, requested_config
 from flows.promote import promote
 from flows.refresh_index import CHANGEABLE as INDEX_CHANGEABLE
 from flows.refresh_index import RefreshConfig, configured, refresh_index, requested_refresh
 from flows.refresh_query import CHANGEABLE as QUERY_CHANGEABLE
-from flows.refresh_query import refresh_query_tower
+from flows.refresh_query import QueryRefreshConfig, refresh_query_tower
 from flows.retrain import retrain, train
 from flows.why import STEPS
 
@@ -190,6 +192,29 @@ def test_a_refresh_takes_from_a_preset_what_it_may_change_but_never_the_gates() 
     assert (found.policy, found.towers, found.index, found.data) == (base.policy, base.towers, base.index, base.data)
     index = configured(requested_refresh(RefreshConfig, None, preset="gpu"), release(base), INDEX_CHANGEABLE)
     assert (index.encoding, index.distillation, index.index) == (load_config("gpu").encoding, base.distillation, base.index)
+
+
+def test_a_new_teacher_brings_its_own_settings_and_not_those_of_the_one_before() -> None:
+    own = {"pooling", "query_prompt", "document_prompt", "dimension", "max_query_length", "max_document_length"}
+    base = load_config("smoke", None, {"towers.revision": "abc", "towers.query_prompt": "find: "})
+    ask = partial(QueryRefreshConfig, new_teacher=True)
+
+    def towers(request: QueryRefreshConfig) -> TowerConfig:
+        return configured(request, release(base), request.changeable).towers
+
+    preset = towers(ask(preset="qwen3-embedding"))
+    assert (
+        preset == load_config("qwen3-embedding").towers
+        and preset.model_fields_set == load_config("qwen3-embedding").towers.model_fields_set
+    )
+    published = towers(ask(settings={"towers": {"base_model": "a/b", "training": "none", "max_query_length": 40}}))
+    assert own & published.model_fields_set == {"max_query_length"} and published.revision is None
+    trained = towers(ask(settings={"towers.base_model": "a/b"}))
+    assert trained == base.towers.model_copy(update={"base_model": "a/b", "revision": None})
+    longer = towers(ask(settings={"towers.steps": 99}))
+    assert longer == base.towers.model_copy(update={"steps": 99})
+    with pytest.raises(ConfigError, match=r"towers\.steps belongs to what the release keeps"):
+        towers(QueryRefreshConfig(settings={"towers.steps": 99}))
 
 
 def test_a_refresh_keeps_its_releases_settings_without_a_preset() -> None:
