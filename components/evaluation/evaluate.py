@@ -233,8 +233,12 @@ def _measure(systems: Mapping[str, Ranker], dataset: Dataset, split: str, config
             encoded = ranker.encode(judged.texts)
             found = ranker.rank_vectors(encoded, judged.asked(depth))
             vectors.update({name: encoded} if name in MEASURED_HEALTH else {})
-        elif isinstance(ranker, FusedRanker) and {id(ranker.dense), id(ranker.lexical)} <= answers.keys():
-            found = ranker.fused(answers[id(ranker.dense)], answers[id(ranker.lexical)], judged.asked(depth))
+        elif isinstance(ranker, FusedRanker):
+            # A query's own document is left out before, as it was where the fusion was chosen: it would stretch the scale of the others.
+            both = ((part, answers.get(id(part))) for part in (ranker.dense, ranker.lexical))
+            parts = [judged.rankings(part.rank(judged.texts, judged.asked(depth)) if own is None else own, depth) for part, own in both]
+            first, second = ([part[query] for query in judged.query_ids] for part in parts)
+            found = ranker.fused(first, second, depth)
         else:
             found = ranker.rank(judged.texts, judged.asked(depth))
         if id(ranker) in kept:

@@ -2,7 +2,8 @@
 
 The test holds the lower end of a one-sided interval of the mean difference against -margin. For a true difference of 0 and a standard
 error s it succeeds with probability Phi(margin / s - z), z being the normal quantile of the confidence. Where queries were drawn in units
-(see `components.evaluation.units`; None: each by itself), the standard error is that of a cluster sample. Sources: Julious, Sample sizes
+(see `components.evaluation.units`; None: each by itself), the standard error is that of a cluster sample, and z Student's quantile, by
+which the interval is widened then. Sources: Julious, Sample sizes
 for clinical trials with normal data, Statistics in Medicine 23 (2004), section 6; Cameron and Miller, A practitioner's guide to
 cluster-robust inference, Journal of Human Resources 50 (2015), section II.
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 
 _NORMAL = NormalDist()
+_STEPS = 20  # until the number of queries and that of their units fit each other
 
 
 def power(differences: ArrayLike, margin: float, confidence: float = 0.95, units: Numbers | None = None) -> float:
@@ -55,12 +57,13 @@ def power(differences: ArrayLike, margin: float, confidence: float = 0.95, units
     error = standard_error(differences, units)
     if error == 0:
         return 1.0
-    return _NORMAL.cdf(margin / error - _NORMAL.inv_cdf(confidence))
+    return _NORMAL.cdf(margin / error - _end(confidence, _count(units, len(np.asarray(differences)))))
 
 
 def min_detectable(differences: ArrayLike, confidence: float = 0.95, wanted: float = 0.8, units: Numbers | None = None) -> float:
     """The smallest margin that the test can show with the power `wanted` on these differences, in their measure; infinite for one unit."""
-    return (_NORMAL.inv_cdf(confidence) + _NORMAL.inv_cdf(wanted)) * standard_error(differences, units)
+    error = standard_error(differences, units)
+    return (_end(confidence, _count(units, len(np.asarray(differences)))) + _NORMAL.inv_cdf(wanted)) * error
 
 
 def queries_needed(
@@ -74,7 +77,12 @@ def queries_needed(
     error = standard_error(values, units)
     if not math.isfinite(error):
         raise DataError("All queries are one unit, so nothing says how many more would be needed. Judge queries of other groups.")
-    return queries_for(error * math.sqrt(len(values)), margin, confidence, wanted)
+    spread, count, needed = error * math.sqrt(len(values)), _count(units, len(values)), float(len(values))
+    if count is None:
+        return queries_for(spread, margin, confidence, wanted)
+    for _ in range(_STEPS):  # more queries come in more units
+        needed = ((_end(confidence, count * needed / len(values)) + _NORMAL.inv_cdf(wanted)) * spread / margin) ** 2
+    return max(2, math.ceil(needed))
 
 
 def queries_for(spread: float, margin: float, confidence: float = 0.95, wanted: float = 0.8) -> int:
@@ -85,6 +93,17 @@ def queries_for(spread: float, margin: float, confidence: float = 0.95, wanted: 
 def margin_for(spread: float, queries: int, confidence: float = 0.95, wanted: float = 0.8) -> float:
     """The smallest margin that so many queries can show with the power `wanted`, at that standard deviation of the differences."""
     return (_NORMAL.inv_cdf(confidence) + _NORMAL.inv_cdf(wanted)) * spread / math.sqrt(queries)
+
+
+def _end(confidence: float, units: float | None) -> float:
+    """The quantile at which the test's interval ends: Student's for so many units, the normal one for single queries."""
+    normal = _NORMAL.inv_cdf(confidence)
+    return normal if units is None or units < 2 else normal * _widening(units - 1, 2 * confidence - 1)
+
+
+def _count(units: Numbers | None, queries: int) -> int | None:
+    numbers = grouped(units, queries)
+    return None if numbers is None else int(numbers.max()) + 1
 
 
 def standard_error(differences: ArrayLike, units: Numbers | None = None) -> float:
@@ -225,15 +244,16 @@ def compact(numbers: Numbers) -> Numbers:
 def grouped(numbers: Numbers | None, queries: int) -> Numbers | None:
     """The units of so many queries, without gaps; None where each query is a unit of its own, so that both are computed in one way.
 
-    Raises DataError when there is not one number for each query.
+    A query that is alone is one unit: nothing says how far others would be from it. Raises DataError when there is not one number for
+    each query.
     """
     if numbers is None:
-        return None
+        return np.zeros(1, np.int64) if queries == 1 else None
     array = np.asarray(numbers)
     if array.shape != (queries,):
         raise DataError(f"Every query needs a unit; there are {queries} queries and units of the shape {array.shape}.")
     found = compact(array)
-    return None if len(found) and int(found.max()) + 1 == queries else found
+    return None if len(found) > 1 and int(found.max()) + 1 == queries else found
 
 
 def design_effect(values: NDArray[np.float64], numbers: Numbers | None) -> float:
@@ -272,6 +292,7 @@ def told_units(units: Units, effects: dict[str, float]) -> str:
 
 # Numbers of queries or units drawn at once; bounds the memory whatever their number.
 _DRAWS_AT_ONCE = 2_000_000
+_ROUNDING = 1e-12  # the same values summed over two and over three seeds differ by about 1e-17
 Statistic = Literal["mean", "difference", "ratio"]
 
 
@@ -473,8 +494,10 @@ def _widening(freedom: float, confidence: float) -> float:
 def _two_sided(distance: float, error: float, freedom: float) -> float:
     from scipy.special import stdtr
 
+    if abs(distance) < _ROUNDING:
+        return 1.0
     if error == 0:
-        return 1.0 if distance == 0 else 0.0
+        return 0.0
     return float(2 * stdtr(freedom, -abs(distance) / error))
 
 

@@ -11,7 +11,7 @@ The rule:
    ends hold for all systems together: one-sided 95 %, corrected for the number of systems by Bonferroni, over seeds and units of queries.
    A system that is best in both is good enough; the best was chosen by the same values, which is to the disadvantage of all others.
 3. Of these the one whose building and serving take least hours is deployed. Where none is good enough, it is the one with the highest sum
-   of both metrics, and nothing is claimed of the others.
+   of both metrics, and nothing is claimed of the others. A system whose hours nobody knows is not deployed.
 Systems trained with one seed are compared like the others, and the sentence then says that it claims nothing.
 """
 
@@ -104,9 +104,10 @@ class Recommendation:
         """What to deploy and why, for somebody who reads no tables."""
         cost = _hours(self.standings[self.chosen].hours, self.queries)
         if not self.shown:
+            known = " of known cost" if any(standing.hours is None for standing in self.standings.values()) else ""
             told = (
-                f"Deploy {self.chosen}, which has the highest sum of {_titles(' and ')} ({cost}): of no system a loss above "
-                f"{self.margin:g} against the best can be excluded in both."
+                f"Deploy {self.chosen}, which has the highest sum of {_titles(' and ')}{' among those' if known else ''}{known} ({cost}): "
+                f"of no system{known} a loss above {self.margin:g} against the best can be excluded in both."
             )
         else:
             best = list(dict.fromkeys(self.best.values()))
@@ -117,7 +118,9 @@ class Recommendation:
                 else f"the cheapest system whose loss against the best ({', '.join(best)}) is shown to be {loss} ({cost})"
             )
             told = f"{'BM25 is enough: deploy' if self.chosen == BM25 else 'Deploy'} {self.chosen}, {reason}{self._cheaper()}."
-        return told if self.claimed else f"With one seed nothing is claimed; by the queries alone: {told[0].lower()}{told[1:]}"
+        if self.claimed:
+            return told
+        return f"With one seed nothing is claimed; by the queries alone: {told if told.startswith('BM25') else told[0].lower() + told[1:]}"
 
     def _cheaper(self) -> str:
         """What the strongest of the cheaper systems may lose, which is why it is not taken."""

@@ -199,8 +199,10 @@ def _gains(runs: Mapping[str, Sequence[Scores]], name: str, config: StudySetting
     dense = name.removesuffix(WITH_BM25)
     if dense in (BM25, *BASELINES):
         return {}
-    row: dict[str, Any] = dict(claim_of(len(runs[name])))
-    for rival in (rival for rival in RIVALS if rival in runs):
+    rivals = [rival for rival in RIVALS if rival in runs]
+    # A rival that was trained could have come out otherwise as well.
+    row: dict[str, Any] = dict(claim_of(len(runs[name]), *(len(runs[rival]) for rival in rivals if rival not in FIXED)))
+    for rival in rivals:
         row |= gained(runs[name], runs[rival], config.evaluation, f"over {rival} ")
     return row
 

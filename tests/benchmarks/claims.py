@@ -15,7 +15,8 @@ CLAIMS.yaml is a list. Each entry `says` a sentence, names the measurement and w
       expects: above
 
 A claim holds when the whole interval says so, does not hold when the whole interval says the contrary, and is not decidable in between, or
-where there is no interval: one seed, no baseline. `--strict` ends with exit status 1 unless every claim holds.
+where there is no interval: one seed, no baseline. A row of a study's table that says that it claims nothing (`claim`) has none, nor has a
+difference whose chance (`... p`, corrected for the whole table) is not small. `--strict` ends with exit status 1 unless every claim holds.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from components.errors import ConfigError, ScalingNoteError
 from components.evaluation.report import load_summary
+from components.studies.report import CHANCE, CLAIM, LEVEL, NO_CLAIM
 
 Outcome = Literal["holds", "does not hold", "not decidable"]
 
@@ -124,13 +126,18 @@ def _in_table(claim: Claim, file: Path) -> Measured:
         rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from None
-    row = next((row for row in rows if next(iter(row.values()), None) == claim.row), None)
-    if row is None or claim.column not in row:
+    named = [row for row in rows if next(iter(row.values()), None) == claim.row]
+    if not named or claim.column not in named[0]:
         raise ConfigError(f"{file} has no row '{claim.row}' with a column '{claim.column}'; '{claim.says}' has no measurement.")
+    if len(named) > 1:
+        raise ConfigError(f"{file} has {len(named)} rows '{claim.row}', so nothing says which one '{claim.says}' is about.")
+    row = named[0]
     value, low, high = (_number(row.get(name)) for name in (claim.column, f"{claim.column} low", f"{claim.column} high"))
     if value is None:
         raise ConfigError(f"{file}: row '{claim.row}', column '{claim.column}' holds no number; '{claim.says}' has no measurement.")
-    return Measured(value, low, high)
+    chance = _number(row.get(f"{claim.column}{CHANCE}"))
+    by_chance = claim.expects != "level" and chance is not None and chance >= LEVEL
+    return Measured(value, None, None) if row.get(CLAIM) == NO_CLAIM or by_chance else Measured(value, low, high)
 
 
 def _number(text: str | None) -> float | None:

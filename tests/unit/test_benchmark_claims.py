@@ -9,7 +9,7 @@ import yaml
 
 from components.artifacts import write_json
 from components.evaluation.report import REPORT_FILE, Comparison
-from tests.benchmarks.claims import Claim, Measured, main, outcome
+from tests.benchmarks.claims import Claim, Measured, main, measured, outcome
 from tests.unit.promotion_world import make_evaluation
 
 
@@ -56,6 +56,24 @@ def test_tables_and_evaluations_are_read_and_strictness_is_an_exit_status(tmp_pa
     assert "| Heads gain | above | +0.015 [+0.005 +0.025] | holds |" in lines
     assert "| Above BM25 | above | +0.000 [-0.100 +0.100] | not decidable |" in lines
     assert main([write(tmp_path, entry()), "--strict"]) == 0
+
+
+def test_a_table_that_claims_nothing_or_leaves_it_to_chance_decides_nothing(tmp_path: Path) -> None:
+    head, ends = "system,gain R@50,gain R@50 low,gain R@50 high,gain R@50 p,claim", "0.015,0.005,0.025"
+    rows = {"many": f"{ends},0.01,", "chance": f"{ends},0.2,", "alone": f"{ends},,one seed: no claim"}
+    (tmp_path / "table.csv").write_text("\n".join([head, *(f"{name},{row}" for name, row in rows.items())]))
+    claims = {name: Claim.model_validate(entry(row=name)) for name in rows}
+    found = {name: outcome(one, measured(one, tmp_path)) for name, one in claims.items()}
+    assert found == {"many": "holds", "chance": "not decidable", "alone": "not decidable"}
+    level = Claim.model_validate(entry(row="chance", expects="level", margin=0.03))
+    assert outcome(level, measured(level, tmp_path)) == "holds"  # no chance of a difference is asked there
+
+
+def test_a_row_that_stands_twice_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path, entry())
+    with (tmp_path / "table.csv").open("a") as table:
+        table.write("two_layer,-0.5,-0.6,-0.4\n")
+    assert main([file]) == 2 and "2 rows 'two_layer'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

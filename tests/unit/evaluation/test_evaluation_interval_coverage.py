@@ -58,6 +58,14 @@ def test_a_difference_of_nothing_has_a_large_chance_and_a_large_one_a_small_chan
     assert (same.p, same.low, same.high) == (1.0, 0.0, 0.0)
 
 
+def test_the_same_values_in_more_seeds_are_no_difference() -> None:
+    """Sums of three and of two equal rows differ by rounding alone, and so do all their draws: that is no small chance."""
+    for seed in range(40):
+        values = np.random.default_rng(seed).random(300)
+        found = seeded_interval([values] * 3, [values] * 2, samples=200, units=np.arange(300) % 40)
+        assert found.p == 1.0 and abs(found.difference) < 1e-12
+
+
 def test_a_ratio_over_seeds_and_its_lack() -> None:
     found = seeded_interval([HARD * 0.9, HARD * 0.92], [HARD], "ratio", units=GROUPS)
     assert found.difference == pytest.approx(0.91) and found.low < 0.91 < found.high

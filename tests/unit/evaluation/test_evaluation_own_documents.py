@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from components.distillation.plan import dev_metrics
 from components.distillation.train import dev_set, own_pairs
 from components.evaluation.bm25 import bm25_ranker
 from components.evaluation.config import EvaluationConfig
-from components.evaluation.evaluate import evaluate
-from components.evaluation.rankers import DenseRanker, recorded_ranker, symmetric_ranker
-from components.evaluation.report import load_evaluation, load_summary
+from components.evaluation.evaluate import FUSED, evaluate
+from components.evaluation.rankers import DenseRanker, FusedRanker, recorded_ranker, symmetric_ranker
+from components.evaluation.report import FusionSetup, load_evaluation, load_summary
 from components.evaluation.summarize import judged_split
 from components.evaluation.table import render_table
 from components.studies.report import mean_metrics
@@ -120,6 +121,27 @@ def test_the_report_says_how_many_queries_are_documents(tmp_path: Path) -> None:
     without = reported(replace(PAIRED, ignore_identical_ids="never"), tmp_path / "never")
     assert without.summary.judgements_digest != report.summary.judgements_digest
     assert "stays in what they find" in without.summary.own_documents.words
+
+
+class Fixed:
+    """Finds the same for every query."""
+
+    def __init__(self, found: list[tuple[str, float]]) -> None:
+        self.found = found
+
+    def rank(self, queries: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
+        return [self.found[:k] for _ in queries]
+
+
+@pytest.mark.parametrize("asked_before", [True, False])
+def test_an_own_document_takes_no_part_in_a_fusion(tmp_path: Path, asked_before: bool) -> None:
+    """Where the fusion is chosen it is left out first; with it the others would lie close together on the encoder's scale."""
+    dataset = dataset_of({"1": "apple bread", "2": "apple", "3": "bread"}, {"1": "apple bread"}, [("1", "3", 1)])
+    dense, lexical = Fixed([("1", 1.0), ("3", 0.5), ("2", 0.4)]), Fixed([("1", 9.0), ("2", 8.0), ("3", 1.0)])
+    fused = FusedRanker(dense, lexical, FusionSetup(method="scores", weight=0.65))
+    evaluate({**({"bm25": lexical, "student": dense} if asked_before else {}), FUSED: fused}, dataset, CONFIG, tmp_path, {})
+    values = load_evaluation(tmp_path).per_query.set_index(["system", "metric"])["value"]
+    assert values[FUSED, "mrr@10"] == 1.0
 
 
 def test_a_report_without_such_queries_is_as_it_was(tmp_path: Path) -> None:

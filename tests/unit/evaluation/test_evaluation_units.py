@@ -131,9 +131,9 @@ def test_repeating_every_query_ten_times_leaves_interval_and_power_as_they_were(
     assert grouped.high - grouped.low == pytest.approx(once.high - once.low, rel=0.05)
     assert naive.high - naive.low < 0.4 * (grouped.high - grouped.low)
     assert standard_error(copies, groups) == pytest.approx(standard_error(GAPS))
-    assert power(copies, 0.05, units=groups) == pytest.approx(power(GAPS, 0.05))
-    assert min_detectable(copies, units=groups) == pytest.approx(min_detectable(GAPS))
-    assert queries_needed(copies, 0.05, units=groups) == pytest.approx(10 * queries_needed(GAPS, 0.05), abs=10)
+    assert power(copies, 0.05, units=groups) == pytest.approx(power(GAPS, 0.05), abs=0.01)
+    assert min_detectable(copies, units=groups) == pytest.approx(min_detectable(GAPS), rel=0.01)
+    assert queries_needed(copies, 0.05, units=groups) == pytest.approx(10 * queries_needed(GAPS, 0.05), rel=0.02)
     assert design_effect(copies, groups) == pytest.approx(10, rel=0.01)
     assert effective_queries(1200, design_effect(copies, groups)) == pytest.approx(120, abs=1)
 
@@ -145,6 +145,31 @@ def test_of_a_single_unit_nothing_is_known() -> None:
     assert standard_error(GAPS, one) == np.inf and power(GAPS, 0.01, units=one) == pytest.approx(0.05)
     with pytest.raises(DataError, match="one unit"):
         queries_needed(GAPS, 0.01, units=one)
+
+
+@pytest.mark.parametrize("alone", [None, np.zeros(1, np.int64)])
+def test_of_a_single_query_nothing_is_known(alone: np.ndarray | None) -> None:
+    for found in (
+        paired_bootstrap([0.9], [0.4], units=alone),
+        mean_interval([0.5], units=alone),
+        ratio_interval([0.5], [0.4], units=alone),
+    ):
+        assert (found.units, found.known) == (1, False)
+
+
+@pytest.mark.parametrize("count", [4, 12])
+def test_stated_power_is_how_often_an_equal_candidate_passes_also_in_few_units(count: int) -> None:
+    """The interval is wider by Student's quantile there, so the power has to know it too."""
+    rng, groups = np.random.default_rng(3), np.repeat(np.arange(count), 10)
+    margin = 2.5 * (0.05**2 / count + 0.1**2 / len(groups)) ** 0.5
+    passed, stated = [], []
+    for seed in range(250):
+        gaps = rng.normal(0, 0.05, count)[groups] + rng.normal(0, 0.1, len(groups))
+        passed.append(paired_bootstrap(gaps, np.zeros_like(gaps), 300, 0.9, seed, groups).low > -margin)
+        stated.append(power(gaps, margin, 0.95, groups))
+    assert float(np.median(stated)) == pytest.approx(float(np.mean(passed)), abs=0.08)
+    assert power(gaps, min_detectable(gaps, units=groups), units=groups) == pytest.approx(0.8)
+    assert power(gaps, margin / 3, units=groups) < 0.8 and queries_needed(gaps, margin / 3, units=groups) > len(gaps)
 
 
 def test_units_of_another_number_of_queries_are_refused() -> None:

@@ -121,6 +121,25 @@ def test_costs_that_nobody_knows_are_not_taken_for_low_ones() -> None:
     assert hours_of(3600.0, 10.0, 36_000) == 2.0 and hours_of(None, 10.0, 1) is None
 
 
+def test_what_is_said_of_the_others_leaves_out_those_of_unknown_cost() -> None:
+    systems = {"cheap": system(0.5, 1, 2), "unknown": system(0.6, 1, 2)}
+    found = choose(systems, {"cheap": 1.0, "unknown": None}, 0.05, 1000, CONFIG)
+    assert (found.chosen, found.shown) == ("cheap", False) and found.standings["unknown"].good_enough
+    assert "the highest sum of R@50 and nDCG@10 among those of known cost (1.00 hours" in found.sentence
+    assert "of no system of known cost a loss above 0.05 against the best can be excluded" in found.sentence
+
+
+def test_bm25_keeps_its_name_where_one_seed_claims_nothing() -> None:
+    found = choose({"bm25": system(0.6), "teacher": system(0.601, 1)}, {"bm25": 0.1, "teacher": 9.0}, 0.05, 1000, CONFIG, ["bm25"])
+    assert found.sentence.startswith("With one seed nothing is claimed; by the queries alone: BM25 is enough: deploy bm25")
+
+
+@pytest.mark.parametrize(("trainings", "claims"), [((1, 2), True), ((1,), False)])
+def test_a_rival_of_which_one_training_is_left_claims_nothing(trainings: tuple[int, ...], claims: bool) -> None:
+    runs = {"bm25": system(0.3), "symmetric": system(0.4, *trainings), "layers-1": system(0.6, 1, 2)}
+    assert ("claim" not in worth._gains(runs, "layers-1", context().config)) == claims
+
+
 def context(*wanted: str, **study: object) -> Unchecked:
     config = load_settings(StudySettings, "smoke", overrides={"study": study} if study else None)
     return Unchecked(config, NoRecorder(), wanted)  # type: ignore[arg-type]
