@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import platform
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from components import settings
+from components.errors import ConfigError
 from flows.cli.audit import add_arguments as add_trace_arguments
 from flows.studies.registry import list_studies
 
@@ -49,7 +51,15 @@ GROUPS = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
+class _Command(argparse.ArgumentParser):
+    """A command, whose wrong arguments are an error like any other: argparse would leave at once, and say nothing in JSON."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        raise ConfigError(message)
+
+
+class _Parser(_Command):
     """The top of the command line, whose help groups the commands by the people who use them."""
 
     def format_help(self) -> str:
@@ -79,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version of scalingnote and of Python, and end")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Command)
     _add_building(commands)
     _add_refreshing(commands)
     _add_promotion(commands)

@@ -47,6 +47,27 @@ def test_another_shell_is_refused_with_those_that_there_are() -> None:
     assert "'bash', 'zsh', 'tcsh'" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("statsu",), "statsu"),
+        ((), "COMMAND"),
+        (("search",), "QUERY"),
+        (("search", "stone", "-k", "none"), "none"),
+        (("status", "--colour"), "--colour"),
+        (("keys", "list", "--colour"), "--colour"),
+        (("completion", "dash"), "dash"),
+    ],
+)
+def test_wrong_arguments_are_json_where_that_was_asked_for(words: tuple[str, ...], named: str) -> None:
+    outcome = scalingnote(*words, "--json")
+    found = json.loads(outcome.out)
+    assert (outcome.status, found["exit_status"]) == (2, 2)
+    assert named.lower() in found["error"].lower() and "usage: scalingnote" in outcome.err
+    plain = scalingnote(*words)
+    assert (plain.status, plain.out) == (2, "") and named.lower() in plain.err.lower()
+
+
 def test_the_schema_accepts_the_presets_and_refuses_a_slip() -> None:
     from jsonschema import Draft202012Validator
 

@@ -126,10 +126,10 @@ def parse(text: str) -> argparse.Namespace:
     try:
         with redirect_stderr(said), redirect_stdout(said):
             return build_parser().parse_args(shlex.split(text)[1:])
-    except SystemExit as stop:
-        if stop.code == 0:
-            return argparse.Namespace(command="help")
-        raise ValueError(said.getvalue().splitlines()[-1]) from None
+    except SystemExit:
+        return argparse.Namespace(command="help")
+    except errors.ConfigError as error:
+        raise ValueError(str(error)) from None
 
 
 def check_command(line: Line) -> None:

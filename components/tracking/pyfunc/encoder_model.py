@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
@@ -36,8 +38,12 @@ class EncoderModel(PythonModel):  # type: ignore[misc, unused-ignore]
         self.encoder = load_encoder(folder)
 
     def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
-        """Texts (a table with one column) -> float32 (n, dimension), rows of unit length."""
-        return self.encoder.encode([str(text) for text in model_input.iloc[:, 0]])
+        """Texts (a table with one column) -> float32 (n, dimension), rows of unit length. Raises MlflowException for what is no text."""
+        texts = list(model_input.iloc[:, 0])
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):  # else a missing value would be the text "nan"
+                raise MlflowException(f"Row {row} holds {text!r} in the place of a text. Give texts alone.", INVALID_PARAMETER_VALUE)
+        return self.encoder.encode(texts)
 
 
 set_model(EncoderModel())

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 # Python runs byte code in place of the source, and only the source was registered and is hashed by `verify`: none is left here.
@@ -34,9 +36,11 @@ class IndexModel(PythonModel):  # type: ignore[misc, unused-ignore]
         self.index = load_index(folder, artifact.space_id, check="sizes")
 
     def predict(self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None) -> list[list[str]]:
-        """Vectors float32 (n, dimension) -> n lists of the `k` best document ids, best first."""
-        vectors = np.ascontiguousarray(model_input, dtype=np.float32)
-        _, ids = self.index.search(vectors, int((params or {}).get("k", 10)))
+        """Vectors float32 (n, dimension) -> n lists of the `k` best document ids, best first. Raises MlflowException for k < 1."""
+        k = (params or {}).get("k", 10)
+        if k is None or k < 1:
+            raise MlflowException(f"k is a whole number from 1, not {k}.", INVALID_PARAMETER_VALUE)
+        _, ids = self.index.search(np.ascontiguousarray(model_input, dtype=np.float32), int(k))
         return [list(row) for row in ids]
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 # Python runs byte code in place of the source, and only the source was registered and is hashed by `verify`: none is left here.
@@ -55,13 +57,21 @@ class ReleaseModel(PythonModel):  # type: ignore[misc, unused-ignore]
     def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Queries (a table with one column) -> a row each: `doc_ids` of the `k` best documents, their `scores` and `titles`, best first.
 
-        Scores are cosines; a title is empty where the index keeps none.
+        Scores are cosines; a title is empty where the index keeps none. The rows are named as those of `model_input`, so that a table
+        takes them as columns. Raises MlflowException for a query that is none and for k < 1.
         """
-        queries = [str(text) for text in model_input.iloc[:, 0]]
-        found = self.retriever.search(queries, int((params or {}).get("k", 10)))
+        from components.text import is_blank
+
+        queries, k = list(model_input.iloc[:, 0]), (params or {}).get("k", 10)
+        for row, query in enumerate(queries):
+            if not isinstance(query, str) or is_blank(query):  # else a missing value would ask for "nan"
+                raise MlflowException(f"Row {row} holds {query!r}, which asks for nothing. Give a text.", INVALID_PARAMETER_VALUE)
+        if k is None or k < 1:
+            raise MlflowException(f"k is a whole number from 1, not {k}.", INVALID_PARAMETER_VALUE)
+        found = self.retriever.search(queries, int(k))
         rows = [([hit.doc_id for hit in hits], [hit.score for hit in hits]) for hits in found]
         named = [(ids, scores, [self.titles.get(doc_id, "") for doc_id in ids]) for ids, scores in rows]
-        return pd.DataFrame(named, columns=["doc_ids", "scores", "titles"])
+        return pd.DataFrame(named, columns=["doc_ids", "scores", "titles"], index=model_input.index)
 
 
 set_model(ReleaseModel())

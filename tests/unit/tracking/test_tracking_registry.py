@@ -13,8 +13,10 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
+from mlflow.exceptions import MlflowException
 
 from components.artifacts import Artifact, seal, verify
 from components.errors import ArtifactError, ModelError
@@ -260,6 +262,9 @@ def test_index_pyfunc_searches_and_refuses_a_changed_file(home: Path, tmp_path: 
     register_index(make_index(tmp_path / "index"))
     vectors = np.zeros((2, 4), dtype=np.float32)
     assert load(MODEL).predict(vectors, params={"k": 2}) == [["doc-0", "doc-0"], ["doc-1", "doc-1"]]
+    for k in (0, None):
+        with pytest.raises(MlflowException, match=f"k is a whole number from 1, not {k}"):
+            load(MODEL).predict(vectors, params={"k": k})
     (artifact_folder(MODEL, 1) / "deep" / "index.faiss").write_text("tampered")
     with pytest.raises(ArtifactError, match="was changed"):
         load(MODEL)
@@ -269,6 +274,9 @@ def test_encoder_pyfunc_gives_vectors(home: Path, tmp_path: Path, fakes: None) -
     register_kind(tmp_path / "encoder", "encoder", "retriever-query-encoder", {"weights.json": 1})
     vectors = load("retriever-query-encoder").predict(["heart", "kidney stone"])
     assert vectors.tolist() == [[5.0, 1.0], [12.0, 1.0]]
+    for strange in (None, float("nan"), pd.NA, b"heart", 3):
+        with pytest.raises(MlflowException, match=r"Row 1 holds .* in the place of a text"):
+            load("retriever-query-encoder").predict(pd.DataFrame({"text": pd.Series(["heart", strange], dtype=object)}))
 
 
 def test_release_pyfunc_opens_the_pinned_versions(home: Path, tmp_path: Path, fakes: None) -> None:
@@ -283,6 +291,15 @@ def test_release_pyfunc_opens_the_pinned_versions(home: Path, tmp_path: Path, fa
     (row,) = model.predict(["heart"], params={"k": 2}).to_dict("records")
     assert row == {"doc_ids": ["heart-0", "heart-1"], "scores": [1.0, 1.0], "titles": ["The heart, rows", ""]}
     assert len(model.predict(["heart"])["doc_ids"][0]) == 10
+    chosen = pd.DataFrame({"text": ["heart", "burn", "kidney"]}).iloc[[2, 0]]  # as a table takes them: by the names of its rows
+    assert [ids[0] for ids in chosen.assign(found=model.predict(chosen)["doc_ids"])["found"]] == ["kidney-0", "heart-0"]
+    for strange in (None, float("nan"), pd.NA, b"heart", "", " \u200b"):
+        with pytest.raises(MlflowException, match=r"Row 1 holds .* asks for nothing"):
+            model.predict(pd.DataFrame({"text": pd.Series(["heart", strange], dtype=object)}))
+    for k in (0, -1, None):
+        with pytest.raises(MlflowException, match=f"k is a whole number from 1, not {k}") as refused:
+            model.predict(["heart"], params={"k": k})
+        assert refused.value.get_http_status_code() == 400
     assert model.metadata.signature.outputs.input_names() == ["doc_ids", "scores", "titles"]
     assert len(model.predict(model.input_example)) == 1
     folders = [artifact_folder(pin.name, pin.version) for pin in (encoder, index)]
