@@ -156,6 +156,10 @@ def require_weights(config: RetrainConfig) -> None:
 def _new_teacher(config: RetrainConfig, recorder: Recorder, base: PinnedRelease, dataset: DatasetArtifact) -> EncoderArtifact:
     """The query tower of a teacher that is trained now, with the map into the space of the release's index."""
     query, document = train_both(config, recorder, dataset)
+    if query.digest == base.query_tower.digest:
+        raise ConfigError(
+            f"This is the teacher that {base.title} has already. Change the section towers or the data, or leave --new-teacher out."
+        )
     return typed(recorder.run(map_step(config, MapInputs(dataset, query, document, base.index))), EncoderArtifact)
 
 

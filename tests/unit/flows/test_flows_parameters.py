@@ -14,6 +14,7 @@ from prefect.exceptions import ParameterTypeError
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
+import flows.refresh_query
 from components.errors import ConfigError
 from components.towers.config import TowerConfig
 from flows.config import RetrainConfig, field_paths, load_config, preset_names
@@ -215,6 +216,13 @@ def test_a_new_teacher_brings_its_own_settings_and_not_those_of_the_one_before()
     assert longer == base.towers.model_copy(update={"steps": 99})
     with pytest.raises(ConfigError, match=r"towers\.steps belongs to what the release keeps"):
         towers(QueryRefreshConfig(settings={"towers.steps": 99}))
+
+
+def test_the_teacher_that_a_release_has_is_no_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    tower = SimpleNamespace(digest="same")
+    monkeypatch.setattr(flows.refresh_query, "train_both", lambda *_: (tower, tower))
+    with pytest.raises(ConfigError, match="the teacher that release/3 has already"):
+        flows.refresh_query._new_teacher(None, None, SimpleNamespace(query_tower=tower, title="release/3"), None)
 
 
 def test_a_refresh_keeps_its_releases_settings_without_a_preset() -> None:
