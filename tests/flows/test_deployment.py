@@ -148,7 +148,11 @@ def test_the_page_that_asks_a_host_of_its_makers_is_not_the_one_that_opens(insta
         ("retrain", {"settings": {"towers": {"stepz": 5}}}, "'stepz' was unexpected"),
         ("retrain", {"settings": "towers.steps=5"}, "is not of type 'object'"),
         ("retrain", {"preset": "dmo"}, "is not one of ['adopt', 'cluster', 'demo'"),
-        ("refresh-query-tower", {"settings": {"towers.steps": 5}}, "one of the sections data, distillation, evaluation, policy"),
+        (
+            "refresh-query-tower",
+            {"settings": {"encoding.shard_size": 5}},
+            "one of the sections data, towers, distillation, evaluation, policy",
+        ),
         ("retrain", {"again": ["evaluat"]}, "'evaluat' is not one of ['snapshot_data', "),
         ("train", {"again": ["evaluate"]}, "'evaluate' is not one of"),
         ("refresh-index", {"again": ["train_towers"]}, "'train_towers' is not one of"),
@@ -175,7 +179,8 @@ def test_form_that_nobody_touched_asks_for_nothing_beside_the_deployments_own_pa
     asked = runs[0]["parameters"]
     # A switch that the page sent as false without anybody's doing would switch gates off.
     assert [section for section, given in asked.pop("settings").items() if given] == []
-    assert asked == {"name": "retriever", "release": "champion", "data": "", "preset": None, "request": None, "again": []}
+    nothing = {"data": "", "preset": None, "new_teacher": False, "request": None, "again": []}
+    assert asked == {"name": "retriever", "release": "champion", **nothing}
 
 
 def test_the_schedule_makes_runs_and_one_that_is_off_makes_none(installation: Installation) -> None:

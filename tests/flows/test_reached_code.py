@@ -65,6 +65,7 @@ def commands(folder: Path) -> Iterator[list[Any]]:
     yield [0, "promote"]
     yield [0, "refresh-index", "--data", str(newer)]
     yield [0, "refresh-query-tower", "--set", "distillation.epochs=2"]
+    yield [0, "refresh-query-tower", "--new-teacher", "--set", "towers.seed=5"]
     for study, given in STUDIES.items():
         foreign = (f"study.foreign_documents={data}",) if study == "robustness" else ()
         cells = ("--cells", CELLS[study]) if study in CELLS else ()
