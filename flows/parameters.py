@@ -65,8 +65,10 @@ class SettingsForm:
             default = f"; default {shown(schema['default'])}" if "default" in schema else ""
             about = f"{schema['description']} ({allowed(schema)}{default})"  # the page shows no bounds of its own
             typed = {**{key: value for key, value in schema.items() if key != "default"}, "description": about}
-            if typed.get("type") == "boolean":  # the page sends false for a switch that nobody touched: it would switch gates off
-                typed = {**{key: value for key, value in typed.items() if key != "type"}, "enum": [True, False]}
+            choices = [option.get("type") for option in typed.get("anyOf", [typed])]
+            if "boolean" in choices:  # the page sends false for a switch that nobody touched: it would switch gates off
+                rest = {key: value for key, value in typed.items() if key not in ("type", "anyOf")}
+                typed = {**rest, "enum": [True, False]}  # with null among them the page's form cannot be sent
             section = sections.setdefault(outer[0], _section(outer[0]))
             for part in outer[1:]:
                 section = section["properties"].setdefault(part, {"type": "object", "title": part, "properties": {}})

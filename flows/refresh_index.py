@@ -169,7 +169,9 @@ def describe_changes(changes: Changes) -> str:
 
 
 def _require_changeable(given: Mapping[str, Any], changeable: Sequence[str]) -> None:
-    paths = [f"{section}.{field}" for section, fields in given.items() if isinstance(fields, Mapping) for field in fields]
+    # The page sends {} for a part of a section that nobody touched.
+    asked = [(section, fields) for section, fields in given.items() if isinstance(fields, Mapping)]
+    paths = [f"{section}.{field}" for section, fields in asked for field, value in fields.items() if value != {}]
     paths += [section for section, fields in given.items() if not isinstance(fields, Mapping)]
     for path in paths:
         known = path.partition(".")[0] in RetrainConfig.model_fields  # any other is explained as a wrong field

@@ -104,7 +104,8 @@ def test_form_of_the_settings_describes_and_bounds_every_field_and_fills_none_in
         "Optimizer steps (a whole number, at least 1 and at most 10000000; default 150)",
     )
     # The page sends false for every untouched switch, and so would switch gates off.
-    assert [field for field, found in fields.items() if found.get("type") == "boolean"] == []
+    assert [field for field, found in fields.items() if "boolean" in str([found.get("type"), found.get("anyOf")])] == []
+    assert fields["towers.activation_checkpointing"]["enum"] == [True, False]
     assert fields["policy.beat_bm25"]["enum"] == [True, False]
     assert fields["index.layout"]["enum"] == ["merged", "shards"]
     query = schema_of(refresh_query_tower)["properties"]
@@ -228,6 +229,8 @@ def test_the_teacher_that_a_release_has_is_no_new_one(monkeypatch: pytest.Monkey
 def test_a_refresh_keeps_its_releases_settings_without_a_preset() -> None:
     base = load_config("smoke")
     found = configured(RefreshConfig(settings={"policy.margin": 0.1}), release(base), QUERY_CHANGEABLE)
+    untouched = {"data": {}, "towers": {"endpoint": {}}, "policy": {"margin": 0.1}}  # as the page sends them
+    assert configured(RefreshConfig(settings=untouched), release(base), QUERY_CHANGEABLE) == found
     assert found == load_config("smoke", None, {"policy.margin": 0.1})
 
 
