@@ -271,7 +271,7 @@ def _require_usable_proxies() -> None:
 
 def require_usable_settings() -> None:
     """Make Prefect's folder and import Prefect, which reads its settings then, and says with a traceback what it cannot read or make."""
-    folder = Path(os.environ["PREFECT_HOME"]).expanduser()
+    folder = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -34,15 +34,16 @@ from components.data.dataset import load_dataset
 from components.distillation.config import DistillationConfig
 from components.distillation.plan import DevSet, dev_metrics
 from components.distillation.query_sources import relevant
+from components.distillation.student.encoder import ridge
 from components.distillation.train import OpenDocuments, dev_set
 from components.errors import DataError
-from components.towers.contract import load_contract, record_probes, save_contract
+from components.towers.contract import load_contract, record_probes, save_contract, unit
 from components.towers.encoder import MAP, load_tower
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # times the mean square of the dimensions
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # strengths that are tried
 FEWEST = 50  # documents that a map is learned on
 Rows = NDArray[np.float32]
 
@@ -111,25 +112,15 @@ def best_map(documents: tuple[Rows, Rows], queries: tuple[Rows, Rows] | None, as
 
     `documents` and `queries` are unit rows of the new space and what they are to become in the old one.
     """
+    import torch
+
     tried: list[Learned] = []
     for number, pairs in _to_learn_from(documents, queries):
-        for ridge in RIDGES:
-            matrix = ridge_map(*pairs, ridge)
-            tried.append(Learned(matrix, ridge, number, dev_metrics(unit(asked @ matrix), dev)["score"]))
+        new, old = map(torch.from_numpy, pairs)
+        for strength in RIDGES:
+            matrix = ridge(new, old, strength).T.numpy()
+            tried.append(Learned(matrix, strength, number, dev_metrics(unit(asked @ matrix), dev)["score"]))
     return max(tried, key=lambda one: one.score)
-
-
-def ridge_map(new: Rows, old: Rows, ridge: float) -> Rows:
-    """The matrix float32 (new dimension, old dimension) with the least squares of `new` @ matrix - `old`, and of itself times a ridge."""
-    x, y = new.astype(np.float64), old.astype(np.float64)
-    squares = x.T @ x
-    squares[np.diag_indices_from(squares)] += ridge * np.trace(squares) / len(squares)
-    return np.linalg.solve(squares, x.T @ y).astype(np.float32)
-
-
-def unit(rows: Rows) -> Rows:
-    """Rows brought to unit length."""
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
 
 
 def _to_learn_from(documents: tuple[Rows, Rows], queries: tuple[Rows, Rows] | None) -> Iterator[tuple[int, tuple[Rows, Rows]]]:

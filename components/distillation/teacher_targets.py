@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from components.artifacts import VectorShards, seal
 from components.errors import ArtifactError
-from components.towers.contract import TextEncoder
+from components.towers.contract import TextEncoder, unit
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -95,4 +95,4 @@ def _read(folder: Path, held_out: bool) -> pa.Table:
 def _unit_vectors(table: pa.Table) -> NDArray[np.float32]:
     column = table["vector"].combine_chunks()
     vectors = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(table), column.type.list_size)
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)).astype(np.float32)
+    return unit(vectors)

@@ -36,6 +36,7 @@ from components.evaluation.units import query_units
 from components.index.config import IndexConfig
 from components.index.shards import DocumentVectors, ShardKeys, read_vectors, write_shard
 from components.studies.growth_law import comparisons
+from components.towers.contract import unit
 from components.towers.encoder import load_tower
 
 _STATUS = Path("/proc/self/status")
@@ -139,11 +140,6 @@ def space_like(vectors: Floats, seed: int = 13) -> SyntheticSpace:
     off = rows - (rows @ basis.T) @ basis
     weights = np.full(len(centres), 1 / len(centres))
     return SyntheticSpace(_single(basis), _single(centres), _single(np.tile(spread, (len(centres), 1))), weights, float(off.std()), seed)
-
-
-def unit(vectors: Floats) -> Floats:
-    """The vectors at length 1; float32 like them."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
 
 
 def _distance_to_centres(rows: Floats, centres: Floats) -> NDArray[np.float64]:

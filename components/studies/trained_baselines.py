@@ -31,7 +31,7 @@ from components.distillation.student.initial import Source, at_most_positions, b
 from components.distillation.student.storage import load_student, save_student
 from components.towers.base_models import tower_base
 from components.towers.config import TowerConfig
-from components.towers.contract import EncodingContract, Role, TextEncoder, record_probes, save_contract, space_id_of
+from components.towers.contract import EncodingContract, Role, TextEncoder, record_probes, save_contract, space_id_of, unit
 from components.towers.device import autocast, pick_dtype
 from components.towers.encoder import load_tower
 from components.towers.loop import CHECKPOINT, Training
@@ -163,8 +163,7 @@ class SmallEncoder:
 
     def encode(self, rows: Sequence[Sequence[int]], progress: str | None = None) -> NDArray[np.float32]:
         """Unit float32 vectors (len(rows), dimension) without a graph, in the order of `rows`."""
-        vectors = self.student.encode_rows(rows, progress=progress)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
+        return unit(self.student.encode_rows(rows, progress=progress))
 
     def groups(self) -> list[dict[str, Any]]:
         """Its trainable parameters as a group of the optimizer."""

@@ -77,6 +77,11 @@ def record_probes(encoder: TextEncoder, folder: Path) -> None:
     np.save(folder / PROBE_FILE, require_finite(encoder.encode(PROBE_TEXTS, batch_size=16), encoder.contract.base_model))
 
 
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The rows (n, d) at length 1; float32 like them."""
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
+
+
 def require_finite(vectors: NDArray[np.float32], model: str) -> NDArray[np.float32]:
     """The vectors (n, d) as they are; raises ModelError, which names the `model` that made them, for values that are not finite."""
     if wrong := int((~np.isfinite(vectors)).any(axis=1).sum()):

@@ -295,7 +295,7 @@ def refresh_index(options: argparse.Namespace) -> None:
     from flows.servers import run_flow
 
     require_steps("refresh-index", options.again, AGAIN)
-    request = _request(options, RefreshConfig())
+    request = _request(options, RefreshConfig)
     with only_result_on_stdout(options):
         result = run_flow("flows.refresh_index:refresh_index", request=request, again=options.again)
     show(options, result.as_json(), _index_text(result))
@@ -308,7 +308,7 @@ def refresh_query_tower(options: argparse.Namespace) -> None:
     from flows.servers import run_flow
 
     require_steps("refresh-query-tower", options.again, AGAIN)
-    request = _request(options, QueryRefreshConfig(new_teacher=options.new_teacher))
+    request = _request(options, QueryRefreshConfig, new_teacher=options.new_teacher)
     with only_result_on_stdout(options):
         result = run_flow("flows.refresh_query:refresh_query_tower", request=request, again=options.again)
     what = "A new query encoder of a new teacher" if options.new_teacher else "A new query encoder"
@@ -317,8 +317,8 @@ def refresh_query_tower(options: argparse.Namespace) -> None:
     show(options, result.as_json(), "\n\n".join([text, report_of(result), next_steps(result)]))
 
 
-def _request(options: argparse.Namespace, asked: Refresh) -> Refresh:
-    """What the command line asks for beside `asked`, checked against the release before any server starts."""
+def _request(options: argparse.Namespace, kind: type[Refresh], **own: bool) -> Refresh:
+    """What the command line asks for, with the fields that `kind` alone has, checked against the release before any server starts."""
     from components.data.sources import source_digest
     from components.release.open import load_manifest
     from flows.adopt import adopted_run
@@ -326,8 +326,7 @@ def _request(options: argparse.Namespace, asked: Refresh) -> Refresh:
 
     name = retriever_name(options)
     settings = {**policy_settings(options), **parsed_settings(options)}
-    given = {"name": name, "release": options.release, "data": options.data or "", "preset": options.preset, "settings": settings}
-    request = asked.model_copy(update=given)
+    request = kind(name=name, release=options.release, data=options.data or "", preset=options.preset, settings=settings, **own)
     adopted = adopted_run(request) if isinstance(request, QueryRefreshConfig) else None
     config = configured(request, load_manifest(name, options.release) if adopted is None else adopted, request.changeable)
     if isinstance(request, QueryRefreshConfig) and request.new_teacher:

@@ -62,7 +62,8 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
 
 def document_blocks(options: argparse.Namespace) -> Iterator[Floats]:
     """The corpus block by block, float32 of unit length."""
-    from components.studies.growth_cell import BLOCK, random_space, unit
+    from components.studies.growth_cell import BLOCK, random_space
+    from components.towers.contract import unit
 
     if options.vectors is None:
         yield from random_space(options.dimension, options.seed).blocks(options.documents)
@@ -82,7 +83,8 @@ def _numbered(blocks: Iterator[Floats]) -> Iterator[tuple[list[str], Floats]]:
 
 def _held_out(options: argparse.Namespace) -> Floats:
     """Twice as many queries as are measured: near documents but none of them; of real vectors those that are no documents."""
-    from components.studies.growth_cell import random_space, unit
+    from components.studies.growth_cell import random_space
+    from components.towers.contract import unit
 
     if options.vectors is not None:
         return unit(np.load(options.vectors, mmap_mode="r")[-2 * options.queries :].astype(np.float32))

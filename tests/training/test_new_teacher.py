@@ -7,20 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from components.artifacts import EncoderArtifact, IndexArtifact, open_artifact, seal, verify
 from components.data.config import DataConfig
 from components.data.dataset import load_dataset
 from components.data.snapshot import snapshot
 from components.distillation.config import DistillationConfig
-from components.distillation.new_teacher import RIDGES, MapInputs, best_map, map_query_tower, ridge_map, sampled, unit
+from components.distillation.new_teacher import RIDGES, MapInputs, best_map, map_query_tower, sampled
 from components.distillation.plan import DevSet, dev_metrics
 from components.distillation.student import check_student, new_student
+from components.distillation.student.encoder import ridge
 from components.distillation.student.storage import load_student, save_student
 from components.distillation.train import dev_set
 from components.errors import ArtifactError, DataError, ModelError
 from components.towers.config import TowerConfig
-from components.towers.contract import check_probes, load_contract, save_contract, space_id_of
+from components.towers.contract import check_probes, load_contract, save_contract, space_id_of, unit
 from components.towers.encoder import MAP, load_tower
 from components.towers.train import train_towers
 from components.towers.trained.published import with_own_settings
@@ -94,9 +96,13 @@ def mapped(data: Any, tmp_path: Path, towers: dict[str, EncoderArtifact], old: n
 
 def test_a_rotation_is_found_exactly_and_a_strong_ridge_shrinks_the_map() -> None:
     new, turned = directions(300, 16), np.linalg.qr(np.random.default_rng(1).standard_normal((16, 16)))[0].astype(np.float32)
-    assert np.allclose(ridge_map(new, new @ turned, 1e-9), turned, atol=1e-4)
-    assert np.linalg.norm(ridge_map(new, new @ turned, 10.0)) < 0.2 * np.linalg.norm(turned)
-    wide = ridge_map(directions(20, 64), directions(20, 8, 3), 0.1)  # fewer rows than dimensions
+
+    def found(rows: np.ndarray, wanted: np.ndarray, strength: float) -> np.ndarray:
+        return ridge(torch.from_numpy(rows), torch.from_numpy(wanted), strength).T.numpy()
+
+    assert np.allclose(found(new, new @ turned, 1e-9), turned, atol=1e-4)
+    assert np.linalg.norm(found(new, new @ turned, 10.0)) < 0.2 * np.linalg.norm(turned)
+    wide = found(directions(20, 64), directions(20, 8, 3), 0.1)  # fewer rows than dimensions
     assert wide.shape == (64, 8) and wide.dtype == np.float32 and np.isfinite(wide).all()
 
 

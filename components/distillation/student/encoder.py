@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from components.distillation.config import DistillationConfig
 from components.distillation.student.forms import FORMS
 from components.progress import Progress, counting
-from components.towers.contract import EncodingContract, require_finite
+from components.towers.contract import EncodingContract, require_finite, unit
 from components.towers.device import pick_device
 from components.towers.tokens import batches_by_tokens
 
@@ -29,13 +29,16 @@ if TYPE_CHECKING:
 RIDGE = 1e-3  # share of the mean energy of a feature
 
 
-def ridge(features: Tensor, targets: Tensor) -> Tensor:
-    """The linear map (outputs, inputs) float32 from rows of `features` (n, inputs) to `targets` (n, outputs), by ridge regression."""
+def ridge(features: Tensor, targets: Tensor, strength: float = RIDGE) -> Tensor:
+    """The linear map (outputs, inputs) float32 from rows of `features` (n, inputs) to `targets` (n, outputs), by ridge regression.
+
+    `strength` is that of the ridge, as a share of the mean energy of a feature.
+    """
     import torch
 
     x, y = features.double(), targets.double()
     gram = x.T @ x
-    penalty = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    penalty = strength * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
     return torch.linalg.solve(gram + penalty, x.T @ y).T.float().contiguous()
 
 
@@ -123,7 +126,7 @@ class StudentEncoder:
     def encode(self, texts: Sequence[str], batch_size: int | None = None, progress: Progress = None) -> NDArray[np.float32]:
         """Unit float32 vectors (len(texts), dimension), in the order of `texts`; raises ModelError for values that are not finite."""
         vectors = require_finite(self.features(texts, batch_size, progress), self.contract.base_model)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
+        return unit(vectors)
 
     def features(self, texts: Sequence[str], batch_size: int | None = None, progress: Progress = None) -> NDArray[np.float32]:
         """Vectors before normalisation, float32 (len(texts), dimension); of the encoder's own width where there is no head."""

@@ -22,10 +22,10 @@ from components.studies.growth_cell import (
     GrowthRule,
     MeasurementFailed,
     measure_size,
-    unit,
     write_blocks,
     write_growth_corpus,
 )
+from components.towers.contract import unit
 
 DIMENSION = 16
 

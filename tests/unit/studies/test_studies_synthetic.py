@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from components.studies import growth_cell as synthetic
-from components.studies.growth_cell import random_space, space_like, unit
+from components.studies.growth_cell import random_space, space_like
+from components.towers.contract import unit
 
 
 @pytest.fixture(autouse=True)
