@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -16,6 +17,7 @@ from tests import third_party, workers
 from tests.browser.chromium import missing
 from tests.flows.cli_world import SMALL, Built, at_home, done, write_collection
 
+gc.set_threshold(20_000)  # as `flows.cli.start` has it
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 # No test looks at the clock: hypothesis would fail one that takes 200 ms on a machine with other work.

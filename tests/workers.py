@@ -1,4 +1,4 @@
-"""How the suite is shared out among processes (pytest-xdist): one for each processor, a file at a time, what takes longest first."""
+"""How the suite is shared out among processes (pytest-xdist): a file at a time, what takes longest first."""
 
 from __future__ import annotations
 
@@ -36,9 +36,12 @@ RINGS = ("flows", "browser", "attacks", "training", "contracts", "unit")  # a te
 
 
 def number_of_workers(arguments: Sequence[str], chosen: bool) -> int:
-    """What `-n auto` means: a process for each processor; none where files, words or marks choose tests, which are done sooner without."""
+    """What `-n auto` means: a process for each processor and one more, as a test that waits for a server leaves its processor idle.
+
+    None where files, words or marks choose tests, which are done sooner without.
+    """
     files = any("::" in word or word.endswith(".py") for word in arguments)
-    return 0 if chosen or files else usable_processors()
+    return 0 if chosen or files else usable_processors() + 1
 
 
 def threads_of_a_worker() -> int:

@@ -15,6 +15,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -173,9 +174,8 @@ def content_hash(text: str) -> str:
 
 
 def content_hashes(documents: pd.DataFrame) -> list[str]:
-    """`content_hash` of each row of a table of documents, whose texts are never all there as Python's."""
-    starts = range(0, len(documents), ROW_GROUP)
-    return [content_hash(text) for start in starts for text in texts_of(documents.iloc[start : start + ROW_GROUP])]
+    """`content_hash` of each row of a table of documents."""
+    return [content_hash(text) for text in texts_of(documents)]
 
 
 def stable_order(keys: Iterable[str], seed: int) -> list[str]:
@@ -262,8 +262,10 @@ def _wording(text: str) -> str:
 # --- The tables of a dataset artifact, which every later step works on: read, and written one by one.
 
 
+HASH = "content_hash"
+_HASH_BYTES = 64
 TABLES = {
-    "documents": (*DOCUMENT_COLUMNS, "content_hash"),
+    "documents": (*DOCUMENT_COLUMNS, HASH),
     "queries": QUERY_COLUMNS,
     "judgements": JUDGEMENT_COLUMNS,
     "unlabelled": QUERY_COLUMNS,
@@ -369,25 +371,41 @@ def wide(table: pa.Table) -> pa.Table:
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Write one of `TABLES`, named by the file, as Parquet; the same rows give the same bytes."""
+    """Write one of `TABLES`, named by the file, as Parquet; the same rows give the same bytes. Documents without hashes are given them.
+
+    Each group of rows is packed in another thread while the next one is hashed, and no more than two are held as Python's texts.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = TABLES[path.stem]
-    table = pa.Table.from_pandas(frame[list(columns)], schema=_schema(columns), preserve_index=False)
+    hashed = HASH not in columns or HASH in frame.columns
+    given = columns if hashed else DOCUMENT_COLUMNS
+    table = pa.Table.from_pandas(frame[list(given)], schema=_schema(given), preserve_index=False)
     # Without the metadata of pandas the same rows give the same bytes under every version of it.
     table = table.replace_schema_metadata(None)
-    with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
-        for start, stop in _row_groups(table):
-            writer.write_table(table.slice(start, stop - start), row_group_size=ROW_GROUP)
+    packed: Future[None] | None = None
+    with pq.ParquetWriter(path, _schema(columns), compression="zstd") as writer, ThreadPoolExecutor(1) as packing:
+        for start, stop in _row_groups(table, 0 if hashed else _HASH_BYTES):
+            group = table.slice(start, stop - start)
+            if not hashed:
+                group = group.append_column(HASH, pa.array(content_hashes(frame.iloc[start:stop]), pa.large_string()))
+            if packed:
+                packed.result()
+            packed = packing.submit(writer.write_table, group, row_group_size=ROW_GROUP)
+        if packed:
+            packed.result()
 
 
-def _row_groups(table: pa.Table) -> Iterator[tuple[int, int]]:
-    """First row of each group and the row behind its last: at most ROW_GROUP rows, and no more than GROUP_BYTES unless it is one row."""
+def _row_groups(table: pa.Table, further: int = 0) -> Iterator[tuple[int, int]]:
+    """First row of each group and the row behind its last: at most ROW_GROUP rows, and no more than GROUP_BYTES unless it is one row.
+
+    `further`: bytes of each row that are not in the table yet.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    ends = np.zeros(table.num_rows, np.int64)
+    ends = np.full(table.num_rows, further, np.int64)
     for column in table.columns:
         if pa.types.is_large_string(column.type):
             ends += pc.fill_null(pc.binary_length(column), 0).to_numpy()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
 from components.artifacts import DatasetArtifact, seal
 from components.data.config import DataConfig
-from components.data.dataset import IDENTICAL, SOURCES, RawTables, content_hashes, identical_ids, origin_of, write_table
+from components.data.dataset import IDENTICAL, SOURCES, TABLES, RawTables, identical_ids, origin_of, write_table
 from components.data.left_out import counts_of, write_left_out
 from components.data.sources import read_source, source_digest, source_name
 from components.errors import DataError
@@ -23,13 +24,13 @@ def snapshot(config: DataConfig, folder: Path, expected: str | None = None) -> D
     """
     expected = expected or source_digest(config)
     tables = read_source(config)
-    read_from = source_digest(config)
+    with ThreadPoolExecutor(1) as beside:
+        reading_again = beside.submit(source_digest, config)
+        for name in TABLES:
+            write_table(getattr(tables, name), folder / f"{name}.parquet")
+        read_from = reading_again.result()
     if read_from != expected:
         raise DataError(f"The data {config.source} changed while it was read. Run the command again when nobody writes to it.")
-    documents = tables.documents.assign(content_hash=content_hashes(tables.documents))
-    frames = {"documents": documents, "queries": tables.queries, "judgements": tables.judgements, "unlabelled": tables.unlabelled}
-    for name, frame in frames.items():
-        write_table(frame, folder / f"{name}.parquet")
     write_left_out(tables.left_out, folder)
     sizes = {key: value for key, value in tables.notes.items() if isinstance(value, int)}
     labels = {key: value for key, value in tables.notes.items() if key not in sizes}

@@ -6,7 +6,10 @@ import logging
 import os
 import re
 from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -139,6 +142,7 @@ def validate(dataset: DatasetArtifact, contracts: Path, folder: Path) -> Artifac
     Raises ConfigError for a contract that cannot be checked.
     """
     loaded = load_contracts(contracts)
+    Thread(target=_import_expectations).start()
     report = ValidationReport(
         dataset=str(dataset.attributes.get("name", "")),
         dataset_digest=dataset.digest,
@@ -157,6 +161,13 @@ def validate(dataset: DatasetArtifact, contracts: Path, folder: Path) -> Artifac
     }
     counts = {"rules": len(report.results), **({"rows_left_out": report.dropped} if report.left_out else {})}
     return seal(folder, "validation", counts=counts, parents={"dataset": dataset.digest}, attributes=attributes)
+
+
+def _import_expectations() -> None:
+    """What `check_contracts` imports before it uses it: begun beside the reading and sieving of tables, it takes seconds less of a run."""
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    with suppress(Exception):  # raised again where it is needed
+        import great_expectations.expectations  # noqa: F401
 
 
 def load_report(validation: Artifact | Path) -> ValidationReport:
@@ -185,7 +196,7 @@ def require_valid(validation: Artifact) -> None:
 
 def check_contracts(dataset: Dataset, contracts: list[Contract]) -> list[RuleResult]:
     """Run the suites of all contracts over the tables; one result for each rule, in the order of the contracts."""
-    context = _quiet_context()
+    context = lru_cache(1)(_quiet_context)  # made when the first table has been sieved
     results = []
     for contract in contracts:
         for table in dict.fromkeys(rule.table for rule in contract.rules):
@@ -206,7 +217,7 @@ def _quiet_context() -> AbstractDataContext:
     return context
 
 
-def _check_table(context: AbstractDataContext, dataset: Dataset, contract: Contract, table: str) -> list[RuleResult]:
+def _check_table(context: Callable[[], AbstractDataContext], dataset: Dataset, contract: Contract, table: str) -> list[RuleResult]:
     rules = {rule.name: rule for rule in contract.rules if rule.table == table}
     unchecked = {name: why for name, rule in rules.items() if (why := cannot_check(dataset, rule))}
     checked = {name: rule for name, rule in rules.items() if name not in unchecked}
@@ -217,7 +228,7 @@ def _check_table(context: AbstractDataContext, dataset: Dataset, contract: Contr
         "all rows": (rules.keys() - of_all, pd.DataFrame(helpers, index=frame.index)),
         "rows": (unchecked.keys() | of_all, as_checked(frame.loc[rows]).assign(**{name: column[rows] for name, column in helpers.items()})),
     }
-    source = context.data_sources.add_pandas(f"{contract.name}-{table}")
+    source = context().data_sources.add_pandas(f"{contract.name}-{table}")
     found: dict[str, Mapping[str, Any]] = {}
     for name, (without, shown) in batches.items():
         batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all").get_batch({"dataframe": shown})
@@ -346,6 +357,13 @@ def _number(column: pd.Series) -> pd.Series:
     return column
 
 
+def _blank(texts: pd.Series) -> Any:
+    """Most texts have a letter of ASCII, which Arrow finds at once; only what has none is searched as the expectation does."""
+    found = ~np.asarray(texts.str.contains("[!-~]"), bool)
+    found[found] = ~np.asarray(texts[found].str.contains(VISIBLE), bool)
+    return found
+
+
 # By check, of a row rule's own column (its helper column, where it has one).
 _SIEVES: dict[Check, Callable[[Any, Rule], Any]] = {
     "column_exists": lambda column, rule: False,
@@ -357,7 +375,7 @@ _SIEVES: dict[Check, Callable[[Any, Rule], Any]] = {
     "pattern": lambda column, rule: ~_text(column).str.contains(rule.parameters["pattern"]),
     "range": lambda column, rule: _outside(_number(column), rule),
     "allowed_values": _not_allowed,
-    "not_blank": lambda column, rule: ~_text(column).str.contains(VISIBLE),
+    "not_blank": lambda column, rule: _blank(_text(column)),
     "references": lambda column, rule: column.notna(),
     "no_leakage": lambda column, rule: column.notna(),
 }

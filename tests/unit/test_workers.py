@@ -58,7 +58,7 @@ def test_the_longest_are_handed_out_first_then_ring_by_ring() -> None:
     ],
 )
 def test_whole_rings_take_all_processors_and_chosen_tests_one_process(arguments: tuple[str, ...], chosen: bool, several: bool) -> None:
-    assert workers.number_of_workers(arguments, chosen) == (usable_processors() if several else 0)
+    assert workers.number_of_workers(arguments, chosen) == (usable_processors() + 1 if several else 0)
 
 
 @pytest.mark.parametrize(("count", "threads"), [("1", 4), ("2", 2), ("4", 1), ("9", 1)])

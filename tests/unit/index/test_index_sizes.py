@@ -510,9 +510,9 @@ def test_the_measurement_at_size_goes_on_after_the_stages_that_it_has_measured(
     before, done = done, [""] * 4  # the program is asked again
     at_size._run(tmp_path, options)
     again = {"nothing": [], "folder": before[1:2], "options": before}[gone]
-    assert done[4 : 4 + len(again)] == again and len(done) == 4 + len(again) + 9
+    assert done[4 : 4 + len(again)] == again and len(done) == 4 + len(again) + 7
     assert capsys.readouterr().out.count("measured before: ") == 3 - len(again)
-    assert len(artifacts.read_json(tmp_path / "times.json")["stages"]) == 12
+    assert len(artifacts.read_json(tmp_path / "times.json")["stages"]) == 10
 
 
 HOLES = """
