@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 DOCUMENT_COLUMNS = ("doc_id", "title", "text", "metadata")
 QUERY_COLUMNS = ("query_id", "text")
+TRANSLATION_COLUMNS = (*QUERY_COLUMNS, "original")
 JUDGEMENT_COLUMNS = ("query_id", "doc_id", "score", "split")
 TextColumns = Mapping[str, Sequence[str | None]]  # of some rows, by the column's name
 GROUPS = "query_groups"  # note of a source: the metadata field of its documents that the splits were made by
@@ -57,6 +58,17 @@ _MEANT = re.compile(
 )
 _KEPT = {mark: chr(0xFDD0 + place) for place, mark in enumerate(".,:\u066b\u066c-!*")}  # stands for it: a code point that no text may hold
 _SIGNS = frozenset("%‰‱&@/\\§\u2032")  # beside all symbols, such as < = $ ° and €; the last is the prime of feet and minutes
+
+
+def query_table(ids: Sequence[str | None], text: Sequence[str | None], original: Sequence[str | None] | None = None) -> pd.DataFrame:
+    """Columns query_id and text, in the given order; with `original` that column too, which makes it a table of translations."""
+    columns = {"query_id": ids, "text": text, **({} if original is None else {"original": original})}
+    return pd.DataFrame(columns, columns=list(columns)).astype("str")
+
+
+def no_translations() -> pd.DataFrame:
+    """The table of translations of a source that has none."""
+    return query_table([], [], [])
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,7 @@ class RawTables:
     documents: doc_id, title, text, metadata (a JSON object as a string). queries and unlabelled: query_id, text.
     judgements: query_id, doc_id, score (int64), split. All else is text. `notes` says what was cut or held out.
     `sources`: names of the data sets when several are mixed, the first of them the one whose ids have no name in front.
-    `left_out`: rows that were dropped as the configuration asks.
+    `left_out`: rows that were dropped as the configuration asks. translated: query_id, text, original (see `Dataset`).
     """
 
     documents: pd.DataFrame
@@ -93,6 +105,7 @@ class RawTables:
     notes: Mapping[str, Scalar] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    translated: pd.DataFrame = field(default_factory=no_translations)
 
 
 def origin_of(identifier: str, sources: Sequence[str]) -> str:
@@ -191,11 +204,6 @@ def document_table(blocks: Iterable[TextColumns]) -> pd.DataFrame:
     return pa.Table.from_batches([pa.RecordBatch.from_pydict(dict(block), schema=schema) for block in blocks], schema).to_pandas()
 
 
-def query_table(ids: list[str | None], texts: list[str | None]) -> pd.DataFrame:
-    """Columns query_id and text, in the given order."""
-    return pd.DataFrame({"query_id": ids, "text": texts}, columns=list(QUERY_COLUMNS)).astype("str")
-
-
 def judgement_table(rows: list[tuple[str, str, int]], split: str) -> pd.DataFrame:
     """Columns query_id, doc_id, score and split from rows of (query_id, doc_id, score)."""
     queries, documents, scores = zip(*rows, strict=True) if rows else ((), (), ())
@@ -270,6 +278,8 @@ TABLES = {
     "judgements": JUDGEMENT_COLUMNS,
     "unlabelled": QUERY_COLUMNS,
 }
+TRANSLATED = "translated"  # a table that is there only where the source has one
+_COLUMNS = {**TABLES, TRANSLATED: TRANSLATION_COLUMNS}
 SOURCES = "sources"
 IDENTICAL = "ignore_identical_ids"
 # Rows that have to be read to get at one of them: documents are read again a shard at a time, by many workers.
@@ -287,6 +297,8 @@ class Dataset:
     all_judgements: query_id, doc_id, score (int64), split. sources: names of the data sets when several are mixed.
     ignore_identical_ids: which documents are left out as a query's own (see `components.data.dataset`).
     query_groups: metadata field of the documents that the splits were made by; "" where the source names none.
+    translated: query_id, text, original: queries in a language or in words that the teacher reads less well, each with the same in those
+    that it reads well; a student learns the teacher's vector of the original for the text.
     """
 
     documents: pd.DataFrame
@@ -296,6 +308,7 @@ class Dataset:
     sources: tuple[str, ...] = ()
     ignore_identical_ids: IgnoreIdenticalIds = "same_text"
     query_groups: str = ""
+    translated: pd.DataFrame = field(default_factory=no_translations)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -347,7 +360,9 @@ def load_dataset(dataset: Artifact | Path) -> Dataset:
     # Data sets of before name no policy: nothing was left out of what was measured on them.
     policy: IgnoreIdenticalIds = next((name for name in POLICIES if name == artifact.attributes.get(IDENTICAL)), "never")
     groups = str(artifact.attributes.get(GROUPS, ""))
-    return Dataset(frames["documents"], frames["queries"], frames["judgements"], frames["unlabelled"], sources, policy, groups)
+    translated = artifact.path / f"{TRANSLATED}.parquet"
+    further = (sources, policy, groups, _read(translated) if translated.exists() else no_translations())
+    return Dataset(frames["documents"], frames["queries"], frames["judgements"], frames["unlabelled"], *further)
 
 
 def texts_of(documents: pd.DataFrame) -> list[str]:
@@ -371,14 +386,15 @@ def wide(table: pa.Table) -> pa.Table:
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Write one of `TABLES`, named by the file, as Parquet; the same rows give the same bytes. Documents without hashes are given them.
+    """Write one of `TABLES` or translations, named by the file, as Parquet; the same rows give the same bytes.
 
-    Each group of rows is packed in another thread while the next one is hashed, and no more than two are held as Python's texts.
+    Documents without hashes are given them. Each group of rows is packed in another thread while the next one is hashed, and no more than
+    two are held as Python's texts.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = TABLES[path.stem]
+    columns = _COLUMNS[path.stem]
     hashed = HASH not in columns or HASH in frame.columns
     given = columns if hashed else DOCUMENT_COLUMNS
     table = pa.Table.from_pandas(frame[list(given)], schema=_schema(given), preserve_index=False)
@@ -422,7 +438,7 @@ def _read(path: Path) -> pd.DataFrame:
     import pyarrow.parquet as pq
 
     with reading(path):
-        return pq.read_table(path, schema=_schema(TABLES[path.stem])).to_pandas()
+        return pq.read_table(path, schema=_schema(_COLUMNS[path.stem])).to_pandas()
 
 
 @contextmanager

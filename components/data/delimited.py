@@ -18,7 +18,7 @@ import pandas as pd
 
 from components.data.dataset import document_table, judgement_table
 from components.data.jsonl import documents_of, open_text, queries_of, text_lines, unreadable
-from components.data.values import QRELS_FIELDS, AmbiguousJson, Row, is_number, metadata_from_text, names_of, parse_score
+from components.data.values import QRELS_FIELDS, AmbiguousJson, QueryTable, Row, is_number, metadata_from_text, names_of, parse_score
 from components.errors import DataError
 
 _TREC_ITERATION = re.compile(r"[Qq]?\d+", re.ASCII)
@@ -91,9 +91,9 @@ def read_documents(path: Path) -> pd.DataFrame:
     return document_table(documents_of((row, metadata_from_text(row.text("metadata"), row.where)) for row in _rows(path, "documents")))
 
 
-def read_queries(path: Path, default_id: str | None = None) -> pd.DataFrame:
-    """Columns query_id, text from a table with a header; `default_id` as for JSON Lines."""
-    return queries_of(_rows(path, "queries"), default_id)
+def read_queries(path: Path, default_id: str | None = None, table: QueryTable = "queries") -> pd.DataFrame:
+    """Columns query_id, text, and of translations original, from a table with a header; `default_id` as for JSON Lines."""
+    return queries_of(_rows(path, table), default_id, table)
 
 
 def _form(path: Path, line: int, text: str) -> _Form:

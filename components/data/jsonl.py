@@ -16,7 +16,18 @@ from typing import Any, TextIO, cast
 import pandas as pd
 
 from components.data.dataset import DOCUMENT_COLUMNS, TextColumns, document_table, judgement_table, query_table
-from components.data.values import AmbiguousJson, Row, is_storable, metadata_text, names_of, parse_score, read_json, read_plain_json
+from components.data.values import (
+    FIELDS,
+    AmbiguousJson,
+    QueryTable,
+    Row,
+    is_storable,
+    metadata_text,
+    names_of,
+    parse_score,
+    read_json,
+    read_plain_json,
+)
 from components.errors import DataError
 
 Line = tuple[int, str]  # its number, from 1, and what stands there
@@ -28,9 +39,12 @@ def read_documents(path: Path) -> pd.DataFrame:
     return document_table(_documents(path, lines) for lines in _blocks(path))
 
 
-def read_queries(path: Path, default_id: str | None = None) -> pd.DataFrame:
-    """Columns query_id, text. With `default_id`, a query without an id is given that name and its line's number."""
-    return queries_of(_rows(path, "queries"), default_id)
+def read_queries(path: Path, default_id: str | None = None, table: QueryTable = "queries") -> pd.DataFrame:
+    """Columns query_id, text, and of translations original.
+
+    With `default_id`, a query without an id is given that name and its line's number.
+    """
+    return queries_of(_rows(path, table), default_id, table)
 
 
 def read_qrels(path: Path, split: str) -> pd.DataFrame:
@@ -49,15 +63,16 @@ def documents_of(rows: Iterable[tuple[Row, str]]) -> Iterator[TextColumns]:
         yield dict(zip(DOCUMENT_COLUMNS, zip(*block, strict=True), strict=True))
 
 
-def queries_of(rows: Iterable[Row], default_id: str | None) -> pd.DataFrame:
+def queries_of(rows: Iterable[Row], default_id: str | None, table: QueryTable = "queries") -> pd.DataFrame:
     """The queries of the rows of any text format; see `read_queries`."""
     ids: list[str | None] = []
-    texts: list[str | None] = []
+    texts: dict[str, list[str | None]] = {field: [] for field in FIELDS[table] if field != "query_id"}
     for row in rows:
         named = row.has("query_id") or not default_id
         ids.append(row.identifier("query_id") if named else f"{default_id}-{row.where.rpartition(':')[2]}")
-        texts.append(row.text("text", required=True))
-    return query_table(ids, texts)
+        for field, column in texts.items():
+            column.append(row.text(field, required=True))
+    return query_table(ids, **texts)
 
 
 def text_lines(path: Path) -> Iterator[Line]:

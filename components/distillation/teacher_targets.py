@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.artifacts import VectorShards, seal
+from components.data.dataset import TRANSLATED
 from components.errors import ArtifactError
 from components.towers.contract import TextEncoder, unit
 
@@ -28,11 +29,13 @@ def write_teacher_targets(
     folder: Path,
     held_out: Sequence[str] = (),
     left_out: Mapping[str, int] | None = None,
+    originals: Mapping[str, str] | None = None,
 ) -> VectorShards:
     """Encode the queries of every source (name -> texts) with the teacher's query tower and keep text, source and vector (fp16).
 
     A text that stands in two sources counts for the first. `held_out` texts are encoded too, but are no targets. The artifact counts
-    the queries of each source and names its share of all, and counts those `left_out` of each.
+    the queries of each source and names its share of all, and counts those `left_out` of each. Of the source translated the teacher reads
+    the text's entry in `originals`, so that another language gets the vector of what it means.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -42,7 +45,9 @@ def write_teacher_targets(
         for text in members:
             first.setdefault(text, source)
     texts, origins = [*first, *held_out], [*first.values(), *[HELD_OUT] * len(held_out)]
-    vectors = teacher.encode(texts, progress="teacher queries").astype(np.float16)
+    same = originals or {}
+    asked = [same[text] if origin == TRANSLATED else text for text, origin in zip(texts, origins, strict=True)]
+    vectors = teacher.encode(asked, progress="teacher queries").astype(np.float16)
     flat = pa.array(vectors.reshape(-1), type=pa.float16())
     column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     pq.write_table(pa.table({"text": texts, "source": origins, "vector": column}), folder / TARGETS)

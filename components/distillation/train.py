@@ -50,7 +50,7 @@ from components.distillation.plan import (
     spread_of,
     texts_per_source,
 )
-from components.distillation.query_sources import dev_queries, held_out_wordings, mixed_noise, query_sources, relevant
+from components.distillation.query_sources import dev_queries, held_out_wordings, mixed_noise, originals, query_sources, relevant
 from components.distillation.student import check_student, load_student, new_student, save_student
 from components.distillation.teacher_targets import read_held_out, read_sources, read_teacher_targets
 from components.errors import CollapseError, DataError, ModelError
@@ -193,14 +193,20 @@ def noised_copies(dataset: Dataset, texts: Sequence[str], config: DistillationCo
 
 
 def refinement_pairs(dataset: Dataset, texts: Sequence[str], titles: RefineTitles) -> list[tuple[int, int]]:
-    """(text number, document number) of the relevant train judgements and, if wanted, of titles among `texts`.
+    """(text number, document number) of the relevant train judgements, of their queries' translations and, if wanted, of titles.
 
-    `titles`: True for those of all documents, "train_documents" for all but those of `held_out_documents`.
+    All are among `texts`. `titles`: True for those of all documents, "train_documents" for all but those of `held_out_documents`.
     """
     text_row = {text: i for i, text in enumerate(texts)}
     document_row = {d: i for i, d in enumerate(dataset.documents["doc_id"])}
     train = relevant(dataset, "train")
-    pairs = [(text_row[t], document_row[d]) for t, d in zip(train["text"], train["doc_id"], strict=True)]
+    judged = list(zip(train["text"], train["doc_id"], strict=True))
+    pairs = [(text_row[t], document_row[d]) for t, d in judged]
+    translations: dict[str, list[str]] = {}
+    for text, original in originals(dataset).items():
+        if text in text_row:
+            translations.setdefault(original, []).append(text)
+    pairs += [(text_row[text], document_row[d]) for t, d in judged for text in translations.get(t, ())]
     if titles:
         unseen = held_out_documents(dataset) if titles == "train_documents" else frozenset()
         titled = enumerate(zip(dataset.documents["doc_id"], dataset.documents["title"], strict=True))

@@ -33,7 +33,7 @@ from components.release.completeness import base_models_named_by
 from components.release.manifest import EVALUATION_FOLDER, BaseModelPin
 from components.release.open import PinnedRelease
 from components.text import one_line
-from components.towers.base_models import GEMMA, MINILM, WARM_GEMMA, is_on_hub, published_folder
+from components.towers.base_models import GEMMA, MINILM, MULTILINGUAL_E5, WARM_GEMMA, is_on_hub, published_folder
 from components.towers.contract import Role, load_contract
 from components.tracking.runs import version_link
 
@@ -226,6 +226,7 @@ _TITLES = {"query_encoder": "student query encoder", "query_tower": "query tower
 _LICENCES = {
     **dict.fromkeys((GEMMA, WARM_GEMMA), "Gemma Terms of Use (Gemma is provided under and subject to https://ai.google.dev/gemma/terms)"),
     MINILM: "apache-2.0",
+    MULTILINGUAL_E5: "mit",
 }
 _SHOWN = ("recall@10", "recall@50", "ndcg@10", "mrr@10")
 

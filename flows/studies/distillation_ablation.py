@@ -7,9 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.artifacts import Artifact
-from flows.studies.ablation import BASE, Changes, cells_of, decided_note, over_base, plot_changes, variants_of
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, Results, about_queries, about_seeds, require
+from flows.studies.framework import (
+    BASE,
+    Cell,
+    Changes,
+    Results,
+    about_queries,
+    about_seeds,
+    cells_of,
+    decided_note,
+    over_base,
+    plot_changes,
+    require,
+    variants_of,
+)
 from flows.studies.retention import layers_of
 
 if TYPE_CHECKING:

@@ -12,9 +12,19 @@ from typing import TYPE_CHECKING
 
 from components.artifacts import Artifact
 from components.towers.config import TowerConfig
-from flows.studies.ablation import Changes, cells_of, decided_note, over_base, plot_changes, variants_of
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, Results, about_queries, about_seeds
+from flows.studies.framework import (
+    Cell,
+    Changes,
+    Results,
+    about_queries,
+    about_seeds,
+    cells_of,
+    decided_note,
+    over_base,
+    plot_changes,
+    variants_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd

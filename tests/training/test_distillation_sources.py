@@ -10,11 +10,19 @@ import pandas as pd
 import pytest
 
 from components.artifacts import verify
-from components.data.dataset import Dataset, content_hash
+from components.data.dataset import Dataset, content_hash, query_table
 from components.distillation import generation
 from components.distillation.config import DistillationConfig
 from components.distillation.generation import GENERATED, generate_queries, read_generated
-from components.distillation.query_sources import dev_queries, document_sentences, document_spans, learnable, mixed_noise, query_sources
+from components.distillation.query_sources import (
+    dev_queries,
+    document_sentences,
+    document_spans,
+    learnable,
+    mixed_noise,
+    originals,
+    query_sources,
+)
 from components.distillation.teacher_targets import read_held_out, read_sources, read_teacher_targets, write_teacher_targets
 from components.distillation.train import (
     DocumentSide,
@@ -95,6 +103,47 @@ def test_noised_copies_are_taught_the_vector_of_the_text_as_it_was(tmp_path: Pat
         assert copy not in plain.texts
         np.testing.assert_allclose(vector, plain.teacher[list(plain.texts).index(clean[copy])])
     assert distillation_data(data(), tmp_path, documents, config.model_copy(update={"noised": 0}), None, mixed_noise).texts == plain.texts
+
+
+def translated(*rows: tuple[str | None, str | None]) -> Dataset:
+    texts, originals = zip(*rows, strict=True)
+    return replace(data(), translated=query_table([f"t{n}" for n in range(len(rows))], texts, originals))
+
+
+def test_a_translation_is_taught_the_vector_of_its_original_and_led_to_its_documents(tmp_path: Path) -> None:
+    whole = translated(("wo ist brot", "where is bread"), ("where is apple", "where is bread"), ("käse und datteln", "cheese and dates"))
+    config = DistillationConfig(titles=0)
+    sources = query_sources(whole, config)
+    assert sources["translated"] == ["wo ist brot", "where is apple", "käse und datteln"]
+    made = write_teacher_targets(WordEncoder(), sources, {}, tmp_path, dev_queries(whole), None, originals(whole))
+    texts, vectors = read_teacher_targets(tmp_path)
+    # A text that is a train query as well keeps its own meaning.
+    wanted = {"wo ist brot": "where is bread", "where is apple": "where is apple", "käse und datteln": "cheese and dates"}
+    for text, original in wanted.items():
+        np.testing.assert_allclose(vectors[texts.index(text)], WordEncoder().encode([original])[0], atol=1e-3)
+    assert made.counts["source_translated"] == 2 and made.counts["source_train"] == 5
+    pairs = refinement_pairs(whole, texts, False)
+    assert (texts.index("wo ist brot"), 1) in pairs and not any(texts[text] == "käse und datteln" for text, _ in pairs)
+    assert len(pairs) == 5 + 1 + 1  # "where is apple" is a translation of the query for bread, and says so
+
+
+def test_a_translation_that_says_what_a_held_out_query_says_is_left_out_and_counted() -> None:
+    whole = translated(
+        ("wo ist honig", "Where is HONEY?"),
+        ("where is figs!", "where is bread"),
+        ("wo ist brot", "where is bread"),
+        (" ", "x"),
+        ("y", None),
+    )
+    sources, left_out = learnable(whole, DistillationConfig(titles=0))
+    assert sources["translated"] == ["wo ist brot"] and left_out["translated"] == 2
+
+
+def test_a_share_of_translations_needs_some() -> None:
+    config = DistillationConfig(titles=8, source_shares={"translated": 0.5, "train": 0.5})
+    with pytest.raises(DataError, match="translated"):
+        check_sources(data(), config)
+    check_sources(translated(("wo ist brot", "where is bread")), config)
 
 
 def test_no_noised_copy_reads_as_a_held_out_query() -> None:

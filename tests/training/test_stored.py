@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from components.artifacts import Artifact
 from components.data.config import DataConfig
-from components.data.dataset import Dataset, load_dataset
+from components.data.dataset import Dataset, load_dataset, query_table
 from components.data.snapshot import snapshot
 from components.data.sources import source_digest
 from components.distillation.config import DistillationConfig
-from components.distillation.query_sources import answerable, dev_queries, query_sources
+from components.distillation.query_sources import answerable, dev_queries, originals, query_sources
 from components.distillation.student.initial import width_of
+from components.distillation.teacher_targets import read_teacher_targets, write_teacher_targets
 from components.errors import ArtifactError, DataError, ModelError
 from components.index.config import EncodingConfig
 from components.index.encode import encode_corpus
@@ -432,6 +433,22 @@ def test_documents_stand_in_for_train_queries_without_vectors_and_for_titles(dat
     assert held_out == []
     found = teacher.encode(["where is number 7?", "where is number 99?", "Entry 200"])
     assert np.allclose(found, [unit(near(DOCUMENTS))[7], unit(DOCUMENTS)[99], unit(DOCUMENTS)[200]], atol=1e-6)
+
+
+def test_a_translation_of_a_stored_query_has_its_vector_and_one_of_an_unknown_text_is_left_out(data: Dataset, tmp_path: Path) -> None:
+    parquet(tmp_path / "v" / "documents.parquet", IDS, DOCUMENTS)
+    parquet(tmp_path / "v" / "queries.parquet", QUERIES[:60], near(DOCUMENTS)[:60])
+    _, query, document = taken(data, tmp_path / "v", tmp_path / "towers")
+    rows = {"wo ist 7?": "where is number 7?", "Eintrag 200": "Entry 200", "etwas": "something else"}
+    whole = replace(data, translated=query_table(list("abc"), list(rows), list(rows.values())))
+    sources = query_sources(whole, DistillationConfig(titles=0))
+    teacher, known, _ = answerable(query, document, whole, (sources, []))
+    assert known["translated"] == ["wo ist 7?", "Eintrag 200"]
+    (tmp_path / "targets").mkdir()
+    write_teacher_targets(teacher, known, {}, tmp_path / "targets", (), None, originals(whole))
+    texts, vectors = read_teacher_targets(tmp_path / "targets")
+    found = [vectors[texts.index(text)] for text in known["translated"]]
+    assert np.allclose(found, [unit(near(DOCUMENTS))[7], unit(DOCUMENTS)[200]], atol=1e-3)
 
 
 def test_a_teacher_that_can_encode_is_asked_everything(data: Dataset) -> None:

@@ -84,7 +84,10 @@ def test_a_file_that_is_not_read_makes_nothing_anew(folder: Path) -> None:
     assert source_digest(DataConfig(source=str(folder))) == before
 
 
-@pytest.mark.parametrize("name", ["qrels/dev.tsv", "queries_unlabelled.jsonl", "corpus.jsonl", "queries.jsonl", "qrels/test_far.parquet"])
+@pytest.mark.parametrize(
+    "name",
+    ["qrels/dev.tsv", "queries_unlabelled.jsonl", "queries_translated.jsonl", "corpus.jsonl", "queries.jsonl", "qrels/test_far.parquet"],
+)
 def test_a_link_that_leads_nowhere_is_refused_by_name(folder: Path, name: str) -> None:
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to("/gone/file")

@@ -30,6 +30,7 @@ def other(tmp_path: Path) -> Path:
     write_rows(path / "corpus.jsonl", [{"_id": f"d{n}", "title": "", "text": f"Another matter {n}"} for n in range(260)])
     write_rows(path / "queries.jsonl", [{"_id": f"q{n}", "text": f"what of matter {n}?"} for n in range(260)])
     write_rows(path / "queries_unlabelled.jsonl", [{"_id": "u", "text": "something"}])
+    write_rows(path / "queries_translated.jsonl", [{"_id": "t", "text": "etwas", "original": "something"}])
     (path / "qrels" / "dev.tsv").unlink()
     write_lines(path / "qrels" / "test_far.tsv", qrels("dev"))
     return path
@@ -56,6 +57,7 @@ def test_every_table_holds_both_and_the_second_has_its_name_in_front(config: Dat
         {"query_id": "other/q0", "text": "what of matter 0?"},
     ]
     assert tables.unlabelled["query_id"].tolist() == ["other/u"]
+    assert tables.translated.to_dict("records") == [{"query_id": "other/t", "text": "etwas", "original": "something"}]
     assert set(tables.judgements["split"]) == {"train", "dev", "test", "test_far"}
     assert (tables.judgements["query_id"].str.startswith("other/") == tables.judgements["doc_id"].str.startswith("other/")).all()
 

@@ -9,6 +9,8 @@ import pytest
 
 from components.data import jsonl
 from components.data.config import DataConfig
+from components.data.dataset import load_dataset
+from components.data.snapshot import snapshot
 from components.data.sources import read_source, source_digest
 from components.errors import DataError
 from tests.data_world import documents, qrels, queries, write_folder, write_lines, write_rows
@@ -80,6 +82,59 @@ def test_further_splits_and_unlabelled_queries_are_kept(folder: Path) -> None:
     tables = read_source(DataConfig(source=str(folder)))
     assert tables.judgements.query("split == 'test_other'")["score"].tolist() == [2, 0]
     assert tables.unlabelled["query_id"].tolist() == ["u", "unlabelled-2"]
+
+
+TRANSLATIONS = [
+    {"_id": "de", "text": "wo ist 1?", "original": "where is number 1?"},
+    {"text": "où est 2?", "original": "where is number 2?"},
+]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "tsv", "parquet"])
+def test_translated_queries_are_read_with_their_originals(folder: Path, ending: str) -> None:
+    path = folder / f"queries_translated.{ending}"
+    if ending == "jsonl":
+        write_rows(path, TRANSLATIONS)
+    elif ending == "tsv":
+        write_lines(path, ["translation_of\ttext", *(f"{row['original']}\t{row['text']}" for row in TRANSLATIONS)])
+    else:
+        pd.DataFrame(TRANSLATIONS)[["text", "original"]].to_parquet(path)
+    before = source_digest(DataConfig(source=str(folder)))
+    found = read_source(DataConfig(source=str(folder))).translated
+    assert found[["text", "original"]].to_dict("records") == [{"text": r["text"], "original": r["original"]} for r in TRANSLATIONS]
+    ids = {"jsonl": ["de", "translated-2"], "tsv": ["translated-2", "translated-3"], "parquet": ["translated-1", "translated-2"]}
+    assert found["query_id"].tolist() == ids[ending]
+    path.unlink()
+    assert source_digest(DataConfig(source=str(folder))) != before
+    assert read_source(DataConfig(source=str(folder))).translated.empty
+
+
+@pytest.mark.parametrize("row", [{"text": "wo ist 1?"}, {"text": "wo ist 1?", "original": 7}, {"original": "where is number 1?"}])
+def test_a_translation_without_its_original_is_refused_by_line(folder: Path, row: dict[str, object]) -> None:
+    write_rows(folder / "queries_translated.jsonl", [TRANSLATIONS[0], row])
+    with pytest.raises(DataError, match=r"queries_translated\.jsonl:2: the field (original|text) must be there and be text"):
+        read_source(DataConfig(source=str(folder)))
+
+
+def test_a_table_of_translations_without_originals_is_refused(folder: Path) -> None:
+    pd.DataFrame({"text": ["wo ist 1?"]}).to_parquet(folder / "queries_translated.parquet")
+    with pytest.raises(DataError, match="expected a column original; found text"):
+        read_source(DataConfig(source=str(folder)))
+
+
+def test_data_without_translations_has_the_digest_that_it_had(folder: Path, tmp_path: Path) -> None:
+    plain = snapshot(DataConfig(source=str(folder)), made(tmp_path / "plain"))
+    assert not (plain.path / "translated.parquet").exists() and "translated" not in plain.counts
+    assert load_dataset(plain).translated.empty
+    write_rows(folder / "queries_translated.jsonl", TRANSLATIONS)
+    other = snapshot(DataConfig(source=str(folder)), made(tmp_path / "other"))
+    assert other.digest != plain.digest and other.counts == {**plain.counts, "translated": 2}
+    assert load_dataset(other).translated["original"].tolist() == ["where is number 1?", "where is number 2?"]
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def test_a_byte_order_mark_and_blank_lines_are_no_data(folder: Path) -> None:
