@@ -51,8 +51,11 @@ def difference(summary: Summary, system: str, baseline: str, metric: str) -> Dif
     return None if means[0] is None or means[1] is None else (means[0] - means[1], None, None)
 
 
-def gain_sentence(summary: Summary) -> str:
-    """What was gained over BM25 and over the downloaded encoder in both metrics with their intervals, and whether the teacher lost."""
+def gain_sentence(summary: Summary, about_trainings: str = "") -> str:
+    """What was gained over BM25 and over the downloaded encoder in both metrics with their intervals, and whether the teacher lost.
+
+    `about_trainings`: what the intervals, which are over the queries of one training, do not hold.
+    """
     told = [(words, _changes(summary, rival)) for rival, words in _RIVALS.items()]
     parts = [f"against {words} {'it' if place else 'the new search'} {found}" for place, (words, found) in enumerate(told) if found]
     if not parts:
@@ -60,7 +63,8 @@ def gain_sentence(summary: Summary) -> str:
     lost = teacher_mark(summary).rstrip(".")
     parts += [lost[0].lower() + lost[1:]] if lost else []
     whole = "; ".join(parts)
-    return f"{whole[0].upper()}{whole[1:]} (in brackets {summary.confidence:.0%} intervals)."
+    unsaid = f"; {about_trainings}" if about_trainings else ""
+    return f"{whole[0].upper()}{whole[1:]} (in brackets {summary.confidence:.0%} intervals over the queries{unsaid})."
 
 
 def fusion_sentence(summary: Summary) -> str:

@@ -68,6 +68,16 @@ def words_on(noise: TrainingNoise | None, release_type: str) -> str:
     )
 
 
+def short_words_on(noise: TrainingNoise | None, release_type: str) -> str:
+    """The same as a part of a sentence about intervals; empty for a release that trained nothing."""
+    if release_type == UNTRAINED:
+        return ""
+    if noise is None:
+        return "this is one training, and how far another seed would lead is not known"
+    spread = " and ".join(f"{value:.3f} in {_TITLES.get(metric, metric)}" for metric, value in sorted(noise.spread.items()))
+    return f"{len(noise.seeds)} trainings that differ in their seeds alone spread by {spread}"
+
+
 def kind_of(config: Mapping[str, Any], dataset: str, document_tower: str = "") -> str:
     """Digest of all that a training depends on but its seeds; with `document_tower` (digest) that of the student alone, on this one."""
     sections = {name: _without_seed(config.get(name, {})) for name in ("distillation", *(() if document_tower else ("towers", "index")))}

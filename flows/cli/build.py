@@ -214,8 +214,12 @@ def in_short(result: CandidateResult) -> str:
     """For somebody who decides on the money: what was gained, what BM25 beside it adds, and what it costs."""
     from components.evaluation.table import cost_sentence, fusion_sentence, gain_sentence
 
-    summary = _summary_of(result)
-    told = (gain_sentence(summary), fusion_sentence(summary), cost_sentence(summary, result.cost))
+    from components.release.manifest import load_release
+    from components.release.training_noise import load_noise, short_words_on
+
+    summary, folder = _summary_of(result), Path(result.folder)
+    trainings = short_words_on(load_noise(folder), load_release(folder).release_type)
+    told = (gain_sentence(summary, trainings), fusion_sentence(summary), cost_sentence(summary, result.cost))
     return "\n".join(sentence for sentence in told if sentence)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -53,11 +54,11 @@ def variables(tmp_path: Path, mlflow_template: Path) -> dict[str, str]:
         ("PYTHONOPTIMIZE=2 {python} -OO -m flows.cli status", 0, WORKS),
         ("mkdir -p x/components; touch x/components/__init__.py; PYTHONPATH={folder}/x:$PYTHONPATH {command} status", 2, "PYTHONPATH"),
         ("SCALINGNOTE_HOME=/dev/null {command} status", 2, "is a file, or lies below one"),
-        ("SCALINGNOTE_HOME='{folder}/ho me '\\''s \"x\" #1%20;&=é' {command} status", 0, WORKS),
+        ("SCALINGNOTE_HOME={folder}'/ho me '\\''s \"x\" #1%20;&=é' {command} status", 0, WORKS),
     ],
 )
 def test_status_works_or_says_why_it_does_not(place: str, status: int, said: str, variables: dict[str, str], tmp_path: Path) -> None:
-    script = place.format(command=COMMAND, python=sys.executable, folder=tmp_path, long="x" * 300)
+    script = place.format(command=COMMAND, python=sys.executable, folder=shlex.quote(str(tmp_path)), long="x" * 300)
     done = subprocess.run(
         [shutil.which("bash") or "sh", "-c", script], env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
     )

@@ -34,6 +34,11 @@ def test_the_gain_over_both_baselines_is_said_in_both_metrics_with_intervals() -
     assert told.count(".") - told.count("0.") == 1 and told.endswith(").")  # one sentence
 
 
+def test_what_the_intervals_do_not_hold_is_said_behind_them() -> None:
+    assert gain_sentence(summary(GAINS)).endswith("(in brackets 95% intervals over the queries).")
+    assert gain_sentence(summary(GAINS), "one training").endswith("(in brackets 95% intervals over the queries; one training).")
+
+
 def test_a_teacher_that_loses_to_doing_nothing_stands_in_the_same_sentence() -> None:
     told = gain_sentence(summary({**GAINS, **LOSS}))
     assert "the teacher is worse than doing nothing: recall@50 -0.026 [-0.050 -0.002] against the encoder as it was downloaded" in told

@@ -10,7 +10,7 @@ import pytest
 
 from components import settings
 from components.release.manifest import ReleaseManifest, load_release
-from components.release.training_noise import TrainingNoise, find_noise, kind_of, load_noise, measured, words_on, write_noise
+from components.release.training_noise import TrainingNoise, find_noise, kind_of, load_noise, measured, short_words_on, words_on, write_noise
 from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, rewrite
 
 
@@ -40,6 +40,7 @@ def test_without_another_training_of_its_kind_it_is_unknown(world: World) -> Non
     assert find_noise(first) is None
     told = words_on(None, "full")
     assert told.startswith("Training noise: unknown.") and "scalingnote study baselines" in told
+    assert short_words_on(None, "full") == "this is one training, and how far another seed would lead is not known"
 
 
 def test_retrains_with_other_seeds_on_the_same_data_say_how_far_they_lie_apart(world: World) -> None:
@@ -52,6 +53,7 @@ def test_retrains_with_other_seeds_on_the_same_data_say_how_far_they_lie_apart(w
     assert found.spread["ndcg@10"] == pytest.approx(0.02)
     assert found.source == "candidate/1, candidate/2, this one"
     assert "3 trainings" in found.words and "0.0200 in nDCG@10" in found.words
+    assert short_words_on(found, "full").startswith("3 trainings that differ in their seeds alone spread by 0.020 in nDCG@10")
 
 
 def test_the_same_seeds_again_are_no_second_training(world: World) -> None:
@@ -85,6 +87,7 @@ def test_a_refreshed_index_has_none(world: World) -> None:
     candidate(world, 0.70, (13, 13), release_type="index-refresh")
     assert find_noise(candidate(world, 0.74, (14, 14), release_type="index-refresh")) is None
     assert words_on(None, "index-refresh") == "Training noise: none, since this release trained nothing."
+    assert short_words_on(None, "index-refresh") == ""
 
 
 def test_a_candidate_that_is_gone_or_damaged_says_nothing(world: World) -> None:
