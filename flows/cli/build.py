@@ -213,7 +213,6 @@ def report_of(result: CandidateResult) -> str:
 def in_short(result: CandidateResult) -> str:
     """For somebody who decides on the money: what was gained, what BM25 beside it adds, and what it costs."""
     from components.evaluation.table import cost_sentence, fusion_sentence, gain_sentence
-
     from components.release.manifest import load_release
     from components.release.training_noise import load_noise, short_words_on
 

@@ -10,7 +10,16 @@ import pytest
 
 from components import settings
 from components.release.manifest import ReleaseManifest, load_release
-from components.release.training_noise import TrainingNoise, find_noise, kind_of, load_noise, measured, short_words_on, words_on, write_noise
+from components.release.training_noise import (
+    TrainingNoise,
+    find_noise,
+    kind_of,
+    load_noise,
+    measured,
+    short_words_on,
+    words_on,
+    write_noise,
+)
 from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, rewrite
 
 
