@@ -186,11 +186,6 @@ def content_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def content_hashes(documents: pd.DataFrame) -> list[str]:
-    """`content_hash` of each row of a table of documents."""
-    return [content_hash(text) for text in texts_of(documents)]
-
-
 def stable_order(keys: Iterable[str], seed: int) -> list[str]:
     """The distinct `keys` in an order that depends on the keys and the seed alone, not on how they came."""
     return sorted(set(keys), key=lambda key: (hashlib.sha256(f"{seed}:{key}".encode()).digest(), key))
@@ -389,7 +384,7 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     """Write one of `TABLES` or translations, named by the file, as Parquet; the same rows give the same bytes.
 
     Documents without hashes are given them. Each group of rows is packed in another thread while the next one is hashed, and no more than
-    two are held as Python's texts.
+    one is held as Python's texts.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -405,7 +400,9 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
         for start, stop in _row_groups(table, 0 if hashed else _HASH_BYTES):
             group = table.slice(start, stop - start)
             if not hashed:
-                group = group.append_column(HASH, pa.array(content_hashes(frame.iloc[start:stop]), pa.large_string()))
+                group = group.append_column(
+                    HASH, pa.array([content_hash(text) for text in texts_of(frame.iloc[start:stop])], pa.large_string())
+                )
             if packed:
                 packed.result()
             packed = packing.submit(writer.write_table, group, row_group_size=ROW_GROUP)

@@ -284,21 +284,23 @@ def answerable(
         return teacher, {source: list(texts) for source, texts in sources.items()}, list(held_out)
     others = stand_ins(dataset, documents) if isinstance(documents, TextVectors) else {}
     same = originals(dataset)
-    read = {source: [same[text] if source == TRANSLATED else text for text in texts] for source, texts in sources.items()}
-    known = {
-        source: {text for text, there in zip(sources[source], teacher.knows(texts), strict=True) if there} for source, texts in read.items()
-    }
+
+    def read_as(source: str, text: str) -> str:
+        return same[text] if source == TRANSLATED else text
+
+    known = {source: _known(teacher, [read_as(source, text) for text in texts]) for source, texts in sources.items()}
     chosen = {
-        source: [text for text, asked_as in zip(sources[source], texts, strict=True) if asked_as in others or text in known[source]]
-        for source, texts in read.items()
+        source: [text for text in texts if (read := read_as(source, text)) in others or read in known[source]]
+        for source, texts in sources.items()
     }
     if not any(chosen.values()):
         raise DataError("No query and no title has a vector to learn from. Give vectors of train queries, or documents with titles.")
     for source, texts in chosen.items():
         if sources[source]:
             print(
-                f"[encode_teacher_queries] {source}: {len(known[source]):,} of {len(sources[source]):,} texts have a vector of their own, "
-                f"for {sum(text not in known[source] for text in texts):,} that of their documents stands in",
+                f"[encode_teacher_queries] {source}: {sum(read_as(source, text) in known[source] for text in sources[source]):,} of "
+                f"{len(sources[source]):,} texts have a vector of their own, for "
+                f"{sum(read_as(source, text) not in known[source] for text in texts):,} that of their documents stands in",
                 flush=True,
             )
     return teacher.with_stand_ins(others), chosen, [text for text in held_out if text in _known(teacher, held_out)]

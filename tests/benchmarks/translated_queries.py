@@ -38,6 +38,10 @@ def main() -> None:
     """Write the folder."""
     options = _arguments()
     languages = options.languages.split(",")
+    if not (options.data / "corpus.jsonl").is_file() or not options.debian.is_dir() or options.to.exists():
+        raise SystemExit(
+            "Expected --data with corpus.jsonl, --debian that is a folder, and --to that is not there yet (remove a half-made one)."
+        )
     shutil.copytree(options.data, options.to)
     everything = list(_translations(options.debian, languages))
     translated = [row for language in languages for row in _some(everything, language, options.most)]
