@@ -151,6 +151,11 @@ def require_weights(config: RetrainConfig) -> None:
             f"towers.base_model is '{config.towers.base_model}'; a new teacher for an index that stays needs weights of its own. "
             "Name a model, or build a release of that teacher: scalingnote retrain."
         )
+    if config.towers.companion.base_model:
+        raise ConfigError(
+            "A new teacher for an index that stays answers through one map, which a companion has no part in. Set "
+            "towers.companion.base_model to '', or build a release of both: scalingnote retrain."
+        )
 
 
 def _new_teacher(config: RetrainConfig, recorder: Recorder, base: PinnedRelease, dataset: DatasetArtifact) -> EncoderArtifact:

@@ -44,7 +44,7 @@ from flows.runner import Make, Step
 Config = TypeVar("Config", bound=RetrainConfig)
 Kind = TypeVar("Kind", bound=Artifact)
 # What a killed attempt leaves for the next one to continue from.
-TRAINING_FILES = ("checkpoint.pt", "negatives_*.npy", "mining_report.*")
+TRAINING_FILES = ("checkpoint.pt", "negatives_*.npy", "mining_report.*", "companion/*")
 SHARD_FILES = ("vectors-*.parquet", "shard-*.json")
 # Settings that a step does not read, or that only say when it refuses: a change of them makes nothing again.
 OF_LOADING = {"probe_tolerance"}
@@ -61,6 +61,9 @@ def at_commits(config: Config) -> Config:
     """
     towers, student = config.towers, config.distillation
     towers = with_own_settings(towers.model_copy(update={"revision": pinned_revision(towers.base_model, towers.revision)}))
+    if name := towers.companion.base_model:
+        companion = towers.companion.model_copy(update={"revision": pinned_revision(name, towers.companion.revision)})
+        towers = towers.model_copy(update={"companion": companion})
     named = {"revision": student.student, "generator_revision": student.generator if student.generated else ""}
     found = {
         field: pinned_revision(name, getattr(student, field)) if name not in ("", "teacher") else None for field, name in named.items()
@@ -98,7 +101,10 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
     Each of these is a function of its own, so that what one of them reads changes nothing in the key of another.
     """
     towers = config.towers
-    settings = {**towers_key(towers), **_folders(towers.base_model)}
+    settings = towers_key(towers)
+    if towers.companion.base_model:
+        settings |= {"companion": towers.companion.model_dump()}
+    settings |= _folders(*filter(None, (towers.base_model, towers.companion.base_model)))
     make: Make = partial(train_on, dataset, towers)
     if towers.base_model in WITHOUT_WEIGHTS:
         make = partial(take_endpoint, towers, {"dataset": dataset.digest})
@@ -111,8 +117,8 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
 
 
 def towers_key(towers: TowerConfig) -> dict[str, Any]:
-    """The settings in the key of what trains as stage 1 does: those of an endpoint only where one is the teacher."""
-    return towers.model_dump(exclude=None if towers.base_model == ENDPOINT else {"endpoint"})
+    """The settings in the key of what trains as stage 1 does: those of an endpoint only where one is the teacher; no companion's."""
+    return towers.model_dump(exclude={"companion"} if towers.base_model == ENDPOINT else {"companion", "endpoint"})
 
 
 def _folders(*models: str) -> dict[str, str]:

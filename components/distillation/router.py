@@ -60,6 +60,11 @@ def export_router(
                     f"'{contract.base_model}' runs Python code of its makers, which a package cannot carry. Export the vectors (--to), or "
                     "one encoder without such code (--part student)."
                 )
+            if contract.companion is not None:
+                raise ModelError(
+                    "A tower with a companion is two encoders side by side, which the modules of a package cannot be. Export the vectors "
+                    "(--to), or the student alone (--part student)."
+                )
             if (folder / MODULES).is_file():
                 own[role], routes[role] = load_student(folder, "float32"), _student_modules(folder)
             else:

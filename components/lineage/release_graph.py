@@ -13,7 +13,7 @@ from components.errors import ScalingNoteError
 from components.promotion.approval import find_version, read_approval
 from components.release import reviewers
 from components.release.champion import CHAMPION, Record, candidate_model, record_of, release_model
-from components.release.completeness import DATA_KIND, VALIDATION_KIND, base_models_named_by, missing_lineage
+from components.release.completeness import BESIDE, DATA_KIND, VALIDATION_KIND, base_models_named_by, missing_lineage
 from components.release.manifest import FLOWS_SINCE, BaseModelPin, LineageNode, Pin, ReleaseManifest, load_release
 from components.release.open import recorded_digest
 from components.signing.statements import signed_by
@@ -338,8 +338,8 @@ class Ancestry:
 
     def _bases(self, entry: LineageNode) -> Iterator[Node]:
         """The published models that an encoder or a set of generated queries was made with."""
-        base = self.base_models.get(self.roles.get(entry.digest, ""))
-        if base is not None:
+        role = self.roles.get(entry.digest, "")
+        for base in filter(None, (self.base_models.get(role), self.base_models.get(role + BESIDE))):
             yield base_model_node(base)
         if generator := entry.attributes.get("generator"):
             about = entry.attributes

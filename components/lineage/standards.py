@@ -28,6 +28,7 @@ from components.evaluation.report import Summary, load_summary
 from components.lineage.graph import Trace
 from components.lineage.release_graph import Opened, approvals, call_witness, moment, promotions, time_text, value_text
 from components.release.champion import CHAMPION, release_model, standing
+from components.release.completeness import BESIDE
 from components.release.manifest import EVALUATION_FOLDER, BaseModelPin, LineageNode, Pin
 from components.signing.keys import SigningKey, load_signing_key, trusted_keys
 from components.signing.statements import signed_by
@@ -273,7 +274,7 @@ class _Bill:
         described = {*self.nodes, *(pin.digest for pin in self.pins.values())}
         edges = {self.opened.artifact.digest: [*(head for head in heads if head in described), *around]}
         for role, base in self.opened.base_models.items():
-            edges.setdefault(self.pins[role].digest, []).append(_base_ref(base))
+            edges.setdefault(self.pins[role.removesuffix(BESIDE)].digest, []).append(_base_ref(base))
         for node in self.nodes.values():
             edges.setdefault(node.digest, []).extend(digest for digest in node.parents.values() if digest in described)
         return [{"ref": ref, "dependsOn": [parent for parent in dict.fromkeys(parents) if parent != ref]} for ref, parents in edges.items()]
@@ -467,7 +468,7 @@ class _Events:
 
     def _bases(self, outputs: Iterable[str]) -> list[Any]:
         pins = dict(self.manifest.pins.items())
-        found = {base.digest: base for role, base in self.opened.base_models.items() if pins[role].digest in outputs}
+        found = {base.digest: base for role, base in self.opened.base_models.items() if pins[role.removesuffix(BESIDE)].digest in outputs}
         return list(found.values())
 
     def _source(self, made: list[LineageNode]) -> list[dict[str, Any]]:

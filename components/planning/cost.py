@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from components.distillation.student.forms import FORMS
 from components.planning.facts import Facts, Texts
+from components.towers.model_size import Shape
 from components.towers.device import FREED_FROM, even_shapes, pick_dtype
 from components.towers.encoder import TOKENS_PER_BATCH, WORTH
 from components.towers.tokens import batches_by_tokens, even_length, longest_text, tokens_of
@@ -74,6 +75,7 @@ READ_DOCUMENT = 2e-5  # reference seconds to read, hash and write a document, an
 VALIDATED_DOCUMENT = 5e-5
 BOOTSTRAP_VALUE = 6e-9  # reference seconds of a resampled value of the bootstrap
 BOOTSTRAPS = 86  # intervals, differences and ratios of a report
+COMPANION_STEP = 1.6  # a training step of padded texts through an encoder with adapters, over one of packed texts through the student
 LISTS_VISITED = 0.05  # share of the documents that an approximate search compares with
 KMEANS_ROUNDS = 10
 FIT_TEXTS = 8192  # texts that the student's head is fitted on
@@ -110,7 +112,7 @@ def work_of(config: Any, facts: Facts) -> dict[str, Work]:
     found: dict[str, Work] = {
         "snapshot_data": {"reference_second": READ_DOCUMENT * documents},
         "validate_data": {"reference_second": VALIDATED_DOCUMENT * documents},
-        "train_towers": _training(config, facts),
+        "train_towers": _added(_training(config, facts), _companion_training(config, facts)),
         "encode_corpus": _corpus(config, facts),
         "encode_teacher_queries": _teacher_queries(config, facts, targets),
         "build_index": _index(config, facts),
@@ -203,6 +205,34 @@ def _training(config: Any, facts: Facts) -> Work:
     }
 
 
+def _added(work: Work, more: Work) -> Work:
+    return {unit: work.get(unit, 0.0) + more.get(unit, 0.0) for unit in {**work, **more}}
+
+
+def _companion_training(config: Any, facts: Facts) -> Work:
+    """The training of the companion, in batches of the student's alignment: most companions are what the student starts from."""
+    towers, own = config.towers, config.towers.companion
+    if facts.companion is None:
+        return {}
+    queries, documents = np.minimum(facts.pairs, [towers.max_query_length, towers.max_document_length]).mean(0)
+    batches = own.steps * towers.batch_size / config.distillation.batch_size * (1 + documents / max(1.0, queries))
+    return {"align_batch": COMPANION_STEP * batches * _companion_size(config, facts), "student_load": 3}
+
+
+def _companion_tokens(config: Any, facts: Facts, texts: Texts, longest: int) -> float:
+    """Tokens of `texts` through the companion, as tokens through the student."""
+    return real(texts.student, texts.count, longest) * _companion_size(config, facts)
+
+
+def _companion_size(config: Any, facts: Facts) -> float:
+    """Parameters of the companion's layers over those of the student's; 0 without a companion."""
+    if facts.companion is None:
+        return 0.0
+    every, own = facts.companion, facts.student
+    kept = layers_kept(config.distillation.layers, own.layers) * (own.parameters - own.embeddings) // max(1, own.layers)
+    return (every.parameters - every.embeddings) / max(1, kept)
+
+
 def step_tokens(towers: Any, facts: Facts) -> tuple[float, float]:
     """Tokens, padding included, of a training step: forward and backward, and those of cached chunks that go forward once more.
 
@@ -245,6 +275,7 @@ def _corpus(config: Any, facts: Facts) -> Work:
     return {
         "teacher_load": 1,
         "teacher_token": tokens + PROBES * PROBE_TOKENS,
+        "student_token": _companion_tokens(config, facts, documents, towers.max_document_length),
         "teacher_character": documents.characters,
         "written_byte": 2.0 * documents.count * dimension_of(config, facts),
     }
@@ -254,7 +285,13 @@ def _teacher_queries(config: Any, facts: Facts, targets: Sequence[Texts]) -> Wor
     texts = [*targets, facts.dev]
     tokens = sum(_query_tokens(config, t) for t in texts)
     size = 2.0 * sum(t.count for t in texts) * dimension_of(config, facts)
-    return {"teacher_load": 1, "teacher_token": tokens, "teacher_character": sum(t.characters for t in texts), "written_byte": size}
+    return {
+        "teacher_load": 1,
+        "teacher_token": tokens,
+        "student_token": sum(_companion_tokens(config, facts, t, config.towers.max_query_length) for t in texts),
+        "teacher_character": sum(t.characters for t in texts),
+        "written_byte": size,
+    }
 
 
 def _query_tokens(config: Any, texts: Texts) -> float:
@@ -319,6 +356,7 @@ def _evaluation(config: Any, facts: Facts) -> Work:
     queries = sum(texts.count for texts in facts.judged.values())
     teacher = sum(_query_tokens(config, t) for t in facts.judged.values())
     student = sum(real(t.student, t.count, config.distillation.max_query_length) for t in facts.judged.values())
+    student += sum(_companion_tokens(config, facts, t, config.towers.max_query_length) for t in facts.judged.values())
     # Every document through each untrained encoder; tokens of one with more layers than the student count as more of the student's.
     passes = untrained_passes(config, facts)
     untrained = sum(passes) * (real(documents.student, documents.count, facts.untrained_length) + student)
@@ -385,14 +423,23 @@ def list_count(key: str) -> int:
 
 def dimension_of(config: Any, facts: Facts) -> int:
     """Dimensions of the vectors."""
-    return int(config.towers.dimension or facts.teacher.width)
+    return int(config.towers.dimension or facts.teacher.width) + (facts.companion.width if facts.companion else 0)
 
 
 def trained_parameters(towers: Any, facts: Facts) -> int:
     """Parameters of both towers that are trained."""
     if towers.training == "none":
         return 0
-    return 2 * (facts.teacher.parameters if towers.training == "full" else facts.teacher.adapter_parameters(towers.lora_rank))
+    return _of_both_roles(facts.teacher, towers)
+
+
+def companion_parameters(towers: Any, facts: Facts) -> int:
+    """The same of the companion; 0 without one."""
+    return _of_both_roles(facts.companion, towers.companion) if facts.companion else 0
+
+
+def _of_both_roles(shape: Shape, config: Any) -> int:
+    return 2 * (shape.parameters if config.training == "full" else shape.adapter_parameters(config.lora_rank))
 
 
 def checkpoint_bytes(towers: Any, facts: Facts) -> int:
@@ -426,6 +473,7 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
     documents, dimension, towers = facts.documents.count, dimension_of(config, facts), config.towers
     tables = TABLE_ROW * documents + TABLE_CHARACTER * facts.documents.characters
     weights, vectors = facts.teacher.parameters * number_bytes, documents * dimension
+    weights += facts.companion.parameters * number_bytes if facts.companion else 0
     loaded = PROGRAM + tables  # before a model is
     floor = loaded + KEPT_MODELS * weights
     inference = weights + (0 if on_card else INFERENCE_TOKEN * max(config.encoding.tokens_per_batch, 2048))
@@ -433,7 +481,7 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
     every, trained = student_parameters(config, facts)
     targets = sum(texts.count for texts in target_texts(config, facts))
     queries = sum(texts.count for texts in facts.judged.values())
-    adapters = 4 * trained_parameters(towers, facts)
+    adapters = 4 * (trained_parameters(towers, facts) + companion_parameters(towers, facts))
     learning = STUDENT_TRAINING * trained + 4 * every + 12 * vectors + 8 * targets * dimension
     learning += 24 * config.distillation.batch_size * documents if config.distillation.refine_negatives == "all" else 0
     measuring = inference + 4 * every + 4 * vectors + (8 * documents * facts.student.width if config.evaluation.untrained_student else 0)

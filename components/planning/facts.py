@@ -55,7 +55,7 @@ class Facts:
     query and document, uncut, of a sample of the `pair_count` training pairs. `refine_pairs`: pairs of the refinement. `judged`: queries
     of the splits that are evaluated; `judged_counts`: judged queries of every split. `scripts`: share of the documents by script.
     `design_effect`: how many judged queries of the decisive split say as much as one that was drawn by itself (`expected_effect`).
-    `untrained_length`: tokens that the student's encoder reads of a text before training.
+    `untrained_length`: tokens that the student's encoder reads of a text before training. `companion`: of the encoder beside the towers.
     """
 
     documents: Texts
@@ -71,6 +71,7 @@ class Facts:
     student: Shape
     design_effect: float = 1.0
     untrained_length: int = 512
+    companion: Shape | None = None
 
     @property
     def targets(self) -> int:
@@ -98,6 +99,13 @@ def _teacher_shape(towers: TowerConfig, texts: Sequence[str]) -> Shape:
         return shape_of_base(tower_base(towers, texts))
 
     return Shape(layers=0, width=width_of(towers), inner=0, heads=0, key_heads=0, head_width=0, vocabulary=0, gated=False)
+
+
+def _companion_shape(towers: TowerConfig, texts: Sequence[str]) -> Shape | None:
+    from components.towers.base_models import resolve_base
+
+    own = towers.companion
+    return shape_of_base(resolve_base(own.base_model, texts, own.revision)) if own.base_model else None
 
 
 def gather_facts(
@@ -143,6 +151,7 @@ def gather_facts(
         student=shape_of_base(_student_base(towers, distillation, built_from)),
         design_effect=expected_effect(query_units(judged_split(dataset, evaluation.split), dataset, evaluation.query_groups)),
         untrained_length=_untrained_length(distillation, built_from),
+        companion=_companion_shape(towers, built_from),
     )
 
 

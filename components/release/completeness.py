@@ -11,7 +11,7 @@ from components.gates.config import PolicyConfig
 from components.gates.decision import Findings
 from components.gates.policy import foreign_policy
 from components.release.manifest import BaseModelPin, ManifestDraft, ReleaseManifest
-from components.towers.contract import load_contract
+from components.towers.contract import COMPANION, load_contract
 from components.tracking import registry
 from components.tracking.server.permissions import sources
 
@@ -20,11 +20,17 @@ if TYPE_CHECKING:
 
 
 ENCODERS = ("query_tower", "document_tower", "query_encoder")
+BESIDE = "_companion"  # ends the role of a base model that a tower's companion started from
 
 
 def base_models_of(folders: Mapping[str, Path]) -> dict[str, BaseModelPin]:
-    """Role -> base model, for the encoders among `folders` (role -> folder); raises ArtifactError for an unreadable contract."""
-    contracts = {role: load_contract(folder)[0] for role, folder in folders.items() if role in ENCODERS}
+    """Role -> base model, for the encoders among `folders` (role -> folder), and role with `BESIDE` behind it for their companions.
+
+    Raises ArtifactError for an unreadable contract.
+    """
+    encoders = {role: folder for role, folder in folders.items() if role in ENCODERS}
+    beside = {f"{role}{BESIDE}": folder / COMPANION for role, folder in encoders.items() if load_contract(folder)[0].companion is not None}
+    contracts = {role: load_contract(folder)[0] for role, folder in {**encoders, **beside}.items()}
     return {role: BaseModelPin(name=c.base_model, digest=c.base_digest, revision=c.base_revision) for role, c in contracts.items()}
 
 

@@ -34,6 +34,27 @@ class EndpointConfig(StepConfig):
         return url.rstrip("/")
 
 
+class CompanionConfig(StepConfig):
+    """A small encoder that is trained on the towers' pairs as they are, and whose vectors stand beside theirs as one.
+
+    The cosine of two such vectors is the mean of both encoders' cosines, weighted by `share`.
+    """
+
+    base_model: str = Field(
+        "", max_length=1000, description="Hugging Face name or local path of an encoder, or all-minilm-l6-v2; empty: the towers stand alone"
+    )
+    revision: str | None = Field(None, min_length=1, description="Branch, tag or commit of a model from a hub; null: its main branch")
+    share: float = Field(0.5, gt=0, lt=1, description="What its cosine counts in a score; the rest is that of towers.base_model")
+    pooling: Literal["last", "mean", "cls"] = Field("mean", description="Which token states make its vector")
+    attention: Literal["causal", "bidirectional"] = Field("bidirectional", description="Whether a token sees the tokens after it")
+    query_prompt: str = Field("", description="Put before every query")
+    document_prompt: str = Field("", description="Put before every document")
+    training: Literal["lora", "full"] = Field("lora", description="Two adapters on one frozen encoder, or two fully trained encoders")
+    lora_rank: int = Field(16, ge=1, le=512, description="Rank of each adapter; its scale is twice that")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate; a fully trained encoder wants a tenth of it")
+    steps: int = Field(150, ge=1, le=10_000_000, description="Optimizer steps of towers.batch_size pairs")
+
+
 class TowerConfig(StepConfig):
     """Stage 1: contrastive training of a query and a document adapter on one frozen decoder."""
 
@@ -120,6 +141,7 @@ class TowerConfig(StepConfig):
     )
     max_mean_cosine: float = Field(0.9, gt=0, le=1, description="Collapse check: highest mean cosine of two random embeddings")
     min_effective_rank: float = Field(4.0, ge=1, description="Collapse check: lowest effective rank of the embeddings")
+    companion: CompanionConfig = Field(default_factory=CompanionConfig, description="A second, small encoder beside the towers")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto takes bfloat16 where the machine is fast with it")
     seed: int = Field(13, ge=0, description="Seed of adapters and of the order of the data")
 
@@ -162,6 +184,16 @@ class TowerConfig(StepConfig):
             raise ValueError(f"hard_negatives {self.hard_negatives} cannot be drawn from mining_depth {self.mining_depth} documents")
         if self.batch_size % self.processes:
             raise ValueError(f"batch_size {self.batch_size} cannot be shared equally by {self.processes} processes")
+        return self
+
+    @model_validator(mode="after")
+    def _companion_fits(self) -> TowerConfig:
+        if self.companion.base_model in WITHOUT_WEIGHTS:
+            raise ValueError(f"companion.base_model {self.companion.base_model} has no weights that could be trained; name an encoder")
+        if self.companion.base_model and self.base_model in WITHOUT_WEIGHTS:
+            raise ValueError(f"a companion stands beside towers that are here, not beside {self.base_model}; leave companion.base_model empty")
+        if self.companion.base_model and self.sharding != "none":
+            raise ValueError("a companion is trained in one process, before towers that one device can hold; set sharding to none")
         return self
 
     @model_validator(mode="after")

@@ -116,6 +116,7 @@ def check_probes(encoder: TextEncoder, folder: Path, tolerance: float) -> float:
 
 
 CONTRACT_FILE = "encoding_contract.json"
+COMPANION = "companion"  # folder of the second encoder, in that of a tower
 WHOLE_TOKENIZER = "whole:"  # begins a digest over all of a tokenizer
 Role = Literal["query", "document"]
 ROLES: tuple[Role, Role] = ("query", "document")
@@ -129,7 +130,8 @@ class EncodingContract(BaseModel):
     pooling of a published model, as `768 -> 3072`, and `head_digest` their identity. `base_code` is the digest of the Python files that
     the base model brought and that were allowed to run; `map_digest` that of the map which leads a new teacher's queries into the space
     of another document tower (`components.distillation.new_teacher`). Nobody here knows how encoders of the forms
-    `vectors` and `endpoint` pool and cut texts.
+    `vectors` and `endpoint` pool and cut texts. `companion` is the identity of the encoder whose vectors stand beside this one's,
+    `companion_share` what its cosine counts; `dimension` is then that of both.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -153,6 +155,8 @@ class EncodingContract(BaseModel):
     head_digest: str | None = None
     base_code: str | None = None
     map_digest: str | None = None
+    companion: str | None = None
+    companion_share: float | None = None
 
 
 class TextEncoder(Protocol):
@@ -170,13 +174,19 @@ def space_id_of(document_contract: EncodingContract) -> str:
     """Identity of a vector space: the digest of its document encoder's contract, weights' digests included."""
     if document_contract.role != "document":
         raise ArtifactError(f"A space is named by its document encoder; this contract is for the role '{document_contract.role}'.")
-    # The commit says where the base came from; what it is stands in its digest, which another commit may share. Contracts of before had no
-    # field `split_special_tokens`, `head`, `head_digest`, `base_code` or `map_digest`; without them their spaces keep their names.
-    later = set() if document_contract.split_special_tokens else {"split_special_tokens"}
-    later |= {"head", "head_digest"} if document_contract.head_digest is None else set()
-    later |= {"base_code"} if document_contract.base_code is None else set()
-    later |= {"map_digest"} if document_contract.map_digest is None else set()
-    return digest_of(document_contract.model_dump(exclude={"base_revision", *later}))
+    return identity_of(document_contract)
+
+
+def identity_of(contract: EncodingContract) -> str:
+    """Digest of what an encoder makes of texts, weights' digests included."""
+    # The commit says where the base came from; what it is stands in its digest, which another commit may share. Contracts of before had
+    # none of these fields; without them their spaces keep their names.
+    later = set() if contract.split_special_tokens else {"split_special_tokens"}
+    later |= {"head", "head_digest"} if contract.head_digest is None else set()
+    later |= {"base_code"} if contract.base_code is None else set()
+    later |= {"map_digest"} if contract.map_digest is None else set()
+    later |= {"companion", "companion_share"} if contract.companion is None else set()
+    return digest_of(contract.model_dump(exclude={"base_revision", *later}))
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -23,7 +23,15 @@ from components.errors import ArtifactError, ModelError
 from components.progress import Progress, counting
 from components.towers.base_models import BaseModel, resolve_base
 from components.towers.config import WITHOUT_WEIGHTS
-from components.towers.contract import EncodingContract, TextEncoder, is_tokenizer_of, load_contract, require_finite
+from components.towers.contract import (
+    COMPANION,
+    EncodingContract,
+    TextEncoder,
+    identity_of,
+    is_tokenizer_of,
+    load_contract,
+    require_finite,
+)
 from components.towers.device import pick_device
 from components.towers.tokens import batches_by_tokens, pad_batch, token_ids
 from components.towers.trained.endpoint import load_endpoint
@@ -268,6 +276,40 @@ class TowerEncoder:
         return pooled(self._model, batch, self.contract, self._head)
 
 
+class JoinedTower(TowerEncoder):
+    """A tower and its companion: both vectors side by side, so that the cosine is the weighted mean of their cosines.
+
+    Model, tokenizer, head and tokens are those of the tower itself.
+    """
+
+    def __init__(self, own: TowerEncoder, companion: TowerEncoder, contract: EncodingContract, space_id: str) -> None:
+        super().__init__(own.model, own.tokenizer, contract, space_id, own.head)
+        self.own, self.companion = own, companion
+
+    @property
+    def width(self) -> int:
+        """Dimensions of both together."""
+        return self.own.width + self.companion.width
+
+    def encode(self, texts: Sequence[str], batch_size: int | None = None, progress: Progress = None) -> NDArray[np.float32]:
+        """Unit float32 vectors (len(texts), dimension), as `TowerEncoder.encode` gives those of each; `progress` is the tower's."""
+        share = self.contract.companion_share or 0.0
+        parts = (self.own, 1 - share, progress), (self.companion, share, None)
+        for encoder, _, _ in parts:
+            encoder.tokens_per_batch = self.tokens_per_batch
+        return np.concatenate([np.float32(weight**0.5) * one.encode(texts, batch_size, bar) for one, weight, bar in parts], axis=1)
+
+    def worked_tokens(self, texts: Sequence[str]) -> int:
+        """Tokens that go through both models for `encode(texts)`, padding included."""
+        return self.own.worked_tokens(texts) + self.companion.worked_tokens(texts)
+
+
+def joined_contract(contract: EncodingContract, companion: EncodingContract, share: float) -> EncodingContract:
+    """The contract of a tower with the contract `contract` and its companion."""
+    wide = contract.dimension + companion.dimension
+    return contract.model_copy(update={"companion": identity_of(companion), "companion_share": share, "dimension": wide})
+
+
 def open_tower(folder: Path) -> TextEncoder:
     """The tower in `folder`, whatever it is: with weights, of stored vectors, or behind an address. Raises as their own loaders do."""
     form = load_contract(folder)[0].form
@@ -277,6 +319,23 @@ def open_tower(folder: Path) -> TextEncoder:
 def load_tower(folder: Path, precision: str = "auto") -> TowerEncoder:
     """Load a tower folder; raises ArtifactError when base, tokenizer or weights are not those of its contract."""
     contract, space_id = load_contract(folder)
+    if contract.companion is not None:
+        companion = load_tower(folder / COMPANION, precision)
+        if identity_of(companion.contract) != contract.companion:
+            raise ArtifactError(f"{folder}: the companion is not the one its contract names. Restore it, or retrain.")
+        return JoinedTower(_loaded(folder, _without_companion(contract, companion.contract), space_id, precision), companion, contract, space_id)
+    return _loaded(folder, contract, space_id, precision)
+
+
+def _without_companion(contract: EncodingContract, companion: EncodingContract) -> EncodingContract:
+    """The contract of a tower as it was before `companion` was put beside it."""
+    return contract.model_copy(
+        update={"companion": None, "companion_share": None, "dimension": contract.dimension - companion.dimension}
+    )
+
+
+def _loaded(folder: Path, contract: EncodingContract, space_id: str, precision: str) -> TowerEncoder:
+    """A tower without its companion."""
     if contract.base_model in WITHOUT_WEIGHTS:
         raise ModelError(f"{folder}: the teacher is '{contract.base_model}', so it has no layers to take. Name another student.")
     if (folder / WEIGHTS).is_dir():

@@ -13,16 +13,29 @@ from pathlib import Path
 
 import numpy as np
 
-from components.artifacts import Artifact, DatasetArtifact, Scalar, digest_of, file_sha256, open_artifact, read_json, seal, write_json
+from components.artifacts import (
+    Artifact,
+    DatasetArtifact,
+    Scalar,
+    digest_of,
+    file_sha256,
+    is_complete,
+    open_artifact,
+    read_json,
+    seal,
+    write_json,
+)
 from components.data.dataset import load_dataset
-from components.errors import ConfigError
+from components.errors import ConfigError, ModelError
 from components.towers.base_models import BaseModel, tower_base
-from components.towers.config import TowerConfig
+from components.towers.config import CompanionConfig, TowerConfig
 from components.towers.contract import (
+    COMPANION,
     ROLES,
     EncodingContract,
     Role,
     Spread,
+    load_contract,
     measure_spread,
     record_probes,
     refuse_collapse,
@@ -30,7 +43,7 @@ from components.towers.contract import (
     space_id_of,
 )
 from components.towers.device import give_back_memory
-from components.towers.encoder import load_tower
+from components.towers.encoder import joined_contract, load_tower
 from components.towers.loop import CHECKPOINT, Training
 from components.towers.negatives import check_mining
 from components.towers.pairs import Pairs, training_pairs
@@ -40,6 +53,7 @@ from components.towers.two_towers import TwoTowers, published_contracts
 
 LOG = "training_log.json"
 COLLAPSE_SAMPLE = 256
+COMPANION_CHUNK = 32  # texts at once; what a small encoder keeps of them is little
 
 
 def train_on(dataset: DatasetArtifact, config: TowerConfig, folder: Path) -> Artifact:
@@ -52,8 +66,10 @@ def train_towers(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], 
     """Train and write `folder`/query_tower and `folder`/document_tower, each an encoder artifact of its own.
 
     Raises ModelError for an unusable base model, ConfigError for settings that cannot work together, DataError when processes hold
-    different data, and CollapseError when the embeddings have collapsed.
+    different data, and CollapseError when the embeddings have collapsed. A companion is trained first, in this process alone.
     """
+    if config.companion.base_model:
+        train_companion(pairs, config, parents, folder / COMPANION)
     if config.training == "none":
         return take_as_published(pairs, config, parents, folder)
     check_mining(config)
@@ -64,34 +80,73 @@ def train_towers(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], 
     return open_artifact(folder)
 
 
-def take_part(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], folder: Path) -> None:
-    """Train as one process of those that a launcher started, or as the only one; `folder` is shared by all of them."""
+def train_companion(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], folder: Path) -> None:
+    """Train the small encoder of `config.companion` into `folder`, unless that was done before. Raises as `train_towers` does."""
+    if launched():
+        raise ConfigError("A companion is trained in one process. Leave torchrun out and set towers.processes, or train without companion.")
+    if is_complete(folder):
+        return
+    folder.mkdir(exist_ok=True)
+    try:
+        take_part(pairs, companion_towers(config), parents, folder, "train companion")
+    except ModelError as error:
+        raise ModelError(f"towers.companion, a pair of towers of its own: {error}") from None
+
+
+def companion_towers(config: TowerConfig) -> TowerConfig:
+    """The configuration of the companion as towers of their own: its own settings, and of the towers' what concerns data and loss."""
+    own = config.companion
+    same = (
+        "max_query_length", "max_document_length", "temperature", "warmup_share", "batch_size", "length_window", "homogeneous_batches",
+        "batches_by", "suspect_margin", "checkpoint_every", "max_mean_cosine", "min_effective_rank", "precision", "seed",
+    )  # fmt: skip
+    given = own.model_dump(exclude={"share"})
+    shared = {field: getattr(config, field) for field in same}
+    chunk = max(config.chunk_size, min(config.batch_size, COMPANION_CHUNK))
+    return TowerConfig(**given, **shared, lora_alpha=2 * own.lora_rank, chunk_size=chunk)
+
+
+def take_part(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], folder: Path, label: str = Training.label) -> None:
+    """Train as one process of those that a launcher started, or as the only one; `folder` is shared by all of them.
+
+    `label` names the training in its progress.
+    """
     world = join_world()
     _check_shares(config)
     base = _resolved(pairs, config)
     require_same_data(_identity(pairs, config, base, folder))
-    losses, spread = _trained(pairs, config, base, folder, parents)
+    losses, spread = _trained(pairs, config, base, folder, parents, label)
     if world.main:
+        attributes = {"final_loss": round(float(np.mean(losses[-10:])), 4), "steps": config.steps, **_end_of_companion(folder, config)}
         write_json(folder / LOG, {"loss": losses, "spread": {k: vars(v) for k, v in spread.items()}})
         (folder / CHECKPOINT).unlink(missing_ok=True)
-        attributes = {"final_loss": round(float(np.mean(losses[-10:])), 4), "steps": config.steps}
         seal(folder, "towers", counts={"pairs": len(pairs.pairs)}, parents=parents, attributes=attributes)
     wait_for_all()
 
 
+def _end_of_companion(folder: Path, config: TowerConfig) -> dict[str, Scalar]:
+    """What the companion ended with; its towers are in those beside it by now, and its folder goes."""
+    if not config.companion.base_model:
+        return {}
+    losses = training_losses(folder / COMPANION)
+    shutil.rmtree(folder / COMPANION)
+    return {"companion_final_loss": round(float(np.mean(losses[-10:])), 4), "companion_steps": config.companion.steps}
+
+
 def _trained(
-    pairs: Pairs, config: TowerConfig, base: BaseModel, folder: Path, parents: Mapping[str, str]
+    pairs: Pairs, config: TowerConfig, base: BaseModel, folder: Path, parents: Mapping[str, str], label: str
 ) -> tuple[list[float], dict[str, Spread]]:
     """Train, write both towers and seal them; the training's memory is given back before a finished tower is loaded."""
     towers = TwoTowers(base, config)
     run = Training(towers, pairs, config, folder)
+    run.label = label
     run.to_end()
     spread, losses = _check_collapse(run, config), run.losses
     contracts = _write_towers(towers, folder)
     del run, towers
     give_back_memory()
     if contracts:
-        _seal_towers(contracts, parents, folder)
+        _seal_towers(contracts, config.companion, parents, folder)
     return losses, spread
 
 
@@ -105,13 +160,14 @@ def take_as_published(pairs: Pairs, config: TowerConfig, parents: Mapping[str, s
     base = tower_base(config, [*pairs.documents, *pairs.queries])
     contracts = published_contracts(base, config)
     _start_over(folder)
-    _seal_towers(contracts, parents, folder)
+    _seal_towers(contracts, config.companion, parents, folder)
     spreads = {}
     for role, texts in zip(ROLES, (pairs.queries, pairs.documents), strict=True):
         chosen = np.random.default_rng(config.seed).permutation(len(texts))[:COLLAPSE_SAMPLE]
         spreads[role] = measure_spread(load_tower(folder / f"{role}_tower", config.precision).encode([texts[i] for i in chosen]))
     write_json(folder / LOG, {"loss": [], "spread": {role: vars(spread) for role, spread in spreads.items()}})
-    return seal(folder, "towers", counts={"pairs": len(pairs.pairs)}, parents=parents, attributes={"steps": 0})
+    attributes = {"steps": 0, **_end_of_companion(folder, config)}
+    return seal(folder, "towers", counts={"pairs": len(pairs.pairs)}, parents=parents, attributes=attributes)
 
 
 def _check_shares(config: TowerConfig) -> None:
@@ -168,8 +224,15 @@ def _start_over(folder: Path) -> None:
         (folder / f"{role}_tower").mkdir(parents=True)
 
 
-def _seal_towers(contracts: Mapping[Role, EncodingContract], parents: Mapping[str, str], folder: Path) -> None:
-    """Write contract, space and probes of each tower. The probes are encoded as a user will encode: by the tower loaded from its folder."""
+def _seal_towers(
+    contracts: Mapping[Role, EncodingContract], companion: CompanionConfig, parents: Mapping[str, str], folder: Path
+) -> None:
+    """Write contract, space and probes of each tower. The probes are encoded as a user will encode: by the tower loaded from its folder.
+
+    A companion that was trained into `folder` is copied into that of its tower.
+    """
+    if companion.base_model:
+        contracts = {role: _with_companion(contract, companion, folder) for role, contract in contracts.items()}
     space_id = space_id_of(contracts["document"])
     for role, contract in contracts.items():
         target = folder / f"{role}_tower"
@@ -181,8 +244,15 @@ def _seal_towers(contracts: Mapping[Role, EncodingContract], parents: Mapping[st
             "dimension": contract.dimension,
             "base_model": contract.base_model,
             **({"base_code": contract.base_code} if contract.base_code else {}),
+            **({"companion": companion.base_model} if companion.base_model else {}),
         }
         seal(target, "encoder", counts={"probes": 64}, parents=parents, attributes=attributes)
+
+
+def _with_companion(contract: EncodingContract, companion: CompanionConfig, folder: Path) -> EncodingContract:
+    target = folder / f"{contract.role}_tower" / COMPANION
+    shutil.copytree(folder / COMPANION / target.parent.name, target, dirs_exist_ok=True)
+    return joined_contract(contract, load_contract(target)[0], companion.share)
 
 
 def training_losses(folder: Path) -> list[float]:

@@ -35,7 +35,7 @@ from components.towers.base_models import (
     why_unloadable,
 )
 from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
-from components.towers.contract import EncodingContract, Role, load_contract, tokenizer_digest
+from components.towers.contract import COMPANION, EncodingContract, Role, load_contract, tokenizer_digest
 from components.towers.device import autocast, pick_device, pick_dtype
 from components.towers.encoder import load_tower
 from components.towers.model_size import count_layers, require_positions
@@ -110,11 +110,15 @@ POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last"}  # sentence-trans
 
 @dataclass(frozen=True)
 class Source:
-    """Where a student comes from: `config`, the texts that a tiny model is built from, and the trained query tower's folder."""
+    """Where a student comes from: `config`, the texts that a tiny model is built from, and the trained query tower's folder.
+
+    `trained`: where the query tower's companion is the same encoder, its trained weights are taken in the place of the published ones.
+    """
 
     config: DistillationConfig
     texts: Sequence[str]
     teacher_folder: Path | None
+    trained: bool = False
 
 
 def bare_student(source: Source) -> StudentEncoder:
@@ -166,6 +170,8 @@ def _load_without_pooler(base: BaseModel) -> Any:
 def _of_an_encoder(source: Source) -> StudentEncoder:
     base = resolve_base(source.config.student, source.texts, source.config.revision)
     model, tokenizer = load_small_encoder(base)
+    if source.trained and source.teacher_folder is not None:
+        _take_from_companion(model, base, source.teacher_folder)
     pooling = source.config.pooling or pooling_of(base.location)
     contract = EncodingContract(
         role="query",
@@ -183,6 +189,15 @@ def _of_an_encoder(source: Source) -> StudentEncoder:
         attention=measured_attention(model),
     )
     return StudentEncoder(model, tokenizer, None, contract, f"untrained:{base.digest}")
+
+
+def _take_from_companion(model: Any, base: BaseModel, tower: Path) -> None:
+    """Give `model` the weights that the tower's companion has for queries, where it was trained from the same `base`."""
+    if load_contract(tower)[0].companion is None or load_contract(tower / COMPANION)[0].base_digest != base.digest:
+        return
+    kept = model.state_dict()
+    trained = load_tower(tower / COMPANION, "float32").model.state_dict()
+    model.load_state_dict({name: trained.get(name, value) for name, value in kept.items()})
 
 
 def pooling_of(location: str) -> str:
@@ -270,6 +285,9 @@ def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None
         teacher = tower_base(towers, ["any text"])
         require_positions(teacher, towers.max_document_length, "towers.max_document_length")
         require_positions(teacher, towers.max_query_length, "towers.max_query_length")
+        if towers.companion.base_model:
+            beside = resolve_base(towers.companion.base_model, ["any text"], towers.companion.revision)
+            require_positions(beside, towers.max_document_length, "towers.max_document_length (of towers.companion)")
     elif config.student == TEACHER:
         raise ModelError(f"distillation.student is teacher, but the teacher '{towers.base_model}' has no layers here. Name an encoder.")
     if FORMS[config.form].has_layers:
@@ -281,6 +299,11 @@ def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None
 
 def width_of(towers: TowerConfig) -> int:
     """Dimensions of the teacher's vectors, known before anything is trained; raises ModelError for an unknown model."""
+    beside = towers.companion
+    return _own_width(towers) + (shape_of(beside.base_model, beside.revision).width if beside.base_model else 0)
+
+
+def _own_width(towers: TowerConfig) -> int:
     if towers.dimension is not None:
         return towers.dimension
     if towers.vectors is not None:
@@ -351,7 +374,7 @@ def new_student(
     import torch
 
     torch.manual_seed(config.seed)
-    student = bare_student(Source(config, texts, teacher_folder))
+    student = bare_student(Source(config, texts, teacher_folder, trained=True))
     sample = np.random.default_rng(0).permutation(len(texts))[:FIT_TEXTS]
     with autocast(student.device, pick_dtype(config.precision)):
         features = torch.from_numpy(student.features([texts[i] for i in sample], progress="fit the head"))
