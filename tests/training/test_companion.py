@@ -1,0 +1,209 @@
+"""A small encoder beside the towers: one vector of both, trained and killed and loaded like any tower, and what a student takes of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from components.artifacts import open_artifact, verify
+from components.distillation.config import DistillationConfig
+from components.distillation.router import export_router
+from components.distillation.student import new_student
+from components.distillation.student.initial import check_before_towers, untrained_student, width_of
+from components.errors import ArtifactError, ConfigError, ModelError
+from components.release.completeness import base_models_of
+from components.towers import processes
+from components.towers.base_models import resolve_base
+from components.towers.config import TowerConfig
+from components.towers.contract import COMPANION, EncodingContract, check_probes, load_contract, space_id_of
+from components.towers.encoder import JoinedTower, load_tower, open_tower
+from components.towers.loop import CHECKPOINT, Training
+from components.towers.train import companion_towers, train_towers, training_losses
+from tests.training.tiny_world import documents, pairs, queries
+
+SHARE = 0.3
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Towers with a companion and towers without, trained once; and the configuration of the former."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCALINGNOTE_HOME", str(tmp_path_factory.mktemp("home")))
+        config = with_companion()
+        joined, alone = tmp_path_factory.mktemp("joined"), tmp_path_factory.mktemp("alone")
+        train_towers(pairs(), config, {}, joined)
+        train_towers(pairs(), config.model_copy(update={"companion": TowerConfig().companion}), {}, alone)
+        yield joined, alone, config
+
+
+def with_companion(**changes: Any) -> TowerConfig:
+    encoder = resolve_base("tiny-encoder", documents() + queries()).location
+    companion = {"base_model": encoder, "share": SHARE, "steps": 12, "lora_rank": 4, "learning_rate": 0.003, **changes}
+    return TowerConfig(
+        base_model="tiny-decoder", pooling="mean", steps=8, batch_size=16, checkpoint_every=3, lora_rank=4, precision="float32",
+        max_mean_cosine=1.0, min_effective_rank=1.0, companion=companion,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("role", ["query_tower", "document_tower"])
+def test_the_cosine_is_the_weighted_mean_of_both(made: Any, role: str) -> None:
+    joined, alone, _ = made
+    tower = open_tower(joined / role)
+    own, beside = open_tower(alone / role), load_tower(joined / role / COMPANION)
+    vectors, first, second = (encoder.encode(documents()) for encoder in (tower, own, beside))
+    assert vectors.shape[1] == first.shape[1] + second.shape[1] == tower.contract.dimension
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(vectors @ vectors.T, (1 - SHARE) * first @ first.T + SHARE * second @ second.T, atol=1e-5)
+    assert np.abs(first @ first.T - second @ second.T).max() > 0.01  # else the weights could be anything
+    assert check_probes(tower, joined / role, 1e-4) < 1e-4
+
+
+def test_what_is_counted_and_named_is_of_both(made: Any) -> None:
+    joined, alone, config = made
+    tower, own = load_tower(joined / "query_tower"), load_tower(alone / "query_tower")
+    assert isinstance(tower, JoinedTower) and tower.width == tower.contract.dimension == width_of(config)
+    assert tower.worked_tokens(queries()) == own.worked_tokens(queries()) + tower.companion.worked_tokens(queries())
+    verify(joined)
+    attributes = open_artifact(joined).attributes
+    assert attributes["companion_steps"] == 12 and float(str(attributes["companion_final_loss"])) > 0
+    assert not (joined / COMPANION).exists() and not list(joined.rglob(CHECKPOINT))
+    found = base_models_of({role: joined / role for role in ("query_tower", "document_tower")})
+    assert {role: pin.name for role, pin in found.items() if role.endswith("_companion")} == {
+        f"{role}_companion": config.companion.base_model for role in ("query_tower", "document_tower")
+    }
+
+
+def test_the_space_is_named_by_both(made: Any) -> None:
+    joined, alone, _ = made
+    contract, space = load_contract(joined / "document_tower")
+    assert space == space_id_of(contract) != load_contract(alone / "document_tower")[1]
+    for change in ({"companion": "another"}, {"companion_share": 0.5}):
+        assert space_id_of(contract.model_copy(update=change)) != space
+
+
+def test_contracts_without_a_companion_keep_the_names_of_their_spaces() -> None:
+    given = {
+        "role": "document", "base_model": "m", "base_digest": "d", "adapter_digest": "a", "tokenizer_digest": "t", "pooling": "last",
+        "normalize": True, "prompt": "", "append_eos": True, "max_length": 8, "dimension": 4,
+    }  # fmt: skip
+    # As commit 539deb8 named it.
+    assert space_id_of(EncodingContract.model_validate(given)) == "f30dff530ace4c87674594effacd1ab5135e50fbbd89f599edf61f1ace790192"
+
+
+def test_another_companion_is_refused(made: Any, tmp_path: Path) -> None:
+    joined, _, _ = made
+    shutil.copytree(joined / "query_tower", tmp_path / "tower")
+    shutil.rmtree(tmp_path / "tower" / COMPANION)
+    shutil.copytree(joined / "document_tower" / COMPANION, tmp_path / "tower" / COMPANION)
+    with pytest.raises(ArtifactError, match="the companion is not the one its contract names"):
+        load_tower(tmp_path / "tower")
+    shutil.rmtree(tmp_path / "tower" / COMPANION)
+    with pytest.raises(ArtifactError, match="encoding_contract.json"):
+        load_tower(tmp_path / "tower")
+
+
+@pytest.mark.parametrize("killed_in", [7, 12 + 5])  # the companion takes 12 steps, then the towers take theirs
+def test_a_killed_training_gives_the_vectors_of_a_straight_one(
+    made: Any, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_in: int
+) -> None:
+    joined, _, config = made
+    steps: list[str] = []
+    step = Training._step
+
+    def until_killed(self: Training, *given: Any) -> Any:
+        if len(steps) == killed_in:
+            raise KeyboardInterrupt
+        steps.append(self.label)
+        return step(self, *given)
+
+    monkeypatch.setattr(Training, "_step", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_towers(pairs(), config, {}, tmp_path)
+    assert set(steps) == ({"train companion"} if killed_in < 12 else {"train companion", "train towers"})
+    steps.clear()
+    monkeypatch.setattr(Training, "_step", lambda self, *given: (steps.append(self.label), step(self, *given))[1])
+    train_towers(pairs(), config, {}, tmp_path)
+    assert len(steps) == (12 - 6 + 8 if killed_in < 12 else 8 - 3)  # from the last checkpoint on
+    assert training_losses(tmp_path) == pytest.approx(training_losses(joined), abs=1e-5)
+    for role in ("query_tower", "document_tower"):
+        ours, theirs = load_tower(tmp_path / role).encode(documents()), load_tower(joined / role).encode(documents())
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_model_as_published_has_a_companion_too(home: Path, tmp_path: Path) -> None:
+    config = with_companion().model_copy(update={"training": "none"})
+    train_towers(pairs(), config, {}, tmp_path)
+    tower = load_tower(tmp_path / "document_tower")
+    assert isinstance(tower, JoinedTower) and tower.contract.adapter_digest is None
+    assert tower.companion.contract.adapter_digest is not None
+
+
+def test_a_student_starts_from_the_companion_and_is_untrained_without(made: Any, home: Path) -> None:
+    joined, _, config = made
+    tower = load_tower(joined / "query_tower")
+    assert isinstance(tower, JoinedTower)
+    student = DistillationConfig(student=config.companion.base_model, precision="float32")
+    vectors = tower.encode(queries())
+    begun = new_student(queries(), vectors, tower.space_id, student, joined / "query_tower")
+    for name, weight in tower.companion.model.state_dict().items():
+        np.testing.assert_array_equal(begun.model.state_dict()[name].numpy(), weight.numpy())
+    fresh = untrained_student(student, queries(), joined / "query_tower", 32)
+    assert any(not np.array_equal(fresh.model.state_dict()[n].float().numpy(), w.numpy()) for n, w in tower.companion.model.state_dict().items())
+    other = student.model_copy(update={"student": "tiny-encoder-24x2"})
+    assert new_student(queries(), vectors, tower.space_id, other, joined / "query_tower").contract.base_model != begun.contract.base_model
+
+
+def test_a_student_may_be_as_wide_as_both(home: Path) -> None:
+    config = with_companion()
+    check_before_towers(DistillationConfig(student=config.companion.base_model), config)
+    with pytest.raises(ModelError, match="no-such-model"):
+        check_before_towers(DistillationConfig(student="tiny-encoder"), with_companion(base_model="no-such-model"))
+
+
+def test_a_package_of_modules_cannot_hold_two_encoders(made: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="--part student"):
+        export_router({"document": made[0] / "document_tower"}, tmp_path / "package")
+
+
+def test_a_decoder_says_how_it_could_be_a_companion(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="^towers.companion, a pair of towers of its own: towers.attention"):
+        train_towers(pairs(), with_companion(base_model="tiny-decoder"), {}, tmp_path)
+    train_towers(pairs(), with_companion(base_model="tiny-decoder", attention="causal"), {}, tmp_path)
+    assert isinstance(load_tower(tmp_path / "query_tower"), JoinedTower)
+
+
+def test_several_started_processes_are_refused(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_obeys", True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match="towers.processes"):
+        train_towers(pairs(), with_companion(), {}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"companion": {"base_model": "vectors"}}, "no weights that could be trained"),
+        ({"base_model": "vectors", "vectors": "here", "companion": {"base_model": "e"}}, "leave companion.base_model empty"),
+        ({"sharding": "fsdp", "training": "full", "companion": {"base_model": "e"}}, "set sharding to none"),
+        ({"companion": {"base_model": "e", "share": 1.0}}, "less than 1"),
+        ({"companion": {"base_model": "e", "hard_negatives": 3}}, "Extra inputs"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_in_words(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        TowerConfig.model_validate(given)
+
+
+def test_the_companion_takes_of_the_towers_what_concerns_data_and_loss() -> None:
+    config = TowerConfig(batches_by="chapter", temperature=0.2, seed=9, matryoshka=(32,), dimension=32, hard_negatives=2, lora_layers=1)
+    own = companion_towers(config.model_copy(update={"companion": config.companion.model_copy(update={"base_model": "e"})}))
+    assert (own.base_model, own.batches_by, own.temperature, own.seed) == ("e", "chapter", 0.2, 9)
+    assert (own.matryoshka, own.dimension, own.hard_negatives, own.lora_layers, own.companion.base_model) == ((), None, 0, None, "")
+    assert json.loads(own.model_dump_json())  # a launcher gets it as a file
