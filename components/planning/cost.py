@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from components.distillation.student.forms import FORMS
 from components.planning.facts import Facts, Texts
-from components.towers.model_size import Shape
 from components.towers.device import FREED_FROM, even_shapes, pick_dtype
 from components.towers.encoder import TOKENS_PER_BATCH, WORTH
+from components.towers.model_size import Shape
 from components.towers.tokens import batches_by_tokens, even_length, longest_text, tokens_of
 
 # Every unit of work, and what one of it is.

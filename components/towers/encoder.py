@@ -323,15 +323,15 @@ def load_tower(folder: Path, precision: str = "auto") -> TowerEncoder:
         companion = load_tower(folder / COMPANION, precision)
         if identity_of(companion.contract) != contract.companion:
             raise ArtifactError(f"{folder}: the companion is not the one its contract names. Restore it, or retrain.")
-        return JoinedTower(_loaded(folder, _without_companion(contract, companion.contract), space_id, precision), companion, contract, space_id)
+        return JoinedTower(
+            _loaded(folder, _without_companion(contract, companion.contract), space_id, precision), companion, contract, space_id
+        )
     return _loaded(folder, contract, space_id, precision)
 
 
 def _without_companion(contract: EncodingContract, companion: EncodingContract) -> EncodingContract:
     """The contract of a tower as it was before `companion` was put beside it."""
-    return contract.model_copy(
-        update={"companion": None, "companion_share": None, "dimension": contract.dimension - companion.dimension}
-    )
+    return contract.model_copy(update={"companion": None, "companion_share": None, "dimension": contract.dimension - companion.dimension})
 
 
 def _loaded(folder: Path, contract: EncodingContract, space_id: str, precision: str) -> TowerEncoder:

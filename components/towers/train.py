@@ -224,9 +224,7 @@ def _start_over(folder: Path) -> None:
         (folder / f"{role}_tower").mkdir(parents=True)
 
 
-def _seal_towers(
-    contracts: Mapping[Role, EncodingContract], companion: CompanionConfig, parents: Mapping[str, str], folder: Path
-) -> None:
+def _seal_towers(contracts: Mapping[Role, EncodingContract], companion: CompanionConfig, parents: Mapping[str, str], folder: Path) -> None:
     """Write contract, space and probes of each tower. The probes are encoded as a user will encode: by the tower loaded from its folder.
 
     A companion that was trained into `folder` is copied into that of its tower.

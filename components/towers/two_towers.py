@@ -82,15 +82,15 @@ class Adapters:
             target_parameters=experts or None,
             **upper,
         )
-        self.model: Any = get_peft_model(decoder, lora, adapter_name=ROLES[0])
-        self.model.add_adapter(ROLES[1], lora)
+        self.model: Any = get_peft_model(decoder, lora, adapter_name=_adapter(ROLES[0]))
+        self.model.add_adapter(_adapter(ROLES[1]), lora)
         _leave_number_format_to_autocast(self.model)
         self.trained: dict[str, Parameter] = {n: p for n, p in sorted(self.model.named_parameters()) if ".lora_" in n}
 
     def of(self, role: Role) -> Any:
         """The model with the adapter of `role` active."""
-        if self.model.active_adapter != role:
-            self.model.set_adapter(role)
+        if self.model.active_adapter != _adapter(role):
+            self.model.set_adapter(_adapter(role))
         # set_adapter freezes the other adapter, and autograd drops the gradient of a frozen leaf even when its graph is older.
         for parameter in self.trained.values():
             parameter.requires_grad_(True)
@@ -99,13 +99,18 @@ class Adapters:
     def write(self, role: Role, folder: Path) -> str | None:
         """Write the adapter of `role` into `folder`/adapter and return the digest of its weights."""
         target = folder / ADAPTER
-        self.model.save_pretrained(folder, selected_adapters=[role])
+        self.model.save_pretrained(folder, selected_adapters=[_adapter(role)])
         # peft writes a named adapter into a folder of its name.
-        (folder / role).rename(target)
+        (folder / _adapter(role)).rename(target)
         (folder / "README.md").unlink(missing_ok=True)
         (target / "README.md").unlink(missing_ok=True)
         _make_portable(target / "adapter_config.json", self._base)
         return adapter_digest(folder)
+
+
+def _adapter(role: Role) -> str:
+    """peft's name of the role's adapter. The role alone would be that of a map in BERT's layers, which peft then saves without."""
+    return f"{role}_tower"
 
 
 def adapted_maps(decoder: Any, name: str) -> tuple[list[str], list[str]]:

@@ -117,7 +117,7 @@ def train(made: Sequence[tuple[str, str, str]], steps: int, out: Path, sources: 
             return super().embed(rows, "query")
 
         def parameters(self):  # type: ignore[no-untyped-def]
-            return [parameter for name, parameter in self._weights.trained.items() if ".query." in name]
+            return [parameter for name, parameter in self._weights.trained.items() if ".query_tower." in name]
 
     numbers = [(i, i) for i in range(len(made))]
     queries, documents, kinds = (list(column) for column in zip(*made, strict=True))

@@ -104,7 +104,7 @@ def test_another_companion_is_refused(made: Any, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="the companion is not the one its contract names"):
         load_tower(tmp_path / "tower")
     shutil.rmtree(tmp_path / "tower" / COMPANION)
-    with pytest.raises(ArtifactError, match="encoding_contract.json"):
+    with pytest.raises(ArtifactError, match=r"encoding_contract\.json"):
         load_tower(tmp_path / "tower")
 
 
@@ -144,7 +144,7 @@ def test_a_model_as_published_has_a_companion_too(home: Path, tmp_path: Path) ->
     assert tower.companion.contract.adapter_digest is not None
 
 
-def test_a_student_starts_from_the_companion_and_is_untrained_without(made: Any, home: Path) -> None:
+def test_a_student_starts_from_the_companion_and_is_untrained_without(made: Any) -> None:
     joined, _, config = made
     tower = load_tower(joined / "query_tower")
     assert isinstance(tower, JoinedTower)
@@ -154,7 +154,10 @@ def test_a_student_starts_from_the_companion_and_is_untrained_without(made: Any,
     for name, weight in tower.companion.model.state_dict().items():
         np.testing.assert_array_equal(begun.model.state_dict()[name].numpy(), weight.numpy())
     fresh = untrained_student(student, queries(), joined / "query_tower", 32)
-    assert any(not np.array_equal(fresh.model.state_dict()[n].float().numpy(), w.numpy()) for n, w in tower.companion.model.state_dict().items())
+    published = fresh.model.state_dict()
+    assert any(
+        not np.allclose(published[n].float().numpy(), w.float().numpy(), atol=0.01) for n, w in tower.companion.model.state_dict().items()
+    )
     other = student.model_copy(update={"student": "tiny-encoder-24x2"})
     assert new_student(queries(), vectors, tower.space_id, other, joined / "query_tower").contract.base_model != begun.contract.base_model
 
@@ -171,9 +174,9 @@ def test_a_package_of_modules_cannot_hold_two_encoders(made: Any, tmp_path: Path
         export_router({"document": made[0] / "document_tower"}, tmp_path / "package")
 
 
-def test_a_decoder_says_how_it_could_be_a_companion(home: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="^towers.companion, a pair of towers of its own: towers.attention"):
-        train_towers(pairs(), with_companion(base_model="tiny-decoder"), {}, tmp_path)
+def test_a_decoder_may_be_a_companion_and_an_encoder_says_what_it_cannot(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"^towers\.companion, a pair of towers of its own: towers\.attention is causal"):
+        train_towers(pairs(), with_companion(attention="causal"), {}, tmp_path)
     train_towers(pairs(), with_companion(base_model="tiny-decoder", attention="causal"), {}, tmp_path)
     assert isinstance(load_tower(tmp_path / "query_tower"), JoinedTower)
 
@@ -182,7 +185,7 @@ def test_several_started_processes_are_refused(home: Path, tmp_path: Path, monke
     monkeypatch.setattr(processes, "_obeys", True)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ConfigError, match="towers.processes"):
+    with pytest.raises(ConfigError, match=r"towers\.processes"):
         train_towers(pairs(), with_companion(), {}, tmp_path)
 
 
