@@ -146,7 +146,7 @@ def test_a_model_as_published_has_a_companion_too(home: Path, tmp_path: Path) ->
 
 def test_a_student_starts_from_the_companion_and_is_untrained_without(made: Any) -> None:
     joined, _, config = made
-    tower = load_tower(joined / "query_tower")
+    tower = load_tower(joined / "query_tower", "float32")
     assert isinstance(tower, JoinedTower)
     student = DistillationConfig(student=config.companion.base_model, precision="float32")
     vectors = tower.encode(queries())
