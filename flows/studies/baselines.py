@@ -196,22 +196,28 @@ def _end_to_end(context: Context, form: str, config: StudySettings) -> System:
 
 def _training_step(context: Context, name: str, config: StudySettings, form: str, rate: float) -> Step:
     dataset, towers, passes, small = context.dataset, config.towers, _passes(config), small_encoders(config)[form]
-    make = partial(train_baseline, name, dataset, (towers, small), (rate, passes))
+    more = _steps_of_companion(config)
+    make = partial(train_baseline, name, dataset, (towers, small), (rate, passes, more))
     settings = towers_key(towers.model_copy(update={"steps": 0}) if passes else towers)  # the passes say how many steps it takes
     keyed = {"towers": settings, "small": small.model_dump(include=OF_SMALL), "learning_rate": rate, "passes": passes}
+    keyed |= {"more_steps": more} if more else {}
     return Step(f"train_{name.replace('-', '_')}", make, {"dataset": dataset}, keyed, resumes=TRAINING_FILES)
 
 
 def train_baseline(
-    name: str, dataset: Artifact, configs: tuple[TowerConfig, DistillationConfig], rule: tuple[float, float], folder: Path
+    name: str, dataset: Artifact, configs: tuple[TowerConfig, DistillationConfig], rule: tuple[float, float, int], folder: Path
 ) -> Artifact:
-    """The steps train_symmetric and train_end_to_end. `rule`: the learning rate, and passes over the pairs (0: the towers' own steps)."""
+    """The steps train_symmetric and train_end_to_end.
+
+    `rule`: the learning rate, passes over the pairs (0: the towers' own steps), and steps beyond them.
+    """
     from components.data.dataset import load_dataset
     from components.studies.trained_baselines import for_passes, pairs_with_titles, train_asymmetric, train_symmetric
 
-    (towers, small), (rate, passes) = configs, rule
+    (towers, small), (rate, passes, more) = configs, rule
     pairs = pairs_with_titles(load_dataset(dataset), small, towers.batches_by)
     settings = for_passes(towers, len(pairs.pairs), passes) if passes else towers
+    settings = settings.model_copy(update={"steps": settings.steps + more})
     train: Callable[..., Artifact] = train_symmetric if name == SYMMETRIC else train_asymmetric
     return train(pairs, (settings, small), rate, {"dataset": dataset.digest}, folder)
 
@@ -219,6 +225,12 @@ def train_baseline(
 def _passes(config: StudySettings) -> float:
     """Passes over the pairs: what is asked for, or those of the student's refinement; 0: the towers' own steps."""
     return config.study.pair_passes or float(config.distillation.refine_epochs)
+
+
+def _steps_of_companion(config: StudySettings) -> int:
+    """Steps of the companion, from which the student starts; none where the passes of the pairs are asked for."""
+    own = config.towers.companion
+    return own.steps if own.base_model and config.study.pair_passes is None else 0
 
 
 def _best_on_dev(context: Context, name: str, config: StudySettings, form: str, system: Callable[[Artifact], System]) -> System:
@@ -336,11 +348,16 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
 def _equal(config: StudySettings) -> str:
     towers, passes, rates = config.towers, _passes(config), ", ".join(f"{rate:g}" for rate in config.study.small_learning_rates)
     how = f"{passes:g} pass{'' if passes == 1 else 'es'}" if passes else f"{towers.steps:,} batches"
+    more, beside = _steps_of_companion(config), config.towers.companion
+    how += f" and {more:,} batches" if more else ""
+    as_many = "student's refinement" + (" and its companion" if more else "")
     titles = " and titles" if config.distillation.refine_titles else ""
     other = "" if passes == config.distillation.refine_epochs else "not "
+    teacher = f"{towers.steps:,} batches of the judgements alone (LLM {towers.base_model}"
+    teacher += f", with a companion {beside.base_model} that saw {beside.steps:,}" if beside.base_model else ""
     return (
         f"Symmetric and end-to-end pairs saw the train judgements{titles} in {how}, batches of {towers.batch_size} ({other}as many as the "
-        f"student's refinement), the teacher {towers.steps:,} batches of the judgements alone (LLM {towers.base_model}, small encoder "
+        f"{as_many}), the teacher {teacher}, small encoder "
         f"{small_encoders(config)[''].student}); peak learning rate of the small encoders: the best on dev of {rates}."
     )
 

@@ -78,7 +78,7 @@ class StudyConfig(StepConfig):
         gt=0,
         le=1000,
         description="baselines, worth: passes of the symmetric and end-to-end pairs over train judgements and titles; null: as many as the "
-        "student's refinement takes",
+        "student's refinement and the companion's training take",
     )
     worth_margin: float | None = Field(
         None, gt=0, le=0.5, description="worth: largest loss against the best that is accepted for less cost; null: policy.margin"
