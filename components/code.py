@@ -144,6 +144,7 @@ class _Project:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._paths: dict[str, Path | None] = {}
         self._sources: dict[str, Source] = {}
         self._trees: dict[str, ast.Module] = {}
         self._names: dict[str, dict[str, list[ast.stmt]]] = {}
@@ -152,8 +153,10 @@ class _Project:
 
     def path(self, module: str) -> Path | None:
         """The file of a module or package; None when there is none."""
-        place = self.root.joinpath(*module.split("."))
-        return next((path for path in (place / "__init__.py", place.with_suffix(".py")) if path.is_file()), None)
+        if module not in self._paths:
+            place = self.root.joinpath(*module.split("."))
+            self._paths[module] = next((path for path in (place / "__init__.py", place.with_suffix(".py")) if path.is_file()), None)
+        return self._paths[module]
 
     def file(self, module: str, importer: str) -> Path:
         """The file of a module that has to be there."""

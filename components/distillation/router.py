@@ -24,7 +24,7 @@ from components.errors import ArtifactError, ModelError
 from components.towers import hub
 from components.towers.base_models import is_on_hub
 from components.towers.config import WITHOUT_WEIGHTS
-from components.towers.contract import PROBE_TEXTS, Role, TextEncoder, load_contract
+from components.towers.contract import PROBE_TEXTS, EncodingContract, Role, TextEncoder, load_contract
 from components.towers.encoder import TowerEncoder, load_tower
 from components.towers.two_towers import ADAPTER
 
@@ -55,16 +55,7 @@ def export_router(
             contract, _ = load_contract(folder)
             if contract.base_model in WITHOUT_WEIGHTS:
                 continue
-            if contract.base_code is not None:
-                raise ModelError(
-                    f"'{contract.base_model}' runs Python code of its makers, which a package cannot carry. Export the vectors (--to), or "
-                    "one encoder without such code (--part student)."
-                )
-            if contract.companion is not None:
-                raise ModelError(
-                    "A tower with a companion is two encoders side by side, which the modules of a package cannot be. Export the vectors "
-                    "(--to), or the student alone (--part student)."
-                )
+            _require_modules(contract)
             if (folder / MODULES).is_file():
                 own[role], routes[role] = load_student(folder, "float32"), _student_modules(folder)
             else:
@@ -96,6 +87,20 @@ def export_router(
     if card is not None:
         (target / "README.md").write_text(card(found), encoding="utf-8")
     return found
+
+
+def _require_modules(contract: EncodingContract) -> None:
+    """Raise ModelError for an encoder that the modules of a package cannot be."""
+    if contract.base_code is not None:
+        raise ModelError(
+            f"'{contract.base_model}' runs Python code of its makers, which a package cannot carry. Export the vectors (--to), or "
+            "one encoder without such code (--part student)."
+        )
+    if contract.companion is not None:
+        raise ModelError(
+            "A tower with a companion is two encoders side by side, which the modules of a package cannot be. Export the vectors "
+            "(--to), or the student alone (--part student)."
+        )
 
 
 def _differences(package: Path, own: Mapping[Role, TextEncoder]) -> dict[str, float]:

@@ -206,7 +206,7 @@ def test_spaces_of_before_keep_their_names() -> None:
     fields = {"base_model": "b", "base_digest": "x", "adapter_digest": "y", "tokenizer_digest": "t", "pooling": "last", "normalize": True}
     contract = EncodingContract(role="document", **fields, prompt="", append_eos=True, max_length=8, dimension=4)  # type: ignore[arg-type]
     known = json.loads(contract.model_dump_json())
-    for later in ("base_revision", "head", "head_digest", "base_code", "map_digest"):
+    for later in ("base_revision", "head", "head_digest", "base_code", "map_digest", "companion", "companion_share"):
         del known[later]
     assert space_id_of(contract) == digest_of(known)
     assert space_id_of(contract.model_copy(update={"head_digest": "h"})) != space_id_of(contract)

@@ -213,5 +213,5 @@ def test_a_document_contract_without_a_map_names_the_space_that_it_named_before(
 
     contract = load_contract(towers_of(tmp_path / "towers")["document_tower"].path)[0]
     assert contract.map_digest is None
-    before = {"base_revision", "head", "head_digest", "base_code", "map_digest"}
+    before = {"base_revision", "head", "head_digest", "base_code", "map_digest", "companion", "companion_share"}
     assert space_id_of(contract) == digest_of(contract.model_dump(exclude=before))

@@ -264,7 +264,16 @@ def test_a_contract_without_the_field_is_one_from_before_and_keeps_the_name_of_i
     save_contract(tmp_path, new, "space")
     path = tmp_path / "encoding_contract.json"
     content = json.loads(path.read_text())
-    for later in ("split_special_tokens", "base_revision", "head", "head_digest", "base_code", "map_digest"):
+    for later in (
+        "split_special_tokens",
+        "base_revision",
+        "head",
+        "head_digest",
+        "base_code",
+        "map_digest",
+        "companion",
+        "companion_share",
+    ):
         del content["contract"][later]
     path.write_text(json.dumps(content))
     old, _ = load_contract(tmp_path)

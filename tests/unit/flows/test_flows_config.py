@@ -111,7 +111,7 @@ def test_wrong_value_is_refused_with_what_is_allowed(field: str, value: Any, wor
     [
         ("towers.stepz", "did you mean 'towers.steps'?"),
         ("tower", "did you mean 'towers'?"),
-        ("lora_rank", "did you mean 'towers.lora_rank'?"),
+        ("lora_rank", "did you mean 'towers.lora_rank' or 'towers.companion.lora_rank'?"),
         ("seed", "'data.seed' or 'towers.seed'"),
     ],
 )
