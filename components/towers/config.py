@@ -191,9 +191,7 @@ class TowerConfig(StepConfig):
         if self.companion.base_model in WITHOUT_WEIGHTS:
             raise ValueError(f"companion.base_model {self.companion.base_model} has no weights that could be trained; name an encoder")
         if self.companion.base_model and self.base_model in WITHOUT_WEIGHTS:
-            raise ValueError(
-                f"a companion stands beside towers that are here, not beside {self.base_model}; leave companion.base_model empty"
-            )
+            raise ValueError(f"a companion stands beside towers with weights, not {self.base_model}; leave companion.base_model empty")
         if self.companion.base_model and self.sharding != "none":
             raise ValueError("a companion is trained in one process, before towers that one device can hold; set sharding to none")
         return self

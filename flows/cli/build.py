@@ -119,7 +119,7 @@ def demo(options: argparse.Namespace) -> None:
 def _demo_adopt(options: argparse.Namespace) -> None:
     """The second story: an index exists already, here of MiniLM's own vectors, and gets a small query encoder."""
     from flows.adopt import existing_vectors
-    from flows.refresh_index import RefreshConfig
+    from flows.refresh_query import QueryRefreshConfig
     from flows.servers import run_flow
 
     options.preset, options.name = options.preset or "adopt", options.name or "adopted"
@@ -130,7 +130,7 @@ def _demo_adopt(options: argparse.Namespace) -> None:
     adopted = _adopted(options, _with_vectors(options))
     with only_result_on_stdout(options):
         print(_adopted_text(adopted), flush=True)
-        request = RefreshConfig(name=config.name, release="adopted")
+        request = QueryRefreshConfig(name=config.name, release="adopted")
         result = run_flow("flows.refresh_query:refresh_query_tower", request=request)
     show(options, {**result.as_json(), "adopted": adopted}, "\n\n".join([report_of(result), next_steps(result)]))
 
