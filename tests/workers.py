@@ -17,7 +17,8 @@ CHAINED = frozenset(
     f"tests/{name}.py"
     for name in (
         "flows/test_release_path", "flows/test_refresh", "flows/test_proof", "flows/test_trace", "flows/test_promote_late",
-        "flows/test_environments", "flows/test_ecosystem", "flows/test_moved_home", "flows/test_signed_life", "browser/test_approval",
+        "flows/test_environments", "flows/test_ecosystem", "flows/test_moved_home", "flows/test_signed_life",
+        "flows/test_companion_release", "browser/test_approval",
     )
 )  # fmt: skip
 # By the seconds of earlier runs. A file that comes late and takes long would leave the other processes idle.
