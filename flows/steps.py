@@ -101,10 +101,9 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
     Each of these is a function of its own, so that what one of them reads changes nothing in the key of another.
     """
     towers = config.towers
-    settings = towers_key(towers)
-    if towers.companion.base_model:
-        settings |= {"companion": towers.companion.model_dump()}
-    settings |= _folders(*filter(None, (towers.base_model, towers.companion.base_model)))
+    settings = {**towers_key(towers), **_folders(towers.base_model)}
+    if beside := towers.companion.base_model:
+        settings["companion"] = {**towers.companion.model_dump(), **_folders(beside)}
     make: Make = partial(train_on, dataset, towers)
     if towers.base_model in WITHOUT_WEIGHTS:
         make = partial(take_endpoint, towers, {"dataset": dataset.digest})

@@ -36,7 +36,7 @@ from components.distillation.plan import DevSet, dev_metrics
 from components.distillation.query_sources import relevant
 from components.distillation.student.encoder import ridge
 from components.distillation.train import OpenDocuments, dev_set
-from components.errors import DataError
+from components.errors import DataError, ModelError
 from components.towers.contract import load_contract, record_probes, save_contract, unit
 from components.towers.encoder import MAP, load_tower
 
@@ -82,6 +82,8 @@ def map_query_tower(inputs: MapInputs, config: DistillationConfig, open_document
     dev = dev_set(data, search)
     chosen = sampled(data, dev, config)
     tower = load_tower(inputs.query_tower.path)
+    if tower.contract.companion is not None:
+        raise ModelError("The new teacher has a companion, and the map stands behind one model alone. Train it without a companion.")
     asked = tower.encode(dev.queries, progress="dev queries")
     texts = data.document_texts()
     sample = load_tower(inputs.document_tower.path).encode([texts[row] for row in chosen], progress="documents for the map")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from components.artifacts import Artifact, read_manifest
 from components.data.dataset import load_dataset
@@ -130,14 +131,21 @@ def with_work(speed: EncoderSpeed, encoder: TextEncoder, texts: Sequence[str]) -
     if tokens is None:
         return speed
     lengths = np.array([len(row) for row in tokens(list(texts))], np.float64)
+    flops = _operations(encoder, lengths)
+    if (companion := getattr(encoder, "companion", None)) is not None:  # a tower whose vectors are those of two encoders
+        flops += _operations(companion, np.array([len(row) for row in companion.tokens(list(texts))], np.float64))
+    return speed.model_copy(update={"tokens_per_second": float(speed.qps * lengths.mean()), "flops_per_query": flops})
+
+
+def _operations(encoder: TextEncoder, lengths: NDArray[np.float64]) -> float:
+    """Floating-point operations for a text, the mean over texts of these lengths in tokens."""
     model, head = getattr(encoder, "model", None), getattr(encoder, "head", None)
     once = 2.0 * (_matrix_numbers(head) if head is not None else 0)
     found = getattr(model, "config", None)
     config = None if found is None else found.get_text_config()
     width = 0 if config is None else int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     attention = 0 if config is None else 4.0 * config.num_hidden_layers * config.num_attention_heads * width
-    flops = once + 2.0 * _matrix_numbers(model) * lengths.mean() + attention * np.square(lengths).mean()
-    return speed.model_copy(update={"tokens_per_second": float(speed.qps * lengths.mean()), "flops_per_query": float(flops)})
+    return float(once + 2.0 * _matrix_numbers(model) * lengths.mean() + attention * np.square(lengths).mean())
 
 
 def _matrix_numbers(module: Any) -> int:
@@ -328,4 +336,5 @@ def parameters_of(encoder: TextEncoder) -> dict[str, int]:
 def _modules(encoder: TextEncoder) -> list[nn.Module]:
     from torch import nn
 
-    return [module for owner in vars(encoder).values() if isinstance(owner, nn.Module) for module in owner.modules()]
+    parts = (encoder, *filter(None, [getattr(encoder, "companion", None)]))
+    return [module for part in parts for owner in vars(part).values() if isinstance(owner, nn.Module) for module in owner.modules()]

@@ -108,7 +108,7 @@ def _attributes(manifest: ReleaseManifest, role: str) -> dict[str, Any]:
     node = _node(manifest, getattr(manifest.pins, role).digest)
     if node is None:
         return {}
-    told = {key: node.attributes[key] for key in ("base_model", "layers", "dimension", "index_key") if key in node.attributes}
+    told = {key: node.attributes[key] for key in ("base_model", "companion", "layers", "dimension", "index_key") if key in node.attributes}
     return {**{key.replace("_", " "): value for key, value in told.items()}, **{k: v for k, v in node.counts.items() if k == "documents"}}
 
 

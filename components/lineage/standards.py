@@ -195,8 +195,8 @@ class _Bill:
             yield {**head, "properties": _properties(facts)}
 
     def _what(self, role: str) -> str:
-        base = self.opened.base_models.get(role)
-        made = f", made from {base.name}" if base else ""
+        bases = [self.opened.base_models[of].name for of in (role, role + BESIDE) if of in self.opened.base_models]
+        made = f", made from {' and '.join(bases)}" if bases else ""
         return f"Text encoder for {_TASKS[role]} in the space {self.manifest.space_id[:12]}{made}. {self._use()}"
 
     def _card(self, role: str, node: LineageNode | None) -> dict[str, Any]:

@@ -242,12 +242,11 @@ def _student(clock: _Clock, texts: _Sample, config: Any, teacher: _Teacher) -> N
 def _lessons(texts: _Sample, config: Any, tower: Path) -> DistillationData:
     """A distillation of real texts with random vectors."""
     from components.distillation.plan import DevSet
+    from components.distillation.student.initial import width_of
     from components.distillation.train import DistillationData
-    from components.planning.facts import shape_of_base
-    from components.towers.base_models import tower_base
 
     rng = np.random.default_rng(0)
-    dimension = config.towers.dimension or shape_of_base(tower_base(config.towers, texts.built_from)).width
+    dimension = width_of(config.towers)
     vectors = _unit(rng, len(texts.targets), dimension)
     documents = _unit(rng, min(texts.count, _DOCUMENTS), dimension)
     pairs = [(i, i % len(documents)) for i in range(len(texts.targets))]

@@ -7,8 +7,9 @@ Counting uses the functions that the steps themselves use for their batches, so 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -215,22 +216,36 @@ def _companion_training(config: Any, facts: Facts) -> Work:
     if facts.companion is None:
         return {}
     queries, documents = np.minimum(facts.pairs, [towers.max_query_length, towers.max_document_length]).mean(0)
-    batches = own.steps * towers.batch_size / config.distillation.batch_size * (1 + documents / max(1.0, queries))
-    return {"align_batch": COMPANION_STEP * batches * _companion_size(config, facts), "student_load": 3}
+    texts = own.steps * towers.batch_size
+    if not _like_the_student(config):
+        return {"teacher_train_token": texts * (queries + documents) * _size(facts.companion, facts.teacher), "teacher_load": 3}
+    batches = texts / config.distillation.batch_size * (1 + documents / max(1.0, queries))
+    return {"align_batch": COMPANION_STEP * batches * _size(facts.companion, _student_shape(config, facts)), "student_load": 3}
 
 
-def _companion_tokens(config: Any, facts: Facts, texts: Texts, longest: int) -> float:
-    """Tokens of `texts` through the companion, as tokens through the student."""
-    return real(texts.student, texts.count, longest) * _companion_size(config, facts)
-
-
-def _companion_size(config: Any, facts: Facts) -> float:
-    """Parameters of the companion's layers over those of the student's; 0 without a companion."""
+def _through_companion(config: Any, facts: Facts, kinds: Iterable[Texts], longest: int) -> Work:
+    """Texts through the companion, in tokens of an encoder whose speed is known."""
     if facts.companion is None:
-        return 0.0
-    every, own = facts.companion, facts.student
-    kept = layers_kept(config.distillation.layers, own.layers) * (own.parameters - own.embeddings) // max(1, own.layers)
-    return (every.parameters - every.embeddings) / max(1, kept)
+        return {}
+    if not _like_the_student(config):
+        size = _size(facts.companion, facts.teacher)
+        return {"teacher_token": sum(real(texts.teacher, texts.count, longest) for texts in kinds) * size}
+    size = _size(facts.companion, _student_shape(config, facts))
+    return {"student_token": sum(real(texts.student, texts.count, longest) for texts in kinds) * size}
+
+
+def _like_the_student(config: Any) -> bool:
+    """Whether the student is a small encoder with layers, whose measured speed says something of the companion's."""
+    return FORMS[config.distillation.form].has_layers and config.distillation.student != "teacher"
+
+
+def _student_shape(config: Any, facts: Facts) -> Shape:
+    return replace(facts.student, layers=layers_kept(config.distillation.layers, facts.student.layers))
+
+
+def _size(one: Shape, other: Shape) -> float:
+    """Parameters in the layers of one over those of the other."""
+    return (one.parameters - one.embeddings) / max(1, other.parameters - other.embeddings)
 
 
 def step_tokens(towers: Any, facts: Facts) -> tuple[float, float]:
@@ -272,26 +287,26 @@ def _mining_rounds(towers: Any) -> int:
 def _corpus(config: Any, facts: Facts) -> Work:
     documents, towers, encoding = facts.documents, config.towers, config.encoding
     tokens = passed(documents, documents.count, towers.max_document_length, encoding.tokens_per_batch, towers.attention)
-    return {
+    work: Work = {
         "teacher_load": 1,
         "teacher_token": tokens + PROBES * PROBE_TOKENS,
-        "student_token": _companion_tokens(config, facts, documents, towers.max_document_length),
         "teacher_character": documents.characters,
         "written_byte": 2.0 * documents.count * dimension_of(config, facts),
     }
+    return _added(work, _through_companion(config, facts, [documents], towers.max_document_length))
 
 
 def _teacher_queries(config: Any, facts: Facts, targets: Sequence[Texts]) -> Work:
     texts = [*targets, facts.dev]
     tokens = sum(_query_tokens(config, t) for t in texts)
     size = 2.0 * sum(t.count for t in texts) * dimension_of(config, facts)
-    return {
+    work: Work = {
         "teacher_load": 1,
         "teacher_token": tokens,
-        "student_token": sum(_companion_tokens(config, facts, t, config.towers.max_query_length) for t in texts),
         "teacher_character": sum(t.characters for t in texts),
         "written_byte": size,
     }
+    return _added(work, _through_companion(config, facts, texts, config.towers.max_query_length))
 
 
 def _query_tokens(config: Any, texts: Texts) -> float:
@@ -356,7 +371,6 @@ def _evaluation(config: Any, facts: Facts) -> Work:
     queries = sum(texts.count for texts in facts.judged.values())
     teacher = sum(_query_tokens(config, t) for t in facts.judged.values())
     student = sum(real(t.student, t.count, config.distillation.max_query_length) for t in facts.judged.values())
-    student += sum(_companion_tokens(config, facts, t, config.towers.max_query_length) for t in facts.judged.values())
     # Every document through each untrained encoder; tokens of one with more layers than the student count as more of the student's.
     passes = untrained_passes(config, facts)
     untrained = sum(passes) * (real(documents.student, documents.count, facts.untrained_length) + student)
@@ -366,7 +380,7 @@ def _evaluation(config: Any, facts: Facts) -> Work:
     asked = min(DEV_QUERIES, facts.dev.count)
     tried, fusions = len(GRID) * asked, len(FUSIONS) * min(FUSION_QUERIES, facts.dev.count) * evaluation.fusion
     part = min(1.0, DEV_DOCUMENTS / max(1, documents.count))
-    return {
+    work: Work = {
         "teacher_load": 1,
         "student_load": 1 + len(passes),
         "teacher_token": teacher,
@@ -379,6 +393,7 @@ def _evaluation(config: Any, facts: Facts) -> Work:
         "timing": 1,
         "reference_second": BOOTSTRAP_VALUE * bootstraps,
     }
+    return _added(work, _through_companion(config, facts, facts.judged.values(), config.towers.max_query_length))
 
 
 def untrained_passes(config: Any, facts: Facts) -> list[float]:
@@ -478,6 +493,8 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
     floor = loaded + KEPT_MODELS * weights
     inference = weights + (0 if on_card else INFERENCE_TOKEN * max(config.encoding.tokens_per_batch, 2048))
     training = weights if on_card else HOST_BUFFERS + training_bytes(config, facts, number_bytes, on_host=True)
+    if facts.companion:  # it is trained before the towers, with nothing of them in memory
+        training = max(training, HOST_BUFFERS + companion_bytes(config, facts, on_host=True))
     every, trained = student_parameters(config, facts)
     targets = sum(texts.count for texts in target_texts(config, facts))
     queries = sum(texts.count for texts in facts.judged.values())
@@ -491,7 +508,11 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
         "snapshot_data": Need(PROGRAM // 3 + 2 * tables, int(0.6 * facts.documents.characters) + 100 * documents),
         "validate_data": Need(PROGRAM // 3 + 3 * tables, 100_000),
         "generate_queries": Need(floor + inference, 200 * config.distillation.generated),
-        "train_towers": Need(loaded + weights + training, adapters + 1_000_000, checkpoint_bytes(towers, facts)),
+        "train_towers": Need(
+            loaded + weights + training,
+            adapters + 1_000_000,
+            max(checkpoint_bytes(towers, facts), 12 * companion_parameters(towers, facts)),
+        ),
         "encode_corpus": Need(floor + inference + 6 * dimension * config.encoding.shard_size, 2 * vectors + 100 * documents),
         "encode_teacher_queries": Need(floor + inference + 8 * targets * dimension, (2 * dimension + 60) * targets),
         "build_index": Need(floor + built, 2 * vectors + 150 * documents),
@@ -520,6 +541,15 @@ def training_bytes(config: Any, facts: Facts, number_bytes: int, on_host: bool =
     return kept + 12 * trained_parameters(towers, facts) + 4 * new
 
 
+def companion_bytes(config: Any, facts: Facts, on_host: bool = False) -> int:
+    """The same of the companion's training; 0 without one."""
+    if facts.companion is None:
+        return 0
+    own = config.towers.companion_towers()
+    beside = replace(facts, teacher=facts.companion)
+    return training_bytes(SimpleNamespace(towers=own), beside, pick_dtype(own.precision).itemsize, on_host)
+
+
 def kept_bytes(towers: Any, facts: Facts) -> int:
     """Bytes that the largest chunk of a training step keeps for its backward pass."""
     queries = (facts.sources.get("train") or facts.dev).teacher
@@ -535,13 +565,14 @@ def card_needs(config: Any, facts: Facts, number_bytes: int) -> dict[str, int]:
     """
     towers, dimension, documents = config.towers, dimension_of(config, facts), facts.documents.count
     weights, (every, trained) = facts.teacher.parameters * number_bytes, student_parameters(config, facts)
+    weights += facts.companion.parameters * number_bytes if facts.companion else 0
     through = facts.teacher.passing(max(config.encoding.tokens_per_batch, towers.max_document_length), number_bytes)
     queries = weights + facts.teacher.passing(TOKENS_PER_BATCH, number_bytes)
     mining = 4 * dimension * min(documents, 2**19) + 8 * min(2**28, documents * facts.pair_count) if towers.hard_negatives else 0
     learning = STUDENT_TRAINING * trained + 4 * every + 4 * documents * dimension + 8 * config.distillation.batch_size * documents
     needs = {
         "generate_queries": weights + through,
-        "train_towers": weights + training_bytes(config, facts, number_bytes) + mining,
+        "train_towers": weights + max(training_bytes(config, facts, number_bytes) + mining, companion_bytes(config, facts)),
         "encode_corpus": weights + through,
         "encode_teacher_queries": queries,
         "distil_query_tower": learning,

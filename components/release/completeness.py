@@ -191,7 +191,7 @@ def _run_gaps(draft: ManifestDraft) -> Iterator[str]:
 
 
 def _base_model_gaps(draft: ManifestDraft) -> Iterator[str]:
-    for role in ENCODERS:
+    for role in (*ENCODERS, *(role for role in draft.base_models if role.endswith(BESIDE))):
         base = draft.base_models.get(role)
         if base is None or not base.digest:
             yield f"The base model of the {_words(role)} has no digest."

@@ -44,6 +44,12 @@ class CompanionConfig(StepConfig):
         "", max_length=1000, description="Hugging Face name or local path of an encoder, or all-minilm-l6-v2; empty: the towers stand alone"
     )
     revision: str | None = Field(None, min_length=1, description="Branch, tag or commit of a model from a hub; null: its main branch")
+
+    @field_validator("base_model", mode="before")
+    @classmethod
+    def _none_is_empty(cls, given: Any) -> Any:
+        return "" if given is None else given
+
     share: float = Field(0.5, gt=0, lt=1, description="What its cosine counts in a score; the rest is that of towers.base_model")
     pooling: Literal["last", "mean", "cls"] = Field("mean", description="Which token states make its vector")
     attention: Literal["causal", "bidirectional"] = Field("bidirectional", description="Whether a token sees the tokens after it")
@@ -86,7 +92,10 @@ class TowerConfig(StepConfig):
     attention: Literal["causal", "bidirectional"] = Field("causal", description="Whether a token sees the tokens after it")
     matryoshka: tuple[int, ...] = Field((), description="Prefixes of the vectors that are trained to work alone, such as [128, 256]")
     dimension: int | None = Field(
-        None, ge=1, description="Dimensions kept of a vector: null for all, else one of `matryoshka` (any where nothing is trained)"
+        None,
+        ge=1,
+        description="Dimensions kept of a vector: null for all, else one of `matryoshka` (any where nothing is trained). "
+        "A companion's come on top",
     )
     training: Literal["lora", "full", "none"] = Field(
         "lora",
@@ -186,12 +195,26 @@ class TowerConfig(StepConfig):
             raise ValueError(f"batch_size {self.batch_size} cannot be shared equally by {self.processes} processes")
         return self
 
+    def companion_towers(self) -> TowerConfig:
+        """The companion as towers of their own: its own settings, and of these towers' what concerns data and loss."""
+        own = self.companion
+        same = (
+            "max_query_length", "max_document_length", "temperature", "warmup_share", "batch_size", "length_window", "homogeneous_batches",
+            "batches_by", "suspect_margin", "checkpoint_every", "max_mean_cosine", "min_effective_rank", "precision", "seed",
+        )  # fmt: skip
+        # Of short texts a small encoder keeps little: all of a batch at once spares what the cached gradients cost.
+        chunk = max(self.chunk_size, min(self.batch_size, 32)) if self.max_document_length <= 128 else self.chunk_size
+        shared = {field: getattr(self, field) for field in same}
+        return TowerConfig(**own.model_dump(exclude={"share"}), **shared, lora_alpha=2 * own.lora_rank, chunk_size=chunk)
+
     @model_validator(mode="after")
     def _companion_fits(self) -> TowerConfig:
         if self.companion.base_model in WITHOUT_WEIGHTS:
             raise ValueError(f"companion.base_model {self.companion.base_model} has no weights that could be trained; name an encoder")
         if self.companion.base_model and self.base_model in WITHOUT_WEIGHTS:
-            raise ValueError(f"a companion stands beside towers with weights, not {self.base_model}; leave companion.base_model empty")
+            raise ValueError(f"a companion stands beside towers with weights, not {self.base_model}; set companion.base_model to ''")
+        if self.companion.base_model and self.companion.pooling == "cls" and self.companion.attention == "causal":
+            raise ValueError("companion.pooling cls takes the first token, which sees no other in causal attention; set it to mean or last")
         if self.companion.base_model and self.sharding != "none":
             raise ValueError("a companion is trained in one process, before towers that one device can hold; set sharding to none")
         return self

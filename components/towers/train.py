@@ -26,7 +26,7 @@ from components.artifacts import (
     write_json,
 )
 from components.data.dataset import load_dataset
-from components.errors import ConfigError, ModelError
+from components.errors import CollapseError, ConfigError, ModelError
 from components.towers.base_models import BaseModel, tower_base
 from components.towers.config import CompanionConfig, TowerConfig
 from components.towers.contract import (
@@ -53,7 +53,6 @@ from components.towers.two_towers import TwoTowers, published_contracts
 
 LOG = "training_log.json"
 COLLAPSE_SAMPLE = 256
-COMPANION_CHUNK = 32  # texts at once; what a small encoder keeps of them is little
 
 
 def train_on(dataset: DatasetArtifact, config: TowerConfig, folder: Path) -> Artifact:
@@ -82,28 +81,13 @@ def train_towers(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], 
 
 def train_companion(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], folder: Path) -> None:
     """Train the small encoder of `config.companion` into `folder`, unless that was done before. Raises as `train_towers` does."""
-    if launched():
-        raise ConfigError("A companion is trained in one process. Leave torchrun out and set towers.processes, or train without companion.")
     if is_complete(folder):
         return
     folder.mkdir(exist_ok=True)
     try:
-        take_part(pairs, companion_towers(config), parents, folder, "train companion")
-    except ModelError as error:
-        raise ModelError(f"towers.companion, a pair of towers of its own: {error}") from None
-
-
-def companion_towers(config: TowerConfig) -> TowerConfig:
-    """The configuration of the companion as towers of their own: its own settings, and of the towers' what concerns data and loss."""
-    own = config.companion
-    same = (
-        "max_query_length", "max_document_length", "temperature", "warmup_share", "batch_size", "length_window", "homogeneous_batches",
-        "batches_by", "suspect_margin", "checkpoint_every", "max_mean_cosine", "min_effective_rank", "precision", "seed",
-    )  # fmt: skip
-    given = own.model_dump(exclude={"share"})
-    shared = {field: getattr(config, field) for field in same}
-    chunk = max(config.chunk_size, min(config.batch_size, COMPANION_CHUNK))
-    return TowerConfig(**given, **shared, lora_alpha=2 * own.lora_rank, chunk_size=chunk)
+        take_part(pairs, config.companion_towers(), parents, folder, "train companion")
+    except (ModelError, CollapseError) as error:
+        raise type(error)(f"towers.companion, a pair of towers of its own: {error}") from None
 
 
 def take_part(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], folder: Path, label: str = Training.label) -> None:
@@ -112,13 +96,15 @@ def take_part(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], fol
     `label` names the training in its progress.
     """
     world = join_world()
+    if config.companion.base_model and not is_complete(folder / COMPANION):
+        raise ConfigError("A companion is trained in one process. Leave torchrun out and set towers.processes, or train without companion.")
     _check_shares(config)
     base = _resolved(pairs, config)
     require_same_data(_identity(pairs, config, base, folder))
     losses, spread = _trained(pairs, config, base, folder, parents, label)
     if world.main:
-        attributes = {"final_loss": round(float(np.mean(losses[-10:])), 4), "steps": config.steps, **_end_of_companion(folder, config)}
         write_json(folder / LOG, {"loss": losses, "spread": {k: vars(v) for k, v in spread.items()}})
+        attributes = {"final_loss": round(float(np.mean(losses[-10:])), 4), "steps": config.steps, **_end_of_companion(folder, config)}
         (folder / CHECKPOINT).unlink(missing_ok=True)
         seal(folder, "towers", counts={"pairs": len(pairs.pairs)}, parents=parents, attributes=attributes)
     wait_for_all()

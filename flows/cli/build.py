@@ -75,7 +75,7 @@ def _with_vectors(options: argparse.Namespace) -> RetrainConfig:
             "Name the folder of the vectors with --vectors DIR, or the database that holds them (--qdrant, --milvus, --pgvector)."
         )
     given = [] if options.vectors is None else [f"towers.vectors={options.vectors}"]
-    options.set = [*options.set, "towers.base_model=vectors", *given]
+    options.set = [*options.set, "towers.base_model=vectors", "towers.companion.base_model=", *given]
     return read_config(options)
 
 
@@ -108,7 +108,8 @@ def demo(options: argparse.Namespace) -> None:
         return
     options.preset = options.preset or "demo"
     config = read_config(options)
-    about = f"Demo: {config.data.source} ({config.data.scope}), teacher {config.towers.base_model}, student {config.distillation.student}"
+    teacher = " beside ".join(filter(None, (config.towers.base_model, config.towers.companion.base_model)))
+    about = f"Demo: {config.data.source} ({config.data.scope}), teacher {teacher}, student {config.distillation.student}"
     result = _build(options, config, about)
     examples = _examples(options, result, config) if config.data.source == "icd10cm" else {}
     shown = [_side_by_side(query, answers) for query, answers in examples.items()]

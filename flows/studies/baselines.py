@@ -350,7 +350,7 @@ def _equal(config: StudySettings) -> str:
     how = f"{passes:g} pass{'' if passes == 1 else 'es'}" if passes else f"{towers.steps:,} batches"
     more, beside = _steps_of_companion(config), config.towers.companion
     how += f" and {more:,} batches" if more else ""
-    as_many = "student's refinement" + (" and its companion" if more else "")
+    as_many = "student's refinement" + (" and its companion" if more else ", without its companion's batches" if beside.base_model else "")
     titles = " and titles" if config.distillation.refine_titles else ""
     other = "" if passes == config.distillation.refine_epochs else "not "
     teacher = f"{towers.steps:,} batches of the judgements alone (LLM {towers.base_model}"

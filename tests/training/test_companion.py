@@ -11,20 +11,23 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from components.artifacts import open_artifact, verify
+from components.artifacts import DatasetArtifact, open_artifact, verify
 from components.distillation.config import DistillationConfig
 from components.distillation.router import export_router
-from components.distillation.student import new_student
+from components.distillation.student import new_student, save_student
 from components.distillation.student.initial import check_before_towers, untrained_student, width_of
-from components.errors import ArtifactError, ConfigError, ModelError
+from components.errors import ArtifactError, CollapseError, ConfigError, ModelError
+from components.evaluation.report import EncoderSpeed
+from components.evaluation.speed import parameters_of, with_work
 from components.release.completeness import base_models_of
-from components.towers import processes
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
-from components.towers.contract import COMPANION, EncodingContract, check_probes, load_contract, space_id_of
+from components.towers.contract import COMPANION, EncodingContract, check_probes, load_contract, save_contract, space_id_of
 from components.towers.encoder import JoinedTower, load_tower, open_tower
 from components.towers.loop import CHECKPOINT, Training
-from components.towers.train import companion_towers, train_towers, training_losses
+from components.towers.train import take_part, train_towers, training_losses
+from flows.config import RetrainConfig
+from flows.steps import towers_step
 from tests.training.tiny_world import documents, pairs, queries
 
 SHARE = 0.3
@@ -182,21 +185,60 @@ def test_a_decoder_may_be_a_companion_and_an_encoder_says_what_it_cannot(home: P
     assert isinstance(load_tower(tmp_path / "query_tower"), JoinedTower)
 
 
-def test_several_started_processes_are_refused(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_obeys", True)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ConfigError, match=r"towers\.processes"):
-        train_towers(pairs(), with_companion(), {}, tmp_path)
+def test_processes_that_a_launcher_started_are_refused_before_anything_is_trained(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"towers\.processes"):  # as torchrun -m components.towers.launch calls it
+        take_part(pairs(), with_companion(), {}, tmp_path / "towers")
+    assert not (tmp_path / "towers").exists()
+
+
+def test_a_collapse_of_the_companion_is_told_as_its_own(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(CollapseError, match=r"^towers\.companion.*has collapsed"):
+        train_towers(pairs(), with_companion().model_copy(update={"min_effective_rank": 1000.0}), {}, tmp_path)
+
+
+def test_a_student_that_is_cut_from_the_tower_has_no_companion(made: Any, tmp_path: Path) -> None:
+    tower = made[0] / "query_tower"
+    config = DistillationConfig(student="teacher", layers=1, precision="float32", max_query_length=32)
+    student = new_student(queries(), load_tower(tower).encode(queries()), "space", config, tower)
+    save_contract(tmp_path, save_student(student, tmp_path), "space")
+    assert set(base_models_of({"query_encoder": tmp_path})) == {"query_encoder"}
+    assert export_router({"query": tmp_path}, tmp_path / "package")
+
+
+def test_the_work_and_the_size_of_a_joined_tower_are_those_of_both(made: Any) -> None:
+    tower = load_tower(made[0] / "query_tower", "float32")
+    assert isinstance(tower, JoinedTower)
+    speed = EncoderSpeed(p50_ms=1, p95_ms=1, qps=10, batch_size=8, queries=5)
+    joined, *parts = (with_work(speed, encoder, queries()).flops_per_query for encoder in (tower, tower.own, tower.companion))
+    assert joined == pytest.approx(sum(part or 0 for part in parts))
+    for name in ("parameters", "parameters_without_embeddings"):
+        assert parameters_of(tower)[name] == parameters_of(tower.own)[name] + parameters_of(tower.companion)[name]
+
+
+def test_two_local_models_have_a_part_in_the_key_each(home: Path, tmp_path: Path) -> None:
+    folders = [Path(shutil.copytree(resolve_base("tiny-encoder", queries()).location, tmp_path / name)) for name in ("one", "other")]
+    dataset = DatasetArtifact(kind="dataset", path=tmp_path, digest="d")
+
+    def key() -> str:
+        towers = {"base_model": str(folders[0]), "attention": "bidirectional", "companion": {"base_model": str(folders[1])}}
+        return towers_step(RetrainConfig.model_validate({"towers": towers}), dataset).folder.name
+
+    keys = [key()]
+    for folder in folders:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "changed": True}))
+        keys.append(key())
+    assert len(set(keys)) == 3
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"companion": {"base_model": "vectors"}}, "no weights that could be trained"),
-        ({"base_model": "vectors", "vectors": "here", "companion": {"base_model": "e"}}, "leave companion.base_model empty"),
+        ({"base_model": "vectors", "vectors": "here", "companion": {"base_model": "e"}}, "set companion.base_model to ''"),
         ({"sharding": "fsdp", "training": "full", "companion": {"base_model": "e"}}, "set sharding to none"),
         ({"companion": {"base_model": "e", "share": 1.0}}, "less than 1"),
+        ({"companion": {"base_model": "e", "pooling": "cls", "attention": "causal"}}, "set it to mean or last"),
         ({"companion": {"base_model": "e", "hard_negatives": 3}}, "Extra inputs"),
     ],
 )
@@ -205,9 +247,14 @@ def test_settings_that_cannot_be_are_refused_in_words(given: dict[str, Any], sai
         TowerConfig.model_validate(given)
 
 
+def test_no_name_is_no_companion() -> None:
+    config = TowerConfig.model_validate({"base_model": "vectors", "vectors": "here", "companion": {"base_model": None}})
+    assert config.companion.base_model == ""
+
+
 def test_the_companion_takes_of_the_towers_what_concerns_data_and_loss() -> None:
     config = TowerConfig(batches_by="chapter", temperature=0.2, seed=9, matryoshka=(32,), dimension=32, hard_negatives=2, lora_layers=1)
-    own = companion_towers(config.model_copy(update={"companion": config.companion.model_copy(update={"base_model": "e"})}))
+    own = config.model_copy(update={"companion": config.companion.model_copy(update={"base_model": "e"})}).companion_towers()
     assert (own.base_model, own.batches_by, own.temperature, own.seed) == ("e", "chapter", 0.2, 9)
     assert (own.matryoshka, own.dimension, own.hard_negatives, own.lora_layers, own.companion.base_model) == ((), None, 0, None, "")
     assert json.loads(own.model_dump_json())  # a launcher gets it as a file

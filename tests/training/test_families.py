@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from components.distillation.config import DistillationConfig
+from components.distillation.student.encoder import StudentEncoder
 from components.distillation.student.initial import Source, bare_student
 from components.distillation.student.storage import load_student, save_student
 from components.errors import ModelError
@@ -16,11 +17,12 @@ from components.planning.facts import shape_of_base
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import save_contract, space_id_of
-from components.towers.encoder import load_tower
+from components.towers.encoder import JoinedTower, load_tower
 from components.towers.model_size import model_without_memory, require_positions, shape_of
+from components.towers.train import train_towers
 from components.towers.two_towers import TwoTowers
 from tests.families import STUDENTS, TEACHERS
-from tests.training.tiny_world import documents, queries
+from tests.training.tiny_world import documents, pairs, queries
 
 TEXTS = [*documents(), *queries()]
 LONG = " ".join(documents())
@@ -201,6 +203,32 @@ def test_a_student_of_the_family_is_saved_and_loaded_and_opened_by_sentence_tran
     save_contract(tmp_path, save_student(student, tmp_path), "space")
     assert np.abs(load_student(tmp_path, "float32").encode(texts) - expected).max() < 1e-5
     assert np.abs(SentenceTransformer(str(tmp_path), device="cpu").encode(texts) - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_companion_of_the_family_is_what_a_student_of_it_starts_from(
+    name: str, families: dict[str, str], tmp_path: Path, home: Path
+) -> None:
+    from components.distillation.student.initial import new_student
+
+    companion = {"base_model": families[name], "steps": 2, "lora_rank": 2, "learning_rate": 0.01}
+    config = TowerConfig(
+        base_model="tiny-decoder", steps=1, batch_size=8, max_query_length=16, max_document_length=24, precision="float32",
+        max_mean_cosine=1.0, min_effective_rank=1.0, companion=companion,
+    )  # fmt: skip
+    train_towers(pairs(), config, {}, tmp_path)
+    tower = load_tower(tmp_path / "query_tower", "float32")
+    assert isinstance(tower, JoinedTower)
+    asked = DistillationConfig(student=families[name], precision="float32", max_query_length=16)
+    student = new_student(queries(), tower.encode(queries()), "space", asked, tmp_path / "query_tower")
+    mine, theirs = (np.float64(encoder.encode(queries())) for encoder in (bare(student), tower.companion))
+    np.testing.assert_allclose(mine, theirs, atol=1e-4)
+
+
+def bare(student: StudentEncoder) -> StudentEncoder:
+    """The student's encoder without the head, as unit vectors."""
+    contract = student.contract.model_copy(update={"dimension": student.model.config.hidden_size, "pooling": "mean"})
+    return StudentEncoder(student.model, student.tokenizer, None, contract, student.space_id)
 
 
 @pytest.mark.parametrize(("name", "limit"), [("bert", 64), ("roberta", 64), ("xlm-roberta", 64), ("distilbert", 64), ("qwen3", 64)])

@@ -153,6 +153,8 @@ def load_small_encoder(base: BaseModel) -> tuple[Any, Any]:
     except base.faults as error:
         raise ModelError(f"The student '{base.name}' cannot be loaded as an encoder: {why_unloadable(error)}") from None
     require_embeddings(base, model, tokenizer)
+    if base.layers is not None:
+        keep_layers(model, base.layers, base.name)
     return model, tokenizer
 
 
@@ -195,9 +197,8 @@ def _take_from_companion(model: Any, base: BaseModel, tower: Path) -> None:
     """Give `model` the weights that the tower's companion has for queries, where it was trained from the same `base`."""
     if load_contract(tower)[0].companion is None or load_contract(tower / COMPANION)[0].base_digest != base.digest:
         return
-    kept = model.state_dict()
     trained = load_tower(tower / COMPANION, "float32").model.state_dict()
-    model.load_state_dict({name: trained.get(name, value) for name, value in kept.items()})
+    model.load_state_dict(trained)  # the same base, so the same names and shapes: any other would be an error
 
 
 def pooling_of(location: str) -> str:
@@ -249,6 +250,8 @@ def _of_the_tower(source: Source) -> StudentEncoder:
     update = {
         "base_digest": given.adapter_digest,
         "adapter_digest": None,
+        "companion": None,  # the student is cut from the tower itself
+        "companion_share": None,
         "pooling": source.config.pooling or given.pooling,
         "prompt": source.config.query_prompt or given.prompt,
         "max_length": source.config.max_query_length,
@@ -287,7 +290,8 @@ def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None
         require_positions(teacher, towers.max_query_length, "towers.max_query_length")
         if towers.companion.base_model:
             beside = resolve_base(towers.companion.base_model, ["any text"], towers.companion.revision)
-            require_positions(beside, towers.max_document_length, "towers.max_document_length (of towers.companion)")
+            for setting in ("max_document_length", "max_query_length"):
+                require_positions(beside, getattr(towers, setting), f"towers.{setting}, which the companion shares,")
     elif config.student == TEACHER:
         raise ModelError(f"distillation.student is teacher, but the teacher '{towers.base_model}' has no layers here. Name an encoder.")
     if FORMS[config.form].has_layers:

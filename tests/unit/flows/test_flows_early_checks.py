@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,22 @@ def test_data_that_are_not_there_are_said_before_a_server_starts(
 ) -> None:
     monkeypatch.setattr("flows.servers.run_flow", lambda *_, **__: pytest.fail("a server was started"))
     assert_refused(scalingnote(*command, "--data", tmp_path / "nosuch"), 3, "does not exist")
+
+
+def test_the_demo_of_adopted_vectors_asks_each_flow_for_what_it_takes(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def validated(flow: str, **parameters: Any) -> dict[str, Any]:
+        module, _, name = flow.partition(":")
+        getattr(import_module(module), name).validate_parameters({"again": [], **parameters} if "refresh" in name else parameters)
+        asked.append(name)
+        if name == "refresh_query_tower":
+            raise ConfigError("enough was seen")
+        return {"name": "adopted", "queries": 1, "documents": 1, "dimension": 4, "index": "adopted-index/1"}
+
+    monkeypatch.setattr("flows.adopt.existing_vectors", lambda config: tmp_path)
+    monkeypatch.setattr("flows.servers.run_flow", validated)
+    assert_refused(
+        scalingnote("demo", "--adopt", "--preset", "demo"), 2, "enough was seen"
+    )  # vectors have no companion
+    assert asked == ["adopt", "refresh_query_tower"]

@@ -161,3 +161,38 @@ def test_shapes_count_parameters_as_the_models_have_them() -> None:
     # Embeddings 100 x 64, and a layer: q and o 64 x 64, k and v 64 x 32, three maps of 64 x 128.
     assert DECODER.parameters == 6400 + 2 * (2 * 4096 + 2 * 2048 + 3 * 8192)
     assert ENCODER.parameters == 6400 + 2 * (4 * 4096 + 2 * 8192)
+
+
+WITH = {"towers__companion": {"base_model": "tiny-encoder", "steps": 10}}
+
+
+def test_a_companion_adds_its_training_and_its_tokens_once() -> None:
+    alone, joined = (work_of(config(**changes), facts(companion=shape)) for changes, shape in (({}, None), (WITH, ENCODER)))
+    for step in ("encode_corpus", "encode_teacher_queries", "evaluate"):
+        assert joined[step].get("student_token", 0) > alone[step].get("student_token", 0)
+    judged = sum(real(t.student, t.count, config().towers.max_query_length) for t in facts().judged.values())
+    more = joined["evaluate"]["student_token"] - alone["evaluate"]["student_token"]
+    assert more == pytest.approx(judged * size_of(ENCODER) / size_of(facts().student))
+    assert joined["train_towers"]["align_batch"] > 0 and "align_batch" not in alone["train_towers"]
+
+
+def test_a_companion_beside_a_static_student_costs_what_it_costs() -> None:
+    static = {**WITH, "distillation__form": "static"}
+    joined, alone = work_of(config(**static), facts(companion=ENCODER)), work_of(config(distillation__form="static"), facts())
+    for step, unit in (("encode_corpus", "teacher_token"), ("train_towers", "teacher_train_token"), ("evaluate", "teacher_token")):
+        assert joined[step][unit] > alone[step][unit]
+    assert "align_batch" not in joined["train_towers"]
+
+
+def test_memory_and_disk_hold_the_companion() -> None:
+    full = {"towers__companion": {**WITH["towers__companion"], "training": "full"}}
+    plain, small, large = (
+        needs_of(config(**changes), facts(companion=shape), 4)["train_towers"]
+        for changes, shape in (({}, None), (WITH, ENCODER), (full, DECODER))
+    )
+    assert plain.disk < small.disk < large.disk
+    assert plain.memory < small.memory < large.memory and large.extra_disk >= 24 * DECODER.parameters
+
+
+def size_of(shape: Any) -> float:
+    return float(shape.parameters - shape.embeddings)
