@@ -110,7 +110,5 @@ def test_the_demo_of_adopted_vectors_asks_each_flow_for_what_it_takes(home: Path
 
     monkeypatch.setattr("flows.adopt.existing_vectors", lambda config: tmp_path)
     monkeypatch.setattr("flows.servers.run_flow", validated)
-    assert_refused(
-        scalingnote("demo", "--adopt", "--preset", "demo"), 2, "enough was seen"
-    )  # vectors have no companion
+    assert_refused(scalingnote("demo", "--adopt", "--preset", "demo"), 2, "enough was seen")  # vectors have no companion
     assert asked == ["adopt", "refresh_query_tower"]
