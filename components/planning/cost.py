@@ -545,7 +545,9 @@ def companion_bytes(config: Any, facts: Facts, on_host: bool = False) -> int:
     """The same of the companion's training; 0 without one."""
     if facts.companion is None:
         return 0
-    own = config.towers.companion_towers()
+    from components.towers.train import companion_towers
+
+    own = companion_towers(config.towers)
     beside = replace(facts, teacher=facts.companion)
     return training_bytes(SimpleNamespace(towers=own), beside, pick_dtype(own.precision).itemsize, on_host)
 

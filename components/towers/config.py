@@ -195,18 +195,6 @@ class TowerConfig(StepConfig):
             raise ValueError(f"batch_size {self.batch_size} cannot be shared equally by {self.processes} processes")
         return self
 
-    def companion_towers(self) -> TowerConfig:
-        """The companion as towers of their own: its own settings, and of these towers' what concerns data and loss."""
-        own = self.companion
-        same = (
-            "max_query_length", "max_document_length", "temperature", "warmup_share", "batch_size", "length_window", "homogeneous_batches",
-            "batches_by", "suspect_margin", "checkpoint_every", "max_mean_cosine", "min_effective_rank", "precision", "seed",
-        )  # fmt: skip
-        # Of short texts a small encoder keeps little: all of a batch at once spares what the cached gradients cost.
-        chunk = max(self.chunk_size, min(self.batch_size, 32)) if self.max_document_length <= 128 else self.chunk_size
-        shared = {field: getattr(self, field) for field in same}
-        return TowerConfig(**own.model_dump(exclude={"share"}), **shared, lora_alpha=2 * own.lora_rank, chunk_size=chunk)
-
     @model_validator(mode="after")
     def _companion_fits(self) -> TowerConfig:
         if self.companion.base_model in WITHOUT_WEIGHTS:

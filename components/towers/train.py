@@ -85,9 +85,22 @@ def train_companion(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str
         return
     folder.mkdir(exist_ok=True)
     try:
-        take_part(pairs, config.companion_towers(), parents, folder, "train companion")
+        take_part(pairs, companion_towers(config), parents, folder, "train companion")
     except (ModelError, CollapseError) as error:
         raise type(error)(f"towers.companion, a pair of towers of its own: {error}") from None
+
+
+def companion_towers(config: TowerConfig) -> TowerConfig:
+    """The configuration of the companion as towers of their own: its own settings, and of the towers' what concerns data and loss."""
+    own = config.companion
+    same = (
+        "max_query_length", "max_document_length", "temperature", "warmup_share", "batch_size", "length_window", "homogeneous_batches",
+        "batches_by", "suspect_margin", "checkpoint_every", "max_mean_cosine", "min_effective_rank", "precision", "seed",
+    )  # fmt: skip
+    # Of short texts a small encoder keeps little: all of a batch at once spares what the cached gradients cost.
+    chunk = max(config.chunk_size, min(config.batch_size, 32)) if config.max_document_length <= 128 else config.chunk_size
+    shared = {field: getattr(config, field) for field in same}
+    return TowerConfig(**own.model_dump(exclude={"share"}), **shared, lora_alpha=2 * own.lora_rank, chunk_size=chunk)
 
 
 def take_part(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], folder: Path, label: str = Training.label) -> None:

@@ -74,12 +74,11 @@ def scores(towers: Path, data: Path, split: str) -> tuple[Any, Any]:
     judged = judged_split(dataset, split)
     query, document = (load_tower(towers / f"{role}_tower") for role in ("query", "document"))
     assert isinstance(query, JoinedTower) and isinstance(document, JoinedTower)
+    share, texts, ids = query.contract.companion_share or 0.0, dataset.document_texts(), dataset.documents["doc_id"].tolist()
+    tower = query.own.encode(judged.texts) @ document.own.encode(texts, progress=f"{towers.name}: documents").T
+    companion = query.companion.encode(judged.texts) @ document.companion.encode(texts).T
     frames = []
-    for part, asked, held in (
-        ("tower", query.own, document.own), ("companion", query.companion, document.companion), ("joined", query, document)
-    ):  # fmt: skip
-        similar = asked.encode(judged.texts) @ held.encode(dataset.document_texts(), progress=f"{towers.name}, {part}").T
-        ids = dataset.documents["doc_id"].tolist()
+    for part, similar in zip(PARTS, (tower, companion, (1 - share) * tower + share * companion), strict=True):
         best = (-similar).argsort(axis=1, kind="stable")[:, :100]
         rankings = {q: [(ids[d], float(row[d])) for d in top] for q, row, top in zip(judged.query_ids, similar, best, strict=True)}
         frames.append(per_query_metrics(judged.judgements, rankings).assign(system=part))

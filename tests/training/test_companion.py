@@ -25,7 +25,7 @@ from components.towers.config import TowerConfig
 from components.towers.contract import COMPANION, EncodingContract, check_probes, load_contract, save_contract, space_id_of
 from components.towers.encoder import JoinedTower, load_tower, open_tower
 from components.towers.loop import CHECKPOINT, Training
-from components.towers.train import take_part, train_towers, training_losses
+from components.towers.train import companion_towers, take_part, train_towers, training_losses
 from flows.config import RetrainConfig
 from flows.steps import towers_step
 from tests.training.tiny_world import documents, pairs, queries
@@ -254,7 +254,7 @@ def test_no_name_is_no_companion() -> None:
 
 def test_the_companion_takes_of_the_towers_what_concerns_data_and_loss() -> None:
     config = TowerConfig(batches_by="chapter", temperature=0.2, seed=9, matryoshka=(32,), dimension=32, hard_negatives=2, lora_layers=1)
-    own = config.model_copy(update={"companion": config.companion.model_copy(update={"base_model": "e"})}).companion_towers()
+    own = companion_towers(config.model_copy(update={"companion": config.companion.model_copy(update={"base_model": "e"})}))
     assert (own.base_model, own.batches_by, own.temperature, own.seed) == ("e", "chapter", 0.2, 9)
     assert (own.matryoshka, own.dimension, own.hard_negatives, own.lora_layers, own.companion.base_model) == ((), None, 0, None, "")
     assert json.loads(own.model_dump_json())  # a launcher gets it as a file
