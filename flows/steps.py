@@ -102,8 +102,8 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
     """
     towers = config.towers
     settings = {**towers_key(towers), **_folders(towers.base_model)}
-    if beside := towers.companion.base_model:
-        settings["companion"] = {**towers.companion.model_dump(), **_folders(beside)}
+    beside = towers.companion.base_model
+    settings["companion"] = {**towers.companion.model_dump(), **_folders(beside)} if beside else None
     make: Make = partial(train_on, dataset, towers)
     if towers.base_model in WITHOUT_WEIGHTS:
         make = partial(take_endpoint, towers, {"dataset": dataset.digest})
