@@ -166,6 +166,19 @@ def test_a_student_starts_from_the_companion_and_is_untrained_without(made: Any)
     assert apart.contract.base_digest != begun.contract.base_digest == tower.companion.contract.base_digest
 
 
+def test_a_companion_that_was_cut_is_another_encoder_than_the_whole_one(home: Path, tmp_path: Path) -> None:
+    whole = with_companion().companion.base_model
+    train_towers(pairs(), with_companion(base_model=f"{whole}@1"), {}, tmp_path)
+    tower = load_tower(tmp_path / "query_tower", "float32")
+    assert isinstance(tower, JoinedTower)
+    for student, layers, taken in ((f"{whole}@1", 1, True), (whole, 2, False)):
+        config = DistillationConfig(student=student, precision="float32")
+        begun = new_student(queries(), tower.encode(queries()), tower.space_id, config, tmp_path / "query_tower")
+        mine, trained = begun.model.state_dict(), tower.companion.model.state_dict()
+        assert begun.layer_count == layers
+        assert all(np.array_equal(mine[name].numpy(), weight.numpy()) for name, weight in trained.items()) == taken
+
+
 def test_a_student_may_be_as_wide_as_both(home: Path) -> None:
     config = with_companion()
     check_before_towers(DistillationConfig(student=config.companion.base_model), config)

@@ -195,10 +195,11 @@ def _of_an_encoder(source: Source) -> StudentEncoder:
 
 def _take_from_companion(model: Any, base: BaseModel, tower: Path) -> None:
     """Give `model` the weights that the tower's companion has for queries, where it was trained from the same `base`."""
-    if load_contract(tower)[0].companion is None or load_contract(tower / COMPANION)[0].base_digest != base.digest:
+    if load_contract(tower)[0].companion is None:
         return
-    trained = load_tower(tower / COMPANION, "float32").model.state_dict()
-    model.load_state_dict(trained)  # the same base, so the same names and shapes: any other would be an error
+    companion = load_contract(tower / COMPANION)[0]
+    if (companion.base_model, companion.base_digest) == (base.name, base.digest):  # the name says which layers of the files are meant
+        model.load_state_dict(load_tower(tower / COMPANION, "float32").model.state_dict())
 
 
 def pooling_of(location: str) -> str:
