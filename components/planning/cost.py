@@ -274,7 +274,9 @@ def _tokens_of_batch(towers: Any, facts: Facts, lengths: NDArray[np.int64]) -> t
     whole = float(sum(map(sum, parts)))
     if all(len(part) == 1 for part in parts):
         return whole, 0.0
-    return whole, whole - parts[1][0]  # the first chunk of documents keeps its graph
+    # The first chunk of documents keeps its graph; of the others the layers below the first trained one are worked out once.
+    layers = facts.teacher.layers
+    return whole, (whole - parts[1][0]) * min(towers.lora_layers or layers, layers) / layers
 
 
 def _mining_rounds(towers: Any) -> int:
@@ -557,7 +559,7 @@ def kept_bytes(towers: Any, facts: Facts) -> int:
     queries = (facts.sources.get("train") or facts.dev).teacher
     longest = min(longest_text(towers), even_length(int(max(facts.documents.teacher.max(initial=1), queries.max(initial=1)))))
     tokens = min(towers.chunk_size * longest_text(towers), longest * towers.batch_size * (1 + towers.hard_negatives))
-    return facts.teacher.kept(tokens, pick_dtype(towers.precision).itemsize, bool(towers.activation_checkpointing))
+    return facts.teacher.kept(tokens, pick_dtype(towers.precision).itemsize, bool(towers.activation_checkpointing), towers.lora_layers)
 
 
 def card_needs(config: Any, facts: Facts, number_bytes: int) -> dict[str, int]:

@@ -62,15 +62,17 @@ class Shape:
         of_experts = (2 * self.experts - 3) * self.width if self.held else 0
         return self.layers * rank * (sum(a + b for a, b in self.maps) + of_experts)
 
-    def kept(self, tokens: int, number_bytes: int, recomputed: bool = False) -> int:
+    def kept(self, tokens: int, number_bytes: int, recomputed: bool = False, trained: int | None = None) -> int:
         """Bytes of the tensors that a training pass over `tokens` tokens keeps for its backward pass, by `KEPT`.
 
         `number_bytes`: 2 under autocast to bfloat16, 4 in float32. `recomputed`: the layers are worked out again (see
-        `layers.recompute_layers`), so that one of them and the inputs of all are kept.
+        `layers.recompute_layers`), so that one of them and the inputs of all are kept. `trained`: layers, counted from the output, below
+        which no gradient goes and nothing is kept; None for all.
         """
         maps = self.heads * self.head_width, self.key_heads * self.head_width
         layer = int(tokens * np.dot(KEPT[self.gated, number_bytes], (self.width, self.inner, sum(maps))))
-        return layer + self.layers * tokens * self.width * number_bytes if recomputed else self.layers * layer
+        layers = self.layers if trained is None else min(trained, self.layers)
+        return layer + layers * tokens * self.width * number_bytes if recomputed else layers * layer
 
     def passing(self, tokens: int, number_bytes: int) -> int:
         """Bytes of a layer's tensors while `tokens` tokens go through it without a graph."""

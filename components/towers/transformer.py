@@ -11,7 +11,8 @@ six: its upper layers turn meaning into the next word, which an embedding does n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -194,6 +195,52 @@ def _recomputed(forward: Callable[..., Any], adapted: Sequence[Any], *given: Any
 
     # No layer draws random numbers in evaluation mode, so their state need not be kept.
     return checkpoint(worked_out, *given, use_reentrant=False, preserve_rng_state=False, **named)
+
+
+class LowerStates:
+    """The states below the first trained layer, kept from the pass of a text without a graph for its pass with one.
+
+    No weight below that layer is trained, so both passes find the same there: gradients are equal, and the second pass begins at the
+    trained layers. Outside `pass_of` the model is as it was.
+    """
+
+    def __init__(self, model: Any, trained: int, name: str) -> None:
+        """`trained`: how many layers are, counted from the output."""
+        owner, attribute = layer_stack(model, name)
+        lower = getattr(owner, attribute)[:-trained]
+        self._kept: dict[int, Any] = {}
+        self._key: int | None = None
+        for place, layer in enumerate(lower):
+            layer.forward = partial(self._forward, layer.forward, place == len(lower) - 1)
+
+    @contextmanager
+    def pass_of(self, rows: Any) -> Iterator[None]:
+        """A pass of the model on `rows`, the very object that the other pass is given: without a graph it is kept, with one it is used up."""
+        import torch
+
+        self._key = id(rows)
+        try:
+            yield
+        finally:
+            self._key = None
+            if torch.is_grad_enabled():
+                self._kept.pop(id(rows), None)
+
+    def clear(self) -> None:
+        """Forget what no second pass has asked for."""
+        self._kept.clear()
+
+    def _forward(self, forward: Callable[..., Any], last: bool, *given: Any, **named: Any) -> Any:
+        import torch
+
+        if self._key is None:
+            return forward(*given, **named)
+        if torch.is_grad_enabled() and self._key in self._kept:
+            return self._kept[self._key]  # of the last of them, whichever this is: the next one does not look at it
+        found = forward(*given, **named)
+        if last and not torch.is_grad_enabled():
+            self._kept[self._key] = found
+        return found
 
 
 def keep_layers(model: Any, numbers: Sequence[int], name: str) -> None:

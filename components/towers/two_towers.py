@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ from components.towers.processes import collected, current_world, from_main, lik
 from components.towers.tokens import batches_by_tokens, ends_by_itself, even_length, longest_text, needs_end_token, pad_batch, token_ids
 from components.towers.trained.published import asked_attention, head_digest, read_published
 from components.towers.transformer import (
+    LowerStates,
     check_attention,
     cut,
     keep_layers,
@@ -379,6 +380,7 @@ class TwoTowers:
         self._whole = {role: contract.model_copy(update={"dimension": self.width}) for role, contract in self.contracts.items()}
         self._tokens_per_batch = config.chunk_size * longest_text(config)
         self._shape: Shape | None = None
+        self._lower: LowerStates | None = None
         with suppress(AttributeError, ModelError):  # an architecture that says nothing of its size
             self._shape = shape_of(decoder.config.get_text_config(), layer_count(decoder, config.base_model))
         self.recomputes = self._must_recompute(decoder, config)
@@ -393,7 +395,7 @@ class TwoTowers:
 
     def _whole_pass(self, config: TowerConfig, recomputed: bool = False) -> int:
         tokens = longest_text(config) * min(config.chunk_size, config.batch_size * (1 + config.hard_negatives))
-        return self._shape.kept(tokens, self.dtype.itemsize, recomputed) if self._shape is not None else 0
+        return self._shape.kept(tokens, self.dtype.itemsize, recomputed, config.lora_layers) if self._shape is not None else 0
 
     def kept_bytes(self, config: TowerConfig) -> int:
         """Bytes that a pass over the largest chunk of `config` keeps for its backward pass; 0 where the model does not say its size."""
@@ -405,6 +407,8 @@ class TwoTowers:
             adapters.model.to(self.device)
             if self.recomputes:
                 recompute_layers(decoder, base.name)
+            if config.lora_layers is not None:
+                self._lower = LowerStates(decoder, config.lora_layers, base.name)
             return adapters
         models = FullModels(decoder, self.tokenizer, base.name, config.sharding == "fsdp")
         if self.recomputes:
@@ -432,7 +436,8 @@ class TwoTowers:
         """Unit vectors (len(rows), width) float32 of token id rows through the weights of `role`, in all dimensions of the model."""
         batch = {k: v.to(self.device) for k, v in pad_batch(rows, self.tokenizer.pad_token_id or 0, self.even).items()}
         # A context per call: a cast that autocast caches without a graph would else be used again where a graph is needed.
-        with autocast(self.device, self.dtype):
+        lower = nullcontext() if self._lower is None else self._lower.pass_of(rows)
+        with autocast(self.device, self.dtype), lower:
             return pooled(self._weights.of(role), batch, self._whole[role])[: len(rows)]
 
     def encode(self, rows: Sequence[Sequence[int]], role: Role, progress: str | None = None) -> NDArray[np.float32]:
