@@ -163,6 +163,15 @@ ROBERTA = {**ENCODER, "max_position_embeddings": 66, "type_vocab_size": 1}
 DISTILBERT = {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64}
 MODERNBERT = {"global_attn_every_n_layers": 2, "local_attention": 8, "cls_token_id": 1, "sep_token_id": 2}
 
+GEMMA4 = {
+    **WINDOWS,
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    "num_kv_shared_layers": 1,
+    "global_head_dim": 16,
+    "hidden_size_per_layer_input": 4,
+}
+
 TEACHERS = {
     "qwen2.5": Family("qwen2", qwen, "<|im_end|>"),
     "qwen3": Family("qwen3", qwen, "<|im_end|>", {"head_dim": 8}),
@@ -171,6 +180,7 @@ TEACHERS = {
     "smollm": Family("llama", gpt_neox, "<|endoftext|>"),
     "mistral": Family("mistral", mistral, "</s>", {"sliding_window": 8}),
     "gemma-3": Family("gemma3_text", gemma, "<eos>", WINDOWS),
+    "gemma-4": Family("gemma4_text", gemma, "<eos>", GEMMA4),
     "phi-3": Family("phi3", mistral, "</s>", {"pad_token_id": 0}),
     "glm-4": Family("glm4", glm, "<|endoftext|>", {"head_dim": 8}),
     "olmo-2": Family("olmo2", gpt_neox, "<|endoftext|>"),
@@ -183,3 +193,4 @@ STUDENTS = {
     "distilbert": Family("distilbert", bert, "[SEP]", base=DISTILBERT),
     "modernbert": Family("modernbert", modernbert, "[SEP]", MODERNBERT, ENCODER),
 }
+SHARED_KEYS = ("gemma-4",)  # whose upper layers take keys and values that lower ones made

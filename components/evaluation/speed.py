@@ -139,11 +139,13 @@ def with_work(speed: EncoderSpeed, encoder: TextEncoder, texts: Sequence[str]) -
 
 def _operations(encoder: TextEncoder, lengths: NDArray[np.float64]) -> float:
     """Floating-point operations for a text, the mean over texts of these lengths in tokens."""
+    from components.towers.model_size import stated
+
     model, head = getattr(encoder, "model", None), getattr(encoder, "head", None)
     once = 2.0 * (_matrix_numbers(head) if head is not None else 0)
     found = getattr(model, "config", None)
     config = None if found is None else found.get_text_config()
-    width = 0 if config is None else int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    width = 0 if config is None else int(stated(config, "head_dim") or config.hidden_size // config.num_attention_heads)
     attention = 0 if config is None else 4.0 * config.num_hidden_layers * config.num_attention_heads * width
     return float(once + 2.0 * _matrix_numbers(model) * lengths.mean() + attention * np.square(lengths).mean())
 

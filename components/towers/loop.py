@@ -240,7 +240,8 @@ class Training:
         def ordered(q: Tensor, d: Tensor) -> Tensor:
             return loss(q[query_places], d[document_places])
 
-        value = cached_backward(self.towers.embed, queries, documents, ordered)  # type: ignore[arg-type]
+        with self.towers.passing_twice():
+            value = cached_backward(self.towers.embed, queries, documents, ordered)  # type: ignore[arg-type]
         sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
         return _sum(value, self.towers.device)
 

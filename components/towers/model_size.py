@@ -26,6 +26,7 @@ class Shape:
     """The size of a transformer, from its configuration alone. `gated`: a third map in its feed-forward part, as decoders have.
 
     `inner`: the inner width that a token passes through; `held`: that of all `experts` of a layer together, 0 in a model without experts.
+    `tables`: numbers in the layers' own tables of token embeddings, which Gemma 3n and 4 have.
     """
 
     layers: int
@@ -38,11 +39,12 @@ class Shape:
     gated: bool
     held: int = 0
     experts: int = 1
+    tables: int = 0
 
     @property
     def embeddings(self) -> int:
-        """Numbers in the table of token embeddings."""
-        return self.vocabulary * self.width
+        """Numbers in the tables of token embeddings."""
+        return self.vocabulary * self.width + self.tables
 
     @property
     def maps(self) -> tuple[tuple[int, int], ...]:
@@ -92,7 +94,7 @@ def shape_of(config: Any, layers: int) -> Shape:
     Where no inner width is named it is four times the width, as in the library's classes.
     """
     heads, width = int(config.num_attention_heads), int(config.hidden_size)
-    key_heads = getattr(config, "num_key_value_heads", None)
+    key_heads = stated(config, "num_key_value_heads")
     inner, experts = _first_of(config, INNER) or 4 * width, _first_of(config, EXPERTS)
     of_one = _first_of(config, ("moe_intermediate_size",)) or inner
     shared = of_one * _first_of(config, ("n_shared_experts",)) + _first_of(config, ("shared_expert_intermediate_size",))
@@ -103,17 +105,24 @@ def shape_of(config: Any, layers: int) -> Shape:
         inner=passed if experts else inner,
         heads=heads,
         key_heads=int(key_heads or heads),
-        head_width=int(getattr(config, "head_dim", None) or width // heads),
+        head_width=int(stated(config, "head_dim") or width // heads),
         vocabulary=int(config.vocab_size),
         gated=key_heads is not None or config.model_type in GATED_ENCODERS,
         held=of_one * experts + shared if experts else 0,
         experts=experts or 1,
+        tables=layers * _first_of(config, ("vocab_size_per_layer_input",)) * _first_of(config, ("hidden_size_per_layer_input",)),
     )
 
 
 def _first_of(config: Any, names: Sequence[str]) -> int:
     """The first of these numbers that the configuration states; 0 when it states none."""
-    return next((int(value) for name in names if (value := getattr(config, name, None))), 0)
+    return next((int(value) for name in names if (value := stated(config, name))), 0)
+
+
+def stated(config: Any, name: str) -> Any:
+    """The value that a configuration has under this name; of those that it has for each layer, as Gemma 4's, the largest. None for none."""
+    layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
+    return max((value for layer in layers if (value := getattr(layer, name, None))), default=None)
 
 
 def count_layers(name: str, revision: str | None = None, code: bool = False) -> int:

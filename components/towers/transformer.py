@@ -198,48 +198,68 @@ def _recomputed(forward: Callable[..., Any], adapted: Sequence[Any], *given: Any
 
 
 class LowerStates:
-    """The states below the first trained layer, kept from the pass of a text without a graph for its pass with one.
+    """The states below the first trained layer, kept from the pass of texts without a graph for that with one (see `losses`).
 
     No weight below that layer is trained, so both passes find the same there: gradients are equal, and the second pass begins at the
-    trained layers. Outside `pass_of` the model is as it was.
+    trained layers. Outside `kept` the model is as it was, and so is one whose trained layers ask for more than the states of the last
+    layer below them (Gemma 4's take keys and values of earlier ones): that is measured.
     """
 
     def __init__(self, model: Any, trained: int, name: str) -> None:
         """`trained`: how many layers are, counted from the output."""
         owner, attribute = layer_stack(model, name)
         lower = getattr(owner, attribute)[:-trained]
-        self._kept: dict[int, Any] = {}
-        self._key: int | None = None
+        self._found: dict[int, Any] | None = None
+        self._rows: int | None = None
         for place, layer in enumerate(lower):
             layer.forward = partial(self._forward, layer.forward, place == len(lower) - 1)
+        self._suffice = self._measured(model)
 
-    @contextmanager
-    def pass_of(self, rows: Any) -> Iterator[None]:
-        """A pass of the model on `rows`, the very object that the other pass is given: without a graph it is kept, with one it is used up."""
+    def _measured(self, model: Any) -> bool:
         import torch
 
-        self._key = id(rows)
+        self._suffice, rows, found = True, _ROWS, []
+        with self.kept():
+            for graph in (False, True):
+                with torch.set_grad_enabled(graph), self.pass_of(rows):
+                    try:
+                        found.append(model(**_batch([*rows], model.device)).last_hidden_state)
+                    except (LookupError, AttributeError, TypeError):  # what the layers below would have left for it is not there
+                        return False
+        return torch.equal(*found)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Within the block states are kept; the objects that `pass_of` is given have to live until its end."""
+        self._found = {} if self._suffice else None
         try:
             yield
         finally:
-            self._key = None
-            if torch.is_grad_enabled():
-                self._kept.pop(id(rows), None)
+            self._found = None
 
-    def clear(self) -> None:
-        """Forget what no second pass has asked for."""
-        self._kept.clear()
+    @contextmanager
+    def pass_of(self, rows: Any) -> Iterator[None]:
+        """A pass of the model on `rows`, the very object that the other pass is given."""
+        import torch
+
+        self._rows = id(rows)
+        try:
+            yield
+        finally:
+            if self._found is not None and torch.is_grad_enabled():
+                self._found.pop(self._rows, None)
+            self._rows = None
 
     def _forward(self, forward: Callable[..., Any], last: bool, *given: Any, **named: Any) -> Any:
         import torch
 
-        if self._key is None:
+        if self._found is None or self._rows is None:
             return forward(*given, **named)
-        if torch.is_grad_enabled() and self._key in self._kept:
-            return self._kept[self._key]  # of the last of them, whichever this is: the next one does not look at it
+        if torch.is_grad_enabled() and self._rows in self._found:
+            return self._found[self._rows]  # what the last of them gave, whichever this is: the next one does not look at it
         found = forward(*given, **named)
         if last and not torch.is_grad_enabled():
-            self._kept[self._key] = found
+            self._found[self._rows] = found
         return found
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -439,6 +439,13 @@ class TwoTowers:
         lower = nullcontext() if self._lower is None else self._lower.pass_of(rows)
         with autocast(self.device, self.dtype), lower:
             return pooled(self._weights.of(role), batch, self._whole[role])[: len(rows)]
+
+    def passing_twice(self) -> AbstractContextManager[None]:
+        """Within the block `embed` works the layers below the first trained one out once for rows that pass without and with a graph.
+
+        The rows of both passes are one object, which lives until the end of the block.
+        """
+        return nullcontext() if self._lower is None else self._lower.kept()
 
     def encode(self, rows: Sequence[Sequence[int]], role: Role, progress: str | None = None) -> NDArray[np.float32]:
         """Unit vectors (len(rows), dimension) float32 without a graph, in the order of `rows`; `progress` labels a bar on stderr.

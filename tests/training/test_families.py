@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from components.distillation.config import DistillationConfig
 from components.distillation.student.encoder import StudentEncoder
 from components.distillation.student.initial import Source, bare_student
 from components.distillation.student.storage import load_student, save_student
 from components.errors import ModelError
+from components.evaluation.speed import _operations
 from components.planning.facts import shape_of_base
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import save_contract, space_id_of
 from components.towers.encoder import JoinedTower, load_tower
+from components.towers.losses import cached_backward, info_nce
 from components.towers.model_size import model_without_memory, require_positions, shape_of
 from components.towers.train import train_towers
+from components.towers.transformer import layer_stack
 from components.towers.two_towers import TwoTowers
-from tests.families import STUDENTS, TEACHERS
+from tests.families import SHARED_KEYS, STUDENTS, TEACHERS
 from tests.training.tiny_world import documents, pairs, queries
 
 TEXTS = [*documents(), *queries()]
@@ -57,6 +63,36 @@ def test_every_linear_map_of_every_layer_learns(name: str, families: dict[str, s
     assert learned and not [n for n, gradient in gradients.items() if gradient is None or not gradient.abs().sum() > 0]
     if "moe" in name:
         assert any("experts" in n for n in learned)
+
+
+@pytest.mark.parametrize("name", [*TEACHERS, *STUDENTS])
+def test_layers_that_are_not_trained_are_worked_out_once_and_the_gradients_are_those_of_two_passes(
+    name: str, families: dict[str, str], home: Path
+) -> None:
+    attention = "bidirectional" if name in STUDENTS else "causal"
+    towers = towers_on(families[name], lora_layers=1, attention=attention, pooling="mean")
+    with torch.no_grad():
+        for i, parameter in enumerate(towers.parameters()):
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)) * 0.1)
+    rows = towers.tokens(documents()[:4], "document")
+    chunks, passes = [rows[:2], rows[2:]], list[int]()
+    owner, layers = layer_stack(towers.model.get_base_model(), name)
+    lowest = next(m for m in getattr(owner, layers)[0].modules() if isinstance(m, torch.nn.Linear))
+    lowest.register_forward_hook(lambda *_: passes.append(0))
+
+    def gradients(kept: bool) -> list[torch.Tensor]:
+        passes.clear()
+        towers.model.zero_grad()
+        with towers.passing_twice() if kept else nullcontext():
+            cached_backward(towers.embed, chunks, chunks, lambda q, d: info_nce(q, d, 0.1))  # type: ignore[arg-type]
+        return [torch.zeros(()) if p.grad is None else p.grad.clone() for p in towers.parameters()]
+
+    plain, twice = gradients(False), len(passes)
+    kept, once = gradients(True), len(passes)
+    assert (once < twice) == (name not in SHARED_KEYS)
+    assert any(g.abs().sum() > 0 for g in plain)
+    for ours, theirs in zip(kept, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("name", TEACHERS)
@@ -253,6 +289,13 @@ def test_what_a_plan_counts_of_a_model_is_what_it_has(name: str, families: dict[
     tables = [module for module in model.modules() if type(module).__name__ == "Embedding" and module is not model.get_input_embeddings()]
     counted = sum(p.numel() for p in model.parameters()) - sum(table.weight.numel() for table in tables)  # positions and segments
     assert shape_of_base(base).parameters == pytest.approx(counted, rel=0.1), "but for biases and norms"
+
+
+@pytest.mark.parametrize("name", [*TEACHERS, *STUDENTS])
+def test_operations_are_counted_of_every_family(name: str, families: dict[str, str], home: Path) -> None:
+    model = model_without_memory(resolve_base(families[name]))
+    short, long = (_operations(SimpleNamespace(model=model), np.array([length])) for length in (8.0, 16.0))  # type: ignore[arg-type]
+    assert 0 < 2 * short < long < 4 * short, "attention grows faster than the text, and maps as it does"
 
 
 def test_experts_are_counted_in_full_and_passed_by_few(families: dict[str, str], home: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +41,8 @@ def gradient(towers: TwoTowers, chunk: int) -> tuple[float, dict[str, torch.Tens
     rows = {"query": towers.tokens(queries()[:8], "query"), "document": towers.tokens(documents()[:8], "document")}
     chunks = {role: [r[i : i + chunk] for i in range(0, 8, chunk)] for role, r in rows.items()}
     towers.model.zero_grad()
-    loss = cached_backward(towers.embed, chunks["query"], chunks["document"], lambda q, d: info_nce(q, d, 0.1))  # type: ignore[arg-type]
+    with towers.passing_twice():
+        loss = cached_backward(towers.embed, chunks["query"], chunks["document"], lambda q, d: info_nce(q, d, 0.1))  # type: ignore[arg-type]
     return loss, {n: p.grad.clone() for n, p in towers.model.named_parameters() if p.grad is not None}
 
 
@@ -78,6 +81,45 @@ def test_no_graph_reaches_below_the_layers_with_adapters(home: Path) -> None:
         layer.register_forward_hook(lambda module, given, made: seen.append((made[0] if isinstance(made, tuple) else made).requires_grad))
     towers.embed(towers.tokens(documents()[:4], "document"), "document")
     assert seen == [False] * (len(stack) - 1) + [True]
+
+
+def test_what_lies_below_the_first_trained_layer_is_worked_out_once_for_both_passes_of_a_chunk(home: Path) -> None:
+    towers = TwoTowers(resolve_base("tiny-decoder", documents() + queries()), CONFIG.model_copy(update={"lora_layers": 1}))
+    with torch.no_grad():
+        for i, parameter in enumerate(towers.parameters()):
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)) * 0.1)
+    stack = next(m for m in towers.model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 1)
+    passes = {"below": 0, "trained": 0}
+
+    def counted(layer: str) -> Callable[..., None]:
+        def count(*_: Any) -> None:
+            passes[layer] += 1
+
+        return count
+
+    for name, layer in (("below", stack[0]), ("trained", stack[-1])):
+        layer.self_attn.register_forward_hook(counted(name))
+    whole = gradient(towers, 8)
+    assert passes == {"below": 2, "trained": 2}  # one chunk a role passes once
+    loss, found = gradient(towers, 3)
+    assert passes == {"below": 2 + 6, "trained": 2 + 11}  # all three chunks of a role pass twice, but the first one of documents
+    assert loss == pytest.approx(whole[0], abs=1e-6)
+    assert found.keys() == whole[1].keys()
+    for key, value in found.items():
+        torch.testing.assert_close(value, whole[1][key], atol=1e-6, rtol=1e-5)
+
+
+def test_no_state_outlives_the_step_that_kept_it(home: Path) -> None:
+    towers = TwoTowers(resolve_base("tiny-decoder", documents() + queries()), CONFIG.model_copy(update={"lora_layers": 1}))
+    first, second = (towers.tokens(documents()[i : i + 4], "document") for i in (0, 4))
+    wanted = towers.embed(second, "document").detach()
+    rows = list(first)
+    with torch.no_grad(), towers.passing_twice():
+        towers.embed(rows, "document")
+    rows[:] = second  # the very object, with other texts in it
+    torch.testing.assert_close(towers.embed(rows, "document").detach(), wanted, atol=0, rtol=0)
+    with towers.passing_twice():
+        torch.testing.assert_close(towers.embed(rows, "document").detach(), wanted, atol=0, rtol=0)
 
 
 def test_more_layers_with_adapters_than_there_are_is_refused(home: Path) -> None:
