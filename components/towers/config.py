@@ -105,7 +105,10 @@ class TowerConfig(StepConfig):
     lora_rank: int = Field(16, ge=1, le=512, description="Rank of each adapter")
     lora_alpha: int = Field(32, ge=1, le=2048, description="Scale of each adapter")
     lora_layers: int | None = Field(
-        None, ge=1, le=1000, description="Layers with adapters, counted from the output; those below cost no gradient. null: all"
+        None,
+        ge=1,
+        le=1000,
+        description="Layers with adapters, counted from the output; those below cost no gradient, and one forward pass alone. null: all",
     )
     temperature: float = Field(0.03, gt=0, le=1, description="Temperature of InfoNCE on cosine similarities")
     learning_rate: float = Field(3e-4, gt=0, le=1, description="Peak learning rate")

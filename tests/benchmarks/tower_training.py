@@ -1,6 +1,6 @@
 """Training of the towers: throughput against sentence-transformers, and memory against two separate towers.
 
-    python tests/benchmarks/tower_training.py --data FOLDER [--base decoder-1536x24] [--chunk 4] [--rounds 2]
+    python tests/benchmarks/tower_training.py --data FOLDER [--base decoder-1536x24] [--lora-layers 9] [--chunk 4] [--rounds 2]
 
 Three systems train on the same pairs with the same model, adapters, batch, chunk, lengths and number format: ours (two adapters on one
 decoder, gradient caching), sentence-transformers' trainer with its cached loss (one adapter for both roles, it knows no other), and two
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -76,13 +77,16 @@ def _with_towers(pairs: list[tuple[str, str]], options: argparse.Namespace, syst
         (queries, query_places), (documents, document_places) = (
             in_chunks(rows[role][batch], options.chunk * options.document_length) for role in ROLES
         )
-        cached_backward(
-            lambda chunk, role: towers[role].embed(chunk, role),
-            queries,
-            documents,
-            # Chunks are sorted by length, as in training, so the rows are put back in their order; the places are bound now.
-            lambda q, d, i=query_places, j=document_places: info_nce(q[i], d[j], 0.03),  # type: ignore[misc]
-        )
+        with ExitStack() as block:
+            for tower in {id(t): t for t in towers.values()}.values():
+                block.enter_context(tower.passing_twice())
+            cached_backward(
+                lambda chunk, role: towers[role].embed(chunk, role),
+                queries,
+                documents,
+                # Chunks are sorted by length, as in training, so the rows are put back in their order; the places are bound now.
+                lambda q, d, i=query_places, j=document_places: info_nce(q[i], d[j], 0.03),  # type: ignore[misc]
+            )
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -101,6 +105,7 @@ def _towers(options: argparse.Namespace, count: int) -> dict[str, Any]:
         precision=options.precision,
         lora_rank=16,
         lora_alpha=32,
+        lora_layers=options.lora_layers,
     )
     base = resolve_base(options.base, _texts(options.data))
     made = [TwoTowers(base, config) for _ in range(count)]
@@ -150,8 +155,21 @@ def _sentence_transformer(options: argparse.Namespace) -> Any:
     )
     pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
     model = SentenceTransformer(modules=[transformer, pooling, Normalize()])
-    model.add_adapter(LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear"))
+    model.add_adapter(LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, **_adapted(transformer.model, options)))
     return model
+
+
+def _adapted(model: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """peft's settings for adapters on all linear maps of the last `lora_layers` layers, or of all."""
+    if options.lora_layers is None:
+        return {"target_modules": "all-linear"}
+    from components.towers.transformer import layer_stack
+    from components.towers.two_towers import adapted_maps
+
+    owner, name = layer_stack(model, options.base)
+    total = len(getattr(owner, name))
+    upper = list(range(total - options.lora_layers, total))
+    return {"target_modules": adapted_maps(model, options.base)[0], "layers_to_transform": upper, "layers_pattern": name}
 
 
 def _clock() -> Any:
@@ -240,6 +258,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each system")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--chunk", type=int, default=8, help="pairs in memory at once")
+    parser.add_argument("--lora-layers", type=int, help="layers with adapters, counted from the output; all without it")
     parser.add_argument("--query-length", type=int, default=24)
     parser.add_argument("--document-length", type=int, default=64)
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")

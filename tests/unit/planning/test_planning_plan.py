@@ -46,8 +46,8 @@ def test_lengths_follow_from_the_data() -> None:
 
 
 def test_who_names_no_base_starts_from_the_encoder_and_without_its_prompts() -> None:
-    pages = load_config("pages", None, {"data.source": "somewhere"})
-    assert pages.towers.base_model == plan.PLAIN_BASE
+    plain = {"towers.base_model": plan.PLAIN_BASE, "towers.query_prompt": "query: ", "towers.document_prompt": "document: "}
+    pages = load_config("pages", None, {"data.source": "somewhere", **plain})
     assert chosen(plan.from_warm_base(pages, ())) == {
         "towers.base_model": plan.WARM_BASE,
         "towers.query_prompt": "",
