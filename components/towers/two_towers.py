@@ -408,7 +408,8 @@ class TwoTowers:
             if self.recomputes:
                 recompute_layers(decoder, base.name)
             if config.lora_layers is not None:
-                self._lower = LowerStates(decoder, config.lora_layers, base.name)
+                with autocast(self.device, self.dtype):  # adapters and weights have numbers of two formats
+                    self._lower = LowerStates(decoder, config.lora_layers, base.name)
             return adapters
         models = FullModels(decoder, self.tokenizer, base.name, config.sharding == "fsdp")
         if self.recomputes:
