@@ -229,8 +229,6 @@ def _planned(config: RetrainConfig, dataset: DatasetArtifact, fixed: list[str], 
     from components.planning.calibration import calibrate
     from components.planning.cost import card_needs, needs_of
 
-    started = planning.from_warm_base(config, fixed)
-    plain, config = config, planning.changed(config, {choice.field: choice.value for choice in started})
     size = number_bytes(config)
     host, device = planning.free_room(settings.home()), planning.device_memory()
     if card is not None and device is None and budget is not None:
@@ -240,8 +238,8 @@ def _planned(config: RetrainConfig, dataset: DatasetArtifact, fixed: list[str], 
     memory = card or device or host.memory
     facts = _facts(planning.wanted_facts(config, fixed), dataset)
     on_card = card is not None or device is not None
-    choices = [*started, *planning.from_data(config, facts, fixed, planning.Room(memory, host.disk), size, on_card)]
-    sized = planning.changed(plain, {choice.field: choice.value for choice in choices})
+    choices = planning.from_data(config, facts, fixed, planning.Room(memory, host.disk), size, on_card)
+    sized = planning.changed(config, {choice.field: choice.value for choice in choices})
     notes = planning.notes_on(sized, facts, card, device)
     if card is not None and device is None:
         needs, cards = needs_of(sized, facts, size, on_card=True), card_needs(sized, facts, size)
@@ -254,7 +252,7 @@ def _planned(config: RetrainConfig, dataset: DatasetArtifact, fixed: list[str], 
         more = planning.to_budget(sized, facts, fixed, budget, found.wall)
         knob = planning.knob(sized, facts, fixed, budget, found.wall) if more is None else ""
         choices = planning.merged(choices, more or [])
-        sized = planning.changed(plain, {choice.field: choice.value for choice in choices})
+        sized = planning.changed(config, {choice.field: choice.value for choice in choices})
     rows = planning.rows_of(sized, facts, found.wall, found.cpu, size)
     notes += [f"{note[0].upper()}{note[1:]}."] if device is None and (note := planning.busy_note(rows)) else []
     return _made(sized, facts, choices, rows, found.device, knob, notes, found)

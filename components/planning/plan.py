@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,11 @@ FEW_QUERIES = 10_000  # below so many texts to align on, sentences of documents 
 PASSES = 2.0  # over the training pairs: more has not been seen to pay before the negatives become harder
 MOST_EPOCHS = 12  # of the alignment, see flows/studies/RESULTS.md
 FEWEST_STEPS, FEWEST_EPOCHS = 40, 1
+COMPANION_STEPS = "towers.companion.steps"
+HELD = ("towers.steps", COMPANION_STEPS, "distillation.epochs", "distillation.refine_epochs")
 SHORTEST = 24  # tokens of a document below which none is cut to fit a budget
 SHRINKING = 0.85  # from one try to the next
 BUILT_IN = "icd10cm"
-# The base that a configuration has where nobody names one, and what is proposed in its place: the same model, an encoder already.
-PLAIN_BASE, WARM_BASE = "gemma3-270m", "gemma3-270m-warm"
 QUIET_SHARE = 0.6  # processor seconds over wall seconds; on a quiet machine they are equal at least, but for waits
 CARD_CHUNK = 32  # documents that are tried at once on a card, where small parts leave it idle
 FEWEST_ROWS = 8  # of a chunk, before the layers are worked out twice instead: fewer do not keep a processor busy
@@ -133,15 +134,18 @@ def changed(config: Any, settings: Mapping[str, Any]) -> Any:
     """`config` (a RetrainConfig) with settings by their dotted names, checked again."""
     values = config.model_dump()
     for name, value in settings.items():
-        section, _, field = name.partition(".")
-        values[section] = {**values[section], field: value}
+        *sections, field = name.split(".")
+        place = values
+        for section in sections:
+            place[section] = {**place[section]}
+            place = place[section]
+        place[field] = value
     return type(config).model_validate(values)
 
 
 def value_of(config: Any, name: str) -> Any:
     """The value of a setting by its dotted name."""
-    section, _, field = name.partition(".")
-    return getattr(getattr(config, section), field)
+    return reduce(getattr, name.split("."), config)
 
 
 def wanted_facts(config: Any, fixed: Iterable[str]) -> Any:
@@ -150,21 +154,6 @@ def wanted_facts(config: Any, fixed: Iterable[str]) -> Any:
     if config.data.source == BUILT_IN or "distillation.sentences" in fixed:
         return config
     return changed(config, {"distillation.sentences": max(config.distillation.sentences, MOST_SENTENCES)})
-
-
-def from_warm_base(config: Any, fixed: Iterable[str]) -> list[Choice]:
-    """The warmed-up base in place of the plain one, which few steps do not make an encoder; nothing where a person or a preset chose.
-
-    It was warmed up without prompts, with causal attention and the last token's state, so it is proposed for these alone.
-    """
-    towers, given = config.towers, set(fixed)
-    prompts = ("towers.query_prompt", "towers.document_prompt")
-    if towers.base_model != PLAIN_BASE or towers.training != "lora" or towers.pooling != "last" or towers.attention != "causal":
-        return []
-    if given & {"towers.base_model", *prompts}:
-        return []
-    base = Choice("towers.base_model", towers.base_model, WARM_BASE, "the same model, warmed up as an encoder without labels")
-    return [base, *(Choice(name, value_of(config, name), "", "the warm-up knew no prompts") for name in prompts)]
 
 
 def from_data(config: Any, facts: Facts, fixed: Iterable[str], room: Room, number_bytes: int, on_card: bool = False) -> list[Choice]:
@@ -409,9 +398,13 @@ def _tries(config: Any, facts: Facts, fixed: set[str]) -> Iterator[_Try]:
         steps = max(min(FEWEST_STEPS, towers.steps), round(wanted_steps * scale))
         epochs = max(FEWEST_EPOCHS, round(wanted_epochs * scale))
         refine = min(distillation.refine_epochs, max(1, round(max(3, distillation.refine_epochs) * scale**0.5)))
+        # A companion's steps cost little and tell much, so they go as slowly as the passes of the refinement.
+        own = towers.companion
+        fewest = min(FEWEST_STEPS, own.steps)
+        beside = {COMPANION_STEPS: max(fewest, min(own.steps, round(own.steps * scale**0.5)))} if own.base_model else {}
         length, loss = longest, -math.log(scale)
         while True:
-            settings = {"towers.steps": steps, "distillation.epochs": epochs, "distillation.refine_epochs": refine}
+            settings = {"towers.steps": steps, **beside, "distillation.epochs": epochs, "distillation.refine_epochs": refine}
             yield _Try({**settings, "towers.max_document_length": length}, loss + 2 * math.log(longest / length))
             if length <= SHORTEST or "towers.max_document_length" in fixed:
                 break
@@ -425,7 +418,7 @@ def _budgeted(config: Any, facts: Facts, settings: Mapping[str, Any]) -> Iterato
     towers = config.towers
     for name, value in settings.items():
         before = value_of(config, name)
-        if name == "towers.steps":
+        if name in ("towers.steps", COMPANION_STEPS):
             passes = value * towers.batch_size / max(1, facts.pair_count)
             yield Choice(name, before, value, f"{passes:.2g} passes over {facts.pair_count:,} training pairs in the time there is")
         elif name == "towers.max_document_length":
@@ -440,7 +433,7 @@ def knob(config: Any, facts: Facts, fixed: Iterable[str], budget: float, rates: 
     given = set(fixed)
     least = _least(config, facts, given)
     needed = total_of(least, facts, rates) / SPARE
-    held = sorted(name for name in given if name in ("towers.steps", "distillation.epochs", "distillation.refine_epochs"))
+    held = sorted(name for name in given if name in HELD)
     words = f"The least that would train takes {in_words(needed)}: give --budget {_asked(needed)}"
     count = next((n for n in _fewer(facts.documents.count) if total_of(least, fewer_documents(facts, n), rates) <= SPARE * budget), None)
     if count is not None:

@@ -45,39 +45,6 @@ def test_lengths_follow_from_the_data() -> None:
     assert "30 tokens in the middle" in next(c.reason for c in found if c.field == "towers.max_document_length")
 
 
-def test_who_names_no_base_starts_from_the_encoder_and_without_its_prompts() -> None:
-    plain = {"towers.base_model": plan.PLAIN_BASE, "towers.query_prompt": "query: ", "towers.document_prompt": "document: "}
-    pages = load_config("pages", None, {"data.source": "somewhere", **plain})
-    assert chosen(plan.from_warm_base(pages, ())) == {
-        "towers.base_model": plan.WARM_BASE,
-        "towers.query_prompt": "",
-        "towers.document_prompt": "",
-    }
-
-
-@pytest.mark.parametrize(
-    ("preset", "settings", "fixed"),
-    [
-        ("pages", {}, {"towers.base_model"}),
-        ("pages", {}, {"towers.query_prompt"}),
-        ("pages", {"towers.attention": "bidirectional"}, {"towers.attention"}),
-        ("pages", {"towers.pooling": "mean"}, {"towers.pooling"}),
-        ("pages", {"towers.training": "full"}, {"towers.training"}),
-        ("demo", {}, set()),
-        ("smoke", {}, set()),
-    ],
-)
-def test_a_base_that_was_chosen_stays(preset: str, settings: dict[str, Any], fixed: set[str]) -> None:
-    assert plan.from_warm_base(load_config(preset, None, settings), fixed) == []
-
-
-def test_the_bases_of_a_plan_are_names_that_are_known() -> None:
-    from components.towers.base_models import WARM_GEMMA
-    from components.towers.config import TowerConfig
-
-    assert (TowerConfig().base_model, WARM_GEMMA) == (plan.PLAIN_BASE, plan.WARM_BASE)
-
-
 def test_long_sentences_that_are_learned_from_do_not_lengthen_the_queries() -> None:
     found = plan.from_data(own(), facts(sources={"train": texts(64), "sentences": texts(10, 60)}), (), ROOM, 4)
     assert chosen(found)["distillation.max_query_length"] == 24
@@ -242,6 +209,19 @@ def test_more_time_never_gives_fewer_steps() -> None:
 def test_steps_that_a_person_set_are_not_touched_by_the_budget() -> None:
     found = plan.to_budget(own(towers__steps=77), facts(), {"towers.steps"}, 600.0, RATES)
     assert found is not None and "towers.steps" not in chosen(found)
+
+
+def test_a_companion_takes_fewer_steps_where_time_is_short_and_never_more_than_it_was_given() -> None:
+    asked, steps = own(towers__companion__base_model="all-minilm-l6-v2", towers__companion__steps=4000), []
+    whole = plan.total_of(asked, facts(companion=facts().student), RATES)
+    for budget in (0.4 * whole, whole, 100 * whole):
+        found = plan.to_budget(asked, facts(companion=facts().student), (), budget, RATES)
+        assert found is not None
+        assert plan.total_of(plan.changed(asked, chosen(found)), facts(companion=facts().student), RATES) <= budget
+        steps.append(chosen(found)[plan.COMPANION_STEPS])
+    assert steps == sorted(steps) and plan.FEWEST_STEPS <= steps[0] < steps[-1] == 4000
+    held = plan.to_budget(asked, facts(companion=facts().student), {plan.COMPANION_STEPS}, 100 * whole, RATES)
+    assert held is not None and plan.COMPANION_STEPS not in chosen(held)
 
 
 def test_what_cannot_fit_names_the_budget_that_would_and_fewer_documents() -> None:
