@@ -131,6 +131,7 @@ def _settings_of(context: Context, point: Point) -> StudySettings:
         "steps": point.steps,
         "mining_start": round(towers.mining_start * point.share),
         "mining_interval": max(1, round(towers.mining_interval * point.share)) if towers.mining_interval else 0,
+        "lora_layers": None,  # of any model as large a part is trained as of any other
         "companion": {},  # whose size would be no point's
     }
     if decoder_shape(point.model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -277,3 +278,15 @@ def test_building_counts_all_that_a_system_stands_on() -> None:
     without = {name: value for name, value in steps.items() if name != "generate_queries"}
     assert cost_benefit.building_seconds("student", without, 0.5) == 50.0
     assert cost_benefit.building_seconds("student", {**steps, "build_index": None}, 0.5) is None
+
+
+def test_a_layer_subset_is_trained_whole_and_alone_in_the_scaling_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.studies import scaling_law
+
+    monkeypatch.setattr(scaling_law, "_revision", lambda model, config: None)
+    config = load_settings(StudySettings, "pages", overrides={"data.source": "somewhere"})
+    assert config.towers.lora_layers and config.towers.companion.base_model
+    context = SimpleNamespace(config=config, changed=lambda towers: config.towers.model_copy(update=towers))
+    point = scaling_law.Point(model=f"{config.towers.base_model}@4", parameters=1, share=0.5, steps=20, pairs=640)
+    found = scaling_law._settings_of(context, point)  # type: ignore[arg-type]
+    assert (found.lora_layers, found.companion, found.steps) == (None, {}, 20)
