@@ -19,7 +19,7 @@ from components.distillation.student.forms import FORMS
 from components.planning.facts import Facts, Texts
 from components.towers.device import FREED_FROM, even_shapes, pick_dtype
 from components.towers.encoder import TOKENS_PER_BATCH, WORTH
-from components.towers.model_size import Shape
+from components.towers.model_size import Shape, trained_layers
 from components.towers.tokens import batches_by_tokens, even_length, longest_text, tokens_of
 
 # Every unit of work, and what one of it is.
@@ -276,7 +276,7 @@ def _tokens_of_batch(towers: Any, facts: Facts, lengths: NDArray[np.int64]) -> t
         return whole, 0.0
     # The first chunk of documents keeps its graph; of the others the layers below the first trained one are worked out once.
     layers = facts.teacher.layers
-    return whole, (whole - parts[1][0]) * min(towers.lora_layers or layers, layers) / layers
+    return whole, (whole - parts[1][0]) * min(trained_layers(towers) or layers, layers) / max(1, layers)
 
 
 def _mining_rounds(towers: Any) -> int:
@@ -538,6 +538,10 @@ def training_bytes(config: Any, facts: Facts, number_bytes: int, on_host: bool =
     kept = kept_bytes(towers, facts)
     if on_host:
         kept = round(kept * HOST_OVERHEAD if kept >= FREED_FROM else kept * HEAP_OVERHEAD + HEAP_HOLES)
+    if (trained_layers(towers) or facts.teacher.layers) < facts.teacher.layers:  # a state a token of the batch, see `LowerStates`
+        texts = towers.batch_size * (1 + towers.hard_negatives)
+        lengths = texts * towers.max_document_length + towers.batch_size * towers.max_query_length
+        kept += lengths * facts.teacher.width * number_bytes
     # Gradient and two moments of what is trained, and its weights: of two full models the first one's count as the frozen weights do.
     new = facts.teacher.parameters if towers.training == "full" else trained_parameters(towers, facts)
     return kept + 12 * trained_parameters(towers, facts) + 4 * new
@@ -559,7 +563,7 @@ def kept_bytes(towers: Any, facts: Facts) -> int:
     queries = (facts.sources.get("train") or facts.dev).teacher
     longest = min(longest_text(towers), even_length(int(max(facts.documents.teacher.max(initial=1), queries.max(initial=1)))))
     tokens = min(towers.chunk_size * longest_text(towers), longest * towers.batch_size * (1 + towers.hard_negatives))
-    return facts.teacher.kept(tokens, pick_dtype(towers.precision).itemsize, bool(towers.activation_checkpointing), towers.lora_layers)
+    return facts.teacher.kept(tokens, pick_dtype(towers.precision).itemsize, bool(towers.activation_checkpointing), trained_layers(towers))
 
 
 def card_needs(config: Any, facts: Facts, number_bytes: int) -> dict[str, int]:

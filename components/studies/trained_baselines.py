@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -79,6 +80,10 @@ class TrainablePair(Protocol):
 
     def kept_bytes(self, config: TowerConfig) -> int:
         """Bytes that a pass over the largest chunk of `config` keeps for its backward pass; 0 where they are few."""
+        ...
+
+    def passing_twice(self) -> AbstractContextManager[None]:
+        """A block within which rows pass without and with a graph (see `TwoTowers.passing_twice`)."""
         ...
 
 
@@ -181,6 +186,10 @@ class SymmetricPair:
         """See components.studies.trained_baselines.TrainablePair."""
         return 0
 
+    def passing_twice(self) -> AbstractContextManager[None]:
+        """All layers are trained, so nothing can be kept."""
+        return nullcontext()
+
     def tokens(self, texts: Sequence[str], role: Role) -> list[list[int]]:
         """Token ids behind the role's prompt."""
         return (self._queries if role == "query" else self.encoder.student).tokens(texts)
@@ -270,6 +279,10 @@ class AsymmetricPair:
     def kept_bytes(self, config: TowerConfig) -> int:
         """See components.studies.trained_baselines.TrainablePair."""
         return self.towers.kept_bytes(config)
+
+    def passing_twice(self) -> AbstractContextManager[None]:
+        """See components.studies.trained_baselines.TrainablePair."""
+        return self.towers.passing_twice()
 
     def tokens(self, texts: Sequence[str], role: Role) -> list[list[int]]:
         """Token ids under the contract of the role's own encoder."""

@@ -15,6 +15,8 @@ from components.towers.transformer import configured_layers, keep_layers, positi
 if TYPE_CHECKING:
     import torch
 
+    from components.towers.config import TowerConfig
+
 # Bytes that a layer with adapters keeps for a token, for each number of its width, of its inner width, and of its queries and keys side
 # by side; by whether its feed-forward part is gated, and by the bytes of a number. Fitted to what autograd saved in layers of the sizes of
 # Qwen3 0.6B and 4B, Qwen2.5 0.5B, Llama 3.2 1B and Gemma 3 270M (within 10 %), and of MiniLM. Norms and residuals stay wider than bfloat16.
@@ -117,6 +119,11 @@ def shape_of(config: Any, layers: int) -> Shape:
 def _first_of(config: Any, names: Sequence[str]) -> int:
     """The first of these numbers that the configuration states; 0 when it states none."""
     return next((int(value) for name in names if (value := stated(config, name))), 0)
+
+
+def trained_layers(config: TowerConfig) -> int | None:
+    """How many layers, counted from the output, the towers' training reaches; None for all."""
+    return config.lora_layers if config.training == "lora" else None
 
 
 def stated(config: Any, name: str) -> Any:

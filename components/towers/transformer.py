@@ -224,7 +224,7 @@ class LowerStates:
                 with torch.set_grad_enabled(graph), self.pass_of(rows):
                     try:
                         found.append(model(**_batch([*rows], model.device)).last_hidden_state)
-                    except (LookupError, AttributeError, TypeError):  # what the layers below would have left for it is not there
+                    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError):  # the layers below leave it more than this
                         return False
         return torch.equal(*found)
 

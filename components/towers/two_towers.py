@@ -34,7 +34,7 @@ from components.towers.base_models import (
 from components.towers.config import TowerConfig
 from components.towers.contract import ROLES, EncodingContract, Role, tokenizer_digest
 from components.towers.device import autocast, even_shapes, free_bytes, pick_device, pick_dtype
-from components.towers.model_size import Shape, model_without_memory, shape_of
+from components.towers.model_size import Shape, model_without_memory, shape_of, trained_layers
 from components.towers.processes import collected, current_world, from_main, like, sum_over_processes
 from components.towers.tokens import batches_by_tokens, ends_by_itself, even_length, longest_text, needs_end_token, pad_batch, token_ids
 from components.towers.trained.published import asked_attention, head_digest, read_published
@@ -395,7 +395,7 @@ class TwoTowers:
 
     def _whole_pass(self, config: TowerConfig, recomputed: bool = False) -> int:
         tokens = longest_text(config) * min(config.chunk_size, config.batch_size * (1 + config.hard_negatives))
-        return self._shape.kept(tokens, self.dtype.itemsize, recomputed, config.lora_layers) if self._shape is not None else 0
+        return self._shape.kept(tokens, self.dtype.itemsize, recomputed, trained_layers(config)) if self._shape is not None else 0
 
     def kept_bytes(self, config: TowerConfig) -> int:
         """Bytes that a pass over the largest chunk of `config` keeps for its backward pass; 0 where the model does not say its size."""

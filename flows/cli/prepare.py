@@ -284,10 +284,10 @@ def _set_by_person(options: argparse.Namespace) -> set[str]:
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in values.items():
-        if isinstance(value, Mapping) and not prefix:
-            yield from _leaves(value, f"{key}.")
-        else:
-            yield f"{prefix}{key}"
+        if prefix:
+            yield f"{prefix}{key}"  # of a section within a section too: its own settings are told beside it
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
 
 
 def _require_new(file: Path | None) -> None:

@@ -142,7 +142,7 @@ def test_diff_prints_only_what_differs_and_ends_with_status_0() -> None:
     outcome = scalingnote("config", "diff", "demo", "pages")
     assert outcome.status == 0 and "towers.steps" in outcome.out and "refine_titles" not in outcome.out
     found = done("config", "diff", "demo", "pages")
-    assert not found["equal"] and found["different"]["distillation.layers"] == {"a": None, "b": 2}
+    assert not found["equal"] and found["different"]["distillation.epochs"] == {"a": 1, "b": 4}
     equal = scalingnote("config", "diff", "demo", "demo")
     assert equal.status == 0 and "All settings are equal." in equal.out
 

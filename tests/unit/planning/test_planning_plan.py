@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from components.errors import ConfigError, ResourceError
 from components.evaluation.units import margin_for, queries_for, queries_needed
 from components.planning import plan
-from components.planning.cost import UNITS, Need, card_needs, kept_bytes, needs_of
+from components.planning.cost import UNITS, Need, card_needs, kept_bytes, needs_of, step_tokens
 from components.planning.facts import Shape
 from components.planning.plan import Choice, Forecast, Room, parse_budget, parse_card
 from components.towers.device import FREED_FROM
+from flows.cli.parser import build_parser
+from flows.cli.prepare import _set_by_person
 from flows.config import PRESETS, RetrainConfig, load_config
 from tests.unit.planning_world import facts, texts
 
@@ -222,6 +224,19 @@ def test_a_companion_takes_fewer_steps_where_time_is_short_and_never_more_than_i
     assert steps == sorted(steps) and plan.FEWEST_STEPS <= steps[0] < steps[-1] == 4000
     held = plan.to_budget(asked, facts(companion=facts().student), {plan.COMPANION_STEPS}, 100 * whole, RATES)
     assert held is not None and plan.COMPANION_STEPS not in chosen(held)
+
+
+def test_what_a_person_sets_within_a_section_of_a_section_is_known_to_the_plan() -> None:
+    words = ["plan", "--preset", "pages", "--set", "towers.companion.steps=77", "--set", "towers.steps=5"]
+    given = _set_by_person(build_parser().parse_args(words))
+    assert {plan.COMPANION_STEPS, "towers.steps"} <= given and "towers.max_document_length" not in given
+
+
+def test_a_model_that_is_trained_in_full_has_no_layers_below_the_trained_ones() -> None:
+    whole = own(towers__training="full", towers__chunk_size=2)
+    upper = plan.changed(whole, {"towers.lora_layers": 1})
+    assert kept_bytes(upper.towers, facts()) == kept_bytes(whole.towers, facts()) > 0
+    assert step_tokens(upper.towers, facts()) == step_tokens(whole.towers, facts())
 
 
 def test_what_cannot_fit_names_the_budget_that_would_and_fewer_documents() -> None:
