@@ -284,7 +284,7 @@ def _set_by_person(options: argparse.Namespace) -> set[str]:
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in values.items():
-        if prefix:
+        if prefix or not isinstance(value, Mapping):
             yield f"{prefix}{key}"  # of a section within a section too: its own settings are told beside it
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")
