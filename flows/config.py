@@ -277,14 +277,17 @@ def _preset_path(preset: str) -> Path:
     return PRESETS / f"{preset}.yaml"
 
 
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, section by section; an empty section (`towers:` alone) changes nothing."""
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any], within: bool = False) -> dict[str, Any]:
+    """`over` laid on `base`, section by section.
+
+    An empty section (`towers:` alone) changes nothing; within a section null takes back what stood there (`companion: null`).
+    """
     result = dict(base)
     for key, value in over.items():
         before = result.get(key)
         if isinstance(before, Mapping) and isinstance(value, Mapping):
-            result[key] = _merged(before, value)
-        elif not (isinstance(before, Mapping) and value is None):
+            result[key] = _merged(before, value, within=True)
+        elif within or not (isinstance(before, Mapping) and value is None):
             result[key] = value
     return result
 

@@ -180,9 +180,13 @@ def _kinds(value: Any) -> Any:
 
 
 def _gives(values: Any, path: Sequence[str]) -> bool:
-    """Whether `values` hold something for the field at `path`; an empty section gives nothing."""
-    for part in path[:-1]:
-        values = values.get(part) if isinstance(values, Mapping) else None
+    """Whether `values` hold something for the field at `path`; an empty section gives nothing, null within a section takes back."""
+    for depth, part in enumerate(path[:-1]):
+        if not isinstance(values, Mapping) or part not in values:
+            return False
+        values = values[part]
+        if values is None:
+            return depth > 0
     return isinstance(values, Mapping) and path[-1] in values
 
 

@@ -30,7 +30,7 @@ from components.index.refresh import Changes, RefreshInputs, refresh_for_dataset
 from components.index.search import open_documents
 from components.settings import expanded
 from components.towers.base_models import folder_identity, pinned_revision
-from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
+from components.towers.config import WITHOUT_WEIGHTS, TowerConfig, named_as_companion
 from components.towers.train import train_on
 from components.towers.trained.adoption import adopt_vectors
 from components.towers.trained.endpoint import BASE as ENDPOINT
@@ -62,7 +62,8 @@ def at_commits(config: Config) -> Config:
     towers, student = config.towers, config.distillation
     towers = with_own_settings(towers.model_copy(update={"revision": pinned_revision(towers.base_model, towers.revision)}))
     if name := towers.companion.base_model:
-        companion = towers.companion.model_copy(update={"revision": pinned_revision(name, towers.companion.revision)})
+        with named_as_companion():
+            companion = towers.companion.model_copy(update={"revision": pinned_revision(name, towers.companion.revision)})
         towers = towers.model_copy(update={"companion": companion})
     named = {"revision": student.student, "generator_revision": student.generator if student.generated else ""}
     found = {

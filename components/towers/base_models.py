@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -230,9 +230,13 @@ def _split(name: str) -> tuple[str, str]:
 
 def _folder(name: str) -> Path | None:
     """The user's own model folder of this name; None when there is none."""
+    return _own(name, Path.is_dir)
+
+
+def _own(name: str, kind: Callable[[Path], bool]) -> Path | None:
     try:
-        folder = Path(name).expanduser()
-        return folder if name and folder.is_dir() else None
+        own = Path(name).expanduser()
+        return own if name and kind(own) else None
     except (RuntimeError, OSError, ValueError):  # the home of nobody, a name too long, a NUL
         return None
 
@@ -255,6 +259,8 @@ def _local(name: str, texts: Sequence[str]) -> BaseModel:
     folder = _folder(name)
     if name.lower().endswith(".gguf"):
         raise ModelError(f"'{name}' is a GGUF file, whose weights are quantized. Name the model that it was made from, as safetensors.")
+    if folder is None and _own(name, Path.is_file):
+        raise ModelError(f"'{name}' is a file. Name the folder that holds the model: its config.json, tokenizer and weights.")
     if folder is None:
         raise ModelError(
             f"The model folder '{name}' does not exist, and the name does not look like one of a model hub (model or owner/model). "

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from components.errors import CollapseError, ModelError
 from components.settings import StepConfig
 
 WITHOUT_WEIGHTS = ("vectors", "endpoint")  # what `base_model` names where no model is here
@@ -59,6 +61,16 @@ class CompanionConfig(StepConfig):
     lora_rank: int = Field(16, ge=1, le=512, description="Rank of each adapter; its scale is twice that")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate; a fully trained encoder wants a tenth of it")
     steps: int = Field(150, ge=1, le=10_000_000, description="Optimizer steps of towers.batch_size pairs")
+
+
+@contextmanager
+def named_as_companion() -> Iterator[None]:
+    """What a model raises within is told as the companion's, and a setting of the towers' by the name that the companion's own has."""
+    own = re.compile(rf"\btowers\.(?=(?:{'|'.join(CompanionConfig.model_fields)})\b)")
+    try:
+        yield
+    except (ModelError, CollapseError) as error:
+        raise type(error)(f"towers.companion: {own.sub('towers.companion.', str(error))}") from None
 
 
 class TowerConfig(StepConfig):
@@ -164,6 +176,11 @@ class TowerConfig(StepConfig):
         if isinstance(given, Mapping) and given.get("base_model") in WITHOUT_WEIGHTS and "training" not in given:
             return {**given, "training": "none"}
         return given
+
+    @field_validator("companion", "endpoint", mode="before")
+    @classmethod
+    def _null_is_none(cls, given: Any) -> Any:
+        return {} if given is None else given
 
     @model_validator(mode="after")
     def _can_be_merged(self) -> TowerConfig:

@@ -26,9 +26,9 @@ from components.artifacts import (
     write_json,
 )
 from components.data.dataset import load_dataset
-from components.errors import CollapseError, ConfigError, ModelError
+from components.errors import ConfigError
 from components.towers.base_models import BaseModel, tower_base
-from components.towers.config import CompanionConfig, TowerConfig
+from components.towers.config import CompanionConfig, TowerConfig, named_as_companion
 from components.towers.contract import (
     COMPANION,
     ROLES,
@@ -84,10 +84,8 @@ def train_companion(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str
     if is_complete(folder):
         return
     folder.mkdir(exist_ok=True)
-    try:
+    with named_as_companion():
         take_part(pairs, companion_towers(config), parents, folder, "train companion")
-    except (ModelError, CollapseError) as error:
-        raise type(error)(f"towers.companion, a pair of towers of its own: {error}") from None
 
 
 def companion_towers(config: TowerConfig) -> TowerConfig:

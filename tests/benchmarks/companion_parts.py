@@ -3,8 +3,10 @@
     SCALINGNOTE_HOME=HOME python -m tests.benchmarks.companion_parts [--split test]
 
 `tower` is the LLM's half alone and `companion` the small encoder's, queries and documents each through its own two towers; `joined` is
-what the teacher of the release answers with. Search is exact. Trainings that differ in the seed alone are one line, with intervals that
-draw seeds and units of queries together.
+what the teacher of the release answers with. `companions` are two small encoders side by side at equal weights, that of this training and
+that of the next seed: what joining gives without an LLM. `student` is what these towers taught, where the home holds one (with fewer layers
+it is `student-LAYERS`); it finds the joined documents. Search is exact. Trainings that differ in the seed alone are one table, with
+intervals that draw seeds and units of queries together.
 """
 
 from __future__ import annotations
@@ -12,12 +14,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-PARTS = ("tower", "companion", "joined")
-PAIRS = (("joined", "tower"), ("joined", "companion"))
+PAIRS = (
+    ("joined", "tower"), ("joined", "companion"), ("joined", "companions"), ("companions", "companion"),
+    ("student", "joined"), ("student", "companion"), ("student", "companions"),
+)  # fmt: skip
 METRICS = ("recall@50", "ndcg@10")
 
 
@@ -38,13 +44,24 @@ def main() -> None:
         sys.exit(f"{error}")
 
 
-def measured(split: str) -> dict[str, list[Any]]:
-    """Data and settings but the seed -> (seed, per-query scores, units) of each training."""
+@dataclass(frozen=True)
+class Training:
+    """One training and its seed; `similar`: how similar each part finds the judged queries and the documents, float32 (both)."""
+
+    seed: int
+    judged: Any
+    documents: list[str]
+    units: Any
+    similar: dict[str, Any]
+
+
+def measured(split: str) -> dict[str, list[Training]]:
+    """Data and settings but the seed -> each training, by its seed."""
     from components.artifacts import digest_of, is_complete, read_json
     from components.errors import ConfigError
     from components.settings import work_folder
 
-    found: dict[str, list[Any]] = defaultdict(list)
+    found: dict[str, list[Training]] = defaultdict(list)
     for path in sorted((work_folder() / "train_towers").glob("*.key.json")):
         folder = path.with_name(path.name.removesuffix(".key.json"))
         parts = read_json(path)["parts"]
@@ -54,19 +71,19 @@ def measured(split: str) -> dict[str, list[Any]]:
         same = {key: value for key, value in settings.items() if key != "seed"}
         data = parts["inputs"]["dataset"]["key"]
         label = f"data {data[:12]}, settings {digest_of(same)[:12]}"
-        found[label].append((settings["seed"], *scores(folder, work_folder() / "snapshot_data" / data, split)))
+        found[label].append(training(settings["seed"], folder, work_folder() / "snapshot_data" / data, split))
     if not found:
         raise ConfigError(f"{work_folder()} holds no finished towers with a companion. Build one: scalingnote retrain --preset demo")
-    return found
+    return {label: sorted(runs, key=lambda run: run.seed) for label, runs in found.items()}
 
 
-def scores(towers: Path, data: Path, split: str) -> tuple[Any, Any]:
-    """(system, metric) -> a value for each judged query, and the queries' units."""
-    import pandas as pd
+def training(seed: int, towers: Path, data: Path, split: str) -> Training:
+    """The judged queries of the split and all documents through both halves of these towers."""
+    import numpy as np
 
     from components.data.dataset import load_dataset
-    from components.evaluation.metrics import per_query_metrics
-    from components.evaluation.summarize import judged_split, scores_of
+    from components.distillation.student.storage import load_student
+    from components.evaluation.summarize import judged_split
     from components.evaluation.units import query_units
     from components.towers.encoder import JoinedTower, load_tower
 
@@ -74,32 +91,61 @@ def scores(towers: Path, data: Path, split: str) -> tuple[Any, Any]:
     judged = judged_split(dataset, split)
     query, document = (load_tower(towers / f"{role}_tower") for role in ("query", "document"))
     assert isinstance(query, JoinedTower) and isinstance(document, JoinedTower)
-    share, texts, ids = query.contract.companion_share or 0.0, dataset.document_texts(), dataset.documents["doc_id"].tolist()
-    tower = query.own.encode(judged.texts) @ document.own.encode(texts, progress=f"{towers.name}: documents").T
-    companion = query.companion.encode(judged.texts) @ document.companion.encode(texts).T
+    share, texts, asked = query.contract.companion_share or 0.0, dataset.document_texts(), judged.texts
+    own = document.own.encode(texts, progress=f"{towers.name}: documents")
+    beside = document.companion.encode(texts)
+    similar = {"tower": query.own.encode(asked) @ own.T, "companion": query.companion.encode(asked) @ beside.T}
+    similar["joined"] = (1 - share) * similar["tower"] + share * similar["companion"]
+    both = np.concatenate([np.float32((1 - share) ** 0.5) * own, np.float32(share**0.5) * beside], axis=1)
+    similar |= {name: load_student(folder).encode(asked) @ both.T for name, folder in students(towers)}
+    return Training(seed, judged, dataset.documents["doc_id"].tolist(), query_units(judged, dataset).numbers, similar)
+
+
+def students(towers: Path) -> Iterator[tuple[str, Path]]:
+    """The finished students of these towers that have a transformer, by how many layers they kept; of several alike the last one's."""
+    from components.artifacts import is_complete, read_json
+
+    for path in sorted((towers.parents[1] / "distil_query_tower").glob("*.key.json"), key=lambda path: path.stat().st_mtime):
+        parts, folder = read_json(path)["parts"], path.with_name(path.name.removesuffix(".key.json"))
+        layers, form = (parts["settings"].get(f"distillation.{name}") for name in ("layers", "form"))
+        if parts["inputs"]["query_tower"]["key"] == towers.name and form == "transformer" and is_complete(folder):
+            yield ("student" if layers is None else f"student-{layers}"), folder
+
+
+def scores(run: Training, following: Training | None) -> Any:
+    """(part, metric) -> a value for each judged query; `following`: the training whose companion stands beside this one's."""
+    import pandas as pd
+
+    from components.evaluation.metrics import per_query_metrics
+    from components.evaluation.summarize import scores_of
+
+    beside = {} if following is None else {"companions": (run.similar["companion"] + following.similar["companion"]) / 2}
     frames = []
-    for part, similar in zip(PARTS, (tower, companion, (1 - share) * tower + share * companion), strict=True):
-        best = (-similar).argsort(axis=1, kind="stable")[:, :100]
-        rankings = {q: [(ids[d], float(row[d])) for d in top] for q, row, top in zip(judged.query_ids, similar, best, strict=True)}
-        frames.append(per_query_metrics(judged.judgements, rankings).assign(system=part))
-    return scores_of(pd.concat(frames), judged.query_ids), query_units(judged, dataset).numbers
+    for part, found in (run.similar | beside).items():
+        best = (-found).argsort(axis=1, kind="stable")[:, :100]
+        rows = zip(run.judged.query_ids, found, best, strict=True)
+        rankings = {query: [(run.documents[d], float(row[d])) for d in top] for query, row, top in rows}
+        frames.append(per_query_metrics(run.judged.judgements, rankings).assign(system=part))
+    return scores_of(pd.concat(frames), run.judged.query_ids)
 
 
-def lines(runs: list[Any]) -> list[str]:
+def lines(runs: list[Training]) -> list[str]:
     """A line for each part, and for each difference."""
     from components.evaluation.units import seeded_interval
 
-    said = [f"  seeds {', '.join(str(seed) for seed, _, _ in sorted(runs, key=lambda run: run[0]))}"]
-    units = runs[0][2]
+    said = [f"  seeds {', '.join(str(run.seed) for run in runs)}"]
+    several, units = len(runs) > 1, runs[0].units
+    found = [scores(run, runs[(place + 1) % len(runs)] if several else None) for place, run in enumerate(runs)]
+    parts = [part for part, metric in found[0] if metric == METRICS[0] and all((part, metric) in each for each in found)]
     for metric in METRICS:
-        for part in PARTS:
-            values = [found[part, metric] for _, found, _ in runs]
-            end = seeded_interval(values, None, "mean", units=units)
-            said.append(f"  {metric:10} {part:20} {end.difference:.3f} [{end.low:.3f} {end.high:.3f}]")
+        for part in parts:
+            end = seeded_interval([each[part, metric] for each in found], None, "mean", units=units)
+            said.append(f"  {metric:10} {part:22} {end.difference:.3f} [{end.low:.3f} {end.high:.3f}]")
         for one, other in PAIRS:
-            first, second = ([found[part, metric] for _, found, _ in runs] for part in (one, other))
-            end = seeded_interval(first, second, units=units)
-            said.append(f"  {metric:10} {one + ' - ' + other:20} {end.difference:+.3f} [{end.low:+.3f} {end.high:+.3f}]")
+            if one in parts and other in parts:
+                first, second = ([each[part, metric] for each in found] for part in (one, other))
+                end = seeded_interval(first, second, units=units)
+                said.append(f"  {metric:10} {one + ' - ' + other:22} {end.difference:+.3f} [{end.low:+.3f} {end.high:+.3f}]")
     return said
 
 

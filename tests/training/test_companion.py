@@ -26,7 +26,8 @@ from components.towers.contract import COMPANION, EncodingContract, check_probes
 from components.towers.encoder import JoinedTower, load_tower, open_tower
 from components.towers.loop import CHECKPOINT, Training
 from components.towers.train import companion_towers, take_part, train_towers, training_losses
-from flows.config import RetrainConfig
+from flows.config import COMMAND_LINE, RetrainConfig, layers_of, settle
+from flows.config_view import settings_of
 from flows.steps import towers_step
 from tests.training.tiny_world import documents, pairs, queries
 
@@ -192,7 +193,7 @@ def test_a_package_of_modules_cannot_hold_two_encoders(made: Any, tmp_path: Path
 
 
 def test_a_decoder_may_be_a_companion_and_an_encoder_says_what_it_cannot(home: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"^towers\.companion, a pair of towers of its own: towers\.attention is causal"):
+    with pytest.raises(ModelError, match=r"^towers\.companion: towers\.companion\.attention is causal.* Set towers\.companion\.attention"):
         train_towers(pairs(), with_companion(attention="causal"), {}, tmp_path)
     train_towers(pairs(), with_companion(base_model="tiny-decoder", attention="causal"), {}, tmp_path)
     assert isinstance(load_tower(tmp_path / "query_tower"), JoinedTower)
@@ -263,6 +264,23 @@ def test_settings_that_cannot_be_are_refused_in_words(given: dict[str, Any], sai
 def test_no_name_is_no_companion() -> None:
     config = TowerConfig.model_validate({"base_model": "vectors", "vectors": "here", "companion": {"base_model": None}})
     assert config.companion.base_model == ""
+
+
+def test_null_takes_back_the_companion_of_a_preset_and_says_from_where(tmp_path: Path) -> None:
+    """`--set towers.companion=null` was read, and the companion of the preset stayed."""
+    empty = tmp_path / "none.yaml"
+    empty.write_text("towers:\n  companion:\n")
+    for layers, source in (
+        (layers_of("pages", overrides={"towers.companion": None}), COMMAND_LINE),
+        (layers_of("pages", empty), str(empty)),
+    ):
+        config = settle(RetrainConfig, layers)
+        assert config.towers.companion == TowerConfig().companion and config.towers.base_model == "gemma3-270m-warm"
+        told = {each.field: each for each in settings_of(layers)}["towers.companion.base_model"]
+        assert (told.value, told.source) == ("", source)
+    again = layers_of("pages", empty, {"towers.companion.base_model": "e"})
+    assert settle(RetrainConfig, again).towers.companion.steps == TowerConfig().companion.steps
+    assert settle(RetrainConfig, layers_of("pages", overrides={"towers": None})).towers.companion.base_model
 
 
 def test_the_companion_takes_of_the_towers_what_concerns_data_and_loss() -> None:

@@ -317,6 +317,12 @@ def test_a_name_of_neither_form_says_both_forms(name: str, home: Path) -> None:
         resolve_base(name)
 
 
+def test_a_file_in_the_place_of_a_model_folder_is_called_one(home: Path, tmp_path: Path) -> None:
+    (file := tmp_path / "model.safetensors").touch()
+    with pytest.raises(ModelError, match=r"is a file\. Name the folder that holds the model"):
+        resolve_base(str(file))
+
+
 def test_a_changed_post_processor_is_another_tokenizer_although_the_vocabulary_is_the_same(decoder: Path, tmp_path: Path) -> None:
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer

@@ -34,7 +34,7 @@ from components.towers.base_models import (
     tower_base,
     why_unloadable,
 )
-from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
+from components.towers.config import WITHOUT_WEIGHTS, TowerConfig, named_as_companion
 from components.towers.contract import COMPANION, EncodingContract, Role, load_contract, tokenizer_digest
 from components.towers.device import autocast, pick_device, pick_dtype
 from components.towers.encoder import load_tower
@@ -290,7 +290,8 @@ def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None
         require_positions(teacher, towers.max_document_length, "towers.max_document_length")
         require_positions(teacher, towers.max_query_length, "towers.max_query_length")
         if towers.companion.base_model:
-            beside = resolve_base(towers.companion.base_model, ["any text"], towers.companion.revision)
+            with named_as_companion():
+                beside = resolve_base(towers.companion.base_model, ["any text"], towers.companion.revision)
             for setting in ("max_document_length", "max_query_length"):
                 require_positions(beside, getattr(towers, setting), f"towers.{setting}, which the companion shares,")
     elif config.student == TEACHER:
