@@ -221,10 +221,15 @@ def _for(record: Mapping[str, Any]) -> str:
 def _differences(new: Mapping[str, Any], old: Mapping[str, Any], step: str = "", seen: frozenset[str] = frozenset()) -> list[Reason]:
     """What differs between the parts of two keys of one step: its own first, then what changed its inputs."""
     found = [
-        Reason(kind, subject, old[group].get(subject), new[group].get(subject), step)
-        for kind, group in (("version", "version"), ("setting", "settings"), ("code", "code"), ("library", "libraries"))
-        for subject in [*new[group], *sorted(old[group].keys() - new[group].keys())]
-        if new[group].get(subject) != old[group].get(subject)
+        Reason(kind, subject, before.get(subject), after.get(subject), step)
+        for kind, before, after in (
+            ("version", old["version"], new["version"]),
+            ("setting", *_sections_whole(old["settings"], new["settings"])),
+            ("code", old["code"], new["code"]),
+            ("library", old["libraries"], new["libraries"]),
+        )
+        for subject in [*after, *sorted(before.keys() - after.keys())]
+        if after.get(subject) != before.get(subject)
     ]
     for role in [*new["inputs"], *sorted(old["inputs"].keys() - new["inputs"].keys())]:
         before, after = old["inputs"].get(role), new["inputs"].get(role)
@@ -236,6 +241,19 @@ def _differences(new: Mapping[str, Any], old: Mapping[str, Any], step: str = "",
                 continue
         found.append(Reason("input", role, before and before["digest"], after and after["digest"], step))
     return list({(reason.kind, reason.subject): reason for reason in reversed(found)}.values())[::-1]
+
+
+def _sections_whole(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of both, where a section that is null on one side is one setting on the other: the model that it names.
+
+    Without its companion a teacher has none of the companion's settings either, and nobody changed those.
+    """
+    sides = dict(old), dict(new)
+    for here, there in (sides, sides[::-1]):
+        for section in [name for name, value in here.items() if value is None]:
+            if within := {key: there.pop(key) for key in [*there] if key.startswith(f"{section}.")}:
+                there[section] = within.get(f"{section}.base_model", within)
+    return sides
 
 
 def _told(reasons: Sequence[Reason]) -> Sequence[Reason]:

@@ -177,7 +177,7 @@ def _pull(options: argparse.Namespace) -> int:
 
     found = []
     with only_result_on_stdout(options):
-        for name, revision, code in _asked_for(options):
+        for name, revision, code in dict.fromkeys(_asked_for(options)):
             # Those that are built from the data's texts are made when the data is there.
             base = resolve_base(name, ["any text"], revision, code)
             found.append({"model": base.name, "commit": base.revision, "digest": base.digest, "folder": base.location})
@@ -200,7 +200,7 @@ def _verify(options: argparse.Namespace) -> int:
     from components.towers.hub import verify
 
     found: list[dict[str, Any]] = []
-    for name, revision, code in _asked_for(options):
+    for name, revision, code in dict.fromkeys(_asked_for(options)):
         base = resolve_base(name, ["any text"], revision, code)
         # The digest of any other model was made from its files a moment ago.
         faults = verify(Path(base.location)) if base.revision else []

@@ -36,6 +36,9 @@ def test_pull_fetches_the_models_of_a_configuration_and_verify_and_list_find_the
     use_cache(monkeypatch, cache)  # without a network from here on
     assert main(["models", "verify", *chosen]) == 0
     assert commits[0][:12] in capsys.readouterr().out
+    beside = ["--set", "towers.companion.base_model=acme/small-v1.5"]  # the student's encoder: told, and hashed, once
+    assert main(["models", "verify", *chosen, *beside, "--json"]) == 0
+    assert [m["commit"] for m in json.loads(capsys.readouterr().out)["models"]] == commits
     assert main(["models", "list", "--json"]) == 0
     assert [m["commit"] for m in json.loads(capsys.readouterr().out)["models"]] == commits
     weights = next(cache.glob("models--acme--llm*/snapshots/*/model.safetensors")).resolve()

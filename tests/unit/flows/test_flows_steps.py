@@ -139,6 +139,18 @@ def test_a_changed_setting_is_named_with_its_section_and_both_values(capsys: pyt
     assert [reason["subject"] for reason in account["reasons"]] == ["towers.steps"]
 
 
+def test_a_section_that_is_gone_is_one_change_and_not_one_of_each_of_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    """A teacher without its companion was said to have another pooling, another share and more that nobody had changed."""
+    beside = {"base_model": "tiny-encoder", "share": 0.5, "pooling": "mean"}
+    for steps, companion in enumerate((beside, None, {**beside, "share": 0.25}, beside)):
+        make(step(config={"steps": steps, "companion": companion}))
+    assert [line.removeprefix("[train_towers] started: towers.steps changed from ") for line in started(capsys)[1:]] == [
+        "0 to 1; towers.companion changed from tiny-encoder to null",
+        "1 to 2; towers.companion changed from null to tiny-encoder",
+        "2 to 3; towers.companion.share changed from 0.25 to 0.5",
+    ]
+
+
 def test_code_libraries_and_version_are_named(reaches: Reaches, capsys: pytest.CaptureFixture[str]) -> None:
     reaches({"components/a.py": "1", "components/old.py": "1", "components/b.py": "1"}, {"torch": "2.12", "faiss-cpu": "1.15"})
     make(step())
