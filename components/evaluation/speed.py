@@ -131,10 +131,11 @@ def with_work(speed: EncoderSpeed, encoder: TextEncoder, texts: Sequence[str]) -
     if tokens is None:
         return speed
     lengths = np.array([len(row) for row in tokens(list(texts))], np.float64)
-    flops = _operations(encoder, lengths)
+    read, flops = lengths.mean(), _operations(encoder, lengths)
     if (companion := getattr(encoder, "companion", None)) is not None:  # a tower whose vectors are those of two encoders
-        flops += _operations(companion, np.array([len(row) for row in companion.tokens(list(texts))], np.float64))
-    return speed.model_copy(update={"tokens_per_second": float(speed.qps * lengths.mean()), "flops_per_query": flops})
+        beside = np.array([len(row) for row in companion.tokens(list(texts))], np.float64)
+        read, flops = read + beside.mean(), flops + _operations(companion, beside)
+    return speed.model_copy(update={"tokens_per_second": float(speed.qps * read), "flops_per_query": flops})
 
 
 def _operations(encoder: TextEncoder, lengths: NDArray[np.float64]) -> float:

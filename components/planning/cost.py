@@ -447,16 +447,18 @@ def trained_parameters(towers: Any, facts: Facts) -> int:
     """Parameters of both towers that are trained."""
     if towers.training == "none":
         return 0
-    return _of_both_roles(facts.teacher, towers)
+    shape = facts.teacher
+    return _of_both_roles(shape, towers, min(trained_layers(towers) or shape.layers, shape.layers))
 
 
 def companion_parameters(towers: Any, facts: Facts) -> int:
     """The same of the companion; 0 without one."""
-    return _of_both_roles(facts.companion, towers.companion) if facts.companion else 0
+    return _of_both_roles(facts.companion, towers.companion, facts.companion.layers) if facts.companion else 0
 
 
-def _of_both_roles(shape: Shape, config: Any) -> int:
-    return 2 * (shape.parameters if config.training == "full" else shape.adapter_parameters(config.lora_rank))
+def _of_both_roles(shape: Shape, config: Any, layers: int) -> int:
+    adapters = shape.adapter_parameters(config.lora_rank) * layers // max(1, shape.layers)
+    return 2 * (shape.parameters if config.training == "full" else adapters)
 
 
 def checkpoint_bytes(towers: Any, facts: Facts) -> int:

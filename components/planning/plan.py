@@ -23,7 +23,7 @@ from components.planning.facts import Facts, Texts
 from components.settings import free_memory
 from components.towers.device import FREED_FROM
 
-PLAN_VERSION = 7  # change it where the same data, machine and budget should lead to other settings
+PLAN_VERSION = 8  # change it where the same data, machine and budget should lead to other settings
 # Standard deviation of the difference in nDCG@10 of a query between two trainings, measured on the demo and on pages.
 TRAINING_SPREAD = 0.22
 GROUPED = 1.05  # a design effect above this is worth a word
@@ -418,7 +418,9 @@ def _budgeted(config: Any, facts: Facts, settings: Mapping[str, Any]) -> Iterato
     towers = config.towers
     for name, value in settings.items():
         before = value_of(config, name)
-        if name in ("towers.steps", COMPANION_STEPS):
+        if name == COMPANION_STEPS and value == before:
+            yield Choice(name, before, value, "as they were: a plan gives a companion fewer steps where time is short, and never more")
+        elif name in ("towers.steps", COMPANION_STEPS):
             passes = value * towers.batch_size / max(1, facts.pair_count)
             yield Choice(name, before, value, f"{passes:.2g} passes over {facts.pair_count:,} training pairs in the time there is")
         elif name == "towers.max_document_length":

@@ -83,6 +83,10 @@ def train_companion(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str
     """Train the small encoder of `config.companion` into `folder`, unless that was done before. Raises as `train_towers` does."""
     if is_complete(folder):
         return
+    if config.training != "none":  # what is wrong with the towers is said now, not when the companion is trained
+        _check_shares(config)
+        TwoTowers(_resolved(pairs, config), config)
+        give_back_memory()
     folder.mkdir(exist_ok=True)
     with named_as_companion():
         take_part(pairs, companion_towers(config), parents, folder, "train companion")

@@ -199,6 +199,23 @@ def test_a_decoder_may_be_a_companion_and_an_encoder_says_what_it_cannot(home: P
     assert isinstance(load_tower(tmp_path / "query_tower"), JoinedTower)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"lora_layers": 99}, r"towers\.lora_layers is 99"),
+        ({"matryoshka": (9999,)}, r"towers\.matryoshka names 9999"),
+        ({"hard_negatives": 1, "mining_start": 50}, r"towers\.hard_negatives is 1"),
+    ],
+)
+def test_what_the_towers_refuse_is_refused_before_the_companion_is_trained(
+    home: Path, tmp_path: Path, wrong: dict[str, Any], said: str
+) -> None:
+    """With the preset pages nine minutes were lost by a mistyped setting."""
+    with pytest.raises((ModelError, ConfigError), match=said):
+        train_towers(pairs(), with_companion().model_copy(update=wrong), {}, tmp_path)
+    assert not (tmp_path / COMPANION).exists()
+
+
 def test_processes_that_a_launcher_started_are_refused_before_anything_is_trained(home: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"towers\.processes"):  # as torchrun -m components.towers.launch calls it
         take_part(pairs(), with_companion(), {}, tmp_path / "towers")
@@ -223,8 +240,9 @@ def test_the_work_and_the_size_of_a_joined_tower_are_those_of_both(made: Any) ->
     tower = load_tower(made[0] / "query_tower", "float32")
     assert isinstance(tower, JoinedTower)
     speed = EncoderSpeed(p50_ms=1, p95_ms=1, qps=10, batch_size=8, queries=5)
-    joined, *parts = (with_work(speed, encoder, queries()).flops_per_query for encoder in (tower, tower.own, tower.companion))
-    assert joined == pytest.approx(sum(part or 0 for part in parts))
+    joined, *parts = (with_work(speed, encoder, queries()) for encoder in (tower, tower.own, tower.companion))
+    for name in ("flops_per_query", "tokens_per_second"):  # all tokens that are read, as the operations are those of both
+        assert getattr(joined, name) == pytest.approx(sum(getattr(part, name) or 0 for part in parts))
     for name in ("parameters", "parameters_without_embeddings"):
         assert parameters_of(tower)[name] == parameters_of(tower.own)[name] + parameters_of(tower.companion)[name]
 

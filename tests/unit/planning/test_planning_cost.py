@@ -18,6 +18,7 @@ from components.planning.cost import (
     seconds_of,
     step_tokens,
     target_texts,
+    trained_parameters,
     training_bytes,
     work_of,
     work_steps,
@@ -155,6 +156,13 @@ def test_what_a_training_holds_beside_its_weights_is_counted_once() -> None:
         kept = DECODER.kept(8, 4, True)
         size = 1 if training == "lora" else DECODER.parameters
         assert training_bytes(settings, facts(), 4) == kept + 12 * trained * size + 4 * new * size
+
+
+def test_adapters_are_counted_in_the_layers_that_have_some() -> None:
+    whole, upper, more = (trained_parameters(config(towers__lora_layers=count).towers, facts()) for count in (None, 1, 99))
+    assert whole == 2 * upper == more
+    full = [trained_parameters(config(towers__training="full", towers__lora_layers=count).towers, facts()) for count in (None, 1)]
+    assert full[0] == full[1]
 
 
 def test_shapes_count_parameters_as_the_models_have_them() -> None:

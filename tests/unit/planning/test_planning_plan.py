@@ -222,6 +222,8 @@ def test_a_companion_takes_fewer_steps_where_time_is_short_and_never_more_than_i
         assert plan.total_of(plan.changed(asked, chosen(found)), facts(companion=facts().student), RATES) <= budget
         steps.append(chosen(found)[plan.COMPANION_STEPS])
     assert steps == sorted(steps) and plan.FEWEST_STEPS <= steps[0] < steps[-1] == 4000
+    kept = next(choice for choice in found if choice.field == plan.COMPANION_STEPS)
+    assert "never more" in kept.reason and "in the time there is" not in kept.reason
     held = plan.to_budget(asked, facts(companion=facts().student), {plan.COMPANION_STEPS}, 100 * whole, RATES)
     assert held is not None and plan.COMPANION_STEPS not in chosen(held)
 
