@@ -29,8 +29,8 @@ from components.index.index_keys import is_exact, resolve_key
 from components.index.refresh import Changes, RefreshInputs, refresh_for_dataset
 from components.index.search import open_documents
 from components.settings import expanded
-from components.towers.base_models import folder_identity, pinned_revision
-from components.towers.config import WITHOUT_WEIGHTS, TowerConfig, named_as_companion
+from components.towers.base_models import folder_identity, named_as_companion, pinned_revision
+from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.train import train_on
 from components.towers.trained.adoption import adopt_vectors
 from components.towers.trained.endpoint import BASE as ENDPOINT

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from components.artifacts import digest_of, file_sha256, is_complete, open_artifact, read_json, seal, verify_noted
-from components.errors import ArtifactError, ModelError
+from components.errors import ArtifactError, CollapseError, ModelError
 from components.settings import check_note, models_folder, shipped
 from components.towers import hub
-from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
+from components.towers.config import WITHOUT_WEIGHTS, CompanionConfig, TowerConfig
 from components.towers.multilingual_e5 import MULTILINGUAL_E5, SOURCE_SHA256, write_multilingual_e5
 from components.towers.transformer import configured_layers, first_and_last
 
@@ -193,6 +193,16 @@ def resolve_base(name: str, texts: Sequence[str] = (), revision: str | None = No
     if revision is not None:
         raise ModelError(f"'{name}' is no model of a hub, so it has no revision '{revision}'. Leave the revision out.")
     return _local(name, texts)
+
+
+@contextmanager
+def named_as_companion() -> Iterator[None]:
+    """What a model raises within is told as the companion's, and a setting of the towers' by the name that the companion's own has."""
+    own = re.compile(rf"\btowers\.(?=(?:{'|'.join(CompanionConfig.model_fields)})\b)")
+    try:
+        yield
+    except (ModelError, CollapseError) as error:
+        raise type(error)(f"towers.companion: {own.sub('towers.companion.', str(error))}") from None
 
 
 def is_on_hub(name: str) -> bool:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from components.errors import CollapseError, ModelError
 from components.settings import StepConfig
 
 WITHOUT_WEIGHTS = ("vectors", "endpoint")  # what `base_model` names where no model is here
@@ -61,16 +59,6 @@ class CompanionConfig(StepConfig):
     lora_rank: int = Field(16, ge=1, le=512, description="Rank of each adapter; its scale is twice that")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate; a fully trained encoder wants a tenth of it")
     steps: int = Field(150, ge=1, le=10_000_000, description="Optimizer steps of towers.batch_size pairs")
-
-
-@contextmanager
-def named_as_companion() -> Iterator[None]:
-    """What a model raises within is told as the companion's, and a setting of the towers' by the name that the companion's own has."""
-    own = re.compile(rf"\btowers\.(?=(?:{'|'.join(CompanionConfig.model_fields)})\b)")
-    try:
-        yield
-    except (ModelError, CollapseError) as error:
-        raise type(error)(f"towers.companion: {own.sub('towers.companion.', str(error))}") from None
 
 
 class TowerConfig(StepConfig):

@@ -27,8 +27,8 @@ from components.artifacts import (
 )
 from components.data.dataset import load_dataset
 from components.errors import ConfigError
-from components.towers.base_models import BaseModel, tower_base
-from components.towers.config import CompanionConfig, TowerConfig, named_as_companion
+from components.towers.base_models import BaseModel, named_as_companion, tower_base
+from components.towers.config import CompanionConfig, TowerConfig
 from components.towers.contract import (
     COMPANION,
     ROLES,

@@ -29,12 +29,13 @@ from components.towers.base_models import (
     BaseModel,
     load_config,
     load_weights,
+    named_as_companion,
     require_embeddings,
     resolve_base,
     tower_base,
     why_unloadable,
 )
-from components.towers.config import WITHOUT_WEIGHTS, TowerConfig, named_as_companion
+from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.contract import COMPANION, EncodingContract, Role, load_contract, tokenizer_digest
 from components.towers.device import autocast, pick_device, pick_dtype
 from components.towers.encoder import load_tower
