@@ -130,8 +130,8 @@ def scores(run: Training, following: Training | None) -> Any:
 
 
 def lines(runs: list[Training]) -> list[str]:
-    """A line for each part, and for each difference."""
-    from components.evaluation.units import seeded_interval
+    """A line for each part and metric, and one for each difference, with its p by Holm over all differences."""
+    from components.evaluation.units import holm, seeded_interval
 
     said = [f"  seeds {', '.join(str(run.seed) for run in runs)}"]
     several, units = len(runs) > 1, runs[0].units
@@ -141,11 +141,15 @@ def lines(runs: list[Training]) -> list[str]:
         for part in parts:
             end = seeded_interval([each[part, metric] for each in found], None, "mean", units=units)
             said.append(f"  {metric:10} {part:22} {end.difference:.3f} [{end.low:.3f} {end.high:.3f}]")
+    compared = {}
+    for metric in METRICS:
         for one, other in PAIRS:
             if one in parts and other in parts:
                 first, second = ([each[part, metric] for each in found] for part in (one, other))
-                end = seeded_interval(first, second, units=units)
-                said.append(f"  {metric:10} {one + ' - ' + other:22} {end.difference:+.3f} [{end.low:+.3f} {end.high:+.3f}]")
+                compared[metric, f"{one} - {other}"] = seeded_interval(first, second, units=units)
+    chances = holm([1.0 if end.p is None else end.p for end in compared.values()])
+    for ((metric, pair), end), chance in zip(compared.items(), chances, strict=True):
+        said.append(f"  {metric:10} {pair:22} {end.difference:+.3f} [{end.low:+.3f} {end.high:+.3f}] p {chance:.2g}")
     return said
 
 
