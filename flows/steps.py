@@ -29,8 +29,8 @@ from components.index.index_keys import is_exact, resolve_key
 from components.index.refresh import Changes, RefreshInputs, refresh_for_dataset
 from components.index.search import open_documents
 from components.settings import expanded
-from components.towers.base_models import folder_identity, named_as_companion, pinned_revision
-from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
+from components.towers.base_models import folder_identity, named_as, pinned_revision
+from components.towers.config import WITHOUT_WEIGHTS, CompanionConfig, JudgeConfig, TowerConfig
 from components.towers.train import train_on
 from components.towers.trained.adoption import adopt_vectors
 from components.towers.trained.endpoint import BASE as ENDPOINT
@@ -61,10 +61,12 @@ def at_commits(config: Config) -> Config:
     """
     towers, student = config.towers, config.distillation
     towers = with_own_settings(towers.model_copy(update={"revision": pinned_revision(towers.base_model, towers.revision)}))
-    if name := towers.companion.base_model:
-        with named_as_companion():
-            companion = towers.companion.model_copy(update={"revision": pinned_revision(name, towers.companion.revision)})
-        towers = towers.model_copy(update={"companion": companion})
+    for section in ("companion", "judge"):
+        own: CompanionConfig | JudgeConfig = getattr(towers, section)
+        if own.base_model:
+            with named_as(section):
+                pinned = own.model_copy(update={"revision": pinned_revision(own.base_model, own.revision)})
+            towers = towers.model_copy(update={section: pinned})
     named = {"revision": student.student, "generator_revision": student.generator if student.generated else ""}
     found = {
         field: pinned_revision(name, getattr(student, field)) if name not in ("", "teacher") else None for field, name in named.items()
@@ -103,8 +105,9 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
     """
     towers = config.towers
     settings = {**towers_key(towers), **_folders(towers.base_model)}
-    beside = towers.companion.base_model
-    settings["companion"] = {**towers.companion.model_dump(), **_folders(beside)} if beside else None
+    for section in ("companion", "judge"):
+        own = getattr(towers, section)
+        settings[section] = {**own.model_dump(), **_folders(own.base_model)} if own.base_model else None
     make: Make = partial(train_on, dataset, towers)
     if towers.base_model in WITHOUT_WEIGHTS:
         make = partial(take_endpoint, towers, {"dataset": dataset.digest})
@@ -117,8 +120,8 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
 
 
 def towers_key(towers: TowerConfig) -> dict[str, Any]:
-    """The settings in the key of what trains as stage 1 does: those of an endpoint only where one is the teacher; no companion's."""
-    return towers.model_dump(exclude={"companion"} if towers.base_model == ENDPOINT else {"companion", "endpoint"})
+    """The settings in the key of what trains as stage 1 does: those of an endpoint only where one is the teacher; no other model's."""
+    return towers.model_dump(exclude={"companion", "judge"} | (set() if towers.base_model == ENDPOINT else {"endpoint"}))
 
 
 def _folders(*models: str) -> dict[str, str]:

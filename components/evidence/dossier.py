@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 SHORT = 12  # digits of a digest that a person compares
+ATTRIBUTES = ("base_model", "companion", "judge", "layers", "dimension", "index_key")  # what tells models of one role apart
 _DECIDED_ELSEWHERE = ("policy.",)  # the policy judges a candidate and does not make it; it is listed last
 
 
@@ -108,7 +109,7 @@ def _attributes(manifest: ReleaseManifest, role: str) -> dict[str, Any]:
     node = _node(manifest, getattr(manifest.pins, role).digest)
     if node is None:
         return {}
-    told = {key: node.attributes[key] for key in ("base_model", "companion", "layers", "dimension", "index_key") if key in node.attributes}
+    told = {key: node.attributes[key] for key in ATTRIBUTES if key in node.attributes}
     return {**{key.replace("_", " "): value for key, value in told.items()}, **{k: v for k, v in node.counts.items() if k == "documents"}}
 
 

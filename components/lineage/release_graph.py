@@ -13,7 +13,7 @@ from components.errors import ScalingNoteError
 from components.promotion.approval import find_version, read_approval
 from components.release import reviewers
 from components.release.champion import CHAMPION, Record, candidate_model, record_of, release_model
-from components.release.completeness import BESIDE, DATA_KIND, VALIDATION_KIND, base_models_named_by, missing_lineage
+from components.release.completeness import BESIDE, DATA_KIND, OTHER_MODELS, VALIDATION_KIND, base_models_named_by, missing_lineage
 from components.release.manifest import FLOWS_SINCE, BaseModelPin, LineageNode, Pin, ReleaseManifest, load_release
 from components.release.open import recorded_digest
 from components.signing.statements import signed_by
@@ -337,15 +337,15 @@ class Ancestry:
         return f"{pin.model}/{pin.version}" if pin else entry.name
 
     def _bases(self, entry: LineageNode) -> Iterator[Node]:
-        """The published models that an encoder or a set of generated queries was made with."""
+        """The published models that an encoder or a set of generated queries was made with, or that towers were judged by."""
         role = self.roles.get(entry.digest, "")
         for base in filter(None, (self.base_models.get(role), self.base_models.get(role + BESIDE))):
             yield base_model_node(base)
-        if generator := entry.attributes.get("generator"):
-            about = entry.attributes
-            commit = about.get("generator_revision")
-            digest = str(about.get("generator_digest") or "unknown")
-            yield base_model_node(BaseModelPin(name=str(generator), digest=digest, revision=str(commit) if commit else None))
+        about = entry.attributes
+        for what in OTHER_MODELS:
+            if name := about.get(what):
+                commit, digest = about.get(f"{what}_revision"), str(about.get(f"{what}_digest") or "unknown")
+                yield base_model_node(BaseModelPin(name=str(name), digest=digest, revision=str(commit) if commit else None))
 
     def _contracts(self, entry: LineageNode) -> Iterator[Node]:
         """The contracts of data of an earlier release; those of the release's own data stand with it."""

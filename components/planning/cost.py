@@ -77,6 +77,7 @@ VALIDATED_DOCUMENT = 5e-5
 BOOTSTRAP_VALUE = 6e-9  # reference seconds of a resampled value of the bootstrap
 BOOTSTRAPS = 86  # intervals, differences and ratios of a report
 COMPANION_STEP = 1.6  # a training step of padded texts through an encoder with adapters, over one of packed texts through the student
+JUDGE_LENGTH = 512  # tokens that most cross-encoders read
 LISTS_VISITED = 0.05  # share of the documents that an approximate search compares with
 KMEANS_ROUNDS = 10
 FIT_TEXTS = 8192  # texts that the student's head is fitted on
@@ -113,7 +114,8 @@ def work_of(config: Any, facts: Facts) -> dict[str, Work]:
     found: dict[str, Work] = {
         "snapshot_data": {"reference_second": READ_DOCUMENT * documents},
         "validate_data": {"reference_second": VALIDATED_DOCUMENT * documents},
-        "train_towers": _added(_training(config, facts), _companion_training(config, facts)),
+        "train_towers": _added(_added(_training(config, facts), _companion_training(config, facts)), _judging(config, facts)),
+        "generate_queries": {"teacher_token": config.distillation.generated * GENERATED_TOKENS, "teacher_load": 1},
         "encode_corpus": _corpus(config, facts),
         "encode_teacher_queries": _teacher_queries(config, facts, targets),
         "build_index": _index(config, facts),
@@ -121,9 +123,6 @@ def work_of(config: Any, facts: Facts) -> dict[str, Work]:
         "evaluate": _evaluation(config, facts),
         "register": {"student_load": 2},
     }
-    if config.distillation.generated:
-        tokens = config.distillation.generated * GENERATED_TOKENS
-        found["generate_queries"] = {"teacher_token": tokens, "teacher_load": 1}
     for step, seconds in OVERHEAD.items():
         found[step]["reference_second"] = found[step].get("reference_second", 0.0) + seconds
     return {step: found[step] for step in work_steps(config)}
@@ -221,6 +220,16 @@ def _companion_training(config: Any, facts: Facts) -> Work:
         return {"teacher_train_token": texts * (queries + documents) * _size(facts.companion, facts.teacher), "teacher_load": 3}
     batches = texts / config.distillation.batch_size * (1 + documents / max(1.0, queries))
     return {"align_batch": COMPANION_STEP * batches * _size(facts.companion, _student_shape(config, facts)), "student_load": 3}
+
+
+def _judging(config: Any, facts: Facts) -> Work:
+    """What the judge reads while the towers are trained, counted as a cross-encoder's: each query with each of its documents."""
+    towers, own = config.towers, config.towers.judge
+    if facts.judge is None:
+        return {}
+    read = np.minimum(facts.pairs.sum(1), own.max_length or JUDGE_LENGTH).mean() * (1 + own.documents)
+    slower = 4 / pick_dtype(towers.precision).itemsize  # it is loaded as float32
+    return {"teacher_token": towers.steps * towers.batch_size * read * slower * _size(facts.judge, facts.teacher), "teacher_load": 2}
 
 
 def _through_companion(config: Any, facts: Facts, kinds: Iterable[Texts], longest: int) -> Work:
@@ -497,8 +506,8 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
     floor = loaded + KEPT_MODELS * weights
     inference = weights + (0 if on_card else INFERENCE_TOKEN * max(config.encoding.tokens_per_batch, 2048))
     training = weights if on_card else HOST_BUFFERS + training_bytes(config, facts, number_bytes, on_host=True)
-    if facts.companion:  # it is trained before the towers, with nothing of them in memory
-        training = max(training, HOST_BUFFERS + companion_bytes(config, facts, on_host=True))
+    # A companion is trained before the towers, with nothing of them in memory; a judge beside them.
+    training = max(training, HOST_BUFFERS + companion_bytes(config, facts, on_host=True)) + facts.judge_bytes
     every, trained = student_parameters(config, facts)
     targets = sum(texts.count for texts in target_texts(config, facts))
     queries = sum(texts.count for texts in facts.judged.values())
@@ -569,20 +578,18 @@ def kept_bytes(towers: Any, facts: Facts) -> int:
 
 
 def card_needs(config: Any, facts: Facts, number_bytes: int) -> dict[str, int]:
-    """Bytes that each step takes of a GPU at its peak; steps that do not use it are left out.
-
-    A process of its own, or one that gives back what it no longer uses, holds one step's alone.
-    """
+    """Bytes that each step takes of a GPU at its peak, nothing of another step beside it; steps that do not use it are left out."""
     towers, dimension, documents = config.towers, dimension_of(config, facts), facts.documents.count
     weights, (every, trained) = facts.teacher.parameters * number_bytes, student_parameters(config, facts)
     weights += facts.companion.parameters * number_bytes if facts.companion else 0
     through = facts.teacher.passing(max(config.encoding.tokens_per_batch, towers.max_document_length), number_bytes)
     queries = weights + facts.teacher.passing(TOKENS_PER_BATCH, number_bytes)
-    mining = 4 * dimension * min(documents, 2**19) + 8 * min(2**28, documents * facts.pair_count) if towers.hard_negatives else 0
+    mining = 4 * dimension * min(documents, 2**19) + 8 * min(2**28, documents * facts.pair_count)
+    beside = facts.judge_bytes + (mining if towers.hard_negatives else 0)
     learning = STUDENT_TRAINING * trained + 4 * every + 4 * documents * dimension + 8 * config.distillation.batch_size * documents
     needs = {
         "generate_queries": weights + through,
-        "train_towers": weights + max(training_bytes(config, facts, number_bytes) + mining, companion_bytes(config, facts)),
+        "train_towers": weights + max(training_bytes(config, facts, number_bytes) + beside, companion_bytes(config, facts)),
         "encode_corpus": weights + through,
         "encode_teacher_queries": queries,
         "distil_query_tower": learning,

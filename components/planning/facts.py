@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from components.distillation.config import DistillationConfig
 from components.errors import ModelError
 from components.evaluation.config import EvaluationConfig
-from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
+from components.towers.config import WITHOUT_WEIGHTS, CompanionConfig, JudgeConfig, TowerConfig
 from components.towers.encoder import common_lengths
 from components.towers.model_size import Shape, shape_of
 
@@ -55,7 +55,8 @@ class Facts:
     query and document, uncut, of a sample of the `pair_count` training pairs. `refine_pairs`: pairs of the refinement. `judged`: queries
     of the splits that are evaluated; `judged_counts`: judged queries of every split. `scripts`: share of the documents by script.
     `design_effect`: how many judged queries of the decisive split say as much as one that was drawn by itself (`expected_effect`).
-    `untrained_length`: tokens that the student's encoder reads of a text before training. `companion`: of the encoder beside the towers.
+    `untrained_length`: tokens that the student's encoder reads of a text before training. `companion`: of the encoder beside the towers,
+    `judge`: of the model that they learn to order documents by.
     """
 
     documents: Texts
@@ -72,6 +73,12 @@ class Facts:
     design_effect: float = 1.0
     untrained_length: int = 512
     companion: Shape | None = None
+    judge: Shape | None = None
+
+    @property
+    def judge_bytes(self) -> int:
+        """Bytes of the judge's weights, which are float32; 0 without one."""
+        return 4 * self.judge.parameters if self.judge else 0
 
     @property
     def targets(self) -> int:
@@ -79,12 +86,12 @@ class Facts:
         return sum(texts.count for texts in self.sources.values())
 
 
-def shape_of_base(base: BaseModel) -> Shape:
-    """The shape of a base model; raises ModelError when its configuration states none."""
+def shape_of_base(base: BaseModel, read: Callable[[BaseModel], Any] | None = None) -> Shape:
+    """The shape of a base model, by default one that encodes texts; raises ModelError when its configuration states none."""
     from components.towers.base_models import load_config
 
     try:
-        config = load_config(base)
+        config = (read or load_config)(base)
         return shape_of(config, len(base.layers) if base.layers is not None else config.num_hidden_layers)
     except AttributeError as error:
         raise ModelError(f"The configuration of '{base.name}' does not say how large it is: {str(error).strip().splitlines()[0]}") from None
@@ -101,11 +108,12 @@ def _teacher_shape(towers: TowerConfig, texts: Sequence[str]) -> Shape:
     return Shape(layers=0, width=width_of(towers), inner=0, heads=0, key_heads=0, head_width=0, vocabulary=0, gated=False)
 
 
-def _companion_shape(towers: TowerConfig, texts: Sequence[str]) -> Shape | None:
+def _shape_beside(own: CompanionConfig | JudgeConfig, texts: Sequence[str]) -> Shape | None:
     from components.towers.base_models import resolve_base
+    from components.towers.losses import judge_config
 
-    own = towers.companion
-    return shape_of_base(resolve_base(own.base_model, texts, own.revision)) if own.base_model else None
+    read = judge_config if isinstance(own, JudgeConfig) else None
+    return shape_of_base(resolve_base(own.base_model, texts, own.revision), read) if own.base_model else None
 
 
 def gather_facts(
@@ -151,7 +159,8 @@ def gather_facts(
         student=shape_of_base(_student_base(towers, distillation, built_from)),
         design_effect=expected_effect(query_units(judged_split(dataset, evaluation.split), dataset, evaluation.query_groups)),
         untrained_length=_untrained_length(distillation, built_from),
-        companion=_companion_shape(towers, built_from),
+        companion=_shape_beside(towers.companion, built_from),
+        judge=_shape_beside(towers.judge, built_from),
     )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 ENCODERS = ("query_tower", "document_tower", "query_encoder")
+OTHER_MODELS = {"generator": "written", "judge": "judged"}  # attribute that names a model no encoder is made of, and what it did
 BESIDE = "_companion"  # ends the role of a base model that a tower's companion started from
 
 
@@ -143,8 +144,9 @@ def _node_gaps(node: LineageNode, nodes: Mapping[str, LineageNode]) -> Iterator[
         yield f"{_named(node)} names no data set that it was made from."
     if node.run_id is None:
         yield f"{_named(node)} names no run that made it."
-    if node.attributes.get("generator") and not node.attributes.get("generator_digest"):
-        yield f"{_named(node)} was written by the model '{node.attributes['generator']}', whose digest is not known."
+    for what, done in OTHER_MODELS.items():
+        if node.attributes.get(what) and not node.attributes.get(f"{what}_digest"):
+            yield f"{_named(node)} was {done} by the model '{node.attributes[what]}', whose digest is not known."
 
 
 def _data_gaps(dataset: DatasetPin) -> Iterator[str]:

@@ -27,7 +27,7 @@ from components.artifacts import digest_of, file_sha256, is_complete, open_artif
 from components.errors import ArtifactError, CollapseError, ModelError
 from components.settings import check_note, models_folder, shipped
 from components.towers import hub
-from components.towers.config import WITHOUT_WEIGHTS, CompanionConfig, TowerConfig
+from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.multilingual_e5 import MULTILINGUAL_E5, SOURCE_SHA256, write_multilingual_e5
 from components.towers.transformer import configured_layers, first_and_last
 
@@ -196,13 +196,14 @@ def resolve_base(name: str, texts: Sequence[str] = (), revision: str | None = No
 
 
 @contextmanager
-def named_as_companion() -> Iterator[None]:
-    """What a model raises within is told as the companion's, and a setting of the towers' by the name that the companion's own has."""
-    own = re.compile(rf"\btowers\.(?=(?:{'|'.join(CompanionConfig.model_fields)})\b)")
+def named_as(section: str) -> Iterator[None]:
+    """What a model raises within is told as that section's, and a setting of the towers' by the name that the section's own has."""
+    fields = type(getattr(TowerConfig(), section)).model_fields
+    own = re.compile(rf"\btowers\.(?=(?:{'|'.join(fields)})\b)")
     try:
         yield
     except (ModelError, CollapseError) as error:
-        raise type(error)(f"towers.companion: {own.sub('towers.companion.', str(error))}") from None
+        raise type(error)(f"towers.{section}: {own.sub(f'towers.{section}.', str(error))}") from None
 
 
 def is_on_hub(name: str) -> bool:

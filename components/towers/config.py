@@ -48,7 +48,7 @@ class CompanionConfig(StepConfig):
     @field_validator("base_model", mode="before")
     @classmethod
     def _none_is_empty(cls, given: Any) -> Any:
-        return "" if given is None else given
+        return _empty(given)
 
     share: float = Field(0.5, gt=0, lt=1, description="What its cosine counts in a score; the rest is that of towers.base_model")
     pooling: Literal["last", "mean", "cls"] = Field("mean", description="Which token states make its vector")
@@ -59,6 +59,39 @@ class CompanionConfig(StepConfig):
     lora_rank: int = Field(16, ge=1, le=512, description="Rank of each adapter; its scale is twice that")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate; a fully trained encoder wants a tenth of it")
     steps: int = Field(150, ge=1, le=10_000_000, description="Optimizer steps of towers.batch_size pairs")
+
+
+class JudgeConfig(StepConfig):
+    """A model whose scores the towers learn to order documents by; no vector holds anything of it."""
+
+    base_model: str = Field(
+        "",
+        max_length=1000,
+        description="Hugging Face name or local path of a cross-encoder with one score, or of a SentenceTransformer; empty: no judge",
+    )
+    revision: str | None = Field(None, min_length=1, description="Branch, tag or commit of a model from a hub; null: its main branch")
+
+    @field_validator("base_model", mode="before")
+    @classmethod
+    def _none_is_empty(cls, given: Any) -> Any:
+        return _empty(given)
+
+    weight: float = Field(1.0, gt=0, le=100, description="Weight of its loss beside the contrastive one")
+    temperature: float | None = Field(
+        None, gt=0, le=100, description="Temperature of its scores; null: 1 for a cross-encoder's, towers.temperature for cosines"
+    )
+    documents: int = Field(
+        8, ge=1, le=1000, description="Documents of a batch that it scores beside the relevant one: those that the towers find nearest"
+    )
+    max_length: int | None = Field(
+        None, ge=8, le=32768, description="Tokens that it reads, of a cross-encoder query and document together; null: as many as it can"
+    )
+    batch_size: int = Field(32, ge=1, le=100_000, description="Texts, or pairs of them, that it scores at once")
+
+
+def _empty(given: Any) -> Any:
+    """A model that is null is none, as in a file that takes a preset's back."""
+    return "" if given is None else given
 
 
 class TowerConfig(StepConfig):
@@ -154,6 +187,7 @@ class TowerConfig(StepConfig):
     max_mean_cosine: float = Field(0.9, gt=0, le=1, description="Collapse check: highest mean cosine of two random embeddings")
     min_effective_rank: float = Field(4.0, ge=1, description="Collapse check: lowest effective rank of the embeddings")
     companion: CompanionConfig = Field(default_factory=CompanionConfig, description="A second, small encoder beside the towers")
+    judge: JudgeConfig = Field(default_factory=JudgeConfig, description="A model that says in training which documents are how relevant")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto takes bfloat16 where the machine is fast with it")
     seed: int = Field(13, ge=0, description="Seed of adapters and of the order of the data")
 
@@ -165,7 +199,7 @@ class TowerConfig(StepConfig):
             return {**given, "training": "none"}
         return given
 
-    @field_validator("companion", "endpoint", mode="before")
+    @field_validator("companion", "endpoint", "judge", mode="before")
     @classmethod
     def _null_is_none(cls, given: Any) -> Any:
         return {} if given is None else given
@@ -213,6 +247,14 @@ class TowerConfig(StepConfig):
             raise ValueError("companion.pooling cls takes the first token, which sees no other in causal attention; set it to mean or last")
         if self.companion.base_model and self.sharding != "none":
             raise ValueError("a companion is trained in one process, before towers that one device can hold; set sharding to none")
+        return self
+
+    @model_validator(mode="after")
+    def _judge_has_work(self) -> TowerConfig:
+        if self.judge.base_model in WITHOUT_WEIGHTS:
+            raise ValueError(f"judge.base_model {self.judge.base_model} is no model that could score texts; name one, or set it to ''")
+        if self.judge.base_model and self.training == "none":
+            raise ValueError("a judge takes part in a training, and training is none; set judge.base_model to '', or training to lora")
         return self
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from components.progress import measured, progress_bar
 from components.towers.config import TowerConfig
 from components.towers.device import freed_at_once, give_back_holes
-from components.towers.losses import QueryPrediction, build, cached_backward, matryoshka_info_nce
+from components.towers.losses import Judge, QueryPrediction, build, cached_backward, listwise, matryoshka_info_nce
 from components.towers.negatives import HardNegatives, Mined, known_false_negatives, mine, nearest_together
 from components.towers.pairs import BatchPlan, Pairs
 from components.towers.processes import World, collected, current_world, from_main, gather_with_gradient, like, sum_gradients
@@ -147,6 +147,7 @@ class Training:
     """The state of a training run and its loop."""
 
     label = "train towers"
+    judge: Judge | None = None  # set by what trains towers; baselines learn from the judgements alone
 
     def __init__(self, towers: TwoTowers, pairs: Pairs, config: TowerConfig, folder: Path) -> None:
         import torch
@@ -268,10 +269,23 @@ class Training:
         )
 
         def loss(queries: Tensor, documents: Tensor) -> Tensor:
-            value = contrast(queries, gather_with_gradient(documents)) / self.world.size
+            everything = gather_with_gradient(documents)
+            value = contrast(queries, everything) / self.world.size
+            if self.judge is not None:
+                value = value + config.judge.weight * self._opinion(self.judge, queries, everything, share) / self.world.size
             return value if self.prediction is None else value + self._predicted(documents[: len(queries)], share.queries, batch)
 
         return loss
+
+    def _opinion(self, judge: Judge, queries: Tensor, documents: Tensor, share: Share) -> Tensor:
+        """How far the towers' order of the documents is from the judge's; a mean over the queries of this process."""
+        import torch
+
+        chosen = judge.candidates(queries.detach() @ documents.detach().T, share.columns, share.targets)
+        texts = [[self.pairs.documents[share.columns[column]] for column in row] for row in chosen.tolist()]
+        judged = judge.distribution([self.pairs.queries[query] for query in share.queries], texts)
+        places, shares = (torch.from_numpy(found).to(queries.device) for found in (chosen, judged))
+        return listwise(queries, documents, self.config.temperature, places, shares)
 
     def _predicted(self, positives: Tensor, queries: Sequence[int], batch: Sequence[int]) -> Tensor:
         """The weighted loss of query prediction; a mean over the queries with words, of which each process has its own number."""

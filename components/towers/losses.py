@@ -1,4 +1,4 @@
-"""Losses of stage 1 as functions of tensors, gradients cached over chunks, query prediction as an auxiliary loss.
+"""Losses of stage 1 as functions of tensors, gradients cached over chunks, query prediction and a judge's opinion as auxiliary losses.
 
 Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup". First every chunk is embedded without
 a graph, then the loss gives the gradient of each embedding, then every chunk is embedded again with a graph and that gradient is pushed
@@ -17,11 +17,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from components.artifacts import read_json
 from components.errors import ModelError
+from components.towers.base_models import BaseModel, why_unloadable
+from components.towers.config import JudgeConfig
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.nn import Parameter
 
@@ -73,6 +81,18 @@ def matryoshka_info_nce(
         for k in sorted({*dimensions, width})
     ]
     return torch.stack(losses).mean()
+
+
+def listwise(queries: Tensor, documents: Tensor, temperature: float, chosen: Tensor, judged: Tensor) -> Tensor:
+    """Mean over the queries of KL(judged || softmax of the cosines of the chosen documents), over unit rows.
+
+    `queries` (n, d), `documents` (m, d); `chosen` int64 (n, k): columns of documents; `judged` float32 (n, k): what share of the relevance
+    a judge gives to each, rows sum to 1. Source: Ren et al., RocketQAv2, 2021; the judge is as it is and learns nothing here.
+    """
+    import torch
+
+    scores = (queries.float()[:, None, :] * documents.float()[chosen]).sum(2) / temperature
+    return torch.nn.functional.kl_div(torch.log_softmax(scores, dim=1), judged, reduction="batchmean")
 
 
 def _prefix(vectors: Tensor, size: int) -> Tensor:
@@ -203,3 +223,127 @@ def build(embedding_weight: Tensor, query_tokens: Sequence[Sequence[int]], speci
     frequency = torch.tensor([counts[word] for word in words], dtype=torch.float32, device=device)
     embeddings = embedding_weight.detach()[torch.tensor(words, device=device)].float()
     return QueryPrediction(embeddings, {word: row for row, word in enumerate(words)}, torch.log(frequency / frequency.sum()))
+
+
+SAVED_BY = "config_sentence_transformers.json"
+
+# --- A judge: a model that is larger, or reads query and document together, and tells the towers which documents are how relevant.
+
+
+class Judge:
+    """A cross-encoder or a SentenceTransformer as it is. It scores each batch anew, so a continued training repeats a straight one."""
+
+    def __init__(self, base: BaseModel, config: JudgeConfig, temperature: float, device: torch.device) -> None:
+        """`temperature`: of cosines, where the configuration names none. Raises ModelError for a model that scores no texts."""
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        if base.layers is not None:
+            raise ModelError(f"'{base.name}' keeps a part of its layers, which a judge does not. Leave out what stands behind the @.")
+        self.base, self._config = base, config
+        together = _reads_both(base)
+        try:
+            self._model = _scorer(base, together, config.max_length, device)
+        except base.faults as error:
+            raise ModelError(f"The judge '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
+        self._together = together
+        self._temperature = config.temperature or (1.0 if together else temperature)
+
+    def candidates(self, scores: Tensor, columns: Sequence[int], targets: Sequence[int]) -> NDArray[np.int64]:
+        """int64 (n, k): for each query the column of its positive, and those of the other documents with the highest `scores` (n, m).
+
+        `columns`: the document of every column, -1 for none; one that stands in several columns counts once, and the positive never again.
+        """
+        first = {document: column for column, document in reversed([*enumerate(columns)]) if document >= 0}
+        distinct = np.array(sorted(first.values()), np.int64)
+        found = scores.detach().float().cpu().numpy()[:, distinct]
+        own = np.array([columns[target] for target in targets])
+        found[np.array(columns)[distinct][None, :] == own[:, None]] = -np.inf
+        count = min(self._config.documents, len(distinct) - 1)
+        best = distinct[np.argsort(-found, axis=1, kind="stable")[:, :count]]
+        return np.concatenate([np.array(targets, np.int64)[:, None], best], axis=1)
+
+    def distribution(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+        """float32 (n, k), rows sum to 1: what share of the relevance each of a query's k documents has."""
+        scores = (self._of_pairs if self._together else self._of_vectors)(queries, documents) / self._temperature
+        if not np.isfinite(scores).all():
+            raise ModelError(f"The judge '{self.base.name}' gives scores that are no numbers. Fetch it again, or name another.")
+        shares = np.exp(scores - scores.max(1, keepdims=True))
+        return (shares / shares.sum(1, keepdims=True)).astype(np.float32)
+
+    def _of_pairs(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+        import torch
+
+        pairs = [(query, document) for query, found in zip(queries, documents, strict=True) for document in found]
+        options = {"batch_size": self._config.batch_size, "show_progress_bar": False, "activation_fn": torch.nn.Identity()}
+        return np.asarray(self._model.predict(pairs, **options), np.float64).reshape(len(queries), -1)
+
+    def _of_vectors(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+        options = {"batch_size": self._config.batch_size, "show_progress_bar": False, "normalize_embeddings": True}
+        texts = sorted({document for found in documents for document in found})
+        place = {text: row for row, text in enumerate(texts)}
+        asked = np.asarray(self._model.encode_query([*queries], **options), np.float64)
+        vectors = np.asarray(self._model.encode_document(texts, **options), np.float64)
+        return np.einsum("nd,nkd->nk", asked, vectors[[[place[text] for text in found] for found in documents]])
+
+
+def _reads_both(base: BaseModel) -> bool:
+    """Whether a judge is a cross-encoder; raises ModelError for a model that is neither that nor a SentenceTransformer."""
+    folder, kinds = Path(base.location), getattr(judge_config(base), "architectures", None) or [""]
+    saved = read_json(folder / SAVED_BY).get("model_type") if (folder / SAVED_BY).is_file() else None
+    if kinds[0].endswith("ForSequenceClassification") or saved == "CrossEncoder":
+        return True
+    if (folder / "modules.json").is_file():
+        return False
+    raise ModelError(
+        f"'{base.name}' ({kinds[0] or 'without a named architecture'}) is no judge. Expected a cross-encoder, whose config.json names "
+        "...ForSequenceClassification, or a SentenceTransformer, which has a modules.json."
+    )
+
+
+def judge_config(base: BaseModel) -> Any:
+    """The configuration of a judge, whose code never runs here; raises ModelError for one that cannot be read."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(base.location, trust_remote_code=False)
+    except base.faults as error:
+        raise ModelError(f"The judge '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
+
+
+def _scorer(base: BaseModel, together: bool, longest: int | None, device: torch.device) -> Any:
+    """The model of sentence-transformers in float32, reading at most `longest` tokens; raises ModelError where it gives not one score."""
+    import torch
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+
+    options: dict[str, Any] = {
+        "device": str(device),
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "model_kwargs": {"dtype": torch.float32},
+    }
+    if not together:
+        model = SentenceTransformer(base.location, **options)
+    else:
+        _require_head(base)
+        model = CrossEncoder(base.location, **options)
+        if model.num_labels != 1:
+            raise ModelError(f"'{base.name}' tells {model.num_labels} classes apart; a judge gives one score. Name a cross-encoder.")
+        if model.tokenizer.pad_token is None:
+            raise ModelError(f"The tokenizer of the judge '{base.name}' has no padding token, so it scores no two texts at once.")
+    limits = [limit for limit in (model.max_seq_length, longest) if isinstance(limit, int) and 0 < limit < 10**6]
+    if limits:
+        model.max_seq_length = min(limits)
+    return model
+
+
+def _require_head(base: BaseModel) -> None:
+    """Raises ModelError for a cross-encoder without the weights of its score: transformers would draw them at random."""
+    from transformers import AutoModelForSequenceClassification
+
+    if not (judge_config(base).architectures or [""])[0].endswith("ForSequenceClassification"):
+        return
+    _, report = AutoModelForSequenceClassification.from_pretrained(base.location, output_loading_info=True, trust_remote_code=False)
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(f"'{base.name}' was saved without {missing[0]}, so it would score by chance. Name another, or save it whole.")

@@ -8,8 +8,9 @@ processes that the configuration asks for on this machine.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from components.artifacts import (
 )
 from components.data.dataset import load_dataset
 from components.errors import ConfigError
-from components.towers.base_models import BaseModel, named_as_companion, tower_base
+from components.towers.base_models import BaseModel, named_as, resolve_base, tower_base
 from components.towers.config import CompanionConfig, TowerConfig
 from components.towers.contract import (
     COMPANION,
@@ -42,9 +43,10 @@ from components.towers.contract import (
     save_contract,
     space_id_of,
 )
-from components.towers.device import give_back_memory
+from components.towers.device import give_back_memory, pick_device
 from components.towers.encoder import joined_contract, load_tower
 from components.towers.loop import CHECKPOINT, Training
+from components.towers.losses import Judge
 from components.towers.negatives import check_mining
 from components.towers.pairs import Pairs, training_pairs
 from components.towers.processes import current_world, from_main, join_world, launched, require_same_data, train_in_processes, wait_for_all
@@ -53,6 +55,7 @@ from components.towers.two_towers import TwoTowers, published_contracts
 
 LOG = "training_log.json"
 COLLAPSE_SAMPLE = 256
+JUDGE = "judge"  # the section of its settings, and what lineage calls it
 
 
 def train_on(dataset: DatasetArtifact, config: TowerConfig, folder: Path) -> Artifact:
@@ -86,9 +89,10 @@ def train_companion(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str
     if config.training != "none":  # what is wrong with the towers is said now, not when the companion is trained
         _check_shares(config)
         TwoTowers(_resolved(pairs, config), config)
+        _judge(config)
         give_back_memory()
     folder.mkdir(exist_ok=True)
-    with named_as_companion():
+    with named_as(COMPANION):
         take_part(pairs, companion_towers(config), parents, folder, "train companion")
 
 
@@ -114,9 +118,9 @@ def take_part(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], fol
     if config.companion.base_model and not is_complete(folder / COMPANION):
         raise ConfigError("A companion is trained in one process. Leave torchrun out and set towers.processes, or train without companion.")
     _check_shares(config)
-    base = _resolved(pairs, config)
-    require_same_data(_identity(pairs, config, base, folder))
-    losses, spread = _trained(pairs, config, base, folder, parents, label)
+    base, judge = _resolved(pairs, config), _judge(config)
+    require_same_data(_identity(pairs, config, (base, judge.base) if judge else (base,), folder))
+    losses, spread = _trained(pairs, config, base, judge, folder, parents, label)
     if world.main:
         write_json(folder / LOG, {"loss": losses, "spread": {k: vars(v) for k, v in spread.items()}})
         attributes = {"final_loss": round(float(np.mean(losses[-10:])), 4), "steps": config.steps, **_end_of_companion(folder, config)}
@@ -134,20 +138,39 @@ def _end_of_companion(folder: Path, config: TowerConfig) -> dict[str, Scalar]:
     return {"companion_final_loss": round(float(np.mean(losses[-10:])), 4), "companion_steps": config.companion.steps}
 
 
+def _judge(config: TowerConfig) -> Judge | None:
+    """The judge of the training; the main process looks for it first, since that may fetch it. Raises ModelError."""
+    own = config.judge
+    if not own.base_model:
+        return None
+    with named_as(JUDGE):
+        found = from_main(lambda: resolve_base(own.base_model, revision=own.revision))
+        base = found if current_world().main else resolve_base(own.base_model, revision=found.revision)
+        return Judge(base, own, config.temperature, pick_device())
+
+
+def _recorded(judge: Judge | None) -> dict[str, Scalar]:
+    """What lineage tells of the model that the towers learnt to order documents by."""
+    if judge is None:
+        return {}
+    revision = {f"{JUDGE}_revision": judge.base.revision} if judge.base.revision else {}
+    return {JUDGE: judge.base.name, f"{JUDGE}_digest": judge.base.digest, **revision}
+
+
 def _trained(
-    pairs: Pairs, config: TowerConfig, base: BaseModel, folder: Path, parents: Mapping[str, str], label: str
+    pairs: Pairs, config: TowerConfig, base: BaseModel, judge: Judge | None, folder: Path, parents: Mapping[str, str], label: str
 ) -> tuple[list[float], dict[str, Spread]]:
     """Train, write both towers and seal them; the training's memory is given back before a finished tower is loaded."""
     towers = TwoTowers(base, config)
     run = Training(towers, pairs, config, folder)
-    run.label = label
+    run.label, run.judge = label, judge
     run.to_end()
     spread, losses = _check_collapse(run, config), run.losses
     contracts = _write_towers(towers, folder)
     del run, towers
     give_back_memory()
     if contracts:
-        _seal_towers(contracts, config.companion, parents, folder)
+        _seal_towers(contracts, config.companion, parents, folder, _recorded(judge))
     return losses, spread
 
 
@@ -186,7 +209,7 @@ def _resolved(pairs: Pairs, config: TowerConfig) -> BaseModel:
     return found if current_world().main else tower_base(config.model_copy(update={"revision": found.revision}), texts)
 
 
-def _identity(pairs: Pairs, config: TowerConfig, base: BaseModel, folder: Path) -> str:
+def _identity(pairs: Pairs, config: TowerConfig, bases: Sequence[BaseModel], folder: Path) -> str:
     """Digest of all that has to be equal in every process."""
     if current_world().size == 1:
         return ""
@@ -194,7 +217,7 @@ def _identity(pairs: Pairs, config: TowerConfig, base: BaseModel, folder: Path) 
     data = [pairs.queries, pairs.documents, pairs.pairs, sorted((q, sorted(d)) for q, d in pairs.relevant.items())]
     data += [pairs.origins, pairs.kinds]
     resumed = file_sha256(checkpoint) if checkpoint.exists() else None
-    return digest_of([digest_of(data), config.model_dump(), base.digest, resumed])
+    return digest_of([digest_of(data), config.model_dump(), [base.digest for base in bases], resumed])
 
 
 def _check_collapse(run: Training, config: TowerConfig) -> dict[str, Spread]:
@@ -225,10 +248,16 @@ def _start_over(folder: Path) -> None:
         (folder / f"{role}_tower").mkdir(parents=True)
 
 
-def _seal_towers(contracts: Mapping[Role, EncodingContract], companion: CompanionConfig, parents: Mapping[str, str], folder: Path) -> None:
+def _seal_towers(
+    contracts: Mapping[Role, EncodingContract],
+    companion: CompanionConfig,
+    parents: Mapping[str, str],
+    folder: Path,
+    recorded: Mapping[str, Scalar] = MappingProxyType({}),
+) -> None:
     """Write contract, space and probes of each tower. The probes are encoded as a user will encode: by the tower loaded from its folder.
 
-    A companion that was trained into `folder` is copied into that of its tower.
+    A companion that was trained into `folder` is copied into that of its tower. `recorded`: more attributes of both.
     """
     if companion.base_model:
         contracts = {role: _with_companion(contract, companion, folder) for role, contract in contracts.items()}
@@ -244,6 +273,7 @@ def _seal_towers(contracts: Mapping[Role, EncodingContract], companion: Companio
             "base_model": contract.base_model,
             **({"base_code": contract.base_code} if contract.base_code else {}),
             **({"companion": companion.base_model} if companion.base_model else {}),
+            **recorded,
         }
         seal(target, "encoder", counts={"probes": 64}, parents=parents, attributes=attributes)
 

@@ -223,8 +223,9 @@ def _asked_for(options: argparse.Namespace) -> Iterator[tuple[str, str | None, b
     config = read_config(options)
     if config.towers.base_model not in WITHOUT_WEIGHTS:
         yield config.towers.base_model, config.towers.revision, config.towers.trust_remote_code
-    if config.towers.companion.base_model:
-        yield config.towers.companion.base_model, config.towers.companion.revision, False
+    for beside in (config.towers.companion, config.towers.judge):
+        if beside.base_model:
+            yield beside.base_model, beside.revision, False
     if config.distillation.student != "teacher":
         yield config.distillation.student, config.distillation.revision, False
     if config.distillation.generated:

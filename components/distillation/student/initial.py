@@ -29,7 +29,7 @@ from components.towers.base_models import (
     BaseModel,
     load_config,
     load_weights,
-    named_as_companion,
+    named_as,
     require_embeddings,
     resolve_base,
     tower_base,
@@ -291,7 +291,7 @@ def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None
         require_positions(teacher, towers.max_document_length, "towers.max_document_length")
         require_positions(teacher, towers.max_query_length, "towers.max_query_length")
         if towers.companion.base_model:
-            with named_as_companion():
+            with named_as(COMPANION):
                 beside = resolve_base(towers.companion.base_model, ["any text"], towers.companion.revision)
             for setting in ("max_document_length", "max_query_length"):
                 require_positions(beside, getattr(towers, setting), f"towers.{setting}, which the companion shares,")
