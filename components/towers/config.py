@@ -34,7 +34,18 @@ class EndpointConfig(StepConfig):
         return url.rstrip("/")
 
 
-class CompanionConfig(StepConfig):
+class BesideConfig(StepConfig):
+    """A model beside that of the towers. One that is null is none, as in a file that takes a preset's back."""
+
+    base_model: str = ""
+
+    @field_validator("base_model", mode="before")
+    @classmethod
+    def _none_is_empty(cls, given: Any) -> Any:
+        return "" if given is None else given
+
+
+class CompanionConfig(BesideConfig):
     """A small encoder that is trained on the towers' pairs as they are, and whose vectors stand beside theirs as one.
 
     The cosine of two such vectors is the mean of both encoders' cosines, weighted by `share`.
@@ -44,11 +55,6 @@ class CompanionConfig(StepConfig):
         "", max_length=1000, description="Hugging Face name or local path of an encoder, or all-minilm-l6-v2; empty: the towers stand alone"
     )
     revision: str | None = Field(None, min_length=1, description="Branch, tag or commit of a model from a hub; null: its main branch")
-
-    @field_validator("base_model", mode="before")
-    @classmethod
-    def _none_is_empty(cls, given: Any) -> Any:
-        return _empty(given)
 
     share: float = Field(0.5, gt=0, lt=1, description="What its cosine counts in a score; the rest is that of towers.base_model")
     pooling: Literal["last", "mean", "cls"] = Field("mean", description="Which token states make its vector")
@@ -61,7 +67,7 @@ class CompanionConfig(StepConfig):
     steps: int = Field(150, ge=1, le=10_000_000, description="Optimizer steps of towers.batch_size pairs")
 
 
-class JudgeConfig(StepConfig):
+class JudgeConfig(BesideConfig):
     """A model whose scores the towers learn to order documents by; no vector holds anything of it."""
 
     base_model: str = Field(
@@ -70,11 +76,6 @@ class JudgeConfig(StepConfig):
         description="Hugging Face name or local path of a cross-encoder with one score, or of a SentenceTransformer; empty: no judge",
     )
     revision: str | None = Field(None, min_length=1, description="Branch, tag or commit of a model from a hub; null: its main branch")
-
-    @field_validator("base_model", mode="before")
-    @classmethod
-    def _none_is_empty(cls, given: Any) -> Any:
-        return _empty(given)
 
     weight: float = Field(1.0, gt=0, le=100, description="Weight of its loss beside the contrastive one")
     temperature: float | None = Field(
@@ -86,12 +87,7 @@ class JudgeConfig(StepConfig):
     max_length: int | None = Field(
         None, ge=8, le=32768, description="Tokens that it reads, of a cross-encoder query and document together; null: as many as it can"
     )
-    batch_size: int = Field(32, ge=1, le=100_000, description="Texts, or pairs of them, that it scores at once")
-
-
-def _empty(given: Any) -> Any:
-    """A model that is null is none, as in a file that takes a preset's back."""
-    return "" if given is None else given
+    batch_size: int = Field(32, ge=1, le=100_000, description="Pairs of query and document that a cross-encoder scores at once")
 
 
 class TowerConfig(StepConfig):

@@ -18,18 +18,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import read_json
 from components.errors import ModelError
-from components.towers.base_models import BaseModel, why_unloadable
-from components.towers.config import JudgeConfig
+from components.towers.base_models import BaseModel, tokenizer_of, why_unloadable
+from components.towers.config import JudgeConfig, TowerConfig
+from components.towers.contract import save_contract, space_id_of
+from components.towers.device import pick_device
+from components.towers.encoder import TowerEncoder, load_tower
+from components.towers.trained.published import read_published, with_own_settings
+from components.towers.transformer import position_limit
+from components.towers.two_towers import published_contracts
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
     from torch.nn import Parameter
 
@@ -225,15 +230,17 @@ def build(embedding_weight: Tensor, query_tokens: Sequence[Sequence[int]], speci
     return QueryPrediction(embeddings, {word: row for row, word in enumerate(words)}, torch.log(frequency / frequency.sum()))
 
 
-SAVED_BY = "config_sentence_transformers.json"
-
 # --- A judge: a model that is larger, or reads query and document together, and tells the towers which documents are how relevant.
+
+
+LONGEST = 32_768  # tokens that a judge reads where neither it nor a person names fewer
+Scores = Callable[[Sequence[str], Sequence[Sequence[str]]], NDArray[np.float64]]  # queries, k documents of each -> (n, k)
 
 
 class Judge:
     """A cross-encoder or a SentenceTransformer as it is. It scores each batch anew, so a continued training repeats a straight one."""
 
-    def __init__(self, base: BaseModel, config: JudgeConfig, temperature: float, device: torch.device) -> None:
+    def __init__(self, base: BaseModel, config: JudgeConfig, temperature: float) -> None:
         """`temperature`: of cosines, where the configuration names none. Raises ModelError for a model that scores no texts."""
         from transformers.utils import logging
 
@@ -242,12 +249,14 @@ class Judge:
         if base.layers is not None:
             raise ModelError(f"'{base.name}' keeps a part of its layers, which a judge does not. Leave out what stands behind the @.")
         self.base, self._config = base, config
-        together = _reads_both(base)
-        try:
-            self._model = _scorer(base, together, config.max_length, device)
-        except base.faults as error:
-            raise ModelError(f"The judge '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
-        self._together = together
+        kinds = getattr(judge_config(base), "architectures", None) or ["without a named architecture"]
+        together = kinds[0].endswith("ForSequenceClassification")
+        if not together and read_published(base) is None:
+            raise ModelError(
+                f"'{base.name}' ({kinds[0]}) is no judge. Expected a cross-encoder, whose config.json names ...ForSequenceClassification, "
+                "or a SentenceTransformer, which has a modules.json."
+            )
+        self._scores = (_of_pairs if together else _of_vectors)(base, config)
         self._temperature = config.temperature or (1.0 if together else temperature)
 
     def candidates(self, scores: Tensor, columns: Sequence[int], targets: Sequence[int]) -> NDArray[np.int64]:
@@ -266,40 +275,11 @@ class Judge:
 
     def distribution(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> NDArray[np.float32]:
         """float32 (n, k), rows sum to 1: what share of the relevance each of a query's k documents has."""
-        scores = (self._of_pairs if self._together else self._of_vectors)(queries, documents) / self._temperature
+        scores = self._scores(queries, documents) / self._temperature
         if not np.isfinite(scores).all():
             raise ModelError(f"The judge '{self.base.name}' gives scores that are no numbers. Fetch it again, or name another.")
         shares = np.exp(scores - scores.max(1, keepdims=True))
         return (shares / shares.sum(1, keepdims=True)).astype(np.float32)
-
-    def _of_pairs(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-        import torch
-
-        pairs = [(query, document) for query, found in zip(queries, documents, strict=True) for document in found]
-        options = {"batch_size": self._config.batch_size, "show_progress_bar": False, "activation_fn": torch.nn.Identity()}
-        return np.asarray(self._model.predict(pairs, **options), np.float64).reshape(len(queries), -1)
-
-    def _of_vectors(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-        options = {"batch_size": self._config.batch_size, "show_progress_bar": False, "normalize_embeddings": True}
-        texts = sorted({document for found in documents for document in found})
-        place = {text: row for row, text in enumerate(texts)}
-        asked = np.asarray(self._model.encode_query([*queries], **options), np.float64)
-        vectors = np.asarray(self._model.encode_document(texts, **options), np.float64)
-        return np.einsum("nd,nkd->nk", asked, vectors[[[place[text] for text in found] for found in documents]])
-
-
-def _reads_both(base: BaseModel) -> bool:
-    """Whether a judge is a cross-encoder; raises ModelError for a model that is neither that nor a SentenceTransformer."""
-    folder, kinds = Path(base.location), getattr(judge_config(base), "architectures", None) or [""]
-    saved = read_json(folder / SAVED_BY).get("model_type") if (folder / SAVED_BY).is_file() else None
-    if kinds[0].endswith("ForSequenceClassification") or saved == "CrossEncoder":
-        return True
-    if (folder / "modules.json").is_file():
-        return False
-    raise ModelError(
-        f"'{base.name}' ({kinds[0] or 'without a named architecture'}) is no judge. Expected a cross-encoder, whose config.json names "
-        "...ForSequenceClassification, or a SentenceTransformer, which has a modules.json."
-    )
 
 
 def judge_config(base: BaseModel) -> Any:
@@ -312,38 +292,56 @@ def judge_config(base: BaseModel) -> Any:
         raise ModelError(f"The judge '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
 
 
-def _scorer(base: BaseModel, together: bool, longest: int | None, device: torch.device) -> Any:
-    """The model of sentence-transformers in float32, reading at most `longest` tokens; raises ModelError where it gives not one score."""
+def _of_pairs(base: BaseModel, config: JudgeConfig) -> Scores:
+    """The logits of a cross-encoder, which reads at most `config.max_length` tokens of both; raises ModelError for another classifier."""
     import torch
-    from sentence_transformers import CrossEncoder, SentenceTransformer
-
-    options: dict[str, Any] = {
-        "device": str(device),
-        "local_files_only": True,
-        "trust_remote_code": False,
-        "model_kwargs": {"dtype": torch.float32},
-    }
-    if not together:
-        model = SentenceTransformer(base.location, **options)
-    else:
-        _require_head(base)
-        model = CrossEncoder(base.location, **options)
-        if model.num_labels != 1:
-            raise ModelError(f"'{base.name}' tells {model.num_labels} classes apart; a judge gives one score. Name a cross-encoder.")
-        if model.tokenizer.pad_token is None:
-            raise ModelError(f"The tokenizer of the judge '{base.name}' has no padding token, so it scores no two texts at once.")
-    limits = [limit for limit in (model.max_seq_length, longest) if isinstance(limit, int) and 0 < limit < 10**6]
-    if limits:
-        model.max_seq_length = min(limits)
-    return model
-
-
-def _require_head(base: BaseModel) -> None:
-    """Raises ModelError for a cross-encoder without the weights of its score: transformers would draw them at random."""
     from transformers import AutoModelForSequenceClassification
 
-    if not (judge_config(base).architectures or [""])[0].endswith("ForSequenceClassification"):
-        return
-    _, report = AutoModelForSequenceClassification.from_pretrained(base.location, output_loading_info=True, trust_remote_code=False)
-    if missing := sorted(report["missing_keys"]):
+    options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(base.location, **options)
+        tokenizer = tokenizer_of(base)
+    except base.faults as error:
+        raise ModelError(f"The judge '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
+    if model.config.num_labels != 1:
+        raise ModelError(f"'{base.name}' tells {model.config.num_labels} classes apart; a judge gives one score. Name a cross-encoder.")
+    if missing := sorted(report["missing_keys"]):  # transformers has drawn them at random
         raise ModelError(f"'{base.name}' was saved without {missing[0]}, so it would score by chance. Name another, or save it whole.")
+    if tokenizer.pad_token is None or (model.config.pad_token_id is None and config.batch_size > 1):
+        raise ModelError(f"'{base.name}' names no padding token, so it scores no two texts at once. Set towers.judge.batch_size to 1.")
+    limits = (position_limit(model), tokenizer.model_max_length, config.max_length)
+    longest = min(limit for limit in (*limits, LONGEST) if limit)
+    model = model.to(pick_device()).eval()
+
+    def scores(queries: Sequence[str], documents: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+        pairs = [(query, document) for query, found in zip(queries, documents, strict=True) for document in found]
+        order = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])))  # alike in length, so little padding
+        given = np.empty(len(pairs))
+        for start in range(0, len(pairs), config.batch_size):
+            rows = order[start : start + config.batch_size]
+            batch = [[pairs[i][side] for i in rows] for side in (0, 1)]
+            read = tokenizer(*batch, padding=True, truncation=True, max_length=longest, return_tensors="pt", split_special_tokens=True)
+            with torch.inference_mode():
+                given[rows] = model(**read.to(model.device)).logits[:, 0].double().cpu().numpy()
+        return given.reshape(len(queries), -1)
+
+    return scores
+
+
+def _of_vectors(base: BaseModel, config: JudgeConfig) -> Scores:
+    """The cosines of a published embedding model, with its own prompts, pooling and lengths, the latter at most `config.max_length`."""
+    own = with_own_settings(TowerConfig(base_model=base.name, revision=base.revision, training="none"))
+    cut = {field: min(getattr(own, field), config.max_length or LONGEST) for field in ("max_query_length", "max_document_length")}
+    contracts = published_contracts(base, own.model_copy(update=cut))
+    with TemporaryDirectory() as folder:  # a tower is loaded from one
+        save_contract(Path(folder), contracts["document"], space_id_of(contracts["document"]))
+        reader = load_tower(Path(folder), "float32")
+    asker = TowerEncoder(reader.model, reader.tokenizer, contracts["query"], reader.space_id, reader.head)
+
+    def scores(queries: Sequence[str], documents: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+        texts = sorted({document for found in documents for document in found})
+        place = {text: row for row, text in enumerate(texts)}
+        vectors = reader.encode(texts)[[[place[text] for text in found] for found in documents]]
+        return np.einsum("nd,nkd->nk", asker.encode(queries), vectors, dtype=np.float64)
+
+    return scores

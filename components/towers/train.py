@@ -43,7 +43,7 @@ from components.towers.contract import (
     save_contract,
     space_id_of,
 )
-from components.towers.device import give_back_memory, pick_device
+from components.towers.device import give_back_memory
 from components.towers.encoder import joined_contract, load_tower
 from components.towers.loop import CHECKPOINT, Training
 from components.towers.losses import Judge
@@ -146,7 +146,7 @@ def _judge(config: TowerConfig) -> Judge | None:
     with named_as(JUDGE):
         found = from_main(lambda: resolve_base(own.base_model, revision=own.revision))
         base = found if current_world().main else resolve_base(own.base_model, revision=found.revision)
-        return Judge(base, own, config.temperature, pick_device())
+        return Judge(base, own, config.temperature)
 
 
 def _recorded(judge: Judge | None) -> dict[str, Scalar]:

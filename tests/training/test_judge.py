@@ -27,8 +27,6 @@ from flows.config import RetrainConfig
 from flows.steps import towers_key, towers_step
 from tests.training.tiny_world import documents, pairs, queries
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
@@ -75,7 +73,7 @@ def judged(model: str, **changes: Any) -> TowerConfig:
 
 def judge_of(model: str, **changes: Any) -> Judge:
     config = judged(model, **changes)
-    return Judge(resolve_base(model), config.judge, config.temperature, CPU)
+    return Judge(resolve_base(model), config.judge, config.temperature)
 
 
 def test_the_loss_is_the_divergence_from_the_judge_and_is_least_where_both_agree() -> None:
@@ -197,14 +195,14 @@ def test_what_is_no_judge_is_refused_before_anything_is_trained(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_judge_without_a_padding_token_or_cut_to_some_layers_is_refused(models: dict[str, str], tmp_path: Path) -> None:
+def test_a_judge_that_is_cut_to_some_layers_is_refused(models: dict[str, str]) -> None:
     with pytest.raises(ModelError, match="keeps a part of its layers, which a judge does not"):
-        Judge(resolve_base(f"{models['encoder']}@1"), judged(models["encoder"]).judge, 0.03, CPU)
+        Judge(resolve_base(f"{models['encoder']}@1"), judged(models["encoder"]).judge, 0.03)
 
 
 def test_scores_that_are_no_numbers_end_the_training(models: dict[str, str]) -> None:
     judge = judge_of(models["cross"])
-    judge._model.predict = lambda rows, **_: np.full(len(rows), np.nan)
+    judge._scores = lambda queries, documents: np.full((len(queries), len(documents[0])), np.nan)
     with pytest.raises(ModelError, match="gives scores that are no numbers"):
         judge.distribution(queries()[:1], [documents()[:2]])
 

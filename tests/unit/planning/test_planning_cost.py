@@ -12,6 +12,7 @@ from components.planning.cost import (
     PROBE_TOKENS,
     PROBES,
     UNITS,
+    card_needs,
     needs_of,
     padded,
     real,
@@ -190,6 +191,20 @@ def test_a_companion_beside_a_static_student_costs_what_it_costs() -> None:
     for step, unit in (("encode_corpus", "teacher_token"), ("train_towers", "teacher_train_token"), ("evaluate", "teacher_token")):
         assert joined[step][unit] > alone[step][unit]
     assert "align_batch" not in joined["train_towers"]
+
+
+def test_a_judge_reads_beside_the_training_and_is_held_in_memory_alone() -> None:
+    def judged(documents: int) -> Any:
+        return config(towers__judge={"base_model": "a/judge", "documents": documents})
+
+    works = [work_of(judged(n), facts(judge=shape)) for n, shape in ((4, None), (4, ENCODER), (9, ENCODER))]
+    assert {step for step in works[0] if works[0][step] != works[1][step]} == {"train_towers"}
+    plain, four, nine = (work["train_towers"]["teacher_token"] for work in works)
+    assert nine - plain == pytest.approx(2 * (four - plain)) and four > plain  # 1 + 9 documents a query, 1 + 4
+    needs = [needs_of(judged(4), facts(judge=shape), 4)["train_towers"] for shape in (None, ENCODER)]
+    assert needs[1].memory - needs[0].memory == 4 * ENCODER.parameters and needs[1].disk == needs[0].disk
+    cards = [card_needs(judged(4), facts(judge=shape), 2)["train_towers"] for shape in (None, ENCODER)]
+    assert cards[1] - cards[0] == 4 * ENCODER.parameters
 
 
 def test_memory_and_disk_hold_the_companion() -> None:
