@@ -345,7 +345,7 @@ class Ancestry:
         for what in OTHER_MODELS:
             if name := about.get(what):
                 commit, digest = about.get(f"{what}_revision"), str(about.get(f"{what}_digest") or "unknown")
-                yield base_model_node(BaseModelPin(name=str(name), digest=digest, revision=str(commit) if commit else None))
+                yield base_model_node(BaseModelPin(name=str(name), digest=digest, revision=str(commit) if commit else None), what)
 
     def _contracts(self, entry: LineageNode) -> Iterator[Node]:
         """The contracts of data of an earlier release; those of the release's own data stand with it."""
@@ -365,10 +365,10 @@ class Ancestry:
             yield Node(title, {"note": SHOWN if known else "its code and machine are not known"}, kind="code", key=key)
 
 
-def base_model_node(base: BaseModelPin) -> Node:
-    """A published model, the digest of its weights, and its commit if it came from a model hub."""
+def base_model_node(base: BaseModelPin, part: str = "base model") -> Node:
+    """A published model and the part it had, the digest of its weights, and its commit if it came from a model hub."""
     details = {"digest": base.digest, **({"commit": base.revision} if base.revision else {})}
-    return Node(f"base model: {base.name}", details, kind="base_model", key=f"base:{base.name}:{base.digest}")
+    return Node(f"{part}: {base.name}", details, kind="base_model", key=f"base:{base.name}:{base.digest}")
 
 
 def described(entry: LineageNode) -> dict[str, Any]:
