@@ -166,6 +166,21 @@ def test_a_comparison_with_an_encoder_that_is_not_measured_is_refused_before_the
     require_measured(without, config.evaluation)
 
 
+@pytest.mark.parametrize(("split", "why"), [("test", r"'test', evaluation\.split itself"), ("dev", "'dev', the split that checkpoints")])
+def test_retention_on_other_queries_is_not_asked_of_the_same_ones(split: str, why: str) -> None:
+    config = load_config("demo", overrides={"evaluation.extra_splits": ["test_de", split], "policy.min_off_distribution_retention": 0.9})
+    with pytest.raises(ConfigError, match=why):
+        require_measured(config.policy, config.evaluation)
+    require_measured(config.policy.model_copy(update={"min_off_distribution_retention": None}), config.evaluation)
+    require_measured(config.policy, config.evaluation.model_copy(update={"extra_splits": ("test_de",)}))
+
+
+def test_slices_that_the_policy_requires_are_judged() -> None:
+    config = load_config("demo", overrides={"policy.required_slices": ["language"], "policy.slice_margin": None})
+    with pytest.raises(ConfigError, match=r"required_slices names 'language', but policy\.slice_margin is null"):
+        require_measured(config.policy, config.evaluation)
+
+
 def test_chance_has_no_more_tries_for_having_two_metrics() -> None:
     # A lower end just above 0 at 95 %, and below it at 97.5 %: enough for one metric, not for one of two.
     spread = np.tile([-0.1, 0.1], 20)  # a standard error of .016

@@ -90,6 +90,10 @@ def test_all_queries_in_one_unit_show_nothing() -> None:
     systems = {"cheap": system(0.59, 1, 2, units=1), "best": system(0.6, 1, 2, units=1)}
     found = choose(systems, {"cheap": 1.0, "best": 9.0}, 0.05, 1000, CONFIG)
     assert found.chosen == "best" and not found.standings["cheap"].good_enough
+    assert not found.claimed and found.sentence.startswith(
+        "All queries are one unit, so nothing is claimed; by the means alone: deploy best"
+    )
+    assert "inf" not in found.sentence
 
 
 def test_more_systems_make_the_intervals_wider() -> None:
