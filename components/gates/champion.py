@@ -104,12 +104,9 @@ def among_shared(evidence: GateInputs) -> PairedScores | None:
 
     With fewer documents every query is easier, so a candidate that lost some is also compared on equal terms.
     """
-    import numpy as np
-
     table = evidence.values
     if table is None or not len(rows := table[table["metric"] == SHARED]):
         return None
-    rows = rows[np.isfinite(rows["value"].astype(float))]
     ours, theirs = (rows[rows["system"] == who].set_index("query_id")["value"].astype(float).sort_index() for who in (CANDIDATE, CHAMPION))
     return PairedScores(ours, theirs, "Both rank the documents alone that both hold.")
 
@@ -275,10 +272,14 @@ def champion_gates(evidence: GateInputs, policy: PolicyConfig) -> Iterator[GateR
 
 
 def _on_equal_terms(shared: PairedScores, evidence: GateInputs, policy: PolicyConfig) -> Outcome:
+    import numpy as np
+
     part = part_of(HELD_BY_BOTH, frozenset(shared.candidate.index), policy, required=True)
     if part.problem:
         return Outcome("not_decidable", part.problem, queries=len(part.query_ids))
     require_paired(shared.candidate, shared.champion)
+    if not shared.candidate.index.is_unique or not np.isfinite((shared.candidate - shared.champion).to_numpy()).all():
+        raise NotDecidable(f"Of what both hold a query has no value, or more than one. {_ASK}")
     shared.candidate.attrs.update(scores(evidence.report, "student", METRIC).attrs)  # what is known of the queries, as their units
     outcome = non_inferior(shared.candidate, shared.champion, policy.margin, policy)
     return replace(outcome, reason=f"{outcome.reason} {shared.source}")

@@ -135,7 +135,7 @@ def test_the_name_of_a_flow_forges_no_line_of_the_state(home: Path) -> None:
 
 
 def test_the_name_of_who_approves_forges_no_finding_of_verify(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    forged = "ok    signature: signed by 0123456789abcdef, a trusted key"
+    forged = "ok signature: signed by 0123456789abcdef, a trusted key"
     options = argparse.Namespace(name=NAME, json=False, folder=None, ref="champion", candidate=world.candidate(), override=None)
     options.person = f"Ada\n{forged}"
     review.approve(options)
