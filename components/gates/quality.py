@@ -29,6 +29,7 @@ from components.gates.measures import (
     off,
     paired_bound,
     ratio_bound,
+    require_paired,
     require_present,
     sample_text,
     scores,
@@ -184,6 +185,8 @@ def _same_answers(report: Evaluation, policy: PolicyConfig) -> str:
     if policy.same_teacher_share is None:
         return ""
     pairs = [(scores(report, "teacher", metric), scores(report, UNTRAINED, metric)) for metric in policy.baseline_metrics]
+    for own, rival in pairs:
+        require_paired(own, rival)  # else no value would be apart from one that is not there
     told_apart = sum((own - rival).abs() > SUMMARY_TOLERANCE for own, rival in pairs) > 0
     alike, queries = int((~told_apart).sum()), len(told_apart)
     return f"{alike:,} of {queries:,}" if alike >= policy.same_teacher_share * queries else ""

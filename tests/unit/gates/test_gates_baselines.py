@@ -100,6 +100,14 @@ def test_a_teacher_that_is_the_downloaded_encoder_is_no_worse_than_doing_nothing
     assert gate(decision, "beats_untrained").status == "fail"  # a student of the same quality gains nothing here
 
 
+def test_a_teacher_that_was_asked_other_queries_than_the_downloaded_encoder_is_not_taken_for_it() -> None:
+    report = as_downloaded()
+    other = report.per_query["system"] == "student_untrained"
+    rows = report.per_query.assign(query_id=report.per_query["query_id"].where(~other, "other-" + report.per_query["query_id"]))
+    result = gate(decided(replace(report, per_query=rows, units=None)), "teacher_worth[student_untrained]")
+    assert result.status == "not_decidable" and "measured on different queries" in result.reason
+
+
 def test_a_teacher_that_differs_from_the_downloaded_encoder_in_one_query_of_forty_has_to_be_better() -> None:
     one = np.zeros(40)
     one[0] = 0.1
