@@ -16,6 +16,7 @@ from components.errors import ConfigError, DataError, ScalingNoteError
 from components.serving import answer_log as answers
 from components.serving.answer_log import Answer, answers_file, find_answer, prune_answers, pruned_file
 from components.tracking.audit_log import append_entry, head_file
+from components.tracking.server.bootstrap import Prepared
 from components.tracking.store import TrackingError, translated
 from flows import recorder
 from flows.cli import main
@@ -76,6 +77,10 @@ PLAIN = ["http://localhost:5000/a@b", "sqlite:////srv/a:b@c/mlflow.db", "postgre
 @pytest.mark.parametrize("text", [*PLAIN, "12:30 at a@b", "models:/x@champion"])
 def test_what_is_no_password_stays_readable(text: str) -> None:
     assert str(ScalingNoteError(text)) == text
+
+
+def test_what_a_bootstrap_made_shows_no_password() -> None:
+    assert Prepared(ADDRESSES[2]).to_json()["server"] == "https://tracking.example:8443"
 
 
 def test_the_password_of_the_store_is_no_argument_of_the_server(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
