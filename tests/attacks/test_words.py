@@ -74,6 +74,13 @@ def test_an_approval_that_is_taken_back_in_its_comment_rejects_in_any_language_a
         ("status", "Rejected"),
         ("approved", "no"),
         ("decision", "r\u0435jected"),
+        ("approval", "denied"),
+        ("approved", "0"),
+        ("approved", "not yet"),
+        ("accepted", "nein"),
+        ("decision", "Declined."),
+        ("status", "on hold"),
+        ("verdict", "failed"),
     ],
 )
 def test_a_rejection_under_another_key_is_one(world: World, key: str, value: str) -> None:
@@ -95,6 +102,7 @@ def test_a_rejection_under_another_key_is_one(world: World, key: str, value: str
         {"override": "rejected slices do not matter"},
         {"scalingnote.attribute.verdict": "fail", "scalingnote.rolled_back": "rejected", "mlflow.note": "rejected"},
         {"status": "fine"},
+        {"status": "ready for production", "decision": "serve it", "approved": "2026-11-30", "approval": "Ada"},
     ],
 )
 def test_what_rejects_nothing_is_not_taken_for_a_rejection(tags: dict[str, str]) -> None:

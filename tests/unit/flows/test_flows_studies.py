@@ -17,7 +17,7 @@ from flows.config import load_settings
 from flows.runner import Step, _made, make_step
 from flows.studies import baselines, cost_benefit, distillation_ablation, robustness, tower_ablation
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, require, run_cells, whole_trainings
+from flows.studies.framework import Cell, about_seeds, require, run_cells, whole_trainings
 from flows.studies.registry import STUDIES, load_study, require_study
 from flows.studies.retention import layers_left_out, student_forms
 
@@ -246,6 +246,14 @@ def test_a_collapsed_cell_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFix
     assert "cell 2 of 2, bad: collapsed: all alike" in capsys.readouterr().out
     with pytest.raises(CollapseError, match="'bad' collapsed"):
         require(ran.results, "bad")
+
+
+def test_a_mean_without_the_trainings_that_collapsed_says_so(tmp_path: Path) -> None:
+    found = _artifact(tmp_path)
+    whole = {f"{name}@{seed}": found for name in ("teacher", "student") for seed in (1, 2, 3)} | {"bm25": found}
+    assert "collapsed" not in about_seeds(whole)
+    told = about_seeds({cell: artifact for cell, artifact in whole.items() if cell != "student@2"})
+    assert told.endswith("The other trainings collapsed, so that the means leave out the worst: student (1, 3).")
 
 
 def test_the_seconds_of_a_step_outlive_the_process_and_leave_its_digest_alone() -> None:
