@@ -183,7 +183,7 @@ def about_seeds(cells: Results) -> str:
     return (
         f"Every system was trained with the seeds {', '.join(map(str, seeds))}; values are means over them. Intervals hold the noise of "
         "training and of the queries (seeds and units of queries are drawn together)."
-        + (f" The other trainings collapsed, so that the means leave out the worst: {', '.join(fewer)}." if fewer else "")
+        + (f" Where a training collapsed the mean is over the others, and so too good: {', '.join(fewer)}." if fewer else "")
     )
 
 

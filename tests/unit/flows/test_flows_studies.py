@@ -253,7 +253,7 @@ def test_a_mean_without_the_trainings_that_collapsed_says_so(tmp_path: Path) -> 
     whole = {f"{name}@{seed}": found for name in ("teacher", "student") for seed in (1, 2, 3)} | {"bm25": found}
     assert "collapsed" not in about_seeds(whole)
     told = about_seeds({cell: artifact for cell, artifact in whole.items() if cell != "student@2"})
-    assert told.endswith("The other trainings collapsed, so that the means leave out the worst: student (1, 3).")
+    assert told.endswith("Where a training collapsed the mean is over the others, and so too good: student (1, 3).")
 
 
 def test_the_seconds_of_a_step_outlive_the_process_and_leave_its_digest_alone() -> None:
