@@ -172,11 +172,20 @@ class Units:
 
 
 def units_in(table: pd.DataFrame | None, split: str) -> Units | None:
-    """The units of one split of a report's table; None for reports of before there were any, whose queries count one by one."""
+    """The units of one split of a report's table; None for reports of before there were any, whose queries count one by one.
+
+    Raises DataError where the table has none of this split, a query twice, or a unit that is no whole number: counted one by one such
+    queries would have too narrow an interval.
+    """
+    import pandas as pd
+
     if table is None:
         return None
     rows = table[table["split"] == split]
-    return Units(tuple(str(query) for query in rows["query_id"]), rows["unit"].to_numpy(np.int64)) if len(rows) else None
+    numbers = pd.to_numeric(rows["unit"], errors="coerce").to_numpy(np.float64)
+    if not len(rows) or not np.array_equal(numbers, np.floor(numbers)) or not rows["query_id"].is_unique:
+        raise DataError(f"The report does not say of every query of '{split}' in which one unit it was drawn. Evaluate again.")
+    return Units(tuple(str(query) for query in rows["query_id"]), rows["unit"].to_numpy(np.int64))
 
 
 def query_units(judged: JudgedSplit, dataset: Dataset, groups: str = AUTO) -> Units:

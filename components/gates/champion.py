@@ -198,6 +198,8 @@ def judged_slices(report: Evaluation, policy: PolicyConfig, known: frozenset[str
     table = report.slices
     if table is None or not len(table):
         return [Part("all", frozenset(), "The report says of no query which slice it is in; evaluate again.", True)]
+    if table.isna().any(axis=None):
+        return [Part("all", frozenset(), "The slices hold a query, a dimension or a slice without a name; evaluate again.", True)]
     if unknown := set(table["query_id"]) - set(report.per_query["query_id"]):
         return [Part("all", frozenset(unknown), f"The slices hold {len(unknown)} queries that the report does not.", True)]
     whole, table = table, table if known is None else table[table["query_id"].isin(known)]

@@ -33,6 +33,7 @@ from components.gates.measures import (
     require_present,
     sample_text,
     scores,
+    units_of,
     values_per_query,
 )
 
@@ -118,7 +119,7 @@ def _of_split(report: Evaluation, policy: PolicyConfig, split: str, asked: float
         student, teacher = (
             in_units(
                 values_per_query(rows, (system, KEPT), summary.queries, f"{KEPT} of the system '{system}' on '{split}'"),
-                report.units_of(split),
+                units_of(report, split),
             )
             for system in ("student", "teacher")
         )
