@@ -90,7 +90,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to deploy, all standings by system, and the best system by metric; `claimed`: several seeds and units stand behind it."""
+    """What to deploy, all standings by system, and the best system by metric; `claimed`: several systems, seeds and units stand behind it."""
 
     chosen: str
     standings: Mapping[str, Standing]
@@ -104,6 +104,8 @@ class Recommendation:
     @property
     def sentence(self) -> str:
         """What to deploy and why, for somebody who reads no tables."""
+        if len(self.standings) == 1:
+            return f"{self.chosen} alone was measured, so nothing is compared, and what to deploy is not said."
         cost = _hours(self.standings[self.chosen].hours, self.queries)
         if not self.shown:
             known = " of known cost" if any(standing.hours is None for standing in self.standings.values()) else ""
@@ -171,7 +173,7 @@ def choose(
     compared = [len(seeds_of(systems[name])) for name in {chosen, *best.values()} if name not in fixed]
     gaps = [found for name, standing in standings.items() for metric, found in standing.behind.items() if name != best[metric]]
     one_unit = bool(gaps) and not any(found.known for found in gaps)
-    claimed = min(compared, default=2) > 1 and not one_unit
+    claimed = min(compared, default=2) > 1 and not one_unit and len(systems) > 1
     return Recommendation(chosen, standings, best, margin, queries, claimed, bool(affordable), one_unit)
 
 
