@@ -90,7 +90,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to deploy, all standings by system, and the best system by metric; `claimed`: several systems, seeds and units stand behind it."""
+    """What to deploy, all standings by system, and the best system by metric; `claimed`: of several systems, seeds, units."""
 
     chosen: str
     standings: Mapping[str, Standing]
