@@ -2,10 +2,9 @@
 
 The test holds the lower end of a one-sided interval of the mean difference against -margin. For a true difference of 0 and a standard
 error s it succeeds with probability Phi(margin / s - z), z being the normal quantile of the confidence. Where queries were drawn in units
-(see `components.evaluation.units`; None: each by itself), the standard error is that of a cluster sample, and z Student's quantile, by
-which the interval is widened then. Sources: Julious, Sample sizes
-for clinical trials with normal data, Statistics in Medicine 23 (2004), section 6; Cameron and Miller, A practitioner's guide to
-cluster-robust inference, Journal of Human Resources 50 (2015), section II.
+(None: each by itself), the standard error is that of a cluster sample, and z Student's quantile, by which the interval is widened then.
+Sources: Julious, Sample sizes for clinical trials with normal data, Statistics in Medicine 23 (2004), section 6; Cameron and Miller, A
+practitioner's guide to cluster-robust inference, Journal of Human Resources 50 (2015), section II.
 
 Queries that ask for one document, or for documents of the group that the splits were made by, succeed and fail together, so 641 of them
 may say no more than 120 that were drawn one by one. The data names its group as a metadata field of the documents (the built-in set: the
@@ -296,7 +295,7 @@ def told_units(units: Units, effects: dict[str, float]) -> str:
     return f"{told} They say as much as independent queries: {worth}." if worth else told
 
 
-# --- Bootstrap intervals over the units that were sampled: single queries, or groups of queries (see `components.evaluation.units`).
+# --- Bootstrap intervals over the units that were sampled: single queries, or groups of queries.
 
 
 # Numbers of queries or units drawn at once; bounds the memory whatever their number.
