@@ -91,12 +91,18 @@ def compared(evidence: GateInputs, missing: str) -> ComparisonSummary:
 
 
 def known_queries(evidence: GateInputs) -> frozenset[str] | None:
-    """The queries whose relevant documents the champion serves as well; None where these are all, or nobody looked."""
+    """The queries whose relevant documents the champion serves as well; None where these are all, or nobody looked.
+
+    None of them where it is not said of each, once, by a share: a query that is passed over would be judged in no slice.
+    """
     shares = None if evidence.values is None else _served(evidence.values)
     if shares is None or not len(shares):
         return None
+    asked = set(evidence.report.per_query["query_id"])
+    if not shares.index.is_unique or set(shares.index) != asked or not shares.between(0, 1).all():
+        return frozenset()
     known = frozenset(shares[shares >= 1].index)
-    return None if known == set(evidence.report.per_query["query_id"]) else known
+    return None if known == asked else known
 
 
 def among_shared(evidence: GateInputs) -> PairedScores | None:
@@ -370,7 +376,7 @@ def _ratio(name: str, asked: float | None, evidence: GateInputs, measure: Callab
 def _speeds(evidence: GateInputs) -> ComparisonSummary:
     found = compared(evidence, "Candidate and champion were not timed in one run; times of different runs say nothing about each other.")
     ours, theirs = found.candidate, found.champion
-    if min(ours.queries, theirs.queries) < 1 or ours.batch_size != theirs.batch_size:
+    if ours.queries < 1 or (ours.queries, ours.batch_size) != (theirs.queries, theirs.batch_size):
         raise NotDecidable(
             f"The candidate was timed with {ours.queries} queries in batches of {ours.batch_size}, the champion with {theirs.queries} in "
             f"batches of {theirs.batch_size}; compare them again."
