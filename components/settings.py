@@ -374,9 +374,9 @@ def strict_yaml(text: str) -> Any:
 
 
 class StepConfig(BaseModel):
-    """Refuses unknown fields and cannot be changed after it was checked."""
+    """Refuses unknown fields, and numbers that are none (nan, inf); cannot be changed after it was checked."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 # --- Connections as a machine's environment has them: loopback goes past every proxy, and a server that is gone is noticed within

@@ -14,6 +14,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 
 from components.artifacts import Artifact
+from components.errors import masked
 from components.evidence.metrics import step_metrics
 from components.release.manifest import LineageNode
 from components.signing.keys import load_signing_key
@@ -209,7 +210,7 @@ def recorded_flow(name: str, flow: str, parameters: Mapping[str, Any], again: It
 def _ended_by(error: BaseException) -> tuple[Status, str]:
     """How a run ended that did not finish, and why."""
     if not isinstance(error, (KeyboardInterrupt, TerminationSignal)):
-        return "FAILED", str(error)
+        return "FAILED", masked(str(error))
     if not was_cancelled(error):
         return "KILLED", "its process was told to end"
     cancelled_runs.add(str(flow_run.id))

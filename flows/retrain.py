@@ -170,11 +170,12 @@ def build_documents(config: RetrainConfig, recorder: Recorder) -> BuiltDocuments
 def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     """Refuse what would only fail after hours of training.
 
-    Splits without judgements, sources without queries, a student that cannot be made, an index that FAISS does not know, that needs more
-    documents than there are, or that its gate could only refuse, a policy that asks for what is not measured, a runner that is not
-    installed.
+    Splits without judgements or of train queries, sources without queries, a student that cannot be made, an index that FAISS does not
+    know, that needs more documents than there are, or that its gate could only refuse, a policy that asks for what is not measured, a
+    runner that is not installed.
     """
     from components.data.dataset import load_dataset
+    from components.data.left_out import require_not_trained_on
     from components.distillation.student import check_before_towers, width_of
     from components.distillation.train import check_sources
     from components.evaluation.summarize import require_judged
@@ -184,7 +185,9 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
 
     require_measured(config.policy, config.evaluation)
     data = load_dataset(dataset.path)
-    require_judged(data, (config.evaluation.split, *config.evaluation.extra_splits), config.evaluation.query_groups)
+    splits = (config.evaluation.split, *config.evaluation.extra_splits)
+    require_judged(data, splits, config.evaluation.query_groups)
+    require_not_trained_on(data, splits)
     check_sources(data, config.distillation)
     check_before_towers(config.distillation, config.towers)
     key = usable_key(config.index, len(data.documents), width_of(config.towers))

@@ -23,7 +23,7 @@ import pandas as pd
 
 from components import settings
 from components.artifacts import digest_of, file_sha256
-from components.data.dataset import TABLES, Dataset, are_among, may_read_as, normalise_text
+from components.data.dataset import NAMED_SPLITS, TABLES, Dataset, are_among, may_read_as, normalise_text
 from components.data.values import on_one_line
 from components.errors import ConfigError
 
@@ -106,6 +106,7 @@ class Place:
 
 UNLABELLED = "unlabelled"
 TITLES = "titles"  # those of the documents: a student learns from them as from queries
+FURTHER = "further_splits"  # whatever they are called: all but those that have rules of their own
 # Several rules compare the same queries; forget_texts() lets go of them.
 _normalised = lru_cache(maxsize=2_000_000)(normalise_text)
 
@@ -150,11 +151,11 @@ def forget_texts() -> None:
 def cannot_check(dataset: Dataset, rule: Rule) -> str:
     """Why a rule about splits would pass without having looked at anything: a split that the data does not have; else empty.
 
-    A pattern such as test_* may match nothing: it speaks of splits that there may be.
+    A pattern such as test_*, or `further_splits`, may match nothing: they speak of splits that there may be.
     """
     named = [str(rule.parameters[side]) for side in ("held_out", "seen")] if rule.check == "no_leakage" else []
     for split in named:
-        if split not in (UNLABELLED, TITLES) and not any(mark in split for mark in "*?[") and split not in dataset.splits:
+        if split not in (UNLABELLED, TITLES, FURTHER) and not any(mark in split for mark in "*?[") and split not in dataset.splits:
             return f"no judgement is of the split '{split}'; the data has {', '.join(dataset.splits) or 'no splits'}"
     return ""
 
@@ -204,7 +205,7 @@ def _keys_among(wanted: set[str], texts: pd.Series, normalised: bool) -> dict[in
 
 
 def _queries_of(dataset: Dataset, split: str) -> pd.DataFrame:
-    """Rows of the queries judged in the splits that match `split`, of the unlabelled queries, or of the titles as if they were queries.
+    """Rows of the queries judged in the splits that match `split` (or are further ones), of the unlabelled queries, or of the titles.
 
     The index is that of their table.
     """
@@ -213,7 +214,8 @@ def _queries_of(dataset: Dataset, split: str) -> pd.DataFrame:
     if split == TITLES:
         return dataset.documents[["doc_id", "title"]].set_axis(["query_id", "text"], axis=1)
     judgements = dataset.all_judgements
-    matching = {name for name in judgements["split"].unique() if fnmatchcase(str(name), split)}
+    names = [str(name) for name in judgements["split"].unique()]
+    matching = {name for name in names if (name not in NAMED_SPLITS if split == FURTHER else fnmatchcase(name, split))}
     ids = set(judgements.loc[judgements["split"].isin(matching), "query_id"].tolist())
     return dataset.queries.loc[[query in ids for query in dataset.queries["query_id"].tolist()]]
 

@@ -273,6 +273,7 @@ TABLES = {
     "judgements": JUDGEMENT_COLUMNS,
     "unlabelled": QUERY_COLUMNS,
 }
+NAMED_SPLITS = ("train", "dev", "test")  # those that contracts speak of by name; any other is a further one
 TRANSLATED = "translated"  # a table that is there only where the source has one
 _COLUMNS = {**TABLES, TRANSLATED: TRANSLATION_COLUMNS}
 SOURCES = "sources"

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from components.artifacts import read_json, write_atomic, write_json
 from components.data.config import DataConfig
-from components.data.dataset import LeftOut, RawTables, normalise_text
+from components.data.dataset import NAMED_SPLITS, LeftOut, RawTables, normalise_text
 from components.data.values import on_one_line
 from components.errors import ArtifactError, DataError
 from components.text import is_blank
@@ -80,6 +80,24 @@ def require_unseen(dataset: Dataset, splits: Sequence[str], seen: Seen, release:
                 f"{len(found):,} of {len(queries):,} judged queries of the split '{split}' were train queries of {release}, whose models "
                 f"the refresh keeps; the first is '{first['query_id']}'. Their scores would measure memory. Put them back into train or "
                 "take them out of the data, or train again: scalingnote retrain."
+            )
+
+
+def require_not_trained_on(dataset: Dataset, splits: Sequence[str]) -> None:
+    """Raise DataError when a judged query of a further split among `splits` reads as a train query of the same data.
+
+    Of test and dev the contracts decide whether that stops the flow; of a split that only the configuration knows they can but warn.
+    """
+    own = seen_queries(dataset) if "train" in dataset.splits else np.empty(0, np.uint64)
+    for split in splits:
+        if split in NAMED_SPLITS:
+            continue
+        queries = dataset.judged_queries(split)
+        if len(found := np.flatnonzero(np.isin(_digests(queries["text"].tolist()), own))):
+            first = on_one_line(str(queries.iloc[int(found[0])]["query_id"]))
+            raise DataError(
+                f"{len(found):,} of {len(queries):,} judged queries of the split '{split}' are train queries but for case and punctuation; "
+                f"the first is '{first}'. Their scores would measure memory. Take them out of one of the two, or measure on another split."
             )
 
 

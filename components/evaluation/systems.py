@@ -28,6 +28,7 @@ from components.evaluation.evaluate import FUSED, evaluate
 from components.evaluation.rankers import DenseRanker, FusedRanker, Ranker, fused_ranker, recorded_ranker, symmetric_ranker
 from components.evaluation.report import Bm25Setup, UntrainedSetup
 from components.evaluation.summarize import judged_split
+from components.evaluation.table import UNTRAINED
 from components.index.search import load_index
 from components.settings import work_folder
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from components.distillation.config import DistillationConfig
     from components.distillation.student.encoder import StudentEncoder
 
-UNTRAINED, CUT = "student_untrained", "student_cut"
+CUT = "student_cut"
 LABELS = {UNTRAINED: "untrained encoder", CUT: "untrained encoder, cut"}
 UNTRAINED_MAX_LENGTH = 512  # tokens of a text; an encoder that was published with more is bounded, for its cost grows with them
 

@@ -81,9 +81,11 @@ def _changes(summary: Summary, rival: str, system: str = "student") -> str:
 
 
 def _change(found: Difference, metric: str) -> str:
-    """Gain, loss, or neither where the interval holds 0 or is not known."""
+    """Gain, loss, or neither where the interval holds 0; a difference without an interval is one, and may be chance."""
     value, low, high = found
-    if low is None or high is None or low <= 0 <= high:
+    if low is None or high is None:
+        return f"differs by {value:+.3f} in {metric} (no interval, so this may be chance)"
+    if low <= 0 <= high:
         return f"shows no difference in {metric} ({_signed(found)})"
     if low > 0:
         return f"gains {value:.3f} [{low:.3f} {high:.3f}] in {metric}"

@@ -2,10 +2,9 @@
 
 The test holds the lower end of a one-sided interval of the mean difference against -margin. For a true difference of 0 and a standard
 error s it succeeds with probability Phi(margin / s - z), z being the normal quantile of the confidence. Where queries were drawn in units
-(see `components.evaluation.units`; None: each by itself), the standard error is that of a cluster sample, and z Student's quantile, by
-which the interval is widened then. Sources: Julious, Sample sizes
-for clinical trials with normal data, Statistics in Medicine 23 (2004), section 6; Cameron and Miller, A practitioner's guide to
-cluster-robust inference, Journal of Human Resources 50 (2015), section II.
+(None: each by itself), the standard error is that of a cluster sample, and z Student's quantile, by which the interval is widened then.
+Sources: Julious, Sample sizes for clinical trials with normal data, Statistics in Medicine 23 (2004), section 6; Cameron and Miller, A
+practitioner's guide to cluster-robust inference, Journal of Human Resources 50 (2015), section II.
 
 Queries that ask for one document, or for documents of the group that the splits were made by, succeed and fail together, so 641 of them
 may say no more than 120 that were drawn one by one. The data names its group as a metadata field of the documents (the built-in set: the
@@ -172,11 +171,20 @@ class Units:
 
 
 def units_in(table: pd.DataFrame | None, split: str) -> Units | None:
-    """The units of one split of a report's table; None for reports of before there were any, whose queries count one by one."""
+    """The units of one split of a report's table; None for reports of before there were any, whose queries count one by one.
+
+    Raises DataError where the table has none of this split, a query twice, or a unit that is no whole number: counted one by one such
+    queries would have too narrow an interval.
+    """
+    import pandas as pd
+
     if table is None:
         return None
     rows = table[table["split"] == split]
-    return Units(tuple(str(query) for query in rows["query_id"]), rows["unit"].to_numpy(np.int64)) if len(rows) else None
+    numbers = pd.to_numeric(rows["unit"], errors="coerce").to_numpy(np.float64)
+    if not len(rows) or not np.array_equal(numbers, np.floor(numbers)) or not rows["query_id"].is_unique:
+        raise DataError(f"The report does not say of every query of '{split}' in which one unit it was drawn. Evaluate again.")
+    return Units(tuple(str(query) for query in rows["query_id"]), rows["unit"].to_numpy(np.int64))
 
 
 def query_units(judged: JudgedSplit, dataset: Dataset, groups: str = AUTO) -> Units:
@@ -287,7 +295,7 @@ def told_units(units: Units, effects: dict[str, float]) -> str:
     return f"{told} They say as much as independent queries: {worth}." if worth else told
 
 
-# --- Bootstrap intervals over the units that were sampled: single queries, or groups of queries (see `components.evaluation.units`).
+# --- Bootstrap intervals over the units that were sampled: single queries, or groups of queries.
 
 
 # Numbers of queries or units drawn at once; bounds the memory whatever their number.

@@ -32,6 +32,7 @@ from components.release.champion import RED, as_text, release_model
 from components.release.completeness import base_models_named_by
 from components.release.manifest import EVALUATION_FOLDER, BaseModelPin
 from components.release.open import PinnedRelease
+from components.templates import shortened
 from components.text import one_line
 from components.towers.base_models import GEMMA, MINILM, MULTILINGUAL_E5, WARM_GEMMA, is_on_hub, published_folder
 from components.towers.contract import Role, load_contract
@@ -82,7 +83,7 @@ def _verdict(dossier: Dossier) -> str:
     titles = held_out_titles(dossier.manifest)
     verdict = f"{first}\n\n{release_words(dossier.manifest.release_type)}. {champion} {measured}{f' {titles}' if titles else ''}"
     overridden = override_words(dossier)
-    return f"{verdict}\n\n{RED} {as_text(_cut(overridden, _REASON))}" if overridden else verdict
+    return f"{verdict}\n\n{RED} {as_text(shortened(overridden, _REASON))}" if overridden else verdict
 
 
 def _units(dossier: Dossier) -> str:
@@ -119,7 +120,7 @@ def _moved(dossier: Dossier) -> str:
     rows = []
     for word, lines in (("Worse", found.worse), ("Better", found.better)):
         more = f"; and {len(lines) - _SENTENCES} more" if len(lines) > _SENTENCES else ""
-        told = "; ".join(as_text(_cut(line, _CHANGE)) for line in lines[:_SENTENCES])
+        told = "; ".join(as_text(shortened(line, _CHANGE)) for line in lines[:_SENTENCES])
         rows.append(f"**{word} than the champion:** {told or 'nothing is shown to be'}{more}.")
     return "\n\n".join(rows)
 
@@ -148,11 +149,7 @@ def _status(gate: GateResult) -> str:
 
 def _reason(gate: GateResult) -> str:
     text = f"{gate.slice}: {gate.reason}" if gate.slice else gate.reason
-    return _cut(text, _PASSED if gate.status == "pass" else _REASON)
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return shortened(text, _PASSED if gate.status == "pass" else _REASON)
 
 
 def _differences(dossier: Dossier) -> str:
@@ -185,7 +182,7 @@ def _subject(name: str, changes: Sequence[str], most: int) -> list[str]:
     if not changes or not most:
         return [f"- **{name}**: {f'{len(changes)} changes' if changes else 'unchanged'}"]
     more = [f"  - and {len(changes) - most} more"] if len(changes) > most else []
-    return [f"- **{name}**:", *(f"  - {as_text(_cut(change, _CHANGE))}" for change in changes[:most]), *more]
+    return [f"- **{name}**:", *(f"  - {as_text(shortened(change, _CHANGE))}" for change in changes[:most]), *more]
 
 
 def _shift(dossier: Dossier) -> str:

@@ -91,12 +91,18 @@ def compared(evidence: GateInputs, missing: str) -> ComparisonSummary:
 
 
 def known_queries(evidence: GateInputs) -> frozenset[str] | None:
-    """The queries whose relevant documents the champion serves as well; None where these are all, or nobody looked."""
+    """The queries whose relevant documents the champion serves as well; None where these are all, or nobody looked.
+
+    None of them where it is not said of each, once, by a share: a query that is passed over would be judged in no slice.
+    """
     shares = None if evidence.values is None else _served(evidence.values)
     if shares is None or not len(shares):
         return None
+    asked = set(evidence.report.per_query["query_id"])
+    if not shares.index.is_unique or set(shares.index) != asked or not shares.between(0, 1).all():
+        return frozenset()
     known = frozenset(shares[shares >= 1].index)
-    return None if known == set(evidence.report.per_query["query_id"]) else known
+    return None if known == asked else known
 
 
 def among_shared(evidence: GateInputs) -> PairedScores | None:
@@ -104,12 +110,9 @@ def among_shared(evidence: GateInputs) -> PairedScores | None:
 
     With fewer documents every query is easier, so a candidate that lost some is also compared on equal terms.
     """
-    import numpy as np
-
     table = evidence.values
     if table is None or not len(rows := table[table["metric"] == SHARED]):
         return None
-    rows = rows[np.isfinite(rows["value"].astype(float))]
     ours, theirs = (rows[rows["system"] == who].set_index("query_id")["value"].astype(float).sort_index() for who in (CANDIDATE, CHAMPION))
     return PairedScores(ours, theirs, "Both rank the documents alone that both hold.")
 
@@ -201,6 +204,8 @@ def judged_slices(report: Evaluation, policy: PolicyConfig, known: frozenset[str
     table = report.slices
     if table is None or not len(table):
         return [Part("all", frozenset(), "The report says of no query which slice it is in; evaluate again.", True)]
+    if table.isna().any(axis=None):
+        return [Part("all", frozenset(), "The slices hold a query, a dimension or a slice without a name; evaluate again.", True)]
     if unknown := set(table["query_id"]) - set(report.per_query["query_id"]):
         return [Part("all", frozenset(unknown), f"The slices hold {len(unknown)} queries that the report does not.", True)]
     whole, table = table, table if known is None else table[table["query_id"].isin(known)]
@@ -275,10 +280,14 @@ def champion_gates(evidence: GateInputs, policy: PolicyConfig) -> Iterator[GateR
 
 
 def _on_equal_terms(shared: PairedScores, evidence: GateInputs, policy: PolicyConfig) -> Outcome:
+    import numpy as np
+
     part = part_of(HELD_BY_BOTH, frozenset(shared.candidate.index), policy, required=True)
     if part.problem:
         return Outcome("not_decidable", part.problem, queries=len(part.query_ids))
     require_paired(shared.candidate, shared.champion)
+    if not shared.candidate.index.is_unique or not np.isfinite((shared.candidate - shared.champion).to_numpy()).all():
+        raise NotDecidable(f"Of what both hold a query has no value, or more than one. {_ASK}")
     shared.candidate.attrs.update(scores(evidence.report, "student", METRIC).attrs)  # what is known of the queries, as their units
     outcome = non_inferior(shared.candidate, shared.champion, policy.margin, policy)
     return replace(outcome, reason=f"{outcome.reason} {shared.source}")
@@ -367,7 +376,7 @@ def _ratio(name: str, asked: float | None, evidence: GateInputs, measure: Callab
 def _speeds(evidence: GateInputs) -> ComparisonSummary:
     found = compared(evidence, "Candidate and champion were not timed in one run; times of different runs say nothing about each other.")
     ours, theirs = found.candidate, found.champion
-    if min(ours.queries, theirs.queries) < 1 or ours.batch_size != theirs.batch_size:
+    if ours.queries < 1 or (ours.queries, ours.batch_size) != (theirs.queries, theirs.batch_size):
         raise NotDecidable(
             f"The candidate was timed with {ours.queries} queries in batches of {ours.batch_size}, the champion with {theirs.queries} in "
             f"batches of {theirs.batch_size}; compare them again."

@@ -4,8 +4,8 @@ Also which gates of a policy can be passed at all.
 
 A gate that lacks a number, meets one that is not finite, or would compare what cannot be compared is `not_decidable`; only a measured
 value on the right side of its threshold is a pass. What is known from a sample of queries is decided on by the end of an interval:
-comparisons use the paired bootstrap over the units that the queries were drawn in. `gate_quality`, `gate_champion` and `gate_soundness`
-hold the gates themselves.
+comparisons use the paired bootstrap over the units that the queries were drawn in. `quality.py`, `champion.py` and `soundness.py` hold the
+gates themselves.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from components.artifacts import digest_of
 from components.errors import ArtifactError, ConfigError
 from components.evaluation.config import EvaluationConfig
+from components.evaluation.table import DEV
 from components.gates.champion import champion_gates
 from components.gates.config import PolicyConfig
 from components.gates.decision import GateDecision, GateInputs, Verdict
@@ -91,7 +92,10 @@ def _of_table(table: pd.DataFrame) -> str:
 
 
 def require_measured(policy: PolicyConfig, evaluation: EvaluationConfig) -> None:
-    """Raise ConfigError when the policy asks for a system, an extra split or a slice that the evaluation will not measure."""
+    """Raise ConfigError when the policy asks for a system, an extra split or a slice that the evaluation will not measure.
+
+    Or for retention on other queries, of which none are: those that the models are chosen by, or the evaluation's own.
+    """
     if not evaluation.untrained_student and (asked := [name for name in ("beat_untrained", "teacher_worth") if getattr(policy, name)]):
         raise ConfigError(
             f"policy.{asked[0]} compares with the untrained encoder, but evaluation.untrained_student is false, so it will not be "
@@ -101,6 +105,18 @@ def require_measured(policy: PolicyConfig, evaluation: EvaluationConfig) -> None
         raise ConfigError(
             f"policy.min_off_distribution_retention is {policy.min_off_distribution_retention:g}, but evaluation.extra_splits names no "
             "judged query set to measure it on. Name one, or set the first to null."
+        )
+    same = next((split for split in evaluation.extra_splits if split in (DEV, evaluation.split)), None)
+    if policy.min_off_distribution_retention is not None and same is not None:
+        why = "evaluation.split itself" if same == evaluation.split else "the split that checkpoints are chosen by"
+        raise ConfigError(
+            "policy.min_off_distribution_retention asks for retention on other queries, but evaluation.extra_splits names "
+            f"'{same}', {why}. Take it out of these, or set the first to null."
+        )
+    if policy.slice_margin is None and policy.required_slices:
+        raise ConfigError(
+            f"policy.required_slices names '{policy.required_slices[0]}', but policy.slice_margin is null, so that no slice is judged. Set "
+            "a margin, or require none."
         )
     if policy.slice_margin is None:
         return

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from components.errors import DataError
 from components.gates.config import PolicyConfig
 from components.gates.decision import GateResult, Status
 
@@ -80,7 +81,15 @@ def scores(report: Evaluation, system: str, metric: str, owner: str = "") -> pd.
     where = f"{metric} of the {owner}system '{system}'"
     values = values_per_query(report.per_query, (system, metric), report.summary.queries, where)
     agrees(mapping(entry.get("metrics")).get(metric), float(values.mean()), where)
-    return in_units(values, report.units_of())
+    return in_units(values, units_of(report))
+
+
+def units_of(report: Evaluation, split: str | None = None) -> Units | None:
+    """The units of a split, by default of the one that is decided on; not decidable where the report does not say them of every query."""
+    try:
+        return report.units_of(split)
+    except DataError as error:
+        raise NotDecidable(str(error)) from None
 
 
 def in_units(values: pd.Series, units: Units | None) -> pd.Series:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from components.evaluation.metrics import metric_words
+from components.evaluation.table import UNTRAINED
 from components.gates.champion import non_inferior
 from components.gates.config import PolicyConfig
 from components.gates.decision import GateResult, Status
@@ -28,9 +29,11 @@ from components.gates.measures import (
     off,
     paired_bound,
     ratio_bound,
+    require_paired,
     require_present,
     sample_text,
     scores,
+    units_of,
     values_per_query,
 )
 
@@ -39,8 +42,7 @@ if TYPE_CHECKING:
 
     from components.evaluation.report import Evaluation
 
-RETAINED = "recall@50"
-UNTRAINED = "student_untrained"
+KEPT = "recall@50"  # what retention is decided by; RETAINED are the two metrics that it is shown in
 TEACHER_WORTH = "teacher_worth"
 
 
@@ -67,21 +69,21 @@ def _enough_queries(report: Evaluation, policy: PolicyConfig) -> Outcome:
 
 
 def _retention(report: Evaluation, policy: PolicyConfig) -> Outcome:
-    student, teacher = scores(report, "student", RETAINED), scores(report, "teacher", RETAINED)
-    stated = mapping(report.summary.retention).get(RETAINED)
+    student, teacher = scores(report, "student", KEPT), scores(report, "teacher", KEPT)
+    stated = mapping(report.summary.retention).get(KEPT)
     return _retained((student, teacher), stated, policy.min_retention, policy)
 
 
 def _retained(pair: tuple[pd.Series, pd.Series], stated: float | None, asked: float, policy: PolicyConfig) -> Outcome:
     student, teacher = pair
     if teacher.mean() <= 0:
-        raise NotDecidable(f"The teacher's {RETAINED} is 0, so there is nothing to retain; look at the teacher first.")
+        raise NotDecidable(f"The teacher's {KEPT} is 0, so there is nothing to retain; look at the teacher first.")
     interval = ratio_bound(student, teacher, policy)
-    agrees(stated, interval.difference, f"retention of {RETAINED}", 10 * SUMMARY_TOLERANCE)
+    agrees(stated, interval.difference, f"retention of {KEPT}", 10 * SUMMARY_TOLERANCE)
     by_mean = policy.retention_by == "mean"
     value = interval.difference if by_mean else interval.low
     text = (
-        f"The student keeps {interval.difference:.1%} of the teacher's {RETAINED} ({student.mean():.3f} of {teacher.mean():.3f}), at least "
+        f"The student keeps {interval.difference:.1%} of the teacher's {KEPT} ({student.mean():.3f} of {teacher.mean():.3f}), at least "
         f"{interval.low:.1%} with {100 * policy.confidence:g}% confidence, {sample_text(len(student), interval)}; {asked:.1%} asked of "
         f"{'the mean' if by_mean else 'the lower end'}."
     )
@@ -116,12 +118,12 @@ def _of_split(report: Evaluation, policy: PolicyConfig, split: str, asked: float
         rows = report.extra[report.extra["split"] == split]
         student, teacher = (
             in_units(
-                values_per_query(rows, (system, RETAINED), summary.queries, f"{RETAINED} of the system '{system}' on '{split}'"),
-                report.units_of(split),
+                values_per_query(rows, (system, KEPT), summary.queries, f"{KEPT} of the system '{system}' on '{split}'"),
+                units_of(report, split),
             )
             for system in ("student", "teacher")
         )
-        return _retained((student, teacher), summary.retention.get(RETAINED), asked, policy)
+        return _retained((student, teacher), summary.retention.get(KEPT), asked, policy)
 
     return gate("off_distribution_retention", asked, measure, split)
 
@@ -184,6 +186,8 @@ def _same_answers(report: Evaluation, policy: PolicyConfig) -> str:
     if policy.same_teacher_share is None:
         return ""
     pairs = [(scores(report, "teacher", metric), scores(report, UNTRAINED, metric)) for metric in policy.baseline_metrics]
+    for own, rival in pairs:
+        require_paired(own, rival)  # else no value would be apart from one that is not there
     told_apart = sum((own - rival).abs() > SUMMARY_TOLERANCE for own, rival in pairs) > 0
     alike, queries = int((~told_apart).sum()), len(told_apart)
     return f"{alike:,} of {queries:,}" if alike >= policy.same_teacher_share * queries else ""

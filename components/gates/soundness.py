@@ -13,7 +13,19 @@ from components.evaluation.champion_comparison import CHAMPION
 from components.gates.champion import compared
 from components.gates.config import PolicyConfig
 from components.gates.decision import Findings, GateInputs, GateResult
-from components.gates.measures import NotDecidable, Outcome, agrees, finite, gate, in_units, mapping, mean_bound, off, sample_text
+from components.gates.measures import (
+    NotDecidable,
+    Outcome,
+    agrees,
+    finite,
+    gate,
+    in_units,
+    mapping,
+    mean_bound,
+    off,
+    sample_text,
+    units_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,4 +150,4 @@ def _ann_values(report: Evaluation) -> pd.Series:
     if not all(0 <= value <= 1 for value in values):
         raise NotDecidable(f"The {metric} of the index is not a share between 0 and 1 for every query.")
     agrees(mapping(stated.get("recall")).get(metric), float(values.mean()), f"{metric} of the index")
-    return in_units(values, report.units_of())
+    return in_units(values, units_of(report))

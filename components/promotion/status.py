@@ -152,7 +152,7 @@ def _compared_again(decisions: Any) -> dict[str, Any] | None:
     last = decisions[-1] if isinstance(decisions, list) and decisions else None
     if not isinstance(last, dict) or not isinstance(last.get("decision"), dict):
         return None
-    return {"against": last.get("against"), "verdict": one_line(last["decision"].get("verdict"))}
+    return {"against": one_line(last.get("against")), "verdict": one_line(last["decision"].get("verdict"))}
 
 
 def _lines(entry: dict[str, Any]) -> list[str]:
@@ -165,7 +165,7 @@ def _lines(entry: dict[str, Any]) -> list[str]:
     if entry["without_champion"]:
         lines.append(f"     {RED} without a comparison, as the champion could not be opened: {entry['without_champion']}")
     for version, why in entry["skipped"].items() if isinstance(entry["skipped"], dict) else ():
-        lines.append(f"     {RED} past release/{version}, which could not be served: {one_line(why)}")
+        lines.append(f"     {RED} past release/{one_line(version)}, which could not be served: {one_line(why)}")
     if entry["overridden"]:
         although = "served although it was rejected" if entry["action"] == "rollback" else f"gates {entry['verdict']}"
         although += ", by a policy that is not the installation's" if entry["foreign_policy"] else ""

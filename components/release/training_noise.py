@@ -16,15 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from components import settings
 from components.artifacts import digest_of, read_json, write_json
 from components.errors import ArtifactError, ModelError
-from components.evaluation.metrics import RETAINED
+from components.evaluation.metrics import RETAINED, metric_words
 from components.release.manifest import ReleaseManifest, load_release
 from components.tracking import registry
 from components.tracking.store import TrackingError
 
 NOISE_FILE = "training_noise.json"
-UNTRAINED = "index-refresh"  # the type of release that trains nothing
+NOTHING_TRAINED = "index-refresh"  # the type of release that trains nothing
 _NEWEST = 50  # candidates that are looked at
-_TITLES = {"recall@50": "recall@50", "ndcg@10": "nDCG@10"}
 
 
 class TrainingNoise(BaseModel):
@@ -47,7 +46,7 @@ class TrainingNoise(BaseModel):
     @property
     def words(self) -> str:
         """One or two sentences."""
-        spread = ", ".join(f"{value:.4f} in {_TITLES.get(metric, metric)}" for metric, value in sorted(self.spread.items()))
+        spread = ", ".join(f"{value:.4f} in {metric_words(metric)}" for metric, value in sorted(self.spread.items()))
         return (
             f"Training noise: {len(self.seeds)} trainings that differ in their seeds alone spread by {spread} (standard deviation; "
             f"{self.source}). The intervals hold the noise of the queries, not this."
@@ -56,7 +55,7 @@ class TrainingNoise(BaseModel):
 
 def words_on(noise: TrainingNoise | None, release_type: str) -> str:
     """What a release says about its training noise, known or not."""
-    if release_type == UNTRAINED:
+    if release_type == NOTHING_TRAINED:
         return "Training noise: none, since this release trained nothing."
     return (
         noise.words
@@ -70,11 +69,11 @@ def words_on(noise: TrainingNoise | None, release_type: str) -> str:
 
 def short_words_on(noise: TrainingNoise | None, release_type: str) -> str:
     """The same as a part of a sentence about intervals; empty for a release that trained nothing."""
-    if release_type == UNTRAINED:
+    if release_type == NOTHING_TRAINED:
         return ""
     if noise is None:
         return "this is one training, and how far another seed would lead is not known"
-    spread = " and ".join(f"{value:.3f} in {_TITLES.get(metric, metric)}" for metric, value in sorted(noise.spread.items()))
+    spread = " and ".join(f"{value:.3f} in {metric_words(metric)}" for metric, value in sorted(noise.spread.items()))
     return f"{len(noise.seeds)} trainings that differ in their seeds alone spread by {spread}"
 
 
@@ -87,7 +86,7 @@ def kind_of(config: Mapping[str, Any], dataset: str, document_tower: str = "") -
 
 def find_noise(manifest: ReleaseManifest) -> TrainingNoise | None:
     """From the studies of this installation, else from the retriever's candidates; the one with most trainings, None without any."""
-    if manifest.release_type == UNTRAINED:
+    if manifest.release_type == NOTHING_TRAINED:
         return None
     kind = _kind(manifest)
     known = [found for found in (*_of_studies(kind), _of_candidates(manifest, kind)) if found is not None]

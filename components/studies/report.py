@@ -25,6 +25,7 @@ from components.evaluation.metrics import per_query_metrics
 from components.evaluation.summarize import CONFIDENCE, RETAINED, judged_split
 from components.evaluation.units import Interval, Numbers, Statistic, Units, design_effect, holm, seeded_interval, told_units
 from components.studies.scores import KIND, Scores, splits_of
+from components.text import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,9 +154,9 @@ def markdown_table(frame: pd.DataFrame) -> str:
     """The frame as a Markdown table with aligned columns; an interval stands in brackets behind its value."""
     columns = [str(c) for c in frame.columns]
     shown = [c for c in columns if not _is_end(c, columns)]
-    rows = [[_cell(row, column) for column in shown] for row in frame.to_dict("records")]
-    widths = [max(3, len(column), *(len(row[i]) for row in rows)) if rows else max(3, len(column)) for i, column in enumerate(shown)]
-    lines = [[column.ljust(w) for column, w in zip(shown, widths, strict=True)], [_rule(w, i) for i, w in enumerate(widths)]]
+    heads, rows = [_plain(c) for c in shown], [[_cell(row, column) for column in shown] for row in frame.to_dict("records")]
+    widths = [max(3, len(head), *(len(row[i]) for row in rows)) if rows else max(3, len(head)) for i, head in enumerate(heads)]
+    lines = [[column.ljust(w) for column, w in zip(heads, widths, strict=True)], [_rule(w, i) for i, w in enumerate(widths)]]
     lines += [[cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -183,12 +184,16 @@ def _is_end(column: str, columns: Sequence[str]) -> bool:
 
 def _cell(row: Mapping[Any, Any], column: str) -> str:
     value, low, high = row[column], row.get(column + LOW), row.get(column + HIGH)
-    ends = _ends(low, high)
-    return number(value).replace("|", "\\|") + ends
+    return _plain(number(value)) + told_ends(low, high)
 
 
-def _ends(low: float | None, high: float | None) -> str:
-    """An interval without ends, of a single unit, says so."""
+def _plain(text: str) -> str:
+    """A name that ends neither its cell nor its row: those of splits, models and folders are whoever made them to choose."""
+    return one_line(text).replace("|", "\\|")
+
+
+def told_ends(low: float | None, high: float | None) -> str:
+    """The ends of an interval behind its value; one without ends, of a single unit, says so."""
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return ""
     return f" [{number(low)} {number(high)}]" if math.isfinite(low) and math.isfinite(high) else " [no interval]"

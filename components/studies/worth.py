@@ -12,7 +12,8 @@ The rule:
    A system that is best in both is good enough; the best was chosen by the same values, which is to the disadvantage of all others.
 3. Of these the one whose building and serving take least hours is deployed. Where none is good enough, it is the one with the highest sum
    of both metrics, and nothing is claimed of the others. A system whose hours nobody knows is not deployed.
-Systems trained with one seed are compared like the others, and the sentence then says that it claims nothing.
+Systems trained with one seed are compared like the others, and the sentence then says that it claims nothing; so it does where all queries
+are one unit, of which no interval is known.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to deploy, all standings by system, and the best system by metric; `claimed`: several seeds stand behind it."""
+    """What to deploy, all standings by system, and the best system by metric; `claimed`: of several systems, seeds, units."""
 
     chosen: str
     standings: Mapping[str, Standing]
@@ -98,10 +99,13 @@ class Recommendation:
     queries: int
     claimed: bool
     shown: bool
+    one_unit: bool = False
 
     @property
     def sentence(self) -> str:
         """What to deploy and why, for somebody who reads no tables."""
+        if len(self.standings) == 1:
+            return f"{self.chosen} alone was measured, so nothing is compared, and what to deploy is not said."
         cost = _hours(self.standings[self.chosen].hours, self.queries)
         if not self.shown:
             known = " of known cost" if any(standing.hours is None for standing in self.standings.values()) else ""
@@ -120,7 +124,12 @@ class Recommendation:
             told = f"{'BM25 is enough: deploy' if self.chosen == BM25 else 'Deploy'} {self.chosen}, {reason}{self._cheaper()}."
         if self.claimed:
             return told
-        return f"With one seed nothing is claimed; by the queries alone: {told if told.startswith('BM25') else told[0].lower() + told[1:]}"
+        why = (
+            "All queries are one unit, so nothing is claimed; by the means"
+            if self.one_unit
+            else "With one seed nothing is claimed; by the queries"
+        )
+        return f"{why} alone: {told if told.startswith('BM25') else told[0].lower() + told[1:]}"
 
     def _cheaper(self) -> str:
         """What the strongest of the cheaper systems may lose, which is why it is not taken."""
@@ -129,6 +138,8 @@ class Recommendation:
         if not cheaper:
             return ""
         name = max(cheaper, key=lambda n: sum(found.difference for found in cheaper[n].behind.values()))
+        if not all(found.known for found in cheaper[name].behind.values()):
+            return ""
         lost = ", ".join(f"{-found.low:.3f} in {METRIC_TITLES[metric]}" for metric, found in cheaper[name].behind.items())
         return f"; the strongest of the {len(cheaper)} cheaper ones, {name}, may lose {lost}"
 
@@ -160,7 +171,10 @@ def choose(
     known = [name for name in systems if hours.get(name) is not None]
     chosen = min(affordable, key=lambda name: affordable[name]) if affordable else max(known, key=lambda name: sum(means[name].values()))
     compared = [len(seeds_of(systems[name])) for name in {chosen, *best.values()} if name not in fixed]
-    return Recommendation(chosen, standings, best, margin, queries, min(compared, default=2) > 1, bool(affordable))
+    gaps = [found for name, standing in standings.items() for metric, found in standing.behind.items() if name != best[metric]]
+    one_unit = bool(gaps) and not any(found.known for found in gaps)
+    claimed = min(compared, default=2) > 1 and not one_unit and len(systems) > 1
+    return Recommendation(chosen, standings, best, margin, queries, claimed, bool(affordable), one_unit)
 
 
 def hours_of(building_seconds: float | None, queries_per_second: float, queries: int) -> float | None:

@@ -41,6 +41,7 @@ nao rejeit* recus* sem mas niet geen afgekeurd* geweigerd* zonder odrzuc* inte e
 _DOUBT = re.compile(rf"\b({'|'.join(map(reads_like, _TAKEN_BACK.split()))})\b|n['\u2019]t\b|reject".replace("*", r"\w*"))
 _NO = frozenset({"false", "no"})
 # A 0 reads like an o.
+_NO_VERDICT = _NO | {"o", "n", "f"}
 _NO_REASON = _NO | {"none", "null", "nil", "n/a", "na", "o", "off", "never", "not", "rejected", "reject", "nein", "non"}
 _OF_A_REVIEW = frozenset({"by", "at", "on", "date", "time", "link", "url"})  # a tag `review_by` names who, and says nothing
 _VERDICTS = frozenset({"approved", "approval", "accepted", "status", "verdict", "decision"})
@@ -56,7 +57,8 @@ def rejection(tags: Mapping[str, str]) -> str | None:
 
     The one reader of these tags, for the command line, the server's rules and the pages. It fails closed: with or without the project's
     prefix, in any capitals and in letters that look like these, what begins with "reject" rejects, and so does a review that is neither
-    blank nor plainly an approval: one word, who, and after a colon a comment that takes nothing back. A tag `rejected` is taken back by
+    blank nor plainly an approval: one word, who, and after a colon a comment that takes nothing back. So does a tag such as `approved`,
+    `status` or `decision` that says no, or something that takes an approval back. A tag `rejected` is taken back by
     `no` or `false`, not by leaving it empty: as a mark it needs no value. A rejection needs no proof: it is the one claim that cannot let
     anything through.
     """
@@ -65,7 +67,7 @@ def rejection(tags: Mapping[str, str]) -> str | None:
         seen = _seen(said)
         if kind == "rejected" and seen not in _NO:
             return said or "no reason given"
-        if kind == "verdict" and (seen in _NO or seen.startswith("reject")):
+        if kind == "verdict" and (seen in _NO_VERDICT or _DOUBT.search(seen)):
             return f"the tag {key} says '{cut(said, 200)}'"
         if kind != "review" or not seen or _is_plain_approval(said, seen):
             continue

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components import settings
+from components.errors import masked
 from components.progress import observed_by
 from components.tracking import labels
 from components.tracking.store import client
@@ -139,7 +140,7 @@ class LiveStep:
         self.finish()
         if self.run_id is not None:
             with self._shown_or_not():
-                client().set_tag(self.run_id, labels.ERROR, labels.cut(str(error) or type(error).__name__, labels.MAX_TAG))
+                client().set_tag(self.run_id, labels.ERROR, labels.cut(masked(str(error)) or type(error).__name__, labels.MAX_TAG))
                 client().set_terminated(self.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
 
     @contextmanager

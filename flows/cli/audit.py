@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import ConfigError
-from components.text import as_json, visible
+from components.text import as_json, one_line, visible
 from flows.cli.output import only_result_on_stdout, require_file, retriever_name, show, writing
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def verify(options: argparse.Namespace) -> int:
     name = retriever_name(options)
     checks = verify_folder(name, options.folder, options.ref) if options.folder else verify_release(name, options.ref)
     good = all(check.ok for check in checks)
-    lines = [f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}" for check in checks]
+    lines = [f"{'ok  ' if check.ok else 'FAIL'}  {one_line(f'{check.name}: {check.detail}')}" for check in checks]
     lines.append(f"{options.ref}: {'verified' if good else 'NOT verified'}, {sum(c.ok for c in checks)} of {len(checks)} checks hold.")
     show(options, {"ref": options.ref, "verified": good, "checks": [asdict(check) for check in checks]}, "\n".join(lines))
     return 0 if good else 6
@@ -133,7 +133,7 @@ def _list_keys(options: argparse.Namespace) -> None:
     lines = [_own_line(own)]
     if own and (warning := exposure(own.path)):
         lines.append(f"Warning: {warning}")
-    lines += [f"trusted: {name[:16]}  {key.path}" for name, key in trusted.items()]
+    lines += [f"trusted: {name[:16]}  {one_line(key.path)}" for name, key in trusted.items()]
     if not trusted:
         lines.append("trusted: none; `verify` says who signed, but anybody's signature counts. `scalingnote keys new` makes a key.")
     if own and trusted and own.key_id not in trusted:
@@ -162,7 +162,7 @@ def _rotate(options: argparse.Namespace) -> None:
 
     done = rotate()
     lines = [f"From now on {done.key_id[:16]} signs. Signed again with it: {', '.join(done.signed) or 'nothing, as nothing was signed'}."]
-    lines += [f"Left as it is: {line}" for line in done.left]
+    lines += [f"Left as it is: {one_line(line)}" for line in done.left]
     lines.append("The former keys are withdrawn, and their signatures count no more here. Take their public keys away from all who verify,")
     lines.append("give them the new one, and destroy the former private key when nobody needs it:")
     lines += [f"  {path}" for path in done.withdrawn]

@@ -11,6 +11,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from components.errors import ConfigError
+from components.text import one_line
 from flows.cli.output import name_option, only_result_on_stdout, require_space, retriever_name, show
 from flows.cli.prepare import parsed_settings, planned, policy_settings, read_config, read_settings
 from flows.config import RetrainConfig
@@ -205,7 +206,7 @@ def report_of(result: CandidateResult) -> str:
     from components.release.manifest import load_release
 
     summary = _summary_of(result)
-    gates = [f"  {gate.status:<14} {gate.name}: {gate.reason}" for gate in result.gates]
+    gates = [f"  {gate.status:<14} {one_line(f'{gate.name}: {gate.reason}')}" for gate in result.gates]  # a slice's name is the data's
     verdict = first_line(f"Gates of {result.candidate}: {result.verdict}", summary)
     titles = held_out_titles(load_release(Path(result.folder)))
     return "\n".join([render_table(summary), *([titles] if titles else []), "", verdict, *gates])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from components import settings
-from components.errors import ConfigError, ResourceError, ScalingNoteError
+from components.errors import ConfigError, ResourceError, ScalingNoteError, masked
 from components.text import as_json, visible
 from components.tracking.sign_in import sign_in
 from flows.cli import INTERRUPTED, start
@@ -88,6 +88,7 @@ def _explain(options: argparse.Namespace, error: Exception) -> int:
 
 
 def _fail(options: argparse.Namespace, message: str, status: int) -> int:
+    message = masked(message)  # a library's error too may name an address
     if getattr(options, "json", False):
         print(as_json({"error": message, "exit_status": status}))
     print(f"scalingnote: {visible(message)}", file=sys.stderr)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from components.errors import ConfigError
-from components.text import as_json, visible
+from components.text import as_json, one_line, visible
 from flows.cli.output import name_option, only_result_on_stdout, require_space, retriever_name, show
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def approve(options: argparse.Namespace) -> None:
     state = "approved" if approval.created else "was approved before"
     proof = "unauthenticated" if approval.authentication == "none" else f"{approval.role}, signed in"
     text = f"candidate/{approval.candidate_version} {state} by {approval.person} ({proof}) as release/{approval.release_version}."
-    show(options, asdict(approval), f"{text}\nNext: scalingnote promote{name_option(approval.name)}")
+    show(options, asdict(approval), f"{one_line(text)}\nNext: scalingnote promote{name_option(approval.name)}")
     if os.environ.get("PREFECT_API_URL"):  # a team's server, whose automations promote
         from flows.reporting import tell_approved
         from flows.servers import ServerError
@@ -136,4 +136,4 @@ def _run(watch: Watch, options: argparse.Namespace) -> None:
 
 
 def _warnings(warnings: Sequence[str]) -> str:
-    return "".join(f"\nWarning: {warning}" for warning in warnings)
+    return "".join(f"\nWarning: {one_line(warning)}" for warning in warnings)

@@ -137,8 +137,8 @@ def _untrained(context: Context, form: str, config: StudySettings) -> System:
 def _not_trained(context: Context, small: DistillationConfig) -> System:
     from components.distillation.student import as_published
     from components.evaluation.systems import CUT as IN_ANOTHER_FORM
-    from components.evaluation.systems import UNTRAINED as AS_PUBLISHED
     from components.evaluation.systems import open_untrained
+    from components.evaluation.table import UNTRAINED as AS_PUBLISHED
 
     name = AS_PUBLISHED if small == as_published(small) else IN_ANOTHER_FORM
     return System(partial(open_untrained, context.dataset, small, None, name), settings=untrained_key(small))

@@ -42,6 +42,7 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0)]
 Layers = Annotated[int, Field(ge=1)]
 Documents = Annotated[int, Field(ge=200, le=10**12)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
 
 
 class StudyConfig(StepConfig):
@@ -70,7 +71,7 @@ class StudyConfig(StepConfig):
     small_encoder: str = Field(
         "", description="baselines, worth: encoder of the untrained, symmetric and end-to-end systems; empty: the student's"
     )
-    small_learning_rates: tuple[float, ...] = Field(
+    small_learning_rates: tuple[LearningRate, ...] = Field(
         (1e-4, 3e-4), min_length=1, description="baselines, worth: peak learning rates of the small encoders; the best on dev counts"
     )
     pair_passes: float | None = Field(
@@ -110,7 +111,7 @@ class StudyConfig(StepConfig):
         (100_000_000, 1_000_000_000), description="corpus_growth: documents that the measurements are extrapolated to"
     )
     growth_queries: int = Field(500, ge=20, le=100_000, description="corpus_growth: at most this many judged queries are asked")
-    currency: str = Field("USD", min_length=1, max_length=8, description="cost_benefit: currency of the prices")
+    currency: str = Field("USD", pattern=r"^[A-Za-z\p{Sc}]{1,8}$", description="cost_benefit: currency of the prices, as EUR or $")
 
     @field_validator("seeds")
     @classmethod

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact
+from components.errors import CollapseError
 from flows.steps import untrained_key
 from flows.studies.baselines import speeds_beside
 from flows.studies.context import Context, StudySettings
@@ -29,7 +30,10 @@ STEPS = {TEACHER: TEACHER_STEPS, STUDENT: (*TEACHER_STEPS, *STUDENT_STEPS)}
 
 
 def cells(context: Context) -> list[Cell]:
-    """Quality of each system with each seed, then the time that building took, then the speed of all in turns, both of the first seed."""
+    """Quality of each system with each seed, then the time that building took, then the speed of all in turns.
+
+    Both are of the first seed with which nothing collapsed.
+    """
     from components.evaluation.systems import untrained_systems
 
     untrained = list(untrained_systems(context.config.distillation)) if context.config.evaluation.untrained_student else []
@@ -37,12 +41,27 @@ def cells(context: Context) -> list[Cell]:
     chosen = context.chosen(names)
     wanted = [name for name in names if name == BM25 or name in chosen]
     trainings = whole_trainings(context)
-    first = next(iter(trainings.values()))
-    quality = [Cell(name, partial(_quality, context, name, first)) for name in wanted if name not in STEPS]
+    each = list(trainings.values())
+    quality = [Cell(name, partial(_not_trained, context, name, each)) for name in wanted if name not in STEPS]
     for name in (name for name in wanted if name in STEPS):
         quality += [Cell(seeded(name, seed), partial(_quality, context, name, config)) for seed, config in trainings.items()]
-    building, serving = partial(_building, context, wanted, first), partial(_serving, context, wanted, first)
+    building, serving = partial(_building, context, wanted, each), partial(_serving, context, wanted, each)
     return [*quality, Cell(BUILDING, building), Cell(SERVING, serving)]
+
+
+def _first_whole(context: Context, names: Sequence[str], trainings: Sequence[StudySettings]) -> StudySettings:
+    """The first training in which none of the systems `names` collapses; the last one where each has one that does."""
+    for config in trainings[:-1]:
+        try:
+            _parts(context, names, config)
+            return config
+        except CollapseError:  # the cell of that system and seed has said so
+            continue
+    return trainings[-1]
+
+
+def _not_trained(context: Context, name: str, trainings: Sequence[StudySettings]) -> Artifact:
+    return _quality(context, name, _first_whole(context, [name], trainings))
 
 
 def _quality(context: Context, name: str, config: StudySettings) -> Artifact:
@@ -74,8 +93,9 @@ def _opener(name: str, inputs: Mapping[str, Artifact], config: StudySettings) ->
     return partial(open_system, name, inputs, config.distillation, config.evaluation.bm25_stemmer)
 
 
-def _building(context: Context, names: Sequence[str], config: StudySettings) -> Artifact:
+def _building(context: Context, names: Sequence[str], trainings: Sequence[StudySettings]) -> Artifact:
     """Seconds that each step took when it was made, whenever that was."""
+    config = _first_whole(context, names, trainings)
     steps: dict[str, Artifact] = {}
     if set(names) & {TEACHER, STUDENT}:
         steps |= {"train_towers": context.stage_one(config), "encode_corpus": context.vectors(config), "build_index": context.index(config)}
@@ -91,7 +111,8 @@ def recorded_times(timings: Mapping[str, Any], _: Path) -> dict[str, Any]:
     return {"steps": timings}
 
 
-def _serving(context: Context, names: Sequence[str], config: StudySettings) -> Artifact:
+def _serving(context: Context, names: Sequence[str], trainings: Sequence[StudySettings]) -> Artifact:
+    config = _first_whole(context, names, trainings)
     evaluation, inputs = config.evaluation, {"dataset": context.dataset, **_parts(context, names, config)}
     numbers = partial(speeds_beside, {}, {name: _opener(name, inputs, config) for name in names}, context.dataset, evaluation)
     settings = evaluation.model_dump(include={"split", "depth", "latency_queries", "throughput_batch", "speed_precision", "seed"})
@@ -189,8 +210,8 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
             f"{study.price_per_kwh:g} for electricity. A million queries take 1,000,000 / (queries/s) / 3600 hours of a busy machine."
         ),
         (
-            f"Building, of the first seed: {_described(_numbers(results, BUILDING)['steps'])}; of {BM25} and untrained encoders the "
-            "reading of the documents."
+            f"Building, of the first seed that did not collapse: {_described(_numbers(results, BUILDING)['steps'])}; of {BM25} and "
+            "untrained encoders the reading of the documents."
         ),
         (
             f"Serving: encoding and search of {config.evaluation.depth} documents, all systems in turns, each by its fastest way; "

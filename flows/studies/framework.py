@@ -169,7 +169,12 @@ def by_system(results: Results) -> dict[str, list[Scores]]:
 
 def about_seeds(cells: Results) -> str:
     """The note that says with how many seeds the systems of a table were trained, and what the intervals make of them."""
-    seeds = sorted({int(cell.rpartition(MARK)[2]) for cell in cells if MARK in cell})
+    trained: dict[str, list[int]] = {}
+    for name, mark, seed in (cell.rpartition(MARK) for cell in cells):
+        if mark:
+            trained.setdefault(name, []).append(int(seed))
+    seeds = sorted({seed for found in trained.values() for seed in found})
+    fewer = [f"{name} ({', '.join(map(str, sorted(found)))})" for name, found in trained.items() if len(found) < len(seeds)]
     if len(seeds) < 2:
         return (
             "Every system was trained with one seed alone: another seed may move it by more than what is compared, so nothing is claimed. "
@@ -178,6 +183,7 @@ def about_seeds(cells: Results) -> str:
     return (
         f"Every system was trained with the seeds {', '.join(map(str, seeds))}; values are means over them. Intervals hold the noise of "
         "training and of the queries (seeds and units of queries are drawn together)."
+        + (f" Where a training collapsed the mean is over the others, and so too good: {', '.join(fewer)}." if fewer else "")
     )
 
 

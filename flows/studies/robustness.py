@@ -28,7 +28,7 @@ def cells(context: Context) -> list[Cell]:
     asked: dict[str, Callable[[str, StudySettings], Artifact]] = {CLEAN: partial(_clean, context)}
     for kind in kinds:
         for rate in study.noise.get(kind, ()):  # type: ignore[call-overload]
-            asked[f"{kind} {rate:.0%}"] = partial(_noisy, context, kind, rate)
+            asked[f"{kind} {100 * rate:g}%"] = partial(_noisy, context, kind, rate)  # in full: 10.1% and 10.4% are two conditions
     if FOREIGN in kinds:
         asked[FOREIGN] = partial(_mixed, context)
     trainings = whole_trainings(context)

@@ -104,12 +104,12 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
 
 
 def _filter_note(results: Results, config: StudySettings) -> list[str]:
-    from components.studies.report import HIGH, LOW, claim_of, gained
+    from components.studies.report import HIGH, LOW, claim_of, gained, told_ends
 
     runs = variants_of(results)
     if FILTERED not in runs or UNFILTERED not in runs:
         return []
     row = gained(runs[FILTERED], runs[UNFILTERED], config.evaluation, "")
-    said = ", ".join(f"{name} {row[name]:+.3f} [{row[name + LOW]:.3f} {row[name + HIGH]:.3f}]" for name in ("R@50", "nDCG@10"))
+    said = ", ".join(f"{name} {row[name]:+.3f}{told_ends(row[name + LOW], row[name + HIGH])}" for name in ("R@50", "nDCG@10"))
     silent = "".join(f" ({word})" for word in claim_of(len(runs[FILTERED]), len(runs[UNFILTERED])).values())
     return [f"Mined negatives with the positive-aware filter minus without it: {said}{silent}."]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import stat
 import threading
@@ -15,7 +16,10 @@ from components.errors import ConfigError, DataError, ScalingNoteError
 from components.serving import answer_log as answers
 from components.serving.answer_log import Answer, answers_file, find_answer, prune_answers, pruned_file
 from components.tracking.audit_log import append_entry, head_file
+from components.tracking.server.bootstrap import Prepared
 from components.tracking.store import TrackingError, translated
+from flows import recorder
+from flows.cli import main
 from flows.servers import mlflow_plan
 
 SECRET = "hunter2-s3cret"
@@ -25,6 +29,13 @@ ADDRESSES = [
     f"https://ada:{SECRET}@tracking.example:8443",
     f"mysql+pymysql://:{SECRET}@db/mlflow",
     f"https://ada:{SECRET}@home@tracking.example",
+    f"postgresql://ada:{SECRET}/x?y#z@db/mlflow",
+]
+IN_QUERY = [
+    f"postgresql://db/mlflow?user=ada&password={SECRET}&sslmode=require",
+    f"postgresql+psycopg2://db/mlflow?sslpassword={SECRET}",
+    f"https://qdrant.example:6333?api_key={SECRET}",
+    f"https://store.example/a?X-Amz-Security-Token={SECRET}&X-Amz-Signature={SECRET}",
 ]
 
 
@@ -33,6 +44,22 @@ ADDRESSES = [
 def test_no_error_shows_a_password(kind: type[ScalingNoteError], address: str) -> None:
     shown = str(kind(f"Could not reach {address}: no route. Check {address}."))
     assert SECRET not in shown and shown.count(":***@") == 2 and "no route" in shown
+
+
+@pytest.mark.parametrize("address", IN_QUERY)
+def test_no_error_shows_a_password_behind_a_question_mark(address: str) -> None:
+    shown = str(ConfigError(f"Could not reach {address}: no route."))
+    assert SECRET not in shown and "=***" in shown and shown.endswith(" no route.")
+
+
+def test_an_error_that_nobody_expected_shows_no_password(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise RuntimeError(f"no dialect for {IN_QUERY[0]}, {ADDRESSES[0]}")
+    except RuntimeError as error:
+        assert main._explain(argparse.Namespace(json=True, verbose=False), error) == 1
+        assert SECRET not in str(recorder._ended_by(error))
+    shown = capsys.readouterr()
+    assert SECRET not in shown.out + shown.err and "ada:***@db" in shown.err
 
 
 def test_an_error_of_the_store_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,9 +71,16 @@ def test_an_error_of_the_store_shows_no_password(monkeypatch: pytest.MonkeyPatch
     assert SECRET not in str(raised.value) and "ada:***@db" in str(raised.value)
 
 
-@pytest.mark.parametrize("text", ["http://localhost:5000/a@b", "sqlite:////srv/a:b@c/mlflow.db", "12:30 at a@b", "models:/x@champion"])
+PLAIN = ["http://localhost:5000/a@b", "sqlite:////srv/a:b@c/mlflow.db", "postgresql://db:5432/mlflow", "http://x/?q=password"]
+
+
+@pytest.mark.parametrize("text", [*PLAIN, "12:30 at a@b", "models:/x@champion"])
 def test_what_is_no_password_stays_readable(text: str) -> None:
     assert str(ScalingNoteError(text)) == text
+
+
+def test_what_a_bootstrap_made_shows_no_password() -> None:
+    assert Prepared(ADDRESSES[2]).to_json()["server"] == "https://tracking.example:8443"
 
 
 def test_the_password_of_the_store_is_no_argument_of_the_server(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

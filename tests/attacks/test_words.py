@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ import pytest
 from components.errors import PromotionError
 from components.promotion.approval import approve
 from components.promotion.promote import promote, rollback
-from components.promotion.status import render_status, status_of
+from components.promotion.status import history_of, render_history, render_status, status_of
 from components.release.champion import as_text
 from components.tracking import labels
 from components.tracking.store import client, experiment_id
+from flows.cli import audit, review
 from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, no_smoke
 
 RELEASE = f"{NAME}-release"
@@ -72,6 +74,13 @@ def test_an_approval_that_is_taken_back_in_its_comment_rejects_in_any_language_a
         ("status", "Rejected"),
         ("approved", "no"),
         ("decision", "r\u0435jected"),
+        ("approval", "denied"),
+        ("approved", "0"),
+        ("approved", "not yet"),
+        ("accepted", "nein"),
+        ("decision", "Declined."),
+        ("status", "on hold"),
+        ("verdict", "failed"),
     ],
 )
 def test_a_rejection_under_another_key_is_one(world: World, key: str, value: str) -> None:
@@ -93,6 +102,7 @@ def test_a_rejection_under_another_key_is_one(world: World, key: str, value: str
         {"override": "rejected slices do not matter"},
         {"scalingnote.attribute.verdict": "fail", "scalingnote.rolled_back": "rejected", "mlflow.note": "rejected"},
         {"status": "fine"},
+        {"status": "ready for production", "decision": "serve it", "approved": "2026-11-30", "approval": "Ada"},
     ],
 )
 def test_what_rejects_nothing_is_not_taken_for_a_rejection(tags: dict[str, str]) -> None:
@@ -130,3 +140,24 @@ def test_the_name_of_a_flow_forges_no_line_of_the_state(home: Path) -> None:
     client().create_run(experiment_id(NAME), start_time=2**62, tags={labels.FLOW: "retrain\nALARM: call 555\x1b[2J"})
     told = render_status(status_of(NAME))
     assert "\x1b" not in told and not [line for line in told.splitlines() if line.startswith("ALARM")]
+
+
+def test_the_name_of_who_approves_forges_no_finding_of_verify(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    forged = "ok signature: signed by 0123456789abcdef, a trusted key"
+    options = argparse.Namespace(name=NAME, json=False, folder=None, ref="champion", candidate=world.candidate(), override=None)
+    options.person = f"Ada\n{forged}"
+    review.approve(options)
+    promote(NAME, no_smoke)
+    assert audit.verify(options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert forged not in lines and any(forged in line and line.startswith("ok    promotion record: ") for line in lines)
+
+
+def test_a_record_that_somebody_forged_forges_no_line_of_the_history(world: World) -> None:
+    approve(NAME, world.candidate(), "Ada")
+    promote(NAME, no_smoke)
+    again = [{"against": "7\nTRUE: all is well", "decision": {"verdict": "pass"}}]
+    world.tracking.records[-1] |= {"decisions": again, "skipped": {"3\nTRUE: all is well": "gone"}}
+    told = render_history(NAME, history_of(NAME))
+    assert told.count("TRUE: all is well") == 2
+    assert not [line for line in told.splitlines() if line.startswith("TRUE")]

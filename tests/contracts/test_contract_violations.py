@@ -105,7 +105,7 @@ def test_data_that_breaks_nothing_is_accepted(tmp_path: Path) -> None:
     validation = check(write_folder(tmp_path / "data"))
     assert validation.attributes["passed"] is True
     assert (validation.attributes["errors"], validation.attributes["warnings"]) == (0, 0)
-    assert validation.attributes["contracts"] == "documents 1.1.0, judgements 1.0.0, queries 1.2.0"
+    assert validation.attributes["contracts"] == "documents 1.1.0, judgements 1.0.0, queries 1.3.0"
     assert validation.counts["rules"] > 60
     verify(validation.path)
     require_valid(validation)
@@ -139,7 +139,7 @@ def test_equal_documents_long_texts_and_further_leaks_only_warn(tmp_path: Path) 
     rows[1] |= {"title": rows[2]["title"], "text": rows[2]["text"]}
     rows[5]["text"] = "long " * 30_000
     write_rows(folder / "corpus.jsonl", rows)
-    write_lines(folder / "qrels" / "test_other.tsv", ["q2\td2\t1"])
+    write_lines(folder / "qrels" / "holdout.tsv", ["q2\td2\t1"])
     write_rows(folder / "queries_unlabelled.jsonl", [{"_id": "u1", "text": "Where is number 141"}])
     found = warnings(folder)
     assert found["documents.duplicate_content"].count == 2

@@ -16,7 +16,8 @@ from components.distillation.config import DistillationConfig
 from components.distillation.student.encoder import StudentEncoder
 from components.distillation.student.initial import published_prompts
 from components.evaluation.report import UntrainedSetup
-from components.evaluation.systems import CUT, UNTRAINED, untrained_ranker, untrained_systems
+from components.evaluation.systems import CUT, untrained_ranker, untrained_systems
+from components.evaluation.table import UNTRAINED
 from components.towers.base_models import BaseModel
 from tests.encoders import dataset_of
 from tests.training.tiny_world import documents, queries

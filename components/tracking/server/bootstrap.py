@@ -58,6 +58,9 @@ class Prepared:
     assignments: int = 0
     passwords: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.server = settings.without_user(self.server)  # it is printed
+
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         return asdict(self)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from components.tracking.labels import DIGEST, cut
+from components.tracking.labels import DIGEST, cut, text
 
 MAX_VALUE = 500
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -99,7 +99,7 @@ def contradiction(request: Any) -> str | None:
     given: dict[str, str] = {}
     for key, value in [*_raw_body(request).items(), *request.args.items(multi=True)]:
         name = _SAME.get(_snake(str(key)), _snake(str(key)))
-        if given.setdefault(name, _text(value)) != _text(value):
+        if given.setdefault(name, text(value)) != text(value):
             return name
     return None
 
@@ -137,7 +137,7 @@ def subject_of(request: Any, action: str) -> dict[str, str]:
     if "version" in found:
         found["version"] = _number(found["version"])
     if body.get("name"):
-        found[_kind(request.path, action)] = cut(_text(body["name"]), MAX_VALUE)
+        found[_kind(request.path, action)] = cut(text(body["name"]), MAX_VALUE)
     if action == "create_model_version" and (digest := tags_of(request).get(DIGEST)):
         found["digest"] = cut(digest, MAX_VALUE)
     if found.get("resource_type") == "registered_model" and "resource_id" in found:
@@ -147,7 +147,7 @@ def subject_of(request: Any, action: str) -> dict[str, str]:
 
 def fields_of(given: Mapping[str, Any]) -> dict[str, str]:
     """Those fields of a call that an entry keeps, long values cut off."""
-    return {subject: cut(_text(given[name]), MAX_VALUE) for name, subject in _FIELDS.items() if given.get(name) not in (None, "")}
+    return {subject: cut(text(given[name]), MAX_VALUE) for name, subject in _FIELDS.items() if given.get(name) not in (None, "")}
 
 
 def tags_of(request: Any) -> dict[str, str]:
@@ -170,10 +170,6 @@ def _number(version: str) -> str:
         return str(int(version))
     except ValueError:
         return version
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _snake(key: str) -> str:

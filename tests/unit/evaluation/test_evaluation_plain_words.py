@@ -83,6 +83,12 @@ def test_reports_of_before_there_was_such_a_comparison_are_marked_by_their_means
     assert "recall@50 -0.017 without an interval against" in teacher_mark(before)
 
 
+def test_a_loss_that_has_no_interval_is_not_called_no_difference() -> None:
+    lost = summary({}, systems={"student": {"recall@50": 0.5, "ndcg@10": 0.3}, "bm25": {"recall@50": 0.8, "ndcg@10": 0.3}})
+    told = gain_sentence(lost)
+    assert "the new search differs by -0.300 in recall@50 (no interval, so this may be chance)" in told and "no difference" not in told
+
+
 def test_any_split_but_test_is_marked_in_the_table() -> None:
     assert split_mark("test") == ""
     assert "Checkpoints were chosen on it" in split_mark("dev")

@@ -100,7 +100,12 @@ def test_units_are_read_back_and_asked_for_by_query() -> None:
     found = Units(("q1", "q2", "q3"), np.array([0, 0, 1]), "rule")
     again = units_in(pd.concat([found.table("test"), Units(("q1",), np.array([0])).table("dev")]), "test")
     assert again is not None and again.of(["q3", "q1"]).tolist() == [1, 0] and (again.count, again.largest) == (2, 2)
-    assert units_in(found.table("test"), "nl") is None and units_in(None, "test") is None
+    assert units_in(None, "test") is None
+    table = found.table("test")
+    wrong = (table.assign(unit=np.nan), table.assign(unit=0.5), table.assign(unit="a"), pd.concat([table, table.assign(unit=7)]))
+    for name, spoiled in (("nl", table), *(("test", spoiled) for spoiled in wrong)):
+        with pytest.raises(DataError, match=f"not say of every query of '{name}' in which one unit it was drawn"):
+            units_in(spoiled, name)
     with pytest.raises(DataError, match="'q9' is in no unit"):
         again.of(["q1", "q9"])
 

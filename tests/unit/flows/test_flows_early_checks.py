@@ -14,7 +14,7 @@ from components.data.snapshot import snapshot
 from components.errors import ConfigError, DataError, ModelError
 from flows.config import RetrainConfig, load_config, preset_names
 from flows.retrain import require_usable
-from tests.data_world import write_folder
+from tests.data_world import write_folder, write_lines
 from tests.flows.cli_world import assert_refused, scalingnote
 
 
@@ -35,6 +35,17 @@ def test_usable_data_and_settings_pass(dataset: DatasetArtifact) -> None:
 def test_an_extra_split_without_judgements_is_refused(dataset: DatasetArtifact) -> None:
     with pytest.raises(DataError, match="no judgements for the split 'other'; it has: dev, test, train"):
         require_usable(config(evaluation__extra_splits=["other"]), dataset)
+
+
+def test_nothing_is_measured_on_train_queries_of_another_name(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    rows = [line.split("\t") for line in (folder / "qrels" / "train.tsv").read_text().splitlines()[1:4]]
+    write_lines(folder / "qrels" / "holdout.tsv", ["\t".join(row) for row in rows])
+    (tmp_path / "snapshot").mkdir()
+    data = snapshot(DataConfig(source=str(folder)), tmp_path / "snapshot")
+    for changes in ({"evaluation__split": "holdout", "policy__split": "holdout"}, {"evaluation__extra_splits": ["holdout"]}):
+        with pytest.raises(DataError, match=f"3 of 3 judged queries of the split 'holdout' are train queries.*'{rows[0][0]}'"):
+            require_usable(config(**changes), data)
 
 
 def test_a_share_of_queries_that_are_not_there_is_refused(dataset: DatasetArtifact) -> None:

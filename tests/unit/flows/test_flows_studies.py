@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from components.artifacts import Artifact, seal
 from components.errors import CollapseError, ConfigError
+from components.studies.scores import Scores
 from flows.config import load_settings
 from flows.runner import Step, _made, make_step
-from flows.studies import baselines, cost_benefit, distillation_ablation, tower_ablation
+from flows.studies import baselines, cost_benefit, distillation_ablation, robustness, tower_ablation
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, require, run_cells, whole_trainings
+from flows.studies.framework import Cell, about_seeds, require, run_cells, whole_trainings
 from flows.studies.registry import STUDIES, load_study, require_study
 from flows.studies.retention import layers_left_out, student_forms
 
@@ -66,6 +69,60 @@ def test_wrong_study_settings_are_named() -> None:
         smoke(layers=[0])
     with pytest.raises(ConfigError, match=r"study\.noise"):
         smoke(noise={"typos": [2]})
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("study", {"small_learning_rates": [math.nan]}),
+        ("study", {"small_learning_rates": [-0.001]}),
+        ("study", {"scaling_shares": [math.inf]}),
+        ("evaluation", {"slices": [{"name": "length", "kind": "query_length", "edges": [math.nan]}]}),
+        ("evaluation", {"slices": [{"name": "length", "kind": "query_length", "edges": [1, math.inf]}]}),
+        ("distillation", {"min_effective_rank": math.inf}),
+        ("towers", {"endpoint": {"max_cost": math.inf}}),
+        ("index", {"max_distance": math.inf}),
+    ],
+)
+def test_no_setting_takes_a_number_that_is_none(section: str, values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"{section}\.{next(iter(values))}"):
+        context().changed(**{section: values})
+
+
+def test_a_currency_is_a_word_that_breaks_no_table() -> None:
+    assert smoke(currency="€").study.currency == "€"
+    for wrong in ("a|b", "US\nD", "\x1b[8m", "", "nine chars"):
+        with pytest.raises(ConfigError, match=r"study\.currency"):
+            smoke(currency=wrong)
+
+
+def test_each_rate_of_a_noise_is_a_condition_of_its_own() -> None:
+    names = [cell.name for cell in robustness.cells(context(seeds=[1], noise={"typos": [0.101, 0.104, 0.004, 0.3]}))]
+    conditions = dict.fromkeys(name.split("@")[0] for name in names)
+    assert list(conditions) == ["clean", "typos 10.1%", "typos 10.4%", "typos 0.4%", "typos 30%"]
+
+
+def test_costs_are_those_of_the_first_training_that_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = context(seeds=[1, 2, 3])
+
+    def student(config: StudySettings) -> None:
+        if config.distillation.seed == 1:
+            raise CollapseError("all alike")
+
+    for part in ("towers", "index"):
+        monkeypatch.setattr(asked, part, lambda config: (None, None))
+    monkeypatch.setattr(asked, "student", student)
+    trainings = list(whole_trainings(asked).values())
+    assert cost_benefit._first_whole(asked, ["bm25", "student"], trainings).distillation.seed == 2
+    assert cost_benefit._first_whole(asked, ["bm25", "teacher"], trainings).distillation.seed == 1
+
+
+def test_the_note_on_the_filter_of_negatives_shows_no_interval_of_a_single_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {("test", metric): np.array([0.5, 0.25, 1.0]) for metric in ("recall@50", "ndcg@10")}
+    runs = [Scores(values, {"test": np.zeros(3, np.int64)})] * 2
+    monkeypatch.setattr(tower_ablation, "variants_of", lambda _: {tower_ablation.FILTERED: runs, tower_ablation.UNFILTERED: runs})
+    note = tower_ablation._filter_note({}, smoke())[0]
+    assert note.endswith("without it: R@50 +0.000 [no interval], nDCG@10 +0.000 [no interval].")
 
 
 def test_cells_are_chosen_in_the_order_of_the_study() -> None:
@@ -189,6 +246,14 @@ def test_a_collapsed_cell_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFix
     assert "cell 2 of 2, bad: collapsed: all alike" in capsys.readouterr().out
     with pytest.raises(CollapseError, match="'bad' collapsed"):
         require(ran.results, "bad")
+
+
+def test_a_mean_without_the_trainings_that_collapsed_says_so(tmp_path: Path) -> None:
+    found = _artifact(tmp_path)
+    whole = {f"{name}@{seed}": found for name in ("teacher", "student") for seed in (1, 2, 3)} | {"bm25": found}
+    assert "collapsed" not in about_seeds(whole)
+    told = about_seeds({cell: artifact for cell, artifact in whole.items() if cell != "student@2"})
+    assert told.endswith("Where a training collapsed the mean is over the others, and so too good: student (1, 3).")
 
 
 def test_the_seconds_of_a_step_outlive_the_process_and_leave_its_digest_alone() -> None:

@@ -100,6 +100,14 @@ def test_a_teacher_that_is_the_downloaded_encoder_is_no_worse_than_doing_nothing
     assert gate(decision, "beats_untrained").status == "fail"  # a student of the same quality gains nothing here
 
 
+def test_a_teacher_that_was_asked_other_queries_than_the_downloaded_encoder_is_not_taken_for_it() -> None:
+    report = as_downloaded()
+    other = report.per_query["system"] == "student_untrained"
+    rows = report.per_query.assign(query_id=report.per_query["query_id"].where(~other, "other-" + report.per_query["query_id"]))
+    result = gate(decided(replace(report, per_query=rows, units=None)), "teacher_worth[student_untrained]")
+    assert result.status == "not_decidable" and "measured on different queries" in result.reason
+
+
 def test_a_teacher_that_differs_from_the_downloaded_encoder_in_one_query_of_forty_has_to_be_better() -> None:
     one = np.zeros(40)
     one[0] = 0.1
@@ -164,6 +172,21 @@ def test_a_comparison_with_an_encoder_that_is_not_measured_is_refused_before_the
         require_measured(config.policy, config.evaluation)
     without = config.policy.model_copy(update={"beat_untrained": False, "teacher_worth": False})
     require_measured(without, config.evaluation)
+
+
+@pytest.mark.parametrize(("split", "why"), [("test", r"'test', evaluation\.split itself"), ("dev", "'dev', the split that checkpoints")])
+def test_retention_on_other_queries_is_not_asked_of_the_same_ones(split: str, why: str) -> None:
+    config = load_config("demo", overrides={"evaluation.extra_splits": ["test_de", split], "policy.min_off_distribution_retention": 0.9})
+    with pytest.raises(ConfigError, match=why):
+        require_measured(config.policy, config.evaluation)
+    require_measured(config.policy.model_copy(update={"min_off_distribution_retention": None}), config.evaluation)
+    require_measured(config.policy, config.evaluation.model_copy(update={"extra_splits": ("test_de",)}))
+
+
+def test_slices_that_the_policy_requires_are_judged() -> None:
+    config = load_config("demo", overrides={"policy.required_slices": ["language"], "policy.slice_margin": None})
+    with pytest.raises(ConfigError, match=r"required_slices names 'language', but policy\.slice_margin is null"):
+        require_measured(config.policy, config.evaluation)
 
 
 def test_chance_has_no_more_tries_for_having_two_metrics() -> None:

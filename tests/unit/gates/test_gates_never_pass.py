@@ -124,6 +124,41 @@ def test_figures_of_the_summaries(section: str, value: float | None) -> None:
         assert found[gate] != "pass", gate
 
 
+def units(**changes: Any) -> pd.DataFrame:
+    """Every query of both splits in a unit of its own."""
+    rows = [
+        (split, query, place)
+        for split in ("test", "shifted")
+        for place, query in enumerate(make_evaluation().per_query["query_id"].unique())
+    ]
+    return pd.DataFrame(rows, columns=["split", "query_id", "unit"]).assign(**changes)
+
+
+@pytest.mark.parametrize("how", ["nan", "text", "doubled", "of another split"])
+def test_units_that_are_not_said_of_every_query_decide_nothing(how: str) -> None:
+    whole_table = units()
+    table = {
+        "nan": units(unit=whole_table["unit"].where(whole_table["unit"] != 3)),
+        "text": units(unit="a"),
+        "doubled": pd.concat([whole_table, units(unit=0)]),
+        "of another split": units(split="dev"),
+    }[how]
+    assert "fail" not in statuses(with_table(whole(), "units", whole_table)).values()
+    found = statuses(with_table(whole(), "units", table))
+    for gate in {gate for gates in NEEDED.values() for gate in gates}:
+        assert found.get(gate) != "pass", gate
+
+
+@pytest.mark.parametrize("column", ["query_id", "dimension", "slice"])
+def test_slices_without_a_name_are_not_passed_over(column: str) -> None:
+    table = whole().report.slices
+    assert table is not None
+    for spoiled_table in (table.assign(**{column: None}), table.assign(**{column: table[column].where(table["query_id"] != "q000")})):
+        decision = decide(with_table(whole(), "slices", spoiled_table), POLICY)
+        assert decision.verdict == "not_decidable"
+        assert "without a name" in next(gate.reason for gate in decision.gates if gate.slice == "all")
+
+
 @pytest.mark.parametrize("queries", [0, 1, 19])
 def test_no_or_few_queries(queries: int) -> None:
     report = make_evaluation(queries=40)

@@ -102,6 +102,11 @@ def test_too_few_or_unpaired_queries_on_what_both_hold_are_not_decidable() -> No
     assert result(with_shared(0.65, 0.65, queries=14), ON_SHARED).status == "not_decidable"
     found = with_shared(0.65, 0.65)
     assert found.values is not None
-    lost = (found.values["metric"] == SHARED) & (found.values["system"] == CHAMPION) & (found.values["query_id"] == "q003")
-    for values in (found.values[~lost], found.values.assign(value=found.values["value"].where(~lost, np.nan))):
+    of_both = (found.values["metric"] == SHARED) & (found.values["query_id"] == "q003")
+    lost, strange = of_both & (found.values["system"] == CHAMPION), [np.nan, np.inf]
+    for values in (
+        found.values[~lost],
+        *(found.values.assign(value=found.values["value"].where(~rows, none)) for rows in (lost, of_both) for none in strange),
+        pd.concat([found.values, found.values[of_both]]),
+    ):
         assert result(replace(found, values=values), ON_SHARED).status == "not_decidable"

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from components.evaluation.champion_comparison import AGREEMENT_COLUMNS, SIDE_COLUMNS, ComparisonTables, write_comparison
+from components.evaluation.champion_comparison import AGREEMENT_COLUMNS, SERVED, SIDE_COLUMNS, ComparisonTables, write_comparison
 from components.evaluation.report import load_evaluation
 from components.gates.champion import SERVED_BY_BOTH
 from components.gates.config import PolicyConfig
@@ -138,12 +138,30 @@ def test_a_comparison_of_another_champion_or_other_judgements_decides_nothing(ch
     assert {gate(decision, name).status for name in names} == {"not_decidable"}
 
 
-@pytest.mark.parametrize("changes", [{"queries": 0}, {"batch_size": 1}])
-def test_times_of_no_queries_or_of_other_batches_decide_nothing(changes: dict[str, int]) -> None:
+@pytest.mark.parametrize("changes", [{"queries": 0}, {"queries": 1}, {"batch_size": 1}])
+def test_times_of_no_or_other_queries_or_of_other_batches_decide_nothing(changes: dict[str, int]) -> None:
     comparison = make_comparison()
     comparison = comparison.model_copy(update={"champion": comparison.champion.model_copy(update=changes)})
     decision = decide(evidence(comparison=comparison), POLICY)
     assert {gate(decision, name).status for name in ("champion_p95", "champion_qps")} == {"not_decidable"}
+
+
+@pytest.mark.parametrize("how", ["missing", "nan", "above 1", "doubled"])
+def test_a_slice_is_not_spared_by_a_share_of_served_documents_that_is_none(how: str) -> None:
+    found = evidence(served=np.ones(40))
+    table = found.values
+    assert table is not None
+    odd = (table["metric"] == SERVED) & table["query_id"].isin(sorted(set(table["query_id"]))[1::2])
+    worse = (table["metric"] == "ndcg@10") & (table["system"] == "champion") & table["query_id"].isin(table.loc[odd, "query_id"])
+    table = table.assign(value=table["value"] + 0.3 * worse)  # the champion is far better in one half
+    assert gate(decide(replace(found, values=table), POLICY), "champion_non_inferior[half=odd]").status == "fail"
+    spoiled = {
+        "missing": table[~odd],
+        "nan": table.assign(value=table["value"].where(~odd)),
+        "above 1": table.assign(value=table["value"] + 1.0 * odd),
+        "doubled": pd.concat([table, table[odd].assign(value=0.0)]),
+    }[how]
+    assert gate(decide(replace(found, values=spoiled), POLICY), KNOWN).status == "not_decidable"
 
 
 def test_documents_that_the_champion_lacks_are_told_and_hide_no_loss_on_the_others() -> None:

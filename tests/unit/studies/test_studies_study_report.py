@@ -57,6 +57,12 @@ def _frame() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def test_names_from_outside_end_no_cell_and_no_row() -> None:
+    frame = pd.DataFrame([{"system": "a\nb | c", "R@50 (ood|x\ny)": 0.5}])
+    lines = markdown_table(frame).split("\n")
+    assert len(lines) == 3 and lines[0].startswith("| system") and "R@50 (ood\\|x y) |" in lines[0] and "a b \\| c" in lines[2]
+
+
 def test_intervals_stand_behind_their_values() -> None:
     lines = markdown_table(_frame()).splitlines()
     assert lines[0].split("|")[1:-1] == [" system  ", " queries/s ", " R@50                ", " kept                "]

@@ -83,13 +83,23 @@ def test_the_best_of_both_metrics_may_be_two_and_none_good_enough() -> None:
 def test_one_seed_claims_nothing() -> None:
     found = choose({"bm25": system(0.3), "teacher": system(0.6, 1)}, {"bm25": 0.1, "teacher": 9.0}, 0.05, 1000, CONFIG, ["bm25"])
     assert not found.claimed and found.sentence.startswith("With one seed nothing is claimed; by the queries alone: deploy teacher")
-    assert choose({"bm25": system(0.3)}, {"bm25": 0.1}, 0.05, 1000, CONFIG, ["bm25"]).claimed  # nothing was trained
+    fixed = {"bm25": system(0.3), "untrained": system(0.6)}
+    assert choose(fixed, dict.fromkeys(fixed, 0.1), 0.05, 1000, CONFIG, list(fixed)).claimed  # nothing was trained
+
+
+def test_a_system_that_was_measured_alone_is_not_said_to_be_enough() -> None:
+    found = choose({"bm25": system(0.3)}, {"bm25": 0.1}, 0.05, 1000, CONFIG, ["bm25"])
+    assert not found.claimed and found.sentence.startswith("bm25 alone was measured, so nothing is compared")
 
 
 def test_all_queries_in_one_unit_show_nothing() -> None:
     systems = {"cheap": system(0.59, 1, 2, units=1), "best": system(0.6, 1, 2, units=1)}
     found = choose(systems, {"cheap": 1.0, "best": 9.0}, 0.05, 1000, CONFIG)
     assert found.chosen == "best" and not found.standings["cheap"].good_enough
+    assert not found.claimed and found.sentence.startswith(
+        "All queries are one unit, so nothing is claimed; by the means alone: deploy best"
+    )
+    assert "inf" not in found.sentence
 
 
 def test_more_systems_make_the_intervals_wider() -> None:

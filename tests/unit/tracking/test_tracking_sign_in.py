@@ -21,7 +21,8 @@ URL = "http://127.0.0.1:5000"
 @pytest.fixture
 def note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # first, so that what `sign_in` sets is taken back after the test
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.setattr(sign_in, "answers", lambda url: url == f"{URL}/health")
     return tmp_path / "mlflow" / "server.json"
 
