@@ -280,8 +280,13 @@ def _local(name: str, texts: Sequence[str]) -> BaseModel:
 
 
 def folder_digest(folder: Path) -> str:
-    """sha256 over the names and contents of a model folder's files, hidden ones aside."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    """sha256 over the names and contents of a model folder's files, without what is hidden or lies in a hidden folder.
+
+    `hf download --local-dir` keeps the time of the download in .cache, and git its own files in .git: the same model would have a digest
+    for every machine.
+    """
+    named = ((path.relative_to(folder), path) for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for name, path in named if not any(part.startswith(".") for part in name.parts))
     if not (folder / "config.json").is_file():
         if (folder / hub.ADAPTER).is_file():
             raise ModelError(hub.AN_ADAPTER.format(folder))
