@@ -37,7 +37,7 @@ class IndexConfig(StepConfig):
     recall_at: int = Field(100, ge=1, le=10_000, description="Depth of that recall")
     tuning_queries: int = Field(1000, ge=10, le=100_000, description="At most this many dev queries for the tuning")
     nprobe: int | None = Field(None, ge=1, description="Lists visited by an inverted file; null: tuned")
-    ef_search: int | None = Field(None, ge=1, description="Width of the search in a graph; null: tuned")
+    ef_search: int | None = Field(None, ge=1, le=1_000_000, description="Width of the search in a graph; null: tuned")
     refine: Literal["none", "int8", "fp16"] = Field(
         "fp16", description="Stored vectors that score the best candidates again; with fp16 a refresh needs nothing else"
     )
