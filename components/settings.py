@@ -286,7 +286,10 @@ def _is_file(path: Path) -> bool:
 
 
 def _leads_nowhere(path: Path) -> bool:
-    return os.path.islink(path) and not os.path.exists(path)
+    try:
+        return path.is_symlink() and not path.exists()
+    except OSError:  # of somebody else
+        return False
 
 
 def _make_folders(root: Path) -> None:
@@ -296,7 +299,7 @@ def _make_folders(root: Path) -> None:
         what = "is a file, or lies below one" if other in (root, *root.parents) else f"holds a file in the place of the folder {other.name}"
         raise ConfigError(f"The home folder '{root}' {what}. Name a folder with SCALINGNOTE_HOME.")
     if lost := next((path for folder in wanted for path in (folder, folder.parent) if _leads_nowhere(path)), None):
-        raise ConfigError(f"'{lost}' is a link to '{os.readlink(lost)}', which is not there. Make or mount that folder, or remove the link.")
+        raise ConfigError(f"'{lost}' is a link to '{lost.readlink()}', which is not there. Make or mount that folder, or remove the link.")
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)  # queries, names and the store lie there, and are nobody else's
         for folder in wanted:

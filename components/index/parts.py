@@ -55,8 +55,8 @@ def train_template(key: str, sample: NDArray[np.float32], space_id: str, refine:
     except (RuntimeError, AssertionError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[-1][-160:]
         raise ConfigError(
-            f"index_key {key} cannot be trained with {len(sample):,} vectors of {dimension} dimensions. Take index_key auto, or Flat, which "
-            f"needs no training. (FAISS: {said})"
+            f"index_key {key} cannot be trained with {len(sample):,} vectors of {dimension} dimensions. Take index_key auto, or Flat, "
+            f"which needs no training. (FAISS: {said})"
         ) from None
     write_faiss(index, folder / TEMPLATE_FILE)
     return Template(key, dimension, space_id, refine, index, file_sha256(folder / TEMPLATE_FILE))
