@@ -406,6 +406,9 @@ def strict_yaml(text: str) -> Any:
     return yaml.load(text, Strict)
 
 
+LARGEST_SEED = 2**63 - 1  # torch takes no larger one, and says so when the towers are trained already
+
+
 class StepConfig(BaseModel):
     """Refuses unknown fields and cannot be changed after it was checked."""
 

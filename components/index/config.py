@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from components.settings import StepConfig
+from components.settings import LARGEST_SEED, StepConfig
 
 
 class EncodingConfig(StepConfig):
@@ -50,4 +50,4 @@ class IndexConfig(StepConfig):
     max_distance: float = Field(1.2, ge=1, description="Refresh: distance of new vectors to their centroids, over that of the old ones")
     max_recall_loss: float = Field(0.05, gt=0, le=1, description="Refresh: loss of recall on new documents against the old ones")
     probe_tolerance: float = Field(0.01, gt=0, le=0.5, description="Largest 1 - cosine of a probe text against its record at load")
-    seed: int = Field(13, ge=0, description="Seed of the sample that trains the template")
+    seed: int = Field(13, ge=0, le=LARGEST_SEED, description="Seed of the sample that trains the template")

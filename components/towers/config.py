@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from components.settings import StepConfig
+from components.settings import LARGEST_SEED, StepConfig
 
 WITHOUT_WEIGHTS = ("vectors", "endpoint")  # what `base_model` names where no model is here
 
@@ -155,7 +155,7 @@ class TowerConfig(StepConfig):
     min_effective_rank: float = Field(4.0, ge=1, description="Collapse check: lowest effective rank of the embeddings")
     companion: CompanionConfig = Field(default_factory=CompanionConfig, description="A second, small encoder beside the towers")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto takes bfloat16 where the machine is fast with it")
-    seed: int = Field(13, ge=0, description="Seed of adapters and of the order of the data")
+    seed: int = Field(13, ge=0, le=LARGEST_SEED, description="Seed of adapters and of the order of the data")
 
     @model_validator(mode="before")
     @classmethod

@@ -7,9 +7,15 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from pydantic import ValidationError
 
 from components import settings
+from components.data.config import DataConfig
+from components.distillation.config import DistillationConfig
 from components.errors import ConfigError
+from components.evaluation.config import EvaluationConfig
+from components.index.config import IndexConfig
+from components.towers.config import TowerConfig
 
 
 @pytest.mark.parametrize("name", ["a?b", "a\udcffb"])
@@ -189,3 +195,10 @@ def test_a_variable_that_is_empty_is_one_that_is_not_set(tmp_path: Path, monkeyp
     with mock.patch.dict(os.environ, {"SCALINGNOTE_HOME": str(tmp_path / "home"), **dict.fromkeys(names, "")}):
         settings.activate()
         assert all(str(tmp_path / "home") in os.environ[name] for name in names)
+
+
+@pytest.mark.parametrize("kind", [DataConfig, TowerConfig, DistillationConfig, EvaluationConfig, IndexConfig])
+def test_a_seed_is_no_larger_than_torch_takes_it(kind: type[settings.StepConfig]) -> None:
+    assert kind.model_validate({"seed": 2**63 - 1})
+    with pytest.raises(ValidationError, match="less than or equal to 9223372036854775807"):
+        kind.model_validate({"seed": 2**63})
