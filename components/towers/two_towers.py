@@ -330,7 +330,11 @@ def published_contracts(base: BaseModel, config: TowerConfig) -> dict[Role, Enco
     published = read_published(base)
     model, tokenizer = load_decoder(base, "float32", asked_attention(published, config.attention))
     head = published.head if published else ()
-    width = head[-1].outputs if head else int(model.config.get_text_config().hidden_size)
+    width = int(model.config.get_text_config().hidden_size)
+    for dense in head:
+        if dense.inputs != width:
+            raise ModelError(f"'{base.name}': {dense.path} maps {dense}, but is given {width} dimensions. Fetch the model again.")
+        width = dense.outputs
     if config.dimension is not None and config.dimension > width:
         raise ModelError(f"towers.dimension is {config.dimension}, but the vectors of '{base.name}' have {width}. Give {width} at most.")
     own: dict[str, Any] = {"attention": measured_attention(model), "head": tuple(map(str, head)), "head_digest": head_digest(base, head)}
