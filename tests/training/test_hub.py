@@ -317,6 +317,13 @@ def test_a_name_of_neither_form_says_both_forms(name: str, home: Path) -> None:
         resolve_base(name)
 
 
+@pytest.mark.parametrize("name", ["acme/mini@main", "gpt2@v1.0", "acme/mini@refs/pr/1", f"acme/mini-0.6B@{'a' * 40}"])
+def test_a_revision_behind_the_name_is_told_where_it_belongs(name: str, home: Path) -> None:
+    whole, _, revision = name.partition("@")
+    with pytest.raises(ModelError, match=f"give '{whole}', and '{revision}' as towers.revision"):
+        resolve_base(name)
+
+
 def test_a_file_in_the_place_of_a_model_folder_is_called_one(home: Path, tmp_path: Path) -> None:
     (file := tmp_path / "model.safetensors").touch()
     with pytest.raises(ModelError, match=r"is a file\. Name the folder that holds the model"):
