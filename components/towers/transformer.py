@@ -77,7 +77,13 @@ def set_attention(model: Any, attention: str) -> None:
 
 def check_attention(model: Any, name: str, attention: str) -> None:
     """Raise ModelError when the tokens of `model` do not see what `attention` ("causal" or "bidirectional") says."""
-    ahead = {_sees_ahead(model, beside) for beside in ([], [_LONGER])}
+    try:
+        ahead = {_sees_ahead(model, beside) for beside in ([], [_LONGER])}
+    except (TypeError, AttributeError, ValueError, LookupError, NotImplementedError) as error:  # as MPT without a mask of its own
+        said = str(error).strip().partition("\n")[0][:160] or type(error).__name__
+        raise ModelError(
+            f"'{name}' cannot be run with towers.attention {attention} ({said}). Set the other kind of attention, or use another model."
+        ) from None
     if attention == "causal" and ahead != {False}:
         raise ModelError(
             f"towers.attention is causal, but the tokens of '{name}' see those after them, as an encoder's do. "

@@ -83,8 +83,12 @@ class Adapters:
             target_parameters=experts or None,
             **upper,
         )
-        self.model: Any = get_peft_model(decoder, lora, adapter_name=_adapter(ROLES[0]))
-        self.model.add_adapter(_adapter(ROLES[1]), lora)
+        try:
+            self.model: Any = get_peft_model(decoder, lora, adapter_name=_adapter(ROLES[0]))
+            self.model.add_adapter(_adapter(ROLES[1]), lora)
+        except (ValueError, TypeError, NotImplementedError) as error:  # as where a linear map and what holds it have one name
+            said = str(error).strip().partition("\n")[0][:160] or type(error).__name__
+            raise ModelError(f"'{base.name}' cannot take adapters ({said}). Use another model, or set towers.training to full.") from None
         _leave_number_format_to_autocast(self.model)
         self.trained: dict[str, Parameter] = {n: p for n, p in sorted(self.model.named_parameters()) if ".lora_" in n}
 
