@@ -352,7 +352,7 @@ def test_a_model_whose_code_fails_under_an_attention_is_refused_with_the_reason(
         def forward(self, **_: Any) -> None:
             raise error
 
-    with pytest.raises(ModelError, match="'odd' cannot be run with towers.attention bidirectional .*Set the other kind of attention"):
+    with pytest.raises(ModelError, match=r"'odd' cannot be run with towers.attention bidirectional .*Set the other kind of attention"):
         check_attention(Failing(), "odd", "bidirectional")
 
 
@@ -363,7 +363,7 @@ def test_a_model_that_mixes_number_formats_is_refused_with_the_variable_that_hel
 
         return SimpleNamespace(encode=encode, contract=SimpleNamespace(base_model="odd"))
 
-    with pytest.raises(ModelError, match="'odd' mixes number formats .expected scalar type Float.*SCALINGNOTE_PRECISION=float32"):
+    with pytest.raises(ModelError, match=r"'odd' mixes number formats .expected scalar type Float.*SCALINGNOTE_PRECISION=float32"):
         record_probes(failing("expected scalar type Float but found BFloat16"), tmp_path)
     with pytest.raises(RuntimeError, match="out of memory"):
         record_probes(failing("CUDA out of memory"), tmp_path)
