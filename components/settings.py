@@ -191,20 +191,26 @@ def asked_threads(variable: str = "OMP_NUM_THREADS") -> int | None:
 
 
 def _quotas() -> Iterator[float]:
-    """The processors that the control groups of this process allow, from its own group up to the root; nothing where there is no limit."""
+    """The processors that the control groups of this process allow; nothing where there is no limit."""
+    for group in _groups("cpu"):
+        yield from _quota_of(group)
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """Where the limits of the control groups of this process may stand, from its own group up to the root."""
     try:
         lines = _OWN_CGROUP.read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, name = [*line.split(":", 2), "", ""][:3]
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        root = _CGROUPS / "cpu" if controllers else _CGROUPS
+        root = _CGROUPS / controller if controllers else _CGROUPS
         group = Path(os.path.normpath("/" + name.lstrip("/")))
         # Within a container the groups above are not seen, and its own may lie at the root.
         for place in dict.fromkeys([group, *group.parents, Path("/")]):
-            yield from _quota_of(root / place.relative_to("/"))
+            yield root / place.relative_to("/")
 
 
 def _quota_of(group: Path) -> Iterator[float]:
@@ -245,19 +251,43 @@ def _available() -> int:
 
 
 def _group_limit() -> int:
-    """Bytes that the control group (version 2 or 1) still lets this process take; without a limit more than any machine has."""
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    """Bytes that the control groups (version 2 or 1) still let this process take; without a limit more than any machine has."""
+    return min([2**62, *(left for group in _groups("memory") for left in _left_in(group))])
+
+
+def _left_in(group: Path) -> Iterator[int]:
+    """What a group may still take. Files that it has read count as taken, but are given up where memory is asked for."""
+    for limit, used, files in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
         try:
-            most, taken = ((Path("/sys/fs/cgroup") / name).read_text(encoding="ascii").strip() for name in (limit, used))
-            return max(0, int(most) - int(taken)) if most != "max" else 2**62
+            most, taken = ((group / name).read_text(encoding="ascii").strip() for name in (limit, used))
+            if most != "max":
+                yield max(0, int(most) - int(taken) + _stated(group / "memory.stat", files))
         except (OSError, ValueError):
             continue
-    return 2**62
+
+
+def _stated(path: Path, name: str) -> int:
+    """The number behind `name` in a list of names and numbers; 0 where there is none."""
+    try:
+        lines = [line.split() for line in path.read_text(encoding="ascii").splitlines()]
+        return next((int(line[1]) for line in lines if line[:1] == [name]), 0)
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.exists() and not path.is_dir()
+    except OSError:  # of somebody else
+        return False
+
+
+def _leads_nowhere(path: Path) -> bool:
+    try:
+        return path.is_symlink() and not path.exists()
     except OSError:  # of somebody else
         return False
 
@@ -268,6 +298,8 @@ def _make_folders(root: Path) -> None:
     if other := next((path for folder in wanted for path in (folder, *folder.parents) if _is_file(path)), None):
         what = "is a file, or lies below one" if other in (root, *root.parents) else f"holds a file in the place of the folder {other.name}"
         raise ConfigError(f"The home folder '{root}' {what}. Name a folder with SCALINGNOTE_HOME.")
+    if lost := next((path for folder in wanted for path in (folder, folder.parent) if _leads_nowhere(path)), None):
+        raise ConfigError(f"'{lost}' is a link to '{lost.readlink()}', which is not there. Make or mount that folder, or remove the link.")
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)  # queries, names and the store lie there, and are nobody else's
         for folder in wanted:
@@ -283,6 +315,7 @@ def activate() -> None:
     """Make the home folder and point every library's state into it. Call before the first heavy import.
 
     A value that is already set wins, so a team's servers, caches and proxies are left alone; loopback alone goes past the proxies.
+    An empty one counts as none: Prefect would take it for the current folder, and MLflow for a store in there.
     """
     spare_loopback()
     _limit_threads()
@@ -318,7 +351,7 @@ def activate() -> None:
         "TOKENIZERS_PARALLELISM": "false",
     }
     for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+        os.environ[name] = os.environ.get(name) or value
     # A step continues by itself when it is run again; wrong data and wrong settings are said once, whatever a team's profile retries.
     os.environ["PREFECT_TASKS_DEFAULT_RETRIES"] = os.environ["PREFECT_FLOWS_DEFAULT_RETRIES"] = "0"
 
@@ -371,6 +404,9 @@ def strict_yaml(text: str) -> Any:
     Strict.add_constructor("tag:yaml.org,2002:int", plain)
     Strict.add_constructor("tag:yaml.org,2002:float", plain)
     return yaml.load(text, Strict)
+
+
+LARGEST_SEED = 2**63 - 1  # torch takes no larger one, and says so when the towers are trained already
 
 
 class StepConfig(BaseModel):

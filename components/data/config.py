@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from components.settings import StepConfig
+from components.settings import LARGEST_SEED, StepConfig
 
 IgnoreIdenticalIds = Literal["same_text", "always", "never"]
 OnRule = Literal["refuse", "drop"]
@@ -50,7 +50,7 @@ class DataConfig(StepConfig):
     max_dropped_share: float = Field(
         0.05, gt=0, le=0.5, description="Refuse the data when more than this share of a table, or of a split's judgements, would be dropped"
     )
-    seed: int = Field(13, ge=0, description="Seed of the subset and of the held-out share")
+    seed: int = Field(13, ge=0, le=LARGEST_SEED, description="Seed of the subset and of the held-out share")
 
     @field_validator("on_violation", mode="before")
     @classmethod

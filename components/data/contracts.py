@@ -11,6 +11,7 @@ Every part of a contract that promises something about the data becomes a rule o
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -26,11 +27,13 @@ from components.artifacts import digest_of, file_sha256
 from components.data.dataset import NAMED_SPLITS, TABLES, Dataset, are_among, may_read_as, normalise_text
 from components.data.values import on_one_line
 from components.errors import ConfigError
+from components.text import INVISIBLE
 
 if TYPE_CHECKING:
     from open_data_contract_standard.model import DataQuality, OpenDataContractStandard, SchemaObject, SchemaProperty
 
 
+_UNSEEN = re.compile(f"[{INVISIBLE}]")
 Severity = Literal["error", "warning"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning")
 Check = Literal[
@@ -166,15 +169,25 @@ def _missing_targets(dataset: Dataset, rule: Rule) -> pd.Series:
     explained = pd.Series(None, index=rows.index, dtype=object)
     missing = rows.notna().to_numpy() & ~are_among(rows, targets)
     if missing.any():
-        stripped = {target.strip(): target for target in targets.dropna().tolist()}
-        explained[missing] = [f"there is no {column} '{on_one_line(value)}'{_near(value, stripped)}" for value in rows[missing].tolist()]
+        alike = {_seen(target): target for target in targets.dropna().tolist()}
+        explained[missing] = [f"there is no {column} '{on_one_line(value)}'{_near(value, alike)}" for value in rows[missing].tolist()]
     return explained
 
 
-def _near(value: str, stripped: Mapping[str, str]) -> str:
-    """A hint where an id differs in the white space at its ends alone, which nobody sees."""
-    near = stripped.get(value.strip())
-    return "" if near is None else f", but there is '{on_one_line(near)}': they differ in white space at an end"
+def _seen(identifier: str) -> str:
+    """What a reader sees of an id: without white space at its ends and letters without a form, in one of Unicode's forms."""
+    visible = identifier if identifier.isascii() else unicodedata.normalize("NFKC", _UNSEEN.sub("", identifier))
+    return visible.strip()
+
+
+def _near(value: str, alike: Mapping[str, str]) -> str:
+    """A hint where there is an id that looks the same: other white space at its ends, invisible letters, another of Unicode's forms."""
+    near = alike.get(_seen(value))
+    if near is None:
+        return ""
+    if near.strip() == value.strip():
+        return f", but there is '{on_one_line(near)}': they differ in white space at an end"
+    return f", but there is {near!a} where this is {value!a}: they look the same and are other characters"
 
 
 def _leaks(dataset: Dataset, rule: Rule) -> pd.Series:

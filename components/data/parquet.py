@@ -18,6 +18,7 @@ from components.data.values import (
     metadata_from_text,
     metadata_text,
     parse_score,
+    strict_object,
     without_nul,
 )
 from components.errors import DataError
@@ -143,7 +144,7 @@ def _values(column: pa.ChunkedArray, where: str) -> list[Any]:
     except UnicodeDecodeError:
         row = _first_broken(column)
         raise DataError(f"{where}, row {row}: not UTF-8. Convert the column to UTF-8 when the file is written.") from None
-    except (ValueError, OverflowError, pa.ArrowException) as error:  # a day of the year 10000; two fields of one name
+    except (ValueError, OverflowError, LookupError, pa.ArrowException) as error:  # the year 10000; two fields of one name; an unknown zone
         row = _first_broken(column)
         raise DataError(f"{where}, row {row}: cannot be read ({str(error)[:160]}). Write the column as text (JSON).") from None
 
@@ -163,7 +164,7 @@ def _first_broken(column: pa.ChunkedArray) -> int:
             found = value.as_py()
             if isinstance(found, bytes):
                 found.decode()
-        except (ValueError, OverflowError):
+        except (ValueError, OverflowError, LookupError):
             return number
     return 0
 
@@ -173,11 +174,31 @@ def _metadata(column: pa.ChunkedArray, where: str) -> list[str]:
     import pyarrow as pa
 
     kind = column.type
-    if pa.types.is_map(kind):
-        values: list[Any] = [None if value is None else dict(value) for value in _values(column, where)]
-    elif pa.types.is_struct(kind):
-        values = _values(column, where)
-    else:
+    if not (pa.types.is_map(kind) or pa.types.is_struct(kind)):
         texts = enumerate(_strings(column, where), start=1)
         return [metadata_from_text(text, f"{where}, row {row}") for row, text in texts]
-    return [metadata_text(value, f"{where}, row {row}") for row, value in enumerate(values, start=1)]
+    found = []
+    for row, value in enumerate(_values(column, where), start=1):
+        try:
+            found.append(metadata_text(_without_maps(value, kind), f"{where}, row {row}"))
+        except AmbiguousJson as error:
+            raise DataError(f"{where}, row {row}: {error}. One of the two would be lost.") from None
+        except UnicodeDecodeError:
+            raise DataError(f"{where}, row {row}: a key is not UTF-8. Convert it when the file is written.") from None
+    return found
+
+
+def _without_maps(value: Any, kind: pa.DataType) -> Any:
+    """`value` of this kind with its maps, which Arrow gives as lists of pairs, as objects; raises AmbiguousJson for a key twice."""
+    from pyarrow import types
+
+    if value is None:
+        return None
+    if types.is_map(kind):
+        named = ((key.decode() if isinstance(key, bytes) else key, entry) for key, entry in value)
+        return strict_object([(key, _without_maps(entry, kind.item_type)) for key, entry in named])
+    if types.is_struct(kind):
+        return {field.name: _without_maps(value[field.name], field.type) for field in kind}
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return [_without_maps(entry, kind.value_type) for entry in value]
+    return value

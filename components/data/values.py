@@ -206,7 +206,8 @@ def _number(value: Any) -> float | None:
     return number if number == number else None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def strict_object(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """The pairs as an object; raises AmbiguousJson for a key that is there twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
@@ -219,7 +220,7 @@ def _constant(name: str) -> NoReturn:
     raise AmbiguousJson(f"{name} is not a JSON value; write null")
 
 
-_STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+_STRICT = json.JSONDecoder(object_pairs_hook=strict_object, parse_constant=_constant)
 
 
 def _as_text(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from components.settings import StepConfig
+from components.settings import LARGEST_SEED, StepConfig
 
 RefineTitles = Literal[True, False, "train_documents"]
 Source = Literal["train", "unlabelled", "translated", "titles", "sentences", "spans", "generated", "noised"]
@@ -100,7 +100,7 @@ class DistillationConfig(StepConfig):
         description="refresh-query-tower --new-teacher: documents that the new teacher encodes to learn its map into the index's space",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto takes bfloat16 where the machine is fast with it")
-    seed: int = Field(13, ge=0, description="Seed of the projection and of the order of the queries")
+    seed: int = Field(13, ge=0, le=LARGEST_SEED, description="Seed of the projection and of the order of the queries")
 
     @model_validator(mode="after")
     def _fits_together(self) -> DistillationConfig:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from components.settings import StepConfig
+from components.settings import LARGEST_SEED, StepConfig
 
 SliceKind = Literal["query_length", "head_tail", "unseen_words", "language", "domain", "pattern"]
 COUNTED: tuple[SliceKind, ...] = ("query_length", "head_tail", "unseen_words")
@@ -113,7 +113,7 @@ class EvaluationConfig(StepConfig):
         "by, else those with an answer in common), queries (none), or a metadata field of the documents whose values are the groups",
     )
     bootstrap_samples: int = Field(2000, ge=200, le=100_000, description="Resamples of the paired bootstrap")
-    seed: int = Field(13, ge=0, description="Seed of the bootstrap")
+    seed: int = Field(13, ge=0, le=LARGEST_SEED, description="Seed of the bootstrap")
 
     @field_validator("bm25_stemmer")
     @classmethod

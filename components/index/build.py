@@ -25,7 +25,7 @@ from components.index.parts import Template, imbalance, merge_parts, train_templ
 from components.index.rows import write_rows
 from components.index.search import LAYOUT_VERSION, VectorIndex, open_files
 from components.index.shards import half_blocks, parts_of, shard_sizes, survey, unit_blocks
-from components.text import is_blank
+from components.text import is_blank, written
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -251,7 +251,7 @@ def display_titles(documents: Path) -> pa.Table:
             if missing:
                 texts, shown = file.read_row_group(group, columns=["text"])["text"], titles.to_pylist()
                 for row in missing:
-                    shown[row] = (texts[row].as_py() or "")[:TITLE_LENGTH]
+                    shown[row] = written(texts[row].as_py())[:TITLE_LENGTH]
                 titles = pa.array(shown, pa.large_string())
             pieces.append(pa.table({"doc_id": table["doc_id"], "title": titles}))
     if not pieces:

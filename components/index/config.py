@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from components.settings import StepConfig
+from components.settings import LARGEST_SEED, StepConfig
 
 
 class EncodingConfig(StepConfig):
@@ -37,7 +37,7 @@ class IndexConfig(StepConfig):
     recall_at: int = Field(100, ge=1, le=10_000, description="Depth of that recall")
     tuning_queries: int = Field(1000, ge=10, le=100_000, description="At most this many dev queries for the tuning")
     nprobe: int | None = Field(None, ge=1, description="Lists visited by an inverted file; null: tuned")
-    ef_search: int | None = Field(None, ge=1, description="Width of the search in a graph; null: tuned")
+    ef_search: int | None = Field(None, ge=1, le=1_000_000, description="Width of the search in a graph; null: tuned")
     refine: Literal["none", "int8", "fp16"] = Field(
         "fp16", description="Stored vectors that score the best candidates again; with fp16 a refresh needs nothing else"
     )
@@ -50,4 +50,4 @@ class IndexConfig(StepConfig):
     max_distance: float = Field(1.2, ge=1, description="Refresh: distance of new vectors to their centroids, over that of the old ones")
     max_recall_loss: float = Field(0.05, gt=0, le=1, description="Refresh: loss of recall on new documents against the old ones")
     probe_tolerance: float = Field(0.01, gt=0, le=0.5, description="Largest 1 - cosine of a probe text against its record at load")
-    seed: int = Field(13, ge=0, description="Seed of the sample that trains the template")
+    seed: int = Field(13, ge=0, le=LARGEST_SEED, description="Seed of the sample that trains the template")

@@ -21,6 +21,7 @@ from components.index.rows import live_rows
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 BLOCK = 16_384  # rows as float32 at a time
+OPQ_BITS = 8  # of the codes that FAISS fits a rotation to, whatever codes follow
 
 
 @dataclass(frozen=True)
@@ -288,6 +289,8 @@ def empty_index(key: str, dimension: int) -> Any:
             f"index_key {key} is a {type(index).__name__}, which cannot filter deleted documents or score by inner product. "
             "Use Flat, IVF..., HNSW..., PQ... or SQ...; index.refine, not the key, says with what candidates are scored again."
         )
+    if (fault := _fault_of(index)) is not None:
+        raise ConfigError(f"index_key {key} cannot be used: {fault}. Examples: auto, Flat, IVF1024,Flat, HNSW32, OPQ16,IVF4096,PQ16x4fs.")
     _require_copies(key, index)
     if hasattr(inner_index(index), "do_polysemous_training"):
         # Minutes of simulated annealing for a search by Hamming distances that is never asked for.
@@ -297,12 +300,58 @@ def empty_index(key: str, dimension: int) -> Any:
     return index
 
 
+def _fault_of(index: Any) -> str | None:
+    """What FAISS makes of a key and then fails on when it trains or adds, or dies of with the whole process; None where nothing is."""
+    import faiss
+
+    for number in range(index.chain.size() if isinstance(index, faiss.IndexPreTransform) else 0):
+        change = faiss.downcast_VectorTransform(index.chain.at(number))
+        if change.d_out < 1 or (isinstance(change, faiss.PCAMatrix) and change.d_out > change.d_in):
+            return f"its transformation makes {change.d_out:,} dimensions of {change.d_in:,}"
+        if isinstance(change, faiss.OPQMatrix) and (change.M < 1 or change.d_out % change.M):
+            return f"the {change.M} parts of its OPQ do not divide {change.d_out:,} dimensions"
+    inner = inner_index(index)
+    parts = [inner]
+    if isinstance(inner, faiss.IndexIVF):
+        parts.append(faiss.downcast_index(inner.quantizer))
+        rooms = 1 << int(faiss.vector_to_array(parts[1].rq.nbits).sum()) if isinstance(parts[1], faiss.ResidualCoarseQuantizer) else None
+        if inner.nlist < 1 or (rooms is not None and rooms != inner.nlist):
+            return f"it has {inner.nlist:,} lists" + (f", and its levels make {rooms:,}" if rooms else "")
+    neighbours = [faiss.vector_to_array(part.hnsw.cum_nneighbor_per_level) for part in parts if isinstance(part, faiss.IndexHNSW)]
+    if any(len(levels) < 2 or levels[1] < 4 for levels in neighbours):  # the lowest level has twice as many
+        return "the nodes of its graph have fewer than 2 neighbours (HNSW32 has 32)"
+    if (codes := getattr(inner, "pq", None)) is not None and codes.nbits < 1:
+        return "its codes have no bits"
+    return None
+
+
+def train(index: Any, vectors: NDArray[np.float32]) -> None:
+    """Train an index on vectors, float32 (n, d); raises RuntimeError in FAISS's words where they are too few or too much alike."""
+    import faiss
+
+    rotations = []
+    if isinstance(index, faiss.IndexPreTransform):
+        changes = (faiss.downcast_VectorTransform(index.chain.at(number)) for number in range(index.chain.size()))
+        rotations = [change for change in changes if isinstance(change, faiss.OPQMatrix)]
+    codes = [faiss.ProductQuantizer(rotation.d_out, rotation.M, OPQ_BITS) for rotation in rotations]
+    try:
+        for rotation, own in zip(rotations, codes, strict=True):  # the same as FAISS's own, without its hundreds of warnings
+            own.cp.min_points_per_centroid = 1
+            rotation.pq = own
+        index.train(vectors)
+    finally:
+        for rotation in rotations:
+            rotation.pq = None
+
+
 def _quantizers(index: Any) -> Iterator[Any]:
     """What is trained by k-means in an index: its lists, and its codes of every level."""
     import faiss
 
     found = [index, *([faiss.downcast_index(index.quantizer)] if isinstance(index, faiss.IndexIVF) else [])]
     found += [codes for part in found for name in ("pq", "rq") if (codes := getattr(part, name, None)) is not None]
+    for product in [part.prq for part in found if hasattr(part, "prq")]:
+        found += [faiss.downcast_AdditiveQuantizer(product.subquantizer(number)) for number in range(product.nsplits)]
     return (part for part in found if hasattr(part, "cp"))
 
 
@@ -383,9 +432,21 @@ def trained_lists(index: Any) -> int:
 
 
 def code_centroids(index: Any) -> int:
-    """Centroids that the training of the codes has to find; 0 for codes without any."""
-    quantizer = getattr(index, "pq", None)
-    return 0 if quantizer is None else int(2**quantizer.nbits)
+    """Vectors that the training of the codes, and of what is done to vectors before, takes at least; 0 for codes without any."""
+    import faiss
+
+    inner, wanted = inner_index(index), [0]
+    if (quantizer := getattr(inner, "pq", None)) is not None:
+        wanted.append(2**quantizer.nbits)
+    for additive in (getattr(inner, name) for name in ("rq", "prq") if hasattr(inner, name)):
+        wanted.append(2 ** int(max(faiss.vector_to_array(additive.nbits))))
+    for number in range(index.chain.size() if isinstance(index, faiss.IndexPreTransform) else 0):
+        change = faiss.downcast_VectorTransform(index.chain.at(number))
+        if isinstance(change, faiss.OPQMatrix):
+            wanted.append(2**OPQ_BITS)
+        elif isinstance(change, faiss.PCAMatrix):
+            wanted.append(change.d_out)
+    return int(max(wanted))
 
 
 # --- Index files, and what lies in them.

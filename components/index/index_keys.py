@@ -49,8 +49,8 @@ def require_trainable(key: str, vectors: int, dimension: int) -> None:
     """Raise ConfigError, with what would fit, when `vectors` are too few to train an index of this key."""
     if is_exact(key):
         return
-    index = inner_index(empty_index(key, dimension))
-    lists, codes = trained_lists(index), code_centroids(index)
+    index = empty_index(key, dimension)
+    lists, codes = trained_lists(inner_index(index)), code_centroids(index)
     if lists > vectors:
         fits = _power_of_two_below(max(1, vectors // VECTORS_PER_LIST))
         raise ConfigError(
@@ -59,8 +59,8 @@ def require_trainable(key: str, vectors: int, dimension: int) -> None:
         )
     if codes > vectors:
         raise ConfigError(
-            f"index_key {key} trains codes of {codes:,} centroids, but only {vectors:,} vectors are there. Take index_key Flat, "
-            "which needs no training, or codes of fewer bits (PQ..x4)."
+            f"index_key {key} needs at least {codes:,} vectors to train its codes or its OPQ or PCA, but only {vectors:,} are there. Take "
+            "index_key Flat, which needs no training, codes of fewer bits (PQ..x4), or a key without OPQ and PCA."
         )
 
 

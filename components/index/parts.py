@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.artifacts import file_sha256, open_artifact, read_versioned, write_json
-from components.errors import ArtifactError, SpaceMismatch
-from components.index.engine import copy_of, empty_index, open_mapped, read_faiss, write_faiss
+from components.errors import ArtifactError, ConfigError, SpaceMismatch
+from components.index.engine import copy_of, empty_index, open_mapped, read_faiss, train, write_faiss
 from components.index.index_keys import is_exact
 from components.index.merging import Merge, can_merge, lists_damaged_by_faiss
 from components.index.shards import to_float32, to_int8, unit_rows
@@ -43,13 +43,21 @@ class Template:
 def train_template(key: str, sample: NDArray[np.float32], space_id: str, refine: Refine, folder: Path) -> Template:
     """Train on the sample, float32 (n, d) of unit length, and write `template.faiss` into `folder`.
 
-    Exact search has no template file, and always keeps the vectors as fp16: they are its index.
+    Exact search has no template file, and always keeps the vectors as fp16: they are its index. Raises ConfigError for a key that FAISS
+    cannot train with these vectors.
     """
     dimension = sample.shape[1]
     if is_exact(key):
         return Template(key, dimension, space_id, "fp16", None, None)
     index = empty_index(key, dimension)
-    index.train(sample)
+    try:
+        train(index, sample)
+    except (RuntimeError, AssertionError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[-1][-160:]
+        raise ConfigError(
+            f"index_key {key} cannot be trained with {len(sample):,} vectors of {dimension} dimensions. Take index_key auto, or Flat, "
+            f"which needs no training. (FAISS: {said})"
+        ) from None
     write_faiss(index, folder / TEMPLATE_FILE)
     return Template(key, dimension, space_id, refine, index, file_sha256(folder / TEMPLATE_FILE))
 

@@ -73,7 +73,7 @@ class Answer(BaseModel):
 
 def log_mode() -> Mode:
     """What is kept of answers; raises ConfigError for an unknown setting."""
-    mode = os.environ.get(SETTING, "ids")
+    mode = os.environ.get(SETTING) or "ids"
     if mode not in MODES:
         raise ConfigError(f"{SETTING} is '{mode}'. Expected off (no log), ids (documents without the query's text) or full.")
     return mode  # type: ignore[return-value]
@@ -122,6 +122,14 @@ class Pruned(NamedTuple):
     kept: int
 
 
+def _days_ago(days: int) -> str:
+    """The time so many days ago as the answers state theirs; before every answer where no calendar goes back so far."""
+    try:
+        return (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="milliseconds")
+    except OverflowError:
+        return ""
+
+
 def prune_answers(name: str, days: int = RETENTION_DAYS) -> Pruned:
     """Remove the answers of `name` that are older than `days`, and append to `pruned_file` what was removed; an open log waits meanwhile.
 
@@ -131,7 +139,7 @@ def prune_answers(name: str, days: int = RETENTION_DAYS) -> Pruned:
     """
     if days < 1:
         raise ConfigError(f"Answers are kept for at least one day; got {days}.")
-    path, oldest = answers_file(name), (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="milliseconds")
+    path, oldest = answers_file(name), _days_ago(days)
     if not path.exists():
         return Pruned(0, None, None, 0)
     with open_private(path) as log:

@@ -272,6 +272,11 @@ def _local(name: str, texts: Sequence[str]) -> BaseModel:
         raise ModelError(f"'{name}' is a GGUF file, whose weights are quantized. Name the model that it was made from, as safetensors.")
     if folder is None and _own(name, Path.is_file):
         raise ModelError(f"'{name}' is a file. Name the folder that holds the model: its config.json, tokenizer and weights.")
+    whole, _, revision = name.rpartition("@")
+    if folder is None and revision and hub.is_hub_name(whole):
+        raise ModelError(
+            f"'{name}' names a revision: give '{whole}', and '{revision}' as towers.revision (a student's: distillation.revision)."
+        )
     if folder is None:
         raise ModelError(
             f"The model folder '{name}' does not exist, and the name does not look like one of a model hub (model or owner/model). "
@@ -281,8 +286,9 @@ def _local(name: str, texts: Sequence[str]) -> BaseModel:
 
 
 def folder_digest(folder: Path) -> str:
-    """sha256 over the names and contents of a model folder's files, hidden ones aside."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    """sha256 over the names and contents of a model folder's files, without those of hidden folders: .cache holds times of downloads."""
+    named = {path: path.relative_to(folder).parts for path in folder.rglob("*") if path.is_file()}
+    files = sorted(path for path, parts in named.items() if not any(part.startswith(".") for part in parts))
     if not (folder / "config.json").is_file():
         if (folder / hub.ADAPTER).is_file():
             raise ModelError(hub.AN_ADAPTER.format(folder))

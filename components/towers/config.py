@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from components.settings import StepConfig
+from components.settings import LARGEST_SEED, StepConfig
 
 WITHOUT_WEIGHTS = ("vectors", "endpoint")  # what `base_model` names where no model is here
 
@@ -185,7 +185,7 @@ class TowerConfig(StepConfig):
     companion: CompanionConfig = Field(default_factory=CompanionConfig, description="A second, small encoder beside the towers")
     judge: JudgeConfig = Field(default_factory=JudgeConfig, description="A model that says in training which documents are how relevant")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto takes bfloat16 where the machine is fast with it")
-    seed: int = Field(13, ge=0, description="Seed of adapters and of the order of the data")
+    seed: int = Field(13, ge=0, le=LARGEST_SEED, description="Seed of adapters and of the order of the data")
 
     @model_validator(mode="before")
     @classmethod

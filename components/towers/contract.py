@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from components.artifacts import digest_of, read_json, write_json
 from components.errors import ArtifactError, CollapseError, ModelError, ProbeMismatch
 from components.progress import Progress
+from components.settings import PRECISION_VARIABLE
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,21 @@ PROBE_TEXTS: tuple[str, ...] = tuple(frame.replace("{}", subject) for subject in
 
 
 def record_probes(encoder: TextEncoder, folder: Path) -> None:
-    """Write the encoder's vectors for the probe texts, float32 (64, dimension), into `folder`; ModelError when they are not finite."""
-    np.save(folder / PROBE_FILE, require_finite(encoder.encode(PROBE_TEXTS, batch_size=16), encoder.contract.base_model))
+    """Write the encoder's vectors for the probe texts, float32 (64, dimension), into `folder`.
+
+    Raises ModelError when they are not finite, and for a model whose code cannot calculate in the number format of this machine.
+    """
+    name = encoder.contract.base_model
+    try:
+        vectors = encoder.encode(PROBE_TEXTS, batch_size=16)
+    except RuntimeError as error:
+        if "dtype" not in str(error) and "scalar type" not in str(error):
+            raise
+        said = str(error).strip().partition("\n")[0][:160]
+        raise ModelError(
+            f"'{name}' mixes number formats ({said}). Set {PRECISION_VARIABLE}=float32 in the environment, or use another model."
+        ) from None
+    np.save(folder / PROBE_FILE, require_finite(vectors, name))
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

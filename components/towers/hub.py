@@ -12,11 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from components.artifacts import digest_of, file_sha256, read_json
-from components.errors import ModelError
+from components.errors import ArtifactError, ModelError
 
 ANSWER_SECONDS = 5.0
 MAIN = "main"
@@ -24,7 +24,8 @@ MAIN = "main"
 WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md")
 UNWANTED = ("onnx/*", "openvino/*", "original/*", "consolidated*", "coreml/*", "*.msgpack", "*.h5")
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # of weights in several files
+# One file of weights, or the index of several, in the order in which transformers looks for them.
+FORMS = (("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 ADAPTER = "adapter_config.json"
 AN_ADAPTER = "'{}' is an adapter, not a model. Name the model that it was trained on, or a merged one."
@@ -83,9 +84,8 @@ def code_files(folder: Path, name: str, commit: str) -> list[Path]:
     """
     from transformers.dynamic_module_utils import get_relative_imports
 
-    settings = [read_json(folder / file) for file in ("config.json", "tokenizer_config.json") if (folder / file).is_file()]
-    values = [value for of_file in settings for value in of_file.get("auto_map", {}).values()]
-    named = {entry for value in values for entry in (value if isinstance(value, list) else [value]) if entry}
+    settings = [folder / file for file in ("config.json", "tokenizer_config.json") if (folder / file).is_file()]
+    named = {entry for path in settings for entry in _classes(path)}
     if elsewhere := sorted(entry for entry in named if "--" in entry):
         raise ModelError(f"'{name}' takes code from another repository ({elsewhere[0]}), which its commit does not pin. Name that model.")
     wanted, found = [f"{entry.rpartition('.')[0]}.py" for entry in sorted(named)], dict[str, Path]()
@@ -100,6 +100,26 @@ def code_files(folder: Path, name: str, commit: str) -> list[Path]:
         found[file] = folder / file
         wanted += [(Path(file).parent / f"{module}.py").as_posix() for module in get_relative_imports(folder / file)]
     return [found[file] for file in sorted(found)]
+
+
+def _classes(path: Path) -> Iterator[str]:
+    """The classes of a repository's own that a configuration names; raises ModelError where it names something else."""
+    found = _json(path)
+    named = found.get("auto_map") if isinstance(found, dict) else None
+    values = list(named.values()) if isinstance(named, dict) else [named]
+    for entry in (entry for value in values for entry in (value if isinstance(value, list) else [value])):
+        if not isinstance(entry, str | None):
+            raise ModelError(f"{path}: auto_map must name classes by text; found {entry!r:.60}. Name another revision, or another model.")
+        if entry:
+            yield entry
+
+
+def _json(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except ArtifactError as error:
+        said = str(error).partition(";")[0]
+        raise ModelError(f"{said}. Fetch the model again, or name another revision of it.") from None
 
 
 @cache
@@ -167,14 +187,33 @@ def _is_whole(folder: Path) -> bool:
     """Whether configuration, tokenizer and every file of the weights are there: other programs leave only what they used."""
     if not (folder / "config.json").is_file() or not has_tokenizer(folder):
         return False
-    index = next((path for path in map(folder.joinpath, INDEXES) if path.is_file()), None)
-    if index is None:
-        return any(any(folder.glob(weights)) for weights in WEIGHTS)
-    named = read_json(index)
+    loaded = _loaded(folder)
+    return bool(loaded) and all(path.is_file() for path in loaded)
+
+
+def _loaded(folder: Path) -> list[Path]:
+    """The files of weights that transformers loads from a model's folder, which may not all be there; none where it finds no weights."""
+    for single, index in FORMS:
+        if (folder / single).is_file():
+            return [folder / single]
+        if (folder / index).is_file():
+            return [folder / shard for shard in _shards(folder / index)]
+    return []
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index of weights names, each once, in a fixed order."""
+    named = _json(index)
     shards = named.get("weight_map") if isinstance(named, dict) else None
-    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+    if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) and _is_below(shard) for shard in shards.values()):
         raise ModelError(f"{index} does not say in which files the weights are. Name another revision of the model, or another model.")
-    return all((folder / shard).is_file() for shard in set(shards.values()))
+    return sorted(set(shards.values()))
+
+
+def _is_below(name: str) -> bool:
+    """Whether a file of this name lies in the folder that it is looked for in, or below."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -202,7 +241,7 @@ def weights_digest(folder: Path) -> str:
 
     The cache names a large file's blob by its sha256, which was checked when it was fetched; `verify` hashes it again.
     """
-    return digest_of({path.name: _sha256(path) for path in _identity(folder)})
+    return digest_of({path.relative_to(folder).as_posix(): _sha256(path) for path in _identity(folder)})
 
 
 def verify(folder: Path) -> list[str]:
@@ -244,7 +283,8 @@ def _identity(folder: Path) -> list[Path]:
     files = [p for p in folder.iterdir() if p.is_file() and any(fnmatch(p.name, wanted) for wanted in ("config.json", *WEIGHTS))]
     if any(p.name.endswith(".safetensors") for p in files):
         files = [p for p in files if not p.name.endswith(".bin")]  # transformers prefers the former, and the latter may not be there
-    return sorted(files)
+    # An index may name its shards as it likes, and beside weights of another form (model.fp16.safetensors) the .bin is what is loaded.
+    return sorted({*files, *_loaded(folder)})
 
 
 @cache

@@ -77,7 +77,13 @@ def set_attention(model: Any, attention: str) -> None:
 
 def check_attention(model: Any, name: str, attention: str) -> None:
     """Raise ModelError when the tokens of `model` do not see what `attention` ("causal" or "bidirectional") says."""
-    ahead = {_sees_ahead(model, beside) for beside in ([], [_LONGER])}
+    try:
+        ahead = {_sees_ahead(model, beside) for beside in ([], [_LONGER])}
+    except (TypeError, AttributeError, ValueError, LookupError, NotImplementedError) as error:  # as MPT without a mask of its own
+        said = str(error).strip().partition("\n")[0][:160] or type(error).__name__
+        raise ModelError(
+            f"'{name}' cannot be run with towers.attention {attention} ({said}). Set the other kind of attention, or use another model."
+        ) from None
     if attention == "causal" and ahead != {False}:
         raise ModelError(
             f"towers.attention is causal, but the tokens of '{name}' see those after them, as an encoder's do. "
@@ -299,8 +305,12 @@ def _require_same_shape(model: Any, name: str) -> None:
     """A saved student is built from its configuration alone: refuse a cut that the configuration cannot express."""
     import torch
 
-    with torch.device("meta"):
-        rebuilt = type(model)(model.config)
+    try:
+        with torch.device("meta"):
+            rebuilt = type(model)(model.config)
+    except (AssertionError, ValueError, TypeError, LookupError, RuntimeError) as error:  # as of a list with an entry for each layer
+        said = str(error).strip().partition("\n")[0][:160] or type(error).__name__
+        raise ModelError(f"'{name}' cannot be cut to some of its layers ({said}). Take the whole model.") from None
     wanted, found = ({k: v.shape for k, v in m.state_dict().items() if "pooler" not in k} for m in (model, rebuilt))
     if wanted != found:
         raise ModelError(f"'{name}' treats its first layer unlike the others, so a cut has to keep it: let the layers begin with 0.")

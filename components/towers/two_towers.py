@@ -83,8 +83,12 @@ class Adapters:
             target_parameters=experts or None,
             **upper,
         )
-        self.model: Any = get_peft_model(decoder, lora, adapter_name=_adapter(ROLES[0]))
-        self.model.add_adapter(_adapter(ROLES[1]), lora)
+        try:
+            self.model: Any = get_peft_model(decoder, lora, adapter_name=_adapter(ROLES[0]))
+            self.model.add_adapter(_adapter(ROLES[1]), lora)
+        except (ValueError, TypeError, NotImplementedError) as error:  # as where a linear map and what holds it have one name
+            said = str(error).strip().partition("\n")[0][:160] or type(error).__name__
+            raise ModelError(f"'{base.name}' cannot take adapters ({said}). Use another model, or set towers.training to full.") from None
         _leave_number_format_to_autocast(self.model)
         self.trained: dict[str, Parameter] = {n: p for n, p in sorted(self.model.named_parameters()) if ".lora_" in n}
 
@@ -330,7 +334,11 @@ def published_contracts(base: BaseModel, config: TowerConfig) -> dict[Role, Enco
     published = read_published(base)
     model, tokenizer = load_decoder(base, "float32", asked_attention(published, config.attention))
     head = published.head if published else ()
-    width = head[-1].outputs if head else int(model.config.get_text_config().hidden_size)
+    width = int(model.config.get_text_config().hidden_size)
+    for dense in head:
+        if dense.inputs != width:
+            raise ModelError(f"'{base.name}': {dense.path} maps {dense}, but is given {width} dimensions. Fetch the model again.")
+        width = dense.outputs
     if config.dimension is not None and config.dimension > width:
         raise ModelError(f"towers.dimension is {config.dimension}, but the vectors of '{base.name}' have {width}. Give {width} at most.")
     own: dict[str, Any] = {"attention": measured_attention(model), "head": tuple(map(str, head)), "head_digest": head_digest(base, head)}

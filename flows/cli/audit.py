@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 FORMATS = ("text", "json", "html", "openlineage", "cyclonedx")
 
 
-def add_arguments(parser: argparse.ArgumentParser, path: Callable[[str], Path]) -> None:
+def add_arguments(parser: argparse.ArgumentParser, path: Callable[[str], Path], given: Callable[[str], str]) -> None:
     """What may be traced, and how it is written; `path` reads a path."""
     parser.add_argument("ref", help="champion, previous, candidate/N, release/N, model/NAME/N, index/N, answer:ID, or the id of a document")
-    parser.add_argument("--release", default="champion", metavar="REF", help="release to look a document id up in (default champion)")
+    about = "release to look a document id up in (default champion)"
+    parser.add_argument("--release", type=given, default="champion", metavar="REF", help=about)
     parser.add_argument("--format", choices=FORMATS, help="text (default); html is a graph on one page; the last two are for other tools")
     parser.add_argument("-o", "--output", type=path, metavar="FILE", help="write there instead of to the screen")
 

@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sign_in(role)
         if options.command in LOADING:
             require_addresses()
+            _require_current_folder()
         settings.activate()
         return int(options.run(options) or 0)
     except KeyboardInterrupt:
@@ -65,6 +66,14 @@ def _require_text(arguments: Sequence[str]) -> None:
             raise ConfigError(
                 f"The argument '{shown}' holds bytes that are no text in {sys.getfilesystemencoding()}, the encoding here. Give it as text."
             )
+
+
+def _require_current_folder() -> None:
+    """The libraries of the models ask where they are, and their errors would be taken for a release that cannot be loaded."""
+    try:
+        Path.cwd()
+    except OSError:
+        raise ConfigError("The current folder was removed, or may not be read. Change to one that is there, such as your home.") from None
 
 
 def _explain(options: argparse.Namespace, error: Exception) -> int:
@@ -111,7 +120,7 @@ def _quiet_libraries(verbose: bool) -> None:
         "PYTHONWARNINGS": "default" if verbose else "ignore",
     }
     for name, value in values.items():
-        os.environ.setdefault(name, value)
+        os.environ[name] = os.environ.get(name) or value
     if not verbose:
         import logging
         import warnings

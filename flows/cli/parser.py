@@ -112,26 +112,37 @@ def _add_building(commands: Any) -> None:
     )
     _training_options(retrain, preset=None)
     _again_option(retrain)
-    retrain.add_argument("--budget", metavar="TIME", help="time for the whole run, such as 30m or 1h30m: settings are planned for it")
+    retrain.add_argument(
+        "--budget", type=_given, metavar="TIME", help="time for the whole run, such as 30m or 1h30m: settings are planned for it"
+    )
     adopt = _command(commands, "adopt", "build:adopt", "take over vectors that exist as the document side; refresh-query-tower goes on")
     adopt.add_argument(
         "--vectors",
+        type=_given,
         metavar="DIR",
         help="folder with documents.parquet (_id, vector), documents.npy and documents.ids.txt, or documents.faiss; queries.* likewise",
     )
     stores = adopt.add_mutually_exclusive_group()
-    stores.add_argument("--qdrant", metavar="PATH|URL", help="vectors of documents from a collection of Qdrant (key in QDRANT_API_KEY)")
-    stores.add_argument("--milvus", metavar="PATH|URL", help="or of Milvus (token in MILVUS_TOKEN)")
-    stores.add_argument("--pgvector", metavar="URL", help="or from a table of PostgreSQL; the password in PGPASSWORD or ~/.pgpass")
-    adopt.add_argument("--collection", metavar="NAME", help="that collection, or the table as table or schema.table")
-    adopt.add_argument("--id-field", metavar="FIELD", help="field with the ids of the data (default: doc_id or the like, else the key)")
-    adopt.add_argument("--vector-field", metavar="FIELD", help="field with the vectors, where there are several")
+    stores.add_argument(
+        "--qdrant", type=_given, metavar="PATH|URL", help="vectors of documents from a collection of Qdrant (key in QDRANT_API_KEY)"
+    )
+    stores.add_argument("--milvus", type=_given, metavar="PATH|URL", help="or of Milvus (token in MILVUS_TOKEN)")
+    stores.add_argument(
+        "--pgvector", type=_given, metavar="URL", help="or from a table of PostgreSQL; the password in PGPASSWORD or ~/.pgpass"
+    )
+    adopt.add_argument("--collection", type=_given, metavar="NAME", help="that collection, or the table as table or schema.table")
+    adopt.add_argument(
+        "--id-field", type=_given, metavar="FIELD", help="field with the ids of the data (default: doc_id or the like, else the key)"
+    )
+    adopt.add_argument("--vector-field", type=_given, metavar="FIELD", help="field with the vectors, where there are several")
     _training_options(adopt, preset="adopt")
     plan = _command(commands, "plan", "prepare:plan", "settings for your data and this machine, with what every step will take")
     _training_options(plan, preset=None)
-    plan.add_argument("--budget", metavar="TIME", help="time for the whole run, such as 90s, 30m, 1h30m or 2d")
+    plan.add_argument("--budget", type=_given, metavar="TIME", help="time for the whole run, such as 90s, 30m, 1h30m or 2d")
     plan.add_argument("--write", type=_path, metavar="FILE", help="new YAML file for the settings, which retrain --config takes")
-    plan.add_argument("--card", metavar="SIZE", help='memory of a GPU that is planned for though it is not here, such as "24 GB"')
+    plan.add_argument(
+        "--card", type=_given, metavar="SIZE", help='memory of a GPU that is planned for though it is not here, such as "24 GB"'
+    )
     plan.add_argument("--again", action="store_true", help="measure again, also where the same was planned before")
     for parser in (demo, retrain, adopt, plan):
         _policy_option(parser)
@@ -148,7 +159,7 @@ def _add_building(commands: Any) -> None:
     study.formatter_class = argparse.RawDescriptionHelpFormatter
     study.epilog = f"studies:\n{list_studies()}\n\nA killed study continues when it is run again; a finished one only reads."
     study.add_argument("study", metavar="STUDY", help="one of the studies below")
-    study.add_argument("--cells", metavar="A,B", help="only these rows of the study, and what they are compared with")
+    study.add_argument("--cells", type=_given, metavar="A,B", help="only these rows of the study, and what they are compared with")
     _training_options(study, preset="demo")
 
 
@@ -159,14 +170,18 @@ def _add_refreshing(commands: Any) -> None:
         "build:refresh_index",
         "bring a release up to date with its documents: only those that changed are encoded",
     )
-    index.add_argument("--data", required=True, metavar="DIR", help="folder with the documents as they are now, queries and judgements")
+    index.add_argument(
+        "--data", type=_given, required=True, metavar="DIR", help="folder with the documents as they are now, queries and judgements"
+    )
     query = _command(
         commands,
         "refresh-query-tower",
         "build:refresh_query_tower",
         "teach a new query encoder for the index of a release: no document is encoded",
     )
-    query.add_argument("--data", metavar="DIR", help="folder with the release's documents (default: the one it was built from)")
+    query.add_argument(
+        "--data", type=_given, metavar="DIR", help="folder with the release's documents (default: the one it was built from)"
+    )
     query.add_argument(
         "--new-teacher",
         action="store_true",
@@ -177,7 +192,7 @@ def _add_refreshing(commands: Any) -> None:
         _release_option(parser)
         _policy_option(parser)
         _again_option(parser)
-        parser.add_argument("--preset", metavar="NAME", help="take what the refresh may change from this preset, gates apart")
+        parser.add_argument("--preset", type=_given, metavar="NAME", help="take what the refresh may change from this preset, gates apart")
         parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=f"one setting, such as {example}; repeatable")
 
 
@@ -197,7 +212,7 @@ def _add_promotion(commands: Any) -> None:
     )
     hook = _command(commands, "webhook", "review:webhook", "promote --watch, woken at once by a signed webhook of MLflow")
     hook.add_argument("--port", type=_port, required=True, metavar="PORT", help="port to receive on")
-    hook.add_argument("--host", default="127.0.0.1", help="address to receive on (default 127.0.0.1)")
+    hook.add_argument("--host", type=_given, default="127.0.0.1", help="address to receive on (default 127.0.0.1)")
     hook.add_argument("--watch", type=_seconds, default=60.0, metavar="SECONDS", help="look this often by itself (default 60)")
     hook.add_argument("--emit", action="store_true", help="promote nothing here: tell Prefect, whose deployment promote does it")
     rollback = _command(commands, "rollback", "review:rollback", "go back to the release that the champion replaced")
@@ -240,7 +255,9 @@ def _add_use(commands: Any) -> None:
         commands, "export", "search:export", "write a release's vectors as Parquet or into Qdrant, its encoders as a package, or all signed"
     )
     export.add_argument("--to", type=_path, metavar="FOLDER", help="new or empty folder for the Parquet shards")
-    export.add_argument("--qdrant", metavar="PATH|URL", help="Qdrant server, or folder of an embedded store; needs the extra 'qdrant'")
+    export.add_argument(
+        "--qdrant", type=_given, metavar="PATH|URL", help="Qdrant server, or folder of an embedded store; needs the extra 'qdrant'"
+    )
     export.add_argument(
         "--router", type=_path, metavar="FOLDER", help="new or empty folder for the encoders as one Router of sentence-transformers"
     )
@@ -255,7 +272,7 @@ def _add_use(commands: Any) -> None:
         metavar="FOLDER",
         help="new or empty folder for the release and its parts, signed so that `model_signing verify certificate` accepts them",
     )
-    export.add_argument("--collection", metavar="NAME", help="collection to make there (default: the retriever's name)")
+    export.add_argument("--collection", type=_given, metavar="NAME", help="collection to make there (default: the retriever's name)")
     _release_option(export)
 
 
@@ -267,6 +284,7 @@ def _add_inspection(commands: Any) -> None:
     add_trace_arguments(
         _command(commands, "trace", "audit:trace", "a release, model, document or answer back to data, code, configuration and approval"),
         _path,
+        _given,
     )
     ui = _command(commands, "ui", "operate:ui", "start the MLflow and Prefect servers on this machine until Ctrl-C")
     ui.add_argument("--mlflow-port", type=_port, default=5000, metavar="PORT", help="default 5000")
@@ -274,7 +292,9 @@ def _add_inspection(commands: Any) -> None:
     ui.add_argument("--auth", action="store_true", help="MLflow asks who you are, holds people to their roles, and keeps an audit log")
     prepare = _command(commands, "bootstrap", "operate:bootstrap", "make users, roles, models and experiments on a server with sign-in")
     prepare.add_argument("--users", type=_path, metavar="FILE", help="YAML file of users and their roles (default: one user for each role)")
-    prepare.add_argument("--server", metavar="URL", help="default: the running `scalingnote ui --auth`, else MLFLOW_TRACKING_URI")
+    prepare.add_argument(
+        "--server", type=_given, metavar="URL", help="default: the running `scalingnote ui --auth`, else MLFLOW_TRACKING_URI"
+    )
 
 
 def _add_configuration(commands: Any) -> None:
@@ -316,12 +336,13 @@ def _add_proof(commands: Any) -> None:
     replay = _command(commands, "replay", "audit:replay", "evaluate a release again from its record and compare every value")
     replay.add_argument("ref", nargs="?", default="champion", help="champion (default), previous, candidate/N or release/N")
     replay.add_argument("--build", action="store_true", help="also build it again from its data and compare the parts' digests")
-    replay.add_argument("--data", metavar="DIR", help="the data, when it does not lie any more where the release found it")
+    replay.add_argument("--data", type=_given, metavar="DIR", help="the data, when it does not lie any more where the release found it")
 
 
 def _training_options(parser: argparse.ArgumentParser, preset: str | None) -> None:
     parser.add_argument(
         "--preset",
+        type=_given,
         default=preset,
         metavar="NAME",
         help="smoke, demo, pages, gpu, cluster, adopt, endpoint, or an embedding model: qwen3-embedding, embeddinggemma, harrier"
@@ -329,7 +350,10 @@ def _training_options(parser: argparse.ArgumentParser, preset: str | None) -> No
     )
     parser.add_argument("--config", type=_path, metavar="FILE", help="YAML file laid over the preset")
     parser.add_argument(
-        "--data", metavar="DIR", help="folder in BEIR layout or with Parquet tables, ir_datasets:NAME, hub:OWNER/NAME, or icd10cm"
+        "--data",
+        type=_given,
+        metavar="DIR",
+        help="folder in BEIR layout or with Parquet tables, ir_datasets:NAME, hub:OWNER/NAME, or icd10cm",
     )
     parser.add_argument("--max-documents", type=_whole, metavar="N", help="use a subset of N documents, judged ones first")
     parser.add_argument(
@@ -344,7 +368,7 @@ def _again_option(parser: argparse.ArgumentParser) -> None:
 
 def _command(commands: Any, name: str, target: str, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.add_argument("--name", help="name of the retriever (default: retriever)")
+    parser.add_argument("--name", type=_given, help="name of the retriever (default: retriever)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--verbose", action="store_true", help="show the libraries' own messages, and tracebacks")
     parser.add_argument(
@@ -358,7 +382,9 @@ def _command(commands: Any, name: str, target: str, text: str) -> argparse.Argum
 
 
 def _release_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--release", default="champion", metavar="REF", help="champion (default), previous, candidate/N or release/N")
+    parser.add_argument(
+        "--release", type=_given, default="champion", metavar="REF", help="champion (default), previous, candidate/N or release/N"
+    )
 
 
 class _Version(argparse.Action):
@@ -383,8 +409,16 @@ def _run(module: str, function: str, options: argparse.Namespace) -> int | None:
     return command(options)
 
 
+def _given(text: str) -> str:
+    """A value that is not empty: a script whose variable is unset means anything but the default, or the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a value, found an empty one; is a variable unset? Leave the option out for the default")
+    return text
+
+
 def _path(text: str) -> Path:
     """A path with `~` in it, which the shell leaves alone behind `--to=`; a folder of that name would be made here otherwise."""
+    _given(text)
     found = settings.expanded(text)
     if str(found).startswith("~"):
         raise argparse.ArgumentTypeError(f"there is no such user as in '{text}', or no home folder of theirs; './{text}' is one here")

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
 from components.distillation.train import StudentInputs
 from components.errors import CollapseError, ConfigError
-from components.settings import StepConfig
+from components.settings import LARGEST_SEED, StepConfig
 from flows.config import RetrainConfig, did_you_mean, explain
 from flows.recorder import Recorder
 from flows.retrain import require_usable
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 NoiseKind = Literal["typos", "dropped_words", "upper_case", "lower_case", "verbosity"]
 Rate = Annotated[float, Field(gt=0, le=1)]
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Layers = Annotated[int, Field(ge=1)]
 Documents = Annotated[int, Field(ge=200, le=10**12)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]

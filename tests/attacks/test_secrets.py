@@ -163,6 +163,15 @@ def test_an_answer_that_is_written_during_a_pruning_is_kept(home: Path, monkeypa
     assert len(answers_file("mine").read_text().splitlines()) == 1
 
 
+def test_a_retention_that_no_calendar_holds_keeps_every_answer_and_an_empty_setting_is_none(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log(400, 0)
+    assert [prune_answers("mine", days)[::3] for days in (800_000, 10**12)] == [(0, 2), (0, 2)]
+    monkeypatch.setenv(answers.SETTING, "")  # as a compose file leaves what nobody has set
+    assert answers.log_mode() == "ids"
+
+
 @pytest.mark.parametrize("days", [0, -1])
 def test_a_retention_of_no_day_is_refused(home: Path, days: int) -> None:
     log(400)

@@ -84,6 +84,12 @@ BROKEN: dict[str, tuple[Change, str, int, str]] = {
         1,
         "there is no query_id 'q9', but there is 'q9\\n': they differ in white space at an end",
     ),
+    "id in another of Unicode's forms": (
+        changed_rows("corpus.jsonl", documents(), row150={"_id": "e\u0301150"}, row151={"_id": "\u200bd151"}),
+        "doc_id.references",
+        2,
+        "there is no doc_id 'd151', but there is '\\u200bd151' where this is 'd151': they look the same and are other characters",
+    ),
     "id with a blank within": (changed_rows("corpus.jsonl", documents(), row250={"_id": "d 250"}), "doc_id.no_spaces", 1, "doc_id 'd 250'"),
     "id with a blank at its end": (
         changed_rows("queries.jsonl", queries(), row150={"_id": "q150 "}),

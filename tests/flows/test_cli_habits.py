@@ -57,6 +57,15 @@ def test_another_shell_is_refused_with_those_that_there_are() -> None:
         (("status", "--colour"), "--colour"),
         (("keys", "list", "--colour"), "--colour"),
         (("completion", "dash"), "dash"),
+        # Of a script whose variable is unset: they would mean the release's own data, the default retriever, or the current folder.
+        (("refresh-index", "--data", ""), "--data: expected a value, found an empty one"),
+        (("refresh-query-tower", "--data="), "--data: expected a value"),
+        (("rollback", "--as", "Ada", "--reason", "slow", "--name", " "), "--name: expected a value"),
+        (("search", "stone", "--release", ""), "--release: expected a value"),
+        (("trace", "d1", "--release", ""), "--release: expected a value"),
+        (("export", "--to", ""), "--to: expected a value"),
+        (("study", "worth", "--cells", ""), "--cells: expected a value"),
+        (("webhook", "--port", "8080", "--host", ""), "--host: expected a value"),
     ],
 )
 def test_wrong_arguments_are_json_where_that_was_asked_for(words: tuple[str, ...], named: str) -> None:
@@ -66,6 +75,15 @@ def test_wrong_arguments_are_json_where_that_was_asked_for(words: tuple[str, ...
     assert named.lower() in found["error"].lower() and "usage: scalingnote" in outcome.err
     plain = scalingnote(*words)
     assert (plain.status, plain.out) == (2, "") and named.lower() in plain.err.lower()
+
+
+def test_a_current_folder_that_was_removed_is_what_the_refusal_speaks_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    outcome = scalingnote("search", "stone")  # it was told that its release could not be loaded
+    assert outcome.status == 2 and "The current folder was removed" in outcome.err
 
 
 def test_the_schema_accepts_the_presets_and_refuses_a_slip() -> None:

@@ -20,14 +20,14 @@ from components.evaluation.speed import _operations
 from components.planning.facts import shape_of_base
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
-from components.towers.contract import save_contract, space_id_of
+from components.towers.contract import record_probes, save_contract, space_id_of
 from components.towers.encoder import JoinedTower, load_tower
 from components.towers.losses import cached_backward, info_nce
 from components.towers.model_size import model_without_memory, require_positions, shape_of
 from components.towers.train import train_towers
-from components.towers.transformer import layer_stack
-from components.towers.two_towers import TwoTowers
-from tests.families import SHARED_KEYS, STUDENTS, TEACHERS
+from components.towers.transformer import check_attention, keep_layers, layer_stack
+from components.towers.two_towers import Adapters, TwoTowers, load_decoder
+from tests.families import ENCODER, SHARED_KEYS, STUDENTS, TEACHERS, Family, roberta
 from tests.training.tiny_world import documents, pairs, queries
 
 TEXTS = [*documents(), *queries()]
@@ -223,7 +223,7 @@ def test_a_model_that_heeds_no_mask_or_no_positions_of_ours_is_found_out(familie
         assert not can_share(model)
 
 
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("name", [*STUDENTS, "llama-3.2", "smollm", "mistral"])  # the last three know no padding
 def test_a_student_of_the_family_is_saved_and_loaded_and_opened_by_sentence_transformers(
     name: str, families: dict[str, str], tmp_path: Path, home: Path
 ) -> None:
@@ -327,3 +327,50 @@ def test_weights_that_adapters_cannot_reach_are_refused_by_name(families: dict[s
     model.layers[1].mlp.convolution = torch.nn.Conv1d(4, 4, 3)
     with pytest.raises(ModelError, match=r"adapters cannot be put on \(mlp.convolution.weight\).*towers.training to full"):
         adapted_maps(model, "odd")
+
+
+def test_a_cut_that_a_configuration_refuses_is_refused_in_words(tmp_path: Path, home: Path) -> None:
+    Family("longformer", roberta, "</s>", {"attention_window": [8, 8]}, ENCODER).write(TEXTS, tmp_path)
+    model, _ = load_decoder(resolve_base(str(tmp_path)), "float32", "bidirectional")
+    with pytest.raises(ModelError, match=r"'odd' cannot be cut to some of its layers .*attention_window.*Take the whole model"):
+        keep_layers(model, (0,), "odd")
+
+
+def test_a_model_that_peft_takes_for_something_else_is_refused_in_words(families: dict[str, str], home: Path) -> None:
+    class Holder(torch.nn.Module):
+        """As in Reformer: what holds a linear map is called as another linear map is."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(4, 4)
+
+    base = resolve_base(families["qwen3"])
+    model, _ = load_decoder(base, "float32")
+    model.layers[1].mlp.q_proj = Holder()
+    with pytest.raises(ModelError, match=r"cannot take adapters \(Target module Holder.*towers.training to full"):
+        Adapters(model, TowerConfig(base_model=base.name, lora_rank=2), base)
+
+
+@pytest.mark.parametrize("error", [AttributeError("'NoneType' object has no attribute 'to'"), TypeError("a mask"), KeyError("full")])
+def test_a_model_whose_code_fails_under_an_attention_is_refused_with_the_reason(error: Exception) -> None:
+    class Failing(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def forward(self, **_: Any) -> None:
+            raise error
+
+    with pytest.raises(ModelError, match=r"'odd' cannot be run with towers.attention bidirectional .*Set the other kind of attention"):
+        check_attention(Failing(), "odd", "bidirectional")
+
+
+def test_a_model_that_mixes_number_formats_is_refused_with_the_variable_that_helps(tmp_path: Path) -> None:
+    def failing(message: str) -> Any:
+        def encode(*_: object, **__: object) -> None:
+            raise RuntimeError(message)
+
+        return SimpleNamespace(encode=encode, contract=SimpleNamespace(base_model="odd"))
+
+    with pytest.raises(ModelError, match=r"'odd' mixes number formats .expected scalar type Float.*SCALINGNOTE_PRECISION=float32"):
+        record_probes(failing("expected scalar type Float but found BFloat16"), tmp_path)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        record_probes(failing("CUDA out of memory"), tmp_path)

@@ -317,6 +317,13 @@ def test_a_name_of_neither_form_says_both_forms(name: str, home: Path) -> None:
         resolve_base(name)
 
 
+@pytest.mark.parametrize("name", ["acme/mini@main", "gpt2@v1.0", "acme/mini@refs/pr/1", f"acme/mini-0.6B@{'a' * 40}"])
+def test_a_revision_behind_the_name_is_told_where_it_belongs(name: str, home: Path) -> None:
+    whole, _, revision = name.partition("@")
+    with pytest.raises(ModelError, match=f"give '{whole}', and '{revision}' as towers.revision"):
+        resolve_base(name)
+
+
 def test_a_file_in_the_place_of_a_model_folder_is_called_one(home: Path, tmp_path: Path) -> None:
     (file := tmp_path / "model.safetensors").touch()
     with pytest.raises(ModelError, match=r"is a file\. Name the folder that holds the model"):
@@ -364,3 +371,77 @@ def test_verify_finds_a_blob_whose_content_is_not_what_its_name_says(cache: Path
     weights = (model.folder / "model.safetensors").resolve()
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     assert len(found := hub.verify(model.folder)) == 1 and "model.safetensors" in found[0]
+
+
+def _index(*shards: str) -> bytes:
+    return json.dumps({"weight_map": {f"layer.{number}": shard for number, shard in enumerate(shards)}}).encode()
+
+
+def _kept(cache: Path, commit: str, files: dict[str, bytes], tmp_path: Path) -> Path:
+    """A model of these files, which nobody loads, at a commit of the cache."""
+    folder = tmp_path / commit
+    for name, content in {"config.json": b"{}", "tokenizer.json": b"{}", **files}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    keep_in_cache(cache, "acme/mini", folder, commit)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"model.safetensors.index.json": _index("pytorch_model-1.safetensors"), "pytorch_model-1.safetensors": b""},
+        {"model.safetensors.index.json": _index("parts/model-1.safetensors"), "parts/model-1.safetensors": b""},
+        {"model.fp16.safetensors": b"of another form", "pytorch_model.bin": b""},
+        {"pytorch_model.bin.index.json": _index("weights-1.bin"), "weights-1.bin": b""},
+    ],
+)
+def test_the_weights_that_are_loaded_decide_the_digest_whatever_their_files_are_called(
+    files: dict[str, bytes], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_cache(monkeypatch, cache)
+    for commit, content in (("a" * 40, b"these"), ("b" * 40, b"those"), ("c" * 40, b"these")):
+        _kept(cache, commit, {name: given or content for name, given in files.items()}, tmp_path)
+    these, those, again = (hub.find("acme/mini", letter * 40).digest for letter in "abc")
+    assert these == again != those
+
+
+def test_one_file_of_weights_is_enough_beside_an_index_of_another_form(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_cache(monkeypatch, cache)
+    _kept(cache, "a" * 40, {"model.safetensors": b"x", "pytorch_model.bin.index.json": _index("pytorch_model-1.bin")}, tmp_path)
+    _kept(cache, "b" * 40, {"model.safetensors": b"x"}, tmp_path)
+    assert hub.find("acme/mini", "a" * 40).digest == hub.find("acme/mini", "b" * 40).digest
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        (b"{", "is not valid JSON .*Fetch the model again"),
+        (_index(), "does not say in which files"),
+        (_index("../../other/model.safetensors"), "does not say in which files"),
+        (_index("/etc/passwd"), "does not say in which files"),
+        (_index(""), "does not say in which files"),
+    ],
+)
+def test_an_index_that_names_no_files_of_its_own_folder_is_refused(
+    index: bytes, words: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_cache(monkeypatch, cache)
+    _kept(cache, "a" * 40, {"model.safetensors.index.json": index}, tmp_path)
+    with pytest.raises(ModelError, match=words):
+        hub.find("acme/mini", "a" * 40)
+
+
+def test_what_other_programs_keep_in_hidden_folders_makes_no_other_model(decoder: Path, tmp_path: Path, home: Path) -> None:
+    from components.towers.base_models import folder_digest
+
+    folder = Path(shutil.copytree(decoder, tmp_path / "local"))
+    for hidden in (".cache/huggingface/download/config.json.metadata", ".git/HEAD", ".DS_Store"):  # times of downloads, what git did last
+        (folder / hidden).parent.mkdir(parents=True, exist_ok=True)
+        (folder / hidden).write_text("commit\netag\n1764400000.5\n")
+    assert folder_digest(folder) == folder_digest(decoder)
+    (folder / "shown").mkdir()
+    (folder / "shown" / "weights").touch()
+    assert folder_digest(folder) != folder_digest(decoder)

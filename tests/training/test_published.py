@@ -176,8 +176,9 @@ def test_prompts_of_other_names_are_passed_over_as_the_library_does(forms: dict[
     assert np.abs(document.encode(TEXTS) - reference.encode_document(TEXTS, normalize_embeddings=True)).max() < 1e-4
 
 
-def test_older_configurations_of_the_pooling_are_read(forms: dict[str, Path], tmp_path: Path, home: Path) -> None:
-    old = {"word_embedding_dimension": 32, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+@pytest.mark.parametrize(("yes", "no"), [(True, False), (1, 0), ("true", None)])
+def test_older_configurations_of_the_pooling_are_read(yes: object, no: object, forms: dict[str, Path], tmp_path: Path, home: Path) -> None:
+    old = {"word_embedding_dimension": 32, "pooling_mode_cls_token": yes, "pooling_mode_mean_tokens": no}
     model = _changed(forms["gte"], tmp_path / "model", "1_Pooling/config.json", lambda _: old)
     assert as_it_is(model).pooling == "cls"
 
@@ -262,6 +263,15 @@ def _rebuilt(*between: str, activation: str = "Tanh") -> Callable[[Path], None]:
 DENSE = "2_Dense/config.json"
 
 
+def _narrowed(folder: Path) -> None:
+    """A head that is whole in itself, of a model of another width."""
+    from safetensors.torch import load_file, save_file
+
+    weights = folder / "2_Dense" / "model.safetensors"
+    save_file({name: value[:, :16].contiguous() if value.dim() > 1 else value for name, value in load_file(weights).items()}, weights)
+    _edited(DENSE, in_features=16)(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -269,8 +279,12 @@ DENSE = "2_Dense/config.json"
         (_rebuilt("Dense", activation="PReLU"), "PReLU', which is no activation of torch without weights"),
         (_rebuilt("Dense", activation="GLU"), "GLU', which is no activation of torch without weights"),
         (_edited(DENSE, activation_function="torch.nn.modules.linear.Linear"), "Linear', which is no activation"),
+        (_written("1_Pooling/config.json", b'{"pooling_mode": 3}'), "pools by 3; a tower pools by one of"),
+        (_written("1_Pooling/config.json", b'{"pooling_mode": [["mean"]]}'), r"pools by \['mean'\]; a tower pools by one of"),
+        (_written("1_Pooling/config.json", b'{"pooling_mode": []}'), "pools by nothing"),
+        (_narrowed, "2_Dense maps 16 -> 96.*, but is given 32 dimensions"),
         (_edited(DENSE, in_features=None), "does not state in_features and out_features"),
-        (_edited(DENSE, in_features=7), "the weights of 2_Dense do not make a map 7 -> 96"),
+        (_edited(DENSE, in_features=7), "2_Dense maps 7 -> 96.*, but is given 32 dimensions"),
         (_written("2_Dense/model.safetensors", b"12345678"), "the weights of 2_Dense do not make a map"),
         (_written("modules.json", b"{}"), "modules.json is missing or is no JSON that holds a list"),
         (_written("modules.json", b'["a"]'), "does not list modules"),

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from components.artifacts import open_artifact
 from components.errors import ArtifactError, ModelError
+from components.towers import hub
 from components.towers.base_models import build_decoder, resolve_base, tower_base
 from components.towers.config import TowerConfig
 from components.towers.contract import load_contract
@@ -159,6 +160,27 @@ def test_code_that_the_commit_does_not_hold_is_refused(
         commit = server.add(NAME, own)
         with pytest.raises(ModelError, match=words):
             resolve_base(NAME, revision=commit, code=True)
+
+
+@pytest.mark.parametrize(("named", "words"), [({"AutoModel": 1}, "must name classes by text; found 1"), (["a", {}], "found {}")])
+def test_a_configuration_that_names_no_classes_is_refused_in_words(
+    named: object, words: str, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own / "config.json").write_text(json.dumps({**json.loads((own / "config.json").read_text()), "auto_map": named}))
+    keep_in_cache(tmp_path / "cache", NAME, own, COMMIT)
+    use_cache(monkeypatch, tmp_path / "cache")
+    with pytest.raises(ModelError, match=f"config.json: auto_map {words}" if words.startswith("must") else words):
+        resolve_base(NAME, revision=COMMIT, code=True)
+
+
+@pytest.mark.parametrize("content", [b"[]", b'{"auto_map": null}', b'{"auto_map": {"AutoTokenizer": [null, null]}}'])
+def test_a_repository_without_classes_of_its_own_brings_no_code(
+    content: bytes, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own / "config.json").write_bytes(content)
+    keep_in_cache(tmp_path / "cache", NAME, own, COMMIT)
+    use_cache(monkeypatch, tmp_path / "cache")
+    assert hub.find(NAME, COMMIT, code=True).code is None
 
 
 def test_code_that_fails_is_said_in_a_sentence(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

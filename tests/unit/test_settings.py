@@ -7,9 +7,15 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from pydantic import ValidationError
 
 from components import settings
+from components.data.config import DataConfig
+from components.distillation.config import DistillationConfig
 from components.errors import ConfigError
+from components.evaluation.config import EvaluationConfig
+from components.index.config import IndexConfig
+from components.towers.config import TowerConfig
 
 
 @pytest.mark.parametrize("name", ["a?b", "a\udcffb"])
@@ -144,3 +150,55 @@ def test_prefects_history_has_a_retention_that_is_on(tmp_path: Path) -> None:
         from prefect.settings import Settings
 
         assert "flow_runs" in Settings().server.services.db_vacuum.enabled_vacuum_types
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({}, 2**62),
+        ({"team/job/memory.max": "max", "team/job/memory.current": "5"}, 2**62),
+        ({"team/job/memory.max": "1000", "team/job/memory.current": "400"}, 600),
+        ({"team/job/memory.max": "1000", "team/job/memory.current": "1400"}, 0),
+        # What was read of files is given up when memory is asked for.
+        ({"team/job/memory.max": "1000", "team/job/memory.current": "900", "team/job/memory.stat": "anon 5\ninactive_file 350\n"}, 450),
+        ({"team/memory.max": "800", "team/memory.current": "100", "team/job/memory.max": "max", "team/job/memory.current": "1"}, 700),
+        ({"memory.max": "300", "memory.current": "100"}, 200),  # of a container
+        ({"team/job/memory.max": "many", "team/job/memory.current": "1", "memory.max": "300", "memory.current": "100"}, 200),
+    ],
+)
+def test_the_memory_that_a_group_or_one_above_it_leaves_is_what_may_be_taken(files: dict[str, str], left: int, machine: Path) -> None:
+    for name, content in files.items():
+        (machine / name).write_text(f"{content}\n")
+    assert settings._group_limit() == left
+
+
+def test_the_memory_of_the_first_version_of_control_groups_is_read_too(machine: Path, tmp_path: Path) -> None:
+    (tmp_path / "own").write_text("4:memory:/team/job\n3:cpu,cpuacct:/elsewhere\n")
+    (folder := machine / "memory" / "team" / "job").mkdir(parents=True)
+    for name, content in (("limit_in_bytes", "1000"), ("usage_in_bytes", "900"), ("stat", "cache 500\ntotal_inactive_file 300")):
+        (folder / f"memory.{name}").write_text(f"{content}\n")
+    assert settings._group_limit() == 400
+
+
+@pytest.mark.parametrize("name", ["work", "models", "mlflow"])
+def test_a_folder_of_the_home_that_is_a_link_to_nowhere_is_named_with_its_target(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).symlink_to(tmp_path / "disk" / "that" / "is" / "not" / "mounted")
+    with mock.patch.dict(os.environ, {"SCALINGNOTE_HOME": str(tmp_path)}):
+        with pytest.raises(ConfigError, match=f"{name}' is a link to '.*/not/mounted', which is not there. Make or mount"):
+            settings.activate()
+        (tmp_path / "disk" / "that" / "is" / "not" / "mounted").mkdir(parents=True)
+        settings.activate()
+
+
+def test_a_variable_that_is_empty_is_one_that_is_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("MLFLOW_TRACKING_URI", "PREFECT_HOME", "PREFECT_LOCAL_STORAGE_PATH", "MPLCONFIGDIR", "IR_DATASETS_HOME")
+    with mock.patch.dict(os.environ, {"SCALINGNOTE_HOME": str(tmp_path / "home"), **dict.fromkeys(names, "")}):
+        settings.activate()
+        assert all(str(tmp_path / "home") in os.environ[name] for name in names)
+
+
+@pytest.mark.parametrize("kind", [DataConfig, TowerConfig, DistillationConfig, EvaluationConfig, IndexConfig])
+def test_a_seed_is_no_larger_than_torch_takes_it(kind: type[settings.StepConfig]) -> None:
+    assert kind.model_validate({"seed": 2**63 - 1})
+    with pytest.raises(ValidationError, match="less than or equal to 9223372036854775807"):
+        kind.model_validate({"seed": 2**63})

@@ -69,6 +69,8 @@ def save_tokenizer(tokenizer: Any, contract: EncodingContract, folder: Path) -> 
     """
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = contract.max_length  # where sentence-transformers looks for the longest text
+    if tokenizer.pad_token_id is None:  # as Llama's: sentence-transformers encodes nothing then; behind the mask any token will do
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     if contract.append_eos:
         _append_end_token(tokenizer)
     form = FORMS[contract.form]

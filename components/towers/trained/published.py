@@ -106,8 +106,8 @@ def read_published(base: BaseModel) -> Published | None:
 
 def _normalises(router: Path) -> bool:
     """Whether a Router does nothing to queries but bring them to unit length."""
-    kinds = [str(kind).rpartition(".")[2] for kind in dict(_json(router / "router_config.json").get("types") or {}).values()]
-    return kinds == ["Normalize"]
+    types = _json(router / "router_config.json").get("types")
+    return isinstance(types, dict) and [str(kind).rpartition(".")[2] for kind in types.values()] == ["Normalize"]
 
 
 def asked_attention(published: Published | None, attention: str) -> str:
@@ -204,11 +204,12 @@ def _json(path: Path) -> dict[str, Any]:
 def _pooling(config: dict[str, Any], name: str, prompted: bool) -> Literal["last", "mean", "cls"]:
     modes = config.get("pooling_mode")
     if modes is None:
-        flags = [key.removeprefix(_FLAGS) for key, value in config.items() if key.startswith(_FLAGS) and value is True]
+        # Whatever counts as true in Python: the library asks no more of a flag than that.
+        flags = [key.removeprefix(_FLAGS) for key, value in config.items() if key.startswith(_FLAGS) and value]
         modes = [flag.removesuffix("_token").removesuffix("_tokens") for flag in flags] or ["mean"]
-    modes = [modes] if isinstance(modes, str) else list(modes)
-    if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise ModelError(f"'{name}' pools by {' and '.join(map(str, modes))}; a tower pools by one of {', '.join(POOLINGS)}.")
+    modes = modes if isinstance(modes, list) else [modes]
+    if len(modes) != 1 or not isinstance(modes[0], str) or modes[0] not in POOLINGS:
+        raise ModelError(f"'{name}' pools by {' and '.join(map(str, modes)) or 'nothing'}; a tower pools by one of {', '.join(POOLINGS)}.")
     if config.get("include_prompt") is False and prompted:
         raise ModelError(f"'{name}' leaves the tokens of its prompt out of the pooling, which a tower does not do.")
     return POOLINGS[modes[0]]

@@ -141,6 +141,25 @@ def test_metadata_of_parquet_may_be_a_structure_a_map_or_json(folder: Path) -> N
         assert found["metadata"].tolist() == ['{"a": 1}', "{}", '{"a": null}']
 
 
+TO_NUMBER = pa.map_(pa.string(), pa.int64())
+
+
+def test_maps_within_metadata_are_objects_too_and_bytes_in_the_place_of_their_keys_are_text(folder: Path) -> None:
+    columns = (
+        structures(pa.array([[("a", 1)], [], None], TO_NUMBER)),
+        structures(pa.array([[(b"a", 1)], [], None], pa.map_(pa.binary(), pa.int64()))),
+    )
+    for column in columns:
+        found = parquet_corpus(folder, {"_id": pa.array(["a", "b", "c"]), "text": pa.array(TEXTS), "metadata": column})
+        assert found["metadata"].tolist() == ['{"field": {"a": 1}}', '{"field": {}}', '{"field": null}']
+    listed = pa.array([[[("a", 1)], []], None], pa.list_(TO_NUMBER))
+    found = parquet_corpus(folder, {"_id": pa.array(["a", "b"]), "text": pa.array(TEXTS[:2]), "metadata": structures(listed)})
+    assert found["metadata"].tolist() == ['{"field": [{"a": 1}, {}]}', '{"field": null}']
+
+
+TWICE = pa.array([[("a", 1)], [("b", 1), ("b", 2)]], TO_NUMBER)
+
+
 def structures(column: pa.Array) -> pa.Array:
     """A column of structures with one field."""
     return pa.StructArray.from_arrays([column], names=["field"])
@@ -179,6 +198,19 @@ def structures(column: pa.Array) -> pa.Array:
         (
             {"_id": pa.array(["a"]), "text": pa.array(["x"]), "metadata": structures(pa.array([b"\xff"]))},
             "corpus.parquet, metadata, row 1: the field metadata is no JSON object ('utf-8' codec",
+        ),
+        ({"_id": pa.array(["a", "b"]), "text": pa.array(["x", "y"]), "metadata": TWICE}, "metadata, row 2: the key 'b' stands twice"),
+        (
+            {"_id": pa.array(["a", "b"]), "text": pa.array(["x", "y"]), "metadata": structures(TWICE)},
+            "corpus.parquet, metadata, row 2: the key 'b' stands twice in one object. One of the two would be lost",
+        ),
+        (
+            {"_id": pa.array(["a"]), "text": pa.array(["x"]), "metadata": pa.array([[(b"\xff", 1)]], pa.map_(pa.binary(), pa.int64()))},
+            "corpus.parquet, metadata, row 1: a key is not UTF-8",
+        ),
+        (
+            {"_id": pa.array(["a"]), "text": pa.array(["x"]), "metadata": structures(pa.array([1], pa.timestamp("us", "Mars/Olympus")))},
+            "corpus.parquet, metadata, row 1: cannot be read ('Mars/Olympus')",
         ),
         ({"_id": pa.array(["a", "b\0"]), "text": pa.array(["x", "y"])}, "corpus.parquet, row 2: the id 'b\\x00' holds the character NUL"),
     ],

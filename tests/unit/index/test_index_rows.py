@@ -70,7 +70,8 @@ def test_titles_of_another_table_find_their_rows_by_id(tmp_path: Path) -> None:
 def test_a_missing_title_is_the_start_of_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("components.data.dataset.ROW_GROUP", 2)
     titles = ["Apple", "", "\u200b", " ", "é", "標題", None]
-    columns = {"doc_id": [*"abcdefg"], "title": titles, "text": [f"{letter} text " * 20 for letter in "abcdef"] + [None]}
+    texts = [("\n\u200b " * 40 if letter == "c" else "") + f"{letter} text " * 20 for letter in "abcdef"]
+    columns = {"doc_id": [*"abcdefg"], "title": titles, "text": [*texts, None]}
     frame = pd.DataFrame({**columns, "metadata": "{}", "content_hash": "h"})
     write_table(frame, tmp_path / "documents.parquet")
     found = display_titles(tmp_path / "documents.parquet")
