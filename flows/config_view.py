@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from flows.config import Layer, RetrainConfig, allowed, settle
+from flows.config import Layer, RetrainConfig, allowed, settle, value_at
 
 DEFAULT = "default"
 GENERAL = "general"  # heading of the fields that stand in no section
@@ -65,7 +65,9 @@ def settings_of(layers: Sequence[Layer]) -> list[Setting]:
     for field, schema in field_schemas(RetrainConfig).items():
         given = [layer.source for layer in layers if _gives(layer.values, field.split("."))]
         source = given[-1] if given else DEFAULT
-        found.append(Setting(field, _at(values, field), _at(defaults, field), source, schema.get("description", ""), allowed(schema)))
+        found.append(
+            Setting(field, value_at(values, field), value_at(defaults, field), source, schema.get("description", ""), allowed(schema))
+        )
     return found
 
 
@@ -101,12 +103,6 @@ def as_yaml(settings: Sequence[Setting], heading: Sequence[str]) -> str:
         comment = "\n".join(textwrap.wrap(_meaning(setting), 120, initial_indent="# ", subsequent_indent="# "))
         lines.append(textwrap.indent(f"{comment}\n{entry}".rstrip("\n"), "  " * len(sections)))
     return "\n".join(lines) + "\n"
-
-
-def _at(values: Mapping[str, Any], path: str) -> Any:
-    for part in path.split("."):
-        values = values[part]
-    return values
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:

@@ -107,8 +107,9 @@ def configured(request: RefreshConfig, recorded: Recorded, changeable: Sequence[
 def _without_former_models(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """`base` without what belongs to a model that `given` replaces: its commit, and what one that is taken as it is says of itself."""
     found = dict(base)
-    if "student" in given.get("distillation", {}):
-        found["distillation"] = _without(found["distillation"], ("revision",))
+    for model, commit in (("student", "revision"), ("generator", "generator_revision")):
+        if model in given.get("distillation", {}):
+            found["distillation"] = _without(found["distillation"], (commit,))
     if "base_model" in (towers := given.get("towers", {})):
         as_it_is = {**found["towers"], **towers}.get("training") == "none"
         found["towers"] = _without(found["towers"], ("revision", "vectors", *(OWN if as_it_is else ())))

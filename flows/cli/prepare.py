@@ -374,7 +374,7 @@ def read_layers(options: argparse.Namespace) -> list[Layer]:
     policy = policy_settings(options)
     layers = layers_of(options.preset, options.config)
     if policy:  # it stands alone: no floor of a preset's policy may stay beside its own
-        layers = [Layer(layer.source, {key: values for key, values in layer.values.items() if key != "policy"}) for layer in layers]
+        layers = [layer._replace(values={key: values for key, values in layer.values.items() if key != "policy"}) for layer in layers]
         layers.append(Layer(f"policy {options.policy}", nested(policy)))
     return [*layers, *layers_of(overrides=single)]
 

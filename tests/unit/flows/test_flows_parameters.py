@@ -219,6 +219,31 @@ def test_a_new_teacher_brings_its_own_settings_and_not_those_of_the_one_before()
         towers(QueryRefreshConfig(settings={"towers.steps": 99}))
 
 
+def test_a_refresh_asks_for_another_generator_without_the_commit_of_the_one_before() -> None:
+    """The commit of the first one was asked of the second one's repository, which has none of that name."""
+    own = {"generated": 5, "generator": "a/first", "generator_revision": "f" * 40, "student": "a/student", "revision": "e" * 40}
+    base = load_config("smoke", None, {f"distillation.{field}": value for field, value in own.items()})
+    found = configured(RefreshConfig(settings={"distillation.generator": "a/second"}), release(base), QUERY_CHANGEABLE).distillation
+    assert (found.generator, found.generator_revision, found.revision) == ("a/second", None, "e" * 40)
+    named = {"distillation": {"generator": "a/second", "generator_revision": "v2"}}
+    assert configured(RefreshConfig(settings=named), release(base), QUERY_CHANGEABLE).distillation.generator_revision == "v2"
+    more = configured(RefreshConfig(settings={"distillation.generated": 7}), release(base), QUERY_CHANGEABLE).distillation
+    assert more == base.distillation.model_copy(update={"generated": 7})
+
+
+def test_what_a_run_of_a_deployment_asks_for_without_effect_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"towers\.companion\.share: it has no effect"):
+        requested_config("smoke", "", "", {"towers": {"companion": {"share": 0.3}}})
+    with pytest.raises(ConfigError, match=r"towers\.lora_layers: it has no effect"):
+        requested_config(None, "", "", {"towers.lora_layers": 1}, load_config("qwen3-embedding"))
+    switched_off = load_config("demo", None, {"towers.companion.base_model": "", "towers.training": "full"})
+    assert requested_config(None, "", "", {}, switched_off) == switched_off
+    ask = QueryRefreshConfig(new_teacher=True, settings={"towers.companion.share": 0.3})
+    with pytest.raises(ConfigError, match=r"\(the release, command line\)(.|\n)*towers\.companion\.share: it has no effect"):
+        configured(ask, release(load_config("smoke")), ask.changeable)
+    assert configured(QueryRefreshConfig(), release(switched_off), QUERY_CHANGEABLE) == switched_off
+
+
 def test_the_teacher_that_a_release_has_is_no_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     tower = SimpleNamespace(digest="same")
     monkeypatch.setattr(flows.refresh_query, "train_both", lambda *_: (tower, tower))
