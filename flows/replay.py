@@ -27,6 +27,7 @@ from components.evaluation.systems import EvaluationInputs
 from components.promotion.verification import decide_on
 from components.release.manifest import EVALUATION_FOLDER, load_release
 from components.release.open import PinnedRelease, open_pinned
+from flows.adopt import with_vectors_at_home
 from flows.config import RetrainConfig, amend_config
 from flows.steps import evaluation_step, typed
 
@@ -237,7 +238,7 @@ def replay(name: str, ref: str, data: str | None = None, build: bool = False) ->
     DataError when the data is not that of the release any more.
     """
     base = open_pinned(name, ref)
-    config = amend_config(base.manifest.config, {"data.source": data} if data else {}, base.title)
+    config = amend_config(with_vectors_at_home(base.manifest.config), {"data.source": data} if data else {}, base.title)
     if data:
         _require_source(config)
     if build:

@@ -49,6 +49,7 @@ def _copied(options: argparse.Namespace) -> None:
     """Put a copy of the database's collection that the command line names, if it names one, in the place of --vectors."""
     from components.settings import activate, expanded, work_folder
     from components.towers.trained.vector_stores import STORES, Collection, copy_collection
+    from flows.adopt import COLLECTIONS
 
     store = next((store for store in STORES if getattr(options, store) is not None), None)
     if store is None:
@@ -62,7 +63,7 @@ def _copied(options: argparse.Namespace) -> None:
     wanted = Collection(store, getattr(options, store), options.collection, options.id_field, options.vector_field)
     queries = None if options.vectors is None else expanded(options.vectors)
     with only_result_on_stdout(options):
-        copied = copy_collection(wanted, queries, work_folder() / "collections")
+        copied = copy_collection(wanted, queries, work_folder() / COLLECTIONS)
         fields = f"ids: {copied.attributes['id_field']}; vectors: {copied.attributes['vector_field']}"
         print(f"{copied.attributes['documents']:,} vectors were read from {wanted.title} ({fields}).", flush=True)
     options.vectors = str(copied.path)

@@ -17,6 +17,8 @@ from prefect.utilities.schema_tools.validation import ValidationError, validate
 import flows.refresh_query
 from components.errors import ConfigError
 from components.towers.config import TowerConfig
+from components.tracking.runs import FlowRun
+from flows.adopt import adopted_run, with_vectors_at_home
 from flows.config import RetrainConfig, field_paths, load_config, preset_names
 from flows.parameters import Preset, requested_config
 from flows.promote import promote
@@ -229,6 +231,26 @@ def test_a_refresh_asks_for_another_generator_without_the_commit_of_the_one_befo
     assert configured(RefreshConfig(settings=named), release(base), QUERY_CHANGEABLE).distillation.generator_revision == "v2"
     more = configured(RefreshConfig(settings={"distillation.generated": 7}), release(base), QUERY_CHANGEABLE).distillation
     assert more == base.distillation.model_copy(update={"generated": 7})
+
+
+def test_vectors_that_were_copied_into_a_home_are_found_where_the_home_lies_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`refresh-query-tower` after `adopt --qdrant` looked for them where the home had been."""
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    own = {"towers.base_model": "vectors", "towers.vectors": "/the old home/work/collections/abc"}
+    adopted = FlowRun("1", "adopt", "FINISHED", "", {}, None, load_config("smoke", None, own).model_dump(mode="json"))
+    monkeypatch.setattr("flows.adopt.newest_flow_run", lambda *_: adopted)
+    monkeypatch.setattr("flows.adopt._released", lambda _: False)
+
+    def vectors(recorded: FlowRun | None) -> str | None:
+        assert recorded is not None
+        return configured(RefreshConfig(), recorded, QUERY_CHANGEABLE).towers.vectors
+
+    assert vectors(adopted_run(RefreshConfig())) == own["towers.vectors"]  # it is not here either: the error names what is recorded
+    copy = tmp_path / "work" / "collections" / "abc"
+    copy.mkdir(parents=True)
+    assert vectors(adopted_run(RefreshConfig())) == str(copy)
+    for other in ({"towers": {"vectors": "/elsewhere/abc"}}, {"towers": {"vectors": None}}, {"name": "of an older release"}):
+        assert with_vectors_at_home(other) == other
 
 
 def test_what_a_run_of_a_deployment_asks_for_without_effect_is_refused() -> None:
