@@ -30,6 +30,7 @@ from components import settings
 from components.artifacts import Artifact, digest_of, file_sha256, read_json, require_written, write_json
 from components.errors import ArtifactError, ModelError
 from components.tracking import embedded, labels
+from components.tracking.live import scratch
 from components.tracking.provenance import installed
 from components.tracking.store import client, error_code, translated
 
@@ -315,10 +316,8 @@ def log_model(
         experiment, name=name, source_run_id=run_id, tags=_model_tags(artifact), params=dict(params or {}), model_type=artifact.kind
     )
     model_id = str(model.model_id)
-    folder = settings.work_folder() / "staging"
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as staging:
-        saved = Path(staging) / "model"
+    with scratch(settings.work_folder() / "staging", "model-") as staging:
+        saved = staging / "model"
         package = _save(artifact, model, run_id, saved)
         store = local_path(str(model.artifact_location))
         if store is not None and former is not None:
