@@ -143,7 +143,10 @@ def _items(schema: dict[str, Any]) -> str:
     items = schema.get("items", {})
     if "$ref" in items or items.get("type") == "object":
         return " of sections"
-    return f" of {allowed(items).removeprefix('a ')}s" if "type" in items else ""
+    if "type" not in items:
+        return ""
+    kind, comma, rest = allowed(items).removeprefix("a ").partition(",")
+    return f" of {kind}s{comma}{rest}"
 
 
 def _text_rules(schema: dict[str, Any]) -> str:

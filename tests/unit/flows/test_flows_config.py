@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from components.errors import ConfigError
 from flows.cli.prepare import parsed_settings
-from flows.config import PRESETS, RetrainConfig, field_paths, load_config, preset_names
+from flows.config import PRESETS, RetrainConfig, allowed, field_paths, load_config, preset_names
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -69,6 +69,12 @@ def test_the_later_source_wins(tmp_path: Path) -> None:
     config = load_config("demo", file, {"towers.steps": 9, "data": {"seed": 1}})
     assert (config.towers.steps, config.towers.lora_rank, config.data.seed) == (9, 2, 1)
     assert config.towers.base_model == load_config("demo").towers.base_model
+
+
+def test_a_list_is_of_many_things_within_bounds() -> None:
+    schema = {"type": "array", "items": {"type": "integer", "minimum": 1}}
+    assert allowed(schema) == "a list of whole numbers, at least 1"  # and not of "whole number, at least 1s"
+    assert allowed({"type": "array", "items": {"type": "string"}}) == "a list of texts"
 
 
 def test_nothing_given_means_defaults() -> None:
