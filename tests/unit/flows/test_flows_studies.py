@@ -12,7 +12,7 @@ from components.artifacts import Artifact, seal
 from components.errors import CollapseError, ConfigError
 from flows.config import load_settings
 from flows.runner import Step, _made, make_step
-from flows.studies import baselines, cost_benefit, distillation_ablation, tower_ablation
+from flows.studies import baselines, cost_benefit, distillation_ablation, framework, tower_ablation
 from flows.studies.context import Context, StudySettings
 from flows.studies.framework import Cell, require, run_cells, whole_trainings
 from flows.studies.registry import STUDIES, load_study, require_study
@@ -290,3 +290,22 @@ def test_a_layer_subset_is_trained_whole_and_alone_in_the_scaling_law(monkeypatc
     point = scaling_law.Point(model=f"{config.towers.base_model}@4", parameters=1, share=0.5, steps=20, pairs=640)
     found = scaling_law._settings_of(context, point)  # type: ignore[arg-type]
     assert (found.lora_layers, found.companion, found.steps) == (None, {}, 20)
+
+
+def test_a_study_records_the_settings_that_it_runs_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a published teacher the record named the default prompts, and the study asked it with its own."""
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    recorded: list[Any] = []
+
+    def stop(name: str, flow: str, parameters: Any) -> Any:
+        recorded.append(parameters["towers"]["query_prompt"])
+        raise InterruptedError
+
+    def with_own(config: StudySettings) -> StudySettings:
+        return config.model_copy(update={"towers": config.towers.model_copy(update={"query_prompt": "its own: "})})
+
+    monkeypatch.setattr(framework, "recorded_flow", stop)
+    monkeypatch.setattr(framework, "at_commits", with_own)
+    with pytest.raises(InterruptedError):
+        framework.run_study.fn("worth", StudySettings())
+    assert recorded == ["its own: "]
