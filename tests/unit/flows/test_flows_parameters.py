@@ -211,8 +211,14 @@ def test_a_new_teacher_brings_its_own_settings_and_not_those_of_the_one_before()
         preset == load_config("qwen3-embedding").towers
         and preset.model_fields_set == load_config("qwen3-embedding").towers.model_fields_set
     )
+    larger = {"towers.base_model": "Qwen/Qwen3-Embedding-4B"}  # the lengths of the preset stay, and not the 32,768 tokens that it reads
+    found, wanted = towers(ask(preset="qwen3-embedding", settings=larger)), load_config("qwen3-embedding", None, larger).towers
+    assert (found, found.model_fields_set) == (wanted, wanted.model_fields_set) and found.max_document_length == 512
     published = towers(ask(settings={"towers": {"base_model": "a/b", "training": "none", "max_query_length": 40}}))
     assert own & published.model_fields_set == {"max_query_length"} and published.revision is None
+    # The same model, as it was published: with its own prompts, and not with those that towers were trained on it with.
+    as_it_is = towers(ask(settings={"towers.training": "none", "towers.pooling": "mean"}))
+    assert own & as_it_is.model_fields_set == {"pooling"} and as_it_is.revision == "abc"
     trained = towers(ask(settings={"towers.base_model": "a/b"}))
     assert trained == base.towers.model_copy(update={"base_model": "a/b", "revision": None})
     longer = towers(ask(settings={"towers.steps": 99}))
