@@ -75,7 +75,7 @@ def scratch(parent: Path, prefix: str) -> Iterator[Path]:
             if handle.read():  # else its process is about to take the lock
                 shutil.rmtree(mark.with_name(mark.name.removesuffix(_HELD)), ignore_errors=True)
                 mark.unlink(missing_ok=True)
-    made = tempfile.TemporaryDirectory(dir=parent, prefix=prefix)
+    made = tempfile.TemporaryDirectory(dir=parent, prefix=prefix, ignore_cleanup_errors=True)
     mark = Path(f"{made.name}{_HELD}")
     with mark.open("w", encoding="utf-8") as handle:
         with suppress(OSError):  # a file system without locks, where no folder is ever taken for one that was left

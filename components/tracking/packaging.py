@@ -17,7 +17,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -260,20 +259,17 @@ def _download(uri: str, fresh: bool) -> Path:
     client()
     if target.is_dir() and not fresh and _is_current(uri, target):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=".partial-"))
-    try:
-        from mlflow.artifacts import download_artifacts
+    with scratch(target.parent, ".partial-") as staging:
+        try:
+            from mlflow.artifacts import download_artifacts
 
-        found = Path(download_artifacts(artifact_uri=uri, dst_path=str(staging / "new")))
-        if target.is_dir():
-            target.replace(staging / "old")
-        found.replace(target)
-    except OSError:
-        if not target.is_dir():  # another process that downloaded the same was first
-            raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            found = Path(download_artifacts(artifact_uri=uri, dst_path=str(staging / "new")))
+            if target.is_dir():
+                target.replace(staging / "old")
+            found.replace(target)
+        except OSError:
+            if not target.is_dir():  # another process that downloaded the same was first
+                raise
     return target
 
 
