@@ -104,9 +104,17 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 def _unknown(path: list[str], owner: type[BaseModel], model: type[BaseModel]) -> str:
     section, name = path[:-1], path[-1]
     known = [".".join([*section, field]) for field in owner.model_fields]
-    hint = _elsewhere(name, model) or did_you_mean(".".join(path), known)
+    hint = _in_sections(".".join(path), model) or _elsewhere(name, model) or did_you_mean(".".join(path), known)
     names = ", ".join(owner.model_fields)
     return f"{'.'.join(path)}: unknown field{hint or '.'} Allowed{' in ' + '.'.join(section) if section else ''}: {names}"
+
+
+def _in_sections(path: str, model: type[BaseModel]) -> str:
+    """How a field is written in a file whose dotted name stands there, as `--set` takes it."""
+    if path not in field_paths(model):
+        return ""
+    *sections, name = path.split(".")
+    return f"; write it in its section, {': {'.join(sections)}: {{{name}: ...{'}' * len(sections)}."
 
 
 def _elsewhere(name: str, model: type[BaseModel]) -> str:

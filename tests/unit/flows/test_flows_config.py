@@ -174,6 +174,13 @@ def test_a_file_is_refused_for_what_does_nothing_unless_it_or_the_command_line_s
     assert load_config(None, written(tmp_path, "towers:\n  companion:\n  endpoint:\n  lora_layers: 1\n"))
 
 
+@pytest.mark.parametrize("text", ["towers.companion.share: 0.3\n", "towers:\n  companion.share: 0.3\n"])
+def test_a_dotted_name_in_a_file_is_told_how_to_write_it(tmp_path: Path, text: str) -> None:
+    """It was called an unknown field, by the very name that `--set` takes and `config show` gives."""
+    message = refusal(preset="demo", file=written(tmp_path, text))
+    assert "towers.companion.share: unknown field; write it in its section, towers: {companion: {share: ...}}." in message
+
+
 def test_all_wrong_fields_are_named_at_once(tmp_path: Path) -> None:
     file = written(tmp_path, "towers: {steps: -1}\nqolicy: {margin: 1}\n")
     message = refusal(preset="demo", file=file, overrides={"encoding.shard_size": 0})
