@@ -292,6 +292,32 @@ def test_a_layer_subset_is_trained_whole_and_alone_in_the_scaling_law(monkeypatc
     assert (found.lora_layers, found.companion, found.steps) == (None, {}, 20)
 
 
+def test_studies_of_the_towers_training_refuse_towers_that_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell of the ablation was the same teacher, and the table said of each change that it gives nothing."""
+    from flows.studies import scaling_law
+
+    taken = Unchecked(context(seeds=[1]).changed(towers={"training": "none"}), NoRecorder())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"varies the training of the towers, and 'tiny-decoder' is taken as it is"):
+        tower_ablation.cells(taken)
+    taken.dataset = None  # type: ignore[misc]
+    for place, found in {"require_measurable": None, "train_pair_count": 640}.items():
+        monkeypatch.setattr(f"components.studies.scaling_cell.{place}", lambda *_, found=found: found)
+    monkeypatch.setattr(scaling_law, "_sizes", lambda config: {"a/model@2": 1})
+    monkeypatch.setattr(scaling_law, "_settings_of", lambda context, point: context.config)
+    with pytest.raises(ConfigError, match=r"towers\.training none"):
+        scaling_law._grid(taken)
+
+
+def test_no_baseline_trains_an_llm_where_the_teacher_is_taken_as_it_is() -> None:
+    """The study ended there with an error, after its other systems had been trained."""
+    trained, taken = context().config, context().changed(towers={"training": "none"})
+    for config, there in ((trained, True), (taken, False)):
+        systems = baselines.systems_of(Unchecked(config, NoRecorder()))  # type: ignore[arg-type]
+        assert ("end-to-end" in systems) == there and {"symmetric", "teacher", "student"} <= systems.keys()
+        assert ("end-to-end" in baselines._equal(config)) == there != bool(baselines.left_out(config))
+    assert "the teacher none of them, being taken as it is (LLM tiny-decoder)" in baselines._equal(taken)
+
+
 def test_a_study_records_the_settings_that_it_runs_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a published teacher the record named the default prompts, and the study asked it with its own."""
     monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
