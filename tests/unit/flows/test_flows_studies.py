@@ -101,6 +101,13 @@ def test_every_ablation_is_a_valid_configuration(layers: int) -> None:
         context().changed(distillation=fields)
 
 
+def test_no_student_is_cut_from_a_teacher_that_has_no_layers_here() -> None:
+    """All of the study was refused for this cell, with words about a student that nobody had set."""
+    found = distillation_ablation.changes(load_settings(StudySettings, "endpoint"), 6)
+    assert "from-the-teacher" not in found and "first-layers" in found
+    assert "from-the-teacher" in distillation_ablation.changes(smoke(), 6)
+
+
 def test_ablation_trains_each_cell_with_each_seed_beside_teacher_and_base() -> None:
     cells = distillation_ablation.cells(context("mse-only", seeds=[1, 2]))
     assert [cell.name for cell in cells] == ["teacher", "base@1", "base@2", "mse-only@1", "mse-only@2"]
