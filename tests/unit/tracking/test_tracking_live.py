@@ -137,7 +137,7 @@ def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_stay(t
     processes = [subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     killed, living = (process.stdout.readline().strip() for process in processes if process.stdout)
     processes[0].send_signal(signal.SIGKILL)
-    processes[0].wait()
+    processes[0].communicate()
     (tmp_path / "replay-of-an-earlier-version").mkdir()  # nothing says whether somebody works there
     with scratch(tmp_path, "replay-") as own, scratch(tmp_path, "replay-") as other:
         assert own.is_dir() and other.is_dir() and not (tmp_path / killed).exists() and (tmp_path / living / "home").is_dir()
