@@ -322,7 +322,7 @@ def test_no_baseline_trains_an_llm_where_the_teacher_is_taken_as_it_is() -> None
         systems = baselines.systems_of(Unchecked(config, NoRecorder()))  # type: ignore[arg-type]
         assert ("end-to-end" in systems) == there and {"symmetric", "teacher", "student"} <= systems.keys()
         assert ("end-to-end" in baselines._equal(config)) == there != bool(baselines.left_out(config))
-    assert "the teacher none of them, being taken as it is (LLM tiny-decoder)" in baselines._equal(taken)
+    assert "the teacher none of them, being taken as it is (LLM tiny-decoder, small" in baselines._equal(taken)
 
 
 def test_a_study_records_the_settings_that_it_runs_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
