@@ -5,6 +5,8 @@ snapshot -> validate -> take vectors -> index -> register. The query encoder tha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +28,7 @@ from flows.retrain import build_documents
 from flows.steps import at_commits
 
 FLOW = "adopt"
+COLLECTIONS, EXISTING = "collections", "existing_vectors"  # folders of the work folder, for vectors that a command puts there
 ADOPTED = "adopted"  # names what was adopted last, in the place of a release
 Settings = Annotated[dict[str, Any], SettingsForm()]
 
@@ -87,7 +90,20 @@ def adopted_run(request: RefreshConfig) -> FlowRun | None:
         if wanted:
             raise PromotionError(f"'{request.name}' has adopted no vectors yet; 'scalingnote adopt --vectors DIR' takes some over.")
         return None
-    return found
+    return replace(found, config=with_vectors_at_home(found.config))
+
+
+def with_vectors_at_home(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded configuration whose vectors, where a command has put them into the home folder, are those in the home as it lies now.
+
+    The home may have been moved since. Their folder is named by a digest of what it holds, so another's of that name has the same.
+    """
+    towers = recorded.get("towers", {})
+    before = Path(towers.get("vectors") or "")
+    now = settings.work_folder() / before.parent.name / before.name
+    if before.parent.name not in (COLLECTIONS, EXISTING) or not now.is_dir():
+        return dict(recorded)
+    return {**recorded, "towers": {**towers, "vectors": str(now)}}
 
 
 def _released(name: str) -> bool:
@@ -120,7 +136,7 @@ def existing_vectors(config: RetrainConfig) -> Path:
 
     snapshot = make_step(snapshot_step(config))
     base = resolve_base(config.distillation.student)
-    folder = settings.work_folder() / "existing_vectors" / digest_of([snapshot.digest, base.digest])[:24]
+    folder = settings.work_folder() / EXISTING / digest_of([snapshot.digest, base.digest])[:24]
     if is_complete(folder):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,5 +147,5 @@ def existing_vectors(config: RetrainConfig) -> Path:
     found["queries"] = (list(queries), published.encode(list(queries.values())))
     for kind, (ids, vectors) in found.items():
         pq.write_table(pa.table({"_id": ids, "vector": list(vectors)}), folder / f"{kind}.parquet")
-    seal(folder, "existing_vectors", counts={kind: len(ids) for kind, (ids, _) in found.items()})
+    seal(folder, EXISTING, counts={kind: len(ids) for kind, (ids, _) in found.items()})
     return folder

@@ -6,9 +6,10 @@ Cheap to import (pydantic and yaml alone), since every command reads it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -103,14 +104,24 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 def _unknown(path: list[str], owner: type[BaseModel], model: type[BaseModel]) -> str:
     section, name = path[:-1], path[-1]
     known = [".".join([*section, field]) for field in owner.model_fields]
-    hint = did_you_mean(".".join(path), known) or _elsewhere(name, model)
+    hint = _in_sections(".".join(path), model) or _elsewhere(name, model) or did_you_mean(".".join(path), known)
     names = ", ".join(owner.model_fields)
     return f"{'.'.join(path)}: unknown field{hint or '.'} Allowed{' in ' + '.'.join(section) if section else ''}: {names}"
 
 
+def _in_sections(path: str, model: type[BaseModel]) -> str:
+    """How a field is written in a file whose dotted name stands there, as `--set` takes it."""
+    if path not in field_paths(model):
+        return ""
+    *sections, name = path.split(".")
+    return f"; write it in its section, {': {'.join(sections)}: {{{name}: ...{'}' * len(sections)}."
+
+
 def _elsewhere(name: str, model: type[BaseModel]) -> str:
-    """A field of the same name in another section: the usual slip is a field one level too high."""
-    same = [path for path in field_paths(model) if path.rpartition(".")[2] == name]
+    """A field or section of the same name in another section: the usual slip is one level too high."""
+    paths = list(field_paths(model))
+    within = dict.fromkeys(path.rpartition(".")[0] for path in paths if path.count(".") > 1)
+    same = [path for path in (*paths, *within) if path.rpartition(".")[2] == name]
     return f"; did you mean {' or '.join(repr(path) for path in same)}?" if same else ""
 
 
@@ -140,7 +151,10 @@ def _items(schema: dict[str, Any]) -> str:
     items = schema.get("items", {})
     if "$ref" in items or items.get("type") == "object":
         return " of sections"
-    return f" of {allowed(items).removeprefix('a ')}s" if "type" in items else ""
+    if "type" not in items:
+        return ""
+    kind, comma, rest = allowed(items).removeprefix("a ").partition(",")
+    return f" of {kind}s{comma}{rest}"
 
 
 def _text_rules(schema: dict[str, Any]) -> str:
@@ -186,10 +200,33 @@ Settings = TypeVar("Settings", bound=RetrainConfig)
 
 
 class Layer(NamedTuple):
-    """Settings that one place gives (a preset, a file, the command line), nested like the YAML."""
+    """Settings that one place gives (a preset, a file, the command line), nested like the YAML.
+
+    `by` says who chose them: a preset or a release's record is a `proposal`, of which a person may switch parts off; a `file` of a person
+    may hold settings that are in use at other times; a `person` who gives single settings means each of them now.
+    """
 
     source: str
     values: Mapping[str, Any]
+    by: Literal["proposal", "file", "person"] = "proposal"
+
+
+class _Switch(NamedTuple):
+    """Settings, by the beginning of their names, that do something only where the setting `field` has a value `on`; `cure` gives it one."""
+
+    settings: str
+    field: str
+    on: Callable[[Any], bool]
+    cure: str
+
+
+_SWITCHES = (
+    _Switch("towers.companion.", "towers.companion.base_model", bool, "name an encoder there"),
+    _Switch("towers.companion.lora_", "towers.companion.training", "lora".__eq__, "set that to lora"),
+    _Switch("towers.lora_", "towers.training", "lora".__eq__, "set that to lora"),
+    _Switch("towers.endpoint.", "towers.base_model", "endpoint".__eq__, "set that to endpoint"),
+    _Switch("distillation.generator", "distillation.generated", bool, "set that to the number of queries"),
+)
 
 
 def preset_names() -> list[str]:
@@ -204,7 +241,7 @@ def load_config(preset: str | None = None, file: Path | None = None, overrides: 
 
 def amend_config(recorded: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> RetrainConfig:
     """A configuration that was recorded in `source`, with `overrides` (as for `load_settings`) laid over it; raises ConfigError."""
-    return _checked(RetrainConfig, _merged(recorded, nested(overrides)), [source, COMMAND_LINE])
+    return settle(RetrainConfig, [Layer(source, recorded), Layer(COMMAND_LINE, nested(overrides), "person")])
 
 
 def load_settings(
@@ -224,18 +261,57 @@ def layers_of(preset: str | None = None, file: Path | None = None, overrides: Ma
     if preset is not None:
         layers.append(Layer(f"preset {preset}", read_yaml(_preset_path(preset))))
     if file is not None:
-        layers.append(Layer(str(file), read_yaml(file)))
+        layers.append(Layer(str(file), read_yaml(file), "file"))
     if overrides:
-        layers.append(Layer(COMMAND_LINE, nested(overrides)))
+        layers.append(Layer(COMMAND_LINE, nested(overrides), "person"))
     return layers
 
 
 def settle(model: type[Settings], layers: Sequence[Layer]) -> Settings:
-    """The configuration `model` with `layers` over its defaults; raises ConfigError as `load_settings` does."""
-    values: dict[str, Any] = {}
+    """The configuration `model` with `layers` over its defaults; raises ConfigError as `load_settings` does.
+
+    A person's own setting that would do nothing is refused as well. One of a preset is not: what it is for may be switched off over it.
+    """
+    merged: list[dict[str, Any]] = [{}]
     for layer in layers:
-        values = _merged(values, layer.values)
-    return _checked(model, values, [layer.source for layer in layers])
+        merged.append(_merged(merged[-1], layer.values))
+    sources = [layer.source for layer in layers]
+    settled = _checked(model, merged[-1], sources)
+    if idle := [line for layer, so_far in zip(layers, merged[1:], strict=True) for line in _without_effect(layer, so_far, settled)]:
+        raise ConfigError("\n  ".join([f"The configuration ({', '.join(sources)}) is not valid:", *idle]))
+    return settled
+
+
+def _without_effect(layer: Layer, so_far: Mapping[str, Any], settled: RetrainConfig) -> Iterator[str]:
+    """A line for each setting of a person in `layer` that does nothing in `settled`, and differs from its default.
+
+    `so_far`: the layer on those below it. What a file sets for itself, or a layer above it has switched off, is no slip of the file.
+    """
+    if layer.by == "proposal":
+        return
+    values, defaults, given = settled.model_dump(), RetrainConfig().model_dump(), dict(_leaves(layer.values))
+    there = _merged(defaults, so_far)
+    for switch in _SWITCHES:
+        state = value_at(values, switch.field)
+        if switch.on(state) or (layer.by == "file" and (switch.field in given or switch.on(value_at(there, switch.field)))):
+            continue
+        for field in given:
+            if field != switch.field and field.startswith(switch.settings) and value_at(values, field) != value_at(defaults, field):
+                yield f"{field}: it has no effect while {switch.field} is {state!r}; {switch.cure}, or leave it out"
+
+
+def value_at(values: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path of nested settings; None within a section that is null."""
+    return reduce(lambda section, part: section and section[part], path.split("."), values)
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of all that stands in nested settings."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

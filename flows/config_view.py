@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from flows.config import Layer, RetrainConfig, allowed, settle
+from flows.config import Layer, RetrainConfig, allowed, settle, value_at
 
 DEFAULT = "default"
+TEACHERS_OWN = "the model, or default"  # whom a setting is from that a teacher which is taken as it is brings, where its model says so
 GENERAL = "general"  # heading of the fields that stand in no section
 _VALUE_WIDTH, _SOURCE_WIDTH, _MEANING_WIDTH = 30, 24, 40  # columns: the first two at most, the last at least
 
@@ -60,13 +61,36 @@ class Difference:
 
 def settings_of(layers: Sequence[Layer]) -> list[Setting]:
     """All fields of a retraining in the order of their sections, with what `layers` give; raises ConfigError for wrong settings."""
-    values, defaults = settle(RetrainConfig, layers).model_dump(mode="json"), RetrainConfig().model_dump(mode="json")
+    settled = settle(RetrainConfig, layers)
+    values, defaults, own = settled.model_dump(mode="json"), RetrainConfig().model_dump(mode="json"), left_to_the_model(settled)
     found = []
     for field, schema in field_schemas(RetrainConfig).items():
         given = [layer.source for layer in layers if _gives(layer.values, field.split("."))]
-        source = given[-1] if given else DEFAULT
-        found.append(Setting(field, _at(values, field), _at(defaults, field), source, schema.get("description", ""), allowed(schema)))
+        source = given[-1] if given else TEACHERS_OWN if field in own else DEFAULT
+        found.append(
+            Setting(field, value_at(values, field), value_at(defaults, field), source, schema.get("description", ""), allowed(schema))
+        )
     return found
+
+
+def left_to_the_model(config: RetrainConfig) -> frozenset[str]:
+    """Dotted names of the settings that a teacher which is taken as it is brings itself, as long as nobody sets them.
+
+    See `components.towers.trained.published.with_own_settings`. Written down with their defaults, they would count as set.
+    """
+    towers = config.towers
+    if towers.training != "none" or towers.base_model == "vectors":
+        return frozenset()
+    from components.towers.trained.published import OWN
+
+    brought = ("query_prompt", "document_prompt") if towers.base_model == "endpoint" else OWN
+    return frozenset(f"towers.{field}" for field in brought if field not in towers.model_fields_set)
+
+
+def as_given(config: RetrainConfig) -> dict[str, Any]:
+    """The configuration as plain values from which the same one is made again: without what is left to the model."""
+    values, own = config.model_dump(mode="json"), left_to_the_model(config)
+    return {**values, "towers": {field: value for field, value in values["towers"].items() if f"towers.{field}" not in own}}
 
 
 def field_schemas(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
@@ -88,7 +112,10 @@ def render_settings(settings: Sequence[Setting], width: int) -> str:
 
 
 def as_yaml(settings: Sequence[Setting], heading: Sequence[str]) -> str:
-    """The settings as a file for `--config`, each with its meaning as a comment; `heading` becomes the first lines."""
+    """The settings as a file for `--config`, each with its meaning as a comment; `heading` becomes the first lines.
+
+    What is left to the model stands there as a comment alone.
+    """
     lines = [f"# {line}".rstrip() for line in heading]
     open_sections: list[str] = []
     for setting in settings:
@@ -98,15 +125,10 @@ def as_yaml(settings: Sequence[Setting], heading: Sequence[str]) -> str:
         lines += [f"{'  ' * depth}{sections[depth]}:" for depth in range(shared, len(sections))]
         open_sections = sections
         entry = yaml.safe_dump({name: setting.value}, allow_unicode=True, sort_keys=False, width=2**30)
+        entry = f"# {name}: left out, so that the model's own counts where it has one" if setting.source == TEACHERS_OWN else entry
         comment = "\n".join(textwrap.wrap(_meaning(setting), 120, initial_indent="# ", subsequent_indent="# "))
         lines.append(textwrap.indent(f"{comment}\n{entry}".rstrip("\n"), "  " * len(sections)))
     return "\n".join(lines) + "\n"
-
-
-def _at(values: Mapping[str, Any], path: str) -> Any:
-    for part in path.split("."):
-        values = values[part]
-    return values
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:

@@ -99,7 +99,7 @@ def requested_config(
     if preset is not None and config is not None:
         raise ConfigError(f"Both preset ({preset}) and config are given, and each is a whole configuration. Leave one of them out.")
     given = {**({"name": name} if name else {}), **({"data.source": data} if data else {})}
-    over = [Layer("settings", nested(settings)), Layer("data and name", nested(given))]
+    over = [Layer("settings", nested(settings), "person"), Layer("data and name", nested(given))]
     # Without what nobody set: a teacher that is taken as it is brings its own values for some of that.
     layers = layers_of(preset) if config is None else [Layer("config", config.model_dump(mode="json", exclude_unset=True))]
     return settle(RetrainConfig, [*layers, *(layer for layer in over if layer.values)])

@@ -98,20 +98,26 @@ def configured(request: RefreshConfig, recorded: Recorded, changeable: Sequence[
     """
     given = nested(request.settings)
     _require_changeable(given, changeable)
-    own = recorded.config or {}
+    own = _without_former_models(recorded.config or {}, given)
     base, source = (own, "the release") if request.preset is None else _with_preset(own, request.preset, changeable)
     data = {"data.source": request.data} if request.data else {}
-    return amend_config(_without_former_models(base, given), {**request.settings, **data}, source)
+    return amend_config(base, {**request.settings, **data}, source)
 
 
 def _without_former_models(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` without what belongs to a model that `given` replaces: its commit, and what one that is taken as it is says of itself."""
+    """A release's `base` without what belongs to a model that `given` replaces: its commit, and what was said of one that was trained, or
+    taken as it is, where the new one is taken as it is and says that itself.
+    """
     found = dict(base)
-    if "student" in given.get("distillation", {}):
-        found["distillation"] = _without(found["distillation"], ("revision",))
-    if "base_model" in (towers := given.get("towers", {})):
-        as_it_is = {**found["towers"], **towers}.get("training") == "none"
-        found["towers"] = _without(found["towers"], ("revision", "vectors", *(OWN if as_it_is else ())))
+    for model, commit in (("student", "revision"), ("generator", "generator_revision")):
+        if model in given.get("distillation", {}):
+            found["distillation"] = _without(found["distillation"], (commit,))
+    before, towers = found.get("towers", {}), given.get("towers", {})
+    other = "base_model" in towers
+    if (other or before.get("training") != "none") and {**before, **towers}.get("training") == "none":
+        found["towers"] = _without(found["towers"], OWN)
+    if other:
+        found["towers"] = _without(found["towers"], ("revision", "vectors"))
     return found
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -27,6 +26,8 @@ from components.evaluation.systems import EvaluationInputs
 from components.promotion.verification import decide_on
 from components.release.manifest import EVALUATION_FOLDER, load_release
 from components.release.open import PinnedRelease, open_pinned
+from components.tracking.live import scratch
+from flows.adopt import with_vectors_at_home
 from flows.config import RetrainConfig, amend_config
 from flows.steps import evaluation_step, typed
 
@@ -237,7 +238,7 @@ def replay(name: str, ref: str, data: str | None = None, build: bool = False) ->
     DataError when the data is not that of the release any more.
     """
     base = open_pinned(name, ref)
-    config = amend_config(base.manifest.config, {"data.source": data} if data else {}, base.title)
+    config = amend_config(with_vectors_at_home(base.manifest.config), {"data.source": data} if data else {}, base.title)
     if data:
         _require_source(config)
     if build:
@@ -245,10 +246,9 @@ def replay(name: str, ref: str, data: str | None = None, build: bool = False) ->
 
         _require_full(base)
         require_prefect()  # before minutes of measuring
-    settings.work_folder().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=settings.work_folder(), prefix="replay-") as folder:
-        evaluation, verdict = _evaluate(config, base, Path(folder))
-        rebuilt = _build(config, base, Path(folder) / "home") if build else None
+    with scratch(settings.work_folder(), "replay-") as folder:
+        evaluation, verdict = _evaluate(config, base, folder)
+        rebuilt = _build(config, base, folder / "home") if build else None
     return Replayed(f"{base.model}/{base.version}", evaluation, verdict, base.manifest.decision.verdict, rebuilt)
 
 

@@ -10,7 +10,6 @@ import contextlib
 import gc
 import io
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -109,10 +108,10 @@ def calibrate(dataset: Dataset, config: Any, limit: float = FULL_SECONDS) -> Cal
     Loading models and first calls come to `limit`: with FULL_SECONDS a plan takes 20 to 30 s. Raises ModelError for a model that cannot be
     used.
     """
+    from components.tracking.live import scratch
+
     clock = _Clock(limit)
-    work_folder().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=work_folder(), prefix=".calibration-") as scratch, _quiet():
-        folder = Path(scratch)
+    with scratch(work_folder(), ".calibration-") as folder, _quiet():
         clock.keep("reference_second", clock.of(_reference, 3), REFERENCE_SECONDS)
         _write(clock, folder)
         texts = _Sample(dataset, config)

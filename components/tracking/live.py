@@ -1,6 +1,7 @@
 """The run of a step while it works: opened first, fed with what the step tells, closed with the reason where it fails.
 
-Which runs still have their process is known by a lock that each holds: the system frees it when the process is killed.
+Which runs, and which scratch folders, still have their process is known by a lock that each holds: the system frees it when the process
+is killed.
 
 What cannot be shown stops nothing: a store that does not answer costs the curve, not the training.
 """
@@ -10,6 +11,8 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,6 +27,8 @@ from components.tracking.store import client
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
+
+_HELD = ".held"  # ends the name of the locked file beside a folder that a process works in
 
 
 @contextmanager
@@ -59,6 +64,30 @@ def was_killed(run_id: str) -> bool:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return bool(handle.read())
     return False
+
+
+@contextmanager
+def scratch(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder `prefix`... in `parent` for this block, removed at its end; those that killed processes left there are removed now."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for mark in parent.glob(f"{prefix}*{_HELD}"):
+        with suppress(OSError), mark.open("r+", encoding="utf-8") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if handle.read():  # else its process is about to take the lock
+                shutil.rmtree(mark.with_name(mark.name.removesuffix(_HELD)), ignore_errors=True)
+                mark.unlink(missing_ok=True)
+    made = tempfile.TemporaryDirectory(dir=parent, prefix=prefix, ignore_cleanup_errors=True)
+    mark = Path(f"{made.name}{_HELD}")
+    with mark.open("w", encoding="utf-8") as handle:
+        with suppress(OSError):  # a file system without locks, where no folder is ever taken for one that was left
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        handle.write("held")
+        handle.flush()
+        try:
+            with made as folder:
+                yield Path(folder)
+        finally:
+            mark.unlink(missing_ok=True)
 
 
 def _folder() -> Path:

@@ -17,7 +17,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -30,6 +29,7 @@ from components import settings
 from components.artifacts import Artifact, digest_of, file_sha256, read_json, require_written, write_json
 from components.errors import ArtifactError, ModelError
 from components.tracking import embedded, labels
+from components.tracking.live import scratch
 from components.tracking.provenance import installed
 from components.tracking.store import client, error_code, translated
 
@@ -259,20 +259,17 @@ def _download(uri: str, fresh: bool) -> Path:
     client()
     if target.is_dir() and not fresh and _is_current(uri, target):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=".partial-"))
-    try:
-        from mlflow.artifacts import download_artifacts
+    with scratch(target.parent, ".partial-") as staging:
+        try:
+            from mlflow.artifacts import download_artifacts
 
-        found = Path(download_artifacts(artifact_uri=uri, dst_path=str(staging / "new")))
-        if target.is_dir():
-            target.replace(staging / "old")
-        found.replace(target)
-    except OSError:
-        if not target.is_dir():  # another process that downloaded the same was first
-            raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            found = Path(download_artifacts(artifact_uri=uri, dst_path=str(staging / "new")))
+            if target.is_dir():
+                target.replace(staging / "old")
+            found.replace(target)
+        except OSError:
+            if not target.is_dir():  # another process that downloaded the same was first
+                raise
     return target
 
 
@@ -315,10 +312,8 @@ def log_model(
         experiment, name=name, source_run_id=run_id, tags=_model_tags(artifact), params=dict(params or {}), model_type=artifact.kind
     )
     model_id = str(model.model_id)
-    folder = settings.work_folder() / "staging"
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as staging:
-        saved = Path(staging) / "model"
+    with scratch(settings.work_folder() / "staging", "model-") as staging:
+        saved = staging / "model"
         package = _save(artifact, model, run_id, saved)
         store = local_path(str(model.artifact_location))
         if store is not None and former is not None:

@@ -50,6 +50,7 @@ def _copied(options: argparse.Namespace) -> None:
     """Put a copy of the database's collection that the command line names, if it names one, in the place of --vectors."""
     from components.settings import activate, expanded, work_folder
     from components.towers.trained.vector_stores import STORES, Collection, copy_collection
+    from flows.adopt import COLLECTIONS
 
     store = next((store for store in STORES if getattr(options, store) is not None), None)
     if store is None:
@@ -63,7 +64,7 @@ def _copied(options: argparse.Namespace) -> None:
     wanted = Collection(store, getattr(options, store), options.collection, options.id_field, options.vector_field)
     queries = None if options.vectors is None else expanded(options.vectors)
     with only_result_on_stdout(options):
-        copied = copy_collection(wanted, queries, work_folder() / "collections")
+        copied = copy_collection(wanted, queries, work_folder() / COLLECTIONS)
         fields = f"ids: {copied.attributes['id_field']}; vectors: {copied.attributes['vector_field']}"
         print(f"{copied.attributes['documents']:,} vectors were read from {wanted.title} ({fields}).", flush=True)
     options.vectors = str(copied.path)
@@ -76,7 +77,7 @@ def _with_vectors(options: argparse.Namespace) -> RetrainConfig:
             "Name the folder of the vectors with --vectors DIR, or the database that holds them (--qdrant, --milvus, --pgvector)."
         )
     given = [] if options.vectors is None else [f"towers.vectors={options.vectors}"]
-    options.set = [*options.set, "towers.base_model=vectors", "towers.companion.base_model=", *given]
+    options.set = [*options.set, "towers.base_model=vectors", "towers.training=none", "towers.companion.base_model=", *given]
     return read_config(options)
 
 

@@ -17,7 +17,7 @@ from components.text import as_json
 from components.towers.config import WITHOUT_WEIGHTS
 from flows.cli.output import only_result_on_stdout, retriever_name, show
 from flows.config import Layer, RetrainConfig, Settings, did_you_mean, layers_of, load_config, nested, preset_names, read_yaml, settle
-from flows.config_view import as_yaml, differences, plain, render_differences, render_settings, settings_of
+from flows.config_view import as_given, as_yaml, differences, plain, render_differences, render_settings, settings_of
 
 if TYPE_CHECKING:
     from flows.planning import Plan
@@ -45,7 +45,7 @@ def show_config(options: argparse.Namespace) -> None:
     value = {
         "sources": [layer.source for layer in layers],
         "settings": {setting.field: plain(setting) for setting in (changed if options.changed else settings)},
-        "config": settle(RetrainConfig, layers).model_dump(mode="json"),
+        "config": as_given(settle(RetrainConfig, layers)),
     }
     table = render_settings(changed if options.changed else settings, _width())
     origin = ", ".join(["the defaults", *(layer.source for layer in layers)])
@@ -118,14 +118,14 @@ def _write(options: argparse.Namespace, content: str) -> str:
 def _recorded(options: argparse.Namespace, ref: str) -> Recorded:
     """The configuration that `ref` names; raises ConfigError or PromotionError that says what there is."""
     if ref in preset_names():
-        return Recorded(f"preset {ref}", load_config(ref).model_dump(mode="json"))
+        return Recorded(f"preset {ref}", as_given(load_config(ref)))
     if _RUN_ID.fullmatch(ref):
         return _of_run(ref)
     if ref in ("champion", "previous") or ref.startswith(("candidate/", "release/")):
         return _of_release(retriever_name(options), ref)
     file = Path(ref)
     if file.suffix in (".yaml", ".yml") or file.is_file():
-        return Recorded(f"file {ref}", load_config(None, file).model_dump(mode="json"))
+        return Recorded(f"file {ref}", as_given(load_config(None, file)))
     hint = did_you_mean(ref, [*preset_names(), "champion", "previous"])
     raise ConfigError(f"'{ref}' names no configuration{hint or '.'} Expected {_FORMS.format(', '.join(preset_names()))}.")
 
@@ -375,7 +375,7 @@ def read_layers(options: argparse.Namespace) -> list[Layer]:
     policy = policy_settings(options)
     layers = layers_of(options.preset, options.config)
     if policy:  # it stands alone: no floor of a preset's policy may stay beside its own
-        layers = [Layer(layer.source, {key: values for key, values in layer.values.items() if key != "policy"}) for layer in layers]
+        layers = [layer._replace(values={key: values for key, values in layer.values.items() if key != "policy"}) for layer in layers]
         layers.append(Layer(f"policy {options.policy}", nested(policy)))
     return [*layers, *layers_of(overrides=single)]
 

@@ -75,7 +75,9 @@ def cells(context: Context) -> list[Cell]:
 
 def systems_of(context: Context) -> dict[str, Build]:
     """Name -> what builds the system with a seed's configuration, in the order of the table."""
-    small = {f"{name}{suffix}": suffix for name in OF_SMALL_ENCODERS for suffix in small_encoders(context.config)}
+    # Where no LLM is trained there is none that could be trained with the small encoder.
+    kinds = [name for name in OF_SMALL_ENCODERS if name != END_TO_END or trains_towers(context.config)]
+    small = {f"{name}{suffix}": suffix for name in kinds for suffix in small_encoders(context.config)}
     builders = {UNTRAINED: _untrained, SYMMETRIC: _symmetric, END_TO_END: _end_to_end}
     found: dict[str, Build] = {BM25: partial(_bm25, context)}
     found |= {name: partial(builders[name.removesuffix(CUT)], context, suffix) for name, suffix in small.items()}
@@ -85,6 +87,17 @@ def systems_of(context: Context) -> dict[str, Build]:
     if context.config.distillation.refine_epochs:  # else the student is aligned only
         found[ALIGNED] = lambda config: student_system(context, _aligned_only(config))
     return found | {STUDENT: lambda config: student_system(context, config)}
+
+
+def trains_towers(config: StudySettings) -> bool:
+    """Whether the teacher is trained here, and not taken as it is."""
+    return config.towers.training != "none"
+
+
+def left_out(config: StudySettings) -> list[str]:
+    """A note on the systems that there are none of where the teacher is taken as it is."""
+    why = "since the teacher is taken as it is (towers.training none)"
+    return [] if trains_towers(config) else [f"{END_TO_END}, ScalingDoc, is left out, {why}."]
 
 
 def _aligned_only(config: StudySettings) -> StudySettings:
@@ -340,6 +353,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         about_seeds(results),
         "A difference above 0 is the student's lead.",
         _equal(config),
+        *left_out(config),
         *(_about_costs(results[COST], config) if COST in results else []),
         f"In nDCG@10, by p below {LEVEL:g} after Holm's correction, the student is {', '.join(standing)}.",
     ]
@@ -353,10 +367,12 @@ def _equal(config: StudySettings) -> str:
     as_many = "student's refinement" + (" and its companion" if more else ", without its companion's batches" if beside.base_model else "")
     titles = " and titles" if config.distillation.refine_titles else ""
     other = "" if passes == config.distillation.refine_epochs else "not "
-    teacher = f"{towers.steps:,} batches of the judgements alone (LLM {towers.base_model}"
+    pairs = f"Symmetric{' and end-to-end' if trains_towers(config) else ''} pairs"
+    teacher = f"{towers.steps:,} batches of the judgements alone" if trains_towers(config) else "none of them, being taken as it is"
+    teacher += f" (LLM {towers.base_model}"
     teacher += f", with a companion {beside.base_model} that saw {beside.steps:,}" if beside.base_model else ""
     return (
-        f"Symmetric and end-to-end pairs saw the train judgements{titles} in {how}, batches of {towers.batch_size} ({other}as many as the "
+        f"{pairs} saw the train judgements{titles} in {how}, batches of {towers.batch_size} ({other}as many as the "
         f"{as_many}), the teacher {teacher}, small encoder "
         f"{small_encoders(config)[''].student}); peak learning rate of the small encoders: the best on dev of {rates}."
     )

@@ -181,6 +181,14 @@ class Context:
         """Refuse a configuration that would only fail after a training (see flows.retrain.require_usable)."""
         require_usable(config, self.dataset)
 
+    def require_training(self, config: StudySettings) -> None:
+        """Raise ConfigError where a study varies the training of towers that are taken as they are: no cell would differ from another."""
+        if config.towers.training == "none":
+            raise ConfigError(
+                f"This study varies the training of the towers, and '{config.towers.base_model}' is taken as it is (towers.training none). "
+                "Set towers.training to lora or full, with a base model that has weights."
+            )
+
     def stage_one(self, config: StudySettings | None = None) -> Artifact:
         """Both towers as the one artifact that their training makes."""
         config = config or self.config

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.artifacts import Artifact
+from components.towers.config import WITHOUT_WEIGHTS
 from flows.studies.context import Context, StudySettings
 from flows.studies.framework import (
     BASE,
@@ -56,7 +57,7 @@ SOURCES: Changes = {
 
 def changes(config: StudySettings, layers: int) -> Changes:
     """Name of every cell but the teacher -> the fields of the section distillation that it changes; `layers` has the encoder."""
-    return {BASE: {}, **LOSSES, **_refinements(config.distillation.refine_epochs), **_students(layers), **SOURCES, **TRAINING}
+    return {BASE: {}, **LOSSES, **_refinements(config.distillation.refine_epochs), **_students(config, layers), **SOURCES, **TRAINING}
 
 
 def _refinements(epochs: int) -> Changes:
@@ -71,8 +72,8 @@ def _refinements(epochs: int) -> Changes:
     }
 
 
-def _students(layers: int) -> Changes:
-    """Initialisations: which layers the student starts from, all of half the encoder's depth, and the teacher's own."""
+def _students(config: StudySettings, layers: int) -> Changes:
+    """Initialisations: which layers the student starts from, all of half the encoder's depth, and the teacher's own where it has any."""
     half = max(1, layers // 2)
     chosen: Changes = {
         "first-layers": {"layers": tuple(range(half))},
@@ -81,6 +82,8 @@ def _students(layers: int) -> Changes:
         "pruned-step-by-step": {"layers": None, "prune_to": (half,)},
     }
     cuts = {name: {"form": "transformer", "prune_to": (), **fields} for name, fields in chosen.items()} if layers > 1 else {}
+    if config.towers.base_model in WITHOUT_WEIGHTS:
+        return cuts
     return {**cuts, "from-the-teacher": {"student": "teacher", "form": "transformer", "layers": 2, "prune_to": ()}}
 
 

@@ -41,6 +41,7 @@ from components.errors import CollapseError
 from flows.recorder import recorded_flow
 from flows.reporting import ended, run_name, say, show_text, shown_as_cancelled
 from flows.runner import Step
+from flows.steps import at_commits
 from flows.studies.context import Context, StudySettings
 from flows.studies.registry import load_study
 
@@ -216,7 +217,7 @@ def run_study(study: str, config: StudySettings, cells: tuple[str, ...] = ()) ->
     from components import settings
 
     settings.activate()
-    module = load_study(study)
+    module, config = load_study(study), at_commits(config)
     with recorded_flow(f"{config.name}-study-{study}", f"study-{study}", config.model_dump(mode="json")) as recorder:
         context = Context(config, recorder, cells)
         ran = run_cells(study, module.cells(context), context)

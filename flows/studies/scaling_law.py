@@ -73,7 +73,9 @@ def _grid(context: Context) -> list[Point]:
             kept, steps = train_pair_count(dataset, share), max(1, round(config.towers.steps * share))
             _require_a_batch(kept, share, config)
             point = Point(model, sizes[model], share, steps, min(kept, steps * config.towers.batch_size))
-            check_mining(_settings_of(context, point).towers)
+            settings = _settings_of(context, point)
+            context.require_training(settings)
+            check_mining(settings.towers)
             points.append(point)
     return points
 

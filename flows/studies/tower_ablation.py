@@ -64,6 +64,7 @@ def _negatives(towers: TowerConfig) -> Changes:
 
 def cells(context: Context) -> list[Cell]:
     """The base and every cell that is wanted, with each seed; each teacher searches the index of its own document tower."""
+    context.require_training(context.config)
     settings = cells_of(context, "towers", changes(context.config))
     return [Cell(name, partial(_score, context, name, changed)) for name, changed in settings.items()]
 

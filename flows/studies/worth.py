@@ -23,6 +23,7 @@ from flows.studies.baselines import (
     UNTRAINED,
     Build,
     System,
+    left_out,
     require_small_encoder,
     seconds_of,
     speeds_beside,
@@ -67,9 +68,7 @@ def cells(context: Context) -> list[Cell]:
 def _builds(context: Context) -> dict[str, Build]:
     """Every system but the fused ones by its name."""
     known = systems_of(context)
-    # Where no LLM is trained there is none that could be trained with the small encoder.
-    left_out = (END_TO_END,) if context.config.towers.training == "none" else ()
-    found = {name: known[name] for name in (BM25, *BASELINES, TEACHER) if name not in left_out}
+    found = {name: known[name] for name in (BM25, *BASELINES, TEACHER) if name in known}
     for name, fields in fields_of(context.config).items():
         context.check(context.changed(distillation={**fields, "prune_to": ()}))
         found[name] = partial(_student, context, fields)
@@ -256,10 +255,9 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         _beaten(frame),
         about_queries(next(iter(results.values())), config),
         about_seeds(results),
-        (
-            f"{END_TO_END}, ScalingDoc, is left out, since the teacher is taken as it is (towers.training none)."
-            if config.towers.training == "none"
-            else f"{END_TO_END} is ScalingDoc: LLM document tower ({config.towers.base_model}) and small query encoder, trained end to end."
+        *(
+            left_out(config)
+            or [f"{END_TO_END} is ScalingDoc: LLM document tower ({config.towers.base_model}) and small query encoder, trained end to end."]
         ),
         (
             "Building: seconds of the first seed's steps with all they stand on, without the choice of learning rates, and the reading of "

@@ -137,7 +137,7 @@ def check_command(line: Line) -> None:
     options = parse(line.text)
     if options.command == "study":
         assert options.study in STUDIES or options.study.isupper(), f"{line}: there is no such study"
-    preset = getattr(options, "preset", None)
+    preset = getattr(options, "preset", None) or (options.command if options.command in ("demo", "adopt") else None)
     if preset is not None:
         assert preset in preset_names() or preset.isupper(), f"{line}: there is no such preset"
     given = parsed_settings(options) if getattr(options, "set", None) else {}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from components.errors import ConfigError
 from flows.cli.prepare import parsed_settings
-from flows.config import PRESETS, RetrainConfig, field_paths, load_config, preset_names
+from flows.config import PRESETS, RetrainConfig, allowed, field_paths, load_config, preset_names
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -71,6 +71,12 @@ def test_the_later_source_wins(tmp_path: Path) -> None:
     assert config.towers.base_model == load_config("demo").towers.base_model
 
 
+def test_a_list_is_of_many_things_within_bounds() -> None:
+    schema = {"type": "array", "items": {"type": "integer", "minimum": 1}}
+    assert allowed(schema) == "a list of whole numbers, at least 1"  # and not of "whole number, at least 1s"
+    assert allowed({"type": "array", "items": {"type": "string"}}) == "a list of texts"
+
+
 def test_nothing_given_means_defaults() -> None:
     assert load_config() == RetrainConfig()
 
@@ -113,11 +119,66 @@ def test_wrong_value_is_refused_with_what_is_allowed(field: str, value: Any, wor
         ("tower", "did you mean 'towers'?"),
         ("lora_rank", "did you mean 'towers.lora_rank' or 'towers.companion.lora_rank'?"),
         ("seed", "'data.seed' or 'towers.seed'"),
+        ("companion", "did you mean 'towers.companion'?"),
+        ("endpoint", "did you mean 'towers.endpoint'?"),  # and not encoding, which is written alike
+        ("towers.epochs", "did you mean 'distillation.epochs'?"),
     ],
 )
 def test_unknown_field_is_refused_with_the_nearest(field: str, hint: str) -> None:
     message = refusal(overrides={field: 3})
     assert f"{field}: unknown field" in message and hint in message
+
+
+WITHOUT_EFFECT = [
+    ("smoke", {"towers.companion.share": 0.3}, "towers.companion.share", "towers.companion.base_model is ''; name an encoder there"),
+    ("demo", {"towers.companion": {"base_model": None, "steps": 9}}, "towers.companion.steps", "towers.companion.base_model is ''"),
+    ("demo", {"towers.companion.training": "full", "towers.companion.lora_rank": 4}, "towers.companion.lora_rank", "is 'full'"),
+    ("smoke", {"towers.training": "full", "towers.lora_layers": 1}, "towers.lora_layers", "towers.training is 'full'; set that to lora"),
+    ("qwen3-embedding", {"towers": {"lora_layers": 1}}, "towers.lora_layers", "towers.training is 'none'"),
+    ("smoke", {"towers.endpoint.url": "http://127.0.0.1:1/v1"}, "towers.endpoint.url", "towers.base_model is 'tiny-decoder'"),
+    ("smoke", {"distillation.generator": "gemma3-270m"}, "distillation.generator", "distillation.generated is 0"),
+]
+
+
+@pytest.mark.parametrize(("preset", "overrides", "field", "why"), WITHOUT_EFFECT)
+def test_a_setting_of_a_person_that_does_nothing_is_refused(preset: str, overrides: dict[str, Any], field: str, why: str) -> None:
+    message = refusal(preset=preset, overrides=overrides)
+    assert f"{field}: it has no effect while " in message and why in message
+    assert message.count("it has no effect") == 1, message
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides"),
+    [
+        ("demo", {"towers.companion.base_model": ""}),  # the preset's share and steps stay behind
+        ("pages", {"towers.companion": None, "towers.training": "full"}),  # and its layers with adapters
+        ("demo", {"towers.training": "full", "towers.lora_layers": None, "towers.companion.share": 0.5}),
+        ("smoke", {"towers.companion": {"share": 0.5}, "towers.companion.steps": 150}),  # as they are anyway
+        ("endpoint", {"towers.base_model": "tiny-decoder", "towers.training": "lora", "towers.lora_layers": 1}),
+    ],
+)
+def test_what_a_preset_proposes_for_a_part_that_is_switched_off_is_no_fault(preset: str, overrides: dict[str, Any]) -> None:
+    assert load_config(preset, None, overrides)
+
+
+def test_a_file_is_refused_for_what_does_nothing_unless_it_or_the_command_line_switched_that_off(tmp_path: Path) -> None:
+    share = written(tmp_path, "towers:\n  companion: {share: 0.3}\n  lora_layers: 1\n")
+    assert "towers.companion.share: it has no effect" in (message := refusal(file=share)) and "lora_layers: " not in message
+    assert "towers.lora_layers: it has no effect" in refusal(preset="qwen3-embedding", file=share)
+    assert load_config("demo", share).towers.companion.share == 0.3
+    assert load_config(None, share, {"towers.companion.base_model": "tiny-encoder"}).towers.companion.share == 0.3
+    assert load_config("demo", share, {"towers.companion": None, "towers.training": "full"})
+    # Every setting of a configuration, as `config show --write` writes it.
+    whole = written(tmp_path, "towers:\n  companion: {base_model: '', share: 0.3}\n  training: full\n  lora_layers: 1\n")
+    assert load_config(None, whole) and load_config("demo", whole, {"towers.training": "none"})
+    assert load_config(None, written(tmp_path, "towers:\n  companion:\n  endpoint:\n  lora_layers: 1\n"))
+
+
+@pytest.mark.parametrize("text", ["towers.companion.share: 0.3\n", "towers:\n  companion.share: 0.3\n"])
+def test_a_dotted_name_in_a_file_is_told_how_to_write_it(tmp_path: Path, text: str) -> None:
+    """It was called an unknown field, by the very name that `--set` takes and `config show` gives."""
+    message = refusal(preset="demo", file=written(tmp_path, text))
+    assert "towers.companion.share: unknown field; write it in its section, towers: {companion: {share: ...}}." in message
 
 
 def test_all_wrong_fields_are_named_at_once(tmp_path: Path) -> None:

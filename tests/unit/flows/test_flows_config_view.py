@@ -11,10 +11,22 @@ import pytest
 import yaml
 from mlflow.utils.file_utils import local_file_uri_to_path
 
+from components.towers.trained.published import OWN
 from components.tracking.runs import StepRecord, close_flow_run, open_flow_run, record_step
 from components.tracking.store import client
 from flows.config import Layer, RetrainConfig, field_paths, load_config, preset_names
-from flows.config_view import as_yaml, differences, field_schemas, flat, render_settings, same, settings_of, shown
+from flows.config_view import (
+    TEACHERS_OWN,
+    as_yaml,
+    differences,
+    field_schemas,
+    flat,
+    left_to_the_model,
+    render_settings,
+    same,
+    settings_of,
+    shown,
+)
 from tests.flows.cli_world import assert_refused, done, scalingnote
 from tests.unit.tracking.test_tracking_runs import PROVENANCE, make_artifact
 
@@ -89,10 +101,32 @@ def test_written_file_gives_the_same_configuration_again(tmp_path: Path, preset:
     outcome = scalingnote("config", "show", *options, "--write", target)
     assert outcome.status == 0 and f"Written to {target}." in outcome.out
     given = yaml.safe_load(target.read_text(encoding="utf-8"))
-    assert set(flat(given)) == set(field_paths(RetrainConfig))
+    assert set(flat(given)) == set(field_paths(RetrainConfig)) - left_to_the_model(load_config(preset, None, {"towers.query_prompt": "a"}))
     assert done("config", "diff", target, target)["equal"]
     assert load_config(None, target).model_dump() == RetrainConfig(**done("config", "show", *options)["config"]).model_dump()
     assert load_config(None, target).towers.query_prompt == "a: 'b' # c\n  d\t\u202e "
+
+
+@pytest.mark.parametrize("preset", ["qwen3-embedding", "embeddinggemma", "harrier", "endpoint"])
+def test_what_a_teacher_brings_itself_is_neither_shown_nor_written_as_set(tmp_path: Path, preset: str) -> None:
+    """A published model was asked with the default prompts and pooling of an untrained one, once its preset was written to a file."""
+    target, asked = tmp_path / "complete.yaml", load_config(preset)
+    own = {"query_prompt", "document_prompt", *(() if preset == "endpoint" else OWN)} - asked.towers.model_fields_set
+    assert left_to_the_model(asked) == {f"towers.{field}" for field in own} != set()
+    assert scalingnote("config", "show", "--preset", preset, "--write", target).status == 0
+    found = done("config", "show", "--preset", preset)
+    for again in (load_config(None, target), load_config(None, None, found["config"])):
+        assert again == asked and not again.towers.model_fields_set & own
+    assert {field for field, told in found["settings"].items() if told["from"] == TEACHERS_OWN} == left_to_the_model(asked)
+    assert done("config", "diff", preset, target)["equal"]
+    assert set(done("config", "diff", preset, "demo")["only_in_b"]) == left_to_the_model(asked)
+    assert "query_prompt: left out, so that the model's own counts" in target.read_text() or "query_prompt" not in own
+
+
+def test_a_model_that_is_trained_and_vectors_that_exist_bring_nothing_themselves() -> None:
+    assert left_to_the_model(load_config("demo")) == left_to_the_model(RetrainConfig()) == frozenset()
+    vectors = {"towers.base_model": "vectors", "towers.vectors": "DIR"}
+    assert left_to_the_model(load_config("adopt", None, vectors)) == frozenset()
 
 
 def test_policy_file_stands_alone_in_the_place_of_the_policy_before_it(tmp_path: Path) -> None:

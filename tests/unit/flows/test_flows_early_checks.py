@@ -108,6 +108,23 @@ def test_data_that_are_not_there_are_said_before_a_server_starts(
     assert_refused(scalingnote(*command, "--data", tmp_path / "nosuch"), 3, "does not exist")
 
 
+def test_vectors_are_adopted_with_a_whole_file_of_settings_for_towers_that_are_trained(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`adopt --config FILE` was told to set training to none where the file named another training, as a whole one does."""
+    asked: list[RetrainConfig] = []
+
+    def seen(flow: str, config: RetrainConfig) -> None:
+        asked.append(config)
+        raise ConfigError("enough was seen")
+
+    monkeypatch.setattr("flows.servers.run_flow", seen)
+    data, whole = write_folder(tmp_path / "data"), tmp_path / "whole.yaml"
+    assert scalingnote("config", "show", "--preset", "pages", "--write", whole).status == 0
+    assert_refused(scalingnote("adopt", "--config", whole, "--vectors", tmp_path, "--data", data), 2, "enough was seen")
+    assert (asked[0].towers.base_model, asked[0].towers.training, asked[0].towers.companion.base_model) == ("vectors", "none", "")
+
+
 def test_the_demo_of_adopted_vectors_asks_each_flow_for_what_it_takes(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 

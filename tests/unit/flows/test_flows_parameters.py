@@ -17,6 +17,8 @@ from prefect.utilities.schema_tools.validation import ValidationError, validate
 import flows.refresh_query
 from components.errors import ConfigError
 from components.towers.config import TowerConfig
+from components.tracking.runs import FlowRun
+from flows.adopt import adopted_run, with_vectors_at_home
 from flows.config import RetrainConfig, field_paths, load_config, preset_names
 from flows.parameters import Preset, requested_config
 from flows.promote import promote
@@ -209,14 +211,65 @@ def test_a_new_teacher_brings_its_own_settings_and_not_those_of_the_one_before()
         preset == load_config("qwen3-embedding").towers
         and preset.model_fields_set == load_config("qwen3-embedding").towers.model_fields_set
     )
+    larger = {"towers.base_model": "Qwen/Qwen3-Embedding-4B"}  # the lengths of the preset stay, and not the 32,768 tokens that it reads
+    found, wanted = towers(ask(preset="qwen3-embedding", settings=larger)), load_config("qwen3-embedding", None, larger).towers
+    assert (found, found.model_fields_set) == (wanted, wanted.model_fields_set) and found.max_document_length == 512
     published = towers(ask(settings={"towers": {"base_model": "a/b", "training": "none", "max_query_length": 40}}))
     assert own & published.model_fields_set == {"max_query_length"} and published.revision is None
+    # The same model, as it was published: with its own prompts, and not with those that towers were trained on it with.
+    as_it_is = towers(ask(settings={"towers.training": "none", "towers.pooling": "mean"}))
+    assert own & as_it_is.model_fields_set == {"pooling"} and as_it_is.revision == "abc"
     trained = towers(ask(settings={"towers.base_model": "a/b"}))
     assert trained == base.towers.model_copy(update={"base_model": "a/b", "revision": None})
     longer = towers(ask(settings={"towers.steps": 99}))
     assert longer == base.towers.model_copy(update={"steps": 99})
     with pytest.raises(ConfigError, match=r"towers\.steps belongs to what the release keeps"):
         towers(QueryRefreshConfig(settings={"towers.steps": 99}))
+
+
+def test_a_refresh_asks_for_another_generator_without_the_commit_of_the_one_before() -> None:
+    """The commit of the first one was asked of the second one's repository, which has none of that name."""
+    own = {"generated": 5, "generator": "a/first", "generator_revision": "f" * 40, "student": "a/student", "revision": "e" * 40}
+    base = load_config("smoke", None, {f"distillation.{field}": value for field, value in own.items()})
+    found = configured(RefreshConfig(settings={"distillation.generator": "a/second"}), release(base), QUERY_CHANGEABLE).distillation
+    assert (found.generator, found.generator_revision, found.revision) == ("a/second", None, "e" * 40)
+    named = {"distillation": {"generator": "a/second", "generator_revision": "v2"}}
+    assert configured(RefreshConfig(settings=named), release(base), QUERY_CHANGEABLE).distillation.generator_revision == "v2"
+    more = configured(RefreshConfig(settings={"distillation.generated": 7}), release(base), QUERY_CHANGEABLE).distillation
+    assert more == base.distillation.model_copy(update={"generated": 7})
+
+
+def test_vectors_that_were_copied_into_a_home_are_found_where_the_home_lies_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`refresh-query-tower` after `adopt --qdrant` looked for them where the home had been."""
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    own = {"towers.base_model": "vectors", "towers.vectors": "/the old home/work/collections/abc"}
+    adopted = FlowRun("1", "adopt", "FINISHED", "", {}, None, load_config("smoke", None, own).model_dump(mode="json"))
+    monkeypatch.setattr("flows.adopt.newest_flow_run", lambda *_: adopted)
+    monkeypatch.setattr("flows.adopt._released", lambda _: False)
+
+    def vectors(recorded: FlowRun | None) -> str | None:
+        assert recorded is not None
+        return configured(RefreshConfig(), recorded, QUERY_CHANGEABLE).towers.vectors
+
+    assert vectors(adopted_run(RefreshConfig())) == own["towers.vectors"]  # it is not here either: the error names what is recorded
+    copy = tmp_path / "work" / "collections" / "abc"
+    copy.mkdir(parents=True)
+    assert vectors(adopted_run(RefreshConfig())) == str(copy)
+    for other in ({"towers": {"vectors": "/elsewhere/abc"}}, {"towers": {"vectors": None}}, {"name": "of an older release"}):
+        assert with_vectors_at_home(other) == other
+
+
+def test_what_a_run_of_a_deployment_asks_for_without_effect_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"towers\.companion\.share: it has no effect"):
+        requested_config("smoke", "", "", {"towers": {"companion": {"share": 0.3}}})
+    with pytest.raises(ConfigError, match=r"towers\.lora_layers: it has no effect"):
+        requested_config(None, "", "", {"towers.lora_layers": 1}, load_config("qwen3-embedding"))
+    switched_off = load_config("demo", None, {"towers.companion.base_model": "", "towers.training": "full"})
+    assert requested_config(None, "", "", {}, switched_off) == switched_off
+    ask = QueryRefreshConfig(new_teacher=True, settings={"towers.companion.share": 0.3})
+    with pytest.raises(ConfigError, match=r"\(the release, command line\)(.|\n)*towers\.companion\.share: it has no effect"):
+        configured(ask, release(load_config("smoke")), ask.changeable)
+    assert configured(QueryRefreshConfig(), release(switched_off), QUERY_CHANGEABLE) == switched_off
 
 
 def test_the_teacher_that_a_release_has_is_no_new_one(monkeypatch: pytest.MonkeyPatch) -> None:

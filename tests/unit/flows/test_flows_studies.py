@@ -15,7 +15,7 @@ from components.errors import CollapseError, ConfigError
 from components.studies.scores import Scores
 from flows.config import load_settings
 from flows.runner import Step, _made, make_step
-from flows.studies import baselines, cost_benefit, distillation_ablation, robustness, tower_ablation
+from flows.studies import baselines, cost_benefit, distillation_ablation, framework, robustness, tower_ablation
 from flows.studies.context import Context, StudySettings
 from flows.studies.framework import Cell, about_seeds, require, run_cells, whole_trainings
 from flows.studies.registry import STUDIES, load_study, require_study
@@ -156,6 +156,13 @@ def test_every_ablation_is_a_valid_configuration(layers: int) -> None:
     assert found["base"] == {} and ("first-layers" in found) == (layers > 1)
     for fields in found.values():
         context().changed(distillation=fields)
+
+
+def test_no_student_is_cut_from_a_teacher_that_has_no_layers_here() -> None:
+    """All of the study was refused for this cell, with words about a student that nobody had set."""
+    found = distillation_ablation.changes(load_settings(StudySettings, "endpoint"), 6)
+    assert "from-the-teacher" not in found and "first-layers" in found
+    assert "from-the-teacher" in distillation_ablation.changes(smoke(), 6)
 
 
 def test_ablation_trains_each_cell_with_each_seed_beside_teacher_and_base() -> None:
@@ -355,3 +362,48 @@ def test_a_layer_subset_is_trained_whole_and_alone_in_the_scaling_law(monkeypatc
     point = scaling_law.Point(model=f"{config.towers.base_model}@4", parameters=1, share=0.5, steps=20, pairs=640)
     found = scaling_law._settings_of(context, point)  # type: ignore[arg-type]
     assert (found.lora_layers, found.companion, found.steps) == (None, {}, 20)
+
+
+def test_studies_of_the_towers_training_refuse_towers_that_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell of the ablation was the same teacher, and the table said of each change that it gives nothing."""
+    from flows.studies import scaling_law
+
+    taken = Unchecked(context(seeds=[1]).changed(towers={"training": "none"}), NoRecorder())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"varies the training of the towers, and 'tiny-decoder' is taken as it is"):
+        tower_ablation.cells(taken)
+    taken.dataset = None  # type: ignore[misc]
+    for place, found in {"require_measurable": None, "train_pair_count": 640}.items():
+        monkeypatch.setattr(f"components.studies.scaling_cell.{place}", lambda *_, found=found: found)
+    monkeypatch.setattr(scaling_law, "_sizes", lambda config: {"a/model@2": 1})
+    monkeypatch.setattr(scaling_law, "_settings_of", lambda context, point: context.config)
+    with pytest.raises(ConfigError, match=r"towers\.training none"):
+        scaling_law._grid(taken)
+
+
+def test_no_baseline_trains_an_llm_where_the_teacher_is_taken_as_it_is() -> None:
+    """The study ended there with an error, after its other systems had been trained."""
+    trained, taken = context().config, context().changed(towers={"training": "none"})
+    for config, there in ((trained, True), (taken, False)):
+        systems = baselines.systems_of(Unchecked(config, NoRecorder()))  # type: ignore[arg-type]
+        assert ("end-to-end" in systems) == there and {"symmetric", "teacher", "student"} <= systems.keys()
+        assert ("end-to-end" in baselines._equal(config)) == there != bool(baselines.left_out(config))
+    assert "the teacher none of them, being taken as it is (LLM tiny-decoder, small" in baselines._equal(taken)
+
+
+def test_a_study_records_the_settings_that_it_runs_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a published teacher the record named the default prompts, and the study asked it with its own."""
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    recorded: list[Any] = []
+
+    def stop(name: str, flow: str, parameters: Any) -> Any:
+        recorded.append(parameters["towers"]["query_prompt"])
+        raise InterruptedError
+
+    def with_own(config: StudySettings) -> StudySettings:
+        return config.model_copy(update={"towers": config.towers.model_copy(update={"query_prompt": "its own: "})})
+
+    monkeypatch.setattr(framework, "recorded_flow", stop)
+    monkeypatch.setattr(framework, "at_commits", with_own)
+    with pytest.raises(InterruptedError):
+        framework.run_study.fn("worth", StudySettings())
+    assert recorded == ["its own: "]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 
 from components.progress import begin_step, measured
 from components.tracking import live
-from components.tracking.live import live_step
+from components.tracking.live import live_step, scratch
 from components.tracking.runs import StepRecord, open_flow_run, open_step, record_step
 from components.tracking.store import client
 from tests.unit.tracking.test_tracking_runs import PROVENANCE, make_artifact
@@ -122,3 +125,25 @@ def test_a_store_that_does_not_answer_costs_the_curve_and_not_the_training(
 def test_without_an_observer_nothing_is_told() -> None:
     begin_step()
     measured(1, {"loss": 1.0})
+
+
+def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    """A killed `replay --build` left a whole home in the work folder for ever."""
+    code = (
+        "import sys, time; from pathlib import Path; from components.tracking.live import scratch\n"
+        "with scratch(Path(sys.argv[1]), 'replay-') as folder:\n"
+        "    (folder / 'home').mkdir(); print(folder.name, flush=True); time.sleep(600)"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    killed, living = (process.stdout.readline().strip() for process in processes if process.stdout)
+    processes[0].send_signal(signal.SIGKILL)
+    processes[0].communicate()
+    (tmp_path / "replay-of-an-earlier-version").mkdir()  # nothing says whether somebody works there
+    with scratch(tmp_path, "replay-") as own, scratch(tmp_path, "replay-") as other:
+        assert own.is_dir() and other.is_dir() and not (tmp_path / killed).exists() and (tmp_path / living / "home").is_dir()
+    assert not own.exists()
+    processes[1].kill()
+    processes[1].communicate()
+    with pytest.raises(ValueError, match="of the block"), scratch(tmp_path, "replay-"):
+        raise ValueError("of the block")
+    assert [path.name for path in tmp_path.iterdir()] == ["replay-of-an-earlier-version"]
