@@ -198,8 +198,7 @@ def resolve_base(name: str, texts: Sequence[str] = (), revision: str | None = No
 @contextmanager
 def named_as(section: str) -> Iterator[None]:
     """What a model raises within is told as that section's, and a setting of the towers' by the name that the section's own has."""
-    fields = type(getattr(TowerConfig(), section)).model_fields
-    own = re.compile(rf"\btowers\.(?=(?:{'|'.join(fields)})\b)")
+    own = re.compile(rf"\btowers\.(?=(?:{'|'.join(type(getattr(TowerConfig(), section)).model_fields)})\b)")
     try:
         yield
     except (ModelError, CollapseError) as error:
