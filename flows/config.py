@@ -222,6 +222,7 @@ class _Switch(NamedTuple):
 
 _SWITCHES = (
     _Switch("towers.companion.", "towers.companion.base_model", bool, "name an encoder there"),
+    _Switch("towers.judge.", "towers.judge.base_model", bool, "name a model there"),
     _Switch("towers.companion.lora_", "towers.companion.training", "lora".__eq__, "set that to lora"),
     _Switch("towers.lora_", "towers.training", "lora".__eq__, "set that to lora"),
     _Switch("towers.endpoint.", "towers.base_model", "endpoint".__eq__, "set that to endpoint"),

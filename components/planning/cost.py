@@ -506,8 +506,9 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
     floor = loaded + KEPT_MODELS * weights
     inference = weights + (0 if on_card else INFERENCE_TOKEN * max(config.encoding.tokens_per_batch, 2048))
     training = weights if on_card else HOST_BUFFERS + training_bytes(config, facts, number_bytes, on_host=True)
-    # A companion is trained before the towers, with nothing of them in memory; a judge beside them.
-    training = max(training, HOST_BUFFERS + companion_bytes(config, facts, on_host=True)) + facts.judge_bytes
+    if facts.companion:  # it is trained before the towers, with nothing of them in memory
+        training = max(training, HOST_BUFFERS + companion_bytes(config, facts, on_host=True))
+    training += facts.judge_bytes
     every, trained = student_parameters(config, facts)
     targets = sum(texts.count for texts in target_texts(config, facts))
     queries = sum(texts.count for texts in facts.judged.values())

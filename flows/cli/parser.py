@@ -140,9 +140,7 @@ def _add_building(commands: Any) -> None:
     _training_options(plan, preset=None)
     plan.add_argument("--budget", type=_given, metavar="TIME", help="time for the whole run, such as 90s, 30m, 1h30m or 2d")
     plan.add_argument("--write", type=_path, metavar="FILE", help="new YAML file for the settings, which retrain --config takes")
-    plan.add_argument(
-        "--card", type=_given, metavar="SIZE", help='memory of a GPU that is planned for though it is not here, such as "24 GB"'
-    )
+    plan.add_argument("--card", type=_given, metavar="SIZE", help='memory of a GPU that is planned for and not here, such as "24 GB"')
     plan.add_argument("--again", action="store_true", help="measure again, also where the same was planned before")
     for parser in (demo, retrain, adopt, plan):
         _policy_option(parser)

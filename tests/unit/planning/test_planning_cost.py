@@ -24,12 +24,13 @@ from components.planning.cost import (
     work_of,
     work_steps,
 )
-from flows.config import RetrainConfig, load_config
+from flows.config import Layer, RetrainConfig, layers_of, nested, settle
 from tests.unit.planning_world import DECODER, ENCODER, facts, texts
 
 
 def config(**changes: Any) -> RetrainConfig:
-    return load_config("smoke", None, {key.replace("__", "."): value for key, value in changes.items()})
+    given = nested({key.replace("__", "."): value for key, value in changes.items()})
+    return settle(RetrainConfig, [*layers_of("smoke"), Layer("a preset", given)])
 
 
 def test_seconds_are_the_sum_of_count_times_rate() -> None:
