@@ -256,11 +256,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         _beaten(frame),
         about_queries(next(iter(results.values())), config),
         about_seeds(results),
-        (
-            f"{END_TO_END}, ScalingDoc, is left out, since the teacher is taken as it is (towers.training none)."
-            if config.towers.training == "none"
-            else f"{END_TO_END} is ScalingDoc: LLM document tower ({config.towers.base_model}) and small query encoder, trained end to end."
-        ),
+        *_about_end_to_end(frame, config),
         (
             "Building: seconds of the first seed's steps with all they stand on, without the choice of learning rates, and the reading of "
             f"documents where no index is built. Speed: whole answers, {config.evaluation.depth} documents, all systems in turns, each by "
@@ -271,6 +267,13 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         *([f"Left out, since '{config.distillation.student}' has fewer layers: {', '.join(map(str, missing))}."] if missing else []),
         *(f"{setup} ({', '.join(of)})." for setup, of in setups.items()),
     ]
+
+
+def _about_end_to_end(frame: pd.DataFrame, config: StudySettings) -> list[str]:
+    if config.towers.training == "none":
+        return [f"{END_TO_END}, ScalingDoc, is left out, since the teacher is taken as it is (towers.training none)."]
+    told = f"{END_TO_END} is ScalingDoc: LLM document tower ({config.towers.base_model}) and small query encoder, trained end to end."
+    return [told] if {END_TO_END, END_TO_END + WITH_BM25} & set(frame["system"]) else []
 
 
 def _beaten(frame: pd.DataFrame) -> str:
