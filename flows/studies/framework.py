@@ -176,6 +176,8 @@ def about_seeds(cells: Results) -> str:
             trained.setdefault(name, []).append(int(seed))
     seeds = sorted({seed for found in trained.values() for seed in found})
     fewer = [f"{name} ({', '.join(map(str, sorted(found)))})" for name, found in trained.items() if len(found) < len(seeds)]
+    if not seeds:
+        return "No system of this table was trained, so none needs seeds."
     if len(seeds) < 2:
         return (
             "Every system was trained with one seed alone: another seed may move it by more than what is compared, so nothing is claimed. "

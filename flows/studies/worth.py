@@ -255,10 +255,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         _beaten(frame),
         about_queries(next(iter(results.values())), config),
         about_seeds(results),
-        *(
-            left_out(config)
-            or [f"{END_TO_END} is ScalingDoc: LLM document tower ({config.towers.base_model}) and small query encoder, trained end to end."]
-        ),
+        *_about_end_to_end(frame, config),
         (
             "Building: seconds of the first seed's steps with all they stand on, without the choice of learning rates, and the reading of "
             f"documents where no index is built. Speed: whole answers, {config.evaluation.depth} documents, all systems in turns, each by "
@@ -269,6 +266,13 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         *([f"Left out, since '{config.distillation.student}' has fewer layers: {', '.join(map(str, missing))}."] if missing else []),
         *(f"{setup} ({', '.join(of)})." for setup, of in setups.items()),
     ]
+
+
+def _about_end_to_end(frame: pd.DataFrame, config: StudySettings) -> list[str]:
+    if missing := left_out(config):
+        return missing
+    told = f"{END_TO_END} is ScalingDoc: LLM document tower ({config.towers.base_model}) and small query encoder, trained end to end."
+    return [told] if {END_TO_END, END_TO_END + WITH_BM25} & set(frame["system"]) else []
 
 
 def _beaten(frame: pd.DataFrame) -> str:

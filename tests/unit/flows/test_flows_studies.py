@@ -259,6 +259,7 @@ def test_a_mean_without_the_trainings_that_collapsed_says_so(tmp_path: Path) -> 
     found = _artifact(tmp_path)
     whole = {f"{name}@{seed}": found for name in ("teacher", "student") for seed in (1, 2, 3)} | {"bm25": found}
     assert "collapsed" not in about_seeds(whole)
+    assert about_seeds({"bm25": found}) == "No system of this table was trained, so none needs seeds."
     told = about_seeds({cell: artifact for cell, artifact in whole.items() if cell != "student@2"})
     assert told.endswith("Where a training collapsed the mean is over the others, and so too good: student (1, 3).")
 

@@ -189,6 +189,12 @@ def test_the_costs_are_keyed_by_the_code_that_opens_each_system(tmp_path: Path) 
     assert keyed["systems"] == names and keyed["built"] == {"bm25": 0.0, "untrained+bm25": 0.0, "symmetric": 2.0}
 
 
+def test_nothing_is_told_of_a_system_that_is_not_in_the_table() -> None:
+    config = load_settings(StudySettings, "smoke")
+    assert worth._about_end_to_end(pd.DataFrame({"system": ["bm25", "teacher"]}), config) == []
+    assert "is ScalingDoc: LLM document tower" in worth._about_end_to_end(pd.DataFrame({"system": ["end-to-end+bm25"]}), config)[0]
+
+
 def test_margin_and_queries_are_settings() -> None:
     assert worth._margin(context().config) == context().config.policy.margin
     assert worth._margin(context(worth_margin=0.03).config) == 0.03
