@@ -132,7 +132,7 @@ def _add_building(commands: Any) -> None:
     )
     adopt.add_argument("--collection", type=_given, metavar="NAME", help="that collection, or the table as table or schema.table")
     adopt.add_argument(
-        "--id-field", type=_given, metavar="FIELD", help="field with the data's ids (default: doc_id or the like, else the key)"
+        "--id-field", type=_given, metavar="FIELD", help="field with the data's ids (default: doc_id and its like, or the key)"
     )
     adopt.add_argument("--vector-field", type=_given, metavar="FIELD", help="field with the vectors, where there are several")
     _training_options(adopt, preset="adopt")
