@@ -131,9 +131,7 @@ def _add_building(commands: Any) -> None:
         "--pgvector", type=_given, metavar="URL", help="or from a table of PostgreSQL; the password in PGPASSWORD or ~/.pgpass"
     )
     adopt.add_argument("--collection", type=_given, metavar="NAME", help="that collection, or the table as table or schema.table")
-    adopt.add_argument(
-        "--id-field", type=_given, metavar="FIELD", help="field with the ids of the data (default: doc_id or the like, else the key)"
-    )
+    adopt.add_argument("--id-field", type=_given, metavar="FIELD", help="field with the data's ids (default: doc_id or the key)")
     adopt.add_argument("--vector-field", type=_given, metavar="FIELD", help="field with the vectors, where there are several")
     _training_options(adopt, preset="adopt")
     plan = _command(commands, "plan", "prepare:plan", "settings for your data and this machine, with what every step will take")
