@@ -21,7 +21,7 @@ from components.errors import ArtifactError
 from components.evaluation.systems import EvaluationInputs
 from components.syntax import imports_in, templates_in, tree_digest
 from flows.candidate import CandidateParts, Decided, ask_both, write_decided
-from flows.config import load_config
+from flows.config import Layer, RetrainConfig, layers_of, load_config, nested, settle
 from flows.recorder import Recorder
 from flows.runner import Step
 from flows.steps import (
@@ -42,7 +42,8 @@ DIGEST = "a" * 64
 
 def steps(changes: dict[str, Any] | None = None) -> dict[str, Step]:
     """The steps of a retraining but the first, whose key needs a source; none of them is made here."""
-    config: Any = load_config("smoke", None, changes)
+    # As a preset gives them, which may hold settings that do nothing as long as others are as they are.
+    config: Any = settle(RetrainConfig, [*layers_of("smoke"), Layer("changes", nested(changes or {}))])
     made: Any = Artifact(kind="any", path=Path("/nowhere"), digest=DIGEST)
     learned_from, measured = StudentInputs(made, made, made), EvaluationInputs(made, made, made, made)
     found = (
