@@ -43,7 +43,8 @@ STEPS = {
     "compare_with_champion": "Ask candidate and champion the same queries.",
     "write_candidate": "Pin the parts, the decision of the gates and the evidence as one candidate.",
 }
-GIVEN = ("pins", "decision", "baseline", "baseline_version", "timings")  # settings that are no one's choice: earlier steps gave them
+# Settings that are no one's choice: earlier steps gave them.
+GIVEN = ("pins", "decision", "baseline", "baseline_version", "uncompared", "timings")
 SHOWN_AT_START = 3  # reasons in the line that a step begins with
 VALUE_LENGTH = 60  # characters of a setting's value
 _DIGEST = re.compile(r"[0-9a-f]{40,64}")

@@ -22,7 +22,7 @@ from components.tracking.store import TrackingError
 from flows import why as reasons
 from flows.cli.main import main
 from flows.runner import Done, Step, _made, may_pass
-from flows.why import named_settings, render_why, why
+from flows.why import Reason, at_start, named_settings, render_why, why
 
 Reaches = Callable[..., None]
 
@@ -395,3 +395,11 @@ def test_the_cause_says_whether_a_failure_may_pass_unless_a_person_has_to_mend_i
     error.__cause__ = RuntimeError("MLflow")
     error.__cause__.__cause__ = ConnectionResetError("reset by peer")
     assert may_pass(error) is passes
+
+
+def test_what_earlier_steps_gave_is_no_reason_beside_what_a_person_changed() -> None:
+    """Why a candidate was compared with no champion was told as a setting that had changed."""
+    chosen = Reason("setting", "towers.seed", 1, 2)
+    given = [Reason("setting", name, "before", "after") for name in ("uncompared", "baseline_version", "pins.index.version")]
+    assert at_start("write_candidate", [*given, chosen]) == chosen.words
+    assert "uncompared" in at_start("write_candidate", given)  # where there is nothing else to tell
