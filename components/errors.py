@@ -7,12 +7,15 @@ import re
 _CREDENTIALS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s/:@?#]*):[^\s/?#]+@")
 # In the address of a database all up to the @ is the password, as SQLAlchemy reads it.
 _OF_DATABASES = re.compile(r"((?!https?:)\b[A-Za-z][A-Za-z0-9+.-]*://[^\s/:@?#]*):[^\s@]+@")
+# A token alone, as of a hub or a repository; the name before a database's host, or of ssh, is none.
+_TOKEN = re.compile(r"\b(https?://)[^\s/:@?#]+@", re.IGNORECASE)
 _IN_QUERY = re.compile(r"([?&][\w.-]*(?:password|passwd|pwd|secret|token|api_?key|signature)=)[^\s&#'\"]+", re.IGNORECASE)
 
 
 def masked(text: str) -> str:
-    """`text` with `***` in the place of every password in an address, such as that of a tracking store."""
-    return _IN_QUERY.sub(r"\1***", _OF_DATABASES.sub(r"\1:***@", _CREDENTIALS.sub(r"\1:***@", text)))
+    """`text` with `***` in the place of every password or token in an address, such as that of a tracking store."""
+    with_hosts = _TOKEN.sub(r"\1***@", _OF_DATABASES.sub(r"\1:***@", _CREDENTIALS.sub(r"\1:***@", text)))
+    return _IN_QUERY.sub(r"\1***", with_hosts)
 
 
 class ScalingNoteError(Exception):

@@ -46,6 +46,11 @@ def test_no_error_shows_a_password(kind: type[ScalingNoteError], address: str) -
     assert SECRET not in shown and shown.count(":***@") == 2 and "no route" in shown
 
 
+def test_no_error_shows_a_token_that_stands_alone_before_a_host() -> None:
+    shown = str(ConfigError(f"Could not reach https://{SECRET}@hub.example/a, nor postgresql://ada@db/mlflow of a@b.example."))
+    assert shown == "Could not reach https://***@hub.example/a, nor postgresql://ada@db/mlflow of a@b.example."
+
+
 @pytest.mark.parametrize("address", IN_QUERY)
 def test_no_error_shows_a_password_behind_a_question_mark(address: str) -> None:
     shown = str(ConfigError(f"Could not reach {address}: no route."))
