@@ -370,9 +370,14 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any], within: bool = Fal
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn dotted keys into sections: {'towers.steps': 5} -> {'towers': {'steps': 5}}."""
+    """Turn dotted keys into sections: {'towers.steps': 5} -> {'towers': {'steps': 5}}.
+
+    Raises ConfigError for a section that is taken back (null) while one of its settings is given.
+    """
     result: dict[str, Any] = {}
     for key, value in flat.items():
+        if value is None and (within := next((other for other in flat if str(other).startswith(f"{key}.")), None)):
+            raise ConfigError(f"{key} is taken back (null), and {within} is set. Leave one of them out.")
         section, dot, rest = str(key).partition(".")
         result = _merged(result, {section: nested({rest: value}) if dot else value})
     return result

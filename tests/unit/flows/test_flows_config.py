@@ -135,9 +135,16 @@ WITHOUT_EFFECT = [
     ("demo", {"towers.companion.training": "full", "towers.companion.lora_rank": 4}, "towers.companion.lora_rank", "is 'full'"),
     ("smoke", {"towers.training": "full", "towers.lora_layers": 1}, "towers.lora_layers", "towers.training is 'full'; set that to lora"),
     ("qwen3-embedding", {"towers": {"lora_layers": 1}}, "towers.lora_layers", "towers.training is 'none'"),
+    ("smoke", {"towers.judge.weight": 2.0}, "towers.judge.weight", "towers.judge.base_model is ''; name a model there"),
     ("smoke", {"towers.endpoint.url": "http://127.0.0.1:1/v1"}, "towers.endpoint.url", "towers.base_model is 'tiny-decoder'"),
     ("smoke", {"distillation.generator": "gemma3-270m"}, "distillation.generator", "distillation.generated is 0"),
 ]
+
+
+@pytest.mark.parametrize("overrides", [{"towers.companion": None, "towers.companion.share": 0.3}, {"index.seed": 5, "index": None}])
+def test_a_section_is_not_taken_back_and_set_at_once(overrides: dict[str, Any]) -> None:
+    section = next(key for key, value in overrides.items() if value is None)
+    assert f"{section} is taken back (null), and {section}." in refusal(preset="demo", overrides=overrides)
 
 
 @pytest.mark.parametrize(("preset", "overrides", "field", "why"), WITHOUT_EFFECT)
