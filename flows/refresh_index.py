@@ -118,6 +118,11 @@ def _without_former_models(base: Mapping[str, Any], given: Mapping[str, Any]) ->
         found["towers"] = _without(found["towers"], OWN)
     if other:
         found["towers"] = _without(found["towers"], ("revision", "vectors"))
+    for section in ("companion", "judge"):
+        if "base_model" in (towers.get(section) or {}):
+            found["towers"] = {**found["towers"], section: _without(found["towers"].get(section) or {}, ("revision",))}
+    if {**before, **towers}.get("training") == "none" and "judge" not in towers:  # nothing is left that it could judge
+        found["towers"] = _without(found["towers"], ("judge",))
     return found
 
 

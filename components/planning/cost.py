@@ -19,6 +19,7 @@ from components.distillation.student.forms import FORMS
 from components.planning.facts import Facts, Texts
 from components.towers.device import FREED_FROM, even_shapes, pick_dtype
 from components.towers.encoder import TOKENS_PER_BATCH, WORTH
+from components.towers.losses import judge_length
 from components.towers.model_size import Shape, trained_layers
 from components.towers.tokens import batches_by_tokens, even_length, longest_text, tokens_of
 
@@ -77,7 +78,6 @@ VALIDATED_DOCUMENT = 5e-5
 BOOTSTRAP_VALUE = 6e-9  # reference seconds of a resampled value of the bootstrap
 BOOTSTRAPS = 86  # intervals, differences and ratios of a report
 COMPANION_STEP = 1.6  # a training step of padded texts through an encoder with adapters, over one of packed texts through the student
-JUDGE_LENGTH = 512  # tokens that most cross-encoders read
 LISTS_VISITED = 0.05  # share of the documents that an approximate search compares with
 KMEANS_ROUNDS = 10
 FIT_TEXTS = 8192  # texts that the student's head is fitted on
@@ -227,7 +227,8 @@ def _judging(config: Any, facts: Facts) -> Work:
     towers, own = config.towers, config.towers.judge
     if facts.judge is None:
         return {}
-    read = np.minimum(facts.pairs.sum(1), own.max_length or JUDGE_LENGTH).mean() * (1 + own.documents)
+    documents = min(1 + own.documents, towers.batch_size * (1 + towers.hard_negatives))
+    read = np.minimum(facts.pairs.sum(1), judge_length(towers)).mean() * documents
     slower = 4 / pick_dtype(towers.precision).itemsize  # it is loaded as float32
     return {"teacher_token": towers.steps * towers.batch_size * read * slower * _size(facts.judge, facts.teacher), "teacher_load": 2}
 
@@ -508,7 +509,7 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
     training = weights if on_card else HOST_BUFFERS + training_bytes(config, facts, number_bytes, on_host=True)
     if facts.companion:  # it is trained before the towers, with nothing of them in memory
         training = max(training, HOST_BUFFERS + companion_bytes(config, facts, on_host=True))
-    training += facts.judge_bytes
+    training += facts.judge_bytes(towers)
     every, trained = student_parameters(config, facts)
     targets = sum(texts.count for texts in target_texts(config, facts))
     queries = sum(texts.count for texts in facts.judged.values())
@@ -586,7 +587,7 @@ def card_needs(config: Any, facts: Facts, number_bytes: int) -> dict[str, int]:
     through = facts.teacher.passing(max(config.encoding.tokens_per_batch, towers.max_document_length), number_bytes)
     queries = weights + facts.teacher.passing(TOKENS_PER_BATCH, number_bytes)
     mining = 4 * dimension * min(documents, 2**19) + 8 * min(2**28, documents * facts.pair_count)
-    beside = facts.judge_bytes + (mining if towers.hard_negatives else 0)
+    beside = facts.judge_bytes(towers) + (mining if towers.hard_negatives else 0)
     learning = STUDENT_TRAINING * trained + 4 * every + 4 * documents * dimension + 8 * config.distillation.batch_size * documents
     needs = {
         "generate_queries": weights + through,

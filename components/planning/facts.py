@@ -75,10 +75,14 @@ class Facts:
     companion: Shape | None = None
     judge: Shape | None = None
 
-    @property
-    def judge_bytes(self) -> int:
-        """Bytes of the judge's weights, which are float32; 0 without one."""
-        return 4 * self.judge.parameters if self.judge else 0
+    def judge_bytes(self, towers: TowerConfig) -> int:
+        """Bytes of the judge's weights, which are float32, and of a batch on its way through; 0 without one."""
+        from components.towers.losses import judge_length
+
+        if self.judge is None:
+            return 0
+        longest = min(judge_length(towers), int(self.pairs.sum(1).max(initial=1)))
+        return 4 * self.judge.parameters + self.judge.passing(towers.judge.batch_size * longest, 4)
 
     @property
     def targets(self) -> int:

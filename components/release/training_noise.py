@@ -79,7 +79,9 @@ def short_words_on(noise: TrainingNoise | None, release_type: str) -> str:
 
 def kind_of(config: Mapping[str, Any], dataset: str, document_tower: str = "") -> str:
     """Digest of all that a training depends on but its seeds; with `document_tower` (digest) that of the student alone, on this one."""
-    sections = {name: _without_seed(config.get(name, {})) for name in ("distillation", *(() if document_tower else ("towers", "index")))}
+    sections = {
+        name: _in_use(_without_seed(config.get(name, {}))) for name in ("distillation", *(() if document_tower else ("towers", "index")))
+    }
     split = config.get("evaluation", {}).get("split")
     return digest_of({"sections": sections, "dataset": dataset, "document_tower": document_tower, "split": split})
 
@@ -111,6 +113,13 @@ def load_noise(folder: Path) -> TrainingNoise | None:
 def _kind(manifest: ReleaseManifest) -> str:
     kept = manifest.pins.document_tower.digest if manifest.release_type == "query-refresh" else ""
     return kind_of(manifest.config, manifest.dataset.digest, kept)
+
+
+def _in_use(section: Any) -> Any:
+    """A section without the models beside that of the towers that are none, which older configurations do not know."""
+    if not isinstance(section, Mapping):
+        return section
+    return {key: value for key, value in section.items() if not (isinstance(value, Mapping) and value.get("base_model") == "")}
 
 
 def _without_seed(section: Any) -> Any:

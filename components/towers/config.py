@@ -85,7 +85,10 @@ class JudgeConfig(BesideConfig):
         8, ge=1, le=1000, description="Documents of a batch that it scores beside the relevant one: those that the towers find nearest"
     )
     max_length: int | None = Field(
-        None, ge=8, le=32768, description="Tokens that it reads, of a cross-encoder query and document together; null: as many as it can"
+        None,
+        ge=8,
+        le=32768,
+        description="Tokens that it reads, of a cross-encoder query and document together; null: twice what the towers read of both",
     )
     batch_size: int = Field(32, ge=1, le=100_000, description="Pairs of query and document that a cross-encoder scores at once")
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import file_sha256
+from components.artifacts import digest_of, file_sha256
 from components.errors import ArtifactError, ModelError
 from components.progress import Progress, counting
 from components.towers.base_models import BaseModel, resolve_base
@@ -391,12 +391,22 @@ def _as_published(folder: Path, contract: EncodingContract, precision: str) -> t
 def _base_of(folder: Path, contract: EncodingContract) -> BaseModel:
     # Code of the base runs for a tower that was made with it; that it is the same code, the digest says.
     base = resolve_base(contract.base_model, revision=contract.base_revision, code=contract.base_code is not None)
-    if base.digest != contract.base_digest:
+    if base.digest != contract.base_digest != _former_digest(base):
         raise ArtifactError(
             f"{folder} was made on '{contract.base_model}' with digest {contract.base_digest[:12]}, but that model is now "
             f"{base.digest[:12]}. Restore the base model, or retrain."
         )
     return base
+
+
+def _former_digest(base: BaseModel) -> str | None:
+    """The digest that a folder had until 2026-11-30, when what lies in hidden folders (.cache, .git) began to be left out of it."""
+    folder = Path(base.location)
+    if base.revision is not None or not folder.is_dir():
+        return None
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    whole = digest_of({path.relative_to(folder).as_posix(): file_sha256(path) for path in files})
+    return whole if base.layers is None else digest_of([whole, list(base.layers)])
 
 
 def _fully_trained(folder: Path, contract: EncodingContract, precision: str) -> tuple[Any, Any]:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from components.progress import measured, progress_bar
 from components.towers.config import TowerConfig
 from components.towers.device import freed_at_once, give_back_holes
-from components.towers.losses import Judge, QueryPrediction, build, cached_backward, listwise, matryoshka_info_nce
+from components.towers.losses import Judge, QueryPrediction, build, cached_backward, matryoshka_info_nce, matryoshka_listwise
 from components.towers.negatives import HardNegatives, Mined, known_false_negatives, mine, nearest_together
 from components.towers.pairs import BatchPlan, Pairs
 from components.towers.processes import World, collected, current_world, from_main, gather_with_gradient, like, sum_gradients
@@ -281,11 +281,12 @@ class Training:
         """How far the towers' order of the documents is from the judge's; a mean over the queries of this process."""
         import torch
 
-        chosen = judge.candidates(queries.detach() @ documents.detach().T, share.columns, share.targets)
+        own = [self.pairs.own.get(query) for query in share.queries]
+        chosen = judge.candidates(queries.detach() @ documents.detach().T, share.columns, share.targets, own)
         texts = [[self.pairs.documents[share.columns[column]] for column in row] for row in chosen.tolist()]
         judged = judge.distribution([self.pairs.queries[query] for query in share.queries], texts)
         places, shares = (torch.from_numpy(found).to(queries.device) for found in (chosen, judged))
-        return listwise(queries, documents, self.config.temperature, places, shares)
+        return matryoshka_listwise(queries, documents, self.config.temperature, places, shares, self.config.matryoshka)
 
     def _predicted(self, positives: Tensor, queries: Sequence[int], batch: Sequence[int]) -> Tensor:
         """The weighted loss of query prediction; a mean over the queries with words, of which each process has its own number."""

@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.errors import ModelError
-from components.towers.base_models import BaseModel, tokenizer_of, why_unloadable
-from components.towers.config import JudgeConfig, TowerConfig
+from components.towers import hub
+from components.towers.base_models import BaseModel, require_embeddings, tokenizer_of, why_unloadable
+from components.towers.config import TowerConfig
 from components.towers.contract import save_contract, space_id_of
 from components.towers.device import pick_device
 from components.towers.encoder import TowerEncoder, load_tower
@@ -96,8 +97,18 @@ def listwise(queries: Tensor, documents: Tensor, temperature: float, chosen: Ten
     """
     import torch
 
-    scores = (queries.float()[:, None, :] * documents.float()[chosen]).sum(2) / temperature
+    scores = (queries.float() @ documents.float().T).gather(1, chosen) / temperature
     return torch.nn.functional.kl_div(torch.log_softmax(scores, dim=1), judged, reduction="batchmean")
+
+
+def matryoshka_listwise(
+    queries: Tensor, documents: Tensor, temperature: float, chosen: Tensor, judged: Tensor, dimensions: Sequence[int] = ()
+) -> Tensor:
+    """Mean of `listwise` over the prefixes that `matryoshka_info_nce` trains, and over all columns."""
+    import torch
+
+    widths = sorted({*dimensions, queries.shape[1]})
+    return torch.stack([listwise(_prefix(queries, k), _prefix(documents, k), temperature, chosen, judged) for k in widths]).mean()
 
 
 def _prefix(vectors: Tensor, size: int) -> Tensor:
@@ -233,22 +244,21 @@ def build(embedding_weight: Tensor, query_tokens: Sequence[Sequence[int]], speci
 # --- A judge: a model that is larger, or reads query and document together, and tells the towers which documents are how relevant.
 
 
-LONGEST = 32_768  # tokens that a judge reads where neither it nor a person names fewer
 Scores = Callable[[Sequence[str], Sequence[Sequence[str]]], NDArray[np.float64]]  # queries, k documents of each -> (n, k)
 
 
 class Judge:
     """A cross-encoder or a SentenceTransformer as it is. It scores each batch anew, so a continued training repeats a straight one."""
 
-    def __init__(self, base: BaseModel, config: JudgeConfig, temperature: float) -> None:
-        """`temperature`: of cosines, where the configuration names none. Raises ModelError for a model that scores no texts."""
+    def __init__(self, base: BaseModel, config: TowerConfig) -> None:
+        """`config`: of the towers that it judges. Raises ModelError for a model that scores no texts."""
         from transformers.utils import logging
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         if base.layers is not None:
             raise ModelError(f"'{base.name}' keeps a part of its layers, which a judge does not. Leave out what stands behind the @.")
-        self.base, self._config = base, config
+        self.base, self._documents = base, config.judge.documents
         kinds = getattr(judge_config(base), "architectures", None) or ["without a named architecture"]
         together = kinds[0].endswith("ForSequenceClassification")
         if not together and read_published(base) is None:
@@ -256,22 +266,44 @@ class Judge:
                 f"'{base.name}' ({kinds[0]}) is no judge. Expected a cross-encoder, whose config.json names ...ForSequenceClassification, "
                 "or a SentenceTransformer, which has a modules.json."
             )
-        self._scores = (_of_pairs if together else _of_vectors)(base, config)
-        self._temperature = config.temperature or (1.0 if together else temperature)
+        own, longest = config.judge, judge_length(config)
+        self._scores = _of_pairs(base, longest, own.batch_size) if together else _of_vectors(base, longest)
+        self._temperature = own.temperature or (1.0 if together else config.temperature)
+        self._try()
 
-    def candidates(self, scores: Tensor, columns: Sequence[int], targets: Sequence[int]) -> NDArray[np.int64]:
+    def _try(self) -> None:
+        """One score now, so that what the model fails on is said before anything is trained; and of a pair alone what it is in company."""
+        texts = ["a", "a much longer text than the one before, of many more words than that"]
+        try:
+            both, alone = self._scores(["which"], [texts]), self._scores(["which"], [texts[:1]])
+        except self.base.faults as error:
+            raise ModelError(f"The judge '{self.base.name}' cannot score texts: {why_unloadable(error)}") from None
+        if np.isfinite(both).all() and not np.allclose(both[0, 0], alone[0, 0], atol=1e-3, rtol=1e-3):
+            raise ModelError(
+                f"The judge '{self.base.name}' scores a text otherwise beside a longer one ({alone[0, 0]:.3f} and {both[0, 0]:.3f}), so it "
+                "reads its padding. Set towers.judge.batch_size to 1, or name another."
+            )
+
+    def candidates(
+        self, scores: Tensor, columns: Sequence[int], targets: Sequence[int], own: Sequence[int | None] | None = None
+    ) -> NDArray[np.int64]:
         """int64 (n, k): for each query the column of its positive, and those of the other documents with the highest `scores` (n, m).
 
         `columns`: the document of every column, -1 for none; one that stands in several columns counts once, and the positive never again.
+        `own`: the document that each query is itself, which is no answer to it.
         """
         first = {document: column for column, document in reversed([*enumerate(columns)]) if document >= 0}
         distinct = np.array(sorted(first.values()), np.int64)
         found = scores.detach().float().cpu().numpy()[:, distinct]
-        own = np.array([columns[target] for target in targets])
-        found[np.array(columns)[distinct][None, :] == own[:, None]] = -np.inf
-        count = min(self._config.documents, len(distinct) - 1)
-        best = distinct[np.argsort(-found, axis=1, kind="stable")[:, :count]]
-        return np.concatenate([np.array(targets, np.int64)[:, None], best], axis=1)
+        documents = np.array(columns)[distinct][None, :]
+        left_out = documents == np.array([columns[target] for target in targets])[:, None]
+        if own is not None:
+            left_out |= documents == np.array([-1 if document is None else document for document in own])[:, None]
+        found[left_out] = -np.inf
+        count = min(self._documents, len(distinct) - int(left_out.sum(1).max()))
+        near = np.argpartition(-found, count - 1, axis=1)[:, :count] if 0 < count < len(distinct) else np.argsort(-found, axis=1)[:, :count]
+        order = np.argsort(-np.take_along_axis(found, near, 1), axis=1, kind="stable")
+        return np.concatenate([np.array(targets, np.int64)[:, None], distinct[np.take_along_axis(near, order, 1)]], axis=1)
 
     def distribution(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> NDArray[np.float32]:
         """float32 (n, k), rows sum to 1: what share of the relevance each of a query's k documents has."""
@@ -286,14 +318,24 @@ def judge_config(base: BaseModel) -> Any:
     """The configuration of a judge, whose code never runs here; raises ModelError for one that cannot be read."""
     from transformers import AutoConfig
 
+    folder = Path(base.location)
+    if (folder / hub.ADAPTER).is_file():
+        raise ModelError(hub.AN_ADAPTER.format(base.name))
+    if not hub.has_tokenizer(folder):  # transformers would make one that knows no word
+        raise ModelError(f"'{base.name}' has no tokenizer ({', '.join(hub.TOKENIZERS)}). Save the model's own tokenizer into its folder.")
     try:
         return AutoConfig.from_pretrained(base.location, trust_remote_code=False)
     except base.faults as error:
         raise ModelError(f"The judge '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
 
 
-def _of_pairs(base: BaseModel, config: JudgeConfig) -> Scores:
-    """The logits of a cross-encoder, which reads at most `config.max_length` tokens of both; raises ModelError for another classifier."""
+def judge_length(towers: TowerConfig) -> int:
+    """Tokens that a judge reads at most: what is set, else twice what the towers read of query and document, in their own tokens."""
+    return towers.judge.max_length or 2 * (towers.max_query_length + towers.max_document_length)
+
+
+def _of_pairs(base: BaseModel, longest: int, batch_size: int) -> Scores:
+    """The logits of a cross-encoder, which reads at most `longest` tokens of both; raises ModelError for another classifier."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -307,20 +349,22 @@ def _of_pairs(base: BaseModel, config: JudgeConfig) -> Scores:
         raise ModelError(f"'{base.name}' tells {model.config.num_labels} classes apart; a judge gives one score. Name a cross-encoder.")
     if missing := sorted(report["missing_keys"]):  # transformers has drawn them at random
         raise ModelError(f"'{base.name}' was saved without {missing[0]}, so it would score by chance. Name another, or save it whole.")
-    if tokenizer.pad_token is None or (model.config.pad_token_id is None and config.batch_size > 1):
+    require_embeddings(base, model, tokenizer)
+    pad = getattr(model.config.get_text_config(), "pad_token_id", None)
+    if batch_size > 1 and (pad is None or pad != tokenizer.pad_token_id):
         raise ModelError(f"'{base.name}' names no padding token, so it scores no two texts at once. Set towers.judge.batch_size to 1.")
-    limits = (position_limit(model), tokenizer.model_max_length, config.max_length)
-    longest = min(limit for limit in (*limits, LONGEST) if limit)
+    model.config.get_text_config().use_cache = False  # a decoder would keep all keys and values for a next word
+    longest = min(limit for limit in (position_limit(model), tokenizer.model_max_length, longest) if limit)
     model = model.to(pick_device()).eval()
 
     def scores(queries: Sequence[str], documents: Sequence[Sequence[str]]) -> NDArray[np.float64]:
         pairs = [(query, document) for query, found in zip(queries, documents, strict=True) for document in found]
         order = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])))  # alike in length, so little padding
         given = np.empty(len(pairs))
-        for start in range(0, len(pairs), config.batch_size):
-            rows = order[start : start + config.batch_size]
-            batch = [[pairs[i][side] for i in rows] for side in (0, 1)]
-            read = tokenizer(*batch, padding=True, truncation=True, max_length=longest, return_tensors="pt", split_special_tokens=True)
+        options = {"truncation": True, "max_length": longest, "return_tensors": "pt", "split_special_tokens": True}
+        for start in range(0, len(pairs), batch_size):
+            rows = order[start : start + batch_size]
+            read = tokenizer(*([pairs[i][side] for i in rows] for side in (0, 1)), padding=batch_size > 1, **options)
             with torch.inference_mode():
                 given[rows] = model(**read.to(model.device)).logits[:, 0].double().cpu().numpy()
         return given.reshape(len(queries), -1)
@@ -328,10 +372,11 @@ def _of_pairs(base: BaseModel, config: JudgeConfig) -> Scores:
     return scores
 
 
-def _of_vectors(base: BaseModel, config: JudgeConfig) -> Scores:
-    """The cosines of a published embedding model, with its own prompts, pooling and lengths, the latter at most `config.max_length`."""
+def _of_vectors(base: BaseModel, longest: int) -> Scores:
+    """The cosines of a published embedding model, with its own prompts, pooling and lengths, the latter at most `longest`."""
+    read = {"max_query_length": longest, "max_document_length": longest}
     own = with_own_settings(TowerConfig(base_model=base.name, revision=base.revision, training="none"))
-    cut = {field: min(getattr(own, field), config.max_length or LONGEST) for field in ("max_query_length", "max_document_length")}
+    cut = {field: min(getattr(own, field), most) if field in own.model_fields_set else most for field, most in read.items()}
     contracts = published_contracts(base, own.model_copy(update=cut))
     with TemporaryDirectory() as folder:  # a tower is loaded from one
         save_contract(Path(folder), contracts["document"], space_id_of(contracts["document"]))

@@ -8,7 +8,7 @@ processes that the configuration asks for on this machine.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -55,6 +55,7 @@ from components.towers.two_towers import TwoTowers, published_contracts
 
 LOG = "training_log.json"
 COLLAPSE_SAMPLE = 256
+Bases = tuple[BaseModel, BaseModel | None]  # of the towers, and of what judges them
 JUDGE = "judge"  # the section of its settings, and what lineage calls it
 
 
@@ -89,7 +90,7 @@ def train_companion(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str
     if config.training != "none":  # what is wrong with the towers is said now, not when the companion is trained
         _check_shares(config)
         TwoTowers(_resolved(pairs, config), config)
-        _judge(config)
+        _judge(_judge_base(config), config)
         give_back_memory()
     folder.mkdir(exist_ok=True)
     with named_as(COMPANION):
@@ -118,9 +119,9 @@ def take_part(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], fol
     if config.companion.base_model and not is_complete(folder / COMPANION):
         raise ConfigError("A companion is trained in one process. Leave torchrun out and set towers.processes, or train without companion.")
     _check_shares(config)
-    base, judge = _resolved(pairs, config), _judge(config)
-    require_same_data(_identity(pairs, config, (base, judge.base) if judge else (base,), folder))
-    losses, spread = _trained(pairs, config, base, judge, folder, parents, label)
+    bases = _resolved(pairs, config), _judge_base(config)
+    require_same_data(_identity(pairs, config, bases, folder))
+    losses, spread = _trained(pairs, config, bases, folder, parents, label)
     if world.main:
         write_json(folder / LOG, {"loss": losses, "spread": {k: vars(v) for k, v in spread.items()}})
         attributes = {"final_loss": round(float(np.mean(losses[-10:])), 4), "steps": config.steps, **_end_of_companion(folder, config)}
@@ -138,39 +139,44 @@ def _end_of_companion(folder: Path, config: TowerConfig) -> dict[str, Scalar]:
     return {"companion_final_loss": round(float(np.mean(losses[-10:])), 4), "companion_steps": config.companion.steps}
 
 
-def _judge(config: TowerConfig) -> Judge | None:
-    """The judge of the training; the main process looks for it first, since that may fetch it. Raises ModelError."""
+def _judge_base(config: TowerConfig) -> BaseModel | None:
+    """The model that judges; the main process looks for it first, since that may fetch it. Raises ModelError."""
     own = config.judge
     if not own.base_model:
         return None
     with named_as(JUDGE):
         found = from_main(lambda: resolve_base(own.base_model, revision=own.revision))
-        base = found if current_world().main else resolve_base(own.base_model, revision=found.revision)
-        return Judge(base, own, config.temperature)
+        return found if current_world().main else resolve_base(own.base_model, revision=found.revision)
 
 
-def _recorded(judge: Judge | None) -> dict[str, Scalar]:
+def _judge(base: BaseModel | None, config: TowerConfig) -> Judge | None:
+    with named_as(JUDGE):
+        return None if base is None else Judge(base, config)
+
+
+def _recorded(judge: BaseModel | None) -> dict[str, Scalar]:
     """What lineage tells of the model that the towers learnt to order documents by."""
     if judge is None:
         return {}
-    revision = {f"{JUDGE}_revision": judge.base.revision} if judge.base.revision else {}
-    return {JUDGE: judge.base.name, f"{JUDGE}_digest": judge.base.digest, **revision}
+    revision = {f"{JUDGE}_revision": judge.revision} if judge.revision else {}
+    return {JUDGE: judge.name, f"{JUDGE}_digest": judge.digest, **revision}
 
 
 def _trained(
-    pairs: Pairs, config: TowerConfig, base: BaseModel, judge: Judge | None, folder: Path, parents: Mapping[str, str], label: str
+    pairs: Pairs, config: TowerConfig, bases: Bases, folder: Path, parents: Mapping[str, str], label: str
 ) -> tuple[list[float], dict[str, Spread]]:
     """Train, write both towers and seal them; the training's memory is given back before a finished tower is loaded."""
-    towers = TwoTowers(base, config)
+    judge = _judge(bases[1], config)  # before the seeds of the towers are set
+    towers = TwoTowers(bases[0], config)
     run = Training(towers, pairs, config, folder)
     run.label, run.judge = label, judge
     run.to_end()
     spread, losses = _check_collapse(run, config), run.losses
     contracts = _write_towers(towers, folder)
-    del run, towers
+    del run, towers, judge
     give_back_memory()
     if contracts:
-        _seal_towers(contracts, config.companion, parents, folder, _recorded(judge))
+        _seal_towers(contracts, config.companion, parents, folder, _recorded(bases[1]))
     return losses, spread
 
 
@@ -209,7 +215,7 @@ def _resolved(pairs: Pairs, config: TowerConfig) -> BaseModel:
     return found if current_world().main else tower_base(config.model_copy(update={"revision": found.revision}), texts)
 
 
-def _identity(pairs: Pairs, config: TowerConfig, bases: Sequence[BaseModel], folder: Path) -> str:
+def _identity(pairs: Pairs, config: TowerConfig, bases: Bases, folder: Path) -> str:
     """Digest of all that has to be equal in every process."""
     if current_world().size == 1:
         return ""
@@ -217,7 +223,7 @@ def _identity(pairs: Pairs, config: TowerConfig, bases: Sequence[BaseModel], fol
     data = [pairs.queries, pairs.documents, pairs.pairs, sorted((q, sorted(d)) for q, d in pairs.relevant.items())]
     data += [pairs.origins, pairs.kinds]
     resumed = file_sha256(checkpoint) if checkpoint.exists() else None
-    return digest_of([digest_of(data), config.model_dump(), [base.digest for base in bases], resumed])
+    return digest_of([digest_of(data), config.model_dump(), [base and base.digest for base in bases], resumed])
 
 
 def _check_collapse(run: Training, config: TowerConfig) -> dict[str, Spread]:

@@ -77,7 +77,7 @@ def _with_vectors(options: argparse.Namespace) -> RetrainConfig:
             "Name the folder of the vectors with --vectors DIR, or the database that holds them (--qdrant, --milvus, --pgvector)."
         )
     given = [] if options.vectors is None else [f"towers.vectors={options.vectors}"]
-    options.set = [*options.set, "towers.base_model=vectors", "towers.training=none", "towers.companion.base_model=", *given]
+    options.set = [*options.set, "towers.base_model=vectors", "towers.training=none", "towers.companion=null", "towers.judge=null", *given]
     return read_config(options)
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from components.errors import ModelError
+from components.artifacts import digest_of, file_sha256
+from components.errors import ArtifactError, ModelError
 from components.towers import hub
 from components.towers.base_models import build_decoder, build_tiny_encoder, is_on_hub, load_config, pinned_revision, resolve_base
+from components.towers.contract import EncodingContract
+from components.towers.encoder import _base_of
 from tests.hub_world import hub_on_loopback, keep_in_cache, use_cache
 from tests.training.tiny_world import documents, queries
 
@@ -445,3 +448,21 @@ def test_what_other_programs_keep_in_hidden_folders_makes_no_other_model(decoder
     (folder / "shown").mkdir()
     (folder / "shown" / "weights").touch()
     assert folder_digest(folder) != folder_digest(decoder)
+
+
+def test_a_tower_that_was_made_when_hidden_folders_counted_still_finds_its_folder(decoder: Path, tmp_path: Path, home: Path) -> None:
+    folder = Path(shutil.copytree(decoder, tmp_path / "downloaded"))
+    (folder / ".cache").mkdir()
+    (folder / ".cache/config.json.metadata").write_text("1764400000.5")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    former = digest_of({path.relative_to(folder).as_posix(): file_sha256(path) for path in files})
+    contract = EncodingContract.model_validate(
+        {
+            "role": "document", "base_model": str(folder), "base_digest": former, "adapter_digest": None, "tokenizer_digest": "t",
+            "pooling": "last", "normalize": True, "prompt": "", "append_eos": True, "max_length": 8, "dimension": 4,
+        }
+    )  # fmt: skip
+    assert _base_of(tmp_path, contract).digest == resolve_base(str(folder)).digest != former
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    with pytest.raises(ArtifactError, match="Restore the base model"):
+        _base_of(tmp_path, contract)

@@ -17,10 +17,11 @@ from components.artifacts import DatasetArtifact, open_artifact
 from components.errors import ModelError
 from components.planning.facts import shape_of_base
 from components.release.completeness import OTHER_MODELS
+from components.towers import losses
 from components.towers.base_models import resolve_base
-from components.towers.config import TowerConfig
+from components.towers.config import JudgeConfig, TowerConfig
 from components.towers.loop import Training
-from components.towers.losses import Judge, judge_config, listwise
+from components.towers.losses import Judge, judge_config, judge_length, listwise, matryoshka_listwise
 from components.towers.train import train_towers, training_losses
 from components.towers.two_towers import TwoTowers
 from flows.config import RetrainConfig
@@ -57,6 +58,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         config.write_text(
             json.dumps(json.loads(config.read_text()) | {"architectures": ["BertForSequenceClassification"], "num_labels": 1})
         )
+        found |= {name: str(tmp_path_factory.mktemp(name)) for name in ("wordless", "unpadded")}
+        for name in ("wordless", "unpadded"):
+            shutil.copytree(found["cross"], found[name], dirs_exist_ok=True)
+        for file in Path(found["wordless"]).glob("*token*"):
+            file.unlink()
+        settings = json.loads((Path(found["cross"]) / "config.json").read_text())
+        (Path(found["unpadded"]) / "config.json").write_text(json.dumps(settings | {"pad_token_id": 5}))
         module = Transformer(encoder)
         found["vectors"] = str(tmp_path_factory.mktemp("vectors"))
         prompts = {"query": "query: ", "document": ""}
@@ -73,7 +81,7 @@ def judged(model: str, **changes: Any) -> TowerConfig:
 
 def judge_of(model: str, **changes: Any) -> Judge:
     config = judged(model, **changes)
-    return Judge(resolve_base(model), config.judge, config.temperature)
+    return Judge(resolve_base(model), config)
 
 
 def test_the_loss_is_the_divergence_from_the_judge_and_is_least_where_both_agree() -> None:
@@ -119,8 +127,11 @@ def test_the_candidates_are_the_positive_and_the_nearest_others_once_each(models
     scores = torch.tensor([[0.9, 0.1, 0.9, 1.0, 0.5, 0.3], [0.2, 0.9, 0.2, 1.0, 0.8, 0.9]])
     assert judge.candidates(scores, columns, [0, 1]).tolist() == [[0, 4, 5], [1, 5, 4]]
     assert judge.candidates(scores, columns, [2, 1])[0].tolist() == [2, 4, 5]  # not its positive's other column
+    assert judge.candidates(scores, columns, [0, 1], [12, None]).tolist() == [[0, 5, 1], [1, 5, 4]]  # not the query's own document
     few = judge_of(models["cross"], documents=50).candidates(scores, columns, [0, 1])
     assert few.shape == (2, 4) and few[0].tolist() == [0, 4, 5, 1]
+    own = judge_of(models["cross"], documents=50).candidates(scores, columns, [0, 1], [12, None])
+    assert own.shape == (2, 3) and 4 not in own[0] and 3 not in own
 
 
 def test_towers_learn_the_order_of_a_judge(models: dict[str, str], tmp_path: Path) -> None:
@@ -182,6 +193,8 @@ def test_lineage_names_the_judge(models: dict[str, str], tmp_path: Path) -> None
         ("classes", {}, "tells 3 classes apart; a judge gives one score"),
         ("headless", {}, "was saved without classifier.bias, so it would score by chance"),
         ("encoder", {}, "is no judge. Expected a cross-encoder"),
+        ("wordless", {}, "has no tokenizer"),
+        ("unpadded", {}, "names no padding token, so it scores no two texts at once. Set towers.judge.batch_size to 1"),
         ("nowhere", {}, "towers.judge: The model folder '.*nowhere' does not exist"),
     ],
 )
@@ -197,7 +210,37 @@ def test_what_is_no_judge_is_refused_before_anything_is_trained(
 
 def test_a_judge_that_is_cut_to_some_layers_is_refused(models: dict[str, str]) -> None:
     with pytest.raises(ModelError, match="keeps a part of its layers, which a judge does not"):
-        Judge(resolve_base(f"{models['encoder']}@1"), judged(models["encoder"]).judge, 0.03)
+        Judge(resolve_base(f"{models['encoder']}@1"), judged(models["encoder"]))
+
+
+def test_a_judge_that_reads_its_padding_is_refused(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "_of_pairs", lambda *_: lambda asked, found: np.full((len(asked), len(found[0])), float(len(found[0]))))
+    with pytest.raises(ModelError, match="scores a text otherwise beside a longer one"):
+        judge_of(models["cross"])
+
+
+def test_a_judge_that_fails_on_a_text_is_refused_at_once(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(asked: Any, found: Any) -> Any:
+        raise RuntimeError("expected scalar type Half but found Float\nat aten")
+
+    monkeypatch.setattr(losses, "_of_pairs", lambda *_: failing)
+    with pytest.raises(ModelError, match=r"cannot score texts: expected scalar type Half but found Float$"):
+        judge_of(models["cross"])
+
+
+def test_a_judge_reads_as_much_as_it_is_told_or_twice_what_the_towers_read() -> None:
+    towers = TowerConfig(max_query_length=10, max_document_length=30)
+    assert judge_length(towers) == 80
+    assert judge_length(towers.model_copy(update={"judge": JudgeConfig(max_length=512)})) == 512
+
+
+def test_prefixes_that_are_served_alone_learn_the_order_too() -> None:
+    torch.manual_seed(0)
+    queries, documents = (torch.nn.functional.normalize(torch.randn(n, 8), dim=1) for n in (2, 4))
+    chosen, shares = torch.tensor([[0, 2], [1, 3]]), torch.tensor([[0.9, 0.1], [0.4, 0.6]])
+    cut = [torch.nn.functional.normalize(rows[:, :4], dim=1) for rows in (queries, documents)]
+    expected = (listwise(queries, documents, 0.1, chosen, shares) + listwise(*cut, 0.1, chosen, shares)) / 2
+    assert float(matryoshka_listwise(queries, documents, 0.1, chosen, shares, (4,))) == pytest.approx(float(expected))
 
 
 def test_scores_that_are_no_numbers_end_the_training(models: dict[str, str]) -> None:
