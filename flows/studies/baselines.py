@@ -371,6 +371,7 @@ def _equal(config: StudySettings) -> str:
     teacher = f"{towers.steps:,} batches of the judgements alone" if trains_towers(config) else "none of them, being taken as it is"
     teacher += f" (LLM {towers.base_model}"
     teacher += f", with a companion {beside.base_model} that saw {beside.steps:,}" if beside.base_model else ""
+    teacher += f", judged by {towers.judge.base_model}, as no pair was" if towers.judge.base_model else ""
     return (
         f"{pairs} saw the train judgements{titles} in {how}, batches of {towers.batch_size} ({other}as many as the "
         f"{as_many}), the teacher {teacher}, small encoder "
