@@ -152,7 +152,8 @@ def _compared_again(decisions: Any) -> dict[str, Any] | None:
     last = decisions[-1] if isinstance(decisions, list) and decisions else None
     if not isinstance(last, dict) or not isinstance(last.get("decision"), dict):
         return None
-    return {"against": one_line(last.get("against")), "verdict": one_line(last["decision"].get("verdict"))}
+    against = last.get("against")  # a number, unless somebody forged it
+    return {"against": against if isinstance(against, int) else one_line(against), "verdict": one_line(last["decision"].get("verdict"))}
 
 
 def _lines(entry: dict[str, Any]) -> list[str]:

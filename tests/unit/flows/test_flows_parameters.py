@@ -239,6 +239,20 @@ def test_a_refresh_asks_for_another_generator_without_the_commit_of_the_one_befo
     assert more == base.distillation.model_copy(update={"generated": 7})
 
 
+def test_a_new_teacher_has_no_commit_of_another_judge_and_none_where_nothing_is_trained() -> None:
+    own = {"towers.judge.base_model": "a/judge", "towers.judge.revision": "f" * 40, "towers.judge.weight": 2.0}
+    base = release(load_config("smoke", None, own))
+
+    def judge(**settings: Any) -> Any:
+        asked = QueryRefreshConfig(new_teacher=True, settings={key.replace("__", "."): value for key, value in settings.items()})
+        return configured(asked, base, asked.changeable).towers.judge
+
+    assert (judge().base_model, judge().revision) == ("a/judge", "f" * 40)
+    other = judge(towers__judge__base_model="a/other")
+    assert (other.base_model, other.revision, other.weight) == ("a/other", None, 2.0)
+    assert judge(towers__training="none").base_model == ""
+
+
 def test_vectors_that_were_copied_into_a_home_are_found_where_the_home_lies_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`refresh-query-tower` after `adopt --qdrant` looked for them where the home had been."""
     monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
