@@ -301,7 +301,7 @@ class Judge:
             left_out |= documents == np.array([-1 if document is None else document for document in own])[:, None]
         found[left_out] = -np.inf
         count = min(self._documents, len(distinct) - int(left_out.sum(1).max()))
-        near = np.argpartition(-found, count - 1, axis=1)[:, :count] if 0 < count < len(distinct) else np.argsort(-found, axis=1)[:, :count]
+        near = np.argpartition(-found, max(0, count - 1), axis=1)[:, :count]
         order = np.argsort(-np.take_along_axis(found, near, 1), axis=1, kind="stable")
         return np.concatenate([np.array(targets, np.int64)[:, None], distinct[np.take_along_axis(near, order, 1)]], axis=1)
 

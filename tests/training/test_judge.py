@@ -25,7 +25,8 @@ from components.towers.losses import Judge, judge_config, judge_length, listwise
 from components.towers.train import train_towers, training_losses
 from components.towers.two_towers import TwoTowers
 from flows.config import RetrainConfig
-from flows.steps import towers_key, towers_step
+from flows.steps import at_commits, towers_key, towers_step
+from tests.hub_world import keep_in_cache, use_cache
 from tests.training.tiny_world import documents, pairs, queries
 
 
@@ -177,6 +178,29 @@ def test_a_killed_training_with_a_judge_ends_as_a_straight_one(models: dict[str,
     (tmp_path / "without").mkdir()
     train_towers(pairs(), config.model_copy(update={"judge": TowerConfig().judge}), {}, tmp_path / "without")
     assert training_losses(tmp_path / "without") != training_losses(tmp_path / "straight")
+
+
+def test_two_processes_learn_from_a_judge_what_one_does(models: dict[str, str], tmp_path: Path) -> None:
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        train_towers(
+            pairs(), judged(models["cross"], weight=3.0).model_copy(update={"processes": processes}), {}, tmp_path / str(processes)
+        )
+    one, two = (training_losses(tmp_path / name) for name in "12")
+    np.testing.assert_allclose(one, two, rtol=1e-3)
+
+
+def test_a_judge_of_a_hub_is_pinned_to_its_commit_and_named_with_it(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = keep_in_cache(tmp_path / "cache", "acme/judge", Path(models["cross"]))
+    use_cache(monkeypatch, tmp_path / "cache")
+    config = at_commits(RetrainConfig.model_validate({"towers": judged("acme/judge").model_dump()}))
+    assert config.towers.judge.revision == commit
+    (tmp_path / "towers").mkdir()
+    train_towers(pairs(), config.towers, {}, tmp_path / "towers")
+    told = open_artifact(tmp_path / "towers/query_tower").attributes
+    assert (told["judge"], told["judge_revision"]) == ("acme/judge", commit)
 
 
 def test_lineage_names_the_judge(models: dict[str, str], tmp_path: Path) -> None:

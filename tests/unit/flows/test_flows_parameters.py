@@ -256,7 +256,7 @@ def test_a_new_teacher_has_no_commit_of_another_judge_and_none_where_nothing_is_
 def test_vectors_that_were_copied_into_a_home_are_found_where_the_home_lies_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`refresh-query-tower` after `adopt --qdrant` looked for them where the home had been."""
     monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
-    own = {"towers.base_model": "vectors", "towers.vectors": "/the old home/work/collections/abc"}
+    own = {"towers.base_model": "vectors", "towers.vectors": "/the old home/collections/abc"}
     adopted = FlowRun("1", "adopt", "FINISHED", "", {}, None, load_config("smoke", None, own).model_dump(mode="json"))
     monkeypatch.setattr("flows.adopt.newest_flow_run", lambda *_: adopted)
     monkeypatch.setattr("flows.adopt._released", lambda _: False)

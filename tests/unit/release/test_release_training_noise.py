@@ -83,6 +83,14 @@ def test_another_configuration_data_or_kind_of_release_says_nothing(world: World
     assert find_noise(candidate(world, 0.74, (14, 14))) is None
 
 
+def test_a_model_beside_the_towers_that_is_none_makes_no_other_kind_of_training() -> None:
+    """Configurations of before there were judges do not name one, and are trained as those that name none."""
+    before = {"towers": {"steps": 5, "seed": 13}}
+    now = {"towers": {"steps": 5, "seed": 14, "judge": {"base_model": "", "weight": 1.0}, "companion": {"base_model": ""}}}
+    judged = {"towers": {**now["towers"], "judge": {"base_model": "a/judge", "weight": 1.0}}}
+    assert kind_of(before, "d") == kind_of(now, "d") != kind_of(judged, "d")
+
+
 def test_students_that_were_refreshed_are_compared_on_the_tower_that_they_kept(world: World) -> None:
     first = candidate(world, 0.70, (13, 13), release_type="query-refresh")
     kept = {"pins": first.pins.model_dump(mode="json")}
