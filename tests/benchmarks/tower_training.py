@@ -1,6 +1,6 @@
 """Training of the towers: throughput against sentence-transformers, and memory against two separate towers.
 
-    python tests/benchmarks/tower_training.py --data FOLDER [--base decoder-1536x24] [--lora-layers 9] [--chunk 4] [--rounds 2]
+    python tests/benchmarks/tower_training.py --data FOLDER [--base NAME] [--lora-layers 9] [--chunk N] [--recompute] [--rounds N]
 
 Three systems train on the same pairs with the same model, adapters, batch, chunk, lengths and number format: ours (two adapters on one
 decoder, gradient caching), sentence-transformers' trainer with its cached loss (one adapter for both roles, it knows no other), and two
@@ -106,6 +106,7 @@ def _towers(options: argparse.Namespace, count: int) -> dict[str, Any]:
         lora_rank=16,
         lora_alpha=32,
         lora_layers=options.lora_layers,
+        activation_checkpointing=options.recompute,
     )
     base = resolve_base(options.base, _texts(options.data))
     made = [TwoTowers(base, config) for _ in range(count)]
@@ -128,6 +129,8 @@ def _with_sentence_transformers(pairs: list[tuple[str, str]], options: argparse.
             max_steps=options.steps + WARM_UP,
             bf16=_is_bfloat16(options),
             use_cpu=not torch.cuda.is_available(),
+            gradient_checkpointing=options.recompute,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
@@ -259,6 +262,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--chunk", type=int, default=8, help="pairs in memory at once")
     parser.add_argument("--lora-layers", type=int, help="layers with adapters, counted from the output; all without it")
+    parser.add_argument("--recompute", action="store_true", help="work the layers out again in the backward pass, in all systems")
     parser.add_argument("--query-length", type=int, default=24)
     parser.add_argument("--document-length", type=int, default=64)
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
