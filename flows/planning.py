@@ -21,9 +21,11 @@ from flows.config import RetrainConfig
 from flows.runner import Step, make_ahead
 from flows.steps import (
     at_commits,
+    companion_step,
     evaluation_step,
     generation_step,
     index_step,
+    joined_step,
     needs_queries,
     snapshot_step,
     student_step,
@@ -78,6 +80,9 @@ def pending_steps(config: RetrainConfig, dataset: Artifact | None) -> list[str]:
     find("validate_data", lambda d: validation_step(config, d), data)
     generated = find("generate_queries", lambda d: generation_step(config, d), data) if config.distillation.generated else None
     towers = find("train_towers", lambda d: towers_step(config, d), data)
+    if config.towers.companion.base_model:
+        beside = find("train_companion", lambda d: companion_step(config, d), data)
+        towers = find("join_companion", lambda t, c: joined_step(config, t, c), towers, beside)
     query, document = (_part(towers, role) for role in ("query_tower", "document_tower"))
     vectors: Any = find("encode_corpus", lambda d, t: vectors_step(config, d, t), data, document)
     lacking = [] if generated or not config.distillation.generated else [None]

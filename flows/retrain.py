@@ -30,9 +30,9 @@ from flows.steps import (
     index_step,
     needs_queries,
     snapshot_step,
+    stage_one,
     student_step,
     targets_step,
-    towers_step,
     typed,
     vectors_step,
 )
@@ -216,8 +216,7 @@ def _require_affordable(config: RetrainConfig, data: Dataset) -> None:
 
 def train_both(config: RetrainConfig, recorder: Recorder, dataset: DatasetArtifact) -> tuple[EncoderArtifact, EncoderArtifact]:
     """Stage 1, and its two towers as artifacts of their own."""
-    step = towers_step(config, dataset)
-    towers = recorder.run(step)
+    towers, step = stage_one(config, dataset, recorder.run)
     parts = (recorder.record_part(towers, open_artifact(towers.path / role), step) for role in ("query_tower", "document_tower"))
     query, document = (typed(part, EncoderArtifact) for part in parts)
     return query, document

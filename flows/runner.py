@@ -56,7 +56,12 @@ RETRY_DELAYS = (10, 60)
 # Steps that compute with a model have this tag after `prefect concurrency-limit create gpu 1`, and one of them at a time has the card. The
 # others, such as the evaluation's BM25, need none.
 CARD = "gpu"
-ON_CARD = frozenset({"generate_queries", "train_towers", "encode_corpus", "encode_teacher_queries", "distil_query_tower", "encode_changes"})
+ON_CARD = frozenset(
+    {
+        "generate_queries", "train_towers", "train_companion", "join_companion", "encode_corpus", "encode_teacher_queries",
+        "distil_query_tower", "encode_changes",
+    }
+)  # fmt: skip
 # Folders of steps that this process made for its estimate, before the flow that they belong to.
 _made_ahead: set[Path] = set()
 

@@ -31,7 +31,7 @@ from components.index.search import open_documents
 from components.settings import expanded
 from components.towers.base_models import folder_identity, named_as, pinned_revision
 from components.towers.config import WITHOUT_WEIGHTS, CompanionConfig, JudgeConfig, TowerConfig
-from components.towers.train import train_on
+from components.towers.train import SHARED, companion_towers, join_companion, train_companion_on, train_on
 from components.towers.trained.adoption import adopt_vectors
 from components.towers.trained.endpoint import BASE as ENDPOINT
 from components.towers.trained.endpoint import take_endpoint
@@ -44,7 +44,7 @@ from flows.runner import Make, Step
 Config = TypeVar("Config", bound=RetrainConfig)
 Kind = TypeVar("Kind", bound=Artifact)
 # What a killed attempt leaves for the next one to continue from.
-TRAINING_FILES = ("checkpoint.pt", "negatives_*.npy", "mining_report.*", "companion/*")
+TRAINING_FILES = ("checkpoint.pt", "negatives_*.npy", "mining_report.*")
 SHARD_FILES = ("vectors-*.parquet", "shard-*.json")
 # Settings that a step does not read, or that only say when it refuses: a change of them makes nothing again.
 OF_LOADING = {"probe_tolerance"}
@@ -103,11 +103,9 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
 
     Each of these is a function of its own, so that what one of them reads changes nothing in the key of another.
     """
-    towers = config.towers
+    towers, judge = config.towers, config.towers.judge
     settings = {**towers_key(towers), **_folders(towers.base_model)}
-    for section in ("companion", "judge"):
-        own = getattr(towers, section)
-        settings[section] = {**own.model_dump(), **_folders(own.base_model)} if own.base_model else None
+    settings["judge"] = {**judge.model_dump(), **_folders(judge.base_model)} if judge.base_model else None
     make: Make = partial(train_on, dataset, towers)
     if towers.base_model in WITHOUT_WEIGHTS:
         make = partial(take_endpoint, towers, {"dataset": dataset.digest})
@@ -117,6 +115,33 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
         if towers.base_model in WITHOUT_WEIGHTS:
             make = partial(adopt_vectors, dataset, stored)
     return Step("train_towers", make, {"dataset": dataset}, settings, resumes=TRAINING_FILES)
+
+
+def companion_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
+    """Train the small encoder beside the towers, which neither reads them nor is read by them."""
+    towers = config.towers
+    own = towers_key(companion_towers(towers))
+    shared = {field: own.pop(field) for field in SHARED}
+    settings = {"companion": {**own, **_folders(towers.companion.base_model)}, **shared}
+    make = partial(train_companion_on, dataset, towers)
+    return Step("train_companion", make, {"dataset": dataset}, settings, resumes=TRAINING_FILES)
+
+
+def joined_step(config: RetrainConfig, towers: Artifact, companion: Artifact) -> Step:
+    """Put the companion beside the towers: what its cosine counts in a score trains nothing again."""
+    share = config.towers.companion.share
+    make = partial(join_companion, towers, companion, share)
+    return Step("join_companion", make, {"towers": towers, "companion": companion}, {"companion": {"share": share}})
+
+
+def stage_one(config: RetrainConfig, dataset: DatasetArtifact, run: Callable[[Step], Artifact]) -> tuple[Artifact, Step]:
+    """Both towers as one artifact, with the step that made it; `run` makes each step of the stage or finds it finished."""
+    step = towers_step(config, dataset)
+    towers = run(step)
+    if config.towers.companion.base_model:
+        step = joined_step(config, towers, run(companion_step(config, dataset)))
+        towers = run(step)
+    return towers, step
 
 
 def towers_key(towers: TowerConfig) -> dict[str, Any]:

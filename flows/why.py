@@ -32,6 +32,8 @@ STEPS = {
     "validate_data": "Hold the tables against the data contracts; red where one is broken.",
     "generate_queries": "Let a decoder write queries for documents.",
     "train_towers": "Stage 1: train query and document tower, or take a teacher that is trained already.",
+    "train_companion": "Train the small encoder beside the towers, where towers.companion names one.",
+    "join_companion": "Put it beside the towers: one vector of both.",
     "encode_corpus": "Encode all documents with the document tower, in shards.",
     "build_index": "Build the search index over the documents' vectors.",
     "map_query_tower": "Lead a new teacher's queries into the space of an index that stays.",

@@ -7,8 +7,6 @@ on. When their share reaches `compact_share`, the index is written anew from its
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from binascii import unhexlify
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +22,7 @@ from components.artifacts import (
     IndexArtifact,
     Scalar,
     VectorShards,
+    linked,
     read_manifest,
     remove_files,
     seal,
@@ -419,7 +418,7 @@ def _carried_over(previous: IndexArtifact, delta: VectorShards | None, update: _
     template, _, folder = place
     whole = [path for name in (TEMPLATE_FILE, INDEX_FILE) if (path := previous.path / name).is_file()]
     for path in [*whole, *(path for number in range(update.parts) for path in part_files(previous.path, number))]:
-        _link(path, folder / path.name)
+        linked(path, folder / path.name)
     numbers = read_table(previous.path, ["part"])["part"].to_numpy()
     if delta is not None:
         write_part(folder, update.parts, template, half_blocks(delta, range(delta.counts["shards"])))
@@ -511,18 +510,10 @@ def _live(update: _Update) -> NDArray[np.int64]:
     return live_rows(update.table.num_rows, update.deleted)
 
 
-def _link(source: Path, target: Path) -> None:
-    """A second name for the same file; a copy where the file system has none. Index files are replaced, never written into."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
 def _is_same(file: Path, earlier: Path) -> bool:
     return file.is_file() and file.samefile(earlier)
 
 
 def _link_if_there(source: Path, target: Path) -> None:
     if source.is_file():
-        _link(source, target)
+        linked(source, target)

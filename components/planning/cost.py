@@ -47,17 +47,9 @@ UNITS: Mapping[str, str] = {
     "written_byte": "a byte written and flushed",
 }
 STEPS = (
-    "snapshot_data",
-    "validate_data",
-    "generate_queries",
-    "train_towers",
-    "encode_corpus",
-    "encode_teacher_queries",
-    "build_index",
-    "distil_query_tower",
-    "evaluate",
-    "register",
-)
+    "snapshot_data", "validate_data", "generate_queries", "train_towers", "train_companion", "join_companion", "encode_corpus",
+    "encode_teacher_queries", "build_index", "distil_query_tower", "evaluate", "register",
+)  # fmt: skip
 PROBES = 64  # texts of `components.towers.contract`, some 12 tokens each with prompt and end token
 PROBE_TOKENS = 12
 GENERATED_TOKENS = 24  # tokens that a decoder writes for a query, each a pass through the model
@@ -66,6 +58,7 @@ OVERHEAD = {
     "snapshot_data": 0.8,
     "validate_data": 2.4,
     "train_towers": 1.0,
+    "train_companion": 1.0,
     "encode_corpus": 0.3,
     "encode_teacher_queries": 0.3,
     "build_index": 0.3,
@@ -114,7 +107,9 @@ def work_of(config: Any, facts: Facts) -> dict[str, Work]:
     found: dict[str, Work] = {
         "snapshot_data": {"reference_second": READ_DOCUMENT * documents},
         "validate_data": {"reference_second": VALIDATED_DOCUMENT * documents},
-        "train_towers": _added(_added(_training(config, facts), _companion_training(config, facts)), _judging(config, facts)),
+        "train_towers": _added(_training(config, facts), _judging(config, facts)),
+        "train_companion": _companion_training(config, facts),
+        "join_companion": {"teacher_load": 2, "student_load": 2},
         "generate_queries": {"teacher_token": config.distillation.generated * GENERATED_TOKENS, "teacher_load": 1},
         "encode_corpus": _corpus(config, facts),
         "encode_teacher_queries": _teacher_queries(config, facts, targets),
@@ -507,27 +502,24 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
     floor = loaded + KEPT_MODELS * weights
     inference = weights + (0 if on_card else INFERENCE_TOKEN * max(config.encoding.tokens_per_batch, 2048))
     training = weights if on_card else HOST_BUFFERS + training_bytes(config, facts, number_bytes, on_host=True)
-    if facts.companion:  # it is trained before the towers, with nothing of them in memory
-        training = max(training, HOST_BUFFERS + companion_bytes(config, facts, on_host=True))
     training += facts.judge_bytes(towers)
+    beside = 0 if on_card else HOST_BUFFERS + companion_bytes(config, facts, on_host=True)
     every, trained = student_parameters(config, facts)
     targets = sum(texts.count for texts in target_texts(config, facts))
     queries = sum(texts.count for texts in facts.judged.values())
-    adapters = 4 * (trained_parameters(towers, facts) + companion_parameters(towers, facts))
+    adapters, small = (4 * parameters(towers, facts) for parameters in (trained_parameters, companion_parameters))
     learning = STUDENT_TRAINING * trained + 4 * every + 12 * vectors + 8 * targets * dimension
     learning += 24 * config.distillation.batch_size * documents if config.distillation.refine_negatives == "all" else 0
     measuring = inference + 4 * every + 4 * vectors + (8 * documents * facts.student.width if config.evaluation.untrained_student else 0)
     built = 4 * min(documents, config.index.train_vectors) * dimension * 2 if index_key(config, facts) != "Flat" else 8 * dimension * 16384
-    registered = adapters + 4 * every + 2 * vectors + 100 * documents
+    registered = adapters + small + 4 * every + 2 * vectors + 100 * documents
     needs = {
         "snapshot_data": Need(PROGRAM // 3 + 2 * tables, int(0.6 * facts.documents.characters) + 100 * documents),
         "validate_data": Need(PROGRAM // 3 + 3 * tables, 100_000),
         "generate_queries": Need(floor + inference, 200 * config.distillation.generated),
-        "train_towers": Need(
-            loaded + weights + training,
-            adapters + 1_000_000,
-            max(checkpoint_bytes(towers, facts), 12 * companion_parameters(towers, facts)),
-        ),
+        "train_towers": Need(loaded + weights + training, adapters + 1_000_000, checkpoint_bytes(towers, facts)),
+        "train_companion": Need(loaded + weights + beside, small + 1_000_000, 3 * small),
+        "join_companion": Need(loaded + inference, 1_000_000),
         "encode_corpus": Need(floor + inference + 6 * dimension * config.encoding.shard_size, 2 * vectors + 100 * documents),
         "encode_teacher_queries": Need(floor + inference + 8 * targets * dimension, (2 * dimension + 60) * targets),
         "build_index": Need(floor + built, 2 * vectors + 150 * documents),
@@ -540,7 +532,9 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
 
 def work_steps(config: Any) -> list[str]:
     """The steps of a retraining under `config`, in their order."""
-    return [step for step in STEPS if step != "generate_queries" or config.distillation.generated]
+    alone, given = not config.towers.companion.base_model, not config.distillation.generated
+    left_out = {"generate_queries": given, "train_companion": alone, "join_companion": alone}
+    return [step for step in STEPS if not left_out.get(step)]
 
 
 def training_bytes(config: Any, facts: Facts, number_bytes: int, on_host: bool = False) -> int:
@@ -591,7 +585,9 @@ def card_needs(config: Any, facts: Facts, number_bytes: int) -> dict[str, int]:
     learning = STUDENT_TRAINING * trained + 4 * every + 4 * documents * dimension + 8 * config.distillation.batch_size * documents
     needs = {
         "generate_queries": weights + through,
-        "train_towers": weights + max(training_bytes(config, facts, number_bytes) + beside, companion_bytes(config, facts)),
+        "train_towers": weights + training_bytes(config, facts, number_bytes) + beside,
+        "train_companion": weights + companion_bytes(config, facts),
+        "join_companion": weights + through,
         "encode_corpus": weights + through,
         "encode_teacher_queries": queries,
         "distil_query_tower": learning,

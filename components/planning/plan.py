@@ -23,7 +23,7 @@ from components.planning.facts import Facts, Texts
 from components.settings import free_memory
 from components.towers.device import FREED_FROM
 
-PLAN_VERSION = 9  # change it where the same data, machine and budget should lead to other settings
+PLAN_VERSION = 10  # change it where the same data, machine and budget should lead to other settings
 # Standard deviation of the difference in nDCG@10 of a query between two trainings, measured on the demo and on pages.
 TRAINING_SPREAD = 0.22
 GROUPED = 1.05  # a design effect above this is worth a word
@@ -168,7 +168,10 @@ def from_data(config: Any, facts: Facts, fixed: Iterable[str], room: Room, numbe
     sized = changed(config, {choice.field: choice.value for choice in kept})
 
     def peak(step: str, tried: Any) -> int:
-        return card_needs(tried, facts, number_bytes)[step] if on_card else needs_of(tried, facts, number_bytes)[step].memory
+        """Of a training of the towers also that of their companion, whose parts of a batch are as large."""
+        needs = card_needs(tried, facts, number_bytes) if on_card else needs_of(tried, facts, number_bytes)
+        counted = [needs[name] for name in (step, *(["train_companion"] if step == "train_towers" else ())) if name in needs]
+        return max(need.memory if isinstance(need, Need) else need for need in counted)
 
     def wanted(tried: Any) -> bool:
         """Whether a training step keeps little enough: all of a card's, on a processor what the heap may hold (see `freed_at_once`)."""

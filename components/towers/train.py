@@ -15,12 +15,14 @@ from types import MappingProxyType
 import numpy as np
 
 from components.artifacts import (
+    MANIFEST,
+    SIGNATURE,
     Artifact,
     DatasetArtifact,
     Scalar,
     digest_of,
     file_sha256,
-    is_complete,
+    linked,
     open_artifact,
     read_json,
     seal,
@@ -32,6 +34,8 @@ from components.towers.base_models import BaseModel, named_as, resolve_base, tow
 from components.towers.config import CompanionConfig, TowerConfig
 from components.towers.contract import (
     COMPANION,
+    CONTRACT_FILE,
+    PROBE_FILE,
     ROLES,
     EncodingContract,
     Role,
@@ -57,6 +61,11 @@ LOG = "training_log.json"
 COLLAPSE_SAMPLE = 256
 Bases = tuple[BaseModel, BaseModel | None]  # of the towers, and of what judges them
 JUDGE = "judge"  # the section of its settings, and what lineage calls it
+# What a companion takes of the towers' settings: what concerns data and loss.
+SHARED = (
+    "max_query_length", "max_document_length", "temperature", "warmup_share", "batch_size", "length_window", "homogeneous_batches",
+    "batches_by", "suspect_margin", "checkpoint_every", "max_mean_cosine", "min_effective_rank", "precision", "seed",
+)  # fmt: skip
 
 
 def train_on(dataset: DatasetArtifact, config: TowerConfig, folder: Path) -> Artifact:
@@ -69,10 +78,15 @@ def train_towers(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], 
     """Train and write `folder`/query_tower and `folder`/document_tower, each an encoder artifact of its own.
 
     Raises ModelError for an unusable base model, ConfigError for settings that cannot work together, DataError when processes hold
-    different data, and CollapseError when the embeddings have collapsed. A companion is trained first, in this process alone.
+    different data, and CollapseError when the embeddings have collapsed. A companion is trained apart (`train_companion`) and put beside
+    them afterwards (`join_companion`): here it is looked at alone, so that what is wrong with it is said before the towers are trained.
     """
     if config.companion.base_model:
-        train_companion(pairs, config, parents, folder / COMPANION)
+        with named_as(COMPANION):
+            own = companion_towers(config)
+            TwoTowers(_resolved(pairs, own), own)
+        give_back_memory()
+        config = config.model_copy(update={"companion": CompanionConfig()})
     if config.training == "none":
         return take_as_published(pairs, config, parents, folder)
     check_mining(config)
@@ -83,30 +97,49 @@ def train_towers(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], 
     return open_artifact(folder)
 
 
-def train_companion(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], folder: Path) -> None:
-    """Train the small encoder of `config.companion` into `folder`, unless that was done before. Raises as `train_towers` does."""
-    if is_complete(folder):
-        return
-    if config.training != "none":  # what is wrong with the towers is said now, not when the companion is trained
-        _check_shares(config)
-        TwoTowers(_resolved(pairs, config), config)
-        _judge(_judge_base(config), config)
-        give_back_memory()
-    folder.mkdir(exist_ok=True)
+def train_companion_on(dataset: DatasetArtifact, config: TowerConfig, folder: Path) -> Artifact:
+    """The step train_companion: `train_companion` on the pairs of a data set. Raises as `train_on` does."""
+    pairs = training_pairs(load_dataset(dataset.path), config.batches_by)
+    return train_companion(pairs, config, {"dataset": dataset.digest}, folder)
+
+
+def train_companion(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], folder: Path) -> Artifact:
+    """Train the small encoder of `config.companion` as towers of its own, in this process alone. Raises as `train_towers` does."""
     with named_as(COMPANION):
         take_part(pairs, companion_towers(config), parents, folder, "train companion")
+    return open_artifact(folder)
+
+
+def join_companion(towers: Artifact, companion: Artifact, share: float, folder: Path) -> Artifact:
+    """The step join_companion: both `towers` with those of the `companion` beside them, whose cosine counts `share` of a score.
+
+    The towers of one space then; nothing is trained, and their files are linked. Raises as `load_tower` does.
+    """
+    of_parts = shutil.ignore_patterns(MANIFEST, SIGNATURE, CONTRACT_FILE, PROBE_FILE, ".*")
+    shutil.copytree(towers.path, folder, copy_function=linked, ignore=of_parts, dirs_exist_ok=True)
+    for role in ROLES:
+        tower = f"{role}_tower"
+        shutil.copytree(companion.path / tower, folder / tower / COMPANION, copy_function=linked, ignore=shutil.ignore_patterns(".*"))
+    contracts = {role: _joined(towers.path, companion.path, role, share) for role in ROLES}
+    parents = {"towers": towers.digest, "companion": companion.digest, **towers.parents}
+    recorded = {"companion": open_artifact(companion.path / "query_tower").attributes["base_model"]}
+    judged = {key: value for key, value in open_artifact(towers.path / "query_tower").attributes.items() if key.startswith(JUDGE)}
+    _seal_towers(contracts, parents, folder, recorded | judged)
+    attributes = {f"companion_{key}": companion.attributes[key] for key in ("final_loss", "steps")}
+    return seal(folder, "towers", counts=towers.counts, parents=parents, attributes={**towers.attributes, **attributes})
+
+
+def _joined(towers: Path, companion: Path, role: Role, share: float) -> EncodingContract:
+    own, beside = (load_contract(folder / f"{role}_tower")[0] for folder in (towers, companion))
+    return joined_contract(own, beside, share)
 
 
 def companion_towers(config: TowerConfig) -> TowerConfig:
-    """The configuration of the companion as towers of their own: its own settings, and of the towers' what concerns data and loss."""
+    """The configuration of the companion as towers of their own: its own settings, and those of the towers' that it shares."""
     own = config.companion
-    same = (
-        "max_query_length", "max_document_length", "temperature", "warmup_share", "batch_size", "length_window", "homogeneous_batches",
-        "batches_by", "suspect_margin", "checkpoint_every", "max_mean_cosine", "min_effective_rank", "precision", "seed",
-    )  # fmt: skip
     # Of short texts a small encoder keeps little: all of a batch at once spares what the cached gradients cost.
     chunk = max(config.chunk_size, min(config.batch_size, 32)) if config.max_document_length <= 128 else config.chunk_size
-    shared = {field: getattr(config, field) for field in same}
+    shared = {field: getattr(config, field) for field in SHARED}
     return TowerConfig(**own.model_dump(exclude={"share"}), **shared, lora_alpha=2 * own.lora_rank, chunk_size=chunk)
 
 
@@ -116,7 +149,7 @@ def take_part(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], fol
     `label` names the training in its progress.
     """
     world = join_world()
-    if config.companion.base_model and not is_complete(folder / COMPANION):
+    if config.companion.base_model:
         raise ConfigError("A companion is trained in one process. Leave torchrun out and set towers.processes, or train without companion.")
     _check_shares(config)
     bases = _resolved(pairs, config), _judge_base(config)
@@ -124,19 +157,10 @@ def take_part(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], fol
     losses, spread = _trained(pairs, config, bases, folder, parents, label)
     if world.main:
         write_json(folder / LOG, {"loss": losses, "spread": {k: vars(v) for k, v in spread.items()}})
-        attributes = {"final_loss": round(float(np.mean(losses[-10:])), 4), "steps": config.steps, **_end_of_companion(folder, config)}
+        attributes = {"final_loss": round(float(np.mean(losses[-10:])), 4), "steps": config.steps}
         (folder / CHECKPOINT).unlink(missing_ok=True)
         seal(folder, "towers", counts={"pairs": len(pairs.pairs)}, parents=parents, attributes=attributes)
     wait_for_all()
-
-
-def _end_of_companion(folder: Path, config: TowerConfig) -> dict[str, Scalar]:
-    """What the companion ended with; its towers are in those beside it by now, and its folder goes."""
-    if not config.companion.base_model:
-        return {}
-    losses = training_losses(folder / COMPANION)
-    shutil.rmtree(folder / COMPANION)
-    return {"companion_final_loss": round(float(np.mean(losses[-10:])), 4), "companion_steps": config.companion.steps}
 
 
 def _judge_base(config: TowerConfig) -> BaseModel | None:
@@ -176,7 +200,7 @@ def _trained(
     del run, towers, judge
     give_back_memory()
     if contracts:
-        _seal_towers(contracts, config.companion, parents, folder, _recorded(bases[1]))
+        _seal_towers(contracts, parents, folder, _recorded(bases[1]))
     return losses, spread
 
 
@@ -190,14 +214,13 @@ def take_as_published(pairs: Pairs, config: TowerConfig, parents: Mapping[str, s
     base = tower_base(config, [*pairs.documents, *pairs.queries])
     contracts = published_contracts(base, config)
     _start_over(folder)
-    _seal_towers(contracts, config.companion, parents, folder)
+    _seal_towers(contracts, parents, folder)
     spreads = {}
     for role, texts in zip(ROLES, (pairs.queries, pairs.documents), strict=True):
         chosen = np.random.default_rng(config.seed).permutation(len(texts))[:COLLAPSE_SAMPLE]
         spreads[role] = measure_spread(load_tower(folder / f"{role}_tower", config.precision).encode([texts[i] for i in chosen]))
     write_json(folder / LOG, {"loss": [], "spread": {role: vars(spread) for role, spread in spreads.items()}})
-    attributes = {"steps": 0, **_end_of_companion(folder, config)}
-    return seal(folder, "towers", counts={"pairs": len(pairs.pairs)}, parents=parents, attributes=attributes)
+    return seal(folder, "towers", counts={"pairs": len(pairs.pairs)}, parents=parents, attributes={"steps": 0})
 
 
 def _check_shares(config: TowerConfig) -> None:
@@ -256,17 +279,14 @@ def _start_over(folder: Path) -> None:
 
 def _seal_towers(
     contracts: Mapping[Role, EncodingContract],
-    companion: CompanionConfig,
     parents: Mapping[str, str],
     folder: Path,
     recorded: Mapping[str, Scalar] = MappingProxyType({}),
 ) -> None:
     """Write contract, space and probes of each tower. The probes are encoded as a user will encode: by the tower loaded from its folder.
 
-    A companion that was trained into `folder` is copied into that of its tower. `recorded`: more attributes of both.
+    `recorded`: more attributes of both.
     """
-    if companion.base_model:
-        contracts = {role: _with_companion(contract, companion, folder) for role, contract in contracts.items()}
     space_id = space_id_of(contracts["document"])
     for role, contract in contracts.items():
         target = folder / f"{role}_tower"
@@ -278,16 +298,9 @@ def _seal_towers(
             "dimension": contract.dimension,
             "base_model": contract.base_model,
             **({"base_code": contract.base_code} if contract.base_code else {}),
-            **({"companion": companion.base_model} if companion.base_model else {}),
             **recorded,
         }
         seal(target, "encoder", counts={"probes": 64}, parents=parents, attributes=attributes)
-
-
-def _with_companion(contract: EncodingContract, companion: CompanionConfig, folder: Path) -> EncodingContract:
-    target = folder / f"{contract.role}_tower" / COMPANION
-    shutil.copytree(folder / COMPANION / target.parent.name, target, dirs_exist_ok=True)
-    return joined_contract(contract, load_contract(target)[0], companion.share)
 
 
 def training_losses(folder: Path) -> list[float]:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlparse
 
 from components import settings
-from components.artifacts import Artifact, digest_of, file_sha256, read_json, require_written, write_json
+from components.artifacts import Artifact, digest_of, file_sha256, linked, read_json, require_written, write_json
 from components.errors import ArtifactError, ModelError
 from components.tracking import embedded, labels
 from components.tracking.live import scratch
@@ -349,12 +349,12 @@ def _save(artifact: Artifact, logged: LoggedModel, run_id: str, target: Path) ->
         )
     for cache in list(target.rglob("__pycache__")):
         shutil.rmtree(cache, ignore_errors=True)
-    shutil.copytree(artifact.path, target / SEALED_PATH, copy_function=_link, ignore=shutil.ignore_patterns(".*"))
+    shutil.copytree(artifact.path, target / SEALED_PATH, copy_function=linked, ignore=shutil.ignore_patterns(".*"))
     # The entry that save_model would write for `artifacts=`, with our digest in the place of a path of this machine.
     entry = {SEALED: {"path": SEALED_PATH, "uri": f"sha256:{artifact.digest}"}}
     model.flavors["python_function"]["artifacts"] = entry
     if (artifact.path / _MODULES).is_file():
-        shutil.copytree(artifact.path, target / SENTENCE_TRANSFORMER, copy_function=_link, ignore=shutil.ignore_patterns(".*"))
+        shutil.copytree(artifact.path, target / SENTENCE_TRANSFORMER, copy_function=linked, ignore=shutil.ignore_patterns(".*"))
         model.add_flavor("sentence_transformers", sentence_transformers_version=version("sentence-transformers"))
     model.save(str(target / "MLmodel"))
     return write_package(target)
@@ -427,12 +427,3 @@ def _share_within(folder: Path, sealed: Path) -> None:
         with suppress(OSError):  # a file system without links, where the copy stays
             os.link(sealed / path.relative_to(folder), beside)
             beside.replace(path)
-
-
-def _link(source: str, target: str) -> str:
-    """A hard link, or a copy where the file system has none."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,9 +24,9 @@ from flows.steps import (
     index_step,
     needs_queries,
     snapshot_step,
+    stage_one,
     student_step,
     targets_step,
-    towers_step,
     typed,
     vectors_step,
 )
@@ -137,6 +136,7 @@ class Context:
         """`wanted` are the cells that the user asked for; none: all."""
         self.config, self.recorder, self._wanted = at_commits(config), recorder, list(wanted)
         self._done: dict[Path, Artifact | CollapseError] = {}
+        self._made_of: dict[str, list[Artifact]] = {}  # the towers of a stage 1 by their digest, and what else its steps made
 
     def chosen(self, names: Sequence[str]) -> list[str]:
         """Those of the study's `names` that the user asked for, in their order; raises ConfigError for one that does not exist."""
@@ -193,7 +193,15 @@ class Context:
         """Both towers as the one artifact that their training makes."""
         config = config or self.config
         self.generated(config)  # a generator that cannot write is found before the towers are trained
-        return self.run(towers_step(config, self.dataset))
+        made: list[Artifact] = []
+
+        def run(step: Step) -> Artifact:
+            made.append(self.run(step))
+            return made[-1]
+
+        towers, _ = stage_one(config, self.dataset, run)
+        self._made_of[towers.digest] = made
+        return towers
 
     def generated(self, config: StudySettings | None = None) -> Artifact | None:
         """The queries that a decoder writes for documents; None when none are asked for."""
@@ -234,9 +242,15 @@ class Context:
         return typed(self.run(student_step(config, inputs)), EncoderArtifact)
 
     def timing(self, artifact: Artifact) -> dict[str, float] | None:
-        """Seconds and attempts of the making of an artifact that this study has run or found; None when they were not recorded."""
-        found = self.recorder.timings.get(artifact.digest)
-        return asdict(found) if found else None
+        """Seconds and attempts of the making of an artifact that this study has run or found; None when they were not recorded.
+
+        Of towers with a companion those of both trainings together.
+        """
+        found = [self.recorder.timings.get(each.digest) for each in self._made_of.get(artifact.digest, [artifact])]
+        known = [timing for timing in found if timing]
+        if len(known) < len(found):
+            return None
+        return {"seconds": sum(timing.seconds for timing in known), "attempts": max(timing.attempts for timing in known)}
 
     def scores(self, system: str, encoder: EncoderArtifact, index: IndexArtifact, noise: Noise | None = None) -> Artifact:
         """Metrics per query of a tower or student on an index, for every split of the evaluation (see components.studies.scores)."""

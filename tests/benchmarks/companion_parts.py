@@ -62,14 +62,17 @@ def measured(split: str) -> dict[str, list[Training]]:
     from components.settings import work_folder
 
     found: dict[str, list[Training]] = defaultdict(list)
-    for path in sorted((work_folder() / "train_towers").glob("*.key.json")):
+    for path in sorted((work_folder() / "join_companion").glob("*.key.json")):
         folder = path.with_name(path.name.removesuffix(".key.json"))
-        parts = read_json(path)["parts"]
-        settings = {key.removeprefix("towers."): value for key, value in parts["settings"].items()}
-        if not settings.get("companion.base_model") or not is_complete(folder):
+        if not is_complete(folder):
             continue
+        joined = read_json(path)["parts"]
+        made_of = {role: made["step"] + "/" + made["key"] for role, made in joined["inputs"].items()}
+        parts = {role: read_json(work_folder() / f"{made}.key.json")["parts"] for role, made in made_of.items()}
+        settings = {**parts["companion"]["settings"], **parts["towers"]["settings"], **joined["settings"]}
+        settings = {key.removeprefix("towers."): value for key, value in settings.items()}
         same = {key: value for key, value in settings.items() if key != "seed"}
-        data = parts["inputs"]["dataset"]["key"]
+        data = parts["towers"]["inputs"]["dataset"]["key"]
         label = f"data {data[:12]}, settings {digest_of(same)[:12]}"
         found[label].append(training(settings["seed"], folder, work_folder() / "snapshot_data" / data, split))
     if not found:

@@ -38,7 +38,9 @@ def story(built: Built, mlflow_template: Path) -> Iterator[dict[str, Any]]:
         done("promote", *NAME)
         patch.setattr(TowerEncoder, "encode", counting)
         refreshed = done("refresh-index", "--data", edited, *NAME)
-        yield {"first": first, "refreshed": refreshed, "read": dict(read)}
+        numbers = dict(read)
+        weighed = done("retrain", *SMALL, "--data", built.data, *NAME, *COMPANION, "--set", "towers.companion.share=0.3")
+        yield {"first": first, "refreshed": refreshed, "read": numbers, "weighed": weighed}
 
 
 def test_it_is_verified_and_answers(story: dict[str, Any]) -> None:
@@ -64,6 +66,15 @@ def test_a_refresh_encodes_what_changed_with_both(story: dict[str, Any]) -> None
     assert refreshed["release_type"] == "index-refresh"
     assert done("verify", "candidate/2", *NAME)["verified"]
     assert story["read"] == {"tower": 3, "companion": 3}  # two documents that are new and one that was changed
+
+
+def test_what_the_companion_counts_is_changed_without_a_training(story: dict[str, Any]) -> None:
+    assert not story["weighed"]["cached"]
+    told = {step["step"]: step for step in done("status", "--why", *NAME)["steps"]}
+    assert [reason["subject"] for reason in told["join_companion"]["reasons"]] == ["towers.companion.share"]
+    assert "because towers.companion.share changed from 0.5 to 0.3" in told["encode_corpus"]["text"]
+    assert "The last run took it from the cache" in told["train_companion"]["text"]
+    assert "was found finished" in told["train_towers"]["text"]  # another retriever's, whose teacher has no companion
 
 
 def test_what_it_cannot_be_is_said(story: dict[str, Any], tmp_path: Path) -> None:

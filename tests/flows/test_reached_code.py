@@ -24,7 +24,7 @@ STUDIES = {
     "worth": ("study.small_learning_rates=[0.001]", "study.pair_passes=0.5", "distillation.noised=5", "distillation.spans=5"),
     "baselines": ("study.small_learning_rates=[0.001, 0.003]", "study.pair_passes=0.5"),
     "scaling_law": ("study.scaling_models=[decoder-32x1, decoder-64x1]", "study.scaling_shares=[0.5, 1.0]", "study.scaling_negatives=64"),
-    "retention": (),
+    "retention": ("towers.companion.base_model=tiny-encoder", "towers.companion.steps=4"),  # the towers are found finished
     "robustness": ("study.noise={typos: [0.5]}",),
     "cost_benefit": ("study.watts=100", "study.price_per_hour=1"),
     "corpus_growth": ("study.growth_sizes=[200, 300]",),

@@ -25,11 +25,11 @@ from components.towers.config import TowerConfig
 from components.towers.contract import COMPANION, EncodingContract, check_probes, load_contract, save_contract, space_id_of
 from components.towers.encoder import JoinedTower, load_tower, open_tower
 from components.towers.loop import CHECKPOINT, Training
-from components.towers.train import companion_towers, take_part, train_towers, training_losses
+from components.towers.train import companion_towers, join_companion, take_part, train_companion, train_towers, training_losses
 from flows.config import COMMAND_LINE, RetrainConfig, layers_of, settle
 from flows.config_view import settings_of
-from flows.steps import towers_step
-from tests.training.tiny_world import documents, pairs, queries
+from flows.steps import companion_step, joined_step, towers_step
+from tests.training.tiny_world import documents, pairs, queries, trained
 
 SHARE = 0.3
 
@@ -41,9 +41,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setenv("SCALINGNOTE_HOME", str(tmp_path_factory.mktemp("home")))
         config = with_companion()
         joined, alone = tmp_path_factory.mktemp("joined"), tmp_path_factory.mktemp("alone")
-        train_towers(pairs(), config, {}, joined)
+        trained(config, joined)
         train_towers(pairs(), config.model_copy(update={"companion": TowerConfig().companion}), {}, alone)
-        yield joined, alone, config
+        yield joined / "joined", alone, config
 
 
 def with_companion(**changes: Any) -> TowerConfig:
@@ -77,6 +77,9 @@ def test_what_is_counted_and_named_is_of_both(made: Any) -> None:
     attributes = open_artifact(joined).attributes
     assert attributes["companion_steps"] == 12 and float(str(attributes["companion_final_loss"])) > 0
     assert not (joined / COMPANION).exists() and not list(joined.rglob(CHECKPOINT))
+    parts = {role: open_artifact(joined.parent / role) for role in ("towers", "companion")}
+    expected = {"dataset": "d", **{role: part.digest for role, part in parts.items()}}
+    assert open_artifact(joined).parents == open_artifact(joined / "query_tower").parents == expected
     found = base_models_of({role: joined / role for role in ("query_tower", "document_tower")})
     assert {role: pin.name for role, pin in found.items() if role.endswith("_companion")} == {
         f"{role}_companion": config.companion.base_model for role in ("query_tower", "document_tower")
@@ -112,7 +115,21 @@ def test_another_companion_is_refused(made: Any, tmp_path: Path) -> None:
         load_tower(tmp_path / "tower")
 
 
-@pytest.mark.parametrize("killed_in", [7, 12 + 5])  # the companion takes 12 steps, then the towers take theirs
+def test_what_the_companion_counts_is_changed_without_training_and_touches_no_part(made: Any, tmp_path: Path) -> None:
+    joined, _, _ = made
+    parts = [open_artifact(joined.parent / part) for part in ("towers", "companion")]
+    other = join_companion(*parts, 0.8, tmp_path)
+    assert other.digest != open_artifact(joined).digest
+    first, second = (load_tower(folder / "query_tower").encode(queries()) for folder in (tmp_path, joined))
+    own = first.shape[1] - load_tower(tmp_path / "query_tower" / COMPANION).width
+    np.testing.assert_allclose(np.linalg.norm(first[:, :own], axis=1) ** 2, 0.2, atol=1e-5)
+    np.testing.assert_allclose(first[:, :own] / 0.2**0.5, second[:, :own] / (1 - SHARE) ** 0.5, atol=1e-5)
+    for folder in (*(part.path for part in parts), joined, tmp_path):  # their files are linked
+        for artifact in (folder, folder / "query_tower", folder / "document_tower"):
+            verify(artifact)
+
+
+@pytest.mark.parametrize("killed_in", [5, 8 + 7])  # the towers take 8 steps, then the companion takes its 12
 def test_a_killed_training_gives_the_vectors_of_a_straight_one(
     made: Any, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_in: int
 ) -> None:
@@ -128,22 +145,21 @@ def test_a_killed_training_gives_the_vectors_of_a_straight_one(
 
     monkeypatch.setattr(Training, "_step", until_killed)
     with pytest.raises(KeyboardInterrupt):
-        train_towers(pairs(), config, {}, tmp_path)
-    assert set(steps) == ({"train companion"} if killed_in < 12 else {"train companion", "train towers"})
+        trained(config, tmp_path)
+    assert set(steps) == ({"train towers"} if killed_in < 8 else {"train companion", "train towers"})
     steps.clear()
     monkeypatch.setattr(Training, "_step", lambda self, *given: (steps.append(self.label), step(self, *given))[1])
-    train_towers(pairs(), config, {}, tmp_path)
-    assert len(steps) == (12 - 6 + 8 if killed_in < 12 else 8 - 3)  # from the last checkpoint on
-    assert training_losses(tmp_path) == pytest.approx(training_losses(joined), abs=1e-5)
+    part, train = ("towers", train_towers) if killed_in < 8 else ("companion", train_companion)
+    made_again = train(pairs(), config, {"dataset": "d"}, tmp_path / part)
+    assert len(steps) == (8 - 3 if killed_in < 8 else 12 - 6)  # from the last checkpoint on
+    assert training_losses(made_again.path) == pytest.approx(training_losses(joined.parent / part), abs=1e-5)
     for role in ("query_tower", "document_tower"):
-        ours, theirs = load_tower(tmp_path / role).encode(documents()), load_tower(joined / role).encode(documents())
+        ours, theirs = load_tower(made_again.path / role).encode(documents()), load_tower(joined.parent / part / role).encode(documents())
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_a_model_as_published_has_a_companion_too(home: Path, tmp_path: Path) -> None:
-    config = with_companion().model_copy(update={"training": "none"})
-    train_towers(pairs(), config, {}, tmp_path)
-    tower = load_tower(tmp_path / "document_tower")
+    tower = load_tower(trained(with_companion().model_copy(update={"training": "none"}), tmp_path) / "document_tower")
     assert isinstance(tower, JoinedTower) and tower.contract.adapter_digest is None
     assert tower.companion.contract.adapter_digest is not None
 
@@ -169,15 +185,15 @@ def test_a_student_starts_from_the_companion_and_is_untrained_without(made: Any)
 
 def test_a_companion_that_was_cut_is_another_encoder_than_the_whole_one(home: Path, tmp_path: Path) -> None:
     whole = with_companion().companion.base_model
-    train_towers(pairs(), with_companion(base_model=f"{whole}@1"), {}, tmp_path)
-    tower = load_tower(tmp_path / "query_tower", "float32")
+    folder = trained(with_companion(base_model=f"{whole}@1"), tmp_path) / "query_tower"
+    tower = load_tower(folder, "float32")
     assert isinstance(tower, JoinedTower)
     for student, layers, taken in ((f"{whole}@1", 1, True), (whole, 2, False)):
         config = DistillationConfig(student=student, precision="float32")
-        begun = new_student(queries(), tower.encode(queries()), tower.space_id, config, tmp_path / "query_tower")
-        mine, trained = begun.model.state_dict(), tower.companion.model.state_dict()
+        begun = new_student(queries(), tower.encode(queries()), tower.space_id, config, folder)
+        mine, theirs = begun.model.state_dict(), tower.companion.model.state_dict()
         assert begun.layer_count == layers
-        assert all(np.array_equal(mine[name].numpy(), weight.numpy()) for name, weight in trained.items()) == taken
+        assert all(np.array_equal(mine[name].numpy(), weight.numpy()) for name, weight in theirs.items()) == taken
 
 
 def test_a_student_may_be_as_wide_as_both(home: Path) -> None:
@@ -195,25 +211,25 @@ def test_a_package_of_modules_cannot_hold_two_encoders(made: Any, tmp_path: Path
 def test_a_decoder_may_be_a_companion_and_an_encoder_says_what_it_cannot(home: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"^towers\.companion: towers\.companion\.attention is causal.* Set towers\.companion\.attention"):
         train_towers(pairs(), with_companion(attention="causal"), {}, tmp_path)
-    train_towers(pairs(), with_companion(base_model="tiny-decoder", attention="causal"), {}, tmp_path)
-    assert isinstance(load_tower(tmp_path / "query_tower"), JoinedTower)
+    folder = trained(with_companion(base_model="tiny-decoder", attention="causal"), tmp_path)
+    assert isinstance(load_tower(folder / "query_tower"), JoinedTower)
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"lora_layers": 99}, r"towers\.lora_layers is 99"),
-        ({"matryoshka": (9999,)}, r"towers\.matryoshka names 9999"),
-        ({"hard_negatives": 1, "mining_start": 50}, r"towers\.hard_negatives is 1"),
+        ({"base_model": "no-such-model"}, r"^towers\.companion: .*no-such-model"),
+        ({"attention": "causal"}, r"^towers\.companion: towers\.companion\.attention is causal"),
     ],
 )
-def test_what_the_towers_refuse_is_refused_before_the_companion_is_trained(
-    home: Path, tmp_path: Path, wrong: dict[str, Any], said: str
+def test_what_the_companion_cannot_be_is_said_before_the_towers_are_trained(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], said: str
 ) -> None:
-    """With the preset pages nine minutes were lost by a mistyped setting."""
-    with pytest.raises((ModelError, ConfigError), match=said):
-        train_towers(pairs(), with_companion().model_copy(update=wrong), {}, tmp_path)
-    assert not (tmp_path / COMPANION).exists()
+    monkeypatch.setattr(Training, "_step", lambda *_: pytest.fail("something was trained"))
+    for training in ("lora", "none"):
+        with pytest.raises(ModelError, match=said):
+            train_towers(pairs(), with_companion(**wrong).model_copy(update={"training": training}), {}, tmp_path / "towers")
+    assert not (tmp_path / "towers").exists()
 
 
 def test_processes_that_a_launcher_started_are_refused_before_anything_is_trained(home: Path, tmp_path: Path) -> None:
@@ -224,7 +240,7 @@ def test_processes_that_a_launcher_started_are_refused_before_anything_is_traine
 
 def test_a_collapse_of_the_companion_is_told_as_its_own(home: Path, tmp_path: Path) -> None:
     with pytest.raises(CollapseError, match=r"^towers\.companion.*has collapsed"):
-        train_towers(pairs(), with_companion().model_copy(update={"min_effective_rank": 1000.0}), {}, tmp_path)
+        train_companion(pairs(), with_companion().model_copy(update={"min_effective_rank": 1000.0}), {}, tmp_path)
 
 
 def test_a_student_that_is_cut_from_the_tower_has_no_companion(made: Any, tmp_path: Path) -> None:
@@ -251,16 +267,41 @@ def test_two_local_models_have_a_part_in_the_key_each(home: Path, tmp_path: Path
     folders = [Path(shutil.copytree(resolve_base("tiny-encoder", queries()).location, tmp_path / name)) for name in ("one", "other")]
     dataset = DatasetArtifact(kind="dataset", path=tmp_path, digest="d")
 
-    def key() -> str:
+    def keys() -> tuple[str, str]:
         towers = {"base_model": str(folders[0]), "attention": "bidirectional", "companion": {"base_model": str(folders[1])}}
-        return towers_step(RetrainConfig.model_validate({"towers": towers}), dataset).folder.name
+        config = RetrainConfig.model_validate({"towers": towers})
+        return towers_step(config, dataset).folder.name, companion_step(config, dataset).folder.name
 
-    keys = [key()]
+    found = [keys()]
     for folder in folders:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "changed": True}))
-        keys.append(key())
-    assert len(set(keys)) == 3
+        found.append(keys())
+    (towers, companion), (other, as_before), (as_changed, another) = found
+    assert towers != other == as_changed and companion == as_before != another
+
+
+def test_a_change_of_one_encoder_trains_the_other_no_more_than_a_change_of_what_it_counts(tmp_path: Path) -> None:
+    """For a weight that was looked for the LLM was trained again, and for a longer training of the LLM the companion."""
+    dataset = DatasetArtifact(kind="dataset", path=tmp_path, digest="d")
+
+    def keys(**changes: Any) -> dict[str, str]:
+        towers = {"base_model": "tiny-decoder", **changes, "companion": {"base_model": "tiny-encoder", **changes.get("companion", {})}}
+        config = RetrainConfig.model_validate({"towers": towers})
+        steps = towers_step(config, dataset), companion_step(config, dataset), joined_step(config, dataset, dataset)
+        return {step.name: step.folder.name for step in steps}
+
+    before = keys()
+    for changes, expected in (
+        ({"companion": {"share": 0.2}}, {"join_companion"}),
+        ({"companion": {"steps": 9}}, {"train_companion"}),
+        ({"companion": {"lora_rank": 2}}, {"train_companion"}),
+        ({"steps": 9, "lora_rank": 2, "hard_negatives": 2, "learning_rate": 0.1}, {"train_towers"}),
+        ({"seed": 9}, {"train_towers", "train_companion"}),
+        ({"max_query_length": 9}, {"train_towers", "train_companion"}),
+    ):
+        after = keys(**changes)
+        assert {name for name in before if before[name] != after[name]} == expected, changes
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,10 @@ from components.towers.contract import record_probes, save_contract, space_id_of
 from components.towers.encoder import JoinedTower, load_tower
 from components.towers.losses import cached_backward, info_nce
 from components.towers.model_size import model_without_memory, require_positions, shape_of
-from components.towers.train import train_towers
 from components.towers.transformer import check_attention, keep_layers, layer_stack
 from components.towers.two_towers import Adapters, TwoTowers, load_decoder
 from tests.families import ENCODER, SHARED_KEYS, STUDENTS, TEACHERS, Family, roberta
-from tests.training.tiny_world import documents, pairs, queries
+from tests.training.tiny_world import documents, queries, trained
 
 TEXTS = [*documents(), *queries()]
 LONG = " ".join(documents())
@@ -252,11 +251,11 @@ def test_a_companion_of_the_family_is_what_a_student_of_it_starts_from(
         base_model="tiny-decoder", steps=1, batch_size=8, max_query_length=16, max_document_length=24, precision="float32",
         max_mean_cosine=1.0, min_effective_rank=1.0, companion=companion,
     )  # fmt: skip
-    train_towers(pairs(), config, {}, tmp_path)
-    tower = load_tower(tmp_path / "query_tower", "float32")
+    folder = trained(config, tmp_path) / "query_tower"
+    tower = load_tower(folder, "float32")
     assert isinstance(tower, JoinedTower)
     asked = DistillationConfig(student=families[name], precision="float32", max_query_length=16)
-    student = new_student(queries(), tower.encode(queries()), "space", asked, tmp_path / "query_tower")
+    student = new_student(queries(), tower.encode(queries()), "space", asked, folder)
     mine, theirs = (np.float64(encoder.encode(queries())) for encoder in (bare(student), tower.companion))
     np.testing.assert_allclose(mine, theirs, atol=1e-4)
 

@@ -132,8 +132,9 @@ def test_a_student_of_fewer_layers_has_its_encoder_measured_whole_and_cut() -> N
 
 
 def test_every_step_has_work_memory_and_disk_and_every_unit_is_known() -> None:
-    for settings in (config(), config(distillation__generated=10, distillation__generator="tiny-decoder")):
-        work, needs = work_of(settings, facts()), needs_of(settings, facts(), 4)
+    generated, beside = config(distillation__generated=10, distillation__generator="tiny-decoder"), config(**WITH)
+    for settings, some in ((beside, facts(companion=ENCODER)), (config(), facts()), (generated, facts())):
+        work, needs = work_of(settings, some), needs_of(settings, some, 4)
         assert list(work) == list(needs) == work_steps(settings)
         assert {unit for step in work.values() for unit in step} <= set(UNITS)
         assert all(need.memory > 0 and need.disk >= 0 for need in needs.values())
@@ -183,15 +184,16 @@ def test_a_companion_adds_its_training_and_its_tokens_once() -> None:
     judged = sum(real(t.student, t.count, config().towers.max_query_length) for t in facts().judged.values())
     more = joined["evaluate"]["student_token"] - alone["evaluate"]["student_token"]
     assert more == pytest.approx(judged * size_of(ENCODER) / size_of(facts().student))
-    assert joined["train_towers"]["align_batch"] > 0 and "align_batch" not in alone["train_towers"]
+    assert joined["train_companion"]["align_batch"] > 0 and joined["train_towers"] == alone["train_towers"]
+    assert set(joined) - set(alone) == {"train_companion", "join_companion"}
 
 
 def test_a_companion_beside_a_static_student_costs_what_it_costs() -> None:
     static = {**WITH, "distillation__form": "static"}
     joined, alone = work_of(config(**static), facts(companion=ENCODER)), work_of(config(distillation__form="static"), facts())
-    for step, unit in (("encode_corpus", "teacher_token"), ("train_towers", "teacher_train_token"), ("evaluate", "teacher_token")):
-        assert joined[step][unit] > alone[step][unit]
-    assert "align_batch" not in joined["train_towers"]
+    for step, unit in (("encode_corpus", "teacher_token"), ("train_companion", "teacher_train_token"), ("evaluate", "teacher_token")):
+        assert joined[step][unit] > alone.get(step, {unit: 0})[unit]
+    assert "align_batch" not in joined["train_companion"]
 
 
 def test_a_judge_reads_beside_the_training_and_is_held_in_memory_alone() -> None:
@@ -214,11 +216,13 @@ def test_a_judge_reads_beside_the_training_and_is_held_in_memory_alone() -> None
 def test_memory_and_disk_hold_the_companion() -> None:
     full = {"towers__companion": {**WITH["towers__companion"], "training": "full"}}
     plain, small, large = (
-        needs_of(config(**changes), facts(companion=shape), 4)["train_towers"]
-        for changes, shape in (({}, None), (WITH, ENCODER), (full, DECODER))
+        needs_of(config(**changes), facts(companion=shape), 4) for changes, shape in (({}, None), (WITH, ENCODER), (full, DECODER))
     )
-    assert plain.disk < small.disk < large.disk
-    assert plain.memory < small.memory < large.memory and large.extra_disk >= 24 * DECODER.parameters
+    assert small["train_companion"].disk < large["train_companion"].disk and "train_companion" not in plain
+    assert plain["encode_corpus"].memory < small["encode_corpus"].memory < large["encode_corpus"].memory
+    assert small["train_companion"].memory < large["train_companion"].memory
+    assert large["train_companion"].extra_disk >= 24 * DECODER.parameters
+    assert plain["register"].disk < small["register"].disk < large["register"].disk
 
 
 def size_of(shape: Any) -> float:
