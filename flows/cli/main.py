@@ -1,13 +1,14 @@
 """Entry point of `scalingnote`: arguments, quiet libraries, and errors as messages with an exit status.
 
 Exit status: 0 done; 1 unexpected failure or a finding; 2 wrong arguments or configuration; 3 data; 4 models; 5 collapse; 6 artifacts;
-7 approval and promotion; 8 tracking server; 9 too little disk or memory; 130 interrupted.
+7 approval and promotion; 8 tracking server; 9 too little disk or memory; 130 interrupted; 129, 143, 152 ended by another signal.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from components import settings
 from components.errors import ConfigError, ResourceError, ScalingNoteError, masked
 from components.text import as_json, visible
 from components.tracking.sign_in import sign_in
-from flows.cli import INTERRUPTED, start
+from flows.cli import ENDINGS, Ended, start
 from flows.cli.output import OutputClosed, OutputError, drop_output, lacking, require_addresses
 from flows.cli.parser import build_parser
 
@@ -50,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings.activate()
         return int(options.run(options) or 0)
     except KeyboardInterrupt:
-        return _fail(options, INTERRUPTED, 130)
+        return _fail(options, ENDINGS[signal.SIGINT], 128 + signal.SIGINT)
+    except Ended as ended:
+        return _fail(options, str(ended), 128 + ended.number)
     except OutputClosed:
         drop_output()
         return 0
