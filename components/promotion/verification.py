@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from components.artifacts import Artifact, digest_of, open_artifact, read_json, verify
-from components.errors import ArtifactError, SpaceMismatch
+from components.errors import ArtifactError, ResourceError, SpaceMismatch, lack_behind
 from components.evaluation.champion_comparison import load_comparison, load_values
 from components.gates.decide import VALUES, GateDecision, GateInputs, decide, require_policy, require_same_inputs
 from components.gates.decision import load_facts
@@ -61,6 +61,11 @@ class _Report:
             self.checks.append(Check(name, True, detail(value)))
             return value
         except Exception as error:  # whatever a damaged artifact makes a reader raise is a finding, not a crash
+            if lack := lack_behind(error):
+                raise ResourceError(
+                    f"The check '{name}' could not be made on this machine, which says nothing of the release: {lack}. Run it again where "
+                    "there is more room, or with higher limits (`ulimit -a`)."
+                ) from error
             missing = f"The field {error} is missing." if isinstance(error, KeyError) else ""
             if isinstance(error, TypeError | AttributeError | IndexError):
                 missing = f"What stands there has another form than any that a command writes ({error})."

@@ -143,6 +143,8 @@ def _student(pin: Pin, folder: Path) -> StudentEncoder:
     except ScalingNoteError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system says what it was
+            raise
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise ModelError(
             f"{pin.model}/{pin.version} is whole, but cannot be loaded ({type(error).__name__}: {reason}). Install the versions of the "

@@ -16,8 +16,9 @@ import pytest
 from components import settings
 from components.artifacts import write_atomic
 from components.data.jsonl import read_queries
-from components.errors import ConfigError, DataError, ResourceError, ScalingNoteError
+from components.errors import ArtifactError, ConfigError, DataError, ModelError, ResourceError, ScalingNoteError
 from components.index.export import require_empty
+from components.promotion.verification import _Report
 from components.serving import answer_log as answers
 from components.tracking import embedded as moved
 from components.tracking import packaging
@@ -64,6 +65,7 @@ def raised(error: Exception, within: type[Exception] | None = None) -> Exception
         (ImportError("libx.so: failed to map segment from shared object"), "no memory left"),
         (OSError(errno.ENOSPC, "No space left on device"), "is full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "is full"),
+        (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']"), "TMPDIR"),
     ],
 )
 def test_what_the_machine_lacks_is_said_and_the_exit_status_is_9(
@@ -89,6 +91,35 @@ def test_models_are_not_loaded_where_their_libraries_get_no_addresses(
 def test_an_address_space_that_is_large_enough_is_not_refused(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output.resource, "getrlimit", lambda _: (limit, limit))
     output.require_addresses()
+
+
+def test_a_limit_on_files_is_what_leaves_no_place_for_temporary_ones(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `ulimit -f 0` a search blamed the versions of the libraries."""
+    error = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+    monkeypatch.setattr(output.resource, "getrlimit", lambda _: (0, 0))
+    assert "ulimit -f" in str(lacking(raised(error, ModelError)))
+    monkeypatch.setattr(disk, "_free_bytes", lambda probe=None: 0)
+    monkeypatch.setattr(disk.tempfile, "gettempdir", lambda: (_ for _ in ()).throw(error))
+    assert "is full" in str(lacking(raised(error, ModelError)))
+    monkeypatch.setattr(disk, "_free_bytes", lambda probe=None: 10**12)
+    assert str(home) in str(DiskFull())  # the folder of temporary files cannot be asked
+
+
+@pytest.mark.parametrize("within", [None, ArtifactError])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EMFILE, "Too many open files"), MemoryError(), OSError(errno.ENOSPC, "No space left on device")]
+)
+def test_what_the_machine_lacks_is_no_finding_about_a_release(error: Exception, within: type[Exception] | None) -> None:
+    """`verify` said that the release was not verified, and `promote` refused it."""
+
+    def lacks() -> None:
+        raise raised(error, within)
+
+    with pytest.raises(ResourceError, match="check 'files' could not be made on this machine, which says nothing of the release"):
+        _Report().run("files", lacks)
+    report = _Report()
+    assert report.run("files", lambda: (_ for _ in ()).throw(OSError(errno.ENOENT, "No such file"))) is None
+    assert [check.ok for check in report.checks] == [False]
 
 
 def test_other_errors_are_not_taken_for_limits(home: Path) -> None:
