@@ -18,6 +18,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
@@ -33,6 +34,7 @@ LOG_LEVEL = "SCALINGNOTE_LOG_LEVEL"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 NUMBER_FORMATS = ("float32", "bfloat16")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+CLOCK_SLACK = timedelta(minutes=5)  # between the clocks of two machines
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 

@@ -24,7 +24,6 @@ from components.artifacts import digest_of, read_json, write_json
 from components.errors import ArtifactError, ModelError, PromotionError, ScalingNoteError
 from components.gates.policy import foreign_policy
 from components.promotion.approval import (
-    CLOCK_SLACK,
     Approval,
     find_version,
     is_copy_of,
@@ -142,7 +141,7 @@ def last_look(waiting: Sequence[VersionInfo]) -> float:
     A time that is none, or is still to come, counts for nothing.
     """
     looked = [moment_of(info.tags.get(labels.LOOKED)) for info in waiting]
-    latest = datetime.now(UTC) + CLOCK_SLACK
+    latest = datetime.now(UTC) + settings.CLOCK_SLACK
     seen = [moment.timestamp() for moment in looked if moment is not None and moment <= latest]
     return max([*seen, min((info.created_ms / 1000 for info in waiting), default=0.0)])
 

@@ -8,9 +8,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from components import settings
 from components.artifacts import read_bounded, strict_json, write_json
 from components.errors import ArtifactError, ConfigError, PromotionError, ScalingNoteError
-from components.promotion.approval import CLOCK_SLACK, moment_of, rejection
+from components.promotion.approval import moment_of, rejection
 from components.promotion.promote import last_look, waiting_for_promotion
 from components.release.champion import RED, Record, candidate_model, expected_aliases, override_of, servable_release, standing
 from components.release.open import champion_index
@@ -78,7 +79,7 @@ def history_of(name: str) -> list[dict[str, Any]]:
         pairs = [(who, spelled.setdefault(reads_like(who), who)) for who in people]
         entry["look_alikes"] = {who: first for who, first in pairs if who.casefold().split() != first.casefold().split()}
         moment = moment_of(str(entry["when"]))
-        entry["dated_back"] = moment is not None and latest is not None and latest - moment > CLOCK_SLACK
+        entry["dated_back"] = moment is not None and latest is not None and latest - moment > settings.CLOCK_SLACK
         latest = max((found for found in (moment, latest) if found is not None), default=None)
     return entries
 
@@ -259,6 +260,10 @@ def render_status(state: dict[str, Any]) -> str:
     if run := state["last_run"]:
         why = f": {one_line(run['why'])}" if run["state"] in ("failed", "killed") and run["why"] else ""
         lines.append(f"Last run: {one_line(run['flow'])} of {run['started']} UTC, {run['state']}{why}")
+        if run["ahead"]:
+            lines.append(
+                f"Warning: a run is dated {run['ahead']} UTC, which is still to come: its machine's clock was wrong, or this one's is."
+            )
     if state["override"]:
         lines.append(f"{RED} OVERRIDE: the champion was released although its gates did not pass: {state['override']}")
     if state["warning"]:

@@ -236,12 +236,12 @@ class Reader:
         found = self.rows("SELECT run_uuid, status, lifecycle_stage, artifact_uri FROM runs WHERE run_uuid = ?", run_id)
         return found[0] if found else None
 
-    def newest_run(self, experiment: int, key: str) -> Row | None:
-        """The active run that began last of those that have the tag `key`: its id, status and start (milliseconds)."""
+    def newest_run(self, experiment: int, key: str, latest: int) -> Row | None:
+        """The active run that began last, and not after `latest`, of those that have the tag `key`: id, status and start (ms)."""
         found = self.rows(
             "SELECT r.run_uuid, r.status, r.start_time FROM runs r JOIN tags t ON t.run_uuid = r.run_uuid AND t.key = ? "
-            "WHERE r.experiment_id = ? AND r.lifecycle_stage = 'active' ORDER BY r.start_time DESC LIMIT 1",
-            *(key, experiment),
+            "WHERE r.experiment_id = ? AND r.lifecycle_stage = 'active' AND r.start_time <= ? ORDER BY r.start_time DESC LIMIT 1",
+            *(key, experiment, latest),
         )
         return found[0] if found else None
 
