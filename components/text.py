@@ -19,6 +19,7 @@ INVISIBLE = (
 MOST_DIGITS = 18  # what a database takes as a whole number
 _BLANK = rf"\s\x00-\x1f\x7f-\x9f{INVISIBLE}"
 VISIBLE = f"[^{_BLANK}]"  # a pattern for any letter that is seen
+_NUMBER = re.compile(rf"0|[1-9][0-9]{{0,{MOST_DIGITS - 1}}}")
 _VISIBLE, _EDGES = re.compile(VISIBLE), re.compile(rf"\A[{_BLANK}]+|[{_BLANK}]+\Z")
 
 
@@ -46,9 +47,10 @@ def reads_like(name: str) -> str:
 def whole_number(text: str) -> int | None:
     """The number in plain digits; None for any other text, and for one of more digits than anything is counted to.
 
-    Python raises an error for one of thousands of digits, which whoever writes a tag, a record or a reference could have it meet.
+    Python raises an error for one of thousands of digits, which whoever writes a tag, a record or a reference could have it meet. One with
+    zeros before it is none: a version, of which reports and scripts keep the name, has one name.
     """
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else None
+    return int(text) if _NUMBER.fullmatch(text) else None
 
 
 # --- Text from outside, made safe to show: titles, names, reasons and ids can hold what a terminal or a page would obey.

@@ -148,8 +148,8 @@ def _add_building(commands: Any) -> None:
         "--gx-project", type=_path, metavar="DIR", help="also write a project of Great Expectations there: suites, checkpoint, Data Docs"
     )
     models = _command(commands, "models", "prepare:models", "fetch, list or verify the base models that a configuration names")
-    models.add_argument("action", choices=("pull", "list", "verify"), help="fetch from the hub; list the hub's cache; hash the files again")
-    models.add_argument("models", nargs="*", metavar="NAME[@REVISION]", help="models (default: those of the configuration)")
+    models.add_argument("action", choices=("pull", "list", "verify"), help="fetch from the hub; list the cache; hash the files again")
+    models.add_argument("models", nargs="*", metavar="NAME[@REVISION]", help="models (default: those of the configuration; for list: all)")
     _training_options(models, preset=None)
     study = _command(commands, "study", "build:study", "run an experiment on the data: a table with intervals and a plot")
     study.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -317,7 +317,7 @@ def _add_proof(commands: Any) -> None:
     verify = _command(
         commands, "verify", "audit:verify", "hash a release again and check digests, signatures, decision, records, audit log"
     )
-    verify.add_argument("ref", nargs="?", default="champion", help="champion (default), previous, candidate/N or release/N")
+    verify.add_argument("ref", nargs="?", type=_given, help="champion (default), previous, candidate/N or release/N")
     verify.add_argument("--folder", type=_path, metavar="DIR", help="verify from the files below DIR alone, such as a copy of the store")
     keys = _command(commands, "keys", "audit:keys", "make the key that signs releases and records, list keys, sign a release")
     keys.add_argument(
@@ -330,7 +330,7 @@ def _add_proof(commands: Any) -> None:
         "--to", type=_path, metavar="FILE", help="for new and certificate: where that is written (default: below keys/ at home)"
     )
     replay = _command(commands, "replay", "audit:replay", "evaluate a release again from its record and compare every value")
-    replay.add_argument("ref", nargs="?", default="champion", help="champion (default), previous, candidate/N or release/N")
+    replay.add_argument("ref", nargs="?", type=_given, default="champion", help="champion (default), previous, candidate/N or release/N")
     replay.add_argument("--build", action="store_true", help="also build it again from its data and compare the parts' digests")
     replay.add_argument("--data", type=_given, metavar="DIR", help="the data, when it does not lie any more where the release found it")
 

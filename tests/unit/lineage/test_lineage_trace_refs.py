@@ -9,6 +9,9 @@ import pytest
 
 from components.errors import ArtifactError, DataError, ModelError, PromotionError
 from components.lineage.graph import follow
+from components.promotion.approval import approve
+from components.promotion.verification import verify_folder
+from components.release.open import resolve
 from components.serving.answer_log import SETTING, Served, log_answers, trace_answer
 from components.serving.retriever import Hit
 from tests.unit.promotion_world import NAME, MemoryTracking, World
@@ -66,6 +69,23 @@ def test_a_model_of_two_candidates_names_both_and_no_other(tracking: MemoryTrack
 def test_what_names_nothing_is_said_in_words(tracking: MemoryTracking, ref: str, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=re.escape(said)):
         follow(NAME, ref)
+
+
+@pytest.mark.parametrize("number", ["00001", "01", "+1", "1 ", " 1", "1.0", "\u0661"])
+def test_a_version_has_one_name_in_every_command(number: str, tracking: MemoryTracking, tmp_path: Path) -> None:
+    """Reports and scripts keep what was given: `verify candidate/00001` told of a version that nothing else names so."""
+    for ref in (f"candidate/{number}", f"release/{number}"):
+        with pytest.raises(PromotionError, match=r"does not exist|names no release"):
+            resolve(NAME, ref)
+        with pytest.raises(PromotionError, match=r"does not exist|names no release"):
+            follow(NAME, ref)
+    for ref in (f"index/{number}", f"model/{RELEASE}/{number}"):
+        with pytest.raises(PromotionError, match="names no version"):
+            follow(NAME, ref)
+    for ref in (f"candidate/{number}", number):
+        with pytest.raises(PromotionError, match="There is no candidate"):
+            approve(NAME, ref, "Ada")
+    assert not verify_folder(NAME, tmp_path, f"release/{number}")[0].ok
 
 
 def test_a_document_may_have_an_id_like_a_reference(tracking: MemoryTracking) -> None:
