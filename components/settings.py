@@ -64,6 +64,11 @@ def home() -> Path:
     Raises ConfigError for a folder that no database can lie in, and one that cannot be found.
     """
     given = os.environ.get("SCALINGNOTE_HOME") or ".scalingnote"
+    if not given.strip() or any(not letter.isprintable() and letter.isascii() for letter in given):
+        raise ConfigError(
+            f"SCALINGNOTE_HOME is {given!r}: blank, or with a line break or another control character, as of a file with the line ends of "
+            "Windows. Give the path of a folder."
+        )
     folder = expanded(given)
     if str(folder).startswith("~"):  # else a folder of that name would be made here
         raise ConfigError(f"SCALINGNOTE_HOME is '{given}', but there is no such user, or no home folder of theirs. Give the whole path.")
@@ -116,8 +121,23 @@ def keys_folder() -> Path:
 
 
 def tracking_uri() -> str:
-    """The MLflow tracking server, or the embedded SQLite store."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
+    """The MLflow tracking server, or the embedded SQLite store (see `absolute_store`)."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    return absolute_store(given) if given else f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
+
+
+def absolute_store(uri: str) -> str:
+    """`uri` with the whole path of an SQLite file: the servers that we start work in the home folder, and would open another one there.
+
+    Raises ConfigError for a store in memory, which ends with every command.
+    """
+    kind, found, path = uri.partition("sqlite:///")
+    file, mark, options = path.partition("?")
+    if uri.startswith("sqlite:") and file in ("", ":memory:"):
+        raise ConfigError(
+            f"MLFLOW_TRACKING_URI is '{uri}', a store in memory that ends with every command. Name a file, as in sqlite:////PATH/mlflow.db."
+        )
+    return f"{found}{Path(file).absolute()}{mark}{options}" if found and not kind else uri
 
 
 def artifact_root() -> Path:
@@ -333,8 +353,8 @@ def activate() -> None:
         with suppress(OSError):
             (root / "cache" / "tmp").mkdir(exist_ok=True)
             os.environ["TMPDIR"] = str(root / "cache" / "tmp")
+    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri()
     defaults = {
-        "MLFLOW_TRACKING_URI": tracking_uri(),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         "PREFECT_HOME": str(root / "prefect"),

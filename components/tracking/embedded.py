@@ -21,7 +21,7 @@ from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
 from components import settings
-from components.errors import ArtifactError
+from components.errors import ArtifactError, ConfigError
 
 _COLUMNS = (
     ("experiments", "artifact_location"),
@@ -40,6 +40,16 @@ def own_store() -> Path | None:
     uri = settings.tracking_uri()
     named = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
     return path if named is not None and named.resolve() == path else None
+
+
+def require_named_store() -> None:
+    """Raise ConfigError where MLFLOW_TRACKING_URI names an SQLite file that is not there: nothing would seem to have been made."""
+    view = reader()
+    if view is not None and not view.path.exists() and view.path != own_store():
+        raise ConfigError(
+            f"MLFLOW_TRACKING_URI names the store {view.path}, which is not there, so there is nothing to tell or to change. Correct it; "
+            "a build makes a new store."
+        )
 
 
 @lru_cache(maxsize=32)

@@ -88,7 +88,7 @@ def require_driver() -> None:
 
 def is_server(uri: str) -> bool:
     """Whether `uri` is a tracking server, which decides by itself where artifacts lie."""
-    return uri.startswith(("http://", "https://"))
+    return uri.lower().startswith(("http://", "https://"))
 
 
 def signed_in_as() -> str | None:
@@ -113,7 +113,7 @@ def client() -> MlflowClient:
 def _require_one_store(uri: str) -> None:
     """Records, runs and registered models belong together; with the registry elsewhere nothing would find its other half."""
     registry = os.environ.get("MLFLOW_REGISTRY_URI")
-    if registry and registry != uri:
+    if registry and settings.absolute_store(registry) != uri:
         raise ConfigError(f"MLFLOW_REGISTRY_URI names {registry}, the tracking store is {uri}; both have to be the same. Unset it.")
     if (workspace := os.environ.get("MLFLOW_WORKSPACE")) not in (None, "", "default"):
         raise ConfigError(f"MLFLOW_WORKSPACE names '{workspace}'; retrievers are kept in the default workspace. Unset it.")

@@ -18,6 +18,7 @@ from typing import Any
 from components import settings
 from components.errors import ConfigError, ResourceError, ScalingNoteError, masked
 from components.text import as_json, visible
+from components.tracking.embedded import require_named_store
 from components.tracking.sign_in import sign_in
 from flows.cli import ENDINGS, Ended, start
 from flows.cli.output import OutputClosed, OutputError, drop_output, lacking, require_addresses
@@ -31,6 +32,9 @@ ROLES = {
 }
 # Commands that load models or indexes.
 LOADING = ("demo", "retrain", "adopt", "study", "refresh-index", "refresh-query-tower", "replay", "search", "run")
+# Commands about what was made and recorded before.
+RECORDED = ("status", "history", "search", "run", "export", "trace", "replay", "approve", "promote", "rollback", "webhook")
+RECORDED += ("refresh-index", "refresh-query-tower")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             require_addresses()
             _require_current_folder()
         settings.activate()
+        if options.command in RECORDED or (options.command == "verify" and options.folder is None):
+            require_named_store()
         return int(options.run(options) or 0)
     except KeyboardInterrupt:
         return _fail(options, ENDINGS[signal.SIGINT], 128 + signal.SIGINT)

@@ -16,6 +16,9 @@ from components.errors import ConfigError
 from components.evaluation.config import EvaluationConfig
 from components.index.config import IndexConfig
 from components.towers.config import TowerConfig
+from components.tracking import store
+from flows.cli.main import main
+from flows.servers import mlflow_plan
 
 
 @pytest.mark.parametrize("name", ["a?b", "a\udcffb"])
@@ -202,3 +205,58 @@ def test_a_seed_is_no_larger_than_torch_takes_it(kind: type[settings.StepConfig]
     assert kind.model_validate({"seed": 2**63 - 1})
     with pytest.raises(ValidationError, match="less than or equal to 9223372036854775807"):
         kind.model_validate({"seed": 2**63})
+
+
+@pytest.mark.parametrize("given", [" ", "\t", "/tmp/home\r", "/tmp/home\n", "a\x1bb"])
+def test_a_home_that_is_blank_or_ends_as_lines_of_windows_do_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of that name was made, and nothing of the true home was found in it."""
+    monkeypatch.setenv("SCALINGNOTE_HOME", given)
+    with pytest.raises(ConfigError, match="SCALINGNOTE_HOME is '"):
+        settings.activate()
+
+
+def test_a_store_in_a_file_is_named_by_its_whole_path_for_all_that_start_elsewhere(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ui` starts MLflow in the home folder, where `sqlite:///store.db` was another file."""
+    monkeypatch.chdir(tmp_path)
+    for given, meant in (
+        ("sqlite:///store.db", f"sqlite:///{tmp_path}/store.db"),
+        ("sqlite:///a/b.db?timeout=5", f"sqlite:///{tmp_path}/a/b.db?timeout=5"),
+        ("sqlite:////var/store.db", "sqlite:////var/store.db"),
+        ("http://mlflow:5000", "http://mlflow:5000"),
+        ("postgresql+psycopg://u:p@db/x?y=sqlite:///", "postgresql+psycopg://u:p@db/x?y=sqlite:///"),
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+        settings.activate()
+        assert settings.tracking_uri() == os.environ["MLFLOW_TRACKING_URI"] == meant
+    assert mlflow_plan(5000).environment["MLFLOW_BACKEND_STORE_URI"] == meant
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///store.db")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sqlite:///store.db")
+    store._require_one_store(settings.tracking_uri())
+
+
+@pytest.mark.parametrize("given", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///?timeout=5"])
+def test_a_store_that_ends_with_the_command_is_refused(given: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour of training was registered in it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    with pytest.raises(ConfigError, match="a store in memory that ends with every command"):
+        settings.activate()
+
+
+@pytest.mark.parametrize("words", [("status",), ("history",), ("promote",), ("verify",), ("search", "heart"), ("trace", "champion")])
+def test_a_store_that_is_not_there_is_not_told_as_an_empty_one(
+    words: tuple[str, ...], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/typo.db")
+    assert main(words) == 2
+    assert f"names the store {tmp_path}/typo.db, which is not there" in capsys.readouterr().err
+    assert not (tmp_path / "typo.db").exists()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path / "new"))
+    assert main(["status"]) == 0  # a new home is no mistake
+
+
+@pytest.mark.parametrize(("uri", "server"), [("HTTP://127.0.0.1:5000", True), ("Https://x", True), ("sqlite:////http://x", False)])
+def test_a_server_is_one_in_capitals_too(uri: str, server: bool) -> None:
+    assert store.is_server(uri) is server
