@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -164,9 +164,11 @@ def refusal_remembered(name: str) -> Iterator[None]:
     except (PromotionError, ArtifactError) as error:
         known = _refusal(name)
         times = int(known["times"]) + 1 if known and known["state"] == state else 1
-        write_json(_refusal_file(name), {"state": state, "message": str(error), "at": time.time(), "times": min(times, MOST_REFUSALS)})
+        with suppress(OSError):  # it is examined again sooner, and the refusal is what has to be said
+            write_json(_refusal_file(name), {"state": state, "message": str(error), "at": time.time(), "times": min(times, MOST_REFUSALS)})
         raise
-    _refusal_file(name).unlink(missing_ok=True)
+    with suppress(OSError):  # of another user; what was done is done, and another state is not refused
+        _refusal_file(name).unlink(missing_ok=True)
 
 
 def _refusal(name: str) -> dict[str, Any] | None:
@@ -290,6 +292,8 @@ def rollback(
     record = append(name, rollback_record(name, records, (champion, target), person, reason, overridden, skipped), records, sign)
     settle_aliases(name)
     warnings = (repaired.note,) if repaired.note else ()
+    if override and overridden is None:
+        warnings += (f"Nobody has rejected release/{target}, so the reason of --override was not needed, and is not kept.",)
     return Change("rolled_back", f"release/{target} is champion again.", champion, target, record["sequence"], warnings)
 
 

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser, path: Callable[[str], Path], 
     """What may be traced, and how it is written; `path` reads a path."""
     parser.add_argument("ref", help="champion, previous, candidate/N, release/N, model/NAME/N, index/N, answer:ID, or the id of a document")
     about = "release to look a document id up in (default champion)"
-    parser.add_argument("--release", type=given, default="champion", metavar="REF", help=about)
+    parser.add_argument("--release", type=given, metavar="REF", help=about)
     parser.add_argument("--format", choices=FORMATS, help="text (default); html is a graph on one page; the last two are for other tools")
     parser.add_argument("-o", "--output", type=path, metavar="FILE", help="write there instead of to the screen")
 
@@ -47,7 +47,7 @@ def trace(options: argparse.Namespace) -> None:
     if is_stdout(options.output):
         return
     written = {"ref": options.ref, "format": form, "output": str(options.output), "bytes": len(content.encode()) + 1}
-    print(as_json(written) if options.json else f"{options.ref} traced, as {form}: {options.output}")
+    show(options, written, f"{one_line(options.ref)} traced, as {form}: {options.output}")
 
 
 def _format(options: argparse.Namespace) -> str:
@@ -61,6 +61,8 @@ def _traced(options: argparse.Namespace) -> Trace:
     if options.ref.startswith("answer:"):
         from components.serving.answer_log import trace_answer
 
+        if options.release:
+            raise ConfigError(f"--release says in which release a document's id is looked up, and '{options.ref}' is none. Leave it out.")
         return trace_answer(options.ref, retriever_name(options) if options.name else None)
     from components.lineage.graph import follow
 
@@ -110,6 +112,9 @@ def verify(options: argparse.Namespace) -> int:
 
 def keys(options: argparse.Namespace) -> None:
     """Make a key, list the keys, sign a release that was registered unsigned, change to a new key, or write its certificate."""
+    used = {"new": "to", "sign": "ref", "certificate": "to"}.get(options.action)
+    if idle := next((value for name, value in (("ref", options.ref), ("to", options.to)) if value is not None and name != used), None):
+        raise ConfigError(f"keys {options.action} does nothing with '{idle}'. A release is for sign, --to FILE for new and certificate.")
     {"new": _new_key, "list": _list_keys, "sign": _sign, "rotate": _rotate, "certificate": _certificate}[options.action](options)
 
 
@@ -154,7 +159,7 @@ def _own_line(own: SigningKey | None) -> str:
 def _sign(options: argparse.Namespace) -> None:
     from components.promotion.record import sign_afterwards
 
-    done = sign_afterwards(retriever_name(options), options.ref)
+    done = sign_afterwards(retriever_name(options), options.ref or "champion")
     line = f"{done.model}/{done.version} signed by {done.key_id[:16]}."
     if done.sequence is not None:
         line += f" Promotion record {done.sequence}, signed too, vouches for those before it."

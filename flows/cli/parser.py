@@ -325,7 +325,7 @@ def _add_proof(commands: Any) -> None:
         choices=("new", "list", "sign", "rotate", "certificate"),
         help="make a key pair, list the keys, sign a registered release, change to a new key, or write the certificate for third parties",
     )
-    keys.add_argument("ref", nargs="?", default="champion", help="for sign: champion (default), previous, candidate/N or release/N")
+    keys.add_argument("ref", nargs="?", type=_given, help="for sign: champion (default), previous, candidate/N or release/N")
     keys.add_argument(
         "--to", type=_path, metavar="FILE", help="for new and certificate: where that is written (default: below keys/ at home)"
     )

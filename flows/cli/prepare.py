@@ -301,7 +301,7 @@ def _plan(options: argparse.Namespace, config: RetrainConfig) -> Plan:
     card = getattr(options, "card", None)
     size = None if card is None else parse_card(card)
     with only_result_on_stdout(options):
-        return make_plan(config, _set_by_person(options), budget, size, getattr(options, "again", False))
+        return make_plan(config, _set_by_person(options), budget, size, options.again is True)  # of retrain it names steps
 
 
 def _set_by_person(options: argparse.Namespace) -> set[str]:

@@ -116,6 +116,8 @@ def export(options: argparse.Namespace) -> None:
     vectors = options.to is not None or options.qdrant is not None
     if (vectors, options.router is not None, options.signed is not None).count(True) > 1:
         raise ConfigError("--router writes encoders, --to and --qdrant write vectors, --signed a whole release. Give one of the three.")
+    if options.collection is not None and options.qdrant is None:
+        raise ConfigError(f"--collection {options.collection} names what --qdrant makes. Give --qdrant PATH|URL with it, or leave it out.")
     if options.router is not None:
         _export_router(options)
         return

@@ -197,9 +197,10 @@ def test_rollbacks_pop_what_promotions_pushed(world: World) -> None:
     for _ in range(3):
         release(world)
     assert aliases(world) == (3, 2)
-    change = rollback(NAME, "Bob", "slow")
+    change = rollback(NAME, "Bob", "slow", override="it is urgent")
     assert (change.from_version, change.to_version) == (3, 2)
-    assert aliases(world) == (2, 1)
+    assert change.warnings == ("Nobody has rejected release/2, so the reason of --override was not needed, and is not kept.",)
+    assert aliases(world) == (2, 1) and world.tracking.records[-1]["override"] is None
     assert world.tracking.records[-1]["approved_by"] == "Bob"
     assert (world.tracking.records[-1]["reason"], world.tracking.records[-1]["candidate_version"]) == ("slow", 2)
     rollback(NAME, "Bob", "slower")
