@@ -40,7 +40,7 @@ from components.release.champion import (
 )
 from components.release.manifest import EVALUATION_FOLDER, ReleaseManifest, load_release
 from components.release.open import recorded_digest, resolve
-from components.signing.keys import SigningKey, TrustedKey, rotation_key, take_over, trusted_keys, usable_key
+from components.signing.keys import SigningKey, TrustedKey, rotating, rotation_key, take_over, trusted_keys, usable_key
 from components.signing.statements import (
     check_records,
     check_release,
@@ -337,6 +337,7 @@ class Rotated(NamedTuple):
     withdrawn: list[Path]
 
 
+@rotating()
 def rotate() -> Rotated:
     """Give this home a new signing key: all that a trusted key had signed is signed again, then the former key is withdrawn.
 

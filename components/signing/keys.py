@@ -12,7 +12,8 @@ import hashlib
 import logging
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,15 +228,25 @@ def take_over(following: SigningKey) -> list[Path]:
     folder = settings.keys_folder()
     own, withdrawn = folder / "signing.pem", folder / "withdrawn"
     withdrawn.mkdir(mode=0o700, exist_ok=True)
-    if own.exists():
-        former = SigningKey(own, _private_key(own))
+    if own.exists() and (former := SigningKey(own, _private_key(own))).key_id != following.key_id:
         own.replace(withdrawn / f"{former.key_id[:16]}.private.pem")
     for kept in withdrawn.glob("*.private.pem"):
         public = folder / "trusted" / kept.name.replace(".private", "")
         if public.exists() and not kept.name.startswith(following.key_id[:16]):
             public.replace(withdrawn / public.name)
-    following.path.replace(own)  # last: as long as it has the other name, the rotation is not finished
+    if following.path.exists():
+        following.path.replace(own)  # last: as long as it has the other name, the rotation is not finished
     return sorted(withdrawn.glob("*.pem"))
+
+
+@contextmanager
+def rotating() -> Iterator[None]:
+    """One rotation of this home at a time: the second of two would take the first one's new key for the former."""
+    folder = settings.keys_folder()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (folder / ".rotating").open("a") as handle:
+        settings.locked(handle)
+        yield
 
 
 def public_file(key: SigningKey) -> Path:

@@ -54,6 +54,10 @@ def bootstrap(options: argparse.Namespace) -> None:
     made = f"roles made: {', '.join(prepared.roles) or 'none'}; users made: {', '.join(prepared.users) or 'none'}"
     lines = [f"The server {prepared.server} is ready for '{name}': {made}; grants added: {prepared.grants}."]
     lines += [f"Password of {user}: {path}" for user, path in prepared.passwords.items()]
+    lines += [
+        f"Warning: {user} still holds the role {', '.join(roles)}, which the file does not give. Take it away in MLflow."
+        for user, roles in prepared.kept.items()
+    ]
     show(options, prepared.to_json(), "\n".join(lines))
 
 

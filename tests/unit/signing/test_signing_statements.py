@@ -18,7 +18,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from components.artifacts import SIGNATURE, file_sha256, open_artifact, read_json, verify, write_json
 from components.errors import ArtifactError, ConfigError
-from components.signing.keys import TRUSTED_VARIABLE, exposure, load_signing_key, make_key, public_file, rotation_key, trusted_keys
+from components.signing.keys import (
+    TRUSTED_VARIABLE,
+    exposure,
+    load_signing_key,
+    make_key,
+    public_file,
+    rotating,
+    rotation_key,
+    take_over,
+    trusted_keys,
+)
 from components.signing.statements import check_records, check_release, pae, record_signer, sign_release, signed_by
 from components.tracking.registry import RegisteredVersion
 from tests.unit.promotion_world import MemoryTracking, make_candidate
@@ -90,6 +100,17 @@ def test_a_rotation_that_was_killed_while_it_made_its_key_trusts_it_all_the_same
         patch.setattr("components.signing.keys.write_atomic", killed)
         rotation_key()
     assert rotation_key().key_id in trusted_keys()
+
+
+def test_a_rotation_that_two_finish_leaves_its_key_where_it_signs(keys: Path) -> None:
+    """The second one put the new key among the withdrawn ones, and no key signed any more."""
+    former = make_key(keys / "signing.pem")
+    with rotating():
+        following = rotation_key()
+        assert take_over(following) == take_over(following)
+    signing = load_signing_key()
+    assert signing is not None and signing.key_id == following.key_id != former.key_id
+    assert list(trusted_keys()) == [following.key_id]
 
 
 @pytest.mark.parametrize("number", [None, errno.EPERM, errno.ENOTSUP])
