@@ -232,6 +232,15 @@ def test_receiver_refuses_other_calls_in_words_and_goes_on(flow: Flow, capfd: py
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("host", ["ä..b", "ä" * 70, "nosuch.invalid"])
+def test_a_host_that_is_none_is_said(host: str) -> None:
+    with (
+        pytest.raises(ConfigError, match=f"Nothing can listen on {host}:8080: .*Choose another"),
+        receiving((host, 8080), Deliveries("retriever", SECRET), lambda: None),
+    ):
+        pass
+
+
 def said(port: int, path: str, method: str = "POST", body: bytes = b"", length: str | bytes | None = None) -> tuple[int, str]:
     """Status and message of a call by hand, with whatever Content-Length."""
     given = str(len(body)) if length is None else length

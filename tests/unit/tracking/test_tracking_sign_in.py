@@ -42,6 +42,10 @@ def test_nobody_is_sent_a_password_after_the_server_was_killed(note: Path) -> No
         {"url": URL, "pid": gone.pid},
         {"url": URL},
         {"url": URL, "pid": "x"},
+        {"url": URL, "pid": 0},
+        {"url": URL, "pid": -1},
+        {"url": URL, "pid": 2**80},
+        {"url": URL, "pid": os.getpid(), "locked": True},  # another process has the number, as after a restart of the machine
         {"url": "http://127.0.0.1:1", "pid": os.getpid()},
         [],
     ):
