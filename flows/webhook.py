@@ -202,6 +202,7 @@ def receiving(address: tuple[str, int], deliveries: Deliveries, wake: Wake) -> I
     Raises ConfigError where nothing can listen at `address`.
     """
     try:
+        socket.getaddrinfo(*address)  # of a name that is none it says so; binding it is a TypeError
         listener = socket.create_server(address, family=socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
     except (OSError, UnicodeError) as error:
         said = getattr(error, "strerror", None) or "that is no name of a host"
