@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ def history_of(name: str) -> list[dict[str, Any]]:
     """One entry for each promotion record, oldest first, verified as a chain; fields that an older record lacks are None.
 
     `overridden` marks a release whose gates did not pass; `compared_again` holds the outcome against the champion it replaced, when that
-    was another one than it was built against; `dated_back` is True where the clock of the machine was set back since the record before.
+    was another one than it was built against; `dated_back` is True where the clock of the machine was set back since the record before,
+    `dated_ahead` where the record's time is still to come.
     Raises ArtifactError that names the record where the chain is broken.
     """
     records = record_store.read_records(name)
@@ -80,6 +81,7 @@ def history_of(name: str) -> list[dict[str, Any]]:
         entry["look_alikes"] = {who: first for who, first in pairs if who.casefold().split() != first.casefold().split()}
         moment = moment_of(str(entry["when"]))
         entry["dated_back"] = moment is not None and latest is not None and latest - moment > settings.CLOCK_SLACK
+        entry["dated_ahead"] = moment is not None and moment > datetime.now(UTC) + settings.CLOCK_SLACK
         latest = max((found for found in (moment, latest) if found is not None), default=None)
     return entries
 
@@ -162,6 +164,8 @@ def _lines(entry: dict[str, Any]) -> list[str]:
     lines = [f"{entry['sequence']:>3}  {when}  {_what(entry)}", f"     {_who(entry)}", *_marked_lines(entry)]
     if entry["dated_back"]:
         lines.append("     dated before a record that stands above it: the clock of one of the machines was wrong; the order here is true")
+    if entry["dated_ahead"]:
+        lines.append("     dated ahead: that time is still to come, so the clock of its machine was wrong, or this one's is")
     if again := entry["compared_again"]:
         lines.append(f"     the champion had changed: compared again with release/{again['against']}, {again['verdict']}")
     if entry["without_champion"]:
