@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from components.artifacts import verify
-from components.errors import ArtifactError, ModelError, PromotionError
+from components.errors import ArtifactError, ModelError, PromotionError, lack_behind
 from components.gates.config import PolicyConfig
 from components.gates.policy import policy_digest
 from components.release.manifest import EVALUATION_FOLDER, load_release
@@ -349,6 +349,8 @@ def _baseline(name: str, version: int) -> ChampionEvaluation:
     try:
         return ChampionEvaluation(version, baseline_evaluation(name, version))
     except (ArtifactError, ModelError) as error:
+        if lack_behind(error):  # of this machine: the champion is where it was
+            raise
         return ChampionEvaluation(version, None, f"release/{version} of '{name}' cannot be opened: {error}")
 
 

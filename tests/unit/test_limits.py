@@ -9,6 +9,7 @@ import resource
 import sqlite3
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
@@ -17,14 +18,18 @@ from components import settings
 from components.artifacts import write_atomic
 from components.data.jsonl import read_queries
 from components.errors import ArtifactError, ConfigError, DataError, ModelError, ResourceError, ScalingNoteError
+from components.gates.config import PolicyConfig
 from components.index.export import require_empty
 from components.promotion.verification import _Report
+from components.release.champion import ChampionEvaluation, lost
 from components.serving import answer_log as answers
+from components.serving.promotion_checks import compare_again
 from components.tracking import embedded as moved
 from components.tracking import packaging
 from components.tracking.audit_log import append_entry, read_audit
 from components.tracking.runs import open_flow_run
 from components.tracking.store import TrackingError, client, require_driver, translated
+from flows.candidate import compare_with_champion
 from flows.cli import output
 from flows.cli import output as disk
 from flows.cli.main import main
@@ -120,6 +125,28 @@ def test_what_the_machine_lacks_is_no_finding_about_a_release(error: Exception, 
     report = _Report()
     assert report.run("files", lambda: (_ for _ in ()).throw(OSError(errno.ENOENT, "No such file"))) is None
     assert [check.ok for check in report.checks] == [False]
+
+
+def test_what_the_machine_lacks_makes_no_champion_a_lost_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates were undecided for ever, and a promotion asked for --without-champion."""
+    full = raised(OSError(errno.EMFILE, "Too many open files"), ArtifactError)
+
+    def lacks(*_: object, **__: object) -> None:
+        raise full
+
+    monkeypatch.setattr("components.release.champion.baseline_evaluation", lacks)
+    with pytest.raises(ArtifactError):
+        lost("retriever", 1)
+    monkeypatch.setattr("flows.candidate._comparison_step", lambda *_: None)
+    with pytest.raises(ArtifactError):
+        compare_with_champion(None, SimpleNamespace(run=lacks), None, ChampionEvaluation(1, None))  # type: ignore[arg-type]
+    monkeypatch.setattr("components.serving.promotion_checks.time_both", lacks)
+    manifest = SimpleNamespace(config={"policy": {**PolicyConfig().model_dump(mode="json"), "max_p95_ratio": 2.0}})
+    monkeypatch.setattr("components.serving.promotion_checks.load_release", lambda _: manifest)
+    with pytest.raises(ArtifactError):
+        compare_again(Path("release"), 1)
+    full = ArtifactError("changed")
+    assert "changed" in lost("retriever", 1)
 
 
 def test_other_errors_are_not_taken_for_limits(home: Path) -> None:
