@@ -34,6 +34,7 @@ LOG_LEVEL = "SCALINGNOTE_LOG_LEVEL"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 NUMBER_FORMATS = ("float32", "bfloat16")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+LONGEST_HOME = 483  # bytes: SQLite's own limit, 504, without the name of a database in it
 CLOCK_SLACK = timedelta(minutes=5)  # between the clocks of two machines
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -315,7 +316,12 @@ def _leads_nowhere(path: Path) -> bool:
 
 
 def _make_folders(root: Path) -> None:
-    """Make the home folder and those in it, if they may be written. Raises ConfigError where no folder can be."""
+    """Make the home folder and those in it, if they may be written. Raises ConfigError where no folder, or no database in it, can be."""
+    if (length := len(os.fsencode(root))) > LONGEST_HOME:
+        raise ConfigError(
+            f"The path of the home folder has {length} bytes, and SQLite opens no database below one of more than {LONGEST_HOME}. Name a "
+            "folder with a shorter path with SCALINGNOTE_HOME; a link makes it no shorter."
+        )
     wanted = (root, work_folder(), models_folder(), artifact_root(), root / "prefect", root / "cache")
     if other := next((path for folder in wanted for path in (folder, *folder.parents) if _is_file(path)), None):
         what = "is a file, or lies below one" if other in (root, *root.parents) else f"holds a file in the place of the folder {other.name}"

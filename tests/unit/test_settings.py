@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from unittest import mock
 
@@ -213,6 +215,22 @@ def test_a_home_that_is_blank_or_ends_as_lines_of_windows_do_is_refused(given: s
     monkeypatch.setenv("SCALINGNOTE_HOME", given)
     with pytest.raises(ConfigError, match="SCALINGNOTE_HOME is '"):
         settings.activate()
+
+
+def test_a_home_below_which_no_database_can_be_opened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small server of Prefect was waited for, for five minutes, and then its log told of an unknown file."""
+    longest = settings.LONGEST_HOME - len(os.fsencode(tmp_path)) - 1
+    for place, fits in ((f"{'d' * 200}/{'é' * ((longest - 201) // 2)}", True), (f"{'d' * 200}/{'e' * (longest - 200)}", False)):
+        monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path / place))
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        if not fits:
+            with pytest.raises(ConfigError, match=r"path of the home folder has 484 bytes"):
+                settings.activate()
+            continue
+        settings.activate()
+        for name in ("mlflow/mlflow.db", "mlflow/basic_auth.db", "prefect/prefect.db"):
+            with closing(sqlite3.connect(settings.home() / name)) as database:
+                database.execute("CREATE TABLE there (x)")
 
 
 def test_a_store_in_a_file_is_named_by_its_whole_path_for_all_that_start_elsewhere(
