@@ -31,6 +31,14 @@ _gone: dict[str, float] = {}
 # Drivers of databases that SQLAlchemy imports by name, and the packages that hold them.
 _DRIVERS = {"psycopg": "'scalingnote[postgres]'", "psycopg2": "psycopg2-binary"}
 _DRIVERS |= {"pymysql": "pymysql", "MySQLdb": "mysqlclient", "pyodbc": "pyodbc"}
+# What MLflow is told unless somebody has; a variable that is set to nothing counts as unset, and MLflow fails at one that is no number.
+_MLFLOW = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # by itself it tries an unreachable server for four minutes before the error shows
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # else two lines for every run that ends on a server
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # else two bars for every record or configuration that is read
+}
 _FOREIGN = {"mlflow", "sqlalchemy", "requests", "urllib3", "sqlite3", "alembic"}
 
 
@@ -121,13 +129,9 @@ def _require_one_store(uri: str) -> None:
 
 @functools.lru_cache(maxsize=32)
 def _open(uri: str) -> MlflowClient:
-    # Unset, an unreachable server is tried for four minutes before the error shows.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ["MLFLOW_ENABLE_ASYNC_LOGGING"] = "false"  # a place in the chain of records that is taken has to be refused at once
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # else two lines for every run that ends on a server
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # else two bars for every record or configuration that is read
+    for name, value in _MLFLOW.items():
+        os.environ[name] = os.environ.get(name) or value
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if is_server(uri):
         require_answer()
