@@ -281,7 +281,9 @@ def _require_usable_proxies() -> None:
 
 def require_usable_settings() -> None:
     """Make Prefect's folder and import Prefect, which reads its settings then, and says with a traceback what it cannot read or make."""
-    folder = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    folder = settings.expanded(os.environ.get("PREFECT_HOME") or "~/.prefect")
+    if str(folder).startswith("~"):  # else a folder of that name would be made here
+        raise ConfigError(f"PREFECT_HOME is '{folder}', but there is no such user, or no home folder of theirs. Give the whole path.")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -13,7 +13,7 @@ from components.artifacts import read_bounded, strict_json, write_json
 from components.errors import ArtifactError, ConfigError, PromotionError, ScalingNoteError
 from components.promotion.approval import moment_of, rejection
 from components.promotion.promote import last_look, waiting_for_promotion
-from components.release.champion import RED, Record, candidate_model, expected_aliases, override_of, servable_release, standing
+from components.release.champion import RED, Record, candidate_model, expected_aliases, override_of, settled_release, standing
 from components.release.open import champion_index
 from components.release.reviewers import proof_of
 from components.signing.statements import require_vouched, signed_by
@@ -280,7 +280,7 @@ def render_status(state: dict[str, Any]) -> str:
 def _alarm(name: str, records: Sequence[Record], waiting: Sequence[registry.VersionInfo]) -> str | None:
     """All that somebody has to look at, the alias first; None when there is nothing."""
     try:
-        found = [servable_release(name).alarm]
+        found = [settled_release(name).alarm]
     except PromotionError:
         found = []  # nothing was promoted yet
     found.insert(0, _unserved(records))

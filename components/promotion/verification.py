@@ -16,7 +16,7 @@ from components.gates.decision import load_facts
 from components.gates.policy import foreign_policy, policy_digest, recorded_policy
 from components.index.search import merge_fault_of
 from components.promotion.verified_stores import FolderStore, RegistryStore, Store
-from components.release.champion import CHAMPION, RED, Record, baseline_evaluation, digest_in, servable_release, standing
+from components.release.champion import CHAMPION, RED, Record, baseline_evaluation, digest_in, settled_release, standing
 from components.release.manifest import (
     COMPARISON_FOLDER,
     EVALUATION_FOLDER,
@@ -79,8 +79,8 @@ def verify_release(name: str, ref: str) -> list[Check]:
     Findings are returned, never raised; PromotionError only when `ref` names nothing, ConfigError for trusted keys that are none.
     """
     try:
+        alarm = settled_release(name).alarm if ref == CHAMPION else None
         model, version = resolve(name, ref)
-        alarm = servable_release(name).alarm if ref == CHAMPION else None
     except ArtifactError as error:  # damaged records cannot tell what is champion, and that is the finding
         return [Check("promotion record", False, str(error))]
     alias = [Check("alias", alarm is None, alarm or "points where the newest promotion record says")] if ref == CHAMPION else []

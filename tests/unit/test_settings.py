@@ -20,7 +20,7 @@ from components.index.config import IndexConfig
 from components.towers.config import TowerConfig
 from components.tracking import store
 from flows.cli.main import main
-from flows.servers import mlflow_plan
+from flows.servers import mlflow_plan, require_usable_settings
 
 
 @pytest.mark.parametrize("name", ["a?b", "a\udcffb"])
@@ -278,3 +278,11 @@ def test_a_store_that_is_not_there_is_not_told_as_an_empty_one(
 @pytest.mark.parametrize(("uri", "server"), [("HTTP://127.0.0.1:5000", True), ("Https://x", True), ("sqlite:////http://x", False)])
 def test_a_server_is_one_in_capitals_too(uri: str, server: bool) -> None:
     assert store.is_server(uri) is server
+
+
+def test_a_folder_of_prefect_of_a_user_who_does_not_exist_is_refused(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", "~nosuchuser/prefect")
+    with pytest.raises(ConfigError, match="PREFECT_HOME is '~nosuchuser/prefect', but there is no such user"):
+        require_usable_settings()
+    assert not (tmp_path / "~nosuchuser").exists()

@@ -11,9 +11,9 @@ from components.artifacts import open_artifact
 from components.errors import ArtifactError, PromotionError
 from components.promotion.approval import approve
 from components.promotion.promote import Change, promote, resolve, rollback
-from components.release.champion import servable_release
+from components.release.champion import servable_release, settled_release
 from components.release.manifest import ReleaseManifest
-from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, rewrite
+from tests.unit.promotion_world import GOOD, NAME, Killed, MemoryTracking, World, rewrite
 
 RELEASE = f"{NAME}-release"
 BAD = {**GOOD, "student": 0.5}
@@ -241,6 +241,22 @@ def test_rollback_to_a_changed_release_is_refused(world: World) -> None:
     with pytest.raises(PromotionError, match="does not verify"):
         rollback(NAME, "Bob", "slow")
     assert aliases(world) == (2, 1)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_promotion_that_is_under_way_is_no_alarm(world: World, goes_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its record and its aliases whoever asked for the status was told that somebody had moved an alias."""
+    release(world)
+    approve(NAME, world.candidate(), "Ada")
+    world.tracking.kill_at, world.tracking.changes = 1, 0
+    with pytest.raises(Killed):
+        promote(NAME, no_smoke)
+    world.tracking.kill_at = None
+    monkeypatch.setattr(
+        "components.release.champion.time.sleep", lambda _: goes_on and world.tracking.aliases.update({(RELEASE, "champion"): 2})
+    )
+    alarm = settled_release(NAME).alarm
+    assert alarm is None if goes_on else "a change was interrupted" in str(alarm)
 
 
 def test_alias_moved_by_hand_is_an_alarm_and_is_put_back(world: World) -> None:
