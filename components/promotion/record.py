@@ -14,6 +14,7 @@ names the one before it, its signature holds for all.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -248,8 +249,16 @@ def rollback_record(
 def append(name: str, content: dict[str, Any], records: Sequence[Record], sign: record_store.Signer | None) -> dict[str, Any]:
     """Write the record with its time, signed where there is a key. It is the act that counts.
 
-    Raises PromotionError when another record came since `records` were read: what was decided on them may no longer hold.
+    Raises PromotionError when another record came since `records` were read: what was decided on them may no longer hold; and for what is
+    no number, as every later reader would call the record changed, and nothing could be promoted or served any more.
     """
+    try:
+        json.dumps(content, default=str, allow_nan=False)
+    except ValueError:
+        raise PromotionError(
+            f"The promotion record of '{name}' would hold a number that is none (nan or infinity), which no reader of records takes. "
+            "Nothing was recorded. Build the candidate again."
+        ) from None
     return record_store.append_record(name, {**content, "time": datetime.now(UTC).isoformat()}, sign, len(records))
 
 
