@@ -424,6 +424,8 @@ def _is_free(port: int) -> bool:
 def _process(plan: ServerPlan) -> Iterator[subprocess.Popen[bytes]]:
     """The server in a session of its own, so that Ctrl-C reaches us alone and its children are stopped with it. It ends when we do."""
     plan.log.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # whoever starts a server that has died wants to read why
+        plan.log.replace(plan.log.with_name(f"{plan.log.name}.1"))
     with plan.log.open("wb") as log:
         process = subprocess.Popen(
             (sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), *plan.command),

@@ -220,6 +220,16 @@ def test_server_that_ends_while_starting_shows_its_last_words(home: Path, monkey
         pass
 
 
+def test_the_log_of_a_server_that_died_is_kept_when_it_is_started_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.servers.START_SECONDS", 1e6)
+    for words in ("the first reason", "the second reason"):
+        plan = ServerPlan("Test", free_port(), (sys.executable, "-c", f"import sys; sys.exit('{words}')"), "/health")
+        with pytest.raises(ServerError, match=words), running([plan]):
+            pass
+    kept = [(home / "logs" / name).read_text() for name in ("test-server.log.1", "test-server.log")]
+    assert ["the first reason" in kept[0], "the second reason" in kept[1]] == [True, True]
+
+
 def test_servers_of_a_team_are_shown_not_started(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:2/api")
