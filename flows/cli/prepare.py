@@ -101,7 +101,7 @@ def _heading(options: argparse.Namespace) -> list[str]:
 
 
 def _write(options: argparse.Namespace, content: str) -> str:
-    from components.artifacts import write_atomic
+    from components.artifacts import write_named
 
     target: Path = options.write
     other = target.exists() and not target.is_file()
@@ -111,7 +111,7 @@ def _write(options: argparse.Namespace, content: str) -> str:
     for option, given in (("--config", options.config), ("--policy", options.policy)):
         if given and target.resolve() == given.resolve():
             raise ConfigError(f"--write names the file that {option} reads, and its comments would be lost. Write to another file.")
-    write_atomic(target, content.encode())
+    write_named(target, content.encode())
     return f"\nWritten to {target}."
 
 
@@ -273,7 +273,9 @@ def plan(options: argparse.Namespace) -> int:
     _require_new(options.write)
     found = _plan(options, read_config(options))
     if options.write is not None and not found.knob:
-        options.write.write_text(_as_yaml(found), encoding="utf-8")
+        from components.artifacts import write_named
+
+        write_named(options.write, _as_yaml(found).encode())
     show(options, {**vars(found), "fits": not found.knob}, _rendered(options, found))
     return 2 if found.knob else 0
 
