@@ -10,10 +10,11 @@ from typing import Any
 
 from components import settings
 from components.artifacts import read_bounded, strict_json, write_json
-from components.errors import ArtifactError, ConfigError, PromotionError, ScalingNoteError
-from components.promotion.approval import moment_of, rejection
+from components.errors import ArtifactError, ConfigError, ModelError, PromotionError, ScalingNoteError
+from components.promotion.approval import moment_of, rejection_of_files
 from components.promotion.promote import last_look, waiting_for_promotion
 from components.release.champion import RED, Record, candidate_model, expected_aliases, override_of, settled_release, standing
+from components.release.manifest import load_release
 from components.release.open import champion_index
 from components.release.reviewers import proof_of
 from components.signing.statements import require_vouched, signed_by
@@ -240,7 +241,7 @@ def status_of(name: str) -> dict[str, Any]:
         "previous": places.previous,
         "alarm": _alarm(name, records, waiting),
         "warning": _warning(name),
-        "candidates": [_candidate(info) for info in candidates[-5:]],
+        "candidates": [_candidate(name, info, candidates) for info in candidates[-5:]],
         "waiting_for_promotion": [info.version for info in waiting],
         "override": override.reason if override else None,
         "last_record": dict(records[-1]) if records else None,
@@ -351,6 +352,16 @@ def _warning(name: str) -> str | None:
     return tuning_warning(index["documents"], index["tuned_documents"]) or (due if index["guard"] == "retrain_due" else None)
 
 
-def _candidate(info: registry.VersionInfo) -> dict[str, Any]:
-    verdict = info.tags.get(f"{labels.ATTRIBUTE}verdict", "unknown")
-    return {"version": info.version, "verdict": verdict, "rejected": bool(rejection(info))}
+def _candidate(name: str, info: registry.VersionInfo, candidates: Sequence[registry.VersionInfo]) -> dict[str, Any]:
+    return {"version": info.version, "verdict": _verdict(info), "rejected": bool(rejection_of_files(name, info, candidates))}
+
+
+def _verdict(info: registry.VersionInfo) -> str:
+    """What the gates said, by the manifest where its files lie here: the tag is a claim that whoever trains may change."""
+    stated = info.tags.get(f"{labels.ATTRIBUTE}verdict", "unknown")
+    try:
+        folder = registry.local_files(info.name, info.version)
+        verdict = stated if folder is None else str(load_release(folder).decision.verdict)
+    except (ArtifactError, ModelError, OSError):
+        return f"{stated}, by its tag alone, as its files cannot be read"
+    return verdict if stated in (verdict, "unknown") else f"{verdict}, though its tag says {stated}"
