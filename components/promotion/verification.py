@@ -25,6 +25,7 @@ from components.release.manifest import (
     Pin,
     ReleaseManifest,
     load_release,
+    load_release_of,
     require_report,
 )
 from components.release.open import resolve
@@ -131,7 +132,7 @@ def _own_checks(store: Store, lost: str = "") -> list[Check]:
         return report.checks
     folder = artifacts[0].path
     report.run("signature", lambda: _signature([artifact.path for artifact in artifacts], keys))
-    manifest = report.run("manifest", lambda: _manifest(store.name, folder), lambda found: f"space {found.space_id[:12]}")
+    manifest = report.run("manifest", lambda: load_release_of(store.name, folder), lambda found: f"space {found.space_id[:12]}")
     if manifest is not None:
         _check_contents(report, store, manifest, folder)
         report.run("decision", lambda: _others_decided(store, manifest, folder, lost) if lost else _decision(store, manifest, folder))
@@ -220,13 +221,6 @@ def _files(store: Store) -> list[Artifact]:
 def _signature(folders: Sequence[Path], keys: Mapping[str, TrustedKey]) -> str:
     first, *_ = [check_release(folder, keys) for folder in folders]
     return "unsigned: no signing key was configured" if first is None else str(first)
-
-
-def _manifest(name: str, folder: Path) -> ReleaseManifest:
-    manifest = load_release(folder)
-    if manifest.name != name:
-        raise ArtifactError(f"The manifest belongs to the retriever '{manifest.name}', not to '{name}'. Approve a candidate of '{name}'.")
-    return manifest
 
 
 def _pinned(store: Store, role: str, pin: Pin, manifest: ReleaseManifest) -> str:

@@ -11,8 +11,9 @@ from components.errors import ArtifactError, DataError, ModelError, PromotionErr
 from components.lineage.graph import follow
 from components.promotion.approval import approve
 from components.promotion.verification import verify_folder
-from components.release.open import resolve
+from components.release.open import load_manifest, open_pinned, resolve, verified_index
 from components.serving.answer_log import SETTING, Served, log_answers, trace_answer
+from components.serving.loader import open_release
 from components.serving.retriever import Hit
 from tests.unit.promotion_world import NAME, MemoryTracking, World
 from tests.unit.trace_world import champion_trace
@@ -69,6 +70,14 @@ def test_a_model_of_two_candidates_names_both_and_no_other(tracking: MemoryTrack
 def test_what_names_nothing_is_said_in_words(tracking: MemoryTracking, ref: str, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=re.escape(said)):
         follow(NAME, ref)
+
+
+def test_a_release_of_another_retriever_is_none_of_this_one(tracking: MemoryTracking) -> None:
+    """Its answers were logged under the name in its manifest, whatever that is, and it was traced as if it were one of this retriever."""
+    tracking.copy_version(f"{NAME}-candidate", 1, "other-candidate")
+    for opens in (open_release, open_pinned, verified_index, follow, load_manifest):
+        with pytest.raises(ArtifactError, match=f"belongs to the retriever '{NAME}', not to 'other'"):
+            opens("other", "candidate/1")
 
 
 @pytest.mark.parametrize("number", ["00001", "01", "+1", "1 ", " 1", "1.0", "\u0661"])
