@@ -485,6 +485,22 @@ def test_a_file_is_named_by_the_name_that_it_gets(home: Path, monkeypatch: pytes
     assert "wanted.pem: File name too long" in capsys.readouterr().err
 
 
+def test_a_file_that_may_not_be_made_is_named_by_the_name_that_it_was_to_get(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message named the hidden file that is written first, and the exit status was that of an unexpected failure."""
+    real = os.open
+
+    def refused(path: Any, flags: int, *more: int) -> int:
+        if str(path).startswith(str(tmp_path)) and flags & os.O_EXCL:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, flags, *more)
+
+    monkeypatch.setattr(os, "open", refused)
+    assert main(["config", "show", "--write", str(tmp_path / "mine.yaml")]) == 2
+    assert f"scalingnote: {tmp_path / 'mine.yaml'}: Permission denied" in capsys.readouterr().err
+
+
 def test_a_folder_in_the_place_of_a_file_is_not_called_cut_off(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read: Is a directory"):
         read_queries(tmp_path)
