@@ -248,6 +248,11 @@ def test_a_database_that_another_holds_is_said_with_what_to_do(home: Path) -> No
     assert caught.value.exit_code == 8 and "open the tracking store" in str(caught.value)
 
 
+def test_a_database_that_may_only_be_read_is_said_with_what_to_do(home: Path) -> None:
+    with pytest.raises(TrackingError, match="may only read the database. See whose it is"), translated("tag a model version"):
+        raise sqlite3.OperationalError("attempt to write a readonly database")
+
+
 @pytest.mark.parametrize(("name", "said"), [("x" * 300, "name too long"), ("deep/" * 900, "name too long"), ("file", "is a file")])
 def test_a_home_that_cannot_be_is_refused_in_words(name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
