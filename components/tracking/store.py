@@ -80,6 +80,8 @@ def translated(action: str) -> Iterator[None]:
                 "the database is locked: another command or server has held it for longer than is waited for. Wait until that has ended, "
                 "or stop it (`fuser` on the file names it), and run the command again. Nothing was changed"
             )
+        if "file is not a database" in reason or "image is malformed" in reason:
+            reason = f"the database is damaged ({reason}). Restore it from a backup; models, reports and records lie beside it as files"
         if "readonly database" in reason:
             reason = "this user may only read the database. See whose it is, and run the command as somebody who may write to it"
         raise TrackingError(f"Could not {action} at {settings.tracking_uri()}: {reason}") from error

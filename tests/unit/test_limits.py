@@ -249,7 +249,7 @@ def test_a_database_that_another_holds_is_said_with_what_to_do(home: Path) -> No
 
 
 def test_a_database_that_may_only_be_read_is_said_with_what_to_do(home: Path) -> None:
-    with pytest.raises(TrackingError, match="may only read the database. See whose it is"), translated("tag a model version"):
+    with pytest.raises(TrackingError, match=r"may only read the database\. See whose it is"), translated("tag a model version"):
         raise sqlite3.OperationalError("attempt to write a readonly database")
 
 

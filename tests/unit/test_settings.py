@@ -268,7 +268,7 @@ def test_a_store_that_is_not_there_is_not_told_as_an_empty_one(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/typo.db")
     assert main(words) == 2
-    assert f"names the store {tmp_path}/typo.db, which is not there" in capsys.readouterr().err
+    assert f"The tracking store {tmp_path}/typo.db is not there" in capsys.readouterr().err
     assert not (tmp_path / "typo.db").exists()
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path / "new"))
@@ -286,3 +286,39 @@ def test_a_folder_of_prefect_of_a_user_who_does_not_exist_is_refused(home: Path,
     with pytest.raises(ConfigError, match="PREFECT_HOME is '~nosuchuser/prefect', but there is no such user"):
         require_usable_settings()
     assert not (tmp_path / "~nosuchuser").exists()
+
+
+@pytest.mark.parametrize("how", ["gone", "empty"])
+@pytest.mark.parametrize("words", [("status",), ("promote",), ("history",), ("approve", "1", "--as", "Ada"), ("ui",)])
+def test_a_home_whose_database_is_gone_is_not_taken_for_a_new_one(
+    how: str, words: tuple[str, ...], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was begun anew: nothing had ever been promoted, and the next candidate was number 1."""
+    made = home / "mlflow" / "artifacts" / "retriever" / "run"
+    made.mkdir(parents=True)
+    database = home / "mlflow" / "mlflow.db"
+    database.unlink()
+    if how == "empty":
+        database.touch()
+    assert main(words) == 6
+    said = capsys.readouterr().err
+    assert f"mlflow.db is {how}, though files of 'retriever' lie in" in said and "Restore it from a backup" in said
+    assert (database.stat().st_size if database.exists() else 0) == 0
+    made.rmdir()
+    assert main(["status"]) == 0
+
+
+@pytest.mark.parametrize(("made", "said"), [("folder", "is no plain file"), ("pipe", "is no plain file"), ("loop", "leads back to itself")])
+def test_what_stands_in_the_place_of_the_database_is_named(made: str, said: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pipe was waited for without an end, and a link to itself was an unexpected failure."""
+    database = home / "mlflow" / "mlflow.db"
+    database.unlink()
+    {"folder": database.mkdir, "pipe": lambda: os.mkfifo(database), "loop": lambda: database.symlink_to(database)}[made]()
+    assert main(["status"]) == 6
+    assert said in capsys.readouterr().err
+
+
+def test_a_damaged_database_is_said_with_what_to_do(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "mlflow" / "mlflow.db").write_bytes(b"no database" * 1000)
+    assert main(["status"]) == 8
+    assert "the database is damaged (file is not a database). Restore it from a backup" in capsys.readouterr().err
