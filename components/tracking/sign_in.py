@@ -114,8 +114,11 @@ def sign_in(role: str) -> None:
     if os.environ.get("MLFLOW_TRACKING_URI") or (url := running_server()) is None:
         return
     os.environ["MLFLOW_TRACKING_URI"] = url
-    if os.environ.get(USERNAME) and os.environ.get(PASSWORD):
+    missing = [name for name in (USERNAME, PASSWORD) if not os.environ.get(name)]
+    if not missing:
         return
+    if len(missing) == 1:  # else whoever named themselves would act as the stored account
+        raise TrackingError(f"{USERNAME} and {PASSWORD} belong together, and {missing[0]} is not set. Set both, or neither.")
     password = stored_password(role) if role == PROMOTER else None
     if password is None:
         raise TrackingError(
