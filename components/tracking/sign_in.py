@@ -114,11 +114,8 @@ def sign_in(role: str) -> None:
     if os.environ.get("MLFLOW_TRACKING_URI") or (url := running_server()) is None:
         return
     os.environ["MLFLOW_TRACKING_URI"] = url
-    missing = [name for name in (USERNAME, PASSWORD) if not os.environ.get(name)]
-    if not missing:
+    if names_account():
         return
-    if len(missing) == 1:  # else whoever named themselves would act as the stored account
-        raise TrackingError(f"{USERNAME} and {PASSWORD} belong together, and {missing[0]} is not set. Set both, or neither.")
     password = stored_password(role) if role == PROMOTER else None
     if password is None:
         raise TrackingError(
@@ -126,6 +123,14 @@ def sign_in(role: str) -> None:
             "`scalingnote bootstrap` makes accounts."
         )
     os.environ[USERNAME], os.environ[PASSWORD] = role, password
+
+
+def names_account() -> bool:
+    """Whether the environment names an account; raises TrackingError for half of one, in whose place another would act."""
+    missing = [name for name in (USERNAME, PASSWORD) if not os.environ.get(name)]
+    if len(missing) == 1:
+        raise TrackingError(f"{USERNAME} and {PASSWORD} belong together, and {missing[0]} is not set. Set both, or neither.")
+    return not missing
 
 
 def _note() -> Path:

@@ -116,8 +116,7 @@ def bootstrap(name: str, server: str, users_file: Path | None = None) -> Prepare
 @contextmanager
 def _signed_in(server: str) -> Iterator[None]:
     """The environment by which MLflow's clients find and enter `server`."""
-    given = os.environ.get(sign_in.USERNAME) and os.environ.get(sign_in.PASSWORD)
-    own = {} if given else {sign_in.USERNAME: ADMIN, sign_in.PASSWORD: _known_admin_password()}
+    own = {} if sign_in.names_account() else {sign_in.USERNAME: ADMIN, sign_in.PASSWORD: _known_admin_password()}
     wanted = {"MLFLOW_TRACKING_URI": server, **own}
     before = {key: os.environ.get(key) for key in wanted}
     os.environ.update(wanted)
