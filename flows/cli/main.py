@@ -108,7 +108,10 @@ def _explain(options: argparse.Namespace, error: Exception) -> int:
 def _fail(options: argparse.Namespace, message: str, status: int) -> int:
     message = masked(message)  # a library's error too may name an address
     if getattr(options, "json", False):
-        print(as_json({"error": message, "exit_status": status}))
+        try:
+            print(as_json({"error": message, "exit_status": status}))
+        except (OutputClosed, OutputError):  # as of a terminal that was closed
+            drop_output()
     print(f"scalingnote: {visible(message)}", file=sys.stderr)
     return status
 

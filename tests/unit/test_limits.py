@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import resource
 import sqlite3
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -504,6 +506,20 @@ def test_a_file_that_may_not_be_made_is_named_by_the_name_that_it_was_to_get(
     monkeypatch.setattr(os, "open", refused)
     assert main(["config", "show", "--write", str(tmp_path / "mine.yaml")]) == 2
     assert f"scalingnote: {tmp_path / 'mine.yaml'}: Permission denied" in capsys.readouterr().err
+
+
+def test_a_failure_whose_json_nobody_can_read_keeps_its_exit_status(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a terminal that was closed: the message ended in a traceback."""
+
+    class Gone(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise output.OutputError(OSError(errno.EIO, "Input/output error"))
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert main(["statsu", "--json"]) == 2
+    assert "statsu" in capsys.readouterr().err
 
 
 def test_a_folder_in_the_place_of_a_file_is_not_called_cut_off(tmp_path: Path) -> None:
