@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from components.tracking.provenance import collect_provenance
+from components.tracking.runs import open_flow_run
 from components.tracking.store import client
 from flows import servers
 from flows.recorder import recorded_flow
@@ -96,6 +98,18 @@ def test_the_next_flow_closes_the_run_of_a_killed_one_and_leaves_those_that_live
         for process in processes:
             process.kill()
             process.communicate()
+
+
+@pytest.mark.parametrize("left", ['{"prefect_flow', "[]", '"x"', '{"prefect_flow_run_id": 5}'])
+def test_a_mark_that_was_torn_still_names_the_run_that_it_is_of(left: str, home: Path) -> None:
+    """The run stayed open for ever, or every later flow ended in an unexpected failure."""
+    run_id = open_flow_run("retriever", "retrain", {}, collect_provenance(), {})
+    mark = home / "work" / "running" / f"{run_id}.json"
+    mark.parent.mkdir(parents=True)
+    mark.write_text(left)
+    with recorded_flow("retriever", "retrain", {}):
+        assert status(run_id) == "KILLED"
+    assert not mark.exists()
 
 
 def test_a_flow_that_fails_leaves_no_mark(home: Path) -> None:
