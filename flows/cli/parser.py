@@ -422,25 +422,25 @@ def _path(text: str) -> Path:
 
 
 def _whole(text: str) -> int:
-    """A whole number in plain digits; `int` alone takes those of any script, and `1_000`."""
-    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+    """A whole number in plain digits; `int` alone takes those of any script, `1_000`, and `010`, which YAML reads as 8."""
+    if not re.fullmatch(r"-?(0|[1-9][0-9]{0,17})", text):
         raise argparse.ArgumentTypeError(f"expected a whole number, not '{text}'")
     return int(text)
 
 
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 10_000:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 10000, not '{text}'")
+def _within(text: str, least: int, most: int, what: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,17}", text) or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"expected {what} from {least} to {most}, not '{text}'")
     return int(text)
+
+
+def _positive(text: str) -> int:
+    return _within(text, 1, 10_000, "a whole number")
 
 
 def _seconds(text: str) -> float:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 86_400:
-        raise argparse.ArgumentTypeError(f"expected whole seconds from 1 to 86400, not '{text}'")
-    return float(text)
+    return float(_within(text, 1, 86_400, "whole seconds"))
 
 
 def _port(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535, not '{text}'")
-    return int(text)
+    return _within(text, 1, 65535, "a port")

@@ -422,11 +422,14 @@ def test_a_home_that_is_a_link_to_itself_is_said(tmp_path: Path, monkeypatch: py
         settings.activate()
 
 
-@pytest.mark.parametrize("given", ["٣", "1_000", "1e3", "", "9" * 30])
+@pytest.mark.parametrize("given", ["٣", "1_000", "1e3", "", "9" * 30, "010"])
 def test_a_whole_number_has_plain_digits(given: str) -> None:
     with pytest.raises(ConfigError, match=f"expected a whole number, not '{given}'"):
         build_parser().parse_args(["config", "show", "--max-documents", given])
     assert build_parser().parse_args(["config", "show", "--max-documents", "-5"]).max_documents == -5  # refused with the bounds
+    for words in (["history", "--strike"], ["search", "x", "-k"], ["promote", "--watch"], ["ui", "--mlflow-port"]):
+        with pytest.raises(ConfigError, match=rf"expected (a whole number|whole seconds|a port) from 1 to \d+, not '{given}'"):
+            build_parser().parse_args([*words, given])
 
 
 @pytest.mark.parametrize(
