@@ -65,7 +65,7 @@ _PLAIN_DIFF = (
 )
 # Untracked files that count: all in these folders, and elsewhere those that Python, or this program by itself, may read.
 _OF_THE_CODE = (b"components/", b"flows/", b"mlflow/", b"data_contracts/")
-_CODE = frozenset({b".py", b".pth", b".so", b".toml", b".lock", b".cfg", b".ini", b".env"})
+_CODE = frozenset({".py", ".pth", ".so", ".toml", ".lock", ".cfg", ".ini"})
 _log = logging.getLogger(__name__)
 KEY_PACKAGES = (
     "torch",
@@ -215,7 +215,7 @@ def _patch_digest(root: Path) -> str | None:
     """
     changes = _git(root, "diff", *_PLAIN_DIFF, "HEAD", "--", ".")
     found = _git(root, "ls-files", "-z", "--others", "--exclude-standard").split(b"\0")[:-1]
-    untracked = [name for name in found if name.startswith(_OF_THE_CODE) or os.path.splitext(name)[1] in _CODE]
+    untracked = [name for name in found if name.startswith(_OF_THE_CODE) or Path(os.fsdecode(name)).suffix in _CODE]
     if not changes and not untracked:
         return None
     digest = hashlib.sha256(changes)
