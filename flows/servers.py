@@ -234,7 +234,18 @@ def _patience() -> dict[Any, int]:
 
 
 def _other_version(api: str, error: Exception) -> str:
-    """What to say of a server that answers, but not as this client expects; an older one is the usual reason."""
+    """What to say of a server that answers, but not as this client expects: an account, a proxy, or mostly an older version."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    if status in (401, 403):
+        return (
+            f"Prefect's server {without_user(api)} does not let this client in (status {status}). Set PREFECT_API_AUTH_STRING to "
+            f"USER:PASSWORD; `scalingnote ui --auth` keeps its own in {sign_in.password_file(sign_in.PREFECT_USER)}."
+        )
+    if status >= 500:
+        return (
+            f"Prefect's server {without_user(api)}, or a proxy before it, is in trouble (status {status}). See its log. Finished steps are "
+            "kept: run the same command again."
+        )
     from importlib.metadata import version
 
     from prefect.client.orchestration import get_client
