@@ -112,9 +112,13 @@ def verify(options: argparse.Namespace) -> int:
 
 def keys(options: argparse.Namespace) -> None:
     """Make a key, list the keys, sign a release that was registered unsigned, change to a new key, or write its certificate."""
-    used = {"new": "to", "sign": "ref", "certificate": "to"}.get(options.action)
-    if idle := next((value for name, value in (("ref", options.ref), ("to", options.to)) if value is not None and name != used), None):
-        raise ConfigError(f"keys {options.action} does nothing with '{idle}'. A release is for sign, --to FILE for new and certificate.")
+    used = {"new": ("to",), "certificate": ("to",), "sign": ("ref", "name")}.get(options.action, ())
+    given = {"ref": options.ref, "to": options.to, "name": options.name}
+    if idle := next((value for option, value in given.items() if value is not None and option not in used), None):
+        raise ConfigError(
+            f"keys {options.action} does nothing with '{idle}'. A release and --name are for sign, since keys are those of a home and not of "
+            "a retriever; --to FILE is for new and certificate."
+        )
     {"new": _new_key, "list": _list_keys, "sign": _sign, "rotate": _rotate, "certificate": _certificate}[options.action](options)
 
 

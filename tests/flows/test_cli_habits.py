@@ -84,6 +84,7 @@ def test_wrong_arguments_are_json_where_that_was_asked_for(words: tuple[str, ...
         (("keys", "list", "--to", "file.pem"), "keys list does nothing with 'file.pem'"),
         (("keys", "sign", "--to", "file.pem"), "keys sign does nothing with 'file.pem'"),
         (("keys", "rotate", "release/1"), "keys rotate does nothing with 'release/1'"),
+        (("keys", "new", "--name", "shop"), "keys new does nothing with 'shop'"),
         (("keys", "certificate", "previous"), "keys certificate does nothing with 'previous'"),
         (("export", "--to", "folder", "--collection", "mine"), "--collection mine names what --qdrant makes"),
         (("export", "--signed", "folder", "--collection", "mine"), "--collection mine names what --qdrant makes"),
