@@ -116,8 +116,8 @@ def keys(options: argparse.Namespace) -> None:
     given = {"ref": options.ref, "to": options.to, "name": options.name}
     if idle := next((value for option, value in given.items() if value is not None and option not in used), None):
         raise ConfigError(
-            f"keys {options.action} does nothing with '{idle}'. A release and --name are for sign, since keys are those of a home and not of "
-            "a retriever; --to FILE is for new and certificate."
+            f"keys {options.action} does nothing with '{idle}'. A release and --name are for sign, since keys are those of a home and not "
+            "of a retriever; --to FILE is for new and certificate."
         )
     {"new": _new_key, "list": _list_keys, "sign": _sign, "rotate": _rotate, "certificate": _certificate}[options.action](options)
 
