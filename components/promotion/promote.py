@@ -291,7 +291,7 @@ def rollback(
         _smoke(target, manifest, smoke)
     record = append(name, rollback_record(name, records, (champion, target), person, reason, overridden, skipped), records, sign)
     settle_aliases(name)
-    warnings = (repaired.note,) if repaired.note else ()
+    warnings: tuple[str, ...] = (repaired.note,) if repaired.note else ()
     if override and overridden is None:
         warnings += (f"Nobody has rejected release/{target}, so the reason of --override was not needed, and is not kept.",)
     return Change("rolled_back", f"release/{target} is champion again.", champion, target, record["sequence"], warnings)

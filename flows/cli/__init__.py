@@ -62,7 +62,7 @@ def start() -> int:
     return finish_streams(status)
 
 
-def _answer(numbers: Iterable[int], handler: Callable[[int, Any], Any]) -> None:
+def _answer(numbers: Iterable[int], handler: Callable[[int, Any], Any] | signal.Handlers) -> None:
     for number in numbers:
         signal.signal(number, handler)
 

@@ -33,8 +33,10 @@ ROLES = {
 # Commands that load models or indexes.
 LOADING = ("demo", "retrain", "adopt", "study", "refresh-index", "refresh-query-tower", "replay", "search", "run")
 # Commands about what was made and recorded before.
-RECORDED = ("status", "history", "search", "run", "export", "trace", "replay", "approve", "promote", "rollback", "webhook")
-RECORDED += ("refresh-index", "refresh-query-tower")
+RECORDED = (
+    *("status", "history", "search", "run", "export", "trace", "replay", "approve", "promote", "rollback", "webhook"),
+    *("refresh-index", "refresh-query-tower"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
