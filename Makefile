@@ -43,10 +43,13 @@ ui: $(VENV)/.base ## start the MLflow and Prefect pages on this machine, Ctrl-C 
 
 clean: export FOLDER := $(HOME_FOLDER)
 clean: ## remove all local state (.scalingnote, or SCALINGNOTE_HOME) and build output
-	@# A mistyped SCALINGNOTE_HOME must not cost anybody their files: only a folder that looks like ours is removed.
-	@if [ -n "$$(ls -A "$$FOLDER" 2>/dev/null)" ] && ! { [ -d "$$FOLDER/work" ] && [ -d "$$FOLDER/mlflow/artifacts" ]; }; then \
-	  echo "$$FOLDER does not look like scalingnote's state (no work and mlflow/artifacts in it); nothing was removed." >&2; exit 1; fi
-	rm -rf -- "$$FOLDER"
+	@# A mistyped SCALINGNOTE_HOME must not cost anybody their files: only a folder that looks like ours is removed. Behind a link the state
+	@# lies elsewhere, and a tilde that the shell has left alone is the home folder, as for the commands.
+	@case "$$FOLDER" in "~" | "~/"*) FOLDER="$$HOME$${FOLDER#?}" ;; esac; \
+	if [ -n "$$(ls -A "$$FOLDER/" 2>/dev/null)" ] && ! { [ -d "$$FOLDER/work" ] && [ -d "$$FOLDER/mlflow/artifacts" ]; }; then \
+	  echo "$$FOLDER does not look like scalingnote's state (no work and mlflow/artifacts in it); nothing was removed." >&2; exit 1; fi; \
+	if [ -L "$$FOLDER" ] && [ -d "$$FOLDER" ]; then PLACE="$$(cd "$$FOLDER" && pwd -P)" && echo "rm -rf $$PLACE" && rm -rf -- "$$PLACE"; fi; \
+	echo "rm -rf $$FOLDER"; rm -rf -- "$$FOLDER"
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . -path ./$(VENV) -prune -o -path ./.git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 

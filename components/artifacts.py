@@ -172,7 +172,11 @@ def written_atomically(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     # Containers that share a folder have the same process ids, and a name may be as long as names can be already.
     beside = path.with_name(f".{os.getpid()}-{secrets.token_hex(8)}{UNFINISHED}")
     try:
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as handle:
+        try:
+            opened = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        except OSError as error:  # nobody has asked for the hidden name
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        with os.fdopen(opened, "wb") as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
+NO_PLACE = "no usable temporary directory"  # what Python says, in small letters, where no temporary file can be written
+_LACKS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _CREDENTIALS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s/:@?#]*):[^\s/?#]+@")
 # In the address of a database all up to the @ is the password, as SQLAlchemy reads it.
 _OF_DATABASES = re.compile(r"((?!https?:)\b[A-Za-z][A-Za-z0-9+.-]*://[^\s/:@?#]*):[^\s@]+@")
@@ -78,3 +81,18 @@ class ResourceError(ScalingNoteError):
     """A disk or memory that cannot hold what is asked for."""
 
     exit_code = 9
+
+
+def lack_behind(error: BaseException) -> str | None:
+    """What this process or machine lacked (files, memory, room) when `error` was raised, in the system's words; None for any other.
+
+    Such an error says nothing of what was to be read, though a reader may have made one of its own of it.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError):
+            return "no memory is left"
+        if isinstance(seen, OSError) and (seen.errno in _LACKS or NO_PLACE in str(seen).lower()):
+            return seen.strerror or str(seen)
+        seen = seen.__cause__ or seen.__context__
+    return None

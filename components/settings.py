@@ -18,6 +18,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
@@ -33,6 +34,8 @@ LOG_LEVEL = "SCALINGNOTE_LOG_LEVEL"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 NUMBER_FORMATS = ("float32", "bfloat16")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+LONGEST_HOME = 483  # bytes: SQLite's own limit, 504, without the name of a database in it
+CLOCK_SLACK = timedelta(minutes=5)  # between the clocks of two machines
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -62,6 +65,11 @@ def home() -> Path:
     Raises ConfigError for a folder that no database can lie in, and one that cannot be found.
     """
     given = os.environ.get("SCALINGNOTE_HOME") or ".scalingnote"
+    if not given.strip() or any(not letter.isprintable() and letter.isascii() for letter in given):
+        raise ConfigError(
+            f"SCALINGNOTE_HOME is {given!r}: blank, or with a line break or another control character, as of a file with the line ends of "
+            "Windows. Give the path of a folder."
+        )
     folder = expanded(given)
     if str(folder).startswith("~"):  # else a folder of that name would be made here
         raise ConfigError(f"SCALINGNOTE_HOME is '{given}', but there is no such user, or no home folder of theirs. Give the whole path.")
@@ -114,8 +122,23 @@ def keys_folder() -> Path:
 
 
 def tracking_uri() -> str:
-    """The MLflow tracking server, or the embedded SQLite store."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
+    """The MLflow tracking server, or the embedded SQLite store (see `absolute_store`)."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    return absolute_store(given) if given else f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
+
+
+def absolute_store(uri: str) -> str:
+    """`uri` with the whole path of an SQLite file: the servers that we start work in the home folder, and would open another one there.
+
+    Raises ConfigError for a store in memory, which ends with every command.
+    """
+    kind, found, path = uri.partition("sqlite:///")
+    file, mark, options = path.partition("?")
+    if uri.startswith("sqlite:") and file in ("", ":memory:"):
+        raise ConfigError(
+            f"MLFLOW_TRACKING_URI is '{uri}', a store in memory that ends with every command. Name a file, as in sqlite:////PATH/mlflow.db."
+        )
+    return f"{found}{Path(file).absolute()}{mark}{options}" if found and not kind else uri
 
 
 def artifact_root() -> Path:
@@ -293,7 +316,12 @@ def _leads_nowhere(path: Path) -> bool:
 
 
 def _make_folders(root: Path) -> None:
-    """Make the home folder and those in it, if they may be written. Raises ConfigError where no folder can be."""
+    """Make the home folder and those in it, if they may be written. Raises ConfigError where no folder, or no database in it, can be."""
+    if (length := len(os.fsencode(root))) > LONGEST_HOME:
+        raise ConfigError(
+            f"The path of the home folder has {length} bytes, and SQLite opens no database below one of more than {LONGEST_HOME}. Name a "
+            "folder with a shorter path with SCALINGNOTE_HOME; a link makes it no shorter."
+        )
     wanted = (root, work_folder(), models_folder(), artifact_root(), root / "prefect", root / "cache")
     if other := next((path for folder in wanted for path in (folder, *folder.parents) if _is_file(path)), None):
         what = "is a file, or lies below one" if other in (root, *root.parents) else f"holds a file in the place of the folder {other.name}"
@@ -331,8 +359,8 @@ def activate() -> None:
         with suppress(OSError):
             (root / "cache" / "tmp").mkdir(exist_ok=True)
             os.environ["TMPDIR"] = str(root / "cache" / "tmp")
+    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri()
     defaults = {
-        "MLFLOW_TRACKING_URI": tracking_uri(),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         "PREFECT_HOME": str(root / "prefect"),

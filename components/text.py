@@ -6,8 +6,10 @@ A title may clear the screen, colour a line, turn the direction of the words aro
 from __future__ import annotations
 
 import json
+import math
 import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
 # Unicode's Default_Ignorable_Code_Point (soft hyphen, zero-width letters and joiners, Hangul fillers, variation selectors, marks of
@@ -19,6 +21,7 @@ INVISIBLE = (
 MOST_DIGITS = 18  # what a database takes as a whole number
 _BLANK = rf"\s\x00-\x1f\x7f-\x9f{INVISIBLE}"
 VISIBLE = f"[^{_BLANK}]"  # a pattern for any letter that is seen
+_NUMBER = re.compile(rf"0|[1-9][0-9]{{0,{MOST_DIGITS - 1}}}")
 _VISIBLE, _EDGES = re.compile(VISIBLE), re.compile(rf"\A[{_BLANK}]+|[{_BLANK}]+\Z")
 
 
@@ -46,9 +49,10 @@ def reads_like(name: str) -> str:
 def whole_number(text: str) -> int | None:
     """The number in plain digits; None for any other text, and for one of more digits than anything is counted to.
 
-    Python raises an error for one of thousands of digits, which whoever writes a tag, a record or a reference could have it meet.
+    Python raises an error for one of thousands of digits, which whoever writes a tag, a record or a reference could have it meet. One with
+    zeros before it is none: a version, of which reports and scripts keep the name, has one name.
     """
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else None
+    return int(text) if _NUMBER.fullmatch(text) else None
 
 
 # --- Text from outside, made safe to show: titles, names, reasons and ids can hold what a terminal or a page would obey.
@@ -69,9 +73,23 @@ def one_line(text: Any) -> str:
 
 
 def as_json(value: Any, indent: int | None = None, letters: bool = True) -> str:
-    """JSON whose text no terminal obeys: the same value, its dangerous characters as escapes; without `letters` all that is not ASCII."""
-    text = json.dumps(value, indent=indent, ensure_ascii=not letters, default=str)
+    """JSON whose text no terminal obeys: the same value, its dangerous characters as escapes; without `letters` all that is not ASCII.
+
+    What is no number (nan, inf) is null: JSON has no word for it, and strict readers refuse Python's.
+    """
+    try:
+        text = json.dumps(value, indent=indent, ensure_ascii=not letters, default=str, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), indent=indent, ensure_ascii=not letters, default=str, allow_nan=False)
     return "".join(c if c == "\n" or not _is_obeyed(c) else json.dumps(c)[1:-1] for c in text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_obeyed(character: str) -> bool:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, open_artifact, parents_of, read_manifest
 from components.data.left_out import Seen, load_seen, seen_queries, write_seen
-from components.errors import ScalingNoteError
+from components.errors import ScalingNoteError, lack_behind
 from components.evaluation.champion_comparison import load_comparison, load_values
 from components.evaluation.report import load_evaluation, load_summary
 from components.evidence.description import describe
@@ -189,6 +189,8 @@ def compare_with_champion(
     try:
         return ComparisonOutcome(recorder.run(_comparison_step(config, parts, baseline)))
     except ScalingNoteError as error:
+        if lack_behind(error):  # of this machine, and no fault of the champion
+            raise
         return ComparisonOutcome(None, f"The comparison with release/{baseline.version} failed: {error} {_UNCOMPARED}")
 
 

@@ -26,7 +26,7 @@ from prefect.context import FlowRunContext
 from components.errors import ConfigError, ScalingNoteError
 from components.index.config import EncodingConfig
 from components.index.encode import Runner, ShardJob, encode_in_process, encode_shard_in_worker
-from components.index.workers import prepare_worker, take_share, threads_of, useful_workers
+from components.index.workers import kill_processes, prepare_worker, take_share, threads_of, useful_workers
 from flows.reporting import say
 
 TASK: dict[str, Any] = {
@@ -69,7 +69,7 @@ class Worker:
 
     def __init__(self, job: ShardJob, place: tuple[int, int], attempts: int) -> None:
         """`place`: the worker's number, and how many there are."""
-        self._job, self._place, self._attempts = job, place, attempts
+        self._job, self._place, self._attempts, self._killed = job, place, attempts, False
         self._pool = self._fresh()
 
     def encode(self, number: int) -> int:
@@ -79,9 +79,16 @@ class Worker:
                 return self._pool.submit(encode_shard_in_worker, self._job, number).result()
             except BrokenProcessPool:
                 self.close()
+                if self._killed:
+                    raise
                 say(f"[encode_corpus] the process of shard {number} died in attempt {attempt} of {self._attempts}", WARNING)
                 self._pool = self._fresh()
         raise WorkerLost.of(number, self._attempts)
+
+    def kill(self) -> None:
+        """End the process in the middle of its shard, which whoever goes on encodes anew."""
+        self._killed = True
+        kill_processes(self._pool)
 
     def close(self) -> None:
         """End the process."""
@@ -103,8 +110,13 @@ def encode_in_processes(config: EncodingConfig, job: ShardJob, numbers: Sequence
         served = [threads.submit(copy_context().run, _serve, worker, waiting) for worker in workers]
         try:
             wait(served, return_when=FIRST_EXCEPTION)
+        except BaseException:  # Ctrl-C, or a signal that reaches this process alone: a shard in hand may take many minutes more
+            waiting.clear()
+            for worker in workers:
+                worker.kill()
+            raise
         finally:
-            waiting.clear()  # after a failure or an interruption nobody begins another shard
+            waiting.clear()  # after a failure nobody begins another shard
     for done in served:
         done.result()
 

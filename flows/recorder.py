@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 
 from components.artifacts import Artifact
@@ -209,7 +208,7 @@ def recorded_flow(name: str, flow: str, parameters: Mapping[str, Any], again: It
 
 def _ended_by(error: BaseException) -> tuple[Status, str]:
     """How a run ended that did not finish, and why."""
-    if not isinstance(error, (KeyboardInterrupt, TerminationSignal)):
+    if isinstance(error, Exception):
         return "FAILED", masked(str(error))
     if not was_cancelled(error):
         return "KILLED", "its process was told to end"

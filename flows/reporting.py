@@ -8,6 +8,7 @@ from __future__ import annotations
 import _thread
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -156,7 +157,8 @@ def _watch(step: str, done: threading.Event, made: threading.Event) -> None:
         while not done.wait(WATCH_SECONDS):
             with suppress(Exception):  # a server that is busy or gone is asked again
                 if run.deployment_id is None and _is_being_cancelled(run):
-                    _thread.interrupt_main()
+                    # A script's background ignores Ctrl-C, and then only SIGTERM is heard.
+                    _thread.interrupt_main(signal.SIGTERM if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else signal.SIGINT)
                     return
                 if (progress := _progress()) is not None:
                     share, text = progress

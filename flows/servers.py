@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -131,8 +131,12 @@ SMALL_SERVERS = 3  # that may fail one after the other while one flow runs
 GUARD = Path(__file__).with_name("guard.py")
 
 
-def serve(mlflow_port: int = 5000, prefect_port: int = 4200, auth: bool = False) -> None:
+def serve(
+    mlflow_port: int = 5000, prefect_port: int = 4200, auth: bool = False, ready: Callable[[dict[str, str]], object] | None = None
+) -> None:
     """Start both servers, print where they are, and stop them at Ctrl-C or SIGTERM. With `auth`, MLflow asks who you are.
+
+    `ready` is told the addresses of `mlflow` and `prefect` once they answer.
 
     A server that the environment already names (`MLFLOW_TRACKING_URI`, `PREFECT_API_URL`) is shown, not started.
     Raises ConfigError for a port in use, ServerError when a server does not start or ends by itself.
@@ -140,7 +144,11 @@ def serve(mlflow_port: int = 5000, prefect_port: int = 4200, auth: bool = False)
     settings.activate()
     require_usable_settings()
     plans = _plans(mlflow_port, prefect_port, auth)
+    addresses = {"mlflow": without_user(settings.tracking_uri()), "prefect": without_user(_prefect_named()).removesuffix("/api")}
+    addresses |= {plan.name.lower(): plan.url for plan in plans}
     if not plans:
+        if ready is not None:
+            ready(addresses)
         return
     require_driver()
     with settings.opening("MLflow"):
@@ -153,6 +161,8 @@ def serve(mlflow_port: int = 5000, prefect_port: int = 4200, auth: bool = False)
                 print(_sign_in_text(prefect=plans[-1].name == "Prefect"), flush=True)
             print("Approve in MLflow: Model registry > <name>-candidate > a version > Promote model > <name>-release.", flush=True)
             print("Ctrl-C stops the servers; nothing is lost.", flush=True)
+            if ready is not None:
+                ready(addresses)
             _watch(plans, processes)
     except KeyboardInterrupt:
         print("\nThe servers are stopped.", flush=True)
@@ -224,7 +234,18 @@ def _patience() -> dict[Any, int]:
 
 
 def _other_version(api: str, error: Exception) -> str:
-    """What to say of a server that answers, but not as this client expects; an older one is the usual reason."""
+    """What to say of a server that answers, but not as this client expects: an account, a proxy, or mostly an older version."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    if status in (401, 403):
+        return (
+            f"Prefect's server {without_user(api)} does not let this client in (status {status}). Set PREFECT_API_AUTH_STRING to "
+            f"USER:PASSWORD; `scalingnote ui --auth` keeps its own in {sign_in.password_file(sign_in.PREFECT_USER)}."
+        )
+    if status >= 500:
+        return (
+            f"Prefect's server {without_user(api)}, or a proxy before it, is in trouble (status {status}). See its log. Finished steps are "
+            "kept: run the same command again."
+        )
     from importlib.metadata import version
 
     from prefect.client.orchestration import get_client
@@ -271,7 +292,9 @@ def _require_usable_proxies() -> None:
 
 def require_usable_settings() -> None:
     """Make Prefect's folder and import Prefect, which reads its settings then, and says with a traceback what it cannot read or make."""
-    folder = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    folder = settings.expanded(os.environ.get("PREFECT_HOME") or "~/.prefect")
+    if str(folder).startswith("~"):  # else a folder of that name would be made here
+        raise ConfigError(f"PREFECT_HOME is '{folder}', but there is no such user, or no home folder of theirs. Give the whole path.")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -364,9 +387,14 @@ def _named_elsewhere(name: str, url: str, health: str, variable: str) -> str:
     return f"{name:8} {without_user(url)} (from {variable}; not started here{silent})"
 
 
-def _plans(mlflow_port: int, prefect_port: int, auth: bool) -> list[ServerPlan]:
+def _prefect_named() -> str:
+    """The API of the Prefect server that the settings name; empty where they name none."""
     from prefect.settings import PREFECT_API_URL  # also from .env, prefect.toml or a profile, as the runs read it
 
+    return os.environ.get("PREFECT_API_URL") or PREFECT_API_URL.value() or ""
+
+
+def _plans(mlflow_port: int, prefect_port: int, auth: bool) -> list[ServerPlan]:
     plans = []
     if auth:
         if is_server(settings.tracking_uri()):
@@ -377,7 +405,7 @@ def _plans(mlflow_port: int, prefect_port: int, auth: bool) -> list[ServerPlan]:
         print(_named_elsewhere("MLflow", settings.tracking_uri(), "/health", "MLFLOW_TRACKING_URI"), flush=True)
     else:
         plans.append(mlflow_plan(mlflow_port))
-    if given := os.environ.get("PREFECT_API_URL") or PREFECT_API_URL.value():
+    if given := _prefect_named():
         print(_named_elsewhere("Prefect", given.removesuffix("/api"), "/api/health", "PREFECT_API_URL"), flush=True)
     else:
         own = auth and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING")  # else the server asks for that one already
@@ -407,6 +435,8 @@ def _is_free(port: int) -> bool:
 def _process(plan: ServerPlan) -> Iterator[subprocess.Popen[bytes]]:
     """The server in a session of its own, so that Ctrl-C reaches us alone and its children are stopped with it. It ends when we do."""
     plan.log.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # whoever starts a server that has died wants to read why
+        plan.log.replace(plan.log.with_name(f"{plan.log.name}.1"))
     with plan.log.open("wb") as log:
         process = subprocess.Popen(
             (sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), *plan.command),
@@ -501,7 +531,7 @@ def _environment() -> dict[str, str]:
     return {
         "MLFLOW_AUTH_CONFIG_PATH": str(_configuration()),
         "MLFLOW_AUTH_ADMIN_PASSWORD": sign_in.admin_password(),
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": secret.read_text().strip() if secret.exists() else sign_in.keep_secret(secret),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": (secret.read_text().strip() if secret.exists() else "") or sign_in.keep_secret(secret),
         "SCALINGNOTE_AUDIT_LOG": str(settings.audit_log()),
         **_import_path(),
     }

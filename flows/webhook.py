@@ -202,9 +202,11 @@ def receiving(address: tuple[str, int], deliveries: Deliveries, wake: Wake) -> I
     Raises ConfigError where nothing can listen at `address`.
     """
     try:
+        socket.getaddrinfo(*address)  # of a name that is none it says so; binding it is a TypeError
         listener = socket.create_server(address, family=socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
-    except OSError as error:
-        raise ConfigError(f"Nothing can listen on {address[0]}:{address[1]}: {error.strerror}. Choose another --port or --host.") from None
+    except (OSError, UnicodeError) as error:
+        said = getattr(error, "strerror", None) or "that is no name of a host"
+        raise ConfigError(f"Nothing can listen on {address[0]}:{address[1]}: {said}. Choose another --port or --host.") from None
     # stdout holds what the flow did, and a flood of wrong deliveries must not fill a disk: only failures of our own are logged.
     options = uvicorn.Config(
         application(deliveries, wake), log_config=None, log_level="error", access_log=False, lifespan="off",

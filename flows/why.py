@@ -188,12 +188,12 @@ def _account(retriever: str, step: str) -> dict[str, Any]:
     account["unreadable"] = unreadable
     if not used:
         return account | {"text": f"{step} has not run for the retriever '{retriever}' yet."}
-    last = max(used, key=lambda record: record["uses"][retriever]["at"])
+    last = max(used, key=lambda record: _order(record["uses"][retriever]["at"]))
     if not own:
         about = {"state": "found", "at": last["uses"][retriever]["at"], "key": last["key"]}
         text = f"{step} was found finished on {_day(about['at'])}; it was made on {_day(last['begun']['at'])}{_for(last)}."
         return account | about | {"text": text}
-    newest = max(own, key=lambda record: record["begun"]["at"])
+    newest = max(own, key=lambda record: _order(record["begun"]["at"]))
     begun, finished = newest["begun"], newest["finished"]
     reasons = [Reason(**reason) for reason in begun["reasons"]]
     state = "made" if finished else "removed" if newest.get("finished_at") else "begun"
@@ -279,7 +279,7 @@ def _behind(after: Mapping[str, str], before: Mapping[str, str], seen: frozenset
 def _last_used(folder: Path, retriever: str) -> dict[str, Any] | None:
     """The record of the result that `retriever` used last, of this step and another key."""
     used = [r for r in _records(folder.parent.name)[0] if r["key"] != folder.name and retriever in r["uses"] and r["finished"]]
-    return max(used, key=lambda record: record["uses"][retriever]["at"], default=None)
+    return max(used, key=lambda record: _order(record["uses"][retriever]["at"]), default=None)
 
 
 def _records(step: str) -> tuple[list[dict[str, Any]], list[str]]:
@@ -326,6 +326,11 @@ def _use(retriever: str, flow_run: str, at: str) -> dict[str, dict[str, str]]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _order(at: str) -> tuple[bool, str]:
+    """What a time is sorted by: one that is still to come, of a wrong clock, would be the newest for ever, and comes first."""
+    return at <= (datetime.now(UTC) + settings.CLOCK_SLACK).isoformat(timespec="microseconds"), at
 
 
 def _day(at: str) -> str:

@@ -12,10 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from components.index.shards import shard_manifest_path
 from components.progress import progress_bar
 from components.settings import asked_threads, usable_processors
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
 
 INTERVAL = 1.0  # seconds
 
@@ -133,6 +137,12 @@ def _named(visible: str | None, gpus: int) -> list[str]:
 def _gpus_here() -> int:
     """GPUs of this machine, counted without torch."""
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def kill_processes(pool: ProcessPoolExecutor) -> None:
+    """End the processes of a pool in the middle of their work: a pool that is left waits for it, though nobody wants it any more."""
+    for process in list((pool._processes or {}).values()):  # before Python 3.14 a pool has no public way to its processes
+        process.kill()
 
 
 def _end_with_parent() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts import file_sha256, read_manifest, verify_sizes
-from components.errors import ArtifactError, DataError, ModelError, PromotionError
+from components.errors import ArtifactError, ConfigError, DataError, ModelError, PromotionError
 from components.index.rows import DELETED_FILE, IDS_FILE, read_rows, read_single
 from components.lineage.release_graph import (
     Ancestry,
@@ -27,7 +27,7 @@ from components.lineage.release_graph import (
     text_of,
 )
 from components.promotion.approval import find_version
-from components.release.champion import candidate_model
+from components.release.champion import CHAMPION, candidate_model
 from components.release.manifest import Pin, PinRole
 from components.release.open import TRACED, resolve
 from components.text import whole_number
@@ -188,18 +188,21 @@ class Trace:
         return text_of(self.root)
 
 
-def follow(name: str, ref: str, release: str = "champion") -> Trace:
-    """Trace whatever `ref` names (see TRACED) but an answer; a document is looked up in `release`.
+def follow(name: str, ref: str, release: str | None = None) -> Trace:
+    """Trace whatever `ref` names (see TRACED) but an answer; a document is looked up in `release`, by default the champion.
 
-    Raises PromotionError, ModelError or DataError for a reference that names nothing, ArtifactError for changed files.
+    Raises ConfigError for a `release` beside another reference than a document's, PromotionError, ModelError or DataError for a reference
+    that names nothing, ArtifactError for changed files.
     """
+    if release is not None and any(form.match(ref) for form in (_MODEL, _PART, _RELEASE)):
+        raise ConfigError(f"--release says in which release a document's id is looked up, and '{ref}' is none. Leave it out.")
     if found := _MODEL.match(ref):
         return trace_model(found[1], _number(found[2], ref), ref)
     if found := _PART.match(ref):
         return trace_model(f"{name}-{found[1]}", _number(found[2], ref), ref)
     if _RELEASE.match(ref):
         return trace(name, ref)
-    return trace_document(name, release, ref.removeprefix(DOCUMENT))
+    return trace_document(name, release or CHAMPION, ref.removeprefix(DOCUMENT))
 
 
 def trace(name: str, ref: str) -> Trace:

@@ -14,7 +14,7 @@ from components.promotion.approval import find_version, read_approval
 from components.release import reviewers
 from components.release.champion import CHAMPION, Record, candidate_model, record_of, release_model
 from components.release.completeness import BESIDE, DATA_KIND, OTHER_MODELS, VALIDATION_KIND, base_models_named_by, missing_lineage
-from components.release.manifest import FLOWS_SINCE, BaseModelPin, LineageNode, Pin, ReleaseManifest, load_release
+from components.release.manifest import FLOWS_SINCE, BaseModelPin, LineageNode, Pin, ReleaseManifest, load_release_of
 from components.release.open import recorded_digest
 from components.signing.statements import signed_by
 from components.text import one_line
@@ -275,7 +275,7 @@ def open_info(name: str, info: VersionInfo) -> Opened:
     """`open_version` of what the registry said before."""
     folder, released = registry.artifact_folder(info.name, info.version), info.name == release_model(name)
     artifact = verify(folder, recorded_digest(name, info.name, info.version) if released else info.tags.get(labels.DIGEST))
-    manifest = load_release(folder)
+    manifest = load_release_of(name, folder)
     return Opened(name, info, artifact, manifest, _base_models(manifest))
 
 

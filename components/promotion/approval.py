@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
+from components import settings
 from components.artifacts import verify
 from components.errors import PromotionError
 from components.gates.policy import foreign_policy
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 APPROVED_BY = "approved_by"
 APPROVED_AT = "approved_at"
 APPROVED_COPY = "approved_copy"  # written last: a claim without it was interrupted, or came along with the copy, and counts for nothing
-CLOCK_SLACK = timedelta(minutes=5)  # between the clocks of two machines
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def given_since(moment: str | None, records: Sequence[Record]) -> bool:
     if not records:
         return True
     given, before = moment_of(moment), moment_of(str(records[-1].get("time")))
-    return given is not None and before is not None and before < given <= datetime.now(UTC) + CLOCK_SLACK
+    return given is not None and before is not None and before < given <= datetime.now(UTC) + settings.CLOCK_SLACK
 
 
 def moment_of(text: str | None) -> datetime | None:

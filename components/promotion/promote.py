@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,6 @@ from components.artifacts import digest_of, read_json, write_json
 from components.errors import ArtifactError, ModelError, PromotionError, ScalingNoteError
 from components.gates.policy import foreign_policy
 from components.promotion.approval import (
-    CLOCK_SLACK,
     Approval,
     find_version,
     is_copy_of,
@@ -142,7 +141,7 @@ def last_look(waiting: Sequence[VersionInfo]) -> float:
     A time that is none, or is still to come, counts for nothing.
     """
     looked = [moment_of(info.tags.get(labels.LOOKED)) for info in waiting]
-    latest = datetime.now(UTC) + CLOCK_SLACK
+    latest = datetime.now(UTC) + settings.CLOCK_SLACK
     seen = [moment.timestamp() for moment in looked if moment is not None and moment <= latest]
     return max([*seen, min((info.created_ms / 1000 for info in waiting), default=0.0)])
 
@@ -165,9 +164,11 @@ def refusal_remembered(name: str) -> Iterator[None]:
     except (PromotionError, ArtifactError) as error:
         known = _refusal(name)
         times = int(known["times"]) + 1 if known and known["state"] == state else 1
-        write_json(_refusal_file(name), {"state": state, "message": str(error), "at": time.time(), "times": min(times, MOST_REFUSALS)})
+        with suppress(OSError):  # it is examined again sooner, and the refusal is what has to be said
+            write_json(_refusal_file(name), {"state": state, "message": str(error), "at": time.time(), "times": min(times, MOST_REFUSALS)})
         raise
-    _refusal_file(name).unlink(missing_ok=True)
+    with suppress(OSError):  # of another user; what was done is done, and another state is not refused
+        _refusal_file(name).unlink(missing_ok=True)
 
 
 def _refusal(name: str) -> dict[str, Any] | None:
@@ -290,7 +291,9 @@ def rollback(
         _smoke(target, manifest, smoke)
     record = append(name, rollback_record(name, records, (champion, target), person, reason, overridden, skipped), records, sign)
     settle_aliases(name)
-    warnings = (repaired.note,) if repaired.note else ()
+    warnings: tuple[str, ...] = (repaired.note,) if repaired.note else ()
+    if override and overridden is None:
+        warnings += (f"Nobody has rejected release/{target}, so the reason of --override was not needed, and is not kept.",)
     return Change("rolled_back", f"release/{target} is champion again.", champion, target, record["sequence"], warnings)
 
 

@@ -14,18 +14,20 @@ names the one before it, its signature holds for all.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from components import settings
 from components.artifacts import SIGNATURE, digest_of, verify
 from components.errors import ArtifactError, ConfigError, ModelError, PromotionError
 from components.gates.decide import GateDecision, GateInputs, decide
 from components.gates.decision import load_facts
 from components.gates.policy import recorded_policy
-from components.promotion.approval import Approval, given_since
+from components.promotion.approval import Approval, given_since, moment_of
 from components.release import reviewers
 from components.release.champion import (
     Record,
@@ -40,7 +42,7 @@ from components.release.champion import (
 )
 from components.release.manifest import EVALUATION_FOLDER, ReleaseManifest, load_release
 from components.release.open import recorded_digest, resolve
-from components.signing.keys import SigningKey, TrustedKey, rotation_key, take_over, trusted_keys, usable_key
+from components.signing.keys import SigningKey, TrustedKey, rotating, rotation_key, take_over, trusted_keys, usable_key
 from components.signing.statements import (
     check_records,
     check_release,
@@ -128,12 +130,24 @@ def require_decided(version: int, decisions: Sequence[DatedDecision], approval: 
         return
     gates = " ".join(f"{gate.name}: {gate.reason}" for gate in last.decision.open_gates())
     subject = f"{_stale(decisions[0].against, last.against)} Compared again, it" if stale else f"release/{version}"
-    before = " The reason that was given is older than that champion, or has no time." if approval.override else ""
+    before = _why_older(records) if approval.override else ""
     raise PromotionError(
         f"{subject} did not pass its gates ({last.decision.verdict}): {gates} Its approval gives no reason to release it all the same."
         f"{before} Give one: scalingnote approve candidate/{approval.candidate_version} --override REASON, or, where people "
         f"sign in, the tag `override` on release/{version} in the MLflow UI. Or reject it: the tag `review` = `rejected: REASON`."
     )
+
+
+def _why_older(records: Sequence[Record]) -> str:
+    """Why the reason that was given does not count. None ever would after a record of a clock that ran ahead."""
+    newest = str(records[-1].get("time")) if records else ""
+    moment = moment_of(newest)
+    if moment is not None and moment > datetime.now(UTC) + settings.CLOCK_SLACK:
+        return (
+            f" The newest promotion record is dated {newest}, later than this machine's clock, so that no reason counts as given after it: "
+            "set the clock right. Where the record is wrong, make another promotion or rollback first, and give the reason after that."
+        )
+    return " The reason that was given is older than that champion, or has no time."
 
 
 def stale_note(decisions: Sequence[DatedDecision]) -> list[str]:
@@ -248,8 +262,16 @@ def rollback_record(
 def append(name: str, content: dict[str, Any], records: Sequence[Record], sign: record_store.Signer | None) -> dict[str, Any]:
     """Write the record with its time, signed where there is a key. It is the act that counts.
 
-    Raises PromotionError when another record came since `records` were read: what was decided on them may no longer hold.
+    Raises PromotionError when another record came since `records` were read: what was decided on them may no longer hold; and for what is
+    no number, as every later reader would call the record changed, and nothing could be promoted or served any more.
     """
+    try:
+        json.dumps(content, default=str, allow_nan=False)
+    except ValueError:
+        raise PromotionError(
+            f"The promotion record of '{name}' would hold a number that is none (nan or infinity), which no reader of records takes. "
+            "Nothing was recorded. Build the candidate again."
+        ) from None
     return record_store.append_record(name, {**content, "time": datetime.now(UTC).isoformat()}, sign, len(records))
 
 
@@ -337,6 +359,7 @@ class Rotated(NamedTuple):
     withdrawn: list[Path]
 
 
+@rotating()
 def rotate() -> Rotated:
     """Give this home a new signing key: all that a trusted key had signed is signed again, then the former key is withdrawn.
 

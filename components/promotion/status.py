@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from components import settings
 from components.artifacts import read_bounded, strict_json, write_json
-from components.errors import ArtifactError, ConfigError, PromotionError, ScalingNoteError
-from components.promotion.approval import CLOCK_SLACK, moment_of, rejection
+from components.errors import ArtifactError, ConfigError, ModelError, PromotionError, ScalingNoteError
+from components.promotion.approval import moment_of, rejection_of_files
 from components.promotion.promote import last_look, waiting_for_promotion
-from components.release.champion import RED, Record, candidate_model, expected_aliases, override_of, servable_release, standing
+from components.release.champion import RED, Record, candidate_model, expected_aliases, override_of, settled_release, standing
+from components.release.manifest import load_release
 from components.release.open import champion_index
 from components.release.reviewers import proof_of
 from components.signing.statements import require_vouched, signed_by
@@ -62,7 +64,8 @@ def history_of(name: str) -> list[dict[str, Any]]:
     """One entry for each promotion record, oldest first, verified as a chain; fields that an older record lacks are None.
 
     `overridden` marks a release whose gates did not pass; `compared_again` holds the outcome against the champion it replaced, when that
-    was another one than it was built against; `dated_back` is True where the clock of the machine was set back since the record before.
+    was another one than it was built against; `dated_back` is True where the clock of the machine was set back since the record before,
+    `dated_ahead` where the record's time is still to come.
     Raises ArtifactError that names the record where the chain is broken.
     """
     records = record_store.read_records(name)
@@ -78,7 +81,8 @@ def history_of(name: str) -> list[dict[str, Any]]:
         pairs = [(who, spelled.setdefault(reads_like(who), who)) for who in people]
         entry["look_alikes"] = {who: first for who, first in pairs if who.casefold().split() != first.casefold().split()}
         moment = moment_of(str(entry["when"]))
-        entry["dated_back"] = moment is not None and latest is not None and latest - moment > CLOCK_SLACK
+        entry["dated_back"] = moment is not None and latest is not None and latest - moment > settings.CLOCK_SLACK
+        entry["dated_ahead"] = moment is not None and moment > datetime.now(UTC) + settings.CLOCK_SLACK
         latest = max((found for found in (moment, latest) if found is not None), default=None)
     return entries
 
@@ -161,6 +165,8 @@ def _lines(entry: dict[str, Any]) -> list[str]:
     lines = [f"{entry['sequence']:>3}  {when}  {_what(entry)}", f"     {_who(entry)}", *_marked_lines(entry)]
     if entry["dated_back"]:
         lines.append("     dated before a record that stands above it: the clock of one of the machines was wrong; the order here is true")
+    if entry["dated_ahead"]:
+        lines.append("     dated ahead: that time is still to come, so the clock of its machine was wrong, or this one's is")
     if again := entry["compared_again"]:
         lines.append(f"     the champion had changed: compared again with release/{again['against']}, {again['verdict']}")
     if entry["without_champion"]:
@@ -235,7 +241,7 @@ def status_of(name: str) -> dict[str, Any]:
         "previous": places.previous,
         "alarm": _alarm(name, records, waiting),
         "warning": _warning(name),
-        "candidates": [_candidate(info) for info in candidates[-5:]],
+        "candidates": [_candidate(name, info, candidates) for info in candidates[-5:]],
         "waiting_for_promotion": [info.version for info in waiting],
         "override": override.reason if override else None,
         "last_record": dict(records[-1]) if records else None,
@@ -259,6 +265,10 @@ def render_status(state: dict[str, Any]) -> str:
     if run := state["last_run"]:
         why = f": {one_line(run['why'])}" if run["state"] in ("failed", "killed") and run["why"] else ""
         lines.append(f"Last run: {one_line(run['flow'])} of {run['started']} UTC, {run['state']}{why}")
+        if run["ahead"]:
+            lines.append(
+                f"Warning: a run is dated {run['ahead']} UTC, which is still to come: its machine's clock was wrong, or this one's is."
+            )
     if state["override"]:
         lines.append(f"{RED} OVERRIDE: the champion was released although its gates did not pass: {state['override']}")
     if state["warning"]:
@@ -271,7 +281,7 @@ def render_status(state: dict[str, Any]) -> str:
 def _alarm(name: str, records: Sequence[Record], waiting: Sequence[registry.VersionInfo]) -> str | None:
     """All that somebody has to look at, the alias first; None when there is nothing."""
     try:
-        found = [servable_release(name).alarm]
+        found = [settled_release(name).alarm]
     except PromotionError:
         found = []  # nothing was promoted yet
     found.insert(0, _unserved(records))
@@ -342,6 +352,16 @@ def _warning(name: str) -> str | None:
     return tuning_warning(index["documents"], index["tuned_documents"]) or (due if index["guard"] == "retrain_due" else None)
 
 
-def _candidate(info: registry.VersionInfo) -> dict[str, Any]:
-    verdict = info.tags.get(f"{labels.ATTRIBUTE}verdict", "unknown")
-    return {"version": info.version, "verdict": verdict, "rejected": bool(rejection(info))}
+def _candidate(name: str, info: registry.VersionInfo, candidates: Sequence[registry.VersionInfo]) -> dict[str, Any]:
+    return {"version": info.version, "verdict": _verdict(info), "rejected": bool(rejection_of_files(name, info, candidates))}
+
+
+def _verdict(info: registry.VersionInfo) -> str:
+    """What the gates said, by the manifest where its files lie here: the tag is a claim that whoever trains may change."""
+    stated = info.tags.get(f"{labels.ATTRIBUTE}verdict", "unknown")
+    try:
+        folder = registry.local_files(info.name, info.version)
+        verdict = stated if folder is None else str(load_release(folder).decision.verdict)
+    except (ArtifactError, ModelError, OSError):
+        return f"{stated}, by its tag alone, as its files cannot be read"
+    return verdict if stated in (verdict, "unknown") else f"{verdict}, though its tag says {stated}"

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from components.artifacts import Artifact, digest_of, open_artifact, read_json, verify
-from components.errors import ArtifactError, SpaceMismatch
+from components.errors import ArtifactError, ResourceError, SpaceMismatch, lack_behind
 from components.evaluation.champion_comparison import load_comparison, load_values
 from components.gates.decide import VALUES, GateDecision, GateInputs, decide, require_policy, require_same_inputs
 from components.gates.decision import load_facts
 from components.gates.policy import foreign_policy, policy_digest, recorded_policy
 from components.index.search import merge_fault_of
 from components.promotion.verified_stores import FolderStore, RegistryStore, Store
-from components.release.champion import CHAMPION, RED, Record, baseline_evaluation, digest_in, servable_release, standing
+from components.release.champion import CHAMPION, RED, Record, baseline_evaluation, digest_in, settled_release, standing
 from components.release.manifest import (
     COMPARISON_FOLDER,
     EVALUATION_FOLDER,
@@ -25,6 +25,7 @@ from components.release.manifest import (
     Pin,
     ReleaseManifest,
     load_release,
+    load_release_of,
     require_report,
 )
 from components.release.open import resolve
@@ -61,6 +62,11 @@ class _Report:
             self.checks.append(Check(name, True, detail(value)))
             return value
         except Exception as error:  # whatever a damaged artifact makes a reader raise is a finding, not a crash
+            if lack := lack_behind(error):
+                raise ResourceError(
+                    f"The check '{name}' could not be made on this machine, which says nothing of the release: {lack}. Run it again where "
+                    "there is more room, or with higher limits (`ulimit -a`)."
+                ) from error
             missing = f"The field {error} is missing." if isinstance(error, KeyError) else ""
             if isinstance(error, TypeError | AttributeError | IndexError):
                 missing = f"What stands there has another form than any that a command writes ({error})."
@@ -74,8 +80,8 @@ def verify_release(name: str, ref: str) -> list[Check]:
     Findings are returned, never raised; PromotionError only when `ref` names nothing, ConfigError for trusted keys that are none.
     """
     try:
+        alarm = settled_release(name).alarm if ref == CHAMPION else None
         model, version = resolve(name, ref)
-        alarm = servable_release(name).alarm if ref == CHAMPION else None
     except ArtifactError as error:  # damaged records cannot tell what is champion, and that is the finding
         return [Check("promotion record", False, str(error))]
     alias = [Check("alias", alarm is None, alarm or "points where the newest promotion record says")] if ref == CHAMPION else []
@@ -126,7 +132,7 @@ def _own_checks(store: Store, lost: str = "") -> list[Check]:
         return report.checks
     folder = artifacts[0].path
     report.run("signature", lambda: _signature([artifact.path for artifact in artifacts], keys))
-    manifest = report.run("manifest", lambda: _manifest(store.name, folder), lambda found: f"space {found.space_id[:12]}")
+    manifest = report.run("manifest", lambda: load_release_of(store.name, folder), lambda found: f"space {found.space_id[:12]}")
     if manifest is not None:
         _check_contents(report, store, manifest, folder)
         report.run("decision", lambda: _others_decided(store, manifest, folder, lost) if lost else _decision(store, manifest, folder))
@@ -215,13 +221,6 @@ def _files(store: Store) -> list[Artifact]:
 def _signature(folders: Sequence[Path], keys: Mapping[str, TrustedKey]) -> str:
     first, *_ = [check_release(folder, keys) for folder in folders]
     return "unsigned: no signing key was configured" if first is None else str(first)
-
-
-def _manifest(name: str, folder: Path) -> ReleaseManifest:
-    manifest = load_release(folder)
-    if manifest.name != name:
-        raise ArtifactError(f"The manifest belongs to the retriever '{manifest.name}', not to '{name}'. Approve a candidate of '{name}'.")
-    return manifest
 
 
 def _pinned(store: Store, role: str, pin: Pin, manifest: ReleaseManifest) -> str:

@@ -151,6 +151,11 @@ class FolderStore:
     def record(self) -> Record | None:
         """Of the version that `ref` names; PromotionError when the records know no such version."""
         records = self.records()
+        if not records and self.ref != CHAMPION:  # the only release there would be verified under a name that it may not have
+            raise PromotionError(
+                f"There are no promotion records below {self.root}, so nothing says which release is '{self.ref}'. Leave that out to "
+                "verify the only release there."
+            )
         if not records:
             return None
         version = _version(self.ref, records)

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from components.artifacts import verify
-from components.errors import ArtifactError, ModelError, PromotionError
+from components.errors import ArtifactError, ModelError, PromotionError, lack_behind
 from components.gates.config import PolicyConfig
 from components.gates.policy import policy_digest
 from components.release.manifest import EVALUATION_FOLDER, load_release
@@ -101,6 +102,8 @@ CHAMPION = "champion"
 ACTIONS = ("promote", "rollback", "vouch")
 PREVIOUS = "previous"
 Record = Mapping[str, Any]
+MOMENT = 1.0  # seconds between the record of a change and its aliases, when nothing goes wrong
+_UNDER_WAY = "a change was interrupted, or the alias was moved by hand"
 _log = logging.getLogger(__name__)
 
 
@@ -284,12 +287,21 @@ def servable_release(name: str) -> Servable:
         )
     if have.champion == want.champion:
         return Servable(want.champion, None)
-    cause = "a change was interrupted, or the alias was moved by hand" if was_interrupted(records, have) else "the alias was moved by hand"
+    cause = _UNDER_WAY if was_interrupted(records, have) else "the alias was moved by hand"
     return Servable(
         want.champion,
         f"The alias 'champion' points at {_place(have.champion)}, the newest promotion record names release/{want.champion}, "
         f"which is served: {cause}. Run 'scalingnote promote' to put the alias right.",
     )
+
+
+def settled_release(name: str) -> Servable:
+    """`servable_release`, asked once more after a moment where a promotion may be under way: its record comes before its aliases."""
+    found = servable_release(name)
+    if found.alarm and _UNDER_WAY in found.alarm:
+        time.sleep(MOMENT)
+        found = servable_release(name)
+    return found
 
 
 def servable_version(name: str) -> int:
@@ -349,6 +361,8 @@ def _baseline(name: str, version: int) -> ChampionEvaluation:
     try:
         return ChampionEvaluation(version, baseline_evaluation(name, version))
     except (ArtifactError, ModelError) as error:
+        if lack_behind(error):  # of this machine: the champion is where it was
+            raise
         return ChampionEvaluation(version, None, f"release/{version} of '{name}' cannot be opened: {error}")
 
 

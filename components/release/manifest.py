@@ -212,6 +212,18 @@ def load_release(folder: Path) -> ReleaseManifest:
         raise ArtifactError(f"{path} is not a release manifest: {field}: {first['msg']}.") from None
 
 
+def load_release_of(name: str, folder: Path) -> ReleaseManifest:
+    """`load_release` of a release of the retriever `name`; raises ArtifactError besides where the manifest names another one.
+
+    Answers are logged under the name in the manifest, and a release of another retriever was decided by its gates and records.
+    """
+    manifest = load_release(folder)
+    if manifest.name != name:
+        other = " ".join(manifest.name.split())[:60]
+        raise ArtifactError(f"The manifest belongs to the retriever '{other}', not to '{name}'. Approve a candidate of '{name}'.")
+    return manifest
+
+
 def _metrics(system: Any) -> dict[str, float | None]:
     metrics = system["metrics"] if isinstance(system, dict) else system.metrics
     return {name: float(value) if value is not None and math.isfinite(value) else None for name, value in metrics.items()}

@@ -22,7 +22,7 @@ from components.release.champion import (
     servable_version,
 )
 from components.release.completeness import VALIDATION_KIND
-from components.release.manifest import FLOWS_SINCE, LineageNode, Pin, ReleaseManifest, load_release
+from components.release.manifest import FLOWS_SINCE, LineageNode, Pin, ReleaseManifest, load_release_of
 from components.templates import shortened
 from components.text import whole_number
 from components.tracking import labels, registry
@@ -139,7 +139,7 @@ def open_pinned(name: str, ref: str) -> PinnedRelease:
     """
     model, version = resolve(name, ref)
     artifact = verify(registry.artifact_folder(model, version), recorded_digest(name, model, version))
-    manifest = load_release(artifact.path)
+    manifest = load_release_of(name, artifact.path)
     parts = {role: _fetch(role, pin, manifest, f"{model}/{version}") for role, pin in manifest.pins.items()}
     encoders = {role: EncoderArtifact(**part.model_dump()) for role, part in parts.items() if role != "index"}
     return PinnedRelease(model, version, artifact, manifest, index=IndexArtifact(**parts["index"].model_dump()), **encoders)
@@ -147,7 +147,7 @@ def open_pinned(name: str, ref: str) -> PinnedRelease:
 
 def load_manifest(name: str, ref: str) -> ReleaseManifest:
     """The manifest of `ref` alone, nothing verified: enough to check a command's settings before anything starts."""
-    return load_release(registry.artifact_folder(*resolve(name, ref)))
+    return load_release_of(name, registry.artifact_folder(*resolve(name, ref)))
 
 
 def recorded_digest(name: str, model: str, version: int, records: Sequence[Record] | None = None) -> str | None:
@@ -201,7 +201,7 @@ def verified_index(name: str, ref: str) -> tuple[str, IndexArtifact]:
     """
     model, version = resolve(name, ref)
     folder = verify(registry.artifact_folder(model, version), recorded_digest(name, model, version)).path
-    pin = load_release(folder).pins.index
+    pin = load_release_of(name, folder).pins.index
     index = verify(registry.artifact_folder(pin.model, pin.version), pin.digest)
     return f"{model}/{version}", IndexArtifact(**index.model_dump())
 

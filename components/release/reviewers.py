@@ -237,6 +237,6 @@ def _why_expected(records: Sequence[Record]) -> str | None:
         return f"Promotion record {rested['sequence']} rests on the entry {rested['audit_sequence']} of an audit log"
     if (user := store.signed_in_as()) is not None:
         return f"'{user}' signs in to {settings.tracking_uri()}"
-    if "SCALINGNOTE_AUDIT_LOG" in os.environ:
+    if os.environ.get("SCALINGNOTE_AUDIT_LOG"):
         return f"SCALINGNOTE_AUDIT_LOG names {settings.audit_log()}"
     return None

@@ -16,7 +16,7 @@ from components.evaluation.report import load_summary
 from components.index.config import IndexConfig
 from components.index.rows import read_single, read_titles
 from components.release.champion import CHAMPION, PREVIOUS, Record, candidate_model, digest_in, expected_aliases, record_of, release_model
-from components.release.manifest import EVALUATION_FOLDER, RELEASE_FILE, Pin, ReleaseManifest, load_release
+from components.release.manifest import EVALUATION_FOLDER, RELEASE_FILE, Pin, ReleaseManifest, load_release_of
 from components.release.open import recorded_digest, resolve
 from components.serving.answer_log import Served
 from components.serving.retriever import Retriever
@@ -61,7 +61,7 @@ def open_release(name: str, ref: str) -> Opened:
         if not registry.forget_download(model, version):
             raise
         artifact = verify(registry.artifact_folder(model, version), expected)
-    manifest = load_release(artifact.path)
+    manifest = load_release_of(name, artifact.path)
     retriever = open_retriever(manifest)
     titles = read_titles(registry_folder(manifest.pins.index), retriever.index.rows)
     return Opened(model, version, manifest, retriever, titles, artifact.digest)
@@ -143,6 +143,8 @@ def _student(pin: Pin, folder: Path) -> StudentEncoder:
     except ScalingNoteError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system says what it was
+            raise
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise ModelError(
             f"{pin.model}/{pin.version} is whole, but cannot be loaded ({type(error).__name__}: {reason}). Install the versions of the "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from components.errors import PromotionError, ScalingNoteError
+from components.errors import PromotionError, ScalingNoteError, lack_behind
 from components.evaluation.champion_comparison import ANSWER_DEPTH, CANDIDATE, CHAMPION, ComparisonSummary
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.speed import Timed, describe_machine, measure_speeds
@@ -66,6 +66,8 @@ def compare_again(folder: Path, champion: int | None) -> DatedDecision:
     try:
         return decide_against(folder, champion, time_both(manifest, champion))
     except ScalingNoteError as error:
+        if lack_behind(error):  # of this machine, and no fault of either release
+            raise
         return decide_against(folder, champion, problem=f"The comparison with release/{champion} failed: {error}")
 
 

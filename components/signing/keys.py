@@ -7,15 +7,19 @@ files: `SCALINGNOTE_TRUSTED_KEYS` (one file, or a folder of `*.pem`), else `keys
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components import settings
-from components.artifacts import read_bounded, write_atomic
+from components.artifacts import UNFINISHED, read_bounded, write_atomic
 from components.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -164,20 +168,34 @@ def _lies_in(path: Path, folder: Path) -> bool:
 def make_key(path: Path) -> SigningKey:
     """Make a key pair: the private key in `path` (mode 600), the public one in `public_file`.
 
-    The private key is encrypted when `SCALINGNOTE_SIGNING_KEY_PASSWORD` is set. Raises ConfigError when `path` exists.
+    The private key is encrypted when `SCALINGNOTE_SIGNING_KEY_PASSWORD` is set. Of a pair that was killed half-way the public key is
+    written now. Raises ConfigError when `path` holds something else.
     """
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    if path.exists():
-        raise ConfigError(f"{path} exists; a key that signed releases is not replaced. Move it away, or give another file with --to FILE.")
+    with suppress(ConfigError):  # what is no key, or cannot be opened, is not replaced either
+        kept = SigningKey(path, _private_key(path)) if path.exists() else None
+        if kept is not None and not public_file(kept).exists():
+            _publish(kept)
+            return kept
     private, password = Ed25519PrivateKey.generate(), _password()
     locked = form.BestAvailableEncryption(password) if password else form.NoEncryption()
-    _write_secret(path, private.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, locked))
     key = SigningKey(path, private)
-    public = private.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
-    write_atomic(public_file(key), public)
+    try:
+        _write_secret(path, private.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, locked))
+    except FileExistsError:
+        said = f"{path} exists; a key that signed releases is not replaced. Move it away, or give another file with --to FILE."
+        raise ConfigError(said) from None
+    _publish(key)
     return key
+
+
+def _publish(key: SigningKey) -> None:
+    from cryptography.hazmat.primitives import serialization as form
+
+    public = key.private.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+    write_atomic(public_file(key), public)
 
 
 def rotation_key() -> SigningKey:
@@ -197,7 +215,9 @@ def rotation_key() -> SigningKey:
         _private_key(own)  # one that cannot be opened is found before anything is signed
     if not following.exists():
         return make_key(following)
-    return SigningKey(following, _private_key(following))
+    kept = SigningKey(following, _private_key(following))
+    _publish(kept)  # a kill may have come before, and what an untrusted key signs would not be served
+    return kept
 
 
 def take_over(following: SigningKey) -> list[Path]:
@@ -208,15 +228,25 @@ def take_over(following: SigningKey) -> list[Path]:
     folder = settings.keys_folder()
     own, withdrawn = folder / "signing.pem", folder / "withdrawn"
     withdrawn.mkdir(mode=0o700, exist_ok=True)
-    if own.exists():
-        former = SigningKey(own, _private_key(own))
+    if own.exists() and (former := SigningKey(own, _private_key(own))).key_id != following.key_id:
         own.replace(withdrawn / f"{former.key_id[:16]}.private.pem")
     for kept in withdrawn.glob("*.private.pem"):
         public = folder / "trusted" / kept.name.replace(".private", "")
         if public.exists() and not kept.name.startswith(following.key_id[:16]):
             public.replace(withdrawn / public.name)
-    following.path.replace(own)  # last: as long as it has the other name, the rotation is not finished
+    if following.path.exists():
+        following.path.replace(own)  # last: as long as it has the other name, the rotation is not finished
     return sorted(withdrawn.glob("*.pem"))
+
+
+@contextmanager
+def rotating() -> Iterator[None]:
+    """One rotation of this home at a time: the second of two would take the first one's new key for the former."""
+    folder = settings.keys_folder()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (folder / ".rotating").open("a") as handle:
+        settings.locked(handle)
+        yield
 
 
 def public_file(key: SigningKey) -> Path:
@@ -227,12 +257,24 @@ def public_file(key: SigningKey) -> Path:
 
 
 def _write_secret(path: Path, content: bytes) -> None:
-    """Readable by its owner alone from the first moment on."""
+    """Readable by its owner alone from the first moment on, and whole: raises FileExistsError for what is there, also since a moment."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
+    beside = path.with_name(f".{os.getpid()}-{secrets.token_hex(8)}{UNFINISHED}")
+    try:
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        try:
+            os.link(beside, path)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            if os.path.lexists(path):  # a file system without hard links
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+            beside.rename(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _password() -> bytes | None:

@@ -35,6 +35,7 @@ from components.evaluation.summarize import judged_split
 from components.evaluation.units import query_units
 from components.index.config import IndexConfig
 from components.index.shards import DocumentVectors, ShardKeys, read_vectors, write_shard
+from components.index.workers import kill_processes
 from components.studies.growth_law import comparisons
 from components.towers.contract import unit
 from components.towers.encoder import load_tower
@@ -351,3 +352,7 @@ def _in_own_process(function: Callable[..., Numbers], *arguments: Any) -> Number
                 f"The process that had to {function.__name__.split('_')[0]} the index was killed, most often because memory ran out. "
                 "Give smaller study.growth_sizes, or more memory; the sizes that were measured are kept."
             ) from None
+        except BaseException as error:
+            if not isinstance(error, Exception):  # Ctrl-C, or a signal that reaches this process alone
+                kill_processes(pool)
+            raise

@@ -274,7 +274,7 @@ def train_in_processes(pairs: Pairs, config: TowerConfig, parents: Mapping[str, 
 
 
 def _launch(processes: int, arguments: Sequence[str], scratch: Path) -> None:
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -293,11 +293,14 @@ def _launch(processes: int, arguments: Sequence[str], scratch: Path) -> None:
         signals_to_handle="SIGTERM",
         logs_specs=DefaultLogsSpecs(log_dir=str(scratch / "logs")),
     )
-    with _signals_kept():
-        try:
+    try:
+        with _signals_kept():
             elastic_launch(settings, sys.executable)("-m", "components.towers.launch", *arguments)
-        except ChildFailedError as failed:
-            raise failure_of(failed, scratch) from None
+    except ChildFailedError as failed:
+        raise failure_of(failed, scratch) from None
+    except SignalException as told:  # it has ended the processes; now whoever listened before decides what becomes of this one
+        os.kill(os.getpid(), told.sigval)
+        raise
 
 
 @contextmanager

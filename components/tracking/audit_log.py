@@ -330,7 +330,7 @@ def trail() -> list[AuditEntry] | None:
 
 def kept_by_server() -> bool:
     """Whether a server is asked for the log, not a file on this machine."""
-    return is_server(settings.tracking_uri()) and "SCALINGNOTE_AUDIT_LOG" not in os.environ
+    return is_server(settings.tracking_uri()) and not os.environ.get("SCALINGNOTE_AUDIT_LOG")
 
 
 def current_state(entry: int = 0) -> LogState | None:

@@ -11,6 +11,7 @@ knows the tables of the listed schema revisions alone: with any other, `reader` 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
 from components import settings
-from components.errors import ArtifactError
+from components.errors import ArtifactError, ConfigError
 
 _COLUMNS = (
     ("experiments", "artifact_location"),
@@ -39,7 +40,48 @@ def own_store() -> Path | None:
     path = settings.home() / "mlflow" / "mlflow.db"
     uri = settings.tracking_uri()
     named = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-    return path if named is not None and named.resolve() == path else None
+    return path if named is not None and _resolved(named) == path else None
+
+
+def _resolved(path: Path) -> Path:
+    """`Path.resolve` without its error for a link that leads back to itself, which whoever opens it is told by the system."""
+    return Path(os.path.realpath(path))
+
+
+def require_named_store() -> None:
+    """Raise ConfigError where a store in a file that somebody has named is not there: nothing would seem to have been made.
+
+    Raises ArtifactError as `require_whole` does.
+    """
+    require_whole()
+    view = reader()
+    if view is not None and not view.path.exists() and view.path != own_store():
+        raise ConfigError(
+            f"The tracking store {view.path} is not there, so there is nothing to tell or to change. Correct MLFLOW_TRACKING_URI, or the "
+            "link that leads there; a build makes a new store."
+        )
+
+
+def require_whole() -> None:
+    """Raise ArtifactError for a store that is no plain file, and for a home whose store is gone or empty, though what it listed is there.
+
+    MLflow would begin a new one, in which nothing was ever built, approved or promoted.
+    """
+    uri = settings.tracking_uri()
+    path = Path(uri.removeprefix(_PREFIX).partition("?")[0])
+    if not uri.startswith(_PREFIX):
+        return
+    if path.is_symlink() and not path.exists() and _resolved(path) == path:
+        raise ArtifactError(f"{path} is a link that leads back to itself. Put the database of the tracking store there.")
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"{path} is no plain file. Put the database of the tracking store there, from a backup.")
+    if path == own_store() and not (path.exists() and path.stat().st_size):
+        root = settings.artifact_root()
+        if left := next((entry.name for entry in sorted(root.glob("*")) if entry.is_dir() and any(entry.iterdir())), None):
+            raise ArtifactError(
+                f"The database {path} is {'empty' if path.exists() else 'gone'}, though files of '{left}' lie in {root}: runs, versions "
+                "and promotion records are listed there alone. Restore it from a backup; to begin anew, move that folder away."
+            )
 
 
 @lru_cache(maxsize=32)
@@ -75,8 +117,9 @@ def present(location: str, roots: Mapping[str, str]) -> str:
 def settle() -> None:
     """Correct the locations in the home's own store, and mark it as in use here as long as this process lives.
 
-    Raises ArtifactError when the store cannot be written, or while another process uses it under its former path.
+    Raises ArtifactError when the store cannot be written, while another process uses it under its former path, and as `require_whole`.
     """
+    require_whole()
     path = own_store()
     if path is None or path in _in_use:
         return
@@ -236,12 +279,12 @@ class Reader:
         found = self.rows("SELECT run_uuid, status, lifecycle_stage, artifact_uri FROM runs WHERE run_uuid = ?", run_id)
         return found[0] if found else None
 
-    def newest_run(self, experiment: int, key: str) -> Row | None:
-        """The active run that began last of those that have the tag `key`: its id, status and start (milliseconds)."""
+    def newest_run(self, experiment: int, key: str, latest: int) -> Row | None:
+        """The active run that began last, and not after `latest`, of those that have the tag `key`: id, status and start (ms)."""
         found = self.rows(
             "SELECT r.run_uuid, r.status, r.start_time FROM runs r JOIN tags t ON t.run_uuid = r.run_uuid AND t.key = ? "
-            "WHERE r.experiment_id = ? AND r.lifecycle_stage = 'active' ORDER BY r.start_time DESC LIMIT 1",
-            *(key, experiment),
+            "WHERE r.experiment_id = ? AND r.lifecycle_stage = 'active' AND r.start_time <= ? ORDER BY r.start_time DESC LIMIT 1",
+            *(key, experiment, latest),
         )
         return found[0] if found else None
 
@@ -260,7 +303,7 @@ def reader() -> Reader | None:
     uri = settings.tracking_uri()
     if not uri.startswith(_PREFIX) or "?" in uri:
         return None
-    view = Reader(Path(uri.removeprefix(_PREFIX)).resolve())
+    view = Reader(_resolved(Path(uri.removeprefix(_PREFIX))))
     if not view.path.exists():
         return view
     try:

@@ -53,8 +53,11 @@ def left_behind() -> Iterator[tuple[str, dict[str, Any]]]:
         with suppress(OSError), path.open("r+", encoding="utf-8") as handle:  # NFS locks only what may be written
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if text := handle.read():  # else its process is about to take the lock
-                with suppress(ValueError):  # torn by a full disk: there is nothing to find the run by but its name
-                    yield path.stem, json.loads(text)
+                try:
+                    about = json.loads(text)
+                except ValueError:  # torn by a full disk: the run is known by the mark's name all the same
+                    about = {}
+                yield path.stem, about if isinstance(about, dict) else {}
                 path.unlink(missing_ok=True)
 
 

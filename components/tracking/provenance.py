@@ -63,6 +63,9 @@ _PLAIN_DIFF = (
     *("--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--binary", "--full-index", "--unified=3", "--no-relative"),
     *("--src-prefix=a/", "--dst-prefix=b/", "--diff-algorithm=myers", "--ignore-submodules=none", "--inter-hunk-context=0"),
 )
+# Untracked files that count: all in these folders, and elsewhere those that Python, or this program by itself, may read.
+_OF_THE_CODE = (b"components/", b"flows/", b"mlflow/", b"data_contracts/")
+_CODE = frozenset({".py", ".pth", ".so", ".toml", ".lock", ".cfg", ".ini"})
 _log = logging.getLogger(__name__)
 KEY_PACKAGES = (
     "torch",
@@ -206,9 +209,13 @@ def _revision(root: Path) -> _Revision:
 
 
 def _patch_digest(root: Path) -> str | None:
-    """sha256 over the uncommitted changes and the untracked files; None for a clean tree."""
+    """sha256 over the uncommitted changes and the untracked files that can be code; None for a clean tree.
+
+    Whoever keeps data in the checkout has not changed the code, and would have all of it hashed by every run.
+    """
     changes = _git(root, "diff", *_PLAIN_DIFF, "HEAD", "--", ".")
-    untracked = _git(root, "ls-files", "-z", "--others", "--exclude-standard").split(b"\0")[:-1]
+    found = _git(root, "ls-files", "-z", "--others", "--exclude-standard").split(b"\0")[:-1]
+    untracked = [name for name in found if name.startswith(_OF_THE_CODE) or Path(os.fsdecode(name)).suffix in _CODE]
     if not changes and not untracked:
         return None
     digest = hashlib.sha256(changes)

@@ -21,9 +21,10 @@ from pydantic import BaseModel, ConfigDict
 from components import settings
 from components.artifacts import Artifact
 from components.tracking import embedded, labels, packaging
-from components.tracking.packaging import COPY, are_lost, local_files
+from components.tracking.packaging import COPY, are_lost
 from components.tracking.packaging import artifact_folder as artifact_folder
 from components.tracking.packaging import forget_download as forget_download
+from components.tracking.packaging import local_files as local_files
 from components.tracking.packaging import share_file as share_file
 from components.tracking.store import TrackingError, client, error_code, is_server, translated
 

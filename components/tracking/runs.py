@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,6 +79,7 @@ TABLES = "tables"  # folder of what its viewer shows as tables
 PLOTS = "plots"  # folder of its pictures
 Measured = float | Sequence[float]  # a number, or a curve: the values after step 1, 2 and so on
 CANCELLED = "cancelled"  # why a run was killed that a person ended
+_NEVER = 253_402_300_799_000  # milliseconds until the end of the year 9999, the last that has a date
 _CONFIG = "config.json"  # the file that holds a flow's whole configuration, beside the run's parameters
 _BATCH = 100  # the most parameters or tags that MLflow takes in one call
 _METRICS = 1000  # the most metrics that it takes in one call
@@ -176,7 +178,7 @@ def read_flow_run(run_id: str) -> FlowRun | None:
         return None
     tags = run.data.tags
     title = tags.get(labels.FLOW) or tags.get(labels.STEP) or str(run.info.run_name)
-    started = time.strftime("%Y-%m-%d %H:%M", time.gmtime(run.info.start_time / 1000))
+    started = _utc(int(run.info.start_time or 0))
     parent = tags.get("mlflow.parentRunId")
     config = None if parent else _recorded_config(run_id, str(run.info.artifact_uri))
     return FlowRun(run_id, title, str(run.info.status), started, tags, parent, config)
@@ -187,47 +189,64 @@ def last_flow_run(name: str) -> dict[str, str] | None:
     """The newest run of any flow in the experiment `name`: flow, state, start (UTC) and why it ended so; None where there is none.
 
     The state is finished, failed, cancelled (a person ended it), killed (its process is gone) or running, as Prefect shows the same run:
-    Completed, Failed, Cancelled, Crashed, Running.
+    Completed, Failed, Cancelled, Crashed, Running. A run whose start is still to come is the newest for ever: it counts where there is no
+    other, and `ahead` is its start.
     """
-    found = _newest(name)
+    found = _newest(name, _NEVER)
     if found is None:
         return None
-    run_id, status, start, tags = found
+    ahead = _utc(found[2]) if found[2] > _latest() else ""
+    run_id, status, start, tags = (_newest(name, _latest()) if ahead else None) or found
     why = tags.get(labels.ERROR, "")
     killed = status == "KILLED" or (status == "RUNNING" and was_killed(run_id))
     state = ("cancelled" if why == CANCELLED else "killed") if killed else status.lower()
-    started = time.strftime("%Y-%m-%d %H:%M", time.gmtime(start / 1000))
-    return {"flow": tags[labels.FLOW], "state": state, "started": started, "why": why, "run_id": run_id}
+    return {"flow": tags[labels.FLOW], "state": state, "started": _utc(start), "why": why, "run_id": run_id, "ahead": ahead}
 
 
-def _newest(name: str) -> tuple[str, str, int, Mapping[str, str]] | None:
-    """Id, status, start (milliseconds) and the tags that matter of the newest flow's run; read without MLflow where that can be."""
+def _latest() -> int:
+    """The latest start (milliseconds) that a run can have: clocks of two machines differ."""
+    return int((time.time() + settings.CLOCK_SLACK.total_seconds()) * 1000)
+
+
+def _utc(start: int) -> str:
+    return (datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=min(max(start, 0), _NEVER))).strftime("%Y-%m-%d %H:%M")
+
+
+def _newest(name: str, latest: int) -> tuple[str, str, int, Mapping[str, str]] | None:
+    """Id, status, start (milliseconds) and the tags that matter of the newest flow's run up to `latest`; without MLflow if that can be."""
     if (view := reader()) is not None:
         experiment = view.experiment(name)
-        run = view.newest_run(experiment["experiment_id"], labels.FLOW) if experiment else None
+        run = view.newest_run(experiment["experiment_id"], labels.FLOW, latest) if experiment else None
         if experiment is None or run is None:
             return None
         known = {key: view.run_tags(experiment["experiment_id"], key).get(run["run_uuid"], "") for key in (labels.FLOW, labels.ERROR)}
         return str(run["run_uuid"]), str(run["status"]), int(run["start_time"] or 0), known
-    experiment = client().get_experiment_by_name(name)
-    found = experiment and client().search_runs(
-        [experiment.experiment_id], f"tags.`{labels.FLOW}` != ''", max_results=1, order_by=["attributes.start_time DESC"]
-    )
-    if not found:
+    found = _search(name, f"tags.`{labels.FLOW}` != ''", latest)
+    if found is None:
         return None
-    info = found[0].info
-    return str(info.run_id), str(info.status), int(info.start_time or 0), found[0].data.tags
+    info = found.info
+    return str(info.run_id), str(info.status), int(info.start_time or 0), found.data.tags
+
+
+def _search(name: str, condition: str, latest: int) -> Run | None:
+    """The run of the experiment `name` that began last, and not after `latest`, of those that fulfil the condition."""
+    experiment = client().get_experiment_by_name(name)
+    if experiment is None:
+        return None
+    condition += f" and attributes.start_time <= {latest}"
+    found = client().search_runs([experiment.experiment_id], condition, max_results=1, order_by=["attributes.start_time DESC"])
+    return found[0] if found else None
 
 
 @translated("find a run")
 def newest_flow_run(name: str, flow: str) -> FlowRun | None:
-    """The newest finished run of `flow` in the experiment `name`, with the configuration that it recorded; None where there is none."""
-    experiment = client().get_experiment_by_name(name)
-    if experiment is None:
-        return None
+    """The newest finished run of `flow` in the experiment `name`, with the configuration that it recorded; None where there is none.
+
+    One whose start is still to come counts where there is no other.
+    """
     condition = f"tags.`{labels.FLOW}` = '{flow}' and attributes.status = 'FINISHED'"
-    found = client().search_runs([experiment.experiment_id], condition, max_results=1, order_by=["attributes.start_time DESC"])
-    return read_flow_run(found[0].info.run_id) if found else None
+    found = _search(name, condition, _latest()) or _search(name, condition, _NEVER)
+    return read_flow_run(found.info.run_id) if found else None
 
 
 def _recorded_config(run_id: str, location: str) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ approves is a person, and named by the environment: with a shared account for tr
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -60,12 +61,14 @@ def keep_secret(path: Path) -> str:
 
 @contextmanager
 def announced(url: str) -> Iterator[None]:
-    """Note the address of a server with sign-in as long as the block runs."""
-    write_json(_note(), {"url": url, "pid": os.getpid()})
-    try:
-        yield
-    finally:
-        _note().unlink(missing_ok=True)
+    """Note the address of a server with sign-in as long as the block runs; the note is locked until this process ends, however it does."""
+    write_json(_note(), {"url": url, "pid": os.getpid(), "locked": True})
+    with _note().open("r+b") as note:
+        settings.locked(note, wait=False)
+        try:
+            yield
+        finally:
+            _note().unlink(missing_ok=True)
 
 
 def running_server() -> str | None:
@@ -78,15 +81,27 @@ def running_server() -> str | None:
         url, pid = str(note["url"]), int(note["pid"])
     except (ArtifactError, KeyError, TypeError, ValueError):
         return None
-    return url if _is_alive(pid) and answers(f"{url}/health") else None
+    # After a restart of the machine the number is soon that of another process; notes of earlier versions have no lock.
+    there = _is_alive(pid) and not (note.get("locked") and _is_free(_note()))
+    return url if there and answers(f"{url}/health") else None
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nobody holds the lock of a file; False where that cannot be known."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return True
+    except OSError:  # BlockingIOError where it is held, or a file system without locks
+        return False
 
 
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except OSError:  # gone, or somebody else's by now
+    except (OSError, OverflowError):  # gone, somebody else's by now, or no number of a process
         return False
-    return True
+    return pid > 0
 
 
 def sign_in(role: str) -> None:
@@ -99,7 +114,7 @@ def sign_in(role: str) -> None:
     if os.environ.get("MLFLOW_TRACKING_URI") or (url := running_server()) is None:
         return
     os.environ["MLFLOW_TRACKING_URI"] = url
-    if os.environ.get(USERNAME) and os.environ.get(PASSWORD):
+    if names_account():
         return
     password = stored_password(role) if role == PROMOTER else None
     if password is None:
@@ -108,6 +123,14 @@ def sign_in(role: str) -> None:
             "`scalingnote bootstrap` makes accounts."
         )
     os.environ[USERNAME], os.environ[PASSWORD] = role, password
+
+
+def names_account() -> bool:
+    """Whether the environment names an account; raises TrackingError for half of one, in whose place another would act."""
+    missing = [name for name in (USERNAME, PASSWORD) if not os.environ.get(name)]
+    if len(missing) == 1:
+        raise TrackingError(f"{USERNAME} and {PASSWORD} belong together, and {missing[0]} is not set. Set both, or neither.")
+    return not missing
 
 
 def _note() -> Path:

@@ -31,6 +31,14 @@ _gone: dict[str, float] = {}
 # Drivers of databases that SQLAlchemy imports by name, and the packages that hold them.
 _DRIVERS = {"psycopg": "'scalingnote[postgres]'", "psycopg2": "psycopg2-binary"}
 _DRIVERS |= {"pymysql": "pymysql", "MySQLdb": "mysqlclient", "pyodbc": "pyodbc"}
+# What MLflow is told unless somebody has; a variable that is set to nothing counts as unset, and MLflow fails at one that is no number.
+_MLFLOW = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # by itself it tries an unreachable server for four minutes before the error shows
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # else two lines for every run that ends on a server
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # else two bars for every record or configuration that is read
+}
 _FOREIGN = {"mlflow", "sqlalchemy", "requests", "urllib3", "sqlite3", "alembic"}
 
 
@@ -72,6 +80,10 @@ def translated(action: str) -> Iterator[None]:
                 "the database is locked: another command or server has held it for longer than is waited for. Wait until that has ended, "
                 "or stop it (`fuser` on the file names it), and run the command again. Nothing was changed"
             )
+        if "file is not a database" in reason or "image is malformed" in reason:
+            reason = f"the database is damaged ({reason}). Restore it from a backup; models, reports and records lie beside it as files"
+        if "readonly database" in reason:
+            reason = "this user may only read the database. See whose it is, and run the command as somebody who may write to it"
         raise TrackingError(f"Could not {action} at {settings.tracking_uri()}: {reason}") from error
 
 
@@ -88,7 +100,7 @@ def require_driver() -> None:
 
 def is_server(uri: str) -> bool:
     """Whether `uri` is a tracking server, which decides by itself where artifacts lie."""
-    return uri.startswith(("http://", "https://"))
+    return uri.lower().startswith(("http://", "https://"))
 
 
 def signed_in_as() -> str | None:
@@ -113,7 +125,7 @@ def client() -> MlflowClient:
 def _require_one_store(uri: str) -> None:
     """Records, runs and registered models belong together; with the registry elsewhere nothing would find its other half."""
     registry = os.environ.get("MLFLOW_REGISTRY_URI")
-    if registry and registry != uri:
+    if registry and settings.absolute_store(registry) != uri:
         raise ConfigError(f"MLFLOW_REGISTRY_URI names {registry}, the tracking store is {uri}; both have to be the same. Unset it.")
     if (workspace := os.environ.get("MLFLOW_WORKSPACE")) not in (None, "", "default"):
         raise ConfigError(f"MLFLOW_WORKSPACE names '{workspace}'; retrievers are kept in the default workspace. Unset it.")
@@ -121,13 +133,9 @@ def _require_one_store(uri: str) -> None:
 
 @functools.lru_cache(maxsize=32)
 def _open(uri: str) -> MlflowClient:
-    # Unset, an unreachable server is tried for four minutes before the error shows.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ["MLFLOW_ENABLE_ASYNC_LOGGING"] = "false"  # a place in the chain of records that is taken has to be refused at once
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # else two lines for every run that ends on a server
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # else two bars for every record or configuration that is read
+    for name, value in _MLFLOW.items():
+        os.environ[name] = os.environ.get(name) or value
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if is_server(uri):
         require_answer()

@@ -9,21 +9,36 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-INTERRUPTED = "Interrupted. Run the same command again to continue where it was."
+# What each signal that ends us from outside says; the system alone would end us without a word, and process 1 of a container not at all.
+ENDINGS: dict[int, str] = {
+    signal.SIGINT: "Interrupted. Run the same command again to continue where it was.",
+    signal.SIGTERM: "Told to end (SIGTERM). Finished steps are kept: run the same command again to continue where it was.",
+    signal.SIGHUP: "Its terminal was closed (SIGHUP). Finished steps are kept: run the same command again to continue where it was.",
+    signal.SIGXCPU: "It may take no more processor time (`ulimit -t`). Finished steps are kept: raise the limit and run it again.",
+}
+_told: list[int] = []  # the signals that came while a command ran, the first of which counts
+
+
+class Ended(BaseException):
+    """A signal has told the command to end, and it does so as at Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(ENDINGS[number])
+        self.number = number
 
 
 def start() -> int:
     """Run the command of `sys.argv` and return its exit status.
 
-    Ctrl-C is answered in words from the first import to the last exit handler: `main` tidies up, before and after it we leave at once
-    (servers that we started end with us). The libraries would show a traceback.
+    Ctrl-C and what else ends us from outside is answered in words from the first import to the last exit handler: `main` tidies up, before
+    and after it we leave at once (servers that we started end with us). The libraries would show a traceback.
     """
-    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as in the background of a shell script
-    if not ignored:
-        signal.signal(signal.SIGINT, _leave)
+    heard = [number for number in ENDINGS if signal.getsignal(number) is not signal.SIG_IGN]  # as by nohup, or in a script's background
+    _answer(heard, _leave)
     # The libraries make a million objects that stay; looking through them again and again took a sixth of the time until they are there.
     gc.set_threshold(20_000)
     _keep_docstrings()
@@ -33,16 +48,37 @@ def start() -> int:
 
     prepare_streams()
     try:
-        if not ignored:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        _answer(heard, _end)
+        if signal.SIGINT in heard:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # which the libraries look for
         status = main()
     except KeyboardInterrupt:
-        _leave()
+        _leave(signal.SIGINT)
+    except Ended as ended:
+        _leave(ended.number)
     except SystemExit as stop:  # of argparse
         status = stop.code if isinstance(stop.code, int) else 0
-    if not ignored:
-        signal.signal(signal.SIGINT, _leave)
+    _answer(heard, _leave)
     return finish_streams(status)
+
+
+def _answer(numbers: Iterable[int], handler: Callable[[int, Any], Any] | signal.Handlers) -> None:
+    for number in numbers:
+        signal.signal(number, handler)
+
+
+def _end(number: int, _frame: Any) -> None:
+    """Raise what ends the command where it is.
+
+    A flow, or torch's launcher, listens to SIGTERM itself, to close its run or its processes before it hands the signal on: so it is told
+    of any other one by that. A closed terminal is told twice, and a spent limit every second, which must not disturb the tidying up.
+    """
+    _told.append(number)
+    _answer([signal.SIGHUP, signal.SIGXCPU], signal.SIG_IGN)
+    if number != signal.SIGTERM and signal.getsignal(signal.SIGTERM) is not _end:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
+    raise Ended(_told[0])
 
 
 def _keep_docstrings() -> None:
@@ -63,6 +99,6 @@ def _require_own_packages() -> None:
         os._exit(2)
 
 
-def _leave(*_: Any) -> NoReturn:
-    os.write(2, f"scalingnote: {INTERRUPTED}\n".encode())
-    os._exit(130)
+def _leave(number: int, _frame: Any = None) -> NoReturn:
+    os.write(2, f"scalingnote: {ENDINGS[number]}\n".encode())
+    os._exit(128 + number)

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser, path: Callable[[str], Path], 
     """What may be traced, and how it is written; `path` reads a path."""
     parser.add_argument("ref", help="champion, previous, candidate/N, release/N, model/NAME/N, index/N, answer:ID, or the id of a document")
     about = "release to look a document id up in (default champion)"
-    parser.add_argument("--release", type=given, default="champion", metavar="REF", help=about)
+    parser.add_argument("--release", type=given, metavar="REF", help=about)
     parser.add_argument("--format", choices=FORMATS, help="text (default); html is a graph on one page; the last two are for other tools")
     parser.add_argument("-o", "--output", type=path, metavar="FILE", help="write there instead of to the screen")
 
@@ -47,7 +47,7 @@ def trace(options: argparse.Namespace) -> None:
     if is_stdout(options.output):
         return
     written = {"ref": options.ref, "format": form, "output": str(options.output), "bytes": len(content.encode()) + 1}
-    print(as_json(written) if options.json else f"{options.ref} traced, as {form}: {options.output}")
+    show(options, written, f"{one_line(options.ref)} traced, as {form}: {options.output}")
 
 
 def _format(options: argparse.Namespace) -> str:
@@ -61,6 +61,8 @@ def _traced(options: argparse.Namespace) -> Trace:
     if options.ref.startswith("answer:"):
         from components.serving.answer_log import trace_answer
 
+        if options.release:
+            raise ConfigError(f"--release says in which release a document's id is looked up, and '{options.ref}' is none. Leave it out.")
         return trace_answer(options.ref, retriever_name(options) if options.name else None)
     from components.lineage.graph import follow
 
@@ -96,17 +98,27 @@ def verify(options: argparse.Namespace) -> int:
     """Check everything a release stands on."""
     from components.promotion.verification import verify_folder, verify_release
 
-    name = retriever_name(options)
-    checks = verify_folder(name, options.folder, options.ref) if options.folder else verify_release(name, options.ref)
+    name, ref = retriever_name(options), options.ref or "champion"
+    checks = verify_folder(name, options.folder, ref) if options.folder else verify_release(name, ref)
     good = all(check.ok for check in checks)
+    # Without records nothing says that the release in a folder is, or ever was, champion.
+    what = ref if options.ref or not options.folder else f"The release in {one_line(options.folder)}"
     lines = [f"{'ok  ' if check.ok else 'FAIL'}  {one_line(f'{check.name}: {check.detail}')}" for check in checks]
-    lines.append(f"{options.ref}: {'verified' if good else 'NOT verified'}, {sum(c.ok for c in checks)} of {len(checks)} checks hold.")
-    show(options, {"ref": options.ref, "verified": good, "checks": [asdict(check) for check in checks]}, "\n".join(lines))
+    lines.append(f"{what}: {'verified' if good else 'NOT verified'}, {sum(c.ok for c in checks)} of {len(checks)} checks hold.")
+    place = {"folder": str(options.folder)} if options.folder else {}
+    show(options, {"ref": ref, **place, "verified": good, "checks": [asdict(check) for check in checks]}, "\n".join(lines))
     return 0 if good else 6
 
 
 def keys(options: argparse.Namespace) -> None:
     """Make a key, list the keys, sign a release that was registered unsigned, change to a new key, or write its certificate."""
+    used = {"new": ("to",), "certificate": ("to",), "sign": ("ref", "name")}.get(options.action, ())
+    given = {"ref": options.ref, "to": options.to, "name": options.name}
+    if idle := next((value for option, value in given.items() if value is not None and option not in used), None):
+        raise ConfigError(
+            f"keys {options.action} does nothing with '{idle}'. A release and --name are for sign, since keys are those of a home and not "
+            "of a retriever; --to FILE is for new and certificate."
+        )
     {"new": _new_key, "list": _list_keys, "sign": _sign, "rotate": _rotate, "certificate": _certificate}[options.action](options)
 
 
@@ -151,7 +163,7 @@ def _own_line(own: SigningKey | None) -> str:
 def _sign(options: argparse.Namespace) -> None:
     from components.promotion.record import sign_afterwards
 
-    done = sign_afterwards(retriever_name(options), options.ref)
+    done = sign_afterwards(retriever_name(options), options.ref or "champion")
     line = f"{done.model}/{done.version} signed by {done.key_id[:16]}."
     if done.sequence is not None:
         line += f" Promotion record {done.sequence}, signed too, vouches for those before it."

@@ -1,13 +1,14 @@
 """Entry point of `scalingnote`: arguments, quiet libraries, and errors as messages with an exit status.
 
 Exit status: 0 done; 1 unexpected failure or a finding; 2 wrong arguments or configuration; 3 data; 4 models; 5 collapse; 6 artifacts;
-7 approval and promotion; 8 tracking server; 9 too little disk or memory; 130 interrupted.
+7 approval and promotion; 8 tracking server; 9 too little disk or memory; 130 interrupted; 129, 143, 152 ended by another signal.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,8 +18,9 @@ from typing import Any
 from components import settings
 from components.errors import ConfigError, ResourceError, ScalingNoteError, masked
 from components.text import as_json, visible
+from components.tracking.embedded import require_named_store
 from components.tracking.sign_in import sign_in
-from flows.cli import INTERRUPTED, start
+from flows.cli import ENDINGS, Ended, start
 from flows.cli.output import OutputClosed, OutputError, drop_output, lacking, require_addresses
 from flows.cli.parser import build_parser
 
@@ -30,6 +32,11 @@ ROLES = {
 }
 # Commands that load models or indexes.
 LOADING = ("demo", "retrain", "adopt", "study", "refresh-index", "refresh-query-tower", "replay", "search", "run")
+# Commands about what was made and recorded before.
+RECORDED = (
+    *("status", "history", "search", "run", "export", "trace", "replay", "approve", "promote", "rollback", "webhook"),
+    *("refresh-index", "refresh-query-tower"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,9 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             require_addresses()
             _require_current_folder()
         settings.activate()
+        if options.command in RECORDED or (options.command == "verify" and options.folder is None):
+            require_named_store()
         return int(options.run(options) or 0)
     except KeyboardInterrupt:
-        return _fail(options, INTERRUPTED, 130)
+        return _fail(options, ENDINGS[signal.SIGINT], 128 + signal.SIGINT)
+    except Ended as ended:
+        return _fail(options, str(ended), 128 + ended.number)
     except OutputClosed:
         drop_output()
         return 0
@@ -99,7 +110,10 @@ def _explain(options: argparse.Namespace, error: Exception) -> int:
 def _fail(options: argparse.Namespace, message: str, status: int) -> int:
     message = masked(message)  # a library's error too may name an address
     if getattr(options, "json", False):
-        print(as_json({"error": message, "exit_status": status}))
+        try:
+            print(as_json({"error": message, "exit_status": status}))
+        except (OutputClosed, OutputError):  # as of a terminal that was closed
+            drop_output()
     print(f"scalingnote: {visible(message)}", file=sys.stderr)
     return status
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from components import settings
-from flows.cli.output import retriever_name, show
+from components.text import as_json
+from flows.cli.output import only_result_on_stdout, retriever_name, show
 
 
 def status(options: argparse.Namespace) -> int:
@@ -27,7 +29,14 @@ def ui(options: argparse.Namespace) -> None:
     """Start both servers."""
     from flows.servers import serve
 
-    serve(options.mlflow_port, options.prefect_port, options.auth)
+    out = sys.stdout  # with --json everything else is sent to stderr while they run
+
+    def ready(addresses: dict[str, str]) -> None:
+        if options.json:
+            print(as_json(addresses), file=out, flush=True)
+
+    with only_result_on_stdout(options):
+        serve(options.mlflow_port, options.prefect_port, options.auth, ready)
 
 
 # --- The command that prepares a server with sign-in: bootstrap.
@@ -45,6 +54,10 @@ def bootstrap(options: argparse.Namespace) -> None:
     made = f"roles made: {', '.join(prepared.roles) or 'none'}; users made: {', '.join(prepared.users) or 'none'}"
     lines = [f"The server {prepared.server} is ready for '{name}': {made}; grants added: {prepared.grants}."]
     lines += [f"Password of {user}: {path}" for user, path in prepared.passwords.items()]
+    lines += [
+        f"Warning: {user} still holds the role {', '.join(roles)}, which the file does not give. Take it away in MLflow."
+        for user, roles in prepared.kept.items()
+    ]
     show(options, prepared.to_json(), "\n".join(lines))
 
 

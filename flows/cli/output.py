@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from components import settings
-from components.errors import ConfigError, ResourceError, ScalingNoteError
+from components.errors import NO_PLACE, ConfigError, ResourceError, ScalingNoteError
 from components.settings import checked_retriever_name
 from components.text import as_json, visible
 
@@ -222,7 +222,9 @@ class DiskFull(ResourceError):
         place = str(settings.home())
         if _free_bytes() >= LOW_BYTES:  # the others that a command writes to
             others = dict.fromkeys(map(str, named), "")
-            others |= {tempfile.gettempdir(): ", the folder of temporary files (TMPDIR),", os.curdir: ", the current folder,"}
+            with suppress(OSError):  # there is none that can be written to
+                others[tempfile.gettempdir()] = ", the folder of temporary files (TMPDIR),"
+            others[os.curdir] = ", the current folder,"
             with suppress(OSError):  # the current folder was removed
                 place = next((f"{folder}{what}" for folder, what in others.items() if _free_bytes(Path(folder)) < LOW_BYTES), place)
         super().__init__(f"The disk of {place} is full. Free some space and run the same command again; finished steps are kept.")
@@ -240,6 +242,12 @@ def lacking(error: BaseException, named: Sequence[Path] = ()) -> ResourceError |
             number = errno.EAGAIN
         elif number == errno.EAGAIN and seen is not error:
             number = None  # a connection that was waited for, and not a fork that failed
+        if NO_PLACE in str(seen).lower():
+            if _free_bytes() < LOW_BYTES:
+                return DiskFull(named)
+            if resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY:
+                return ResourceError("Temporary files can be written nowhere here. Name a folder for them in TMPDIR, and run it again.")
+            number = errno.EFBIG
         if number in LIMITS:
             said = LIMITS[number].format(files=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
             return ResourceError(f"{said} Then run the same command again; finished steps are kept.")

@@ -148,8 +148,8 @@ def _add_building(commands: Any) -> None:
         "--gx-project", type=_path, metavar="DIR", help="also write a project of Great Expectations there: suites, checkpoint, Data Docs"
     )
     models = _command(commands, "models", "prepare:models", "fetch, list or verify the base models that a configuration names")
-    models.add_argument("action", choices=("pull", "list", "verify"), help="fetch from the hub; list the hub's cache; hash the files again")
-    models.add_argument("models", nargs="*", metavar="NAME[@REVISION]", help="models (default: those of the configuration)")
+    models.add_argument("action", choices=("pull", "list", "verify"), help="fetch from the hub; list the cache; hash the files again")
+    models.add_argument("models", nargs="*", metavar="NAME[@REVISION]", help="models (default: those of the configuration; for list: all)")
     _training_options(models, preset=None)
     study = _command(commands, "study", "build:study", "run an experiment on the data: a table with intervals and a plot")
     study.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -317,7 +317,7 @@ def _add_proof(commands: Any) -> None:
     verify = _command(
         commands, "verify", "audit:verify", "hash a release again and check digests, signatures, decision, records, audit log"
     )
-    verify.add_argument("ref", nargs="?", default="champion", help="champion (default), previous, candidate/N or release/N")
+    verify.add_argument("ref", nargs="?", type=_given, help="champion (default), previous, candidate/N or release/N")
     verify.add_argument("--folder", type=_path, metavar="DIR", help="verify from the files below DIR alone, such as a copy of the store")
     keys = _command(commands, "keys", "audit:keys", "make the key that signs releases and records, list keys, sign a release")
     keys.add_argument(
@@ -325,12 +325,12 @@ def _add_proof(commands: Any) -> None:
         choices=("new", "list", "sign", "rotate", "certificate"),
         help="make a key pair, list the keys, sign a registered release, change to a new key, or write the certificate for third parties",
     )
-    keys.add_argument("ref", nargs="?", default="champion", help="for sign: champion (default), previous, candidate/N or release/N")
+    keys.add_argument("ref", nargs="?", type=_given, help="for sign: champion (default), previous, candidate/N or release/N")
     keys.add_argument(
         "--to", type=_path, metavar="FILE", help="for new and certificate: where that is written (default: below keys/ at home)"
     )
     replay = _command(commands, "replay", "audit:replay", "evaluate a release again from its record and compare every value")
-    replay.add_argument("ref", nargs="?", default="champion", help="champion (default), previous, candidate/N or release/N")
+    replay.add_argument("ref", nargs="?", type=_given, default="champion", help="champion (default), previous, candidate/N or release/N")
     replay.add_argument("--build", action="store_true", help="also build it again from its data and compare the parts' digests")
     replay.add_argument("--data", type=_given, metavar="DIR", help="the data, when it does not lie any more where the release found it")
 
@@ -422,25 +422,25 @@ def _path(text: str) -> Path:
 
 
 def _whole(text: str) -> int:
-    """A whole number in plain digits; `int` alone takes those of any script, and `1_000`."""
-    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+    """A whole number in plain digits; `int` alone takes those of any script, `1_000`, and `010`, which YAML reads as 8."""
+    if not re.fullmatch(r"-?(0|[1-9][0-9]{0,17})", text):
         raise argparse.ArgumentTypeError(f"expected a whole number, not '{text}'")
     return int(text)
 
 
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 10_000:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 10000, not '{text}'")
+def _within(text: str, least: int, most: int, what: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,17}", text) or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"expected {what} from {least} to {most}, not '{text}'")
     return int(text)
+
+
+def _positive(text: str) -> int:
+    return _within(text, 1, 10_000, "a whole number")
 
 
 def _seconds(text: str) -> float:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 86_400:
-        raise argparse.ArgumentTypeError(f"expected whole seconds from 1 to 86400, not '{text}'")
-    return float(text)
+    return float(_within(text, 1, 86_400, "whole seconds"))
 
 
 def _port(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535, not '{text}'")
-    return int(text)
+    return _within(text, 1, 65535, "a port")

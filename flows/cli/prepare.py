@@ -101,7 +101,7 @@ def _heading(options: argparse.Namespace) -> list[str]:
 
 
 def _write(options: argparse.Namespace, content: str) -> str:
-    from components.artifacts import write_atomic
+    from components.artifacts import write_named
 
     target: Path = options.write
     other = target.exists() and not target.is_file()
@@ -111,7 +111,7 @@ def _write(options: argparse.Namespace, content: str) -> str:
     for option, given in (("--config", options.config), ("--policy", options.policy)):
         if given and target.resolve() == given.resolve():
             raise ConfigError(f"--write names the file that {option} reads, and its comments would be lost. Write to another file.")
-    write_atomic(target, content.encode())
+    write_named(target, content.encode())
     return f"\nWritten to {target}."
 
 
@@ -186,13 +186,39 @@ def _pull(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from components.towers.hub import cache_folder, cached_models
+    """The whole cache, or what it holds of the models that somebody names, by themselves or by a configuration."""
+    from components.towers.base_models import is_on_hub
+    from components.towers.hub import cache_folder, cached_models, is_commit
 
     found = [{"model": name, "commit": commit, "bytes": size} for name, commit, size in cached_models()]
-    lines = [f"{m['model']}  commit {str(m['commit'])[:12]}  {int(str(m['bytes'])) / 1e9:.2f} GB" for m in found]
+    lines, more = [_cached_line(model) for model in found], {}
+    if options.models or _configured(options):
+        rows, lines = found, []
+        found, missing = [], []
+        for name, revision, _ in dict.fromkeys(_asked_for(options)):
+            whole = name.partition("@")[0]
+            here = [row for row in rows if row["model"] == whole and (row["commit"] == revision or not is_commit(revision))]
+            found += here
+            lines += map(_cached_line, here)
+            if not is_on_hub(name):
+                lines.append(f"{name}: no model of a hub")
+            elif not here:
+                missing.append(name)
+                lines.append(f"{name}: not in the cache; `scalingnote models pull` fetches it")
+        more = {"missing": missing}
     text = "\n".join([*lines, f"{len(found)} model revisions in {cache_folder()}"])
-    show(options, {"cache": str(cache_folder()), "models": found}, text)
+    show(options, {"cache": str(cache_folder()), "models": found, **more}, text)
     return 0
+
+
+def _cached_line(model: Mapping[str, Any]) -> str:
+    return f"{model['model']}  commit {str(model['commit'])[:12]}  {int(model['bytes']) / 1e9:.2f} GB"
+
+
+def _configured(options: argparse.Namespace) -> list[str]:
+    """The options by which somebody has named a configuration."""
+    given = {"--preset": options.preset, "--config": options.config, "--data": options.data, "--max-documents": options.max_documents}
+    return [option for option, value in {**given, "--set": options.set or None}.items() if value is not None]
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -214,6 +240,8 @@ def _verify(options: argparse.Namespace) -> int:
 def _asked_for(options: argparse.Namespace) -> Iterator[tuple[str, str | None, bool]]:
     """The models that were named on the command line, or else those of the configuration: name, revision, whether their code may run."""
     if options.models:
+        if others := _configured(options):
+            raise ConfigError(f"Name models, or the configuration that names them, not both: {', '.join(others)} would do nothing.")
         for given in options.models:
             name, at, revision = given.partition("@")
             if not name or (at and not revision):
@@ -245,7 +273,9 @@ def plan(options: argparse.Namespace) -> int:
     _require_new(options.write)
     found = _plan(options, read_config(options))
     if options.write is not None and not found.knob:
-        options.write.write_text(_as_yaml(found), encoding="utf-8")
+        from components.artifacts import write_named
+
+        write_named(options.write, _as_yaml(found).encode())
     show(options, {**vars(found), "fits": not found.knob}, _rendered(options, found))
     return 2 if found.knob else 0
 
@@ -273,7 +303,7 @@ def _plan(options: argparse.Namespace, config: RetrainConfig) -> Plan:
     card = getattr(options, "card", None)
     size = None if card is None else parse_card(card)
     with only_result_on_stdout(options):
-        return make_plan(config, _set_by_person(options), budget, size, getattr(options, "again", False))
+        return make_plan(config, _set_by_person(options), budget, size, options.again is True)  # of retrain it names steps
 
 
 def _set_by_person(options: argparse.Namespace) -> set[str]:

@@ -52,10 +52,13 @@ def render_hits(hits: list[dict[str, Any]]) -> str:
 
 def answers(options: argparse.Namespace) -> None:
     """Remove answers that are older than the retention from the log."""
-    from components.serving.answer_log import prune_answers, pruned_file
+    from components.serving.answer_log import answers_file, prune_answers, pruned_file
 
     name = retriever_name(options)
     done = prune_answers(name, options.days)
+    if not answers_file(name).exists():
+        show(options, done._asdict(), f"No answers of '{name}' are logged here: there is no {answers_file(name)}.")
+        return
     text = f"{done.removed:,} answers were older than {options.days} days and were removed; {done.kept:,} are kept."
     if done.removed:
         text += f" What was removed stands in {pruned_file(name)}."
@@ -116,6 +119,8 @@ def export(options: argparse.Namespace) -> None:
     vectors = options.to is not None or options.qdrant is not None
     if (vectors, options.router is not None, options.signed is not None).count(True) > 1:
         raise ConfigError("--router writes encoders, --to and --qdrant write vectors, --signed a whole release. Give one of the three.")
+    if options.collection is not None and options.qdrant is None:
+        raise ConfigError(f"--collection {options.collection} names what --qdrant makes. Give --qdrant PATH|URL with it, or leave it out.")
     if options.router is not None:
         _export_router(options)
         return

@@ -236,6 +236,11 @@ def test_a_record_of_a_clock_that_was_set_back_keeps_its_place_and_shows(store: 
     assert servable_release(NAME).version == 1
     told = render_history(NAME, entries).splitlines()
     assert sum("dated before a record that stands above it" in line for line in told) == 1
+    assert not any(entry["dated_ahead"] for entry in entries)
+    ahead = records.append_record(NAME, {"action": "promote", "to_version": 2, "time": "2999-01-01T00:00:00+00:00"})
+    entries = history_of(NAME)
+    assert [entry["sequence"] for entry in entries if entry["dated_ahead"]] == [ahead["sequence"]]
+    assert "dated ahead: that time is still to come" in render_history(NAME, entries)
 
 
 FORMLESS: list[dict[str, Any]] = [

@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 
 from components import settings
-from components.errors import ArtifactError, ConfigError
+from components.errors import ArtifactError, ConfigError, PromotionError
 from components.gates.policy import allowed_policies
 from components.promotion import promote as promotion
 from components.promotion.promote import promotion_fingerprint
+from components.promotion.record import append
 from components.promotion.status import history_of, render_history, status_of
 from components.promotion.verification import verify_release
 from components.release.champion import servable_release
 from components.release.open import recorded_digest
+from components.text import as_json
 from components.tracking import audit_log as audit
 from components.tracking import promotion_records as records
 from components.tracking import registry
@@ -192,3 +194,23 @@ def test_an_entry_of_a_number_without_an_end_is_named(tmp_path: Path) -> None:
     audit.append_entry(log, CALL)
     log.write_bytes(log.read_bytes().replace(b'"sequence":1,', f'"sequence":{ENDLESS},'.encode()))
     assert "entry 1 was edited" in audit.state_of(log, "log").fault
+
+
+def test_a_record_that_no_reader_would_take_is_not_written(store: Path) -> None:
+    """It was claimed, and from then on every reading of the chain said that the record was changed."""
+    before = records.read_records(NAME)
+    for odd in (float("nan"), float("inf")):
+        with pytest.raises(PromotionError, match="nan or infinity"):
+            append(NAME, {"action": "promote", "to_version": 1, "decisions": [{"comparison": {"p95": odd}}]}, before, None)
+    assert records.read_records(NAME) == before
+
+
+def test_json_of_a_command_has_no_word_that_json_has_not(home: Path) -> None:
+    """`replay --json` could print NaN, which strict readers refuse."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    odd = {"a": float("nan"), "b": [float("inf"), (1.5, -float("inf"))], "c": {"d": "NaN"}}
+    assert json.loads(as_json(odd), parse_constant=refuse) == {"a": None, "b": [None, [1.5, None]], "c": {"d": "NaN"}}
+    assert as_json({"a": 1.5}) == '{"a": 1.5}'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ class Troubled(WordEncoder):
     def _fail(self) -> None:
         if self.trouble == "death":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.trouble == "sleep":
+            time.sleep(3600)
         if self.trouble == "disk":
             raise OSError(errno.ENOSPC, "No space left on device")
         raise ModelError("The model is troubled.")
@@ -72,7 +75,7 @@ class Words:
 
 
 def words(folder: Path, trouble: str = "none", times: int = 0) -> Words:
-    """An encoder that has `trouble` (death, disk or model) the first `times` times."""
+    """An encoder that has `trouble` (death, sleep, disk or model) the first `times` times."""
     folder.mkdir(parents=True)
     for number in range(times):
         (folder / f"trouble-{number}").touch()

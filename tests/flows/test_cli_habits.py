@@ -77,6 +77,27 @@ def test_wrong_arguments_are_json_where_that_was_asked_for(words: tuple[str, ...
     assert (plain.status, plain.out) == (2, "") and named.lower() in plain.err.lower()
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("keys", "new", "champion"), "keys new does nothing with 'champion'"),
+        (("keys", "list", "--to", "file.pem"), "keys list does nothing with 'file.pem'"),
+        (("keys", "sign", "--to", "file.pem"), "keys sign does nothing with 'file.pem'"),
+        (("keys", "rotate", "release/1"), "keys rotate does nothing with 'release/1'"),
+        (("keys", "new", "--name", "shop"), "keys new does nothing with 'shop'"),
+        (("keys", "certificate", "previous"), "keys certificate does nothing with 'previous'"),
+        (("export", "--to", "folder", "--collection", "mine"), "--collection mine names what --qdrant makes"),
+        (("export", "--signed", "folder", "--collection", "mine"), "--collection mine names what --qdrant makes"),
+        (("trace", "index/1", "--release", "candidate/1"), "'index/1' is none"),
+        (("trace", "champion", "--release", "champion"), "'champion' is none"),
+        (("trace", "answer:0123456789abcdef", "--release", "champion"), "'answer:0123456789abcdef' is none"),
+    ],
+)
+def test_what_a_command_would_do_nothing_with_is_refused(words: tuple[str, ...], named: str, home: Path) -> None:
+    assert_refused(scalingnote(*words), 2, named)
+    assert not (home / "keys").exists()
+
+
 def test_a_current_folder_that_was_removed_is_what_the_refusal_speaks_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (gone := tmp_path / "gone").mkdir()
     monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path / "home"))

@@ -41,6 +41,12 @@ def test_pull_fetches_the_models_of_a_configuration_and_verify_and_list_find_the
     assert [m["commit"] for m in json.loads(capsys.readouterr().out)["models"]] == commits
     assert main(["models", "list", "--json"]) == 0
     assert [m["commit"] for m in json.loads(capsys.readouterr().out)["models"]] == commits
+    for words, missing in ((chosen[:4], ["sentence-transformers/all-MiniLM-L6-v2"]), (["acme/llm-0.6B", "acme/other"], ["acme/other"])):
+        assert main(["models", "list", *words, "--json"]) == 0  # it listed all, whatever was asked for
+        listed = json.loads(capsys.readouterr().out)
+        assert [m["commit"] for m in listed["models"]] == commits[:1] and listed["missing"] == missing
+    assert main(["models", "list", "acme/other", "tiny-decoder"]) == 0
+    assert "acme/other: not in the cache" in (said := capsys.readouterr().out) and "tiny-decoder: no model of a hub" in said
     weights = next(cache.glob("models--acme--llm*/snapshots/*/model.safetensors")).resolve()
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     assert main(["models", "verify", *chosen]) == 1
@@ -56,6 +62,9 @@ def test_pull_fetches_the_models_of_a_configuration_and_verify_and_list_find_the
         (["pull", "@v2"], 2, "NAME or NAME@REVISION"),
         (["verify", "acme/none@"], 2, "NAME or NAME@REVISION"),
         (["verify", "tiny-decoder@v2"], 4, "is no model of a hub"),
+        (["list", "--preset", "nosuch"], 2, "nosuch"),
+        (["pull", "acme/none", "--preset", "gpu"], 2, "not both: --preset would do nothing"),
+        (["list", "acme/none", "--set", "towers.steps=1", "--data", "x"], 2, "not both: --data, --set would do nothing"),
     ],
 )
 def test_a_model_that_is_not_there_is_said_in_words(

@@ -113,6 +113,29 @@ def test_whoever_trains_has_another_account_pool_and_volume_than_whoever_promote
     assert all(policies[0] in p["volumes"] for p in promoters) and policies[0] not in trainer["volumes"]
 
 
+def test_runs_in_containers_use_the_image_the_network_and_the_volume_of_the_file() -> None:
+    """They named `scalingnote:latest`, which compose does not build, and were never to fetch one."""
+    file, docker = compose(GIVEN), yaml.safe_load((ROOT / "docker" / "work-pools.yaml").read_text(encoding="utf-8"))["docker"]
+    built = {service["image"] for service in file["services"].values() if "build" in service}
+    assert built == {docker["image"]} and docker["networks"] == [f"{file['name']}_default"]
+    named = [volume.partition(":")[0] for volume in docker["volumes"] if not volume.startswith("/")]
+    assert named == [f"{file['name']}_state"] and "state" in file["volumes"]
+    assert f"-t {docker['image']} " in (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_no_service_leaves_a_volume_without_a_name_or_a_process_without_a_parent() -> None:
+    file, text = compose(GIVEN), (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    assert not re.search(r"^VOLUME", text, re.MULTILINE)
+    assert all(service["init"] is True for service in file["services"].values() if "build" in service)
+    homes = {"worker", "promote", "promotion-worker", "prefect"}  # what keeps something below /state has it on a volume
+    assert homes == {name for name, service in file["services"].items() if any(":/state" in v for v in service.get("volumes", ()))}
+
+
+def test_what_is_secret_does_not_get_into_the_image() -> None:
+    left_out = (ROOT / "docker" / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
+    assert {".env", "docker/.env", "**/*.pem", ".scalingnote"} <= set(left_out)
+
+
 @dataclass(frozen=True)
 class Service:
     """A server of the file that runs here; `volumes` maps a folder of its container to one of the test."""

@@ -130,6 +130,25 @@ def test_what_was_promoted_leaves_no_refusal_behind_and_a_broken_memory_is_none(
     assert not memory.exists()
 
 
+def test_a_memory_that_cannot_be_kept_hides_neither_a_refusal_nor_a_promotion(
+    flow: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of another user: what had been promoted ended with an error, and a refusal with another one than its own."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    look = Watch("retriever", 60, lambda change: None).look
+    flow.state, flow.outcome = "a", PromotionError("no reason given")
+    monkeypatch.setattr(waiting, "write_json", refused)
+    with pytest.raises(PromotionError, match="no reason given"):
+        look()
+    flow.outcome = None
+    monkeypatch.setattr(Path, "unlink", refused)
+    look()
+    assert flow.state is None and flow.runs == 2
+
+
 def test_a_scheduled_run_ends_at_once_where_nothing_changed_since_the_refusal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from flows import promote as module
 
@@ -211,6 +230,15 @@ def test_receiver_refuses_other_calls_in_words_and_goes_on(flow: Flow, capfd: py
             pass
         assert woken == [] and post(port, "d-1") == 202 and woken == [1]
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("host", ["ä..b", "ä" * 70, "nosuch.invalid"])
+def test_a_host_that_is_none_is_said(host: str) -> None:
+    with (
+        pytest.raises(ConfigError, match=f"Nothing can listen on {host}:8080: .*Choose another"),
+        receiving((host, 8080), Deliveries("retriever", SECRET), lambda: None),
+    ):
+        pass
 
 
 def said(port: int, path: str, method: str = "POST", body: bytes = b"", length: str | bytes | None = None) -> tuple[int, str]:

@@ -19,6 +19,7 @@ import pytest
 
 from components.artifacts import Artifact, seal
 from components.errors import ConfigError
+from flows.cli.main import main
 from flows.runner import Step, run_step
 from flows.servers import ServerError, ServerPlan, check_ports, mlflow_plan, prefect_plan, running, serve
 
@@ -219,6 +220,16 @@ def test_server_that_ends_while_starting_shows_its_last_words(home: Path, monkey
         pass
 
 
+def test_the_log_of_a_server_that_died_is_kept_when_it_is_started_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.servers.START_SECONDS", 1e6)
+    for words in ("the first reason", "the second reason"):
+        plan = ServerPlan("Test", free_port(), (sys.executable, "-c", f"import sys; sys.exit('{words}')"), "/health")
+        with pytest.raises(ServerError, match=words), running([plan]):
+            pass
+    kept = [(home / "logs" / name).read_text() for name in ("test-server.log.1", "test-server.log")]
+    assert ["the first reason" in kept[0], "the second reason" in kept[1]] == [True, True]
+
+
 def test_servers_of_a_team_are_shown_not_started(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:2/api")
@@ -226,6 +237,15 @@ def test_servers_of_a_team_are_shown_not_started(home: Path, monkeypatch: pytest
     told = capsys.readouterr().out
     for server in ("http://127.0.0.1:1 (from MLFLOW_TRACKING_URI", "http://127.0.0.1:2 (from PREFECT_API_URL"):
         assert f"{server}; not started here, and it does not answer)" in told
+
+
+def test_ui_tells_in_json_where_the_servers_are(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@127.0.0.1:1")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:2/api")
+    assert main(["ui", "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out) == {"mlflow": "http://127.0.0.1:1", "prefect": "http://127.0.0.1:2"}
+    assert "not started here" in told.err and "secret" not in told.out + told.err
 
 
 def wait_until_gone(port: int) -> None:

@@ -89,6 +89,19 @@ def test_what_fails_in_a_worker_is_said_as_it_is_and_not_tried_again(tmp_path: P
     assert is_disk_full(caught.value)
 
 
+def test_an_interruption_does_not_wait_for_the_shards_in_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = words(tmp_path / "slow", "sleep", 3)
+
+    def interrupted(*_: object, **__: object) -> None:
+        while len(list(encoder.folder.glob("trouble-*"))) == 3:  # until a worker sleeps in its shard
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(encoding, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        encoded(tmp_path, encoder, "process_pool")
+
+
 @pytest.mark.server
 def test_in_a_flow_the_shards_are_encoded_alike(prefect: Path, tmp_path: Path) -> None:
     encode = flow(persist_result=False)(lambda folder, encoder: encoded(folder, encoder, "process_pool"))

@@ -72,6 +72,7 @@ def test_answers_are_pruned_by_days(home: Path) -> None:
     assert done("prune-answers")["removed"] == 1
     assert log.read_text() == "" and stat.S_IMODE(log.stat().st_mode) == 0o600
     assert done("prune-answers", "--days", "10000")["removed"] == 0
+    assert "No answers of 'nobody' are logged here" in scalingnote("prune-answers", "--name", "nobody").out
     for days in ("0", "-1", "many"):
         refused(2, "--days", "prune-answers", "--days", days)
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from components.artifacts import verify, write_json
 from components.errors import ConfigError, DataError, ModelError
+from components.towers import processes as towers_processes
 from components.towers.config import TowerConfig
 from components.towers.encoder import load_tower
 from components.towers.launch import main, read_pairs
@@ -166,6 +167,24 @@ def test_an_expected_failure_of_a_process_is_raised_as_its_own_class(at_home: Pa
 def test_a_process_that_ends_without_a_word_is_named(tmp_path: Path) -> None:
     killed = SimpleNamespace(get_first_failure=lambda: (1, SimpleNamespace(exitcode=-9)))
     assert "Process 1 of the training ended with exit status -9" in str(failure_of(killed, tmp_path))
+
+
+def test_a_signal_to_the_launcher_reaches_whoever_listened_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher made an ordinary failure of it, and the command ended with "Unexpected failure"."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    def told(*_: object) -> None:
+        raise SignalException("told to end", signal.SIGTERM)
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *_: told)
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: heard.append(number))
+    try:
+        with pytest.raises(SignalException):
+            towers_processes._launch(2, [], tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
 
 
 def test_sharding_needs_several_processes(at_home: Path) -> None:

@@ -44,6 +44,7 @@ class MemoryTracking:
             monkeypatch.setattr(f"components.tracking.registry.{name}", getattr(self, name))
         for name in ("set_review_tag", "description", "set_description"):
             monkeypatch.setattr(f"components.tracking.registry.{name}", getattr(self, name))
+        monkeypatch.setattr("components.tracking.registry.local_files", lambda model, version: self.folders.get((model, version)))
         monkeypatch.setattr("components.tracking.registry.tags_of_deleted", lambda model_name: self.deleted.get(model_name, {}))
         monkeypatch.setattr("components.tracking.audit_log.trail", lambda: read_audit(self.log) if self.log else None)
         monkeypatch.setattr("components.tracking.audit_log.current_state", self.log_state)

@@ -20,6 +20,7 @@ import pytest
 
 from components import errors
 from components.tracking.store import TrackingError
+from flows.cli import ENDINGS
 from flows.cli.parser import GROUPS, build_parser
 from flows.cli.prepare import parsed_settings
 from flows.config import field_paths, load_settings, preset_names
@@ -421,7 +422,7 @@ def test_the_table_of_variables_holds_those_that_the_code_reads() -> None:
 def test_the_table_of_exit_statuses_holds_those_of_the_errors() -> None:
     statuses = {int(row[0]) for row in table_of(FLOWS.read_text(encoding="utf-8"), "Exit statuses")}
     ours = {value.exit_code for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.ScalingNoteError)}
-    assert ours < statuses and statuses == ours | {0, TrackingError.exit_code, 130}
+    assert ours < statuses and statuses == ours | {0, TrackingError.exit_code, *(128 + number for number in ENDINGS)}
 
 
 def test_the_tables_of_studies_and_presets_hold_all_there_are() -> None:

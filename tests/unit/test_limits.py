@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import resource
 import sqlite3
+import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
@@ -16,14 +19,19 @@ import pytest
 from components import settings
 from components.artifacts import write_atomic
 from components.data.jsonl import read_queries
-from components.errors import ConfigError, DataError, ResourceError, ScalingNoteError
+from components.errors import ArtifactError, ConfigError, DataError, ModelError, ResourceError, ScalingNoteError
+from components.gates.config import PolicyConfig
 from components.index.export import require_empty
+from components.promotion.verification import _Report
+from components.release.champion import ChampionEvaluation, lost
 from components.serving import answer_log as answers
+from components.serving.promotion_checks import compare_again
 from components.tracking import embedded as moved
 from components.tracking import packaging
 from components.tracking.audit_log import append_entry, read_audit
 from components.tracking.runs import open_flow_run
 from components.tracking.store import TrackingError, client, require_driver, translated
+from flows.candidate import compare_with_champion
 from flows.cli import output
 from flows.cli import output as disk
 from flows.cli.main import main
@@ -64,6 +72,7 @@ def raised(error: Exception, within: type[Exception] | None = None) -> Exception
         (ImportError("libx.so: failed to map segment from shared object"), "no memory left"),
         (OSError(errno.ENOSPC, "No space left on device"), "is full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "is full"),
+        (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']"), "TMPDIR"),
     ],
 )
 def test_what_the_machine_lacks_is_said_and_the_exit_status_is_9(
@@ -89,6 +98,57 @@ def test_models_are_not_loaded_where_their_libraries_get_no_addresses(
 def test_an_address_space_that_is_large_enough_is_not_refused(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output.resource, "getrlimit", lambda _: (limit, limit))
     output.require_addresses()
+
+
+def test_a_limit_on_files_is_what_leaves_no_place_for_temporary_ones(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `ulimit -f 0` a search blamed the versions of the libraries."""
+    error = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+    monkeypatch.setattr(output.resource, "getrlimit", lambda _: (0, 0))
+    assert "ulimit -f" in str(lacking(raised(error, ModelError)))
+    monkeypatch.setattr(disk, "_free_bytes", lambda probe=None: 0)
+    monkeypatch.setattr(disk.tempfile, "gettempdir", lambda: (_ for _ in ()).throw(error))
+    assert "is full" in str(lacking(raised(error, ModelError)))
+    monkeypatch.setattr(disk, "_free_bytes", lambda probe=None: 10**12)
+    assert str(home) in str(DiskFull())  # the folder of temporary files cannot be asked
+
+
+@pytest.mark.parametrize("within", [None, ArtifactError])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EMFILE, "Too many open files"), MemoryError(), OSError(errno.ENOSPC, "No space left on device")]
+)
+def test_what_the_machine_lacks_is_no_finding_about_a_release(error: Exception, within: type[Exception] | None) -> None:
+    """`verify` said that the release was not verified, and `promote` refused it."""
+
+    def lacks() -> None:
+        raise raised(error, within)
+
+    with pytest.raises(ResourceError, match="check 'files' could not be made on this machine, which says nothing of the release"):
+        _Report().run("files", lacks)
+    report = _Report()
+    assert report.run("files", lambda: (_ for _ in ()).throw(OSError(errno.ENOENT, "No such file"))) is None
+    assert [check.ok for check in report.checks] == [False]
+
+
+def test_what_the_machine_lacks_makes_no_champion_a_lost_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates were undecided for ever, and a promotion asked for --without-champion."""
+    full = raised(OSError(errno.EMFILE, "Too many open files"), ArtifactError)
+
+    def lacks(*_: object, **__: object) -> None:
+        raise full
+
+    monkeypatch.setattr("components.release.champion.baseline_evaluation", lacks)
+    with pytest.raises(ArtifactError):
+        lost("retriever", 1)
+    monkeypatch.setattr("flows.candidate._comparison_step", lambda *_: None)
+    with pytest.raises(ArtifactError):
+        compare_with_champion(None, SimpleNamespace(run=lacks), None, ChampionEvaluation(1, None))  # type: ignore[arg-type]
+    monkeypatch.setattr("components.serving.promotion_checks.time_both", lacks)
+    manifest = SimpleNamespace(config={"policy": {**PolicyConfig().model_dump(mode="json"), "max_p95_ratio": 2.0}})
+    monkeypatch.setattr("components.serving.promotion_checks.load_release", lambda _: manifest)
+    with pytest.raises(ArtifactError):
+        compare_again(Path("release"), 1)
+    full = ArtifactError("changed")
+    assert "changed" in lost("retriever", 1)
 
 
 def test_other_errors_are_not_taken_for_limits(home: Path) -> None:
@@ -188,6 +248,11 @@ def test_a_database_that_another_holds_is_said_with_what_to_do(home: Path) -> No
     with pytest.raises(TrackingError, match="fuser") as caught, translated("open the tracking store"):
         raise sqlite3.OperationalError("database is locked")
     assert caught.value.exit_code == 8 and "open the tracking store" in str(caught.value)
+
+
+def test_a_database_that_may_only_be_read_is_said_with_what_to_do(home: Path) -> None:
+    with pytest.raises(TrackingError, match=r"may only read the database\. See whose it is"), translated("tag a model version"):
+        raise sqlite3.OperationalError("attempt to write a readonly database")
 
 
 @pytest.mark.parametrize(("name", "said"), [("x" * 300, "name too long"), ("deep/" * 900, "name too long"), ("file", "is a file")])
@@ -357,11 +422,14 @@ def test_a_home_that_is_a_link_to_itself_is_said(tmp_path: Path, monkeypatch: py
         settings.activate()
 
 
-@pytest.mark.parametrize("given", ["٣", "1_000", "1e3", "", "9" * 30])
+@pytest.mark.parametrize("given", ["٣", "1_000", "1e3", "", "9" * 30, "010"])
 def test_a_whole_number_has_plain_digits(given: str) -> None:
     with pytest.raises(ConfigError, match=f"expected a whole number, not '{given}'"):
         build_parser().parse_args(["config", "show", "--max-documents", given])
     assert build_parser().parse_args(["config", "show", "--max-documents", "-5"]).max_documents == -5  # refused with the bounds
+    for words in (["history", "--strike"], ["search", "x", "-k"], ["promote", "--watch"], ["ui", "--mlflow-port"]):
+        with pytest.raises(ConfigError, match=rf"expected (a whole number|whole seconds|a port) from 1 to \d+, not '{given}'"):
+            build_parser().parse_args([*words, given])
 
 
 @pytest.mark.parametrize(
@@ -425,6 +493,36 @@ def test_a_file_is_named_by_the_name_that_it_gets(home: Path, monkeypatch: pytes
     monkeypatch.setattr("flows.cli.audit.keys", refused)
     assert main(["keys", "list"]) == 1
     assert "wanted.pem: File name too long" in capsys.readouterr().err
+
+
+def test_a_file_that_may_not_be_made_is_named_by_the_name_that_it_was_to_get(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message named the hidden file that is written first, and the exit status was that of an unexpected failure."""
+    real = os.open
+
+    def refused(path: Any, flags: int, *more: int) -> int:
+        if str(path).startswith(str(tmp_path)) and flags & os.O_EXCL:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, flags, *more)
+
+    monkeypatch.setattr(os, "open", refused)
+    assert main(["config", "show", "--write", str(tmp_path / "mine.yaml")]) == 2
+    assert f"scalingnote: {tmp_path / 'mine.yaml'}: Permission denied" in capsys.readouterr().err
+
+
+def test_a_failure_whose_json_nobody_can_read_keeps_its_exit_status(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a terminal that was closed: the message ended in a traceback."""
+
+    class Gone(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise output.OutputError(OSError(errno.EIO, "Input/output error"))
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert main(["statsu", "--json"]) == 2
+    assert "statsu" in capsys.readouterr().err
 
 
 def test_a_folder_in_the_place_of_a_file_is_not_called_cut_off(tmp_path: Path) -> None:

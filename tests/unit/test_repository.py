@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 import re
+import shutil
 import subprocess
 import sysconfig
 import tomllib
@@ -227,6 +229,29 @@ def test_make_clean_refuses_a_folder_that_is_not_ours(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode != 0 and "does not look like" in done.stderr
     assert (tmp_path / "letter.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("how", ["plain", "with blanks", "link", "tilde"])
+def test_make_clean_removes_the_state_wherever_it_lies(how: str, tmp_path: Path) -> None:
+    """Behind a link it stayed, and so it did where the shell had left a tilde alone."""
+    shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
+    state, given = tmp_path / "disk" / "a home", str(tmp_path / "disk" / "a home")
+    (state / "mlflow" / "artifacts").mkdir(parents=True)
+    (state / "work").mkdir()
+    if how == "plain":
+        state = state.rename(tmp_path / ".scalingnote")
+        given = ""
+    if how == "link":
+        (tmp_path / "link").symlink_to(state)
+        given = str(tmp_path / "link")
+    if how == "tilde":
+        given = "~/a home"
+    command = ["make", "-s", "clean", *([f"SCALINGNOTE_HOME={given}"] if given else [])]
+    environment = {**os.environ, "HOME": str(tmp_path / "disk")}
+    environment.pop("SCALINGNOTE_HOME", None)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert not state.exists() and not (tmp_path / "link").is_symlink() and (tmp_path / "disk").exists()
 
 
 def _tracked() -> list[str]:

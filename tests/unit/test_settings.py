@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from unittest import mock
 
@@ -16,6 +18,9 @@ from components.errors import ConfigError
 from components.evaluation.config import EvaluationConfig
 from components.index.config import IndexConfig
 from components.towers.config import TowerConfig
+from components.tracking import store
+from flows.cli.main import main
+from flows.servers import mlflow_plan, require_usable_settings
 
 
 @pytest.mark.parametrize("name", ["a?b", "a\udcffb"])
@@ -202,3 +207,118 @@ def test_a_seed_is_no_larger_than_torch_takes_it(kind: type[settings.StepConfig]
     assert kind.model_validate({"seed": 2**63 - 1})
     with pytest.raises(ValidationError, match="less than or equal to 9223372036854775807"):
         kind.model_validate({"seed": 2**63})
+
+
+@pytest.mark.parametrize("given", [" ", "\t", "/tmp/home\r", "/tmp/home\n", "a\x1bb"])
+def test_a_home_that_is_blank_or_ends_as_lines_of_windows_do_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of that name was made, and nothing of the true home was found in it."""
+    monkeypatch.setenv("SCALINGNOTE_HOME", given)
+    with pytest.raises(ConfigError, match="SCALINGNOTE_HOME is '"):
+        settings.activate()
+
+
+def test_a_home_below_which_no_database_can_be_opened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small server of Prefect was waited for, for five minutes, and then its log told of an unknown file."""
+    longest = settings.LONGEST_HOME - len(os.fsencode(tmp_path)) - 1
+    for place, fits in ((f"{'d' * 200}/{'é' * ((longest - 201) // 2)}", True), (f"{'d' * 200}/{'e' * (longest - 200)}", False)):
+        monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path / place))
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        if not fits:
+            with pytest.raises(ConfigError, match=r"path of the home folder has 484 bytes"):
+                settings.activate()
+            continue
+        settings.activate()
+        for name in ("mlflow/mlflow.db", "mlflow/basic_auth.db", "prefect/prefect.db"):
+            with closing(sqlite3.connect(settings.home() / name)) as database:
+                database.execute("CREATE TABLE there (x)")
+
+
+def test_a_store_in_a_file_is_named_by_its_whole_path_for_all_that_start_elsewhere(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ui` starts MLflow in the home folder, where `sqlite:///store.db` was another file."""
+    monkeypatch.chdir(tmp_path)
+    for given, meant in (
+        ("sqlite:///store.db", f"sqlite:///{tmp_path}/store.db"),
+        ("sqlite:///a/b.db?timeout=5", f"sqlite:///{tmp_path}/a/b.db?timeout=5"),
+        ("sqlite:////var/store.db", "sqlite:////var/store.db"),
+        ("http://mlflow:5000", "http://mlflow:5000"),
+        ("postgresql+psycopg://u:p@db/x?y=sqlite:///", "postgresql+psycopg://u:p@db/x?y=sqlite:///"),
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+        settings.activate()
+        assert settings.tracking_uri() == os.environ["MLFLOW_TRACKING_URI"] == meant
+    assert mlflow_plan(5000).environment["MLFLOW_BACKEND_STORE_URI"] == meant
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///store.db")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sqlite:///store.db")
+    store._require_one_store(settings.tracking_uri())
+
+
+@pytest.mark.parametrize("given", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///?timeout=5"])
+def test_a_store_that_ends_with_the_command_is_refused(given: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour of training was registered in it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    with pytest.raises(ConfigError, match="a store in memory that ends with every command"):
+        settings.activate()
+
+
+@pytest.mark.parametrize("words", [("status",), ("history",), ("promote",), ("verify",), ("search", "heart"), ("trace", "champion")])
+def test_a_store_that_is_not_there_is_not_told_as_an_empty_one(
+    words: tuple[str, ...], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/typo.db")
+    assert main(words) == 2
+    assert f"The tracking store {tmp_path}/typo.db is not there" in capsys.readouterr().err
+    assert not (tmp_path / "typo.db").exists()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path / "new"))
+    assert main(["status"]) == 0  # a new home is no mistake
+
+
+@pytest.mark.parametrize(("uri", "server"), [("HTTP://127.0.0.1:5000", True), ("Https://x", True), ("sqlite:////http://x", False)])
+def test_a_server_is_one_in_capitals_too(uri: str, server: bool) -> None:
+    assert store.is_server(uri) is server
+
+
+def test_a_folder_of_prefect_of_a_user_who_does_not_exist_is_refused(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", "~nosuchuser/prefect")
+    with pytest.raises(ConfigError, match="PREFECT_HOME is '~nosuchuser/prefect', but there is no such user"):
+        require_usable_settings()
+    assert not (tmp_path / "~nosuchuser").exists()
+
+
+@pytest.mark.parametrize("how", ["gone", "empty"])
+@pytest.mark.parametrize("words", [("status",), ("promote",), ("history",), ("approve", "1", "--as", "Ada"), ("ui",)])
+def test_a_home_whose_database_is_gone_is_not_taken_for_a_new_one(
+    how: str, words: tuple[str, ...], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was begun anew: nothing had ever been promoted, and the next candidate was number 1."""
+    made = home / "mlflow" / "artifacts" / "retriever" / "run"
+    made.mkdir(parents=True)
+    database = home / "mlflow" / "mlflow.db"
+    database.unlink()
+    if how == "empty":
+        database.touch()
+    assert main(words) == 6
+    said = capsys.readouterr().err
+    assert f"mlflow.db is {how}, though files of 'retriever' lie in" in said and "Restore it from a backup" in said
+    assert (database.stat().st_size if database.exists() else 0) == 0
+    made.rmdir()
+    assert main(["status"]) == 0
+
+
+@pytest.mark.parametrize(("made", "said"), [("folder", "is no plain file"), ("pipe", "is no plain file"), ("loop", "leads back to itself")])
+def test_what_stands_in_the_place_of_the_database_is_named(made: str, said: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pipe was waited for without an end, and a link to itself was an unexpected failure."""
+    database = home / "mlflow" / "mlflow.db"
+    database.unlink()
+    {"folder": database.mkdir, "pipe": lambda: os.mkfifo(database), "loop": lambda: database.symlink_to(database)}[made]()
+    assert main(["status"]) == 6
+    assert said in capsys.readouterr().err
+
+
+def test_a_damaged_database_is_said_with_what_to_do(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "mlflow" / "mlflow.db").write_bytes(b"no database" * 1000)
+    assert main(["status"]) == 8
+    assert "the database is damaged (file is not a database). Restore it from a backup" in capsys.readouterr().err

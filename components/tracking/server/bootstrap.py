@@ -49,7 +49,10 @@ class Users(BaseModel):
 
 @dataclass
 class Prepared:
-    """What was made; what is missing here was there already. `passwords`: user -> file of a generated password."""
+    """What was made; what is missing here was there already. `passwords`: user -> file of a generated password.
+
+    `kept`: user -> roles that they hold on the server and the file does not give them: nothing is taken away.
+    """
 
     server: str
     roles: list[str] = field(default_factory=list)
@@ -57,6 +60,7 @@ class Prepared:
     grants: int = 0
     assignments: int = 0
     passwords: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.server = settings.without_user(self.server)  # it is printed
@@ -112,8 +116,7 @@ def bootstrap(name: str, server: str, users_file: Path | None = None) -> Prepare
 @contextmanager
 def _signed_in(server: str) -> Iterator[None]:
     """The environment by which MLflow's clients find and enter `server`."""
-    given = os.environ.get(sign_in.USERNAME) and os.environ.get(sign_in.PASSWORD)
-    own = {} if given else {sign_in.USERNAME: ADMIN, sign_in.PASSWORD: _known_admin_password()}
+    own = {} if sign_in.names_account() else {sign_in.USERNAME: ADMIN, sign_in.PASSWORD: _known_admin_password()}
     wanted = {"MLFLOW_TRACKING_URI": server, **own}
     before = {key: os.environ.get(key) for key in wanted}
     os.environ.update(wanted)
@@ -235,6 +238,8 @@ def _make_users(users: Users, roles: Mapping[str, int], prepared: Prepared) -> N
             if role not in held:
                 service.assign_role(name, roles[role])
                 prepared.assignments += 1
+        if more := sorted(held - set(user.roles)):
+            prepared.kept[name] = more
 
 
 def _exists(service: Any, name: str) -> bool:

@@ -139,7 +139,8 @@ def load_permissions(path: Path | None = None) -> Permissions:
     """Read a permissions file (default: `SCALINGNOTE_PERMISSIONS`, else the project's own); ConfigError names the field at fault."""
     import yaml
 
-    path = path or Path(os.environ.get("SCALINGNOTE_PERMISSIONS") or PERMISSIONS_FILE)
+    named = os.environ.get("SCALINGNOTE_PERMISSIONS")
+    path = path or (settings.expanded(named) if named else PERMISSIONS_FILE)
     try:
         raw = settings.strict_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -165,6 +165,17 @@ def test_odd_characters_of_the_command_line_leave_the_file_readable(tmp_path: Pa
     assert_refused(scalingnote("config", "show", "--data", "caf\udcff", "--write", target), 2, "holds bytes that are no text")
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_that_is_written_to_stays_a_link(there: bool, tmp_path: Path) -> None:
+    """It was replaced by a file, and what it led to kept the former settings."""
+    target, link = tmp_path / "shared.yaml", tmp_path / "link.yaml"
+    link.symlink_to(target)
+    if there:
+        target.write_text("name: old\n")
+    assert scalingnote("config", "show", "--preset", "smoke", "--write", link).status == 0
+    assert link.is_symlink() and "towers:" in target.read_text()
+
+
 def test_show_never_writes_over_the_file_it_read(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("# why\ntowers: {steps: 7}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from components.tracking.provenance import collect_provenance
+from components.tracking.runs import open_flow_run
 from components.tracking.store import client
 from flows import servers
 from flows.recorder import recorded_flow
@@ -26,6 +29,52 @@ with recorded_flow("retriever", "retrain", {}) as recorder:
     print(recorder.run_id, flush=True)
     time.sleep(3600)
 """
+IN_A_FLOW = """
+import sys, time
+from prefect import flow
+import flows.cli.operate
+from flows.cli import start
+from flows.recorder import recorded_flow
+from flows.servers import run_flow
+
+@flow(persist_result=False)
+def work():
+    with recorded_flow("retriever", "retrain", {}) as recorder:
+        print(recorder.run_id, flush=True)
+        time.sleep(3600)
+
+flows.cli.operate.status = lambda _options: run_flow("__main__:work")
+sys.argv[1:] = ["status"]
+sys.exit(start())
+"""
+WITHOUT = """
+import sys, time
+import flows.cli.operate
+from flows.cli import start
+
+def work(_options):
+    print("works", flush=True)
+    time.sleep(3600)
+
+flows.cli.operate.status = work
+sys.argv[1:] = ["status", "--json"]
+sys.exit(start())
+"""
+ENDS = [(signal.SIGTERM, "Told to end (SIGTERM)"), (signal.SIGHUP, "terminal was closed"), (signal.SIGXCPU, "no more processor time")]
+
+
+def ended(code: str, *numbers: signal.Signals, ignored: signal.Signals | None = None) -> tuple[int, str, str, str]:
+    """Exit status, first line, the other output and the messages of a command that gets a signal in the middle of its work."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    before = (lambda: signal.signal(ignored, signal.SIG_IGN)) if ignored else None
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], env=variables, text=True, preexec_fn=before, **streams) as process:  # type: ignore[call-overload]
+        first = process.stdout.readline().strip()
+        for number in numbers:
+            process.send_signal(number)
+        rest, said = process.communicate(timeout=600)
+    assert "Traceback" not in said and "Exception ignored" not in said, said
+    return process.returncode, first, rest, said
 
 
 def status(run_id: str) -> str:
@@ -49,6 +98,18 @@ def test_the_next_flow_closes_the_run_of_a_killed_one_and_leaves_those_that_live
         for process in processes:
             process.kill()
             process.communicate()
+
+
+@pytest.mark.parametrize("left", ['{"prefect_flow', "[]", '"x"', '{"prefect_flow_run_id": 5}'])
+def test_a_mark_that_was_torn_still_names_the_run_that_it_is_of(left: str, home: Path) -> None:
+    """The run stayed open for ever, or every later flow ended in an unexpected failure."""
+    run_id = open_flow_run("retriever", "retrain", {}, collect_provenance(), {})
+    mark = home / "work" / "running" / f"{run_id}.json"
+    mark.parent.mkdir(parents=True)
+    mark.write_text(left)
+    with recorded_flow("retriever", "retrain", {}):
+        assert status(run_id) == "KILLED"
+    assert not mark.exists()
 
 
 def test_a_flow_that_fails_leaves_no_mark(home: Path) -> None:
@@ -85,3 +146,44 @@ def test_runs_that_ended_before_the_retention_are_deleted_where_that_is_on(enabl
         ((before, limit),) = asked
         assert limit == servers.MOST_DELETED
         assert abs(datetime.now(UTC) - timedelta(days=90) - before) < timedelta(minutes=5)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(("number", "named"), ENDS[:2])
+def test_a_flow_that_is_told_to_end_closes_its_run_and_says_how_to_go_on(number: signal.Signals, named: str, home: Path) -> None:
+    code, run_id, _, said = ended(IN_A_FLOW, number, number)  # a closed terminal is told twice
+    assert code == 128 + number and named in said and "run the same command again" in said
+    assert status(run_id) == "KILLED"
+    assert client().get_run(run_id).data.tags["scalingnote.error"] == "its process was told to end"
+    assert not list((home / "work" / "running").iterdir())
+
+
+@pytest.mark.parametrize(("number", "named"), ENDS)
+def test_a_command_that_is_told_to_end_says_so_and_has_its_exit_status(number: signal.Signals, named: str, home: Path) -> None:
+    code, _, out, said = ended(WITHOUT, number)
+    assert code == 128 + number and named in said and "Finished steps are kept" in said
+    assert json.loads(out)["exit_status"] == code
+
+
+def test_a_command_under_nohup_outlives_its_terminal(home: Path) -> None:
+    code, _, _, said = ended(WITHOUT, signal.SIGHUP, signal.SIGTERM, ignored=signal.SIGHUP)
+    assert code == 143 and "SIGTERM" in said
+
+
+@pytest.mark.parametrize(("number", "named"), ENDS)
+@pytest.mark.parametrize("module", ["flows.cli.main", "components.promotion.status"])
+def test_a_signal_while_modules_are_imported_is_answered_in_words(module: str, number: signal.Signals, named: str, home: Path) -> None:
+    code = f"""
+import os, sys
+class Signal:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), {int(number)})
+sys.meta_path.insert(0, Signal())
+sys.argv[1:] = ["status"]
+from flows.cli import start
+sys.exit(start())
+"""
+    status, _, _, said = ended(code)
+    assert status == 128 + number and named in said

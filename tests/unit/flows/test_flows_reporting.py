@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import threading
 from contextlib import suppress
@@ -232,6 +233,24 @@ def test_the_bar_of_a_step_ends_full_where_the_step_was_made_and_stays_where_it_
     assert shown[-1] == last
 
 
+@pytest.mark.parametrize(("ctrl_c", "sent"), [(signal.default_int_handler, signal.SIGINT), (signal.SIG_IGN, signal.SIGTERM)])
+def test_a_run_in_a_scripts_background_can_be_cancelled_in_the_page(ctrl_c: Any, sent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There Ctrl-C is ignored, and what simulates it did nothing."""
+    run = SimpleNamespace(flow_run=SimpleNamespace(id="1", deployment_id=None))
+    monkeypatch.setattr("prefect.context.FlowRunContext.get", classmethod(lambda cls: run))
+    monkeypatch.setattr(flows.reporting, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(flows.reporting, "_is_being_cancelled", lambda _run: True)
+    told: list[int] = []
+    monkeypatch.setattr("_thread.interrupt_main", told.append)
+    before = signal.signal(signal.SIGINT, ctrl_c)
+    try:
+        with flows.reporting.watched("train_towers"):
+            next(thread for thread in threading.enumerate() if thread.name == "watch").join(600)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert told == [sent]
+
+
 @pytest.mark.parametrize("name", ["retriever", "retriever-study-scaling_law"])
 def test_the_link_to_mlflow_has_a_key_that_prefect_takes(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from prefect.client.schemas.actions import ArtifactCreate
@@ -303,6 +322,31 @@ def test_a_server_of_an_older_version_is_one_sentence(version: str, home: Path, 
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_a_server_that_lets_nobody_in_is_not_taken_for_an_older_one(home: Path) -> None:
+    """That of `ui --auth` and of docker/compose.yaml asks for a password, and its version was blamed."""
+
+    class Closed(OtherServer):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/api/health" else 401)
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"true")
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Closed)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with (
+            temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{server.server_address[1]}/api"}),
+            pytest.raises(ServerError, match="Set PREFECT_API_AUTH_STRING to USER:PASSWORD"),
+        ):
+            servers.run_flow("flows.promote:promote", "retriever")
+    finally:
+        server.shutdown()
+        server.server_close()
+    trouble: Any = SimpleNamespace(response=SimpleNamespace(status_code=502))
+    assert "a proxy before it, is in trouble (status 502)" in servers._other_version("http://x/api", trouble)
 
 
 @pytest.mark.parametrize(

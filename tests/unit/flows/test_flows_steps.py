@@ -231,6 +231,16 @@ def test_a_damaged_result_is_made_again_for_that_reason(capsys: pytest.CaptureFi
     assert "(the file result.txt is missing)" in why("retriever", "train_towers")["steps"][0]["text"]
 
 
+def test_a_result_that_a_wrong_clock_dated_ahead_is_not_the_newest_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(reasons, "_now", lambda: "2999-01-01T00:00:00.000000+00:00")
+        make(step(config={"steps": 10}))
+    for steps in (80, 100):
+        make(step(config={"steps": steps}))
+    (account,) = why("retriever", "train_towers")["steps"]
+    assert account["at"] < "2999" and "steps changed from 80 to 100" in account["text"]
+
+
 def test_two_retrievers_have_their_own_reasons_and_share_results() -> None:
     make(step(config={"steps": 80}), "one")
     make(step(config={"steps": 100}), "two")

@@ -9,7 +9,11 @@ import pytest
 
 from components.errors import ArtifactError, DataError, ModelError, PromotionError
 from components.lineage.graph import follow
+from components.promotion.approval import approve
+from components.promotion.verification import verify_folder
+from components.release.open import load_manifest, open_pinned, resolve, verified_index
 from components.serving.answer_log import SETTING, Served, log_answers, trace_answer
+from components.serving.loader import open_release
 from components.serving.retriever import Hit
 from tests.unit.promotion_world import NAME, MemoryTracking, World
 from tests.unit.trace_world import champion_trace
@@ -66,6 +70,31 @@ def test_a_model_of_two_candidates_names_both_and_no_other(tracking: MemoryTrack
 def test_what_names_nothing_is_said_in_words(tracking: MemoryTracking, ref: str, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=re.escape(said)):
         follow(NAME, ref)
+
+
+def test_a_release_of_another_retriever_is_none_of_this_one(tracking: MemoryTracking) -> None:
+    """Its answers were logged under the name in its manifest, whatever that is, and it was traced as if it were one of this retriever."""
+    tracking.copy_version(f"{NAME}-candidate", 1, "other-candidate")
+    for opens in (open_release, open_pinned, verified_index, follow, load_manifest):
+        with pytest.raises(ArtifactError, match=f"belongs to the retriever '{NAME}', not to 'other'"):
+            opens("other", "candidate/1")
+
+
+@pytest.mark.parametrize("number", ["00001", "01", "+1", "1 ", " 1", "1.0", "\u0661"])
+def test_a_version_has_one_name_in_every_command(number: str, tracking: MemoryTracking, tmp_path: Path) -> None:
+    """Reports and scripts keep what was given: `verify candidate/00001` told of a version that nothing else names so."""
+    for ref in (f"candidate/{number}", f"release/{number}"):
+        with pytest.raises(PromotionError, match=r"does not exist|names no release"):
+            resolve(NAME, ref)
+        with pytest.raises(PromotionError, match=r"does not exist|names no release"):
+            follow(NAME, ref)
+    for ref in (f"index/{number}", f"model/{RELEASE}/{number}"):
+        with pytest.raises(PromotionError, match="names no version"):
+            follow(NAME, ref)
+    for ref in (f"candidate/{number}", number):
+        with pytest.raises(PromotionError, match="There is no candidate"):
+            approve(NAME, ref, "Ada")
+    assert not verify_folder(NAME, tmp_path, f"release/{number}")[0].ok
 
 
 def test_a_document_may_have_an_id_like_a_reference(tracking: MemoryTracking) -> None:

@@ -11,9 +11,9 @@ from components.artifacts import open_artifact
 from components.errors import ArtifactError, PromotionError
 from components.promotion.approval import approve
 from components.promotion.promote import Change, promote, resolve, rollback
-from components.release.champion import servable_release
+from components.release.champion import servable_release, settled_release
 from components.release.manifest import ReleaseManifest
-from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, rewrite
+from tests.unit.promotion_world import GOOD, NAME, Killed, MemoryTracking, World, rewrite
 
 RELEASE = f"{NAME}-release"
 BAD = {**GOOD, "student": 0.5}
@@ -197,9 +197,10 @@ def test_rollbacks_pop_what_promotions_pushed(world: World) -> None:
     for _ in range(3):
         release(world)
     assert aliases(world) == (3, 2)
-    change = rollback(NAME, "Bob", "slow")
+    change = rollback(NAME, "Bob", "slow", override="it is urgent")
     assert (change.from_version, change.to_version) == (3, 2)
-    assert aliases(world) == (2, 1)
+    assert change.warnings == ("Nobody has rejected release/2, so the reason of --override was not needed, and is not kept.",)
+    assert aliases(world) == (2, 1) and world.tracking.records[-1]["override"] is None
     assert world.tracking.records[-1]["approved_by"] == "Bob"
     assert (world.tracking.records[-1]["reason"], world.tracking.records[-1]["candidate_version"]) == ("slow", 2)
     rollback(NAME, "Bob", "slower")
@@ -240,6 +241,22 @@ def test_rollback_to_a_changed_release_is_refused(world: World) -> None:
     with pytest.raises(PromotionError, match="does not verify"):
         rollback(NAME, "Bob", "slow")
     assert aliases(world) == (2, 1)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_promotion_that_is_under_way_is_no_alarm(world: World, goes_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its record and its aliases whoever asked for the status was told that somebody had moved an alias."""
+    release(world)
+    approve(NAME, world.candidate(), "Ada")
+    world.tracking.kill_at, world.tracking.changes = 1, 0
+    with pytest.raises(Killed):
+        promote(NAME, no_smoke)
+    world.tracking.kill_at = None
+    monkeypatch.setattr(
+        "components.release.champion.time.sleep", lambda _: goes_on and world.tracking.aliases.update({(RELEASE, "champion"): 2})
+    )
+    alarm = settled_release(NAME).alarm
+    assert alarm is None if goes_on else "a change was interrupted" in str(alarm)
 
 
 def test_alias_moved_by_hand_is_an_alarm_and_is_put_back(world: World) -> None:

@@ -81,6 +81,17 @@ def test_reason_that_is_older_than_the_champion_does_not_count(world: World) -> 
     assert promote(NAME, no_smoke).to_version == 3
 
 
+def test_a_record_of_a_clock_that_ran_ahead_is_named_where_no_reason_can_be_newer(world: World) -> None:
+    with_better_champion(world)
+    world.tracking.records[-1]["time"] = "2099-01-01T00:00:00+00:00"
+    approve(NAME, 2, "Ada", override="the better one leaks")
+    with pytest.raises(PromotionError, match=r"newest promotion record is dated 2099-01-01T00:00:00.* another promotion or rollback first"):
+        promote(NAME, no_smoke)
+    rollback(NAME, "Bob", "slow")
+    approve(NAME, 2, "Ada", override="the better one leaks")
+    assert promote(NAME, no_smoke).to_version == 3
+
+
 def test_stale_candidate_that_passes_again_says_so(world: World) -> None:
     with_better_champion(world)
     rollback(NAME, "Bob", "slow")

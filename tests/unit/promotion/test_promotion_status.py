@@ -17,7 +17,9 @@ from components.release.manifest import load_release
 from components.release.open import champion_index
 from components.tracking import labels
 from components.tracking.store import TrackingError
-from tests.unit.promotion_world import NAME, MemoryTracking, World
+from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World
+
+BAD = {**GOOD, "student": 0.5}
 
 
 @pytest.fixture
@@ -38,6 +40,23 @@ def champion(world: World, monkeypatch: pytest.MonkeyPatch, documents: int, **at
     ]
     described = manifest.model_copy(update={"lineage": tuple(nodes)})
     monkeypatch.setattr(release_index, "load_manifest", lambda name, ref: described)
+
+
+def test_a_verdict_is_that_of_the_gates_and_not_of_a_tag(world: World) -> None:
+    """Whoever trains may change the tag, and `status` told what it says."""
+    for levels, said in ((BAD, "pass"), (GOOD, "pass")):
+        number = world.candidate(levels)
+        world.tracking.models[f"{NAME}-candidate"][number - 1].tags["scalingnote.attribute.verdict"] = said
+    shown = status.render_status(status.status_of(NAME))
+    assert "candidate/1: fail, though its tag says pass" in shown and shown.endswith("candidate/2: pass")
+    first = world.tracking.models[f"{NAME}-candidate"][0]
+    copy = world.tracking.add(first.name, world.tracking.folders[first.name, 1], first.tags[labels.DIGEST])
+    first.tags["rejected"] = "wrong data"
+    assert f"candidate/{copy}: fail (rejected)" in status.render_status(status.status_of(NAME))  # the same files under another number
+    for file in world.tracking.folders[f"{NAME}-candidate", 2].iterdir():
+        if file.name == "release.json":
+            file.unlink()
+    assert "candidate/2: pass, by its tag alone, as its files cannot be read" in status.render_status(status.status_of(NAME))
 
 
 def test_without_a_champion_there_is_no_index_and_no_warning(world: World) -> None:

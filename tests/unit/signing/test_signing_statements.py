@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from components.artifacts import SIGNATURE, file_sha256, open_artifact, read_json, verify, write_json
 from components.errors import ArtifactError, ConfigError
-from components.signing.keys import TRUSTED_VARIABLE, exposure, load_signing_key, make_key, public_file, trusted_keys
+from components.signing.keys import (
+    TRUSTED_VARIABLE,
+    exposure,
+    load_signing_key,
+    make_key,
+    public_file,
+    rotating,
+    rotation_key,
+    take_over,
+    trusted_keys,
+)
 from components.signing.statements import check_records, check_release, pae, record_signer, sign_release, signed_by
 from components.tracking.registry import RegisteredVersion
 from tests.unit.promotion_world import MemoryTracking, make_candidate
@@ -63,6 +75,65 @@ def test_a_new_key_is_private_trusted_and_not_replaced(keys: Path) -> None:
     assert opened is not None and opened.public == key.public
     with pytest.raises(ConfigError, match="is not replaced"):
         make_key(keys / "signing.pem")
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_key_that_was_killed_between_its_two_files_is_finished_by_the_next_call(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its public half was nowhere, no key was trusted, and `keys new` refused the file that was there."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("components.signing.keys.write_atomic", killed)
+        make_key(keys / "signing.pem")
+    assert trusted_keys() == {}
+    key = make_key(keys / "signing.pem")
+    assert list(trusted_keys()) == [key.key_id]
+    with pytest.raises(ConfigError, match="is not replaced"):
+        make_key(keys / "signing.pem")
+
+
+def test_a_rotation_that_was_killed_while_it_made_its_key_trusts_it_all_the_same(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key that was left signed everything, and no signature of it counted."""
+    make_key(keys / "signing.pem")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("components.signing.keys.write_atomic", killed)
+        rotation_key()
+    assert rotation_key().key_id in trusted_keys()
+
+
+def test_a_rotation_that_two_finish_leaves_its_key_where_it_signs(keys: Path) -> None:
+    """The second one put the new key among the withdrawn ones, and no key signed any more."""
+    former = make_key(keys / "signing.pem")
+    with rotating():
+        following = rotation_key()
+        assert take_over(following) == take_over(following)
+    signing = load_signing_key()
+    assert signing is not None and signing.key_id == following.key_id != former.key_id
+    assert list(trusted_keys()) == [following.key_id]
+
+
+@pytest.mark.parametrize("number", [None, errno.EPERM, errno.ENOTSUP])
+def test_of_two_that_make_a_key_at_once_one_is_refused_and_nothing_half_is_left(
+    number: int | None, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, real = make_key(keys / "other.pem").path.read_bytes(), os.link
+
+    def link(source: Path, target: Path) -> None:
+        Path(target).write_bytes(written)  # the other one comes first
+        if number is not None:
+            raise OSError(number, os.strerror(number))
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(ConfigError, match=r"signing\.pem exists; a key that signed releases is not replaced"):
+        make_key(keys / "signing.pem")
+    assert (keys / "signing.pem").read_bytes() == written
+    assert [path.name for path in keys.iterdir() if path.name.startswith(".")] == []
+    if number is None:
+        return
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(number, os.strerror(number))))  # a disk without hard links
+    assert exposure(make_key(keys / "third.pem").path) is None
 
 
 def test_a_signed_release_keeps_its_digest_and_names_what_it_vouches_for(candidate: Path, keys: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 
 from components.artifacts import digest_of
 from components.errors import ArtifactError
-from components.tracking.audit_log import actions_on, append_entry, check_end, creation_of, head_file, read_audit, trail
+from components.release.reviewers import _why_expected
+from components.tracking import store
+from components.tracking.audit_log import actions_on, append_entry, check_end, creation_of, head_file, kept_by_server, read_audit, trail
 
 
 def fields(number: int = 1, **changes: object) -> dict[str, object]:
@@ -158,3 +161,21 @@ def test_the_embedded_store_has_no_trail_until_a_server_wrote_one(home: Path) ->
     append_entry(home / "mlflow" / "audit.jsonl", fields())
     found = trail()
     assert found is not None and found[0].user == "ada"
+
+
+def test_a_variable_of_the_log_that_is_set_to_nothing_counts_as_unset(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is not there was read in place of the server's log, and `status` told that the log was gone."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    for given, asked in (("", True), ("/logs/audit.jsonl", False)):
+        monkeypatch.setenv("SCALINGNOTE_AUDIT_LOG", given)
+        assert kept_by_server() is asked
+        assert (_why_expected([]) is None) is asked
+
+
+def test_variables_of_mlflow_that_are_set_to_nothing_count_as_unset(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`int('')` was an unexpected failure of every command."""
+    for name in store._MLFLOW:
+        monkeypatch.setenv(name, "")
+    store.clear_caches()
+    assert store.client().search_registered_models() == []
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"

@@ -5,14 +5,17 @@ from __future__ import annotations
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from components.errors import ConfigError
-from components.tracking.server.bootstrap import bootstrap
+from components.tracking.server import bootstrap as preparing
+from components.tracking.server.bootstrap import Prepared, User, Users, bootstrap
 from components.tracking.store import TrackingError
 from tests.auth_world import PASSWORD, free_port
+from tests.flows.cli_world import scalingnote
 
 
 @pytest.mark.parametrize(
@@ -46,6 +49,28 @@ def test_bootstrap_needs_a_server_and_passwords(home: Path, monkeypatch: pytest.
     monkeypatch.delenv("MLFLOW_AUTH_ADMIN_PASSWORD", raising=False)
     with StandIn({"/health": 200}) as url, pytest.raises(TrackingError, match="No administrator's password is known here"):
         bootstrap("retriever", url)
+
+
+def test_a_role_that_the_file_no_longer_gives_is_told_since_nothing_is_taken_away(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever moved an account from one role to another had it hold both, and was told that all was ready."""
+
+    class Service:
+        def get_user(self, _name: str) -> None:
+            pass
+
+        def list_user_roles(self, name: str) -> list[SimpleNamespace]:
+            return [SimpleNamespace(name="promoter")] if name == "worker" else [SimpleNamespace(name="reviewer")]
+
+        def assign_role(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(preparing, "_service", Service)
+    prepared = Prepared("http://x")
+    users = Users(users={"worker": User(roles=("trainer",)), "ada": User(roles=("reviewer",))})
+    preparing._make_users(users, {"trainer": 1, "reviewer": 2}, prepared)
+    assert (prepared.kept, prepared.assignments) == ({"worker": ["promoter"]}, 1)
+    monkeypatch.setattr(preparing, "bootstrap", lambda *_: prepared)
+    assert "Warning: worker still holds the role promoter" in scalingnote("bootstrap", "--server", "http://x").out
 
 
 class StandIn:

@@ -49,6 +49,19 @@ def test_a_clean_checkout_is_clean_and_a_change_is_a_patch(repository: Path) -> 
     assert _revision(repository).patch != found.patch
 
 
+def test_data_in_the_checkout_is_no_change_of_the_code(repository: Path) -> None:
+    """All of it was hashed at the start of every run, and the lineage named changes of the code."""
+    (repository / "data" / "qrels").mkdir(parents=True)
+    for name in ("corpus.jsonl", "queries.jsonl.gz", "qrels/test.tsv"):
+        (repository / "data" / name).write_text("{}")
+    os.mkfifo(repository / "pipe")
+    assert not _revision(repository).dirty
+    for name in ("data/new.py", "components/new.txt", "setup.cfg"):
+        (repository / name).write_text("x")
+        assert _revision(repository).dirty, name
+        (repository / name).unlink()
+
+
 SETTINGS = [
     ("diff.external", "true"),
     ("color.ui", "always"),

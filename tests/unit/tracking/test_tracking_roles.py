@@ -227,3 +227,11 @@ def test_each_rule_names_a_role_that_can_do_it() -> None:
     for role in ("trainer", "reviewer", "promoter", "auditor"):
         assert RULES.roles[role].description
     assert not RULES.roles["trainer"].reads_audit and RULES.roles["auditor"].reads_audit
+
+
+def test_a_tilde_in_the_variable_of_the_permissions_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of variables is read by no shell, which would put it in its place."""
+    (tmp_path / "rules.yaml").write_bytes(PERMISSIONS_FILE.read_bytes())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SCALINGNOTE_PERMISSIONS", "~/rules.yaml")
+    assert load_permissions() == RULES

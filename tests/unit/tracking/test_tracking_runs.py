@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from components import settings
 from components.artifacts import Artifact, seal
-from components.tracking import labels
+from components.tracking import labels, runs
 from components.tracking.provenance import Provenance, collect_provenance
 from components.tracking.registry import register
 from components.tracking.runs import StepRecord, close_flow_run, close_killed_run, log_evidence, open_flow_run, record_step
 from components.tracking.store import client
+from flows.cli.main import main
 
 PROVENANCE = Provenance(
     code_revision="abc",
@@ -186,3 +190,40 @@ def test_provenance_of_this_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(provenance.code_digest) == 64
     assert provenance.dirty == (provenance.patch_digest is not None)
     assert "pydantic" in provenance.packages
+
+
+def dated(flow: str, start: int) -> str:
+    """The finished run of a flow that began then, in milliseconds, by the clock of its machine."""
+    run_id = open_flow_run("retriever", flow, {"seed": start}, PROVENANCE, {})
+    with sqlite3.connect(settings.tracking_uri().removeprefix("sqlite:///")) as store:
+        store.execute("UPDATE runs SET start_time = ? WHERE run_uuid = ?", (start, run_id))
+    close_flow_run(run_id, "FINISHED")
+    return run_id
+
+
+@pytest.mark.parametrize("far", [3_600_000, 10**13, 10**17])
+@pytest.mark.parametrize("read", ["without MLflow", "by MLflow"])
+def test_a_run_whose_start_is_still_to_come_is_not_the_newest_for_ever(
+    read: str, far: int, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if read == "by MLflow":
+        monkeypatch.setattr(runs, "reader", lambda: None)
+    now = int(time.time() * 1000)
+    dated("adopt", now - 120_000)
+    ahead = dated("adopt", min(now + far, 253_402_300_799_000))
+    assert (last := runs.last_flow_run("retriever")) and (last["run_id"], bool(last["ahead"])) != (ahead, False)
+    second = dated("adopt", now - 60_000)
+    last = runs.last_flow_run("retriever")
+    assert last and last["run_id"] == second and last["ahead"].startswith("2" if far < 10**17 else "9999")
+    found = runs.newest_flow_run("retriever", "adopt")
+    assert found and found.run_id == second
+    assert main(["status"]) == 0
+    said = capsys.readouterr().out
+    assert f"Warning: a run is dated {last['ahead']} UTC, which is still to come" in said and f"of {last['started']} UTC, finished" in said
+
+
+def test_where_all_runs_are_still_to_come_the_newest_of_them_is_told(home: Path) -> None:
+    """The clock of this machine is behind."""
+    only = dated("adopt", int(time.time() * 1000) + 86_400_000)
+    last, found = runs.last_flow_run("retriever"), runs.newest_flow_run("retriever", "adopt")
+    assert last and found and last["run_id"] == found.run_id == only and last["ahead"] == last["started"]

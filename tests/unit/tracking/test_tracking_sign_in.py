@@ -42,6 +42,10 @@ def test_nobody_is_sent_a_password_after_the_server_was_killed(note: Path) -> No
         {"url": URL, "pid": gone.pid},
         {"url": URL},
         {"url": URL, "pid": "x"},
+        {"url": URL, "pid": 0},
+        {"url": URL, "pid": -1},
+        {"url": URL, "pid": 2**80},
+        {"url": URL, "pid": os.getpid(), "locked": True},  # another process has the number, as after a restart of the machine
         {"url": "http://127.0.0.1:1", "pid": os.getpid()},
         [],
     ):
@@ -78,6 +82,18 @@ def test_no_stored_password_makes_a_person_of_whoever_trains_or_approves(note: P
         monkeypatch.setenv(sign_in.PASSWORD, "known to ada")
         sign_in.sign_in("trainer")
         assert (os.environ["MLFLOW_TRACKING_URI"], os.environ[sign_in.USERNAME]) == (URL, "ada")
+
+
+@pytest.mark.parametrize("named", [sign_in.USERNAME, sign_in.PASSWORD])
+def test_half_an_account_is_not_replaced_by_the_stored_one(named: str, note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever had named themselves, and forgot the password, promoted as `promoter`."""
+    for name in (sign_in.USERNAME, sign_in.PASSWORD):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(named, "ada")
+    sign_in.keep_secret(sign_in.password_file("promoter"))
+    with sign_in.announced(URL), pytest.raises(TrackingError, match="belong together"):
+        sign_in.sign_in("promoter")
+    assert os.environ[named] == "ada"
 
 
 def test_prefect_asks_for_a_password_where_mlflow_does(note: Path) -> None:
