@@ -33,11 +33,12 @@ from components.towers.contract import (
     require_finite,
 )
 from components.towers.device import pick_device
+from components.towers.model_size import state_width
 from components.towers.tokens import batches_by_tokens, pad_batch, token_ids
 from components.towers.trained.endpoint import load_endpoint
 from components.towers.trained.published import asked_attention, head_digest, load_head, read_published
 from components.towers.trained.stored import load_stored
-from components.towers.transformer import pool
+from components.towers.transformer import FAULTS, pool
 from components.towers.two_towers import ADAPTER, WEIGHTS, adapter_digest, finished, full_digest, load_decoder, pooled
 
 if TYPE_CHECKING:
@@ -118,9 +119,12 @@ def can_share(model: Any) -> bool:
 
     Measured, as architectures differ in the masks and positions that they heed; one that fails in any way is encoded the plain way.
     """
+    import torch
+
     if "position_ids" not in signature(model.forward).parameters:
         return False
-    import torch
+    if any(isinstance(module, torch.nn.Conv1d) for module in model.modules()):  # what lies beside a token in a tree is not before it
+        return False
 
     tolerance = _TOLERANCE if model.dtype in (torch.float32, torch.float64) else _COARSE_TOLERANCE
     try:
@@ -129,7 +133,7 @@ def can_share(model: Any) -> bool:
             alone = pool(model(**batch).last_hidden_state, batch["attention_mask"], "last")
             bundles = bundles_of(_ROWS)
             shared = pooled_bundles(model, bundles, "last", 0)[np.argsort(numbers_of(bundles))]
-    except (TypeError, ValueError, RuntimeError, IndexError):
+    except FAULTS:
         return False
     return bool(((alone - shared).norm(dim=1) / alone.norm(dim=1)).mean() <= tolerance)
 
@@ -209,7 +213,7 @@ class TowerEncoder:
     def width(self) -> int:
         """Dimensions behind the pooling and the maps, before they are cut to the contract's."""
         widths = [layer.out_features for layer in self._head or () if hasattr(layer, "out_features")]
-        return int(widths[-1] if widths else self._model.config.get_text_config().hidden_size)
+        return int(widths[-1] if widths else state_width(self._model.config))
 
     @property
     def tokenizer(self) -> Any:

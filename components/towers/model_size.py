@@ -116,9 +116,17 @@ def shape_of(config: Any, layers: int) -> Shape:
     )
 
 
+def state_width(config: Any) -> int:
+    """Numbers in a state of the text model, as its configuration states them; AttributeError for one that states none."""
+    text = config.get_text_config()
+    # EmbeddingGemma 2 ends with a map of its own to wider vectors.
+    return int(text.embedding_dim if text.model_type == "embedding_gemma2_text" else text.hidden_size)
+
+
 def _first_of(config: Any, names: Sequence[str]) -> int:
-    """The first of these numbers that the configuration states; 0 when it states none."""
-    return next((int(value) for name in names if (value := stated(config, name))), 0)
+    """The first of these numbers that the configuration states, of one for each layer the largest; 0 when it states none."""
+    found = (value for name in names if (value := stated(config, name)))
+    return next((int(max(value) if isinstance(value, (list, tuple)) else value) for value in found), 0)
 
 
 def trained_layers(config: TowerConfig) -> int | None:
