@@ -291,6 +291,11 @@ def weights_digest(folder: Path) -> str:
     return digest_of({path.relative_to(folder).as_posix(): _sha256(path) for path in _identity(folder)})
 
 
+def former_digest(folder: Path) -> str:
+    """The digest that the same folder had until 2026-11-30, when the files that are loaded began to count, whatever they are called."""
+    return digest_of({path.name: _sha256(path) for path in _named_as_weights(folder)})
+
+
 def verify(folder: Path) -> list[str]:
     """Hash every large file of a model's folder in the cache; returns, in words, each whose content is not what it is named for."""
     found = []
@@ -327,11 +332,15 @@ def cache_folder() -> Path:
 
 def _identity(folder: Path) -> list[Path]:
     """The files that decide the vectors, beside the tokenizer, which the contract knows by a digest of its own."""
+    # An index may name its shards as it likes, and beside weights of another form (model.fp16.safetensors) the .bin is what is loaded.
+    return sorted({*_named_as_weights(folder), *_loaded(folder)})
+
+
+def _named_as_weights(folder: Path) -> list[Path]:
     files = [p for p in folder.iterdir() if p.is_file() and any(fnmatch(p.name, wanted) for wanted in ("config.json", *WEIGHTS))]
     if any(p.name.endswith(".safetensors") for p in files):
         files = [p for p in files if not p.name.endswith(".bin")]  # transformers prefers the former, and the latter may not be there
-    # An index may name its shards as it likes, and beside weights of another form (model.fp16.safetensors) the .bin is what is loaded.
-    return sorted({*files, *_loaded(folder)})
+    return sorted(files)
 
 
 @cache

@@ -73,8 +73,8 @@ def require_text_model(whole: Any, name: str) -> Any:
     if quantized := getattr(whole, "quantization_config", None):
         how = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", None)
         raise ModelError(
-            f"The weights of '{name}' are quantized ({getattr(how, 'value', how) or 'somehow'}), so its vectors would hang on the kernels of "
-            "a machine. Name the model that it was made from."
+            f"The weights of '{name}' are quantized ({getattr(how, 'value', how) or 'somehow'}), so its vectors would hang on a machine's "
+            "kernels. Name the model that it was made from."
         )
     config = whole.get_text_config()
     if not isinstance(getattr(config, "vocab_size", None), int):
@@ -221,13 +221,19 @@ def configured_layers(config: Any, name: str) -> int:
 def position_limit(model: Any) -> int | None:
     """The longest text in tokens that `model` has positions for; None where its configuration states none.
 
-    A table of positions that counts from behind the padding token (RoBERTa and its kin) has fewer places than rows: 512 of 514.
+    A table of positions that counts from behind the padding token (RoBERTa and its kin) has fewer places than rows: 512 of 514. Rotary
+    positions of Phi's long form turn by other angles for every text of a batch that holds one beyond the length of the short form.
     """
     from torch.nn import Embedding
 
-    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    stated = getattr(config, "max_position_embeddings", None)
     if not isinstance(stated, int) or stated < 1:
         return None
+    rope = getattr(config, "rope_parameters", None)
+    if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
+        short = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+        return min(stated, short) if isinstance(short, int) else stated
     tables = [m for name, m in model.named_modules() if isinstance(m, Embedding) and m.num_embeddings == stated and "position" in name]
     return min((stated - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=stated)
 

@@ -350,9 +350,9 @@ def published_contracts(base: BaseModel, config: TowerConfig) -> dict[Role, Enco
     attention = measured_attention(model)
     if published is not None and attention == "causal" and base.code is None and (left_out := hub.own_class(Path(base.location))):
         raise ModelError(
-            f"'{base.name}' brings a model class of its own ({left_out}), as embedding models made from decoders do so that their tokens see "
-            "those after them; transformers' own looks back alone. Set towers.trust_remote_code and the full commit in towers.revision after "
-            "reading that code, or name another model."
+            f"'{base.name}' brings a model class of its own ({left_out}), as embedding models made from decoders do so that their tokens "
+            "see those after them; transformers' own looks back alone. Set towers.trust_remote_code and the full commit in towers.revision "
+            "after reading that code, or name another model."
         )
     own: dict[str, Any] = {"attention": attention, "head": tuple(map(str, head)), "head_digest": head_digest(base, head)}
     if published is not None:

@@ -38,7 +38,7 @@ from components.towers.base_models import (
 from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.contract import COMPANION, EncodingContract, Role, load_contract, tokenizer_digest
 from components.towers.device import autocast, pick_device, pick_dtype
-from components.towers.encoder import load_tower
+from components.towers.encoder import is_base_of, load_tower
 from components.towers.model_size import count_layers, model_without_memory, require_positions, state_width
 from components.towers.tokens import needs_end_token, rows_of, token_ids
 from components.towers.trained.endpoint import endpoint_width
@@ -219,7 +219,7 @@ def _take_from_companion(model: Any, base: BaseModel, tower: Path) -> None:
     if load_contract(tower)[0].companion is None:
         return
     companion = load_contract(tower / COMPANION)[0]
-    if (companion.base_model, companion.base_digest) == (base.name, base.digest):  # the name says which layers of the files are meant
+    if companion.base_model == base.name and is_base_of(companion, base):  # the name says which layers of the files are meant
         model.load_state_dict(text_part(load_tower(tower / COMPANION, "float32").model).state_dict())
 
 
@@ -285,6 +285,11 @@ def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None
     if towers.base_model not in WITHOUT_WEIGHTS:
         shape = shape_of(towers.base_model, towers.revision, towers.trust_remote_code)
         teacher = tower_base(towers, ["any text"])
+        if towers.training == "lora" and (towers.lora_layers or 0) > shape.layers:
+            raise ModelError(
+                f"towers.lora_layers is {towers.lora_layers}, but '{teacher.name}' has {shape.layers} layers. Give {shape.layers} at most, or "
+                "null for all."
+            )
         require_positions(teacher, towers.max_document_length, "towers.max_document_length")
         require_positions(teacher, towers.max_query_length, "towers.max_query_length")
         if towers.companion.base_model:
