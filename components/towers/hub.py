@@ -200,22 +200,20 @@ def _complete(name: str, commit: str, folder: Path) -> None:
     Without it an embedding model would be taken for a bare transformer, pooled and prompted as the settings say. A file that the hub does
     not have is noted where its own client notes that, so that it is asked for once. Without an answer what is there has to do.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
     missing = _repository(name) / ".no_exist" / commit / MODULES
     if _has_modules(folder) or missing.is_file() or _offline() or name in _SILENT:
         return
     try:
-        hf_hub_download(name, MODULES, revision=commit, etag_timeout=ANSWER_SECONDS)
-    except EntryNotFoundError:
-        with suppress(OSError):
-            missing.parent.mkdir(parents=True, exist_ok=True)
-            missing.touch()
+        files = [file.rfilename for file in _api().model_info(name, revision=commit, timeout=ANSWER_SECONDS).siblings or ()]
     except Exception:
         _SILENT.add(name)
-    else:
+        return
+    if MODULES in files:
         _download(name, commit, WANTED)
+        return
+    with suppress(OSError):
+        missing.parent.mkdir(parents=True, exist_ok=True)
+        missing.touch()
 
 
 def _has_modules(folder: Path) -> bool:

@@ -141,7 +141,8 @@ def require_states(model: Any, name: str, width: int) -> None:
 
 
 def _said(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:160] or type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1 if lines[0].startswith("Class validation error") else 0].strip()[:160]  # the reason stands below the check's name
 
 
 def set_attention(model: Any, attention: str) -> None:

@@ -287,8 +287,8 @@ def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None
         teacher = tower_base(towers, ["any text"])
         if towers.training == "lora" and (towers.lora_layers or 0) > shape.layers:
             raise ModelError(
-                f"towers.lora_layers is {towers.lora_layers}, but '{teacher.name}' has {shape.layers} layers. Give {shape.layers} at most, or "
-                "null for all."
+                f"towers.lora_layers is {towers.lora_layers}, but '{teacher.name}' has {shape.layers} layers. Give {shape.layers} at most, "
+                "or null for all."
             )
         require_positions(teacher, towers.max_document_length, "towers.max_document_length")
         require_positions(teacher, towers.max_query_length, "towers.max_query_length")
