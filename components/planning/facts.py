@@ -97,7 +97,7 @@ def shape_of_base(base: BaseModel, read: Callable[[BaseModel], Any] | None = Non
     try:
         config = (read or load_config)(base)
         return shape_of(config, len(base.layers) if base.layers is not None else config.num_hidden_layers)
-    except AttributeError as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise ModelError(f"The configuration of '{base.name}' does not say how large it is: {str(error).strip().splitlines()[0]}") from None
 
 

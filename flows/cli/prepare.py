@@ -58,10 +58,11 @@ def show_config(options: argparse.Namespace) -> None:
         "sources": [layer.source for layer in layers],
         "settings": {setting.field: plain(setting) for setting in (changed if options.changed else settings)},
         "config": as_given(settle(RetrainConfig, layers)),
+        "notes": [stays] if (stays := left_by_preset(layers)) else [],
     }
     table = render_settings(changed if options.changed else settings, _width())
     origin = ", ".join(["the defaults", *(layer.source for layer in layers)])
-    count = f"{len(changed)} of {len(settings)} settings differ from their defaults ({origin}). {left_by_preset(layers)}".rstrip()
+    count = f"{len(changed)} of {len(settings)} settings differ from their defaults ({origin}). {stays}".rstrip()
     show(options, value, "\n\n".join(part for part in (table, count + written) if part))
 
 

@@ -501,6 +501,14 @@ def test_a_student_cut_from_a_teacher_attends_as_it_did_once_it_is_saved(attenti
         np.testing.assert_allclose(again.encode(texts), student.encode(texts), atol=1e-5)
 
 
+def test_a_student_is_cut_from_a_teacher_that_is_taken_as_it_is(tmp_path: Path, home: Path) -> None:
+    model = FORMS["embeddinggemma"].write(TEXTS, tmp_path / "model")
+    as_it_is(str(model), tmp_path / "towers")
+    student = bare_student(Source(asked("teacher"), TEXTS, tmp_path / "towers" / "query_tower"))
+    assert student.contract.head == () and student.contract.head_digest is None
+    np.testing.assert_allclose(reloaded(student, tmp_path / "student").encode(SHOWN), student.encode(SHOWN), atol=1e-5)
+
+
 def test_sparse_attention_is_not_switched_off_by_the_first_short_text(tmp_path: Path, home: Path) -> None:
     name = written(
         Family("big_bird", bert, "", {"block_size": 4, "num_random_blocks": 1}, {**ENCODER, "max_position_embeddings": 128}), tmp_path / "m"

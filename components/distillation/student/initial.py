@@ -42,7 +42,15 @@ from components.towers.encoder import is_base_of, load_tower
 from components.towers.model_size import count_layers, model_without_memory, require_positions, state_width
 from components.towers.tokens import needs_end_token, rows_of, token_ids
 from components.towers.trained.endpoint import endpoint_width
-from components.towers.trained.published import head_digest, head_width, load_head, published_head, published_pooling, published_prompts
+from components.towers.trained.published import (
+    TRANSFORMER_SETTINGS,
+    head_digest,
+    head_width,
+    load_head,
+    published_head,
+    published_pooling,
+    published_prompts,
+)
 from components.towers.trained.vector_files import stored_width
 from components.towers.transformer import (
     first_and_last,
@@ -228,8 +236,9 @@ def published_length(location: str) -> int | None:
 
     Since version 6 it stands with the tokenizer.
     """
-    path, tokenizer = Path(location) / "sentence_bert_config.json", Path(location) / "tokenizer_config.json"
-    if not path.is_file():
+    paths, tokenizer = (Path(location) / file for file in TRANSFORMER_SETTINGS), Path(location) / "tokenizer_config.json"
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         return None
     length = read_json(path).get("max_seq_length")
     if length is None and tokenizer.is_file():
@@ -245,8 +254,11 @@ def _of_the_tower(source: Source) -> StudentEncoder:
     given = tower.contract
     require_compiled(given.base_model, tower.tokenizer)
     update = {
-        "base_digest": given.adapter_digest,
+        "base_digest": given.adapter_digest or given.base_digest,  # of a teacher as it was published nothing was trained
         "adapter_digest": None,
+        "head": (),  # what stood behind its pooling makes way for the student's own
+        "head_digest": None,
+        "map_digest": None,
         "companion": None,  # the student is cut from the tower itself
         "companion_share": None,
         "pooling": source.config.pooling or given.pooling,
@@ -254,9 +266,8 @@ def _of_the_tower(source: Source) -> StudentEncoder:
         "max_length": source.config.max_query_length,
         "dimension": state_width(tower.model.config),
     }
-    return StudentEncoder(
-        text_part(tower.model), tower.tokenizer, None, given.model_copy(update=update), f"untrained:{given.adapter_digest}"
-    )
+    contract = given.model_copy(update=update)
+    return StudentEncoder(text_part(tower.model), tower.tokenizer, None, contract, f"untrained:{contract.base_digest}")
 
 
 def _static(encoder: StudentEncoder, source: Source) -> StudentEncoder:
@@ -431,7 +442,7 @@ def untrained_student(config: DistillationConfig, texts: Sequence[str], teacher_
 
 def _with_published_head(student: StudentEncoder, base: BaseModel) -> StudentEncoder:
     """The encoder with the maps that its makers put behind the pooling, as LaBSE and EmbeddingGemma have them."""
-    head = published_head(base)
+    head = published_head(base) if base.layers is None else ()
     if not head:
         return student
     named = {"head": tuple(map(str, head)), "head_digest": head_digest(base, head), "dimension": head[-1].outputs}
