@@ -509,6 +509,21 @@ def test_a_student_is_cut_from_a_teacher_that_is_taken_as_it_is(tmp_path: Path, 
     np.testing.assert_allclose(reloaded(student, tmp_path / "student").encode(SHOWN), student.encode(SHOWN), atol=1e-5)
 
 
+@pytest.mark.parametrize("family", [STUDENTS["modernbert"], TEACHERS["qwen3"]], ids=lambda family: family.kind)
+def test_an_encoder_in_short_numbers_keeps_the_frequencies_of_its_positions(
+    family: Family, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCALINGNOTE_PRECISION", "bfloat16")
+    name = written(family, tmp_path / "model")
+    model = untrained_student(initial.as_published(asked(name)), TEXTS, None, 32)
+    whole = student_of(name).model
+    kept = {n: buffer for n, buffer in model.model.named_buffers() if "inv_freq" in n}
+    assert kept and model.model.dtype == torch.bfloat16
+    for name, buffer in whole.named_buffers():
+        assert name not in kept or torch.equal(kept[name], buffer)
+    assert np.isfinite(model.encode(SHOWN)).all()
+
+
 def test_sparse_attention_is_not_switched_off_by_the_first_short_text(tmp_path: Path, home: Path) -> None:
     name = written(
         Family("big_bird", bert, "", {"block_size": 4, "num_random_blocks": 1}, {**ENCODER, "max_position_embeddings": 128}), tmp_path / "m"

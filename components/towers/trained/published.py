@@ -312,6 +312,13 @@ def _lengths(settings: dict[str, Any], name: str) -> dict[Role, int]:
     return {role: length for role, length in found.items() if isinstance(length, int) and length > 0}
 
 
+def in_chat_template(base: BaseModel) -> bool:
+    """Whether sentence-transformers puts the texts of a model into a chat template, as rerankers that were decoders ask for."""
+    settings = next((_json(path) for file in TRANSFORMER_SETTINGS if (path := Path(base.location) / file).is_file()), {})
+    ways = settings.get("modality_config")
+    return isinstance(ways, dict) and "message" in ways
+
+
 def _unfollowed(settings: dict[str, Any]) -> Iterator[str]:
     """Each setting of a Transformer module of which another vector would come than a tower gives."""
     if settings.get("transformer_task") not in (None, "feature-extraction"):
