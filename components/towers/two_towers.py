@@ -348,18 +348,24 @@ def published_contracts(base: BaseModel, config: TowerConfig) -> dict[Role, Enco
     if config.dimension is not None and config.dimension > width:
         raise ModelError(f"towers.dimension is {config.dimension}, but the vectors of '{base.name}' have {width}. Give {width} at most.")
     attention = measured_attention(model)
-    if published is not None and attention == "causal" and base.code is None and (left_out := hub.own_class(Path(base.location))):
-        raise ModelError(
-            f"'{base.name}' brings a model class of its own ({left_out}), as embedding models made from decoders do so that their tokens "
-            "see those after them; transformers' own looks back alone. Set towers.trust_remote_code and the full commit in towers.revision "
-            "after reading that code, or name another model."
-        )
+    require_own_direction(base, attention)
     own: dict[str, Any] = {"attention": attention, "head": tuple(map(str, head)), "head_digest": head_digest(base, head)}
     if published is not None:
         own["append_eos"] = False  # its tokenizer ends texts as the model was trained, or not at all
     else:
         _check_pooling(base.name, tokenizer, config)
     return {role: draft_contract(base, tokenizer, width, config, role).model_copy(update=own) for role in ROLES}
+
+
+def require_own_direction(base: BaseModel, attention: str) -> None:
+    """Raise ModelError for an embedding model whose own class, which does not run here, would look both ways where this one looks back."""
+    folder = Path(base.location)
+    if attention == "causal" and base.code is None and (folder / hub.MODULES).is_file() and (own := hub.own_class(folder)):
+        raise ModelError(
+            f"'{base.name}' brings a model class of its own ({own}), as embedding models made from decoders do so that their tokens see those "
+            "after them; transformers' own looks back alone. A teacher runs it by towers.trust_remote_code with the full commit in "
+            "towers.revision: read that code first, or name another model."
+        )
 
 
 def pooled(model: Any, batch: dict[str, Tensor], contract: EncodingContract, head: Any = None) -> Tensor:

@@ -444,8 +444,9 @@ def test_an_embedding_model_whose_own_class_looks_both_ways_is_not_taken_for_a_d
     config = with_own_settings(TowerConfig(base_model=str(model), training="none"))
     published_contracts(resolve_base(str(model)), config)
     edited(model, auto_map={"AutoModel": "modeling_qwen.Qwen3Model"})
-    with pytest.raises(ModelError, match=r"a model class of its own .modeling_qwen.Qwen3Model.*towers.trust_remote_code"):
-        published_contracts(resolve_base(str(model)), config)
+    for use in (lambda: published_contracts(resolve_base(str(model)), config), lambda: student_of(str(model))):
+        with pytest.raises(ModelError, match=r"a model class of its own .modeling_qwen.Qwen3Model.*towers.trust_remote_code"):
+            use()
     encoder = edited(FORMS["bge"].write(TEXTS, tmp_path / "encoder"), auto_map={"AutoModel": "modeling_own.BertModel"})
     published_contracts(resolve_base(encoder), with_own_settings(TowerConfig(base_model=encoder, training="none")))
 

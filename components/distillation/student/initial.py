@@ -62,6 +62,7 @@ from components.towers.transformer import (
     settle,
     text_part,
 )
+from components.towers.two_towers import require_own_direction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -172,6 +173,7 @@ def load_small_encoder(base: BaseModel) -> tuple[Any, Any]:
     if base.layers is not None:
         keep_layers(model, base.layers, base.name)
     require_states(model, base.name, state_width(model.config))
+    require_own_direction(base, measured_attention(model))
     return model, tokenizer
 
 
