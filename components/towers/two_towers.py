@@ -362,8 +362,8 @@ def require_own_direction(base: BaseModel, attention: str) -> None:
     folder = Path(base.location)
     if attention == "causal" and base.code is None and (folder / hub.MODULES).is_file() and (own := hub.own_class(folder)):
         raise ModelError(
-            f"'{base.name}' brings a model class of its own ({own}), as embedding models made from decoders do so that their tokens see those "
-            "after them; transformers' own looks back alone. A teacher runs it by towers.trust_remote_code with the full commit in "
+            f"'{base.name}' brings a model class of its own ({own}), as embedding models made from decoders do so that their tokens see "
+            "those after them; transformers' own looks back alone. A teacher runs it by towers.trust_remote_code with the full commit in "
             "towers.revision: read that code first, or name another model."
         )
 
