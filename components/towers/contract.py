@@ -89,7 +89,7 @@ def record_probes(encoder: TextEncoder, folder: Path) -> None:
 def mixed_formats(name: str, error: Exception) -> ModelError | None:
     """What to tell of a model whose code cannot calculate in the number format of this machine; None for another error."""
     said = str(error).strip().partition("\n")[0][:160]
-    if not isinstance(error, RuntimeError) or ("dtype" not in said and "scalar type" not in said):
+    if not isinstance(error, RuntimeError) or not any(word in said for word in ("dtype", "scalar type", "BFloat16")):
         return None
     return ModelError(f"'{name}' mixes number formats ({said}). Set {PRECISION_VARIABLE}=float32 in the environment, or use another model.")
 

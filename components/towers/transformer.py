@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from components.errors import ModelError
 from components.towers.contract import mixed_formats
+from components.towers.device import autocast
 from components.towers.tokens import pad_batch
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -138,6 +140,18 @@ def require_states(model: Any, name: str, width: int) -> None:
             f"'{name}' gives a text other states beside a longer one: it reads the padding of a batch, so that a text would have another "
             "vector in every company. Use another model."
         )
+
+
+def require_format(model: Any, name: str, dtype: torch.dtype) -> None:
+    """Raise ModelError for a model whose code fails under autocast to `dtype`, in which it is to be trained (DeBERTa's first version)."""
+    import torch
+
+    try:
+        with torch.no_grad(), autocast(model.device, dtype):
+            model(**_batch([*_ROWS, _LONGER], model.device))
+    except FAULTS as error:
+        said = f"'{name}' cannot be trained in {str(dtype).removeprefix('torch.')} ({_said(error)}). Set precision to float32."
+        raise mixed_formats(name, error) or ModelError(said) from None
 
 
 def _said(error: Exception) -> str:

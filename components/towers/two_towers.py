@@ -51,6 +51,7 @@ from components.towers.transformer import (
     pool,
     position_limit,
     recompute_layers,
+    require_format,
     require_states,
     set_attention,
     settle,
@@ -400,7 +401,7 @@ class TwoTowers:
         self.width = state_width(decoder.config)
         _check_width(base.name, self.width, config)
         _check_pooling(base.name, self.tokenizer, config)
-        from_main(lambda: _check_states(decoder, base.name, self.width, config))  # the others may hold no numbers to look at
+        from_main(lambda: self._check_states(decoder, base.name, config))  # the others may hold no numbers to look at
         self.contracts = {role: draft_contract(base, self.tokenizer, self.width, config, role) for role in ROLES}
         # oneDNN keeps about 1.2 MB for every number of rows that a bfloat16 map meets, and a third of it for ever.
         self.even = even_shapes(precision) and (position_limit(decoder) or 32) % 32 == 0
@@ -412,6 +413,11 @@ class TwoTowers:
             self._shape = shape_of(decoder.config.get_text_config(), layer_count(decoder, config.base_model))
         self.recomputes = self._must_recompute(decoder, config)
         self._weights = self._made_trainable(decoder, base, config)
+
+    def _check_states(self, decoder: Any, name: str, config: TowerConfig) -> None:
+        check_attention(decoder, name, config.attention)
+        require_states(decoder, name, self.width)
+        require_format(decoder, name, self.dtype)
 
     def _must_recompute(self, decoder: Any, config: TowerConfig) -> bool:
         """Whether the layers are worked out again in the backward pass: as configured, else where memory asks for it."""
@@ -531,11 +537,6 @@ def _check_training(config: TowerConfig) -> None:
             "towers.sharding is fsdp, which divides a model among several processes, but there is one. "
             "Set towers.processes to the number of devices, start with torchrun, or set towers.sharding to none."
         )
-
-
-def _check_states(decoder: Any, name: str, width: int, config: TowerConfig) -> None:
-    check_attention(decoder, name, config.attention)
-    require_states(decoder, name, width)
 
 
 def _check_width(name: str, width: int, config: TowerConfig) -> None:

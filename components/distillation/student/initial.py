@@ -58,6 +58,7 @@ from components.towers.transformer import (
     layer_count,
     layer_stack,
     measured_attention,
+    require_format,
     require_states,
     settle,
     text_part,
@@ -65,6 +66,7 @@ from components.towers.transformer import (
 from components.towers.two_towers import require_own_direction
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -321,16 +323,19 @@ def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None
         _try_cuts(model_without_memory(teacher), teacher.name, config, hollow=True)
         require_compiled(teacher.name, tokenizer_of(teacher))
     else:
-        _try(resolve_base(config.student, ["any text"], config.revision), config.layers, config.prune_to, config.trained_layers)
+        base = resolve_base(config.student, ["any text"], config.revision)
+        _try(base, config.layers, config.prune_to, config.trained_layers, pick_dtype(config.precision))
 
 
 @lru_cache(maxsize=8)
-def _try(base: BaseModel, layers: tuple[int, ...] | int | None, prune_to: tuple[int, ...], trained: int | None) -> None:
+def _try(base: BaseModel, layers: tuple[int, ...] | int | None, prune_to: tuple[int, ...], trained: int | None, dtype: torch.dtype) -> None:
     """Load the student and cut it as it will be: what it fails on is said before a day of training. Raises ModelError."""
     published_pooling(base)  # as it was published it is a baseline
     published_head(base)
     asked = DistillationConfig(layers=layers, prune_to=prune_to, trained_layers=trained)
-    _try_cuts(load_small_encoder(base)[0], base.name, asked)
+    model, _ = load_small_encoder(base)
+    require_format(model, base.name, dtype)
+    _try_cuts(model, base.name, asked)
 
 
 def _try_cuts(model: Any, name: str, config: DistillationConfig, hollow: bool = False) -> None:
