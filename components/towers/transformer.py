@@ -415,9 +415,9 @@ def _cut_config(config: Any, numbers: Sequence[int], total: int) -> None:
     """What a configuration says of single layers has to follow those that stay: kinds of attention, windows, which have experts."""
     for key, value in list(vars(config).items()):
         if key in _NUMBERED and isinstance(value, (list, tuple)):
-            setattr(config, key, [place for place, number in enumerate(numbers) if number in value])
+            setattr(config, key, type(value)(place for place, number in enumerate(numbers) if number in value))
         elif isinstance(value, (list, tuple)) and len(value) == total and _OF_LAYERS.search(key):
-            setattr(config, key, [value[i] for i in numbers])
+            setattr(config, key, type(value)(value[i] for i in numbers))
     if isinstance(dense := getattr(config, "first_k_dense_replace", None), int):  # DeepSeek and its kin
         config.first_k_dense_replace = sum(number < dense for number in numbers)
     config.num_hidden_layers = len(numbers)
