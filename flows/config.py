@@ -301,6 +301,36 @@ def _without_effect(layer: Layer, so_far: Mapping[str, Any], settled: RetrainCon
                 yield f"{field}: it has no effect while {switch.field} is {state!r}; {switch.cure}, or leave it out"
 
 
+# Settings of a preset that were chosen for its base model.
+OF_THE_BASE = ("query_prompt", "document_prompt", "pooling", "attention", "lora_layers", "learning_rate", "temperature")
+
+
+def left_by_preset(layers: Sequence[Layer]) -> str:
+    """A sentence about the settings that a preset chose for its own base model and that stay although another one is named; else empty."""
+    below: dict[str, Any] = {}
+    for layer in layers:
+        towers = layer.values.get("towers")
+        towers = towers if isinstance(towers, Mapping) else {}
+        if layer.by == "proposal":
+            below = {**below, **{field: (value, layer.source) for field, value in towers.items() if value is not None}}
+            continue
+        chosen, named = below.get("base_model"), towers.get("base_model")
+        for field in towers:
+            below.pop(field, None)
+        if chosen and named and named != chosen[0]:
+            below["another"] = (named, chosen)
+    if "another" not in below:
+        return ""
+    named, (base, source) = below["another"]
+    kept = ", ".join(f"{field} {value!r}" for field in OF_THE_BASE if (value := below.get(field, (None,))[0]) is not None)
+    return (
+        f"towers.base_model is {named}, and what {source} chose for {base} stays: {kept}. Set these too where they do not suit it, or take "
+        "a preset of its kind."
+        if kept
+        else ""
+    )
+
+
 def value_at(values: Mapping[str, Any], path: str) -> Any:
     """The value at a dotted path of nested settings; None within a section that is null."""
     return reduce(lambda section, part: section and section[part], path.split("."), values)

@@ -101,6 +101,7 @@ def use_cache(monkeypatch: pytest.MonkeyPatch, cache: Path, offline: bool = True
     sources.hub_folder.cache_clear()
     hub.commit_of.cache_clear()
     hub._folder.cache_clear()
+    hub._SILENT.clear()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)

@@ -19,8 +19,9 @@ from components.data.dataset import load_dataset
 from components.distillation.config import DistillationConfig
 from components.errors import DataError, ModelError
 from components.progress import progress_bar
-from components.towers.base_models import BaseModel, resolve_base, why_unloadable
+from components.towers.base_models import BaseModel, load_config, resolve_base, why_unloadable
 from components.towers.device import pick_device, pick_dtype
+from components.towers.transformer import measured_attention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -172,15 +173,21 @@ def _load(base: BaseModel, precision: str) -> tuple[Any, Any]:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    load_config(base)
+    if base.layers is not None:
+        raise ModelError(f"The generator '{base.name}' would write with a part of its layers. Leave out what stands behind the @.")
     try:
         options = {"dtype": pick_dtype(precision), "trust_remote_code": False}
         model, report = AutoModelForCausalLM.from_pretrained(base.location, output_loading_info=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(base.location, padding_side="left", trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        attention = measured_attention(model.base_model)
+    except base.faults as error:
         raise ModelError(f"The generator '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])[0]
         raise ModelError(f"The generator '{base.name}' cannot write: it was saved without {missing}. Name one with its language head.")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    if attention != "causal":
+        raise ModelError(f"The generator '{base.name}' is an encoder, whose tokens see those after them, and cannot write. Name a decoder.")
+    if tokenizer.pad_token_id is None:  # behind the mask any token will do
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return model.eval(), tokenizer

@@ -26,6 +26,8 @@ from components.towers.base_models import is_on_hub
 from components.towers.config import WITHOUT_WEIGHTS
 from components.towers.contract import PROBE_TEXTS, EncodingContract, Role, TextEncoder, load_contract
 from components.towers.encoder import TowerEncoder, load_tower
+from components.towers.model_size import state_width
+from components.towers.transformer import text_part
 from components.towers.two_towers import ADAPTER
 
 if TYPE_CHECKING:
@@ -155,9 +157,9 @@ def _modules(tower: TowerEncoder, scratch: Path) -> list[Module]:
 
     contract = tower.contract
     scratch.mkdir()
-    tower.model.save_pretrained(scratch)
+    text_part(tower.model).save_pretrained(scratch)
     save_tokenizer(tower.tokenizer, contract, scratch)
-    width = int(tower.model.config.get_text_config().hidden_size)
+    width = state_width(tower.model.config)
     modules: list[Any] = [Transformer(str(scratch), max_seq_length=contract.max_length), Pooling(width, POOLINGS[contract.pooling])]
     modules += dense_modules(tower.head)
     width = modules[-1].out_features if tower.head is not None else width

@@ -146,8 +146,9 @@ def _operations(encoder: TextEncoder, lengths: NDArray[np.float64]) -> float:
     once = 2.0 * (_matrix_numbers(head) if head is not None else 0)
     found = getattr(model, "config", None)
     config = None if found is None else found.get_text_config()
-    width = 0 if config is None else int(stated(config, "head_dim") or config.hidden_size // config.num_attention_heads)
-    attention = 0 if config is None else 4.0 * config.num_hidden_layers * config.num_attention_heads * width
+    attention = 0.0
+    if config is not None and (heads := int(stated(config, "num_attention_heads") or 0)):  # Mamba's layers have none
+        attention = 4.0 * config.num_hidden_layers * heads * int(stated(config, "head_dim") or config.hidden_size // heads)
     return float(once + 2.0 * _matrix_numbers(model) * lengths.mean() + attention * np.square(lengths).mean())
 
 

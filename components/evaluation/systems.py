@@ -219,6 +219,7 @@ def _kept_vectors(encoder: StudentEncoder, dataset: Dataset, config: Distillatio
         "cut": config.model_dump(include={"student", "form", "layers"}),
         "documents": dataset.document_texts(),
         "computed_with": [str(next(encoder.model.parameters()).dtype), encoder.device.type, torch.__version__, transformers.__version__],
+        **({"rotary": rotary} if (rotary := sorted({str(b.dtype) for n, b in encoder.model.named_buffers() if "inv_freq" in n})) else {}),
     }
     folder = work_folder() / "untrained_vectors" / digest_of(identity)[:24]
     path = folder / "vectors.npy"

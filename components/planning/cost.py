@@ -94,11 +94,12 @@ Work = dict[str, float]
 
 @dataclass(frozen=True)
 class Need:
-    """What a step takes: bytes of memory at its peak, and of disk when it is done (`extra_disk`: more while it runs)."""
+    """What a step takes: bytes of memory at its peak, `judge` of them a judge's, and of disk (`extra_disk`: more while it runs)."""
 
     memory: int
     disk: int
     extra_disk: int = 0
+    judge: int = 0
 
 
 def work_of(config: Any, facts: Facts) -> dict[str, Work]:
@@ -280,8 +281,7 @@ def _tokens_of_batch(towers: Any, facts: Facts, lengths: NDArray[np.int64]) -> t
     if all(len(part) == 1 for part in parts):
         return whole, 0.0
     # The first chunk of documents keeps its graph; of the others the layers below the first trained one are worked out once.
-    layers = facts.teacher.layers
-    return whole, (whole - parts[1][0]) * min(trained_layers(towers) or layers, layers) / max(1, layers)
+    return whole, (whole - parts[1][0]) * facts.teacher.passed_twice(trained_layers(towers))
 
 
 def _mining_rounds(towers: Any) -> int:
@@ -491,7 +491,6 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
     """Memory and disk of every step that `work_of` names; `number_bytes`: of a weight of the teacher as it is loaded (2 or 4).
 
     `on_card`: the models work on a GPU (see `card_needs`), so that memory holds their weights while they are read, and data alone.
-
     The steps run one after the other in one process, so a later one also holds what an earlier one has not given back.
     """
     documents, dimension, towers = facts.documents.count, dimension_of(config, facts), config.towers
@@ -517,7 +516,9 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
         "snapshot_data": Need(PROGRAM // 3 + 2 * tables, int(0.6 * facts.documents.characters) + 100 * documents),
         "validate_data": Need(PROGRAM // 3 + 3 * tables, 100_000),
         "generate_queries": Need(floor + inference, 200 * config.distillation.generated),
-        "train_towers": Need(loaded + weights + training, adapters + 1_000_000, checkpoint_bytes(towers, facts)),
+        "train_towers": Need(
+            loaded + weights + training, adapters + 1_000_000, checkpoint_bytes(towers, facts), facts.judge_bytes(towers)
+        ),
         "train_companion": Need(loaded + weights + beside, small + 1_000_000, 3 * small),
         "join_companion": Need(loaded + inference, 1_000_000),
         "encode_corpus": Need(floor + inference + 6 * dimension * config.encoding.shard_size, 2 * vectors + 100 * documents),
@@ -545,7 +546,7 @@ def training_bytes(config: Any, facts: Facts, number_bytes: int, on_host: bool =
     kept = kept_bytes(towers, facts)
     if on_host:
         kept = round(kept * HOST_OVERHEAD if kept >= FREED_FROM else kept * HEAP_OVERHEAD + HEAP_HOLES)
-    if (trained_layers(towers) or facts.teacher.layers) < facts.teacher.layers:  # a state a token of the batch, see `LowerStates`
+    if facts.teacher.passed_twice(trained_layers(towers)) < 1:  # a state a token of the batch, see `LowerStates`
         texts = towers.batch_size * (1 + towers.hard_negatives)
         lengths = texts * towers.max_document_length + towers.batch_size * towers.max_query_length
         kept += lengths * facts.teacher.width * number_bytes

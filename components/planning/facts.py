@@ -97,8 +97,9 @@ def shape_of_base(base: BaseModel, read: Callable[[BaseModel], Any] | None = Non
     try:
         config = (read or load_config)(base)
         return shape_of(config, len(base.layers) if base.layers is not None else config.num_hidden_layers)
-    except AttributeError as error:
-        raise ModelError(f"The configuration of '{base.name}' does not say how large it is: {str(error).strip().splitlines()[0]}") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise ModelError(f"The configuration of '{base.name}' does not say how large it is: {said}. Name another model.") from None
 
 
 def _teacher_shape(towers: TowerConfig, texts: Sequence[str]) -> Shape:

@@ -67,11 +67,12 @@ class Row:
     disk: int
     extra_disk: int
     card: int | None = None  # bytes of a GPU; None without one, and for a step that does not use it
+    judge: int = 0
 
     @property
     def need(self) -> Need:
         """The row's memory and disk, without its times."""
-        return Need(self.memory, self.disk, self.extra_disk)
+        return Need(self.memory, self.disk, self.extra_disk, self.judge)
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,9 @@ def require_room(needs: Mapping[str, Need], room: Room) -> None:
     step, most = max(((step, need.memory) for step, need in needs.items()), key=lambda pair: pair[1], default=("", 0))
     if most > room.memory:
         raise ResourceError(
-            f"This job needs about {_gb(most)} of memory in the step {step}, and {_gb(room.memory)} is free. Lower towers.chunk_size or "
-            "the lengths, set towers.activation_checkpointing, take a smaller base model or fewer documents (--max-documents), or a larger "
-            "machine."
+            f"This job needs about {_gb(most)} of memory in the step {step}, and {_gb(room.memory)} is free. {_of_judge(needs[step].judge)}"
+            "Lower towers.chunk_size or the lengths, set towers.activation_checkpointing, take a smaller base model or fewer documents "
+            "(--max-documents), or a larger machine."
         )
     kept, extra = sum(need.disk for need in needs.values()), max((need.extra_disk for need in needs.values()), default=0)
     if (kept + extra) * MARGIN > room.disk:
@@ -108,6 +109,11 @@ def require_room(needs: Mapping[str, Need], room: Room) -> None:
             f"This job writes about {_gb(kept)} ({parts}) and {_gb(extra)} while it runs, and {_gb(room.disk)} is free. Free some space, "
             "move SCALINGNOTE_HOME to a larger disk, or take fewer documents (--max-documents)."
         )
+
+
+def _of_judge(size: int) -> str:
+    """A sentence about the part of a step's memory that a judge of `size` bytes takes; empty without one."""
+    return f"The judge takes {_gb(size)} of it: name a smaller towers.judge.base_model, or none. " if size else ""
 
 
 def room_problem(needs: Mapping[str, Need], room: Room) -> str:
@@ -356,7 +362,8 @@ def card_problem(config: Any, facts: Facts, number_bytes: int, card: int) -> str
     if most <= card:
         return ""
     cure = "give towers.sharding and more cards" if config.towers.training == "full" else "lower the lengths"
-    return f"The step {step} needs about {_gb(most)} of the card's {_gb(card)}: take a smaller towers.base_model, {cure}, or a larger card."
+    said = f"The step {step} needs about {_gb(most)} of the card's {_gb(card)}: take a smaller towers.base_model, {cure}, or a larger card."
+    return f"{said} {_of_judge(facts.judge_bytes(config.towers) if step == 'train_towers' else 0)}".rstrip()
 
 
 def busy_note(rows: Iterable[Row]) -> str:
@@ -447,8 +454,20 @@ def knob(config: Any, facts: Facts, fixed: Iterable[str], budget: float, rates: 
         words += f", or leave out {', '.join(held)}, which you set"
     else:
         heavy = max(work_of(least, facts).items(), key=lambda pair: seconds_of(pair[1], rates))[0]
-        words += f". Fewer documents would not do, since {heavy} takes most: take a smaller towers.base_model"
-    return words + "."
+        model = "towers.companion.base_model" if heavy == "train_companion" else "towers.base_model"
+        words += f". Fewer documents would not do, since {heavy} takes most: take a smaller {model}"
+    return f"{words}.{_without_judge(least, facts, needed, rates)}"
+
+
+def _without_judge(config: Any, facts: Facts, needed: float, rates: Mapping[str, float]) -> str:
+    """What a budget would be without the judge, where it takes a tenth of the time or more; empty otherwise."""
+    alone = total_of(config, replace(facts, judge=None), rates) / SPARE
+    if facts.judge is None or alone > 0.9 * needed:
+        return ""
+    return (
+        f" Of it the judge takes {in_words(needed - alone)}: name a smaller towers.judge.base_model or none, or lower "
+        "towers.judge.documents or towers.judge.max_length."
+    )
 
 
 def _least(config: Any, facts: Facts, fixed: set[str]) -> Any:

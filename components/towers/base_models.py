@@ -29,7 +29,7 @@ from components.settings import check_note, models_folder, shipped
 from components.towers import hub
 from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.multilingual_e5 import MULTILINGUAL_E5, SOURCE_SHA256, write_multilingual_e5
-from components.towers.transformer import configured_layers, first_and_last
+from components.towers.transformer import configured_layers, first_and_last, require_text_model
 
 SEED = 7
 WIDTH = 64
@@ -169,7 +169,7 @@ class BaseModel:
         from huggingface_hub.errors import StrictDataclassError
         from safetensors import SafetensorError
 
-        wrong = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError)
+        wrong = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, AssertionError)
         return (Exception,) if self.code else (*wrong, StrictDataclassError, ImportError, EOFError, SafetensorError, UnpicklingError)
 
 
@@ -318,19 +318,7 @@ def load_config(base: BaseModel) -> Any:
         whole = AutoConfig.from_pretrained(base.location, **base.loading)
     except base.faults as error:
         raise ModelError(f"The model '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
-    kinds = getattr(whole, "architectures", None) or []
-    if any(kind.endswith("ForSequenceClassification") for kind in kinds):
-        raise ModelError(
-            f"'{base.name}' scores texts (a cross-encoder or classifier, {kinds[0]}) and gives no vectors. Name an encoder or a decoder."
-        )
-    if getattr(whole, "is_encoder_decoder", False):
-        raise ModelError(f"'{base.name}' ({whole.model_type}) has an encoder and a decoder. Name a model that is one of the two alone.")
-    if hasattr(whole, "logit_scale_init_value"):  # CLIP and its kin
-        raise ModelError(f"'{base.name}' ({whole.model_type}) is two models, of texts and of other things. Name an encoder of texts alone.")
-    config = whole.get_text_config()
-    if not isinstance(getattr(config, "vocab_size", None), int):
-        raise ModelError(f"'{base.name}' ({whole.model_type}) does not read text alone. Name a language model or a text encoder.")
-    return config
+    return require_text_model(whole, base.name)
 
 
 def tokenizer_of(base: BaseModel) -> Any:
@@ -351,7 +339,12 @@ def tokenizer_of(base: BaseModel) -> Any:
 def _read_tokenizer(location: str, loading: tuple[tuple[str, Any], ...], _changed: tuple[Any, ...]) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(location, **dict(loading))
+    try:
+        return AutoTokenizer.from_pretrained(location, **dict(loading))
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise ValueError(f"its tokenizer.json is not one that this version reads: {error}") from None  # tokenizers raises nothing else
 
 
 def load_weights(base: BaseModel, **options: Any) -> Any:
@@ -375,7 +368,10 @@ def require_embeddings(base: BaseModel, model: Any, tokenizer: Any) -> None:
 
     Control tokens aside, which no text turns into: Gemma's tokenizer has one of images that its text models lack.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    try:
+        rows = model.get_input_embeddings().weight.shape[0]
+    except (NotImplementedError, AttributeError):  # as CANINE, which hashes characters
+        raise ModelError(f"'{base.name}' has no table of token embeddings. Name a model that reads tokens.") from None
     if len(tokenizer) <= rows:
         return
     control = set(tokenizer.all_special_ids) | {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -395,8 +391,8 @@ def why_unloadable(error: Exception) -> str:
         return "its weights have other sizes than its config.json states. Fetch or save both together."
     if "trust_remote_code" in said:
         return (
-            "it brings Python code of its own, which runs here only for towers.trust_remote_code with the full commit in towers.revision. "
-            "Read that code first, or name a model whose architecture transformers has."
+            "it brings Python code of its own, which runs here for a teacher alone, by towers.trust_remote_code with the full commit in "
+            "towers.revision. Read that code first, or name a model whose architecture transformers has."
         )
     return said.splitlines()[-1 if said.startswith("Class validation error") else 0].strip()  # the reason stands below the check's name
 

@@ -82,13 +82,16 @@ def record_probes(encoder: TextEncoder, folder: Path) -> None:
     try:
         vectors = encoder.encode(PROBE_TEXTS, batch_size=16)
     except RuntimeError as error:
-        if "dtype" not in str(error) and "scalar type" not in str(error):
-            raise
-        said = str(error).strip().partition("\n")[0][:160]
-        raise ModelError(
-            f"'{name}' mixes number formats ({said}). Set {PRECISION_VARIABLE}=float32 in the environment, or use another model."
-        ) from None
+        raise mixed_formats(name, error) or error from None
     np.save(folder / PROBE_FILE, require_finite(vectors, name))
+
+
+def mixed_formats(name: str, error: Exception) -> ModelError | None:
+    """What to tell of a model whose code cannot calculate in the number format of this machine; None for another error."""
+    said = str(error).strip().partition("\n")[0][:160]
+    if not isinstance(error, RuntimeError) or not any(word in said for word in ("dtype", "scalar type", "BFloat16")):
+        return None
+    return ModelError(f"'{name}' mixes number formats ({said}). Set {PRECISION_VARIABLE}=float32 in the environment, or use another model.")
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

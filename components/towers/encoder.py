@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from components.artifacts import digest_of, file_sha256
 from components.errors import ArtifactError, ModelError
 from components.progress import Progress, counting
+from components.towers import hub
 from components.towers.base_models import BaseModel, resolve_base
 from components.towers.config import WITHOUT_WEIGHTS
 from components.towers.contract import (
@@ -33,11 +34,12 @@ from components.towers.contract import (
     require_finite,
 )
 from components.towers.device import pick_device
+from components.towers.model_size import state_width
 from components.towers.tokens import batches_by_tokens, pad_batch, token_ids
 from components.towers.trained.endpoint import load_endpoint
 from components.towers.trained.published import asked_attention, head_digest, load_head, read_published
 from components.towers.trained.stored import load_stored
-from components.towers.transformer import pool
+from components.towers.transformer import FAULTS, pool
 from components.towers.two_towers import ADAPTER, WEIGHTS, adapter_digest, finished, full_digest, load_decoder, pooled
 
 if TYPE_CHECKING:
@@ -118,9 +120,12 @@ def can_share(model: Any) -> bool:
 
     Measured, as architectures differ in the masks and positions that they heed; one that fails in any way is encoded the plain way.
     """
+    import torch
+
     if "position_ids" not in signature(model.forward).parameters:
         return False
-    import torch
+    if any(isinstance(module, torch.nn.Conv1d) for module in model.modules()):  # what lies beside a token in a tree is not before it
+        return False
 
     tolerance = _TOLERANCE if model.dtype in (torch.float32, torch.float64) else _COARSE_TOLERANCE
     try:
@@ -129,7 +134,7 @@ def can_share(model: Any) -> bool:
             alone = pool(model(**batch).last_hidden_state, batch["attention_mask"], "last")
             bundles = bundles_of(_ROWS)
             shared = pooled_bundles(model, bundles, "last", 0)[np.argsort(numbers_of(bundles))]
-    except (TypeError, ValueError, RuntimeError, IndexError):
+    except FAULTS:
         return False
     return bool(((alone - shared).norm(dim=1) / alone.norm(dim=1)).mean() <= tolerance)
 
@@ -209,7 +214,7 @@ class TowerEncoder:
     def width(self) -> int:
         """Dimensions behind the pooling and the maps, before they are cut to the contract's."""
         widths = [layer.out_features for layer in self._head or () if hasattr(layer, "out_features")]
-        return int(widths[-1] if widths else self._model.config.get_text_config().hidden_size)
+        return int(widths[-1] if widths else state_width(self._model.config))
 
     @property
     def tokenizer(self) -> Any:
@@ -391,7 +396,7 @@ def _as_published(folder: Path, contract: EncodingContract, precision: str) -> t
 def _base_of(folder: Path, contract: EncodingContract) -> BaseModel:
     # Code of the base runs for a tower that was made with it; that it is the same code, the digest says.
     base = resolve_base(contract.base_model, revision=contract.base_revision, code=contract.base_code is not None)
-    if base.digest != contract.base_digest != _former_digest(base):
+    if not is_base_of(contract, base):
         raise ArtifactError(
             f"{folder} was made on '{contract.base_model}' with digest {contract.base_digest[:12]}, but that model is now "
             f"{base.digest[:12]}. Restore the base model, or retrain."
@@ -399,13 +404,25 @@ def _base_of(folder: Path, contract: EncodingContract) -> BaseModel:
     return base
 
 
+def is_base_of(contract: EncodingContract, base: BaseModel) -> bool:
+    """Whether an encoder with this contract was made from `base`, by the digest that it has or by the one that it had."""
+    return contract.base_digest == base.digest or contract.base_digest == _former_digest(base)
+
+
 def _former_digest(base: BaseModel) -> str | None:
-    """The digest that a folder had until 2026-11-30, when what lies in hidden folders (.cache, .git) began to be left out of it."""
+    """The digest that a model had until 2026-11-30.
+
+    What lies in hidden folders (.cache, .git) of a folder began to be left out then, and files of weights to count by their use.
+    """
     folder = Path(base.location)
-    if base.revision is not None or not folder.is_dir():
+    if not folder.is_dir():
         return None
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    whole = digest_of({path.relative_to(folder).as_posix(): file_sha256(path) for path in files})
+    if base.revision is None:
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        whole = digest_of({path.relative_to(folder).as_posix(): file_sha256(path) for path in files})
+    else:
+        whole = hub.former_digest(folder)
+        whole = digest_of({"model": whole, "code": base.code}) if base.code else whole
     return whole if base.layers is None else digest_of([whole, list(base.layers)])
 
 

@@ -21,7 +21,8 @@ from components.errors import ArtifactError, ModelError
 ANSWER_SECONDS = 5.0
 MAIN = "main"
 # What transformers and sentence-transformers read of a repository; the same weights for other runtimes are left out.
-WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md")
+WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "*_Dense/pytorch_model.bin")
+MODULES = "modules.json"
 UNWANTED = ("onnx/*", "openvino/*", "original/*", "consolidated*", "coreml/*", "*.msgpack", "*.h5")
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 # One file of weights, or the index of several, in the order in which transformers looks for them.
@@ -32,6 +33,7 @@ AN_ADAPTER = "'{}' is an adapter, not a model. Name the model that it was traine
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SILENT: set[str] = set()  # models that the hub gave no answer about: it is not asked again for what may do without
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,13 @@ def _classes(path: Path) -> Iterator[str]:
             yield entry
 
 
+def own_class(folder: Path) -> str | None:
+    """The class of its own that a model names for its transformer, as `modeling_qwen.Qwen2Model`; None where it names none."""
+    named = read_json(folder / "config.json").get("auto_map")
+    found = named.get("AutoModel") if isinstance(named, dict) else None
+    return found if isinstance(found, str) else None
+
+
 def _json(path: Path) -> Any:
     try:
         return read_json(path)
@@ -137,6 +146,7 @@ def commit_of(name: str, revision: str | None = None) -> str:
     except Exception as error:
         if cached is None or not _is_silence(error):
             raise _in_words(error, name, asked) from None
+        _SILENT.add(name)
         if not _offline():
             print(f"The model hub does not answer; '{name}' is taken from the cache at commit {cached[:12]}.", flush=True)
         return cached
@@ -171,6 +181,7 @@ def _folder(name: str, commit: str) -> Path:
     folder = _repository(name) / "snapshots" / commit
     for patterns in (WANTED, (*WANTED, WEIGHTS[1])):
         if _is_whole(folder):
+            _complete(name, commit, folder)
             return folder
         folder = _download(name, commit, patterns)
         if not (folder / "config.json").is_file():
@@ -181,6 +192,40 @@ def _folder(name: str, commit: str) -> Path:
             lacking = f"a tokenizer ({', '.join(TOKENIZERS)}), as a model of images or sounds does. Name a language model or a text encoder"
         raise ModelError(f"'{name}' at commit {commit[:12]} lacks {lacking}.")
     return folder
+
+
+def _complete(name: str, commit: str, folder: Path) -> None:
+    """Fetch what the model says of its modules where another program that wanted its weights alone left that out of the cache.
+
+    Without it an embedding model would be taken for a bare transformer, pooled and prompted as the settings say. A file that the hub does
+    not have is noted where its own client notes that, so that it is asked for once. Without an answer what is there has to do.
+    """
+    missing = _repository(name) / ".no_exist" / commit / MODULES
+    if _has_modules(folder) or missing.is_file() or _offline() or name in _SILENT:
+        return
+    try:
+        files = [file.rfilename for file in _api().model_info(name, revision=commit, timeout=ANSWER_SECONDS).siblings or ()]
+    except Exception:
+        _SILENT.add(name)
+        return
+    if MODULES in files:
+        _download(name, commit, WANTED)
+        return
+    with suppress(OSError):
+        missing.parent.mkdir(parents=True, exist_ok=True)
+        missing.touch()
+
+
+def _has_modules(folder: Path) -> bool:
+    """Whether a model says of what modules it is made, with the files of those that have some."""
+    if not (folder / MODULES).is_file():
+        return False
+    listed = _json(folder / MODULES)
+    found = [(str(module.get("type", "")), folder / str(module.get("path", ""))) for module in listed if isinstance(module, dict)]
+    weights = [path for kind, path in found if kind.endswith(".Dense")]
+    return all((path / "config.json").is_file() for kind, path in found if kind.endswith((".Pooling", ".Dense"))) and all(
+        any((path / form).is_file() for form in ("model.safetensors", "pytorch_model.bin")) for path in weights
+    )
 
 
 def _is_whole(folder: Path) -> bool:
@@ -244,6 +289,11 @@ def weights_digest(folder: Path) -> str:
     return digest_of({path.relative_to(folder).as_posix(): _sha256(path) for path in _identity(folder)})
 
 
+def former_digest(folder: Path) -> str:
+    """The digest that the same folder had until 2026-11-30, when the files that are loaded began to count, whatever they are called."""
+    return digest_of({path.name: _sha256(path) for path in _named_as_weights(folder)})
+
+
 def verify(folder: Path) -> list[str]:
     """Hash every large file of a model's folder in the cache; returns, in words, each whose content is not what it is named for."""
     found = []
@@ -280,11 +330,15 @@ def cache_folder() -> Path:
 
 def _identity(folder: Path) -> list[Path]:
     """The files that decide the vectors, beside the tokenizer, which the contract knows by a digest of its own."""
+    # An index may name its shards as it likes, and beside weights of another form (model.fp16.safetensors) the .bin is what is loaded.
+    return sorted({*_named_as_weights(folder), *_loaded(folder)})
+
+
+def _named_as_weights(folder: Path) -> list[Path]:
     files = [p for p in folder.iterdir() if p.is_file() and any(fnmatch(p.name, wanted) for wanted in ("config.json", *WEIGHTS))]
     if any(p.name.endswith(".safetensors") for p in files):
         files = [p for p in files if not p.name.endswith(".bin")]  # transformers prefers the former, and the latter may not be there
-    # An index may name its shards as it likes, and beside weights of another form (model.fp16.safetensors) the .bin is what is loaded.
-    return sorted({*files, *_loaded(folder)})
+    return sorted(files)
 
 
 @cache

@@ -31,7 +31,7 @@ from components.towers.config import TowerConfig
 from components.towers.contract import save_contract, space_id_of
 from components.towers.device import pick_device
 from components.towers.encoder import TowerEncoder, load_tower
-from components.towers.trained.published import read_published, with_own_settings
+from components.towers.trained.published import in_chat_template, read_published, with_own_settings
 from components.towers.transformer import position_limit
 from components.towers.two_towers import published_contracts
 
@@ -261,6 +261,8 @@ class Judge:
         self.base, self._documents = base, config.judge.documents
         kinds = getattr(judge_config(base), "architectures", None) or ["without a named architecture"]
         together = kinds[0].endswith("ForSequenceClassification")
+        if together and in_chat_template(base):
+            raise ModelError(f"'{base.name}' wants a chat template around each pair, which a judge does not write. Name another.")
         if not together and read_published(base) is None:
             raise ModelError(
                 f"'{base.name}' ({kinds[0]}) is no judge. Expected a cross-encoder, whose config.json names ...ForSequenceClassification, "

@@ -28,7 +28,8 @@ class Shape:
     """The size of a transformer, from its configuration alone. `gated`: a third map in its feed-forward part, as decoders have.
 
     `inner`: the inner width that a token passes through; `held`: that of all `experts` of a layer together, 0 in a model without experts.
-    `tables`: numbers in the layers' own tables of token embeddings, which Gemma 3n and 4 have.
+    `tables`: numbers in the layers' own tables of token embeddings, which Gemma 3n and 4 have. `joined`: upper layers that hold together,
+    since some take keys and values that others of them made; 0 where each takes the last one's states alone.
     """
 
     layers: int
@@ -42,6 +43,7 @@ class Shape:
     held: int = 0
     experts: int = 1
     tables: int = 0
+    joined: int = 0
 
     @property
     def embeddings(self) -> int:
@@ -78,6 +80,11 @@ class Shape:
         layers = self.layers if trained is None else min(trained, self.layers)
         return layer + layers * tokens * self.width * number_bytes if recomputed else layers * layer
 
+    def passed_twice(self, trained: int | None) -> float:
+        """The share of the layers that a chunk without a graph passes again with one; `trained` as of `kept` (see `LowerStates`)."""
+        upper = self.layers if trained is None else min(trained, self.layers)
+        return 1.0 if upper < self.joined else upper / max(1, self.layers)
+
     def passing(self, tokens: int, number_bytes: int) -> int:
         """Bytes of a layer's tensors while `tokens` tokens go through it without a graph."""
         return tokens * number_bytes * (6 * self.width + (3 if self.gated else 2) * self.inner + 2 * self.heads * self.head_width)
@@ -113,12 +120,31 @@ def shape_of(config: Any, layers: int) -> Shape:
         held=of_one * experts + shared if experts else 0,
         experts=experts or 1,
         tables=layers * _first_of(config, ("vocab_size_per_layer_input",)) * _first_of(config, ("hidden_size_per_layer_input",)),
+        joined=_joined(config, layers),
     )
 
 
+def _joined(config: Any, layers: int) -> int:
+    """Layers from the output down to the lowest whose keys and values an upper one takes (Gemma 3n and 4); 0 where none does."""
+    taking = int(stated(config, "num_kv_shared_layers") or 0)
+    if not taking:
+        return 0
+    kinds = list(config.layer_types)
+    own = kinds[: layers - taking]
+    return layers - min((len(own) - 1 - own[::-1].index(kind) for kind in set(kinds[layers - taking :]) if kind in own), default=0)
+
+
+def state_width(config: Any) -> int:
+    """Numbers in a state of the text model, as its configuration states them; AttributeError for one that states none."""
+    text = config.get_text_config()
+    # EmbeddingGemma 2 ends with a map of its own to wider vectors.
+    return int(text.embedding_dim if text.model_type == "embedding_gemma2_text" else text.hidden_size)
+
+
 def _first_of(config: Any, names: Sequence[str]) -> int:
-    """The first of these numbers that the configuration states; 0 when it states none."""
-    return next((int(value) for name in names if (value := stated(config, name))), 0)
+    """The first of these numbers that the configuration states, of one for each layer the largest; 0 when it states none."""
+    found = (value for name in names if (value := stated(config, name)))
+    return next((int(max(value) if isinstance(value, (list, tuple)) else value) for value in found), 0)
 
 
 def trained_layers(config: TowerConfig) -> int | None:

@@ -54,12 +54,13 @@ from components.towers.losses import Judge
 from components.towers.negatives import check_mining
 from components.towers.pairs import Pairs, training_pairs
 from components.towers.processes import current_world, from_main, join_world, launched, require_same_data, train_in_processes, wait_for_all
-from components.towers.trained.published import with_own_settings
+from components.towers.trained.published import read_published, with_own_settings
 from components.towers.two_towers import TwoTowers, published_contracts
 
 LOG = "training_log.json"
 COLLAPSE_SAMPLE = 256
 Bases = tuple[BaseModel, BaseModel | None]  # of the towers, and of what judges them
+OF_TEXTS = ("pooling", "query_prompt", "document_prompt")
 JUDGE = "judge"  # the section of its settings, and what lineage calls it
 # What a companion takes of the towers' settings: what concerns data and loss.
 SHARED = (
@@ -213,6 +214,9 @@ def take_as_published(pairs: Pairs, config: TowerConfig, parents: Mapping[str, s
     config = with_own_settings(config)
     base = tower_base(config, [*pairs.documents, *pairs.queries])
     contracts = published_contracts(base, config)
+    if read_published(base) is None and (unsaid := [name for name in OF_TEXTS if name not in config.model_fields_set]):
+        shown = ", ".join(f"towers.{name} {getattr(config, name)!r}" for name in unsaid)
+        print(f"'{base.name}' does not say how it was trained to read texts (no modules.json), so it reads them with {shown}.", flush=True)
     _start_over(folder)
     _seal_towers(contracts, parents, folder)
     spreads = {}

@@ -11,15 +11,19 @@ six: its upper layers turn meaning into the next word, which an embedding does n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from components.errors import ModelError
+from components.towers.contract import mixed_formats
+from components.towers.device import autocast
 from components.towers.tokens import pad_batch
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -54,6 +58,32 @@ def cut(vectors: Tensor, dimension: int) -> Tensor:
     return vectors if vectors.shape[1] == dimension else normalize(vectors[:, :dimension])
 
 
+# --- Which models can encode texts, and what one is told before it does.
+
+
+def require_text_model(whole: Any, name: str) -> Any:
+    """The part of the configuration `whole` that reads text; raises ModelError, with the reason, for what cannot encode texts here."""
+    kinds = getattr(whole, "architectures", None) or []
+    if any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        raise ModelError(
+            f"'{name}' scores texts (a cross-encoder or classifier, {kinds[0]}) and gives no vectors. Name an encoder or a decoder."
+        )
+    if getattr(whole, "is_encoder_decoder", False):
+        raise ModelError(f"'{name}' ({whole.model_type}) has an encoder and a decoder. Name a model that is one of the two alone.")
+    if hasattr(whole, "logit_scale_init_value"):  # CLIP and its kin
+        raise ModelError(f"'{name}' ({whole.model_type}) is two models, of texts and of other things. Name an encoder of texts alone.")
+    if quantized := getattr(whole, "quantization_config", None):
+        how = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", None)
+        raise ModelError(
+            f"The weights of '{name}' are quantized ({getattr(how, 'value', how) or 'somehow'}), so its vectors would hang on a machine's "
+            "kernels. Name the model that it was made from."
+        )
+    config = whole.get_text_config()
+    if not isinstance(getattr(config, "vocab_size", None), int):
+        raise ModelError(f"'{name}' ({whole.model_type}) does not read text alone. Name a language model or a text encoder.")
+    return config
+
+
 # --- Whether the tokens of a model see the tokens after them: switched where the model can do both, and measured in every case.
 
 
@@ -62,11 +92,79 @@ _ROWS = ([5, 6, 7, 8], [5, 6, 7, 9])
 _LONGER = [5, 6, 7, 8, 9, 6]
 # Rounding can differ where experts are chosen by token; attention changes a state by far more.
 _TOLERANCE = 1e-3
+_COMPANY = {4: 1e-4, 2: 0.15}  # what a state may differ by beside a longer text, by bytes of a number; Gemma's rounds by .04 in half
+# What a model's own code raises where it was not made for texts alone.
+FAULTS = (TypeError, AttributeError, ValueError, LookupError, RuntimeError, AssertionError, ImportError)
+
+
+def settle(model: Any) -> None:
+    """Let `model` give what is asked of it here: a saved configuration may want tuples, all layers' states or a cache of keys.
+
+    BigBird's sparse attention would be switched off by the first short text, and stay off.
+    """
+    for config in (model.config, model.config.get_text_config()):
+        config.use_cache = config.output_hidden_states = config.output_attentions = False
+        config.return_dict = True
+        if getattr(config, "attention_type", None) == "block_sparse":
+            model.set_attention_type("original_full")
+            config.attention_type = "original_full"
+
+
+def text_part(model: Any) -> Any:
+    """The part of a model of texts and images that reads texts; any other model as it is."""
+    part = getattr(model, "language_model", None)
+    return part if part is not None and model.config.get_text_config() is not model.config else model
+
+
+def require_states(model: Any, name: str, width: int) -> None:
+    """Raise ModelError for a model whose states would make wrong vectors: that fails on texts, or reads the padding of a batch.
+
+    `width`: of a state by the configuration. A text is read alone and beside a longer one: what mixes neighbours (convolutions, a Fourier
+    transform) or draws hashes by chance gives it other states there, so that its vector would hang on the batch that it came in.
+    """
+    import torch
+
+    row = _ROWS[0]
+    try:
+        with torch.no_grad():
+            batches = (_batch(rows, model.device) for rows in ([row], [row, [*_LONGER, *_LONGER]]))
+            alone, beside = (model(**batch).last_hidden_state[0, : len(row)].float() for batch in batches)
+    except FAULTS as error:
+        raise mixed_formats(name, error) or ModelError(
+            f"'{name}' cannot be run on texts alone ({_said(error)}). Use another model."
+        ) from None
+    if alone.shape[1] != width:
+        raise ModelError(f"A state of '{name}' has {alone.shape[1]} numbers, and its configuration says {width}. Use another model.")
+    if float(((alone - beside).norm(dim=1) / alone.norm(dim=1)).mean()) > _COMPANY[min(4, model.dtype.itemsize)]:
+        raise ModelError(
+            f"'{name}' gives a text other states beside a longer one: it reads the padding of a batch, so that a text would have another "
+            "vector in every company. Use another model."
+        )
+
+
+def require_format(model: Any, name: str, dtype: torch.dtype) -> None:
+    """Raise ModelError for a model whose code fails under autocast to `dtype`, in which it is to be trained (DeBERTa's first version)."""
+    import torch
+
+    try:
+        with torch.no_grad(), autocast(model.device, dtype):
+            model(**_batch([*_ROWS, _LONGER], model.device))
+    except FAULTS as error:
+        said = f"'{name}' cannot be trained in {str(dtype).removeprefix('torch.')} ({_said(error)}). Set precision to float32."
+        raise mixed_formats(name, error) or ModelError(said) from None
+
+
+def _said(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1 if lines[0].startswith("Class validation error") else 0].strip()[:160]  # the reason stands below the check's name
 
 
 def set_attention(model: Any, attention: str) -> None:
-    """Make `model` attend as asked, where it is a decoder; an encoder is left as it is."""
-    if attention != "bidirectional":
+    """Make `model` attend as asked, where it is a decoder; an encoder, and a decoder that was made to look both ways, stay as they are.
+
+    The latter (EmbeddingGemma) has windows of its own for both directions, which this switch would change.
+    """
+    if attention != "bidirectional" or getattr(model.config.get_text_config(), "use_bidirectional_attention", None) in (True, "all"):
         return
     for module in model.modules():
         if hasattr(module, "config"):
@@ -79,10 +177,10 @@ def check_attention(model: Any, name: str, attention: str) -> None:
     """Raise ModelError when the tokens of `model` do not see what `attention` ("causal" or "bidirectional") says."""
     try:
         ahead = {_sees_ahead(model, beside) for beside in ([], [_LONGER])}
-    except (TypeError, AttributeError, ValueError, LookupError, NotImplementedError) as error:  # as MPT without a mask of its own
-        said = str(error).strip().partition("\n")[0][:160] or type(error).__name__
-        raise ModelError(
-            f"'{name}' cannot be run with towers.attention {attention} ({said}). Set the other kind of attention, or use another model."
+    except FAULTS as error:  # as MPT without a mask of its own
+        raise mixed_formats(name, error) or ModelError(
+            f"'{name}' cannot be run with towers.attention {attention} ({_said(error)}). Set the other kind of attention, or use another "
+            "model."
         ) from None
     if attention == "causal" and ahead != {False}:
         raise ModelError(
@@ -138,13 +236,19 @@ def configured_layers(config: Any, name: str) -> int:
 def position_limit(model: Any) -> int | None:
     """The longest text in tokens that `model` has positions for; None where its configuration states none.
 
-    A table of positions that counts from behind the padding token (RoBERTa and its kin) has fewer places than rows: 512 of 514.
+    A table of positions that counts from behind the padding token (RoBERTa and its kin) has fewer places than rows: 512 of 514. Rotary
+    positions of Phi's long form turn by other angles for every text of a batch that holds one beyond the length of the short form.
     """
     from torch.nn import Embedding
 
-    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    stated = getattr(config, "max_position_embeddings", None)
     if not isinstance(stated, int) or stated < 1:
         return None
+    rope = getattr(config, "rope_parameters", None)
+    if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
+        short = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+        return min(stated, short) if isinstance(short, int) else stated
     tables = [m for name, m in model.named_modules() if isinstance(m, Embedding) and m.num_embeddings == stated and "position" in name]
     return min((stated - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=stated)
 
@@ -159,12 +263,18 @@ def layer_stack(model: Any, name: str) -> tuple[Any, str]:
             owner = getattr(owner, parent, None)
         if isinstance(getattr(owner, last, None), ModuleList):
             return owner, last
-    raise ModelError(f"'{name}' keeps its layers under a name other than {', '.join(STACKS)}; take the whole model.")
+    raise ModelError(
+        f"'{name}' keeps its layers under a name other than {', '.join(STACKS)}, so they are not cut, trained in part or given adapters. "
+        "Take it whole, or another model."
+    )
 
 
 def layer_count(model: Any, name: str) -> int:
-    """Number of layers of a loaded model."""
-    owner, attribute = layer_stack(model, name)
+    """Number of layers of a loaded model, as its configuration states it where the list of layers is not known (ALBERT, XLNet)."""
+    try:
+        owner, attribute = layer_stack(model, name)
+    except ModelError:
+        return configured_layers(model.config.get_text_config(), name)
     return len(getattr(owner, attribute))
 
 
@@ -269,48 +379,79 @@ class LowerStates:
         return found
 
 
+# Entries of a configuration that name layers by their numbers; lists with one entry a layer are told by their length.
+_NUMBERED = ("attn_layer_indices", "mlp_only_layers", "moe_layers", "hybrid_layer_ids", "full_attn_idxs")
+_OF_LAYERS = re.compile(r"layer|block|attention_window|intermediate_size|sparsity_pattern")
+_PLACE = re.compile(r"(layer|block)_?(idx|id|index|number)")
+
+
 def keep_layers(model: Any, numbers: Sequence[int], name: str) -> None:
-    """Cut `model` down to the layers `numbers`, in that order, its configuration with it."""
+    """Cut `model` down to the layers `numbers`, in that order, and its configuration. Raises ModelError for a cut that it cannot say."""
     from torch.nn import ModuleList
 
-    owner, attribute = layer_stack(model, name)
-    stack = getattr(owner, attribute)
-    total = len(stack)
+    total = layer_count(model, name)
     if list(numbers) == list(range(total)):
         return
+    owner, attribute = layer_stack(model, name)
+    if getattr(model.config.get_text_config(), "num_kv_shared_layers", 0):  # Gemma 3n and 4
+        raise ModelError(f"'{name}' has upper layers that take keys and values of lower ones, so that none can be cut. Take it whole.")
+    stack = getattr(owner, attribute)
     setattr(owner, attribute, ModuleList([stack[i] for i in numbers]))
     for place, layer in enumerate(getattr(owner, attribute)):
         _renumber(layer, place)
     _cut_config(model.config.get_text_config(), numbers, total)
-    _require_same_shape(model, name)
+    _require_same(model, numbers, name)
 
 
 def _renumber(layer: Any, place: int) -> None:
     # The number is the layer's place in a cache, and some models look up their kind of attention by it.
     for module in layer.modules():
-        for attribute in ("layer_idx", "layer_id"):
-            if isinstance(getattr(module, attribute, None), int):
+        for attribute, value in list(vars(module).items()):
+            if _PLACE.fullmatch(attribute) and type(value) is int:
                 setattr(module, attribute, place)
 
 
 def _cut_config(config: Any, numbers: Sequence[int], total: int) -> None:
-    """Lists with one entry a layer (the kinds of attention of Gemma 3 and ModernBERT) have to follow the layers that stay."""
+    """What a configuration says of single layers has to follow those that stay: kinds of attention, windows, which have experts."""
     for key, value in list(vars(config).items()):
-        if "layer" in key and isinstance(value, (list, tuple)) and len(value) == total:
-            setattr(config, key, [value[i] for i in numbers])
+        if key in _NUMBERED and isinstance(value, (list, tuple)):
+            setattr(config, key, type(value)(place for place, number in enumerate(numbers) if number in value))
+        elif isinstance(value, (list, tuple)) and len(value) == total and _OF_LAYERS.search(key):
+            setattr(config, key, type(value)(value[i] for i in numbers))
+    if isinstance(dense := getattr(config, "first_k_dense_replace", None), int):  # DeepSeek and its kin
+        config.first_k_dense_replace = sum(number < dense for number in numbers)
     config.num_hidden_layers = len(numbers)
 
 
-def _require_same_shape(model: Any, name: str) -> None:
-    """A saved student is built from its configuration alone: refuse a cut that the configuration cannot express."""
+def _require_same(model: Any, numbers: Sequence[int], name: str) -> None:
+    """A saved student is built from its configuration alone: refuse a cut that would be another model then, in shape or in what it does."""
     import torch
+    from huggingface_hub.errors import StrictDataclassError
 
     try:
         with torch.device("meta"):
-            rebuilt = type(model)(model.config)
-    except (AssertionError, ValueError, TypeError, LookupError, RuntimeError) as error:  # as of a list with an entry for each layer
-        said = str(error).strip().partition("\n")[0][:160] or type(error).__name__
-        raise ModelError(f"'{name}' cannot be cut to some of its layers ({said}). Take the whole model.") from None
+            rebuilt = type(model)(type(model.config).from_dict(model.config.to_dict()))
+    except (*FAULTS, StrictDataclassError) as error:  # as of a list with an entry for each layer
+        raise ModelError(f"'{name}' cannot be cut to some of its layers ({_said(error)}). Take the whole model.") from None
     wanted, found = ({k: v.shape for k, v in m.state_dict().items() if "pooler" not in k} for m in (model, rebuilt))
     if wanted != found:
-        raise ModelError(f"'{name}' treats its first layer unlike the others, so a cut has to keep it: let the layers begin with 0.")
+        if numbers[0] != 0:
+            raise ModelError(f"'{name}' treats its first layer unlike the others, so a cut has to keep it: let the layers begin with 0.")
+        raise ModelError(f"'{name}' has layers of several kinds, and its configuration cannot say which of them a cut has. Take it whole.")
+    kept, read = _settings(model), _settings(rebuilt)
+    if other := sorted(key for key in kept.keys() & read.keys() if kept[key] != read[key]):
+        raise ModelError(
+            f"'{name}' treats a layer by its place among all of them ({other[0]}), so that one which is cut would be another model once it "
+            "is saved. Take it whole."
+        )
+
+
+def _settings(model: Any) -> Mapping[str, Any]:
+    """What the modules were told when they were made, by path and name; not how attention looks, which `set_attention` changes."""
+    told = (bool, int, float, str)
+    return {
+        f"{path}.{key}": value
+        for path, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, told) and not key.startswith("_") and key not in ("training", "is_causal", "gradient_checkpointing")
+    }

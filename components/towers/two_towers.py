@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from components.artifacts import file_sha256, read_json, write_json
 from components.errors import ConfigError, ModelError
 from components.progress import progress_bar
+from components.towers import hub
 from components.towers.base_models import (
     BaseModel,
     folder_digest,
@@ -34,7 +35,7 @@ from components.towers.base_models import (
 from components.towers.config import TowerConfig
 from components.towers.contract import ROLES, EncodingContract, Role, tokenizer_digest
 from components.towers.device import autocast, even_shapes, free_bytes, pick_device, pick_dtype
-from components.towers.model_size import Shape, model_without_memory, shape_of, trained_layers
+from components.towers.model_size import Shape, model_without_memory, shape_of, state_width, trained_layers
 from components.towers.processes import collected, current_world, from_main, like, sum_over_processes
 from components.towers.tokens import batches_by_tokens, ends_by_itself, even_length, longest_text, needs_end_token, pad_batch, token_ids
 from components.towers.trained.published import asked_attention, head_digest, read_published
@@ -50,7 +51,10 @@ from components.towers.transformer import (
     pool,
     position_limit,
     recompute_layers,
+    require_format,
+    require_states,
     set_attention,
+    settle,
 )
 
 if TYPE_CHECKING:
@@ -130,13 +134,14 @@ def adapted_maps(decoder: Any, name: str) -> tuple[list[str], list[str]]:
     modules, experts, left_out = set(), set(), set()
     for layer in getattr(owner, attribute):
         for path, module in layer.named_modules():
-            if isinstance(module, Linear):
+            routes = "router" in type(module).__name__.lower()  # some are linear maps that give more than their product
+            if isinstance(module, Linear) and not routes:
                 modules.add(path.rpartition(".")[2])
                 continue
             for parameter, weight in module.named_parameters(recurse=False):
                 if weight.dim() == 3 and path.endswith("experts"):
                     experts.add(f"{path}.{parameter}")
-                elif weight.dim() > 1 and not isinstance(module, Embedding) and "router" not in type(module).__name__.lower():
+                elif weight.dim() > 1 and not isinstance(module, Embedding) and not routes:
                     left_out.add(f"{path}.{parameter}")
     if left_out or not modules:
         what = f"weights that adapters cannot be put on ({', '.join(sorted(left_out))})" if left_out else "no linear maps in its layers"
@@ -287,6 +292,7 @@ def load_decoder(base: BaseModel, precision: str, attention: str = "causal", emp
 
     `empty`: its modules with all their shapes, and no numbers in them.
     """
+    from torch.nn import Identity
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -301,10 +307,10 @@ def load_decoder(base: BaseModel, precision: str, attention: str = "causal", emp
     require_embeddings(base, model, tokenizer)
     if base.layers is not None and not empty:
         keep_layers(model, base.layers, base.name)
-    model.config.use_cache = False
+    settle(model)
     if getattr(model, "pooler", None) is not None:
-        # An encoder's own pooler takes no part here; its weights would be trained and saved for nothing.
-        model.pooler = None
+        # An encoder's own pooler takes no part here; its weights would be trained and saved for nothing. SqueezeBERT calls what is there.
+        model.pooler = Identity()
     set_attention(model, attention)
     return model.eval(), tokenizer
 
@@ -334,19 +340,33 @@ def published_contracts(base: BaseModel, config: TowerConfig) -> dict[Role, Enco
     published = read_published(base)
     model, tokenizer = load_decoder(base, "float32", asked_attention(published, config.attention))
     head = published.head if published else ()
-    width = int(model.config.get_text_config().hidden_size)
+    width = state_width(model.config)
+    require_states(model, base.name, width)
     for dense in head:
         if dense.inputs != width:
             raise ModelError(f"'{base.name}': {dense.path} maps {dense}, but is given {width} dimensions. Fetch the model again.")
         width = dense.outputs
     if config.dimension is not None and config.dimension > width:
         raise ModelError(f"towers.dimension is {config.dimension}, but the vectors of '{base.name}' have {width}. Give {width} at most.")
-    own: dict[str, Any] = {"attention": measured_attention(model), "head": tuple(map(str, head)), "head_digest": head_digest(base, head)}
+    attention = measured_attention(model)
+    require_own_direction(base, attention)
+    own: dict[str, Any] = {"attention": attention, "head": tuple(map(str, head)), "head_digest": head_digest(base, head)}
     if published is not None:
         own["append_eos"] = False  # its tokenizer ends texts as the model was trained, or not at all
     else:
         _check_pooling(base.name, tokenizer, config)
     return {role: draft_contract(base, tokenizer, width, config, role).model_copy(update=own) for role in ROLES}
+
+
+def require_own_direction(base: BaseModel, attention: str) -> None:
+    """Raise ModelError for an embedding model whose own class, which does not run here, would look both ways where this one looks back."""
+    folder = Path(base.location)
+    if attention == "causal" and base.code is None and (folder / hub.MODULES).is_file() and (own := hub.own_class(folder)):
+        raise ModelError(
+            f"'{base.name}' brings a model class of its own ({own}), as embedding models made from decoders do so that their tokens see "
+            "those after them; transformers' own looks back alone. A teacher runs it by towers.trust_remote_code with the full commit in "
+            "towers.revision: read that code first, or name another model."
+        )
 
 
 def pooled(model: Any, batch: dict[str, Tensor], contract: EncodingContract, head: Any = None) -> Tensor:
@@ -378,10 +398,10 @@ class TwoTowers:
         precision = "float32" if config.training == "full" else config.precision
         empty = config.sharding == "fsdp" and not current_world().main  # it is given its shards by the main process
         decoder, self.tokenizer = load_decoder(base, precision, config.attention, empty)
-        self.width = int(decoder.config.get_text_config().hidden_size)
+        self.width = state_width(decoder.config)
         _check_width(base.name, self.width, config)
         _check_pooling(base.name, self.tokenizer, config)
-        from_main(lambda: check_attention(decoder, base.name, config.attention))  # the others may hold no numbers to look at
+        from_main(lambda: self._check_states(decoder, base.name, config))  # the others may hold no numbers to look at
         self.contracts = {role: draft_contract(base, self.tokenizer, self.width, config, role) for role in ROLES}
         # oneDNN keeps about 1.2 MB for every number of rows that a bfloat16 map meets, and a third of it for ever.
         self.even = even_shapes(precision) and (position_limit(decoder) or 32) % 32 == 0
@@ -393,6 +413,11 @@ class TwoTowers:
             self._shape = shape_of(decoder.config.get_text_config(), layer_count(decoder, config.base_model))
         self.recomputes = self._must_recompute(decoder, config)
         self._weights = self._made_trainable(decoder, base, config)
+
+    def _check_states(self, decoder: Any, name: str, config: TowerConfig) -> None:
+        check_attention(decoder, name, config.attention)
+        require_states(decoder, name, self.width)
+        require_format(decoder, name, self.dtype)
 
     def _must_recompute(self, decoder: Any, config: TowerConfig) -> bool:
         """Whether the layers are worked out again in the backward pass: as configured, else where memory asks for it."""

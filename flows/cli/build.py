@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from components.errors import ConfigError
 from components.text import one_line
 from flows.cli.output import name_option, only_result_on_stdout, require_space, retriever_name, show
-from flows.cli.prepare import parsed_settings, planned, policy_settings, read_config, read_settings
-from flows.config import RetrainConfig
+from flows.cli.prepare import parsed_settings, planned, policy_settings, read_config, read_layers, read_settings
+from flows.config import RetrainConfig, left_by_preset
 from flows.refresh_index import Refresh, RefreshConfig, configured
 from flows.studies.context import StudySettings
 from flows.studies.registry import require_study
@@ -194,6 +194,8 @@ def _build(options: argparse.Namespace, config: RetrainConfig, about: str = "", 
         # A missing folder and a model that cannot be used are said here, before any server starts.
         check_before_towers(config.distillation, config.towers)
         said = None if estimate else announce(config)
+        if stays := left_by_preset(read_layers(options)):
+            print(stays, flush=True)
         if line := ": ".join(filter(None, (about or ("This run" if said else ""), said))):
             print(f"{line}.", flush=True)
         result: CandidateResult = run_flow("flows.retrain:retrain", config=config, again=again)

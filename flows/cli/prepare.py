@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -16,7 +16,19 @@ from components.gates.config import PolicyConfig
 from components.text import as_json
 from components.towers.config import WITHOUT_WEIGHTS
 from flows.cli.output import only_result_on_stdout, retriever_name, show
-from flows.config import Layer, RetrainConfig, Settings, did_you_mean, layers_of, load_config, nested, preset_names, read_yaml, settle
+from flows.config import (
+    Layer,
+    RetrainConfig,
+    Settings,
+    did_you_mean,
+    layers_of,
+    left_by_preset,
+    load_config,
+    nested,
+    preset_names,
+    read_yaml,
+    settle,
+)
 from flows.config_view import as_given, as_yaml, differences, plain, render_differences, render_settings, settings_of
 
 if TYPE_CHECKING:
@@ -46,10 +58,11 @@ def show_config(options: argparse.Namespace) -> None:
         "sources": [layer.source for layer in layers],
         "settings": {setting.field: plain(setting) for setting in (changed if options.changed else settings)},
         "config": as_given(settle(RetrainConfig, layers)),
+        "notes": [stays] if (stays := left_by_preset(layers)) else [],
     }
     table = render_settings(changed if options.changed else settings, _width())
     origin = ", ".join(["the defaults", *(layer.source for layer in layers)])
-    count = f"{len(changed)} of {len(settings)} settings differ from their defaults ({origin})."
+    count = f"{len(changed)} of {len(settings)} settings differ from their defaults ({origin}). {stays}".rstrip()
     show(options, value, "\n\n".join(part for part in (table, count + written) if part))
 
 
@@ -276,6 +289,8 @@ def plan(options: argparse.Namespace) -> int:
         from components.artifacts import write_named
 
         write_named(options.write, _as_yaml(found).encode())
+    stays = left_by_preset(read_layers(options))
+    found = replace(found, notes=[*found.notes, *([stays] if stays else [])])
     show(options, {**vars(found), "fits": not found.knob}, _rendered(options, found))
     return 2 if found.knob else 0
 

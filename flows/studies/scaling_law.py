@@ -255,7 +255,8 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     )
     sizes = (
         "N counts the parameters of one tower without its token embeddings, D the distinct training pairs seen. Every cell passes over its "
-        f"pairs as often as {towers.steps:,} steps pass over all of them; all other settings are equal."
+        f"pairs as often as {towers.steps:,} steps pass over all of them; all other settings are equal, the peak learning rate of "
+        f"{towers.learning_rate:g} (towers.learning_rate) among them: a size that wants another one is shown below what it could give."
     )
     fits = read_result(results[FITS].path) if FITS in results else {}
     return [measured, sizes, *fit_notes(fits), *prediction_notes(frame, _predicted(results))]

@@ -140,6 +140,48 @@ def test_an_incomplete_cache_is_completed_from_the_hub_and_not_asked_for_again(
         assert len(server.requests) == before
 
 
+def test_what_another_program_left_out_of_the_cache_of_an_embedding_model_is_fetched(
+    cache: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from components.towers.trained.published import read_published
+    from tests.published_world import FORMS
+
+    model = FORMS["embeddinggemma"].write(TEXTS, tmp_path / "model")
+    (model / "2_Dense" / "model.safetensors").rename(model / "2_Dense" / "pytorch_model.bin")  # the library's other form
+    with hub_on_loopback(monkeypatch, cache) as server:
+        commit = server.add("acme/embed", model)
+        kept = cache / "models--acme--embed" / "snapshots" / commit
+        kept.mkdir(parents=True)
+        for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):  # as transformers alone fetches it
+            shutil.copyfile(model / file, kept / file)
+        base = resolve_base("acme/embed")
+        found = read_published(base)
+        assert found is not None and found.pooling == "mean" and [dense.outputs for dense in found.head] == [96, 32]
+        hub._folder.cache_clear()
+        before = len(server.requests)
+        assert resolve_base("acme/embed", revision=commit) == base and len(server.requests) == before
+
+
+def test_a_bare_model_in_the_cache_of_another_program_is_asked_about_once_and_taken_where_nobody_answers(
+    cache: Path, decoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub_on_loopback(monkeypatch, cache) as server:
+        commit = server.add("acme/mini", decoder)
+        keep_in_cache(cache, "acme/mini", decoder, commit)
+        server.status["acme/mini"] = (503, "")
+        assert resolve_base("acme/mini", revision=commit).revision == commit
+        asked = len(server.requests)
+        hub._folder.cache_clear()
+        assert resolve_base("acme/mini", revision=commit).revision == commit
+        assert len(server.requests) == asked, "a hub that is silent is asked once"
+        del server.status["acme/mini"]
+        for count in (1, 1):
+            hub._SILENT.clear()
+            hub._folder.cache_clear()
+            assert resolve_base("acme/mini", revision=commit).revision == commit
+            assert len(server.requests) == asked + count, "what is not there is noted"
+
+
 def test_one_commit_holds_for_the_whole_process_although_main_moves(
     cache: Path, decoder: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -466,3 +508,23 @@ def test_a_tower_that_was_made_when_hidden_folders_counted_still_finds_its_folde
     (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
     with pytest.raises(ArtifactError, match="Restore the base model"):
         _base_of(tmp_path, contract)
+
+
+def test_a_tower_that_was_made_when_files_counted_by_their_names_still_finds_its_model_of_a_hub(
+    cache: Path, decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(decoder, tmp_path / "model"))
+    (folder / "model.safetensors").rename(folder / "pytorch_model-1.safetensors")
+    (folder / "model.safetensors.index.json").write_bytes(_index("pytorch_model-1.safetensors"))
+    keep_in_cache(cache, "acme/mini", folder, "a" * 40)
+    use_cache(monkeypatch, cache)
+    for name in ("acme/mini", "acme/mini@1"):
+        base = resolve_base(name, revision="a" * 40)
+        named = digest_of({"config.json": file_sha256(Path(base.location) / "config.json")})
+        former = named if base.layers is None else digest_of([named, list(base.layers)])
+        assert base.digest != former
+        given = {"role": "document", "base_model": name, "base_revision": "a" * 40, "adapter_digest": None, "tokenizer_digest": "t"}
+        given |= {"pooling": "mean", "normalize": True, "prompt": "", "append_eos": False, "max_length": 8, "dimension": 64}
+        assert _base_of(tmp_path, EncodingContract(**given, base_digest=former)) == base
+        with pytest.raises(ArtifactError, match="that model is now"):
+            _base_of(tmp_path, EncodingContract(**given, base_digest="0" * 64))

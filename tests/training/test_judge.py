@@ -237,6 +237,14 @@ def test_a_judge_that_is_cut_to_some_layers_is_refused(models: dict[str, str]) -
         Judge(resolve_base(f"{models['encoder']}@1"), judged(models["encoder"]))
 
 
+def test_a_judge_that_wants_a_chat_template_around_the_pair_is_refused(models: dict[str, str], tmp_path: Path) -> None:
+    model = Path(shutil.copytree(models["cross"], tmp_path / "cross"))
+    settings = {"transformer_task": "sequence-classification", "modality_config": {"message": {"method": "forward"}}}
+    (model / "sentence_bert_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="wants a chat template around each pair"):
+        Judge(resolve_base(str(model)), judged(str(model)))
+
+
 def test_a_judge_that_reads_its_padding_is_refused(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "_of_pairs", lambda *_: lambda asked, found: np.full((len(asked), len(found[0])), float(len(found[0]))))
     with pytest.raises(ModelError, match="scores a text otherwise beside a longer one"):

@@ -80,7 +80,7 @@ def settings(**changes: object) -> TowerConfig:
 def test_code_is_refused_unless_it_was_asked_for(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep_in_cache(tmp_path / "cache", NAME, own, COMMIT)
     use_cache(monkeypatch, tmp_path / "cache")
-    with pytest.raises(ModelError, match=r"code of its own, which runs here only for towers\.trust_remote_code with the full commit"):
+    with pytest.raises(ModelError, match=r"code of its own, which runs here for a teacher alone, by towers\.trust_remote_code"):
         train_towers(pairs(), settings(trust_remote_code=False), {}, tmp_path / "towers")
     assert not (tmp_path / "modules").exists()
 

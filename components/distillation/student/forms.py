@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from components.artifacts import read_json, write_json
 from components.towers.contract import EncodingContract
 from components.towers.device import pick_dtype
+from components.towers.model_size import state_width
 from components.towers.tokens import pad_batch, rows_of, token_ids, words_only
-from components.towers.transformer import layer_count, layer_stack, pool, position_limit
+from components.towers.transformer import layer_count, layer_stack, pool, position_limit, settle
 
 if TYPE_CHECKING:
     import torch
@@ -123,14 +124,16 @@ class TransformerForm(Form):
         model.save_pretrained(folder)
 
     def load(self, folder: Path, precision: str) -> Any:
-        return _model_class(folder).from_pretrained(folder, dtype=pick_dtype(precision), **_without_pooler(folder))
+        model = _model_class(folder).from_pretrained(folder, dtype=pick_dtype(precision), **_without_pooler(folder))
+        settle(model)  # students of before were saved as their makers saved them
+        return model
 
     def modules(self, model: Any, folder: Path, contract: EncodingContract) -> list[Any]:
         from sentence_transformers.base.modules import Transformer
         from sentence_transformers.sentence_transformer.modules import Pooling
 
         transformer = Transformer(str(folder), max_seq_length=contract.max_length, model_kwargs=_without_pooler(folder))
-        return [transformer, Pooling(model.config.hidden_size, POOLINGS[contract.pooling])]
+        return [transformer, Pooling(state_width(model.config), POOLINGS[contract.pooling])]
 
     def limit_length(self, backend: Any, length: int) -> None:
         backend.no_truncation()  # the Transformer module keeps the longest text

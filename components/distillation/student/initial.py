@@ -8,10 +8,9 @@ The vectors are trained like all else.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,21 +31,42 @@ from components.towers.base_models import (
     named_as,
     require_embeddings,
     resolve_base,
+    tokenizer_of,
     tower_base,
     why_unloadable,
 )
 from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.contract import COMPANION, EncodingContract, Role, load_contract, tokenizer_digest
 from components.towers.device import autocast, pick_device, pick_dtype
-from components.towers.encoder import load_tower
-from components.towers.model_size import count_layers, require_positions
+from components.towers.encoder import is_base_of, load_tower
+from components.towers.model_size import count_layers, model_without_memory, require_positions, state_width
 from components.towers.tokens import needs_end_token, rows_of, token_ids
 from components.towers.trained.endpoint import endpoint_width
-from components.towers.trained.published import head_width
+from components.towers.trained.published import (
+    TRANSFORMER_SETTINGS,
+    head_digest,
+    head_width,
+    load_head,
+    published_head,
+    published_pooling,
+    published_prompts,
+)
 from components.towers.trained.vector_files import stored_width
-from components.towers.transformer import first_and_last, keep_layers, measured_attention
+from components.towers.transformer import (
+    first_and_last,
+    keep_layers,
+    layer_count,
+    layer_stack,
+    measured_attention,
+    require_format,
+    require_states,
+    settle,
+    text_part,
+)
+from components.towers.two_towers import require_own_direction
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -96,17 +116,6 @@ def _vectors_of_single_tokens(source: StudentEncoder, tokens: Sequence[int]) -> 
 
 
 TEACHER = "teacher"
-# Names of prompts in a sentence-transformers' configuration, the one that counts most last.
-_PROMPT_NAMES: dict[str, Role] = {"passage": "document", "document": "document", "query": "query"}
-# Families by how their names begin: prompts of queries and documents as the model cards have them.
-PROMPTS = {
-    r"(multilingual-)?e5-(small|base|large)(?!.*instruct)": ("query: ", "passage: "),
-    r"bge-(small|base|large)-en": ("Represent this sentence for searching relevant passages: ", ""),
-    r"bge-(small|base|large)-zh": ("为这个句子生成表示以用于检索相关文章：", ""),  # noqa: RUF001
-    r"nomic-embed-text": ("search_query: ", "search_document: "),
-    r"snowflake-arctic-embed-(xs|s|m|l)$": ("Represent this sentence for searching relevant passages: ", ""),
-}
-POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last"}  # sentence-transformers' names and ours
 
 
 @dataclass(frozen=True)
@@ -131,8 +140,16 @@ def bare_student(source: Source) -> StudentEncoder:
     student = _of_the_tower(source) if config.student == TEACHER else _of_an_encoder(source)
     if not FORMS[config.form].has_layers:
         return _static(student, source)
-    keep_layers(student.model, choose_layers(config.layers, student.layer_count, config.student), config.student)
+    _cut(student.model, choose_layers(config.layers, student.layer_count, config.student), config.student)
     return student
+
+
+def _cut(model: Any, layers: Sequence[int], name: str) -> None:
+    """`keep_layers`, and what is left is tried: a hybrid may not run with the layers of one kind alone."""
+    whole = len(layers) == layer_count(model, name)
+    keep_layers(model, layers, name)
+    if not whole:
+        require_states(model, f"{name} with the layers {list(layers)}", state_width(model.config))
 
 
 def at_most_positions(student: StudentEncoder, length: int) -> int:
@@ -142,28 +159,41 @@ def at_most_positions(student: StudentEncoder, length: int) -> int:
 
 def load_small_encoder(base: BaseModel) -> tuple[Any, Any]:
     """An encoder in float32 without its pooler, and its tokenizer; raises ModelError for a model that cannot be loaded as one."""
-    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     load_config(base)
     try:
-        model = _load_without_pooler(base)
-        tokenizer = AutoTokenizer.from_pretrained(base.location, trust_remote_code=False)
+        model, tokenizer = _load_without_pooler(base), tokenizer_of(base)
     except base.faults as error:
         raise ModelError(f"The student '{base.name}' cannot be loaded as an encoder: {why_unloadable(error)}") from None
     require_embeddings(base, model, tokenizer)
+    require_compiled(base.name, tokenizer)
+    model = text_part(model)
+    settle(model)
     if base.layers is not None:
         keep_layers(model, base.layers, base.name)
+    require_states(model, base.name, state_width(model.config))
+    require_own_direction(base, measured_attention(model))
     return model, tokenizer
+
+
+def require_compiled(name: str, tokenizer: Any) -> None:
+    """Raise ModelError for a tokenizer of Python code alone, which no student is saved with."""
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ModelError(
+            f"'{name}' splits texts by Python code ({type(tokenizer).__name__}), which a student cannot be saved with. "
+            "Name an encoder that has a tokenizer.json."
+        )
 
 
 def _load_without_pooler(base: BaseModel) -> Any:
     import torch
 
-    # The fused attention's backward pass takes 40 % of a training step on a CPU at query lengths; the plain one next to nothing.
-    options = {"dtype": torch.float32, "attn_implementation": "eager" if pick_device().type == "cpu" else "sdpa"}
+    # The fused attention's backward pass takes 40 % of a training step on a CPU at query lengths; the plain one next to nothing. On a GPU
+    # transformers takes it where the architecture has it, as DeBERTa's has not.
+    options = {"dtype": torch.float32, **({"attn_implementation": "eager"} if pick_device().type == "cpu" else {})}
     try:
         return load_weights(base, add_pooling_layer=False, **options)
     except TypeError:  # most architectures have no pooler to leave out
@@ -175,7 +205,8 @@ def _of_an_encoder(source: Source) -> StudentEncoder:
     model, tokenizer = load_small_encoder(base)
     if source.trained and source.teacher_folder is not None:
         _take_from_companion(model, base, source.teacher_folder)
-    pooling = source.config.pooling or pooling_of(base.location)
+    published = published_pooling(base)
+    pooling = source.config.pooling or published or "mean"
     contract = EncodingContract(
         role="query",
         base_model=base.name,
@@ -186,9 +217,10 @@ def _of_an_encoder(source: Source) -> StudentEncoder:
         pooling=pooling,
         normalize=True,
         prompt=source.config.query_prompt,
-        append_eos=pooling == "last" and needs_end_token(tokenizer),
+        # One that was published with the last token has been trained on what its tokenizer ends with, as Harrier on a text's last word.
+        append_eos=pooling == "last" != published and needs_end_token(tokenizer),
         max_length=source.config.max_query_length,
-        dimension=model.config.hidden_size,
+        dimension=state_width(model.config),
         attention=measured_attention(model),
     )
     return StudentEncoder(model, tokenizer, None, contract, f"untrained:{base.digest}")
@@ -199,19 +231,8 @@ def _take_from_companion(model: Any, base: BaseModel, tower: Path) -> None:
     if load_contract(tower)[0].companion is None:
         return
     companion = load_contract(tower / COMPANION)[0]
-    if (companion.base_model, companion.base_digest) == (base.name, base.digest):  # the name says which layers of the files are meant
-        model.load_state_dict(load_tower(tower / COMPANION, "float32").model.state_dict())
-
-
-def pooling_of(location: str) -> str:
-    """The pooling that the encoder was trained with, where a sentence-transformers' configuration names it; else mean."""
-    path = Path(location) / "1_Pooling" / "config.json"
-    if not path.is_file():
-        return "mean"
-    config = read_json(path)
-    old = {"pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "lasttoken"}
-    named = config.get("pooling_mode") or next((name for key, name in old.items() if config.get(key)), "mean")
-    return POOLINGS.get(named, "mean") if isinstance(named, str) else "mean"
+    if companion.base_model == base.name and is_base_of(companion, base):  # the name says which layers of the files are meant
+        model.load_state_dict(text_part(load_tower(tower / COMPANION, "float32").model).state_dict())
 
 
 def published_length(location: str) -> int | None:
@@ -219,28 +240,14 @@ def published_length(location: str) -> int | None:
 
     Since version 6 it stands with the tokenizer.
     """
-    path, tokenizer = Path(location) / "sentence_bert_config.json", Path(location) / "tokenizer_config.json"
-    if not path.is_file():
+    paths, tokenizer = (Path(location) / file for file in TRANSFORMER_SETTINGS), Path(location) / "tokenizer_config.json"
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         return None
     length = read_json(path).get("max_seq_length")
     if length is None and tokenizer.is_file():
         length = read_json(tokenizer).get("model_max_length")
     return length if isinstance(length, int) and 0 < length < 10**6 else None
-
-
-def published_prompts(base: BaseModel) -> dict[Role, str] | None:
-    """What the encoder's makers put before queries and documents; None where it is not known to have any.
-
-    From a sentence-transformers' configuration, or else from the model cards of families that were published without one.
-    """
-    path = Path(base.location) / "config_sentence_transformers.json"
-    named = read_json(path).get("prompts") if path.is_file() else None
-    found = {role: named[key] for key, role in _PROMPT_NAMES.items() if isinstance(named.get(key), str)} if isinstance(named, dict) else {}
-    if any(found.values()):
-        return {"query": found.get("query", ""), "document": found.get("document", "")}
-    last = base.name.rstrip("/").rpartition("/")[2].casefold()
-    prompts = next((prompts for family, prompts in PROMPTS.items() if re.match(family, last)), None)
-    return {"query": prompts[0], "document": prompts[1]} if prompts else None
 
 
 def _of_the_tower(source: Source) -> StudentEncoder:
@@ -249,17 +256,22 @@ def _of_the_tower(source: Source) -> StudentEncoder:
         raise ModelError("distillation.student is teacher, but no query tower was given; train the towers first.")
     tower = load_tower(source.teacher_folder, precision="float32")
     given = tower.contract
+    require_compiled(given.base_model, tower.tokenizer)
     update = {
-        "base_digest": given.adapter_digest,
+        "base_digest": given.adapter_digest or given.base_digest,  # of a teacher as it was published nothing was trained
         "adapter_digest": None,
+        "head": (),  # what stood behind its pooling makes way for the student's own
+        "head_digest": None,
+        "map_digest": None,
         "companion": None,  # the student is cut from the tower itself
         "companion_share": None,
         "pooling": source.config.pooling or given.pooling,
         "prompt": source.config.query_prompt or given.prompt,
         "max_length": source.config.max_query_length,
-        "dimension": tower.model.config.hidden_size,
+        "dimension": state_width(tower.model.config),
     }
-    return StudentEncoder(tower.model, tower.tokenizer, None, given.model_copy(update=update), f"untrained:{given.adapter_digest}")
+    contract = given.model_copy(update=update)
+    return StudentEncoder(text_part(tower.model), tower.tokenizer, None, contract, f"untrained:{contract.base_digest}")
 
 
 def _static(encoder: StudentEncoder, source: Source) -> StudentEncoder:
@@ -288,6 +300,11 @@ def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None
     if towers.base_model not in WITHOUT_WEIGHTS:
         shape = shape_of(towers.base_model, towers.revision, towers.trust_remote_code)
         teacher = tower_base(towers, ["any text"])
+        if towers.training == "lora" and (towers.lora_layers or 0) > shape.layers:
+            raise ModelError(
+                f"towers.lora_layers is {towers.lora_layers}, but '{teacher.name}' has {shape.layers} layers. Give {shape.layers} at most, "
+                "or null for all."
+            )
         require_positions(teacher, towers.max_document_length, "towers.max_document_length")
         require_positions(teacher, towers.max_query_length, "towers.max_query_length")
         if towers.companion.base_model:
@@ -302,6 +319,33 @@ def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None
         assert student is not None
         require_positions(student, config.max_query_length, "distillation.max_query_length")
     _check(config, width_of(towers), shape)
+    if config.student == TEACHER and teacher is not None:
+        _try_cuts(model_without_memory(teacher), teacher.name, config, hollow=True)
+        require_compiled(teacher.name, tokenizer_of(teacher))
+    else:
+        base = resolve_base(config.student, ["any text"], config.revision)
+        _try(base, config.layers, config.prune_to, config.trained_layers, pick_dtype(config.precision))
+
+
+@lru_cache(maxsize=8)
+def _try(base: BaseModel, layers: tuple[int, ...] | int | None, prune_to: tuple[int, ...], trained: int | None, dtype: torch.dtype) -> None:
+    """Load the student and cut it as it will be: what it fails on is said before a day of training. Raises ModelError."""
+    published_pooling(base)  # as it was published it is a baseline
+    published_head(base)
+    asked = DistillationConfig(layers=layers, prune_to=prune_to, trained_layers=trained)
+    model, _ = load_small_encoder(base)
+    require_format(model, base.name, dtype)
+    _try_cuts(model, base.name, asked)
+
+
+def _try_cuts(model: Any, name: str, config: DistillationConfig, hollow: bool = False) -> None:
+    """Every cut of a student, one after the other; a `hollow` model has no numbers that could be tried."""
+    cut = keep_layers if hollow else _cut
+    cut(model, choose_layers(config.layers, layer_count(model, name), name), name)
+    for count in config.prune_to:
+        cut(model, first_and_last(count, layer_count(model, name)), name)
+    if config.trained_layers is not None:
+        layer_stack(model, name)
 
 
 def width_of(towers: TowerConfig) -> int:
@@ -340,9 +384,10 @@ def check_student(config: DistillationConfig, index_dimension: int, query_tower_
 def shape_of(name: str, revision: str | None = None, code: bool = False) -> Shape:
     """Layers and width of the base model `name`, from its configuration alone."""
     # The models built here are built from texts; their size does not depend on which.
-    width = getattr(load_config(resolve_base(name, ["any text"], revision, code)), "hidden_size", None)
-    if not isinstance(width, int):
-        raise ModelError(f"The configuration of '{name}' does not say how wide its vectors are; name another model.")
+    try:
+        width = state_width(load_config(resolve_base(name, ["any text"], revision, code)))
+    except (AttributeError, TypeError):
+        raise ModelError(f"The configuration of '{name}' does not say how wide its vectors are; name another model.") from None
     return Shape(count_layers(name, revision, code), width)
 
 
@@ -394,10 +439,34 @@ def untrained_student(config: DistillationConfig, texts: Sequence[str], teacher_
     """The student's encoder as it was before training: no head, a space of its own; `texts` as in `new_student`."""
     wanted = config.model_copy(update={"max_query_length": max_length})
     student = bare_student(Source(wanted, texts, teacher_folder))
+    if config.student != TEACHER and config == as_published(config):
+        student = _with_published_head(student, resolve_base(config.student, texts, config.revision))
     # It also encodes documents, which may be longer than what it has positions for.
     student.contract = student.contract.model_copy(update={"max_length": at_most_positions(student, max_length)})
-    student.model.to(pick_dtype("auto"))
+    _narrow(student.model, pick_dtype("auto"))
     return student
+
+
+def _narrow(model: Any, dtype: Any) -> None:
+    """Calculate in `dtype` from now on, but for the frequencies of rotary positions, which transformers loads as float32 in every case.
+
+    Rounded to bfloat16 they turn a token that stands a hundred places away by a quarter of a radian too much or too little.
+    """
+    exact = {name: buffer.clone() for name, buffer in model.named_buffers() if "inv_freq" in name}
+    model.to(dtype)
+    for name, buffer in exact.items():
+        owner, _, own = name.rpartition(".")
+        setattr(model.get_submodule(owner), own, buffer)
+
+
+def _with_published_head(student: StudentEncoder, base: BaseModel) -> StudentEncoder:
+    """The encoder with the maps that its makers put behind the pooling, as LaBSE and EmbeddingGemma have them."""
+    head = published_head(base) if base.layers is None else ()
+    if not head:
+        return student
+    named = {"head": tuple(map(str, head)), "head_digest": head_digest(base, head), "dimension": head[-1].outputs}
+    contract = student.contract.model_copy(update=named)
+    return StudentEncoder(student.model, student.tokenizer, load_head(base, head), contract, student.space_id)
 
 
 def as_published(config: DistillationConfig) -> DistillationConfig:

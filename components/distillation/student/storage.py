@@ -68,6 +68,7 @@ def save_tokenizer(tokenizer: Any, contract: EncodingContract, folder: Path) -> 
     What is written is a changed copy: other encoders of the process may use the same tokenizer.
     """
     tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = None  # sentence-transformers would put every text into it, as a user's turn
     tokenizer.model_max_length = contract.max_length  # where sentence-transformers looks for the longest text
     if tokenizer.pad_token_id is None:  # as Llama's: sentence-transformers encodes nothing then; behind the mask any token will do
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)

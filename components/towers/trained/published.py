@@ -6,6 +6,8 @@ project's towers cannot do in the same way is refused by name, so that no vector
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +16,7 @@ from components.artifacts import digest_of, file_sha256, read_json
 from components.errors import ArtifactError, ModelError
 from components.towers.base_models import BaseModel, load_config, tokenizer_of, tower_base, why_unloadable
 from components.towers.config import TowerConfig
-from components.towers.contract import ROLES
+from components.towers.contract import ROLES, Role
 from components.towers.model_size import model_without_memory
 from components.towers.transformer import position_limit
 
@@ -23,9 +25,25 @@ if TYPE_CHECKING:
 
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
-TRANSFORMER_SETTINGS = ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_distilbert_config.json")
+# Where the library looks for a Transformer module's own settings, by the names that it gave them over the years.
+TRANSFORMER_SETTINGS = tuple(
+    f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-POOLINGS: dict[str, Literal["last", "mean", "cls"]] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
+Pooling = Literal["last", "mean", "cls"]
+POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
+# Names of prompts in a configuration, the one that counts most last.
+_PROMPT_NAMES: dict[str, Role] = {"passage": "document", "document": "document", "query": "query"}
+# Families by how their names begin: prompts of queries and documents as the model cards have them, where no file says them.
+PROMPTS = {
+    r"(multilingual-)?e5-(small|base|large)(?!.*instruct)": ("query: ", "passage: "),
+    r"bge-(small|base|large)-en": ("Represent this sentence for searching relevant passages: ", ""),
+    r"bge-(small|base|large)-zh": ("为这个句子生成表示以用于检索相关文章：", ""),  # noqa: RUF001
+    r"nomic-embed-text": ("search_query: ", "search_document: "),
+    r"snowflake-arctic-embed-(xs|s|m|l)$": ("Represent this sentence for searching relevant passages: ", ""),
+}
+# What a Transformer module's settings may tell transformers without another vector coming of it.
+_HARMLESS = ("trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "add_pooling_layer", "use_cache", "device_map", "use_fast")
 # Settings that a model which is taken as it is brings itself.
 OWN = ("pooling", "query_prompt", "document_prompt", "dimension", "max_query_length", "max_document_length")
 SILENT = ("Dropout",)  # modules that do nothing in inference
@@ -48,12 +66,13 @@ class Dense:
 
 @dataclass(frozen=True)
 class Published:
-    """What a model says of itself. `longest` in tokens and `dimension` are None where it says nothing."""
+    """What a model says of itself. The longest query and document in tokens, and `dimension`, are None where it says nothing."""
 
-    pooling: Literal["last", "mean", "cls"]
+    pooling: Pooling
     query_prompt: str
     document_prompt: str
-    longest: int | None
+    longest_query: int | None
+    longest_document: int | None
     dimension: int | None
     head: tuple[Dense, ...]
 
@@ -66,23 +85,12 @@ def read_published(base: BaseModel) -> Published | None:
     folder = Path(base.location)
     if not (folder / MODULES).is_file():
         return None
-    listed = _read(folder / MODULES, list)
-    if not all(isinstance(module, dict) for module in listed):
-        raise ModelError(f"{folder / MODULES} does not list modules. Fetch the model again, or name another.")
-    modules = [(str(module.get("type", "")).rpartition(".")[2], str(module.get("path", ""))) for module in listed]
-    if modules and modules[-1][0] == "Router" and _normalises(folder / modules[-1][1]):  # a student of this project
-        modules[-1] = ("Normalize", modules[-1][1])
-    kinds = [kind for kind, _ in modules if kind not in SILENT]
+    modules = _modules(base)
+    kinds = [kind for kind, _ in modules]
     if not kinds or kinds[0] != "Transformer" or modules[0][1] not in ("", "."):
         begins = f"the module {kinds[0]}{f' in the folder {modules[0][1]}' if modules[0][1] else ''}" if kinds else "no module"
         raise ModelError(f"'{base.name}' begins with {begins}; a teacher begins with one Transformer in the model's own folder.")
-    behind = kinds[1:]
-    while behind and behind[-1] == "Normalize":  # twice is once; between Dense modules it changes what the next one sees
-        behind.pop()
-    strange = [kind for place, kind in enumerate(behind) if kind != ("Dense" if place else "Pooling")]
-    if strange or not behind:
-        found = ", ".join(kinds)
-        raise ModelError(f"'{base.name}' is made of {found}; expected Transformer, Pooling, any number of Dense, and Normalize.")
+    head = published_head(base)
     whole = _json(folder / SETTINGS)
     if (similarity := whole.get("similarity_fn_name")) not in (None, "cosine") and kinds[-1] != "Normalize":
         raise ModelError(f"'{base.name}' compares by {similarity} and does not normalise its vectors; an index here compares by cosine.")
@@ -92,16 +100,83 @@ def read_published(base: BaseModel) -> Published | None:
         raise ModelError(f"{folder / SETTINGS}: prompts must be texts by name; found {prompts!r:.80}. Correct it, or name another model.")
     if dimension is not None and (not isinstance(dimension, int) or dimension < 1):
         raise ModelError(f"{folder / SETTINGS}: truncate_dim must be a whole number above 0 or null; found {dimension!r:.40}. Correct it.")
-    prompts = {role: prompts.get(role) or "" for role in ROLES}
+    named = {role: prompts.get(role) or "" for role in ROLES}
+    if not any(prompts.values()):
+        named = published_prompts(base) or named
     pooling = folder / next(path for kind, path in modules if kind == "Pooling") / "config.json"
+    settings = next((_json(folder / file) for file in TRANSFORMER_SETTINGS if (folder / file).is_file()), {})
+    lengths = _lengths(settings, base.name)
+    longest = _longest(base, settings)
+    query, document = (min((n for n in (longest, lengths.get(role)) if n is not None), default=None) for role in ROLES)
     return Published(
-        pooling=_pooling(_read(pooling), base.name, any(prompts.values())),
-        query_prompt=prompts["query"],
-        document_prompt=prompts["document"],
-        longest=_longest(base, folder),
+        pooling=_pooling(_read(pooling), base.name, any(named.values())),
+        query_prompt=named["query"],
+        document_prompt=named["document"],
+        longest_query=query,
+        longest_document=document,
         dimension=dimension,
-        head=tuple(_dense(folder, path, base.name) for kind, path in modules if kind == "Dense"),
+        head=head,
     )
+
+
+def published_head(base: BaseModel) -> tuple[Dense, ...]:
+    """The linear maps that a SentenceTransformer has behind its pooling; none for another model. Raises ModelError for other modules."""
+    folder = Path(base.location)
+    if not (folder / MODULES).is_file():
+        return ()
+    modules = _modules(base)
+    kinds = [kind for kind, _ in modules]
+    behind = kinds[1:]
+    while behind and behind[-1] == "Normalize":  # twice is once; between Dense modules it changes what the next one sees
+        behind.pop()
+    strange = [kind for place, kind in enumerate(behind) if kind != ("Dense" if place else "Pooling")]
+    if strange or not behind:
+        raise ModelError(f"'{base.name}' is made of {', '.join(kinds)}; expected Transformer, Pooling, any number of Dense, and Normalize.")
+    return tuple(_dense(folder, path, base.name) for kind, path in modules if kind == "Dense")
+
+
+def published_prompts(base: BaseModel) -> dict[Role, str] | None:
+    """What a model's makers put before queries and documents; None where it is not known to have any.
+
+    From a sentence-transformers' configuration, or else from the model cards of families that were published without one.
+    """
+    named = _json(Path(base.location) / SETTINGS).get("prompts")
+    found = {role: named[key] for key, role in _PROMPT_NAMES.items() if isinstance(named.get(key), str)} if isinstance(named, dict) else {}
+    if any(found.values()):
+        return {"query": found.get("query", ""), "document": found.get("document", "")}
+    last = base.name.rstrip("/").rpartition("/")[2].casefold()
+    prompts = next((prompts for family, prompts in PROMPTS.items() if re.match(family, last)), None)
+    return {"query": prompts[0], "document": prompts[1]} if prompts else None
+
+
+def published_pooling(base: BaseModel) -> Pooling | None:
+    """The pooling that a model was published with; None where it names none. Raises ModelError for one that is unknown here.
+
+    A mean over the root of the length differs from the mean in length alone, and vectors are compared by direction.
+    """
+    folder = Path(base.location)
+    listed = _modules(base) if (folder / MODULES).is_file() else []
+    path = folder / next((path for kind, path in listed if kind == "Pooling"), "1_Pooling") / "config.json"
+    if not path.is_file():
+        return None
+    modes = ["mean" if mode == "mean_sqrt_len_tokens" else mode for mode in _modes(_read(path))]
+    return _pooling({"pooling_mode": modes}, base.name, prompted=False)
+
+
+def _modules(base: BaseModel) -> list[tuple[str, str]]:
+    """Kind and folder of each module of a SentenceTransformer that does something in inference, in their order. Raises ModelError."""
+    folder = Path(base.location)
+    listed = _read(folder / MODULES, list)
+    if not all(isinstance(module, dict) for module in listed):
+        raise ModelError(f"{folder / MODULES} does not list modules. Fetch the model again, or name another.")
+    types = [(str(module.get("type", "")), str(module.get("path", ""))) for module in listed]
+    modules = [(kind.rpartition(".")[2], path) for kind, path in types]
+    if modules and modules[-1][0] == "Router" and _normalises(folder / modules[-1][1]):  # a student of this project
+        modules[-1] = ("Normalize", modules[-1][1])
+    known = ("Transformer", "Pooling", "Dense", "Normalize")
+    if own := [kind for kind, _ in types if kind.rpartition(".")[2] in known and not kind.startswith("sentence_transformers.")]:
+        raise ModelError(f"'{base.name}' is made of a module of its own ({own[0]}), whose code does not run here. Name another model.")
+    return [(kind, path) for kind, path in modules if kind not in SILENT]
 
 
 def _normalises(router: Path) -> bool:
@@ -138,8 +213,10 @@ def with_own_settings(towers: TowerConfig) -> TowerConfig:
         "query_prompt": found.query_prompt,
         "document_prompt": found.document_prompt,
         "dimension": found.dimension,
-        **({} if found.longest is None else {"max_query_length": found.longest, "max_document_length": found.longest}),
+        "max_query_length": found.longest_query,
+        "max_document_length": found.longest_document,
     }
+    own = {field: value for field, value in own.items() if value is not None or field == "dimension"}
     return towers.model_copy(update={field: value for field, value in own.items() if field not in towers.model_fields_set})
 
 
@@ -201,23 +278,72 @@ def _json(path: Path) -> dict[str, Any]:
     return dict(_read(path)) if path.is_file() else {}
 
 
-def _pooling(config: dict[str, Any], name: str, prompted: bool) -> Literal["last", "mean", "cls"]:
+def _modes(config: dict[str, Any]) -> list[Any]:
     modes = config.get("pooling_mode")
     if modes is None:
         # Whatever counts as true in Python: the library asks no more of a flag than that.
         flags = [key.removeprefix(_FLAGS) for key, value in config.items() if key.startswith(_FLAGS) and value]
-        modes = [flag.removesuffix("_token").removesuffix("_tokens") for flag in flags] or ["mean"]
-    modes = modes if isinstance(modes, list) else [modes]
+        modes = [flag if flag.endswith("len_tokens") else flag.removesuffix("_token").removesuffix("_tokens") for flag in flags] or ["mean"]
+    return modes if isinstance(modes, list) else [modes]
+
+
+def _pooling(config: dict[str, Any], name: str, prompted: bool) -> Pooling:
+    modes = _modes(config)
     if len(modes) != 1 or not isinstance(modes[0], str) or modes[0] not in POOLINGS:
-        raise ModelError(f"'{name}' pools by {' and '.join(map(str, modes)) or 'nothing'}; a tower pools by one of {', '.join(POOLINGS)}.")
+        raise ModelError(
+            f"'{name}' pools by {' and '.join(map(str, modes)) or 'nothing'}; a tower or student pools by one of {', '.join(POOLINGS)}. "
+            "Name another model."
+        )
     if config.get("include_prompt") is False and prompted:
         raise ModelError(f"'{name}' leaves the tokens of its prompt out of the pooling, which a tower does not do.")
     return POOLINGS[modes[0]]
 
 
-def _longest(base: BaseModel, folder: Path) -> int | None:
+def _lengths(settings: dict[str, Any], name: str) -> dict[Role, int]:
+    """The longest text in tokens by role, where a Transformer module sets some. Raises ModelError for settings that no tower follows."""
+    try:
+        strange = next(_unfollowed(settings), None)
+    except (AttributeError, TypeError, ValueError):
+        strange = "something that is no setting"
+    if strange:
+        raise ModelError(f"'{name}' has {strange} in its settings of sentence-transformers, which no tower follows. Name another model.")
+    of_texts = (settings.get("processing_kwargs") or {}).get("text") or {}
+    found = {role: settings.get(f"{role}_length") or of_texts.get("max_length") for role in ROLES}
+    return {role: length for role, length in found.items() if isinstance(length, int) and length > 0}
+
+
+def in_chat_template(base: BaseModel) -> bool:
+    """Whether sentence-transformers puts the texts of a model into a chat template, as rerankers that were decoders ask for."""
+    settings = next((_json(path) for file in TRANSFORMER_SETTINGS if (path := Path(base.location) / file).is_file()), {})
+    ways = settings.get("modality_config")
+    return isinstance(ways, dict) and "message" in ways
+
+
+def _unfollowed(settings: dict[str, Any]) -> Iterator[str]:
+    """Each setting of a Transformer module of which another vector would come than a tower gives."""
+    if settings.get("transformer_task") not in (None, "feature-extraction"):
+        yield f"transformer_task {settings['transformer_task']}"
+    ways = settings.get("modality_config")
+    if ways is not None and not isinstance(ways, dict):
+        yield "modality_config"
+    elif ways is not None and "message" in ways:
+        yield "a chat template around each text (modality_config)"
+    elif ways is not None and ways.get("text") != {"method": "forward", "method_output_name": "last_hidden_state"}:
+        yield "modality_config"
+    if settings.get("query_expansion"):
+        yield "query_expansion"
+    calls = settings.get("processing_kwargs") or {}
+    plain = {"padding": (True,), "truncation": (True, "longest_first")}
+    for key, value in [pair for kind in ("text", "common") for pair in dict(calls.get(kind) or {}).items()]:
+        if key != "max_length" and value not in plain.get(key, ()):
+            yield f"processing_kwargs ({key})"
+    for part in ("model", "config", "tokenizer", "processor"):
+        for given in (settings.get(f"{part}_args"), settings.get(f"{part}_kwargs")):
+            yield from (f"{part}_kwargs ({key})" for key in given or {} if key not in _HARMLESS)
+
+
+def _longest(base: BaseModel, settings: dict[str, Any]) -> int | None:
     """The longest text in tokens, as sentence-transformers finds it: its own setting, else what tokenizer and positions allow."""
-    settings = next((_json(folder / file) for file in TRANSFORMER_SETTINGS if (folder / file).is_file()), {})
     config = load_config(base)  # first: a tokenizer reads it too, and says less of what is wrong
     try:
         tokenizer = tokenizer_of(base)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from components.errors import ConfigError
 from flows.cli.prepare import parsed_settings
-from flows.config import PRESETS, RetrainConfig, allowed, field_paths, load_config, preset_names
+from flows.config import PRESETS, RetrainConfig, allowed, field_paths, layers_of, left_by_preset, load_config, preset_names
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -315,3 +315,15 @@ def test_fields_that_do_not_fit_together_are_refused_in_words(settings: dict[str
 )
 def test_words_of_the_command_line_stay_words_where_a_setting_takes_text(entry: str, value: object) -> None:
     assert parsed_settings(Namespace(set=[entry])) == {entry.partition("=")[0]: value}
+
+
+def test_what_a_preset_chose_for_its_base_model_is_told_where_another_one_is_named() -> None:
+    named = {"towers.base_model": "Qwen/Qwen3-0.6B"}
+    said = left_by_preset(layers_of("pages", None, named))
+    assert said.startswith("towers.base_model is Qwen/Qwen3-0.6B, and what preset pages chose for gemma3-270m-warm stays: query_prompt ''")
+    assert "lora_layers 9" in said and "learning_rate 0.0006" in said
+    own = {"towers.query_prompt": "q", "towers.document_prompt": "", "towers.lora_layers": None}
+    assert "learning_rate 0.0006. Set" in (rest := left_by_preset(layers_of("pages", None, {**named, **own}))) and "lora" not in rest
+    for silent in (layers_of("pages"), layers_of(None, None, named), layers_of("pages", None, {"towers.base_model": "gemma3-270m-warm"})):
+        assert left_by_preset(silent) == ""
+    assert left_by_preset(layers_of("pages", None, {**named, **own, "towers.learning_rate": 1e-4})) == ""

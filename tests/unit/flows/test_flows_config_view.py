@@ -48,6 +48,13 @@ def test_every_setting_has_a_description_and_says_what_it_allows() -> None:
     assert [setting.field for setting in settings if not setting.description or setting.allowed in ("", "a value")] == []
 
 
+def test_what_stays_of_a_preset_beside_another_base_model_is_said() -> None:
+    words = ("config", "show", "--preset", "pages", "--set", "towers.base_model=decoder-64x2")
+    assert "lora_layers 9" in done(*words)["notes"][0]
+    assert done("config", "show", "--preset", "pages")["notes"] == []
+    assert "what preset pages chose for gemma3-270m-warm stays" in scalingnote(*words).out
+
+
 def test_each_value_says_where_it_comes_from_and_the_last_one_wins(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("towers: {steps: 7, lora_rank: 2}\nindex:\n")

@@ -267,6 +267,32 @@ def test_disk_and_memory_that_are_too_small_are_refused_with_the_sum() -> None:
     plan.require_room({}, Room(0, 0))
 
 
+JUDGE = Shape(layers=24, width=1024, inner=4096, heads=16, key_heads=16, head_width=64, vocabulary=250_000, gated=False)
+
+
+def test_a_judge_is_named_where_memory_is_short() -> None:
+    asked, beside = own(towers__judge__base_model="cross"), facts(judge=JUDGE)
+    size = beside.judge_bytes(asked.towers)
+    needs = needs_of(asked, beside, 4)
+    assert needs["train_towers"].judge == size > 10**9 and needs["encode_corpus"].judge == 0
+    room = Room(needs["train_towers"].memory - size // 2, 10**12)
+    with pytest.raises(ResourceError, match=rf"The judge takes {size / 1e9:.1f} GB of it: name a smaller towers.judge.base_model, or none"):
+        plan.require_room(needs, room)
+    plan.require_room(needs_of(asked, facts(), 4), room)
+    rows = plan.rows_of(asked, beside, RATES, RATES, 4)
+    assert "towers.judge.base_model" in plan.room_problem({row.step: row.need for row in rows}, room)
+    card = card_needs(asked, beside, 4)["train_towers"] - size // 2
+    assert "towers.judge.base_model" in plan.card_problem(asked, beside, 4, card)
+    assert "judge" not in plan.card_problem(own(), facts(), 4, 10**6)
+
+
+def test_a_judge_is_named_where_time_is_short() -> None:
+    asked, beside = own(towers__judge__base_model="cross"), facts(judge=JUDGE)
+    said = plan.knob(asked, beside, (), 1.0, RATES)
+    assert "Of it the judge takes" in said and "towers.judge.documents" in said
+    assert "judge" not in plan.knob(own(), facts(), (), 1.0, RATES)
+
+
 def test_room_is_read_from_the_system(tmp_path: Path) -> None:
     room = plan.free_room(tmp_path / "not" / "there")
     assert room.memory > 0 and room.disk > 0
