@@ -29,7 +29,7 @@ from components.evidence.labels import (
 from components.evidence.quality_sections import changes_of, moved, override_words
 from components.gates.decision import GateResult
 from components.release.champion import RED, as_text, release_model
-from components.release.completeness import base_models_named_by
+from components.release.completeness import base_models_named_by, other_models
 from components.release.manifest import EVALUATION_FOLDER, BaseModelPin
 from components.release.open import PinnedRelease
 from components.templates import shortened
@@ -148,7 +148,7 @@ def _status(gate: GateResult) -> str:
 
 
 def _reason(gate: GateResult) -> str:
-    text = f"{gate.slice}: {gate.reason}" if gate.slice else gate.reason
+    text = f"{gate.slice}: {gate.told}" if gate.slice else gate.told
     return shortened(text, _PASSED if gate.status == "pass" else _REASON)
 
 
@@ -225,6 +225,7 @@ _LICENCES = {
     MINILM: "apache-2.0",
     MULTILINGUAL_E5: "mit",
 }
+_PARTS_OF_OTHERS = {"judge": "judge of the documents in training", "generator": "writer of queries that were trained on"}
 _SHOWN = ("recall@10", "recall@50", "ndcg@10", "mrr@10")
 
 
@@ -332,6 +333,10 @@ def _origin(release: PinnedRelease, bases: Mapping[str, BaseModelPin]) -> str:
         licence = stated_licence(pin)
         said = f"Licence: {as_text(licence)}." if licence else "Its licence is not known here: see where it was published."
         lines.append(f"- The {_TITLES[pinned]} started from `{_as_code(pin.name)}`{commit} (digest `{pin.digest[:16]}`). {said}")
+    lines += [
+        f"- `{_as_code(model.name)}` took part as {_PARTS_OF_OTHERS[what]}, and no weights of it are here (digest `{model.digest[:16]}`)."
+        for what, model in dict.fromkeys(found for node in release.manifest.lineage for found in other_models(node))
+    ]
     data = release.manifest.dataset
     lines.append(f"- Data: {as_text(data.name)}, digest `{data.digest[:16]}`, read from files with the digest `{data.source_digest[:16]}`.")
     lines.append(f"- Made by code revision `{_as_code(str(release.manifest.provenance.get('code_revision', 'unknown')))}` of scalingnote.")

@@ -12,7 +12,7 @@ from components.evidence.description import LIMIT, describe
 from components.evidence.dossier import Compared, Dossier, changes_between
 from components.gates.decision import GateDecision, GateResult
 from components.release.champion import Override
-from components.release.manifest import ReleaseManifest
+from components.release.manifest import BaseModelPin, ReleaseManifest
 from components.release.training_noise import TrainingNoise
 from tests.unit.evidence_world import validation_with_dropped_rows, with_units, world_of
 
@@ -115,6 +115,19 @@ def test_changes_name_data_code_configuration_and_models(dossier: Dossier) -> No
     assert found.configuration == ("towers.steps: none -> 5",)
     assert found.models == ()
     assert all(not lines for lines in changes_between(old, old).subjects().values())
+
+
+def test_a_model_of_the_same_name_with_other_weights_is_named_as_changed(dossier: Dossier) -> None:
+    def made_with(base: str, judge: str) -> ReleaseManifest:
+        first, *rest = dossier.manifest.lineage
+        judged = first.model_copy(update={"attributes": {"judge": "acme/judge", "judge_digest": judge * 64}})
+        pin = BaseModelPin(name="acme/llm", digest=base * 64)
+        return dossier.manifest.model_copy(update={"base_models": {"query_tower": pin}, "lineage": (judged, *rest)})
+
+    found = changes_between(made_with("2", "4"), made_with("1", "3")).models
+    assert "base of the query tower: acme/llm has other weights, digest 111111111111 became 222222222222" in found
+    assert "judge: acme/judge has other weights, digest 333333333333 became 444444444444" in found
+    assert changes_between(made_with("1", "3"), made_with("1", "3")).models == ()
 
 
 def test_a_list_that_was_read_back_did_not_change(dossier: Dossier) -> None:
