@@ -124,7 +124,7 @@ def test_slices_of_other_queries_are_not_decidable() -> None:
 
 
 def test_a_slice_needs_power_too() -> None:
-    gaps = np.tile([-0.2, 0.2], 1000)
+    gaps = np.tile([-0.15, 0.15], 1000)
     report = in_slices(shifted(gaps), latin=1980, thai=20)
     decision = decided(report, make_evaluation(queries=2000), POLICY.model_copy(update={"margin": 0.02}))
     assert gate(decision, "champion_non_inferior").status == "pass"
