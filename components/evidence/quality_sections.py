@@ -250,6 +250,7 @@ def banner(dossier: Dossier) -> Markup:
     counts = Counter[str](gate.status for gate in decision.gates)
     counted = ", ".join(f"{counts[status]} {words}" for status, words in _COUNTED.items() if counts[status])
     lines = [f"Of {len(decision.gates)} gates {counted}."]
+    lines += [f"Gate {_gate_name(gate)}: {gate.mark}" for gate in decision.gates if gate.mark]
     lines += ["This is a first release: there is no champion to compare with, a person has to decide."] if decision.first_release else []
     opened = [foreign(f"{STATUS_WORDS[gate.status][1]}: {_gate_name(gate)}", 200) for gate in decision.open_gates()]
     return piece(PIECES, "banner", style, first, lines, opened)
@@ -271,7 +272,7 @@ def _gate_row(gate: GateResult) -> list[Cell]:
         gate_words(gate),
         STATUS_WORDS[gate.status],
         foreign(gate.slice or "", _NAME),
-        ("words", gate.reason),
+        ("words", gate.told),
         value,
         threshold,
         queries,
