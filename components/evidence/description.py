@@ -122,6 +122,7 @@ def _moved(dossier: Dossier) -> str:
         more = f"; and {len(lines) - _SENTENCES} more" if len(lines) > _SENTENCES else ""
         told = "; ".join(as_text(shortened(line, _CHANGE)) for line in lines[:_SENTENCES])
         rows.append(f"**{word} than the champion:** {told or 'nothing is shown to be'}{more}.")
+    rows += [as_text(found.documents)] if found.documents else []
     return "\n\n".join(rows)
 
 

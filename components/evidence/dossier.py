@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.errors import PromotionError
-from components.evaluation.champion_comparison import CANDIDATE, CHAMPION
+from components.evaluation.champion_comparison import CANDIDATE, CHAMPION, SERVED
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.metrics import METRICS
 from components.evaluation.summarize import COMPARED, CONFIDENCE, scores_of
@@ -219,6 +219,18 @@ def against_champion(dossier: Dossier) -> Rivals | None:
 
     both = pd.concat([_student(ours.per_query, CANDIDATE), _student(theirs.per_query, CHAMPION)], ignore_index=True)
     return _rivals(both, (CANDIDATE, CHAMPION), "from the two evaluations, made at different times on the same judgements")
+
+
+def documents_words(dossier: Dossier) -> str:
+    """Where candidate and champion hold other documents, whom that helps; empty where they hold the same, or nobody looked."""
+    summary, tables = dossier.compared.summary, dossier.compared.tables
+    gone = summary.removed if summary is not None else None
+    told = [f"The candidate lacks {gone:,} of the champion's documents, which makes every query easier for it."] if gone else []
+    if tables is not None:
+        rows = tables.per_query[(tables.per_query["system"] == CHAMPION) & (tables.per_query["metric"] == SERVED)]
+        lacking = int((rows["value"] < 1).sum())
+        told += [f"For {lacking:,} of the queries the champion lacks a relevant document, which counts against it."] if lacking else []
+    return " ".join([*told, "The gates judge apart what both can find."]) if told else ""
 
 
 @dataclass(frozen=True)
