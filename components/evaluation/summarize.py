@@ -205,7 +205,7 @@ def figures_apart(report: Evaluation) -> list[str]:
     found = [*_stated_by(summary, _means(report.per_query)), *_compared_by(summary.comparisons, _means(report.per_query))]
     for split, extra in summary.extra.items():
         means = _means(report.extra[report.extra["split"] == split]) if report.extra is not None else {}
-        found += [(f"{what} on '{split}'", *rest) for what, *rest in _stated_by(extra, means)]
+        found += [(f"{what} on '{split}'", value, low, high, given) for what, value, low, high, given in _stated_by(extra, means)]
     if summary.ann is not None and report.ann is not None:
         recall = report.ann.groupby("metric")["value"].mean()
         ends = summary.ann.intervals

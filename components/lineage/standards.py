@@ -293,9 +293,10 @@ class _Bill:
 
 def decided_on(manifest: ReleaseManifest) -> list[str]:
     """Digests of what the gates looked at beside the parts: the evaluation, the data, the comparison, and how the contracts were kept."""
-    kinds = ("comparison", VALIDATION_KIND)
-    seen = [manifest.evaluation.digest, manifest.dataset.digest, *(node.digest for node in manifest.lineage if node.kind in kinds)]
-    return list(dict.fromkeys(seen))
+    data = manifest.dataset.digest
+    # A refresh also carries the validation of the data that its kept parts were made from.
+    own = [n for n in manifest.lineage if n.kind == "comparison" or (n.kind == VALIDATION_KIND and data in n.parents.values())]
+    return list(dict.fromkeys([manifest.evaluation.digest, data, *(node.digest for node in own)]))
 
 
 def _base(base: BaseModelPin, role: str = "base model") -> dict[str, Any]:

@@ -287,6 +287,10 @@ def with_other_models(found: Trace) -> Trace:
     written = {"generator": "tiny", "generator_digest": "2" * 64}
     queries = first.model_copy(update={"digest": "3" * 64, "kind": "queries", "name": "generate", "parents": {"dataset": data}})
     compared = first.model_copy(update={"digest": "4" * 64, "kind": "comparison", "name": "compare", "parents": {"champion": "5" * 64}})
+    for digest, held in (("6", data), ("7", "8" * 64)):
+        nodes.append(
+            first.model_copy(update={"digest": digest * 64, "kind": "validation", "name": "validate", "parents": {"dataset": held}})
+        )
     nodes += [queries.model_copy(update={"attributes": written, "counts": {}}), compared.model_copy(update={"counts": {}})]
     return with_manifest(found, lineage=tuple(nodes), baseline_version=7)
 
@@ -310,7 +314,9 @@ def test_the_champion_that_was_compared_with_and_all_that_was_decided_on_are_in_
     champion = next(part for part in bill["components"] if part["bom-ref"] == "5" * 64)
     assert (champion["type"], champion["name"], champion["version"]) == ("application", f"{NAME}-release", "7")
     edges = {entry["ref"]: entry["dependsOn"] for entry in bill["dependencies"]}
-    assert edges["4" * 64] == ["5" * 64] and "4" * 64 in edges[bill["metadata"]["component"]["bom-ref"]]
+    of_release = edges[bill["metadata"]["component"]["bom-ref"]]
+    assert edges["4" * 64] == ["5" * 64] and {"4" * 64, "6" * 64} <= set(of_release)
+    assert "7" * 64 not in of_release  # of the data that the kept parts of a refresh were made from
 
 
 def test_the_events_name_judge_and_generator_and_what_the_release_was_decided_on_as_inputs(found: Trace) -> None:
@@ -325,7 +331,7 @@ def test_the_events_name_judge_and_generator_and_what_the_release_was_decided_on
     }
     release = next(event for event in events if event["job"]["name"] == "release" and event["eventType"] == "COMPLETE")
     used = {part["facets"]["version"]["datasetVersion"] for part in release["inputs"]}
-    assert changed.release is not None and {"4" * 64, changed.release.manifest.dataset.digest} <= used
+    assert changed.release is not None and {"4" * 64, "6" * 64, changed.release.manifest.dataset.digest} <= used and "7" * 64 not in used
 
 
 def test_odd_names_of_packages_models_and_machines_stay_valid(found: Trace) -> None:
