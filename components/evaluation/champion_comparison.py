@@ -256,16 +256,18 @@ def values_of_runs(folders: Mapping[str, Path], rows: Mapping[str, Rows]) -> pd.
 
     `folders` and `rows` map candidate and champion to the evaluation and to the documents of the index; both were evaluated on the same
     judgements. Gives `PER_QUERY_COLUMNS` with the metrics SERVED and, where the candidate lacks documents, SHARED; a query of which too few
-    documents were written down to say is in none of the latter. None for evaluations of before rankings and judgements lay with them.
+    documents were written down to say is in none of the latter. For evaluations of before rankings and judgements lay with them a table
+    without a row where the candidate lacks documents, else None.
     """
     import pandas as pd
 
     runs = {name: folder / STUDENT_RUN for name, folder in folders.items()}
+    alone = _held_alone(rows)
     if not all(path.is_file() for path in (folders[CANDIDATE] / QRELS, *runs.values())):
-        return None
+        return pd.DataFrame(columns=list(PER_QUERY_COLUMNS)) if alone[CHAMPION] else None
     judgements = read_trec_qrels(folders[CANDIDATE] / QRELS)
     tables = [_served(judgements, rows[name]).assign(system=name) for name in folders]
-    of_both, alone = _of_shared(judgements, rows), _held_alone(rows)
+    of_both = _of_shared(judgements, rows)
     if alone[CHAMPION] and not of_both.empty:
         found = {name: _kept(read_trec_run(path), alone[name], load_summary(folders[name]).depth) for name, path in runs.items()}
         told = of_both[of_both["query_id"].isin(found[CANDIDATE].keys() & found[CHAMPION].keys())]

@@ -115,10 +115,11 @@ def among_shared(evidence: GateInputs) -> PairedScores | None:
     table = _of_documents(evidence)
     rows = None if table is None else table[table["metric"] == SHARED]
     if rows is None or not len(rows):
-        gone = evidence.comparison.removed if evidence.comparison else None
+        removed = evidence.comparison.removed if evidence.comparison else None
+        unsaid = not len(table) if table is not None else bool(removed)
         nothing = evidence.report.per_query["value"].iloc[:0]
-        return PairedScores(nothing, nothing, "") if gone and (table is None or fully_served(table)) else None
-    ours, theirs = (rows[rows["system"] == who].set_index("query_id")["value"].astype(float).sort_index() for who in (CANDIDATE, CHAMPION))
+        return PairedScores(nothing, nothing, "") if unsaid or (removed and table is not None and fully_served(table)) else None
+    ours, theirs = (_numbers(rows[rows["system"] == who]).sort_index() for who in (CANDIDATE, CHAMPION))
     return PairedScores(ours, theirs, "Both rank the documents alone that both hold.")
 
 
@@ -189,8 +190,14 @@ def _lacking(shares: pd.Series) -> str:
 
 def _served(table: pd.DataFrame, who: str) -> pd.Series:
     """By query_id the share of the relevant documents that one side serves; empty for comparisons of older versions."""
-    rows = table[(table["system"] == who) & (table["metric"] == SERVED)]
-    return rows.set_index("query_id")["value"].astype(float)
+    return _numbers(table[(table["system"] == who) & (table["metric"] == SERVED)])
+
+
+def _numbers(rows: pd.DataFrame) -> pd.Series:
+    """The values by query_id; what is no number becomes nan, which nothing passes by."""
+    import pandas as pd
+
+    return pd.to_numeric(rows.set_index("query_id")["value"], errors="coerce").astype(float)
 
 
 # --- Which slices of the queries the gates judge.
@@ -301,8 +308,7 @@ def _on_equal_terms(shared: PairedScores, evidence: GateInputs, policy: PolicyCo
 
     asked, table = frozenset(shared.candidate.index), _of_documents(evidence)
     if not asked:
-        gone = evidence.comparison.removed if evidence.comparison else 0
-        raise NotDecidable(f"{gone:,} of the champion's documents are gone, and nobody compared both on those that both hold. {_ASK}")
+        raise NotDecidable(f"The candidate lacks documents of the champion, and nobody compared both on those that both hold. {_ASK}")
     if not asked <= set(evidence.report.per_query["query_id"]) or (table is not None and fully_served(table) - asked):
         raise NotDecidable(f"What both reach on the documents that both hold is not there for every query, or for others too. {_ASK}")
     part = part_of(HELD_BY_BOTH, asked, policy, required=True)

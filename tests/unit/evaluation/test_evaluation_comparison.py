@@ -194,7 +194,9 @@ def test_rankings_that_two_evaluations_wrote_down_say_of_what_both_hold_what_one
     pd.testing.assert_frame_equal(found.sort_values(order, ignore_index=True), wanted)
     assert SHARED not in set(values_of_runs(folders, {"candidate": rows["champion"], "champion": rows["champion"]})["metric"])  # type: ignore[index]
     (folders["champion"] / STUDENT_RUN).unlink()
-    assert values_of_runs(folders, rows) is None
+    assert values_of_runs(folders, {"candidate": rows["champion"], "champion": rows["champion"]}) is None
+    unsaid = values_of_runs(folders, rows)
+    assert unsaid is not None and not len(unsaid)
 
 
 def test_a_query_of_which_too_few_documents_were_written_down_is_in_no_comparison_of_what_both_hold(tmp_path: Path) -> None:
